@@ -1,0 +1,46 @@
+# make run, make test, make check: each installs what it needs first. ARGS='…' goes to rmapd run.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT := python3-bpfcc python3-venv gcc libc6-dev
+
+.PHONY: run test check unit live bench setup clean
+.DELETE_ON_ERROR:
+
+run: setup
+	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
+
+test: check live
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(MAKE) --no-print-directory unit
+
+unit: setup
+	$(PYTHON) -m pytest tests/unit --cov --cov-branch --cov-report=term:skip-covered
+
+live: setup
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live
+
+bench: setup
+	$(SUDO) $(PYTHON) -m tests.bench
+
+setup: $(VENV)/.installed
+
+# Debian's python3 and not another one on the PATH: bcc is built for it.
+$(VENV)/.installed: pyproject.toml Makefile
+	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT) 2>/dev/null | awk '/install ok installed/{print $$1}' | sort > /tmp/rmapd-have.$$$$; \
+	  printf '%s\n' $(APT) | sort | comm -23 - /tmp/rmapd-have.$$$$; rm -f /tmp/rmapd-have.$$$$); \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get >/dev/null || { echo "rmapd needs these packages, and there is no apt-get here: $$missing"; exit 2; }; \
+	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+	/usr/bin/python3 -m venv --clear --system-site-packages $(VENV)
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

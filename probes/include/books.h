@@ -1,0 +1,184 @@
+/* What the kernel writes and Python reads. tracer/layout.py reads this very file: enums and structs of plain scalars only. */
+
+/* Switches and addresses that Python sets; the gate is closed until everything is attached. */
+struct params {
+  u64 gate;
+  u64 page_offset;    /* base of the direct map; 0: not calibrated */
+  u64 vmemmap;        /* base of the struct page array; 0: not calibrated */
+  u64 levels;         /* page-table levels: 4 or 5 */
+  u64 welcome_ns;     /* M4: an entry settled within this time holds */
+};
+
+/* Per-CPU sums; Python adds the CPUs up. */
+enum counter {
+  ENTRIES_BOOKED,         /* insertions that got a row or joined one */
+  ENTRIES_COPIED,         /* copies of booked entries found in a child's page table */
+  ENTRIES_REMOVED,        /* removals matched with a row */
+  REMOVALS_UNBOOKED,      /* removals of entries that were never booked: freezing THP splits, inserted before the gate */
+  M1_HOLDS,
+  M1_UNVERIFIABLE,        /* settled in a migration that lost an event */
+  M4_HOLDS,
+  M4_LATE,                /* settled, but after welcome_ns */
+  LEDGER_LOST,            /* insertions that found the ledger full */
+  MIGRATIONS_LOST,        /* migrations that found their map full */
+  EVIDENCE_LOST,          /* events that found the ring full */
+  MIGRATIONS_ENDED,
+  MMS_EXITED,
+  MMS_LOST,               /* exiting mms that found their map full */
+  LOCKS_LOST,             /* acquisitions that found lock_states full or four locks held already */
+  LOCKS_UNBOOKED,         /* releases of locks taken before the gate opened */
+  NESTED_HOLDS,           /* an mmap_lock taken while another is held, in an order never seen reversed */
+  FORKS_SEEN,
+  COUNTERS
+};
+
+/* Book 1, the ledger: one row per migrating task and address with entries outstanding. */
+struct ledger_key {
+  u64 start_ns;       /* of the migration; 0 outside of one (splits) */
+  u64 addr;
+  u32 tid;
+  u32 level;          /* 1: PTE, 2: PMD */
+};
+struct ledger_row {
+  u64 first_ns;
+  u64 entry;          /* as inserted last */
+  u64 copied_to;      /* bit per fork window whose copy is counted already */
+  u32 count;          /* entries outstanding at this address */
+  u32 tgid;
+};
+
+/* One row per task that is inside migrate_pages(). */
+struct migration {
+  u64 start_ns;
+  u64 outstanding;
+  u32 depth;          /* migrate_pages() can nest: allocating a target may compact */
+  u32 lossy;
+  u32 mode;
+  u32 reason;
+};
+
+/* A dup_mmap() seen as mmap_lock of a second mm taken for write under the first. */
+struct fork_window {
+  u64 mm;
+  u64 pgd;
+  u64 start_ns;
+  u64 end_ns;         /* 0: still copying */
+};
+
+/* An mm whose last task may be gone while its page tables are not. */
+struct dying_mm {
+  u64 pgd;
+  u64 since_ns;
+  u32 tgid;
+  u32 pad;
+};
+
+enum event_kind {
+  MIGRATION_LEFT = 1,     /* a migration ended with entries outstanding */
+  MIGRATOR_DIED,          /* a task exited inside a migration with entries outstanding */
+  ORDER_REVERSED,         /* two mmap_locks nested in both orders */
+  EVENT_KINDS
+};
+struct event {
+  u64 time_ns;
+  u64 start_ns;
+  u64 a;                  /* entries outstanding, or the outer mm */
+  u64 b;                  /* or the inner mm */
+  u64 first_ns;           /* when the opposite order was first seen */
+  u32 kind;
+  u32 tid;
+  u32 tgid;
+  s32 stack;
+  s32 first_stack;
+  u32 mode;
+  u32 reason;
+  u32 first_tid;
+  char comm[16];
+};
+
+enum hist {
+  HIST_MIGRATION_ENTRY,
+  HIST_MMAP_WAIT_READ,
+  HIST_MMAP_WAIT_WRITE,
+  HIST_MMAP_HOLD_READ,
+  HIST_MMAP_HOLD_WRITE,
+  HISTS
+};
+struct histogram {
+  u64 slot[40];           /* slot n: values below 2^n ns (and not below 2^(n-1)); the last takes the rest */
+  u64 sum_ns;
+};
+
+/* mmap_lock: what a task waits for and holds. */
+struct held_lock {
+  u64 mm;
+  u64 since_ns;
+  u64 write;
+};
+struct lock_state {
+  u64 waiting;
+  u64 since_ns;
+  u64 n;
+  struct held_lock held[4];
+};
+struct order_key {
+  u64 outer;              /* mm->context.ctx_id: never reused, unlike the address of an mm */
+  u64 inner;
+};
+struct order_row {
+  u64 first_ns;
+  u64 count;
+  s32 stack;
+  u32 tid;
+};
+
+/* The oracle's questions and answers. */
+enum found {
+  FOUND_NOTHING,          /* no entry at all: not mapped, or the tables end above */
+  FOUND_PRESENT,
+  FOUND_MIGRATION,        /* not present, and of a swap type that the kernel was seen to insert for migrations */
+  FOUND_OTHER,            /* not present, but no migration entry: swap, marker, device */
+  FOUND_UNREADABLE
+};
+enum page_lock { LOCK_UNKNOWN, LOCK_FREE, LOCK_HELD };
+struct query {
+  u64 pgd;
+  u64 addr;
+  u64 entry;
+  u64 pfn;
+  u64 page_flags;         /* of the head page, read between two identical readings of the entry */
+  u32 level;              /* where the walk ended: 1 PTE, 2 PMD, 3 PUD */
+  u32 found;
+  u32 stable;             /* the entry was the same before and after page_flags was read */
+  u32 lock;
+};
+enum run_limits { LEAVES_A_RUN = 2, WALKS_A_RUN = 32 };     /* what the verifier can follow */
+struct sweep_state {
+  u64 uppers;
+  u64 leaves;
+  u64 hits;
+  u64 lost;               /* tables or hits that found their array full: the sweep is incomplete */
+  u64 unreadable;         /* tables that were gone when they were read */
+};
+struct table {            /* a page-table page for the sweep */
+  u64 at;                 /* physical address, or the pgd's virtual one at the top level */
+  u64 base;               /* first address it translates */
+  u32 level;
+  u32 mm;                 /* index in the daemon's list of mms */
+};
+struct task_mm {
+  u64 mm;
+  u64 pgd;
+  u64 id;                 /* mm->context.ctx_id */
+  u32 tgid;
+  u32 tid;
+  char comm[16];
+};
+struct calibration {
+  u64 mm;
+  u64 pgd;
+  u64 first_folio;
+  u64 second_folio;
+  u64 value;              /* what stands at the address asked for */
+  u64 found_base;
+};

@@ -1,0 +1,145 @@
+/* mmap_lock from its tracepoints: wait and hold times, forks, and the order of two mmap_locks taken by one task. */
+
+BPF_HASH(lock_states, u32, struct lock_state, LOCK_ROWS);
+BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
+BPF_ARRAY(next_fork_window, u64, 1);
+
+HOOK(mmap_lock_start_locking) {
+  if (!open_gate()) return 0;
+  u32 tid = bpf_get_current_pid_tgid();
+  struct lock_state *state = lock_states.lookup(&tid);
+  u64 now = bpf_ktime_get_ns();
+  if (state) {
+    state->waiting = ARG(mmap_lock_start_locking, mm);
+    state->since_ns = now;
+    return 0;
+  }
+  struct lock_state fresh = {};
+  fresh.waiting = ARG(mmap_lock_start_locking, mm);
+  fresh.since_ns = now;
+  if (lock_states.update(&tid, &fresh)) count(LOCKS_LOST);
+  return 0;
+}
+
+/* dup_mmap() is the one place that takes the write lock of a second mm: the child's, which nobody else can know yet. */
+static inline void forking(u64 mm, u64 now) {
+  u32 zero = 0;
+  u64 *next = next_fork_window.lookup(&zero);
+  if (!next) return;
+  u32 slot = *next % FORK_WINDOWS;
+  *next += 1;                                           /* two forks in the same instant may share a slot: see ARCHITECTURE.md */
+  struct fork_window window = {};
+  window.mm = mm;
+  window.pgd = READ(mm_struct, mm, pgd);
+  window.start_ns = now;
+  fork_windows.update(&slot, &window);
+  count(FORKS_SEEN);
+}
+
+static inline void forked(u64 mm, u64 now) {
+  for (u32 i = 0; i < FORK_WINDOWS; i++) {
+    u32 slot = i;
+    struct fork_window *w = fork_windows.lookup(&slot);
+    if (w && w->mm == mm && !w->end_ns) w->end_ns = now;
+  }
+}
+
+static inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
+  struct order_key key = {}, reverse = {};
+  key.outer = reverse.inner = READ(mm_struct, outer, id);
+  key.inner = reverse.outer = READ(mm_struct, inner, id);
+  struct order_row *opposite = lock_order.lookup(&reverse);
+  struct order_row *row = lock_order.lookup(&key);
+  u32 tid = bpf_get_current_pid_tgid();
+  s32 stack = -1;
+  if (!row || opposite) stack = stacks.get_stackid(ctx, 0);
+  if (row) {
+    row->count++;
+  } else {
+    struct order_row fresh = {};
+    fresh.first_ns = now;
+    fresh.count = 1;
+    fresh.stack = stack;
+    fresh.tid = tid;
+    lock_order.update(&key, &fresh);
+  }
+  if (!opposite) { count(NESTED_HOLDS); return; }
+  struct event *e = new_event(ORDER_REVERSED);
+  if (!e) return;
+  e->a = outer;
+  e->b = inner;
+  e->stack = stack;
+  e->first_stack = opposite->stack;
+  e->first_ns = opposite->first_ns;
+  e->first_tid = opposite->tid;
+  events.ringbuf_submit(e, 0);
+}
+
+HOOK(mmap_lock_acquire_returned) {
+  if (!open_gate()) return 0;
+  u64 mm = ARG(mmap_lock_acquire_returned, mm), now = bpf_ktime_get_ns();
+  u64 write = ARG(mmap_lock_acquire_returned, write) & 1, got = ARG(mmap_lock_acquire_returned, success) & 1;
+  u32 tid = bpf_get_current_pid_tgid();
+  struct lock_state *state = lock_states.lookup(&tid);
+  if (!state) return 0;
+  if (state->waiting != mm) {                           /* nothing was started: mmap_write_downgrade() */
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+      struct held_lock *held = &state->held[i];
+      if (held->mm != mm || !held->write || write) continue;
+      observe(HIST_MMAP_HOLD_WRITE, now - held->since_ns);
+      held->write = 0;
+      held->since_ns = now;
+    }
+    return 0;
+  }
+  state->waiting = 0;
+  if (!got) {
+    if (!state->n) lock_states.delete(&tid);
+    return 0;
+  }
+  observe(write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ, now - state->since_ns);
+  u64 outer = 0, outer_write = 0;
+  u32 placed = 0;
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) {
+    struct held_lock *held = &state->held[i];
+    if (held->mm) {
+      outer = held->mm;
+      outer_write = held->write;
+    } else if (!placed) {
+      held->mm = mm;
+      held->write = write;
+      held->since_ns = now;
+      placed = 1;
+    }
+  }
+  if (!placed) { count(LOCKS_LOST); return 0; }
+  state->n++;
+  if (!outer || outer == mm) return 0;
+  if (write && outer_write) forking(mm, now);
+  nested(ctx, outer, mm, now);
+  return 0;
+}
+
+HOOK(mmap_lock_released) {
+  if (!open_gate()) return 0;
+  u64 mm = ARG(mmap_lock_released, mm), now = bpf_ktime_get_ns();
+  u32 tid = bpf_get_current_pid_tgid();
+  struct lock_state *state = lock_states.lookup(&tid);
+  u32 found = 0;
+  if (!state) { count(LOCKS_UNBOOKED); return 0; }
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) {
+    struct held_lock *held = &state->held[i];
+    if (found || held->mm != mm) continue;
+    observe(held->write ? HIST_MMAP_HOLD_WRITE : HIST_MMAP_HOLD_READ, now - held->since_ns);
+    if (held->write && state->n > 1) forked(mm, now);
+    held->mm = 0;
+    found = 1;
+  }
+  if (!found) { count(LOCKS_UNBOOKED); return 0; }
+  state->n--;
+  if (!state->n && !state->waiting) lock_states.delete(&tid);
+  return 0;
+}

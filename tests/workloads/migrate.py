@@ -1,0 +1,64 @@
+"""A workload: migrate at least N pages by compaction while another process forks, maps and exits in a loop.
+
+usage: migrate.py [PAGES] [MIB]     (root; prints what it did)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+PAGE = mmap.PAGESIZE
+
+
+def migrated() -> int:
+    """Pages that this kernel migrated since boot."""
+    return int(next(line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("pgmigrate_success")))
+
+
+def touched(size: int) -> mmap.mmap:
+    block = mmap.mmap(-1, size)
+    block.madvise(mmap.MADV_NOHUGEPAGE)
+    for offset in range(0, size, PAGE):
+        block[offset] = 1
+    return block
+
+
+def churn() -> None:
+    """Fork children that share our pages, map some more, and exit (their entries get zapped in mid-migration)."""
+    mine = touched(16 << 20)
+    while True:
+        if not (child := os.fork()):
+            for offset in range(0, 4 << 20, PAGE):
+                mine[offset] = 2
+            touched(4 << 20)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def main(pages: int, mib: int) -> None:
+    churning = os.fork()
+    if not churning:
+        churn()
+    start, began, rounds = migrated(), time.monotonic(), 0
+    try:
+        while migrated() - start < pages:
+            rounds += 1
+            blocks = [touched(1 << 20) for _ in range(mib)]
+            for block in blocks[::2]:
+                block.close()
+            Path("/proc/sys/vm/compact_memory").write_text("1")
+            if rounds > 200:
+                sys.exit(f"only {migrated() - start} pages migrated in {rounds} rounds")
+    finally:
+        os.kill(churning, signal.SIGKILL)
+        os.waitpid(churning, 0)
+    print(f"migrated {migrated() - start} pages in {rounds} rounds, {time.monotonic() - began:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20000, int(sys.argv[2]) if len(sys.argv) > 2 else 256)

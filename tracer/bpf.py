@@ -1,0 +1,305 @@
+"""bpf(2) by file descriptor: maps, programs, links, ring buffer. Nothing here knows BCC, and nothing above knows ctypes.
+
+Command numbers and attribute layouts are those of include/uapi/linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+_SYS_BPF = 321  # x86-64
+_LOOKUP, _UPDATE, _DELETE = 1, 2, 3
+_PROG_LOAD, _TEST_RUN, _NEXT_PROG_ID, _PROG_BY_ID, _INFO = 5, 10, 11, 13, 15
+_RAW_TRACEPOINT_OPEN, _LOOKUP_BATCH, _UPDATE_BATCH, _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 17, 24, 26, 28, 32, 33
+_TRACE_ITER, _TRACE_FENTRY, _TYPE_TRACING = 28, 24, 26
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
+    """One call; returns (result, attributes as the kernel left them). Raises OSError."""
+    buffer = ctypes.create_string_buffer(attributes, 144)
+    result = _libc.syscall(_SYS_BPF, command, buffer, size)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result, buffer.raw
+
+
+class Table(Protocol):
+    """A BPF map as the books use it; the unit tests have one without a kernel."""
+
+    key_size: int
+    value_size: int
+    max_entries: int
+
+    def lookup(self, key: bytes) -> bytes | None: ...
+    def update(self, key: bytes, value: bytes) -> None: ...
+    def delete(self, key: bytes) -> bool: ...
+    def items(self) -> Iterator[tuple[bytes, bytes]]: ...
+    def per_cpu(self, key: bytes) -> list[bytes]: ...
+    def prefix(self, count: int) -> bytes: ...
+    def load(self, values: bytes) -> None: ...
+
+
+class Runnable(Protocol):
+    """A program that is run on demand."""
+
+    def run(self, *args: int) -> None: ...
+
+
+class Readable(Protocol):
+    """A BPF iterator."""
+
+    def read(self) -> bytes: ...
+
+
+class Map:
+    """A map behind a file descriptor. Keys and values are bytes."""
+
+    def __init__(self, fd: int, kind: int, key_size: int, value_size: int, max_entries: int, cpus: int = 1) -> None:
+        self.fd, self.kind = fd, kind
+        self.key_size, self.value_size, self.max_entries = key_size, value_size, max_entries
+        self._cpus = cpus
+        self._per_cpu_value = (value_size + 7) // 8 * 8
+        self._key = ctypes.create_string_buffer(max(key_size, 8))
+        self._value = ctypes.create_string_buffer(max(value_size, self._per_cpu_value * cpus, 8))
+
+    def _element(self, flags: int = 0) -> bytes:
+        return struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), flags)
+
+    def lookup(self, key: bytes) -> bytes | None:
+        self._key.raw = key.ljust(len(self._key), b"\0")
+        try:
+            _bpf(_LOOKUP, self._element())
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self.value_size]
+
+    def per_cpu(self, key: bytes) -> list[bytes]:
+        """The value of each possible CPU."""
+        self._key.raw = key.ljust(len(self._key), b"\0")
+        _bpf(_LOOKUP, self._element())
+        step, raw = self._per_cpu_value, self._value.raw
+        return [raw[n * step : n * step + self.value_size] for n in range(self._cpus)]
+
+    def update(self, key: bytes, value: bytes) -> None:
+        self._key.raw = key.ljust(len(self._key), b"\0")
+        self._value.raw = value.ljust(len(self._value), b"\0")
+        _bpf(_UPDATE, self._element())
+
+    def delete(self, key: bytes) -> bool:
+        """Whether the key was there."""
+        self._key.raw = key.ljust(len(self._key), b"\0")
+        try:
+            _bpf(_DELETE, struct.pack("<IIQ", self.fd, 0, ctypes.addressof(self._key)))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _batch(self, command: int, limit: int) -> Iterator[tuple[bytes, bytes, int]]:
+        keys = ctypes.create_string_buffer(self.key_size * limit)
+        values = ctypes.create_string_buffer(self.value_size * limit)
+        token, first = ctypes.create_string_buffer(max(self.key_size, 8)), True
+        while True:
+            attributes = struct.pack(
+                "<QQQQIIQQ",
+                0 if first else ctypes.addressof(token),
+                ctypes.addressof(token),
+                ctypes.addressof(keys),
+                ctypes.addressof(values),
+                limit,
+                self.fd,
+                0,
+                0,
+            )
+            buffer = ctypes.create_string_buffer(attributes, 128)
+            result = _libc.syscall(_SYS_BPF, command, buffer, 56)
+            number = ctypes.get_errno() if result < 0 else 0
+            if number not in (0, errno.ENOENT):
+                raise OSError(number, os.strerror(number))
+            count = struct.unpack_from("<I", buffer.raw, 32)[0]
+            if count:
+                yield keys.raw[: count * self.key_size], values.raw[: count * self.value_size], count
+            first = False
+            if number == errno.ENOENT:
+                return
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every row of a hash map, read in batches (rows that change meanwhile may be met or missed)."""
+        limit = min(self.max_entries, 4096)
+        for keys, values, count in self._batch(_LOOKUP_BATCH, max(limit, 64)):
+            k, v = self.key_size, self.value_size
+            for n in range(count):
+                yield keys[n * k : n * k + k], values[n * v : n * v + v]
+
+    def prefix(self, count: int) -> bytes:
+        """The values 0 … count-1 of an array map, one after the other."""
+        if not count:
+            return b""
+        if count < 4:
+            found = (self.lookup(struct.pack("<I", n)) for n in range(count))
+            return b"".join(value or b"" for value in found)
+        return b"".join(values for _, values, _ in self._batch(_LOOKUP_BATCH, count))[: count * self.value_size]
+
+    def load(self, values: bytes) -> None:
+        """Write the values 0 … n-1 of an array map."""
+        count = len(values) // self.value_size
+        if not count:
+            return
+        keys = struct.pack(f"<{count}I", *range(count))
+        k, v = ctypes.create_string_buffer(keys, len(keys)), ctypes.create_string_buffer(values, len(values))
+        _bpf(_UPDATE_BATCH, struct.pack("<QQQQIIQQ", 0, 0, ctypes.addressof(k), ctypes.addressof(v), count, self.fd, 0, 0), 56)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """The kernel's own account of a program. runs and seconds need BPF statistics to be on."""
+
+    program_id: int
+    runs: int
+    seconds: float
+    missed: int
+
+
+class Program:
+    """A loaded program behind a file descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._context = (ctypes.c_uint64 * 12)()
+
+    def run(self, *args: int) -> None:
+        """Run a raw tracepoint program once, here and now, with these arguments (BPF_PROG_TEST_RUN)."""
+        for index, value in enumerate(args):
+            self._context[index] = value
+        context = ctypes.addressof(self._context)
+        _bpf(_TEST_RUN, struct.pack("<IIIIQQIIIIQQ", self.fd, 0, 0, 0, 0, 0, 0, 0, 96, 0, context, 0))
+
+    def attach_raw_tracepoint(self, name: str | None) -> Link:
+        """Attach to a raw tracepoint, or (name None) where the program itself says."""
+        text = ctypes.create_string_buffer(name.encode()) if name else None
+        fd, _ = _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, self.fd))
+        return Link(fd)
+
+    def attach_iterator(self) -> Iterated:
+        fd, _ = _bpf(_LINK_CREATE, struct.pack("<IIII", self.fd, 0, _TRACE_ITER, 0))
+        return Iterated(fd)
+
+    def statistics(self) -> RunStatistics:
+        info = ctypes.create_string_buffer(232)
+        _bpf(_INFO, struct.pack("<IIQ", self.fd, len(info), ctypes.addressof(info)))
+        (program_id,) = struct.unpack_from("<I", info.raw, 4)
+        run_ns, runs, missed = struct.unpack_from("<QQQ", info.raw, 192)
+        return RunStatistics(program_id, runs, run_ns / 1e9, missed)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Link:
+    """An attachment; closing it detaches. The kernel closes it when the process dies, however it dies."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Iterated(Link):
+    """An attached iterator: each read() runs it over all its objects."""
+
+    def read(self) -> bytes:
+        fd, _ = _bpf(_ITER_CREATE, struct.pack("<II", self.fd, 0))
+        parts = []
+        try:
+            while part := os.read(fd, 1 << 16):
+                parts.append(part)
+        finally:
+            os.close(fd)
+        return b"".join(parts)
+
+
+class Ring:
+    """The consumer's side of a BPF ring buffer (kernel/bpf/ringbuf.c): a page for our position, one for the kernel's, the data twice."""
+
+    _BUSY, _DISCARD, _HEADER = 1 << 31, 1 << 30, 8
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd, self._size = fd, size
+        self._consumer = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        data = mmap.PAGESIZE + 2 * size
+        self._producer = mmap.mmap(fd, data, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
+
+    def read(self) -> Iterator[bytes]:
+        """Every event that is committed now."""
+        while True:
+            (at,) = struct.unpack_from("<Q", self._consumer)
+            (end,) = struct.unpack_from("<Q", self._producer)
+            if at >= end:
+                return
+            offset = mmap.PAGESIZE + at % self._size
+            (header,) = struct.unpack_from("<I", self._producer, offset)
+            if header & self._BUSY:
+                return
+            length = header & ~(self._BUSY | self._DISCARD)
+            record = self._producer[offset + self._HEADER : offset + self._HEADER + length]
+            struct.pack_into("<Q", self._consumer, 0, at + (length + self._HEADER + 7) // 8 * 8)
+            if not header & self._DISCARD:
+                yield record
+
+    def close(self) -> None:
+        self._consumer.close()
+        self._producer.close()
+
+
+def enable_statistics() -> int:
+    """Turn the kernel's per-program run times on for as long as the returned file descriptor is open."""
+    return _bpf(_ENABLE_STATS, struct.pack("<I", 0))[0]
+
+
+def program_ids() -> Iterator[tuple[int, str]]:
+    """(id, name) of every program loaded in this kernel."""
+    last = 0
+    while True:
+        try:
+            _, left = _bpf(_NEXT_PROG_ID, struct.pack("<III", last, 0, 0))
+        except FileNotFoundError:
+            return
+        (last,) = struct.unpack_from("<I", left, 4)
+        try:
+            fd, _ = _bpf(_PROG_BY_ID, struct.pack("<I", last))
+        except FileNotFoundError:
+            continue
+        info = ctypes.create_string_buffer(232)
+        try:
+            _bpf(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+        finally:
+            os.close(fd)
+        yield last, info.raw[64:80].split(b"\0")[0].decode()
+
+
+def fentry_refused(function_id: int) -> str:
+    """Why a fentry program on this BTF function cannot be loaded, or empty. Loads and closes an empty program, attaches nothing."""
+    instructions = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0))
+    licence = ctypes.create_string_buffer(b"GPL")
+    code, words = ctypes.addressof(instructions), ctypes.addressof(licence)
+    attributes = struct.pack("<IIQQIIQII16s", _TYPE_TRACING, 2, code, words, 0, 0, 0, 0, 0, b"rmapd_probe")
+    attributes += struct.pack("<IIIIQIIQII", 0, _TRACE_FENTRY, 0, 0, 0, 0, 0, 0, 0, function_id)
+    try:
+        fd, _ = _bpf(_PROG_LOAD, attributes)
+    except OSError as error:
+        return f"fentry programs are refused ({errno.errorcode.get(error.errno or 0, '?')}: {error.strerror})"
+    os.close(fd)
+    return ""

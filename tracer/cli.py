@@ -1,0 +1,157 @@
+"""The command line: rmapd run, exec, doctor, explain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+
+import tracer
+from tracer import config as configuration
+from tracer.errors import NotCheckable, RmapdError
+from tracer.instance import StopSignal, only_one
+from tracer.invariant import discover
+
+_DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
+_FAIL_ON = ("violated", "suspect", "never")
+
+_config = click.option("--config", type=click.Path(path_type=Path), envvar="RMAPD_CONFIG", help="TOML configuration.")
+_fidelity = click.option("--fidelity", type=click.Choice(configuration.FIDELITIES), help="How much to probe.")
+_require = click.option("--require", help="Invariants that must be checkable, e.g. M1,L2; else exit 4.")
+
+
+class Commands(click.Group):
+    """Turns every expected failure into one message and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NotCheckable as error:
+            _say(f"rmapd: {error}")
+            ctx.exit(4)
+        except RmapdError as error:
+            _say(f"rmapd: {error}")
+            ctx.exit(2)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(0)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
+    path = config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    required = [name.strip() for name in require.split(",") if name.strip()] if require is not None else None
+    unknown = [name for name in required or [] if name not in discover()]
+    if unknown:
+        raise RmapdError(f"--require {require}", why=f"no invariant {', '.join(unknown)}", hint=f"some of {', '.join(discover())}")
+    return configuration.load(path, require=required, **overrides)
+
+
+def _needs_privilege() -> None:
+    """CAP_SYS_ADMIN (21), or CAP_BPF (39) with CAP_PERFMON (38)."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
+    if not effective >> 21 & 1 and not (effective >> 39 & 1 and effective >> 38 & 1):
+        raise RmapdError("not enough privilege to load BPF programs", why="CAP_SYS_ADMIN is missing", hint="sudo rmapd …")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(tracer.__version__, prog_name="rmapd")
+def main() -> None:
+    """Watch a live kernel keep, or break, the promises of its reverse map."""
+
+
+@main.command()
+@_config
+@click.option("--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743).")
+@click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time.")
+@_fidelity
+@click.option("--strict", is_flag=True, default=None, help="Any hook that cannot attach is fatal (exit 4).")
+@_require
+def run(
+    config: Path | None, listen: str | None, duration: float | None, fidelity: str | None, strict: bool | None, require: str | None
+) -> None:
+    """Run the daemon until SIGTERM, SIGINT or --duration."""
+    settings = _load(config, require, listen=listen, fidelity=fidelity, strict=strict)
+    _needs_privilege()
+    from tracer.service import serve
+
+    stop = StopSignal()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with only_one(Path(settings.lock_file)):
+        serve(settings, stop, duration)
+
+
+@main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@_config
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the report as JSON.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
+@click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
+@_fidelity
+@_require
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.pass_context
+def exec_(
+    ctx: click.Context,
+    config: Path | None,
+    report: Path | None,
+    form: str,
+    fail_on: str,
+    fidelity: str | None,
+    require: str | None,
+    command: tuple[str, ...],
+) -> None:
+    """Trace while COMMAND runs (system-wide), then report. Exit: 3 violated, 4 not checkable, else COMMAND's own."""
+    settings = _load(config, require, fidelity=fidelity)
+    _needs_privilege()
+    from tracer.execute import execute
+
+    with only_one(Path(settings.lock_file)):
+        ctx.exit(execute(settings, command, report, form, fail_on))
+
+
+@main.command()
+@_config
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def doctor(config: Path | None, form: str) -> None:
+    """What this kernel lets us check, and why not the rest."""
+    settings = _load(config, None)
+    _needs_privilege()
+    from tracer.doctor import as_text, examine
+    from tracer.session import Session, running_kernel
+
+    with Session(settings, running_kernel()) as session:
+        found = examine(session)
+    click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
+
+
+@main.command()
+@click.argument("id")
+def explain(id: str) -> None:
+    """Explain an invariant (M1, L2, …)."""
+    known = discover()
+    invariant = known.get(id.upper())
+    if invariant is None:
+        raise RmapdError(f"no invariant {id!r}", hint=f"one of {', '.join(known)}")
+    click.echo(f"{invariant.id}: {invariant.title}\n")
+    parts = (
+        ("claim", invariant.claim),
+        ("stated in", invariant.stated),
+        ("not violations", invariant.not_violations),
+        ("how confirmed", invariant.confirmed),
+        ("blind spots", invariant.blind_spots),
+        ("hooks", ", ".join(invariant.needs) or f"none in this version; will need {', '.join(invariant.awaits)}"),
+        ("without", "\n".join(f"{name}: {cost}" for name, cost in (invariant.lacking or {}).items())),
+    )
+    for name, text in parts:
+        for n, line in enumerate(text.splitlines()):
+            click.echo(textwrap.fill(line, 100, initial_indent=f"{name if n == 0 else '':16}", subsequent_indent=" " * 16))

@@ -1,0 +1,97 @@
+"""`rmapd exec`: attach, run a command, let it settle, close the gate, judge, report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from tracer import report
+from tracer.config import Config
+from tracer.errors import RmapdError
+from tracer.ktap import as_ktap
+from tracer.session import Session, running_kernel
+from tracer.verdict import Verdict
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def execute(config: Config, command: Sequence[str], out: Path | None, form: str, fail_on: str) -> int:
+    """Run the command under a session; returns the exit code of the contract."""
+    if out is not None:
+        _writable(out)
+    with Session(config, running_kernel()) as session:
+        code = _run(session, command)
+        session.settle(config.settle_seconds)
+        session.stop()
+        snapshot = session.snapshot()
+    found = report.as_json(snapshot, command, code)
+    if out is not None:
+        _write(out, json.dumps(found, indent=1))
+    text = {"json": lambda: json.dumps(found, indent=1) + "\n", "ktap": lambda: as_ktap(snapshot)}.get(form)
+    click.echo(text() if text else report.as_text(snapshot, command, code), nl=False)
+    bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(fail_on, ())
+    return 3 if any(count for (_, verdict), count in snapshot.checks.items() if verdict in bad) else code
+
+
+def _run(session: Session, command: Sequence[str]) -> int:
+    """Start the command and judge while it runs; signals to us go to it."""
+    ended = threading.Event()
+    try:
+        child = subprocess.Popen(command)
+    except OSError as error:
+        raise RmapdError(f"cannot run {command[0]}", why=error.strerror or str(error), hint="the command's full path") from error
+    with _forwarding(child):
+
+        def wait() -> None:
+            child.wait()
+            ended.set()
+
+        waiter = threading.Thread(target=wait, name="rmapd-wait", daemon=True)
+        waiter.start()
+        while not ended.is_set():
+            session.step(0.2)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+@contextlib.contextmanager
+def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Pass our signals on, so that interrupting rmapd ends the command and still gives a report."""
+    before = {number: signal.getsignal(number) for number in _FORWARDED}
+    for number in _FORWARDED:
+        signal.signal(number, lambda n, _frame: child.send_signal(n))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _writable(path: Path) -> None:
+    """Find out before the run, not after it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".rmapd-"):
+            pass
+    except OSError as error:
+        raise RmapdError(
+            f"cannot write the report {path}", why=error.strerror or str(error), hint="a folder that exists and has room"
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".rmapd-", delete=False) as file:
+            file.write(text + "\n")
+        Path(file.name).chmod(0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise RmapdError(f"cannot write the report {path}", why=error.strerror or str(error), hint="the same with --format json") from error

@@ -1,0 +1,43 @@
+"""Histograms as the kernel counts them: powers of two in nanoseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+SLOTS = 40
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """slots[n] counts values below 2**n ns and not below 2**(n-1); the last slot takes whatever is longer."""
+
+    slots: tuple[int, ...] = field(default=(0,) * SLOTS)
+    sum_ns: int = 0
+
+    @classmethod
+    def add_up(cls, parts: Sequence[tuple[Sequence[int], int]]) -> Histogram:
+        """One histogram out of those of all CPUs."""
+        slots = tuple(sum(column) for column in zip(*(slots for slots, _ in parts), strict=True))
+        return cls(slots or (0,) * SLOTS, sum(total for _, total in parts))
+
+    @property
+    def count(self) -> int:
+        return sum(self.slots)
+
+    def buckets_seconds(self, first: int = 7, last: int = 36) -> list[tuple[str, float]]:
+        """Cumulative Prometheus buckets from 2**first ns (128 ns) to 2**last ns (69 s), then +Inf."""
+        total, out = sum(self.slots[:first]), []
+        for n in range(first, last + 1):
+            total += self.slots[n]
+            out.append((repr(2**n / 1e9), float(total)))
+        return [*out, ("+Inf", float(self.count))]
+
+    def quantile_seconds(self, q: float) -> float:
+        """An upper bound of the q-quantile, in seconds; 0 where nothing was counted."""
+        goal, seen = self.count * q, 0
+        for n, value in enumerate(self.slots):
+            seen += value
+            if seen and seen >= goal:
+                return float(1 << n) / 1e9
+        return 0.0

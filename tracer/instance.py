@@ -1,0 +1,45 @@
+"""One rmapd on a machine, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from types import FrameType
+
+from tracer.errors import RmapdError
+
+
+def only_one(path: Path) -> contextlib.ExitStack:
+    """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it."""
+    stack = contextlib.ExitStack()
+    try:
+        file = stack.enter_context(path.open("a+"))
+    except OSError as error:
+        raise RmapdError(f"cannot write the lock file {path}", why=error.strerror or "", hint="lock_file in the configuration") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        stack.close()
+        raise RmapdError(
+            f"another rmapd is tracing this kernel (pid {owner})",
+            why=f"it holds {path}",
+            hint=f"its /metrics, or stop it first: kill {owner}",
+        ) from error
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return stack
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask the loop to end; the loop sees it within a tick."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = number

@@ -1,0 +1,63 @@
+"""What an invariant is: its claim, where the kernel states it, what it needs, and how far this kernel lets it be checked."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import pkgutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import tracer.monitors
+
+
+class Coverage(enum.StrEnum):
+    """How much of an invariant is checked."""
+
+    FULL = "full"
+    PARTIAL = "partial"
+    NONE = "none"
+
+    @property
+    def gauge(self) -> float:
+        return {"full": 1.0, "partial": 0.5, "none": 0.0}[self.value]
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """One invariant. `needs`: hooks without which nothing is checked. `lacking`: hook or feature -> what its absence costs.
+    `awaits`: kernel functions whose probing it waits for, where this version of rmapd has no monitor for it yet."""
+
+    id: str
+    title: str
+    claim: str
+    stated: str
+    not_violations: str
+    confirmed: str
+    blind_spots: str = ""
+    needs: tuple[str, ...] = ()
+    lacking: Mapping[str, str] | None = None
+    awaits: tuple[str, ...] = ()
+
+    @property
+    def built(self) -> bool:
+        return bool(self.needs)
+
+    def coverage(self, attached: Collection[str]) -> tuple[Coverage, str]:
+        """Coverage with these hooks and features, and the reason for anything less than full."""
+        if not self.built:
+            return Coverage.NONE, "not checked by this version of rmapd"
+        absent = [name for name in self.needs if name not in attached]
+        if absent:
+            return Coverage.NONE, f"needs {', '.join(absent)}"
+        costs = [cost for name, cost in (self.lacking or {}).items() if name not in attached]
+        return (Coverage.PARTIAL, "; ".join(costs)) if costs else (Coverage.FULL, "")
+
+
+def discover() -> dict[str, Invariant]:
+    """Every invariant that a module of tracer.monitors declares in INVARIANTS, by id, in the order M, L, V, R."""
+    found: dict[str, Invariant] = {}
+    for module in pkgutil.iter_modules(tracer.monitors.__path__):
+        declared = importlib.import_module(f"tracer.monitors.{module.name}")
+        found |= {invariant.id: invariant for invariant in getattr(declared, "INVARIANTS", ())}
+    return dict(sorted(found.items(), key=lambda item: ("MLVR".index(item[0][0]), int(item[0][1:]))))

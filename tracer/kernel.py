@@ -1,0 +1,94 @@
+"""What this kernel is and has: its release, types, symbols and the ways of probing that it allows.
+
+Roots are passed in (a test gives a folder), nothing is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from tracer.btf import Btf
+from tracer.errors import RmapdError
+
+_CLONE = re.compile(r"\.(isra|constprop|part)\.\d+")
+
+
+@dataclass
+class Kernel:
+    """One kernel, read lazily. `fentry_refused` answers why a fentry program cannot be loaded (empty: it can)."""
+
+    release: str
+    types: Btf
+    sys_root: Path = Path("/sys")
+    proc_root: Path = Path("/proc")
+    fentry_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
+
+    @classmethod
+    def running(cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None) -> Kernel:
+        """The running kernel. Raises RmapdError without BTF or on another machine than x86-64."""
+        machine = os.uname().machine
+        if machine != "x86_64":
+            raise RmapdError(
+                f"rmapd does not know the page tables of {machine}",
+                why="migration entries and page tables are decoded for x86-64",
+                hint="an x86-64 machine",
+            )
+        kernel = cls(os.uname().release, Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root)
+        if fentry_probe:
+            kernel.fentry_probe = fentry_probe
+        return kernel
+
+    @cached_property
+    def symbols(self) -> dict[str, int]:
+        """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
+        found: dict[str, int] = {}
+        try:
+            with (self.proc_root / "kallsyms").open() as lines:
+                for line in lines:
+                    address, _, rest = line.partition(" ")
+                    found.setdefault(rest[2:].split("\t")[0].rstrip("\n"), int(address, 16))
+        except OSError:
+            return {}
+        return found
+
+    @cached_property
+    def traceable(self) -> frozenset[str] | None:
+        """ftrace's available_filter_functions, or None where tracefs does not show it."""
+        for place in ("kernel/tracing", "kernel/debug/tracing"):
+            try:
+                text = (self.sys_root / place / "available_filter_functions").read_text()
+            except OSError:
+                continue
+            return frozenset(line.split()[0] for line in text.splitlines() if line)
+        return None
+
+    @cached_property
+    def kprobe_refused(self) -> str:
+        """Why no kprobe can be set, or empty."""
+        if (self.sys_root / "bus/event_source/devices/kprobe").exists():
+            return ""
+        return "this kernel is built without CONFIG_KPROBES"
+
+    @cached_property
+    def fentry_refused(self) -> str:
+        return self.fentry_probe(self.types)
+
+    def clones(self, name: str) -> list[str]:
+        """The function itself and the copies the compiler made of it (`.isra.0`, `.constprop.0`, `.part.0`)."""
+        copies = (s for s in self.symbols if s.startswith(f"{name}.") and _CLONE.fullmatch(s[len(name) :]))
+        return ([name] if name in self.symbols else []) + sorted(copies)
+
+    @property
+    def five_level_paging(self) -> bool:
+        """Whether page tables have five levels: the kernel clears `la57` from the flags when it does not use it."""
+        try:
+            text = (self.proc_root / "cpuinfo").read_text()
+        except OSError:
+            return False
+        flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+        return "la57" in flags.split()

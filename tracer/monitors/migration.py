@@ -1,0 +1,115 @@
+"""M1 and M4: what is still in the ledger when it should not be, judged by what the page tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tracer.answer import Answer, Place
+from tracer.invariant import Invariant
+from tracer.verdict import Verdict
+
+LOOKS = 3
+"""How often an entry must be seen with its page unlocked, in fresh walks of a freshly listed mm, to be proven."""
+LOOK_GAP_NS = 5_000_000
+"""Time between two looks that count."""
+
+_LACKING = {
+    "oracle": "no page-table oracle: what is left over stays a suspect",
+    "walk": "no page-table oracle: what is left over stays a suspect",
+    "tasks": "no BPF task iterator: the oracle cannot list the mms",
+    "mmap_lock_acquire_returned": "forks are not seen: a copy that fork made and the second walk missed goes unnoticed",
+    "sched_process_exit": "exiting mms are not seen",
+    "exit_mmap": "exiting mms are not seen",
+    "set_migration_pmd": "PMD entries are not booked",
+    "split_huge_pmd_locked": "entries made by a freezing THP split or by migrate_vma_*() have no tracepoint and are not booked",
+}
+
+INVARIANTS = (
+    Invariant(
+        id="M1",
+        title="no migration entry is left behind",
+        claim="When the migration of a folio has ended, no page table holds a migration entry for it.",
+        stated="pfn_swap_entry_to_page(), include/linux/swapops.h: BUG_ON(is_migration_entry(entry) && !PageLocked(p)); "
+        "a debug-only warning from 6.19 (93976a20345b)",
+        not_violations="Entries that munmap, exit, truncation or MADV_DONTNEED zapped meanwhile; entries that mremap moved and the second "
+        "walk found at their new address; copies that fork made and the second walk found too; PMD entries split into PTE entries; "
+        "removals without an insertion after a freezing THP split.",
+        confirmed="Three looks, 5 ms or more apart, by the page-table oracle: the entry is there and its page is not locked. "
+        "An entry that is not at its address is looked for in all page tables before it counts as gone.",
+        blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
+        "shared its fork window with another on the same instant.",
+        needs=("mm_migrate_pages_start", "mm_migrate_pages", "set_migration_pte", "remove_migration_pte"),
+        lacking=_LACKING,
+    ),
+    Invariant(
+        id="M4",
+        title="no migration entry outlives its welcome",
+        claim="A migration entry is gone within welcome_seconds (10 s) of its insertion.",
+        stated="mm/migrate.c: migrate_folio_unmap() to migrate_folio_move() run with the folio locked and every fault on it waiting",
+        not_violations="Entries that are in no page table any more. An old entry whose page is still locked is a slow migration: "
+        "a suspect.",
+        confirmed="The oracle finds the entry with its page unlocked: violated. With its page locked: suspect.",
+        blind_spots="As for M1.",
+        needs=("set_migration_pte", "remove_migration_pte"),
+        lacking=_LACKING,
+    ),
+)
+
+
+@dataclass
+class Case:
+    """One suspect under examination. pfns: where its page may be found by a sweep (a PMD entry may have been split)."""
+
+    invariant: str
+    addr: int
+    pfns: range
+    count: int
+    opened_ns: int
+    level: int = 1
+    swept: bool = False
+    sweep_complete: bool = True
+    looks: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    answers: tuple[Answer, ...] = ()
+
+    def concerns(self, answer: Answer) -> bool:
+        """Whether a migration entry found somewhere is this one."""
+        return answer.addr == self.addr or answer.pfn in self.pfns
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a case ended. proven: the entries that are left behind, for `violated`."""
+
+    verdict: Verdict
+    reason: str
+    proven: tuple[Answer, ...] = ()
+
+
+def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) -> Decision | None:
+    """Decide a case from the migration entries found now; None: look again later.
+
+    The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that began after the
+    migration ended, is the other proof. Anything between the two waits, and is a suspect when patience runs out.
+    """
+    case.answers = tuple(answers)
+    looks = {}
+    for answer in (a for a in answers if a.left_behind):
+        seen, last_ns = case.looks.get(answer.place, (0, now_ns - LOOK_GAP_NS))
+        counts = now_ns - last_ns >= LOOK_GAP_NS
+        looks[answer.place] = (seen + 1, now_ns) if counts else (seen, last_ns)
+    case.looks = looks
+    proven = tuple(a for a in answers if looks.get(a.place, (0, 0))[0] >= LOOKS)
+    if proven and len(proven) == len(answers):
+        return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
+    if answers:
+        if now_ns - case.opened_ns < patience_ns:
+            return None
+        if proven:
+            return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
+        return Decision(Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked")
+    if not case.swept:
+        return None
+    if not case.sweep_complete:
+        return Decision(Verdict.UNVERIFIABLE, "not at its address, and the sweep could not search every page table")
+    return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")

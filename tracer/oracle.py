@@ -1,0 +1,123 @@
+"""The page-table oracle: which mms hold a migration entry at an address, or anywhere, and is its page locked?
+
+It reads page tables by value from BPF programs run on demand: it takes no lock, cannot fault, and never opens /proc/PID/pagemap of
+another process (on an entry left behind that file trips the kernel's own BUG with the mmap lock held).
+What it reads of an mm that goes away meanwhile may be stale, so nothing is believed that was seen once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tracer.answer import Answer, Mm
+from tracer.books import Books
+from tracer.bpf import Readable, Runnable, Table
+from tracer.layout import Books as Layouts
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All migration entries of all mms; complete: nothing was passed over for lack of room."""
+
+    answers: tuple[Answer, ...]
+    complete: bool
+    tables: int
+
+
+class Oracle:
+    """Asks; never judges."""
+
+    def __init__(
+        self,
+        maps: Mapping[str, Table],
+        programs: Mapping[str, Runnable],
+        tasks: Readable | None,
+        books: Books,
+        layouts: Layouts,
+        levels: int,
+    ) -> None:
+        self._maps, self._programs, self._tasks = maps, programs, tasks
+        self._books, self._layouts, self._levels = books, layouts, levels
+        self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
+        self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
+        self._query = layouts.structs["query"]
+        self._leaves_a_run = layouts.constants["LEAVES_A_RUN"]
+        self._walks_a_run = layouts.constants["WALKS_A_RUN"]
+
+    def mms(self) -> list[Mm]:
+        """Every mm that can hold an entry: those of tasks, those that are exiting, and children being forked."""
+        found: dict[int, Mm] = {}
+        record = self._layouts.structs["task_mm"]
+        raw = self._tasks.read() if self._tasks else b""
+        for at in range(0, len(raw) - record.size + 1, record.size):
+            task = record.unpack(raw[at : at + record.size])
+            found[task.mm] = Mm(task.mm, task.pgd, task.tgid, task.comm, task.id)
+        for mm, pgd, tgid, where in self._books.other_mms():
+            found.setdefault(mm, Mm(mm, pgd, tgid, f"({where})"))
+        return list(found.values())
+
+    def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[Answer]:
+        """Walk to each address, in order."""
+        out, table = [], self._maps["queries"]
+        for start in range(0, len(questions), table.max_entries):
+            chunk = questions[start : start + table.max_entries]
+            table.load(b"".join(self._query.pack(pgd=mm.pgd, addr=addr) for mm, addr in chunk))
+            for first in range(0, len(chunk), self._walks_a_run):
+                self._programs["walk"].run(first, len(chunk))
+            raw = table.prefix(len(chunk))
+            for n, (mm, addr) in enumerate(chunk):
+                out.append(self._answer(mm, addr, raw[n * self._query.size : (n + 1) * self._query.size]))
+        return out
+
+    def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[Answer]:
+        """The migration entries that stand at these addresses in any of these mms."""
+        return [answer for answer in self.ask([(mm, addr) for addr in addresses for mm in mms]) if answer.migration]
+
+    def _answer(self, mm: Mm, addr: int, raw: bytes) -> Answer:
+        q = self._query.unpack(raw)
+        found = self._found[q.found]
+        return Answer(mm, addr, found, q.entry, q.level, q.pfn, self._locks.get(q.lock), bool(q.stable))
+
+    def sweep(self, mms: Sequence[Mm], pause: Callable[[], None] = lambda: None) -> Sweep:
+        """Search all page tables of these mms. pause is called now and then: the loop's chance to do other things."""
+        answers: list[Answer] = []
+        complete, tables = True, 0
+        room = self._maps["uppers"].max_entries // 4
+        for start in range(0, len(mms), room):
+            chunk = mms[start : start + room]
+            hits, whole, opened = self._sweep_some(chunk)
+            again = self.ask([(chunk[hit.mm.mm], hit.addr) for hit in hits])
+            answers += [answer for answer in again if answer.migration]
+            complete &= whole
+            tables += opened
+            pause()
+        return Sweep(tuple(answers), complete, tables)
+
+    def _sweep_some(self, mms: Sequence[Mm]) -> tuple[list[Answer], bool, int]:
+        layout, state = self._layouts.structs["table"], self._maps["sweep_state"]
+        counts = self._layouts.structs["sweep_state"]
+        tops = b"".join(layout.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms))
+        self._maps["uppers"].load(tops)
+        state.update(bytes(4), counts.pack(uppers=len(mms)))
+        upper, leaf, tables = self._programs["sweep_upper"], self._programs["sweep_leaf"], 0
+        hits: list[Answer] = []
+        opened, now = 0, counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
+        while opened < now.uppers:
+            stop = min(now.uppers, opened + (self._maps["leaves"].max_entries - now.leaves) // 512)
+            for index in range(opened, stop):
+                upper.run(index)
+            opened = stop
+            now = counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
+            if now.leaves > self._maps["leaves"].max_entries - 512 or opened >= now.uppers:
+                for index in range(0, now.leaves, self._leaves_a_run):
+                    leaf.run(index)
+                tables += now.leaves
+                now = counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
+                now.leaves = 0
+                state.update(bytes(4), counts.pack(**vars(now)))
+        raw = self._maps["hits"].prefix(now.hits)
+        for n in range(now.hits):
+            q = self._query.unpack(raw[n * self._query.size : (n + 1) * self._query.size])
+            hits.append(Answer(Mm(q.pgd, 0, 0), q.addr, "FOUND_MIGRATION", q.entry, q.level, q.pfn))
+        return hits, not now.lost, tables + opened

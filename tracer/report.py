@@ -1,0 +1,104 @@
+"""The report of a run: the JSON of the command-line contract, and the text for a terminal."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import tracer
+from tracer.plan import State
+from tracer.snapshot import Snapshot
+from tracer.verdict import Verdict, Violation
+
+
+def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
+    """The report as the contract names its keys."""
+    return {
+        "rmapd": tracer.__version__,
+        "kernel": s.kernel,
+        "fidelity": s.fidelity,
+        "duration_seconds": round(s.running_seconds, 3),
+        "command": {"argv": list(argv), "exit_code": exit_code},
+        "hooks": {h.hook.name: {"state": h.state.value, "how": h.how, "symbol": h.symbol, "reason": h.reason} for h in s.hooks},
+        "invariants": {
+            name: {
+                "title": invariant.title,
+                "coverage": s.coverage[name][0].value,
+                "reason": s.coverage[name][1],
+                "checks": {verdict.value: s.checked(name, verdict) for verdict in Verdict},
+            }
+            for name, invariant in s.invariants.items()
+        },
+        "windows": {},
+        "protocols": [],
+        "violations": [violation_json(v) for v in s.violations.values()],
+        "lost": s.lost,
+        "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters} | {"outstanding": s.outstanding},
+        "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
+        "overhead": {
+            "hooks": {name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed} for name, st in s.statistics.items()},
+            "user_seconds": round(s.user_seconds, 3),
+            "rss_bytes": s.peak_rss_bytes,
+        },
+    }
+
+
+_LEDGER = ("ENTRIES_BOOKED", "ENTRIES_COPIED", "ENTRIES_REMOVED", "REMOVALS_UNBOOKED", "MIGRATIONS_ENDED", "FORKS_SEEN", "MMS_EXITED")
+
+
+def violation_json(v: Violation) -> dict[str, Any]:
+    """One violation or suspect signature."""
+    f = v.first
+    return {
+        "id": f.id,
+        "invariant": f.invariant,
+        "verdict": f.verdict.value,
+        "function": f.function,
+        "signature": f.signature,
+        "count": v.count,
+        "first_seen": _iso(v.first_seen),
+        "last_seen": _iso(v.last_seen),
+        "summary": f.summary,
+        "task": f.task,
+        "protocol": "",
+        "stack": list(f.stack),
+        "evidence": f.evidence,
+        "trail": [],
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
+    """A summary for people."""
+    lines = [f"rmapd {tracer.__version__} on {s.kernel}, {s.running_seconds:.1f} s: {' '.join(argv)} (exit {exit_code})", ""]
+    lines.append(f"{'':4} {'coverage':8} {'holds':>10} {'violated':>9} {'suspect':>8} {'unverifiable':>13}")
+    for name in s.invariants:
+        if sum(s.checked(name, verdict) for verdict in Verdict) or s.coverage[name][0] != "none":
+            h, v, u, x = (s.checked(name, verdict) for verdict in Verdict)
+            lines.append(f"{name:4} {s.coverage[name][0]:8} {h:10,} {v:9,} {u:8,} {x:13,}")
+    none = [name for name in s.invariants if s.coverage[name][0] == "none"]
+    lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
+    lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
+    lines.append(
+        f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"
+    )
+    absent = [f"{h.hook.name} {h.state} ({h.reason})" for h in s.hooks if h.state in (State.MISSING, State.DENIED)]
+    lines += [f"hook: {line}" for line in absent]
+    for violation in s.violations.values():
+        lines += ["", *violation_text(violation)]
+    return "\n".join(lines) + "\n"
+
+
+def violation_text(v: Violation) -> list[str]:
+    """A violation as a few lines."""
+    f = v.first
+    lines = [f"{f.verdict.upper()} {f.invariant} ×{v.count} [{f.id}] {f.function}: {f.summary}", f"    {f.signature}"]
+    if f.task:
+        lines.append(f"    task {f.task.get('comm')}[{f.task.get('pid')}]")
+    lines += [f"    {line}" for line in f.stack]
+    return [*lines, f"    evidence: {json.dumps(f.evidence)}"]

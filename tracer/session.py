@@ -1,0 +1,245 @@
+"""A session: prepare, load, attach, open the gate, read and judge, close the gate, detach. One thread owns all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tracer import bpf, calibrate, loader, plan
+from tracer.books import Books
+from tracer.btf import FUNC, STRUCT
+from tracer.config import Config
+from tracer.errors import NotCheckable, RmapdError
+from tracer.findings import Findings
+from tracer.invariant import Coverage, discover
+from tracer.kernel import Kernel
+from tracer.layout import Books as Layouts
+from tracer.oracle import Oracle
+from tracer.snapshot import Snapshot, checks
+from tracer.suspects import Desk, Judged
+from tracer.verdict import Finding, Tally, Verdict
+
+_HISTOGRAMS = ("HIST_MIGRATION_ENTRY", "HIST_MMAP_WAIT_READ", "HIST_MMAP_WAIT_WRITE", "HIST_MMAP_HOLD_READ", "HIST_MMAP_HOLD_WRITE")
+_STEMS = {"migration": frozenset({"migration", "oracle"})}
+_TICK_SECONDS = 1.0
+_COALESCE_SECONDS = 0.02
+
+
+def probes_folder() -> Path:
+    """Where the stems are: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "probes"
+    return inside if inside.exists() else Path(__file__).parent.parent / "probes"
+
+
+def running_kernel() -> Kernel:
+    """The running kernel, with the one capability probe that needs bpf(2)."""
+    return Kernel.running(fentry_probe=lambda types: bpf.fentry_refused(types.find("schedule", FUNC) or 0))
+
+
+class Session:
+    """Everything between attaching and detaching. Use as a context manager; the gate opens on entry."""
+
+    def __init__(self, config: Config, kernel: Kernel, folders: Sequence[Path] = (), clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self.config, self.kernel, self.invariants = config, kernel, discover()
+        self.fidelity = "full" if config.fidelity == "auto" else config.fidelity
+        self.tally = Tally()
+        self.new_findings: list[Finding] = []
+        self._clock, self._folders = clock, list(folders) or [probes_folder()]
+        self._stopped = False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Session:
+        try:
+            self._attach()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._stopped:
+            self.books.set_params(gate=0)
+        self._stack.close()
+
+    def _attach(self) -> None:
+        include = self._folders[0] / "include"
+        layouts = Layouts.read(include / "books.h")
+        planned = plan.make(self.kernel, self._folders, _STEMS.get(self.fidelity))
+        sizes = self.config.maps.sizes()
+        self.loaded = loader.load(planned, include, self.kernel.release, sizes, statistics=self.config.statistics)
+        self._stack.enter_context(self.loaded)
+        self.books = Books(self.loaded.maps, layouts)
+        levels = 5 if self.kernel.five_level_paging else 4
+        welcome_ns = int(self.config.welcome_seconds * 1e9)
+        self.books.set_params(levels=levels, welcome_ns=welcome_ns)
+        oracle = self._oracle(layouts, levels)
+        pfn_bits = 40 if levels == 5 else 34
+        self.desk = Desk(self.books, oracle, lambda entry: pfn(entry, pfn_bits), welcome_ns, self._clock)
+        self._findings = Findings(self.books, self.kernel, self._clock)
+        features = self.loaded.attached() | ({"oracle"} if oracle else set())
+        self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
+        self._check_required()
+        self._ring = self.loaded.ring("events")
+        self._stack.callback(self._ring.close)
+        self._poll = select.poll()
+        self._poll.register(self._ring.fd, select.POLLIN)
+        self._started_ns = self._next_tick_ns = self._clock()
+        self._asked_late: dict[bytes, int] = {}
+        self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        self.books.set_params(gate=1)
+
+    def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
+        maps, programs = self.loaded.maps, self.loaded.programs
+        needed = {"walk", "sweep_upper", "sweep_leaf", "calibrate", "tasks"}
+        self.oracle_reason = ""
+        if absent := needed - self.loaded.attached():
+            hooks = {hook.hook.name: hook for hook in self.loaded.hooks}
+            self.oracle_reason = (
+                "; ".join(f"{name}: {hooks[name].reason}" for name in sorted(absent & set(hooks))) or "its probes are missing"
+            )
+            return None
+        oracle = Oracle(maps, programs, self.loaded.iterator("tasks"), self.books, layouts, levels)
+        size = self.kernel.types.size(self.kernel.types.find("page", STRUCT) or 0)
+        found = calibrate.calibrate(maps, programs, oracle, self.books, layouts, size, lambda: self.kernel.symbols)
+        self.oracle_reason = found.reason
+        return oracle if found.ready else None
+
+    def _check_required(self) -> None:
+        unknown = [name for name in self.config.require if name not in self.invariants]
+        if unknown:
+            raise RmapdError(f"--require {','.join(unknown)}: no such invariant", hint=f"some of {', '.join(self.invariants)}")
+        for name in self.config.require:
+            level, reason = self.coverage[name]
+            if level is Coverage.NONE:
+                raise NotCheckable(f"{name} is required and cannot be checked here", why=reason, hint="rmapd doctor")
+        if self.config.strict:
+            failed = [h for h in self.loaded.hooks if h.state in (plan.State.MISSING, plan.State.DENIED)]
+            if failed or self.oracle_reason:
+                why = "; ".join([f"{h.hook.name}: {h.reason}" for h in failed] + [self.oracle_reason] * bool(self.oracle_reason))
+                raise NotCheckable("--strict: coverage is lost", why=why, hint="rmapd doctor")
+
+    def step(self, timeout: float = _TICK_SECONDS) -> bool:
+        """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
+        now, due = self._clock(), self.desk.due_ns()
+        until = min(self._next_tick_ns, due if due is not None else self._next_tick_ns, now + int(timeout * 1e9))
+        if self._poll.poll(max(0.0, (until - now) / 1e6)) and due is None:
+            time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
+        self._read_events()
+        self._take(self.desk.work())
+        if self._clock() < self._next_tick_ns:
+            return False
+        self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
+        self._look_for_late()
+        return True
+
+    def _read_events(self) -> None:
+        ended = []
+        for raw in self._ring.read():
+            event = self.books.event(raw)
+            if event.kind == "ORDER_REVERSED":
+                self._record(self._findings.order(event))
+            else:
+                ended.append(event)
+        if ended:
+            rows = self.books.ledger()
+            for event in ended:
+                left = [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)]
+                self.desk.open("M1", left, event)
+
+    def _look_for_late(self) -> None:
+        """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
+        counters = self.books.counters()
+        if self._outstanding(counters) <= 0:
+            self._asked_late.clear()
+            return
+        now, welcome_ns = self._clock(), int(self.config.welcome_seconds * 1e9)
+        for row in self.books.ledger():
+            age = now - row.first_ns
+            running = row.start_ns and self.books.migration_start(row.tid) == row.start_ns
+            if not running and age > 1e9:
+                self.desk.open("M1", [row])
+            elif age > welcome_ns and row.key not in self._asked_late:
+                self._asked_late[row.key] = now
+                self.desk.open("M4", [row])
+
+    def _take(self, decided: list[Judged]) -> None:
+        for judged in decided:
+            count, verdict = judged.case.count, judged.decision.verdict
+            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE):
+                for invariant in ("M1", "M4") if judged.case.invariant == "M1" else ():
+                    self.tally.add(invariant, verdict, count)
+                if judged.case.invariant == "M4":
+                    self._asked_late.pop(judged.row.key if judged.row else b"", None)
+                continue
+            proven = max(1, len(judged.decision.proven)) if verdict is Verdict.VIOLATED else max(1, count)
+            self._record(self._findings.entry(judged), proven)
+            if count > proven:
+                self.tally.add(judged.case.invariant, Verdict.HOLDS, count - proven)
+
+    def _record(self, finding: Finding, count: int = 1) -> None:
+        if self.tally.record(finding, time.time(), count):
+            self.new_findings.append(finding)
+
+    def settle(self, seconds: float) -> None:
+        """Let migrations that are under way end, and decide what is on the desk."""
+        end = self._clock() + int(seconds * 1e9)
+        while self._clock() < end:
+            self.step(0.02)
+            if not self.desk.cases and self._outstanding(self.books.counters()) <= 0:
+                return
+
+    def stop(self) -> None:
+        """Close the gate, judge what is left, keep the results; the programs stay until the context ends."""
+        self.books.set_params(gate=0)
+        self._read_events()
+        running = {row.key for row in self.books.ledger() if row.start_ns and self.books.migration_start(row.tid) == row.start_ns}
+        self.desk.open("M1", [row for row in self.books.ledger() if row.key not in running])
+        end = self._clock() + int(max(1.0, self.config.settle_seconds) * 1e9)
+        while self.desk.cases and self._clock() < end:
+            self._take(self.desk.work(hurry=True))
+            time.sleep(0.006)
+        self._take(self.desk.finish())
+        self._stopped = True
+
+    def _outstanding(self, counters: dict[str, int]) -> int:
+        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        return booked - counters["ENTRIES_REMOVED"] - self.desk.settled
+
+    def snapshot(self) -> Snapshot:
+        """Read everything once."""
+        counters = self.books.counters()
+        outstanding = max(0, self._outstanding(counters))
+        rows = self.books.ledger() if outstanding else []
+        oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9
+        statistics = self.loaded.statistics()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return Snapshot(
+            kernel=self.kernel.release,
+            fidelity=self.fidelity,
+            gate_open=not self._stopped,
+            running_seconds=(self._clock() - self._started_ns) / 1e9,
+            hooks=tuple(self.loaded.hooks),
+            invariants=self.invariants,
+            coverage=self.coverage,
+            checks=checks(self.tally, counters, statistics),
+            violations={v.first.id: v for v in self.tally.violations.values()},
+            statistics=statistics,
+            histograms={name: self.books.histogram(name) for name in _HISTOGRAMS},
+            counters=counters,
+            outstanding=outstanding,
+            oldest_entry_seconds=oldest,
+            oracle={**self.desk.answers, "sweeps": self.desk.sweeps},
+            oracle_reason=self.oracle_reason,
+            user_seconds=usage.ru_utime - self._base_user,
+            peak_rss_bytes=usage.ru_maxrss * 1024,
+        )
+
+
+def pfn(entry: int, bits: int) -> int:
+    """The pfn in a migration entry (arch/x86/include/asm/pgtable_64.h: the offset is bits 58..9, inverted)."""
+    return (((~entry) << 5) & ((1 << 64) - 1)) >> 14 & ((1 << bits) - 1)

@@ -1,0 +1,70 @@
+"""What the daemon knows at one moment, immutable: the scrape, the status line and the report read this and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tracer.bpf import RunStatistics
+from tracer.histogram import Histogram
+from tracer.invariant import Coverage, Invariant
+from tracer.plan import Planned
+from tracer.verdict import Tally, Verdict, Violation
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """times in seconds; counts since the gate opened."""
+
+    kernel: str
+    fidelity: str
+    gate_open: bool
+    running_seconds: float
+    hooks: tuple[Planned, ...]
+    invariants: Mapping[str, Invariant]
+    coverage: Mapping[str, tuple[Coverage, str]]
+    checks: Mapping[tuple[str, Verdict], int]
+    violations: Mapping[str, Violation]
+    statistics: Mapping[str, RunStatistics] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    outstanding: int = 0
+    oldest_entry_seconds: float = 0.0
+    oracle: Mapping[str, int] = field(default_factory=dict)
+    oracle_reason: str = ""
+    user_seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Events lost, by book."""
+        c = self.counters
+        return {
+            "evidence": c.get("EVIDENCE_LOST", 0),
+            "protocols": 0,
+            "ledger": c.get("LEDGER_LOST", 0) + c.get("MIGRATIONS_LOST", 0),
+            "locks": c.get("LOCKS_LOST", 0),
+            "mms": c.get("MMS_LOST", 0),
+            "missed_runs": sum(s.missed for s in self.statistics.values()),
+        }
+
+    def checked(self, invariant: str, verdict: Verdict) -> int:
+        return self.checks.get((invariant, verdict), 0)
+
+
+def checks(tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics]) -> dict[tuple[str, Verdict], int]:
+    """All checks: those the kernel settled by itself, and those that were judged here."""
+    missed = sum(statistics[name].missed for name in ("set_migration_pte", "set_migration_pmd") if name in statistics)
+    lost = counters["LEDGER_LOST"] + missed
+    out = dict(tally.checks)
+    for invariant, verdict, count in (
+        ("M1", Verdict.HOLDS, counters["M1_HOLDS"]),
+        ("M1", Verdict.UNVERIFIABLE, counters["M1_UNVERIFIABLE"] + lost),
+        ("M4", Verdict.HOLDS, counters["M4_HOLDS"]),
+        ("M4", Verdict.SUSPECT, counters["M4_LATE"]),
+        ("M4", Verdict.UNVERIFIABLE, lost),
+        ("L2", Verdict.HOLDS, counters["NESTED_HOLDS"]),
+        ("L2", Verdict.UNVERIFIABLE, counters["LOCKS_LOST"]),
+    ):
+        out[invariant, verdict] = out.get((invariant, verdict), 0) + count
+    return out

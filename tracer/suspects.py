@@ -1,0 +1,132 @@
+"""The desk where suspects wait: asked about at their address, looked for in a sweep, decided by the monitor.
+
+Asking and sweeping are paced by what they cost: after each, the desk rests a multiple of the time it took.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from tracer.answer import Answer
+from tracer.books import Books, Event, Row
+from tracer.monitors.migration import LOOK_GAP_NS, Case, Decision, judge
+from tracer.oracle import Oracle
+from tracer.verdict import Verdict
+
+_REST = 100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
+_MOST_ADDRESSES = 1024
+
+
+@dataclass
+class Judged:
+    """A decided case with what was known about it; row is None for an entry that only a sweep found."""
+
+    case: Case
+    decision: Decision
+    row: Row | None
+    event: Event | None
+
+
+@dataclass
+class Desk:
+    """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds."""
+
+    books: Books
+    oracle: Oracle | None
+    pfn_of: Callable[[int], int]
+    patience_ns: int
+    clock: Callable[[], int]
+    cases: dict[tuple[str, bytes], tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    sweeps: int = 0
+    settled: int = 0
+    _next_ask_ns: int = 0
+    _next_sweep_ns: int = 0
+
+    def open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
+        """Put rows on the desk; those already there stay as they are."""
+        now = self.clock()
+        for row in rows:
+            if (invariant, row.key) not in self.cases:
+                pfn = self.pfn_of(row.entry)
+                pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
+                self.cases[invariant, row.key] = Case(invariant, row.addr, pfns, row.count, now, row.level), row, event
+
+    def due_ns(self) -> int | None:
+        """When work() has something to do; None while the desk is empty."""
+        return self._next_ask_ns if self.cases else None
+
+    def work(self, *, hurry: bool = False) -> list[Judged]:
+        """Ask about what is open, sweep if that is due (or `hurry`), and return what is decided."""
+        if not self.cases:
+            return []
+        if self.oracle is None:
+            return self._give_up("no page-table oracle on this kernel")
+        if not hurry and self.clock() < self._next_ask_ns:
+            return []
+        found = self._ask(self.oracle)
+        if (hurry or self.clock() >= self._next_sweep_ns) and self._nowhere(found):
+            found += self._sweep(self.oracle)
+        return self._decide(found)
+
+    def _ask(self, oracle: Oracle) -> list[Answer]:
+        start, mms = self.clock(), oracle.mms()
+        addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:_MOST_ADDRESSES]
+        known = {answer.mm.mm: answer.mm for case, _, _ in self.cases.values() for answer in case.answers}
+        moved = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers if a.addr != case.addr}
+        present = {mm.mm: mm for mm in mms}
+        questions = [(present[mm], addr) for mm, addr in moved if mm in present and mm in known]
+        found = oracle.entries_at(addresses, mms) + [a for a in oracle.ask(questions) if a.migration]
+        self.answers["asked"] += len(addresses)
+        now = self.clock()
+        self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _REST // 2)
+        return list({(a.mm.mm, a.addr): a for a in found}.values())
+
+    def _nowhere(self, found: list[Answer]) -> bool:
+        return any(not case.swept and not any(map(case.concerns, found)) for case, _, _ in self.cases.values())
+
+    def _sweep(self, oracle: Oracle) -> list[Answer]:
+        start = self.clock()
+        sweep = oracle.sweep(oracle.mms())
+        now = self.clock()
+        self._next_sweep_ns = now + (now - start) * _REST
+        self.sweeps += 1
+        for case, _, _ in self.cases.values():
+            case.swept, case.sweep_complete = True, sweep.complete
+        for answer in sweep.answers:
+            if answer.left_behind and not any(case.concerns(answer) for case, _, _ in self.cases.values()):
+                key = ("M1", b"sweep" + repr(answer.place).encode())
+                pfns = range(answer.pfn, answer.pfn + 1)
+                self.cases[key] = Case("M1", answer.addr, pfns, 0, now, answer.level, swept=True), None, None
+        return list(sweep.answers)
+
+    def _decide(self, found: list[Answer]) -> list[Judged]:
+        done, now = [], self.clock()
+        seen = {(a.mm.mm, a.addr): a for a in found}.values()
+        for key, (case, row, event) in list(self.cases.items()):
+            decision = judge(case, [a for a in seen if case.concerns(a)], now, self.patience_ns)
+            if decision:
+                done.append(self._close(key, Judged(case, decision, row, event)))
+        return done
+
+    def _give_up(self, why: str) -> list[Judged]:
+        decision = Decision(Verdict.SUSPECT, why)
+        return [self._close(key, Judged(case, decision, row, event)) for key, (case, row, event) in list(self.cases.items())]
+
+    def finish(self) -> list[Judged]:
+        """No more looks: what was found once is a suspect, what was never looked for is unverifiable."""
+        done = []
+        for key, (case, row, event) in list(self.cases.items()):
+            verdict = Verdict.SUSPECT if case.answers or self.oracle is None else Verdict.UNVERIFIABLE
+            done.append(self._close(key, Judged(case, Decision(verdict, "the run ended before it could be decided"), row, event)))
+        return done
+
+    def _close(self, key: tuple[str, bytes], judged: Judged) -> Judged:
+        del self.cases[key]
+        kind = "present" if judged.decision.proven or judged.case.answers else "gone"
+        self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += judged.case.count
+        if judged.row and judged.case.invariant == "M1" and self.books.settle(judged.row):
+            self.settled += judged.case.count
+        return judged
