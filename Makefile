@@ -32,8 +32,7 @@ setup: $(VENV)/.installed
 
 # Debian's python3 and not another one on the PATH: bcc is built for it.
 $(VENV)/.installed: pyproject.toml Makefile
-	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(APT) 2>/dev/null | awk '/install ok installed/{print $$1}' | sort > /tmp/rmapd-have.$$$$; \
-	  printf '%s\n' $(APT) | sort | comm -23 - /tmp/rmapd-have.$$$$; rm -f /tmp/rmapd-have.$$$$); \
+	@missing=; for package in $(APT); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
 	if [ -n "$$missing" ]; then \
 	  command -v apt-get >/dev/null || { echo "rmapd needs these packages, and there is no apt-get here: $$missing"; exit 2; }; \
 	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \

@@ -147,6 +147,7 @@ HOOK(sched_process_exit) {
   if (!mm) return 0;
   struct dying_mm dying = {};
   dying.pgd = READ(mm_struct, mm, pgd);
+  dying.id = READ(mm_struct, mm, id);
   dying.since_ns = bpf_ktime_get_ns();
   dying.tgid = task >> 32;
   if (dying_mms.update(&mm, &dying)) count(MMS_LOST);

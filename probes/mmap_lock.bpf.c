@@ -31,6 +31,7 @@ static inline void forking(u64 mm, u64 now) {
   struct fork_window window = {};
   window.mm = mm;
   window.pgd = READ(mm_struct, mm, pgd);
+  window.id = READ(mm_struct, mm, id);
   window.start_ns = now;
   fork_windows.update(&slot, &window);
   count(FORKS_SEEN);

@@ -33,8 +33,8 @@ HOOK(walk) {
     q->level = level;
     if (!entry) { q->found = FOUND_NOTHING; continue; }
     if (is_present(entry, level)) { q->found = FOUND_PRESENT; continue; }
-    if (!is_migration(entry, level)) { q->found = FOUND_OTHER; continue; }
-    q->found = FOUND_MIGRATION;
+    q->found = is_migration(entry, level) ? FOUND_MIGRATION : is_possible(p, entry, level) ? FOUND_POSSIBLE : FOUND_OTHER;
+    if (q->found == FOUND_OTHER) continue;
     q->pfn = entry_pfn(p, entry);
     u64 flags = 0;
     u64 flags_at = head_page(p, q->pfn) + __builtin_offsetof(struct page, flags);
@@ -48,7 +48,7 @@ HOOK(walk) {
 static inline void put_hit(struct params *p, struct sweep_state *s, struct table *t, u64 addr, u64 entry) {
   u32 slot = s->hits;
   struct query hit = {};
-  if (!is_migration(entry, t->level)) return;
+  if (!is_migration(entry, t->level) && !is_possible(p, entry, t->level)) return;
   hit.pgd = t->mm;                                      /* an index: Python puts the pgd in when it asks again */
   hit.addr = addr;
   hit.entry = entry;

@@ -37,6 +37,11 @@ class Answer:
         return self.found == "FOUND_MIGRATION"
 
     @property
+    def possible(self) -> bool:
+        """Not present, and of a swap type that may be a migration entry's although it was never seen inserted."""
+        return self.found == "FOUND_POSSIBLE"
+
+    @property
     def left_behind(self) -> bool:
         """A migration entry whose page is not locked: what pfn_swap_entry_to_page() forbids (include/linux/swapops.h)."""
         return self.migration and self.stable and self.locked is False

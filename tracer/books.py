@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from tracer.answer import Mm
 from tracer.bpf import Table
 from tracer.histogram import SLOTS, Histogram
 from tracer.layout import Books as Layouts
@@ -100,17 +101,17 @@ class Books:
         raw = self._maps["migrations"].lookup(_key(tid))
         return None if raw is None else int(self._layouts.structs["migration"].unpack(raw).start_ns)
 
-    def other_mms(self) -> Iterator[tuple[int, int, int, str]]:
-        """(mm, pgd, tgid, where from) of mms that no task may refer to: dying ones, and children being forked."""
+    def other_mms(self) -> Iterator[Mm]:
+        """Mms that no task may refer to: exiting ones, and children being forked."""
         if "dying_mms" in self._maps:
             for key, raw in self._maps["dying_mms"].items():
                 dying = self._layouts.structs["dying_mm"].unpack(raw)
-                yield int.from_bytes(key, "little"), dying.pgd, dying.tgid, "exiting"
+                yield Mm(int.from_bytes(key, "little"), dying.pgd, dying.tgid, "(exiting)", dying.id)
         windows = self._maps["fork_windows"]
         for n in range(windows.max_entries):
             window = self._layouts.structs["fork_window"].unpack(windows.lookup(_key(n)) or bytes(windows.value_size))
             if window.pgd:
-                yield window.mm, window.pgd, 0, "forked"
+                yield Mm(window.mm, window.pgd, 0, "(forked)", window.id)
 
     def event(self, raw: bytes) -> Event:
         e = self._layouts.structs["event"].unpack(raw)

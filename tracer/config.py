@@ -40,6 +40,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statistics: bool = True
     welcome_seconds: float = 10.0
     settle_seconds: float = 5.0
+    patrol_seconds: float = 60.0
     lock_file: str = "/run/rmapd.lock"
     maps: Maps = Maps()
 
@@ -83,8 +84,9 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
-    if config.welcome_seconds <= 0 or config.settle_seconds < 0:
-        raise wrong("welcome_seconds or settle_seconds", "it is negative", "10 and 5")
+    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 1.0)):
+        if not least <= getattr(config, name) <= 1e6:
+            raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
     for name in Maps.__struct_fields__:
         value = getattr(config.maps, name)
         if not 1 <= value <= 1 << 24:

@@ -16,6 +16,9 @@ from tracer.bpf import Readable, Runnable, Table
 from tracer.layout import Books as Layouts
 
 
+_MIGRATION_TYPES = 3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
+
+
 @dataclass(frozen=True)
 class Sweep:
     """All migration entries of all mms; complete: nothing was passed over for lack of room."""
@@ -42,8 +45,15 @@ class Oracle:
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
         self._query = layouts.structs["query"]
+        self._types_known = False
         self._leaves_a_run = layouts.constants["LEAVES_A_RUN"]
         self._walks_a_run = layouts.constants["WALKS_A_RUN"]
+
+    def learn(self) -> None:
+        """Once all three types of migration entries were seen inserted, no other type is possible."""
+        if not self._types_known and len(self._books.entry_types()) >= _MIGRATION_TYPES:
+            self._types_known = True
+            self._books.set_params(types_known=1)
 
     def mms(self) -> list[Mm]:
         """Every mm that can hold an entry: those of tasks, those that are exiting, and children being forked."""
@@ -53,8 +63,8 @@ class Oracle:
         for at in range(0, len(raw) - record.size + 1, record.size):
             task = record.unpack(raw[at : at + record.size])
             found[task.mm] = Mm(task.mm, task.pgd, task.tgid, task.comm, task.id)
-        for mm, pgd, tgid, where in self._books.other_mms():
-            found.setdefault(mm, Mm(mm, pgd, tgid, f"({where})"))
+        for mm in self._books.other_mms():
+            found.setdefault(mm.mm, mm)
         return list(found.values())
 
     def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[Answer]:
@@ -71,8 +81,8 @@ class Oracle:
         return out
 
     def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[Answer]:
-        """The migration entries that stand at these addresses in any of these mms."""
-        return [answer for answer in self.ask([(mm, addr) for addr in addresses for mm in mms]) if answer.migration]
+        """The migration entries (and possible ones) that stand at these addresses in any of these mms."""
+        return [answer for answer in self.ask([(mm, addr) for addr in addresses for mm in mms]) if answer.migration or answer.possible]
 
     def _answer(self, mm: Mm, addr: int, raw: bytes) -> Answer:
         q = self._query.unpack(raw)
@@ -88,7 +98,7 @@ class Oracle:
             chunk = mms[start : start + room]
             hits, whole, opened = self._sweep_some(chunk)
             again = self.ask([(chunk[hit.mm.mm], hit.addr) for hit in hits])
-            answers += [answer for answer in again if answer.migration]
+            answers += [answer for answer in again if answer.migration or answer.possible]
             complete &= whole
             tables += opened
             pause()

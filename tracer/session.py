@@ -79,7 +79,9 @@ class Session:
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels)
         pfn_bits = 40 if levels == 5 else 34
-        self.desk = Desk(self.books, oracle, lambda entry: pfn(entry, pfn_bits), welcome_ns, self._clock)
+        self.desk = Desk(
+            self.books, oracle, lambda entry: pfn(entry, pfn_bits), welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock
+        )
         self._findings = Findings(self.books, self.kernel, self._clock)
         features = self.loaded.attached() | ({"oracle"} if oracle else set())
         self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
@@ -135,6 +137,7 @@ class Session:
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self._look_for_late()
+        self.desk.patrol()
         return True
 
     def _read_events(self) -> None:
@@ -199,6 +202,7 @@ class Session:
         self._read_events()
         running = {row.key for row in self.books.ledger() if row.start_ns and self.books.migration_start(row.tid) == row.start_ns}
         self.desk.open("M1", [row for row in self.books.ledger() if row.key not in running])
+        self.desk.patrol(now=True)
         end = self._clock() + int(max(1.0, self.config.settle_seconds) * 1e9)
         while self.desk.cases and self._clock() < end:
             self._take(self.desk.work(hurry=True))

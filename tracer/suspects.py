@@ -37,6 +37,7 @@ class Desk:
     oracle: Oracle | None
     pfn_of: Callable[[int], int]
     patience_ns: int
+    patrol_ns: int
     clock: Callable[[], int]
     cases: dict[tuple[str, bytes], tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
@@ -44,6 +45,10 @@ class Desk:
     settled: int = 0
     _next_ask_ns: int = 0
     _next_sweep_ns: int = 0
+    _next_patrol_ns: int = 0
+
+    def __post_init__(self) -> None:
+        self._next_patrol_ns = self.clock() + self.patrol_ns
 
     def open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Put rows on the desk; those already there stay as they are."""
@@ -57,6 +62,11 @@ class Desk:
     def due_ns(self) -> int | None:
         """When work() has something to do; None while the desk is empty."""
         return self._next_ask_ns if self.cases else None
+
+    def patrol(self, *, now: bool = False) -> None:
+        """A sweep without a suspect, every patrol_ns: finds what was left behind by ways that no event tells of."""
+        if self.oracle and (now or self.clock() >= max(self._next_patrol_ns, self._next_sweep_ns)):
+            self._sweep(self.oracle)
 
     def work(self, *, hurry: bool = False) -> list[Judged]:
         """Ask about what is open, sweep if that is due (or `hurry`), and return what is decided."""
@@ -72,13 +82,14 @@ class Desk:
         return self._decide(found)
 
     def _ask(self, oracle: Oracle) -> list[Answer]:
+        oracle.learn()
         start, mms = self.clock(), oracle.mms()
         addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:_MOST_ADDRESSES]
         known = {answer.mm.mm: answer.mm for case, _, _ in self.cases.values() for answer in case.answers}
         moved = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers if a.addr != case.addr}
         present = {mm.mm: mm for mm in mms}
         questions = [(present[mm], addr) for mm, addr in moved if mm in present and mm in known]
-        found = oracle.entries_at(addresses, mms) + [a for a in oracle.ask(questions) if a.migration]
+        found = oracle.entries_at(addresses, mms) + [a for a in oracle.ask(questions) if a.migration or a.possible]
         self.answers["asked"] += len(addresses)
         now = self.clock()
         self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _REST // 2)
@@ -88,15 +99,20 @@ class Desk:
         return any(not case.swept and not any(map(case.concerns, found)) for case, _, _ in self.cases.values())
 
     def _sweep(self, oracle: Oracle) -> list[Answer]:
+        oracle.learn()
         start = self.clock()
         sweep = oracle.sweep(oracle.mms())
         now = self.clock()
         self._next_sweep_ns = now + (now - start) * _REST
+        self._next_patrol_ns = now + self.patrol_ns
         self.sweeps += 1
         for case, _, _ in self.cases.values():
             case.swept, case.sweep_complete = True, sweep.complete
         for answer in sweep.answers:
-            if answer.left_behind and not any(case.concerns(answer) for case, _, _ in self.cases.values()):
+            concerned = [case for case, _, _ in self.cases.values() if case.concerns(answer)]
+            for case in concerned:
+                case.answers += (answer,)  # it is asked about again where it was found
+            if answer.left_behind and not concerned:
                 key = ("M1", b"sweep" + repr(answer.place).encode())
                 pfns = range(answer.pfn, answer.pfn + 1)
                 self.cases[key] = Case("M1", answer.addr, pfns, 0, now, answer.level, swept=True), None, None

@@ -7,6 +7,7 @@ struct params {
   u64 vmemmap;        /* base of the struct page array; 0: not calibrated */
   u64 levels;         /* page-table levels: 4 or 5 */
   u64 welcome_ns;     /* M4: an entry settled within this time holds */
+  u64 types_known;    /* every swap type of migration entries was seen inserted */
 };
 
 /* Per-CPU sums; Python adds the CPUs up. */
@@ -61,6 +62,7 @@ struct migration {
 struct fork_window {
   u64 mm;
   u64 pgd;
+  u64 id;             /* mm->context.ctx_id */
   u64 start_ns;
   u64 end_ns;         /* 0: still copying */
 };
@@ -68,6 +70,7 @@ struct fork_window {
 /* An mm whose last task may be gone while its page tables are not. */
 struct dying_mm {
   u64 pgd;
+  u64 id;
   u64 since_ns;
   u32 tgid;
   u32 pad;
@@ -137,6 +140,7 @@ enum found {
   FOUND_NOTHING,          /* no entry at all: not mapped, or the tables end above */
   FOUND_PRESENT,
   FOUND_MIGRATION,        /* not present, and of a swap type that the kernel was seen to insert for migrations */
+  FOUND_POSSIBLE,         /* of a type never seen inserted, but next to one that was: fork and mprotect make readable entries of writable */
   FOUND_OTHER,            /* not present, but no migration entry: swap, marker, device */
   FOUND_UNREADABLE
 };

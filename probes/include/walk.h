@@ -19,11 +19,20 @@ static inline int is_present(u64 entry, u32 level) {
   return (entry & (PTE_PRESENT | PTE_PROTNONE | (level > 1 ? PTE_LEAF : 0))) != 0;
 }
 
-static inline int is_migration(u64 entry, u32 level) {
-  u32 type = entry_type(entry);
-  if (!entry || is_present(entry, level)) return 0;
+static inline int type_seen(u32 type) {
   u64 *seen = entry_types.lookup(&type);
   return seen && *seen;
+}
+
+static inline int is_migration(u64 entry, u32 level) {
+  return entry && !is_present(entry, level) && type_seen(entry_type(entry));
+}
+
+/* The types of migration entries are SWP_MIGRATION_NUM (3) consecutive numbers, include/linux/swap.h. */
+static inline int is_possible(struct params *p, u64 entry, u32 level) {
+  u32 type = entry_type(entry);
+  if (p->types_known || !entry || is_present(entry, level)) return 0;
+  return type_seen(type - 2) || type_seen(type - 1) || type_seen(type + 1) || type_seen(type + 2);
 }
 
 /* The entry at which the walk for addr ends, and its level; -1 where a table could not be read. */

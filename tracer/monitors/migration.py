@@ -22,7 +22,7 @@ _LACKING = {
     "sched_process_exit": "exiting mms are not seen",
     "exit_mmap": "exiting mms are not seen",
     "set_migration_pmd": "PMD entries are not booked",
-    "split_huge_pmd_locked": "entries made by a freezing THP split or by migrate_vma_*() have no tracepoint and are not booked",
+    "split_huge_pmd_locked": "entries made by a freezing THP split or by migrate_vma_*() have no tracepoint: only the patrol finds what they leave",
 }
 
 INVARIANTS = (
@@ -74,7 +74,7 @@ class Case:
 
     def concerns(self, answer: Answer) -> bool:
         """Whether a migration entry found somewhere is this one."""
-        return answer.addr == self.addr or answer.pfn in self.pfns
+        return answer.pfn in self.pfns or (answer.addr == self.addr and answer.migration)
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
             return None
         if proven:
             return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
+        if not any(answer.migration for answer in answers):
+            return Decision(Verdict.SUSPECT, "an entry for this page is there, of a swap type that was never seen inserted")
         return Decision(Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked")
     if not case.swept:
         return None

@@ -1,0 +1,151 @@
+"""The BPF programs compiled by gcc against harness.h: what runs in the kernel runs in the unit tests, without root or bcc."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.btf_blob import kernel_types
+from tracer import loader, plan
+from tracer.btf import Btf
+from tracer.kernel import Kernel
+from tracer.layout import Books as Layouts
+
+ROOT = Path(__file__).parent.parent.parent
+PROBES = ROOT / "probes"
+SIZES = {
+    "LEDGER_ROWS": 256,
+    "MIGRATION_ROWS": 16,
+    "MM_ROWS": 64,
+    "LOCK_ROWS": 64,
+    "ORDER_ROWS": 64,
+    "STACK_ROWS": 16,
+    "RING_PAGES": 16,
+    "FORK_WINDOWS": 32,
+    "QUERIES": 64,
+    "UPPERS": 256,
+    "LEAVES": 1024,
+}
+LAYOUTS = Layouts.read(PROBES / "include/books.h")
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("key", ctypes.c_uint32),
+        ("value", ctypes.c_uint32),
+        ("max", ctypes.c_uint32),
+        ("used", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+    )
+
+
+def synthetic_kernel() -> Kernel:
+    return Kernel("0.0-harness", Btf(kernel_types()), Path("/nonexistent"), Path("/nonexistent"))
+
+
+@functools.cache
+def library(**sizes: int) -> ctypes.CDLL:
+    """Compile all stems; one library per set of map sizes."""
+    planned = plan.make(synthetic_kernel(), [PROBES])
+    folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
+    harness = (Path(__file__).parent / "harness.h").read_text()
+    (folder / "all.c").write_text(harness + loader.source(planned.header, planned.stems, PROBES / "include"))
+    flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
+    command = ["gcc", "-O1", "-g", "-shared", "-fPIC", "-w", *flags, "-o", str(folder / "all.so"), str(folder / "all.c")]
+    subprocess.run(command, check=True)
+    found = ctypes.CDLL(str(folder / "all.so"))
+    found.harness_map.restype = ctypes.POINTER(_Map)
+    found.harness_lookup.restype = ctypes.c_void_p
+    return found
+
+
+class NativeMap:
+    """A harness map with the interface of tracer.bpf.Table."""
+
+    def __init__(self, lib: ctypes.CDLL, name: str) -> None:
+        self._lib, self._map = lib, lib.harness_map(name.encode())
+        assert self._map, f"no map {name}"
+        m = self._map.contents
+        self.key_size, self.value_size, self.max_entries = m.key, m.value, m.max
+
+    def lookup(self, key: bytes) -> bytes | None:
+        at = self._lib.harness_lookup(self._map, key)
+        return ctypes.string_at(at, self.value_size) if at else None
+
+    def per_cpu(self, key: bytes) -> list[bytes]:
+        return [self.lookup(key) or b""]
+
+    def update(self, key: bytes, value: bytes) -> None:
+        if self._lib.harness_update(self._map, key, value):
+            raise OSError(7, "full")
+
+    def delete(self, key: bytes) -> bool:
+        return not self._lib.harness_delete(self._map, key)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        m = self._map.contents
+        keys, values = ctypes.string_at(m.keys, m.used * m.key), ctypes.string_at(m.values, m.used * m.value)
+        for n in range(m.used):
+            yield keys[n * m.key : (n + 1) * m.key], values[n * m.value : (n + 1) * m.value]
+
+    def prefix(self, count: int) -> bytes:
+        return ctypes.string_at(self._map.contents.values, count * self.value_size)
+
+    def load(self, values: bytes) -> None:
+        for n in range(len(values) // self.value_size):
+            self.update(struct.pack("<I", n), values[n * self.value_size : (n + 1) * self.value_size])
+
+
+class NativeProgram:
+    """A harness program with the interface of tracer.bpf.Runnable."""
+
+    def __init__(self, lib: ctypes.CDLL, name: str) -> None:
+        self._function = getattr(lib, f"rmapd_{name}")
+        self._context = (ctypes.c_uint64 * 12)()
+
+    def run(self, *args: int) -> None:
+        for index, value in enumerate(args):
+            self._context[index] = value
+        self._function(ctypes.byref(self._context))
+
+
+MAPS = (
+    "params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window "
+    "queries uppers leaves hits sweep_state calibration table_page"
+).split()
+PROGRAMS = (
+    "mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd "
+    "sched_process_exit exit_mmap mmap_lock_start_locking mmap_lock_acquire_returned mmap_lock_released walk sweep_upper sweep_leaf calibrate"
+).split()
+
+
+class Native:
+    """All maps and programs, reset."""
+
+    def __init__(self, **sizes: int) -> None:
+        self.lib = library(**sizes)
+        self.lib.harness_reset()
+        self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
+        self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
+        self._buffer = ctypes.create_string_buffer(1 << 16)
+
+    def set(self, name: str, value: int) -> None:
+        kind = ctypes.c_uint32 if name == "harness_ring_room" else ctypes.c_uint64
+        kind.in_dll(self.lib, name).value = value
+
+    def events(self) -> list[bytes]:
+        size = LAYOUTS.structs["event"].size
+        used = self.lib.harness_ring(self._buffer)
+        return [self._buffer.raw[at : at + size] for at in range(0, used, size)]
+
+    def sequence(self) -> bytes:
+        used = self.lib.harness_sequence(self._buffer)
+        return self._buffer.raw[:used]
