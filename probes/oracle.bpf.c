@@ -48,7 +48,7 @@ HOOK(walk) {
 static inline void put_hit(struct params *p, struct sweep_state *s, struct table *t, u64 addr, u64 entry) {
   u32 slot = s->hits;
   struct query hit = {};
-  if (!is_migration(entry, t->level) && !is_possible(p, entry, t->level)) return;
+  if (!(s->wanted >> entry_type(entry) & 1)) return;
   hit.pgd = t->mm;                                      /* an index: Python puts the pgd in when it asks again */
   hit.addr = addr;
   hit.entry = entry;
@@ -66,7 +66,7 @@ static inline int read_table(struct params *p, struct sweep_state *s, struct tab
   return 0;
 }
 
-/* args[0]: which of `uppers` to open. The tables below it join the queues. */
+/* args[0]: which of `uppers` to open; args[1]: at which entry to start, UPPER_ENTRIES_A_RUN at a time. What is below joins the queues. */
 HOOK(sweep_upper) {
   u32 zero = 0, index = ctx->args[0];
   struct params *p = params.lookup(&zero);
@@ -76,12 +76,13 @@ HOOK(sweep_upper) {
   if (!p || !s || !page || !t || !read_table(p, s, t, page)) return 0;
   u32 top = t->level == p->levels, level = t->level, last = level == 2, mm = t->mm;
   u64 base = t->base, mask = table_mask(p);
-  for (u32 n = 0; n < 512; n++) {
+  for (u32 i = 0; i < UPPER_ENTRIES_A_RUN; i++) {
+    u32 n = (ctx->args[1] + i) & 511;
     u64 entry = page->entry[n];
     if (!entry) continue;
     if (n > 255 && top) break;                          /* the upper half of the top level is the kernel's */
     u64 addr = base + ((u64)n << (3 + 9 * level));
-    if (!(entry & PTE_PRESENT)) { put_hit(p, s, t, addr, entry); continue; }
+    if (!is_present(entry, level)) { put_hit(p, s, t, addr, entry); continue; }
     if (entry & PTE_LEAF) continue;
     struct table child = {};
     child.at = entry & mask;

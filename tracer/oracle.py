@@ -15,8 +15,8 @@ from tracer.books import Books
 from tracer.bpf import Readable, Runnable, Table
 from tracer.layout import Books as Layouts
 
-
 _MIGRATION_TYPES = 3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
+_SWAP_TYPES = 32  # five bits
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,18 @@ class Oracle:
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
         self._query = layouts.structs["query"]
-        self._types_known = False
+        self._upper_entries_a_run = layouts.constants["UPPER_ENTRIES_A_RUN"]
         self._leaves_a_run = layouts.constants["LEAVES_A_RUN"]
         self._walks_a_run = layouts.constants["WALKS_A_RUN"]
 
-    def learn(self) -> None:
-        """Once all three types of migration entries were seen inserted, no other type is possible."""
-        if not self._types_known and len(self._books.entry_types()) >= _MIGRATION_TYPES:
-            self._types_known = True
+    def learn(self) -> int:
+        """The swap types of migration entries, and those that may be: bit per type. With all three seen, no other is possible."""
+        seen = set(self._books.entry_types())
+        if len(seen) >= _MIGRATION_TYPES:
             self._books.set_params(types_known=1)
+        else:
+            seen = {near for kind in seen for near in range(kind - 2, kind + 3) if 0 <= near < _SWAP_TYPES}
+        return sum(1 << kind for kind in seen)
 
     def mms(self) -> list[Mm]:
         """Every mm that can hold an entry: those of tasks, those that are exiting, and children being forked."""
@@ -109,14 +112,15 @@ class Oracle:
         counts = self._layouts.structs["sweep_state"]
         tops = b"".join(layout.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms))
         self._maps["uppers"].load(tops)
-        state.update(bytes(4), counts.pack(uppers=len(mms)))
+        state.update(bytes(4), counts.pack(uppers=len(mms), wanted=self.learn()))
         upper, leaf, tables = self._programs["sweep_upper"], self._programs["sweep_leaf"], 0
         hits: list[Answer] = []
         opened, now = 0, counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
         while opened < now.uppers:
             stop = min(now.uppers, opened + (self._maps["leaves"].max_entries - now.leaves) // 512)
             for index in range(opened, stop):
-                upper.run(index)
+                for first in range(0, 512 if index >= len(mms) else 256, self._upper_entries_a_run):
+                    upper.run(index, first)
             opened = stop
             now = counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
             if now.leaves > self._maps["leaves"].max_entries - 512 or opened >= now.uppers:

@@ -99,7 +99,6 @@ class Desk:
         return any(not case.swept and not any(map(case.concerns, found)) for case, _, _ in self.cases.values())
 
     def _sweep(self, oracle: Oracle) -> list[Answer]:
-        oracle.learn()
         start = self.clock()
         sweep = oracle.sweep(oracle.mms())
         now = self.clock()

@@ -156,8 +156,9 @@ struct query {
   u32 stable;             /* the entry was the same before and after page_flags was read */
   u32 lock;
 };
-enum run_limits { LEAVES_A_RUN = 2, WALKS_A_RUN = 32 };     /* what the verifier can follow */
+enum run_limits { UPPER_ENTRIES_A_RUN = 128, LEAVES_A_RUN = 2, WALKS_A_RUN = 32 };    /* what the verifier can follow */
 struct sweep_state {
+  u64 wanted;             /* bit per swap type to report */
   u64 uppers;
   u64 leaves;
   u64 hits;

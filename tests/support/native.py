@@ -117,14 +117,15 @@ class NativeProgram:
         self._function(ctypes.byref(self._context))
 
 
-MAPS = (
-    "params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window "
-    "queries uppers leaves hits sweep_state calibration table_page"
-).split()
-PROGRAMS = (
-    "mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd "
-    "sched_process_exit exit_mmap mmap_lock_start_locking mmap_lock_acquire_returned mmap_lock_released walk sweep_upper sweep_leaf calibrate"
-).split()
+MAPS = tuple(
+    """params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window
+    queries uppers leaves hits sweep_state calibration table_page""".split()
+)
+PROGRAMS = tuple(
+    """mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
+    sched_process_exit exit_mmap mmap_lock_start_locking mmap_lock_acquire_returned mmap_lock_released
+    walk sweep_upper sweep_leaf calibrate""".split()
+)
 
 
 class Native:

@@ -5,6 +5,8 @@ What runs here is the C of probes/ (compiled for this process) and the desk, ora
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
@@ -20,7 +22,7 @@ _LIMITS = settings(max_examples=150, stateful_step_count=40, deadline=None, supp
 class Kernel(RuleBasedStateMachine):
     """One world; bugs happen only through `buggy_remap`, losses only through small maps."""
 
-    SIZES: dict[str, int] = {}
+    SIZES: ClassVar[dict[str, int]] = {}
     PATROL = True
 
     def __init__(self) -> None:
@@ -186,7 +188,7 @@ class KernelWithoutPatrol(Kernel):
 class LossyKernel(Kernel):
     """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is not guilty."""
 
-    SIZES = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "LOCK_ROWS": 1}
+    SIZES: ClassVar[dict[str, int]] = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "LOCK_ROWS": 1}
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         assert self.court.proven() - before <= truth, "a false violation"

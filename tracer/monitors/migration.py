@@ -22,7 +22,7 @@ _LACKING = {
     "sched_process_exit": "exiting mms are not seen",
     "exit_mmap": "exiting mms are not seen",
     "set_migration_pmd": "PMD entries are not booked",
-    "split_huge_pmd_locked": "entries made by a freezing THP split or by migrate_vma_*() have no tracepoint: only the patrol finds what they leave",
+    "split_huge_pmd_locked": "a freezing THP split and migrate_vma_*() insert without a tracepoint: only the patrol finds what they leave",
 }
 
 INVARIANTS = (
