@@ -124,7 +124,7 @@ def _compile(bcc: Any, header: str, stems: Sequence[StemPlan], include: Path, si
     flags = [f"-D{name}={value}" for name, value in sizes.items()] + ["-w"]
     with _captured_stderr() as said:
         try:
-            return bcc.BPF(text=source(header, stems, include), cflags=flags)
+            return bcc.BPF(text=source(header, stems, include).encode(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception
             why = _first_error(said()) or str(error)
     names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
@@ -205,7 +205,7 @@ def _load_hook(module: Any, hook: Planned, loaded: Loaded) -> Planned:
         return hook.outcome(State.MISSING, f"this version of rmapd has no {hook.how} attachment yet")
     with _captured_stderr() as said:
         try:
-            function = module.load_func(hook.program, kind)
+            function = module.load_func(hook.program.encode(), kind)
         except Exception as error:  # bcc raises bare Exception
             return hook.outcome(State.DENIED, f"refused at load: {_verifier_reason(said()) or error}")
     program = Program(os.dup(function.fd))

@@ -17,14 +17,15 @@ from tracer.oracle import Oracle
 
 PAGE = 4096
 POOL_PAGES = 512
+VMEMMAP_PAGES = 34
 MIGRATION_WRITE, MIGRATION_READ = 30, 28
 USER_BITS = 0x67  # present, writable, user, accessed, dirty
 _U64 = (1 << 64) - 1
 
 
-def swap_entry(kind: int, pfn: int, flags: int = 0) -> int:
-    """A swap-type entry as x86-64 encodes it; flags sit above the pfn (accessed and dirty bits of migration entries)."""
-    offset = pfn | flags << 34
+def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
+    """A swap-type entry as x86-64 encodes it; flags sit above the pfn (accessed and dirty bits of migration entries, SWP_PFN_BITS)."""
+    offset = pfn | flags << pfn_bits
     return kind << 59 | ((~offset << 14 & _U64) >> 5) & ~(31 << 59) & _U64
 
 
@@ -56,7 +57,7 @@ class World:
         self._pool = (base + PAGE - 1) // PAGE * PAGE
         self._used = 0
         self.page_offset = self._pool - 16 * PAGE
-        self.vmemmap = self._take(8)
+        self.vmemmap = self._take(VMEMMAP_PAGES)
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
@@ -162,7 +163,7 @@ class World:
         migration.pfns.append(pfn)
         for mm in self.mms:
             for addr in [a for a, p in mm.entries.items() if p == pfn and a not in mm.migrating]:
-                entry = swap_entry(kind, pfn, 1)
+                entry = swap_entry(kind, pfn, 1, 34 if self.levels == 4 else 40)
                 self.put(self.slot(mm, addr), entry)
                 mm.migrating.add(addr)
                 self.fire("set_migration_pte", addr, entry, 0)

@@ -1,0 +1,99 @@
+"""Live tests need root, BTF and bcc. RMAPD_REQUIRE_KERNEL=1 turns their absence into failure: CI never counts a skip as a pass."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tracer import bpf
+
+RMAPD = str(Path(sys.executable).parent / "rmapd")
+ROOT = Path(__file__).parent.parent.parent
+WORKLOAD = [sys.executable, str(ROOT / "tests/workloads/migrate.py")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = "" if os.geteuid() == 0 else "not root"
+    reason = reason or ("" if Path("/sys/kernel/btf/vmlinux").exists() else "no BTF")
+    for item in items:
+        item.add_marker(pytest.mark.live)
+        if reason and os.environ.get("RMAPD_REQUIRE_KERNEL") == "1":
+            raise pytest.UsageError(f"RMAPD_REQUIRE_KERNEL=1 and {reason}")
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def ours() -> list[str]:
+    """BPF programs of rmapd in this kernel."""
+    return [name for _, name in bpf.program_ids() if name.startswith(("rmapd_", "bpf_iter__task"))]
+
+
+def remaining() -> list[str]:
+    """Programs of ours that are still there once the kernel had time to free what was let go (it does so after an RCU grace period)."""
+    for _ in range(100):
+        if not ours():
+            return []
+        time.sleep(0.1)
+    return ours()
+
+
+def rmapd(*args: str, timeout: float = 180, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([RMAPD, *args], capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **(env or {})})
+
+
+def run_exec(tmp_path: Path, *args: str, command: list[str]) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """`rmapd exec --report`; the process and the report."""
+    report = tmp_path / "report.json"
+    done = rmapd("exec", "--report", str(report), *args, "--", *command)
+    assert report.exists(), done.stderr
+    return done, json.loads(report.read_text())
+
+
+def fetch(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@contextlib.contextmanager
+def daemon(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`rmapd run` with an open gate, and its URL."""
+    port = 20000 + os.getpid() % 20000
+    url = f"http://127.0.0.1:{port}"
+    command = [RMAPD, "run", "--listen", f"127.0.0.1:{port}", *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    pytest.fail(f"rmapd ended with {process.returncode}: {process.communicate()[1]}")
+                with contextlib.suppress(OSError):
+                    if fetch(f"{url}/-/ready")[0] == 200:
+                        break
+                time.sleep(0.05)
+            else:
+                pytest.fail("the gate did not open")
+            yield process, url
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(30)
+
+
+def sample(url: str, line: str) -> float:
+    """The value of one exposition line."""
+    text = fetch(f"{url}/metrics")[1]
+    return float(next(row for row in text.splitlines() if row.startswith(line + " ")).split()[1])

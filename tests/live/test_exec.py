@@ -1,0 +1,65 @@
+"""`rmapd exec` on this kernel, with a workload that migrates while others fork, map and exit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.live.conftest import WORKLOAD, remaining, rmapd, run_exec
+
+
+def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
+    cleared = 0
+    for _ in range(5):
+        done, report = run_exec(tmp_path, "--require", "M1,M4,L2", command=[*WORKLOAD, "40000"])
+        assert done.returncode == 0, done.stdout + done.stderr
+        m1, m4 = report["invariants"]["M1"]["checks"], report["invariants"]["M4"]["checks"]
+        assert m1["holds"] >= 20000
+        assert (m1["violated"], m1["suspect"], m1["unverifiable"]) == (0, 0, 0), report
+        assert (m4["violated"], m4["suspect"], m4["unverifiable"]) == (0, 0, 0)
+        assert set(report["lost"].values()) == {0}
+        assert report["violations"] == []
+        ledger = report["migration"]
+        assert ledger["entries_booked"] + ledger["entries_copied"] == ledger["entries_removed"] + report["oracle"].get("cleared", 0)
+        assert m1["holds"] == ledger["entries_booked"] + ledger["entries_copied"]
+        cleared += report["oracle"].get("cleared", 0)
+        if cleared:
+            break
+    assert cleared > 0, "no entry was ever zapped in mid-migration: the oracle had nothing to clear"
+    assert not remaining()
+
+
+def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.toml"
+    config.write_text("[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\nlock_rows = 4\norder_rows = 2\nring_pages = 1\n")
+    done, report = run_exec(tmp_path, "--config", str(config), command=[*WORKLOAD, "20000"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = report["invariants"]["M1"]["checks"]
+    assert checks["unverifiable"] > 0
+    assert report["lost"]["ledger"] > 0
+    assert all(i["checks"]["violated"] == 0 for i in report["invariants"].values())
+    assert checks["suspect"] == 0
+
+
+def test_the_commands_own_exit_code_and_formats() -> None:
+    done = rmapd("exec", "--format", "json", "--", "sh", "-c", "exit 7")
+    assert done.returncode == 7
+    assert json.loads(done.stdout)["command"] == {"argv": ["sh", "-c", "exit 7"], "exit_code": 7}
+    done = rmapd("exec", "--format", "ktap", "--", "true")
+    assert done.stdout.startswith("KTAP version 1\n")
+    done = rmapd("exec", "--", "sh", "-c", "kill -9 $$")
+    assert done.returncode == 137
+
+
+def test_a_required_invariant_that_cannot_be_checked_is_exit_4() -> None:
+    done = rmapd("exec", "--require", "M1,L5", "--", "true")
+    assert done.returncode == 4
+    assert "L5 is required and cannot be checked here" in done.stderr
+
+
+def test_lower_fidelity_probes_less(tmp_path: Path) -> None:
+    done, report = run_exec(tmp_path, "--fidelity", "migration", command=["true"])
+    assert done.returncode == 0
+    assert "mmap_lock_released" not in report["hooks"]
+    assert report["invariants"]["L2"]["coverage"] == "none"
+    assert "forks are not seen" in report["invariants"]["M1"]["reason"]

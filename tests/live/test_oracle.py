@@ -1,0 +1,179 @@
+"""The oracle against pagemap, on pages of other processes; and on those that are not there, or not any more."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import ROOT
+from tracer.answer import Mm
+from tracer.calibrate import frame
+from tracer.config import Config
+from tracer.session import Session, running_kernel
+
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with Session(Config(), running_kernel()) as opened:
+        assert opened.desk.oracle, opened.oracle_reason
+        yield opened
+
+
+SLEEPER = """
+import mmap, random, sys, time
+kept = []
+for size in (1 << 22, 1 << 20, 3 << 20):
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for offset in range(0, size, 4096):
+        if random.random() < 0.7:
+            block[offset] = 1
+    kept.append(block)
+huge = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+huge.madvise(14)
+for offset in range(0, 8 << 20, 4096):
+    huge[offset] = 1
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[int]]:
+    children = [subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for child in children:
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
+    yield [child.pid for child in children]
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def ranges(pid: int) -> list[tuple[int, int]]:
+    out = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if "[v" not in line:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            out.append((start, end))
+    return out
+
+
+def pagemap(pid: int, addr: int) -> int:
+    """Of healthy processes of our own making: never of a suspect."""
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
+        raw = os.pread(file.fileno(), 8, addr // PAGE * 8)
+    return int(struct.unpack("<Q", raw)[0]) if len(raw) == 8 else 0
+
+
+def mm_of(session: Session, pid: int) -> Mm:
+    assert session.desk.oracle
+    return next(mm for mm in session.desk.oracle.mms() if mm.tgid == pid)
+
+
+def test_a_thousand_present_pages_of_others_agree_with_pagemap(session: Session, sleepers: list[int]) -> None:
+    oracle = session.desk.oracle
+    assert oracle
+    chosen, levels = 0, set()
+    for pid in sleepers:
+        mm = mm_of(session, pid)
+        addresses = [a for start, end in ranges(pid) for a in range(start, end, PAGE)]
+        present = [a for a in addresses if pagemap(pid, a) >> 63]
+        absent = [a for a in addresses if not pagemap(pid, a) >> 62]
+        picked = random.Random(23).sample(present, 400)
+        answers = oracle.ask([(mm, addr) for addr in picked])
+        for addr, answer in zip(picked, answers, strict=True):
+            assert answer.found == "FOUND_PRESENT", hex(addr)
+            assert frame(answer) == pagemap(pid, addr) & ((1 << 55) - 1), hex(addr)
+            levels.add(answer.level)
+        chosen += len(picked)
+        for answer in oracle.ask([(mm, addr) for addr in absent[:200]]):
+            assert answer.found == "FOUND_NOTHING"
+    assert chosen >= 1000
+    assert levels == {1, 2}, "small and huge pages were met"
+
+
+def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) -> None:
+    oracle = session.desk.oracle
+    assert oracle
+    mm = mm_of(session, sleepers[0])
+    mapped = ranges(sleepers[0])
+    addresses = [a for a in range(0, 1 << 47, 1 << 39) if not any(start <= a < end for start, end in mapped)]
+    assert {answer.found for answer in oracle.ask([(mm, addr) for addr in addresses])} <= {"FOUND_NOTHING"}
+
+
+def test_exited_processes_do_no_harm(session: Session) -> None:
+    oracle = session.desk.oracle
+    assert oracle
+    child = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+    assert child.stdout
+    child.stdout.readline()
+    mm, mapped = mm_of(session, child.pid), ranges(child.pid)
+    addresses = [start for start, _ in mapped]
+    assert any(answer.found == "FOUND_PRESENT" for answer in oracle.ask([(mm, addr) for addr in addresses]))
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    for _ in range(50):
+        answers = oracle.ask([(mm, addr) for addr in addresses])
+        assert not any(answer.left_behind for answer in answers)
+    assert child.pid not in {mm.tgid for mm in oracle.mms()}
+
+
+def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path: Path) -> None:
+    """Where this machine lets us swap; the type of a swap file's entries is none that a migration uses."""
+    swap = ROOT / ".swap-for-tests"
+    with open(swap, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 32 << 20)
+    swap.chmod(0o600)
+    try:
+        subprocess.run(["/usr/sbin/mkswap", str(swap)], check=True, capture_output=True)
+        subprocess.run(["/usr/sbin/swapon", str(swap)], check=True, capture_output=True)
+        try:
+            code = (
+                "import mmap,time\nb=mmap.mmap(-1,4<<20,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\nb.madvise(15)\n"
+                "for o in range(0,4<<20,4096): b[o]=o>>12&255 or 1\nb.madvise(21)\nprint('ready',flush=True)\ntime.sleep(600)"
+            )
+            child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+            try:
+                assert child.stdout
+                child.stdout.readline()
+                pages = [a for start, end in ranges(child.pid) for a in range(start, end, PAGE) if pagemap(child.pid, a) >> 62 == 1]
+                assert len(pages) > 100, "MADV_PAGEOUT swapped nothing out"
+                oracle = session.desk.oracle
+                assert oracle
+                mm = mm_of(session, child.pid)
+                assert {answer.found for answer in oracle.ask([(mm, addr) for addr in pages])} == {"FOUND_OTHER"}
+                assert not [a for a in oracle.sweep(oracle.mms()).answers if a.left_behind]
+            finally:
+                child.kill()
+                child.communicate()
+        finally:
+            subprocess.run(["/usr/sbin/swapoff", str(swap)], check=True)
+    finally:
+        swap.unlink()
+
+
+def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None:
+    oracle = session.desk.oracle
+    assert oracle
+    sweep = oracle.sweep(oracle.mms())
+    assert sweep.complete
+    assert sweep.tables > len(sleepers) * 10
+    assert not [answer for answer in sweep.answers if answer.left_behind]
+
+
+def test_base_addresses_make_sense(session: Session) -> None:
+    params = session.books._layouts.structs["params"].unpack(session.loaded.maps["params"].lookup(bytes(4)) or b"")
+    assert params.page_offset % (1 << 30) == 0
+    assert params.page_offset >> 47 == (1 << 17) - 1
+    assert params.vmemmap >> 47 == (1 << 17) - 1

@@ -1,0 +1,183 @@
+"""`rmapd run` and `doctor` on this kernel, on good days and bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, ours, remaining, rmapd, sample
+from tracer import loader, plan
+from tracer.config import Maps
+from tracer.plan import State
+from tracer.session import probes_folder, running_kernel
+
+HOLDS = 'rmapd_checks_total{invariant="M1",verdict="holds"}'
+
+
+def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:
+    with daemon() as (process, url):
+        before = sample(url, HOLDS)
+        subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
+        time.sleep(2.5)
+        assert sample(url, HOLDS) - before > 5000
+        assert sample(url, 'rmapd_violations_total{invariant="M1"}') == 0
+        assert sample(url, 'rmapd_probe_runs_total{hook="set_migration_pte"}') > 5000
+        assert sample(url, 'rmapd_lock_hold_seconds_count{class="mmap_lock",mode="write"}') > 100
+        assert fetch(f"{url}/")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stderr
+        said = process.stderr.read()
+        assert "gate open" in said
+        assert "detached on signal 15" in said
+    assert not remaining()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_program_remains_however_it_ends(number: int) -> None:
+    with daemon() as (process, _):
+        assert ours()
+        process.send_signal(number)
+        process.wait(30)
+    assert not remaining()
+
+
+def test_duration_ends_the_run() -> None:
+    done = rmapd("run", "--duration", "1", "--listen", "127.0.0.1:0")
+    assert done.returncode == 0
+    assert "gate closed" in done.stderr
+
+
+def test_a_second_rmapd_is_refused_by_name() -> None:
+    with daemon() as (process, _):
+        done = rmapd("exec", "--", "true")
+        assert done.returncode == 2
+        assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
+
+
+def test_a_busy_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = rmapd("run", "--listen", f"127.0.0.1:{port}")
+    assert done.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_answers_for_every_invariant() -> None:
+    found = json.loads(rmapd("doctor", "--format", "json").stdout)
+    assert list(found["invariants"]) == "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
+    assert all(i["coverage"] == "full" or i["reason"] for i in found["invariants"].values())
+    assert found["invariants"]["M1"]["coverage"] in ("full", "partial")
+    text = rmapd("doctor").stdout
+    assert "page-table oracle" in text
+
+
+def test_strict_is_about_coverage() -> None:
+    done = rmapd("run", "--strict", "--duration", "0", "--listen", "127.0.0.1:0")
+    assert done.returncode == 0, done.stderr
+
+
+def test_not_enough_privilege() -> None:
+    done = subprocess.run(
+        ["/usr/sbin/capsh", "--drop=cap_sys_admin,cap_bpf,cap_perfmon", "--", "-c", f"{RMAPD} exec -- true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "not enough privilege" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["exec", "--report", "/nonexistent/r.json", "--", "true"], "cannot write the report /nonexistent/r.json"),
+        (["exec", "--", "/nonexistent/command"], "cannot run /nonexistent/command"),
+        (["exec", "--require", "M9", "--", "true"], "no invariant M9"),
+        (["explain", "Z1"], "no invariant 'Z1'"),
+        (["run", "--config", "/nonexistent.toml"], "cannot read the configuration"),
+        (["run", "--listen", "nowhere"], "ADDR:PORT"),
+        (["run", "--fidelity", "most"], "most"),
+        (["exec"], "COMMAND"),
+    ],
+)
+def test_bad_usage_is_one_message_and_exit_2(args: list[str], expected: str) -> None:
+    done = rmapd(*args)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_bcc() -> None:
+    """As on a machine where python3-bpfcc is not installed."""
+    code = "import sys; sys.modules['bcc'] = None; from tracer.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "exec", "--", "true"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot import bcc" in done.stderr
+    assert "apt-get install python3-bpfcc" in done.stderr
+
+
+def test_without_btf(tmp_path: Path) -> None:
+    """As on a kernel without CONFIG_DEBUG_INFO_BTF: an empty folder over /sys/kernel/btf, in a mount namespace of its own."""
+    script = f"mount --bind {tmp_path} /sys/kernel/btf && exec {RMAPD} exec -- true"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot read kernel types from /sys/kernel/btf/vmlinux" in done.stderr
+    assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
+
+
+def folder_with(tmp_path: Path, **sources: str) -> Path:
+    copy = tmp_path / "probes"
+    shutil.copytree(probes_folder(), copy)
+    for name, text in sources.items():
+        (copy / name.replace("__", ".")).write_text(text)
+    return copy
+
+
+def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path) -> None:
+    copy = folder_with(tmp_path)
+    broken = copy / "mmap_lock.bpf.c"
+    broken.write_text(broken.read_text() + "\nthis is not C;\n")
+    kernel = running_kernel()
+    made = plan.make(kernel, [copy])
+    with loader.load(made, copy / "include", kernel.release, Maps().sizes(), statistics=False) as loaded:
+        states = {h.hook.name: h for h in loaded.hooks}
+        assert states["mmap_lock_released"].state is State.MISSING
+        assert "mmap_lock.bpf.c" in states["mmap_lock_released"].reason
+        assert states["set_migration_pte"].state is State.ATTACHED
+    assert not remaining()
+
+
+def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
+    kernel = running_kernel()
+    made = plan.make(kernel, [probes_folder(), ROOT / "tests/fixtures"])
+    with loader.load(made, probes_folder() / "include", kernel.release, Maps().sizes(), statistics=False) as loaded:
+        states = {h.hook.name: h.state for h in loaded.hooks}
+    assert states.pop("never_there") in (State.MISSING, State.DENIED)
+    assert set(states.values()) == {State.ATTACHED}
+
+
+def test_run_on_a_terminal_draws_a_table() -> None:
+    """In a real pseudo-terminal, by script(1)."""
+    command = f"{RMAPD} run --duration 3 --listen 127.0.0.1:0"
+    done = subprocess.run(
+        ["script", "-qec", command, "/dev/null"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "160", "TERM": "xterm"},
+    )
+    assert "checks/s" in done.stdout
+    assert "not checked here" in done.stdout

@@ -1,0 +1,52 @@
+"""A snapshot made by hand, for what reads snapshots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tracer.bpf import RunStatistics
+from tracer.histogram import SLOTS, Histogram
+from tracer.invariant import discover
+from tracer.plan import Hook, Planned, State
+from tracer.snapshot import Snapshot
+from tracer.verdict import Finding, Tally, Verdict
+
+FINDING = Finding(
+    "M1",
+    Verdict.VIOLATED,
+    "migrate_pages",
+    "level=PTE",
+    "an entry <b> was left behind",
+    {"pid": 7, "tgid": 7, "comm": "x"},
+    ("migrate_pages+0x1",),
+    {"addr": "0x1000"},
+)
+
+
+def snapshot(**changes: Any) -> Snapshot:
+    known = discover()
+    tally = Tally()
+    tally.record(FINDING, 1_700_000_000.0)
+    tally.add("M1", Verdict.HOLDS, 41)
+    hooks = (
+        Planned("migration", Hook("set_migration_pte", ["raw_tp:set_migration_pte"], ""), State.ATTACHED, "raw_tp", "set_migration_pte"),
+        Planned("migration", Hook("gone", ["raw_tp:gone"], ""), State.MISSING, reason="no raw tracepoint gone in this kernel"),
+    )
+    slots = [0] * SLOTS
+    slots[10], slots[39] = 3, 1
+    values: dict[str, Any] = {
+        "kernel": "6.1-test",
+        "fidelity": "full",
+        "gate_open": True,
+        "running_seconds": 12.5,
+        "hooks": hooks,
+        "invariants": known,
+        "coverage": {name: inv.coverage({"set_migration_pte", "remove_migration_pte"}) for name, inv in known.items()},
+        "checks": dict(tally.checks),
+        "violations": {v.first.id: v for v in tally.violations.values()},
+        "statistics": {"set_migration_pte": RunStatistics(1, 10, 0.5, 2)},
+        "histograms": {"HIST_MIGRATION_ENTRY": Histogram(tuple(slots), 5_000_000_000)},
+        "counters": {"LEDGER_LOST": 3, "EVIDENCE_LOST": 1, "ENTRIES_BOOKED": 44},
+        "oracle": {"asked": 5, "cleared": 2},
+    }
+    return Snapshot(**(values | changes))

@@ -1,0 +1,165 @@
+"""What leaves the daemon: metrics, pages, reports, KTAP."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.snapshots import FINDING, snapshot
+from tracer import report
+from tracer.errors import RmapdError
+from tracer.ktap import as_ktap
+from tracer.metrics import SnapshotCollector
+from tracer.snapshot import Snapshot
+from tracer.status import table
+from tracer.verdict import Tally, Verdict
+from tracer.web import Server, application
+
+DESIGN_NAMES = """rmapd_checks_total rmapd_violations_total rmapd_invariant_coverage rmapd_probe_attached rmapd_probe_run_seconds_total
+rmapd_probe_runs_total rmapd_windows_total rmapd_protocols rmapd_migration_entries_outstanding rmapd_migration_oldest_entry_seconds
+rmapd_migration_entry_seconds_bucket rmapd_window_seconds_bucket rmapd_lock_wait_seconds_bucket rmapd_lock_hold_seconds_bucket
+rmapd_rmap_walk_vmas_bucket rmapd_events_lost_total rmapd_fidelity rmapd_build_info""".split()
+
+
+def exposition(s: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(lambda: s))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+
+
+def test_every_name_of_the_design_is_there_from_the_start() -> None:
+    empty = snapshot(checks={}, violations={}, statistics={}, histograms={}, counters={}, oracle={})
+    names = {name for name, _ in exposition(empty)}
+    assert not [name for name in DESIGN_NAMES if name not in names]
+
+
+def test_values_and_labels() -> None:
+    samples = exposition(snapshot())
+    assert samples["rmapd_checks_total", (("invariant", "M1"), ("verdict", "holds"))] == 41
+    assert samples["rmapd_violations_total", (("invariant", "M1"),)] == 1
+    assert samples["rmapd_probe_attached", (("hook", "gone"),)] == 0
+    assert samples["rmapd_probe_run_seconds_total", (("hook", "set_migration_pte"),)] == 0.5
+    assert samples["rmapd_events_lost_total", (("book", "ledger"),)] == 3
+    assert samples["rmapd_events_lost_total", (("book", "missed_runs"),)] == 2
+
+
+def test_histograms_are_cumulative_and_complete() -> None:
+    samples = exposition(snapshot())
+    rows = {
+        labels[0][1]: value
+        for (name, labels), value in samples.items()
+        if name == "rmapd_migration_entry_seconds_bucket" and labels[0][0] == "le"
+    }
+    values = [rows[le] for le in sorted(rows, key=float)]
+    assert values == sorted(values)
+    assert (rows["1.024e-06"], rows["+Inf"]) == (3, 4)
+    assert samples["rmapd_migration_entry_seconds_sum", ()] == 5.0
+
+
+def test_labels_come_from_closed_sets() -> None:
+    allowed = {"invariant", "verdict", "hook", "function", "class", "mode", "kind", "book", "event", "level", "version", "kernel", "le"}
+    assert {key for _, labels in exposition(snapshot()) for key, _ in labels} <= allowed
+
+
+class Box:
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = snapshot()
+
+    def __call__(self) -> Snapshot | None:
+        return self.snapshot
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Box, str]]:
+    box = Box()
+    with Server(("127.0.0.1", 0), application(box)) as server:
+        yield box, f"http://127.0.0.1:{server.port}"
+
+
+def get(url: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), dict(error.headers)
+
+
+def test_endpoints(served: tuple[Box, str]) -> None:
+    box, url = served
+    assert get(f"{url}/-/healthy")[0] == 200
+    assert get(f"{url}/-/ready")[0] == 200
+    assert "rmapd_checks_total" in get(f"{url}/metrics")[1]
+    status, page, headers = get(f"{url}/")
+    assert status == 200
+    assert "an entry &lt;b&gt; was left behind" in page
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert get(f"{url}/nothing")[0] == 404
+    assert get(f"{url}/metrics", "POST")[0] == 405
+    box.snapshot = snapshot(gate_open=False)
+    assert get(f"{url}/-/ready")[0] == 503
+    assert get(f"{url}/metrics")[0] == 200
+    box.snapshot = None
+    assert [get(url + path)[0] for path in ("/-/healthy", "/-/ready", "/metrics", "/")] == [200, 503, 503, 503]
+
+
+def test_a_busy_port_is_a_clear_error(served: tuple[Box, str]) -> None:
+    port = int(served[1].rsplit(":", 1)[1])
+    with pytest.raises(RmapdError, match=f"cannot listen on 127.0.0.1:{port}"):
+        Server(("127.0.0.1", port), application(served[0]))
+
+
+def test_the_report_keeps_the_contract() -> None:
+    found = json.loads(json.dumps(report.as_json(snapshot(), ["true"], 0)))
+    keys = "rmapd kernel fidelity duration_seconds command hooks invariants windows protocols violations lost overhead".split()
+    assert set(keys) <= set(found)
+    assert found["command"] == {"argv": ["true"], "exit_code": 0}
+    assert found["hooks"]["gone"] == {"state": "missing", "how": "", "symbol": "", "reason": "no raw tracepoint gone in this kernel"}
+    assert found["invariants"]["M1"]["checks"] == {"holds": 41, "violated": 1, "suspect": 0, "unverifiable": 0}
+    (violation,) = found["violations"]
+    assert violation["id"] == FINDING.id
+    assert violation["first_seen"] == "2023-11-14T22:13:20.000000Z"
+    assert {"evidence", "protocols", "ledger"} <= set(found["lost"])
+    assert {"user_seconds", "rss_bytes", "hooks"} == set(found["overhead"])
+
+
+def test_the_text_says_what_was_not_checked() -> None:
+    text = report.as_text(snapshot(), ["x"], 0)
+    assert "VIOLATED M1" in text
+    assert "not checked: M1, M2" in text
+    assert "hook: gone missing" in text
+
+
+def test_ktap() -> None:
+    lines = as_ktap(snapshot()).splitlines()
+    assert lines[0] == "KTAP version 1"
+    points = [line for line in lines[2:] if not line.startswith("#")]
+    assert lines[1] == f"1..{len(points)}"
+    assert points[0] == "not ok 1 M1: no migration entry is left behind"
+    assert "# SKIP" in points[1]
+
+
+def test_the_status_table_shows_rates() -> None:
+    before, now = snapshot(checks={}), snapshot(running_seconds=14.5)
+    shown = table(now, before, "here")
+    assert shown.row_count == 1
+    assert "not checked here: M1" in str(shown.caption) or "M2" in str(shown.caption)
+
+
+def test_the_same_defect_is_one_violation_with_a_count() -> None:
+    tally = Tally(most_signatures=1)
+    assert tally.record(FINDING, 1.0)
+    assert not tally.record(FINDING, 2.0, 3)
+    other = type(FINDING)("M4", Verdict.SUSPECT, "f", "s", "t")
+    assert not tally.record(other, 3.0)
+    assert tally.folded_away == 1
+    (violation,) = tally.violations.values()
+    assert (violation.count, violation.first_seen, violation.last_seen) == (4, 1.0, 2.0)
+    assert tally.checks["M4", Verdict.SUSPECT] == 1

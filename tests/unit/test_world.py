@@ -1,0 +1,380 @@
+"""Single scenes in the model kernel: each legal course of events holds, each defect is proven, each loss is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.court import Court
+from tests.support.world import MIGRATION_READ, PAGE, World, swap_entry
+from tracer.verdict import Verdict
+
+ADDR = 0x7F0000000000
+
+
+def judged(world: World, patrol: bool = False) -> Court:
+    court = Court(world)
+    court.close(patrol)
+    return court
+
+
+def one_page(world: World) -> int:
+    return world.map_page(world.new_mm(), ADDR)
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_a_clean_migration_holds(levels: int) -> None:
+    world = World(levels)
+    pfn = one_page(world)
+    world.map_page(world.new_mm(), ADDR, pfn)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.remap_folio(migration, pfn)
+    world.end(migration)
+    assert not world.native.events()
+    assert judged(world).checks()["M1", Verdict.HOLDS] == 2
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_an_entry_left_behind_wakes_us_and_is_proven(levels: int) -> None:
+    world = World(levels)
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.remap_folio(migration, pfn, skip=1)
+    world.end(migration)
+    (event,) = map(world.books.event, world.native.events())
+    assert (event.kind, event.tid, event.a, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
+    court = judged(world)
+    assert court.proven() == {(mm.number, ADDR)}
+    assert court.checks()["M1", Verdict.VIOLATED] == 1
+
+
+def test_a_zapped_entry_is_cleared() -> None:
+    world = World()
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.zap(mm, ADDR)
+    world.remap_folio(migration, pfn)
+    world.end(migration)
+    court = judged(world)
+    assert court.checks()["M1", Verdict.HOLDS] == 1
+    assert court.desk.answers["cleared"] == 1
+
+
+def test_a_moved_entry_that_is_missed_is_found_at_its_new_address() -> None:
+    world = World()
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.move(mm, ADDR, ADDR + 512 * PAGE)
+    world.remap_folio(migration, pfn, skip=1)
+    world.end(migration)
+    assert judged(world).proven() == {(mm.number, ADDR + 512 * PAGE)}
+
+
+def test_a_copy_made_by_fork_is_booked_and_its_removal_expected() -> None:
+    world = World()
+    parent = world.new_mm()
+    pfn = world.map_page(parent, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn, MIGRATION_READ)
+    child = world.begin_fork(parent)
+    world.copy_page(parent, child, ADDR)
+    world.end_fork(parent, child)
+    world.remap_folio(migration, pfn)
+    world.end(migration)
+    counters = world.books.counters()
+    assert (counters["ENTRIES_BOOKED"], counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"]) == (1, 1, 2)
+    assert judged(world).checks()["M1", Verdict.HOLDS] == 2
+
+
+def test_a_copy_that_the_second_walk_misses_is_proven_without_a_patrol() -> None:
+    world = World()
+    parent = world.new_mm()
+    pfn = world.map_page(parent, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn, MIGRATION_READ)
+    child = world.begin_fork(parent)
+    world.copy_page(parent, child, ADDR)
+    world.end_fork(parent, child)
+    world.remap_folio(migration, pfn, skip=1)
+    world.end(migration)
+    assert judged(world, patrol=False).proven() == {(child.number, ADDR)}
+
+
+def test_the_patrol_finds_what_no_event_told_of() -> None:
+    world = World()
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.remap_folio(migration, pfn)
+    world.end(migration)
+    world.put(world.slot(mm, ADDR), swap_entry(30, 44))  # as a freezing THP split would, without a tracepoint
+    mm.entries[ADDR] = 44
+    mm.migrating.add(ADDR)
+    assert not judged(world, patrol=False).proven()
+    assert judged(world, patrol=True).proven() == {(mm.number, ADDR)}
+
+
+def test_nested_migrations_of_one_task_are_judged_at_the_outer_end() -> None:
+    world = World()
+    mm = world.new_mm()
+    pfn, other = world.map_page(mm, ADDR), world.map_page(mm, ADDR + PAGE)
+    outer = world.start(77)
+    world.unmap_folio(outer, pfn)
+    inner = world.start(77)
+    world.unmap_folio(inner, other)
+    world.remap_folio(inner, other)
+    world.end(inner)
+    assert not world.native.events()
+    world.remap_folio(outer, pfn)
+    world.end(outer)
+    assert not world.native.events()
+
+
+def test_a_task_that_dies_inside_a_migration_is_told() -> None:
+    world = World()
+    migrator, victim = world.new_mm(), world.new_mm()
+    pfn = world.map_page(victim, ADDR)
+    migration = world.start(migrator.tgid)
+    world.unmap_folio(migration, pfn)
+    world.lock(pfn, False)
+    world.exit(migrator)
+    (event,) = map(world.books.event, world.native.events())
+    assert (event.kind, event.a) == ("MIGRATOR_DIED", 1)
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_pmd_entries(levels: int) -> None:
+    """One THP clean, one left behind as a PMD entry, one whose PMD entry was split and then left behind in part."""
+    world = World(levels)
+    mm = world.new_mm()
+    huge, size = [512, 1024, 1536], 512 * PAGE
+    migration = world.start(77)
+    for n, pfn in enumerate(huge):
+        addr = ADDR + n * size
+        entry = swap_entry(30, pfn)
+        world.lock(pfn, True)
+        world.put(world.slot(mm, addr, level=2), entry)
+        world.fire("set_migration_pmd", addr, entry)
+    world.put(world.slot(mm, ADDR, level=2), 700 << 12 | 0xE7)
+    world.fire("remove_migration_pmd", ADDR, 0)
+    split = ADDR + 2 * size
+    world.put(world.slot(mm, split, level=2), 0)
+    world.put(world.slot(mm, split + 5 * PAGE), swap_entry(30, huge[2] + 5))
+    for pfn in huge:
+        world.lock(pfn, False)
+    world.end(migration)
+    court = judged(world)
+    assert court.proven() == {(mm.number, ADDR + size), (mm.number, split + 5 * PAGE)}
+    assert court.checks()["M1", Verdict.HOLDS] == 1
+
+
+def test_walks_tell_what_is_there() -> None:
+    world = World()
+    mm = world.new_mm()
+    world.map_page(mm, ADDR)
+    world.put(world.slot(mm, ADDR + PAGE), swap_entry(3, 12345))
+    world.put(world.slot(mm, ADDR + 512 * PAGE, level=2), 1024 << 12 | 0xE7)
+    world.put(world.slot(mm, ADDR + 2 * PAGE), 0x8000000000000100)  # PROT_NONE
+    (us,) = [m for m in world.oracle.mms() if m.mm == mm.at]
+    addresses = [ADDR, ADDR + PAGE, ADDR + 512 * PAGE, ADDR + 2 * PAGE, ADDR + 3 * PAGE, 0x1000]
+    answers = world.oracle.ask([(us, addr) for addr in addresses])
+    found = [(a.found.removeprefix("FOUND_"), a.level) for a in answers]
+    assert found[:4] == [("PRESENT", 1), ("OTHER", 1), ("PRESENT", 2), ("PRESENT", 1)]
+    assert [kind for kind, _ in found[4:]] == ["NOTHING", "NOTHING"]
+
+
+def test_an_mm_that_is_gone_is_unreadable_or_empty_never_an_entry() -> None:
+    world = World()
+    mm = world.new_mm()
+    world.map_page(mm, ADDR)
+    (us,) = [m for m in world.oracle.mms() if m.mm == mm.at]
+    world.exit(mm)
+    (answer,) = world.oracle.ask([(us, ADDR)])
+    assert answer.found == "FOUND_NOTHING"
+    bad = type(us)(1, 0x10, 1)
+    (answer,) = world.oracle.ask([(bad, ADDR)])
+    assert answer.found == "FOUND_UNREADABLE"
+
+
+def test_an_exiting_mm_is_listed_until_exit_mmap() -> None:
+    world = World()
+    mm = world.new_mm()
+    task = world.tasks.pop(mm.tgid)[0]
+    assert mm.at not in {m.mm for m in world.oracle.mms()}
+    world.become(mm.tgid)
+    world.fire("sched_process_exit", task, 1)
+    assert [(m.comm, m.id) for m in world.oracle.mms() if m.mm == mm.at] == [("(exiting)", mm.number)]
+    world.fire("exit_mmap", mm.at)
+    assert mm.at not in {m.mm for m in world.oracle.mms()}
+
+
+def test_without_an_oracle_suspects_stay_suspects() -> None:
+    world = World()
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.remap_folio(migration, pfn, skip=1)
+    world.end(migration)
+    court = Court(world, oracle=False)
+    court.close()
+    assert court.checks()["M1", Verdict.SUSPECT] == 1
+    assert ("M1", Verdict.VIOLATED) not in court.checks()
+
+
+def test_a_full_ledger_is_counted_and_unverifiable() -> None:
+    world = World(LEDGER_ROWS=2)
+    mm = world.new_mm()
+    pfns = [world.map_page(mm, ADDR + n * PAGE) for n in range(6)]
+    migration = world.start(77)
+    for pfn in pfns:
+        world.unmap_folio(migration, pfn)
+    for pfn in pfns:
+        world.remap_folio(migration, pfn)
+    world.end(migration)
+    checks = judged(world).checks()
+    assert world.books.counters()["LEDGER_LOST"] == 4
+    assert (checks["M1", Verdict.UNVERIFIABLE], checks["M1", Verdict.HOLDS]) == (6, 0)
+
+
+def test_a_full_ring_is_counted_and_the_timer_takes_over() -> None:
+    world = World()
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    world.native.set("harness_ring_room", 0)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.remap_folio(migration, pfn, skip=1)
+    world.end(migration)
+    assert world.books.counters()["EVIDENCE_LOST"] == 1
+    assert judged(world).proven() == {(mm.number, ADDR)}
+
+
+def test_nothing_is_booked_while_the_gate_is_closed() -> None:
+    world = World()
+    pfn = one_page(world)
+    world.books.set_params(gate=0)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.end(migration)
+    assert not any(world.books.counters().values())
+
+
+def test_a_late_removal_is_not_an_m4_hold() -> None:
+    world = World()
+    pfn = one_page(world)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.tick(11 * 10**9)
+    world.remap_folio(migration, pfn)
+    world.end(migration)
+    counters = world.books.counters()
+    assert (counters["M4_HOLDS"], counters["M4_LATE"], counters["M1_HOLDS"]) == (0, 1, 1)
+
+
+def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
+    world = World()
+    pfn = one_page(world)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.tick(5000)
+    world.remap_folio(migration, pfn)
+    histogram = world.books.histogram("HIST_MIGRATION_ENTRY")
+    assert histogram.count == 1
+    assert histogram.slots[(histogram.sum_ns).bit_length()] == 1
+
+
+class TestMmapLock:
+    def test_waits_and_holds(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        world.become(5)
+        world.fire("mmap_lock_start_locking", mm.at, 1)
+        world.tick(1 << 20)
+        world.fire("mmap_lock_acquire_returned", mm.at, 1, 1)
+        world.tick(1 << 25)
+        world.unlock_mm(mm)
+        wait, hold = world.books.histogram("HIST_MMAP_WAIT_WRITE"), world.books.histogram("HIST_MMAP_HOLD_WRITE")
+        assert (wait.slots[21], hold.slots[26]) == (1, 1)
+        assert not world.books.histogram("HIST_MMAP_HOLD_READ").count
+        assert not list(world.native.maps["lock_states"].items())
+
+    def test_a_downgrade_ends_the_write_hold(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        world.become(5)
+        world.lock_mm(mm)
+        world.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
+        world.unlock_mm(mm, write=False)
+        assert world.books.histogram("HIST_MMAP_HOLD_WRITE").count == 1
+        assert world.books.histogram("HIST_MMAP_HOLD_READ").count == 1
+
+    def test_a_failed_trylock_leaves_nothing(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        world.become(5)
+        world.fire("mmap_lock_start_locking", mm.at, 0)
+        world.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
+        assert not world.books.histogram("HIST_MMAP_WAIT_READ").count
+        assert not list(world.native.maps["lock_states"].items())
+
+    def test_a_release_from_before_the_gate_is_counted_only(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        world.unlock_mm(mm)
+        assert world.books.counters()["LOCKS_UNBOOKED"] == 1
+
+    def test_fork_holds(self) -> None:
+        world = World()
+        parent = world.new_mm()
+        child = world.begin_fork(parent)
+        world.end_fork(parent, child)
+        counters = world.books.counters()
+        assert (counters["NESTED_HOLDS"], counters["FORKS_SEEN"]) == (1, 1)
+        assert not world.native.events()
+
+    def test_reversed_nesting_is_told_with_both_sides(self) -> None:
+        world = World()
+        one, two = world.new_mm(), world.new_mm()
+        for tid, (outer, inner) in ((5, (one, two)), (6, (two, one))):
+            world.become(tid)
+            world.lock_mm(outer, write=False)
+            world.lock_mm(inner, write=False)
+            world.unlock_mm(inner, write=False)
+            world.unlock_mm(outer, write=False)
+        (event,) = map(world.books.event, world.native.events())
+        assert (event.kind, event.tid, event.first_tid) == ("ORDER_REVERSED", 6, 5)
+        assert (event.a, event.b) == (two.at, one.at)
+        assert world.books.counters()["NESTED_HOLDS"] == 1
+
+    def test_an_address_used_again_is_another_mm(self) -> None:
+        """A forks B and dies; B's child gets A's address: no reversal, since ctx_id differs."""
+        world = World()
+        a = world.new_mm()
+        b = world.begin_fork(a)
+        world.end_fork(a, b)
+        world.exit(a)
+        child = world.begin_fork(b)
+        world.unlock_mm(child)
+        world.unlock_mm(b)
+        found = world._offsets.resolve("mm_struct.context.ctx_id")
+        assert found
+        world._field("mm_struct.context.ctx_id", a.at, 99)
+        world.become(b.tgid)
+        world.lock_mm(b)
+        world.lock_mm(a)  # the same address as the mm that was B's parent
+        assert not world.native.events()
+
+    def test_more_locks_than_we_can_hold_are_counted(self) -> None:
+        world = World()
+        world.become(5)
+        for _ in range(5):
+            world.lock_mm(world.new_mm(), write=False)
+        assert world.books.counters()["LOCKS_LOST"] == 1
