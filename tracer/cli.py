@@ -40,6 +40,13 @@ class Commands(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(0)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("RMAPD_DEBUG"):
+                raise
+            _say(f"rmapd: unexpected {type(error).__name__}: {error}\n  try: the same with RMAPD_DEBUG=1, and report what it prints")
+            ctx.exit(2)
 
 
 def _say(text: str) -> None:
