@@ -3,7 +3,7 @@
 BPF_ARRAY(queries, struct query, QUERIES);
 BPF_ARRAY(uppers, struct table, UPPERS);                /* the sweep's queues: tables of tables, and tables of pages */
 BPF_ARRAY(leaves, struct table, LEAVES);
-BPF_ARRAY(hits, struct query, QUERIES);
+BPF_ARRAY(hits, struct query, HITS);
 BPF_ARRAY(sweep_state, struct sweep_state, 1);
 BPF_ARRAY(calibration, struct calibration, 1);
 struct table_page { u64 entry[512]; };

@@ -26,7 +26,7 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def sizes(self) -> dict[str, int]:
         """As the programs' macros name them, with the fixed ones."""
-        fixed = {"FORK_WINDOWS": 32, "QUERIES": 256, "UPPERS": 8192, "LEAVES": 16384}
+        fixed = {"FORK_WINDOWS": 32, "QUERIES": 256, "HITS": 8192, "UPPERS": 8192, "LEAVES": 16384}
         return {name.upper(): getattr(self, name) for name in self.__struct_fields__} | fixed
 
 
@@ -84,7 +84,7 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
-    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 1.0)):
+    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 0.0)):
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
     for name in Maps.__struct_fields__:

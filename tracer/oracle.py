@@ -96,10 +96,14 @@ class Oracle:
         """Search all page tables of these mms. pause is called now and then: the loop's chance to do other things."""
         answers: list[Answer] = []
         complete, tables = True, 0
-        room = self._maps["uppers"].max_entries // 4
-        for start in range(0, len(mms), room):
-            chunk = mms[start : start + room]
+        room = max(1, self._maps["uppers"].max_entries // 16)
+        waiting = [mms[start : start + room] for start in range(0, len(mms), room)]
+        while waiting:
+            chunk = waiting.pop()
             hits, whole, opened = self._sweep_some(chunk)
+            if not whole and len(chunk) > 1:
+                waiting += [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+                continue
             again = self.ask([(chunk[hit.mm.mm], hit.addr) for hit in hits])
             answers += [answer for answer in again if answer.migration or answer.possible]
             complete &= whole

@@ -42,7 +42,7 @@ def serve(config: Config, stop: StopSignal, duration: float | None) -> None:
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
             while not stop.asked and time.monotonic() < end:
-                if session.step() or session.new_findings:
+                if session.step() or session.judge.new_findings:
                     before, current.snapshot = current.snapshot, session.snapshot()
                     _report(session, current.snapshot)
                     show(current.snapshot, before)
@@ -69,10 +69,10 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
 
 def _report(session: Session, snapshot: Snapshot) -> None:
     """A new signature is one JSON line on stdout, the same keys as in a report."""
-    for finding in session.new_findings:
+    for finding in session.judge.new_findings:
         log.warning("%s %s: %s", finding.verdict, finding.invariant, finding.summary)
         print(json.dumps(violation_json(snapshot.violations[finding.id])), flush=True)
-    session.new_findings.clear()
+    session.judge.new_findings.clear()
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ from tracer.config import Config
 from tracer.errors import NotCheckable, RmapdError
 from tracer.findings import Findings
 from tracer.invariant import Coverage, discover
+from tracer.judge import Judge
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
 from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
-from tracer.suspects import Desk, Judged
-from tracer.verdict import Finding, Tally, Verdict
+from tracer.suspects import Desk
 
 _HISTOGRAMS = ("HIST_MIGRATION_ENTRY", "HIST_MMAP_WAIT_READ", "HIST_MMAP_WAIT_WRITE", "HIST_MMAP_HOLD_READ", "HIST_MMAP_HOLD_WRITE")
 _STEMS = {"migration": frozenset({"migration", "oracle"})}
@@ -47,8 +47,6 @@ class Session:
     def __init__(self, config: Config, kernel: Kernel, folders: Sequence[Path] = (), clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self.fidelity = "full" if config.fidelity == "auto" else config.fidelity
-        self.tally = Tally()
-        self.new_findings: list[Finding] = []
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped = False
         self._stack = contextlib.ExitStack()
@@ -78,11 +76,9 @@ class Session:
         welcome_ns = int(self.config.welcome_seconds * 1e9)
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels)
-        pfn_bits = 40 if levels == 5 else 34
-        self.desk = Desk(
-            self.books, oracle, lambda entry: pfn(entry, pfn_bits), welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock
-        )
-        self._findings = Findings(self.books, self.kernel, self._clock)
+        self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
+        findings = Findings(self.books, self.kernel, self._clock)
+        self.judge = Judge(self.books, self.desk, findings, welcome_ns, self._clock)
         features = self.loaded.attached() | ({"oracle"} if oracle else set())
         self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
         self._check_required()
@@ -91,7 +87,6 @@ class Session:
         self._poll = select.poll()
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
-        self._asked_late: dict[bytes, int] = {}
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         self.books.set_params(gate=1)
 
@@ -131,93 +126,34 @@ class Session:
         until = min(self._next_tick_ns, due if due is not None else self._next_tick_ns, now + int(timeout * 1e9))
         if self._poll.poll(max(0.0, (until - now) / 1e6)) and due is None:
             time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
-        self._read_events()
-        self._take(self.desk.work())
+        self.judge.read_events(self._ring.read())
+        self.judge.work()
         if self._clock() < self._next_tick_ns:
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
-        self._look_for_late()
+        self.judge.look_for_late()
         self.desk.patrol()
         return True
-
-    def _read_events(self) -> None:
-        ended = []
-        for raw in self._ring.read():
-            event = self.books.event(raw)
-            if event.kind == "ORDER_REVERSED":
-                self._record(self._findings.order(event))
-            else:
-                ended.append(event)
-        if ended:
-            rows = self.books.ledger()
-            for event in ended:
-                left = [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)]
-                self.desk.open("M1", left, event)
-
-    def _look_for_late(self) -> None:
-        """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
-        counters = self.books.counters()
-        if self._outstanding(counters) <= 0:
-            self._asked_late.clear()
-            return
-        now, welcome_ns = self._clock(), int(self.config.welcome_seconds * 1e9)
-        for row in self.books.ledger():
-            age = now - row.first_ns
-            running = row.start_ns and self.books.migration_start(row.tid) == row.start_ns
-            if not running and age > 1e9:
-                self.desk.open("M1", [row])
-            elif age > welcome_ns and row.key not in self._asked_late:
-                self._asked_late[row.key] = now
-                self.desk.open("M4", [row])
-
-    def _take(self, decided: list[Judged]) -> None:
-        for judged in decided:
-            count, verdict = judged.case.count, judged.decision.verdict
-            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE):
-                for invariant in ("M1", "M4") if judged.case.invariant == "M1" else ():
-                    self.tally.add(invariant, verdict, count)
-                if judged.case.invariant == "M4":
-                    self._asked_late.pop(judged.row.key if judged.row else b"", None)
-                continue
-            proven = max(1, len(judged.decision.proven)) if verdict is Verdict.VIOLATED else max(1, count)
-            self._record(self._findings.entry(judged), proven)
-            if count > proven:
-                self.tally.add(judged.case.invariant, Verdict.HOLDS, count - proven)
-
-    def _record(self, finding: Finding, count: int = 1) -> None:
-        if self.tally.record(finding, time.time(), count):
-            self.new_findings.append(finding)
 
     def settle(self, seconds: float) -> None:
         """Let migrations that are under way end, and decide what is on the desk."""
         end = self._clock() + int(seconds * 1e9)
         while self._clock() < end:
             self.step(0.02)
-            if not self.desk.cases and self._outstanding(self.books.counters()) <= 0:
+            if not self.desk.cases and not self.judge.outstanding(self.books.counters()):
                 return
 
     def stop(self) -> None:
         """Close the gate, judge what is left, keep the results; the programs stay until the context ends."""
         self.books.set_params(gate=0)
-        self._read_events()
-        running = {row.key for row in self.books.ledger() if row.start_ns and self.books.migration_start(row.tid) == row.start_ns}
-        self.desk.open("M1", [row for row in self.books.ledger() if row.key not in running])
-        self.desk.patrol(now=True)
-        end = self._clock() + int(max(1.0, self.config.settle_seconds) * 1e9)
-        while self.desk.cases and self._clock() < end:
-            self._take(self.desk.work(hurry=True))
-            time.sleep(0.006)
-        self._take(self.desk.finish())
+        self.judge.read_events(self._ring.read())
+        self.judge.close(max(1.0, self.config.settle_seconds))
         self._stopped = True
-
-    def _outstanding(self, counters: dict[str, int]) -> int:
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
-        return booked - counters["ENTRIES_REMOVED"] - self.desk.settled
 
     def snapshot(self) -> Snapshot:
         """Read everything once."""
         counters = self.books.counters()
-        outstanding = max(0, self._outstanding(counters))
+        outstanding = self.judge.outstanding(counters)
         rows = self.books.ledger() if outstanding else []
         oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9
         statistics = self.loaded.statistics()
@@ -230,8 +166,8 @@ class Session:
             hooks=tuple(self.loaded.hooks),
             invariants=self.invariants,
             coverage=self.coverage,
-            checks=checks(self.tally, counters, statistics),
-            violations={v.first.id: v for v in self.tally.violations.values()},
+            checks=checks(self.judge.tally, counters, statistics),
+            violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
             histograms={name: self.books.histogram(name) for name in _HISTOGRAMS},
             counters=counters,
@@ -242,8 +178,3 @@ class Session:
             user_seconds=usage.ru_utime - self._base_user,
             peak_rss_bytes=usage.ru_maxrss * 1024,
         )
-
-
-def pfn(entry: int, bits: int) -> int:
-    """The pfn in a migration entry (arch/x86/include/asm/pgtable_64.h: the offset is bits 58..9, inverted)."""
-    return (((~entry) << 5) & ((1 << 64) - 1)) >> 14 & ((1 << bits) - 1)

@@ -35,7 +35,7 @@ class Desk:
 
     books: Books
     oracle: Oracle | None
-    pfn_of: Callable[[int], int]
+    levels: int
     patience_ns: int
     patrol_ns: int
     clock: Callable[[], int]
@@ -55,7 +55,7 @@ class Desk:
         now = self.clock()
         for row in rows:
             if (invariant, row.key) not in self.cases:
-                pfn = self.pfn_of(row.entry)
+                pfn = entry_pfn(row.entry, self.levels)
                 pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
                 self.cases[invariant, row.key] = Case(invariant, row.addr, pfns, row.count, now, row.level), row, event
 
@@ -64,8 +64,8 @@ class Desk:
         return self._next_ask_ns if self.cases else None
 
     def patrol(self, *, now: bool = False) -> None:
-        """A sweep without a suspect, every patrol_ns: finds what was left behind by ways that no event tells of."""
-        if self.oracle and (now or self.clock() >= max(self._next_patrol_ns, self._next_sweep_ns)):
+        """A sweep without a suspect, every patrol_ns (0: never): finds what was left behind by ways that no event tells of."""
+        if self.oracle and self.patrol_ns and (now or self.clock() >= max(self._next_patrol_ns, self._next_sweep_ns)):
             self._sweep(self.oracle)
 
     def work(self, *, hurry: bool = False) -> list[Judged]:
@@ -85,10 +85,9 @@ class Desk:
         oracle.learn()
         start, mms = self.clock(), oracle.mms()
         addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:_MOST_ADDRESSES]
-        known = {answer.mm.mm: answer.mm for case, _, _ in self.cases.values() for answer in case.answers}
-        moved = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers if a.addr != case.addr}
         present = {mm.mm: mm for mm in mms}
-        questions = [(present[mm], addr) for mm, addr in moved if mm in present and mm in known]
+        known = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers}
+        questions = [(present[mm], addr) for mm, addr in known if mm in present]
         found = oracle.entries_at(addresses, mms) + [a for a in oracle.ask(questions) if a.migration or a.possible]
         self.answers["asked"] += len(addresses)
         now = self.clock()
@@ -145,3 +144,9 @@ class Desk:
         if judged.row and judged.case.invariant == "M1" and self.books.settle(judged.row):
             self.settled += judged.case.count
         return judged
+
+
+def entry_pfn(entry: int, levels: int) -> int:
+    """The pfn in a migration entry: the low SWP_PFN_BITS of the swap offset, bits 58..9 inverted (arch/x86/include/asm/pgtable_64.h)."""
+    bits = 40 if levels == 5 else 34
+    return (~entry & ((1 << 59) - 1)) >> 9 & ((1 << bits) - 1)

@@ -1,45 +1,43 @@
-"""The daemon's judging loop over a World: the real desk, books, oracle and monitor, with the world's clock."""
+"""The daemon's judge over a World: the real judge, desk, books, oracle and monitor, with the world's clock."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from tests.support.native import synthetic_kernel
 from tests.support.world import World
-from tracer.session import pfn
+from tracer.findings import Findings
+from tracer.judge import Judge
 from tracer.snapshot import checks
 from tracer.suspects import Desk, Judged
-from tracer.verdict import Tally, Verdict
+from tracer.verdict import Verdict
+
+WELCOME_NS = 10**10
 
 
-class Court:
-    def __init__(self, world: World, oracle: bool = True) -> None:
-        self.world, self.tally = world, Tally()
-        self.judged: list[Judged] = []
-        bits = 34 if world.levels == 4 else 40
-        self.desk = Desk(world.books, world.oracle if oracle else None, lambda e: pfn(e, bits), 10**10, 60 * 10**9, lambda: world.now)
+class Court(Judge):
+    """Remembers every decided case, so that a test can hold it against the truth."""
+
+    def __init__(self, world: World, oracle: bool = True, patrol: bool = True) -> None:
+        self.world, self.judged = world, list[Judged]()
+        patrol_ns = 60 * 10**9 if patrol else 0
+        desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
+        super().__init__(world.books, desk, Findings(world.books, synthetic_kernel(), lambda: world.now), WELCOME_NS, lambda: world.now)
+
+    def _take(self, decided: Iterable[Judged]) -> None:
+        decided = list(decided)
+        self.judged += decided
+        super()._take(decided)
 
     def hear(self) -> None:
-        """Read events, open cases, work once."""
-        for raw in self.world.native.events():
-            event = self.world.books.event(raw)
-            if event.kind != "ORDER_REVERSED":
-                rows = self.world.books.ledger()
-                self.desk.open("M1", [r for r in rows if (r.tid, r.start_ns) == (event.tid, event.start_ns)], event)
-        self._take(self.desk.work())
+        """A wake-up: read events, work once."""
+        self.read_events(self.world.native.events())
+        self.work()
 
-    def _take(self, judged: list[Judged]) -> None:
-        self.judged += judged
-        for one in judged:
-            self.tally.add(one.case.invariant, one.decision.verdict, max(1, one.case.count))
-
-    def close(self, patrol: bool = True) -> None:
-        """The end of a run: everything left is judged, as Session.stop() does."""
+    def end(self) -> None:
+        """The end of a run, as Session.stop() does it; time passes while it sleeps."""
         self.hear()
-        self.desk.open("M1", self.world.books.ledger())
-        if patrol:
-            self.desk.patrol(now=True)
-        for _ in range(20):
-            self.world.tick(10_000_000)
-            self._take(self.desk.work(hurry=True))
-        self._take(self.desk.finish())
+        self.close(1.0, lambda seconds: self.world.tick(int(seconds * 1e9)))
 
     def checks(self) -> dict[tuple[str, Verdict], int]:
         return checks(self.tally, self.world.books.counters(), {})

@@ -28,6 +28,7 @@ SIZES = {
     "RING_PAGES": 16,
     "FORK_WINDOWS": 32,
     "QUERIES": 64,
+    "HITS": 64,
     "UPPERS": 256,
     "LEAVES": 1024,
 }

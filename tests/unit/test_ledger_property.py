@@ -28,7 +28,7 @@ class Kernel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World(**self.SIZES)
-        self.court = Court(self.world)
+        self.court = Court(self.world, patrol=self.PATROL)
         self.warm_up(self.world.new_mm())
         self.migrations: list[SimMigration] = []
         self.forks: list[tuple[SimMm, SimMm, list[int]]] = []
@@ -148,7 +148,7 @@ class Kernel(RuleBasedStateMachine):
         """Whatever is proven now is the truth now: the world stands still while the daemon looks."""
         before = len(self.court.judged)
         self.world.tick(6_000_000)
-        if patrol and self.PATROL:
+        if patrol:
             self.court.desk.patrol(now=True)
         self.court.hear()
         proven = {(a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven}
@@ -166,7 +166,7 @@ class Kernel(RuleBasedStateMachine):
             self.world.end(migration)
         truth = self.world.left_behind()
         before = self.court.proven()
-        self.court.close(self.PATROL)
+        self.court.end()
         self.verdicts(truth, before)
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:

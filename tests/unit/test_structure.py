@@ -22,6 +22,7 @@ FLOORS = [
     {"oracle", "loader", "snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
     {"findings", "web"},
+    {"judge"},
     {"session"},
     {"service", "execute", "doctor"},
     {"cli"},

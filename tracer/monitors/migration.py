@@ -103,6 +103,7 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
     if proven and len(proven) == len(answers):
         return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
     if answers:
+        case.swept = False  # it may yet move: gone means gone in a sweep that began after it was last seen
         if now_ns - case.opened_ns < patience_ns:
             return None
         if proven:

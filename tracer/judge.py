@@ -1,0 +1,93 @@
+"""The judge: takes what the books report, keeps the desk busy, counts verdicts and keeps findings. No kernel, no clock of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from tracer.books import Books, Row
+from tracer.findings import Findings
+from tracer.suspects import Desk, Judged
+from tracer.verdict import Finding, Tally, Verdict
+
+_SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
+
+
+class Judge:
+    """Fed by read_events() at a wake-up, look_for_late() once a second, work() whenever the desk is due, and close() at the end."""
+
+    def __init__(self, books: Books, desk: Desk, findings: Findings, welcome_ns: int, clock: Callable[[], int]) -> None:
+        self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
+        self._books, self._findings, self._welcome_ns, self._clock = books, findings, welcome_ns, clock
+        self._asked_late: set[bytes] = set()
+
+    def read_events(self, ring: Iterable[bytes]) -> None:
+        """Open a case for every row that an ended migration left."""
+        ended = []
+        for raw in ring:
+            event = self._books.event(raw)
+            if event.kind == "ORDER_REVERSED":
+                self._record(self._findings.order(event))
+            else:
+                ended.append(event)
+        rows = self._books.ledger() if ended else []
+        for event in ended:
+            self.desk.open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
+
+    def look_for_late(self) -> None:
+        """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
+        if not self.outstanding(self._books.counters()):
+            self._asked_late.clear()
+            return
+        now = self._clock()
+        for row in self._books.ledger():
+            age = now - row.first_ns
+            if not self._running(row) and age > _SPLIT_NS:
+                self.desk.open("M1", [row])
+            elif age > self._welcome_ns and row.key not in self._asked_late:
+                self._asked_late.add(row.key)
+                self.desk.open("M4", [row])
+
+    def _running(self, row: Row) -> bool:
+        return bool(row.start_ns) and self._books.migration_start(row.tid) == row.start_ns
+
+    def work(self, *, hurry: bool = False) -> None:
+        self._take(self.desk.work(hurry=hurry))
+
+    def close(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        """With the gate closed: judge what is left, search everything once more, decide within this time."""
+        self.desk.open("M1", [row for row in self._books.ledger() if not self._running(row)])
+        self.desk.patrol(now=True)
+        end = self._clock() + int(seconds * 1e9)
+        while self.desk.cases and self._clock() < end:
+            self.work(hurry=True)
+            sleep(0.006)
+        self._take(self.desk.finish())
+
+    def _take(self, decided: Iterable[Judged]) -> None:
+        for judged in decided:
+            case, verdict = judged.case, judged.decision.verdict
+            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE):
+                self._settled(judged)
+                continue
+            proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
+            self._record(self._findings.entry(judged), proven)
+            if case.count > proven:
+                self.tally.add(case.invariant, Verdict.HOLDS, case.count - proven)
+
+    def _settled(self, judged: Judged) -> None:
+        """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""
+        if judged.case.invariant == "M1":
+            for invariant in ("M1", "M4"):
+                self.tally.add(invariant, judged.decision.verdict, judged.case.count)
+        elif judged.row:
+            self._asked_late.discard(judged.row.key)
+
+    def _record(self, finding: Finding, count: int = 1) -> None:
+        if self.tally.record(finding, time.time(), count):
+            self.new_findings.append(finding)
+
+    def outstanding(self, counters: Mapping[str, int]) -> int:
+        """Entries booked and neither removed nor judged."""
+        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        return max(0, booked - counters["ENTRIES_REMOVED"] - self.desk.settled)
