@@ -44,6 +44,13 @@ HOOK(mm_migrate_pages) {
   return 0;
 }
 
+static inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, u64 addr, u32 level) {
+  key->start_ns = m ? m->start_ns : 0;
+  key->addr = addr;
+  key->tid = tid;
+  key->level = level;
+}
+
 static inline void inserted(u64 addr, u64 entry, u32 level) {
   struct params *p = open_gate();
   if (!p) return;
@@ -53,10 +60,7 @@ static inline void inserted(u64 addr, u64 entry, u32 level) {
   if (seen) *seen += 1;                                 /* zero or not is all that counts: a lost increment is harmless */
   struct migration *m = migrations.lookup(&tid);
   struct ledger_key key = {};
-  key.start_ns = m ? m->start_ns : 0;
-  key.addr = addr;
-  key.tid = tid;
-  key.level = level;
+  fill_key(&key, m, tid, addr, level);
   struct ledger_row *row = ledger.lookup(&key);
   if (row) {
     row->count++;
@@ -103,10 +107,7 @@ static inline void removed(u64 addr, u32 level) {
   u32 tid = bpf_get_current_pid_tgid();
   struct migration *m = migrations.lookup(&tid);
   struct ledger_key key = {};
-  key.start_ns = m ? m->start_ns : 0;
-  key.addr = addr;
-  key.tid = tid;
-  key.level = level;
+  fill_key(&key, m, tid, addr, level);
   struct ledger_row *row = ledger.lookup(&key);
   if (!row) { count(REMOVALS_UNBOOKED); return; }
   book_copies(p, m, &key, row);

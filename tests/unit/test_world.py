@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.court import Court
-from tests.support.world import MIGRATION_READ, PAGE, World, swap_entry
+from tests.support.world import MIGRATION_READ, PAGE, SimMm, World, swap_entry
 from tracer.verdict import Verdict
 
 ADDR = 0x7F0000000000
@@ -19,6 +19,31 @@ def judged(world: World, patrol: bool = False) -> Court:
 
 def one_page(world: World) -> int:
     return world.map_page(world.new_mm(), ADDR)
+
+
+def forked_in_between(world: World, skip: int) -> SimMm:
+    """A migration whose entry a fork copies between the two walks; the second misses the last `skip`. Returns the child."""
+    parent = world.new_mm()
+    pfn = world.map_page(parent, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn, MIGRATION_READ)
+    child = world.begin_fork(parent)
+    world.copy_page(parent, child, ADDR)
+    world.end_fork(parent, child)
+    world.remap_folio(migration, pfn, skip)
+    world.end(migration)
+    return child
+
+
+def left_in(world: World) -> SimMm:
+    """An mm in which a migration left its one entry behind."""
+    mm = world.new_mm()
+    pfn = world.map_page(mm, ADDR)
+    migration = world.start(77)
+    world.unmap_folio(migration, pfn)
+    world.remap_folio(migration, pfn, skip=1)
+    world.end(migration)
+    return mm
 
 
 @pytest.mark.parametrize("levels", [4, 5])
@@ -37,12 +62,7 @@ def test_a_clean_migration_holds(levels: int) -> None:
 @pytest.mark.parametrize("levels", [4, 5])
 def test_an_entry_left_behind_wakes_us_and_is_proven(levels: int) -> None:
     world = World(levels)
-    mm = world.new_mm()
-    pfn = world.map_page(mm, ADDR)
-    migration = world.start(77)
-    world.unmap_folio(migration, pfn)
-    world.remap_folio(migration, pfn, skip=1)
-    world.end(migration)
+    mm = left_in(world)
     (event,) = map(world.books.event, world.native.events())
     assert (event.kind, event.tid, event.a, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
     court = judged(world)
@@ -78,15 +98,7 @@ def test_a_moved_entry_that_is_missed_is_found_at_its_new_address() -> None:
 
 def test_a_copy_made_by_fork_is_booked_and_its_removal_expected() -> None:
     world = World()
-    parent = world.new_mm()
-    pfn = world.map_page(parent, ADDR)
-    migration = world.start(77)
-    world.unmap_folio(migration, pfn, MIGRATION_READ)
-    child = world.begin_fork(parent)
-    world.copy_page(parent, child, ADDR)
-    world.end_fork(parent, child)
-    world.remap_folio(migration, pfn)
-    world.end(migration)
+    forked_in_between(world, skip=0)
     counters = world.books.counters()
     assert (counters["ENTRIES_BOOKED"], counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"]) == (1, 1, 2)
     assert judged(world).checks()["M1", Verdict.HOLDS] == 2
@@ -94,15 +106,7 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected() -> None:
 
 def test_a_copy_that_the_second_walk_misses_is_proven_without_a_patrol() -> None:
     world = World()
-    parent = world.new_mm()
-    pfn = world.map_page(parent, ADDR)
-    migration = world.start(77)
-    world.unmap_folio(migration, pfn, MIGRATION_READ)
-    child = world.begin_fork(parent)
-    world.copy_page(parent, child, ADDR)
-    world.end_fork(parent, child)
-    world.remap_folio(migration, pfn, skip=1)
-    world.end(migration)
+    child = forked_in_between(world, skip=1)
     assert judged(world, patrol=False).proven() == {(child.number, ADDR)}
 
 
@@ -217,12 +221,7 @@ def test_an_exiting_mm_is_listed_until_exit_mmap() -> None:
 
 def test_without_an_oracle_suspects_stay_suspects() -> None:
     world = World()
-    mm = world.new_mm()
-    pfn = world.map_page(mm, ADDR)
-    migration = world.start(77)
-    world.unmap_folio(migration, pfn)
-    world.remap_folio(migration, pfn, skip=1)
-    world.end(migration)
+    left_in(world)
     court = Court(world, oracle=False)
     court.end()
     assert court.checks()["M1", Verdict.SUSPECT] == 1
@@ -406,12 +405,7 @@ class TestFindings:
     """What a developer is told."""
 
     def left(self, world: World) -> Court:
-        mm = world.new_mm()
-        pfn = world.map_page(mm, ADDR)
-        migration = world.start(77)
-        world.unmap_folio(migration, pfn)
-        world.remap_folio(migration, pfn, skip=1)
-        world.end(migration)
+        left_in(world)
         return judged(world)
 
     def test_an_entry_left_behind(self) -> None:
