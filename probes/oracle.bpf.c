@@ -119,7 +119,7 @@ HOOK(sweep_leaf) {
   return 0;
 }
 
-/* args[0], args[1]: two of the daemon's files; args[2]: an address to read, or 0; args[3]: 1-based round of 1024 guesses.
+/* args[0], args[1]: two of the daemon's files; args[2]: an address to read, or 0; args[3]: a guess at the direct map's base, or 0.
    A file of one page at index 0 has its folio in i_pages.xa_head, and pagemap gives that page's pfn: struct page = vmemmap + pfn.
    The kernel notes the owner of a pgd in its struct page (pgd_set_mm(), arch/x86/mm/pgtable.c): a base of the direct map is right
    when the struct page of the pgd under it names our mm. Only struct pages are read for a guess, never memory under a wrong base. */
@@ -142,15 +142,10 @@ HOOK(calibrate) {
   c->second_folio = folio_of(task, ctx->args[1]);
   c->value = 0;
   if (ctx->args[2]) bpf_probe_read_kernel(&c->value, 8, (void *)ctx->args[2]);
-  c->found_base = 0;
+  c->owner = 0;
 #ifdef HAVE_pgd_page_mm
-  u64 round = ctx->args[3];
-  if (!round || !p->vmemmap) return 0;
-  for (u32 i = 0; i < 1024; i++) {
-    u64 base = (c->pgd >> 30 << 30) - (((round - 1) * 1024 + i) << 30);
-    u64 owner = READ(pgd_page, p->vmemmap + ((c->pgd - base) >> 12) * sizeof(struct page), mm);
-    if (owner == c->mm) { c->found_base = base; break; }
-  }
+  if (ctx->args[3] && p->vmemmap)                       /* no loop over guesses here: 6.1 refuses the one that clang makes */
+    c->owner = READ(pgd_page, p->vmemmap + ((c->pgd - ctx->args[3]) >> 12) * sizeof(struct page), mm);
 #endif
   return 0;
 }

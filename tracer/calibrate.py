@@ -21,7 +21,7 @@ from tracer.bpf import Runnable, Table
 from tracer.layout import Books as Layouts
 from tracer.oracle import Oracle
 
-_ROUNDS = 64  # of 1024 candidates, 1 GiB apart: 64 TiB
+_GUESSES = 1 << 16  # 1 GiB apart: 64 TiB
 _OWN_PAGES = 64
 _PFN = (1 << 55) - 1
 
@@ -83,8 +83,8 @@ def calibrate(
         return Calibration(False, "the struct pages of our own pages do not lie in one array")
     vmemmap = bases.pop()
     books.set_params(vmemmap=vmemmap)
-    guesses = (ask(*files, 0, number).found_base for number in range(1, _ROUNDS + 1))
-    page_offset = next((base for base in guesses if base), 0)
+    guesses = ((found.pgd >> 30 << 30) - (n << 30) for n in range(_GUESSES))
+    page_offset = next((base for base in guesses if ask(*files, 0, base).owner == found.mm), 0)
     if not page_offset and (symbol := symbols().get("page_offset_base", 0)):
         page_offset = ask(*files, symbol, 0).value
     books.set_params(page_offset=page_offset)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-SLOTS = 40
+SLOTS = 64
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """slots[n] counts values below 2**n ns and not below 2**(n-1); the last slot takes whatever is longer."""
+    """slots[n] counts values below 2**n ns and not below 2**(n-1)."""
 
     slots: tuple[int, ...] = field(default=(0,) * SLOTS)
     sum_ns: int = 0

@@ -108,7 +108,7 @@ enum hist {
   HISTS
 };
 struct histogram {
-  u64 slot[40];           /* slot n: values below 2^n ns (and not below 2^(n-1)); the last takes the rest */
+  u64 slot[64];           /* slot n: values below 2^n ns (and not below 2^(n-1)) */
   u64 sum_ns;
 };
 
@@ -185,5 +185,5 @@ struct calibration {
   u64 first_folio;
   u64 second_folio;
   u64 value;              /* what stands at the address asked for */
-  u64 found_base;
+  u64 owner;              /* the mm named by the struct page of our pgd, if the guess is right */
 };

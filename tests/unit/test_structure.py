@@ -92,7 +92,7 @@ def test_coverage_says_what_is_lacking() -> None:
 def test_layouts_round_trip_and_match_c() -> None:
     params = LAYOUTS.structs["params"]
     assert params.unpack(params.pack(gate=1, levels=5)).levels == 5
-    assert LAYOUTS.structs["histogram"].size == 41 * 8
+    assert LAYOUTS.structs["histogram"].size == 65 * 8
     assert LAYOUTS.constants["MIGRATION_LEFT"] == 1
     state = LAYOUTS.structs["lock_state"]
     raw = struct.pack("<15Q", *range(15))
