@@ -1,17 +1,34 @@
 # make run, make test, make check: each installs what it needs first. ARGS='…' goes to rmapd run.
+# make vm KERNEL=6.1 CMD='rmapd doctor' runs a command on a Debian kernel in a guest; make test-kernels KERNELS='6.1 6.12' boots the ladder.
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-venv gcc libc6-dev
+VM_APT := qemu-system-x86 kmod make linux-headers-amd64
+KERNEL ?= 6.1
+KERNELS ?= 6.1
+CMD ?= rmapd doctor
 
-.PHONY: run test check unit live bench setup clean
+# Install what is missing of the Debian packages named.
+define install
+	@missing=; for package in $(1); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get >/dev/null || { echo "rmapd needs these packages, and there is no apt-get here: $$missing"; exit 2; }; \
+	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+	fi
+endef
+
+.PHONY: run test test-kernels check unit live vm bench setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
 	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
 
 test: check live
+
+test-kernels: vm-setup
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm
 
 check: setup
 	$(VENV)/bin/ruff check .
@@ -25,6 +42,9 @@ unit: setup
 live: setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live
 
+vm: vm-setup
+	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)'
+
 bench: setup
 	$(SUDO) $(PYTHON) -m tests.bench
 
@@ -32,14 +52,13 @@ setup: $(VENV)/.installed
 
 # Debian's python3 and not another one on the PATH: bcc is built for it.
 $(VENV)/.installed: pyproject.toml Makefile
-	@missing=; for package in $(APT); do dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; \
-	if [ -n "$$missing" ]; then \
-	  command -v apt-get >/dev/null || { echo "rmapd needs these packages, and there is no apt-get here: $$missing"; exit 2; }; \
-	  $(SUDO) apt-get update -q && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
-	fi
+	$(call install,$(APT))
 	/usr/bin/python3 -m venv --clear --system-site-packages $(VENV)
 	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
+
+vm-setup: setup
+	$(call install,$(VM_APT))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

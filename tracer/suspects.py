@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tracer.answer import Answer
+from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row
 from tracer.monitors.migration import LOOK_GAP_NS, Case, Decision, judge
 from tracer.oracle import Oracle
@@ -41,6 +41,7 @@ class Desk:
     clock: Callable[[], int]
     cases: dict[tuple[str, bytes], tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
+    proven: set[Place] = field(default_factory=set)
     sweeps: int = 0
     settled: int = 0
     _next_ask_ns: int = 0
@@ -106,11 +107,12 @@ class Desk:
         self.sweeps += 1
         for case, _, _ in self.cases.values():
             case.swept, case.sweep_complete = True, sweep.complete
+        self.proven &= {answer.place for answer in sweep.answers}  # what is gone may be proven anew
         for answer in sweep.answers:
             concerned = [case for case, _, _ in self.cases.values() if case.concerns(answer)]
             for case in concerned:
                 case.answers += (answer,)  # it is asked about again where it was found
-            if answer.left_behind and not concerned:
+            if answer.left_behind and not concerned and answer.place not in self.proven:
                 key = ("M1", b"sweep" + repr(answer.place).encode())
                 pfns = range(answer.pfn, answer.pfn + 1)
                 self.cases[key] = Case("M1", answer.addr, pfns, 0, now, answer.level, swept=True), None, None
@@ -139,6 +141,7 @@ class Desk:
 
     def _close(self, key: tuple[str, bytes], judged: Judged) -> Judged:
         del self.cases[key]
+        self.proven |= {answer.place for answer in judged.decision.proven}
         kind = "present" if judged.decision.proven or judged.case.answers else "gone"
         self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += judged.case.count
         if judged.row and judged.case.invariant == "M1" and self.books.settle(judged.row):

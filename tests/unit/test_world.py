@@ -125,6 +125,23 @@ def test_the_patrol_finds_what_no_event_told_of() -> None:
     assert judged(world, patrol=True).proven() == {(mm.number, ADDR)}
 
 
+def test_an_entry_that_is_proven_is_counted_once_however_often_it_is_found() -> None:
+    """Seen on 6.1 with rmapd_faults: the last patrol found the five entries again that were proven a second before."""
+    world = World()
+    left_in(world)
+    court = Court(world)
+    for _ in range(6):
+        court.hear()
+        world.tick(10**9)
+    for _ in range(3):
+        court.desk.patrol(now=True)
+        for _ in range(6):
+            court.work()
+            world.tick(10**9)
+    court.end()
+    assert court.checks()["M1", Verdict.VIOLATED] == 1
+
+
 def test_nested_migrations_of_one_task_are_judged_at_the_outer_end() -> None:
     world = World()
     mm = world.new_mm()

@@ -1,0 +1,62 @@
+"""A real violation on a real kernel: entries that remove_migration_pte() left behind are proven before the kernel's own BUG.
+
+The module of tests/faults is built against Debian's headers of the guest's kernel (6.1, this suite's own) and loaded in the guest only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.vm.guest import ROOT, image, run
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    release = image("6.1").name.removeprefix("vmlinuz-")
+    headers = Path("/usr/src") / f"linux-headers-{release}"
+    if not headers.exists() and os.environ.get("RMAPD_REQUIRE_KERNEL") != "1":
+        pytest.skip(f"no {headers}: make vm-setup")
+    folder = tmp_path_factory.mktemp("faults")
+    shutil.copytree(ROOT / "tests/faults", folder, dirs_exist_ok=True)
+    done = subprocess.run(["make", "-s", "-C", str(headers), f"M={folder}", "modules"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "rmapd_faults.ko"
+
+
+def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path) -> None:
+    command = (
+        f"insmod {module} && "
+        "{ rmapd exec --report $OUT/r.json -- python -m tests.workloads.victim 5; echo exit $?; sync; "
+        "echo report written at $(cut -d' ' -f1 /proc/uptime); pkill -9 victim; sleep 3; }"
+    )
+    result = run("6.1", command, append="rmapd_faults=guest", expect_bug=True, label="left-behind", timeout=400)
+    assert "exit 3" in result.output, result.output
+    report = json.loads((result.folder / "r.json").read_text())
+    assert "struck 5" in result.output
+    assert report["invariants"]["M1"]["checks"]["violated"] == 5
+    assert report["invariants"]["M1"]["checks"]["suspect"] == 0
+    (violation,) = report["violations"]
+    victim = int(re.findall(r"victim (\d+)", result.output)[0])
+    assert (violation["invariant"], violation["verdict"], violation["count"]) == ("M1", "violated", 5)
+    assert f"victim[{victim}]" in violation["summary"]
+    assert any(frame.startswith("migrate_pages+") for frame in violation["stack"])
+    assert violation["evidence"]["entries"][0]["locked"] is False
+    dmesg = (result.folder / "dmesg").read_text()
+    bug = re.search(r"\[ *([0-9.]+)\] kernel BUG at include/linux/swapops.h", dmesg)
+    written = re.search(r"report written at ([0-9.]+)", result.output)
+    assert bug, "the kernel's own BUG was expected when the victim died"
+    assert written
+    assert float(written[1]) < float(bug[1])
+
+
+def test_the_module_refuses_an_ordinary_machine(module: Path) -> None:
+    result = run("6.1", f"insmod {module}; echo insmod $?", label="refused")
+    assert "insmod 1" in result.output
+    assert "Operation not permitted" in result.output

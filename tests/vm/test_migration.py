@@ -1,0 +1,63 @@
+"""Migration entries judged on full kernels: all hooks attach, the oracle calibrates, PMD and hugetlb entries included.
+
+RMAPD_VM_KERNELS names the kernels (default 6.1). The guests of virtme-ng have five-level page tables (QEMU's max CPU), this machine four.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import Result, run
+
+KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> str:
+    missing = [tool for tool in ("qemu-system-x86_64", "dpkg-deb") if not shutil.which(tool)]
+    if missing and os.environ.get("RMAPD_REQUIRE_KERNEL") != "1":
+        pytest.skip(f"no {', '.join(missing)}")
+    return str(request.param)
+
+
+def report(result: Result, name: str) -> dict[str, Any]:
+    assert (result.folder / name).exists(), result.output
+    found: dict[str, Any] = json.loads((result.folder / name).read_text())
+    return found
+
+
+def test_small_pages(kernel: str) -> None:
+    command = (
+        "rmapd doctor --format json > $OUT/doctor.json && "
+        "rmapd exec --require M1,M4,L2 --report $OUT/r.json -- python tests/workloads/migrate.py 8000 96; echo exit $?; "
+        "grep -ow la57 /proc/cpuinfo | head -1"
+    )
+    result = run(kernel, command, label="small")
+    assert "exit 0" in result.output, result.output
+    doctor = json.loads((result.folder / "doctor.json").read_text())
+    assert {hook["state"] for hook in doctor["hooks"].values()} == {"attached"}
+    assert doctor["capabilities"]["page-table oracle"] == "calibrated"
+    assert doctor["capabilities"]["page-table levels"] == ("5" if "la57" in result.output else "4")
+    found = report(result, "r.json")
+    checks = found["invariants"]["M1"]["checks"]
+    assert checks["holds"] >= 4000, checks
+    assert (checks["violated"], checks["suspect"], checks["unverifiable"]) == (0, 0, 0)
+    assert set(found["lost"].values()) == {0}
+
+
+def test_huge_pages_between_two_nodes(kernel: str) -> None:
+    result = run(kernel, "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20", nodes=2, label="huge")
+    assert result.code == 0, result.output
+    found = report(result, "r.json")
+    hooks, checks = found["overhead"]["hooks"], found["invariants"]["M1"]["checks"]
+    assert hooks["set_migration_pmd"]["runs"] >= 100
+    assert hooks["remove_migration_pmd"]["runs"] == hooks["set_migration_pmd"]["runs"]
+    assert "80 hugetlb" in result.output
+    assert checks["holds"] >= 200
+    assert (checks["violated"], checks["suspect"], checks["unverifiable"]) == (0, 0, 0)
+    assert set(found["lost"].values()) == {0}
