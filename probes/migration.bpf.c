@@ -93,7 +93,7 @@ static inline void book_copies(struct params *p, struct migration *m, struct led
     if (!w || !w->pgd || (w->end_ns && w->end_ns < row->first_ns) || (row->copied_to >> i) & 1) continue;
     u64 entry = 0;
     u32 level = 0;
-    if (walk(p, w->pgd, key->addr, &entry, &level) || level != key->level || !is_migration(entry, level)) continue;
+    if (walk(p, w->pgd, key->addr, &entry, &level) || !is_migration(entry, level)) continue;    /* hugetlb: booked as PTE, found as PMD */
     row->copied_to |= 1ULL << i;
     row->count += 1;
     *copied += 1;

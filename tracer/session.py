@@ -77,10 +77,11 @@ class Session:
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels)
         self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
-        findings = Findings(self.books, self.kernel, self._clock)
-        self.judge = Judge(self.books, self.desk, findings, welcome_ns, self._clock)
         features = self.loaded.attached() | ({"oracle"} if oracle else set())
         self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
+        checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+        findings = Findings(self.books, self.kernel, self._clock)
+        self.judge = Judge(self.books, self.desk, findings, welcome_ns, self._clock, checked)
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)

@@ -96,7 +96,8 @@ class Desk:
         return list({(a.mm.mm, a.addr): a for a in found}.values())
 
     def _nowhere(self, found: list[Answer]) -> bool:
-        return any(not case.swept and not any(map(case.concerns, found)) for case, _, _ in self.cases.values())
+        """Whether a case that was never swept has nothing to wait for at its address."""
+        return any(not case.swept and not any(case.waits_for(answer) for answer in found) for case, _, _ in self.cases.values())
 
     def _sweep(self, oracle: Oracle) -> list[Answer]:
         start = self.clock()
@@ -135,7 +136,7 @@ class Desk:
         """No more looks: what was found once is a suspect, what was never looked for is unverifiable."""
         done = []
         for key, (case, row, event) in list(self.cases.items()):
-            verdict = Verdict.SUSPECT if case.answers or self.oracle is None else Verdict.UNVERIFIABLE
+            verdict = Verdict.SUSPECT if case.stubborn or self.oracle is None else Verdict.UNVERIFIABLE
             done.append(self._close(key, Judged(case, Decision(verdict, "the run ended before it could be decided"), row, event)))
         return done
 

@@ -41,6 +41,8 @@ static void notrace redirect(unsigned long ip, unsigned long parent_ip, struct f
 	if (regs->di == regs->cx)
 		return;
 	vma = (struct vm_area_struct *)regs->si;
+	if (!vma_is_anonymous(vma)) /* a file's page is looked for in every VMA of the file, mapped there or not */
+		return;
 	owner = READ_ONCE(vma->vm_mm->owner);
 	if (!owner || strcmp(owner->comm, victim))
 		return;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from tests.support.native import synthetic_kernel
 from tests.support.world import World
@@ -18,11 +18,13 @@ WELCOME_NS = 10**10
 class Court(Judge):
     """Remembers every decided case, so that a test can hold it against the truth."""
 
-    def __init__(self, world: World, oracle: bool = True, patrol: bool = True) -> None:
+    def __init__(self, world: World, oracle: bool = True, patrol: bool = True, checked: Container[str] = ("M1", "M4")) -> None:
         self.world, self.judged = world, list[Judged]()
         patrol_ns = 60 * 10**9 if patrol else 0
         desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
-        super().__init__(world.books, desk, Findings(world.books, synthetic_kernel(), lambda: world.now), WELCOME_NS, lambda: world.now)
+        super().__init__(
+            world.books, desk, Findings(world.books, synthetic_kernel(), lambda: world.now), WELCOME_NS, lambda: world.now, checked
+        )
 
     def _take(self, decided: Iterable[Judged]) -> None:
         decided = list(decided)

@@ -95,3 +95,26 @@ def test_proof_beside_a_lock_that_is_never_released() -> None:
     decision = judge(c, [LEFT, other], PATIENCE, PATIENCE)
     assert decision
     assert (decision.verdict, decision.proven) == (Verdict.VIOLATED, (LEFT,))
+
+
+def test_entries_of_later_migrations_do_not_keep_a_case_open() -> None:
+    """Pages that move to and fro between nodes: the same addresses and page frames again, locked, each time elsewhere (6.1, two nodes)."""
+    c = Case("M1", 0x400000, range(1024, 1536), 1, opened_ns=0, level=2)
+    passing = [replace(LEFT, addr=0x400000 + n * 4096, pfn=1024 + n, locked=True) for n in range(5)]
+    assert judge(c, [passing[0]], 0, PATIENCE) is None
+    assert judge(c, [passing[1]], LOOK_GAP_NS, PATIENCE) is None, "not swept yet"
+    c.swept = True
+    assert judge(c, [passing[2]], 2 * LOOK_GAP_NS, PATIENCE) is None, "what the sweep found may be ours"
+    decision = judge(c, [passing[3]], 3 * LOOK_GAP_NS, PATIENCE)
+    assert decision
+    assert decision.verdict is Verdict.HOLDS
+
+
+def test_patience_alone_makes_no_suspect() -> None:
+    """A desk that is slow to ask has seen nothing three times: it must look on."""
+    c = case()
+    locked = replace(LEFT, locked=True)
+    assert looks(c, [locked], [0, 2 * PATIENCE]) == [None, None]
+    decision = judge(c, [locked], 3 * PATIENCE, PATIENCE)
+    assert decision
+    assert decision.verdict is Verdict.SUSPECT

@@ -57,6 +57,15 @@ INVARIANTS = (
 )
 
 
+@dataclass(frozen=True)
+class Look:
+    """How often an entry was met without a break, how often of these in a row with its page unlocked, and when last."""
+
+    count: int
+    free: int
+    time_ns: int
+
+
 @dataclass
 class Case:
     """One suspect under examination. pfns: where its page may be found by a sweep (a PMD entry may have been split)."""
@@ -69,12 +78,23 @@ class Case:
     level: int = 1
     swept: bool = False
     sweep_complete: bool = True
-    looks: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    looks: dict[Place, Look] = field(default_factory=dict)
+    standing: set[Place] = field(default_factory=set)
+    gone: set[Place] = field(default_factory=set)
+    searched: bool = False
     answers: tuple[Answer, ...] = ()
 
     def concerns(self, answer: Answer) -> bool:
         """Whether a migration entry found somewhere is this one."""
         return answer.pfn in self.pfns or (answer.addr == self.addr and answer.migration)
+
+    def waits_for(self, answer: Answer) -> bool:
+        """Whether this entry keeps the case from being looked for elsewhere."""
+        return self.concerns(answer) and (answer.left_behind or answer.place in self.standing or not (self.looks or self.gone))
+
+    @property
+    def stubborn(self) -> bool:
+        return any(self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks)
 
 
 @dataclass(frozen=True)
@@ -86,33 +106,52 @@ class Decision:
     proven: tuple[Answer, ...] = ()
 
 
+def _look(case: Case, answers: Sequence[Answer], now_ns: int) -> None:
+    """Count the looks at which each entry was met without a break; a place that was empty once is another migration's from then on."""
+    looks = {}
+    for answer in answers:
+        last = case.looks.get(answer.place, Look(0, 0, now_ns - LOOK_GAP_NS))
+        counts = now_ns - last.time_ns >= LOOK_GAP_NS
+        free = (last.free + counts) if answer.left_behind else 0
+        looks[answer.place] = Look(last.count + counts, free, now_ns if counts else last.time_ns)
+    case.gone |= set(case.looks) - set(looks)
+    first_look, just_swept = not case.looks and not case.gone, case.swept and not case.searched
+    if first_look or just_swept:
+        case.standing |= set(looks) - case.gone
+    case.standing &= set(looks)
+    case.looks, case.searched = looks, case.swept
+
+
 def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) -> Decision | None:
     """Decide a case from the migration entries found now; None: look again later.
 
     The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that began after the
-    migration ended, is the other proof. Anything between the two waits, and is a suspect when patience runs out.
+    migration ended, is the other proof. Entries with a locked page are other migrations under way, unless they were there
+    from the first look on (pages that move to and fro meet the same addresses and page frames again: seen on 6.1 with two nodes).
+    Anything between waits, and is a suspect when patience runs out.
     """
-    case.answers = tuple(answers)
-    looks = {}
-    for answer in (a for a in answers if a.left_behind):
-        seen, last_ns = case.looks.get(answer.place, (0, now_ns - LOOK_GAP_NS))
-        counts = now_ns - last_ns >= LOOK_GAP_NS
-        looks[answer.place] = (seen + 1, now_ns) if counts else (seen, last_ns)
-    case.looks = looks
-    proven = tuple(a for a in answers if looks.get(a.place, (0, 0))[0] >= LOOKS)
-    if proven and len(proven) == len(answers):
+    _look(case, answers, now_ns)
+    ours = [a for a in answers if a.left_behind or a.place in case.standing]
+    case.answers = tuple(ours)
+    proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
+    late = now_ns - case.opened_ns >= patience_ns
+    if proven and (late or len(proven) == len(ours)):
         return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
-    if answers:
-        case.swept = False  # it may yet move: gone means gone in a sweep that began after it was last seen
-        if now_ns - case.opened_ns < patience_ns:
-            return None
-        if proven:
-            return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
-        if not any(answer.migration for answer in answers):
-            return Decision(Verdict.SUSPECT, "an entry for this page is there, of a swap type that was never seen inserted")
-        return Decision(Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked")
+    if any(a.left_behind for a in ours):
+        case.swept = case.searched = False  # it may yet move: gone means gone in a sweep that began after it was last seen
+    if ours:
+        return _stubborn(case, ours) if late else None
     if not case.swept:
         return None
     if not case.sweep_complete:
         return Decision(Verdict.UNVERIFIABLE, "not at its address, and the sweep could not search every page table")
     return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")
+
+
+def _stubborn(case: Case, ours: Sequence[Answer]) -> Decision | None:
+    """A suspect is what was met in LOOKS looks without a break, and no less."""
+    if not case.stubborn:
+        return None
+    if not any(answer.migration for answer in ours):
+        return Decision(Verdict.SUSPECT, "an entry for this page is there, of a swap type that was never seen inserted")
+    return Decision(Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked")
