@@ -23,8 +23,7 @@ def migrated() -> int:
 def touched(size: int) -> mmap.mmap:
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_NOHUGEPAGE)
-    for offset in range(0, size, PAGE):
-        block[offset] = 1
+    block[:] = b"\1" * size
     return block
 
 

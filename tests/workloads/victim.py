@@ -6,7 +6,6 @@ usage: victim.py [N]     (root; prints how often the fault struck and the victim
 from __future__ import annotations
 
 import ctypes
-import mmap
 import signal
 import subprocess
 import sys
@@ -17,12 +16,13 @@ from tests.workloads.migrate import touched
 
 PARAMETERS = Path("/sys/module/rmapd_faults/parameters")
 PR_SET_NAME = 15
+BLOCKS = 768  # MiB of the guest's three: enough that compaction, which moves what lies low, must move some of it
 
 
 def be_a_victim() -> None:
     """Map fragmented memory, say so, and sleep for ever. Executed, not only forked: nothing of it shares an anon_vma with others."""
     ctypes.CDLL(None).prctl(PR_SET_NAME, b"victim", 0, 0, 0)
-    blocks: list[mmap.mmap] = [touched(1 << 20) for _ in range(64)]
+    blocks = [touched(1 << 20) for _ in range(BLOCKS)]
     del blocks[::2]
     print("ready", flush=True)
     sys.stdout.close()
