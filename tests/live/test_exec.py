@@ -10,8 +10,8 @@ from tests.live.conftest import WORKLOAD, remaining, rmapd, run_exec
 
 def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
     cleared = 0
-    for _ in range(5):
-        done, report = run_exec(tmp_path, "--require", "M1,M4,L2", command=[*WORKLOAD, "40000"])
+    for _ in range(10):
+        done, report = run_exec(tmp_path, "--require", "M1,M4,L2", command=[*WORKLOAD, "60000"])
         assert done.returncode == 0, done.stdout + done.stderr
         m1, m4 = report["invariants"]["M1"]["checks"], report["invariants"]["M4"]["checks"]
         assert m1["holds"] >= 20000
