@@ -82,7 +82,9 @@ class Books:
         return {n: value for n, raw in enumerate(counts) if (value := int.from_bytes(raw, "little"))}
 
     def ledger(self) -> list[Row]:
-        """All rows with entries outstanding."""
+        """All rows with entries outstanding; none where the migration stem is not loaded."""
+        if "ledger" not in self._maps:
+            return []
         key_of, row_of = self._layouts.structs["ledger_key"], self._layouts.structs["ledger_row"]
         rows = []
         for raw_key, raw_row in self._maps["ledger"].items():

@@ -16,9 +16,9 @@ import pytest
 
 from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, ours, remaining, rmapd, sample
 from tracer import loader, plan
-from tracer.config import Maps
+from tracer.config import Config, Maps
 from tracer.plan import State
-from tracer.session import probes_folder, running_kernel
+from tracer.session import Session, probes_folder, running_kernel
 
 HOLDS = 'rmapd_checks_total{invariant="M1",verdict="holds"}'
 
@@ -138,25 +138,25 @@ def test_without_btf(tmp_path: Path) -> None:
     assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
 
 
-def folder_with(tmp_path: Path, **sources: str) -> Path:
+@pytest.mark.parametrize("stem", ["migration", "mmap_lock", "oracle"])
+def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, stem: str) -> None:
     copy = tmp_path / "probes"
     shutil.copytree(probes_folder(), copy)
-    for name, text in sources.items():
-        (copy / name.replace("__", ".")).write_text(text)
-    return copy
-
-
-def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path) -> None:
-    copy = folder_with(tmp_path)
-    broken = copy / "mmap_lock.bpf.c"
+    broken = copy / f"{stem}.bpf.c"
     broken.write_text(broken.read_text() + "\nthis is not C;\n")
-    kernel = running_kernel()
-    made = plan.make(kernel, [copy])
-    with loader.load(made, copy / "include", kernel.release, Maps().sizes(), statistics=False) as loaded:
-        states = {h.hook.name: h for h in loaded.hooks}
-        assert states["mmap_lock_released"].state is State.MISSING
-        assert "mmap_lock.bpf.c" in states["mmap_lock_released"].reason
-        assert states["set_migration_pte"].state is State.ATTACHED
+    with Session(Config(), running_kernel(), [copy]) as session:
+        session.step(0.1)
+        session.stop()
+        snapshot = session.snapshot()
+    for hook in snapshot.hooks:
+        if hook.stem == stem:
+            assert hook.state is State.MISSING
+            assert f"{stem}.bpf.c does not compile" in hook.reason
+        else:
+            assert hook.state is State.ATTACHED
+    assert bool(snapshot.oracle_reason) == (stem == "oracle")
+    assert (snapshot.coverage["M1"][0] == "none") == (stem == "migration")
+    assert (snapshot.coverage["L2"][0] == "none") == (stem == "mmap_lock")
     assert not remaining()
 
 
