@@ -7,7 +7,7 @@ What it reads of an mm that goes away meanwhile may be stale, so nothing is beli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracer.answer import Answer, Mm
@@ -92,8 +92,8 @@ class Oracle:
         found = self._found[q.found]
         return Answer(mm, addr, found, q.entry, q.level, q.pfn, self._locks.get(q.lock), bool(q.stable))
 
-    def sweep(self, mms: Sequence[Mm], pause: Callable[[], None] = lambda: None) -> Sweep:
-        """Search all page tables of these mms. pause is called now and then: the loop's chance to do other things."""
+    def sweep(self, mms: Sequence[Mm]) -> Sweep:
+        """Search all page tables of these mms."""
         answers: list[Answer] = []
         complete, tables = True, 0
         room = max(1, self._maps["uppers"].max_entries // 16)
@@ -108,7 +108,6 @@ class Oracle:
             answers += [answer for answer in again if answer.migration or answer.possible]
             complete &= whole
             tables += opened
-            pause()
         return Sweep(tuple(answers), complete, tables)
 
     def _sweep_some(self, mms: Sequence[Mm]) -> tuple[list[Answer], bool, int]:
