@@ -109,7 +109,8 @@ HOOK(sweep_leaf) {
   for (u32 i = 0; i < LEAVES_A_RUN; i++) {
     u32 index = ctx->args[0] + i;
     struct table *t = leaves.lookup(&index);
-    if (!t || index >= s->leaves || !read_table(p, s, t, page)) return 0;
+    if (!t || index >= s->leaves) return 0;
+    if (!read_table(p, s, t, page)) continue;
     for (u32 n = 0; n < 512; n++) {
       u64 entry = page->entry[n];
       if (entry & (PTE_PRESENT | PTE_PROTNONE)) continue;

@@ -32,12 +32,3 @@ class Histogram:
             total += self.slots[n]
             out.append((repr(2**n / 1e9), float(total)))
         return [*out, ("+Inf", float(self.count))]
-
-    def quantile_seconds(self, q: float) -> float:
-        """An upper bound of the q-quantile, in seconds; 0 where nothing was counted."""
-        goal, seen = self.count * q, 0
-        for n, value in enumerate(self.slots):
-            seen += value
-            if seen and seen >= goal:
-                return float(1 << n) / 1e9
-        return 0.0

@@ -362,6 +362,19 @@ def test_an_mm_too_large_for_the_sweep_makes_it_incomplete() -> None:
     assert not world.oracle.sweep(world.oracle.mms()).complete
 
 
+def test_a_table_that_cannot_be_read_hides_none_beside_it() -> None:
+    """Leaves are searched two in a run: the first is gone, the second holds the entry."""
+    world = World()
+    mm = world.new_mm()
+    world.map_page(mm, ADDR)
+    world.map_page(mm, ADDR + 512 * PAGE)
+    world.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+    world.put(world.slot(mm, ADDR + 512 * PAGE), swap_entry(30, 44))
+    world.put(world.slot(mm, ADDR, level=2), 0x3FFFFFFFF000 | 0x67)
+    answers = world.oracle.sweep(world.oracle.mms()).answers
+    assert [answer.addr for answer in answers] == [ADDR + 512 * PAGE]
+
+
 class TestMmapLock:
     def test_waits_and_holds(self) -> None:
         world = World()
