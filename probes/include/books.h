@@ -30,6 +30,11 @@ enum counter {
   LOCKS_UNBOOKED,         /* releases of locks taken before the gate opened */
   NESTED_HOLDS,           /* an mmap_lock taken while another is held, in an order never seen reversed */
   FORKS_SEEN,
+  PROTOCOLS_LOST,         /* windows whose protocol found the table full */
+  WINDOWS_LOST,           /* windows that found their map full, or were nested too deeply */
+  WINDOWS_UNCLOSED,       /* windows whose return was not seen */
+  WINDOWS_OVERLONG,       /* windows with more steps than a protocol holds; their protocol says so */
+  HOLDS_LOST,             /* acquisitions inside a window that found their map full */
   COUNTERS
 };
 
@@ -133,6 +138,83 @@ struct order_row {
   u64 count;
   s32 stack;
   u32 tid;
+};
+
+/* Book 2, the protocol table. A window is one call of a function below by one task; what the task does with locks and trees
+   meanwhile is a string of one-byte steps, and windows are counted by (function, context, steps). tracer/protocol.py is the notation. */
+enum window {
+  WINDOW_outside,         /* no window: a single tree step */
+  WINDOW___vma_adjust, WINDOW_vma_expand, WINDOW_vma_shrink, WINDOW_commit_merge, WINDOW___split_vma,
+  WINDOW_vma_merge, WINDOW_vma_merge_new_range, WINDOW_vma_merge_existing_range, WINDOW_vma_modify,
+  WINDOW_do_brk_flags, WINDOW_copy_vma, WINDOW_move_page_tables, WINDOW_expand_downwards, WINDOW_expand_upwards,
+  WINDOW_anon_vma_clone, WINDOW_anon_vma_fork, WINDOW___anon_vma_prepare, WINDOW_unlink_anon_vmas,
+  WINDOW_unlink_file_vma, WINDOW_unlink_file_vma_batch_process, WINDOW_dup_mmap,
+  WINDOW_rmap_walk_anon, WINDOW_rmap_walk_file, WINDOW_rmap_walk_ksm, WINDOW_try_to_migrate, WINDOW_remove_migration_ptes,
+  WINDOW_mm_take_all_locks, WINDOW_mm_drop_all_locks, WINDOW_collapse_huge_page, WINDOW_retract_page_tables,
+  WINDOWS
+};
+enum lock_class {
+  CLASS_other,
+  CLASS_mmap, CLASS_mmap2,            /* mm->mmap_lock of the window's mm, and of another */
+  CLASS_i_mmap, CLASS_i_mmap2,        /* address_space.i_mmap_rwsem: the first one met in the window, and others */
+  CLASS_anon, CLASS_anon2,            /* anon_vma.root->rwsem: likewise */
+  CLASS_vma,                          /* vma->vm_lock->lock of 6.4 to 6.14 */
+  CLASS_i_rwsem, CLASS_invalidate, CLASS_hugetlb,
+  LOCK_CLASSES
+};
+enum lock_kind {
+  KIND_down_read, KIND_down_write, KIND_down_read_killable, KIND_down_write_killable, KIND_down_read_trylock, KIND_down_write_trylock,
+  KIND_up_read, KIND_up_write, KIND_downgrade_write,
+  LOCK_KINDS
+};
+enum owner_state { OWNER_FREE, OWNER_READ, OWNER_OTHER, OWNER_SELF };     /* OTHER, SELF: held for write by another task, by this one */
+enum tree_part { TREE_FILE, TREE_ANON };
+enum commit_part { COMMIT_MMAP, COMMIT_VMA, COMMIT_I_MMAP, COMMIT_ANON };    /* a commit is a run of parts in this order, at least one */
+enum step {
+  STEP_END,
+  STEP_LOST,              /* an event is missing here: what the books say and what the lock says differ */
+  STEP_OVERLONG,          /* more steps than fit: the rest is not here */
+  STEP_REPEAT,            /* + n-1: the n steps before came at least twice in a row; n from 1 to 8 */
+  STEP_TREE_NEW = 11,     /* + 2*part + enter: a tree that no other task can reach yet (anon_vma not published) */
+  STEP_LOCK = 16,         /* + class*LOCK_KINDS + kind */
+  STEP_TREE = 124,        /* + (part*2 + enter)*4 + owner_state of the tree's lock */
+  STEP_COMMIT = 140,      /* + part*4 + owner_state of the lock of the VMA that is stored */
+  STEP_VISIT = 156,       /* + owner_state of the walk's lock: an rmap walk calls back */
+  STEP_CALL = 160         /* + window: an inner window ran here */
+};
+enum context {            /* bits and shifts of protocol_key.context */
+  CONTEXT_FILE = 1,                   /* the VMA has a file */
+  CONTEXT_ANON = 2,                   /* the VMA has an anon_vma at entry */
+  CONTEXT_IMPORTED = 4,               /* the VMA had none at entry and has one at return */
+  CONTEXT_HUGETLB = 8,
+  CONTEXT_LOCKED = 16,                /* the caller says that it holds the lock of the walk */
+  CONTEXT_FOLIO_LOCKED = 32,
+  CONTEXT_MOVED = 64,                 /* vm_start or vm_end changed */
+  CONTEXT_REBUILT = 128,              /* the function cannot be probed: the window is made from what surrounds it */
+  CONTEXT_ENTRY_MMAP_SHIFT = 8,       /* owner_state at entry and return; 2 bits each */
+  CONTEXT_ENTRY_I_MMAP_SHIFT = 10,
+  CONTEXT_ENTRY_ANON_SHIFT = 12,
+  CONTEXT_EXIT_MMAP_SHIFT = 14,
+  CONTEXT_EXIT_I_MMAP_SHIFT = 16,
+  CONTEXT_EXIT_ANON_SHIFT = 18,
+  CONTEXT_GEOMETRY_SHIFT = 20,        /* enum geometry, 3 bits */
+  CONTEXT_FOLLOWS_SHIFT = 23,         /* enum follows, 2 bits */
+  CONTEXT_WALKER_SHIFT = 25           /* enum walker, 3 bits */
+};
+enum geometry { GEOMETRY_NONE, GEOMETRY_HOLDS, GEOMETRY_EMPTY, GEOMETRY_UNALIGNED, GEOMETRY_NOT_AS_ASKED, GEOMETRY_PGOFF, GEOMETRY_OVERLAP };
+enum follows { FOLLOWS_NONE, FOLLOWS_HOLDS, FOLLOWS_MISSING, FOLLOWS_OTHER };   /* V5: does the anon_vma follow the pages? */
+enum walker {             /* whose rmap_one it is */
+  WALKER_NONE, WALKER_TRY_TO_MIGRATE, WALKER_TRY_TO_UNMAP, WALKER_REMOVE_MIGRATION, WALKER_REFERENCED, WALKER_MKCLEAN, WALKER_OTHER
+};
+struct protocol_key {
+  u8 steps[64];
+  u32 context;
+  u16 window;
+  u16 error;              /* errno of a failed window; 0xffff for a NULL or a false */
+};
+struct protocol_row {
+  u64 count;
+  u64 first_ns;           /* also its name in the flight recorder */
 };
 
 /* The oracle's questions and answers. */
