@@ -44,6 +44,24 @@ class Lock(enum.StrEnum):
         """The class without regard to the instance."""
         return Lock(self.value.rstrip("2"))
 
+    @property
+    def spoken(self) -> str:
+        """As a kernel developer says it."""
+        name = _SPOKEN.get(self.family, f"{self.family} lock")
+        return f"another {name}" if self is not self.family else name
+
+
+_SPOKEN = {
+    Lock.OTHER: "lock of no known class",
+    Lock.MMAP: "mmap_lock",
+    Lock.I_MMAP: "i_mmap_rwsem",
+    Lock.ANON: "anon_vma rwsem",
+    Lock.VMA: "VMA lock",
+    Lock.I_RWSEM: "i_rwsem",
+    Lock.INVALIDATE: "invalidate_lock",
+    Lock.HUGETLB: "hugetlb vma_lock",
+}
+
 
 class Kind(enum.StrEnum):
     """The rwsem operations, by the kernel's names. A failed trylock or an interrupted wait is no step."""
@@ -119,6 +137,16 @@ class Walker(enum.StrEnum):
     REFERENCED = "referenced"
     MKCLEAN = "mkclean"
     OTHER = "other"
+
+
+BOUNDARY_WINDOWS = frozenset(
+    "__vma_adjust vma_expand vma_shrink commit_merge __split_vma vma_merge vma_merge_new_range vma_merge_existing_range vma_modify "
+    "do_brk_flags expand_downwards expand_upwards".split()
+)
+"""Windows that change the boundaries of a VMA that others can find. copy_vma() and dup_mmap() make new ones."""
+
+FOLIO_LOCK_WALKERS = (Walker.TRY_TO_MIGRATE, Walker.TRY_TO_UNMAP, Walker.REMOVE_MIGRATION, Walker.MKCLEAN)
+"""Walkers whose callers hold the folio lock: mm/rmap.c, try_to_migrate(), folio_mkclean(); mm/migrate.c, remove_migration_ptes()."""
 
 
 @dataclass(frozen=True)
