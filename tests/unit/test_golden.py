@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.native import LAYOUTS
+from tests.support.native import LAYOUTS, ROOT
 from tracer.encoding import Encoding
 from tracer.invariant import discover
 from tracer.monitors.lock_order import LockGraph
@@ -175,3 +175,15 @@ def test_the_graph_leaves_out_trylocks_lost_events_and_hugetlb() -> None:
     graph.add(parse("vma_shrink[hugetlb]  i_mmap↓w vma↓w"))
     assert graph.add(parse("vma_shrink[]  vma↓w i_mmap↓w")) == ()
     assert set(graph.first) == {("hugetlb_i_mmap", "vma"), ("vma", "i_mmap")}
+
+
+def test_the_page_for_readers_of_a_violation_is_in_the_notation() -> None:
+    lines = [line for line in (ROOT / "docs/PROTOCOLS.md").read_text().splitlines() if line.startswith("    ")]
+    assert [rulings(line) for line in lines] == [
+        "L1+ L3+ L4+ L5+ V1+ V2+",
+        "L3+ L5! V2!",
+        "L1! L3+",
+        "L1+ L3! L4+",
+        "L3+ V1+ V5!",
+        "L1! L3+ L6+",
+    ]

@@ -21,7 +21,7 @@ FLOORS = [
     {"plan", "symbols", "books", "encoding", "notation", "invariant"},
     {"oracle", "loader", "snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
-    {"findings", "web"},
+    {"findings", "rulings", "web"},
     {"judge"},
     {"session"},
     {"service", "execute", "doctor"},
