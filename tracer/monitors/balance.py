@@ -62,15 +62,18 @@ def _leftovers(protocol: Protocol, steps: list[Locking], states: dict[Lock, tupl
     for lock in dict.fromkeys(step.lock for step in steps):
         if _expected(protocol, lock) or not (writes[lock] or reads[lock]):
             continue
-        before, after = states.get(lock, (Owner.READ, Owner.READ))
-        what = (
-            f"returns with a {lock.spoken} held" if writes[lock] + reads[lock] > 0 else f"gives back a {lock.spoken} that it did not take"
-        )
-        readable = (before if reads[lock] < 0 else after) is Owner.READ
-        if lock in states and (writes[lock] or not readable):
-            yield Ruling(Verdict.UNVERIFIABLE, f"{lock.spoken}: the steps and the owner field differ, so an event is missing")
+        left, taken_from = writes[lock] + reads[lock] > 0, writes[lock] < 0 or reads[lock] < 0
+        if lock in states:
+            before, after = states[lock]
+            possible = not writes[lock] and (after if left else before) is Owner.READ
         else:
-            yield Ruling(Verdict.SUSPECT, f"{what}, and no owner field can prove it")
+            possible = not taken_from
+        if not possible:
+            yield Ruling(Verdict.UNVERIFIABLE, f"{lock.spoken}: the steps do not add up, so an event is missing")
+        elif left:
+            yield Ruling(Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell")
+        else:
+            yield Ruling(Verdict.SUSPECT, f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry")
 
 
 INVARIANTS = (
