@@ -93,7 +93,7 @@ def test_coverage_knows_alternatives() -> None:
     l5 = discover()["L5"]
     new = {"commit", "commit_merge", "vma_expand", "vma_shrink", "__split_vma", "do_brk_flags", "expand_downwards"}
     assert l5.coverage(new) == (Coverage.FULL, "")
-    assert l5.coverage({"commit", "__vma_adjust", "do_brk_flags", "expand_upwards"}) == (Coverage.FULL, "")
+    assert l5.coverage({"commit", "__vma_adjust", "vma_adjust_trans_huge", "do_brk_flags", "expand_upwards"}) == (Coverage.FULL, "")
     assert l5.coverage({"commit"}) == (Coverage.NONE, "needs __vma_adjust or commit_merge")
     assert l5.coverage(new - {"vma_shrink"}) == (Coverage.PARTIAL, "shrinking is not seen")
     l2 = discover()["L2"]

@@ -78,7 +78,7 @@ INVARIANTS = (
         blind_spots="A boundary that changes without a store into the maple tree.",
         needs=("commit", "__vma_adjust|commit_merge"),
         lacking={
-            "__vma_adjust|vma_expand": "vma_expand() is not seen by itself",
+            "vma_expand|vma_adjust_trans_huge": "vma_expand() is not seen by itself",
             "__vma_adjust|vma_shrink": "shrinking is not seen",
             "__vma_adjust|__split_vma": "splits are not seen",
             "do_brk_flags": "brk is not seen",
