@@ -156,8 +156,8 @@ def explain(id: str) -> None:
         ("not violations", invariant.not_violations),
         ("how confirmed", invariant.confirmed),
         ("blind spots", invariant.blind_spots),
-        ("hooks", ", ".join(invariant.needs) or f"none in this version; will need {', '.join(invariant.awaits)}"),
-        ("without", "\n".join(f"{name}: {cost}" for name, cost in (invariant.lacking or {}).items())),
+        ("hooks", ", ".join(invariant.needs).replace("|", " or ") or f"none in this version; will need {', '.join(invariant.awaits)}"),
+        ("without", "\n".join(f"{name}: {cost}".replace("|", " or ") for name, cost in (invariant.lacking or {}).items())),
     )
     for name, text in parts:
         for n, line in enumerate(text.splitlines()):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import enum
 import importlib
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import tracer.monitors
+from tracer.protocol import Protocol
+from tracer.verdict import Ruling
 
 
 class Coverage(enum.StrEnum):
@@ -26,7 +28,9 @@ class Coverage(enum.StrEnum):
 @dataclass(frozen=True)
 class Invariant:
     """One invariant. `needs`: hooks without which nothing is checked. `lacking`: hook or feature -> what its absence costs.
-    `awaits`: kernel functions whose probing it waits for, where this version of rmapd has no monitor for it yet."""
+    A name may be alternatives, `__vma_adjust|commit_merge`: any of them will do, for kernels have different ones.
+    `awaits`: kernel functions whose probing it waits for, where this version of rmapd has no monitor for it yet.
+    `judge`: the ruling on a protocol, where the invariant is checked by protocols; None where it says nothing of this one."""
 
     id: str
     title: str
@@ -38,6 +42,7 @@ class Invariant:
     needs: tuple[str, ...] = ()
     lacking: Mapping[str, str] | None = None
     awaits: tuple[str, ...] = ()
+    judge: Callable[[Protocol], Ruling | None] | None = None
 
     @property
     def built(self) -> bool:
@@ -47,11 +52,16 @@ class Invariant:
         """Coverage with these hooks and features, and the reason for anything less than full."""
         if not self.built:
             return Coverage.NONE, "not checked by this version of rmapd"
-        absent = [name for name in self.needs if name not in attached]
+        absent = [names.replace("|", " or ") for names in self.needs if not _any_of(names, attached)]
         if absent:
             return Coverage.NONE, f"needs {', '.join(absent)}"
-        costs = [cost for name, cost in (self.lacking or {}).items() if name not in attached]
+        costs = [cost for names, cost in (self.lacking or {}).items() if not _any_of(names, attached)]
+        costs = list(dict.fromkeys(costs))
         return (Coverage.PARTIAL, "; ".join(costs)) if costs else (Coverage.FULL, "")
+
+
+def _any_of(names: str, attached: Collection[str]) -> bool:
+    return any(name in attached for name in names.split("|"))
 
 
 def discover() -> dict[str, Invariant]:

@@ -19,6 +19,16 @@ class Verdict(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class Ruling:
+    """A monitor's judgement of one protocol. The reason is the same for every window of that protocol: no address, no pid.
+    proven: by what was read from the lock or the VMA itself, so that lost events cannot change it."""
+
+    verdict: Verdict
+    reason: str = ""
+    proven: bool = False
+
+
+@dataclass(frozen=True)
 class Finding:
     """One check that ended in violated or suspect, with what is known about it."""
 

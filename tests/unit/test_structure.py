@@ -16,12 +16,12 @@ from tracer.layout import parse
 # Lower numbers know nothing of higher ones. bcc is known to `loader` alone.
 FLOORS = [
     {"errors", "answer", "histogram", "stubs", "monitors"},
-    {"btf", "invariant", "layout", "bpf", "verdict", "config"},
-    {"slices", "kernel", "instance"},
-    {"plan", "symbols", "books"},
+    {"btf", "layout", "bpf", "verdict", "config"},
+    {"slices", "kernel", "instance", "protocol"},
+    {"plan", "symbols", "books", "encoding", "notation", "invariant"},
     {"oracle", "loader", "snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
-    {"findings", "web"},
+    {"findings", "rulings", "web"},
     {"judge"},
     {"session"},
     {"service", "execute", "doctor"},
@@ -63,7 +63,7 @@ def test_bcc_is_imported_by_one_module() -> None:
 def test_monitors_know_no_machinery() -> None:
     for path in (ROOT / "tracer/monitors").glob("*.py"):
         known = {name.split(".")[1] for name in imports(path) if name.startswith("tracer.")}
-        assert known <= {"answer", "invariant", "verdict"}, path.name
+        assert known <= {"answer", "invariant", "monitors", "protocol", "verdict"}, path.name
 
 
 def test_files_stay_small() -> None:
@@ -87,6 +87,20 @@ def test_coverage_says_what_is_lacking() -> None:
     level, reason = m1.coverage(every - {"oracle"})
     assert level is Coverage.PARTIAL
     assert "suspect" in reason
+
+
+def test_coverage_knows_alternatives() -> None:
+    l5 = discover()["L5"]
+    new = {"commit", "commit_merge", "vma_expand", "vma_shrink", "__split_vma", "do_brk_flags", "expand_downwards"}
+    assert l5.coverage(new) == (Coverage.FULL, "")
+    assert l5.coverage({"commit", "__vma_adjust", "vma_adjust_trans_huge", "do_brk_flags", "expand_upwards"}) == (Coverage.FULL, "")
+    assert l5.coverage({"commit"}) == (Coverage.NONE, "needs __vma_adjust or commit_merge")
+    assert l5.coverage(new - {"vma_shrink"}) == (Coverage.PARTIAL, "shrinking is not seen")
+    l2 = discover()["L2"]
+    assert l2.coverage(l2.needs) == (
+        Coverage.PARTIAL,
+        "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint",
+    )
 
 
 def test_layouts_round_trip_and_match_c() -> None:

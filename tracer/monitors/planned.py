@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from tracer.invariant import Invariant
 
-_RWSEM = ("down_write", "up_write", "down_read", "up_read", "downgrade_write")
-_TREES = ("vma_interval_tree_insert", "vma_interval_tree_remove", "anon_vma_interval_tree_insert", "anon_vma_interval_tree_remove")
-_RMAP_C = "the head of mm/rmap.c, 'Lock ordering in mm'"
-
 INVARIANTS = (
     Invariant(
         "M2",
@@ -37,69 +33,6 @@ INVARIANTS = (
         awaits=("try_to_migrate_one", "remove_migration_pte", "rmap_walk_anon"),
     ),
     Invariant(
-        "L1",
-        "documented lock order",
-        "Within a window no blocking acquisition of a lower rank while a higher rank is held.",
-        _RMAP_C,
-        "trylocks; many locks of one class in mm_take_all_locks(); hugetlb, whose order differs",
-        "by the hooks themselves",
-        awaits=_RWSEM,
-    ),
-    Invariant(
-        "L3",
-        "locks are given back",
-        "A window returns with the locks that it was entered with.",
-        "mm/vma.c; the seed of this project was an error return of do_brk_flags() that kept its lock",
-        "pairs by contract: vma_prepare()/vma_complete(), mm_take_all_locks()/mm_drop_all_locks()",
-        "by the hooks themselves",
-        awaits=_RWSEM,
-    ),
-    Invariant(
-        "L4",
-        "held for the tree",
-        "An interval tree of VMAs changes only under its rwsem, held for write by the task that changes it.",
-        "mm/interval_tree.c, i_mmap_lock_write() and anon_vma_lock_write()",
-        "an unpublished anon_vma",
-        "by rwsem.owner at the hook",
-        awaits=_TREES,
-    ),
-    Invariant(
-        "L5",
-        "held at the commit",
-        "When a window changes a VMA's boundaries, the locks of its anon_vma (an imported one too) and of its file are held for write.",
-        "vma_prepare(), mm/vma.c; __vma_adjust(), mm/mmap.c up to 6.2",
-        "a VMA not yet linked",
-        "by rwsem.owner at the commit",
-        awaits=("vma_prepare", "__vma_adjust", *_TREES),
-    ),
-    Invariant(
-        "L6",
-        "rmap walks are covered",
-        "rmap_walk_anon() runs under the anon_vma root's rwsem, rmap_walk_file() under i_mmap_rwsem.",
-        "mm/rmap.c",
-        "callers that hand a held lock over (rmap_walk_locked())",
-        "by rwsem.owner and count at the hook",
-        awaits=("rmap_walk_anon", "rmap_walk_file"),
-    ),
-    Invariant(
-        "V1",
-        "VMA geometry",
-        "After a window vm_start < vm_end, page aligned, as asked for, and not overlapping a neighbour.",
-        "mm/vma.c, validate_mm()",
-        "none known",
-        "by the VMA at the window's end",
-        awaits=("vma_prepare", "__vma_adjust"),
-    ),
-    Invariant(
-        "V2",
-        "tree updates come in pairs",
-        "A window that moves a boundary takes the VMA out of its trees before and puts it back after.",
-        "vma_prepare() and vma_complete(), mm/vma.c",
-        "a boundary that no tree depends on",
-        "by the hooks themselves",
-        awaits=_TREES,
-    ),
-    Invariant(
         "V3",
         "census",
         "All VMAs of an mm are sorted, do not overlap, are map_count many, and have an anon_vma exactly where they have a chain.",
@@ -116,15 +49,6 @@ INVARIANTS = (
         "none known",
         "not decided yet",
         awaits=("bpf_iter_task_vma",),
-    ),
-    Invariant(
-        "V5",
-        "the anon_vma follows its pages",
-        "A VMA that takes over the pages of a VMA with an anon_vma has that anon_vma when the window ends.",
-        "mm/vma.c, dup_anon_vma(); broken from 6.16 to 6.18.7 (CVE-2026-23077)",
-        "VMAs without faulted pages",
-        "by the VMA at the window's end",
-        awaits=("copy_vma", "vma_expand"),
     ),
     Invariant(
         "R1",

@@ -1,0 +1,173 @@
+"""The protocol table's judge: every distinct protocol is ruled on once, and from then on counting is a look-up. No kernel, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tracer.encoding import Encoding
+from tracer.errors import RmapdError
+from tracer.invariant import Invariant
+from tracer.monitors.lock_order import Edge, LockGraph
+from tracer.notation import text
+from tracer.protocol import Protocol
+from tracer.verdict import Finding, Ruling, Tally, Verdict
+
+_FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A protocol's first window, as its event tells: task, symbolised stack, the VMA before and after, addresses by name.
+    trail: the windows before it, from the flight recorder."""
+
+    task: Mapping[str, Any] = field(default_factory=dict)
+    stack: tuple[str, ...] = ()
+    vma: Mapping[str, Any] = field(default_factory=dict)
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    trail: tuple[str, ...] = ()
+
+
+@dataclass
+class _Known:
+    """A protocol with its rulings by invariant, and the windows counted so far."""
+
+    protocol: Protocol
+    rulings: dict[str, Ruling]
+    cycle: tuple[Edge, ...] = ()
+    windows: int = 0
+
+
+class Rulings:
+    """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
+    report() brings a Tally up to date. checked: the invariants that have coverage now."""
+
+    def __init__(self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]) -> None:
+        self.checks: Counter[tuple[str, Verdict]] = Counter()
+        self.unreadable: dict[bytes, str] = {}
+        self.windows_unreadable = 0
+        self._encoding, self._checked = encoding, checked
+        self._judges = {invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge}
+        self._graph = LockGraph()
+        self._known: dict[bytes, _Known] = {}
+        self._keys: dict[Protocol, bytes] = {}
+        self._counts: Counter[bytes] = Counter()
+        self._sightings: dict[bytes, Sighting] = {}
+        self._unreported: Counter[tuple[bytes, str, Verdict]] = Counter()
+        self._bare: dict[bytes, set[tuple[str, Verdict]]] = {}  # recorded before their sighting came
+
+    def update(self, rows: Mapping[bytes, int], *, lossy: bool = False) -> Mapping[tuple[str, Verdict], int]:
+        """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
+
+        The same rows again change nothing. lossy: events were lost since the last update, so what is new counts as
+        unverifiable where a violation is not proven by the lock or the VMA itself."""
+        for key, count in rows.items():
+            new = count - self._counts[key]
+            if new <= 0:
+                continue
+            self._counts[key] = count
+            known = self._ruled(key)
+            if known is None:
+                self.windows_unreadable += new
+                continue
+            known.windows += new
+            for invariant, ruling in known.rulings.items():
+                if invariant not in self._checked:
+                    continue
+                doubtful = lossy and ruling.verdict in _FOUND and not ruling.proven
+                verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
+                self.checks[invariant, verdict] += new
+                self._unreported[key, invariant, verdict] += new
+        return dict(self.checks)
+
+    def _ruled(self, key: bytes) -> _Known | None:
+        """The protocol of this key, ruled on where it was never met before; None where the key cannot be read."""
+        if key in self._known or key in self.unreadable:
+            return self._known.get(key)
+        try:
+            protocol = self._encoding.decode(key)
+        except RmapdError as error:
+            self.unreadable[key] = str(error)
+            return None
+        rulings = {invariant: ruling for invariant, judge in self._judges.items() if (ruling := judge(protocol))}
+        self._keys[protocol] = key
+        known = self._known[key] = _Known(protocol, rulings)
+        self._rule_on_cycles(known)
+        return known
+
+    def _rule_on_cycles(self, known: _Known) -> None:
+        """L2 looks at all protocols so far: the one that closes a cycle is the one that violates it."""
+        cycle = self._graph.add(known.protocol)
+        if cycle is None:
+            return
+        known.cycle = cycle
+        known.rulings["L2"] = (
+            Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}") if cycle else Ruling(Verdict.HOLDS)
+        )
+
+    def sighted(self, key: bytes, sighting: Sighting) -> None:
+        """Keep the first sighting of a protocol."""
+        self._sightings.setdefault(key, sighting)
+
+    def report(self, tally: Tally, wall: float) -> list[Finding]:
+        """Count in the tally what update() took in since the last report; the findings whose signature is new.
+
+        A finding whose sighting comes later is completed in the tally then."""
+        self._complete(tally)
+        fresh = []
+        for (key, invariant, verdict), count in self._unreported.items():
+            if verdict not in _FOUND:
+                tally.add(invariant, verdict, count)
+                continue
+            finding = self._finding(key, invariant, verdict)
+            if tally.record(finding, wall, count):
+                fresh.append(finding)
+                if key not in self._sightings:
+                    self._bare.setdefault(key, set()).add((invariant, verdict))
+        self._unreported.clear()
+        return fresh
+
+    def _complete(self, tally: Tally) -> None:
+        for key in [key for key in self._bare if key in self._sightings]:
+            for invariant, verdict in self._bare.pop(key):
+                finding = self._finding(key, invariant, verdict)
+                if finding.signature in tally.violations:
+                    tally.violations[finding.signature].first = finding
+
+    def _finding(self, key: bytes, invariant: str, verdict: Verdict) -> Finding:
+        known, sighting = self._known[key], self._sightings.get(key, Sighting())
+        ruling = known.rulings[invariant]
+        evidence: dict[str, Any] = {
+            "protocol": text(known.protocol),
+            "proven": ruling.proven,
+            "sighted": key in self._sightings,
+            "vma": dict(sighting.vma),
+            "addresses": dict(sighting.addresses),
+            "trail": list(sighting.trail),
+        }
+        shape = text(known.protocol, ascii=True)
+        if invariant == "L2":
+            evidence["edges"] = [self._edge(edge) for edge in known.cycle]
+            shape = _named(known.cycle)
+        return Finding(invariant, verdict, known.protocol.window, shape, ruling.reason, dict(sighting.task), sighting.stack, evidence)
+
+    def _edge(self, edge: Edge) -> dict[str, Any]:
+        """One direction of a cycle: what was held, what was waited for, where first."""
+        protocol = self._graph.first[edge]
+        sighting = self._sightings.get(self._keys[protocol], Sighting())
+        return {"held": edge[0], "taken": edge[1], "protocol": text(protocol), "stack": list(sighting.stack)}
+
+    def protocols(self) -> dict[Protocol, int]:
+        """Windows by protocol."""
+        return {known.protocol: known.windows for known in self._known.values()}
+
+    def rulings(self, key: bytes) -> Mapping[str, Ruling]:
+        """How a protocol was ruled on, by invariant; empty where it was never met."""
+        known = self._known.get(key)
+        return known.rulings if known else {}
+
+
+def _named(cycle: tuple[Edge, ...]) -> str:
+    return " -> ".join([*(held for held, _ in cycle), cycle[0][0]])
