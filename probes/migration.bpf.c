@@ -44,14 +44,14 @@ HOOK(mm_migrate_pages) {
   return 0;
 }
 
-static inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, u64 addr, u32 level) {
+static __always_inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, u64 addr, u32 level) {
   key->start_ns = m ? m->start_ns : 0;
   key->addr = addr;
   key->tid = tid;
   key->level = level;
 }
 
-static inline void inserted(u64 addr, u64 entry, u32 level) {
+static __always_inline void inserted(u64 addr, u64 entry, u32 level) {
   struct params *p = open_gate();
   if (!p) return;
   u64 task = bpf_get_current_pid_tgid();
@@ -83,7 +83,7 @@ static inline void inserted(u64 addr, u64 entry, u32 level) {
 
 /* A fork that overlapped the entry's life may have copied it. The second walk must find the copy too, so it is booked:
    the tracepoint runs under the page-table lock after the parent's entry is replaced, hence no copy can come later. */
-static inline void book_copies(struct params *p, struct migration *m, struct ledger_key *key, struct ledger_row *row) {
+static __always_inline void book_copies(struct params *p, struct migration *m, struct ledger_key *key, struct ledger_row *row) {
   u32 which = ENTRIES_COPIED;
   u64 *copied = counters.lookup(&which);
   if (!p->page_offset || !copied) return;
@@ -101,7 +101,7 @@ static inline void book_copies(struct params *p, struct migration *m, struct led
   }
 }
 
-static inline void removed(u64 addr, u32 level) {
+static __always_inline void removed(u64 addr, u32 level) {
   struct params *p = open_gate();
   if (!p) return;
   u32 tid = bpf_get_current_pid_tgid();

@@ -22,7 +22,7 @@ HOOK(mmap_lock_start_locking) {
 }
 
 /* dup_mmap() is the one place that takes the write lock of a second mm: the child's, which nobody else can know yet. */
-static inline void forking(u64 mm, u64 now) {
+static __always_inline void forking(u64 mm, u64 now) {
   u32 zero = 0;
   u64 *next = next_fork_window.lookup(&zero);
   if (!next) return;
@@ -37,7 +37,7 @@ static inline void forking(u64 mm, u64 now) {
   count(FORKS_SEEN);
 }
 
-static inline void forked(u64 mm, u64 now) {
+static __always_inline void forked(u64 mm, u64 now) {
   for (u32 i = 0; i < FORK_WINDOWS; i++) {
     u32 slot = i;
     struct fork_window *w = fork_windows.lookup(&slot);
@@ -45,7 +45,7 @@ static inline void forked(u64 mm, u64 now) {
   }
 }
 
-static inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
+static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   struct order_key key = {}, reverse = {};
   key.outer = reverse.inner = READ(mm_struct, outer, id);
   key.inner = reverse.outer = READ(mm_struct, inner, id);

@@ -9,10 +9,11 @@ BPF_ARRAY(calibration, struct calibration, 1);
 struct table_page { u64 entry[512]; };
 BPF_PERCPU_ARRAY(table_page, struct table_page, 1);
 
-static inline u64 head_page(struct params *p, u64 pfn) {
+static __always_inline u64 head_page(struct params *p, u64 pfn) {
   u64 page = p->vmemmap + pfn * sizeof(struct page);
   u64 head = READ(page, page, compound_head);
-  return head & 1 ? head - 1 : page;
+  if (!(head & 1)) return page;
+  return head >> 32 == 0xffffffff ? page & head : head - 1;   /* from 7.1 on a mask, where sizeof(struct page) is a power of two */
 }
 
 /* args[0], args[1]: the first of `queries` to answer and the one to stop before, WALKS_A_RUN apart at most. */
@@ -45,7 +46,7 @@ HOOK(walk) {
   return 0;
 }
 
-static inline void put_hit(struct params *p, struct sweep_state *s, struct table *t, u64 addr, u64 entry) {
+static __always_inline void put_hit(struct params *p, struct sweep_state *s, struct table *t, u64 addr, u64 entry) {
   u32 slot = s->hits;
   struct query hit = {};
   if (!(s->wanted >> entry_type(entry) & 1)) return;
@@ -59,7 +60,7 @@ static inline void put_hit(struct params *p, struct sweep_state *s, struct table
 }
 
 /* What the sweep counts lives in a map, not in registers: the verifier then sees the same state in each turn of the loop. */
-static inline int read_table(struct params *p, struct sweep_state *s, struct table *t, struct table_page *page) {
+static __always_inline int read_table(struct params *p, struct sweep_state *s, struct table *t, struct table_page *page) {
   u64 at = t->level == p->levels ? t->at : p->page_offset + t->at;
   if (!bpf_probe_read_kernel(page, sizeof(*page), (void *)at)) return 1;
   s->unreadable += 1;
@@ -124,7 +125,7 @@ HOOK(sweep_leaf) {
    A file of one page at index 0 has its folio in i_pages.xa_head, and pagemap gives that page's pfn: struct page = vmemmap + pfn.
    The kernel notes the owner of a pgd in its struct page (pgd_set_mm(), arch/x86/mm/pgtable.c): a base of the direct map is right
    when the struct page of the pgd under it names our mm. Only struct pages are read for a guess, never memory under a wrong base. */
-static inline u64 folio_of(u64 task, u64 fd) {
+static __always_inline u64 folio_of(u64 task, u64 fd) {
   u64 files = READ(task_struct, task, files);
   u64 array = READ(fdtable, READ(files_struct, files, fdt), fd), file = 0;
   bpf_probe_read_kernel(&file, 8, (void *)(array + 8 * fd));

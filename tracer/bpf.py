@@ -1,4 +1,4 @@
-"""bpf(2) by file descriptor: maps, programs, links, ring buffer. Nothing here knows BCC, and nothing above knows ctypes.
+"""bpf(2) by file descriptor: maps and the ring buffer. Nothing here knows BCC.
 
 Command numbers and attribute layouts are those of include/uapi/linux/bpf.h.
 """
@@ -11,22 +11,18 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 _SYS_BPF = 321  # x86-64
-_LOOKUP, _UPDATE, _DELETE = 1, 2, 3
-_PROG_LOAD, _TEST_RUN, _NEXT_PROG_ID, _PROG_BY_ID, _INFO = 5, 10, 11, 13, 15
-_RAW_TRACEPOINT_OPEN, _LOOKUP_BATCH, _UPDATE_BATCH, _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 17, 24, 26, 28, 32, 33
-_TRACE_ITER, _TRACE_FENTRY, _TYPE_TRACING = 28, 24, 26
+_LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH, _UPDATE_BATCH = 1, 2, 3, 24, 26
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _bpf(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
+def call(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
     """One call; returns (result, attributes as the kernel left them). Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, 144)
-    result = _libc.syscall(_SYS_BPF, command, buffer, size)
+    result = libc.syscall(_SYS_BPF, command, buffer, size)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -78,7 +74,7 @@ class Map:
     def lookup(self, key: bytes) -> bytes | None:
         self._key.raw = key.ljust(len(self._key), b"\0")
         try:
-            _bpf(_LOOKUP, self._element())
+            call(_LOOKUP, self._element())
         except FileNotFoundError:
             return None
         return self._value.raw[: self.value_size]
@@ -86,20 +82,20 @@ class Map:
     def per_cpu(self, key: bytes) -> list[bytes]:
         """The value of each possible CPU."""
         self._key.raw = key.ljust(len(self._key), b"\0")
-        _bpf(_LOOKUP, self._element())
+        call(_LOOKUP, self._element())
         step, raw = self._per_cpu_value, self._value.raw
         return [raw[n * step : n * step + self.value_size] for n in range(self._cpus)]
 
     def update(self, key: bytes, value: bytes) -> None:
         self._key.raw = key.ljust(len(self._key), b"\0")
         self._value.raw = value.ljust(len(self._value), b"\0")
-        _bpf(_UPDATE, self._element())
+        call(_UPDATE, self._element())
 
     def delete(self, key: bytes) -> bool:
         """Whether the key was there."""
         self._key.raw = key.ljust(len(self._key), b"\0")
         try:
-            _bpf(_DELETE, struct.pack("<IIQ", self.fd, 0, ctypes.addressof(self._key)))
+            call(_DELETE, struct.pack("<IIQ", self.fd, 0, ctypes.addressof(self._key)))
         except FileNotFoundError:
             return False
         return True
@@ -121,7 +117,7 @@ class Map:
                 0,
             )
             buffer = ctypes.create_string_buffer(attributes, 128)
-            result = _libc.syscall(_SYS_BPF, command, buffer, 56)
+            result = libc.syscall(_SYS_BPF, command, buffer, 56)
             number = ctypes.get_errno() if result < 0 else 0
             if number not in (0, errno.ENOENT):
                 raise OSError(number, os.strerror(number))
@@ -156,79 +152,10 @@ class Map:
             return
         keys = struct.pack(f"<{count}I", *range(count))
         k, v = ctypes.create_string_buffer(keys, len(keys)), ctypes.create_string_buffer(values, len(values))
-        _bpf(_UPDATE_BATCH, struct.pack("<QQQQIIQQ", 0, 0, ctypes.addressof(k), ctypes.addressof(v), count, self.fd, 0, 0), 56)
+        call(_UPDATE_BATCH, struct.pack("<QQQQIIQQ", 0, 0, ctypes.addressof(k), ctypes.addressof(v), count, self.fd, 0, 0), 56)
 
     def close(self) -> None:
         os.close(self.fd)
-
-
-@dataclass(frozen=True)
-class RunStatistics:
-    """The kernel's own account of a program. runs and seconds need BPF statistics to be on."""
-
-    program_id: int
-    runs: int
-    seconds: float
-    missed: int
-
-
-class Program:
-    """A loaded program behind a file descriptor."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self._context = (ctypes.c_uint64 * 12)()
-
-    def run(self, *args: int) -> None:
-        """Run a raw tracepoint program once, here and now, with these arguments (BPF_PROG_TEST_RUN)."""
-        for index, value in enumerate(args):
-            self._context[index] = value
-        context = ctypes.addressof(self._context)
-        _bpf(_TEST_RUN, struct.pack("<IIIIQQIIIIQQ", self.fd, 0, 0, 0, 0, 0, 0, 0, 96, 0, context, 0))
-
-    def attach_raw_tracepoint(self, name: str | None) -> Link:
-        """Attach to a raw tracepoint, or (name None) where the program itself says."""
-        text = ctypes.create_string_buffer(name.encode()) if name else None
-        fd, _ = _bpf(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, self.fd))
-        return Link(fd)
-
-    def attach_iterator(self) -> Iterated:
-        fd, _ = _bpf(_LINK_CREATE, struct.pack("<IIII", self.fd, 0, _TRACE_ITER, 0))
-        return Iterated(fd)
-
-    def statistics(self) -> RunStatistics:
-        info = ctypes.create_string_buffer(232)
-        _bpf(_INFO, struct.pack("<IIQ", self.fd, len(info), ctypes.addressof(info)))
-        (program_id,) = struct.unpack_from("<I", info.raw, 4)
-        run_ns, runs, missed = struct.unpack_from("<QQQ", info.raw, 192)
-        return RunStatistics(program_id, runs, run_ns / 1e9, missed)
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class Link:
-    """An attachment; closing it detaches. The kernel closes it when the process dies, however it dies."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class Iterated(Link):
-    """An attached iterator: each read() runs it over all its objects."""
-
-    def read(self) -> bytes:
-        fd, _ = _bpf(_ITER_CREATE, struct.pack("<II", self.fd, 0))
-        parts = []
-        try:
-            while part := os.read(fd, 1 << 16):
-                parts.append(part)
-        finally:
-            os.close(fd)
-        return b"".join(parts)
 
 
 class Ring:
@@ -262,44 +189,3 @@ class Ring:
     def close(self) -> None:
         self._consumer.close()
         self._producer.close()
-
-
-def enable_statistics() -> int:
-    """Turn the kernel's per-program run times on for as long as the returned file descriptor is open."""
-    return _bpf(_ENABLE_STATS, struct.pack("<I", 0))[0]
-
-
-def program_ids() -> Iterator[tuple[int, str]]:
-    """(id, name) of every program loaded in this kernel."""
-    last = 0
-    while True:
-        try:
-            _, left = _bpf(_NEXT_PROG_ID, struct.pack("<III", last, 0, 0))
-        except FileNotFoundError:
-            return
-        (last,) = struct.unpack_from("<I", left, 4)
-        try:
-            fd, _ = _bpf(_PROG_BY_ID, struct.pack("<I", last))
-        except FileNotFoundError:
-            continue
-        info = ctypes.create_string_buffer(232)
-        try:
-            _bpf(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
-        finally:
-            os.close(fd)
-        yield last, info.raw[64:80].split(b"\0")[0].decode()
-
-
-def fentry_refused(function_id: int) -> str:
-    """Why a fentry program on this BTF function cannot be loaded, or empty. Loads and closes an empty program, attaches nothing."""
-    instructions = ctypes.create_string_buffer(struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0))
-    licence = ctypes.create_string_buffer(b"GPL")
-    code, words = ctypes.addressof(instructions), ctypes.addressof(licence)
-    attributes = struct.pack("<IIQQIIQII16s", _TYPE_TRACING, 2, code, words, 0, 0, 0, 0, 0, b"rmapd_probe")
-    attributes += struct.pack("<IIIIQIIQII", 0, _TRACE_FENTRY, 0, 0, 0, 0, 0, 0, 0, function_id)
-    try:
-        fd, _ = _bpf(_PROG_LOAD, attributes)
-    except OSError as error:
-        return f"fentry programs are refused ({errno.errorcode.get(error.errno or 0, '?')}: {error.strerror})"
-    os.close(fd)
-    return ""

@@ -233,6 +233,21 @@ class Btf:
         type_id = self.find(name, FUNC)
         return None if type_id is None else self.prototype(self.target(type_id))
 
+    def signature(self, name: str) -> tuple[list[tuple[str, int]], int] | None:
+        """([(parameter name, type id)], type id of what is returned, 0 for void) of a kernel function; None if BTF does not know it."""
+        type_id = self.find(name, FUNC)
+        if type_id is None:
+            return None
+        _, _, vlen, _, returned, at = self._header(self.target(type_id))
+        pairs = (struct.unpack_from("<II", self._blob, at + 8 * i) for i in range(vlen))
+        return [(self._string(parameter), kind) for parameter, kind in pairs], returned
+
+    def pointed_to(self, type_id: int) -> str:
+        """The name of the struct that this pointer type points to; empty for anything else."""
+        bare = self.strip(type_id)
+        inner = self.strip(self.target(bare)) if self.kind(bare) == PTR else 0
+        return self.name(inner) if self.kind(inner) in (STRUCT, UNION) else ""
+
     def raw_tracepoint(self, name: str) -> list[str] | None:
         """The arguments of a raw tracepoint (typedef `btf_trace_NAME`, its leading `void *` removed), or None."""
         type_id = self.find(f"btf_trace_{name}", TYPEDEF)

@@ -81,7 +81,7 @@ def main() -> None:
 @click.option("--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743).")
 @click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time.")
 @_fidelity
-@click.option("--strict", is_flag=True, default=None, help="Any hook that cannot attach is fatal (exit 4).")
+@click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
 @_require
 def run(
     config: Path | None, listen: str | None, duration: float | None, fidelity: str | None, strict: bool | None, require: str | None

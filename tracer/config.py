@@ -21,8 +21,13 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mm_rows: int = 16384
     lock_rows: int = 16384
     order_rows: int = 4096
-    stack_rows: int = 1024
+    stack_rows: int = 4096
     ring_pages: int = 16
+    task_rows: int = 4096
+    frame_rows: int = 8192
+    protocol_rows: int = 4096
+    hold_rows: int = 16384
+    flight_rows: int = 1024
 
     def sizes(self) -> dict[str, int]:
         """As the programs' macros name them, with the fixed ones."""
@@ -91,7 +96,7 @@ def _check(config: Config, where: str) -> None:
         value = getattr(config.maps, name)
         if not 1 <= value <= 1 << 24:
             raise wrong(f"maps.{name}", f"{value} is not between 1 and {1 << 24}", str(getattr(Maps(), name)))
-    for name in ("ring_pages", "stack_rows"):
+    for name in ("ring_pages", "stack_rows", "flight_rows"):
         value = getattr(config.maps, name)
         if value & (value - 1):
             raise wrong(f"maps.{name}", f"{value} is not a power of two", str(getattr(Maps(), name)))

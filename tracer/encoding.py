@@ -106,7 +106,7 @@ class Encoding:
             return Held(*(_OWNERS[field(f"{when}_{name.upper()}", 2)] for name in _HELD))
 
         geometry, walker = field("GEOMETRY", 3), field("WALKER", 3)
-        if geometry >= len(Geometry) or walker >= len(Walker) or bits >> at["CONTEXT_WALKER_SHIFT"] + 3:
+        if geometry >= len(Geometry) or walker >= len(Walker) or bits >= 2 * at["CONTEXT_PIECE"]:
             raise _unreadable(key, f"context {bits:#x} has bits that enum context does not name")
         return Context(
             **{name: bool(bits & at[f"CONTEXT_{name.upper()}"]) for name in FLAGS},

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from tracer import stubs
-from tracer.bpf import Iterated, Link, Map, Program, Ring, RunStatistics, enable_statistics
+from tracer.bpf import Map, Ring
+from tracer.btf import FUNC, Btf
 from tracer.errors import RmapdError
-from tracer.plan import Plan, Planned, State, StemPlan
+from tracer.plan import Plan, Planned, Point, State, StemPlan
+from tracer.program import Iterated, Link, Program, Refused, RunStatistics, enable_statistics, load_program
+from tracer.template import Names
 
-_RAW_TRACEPOINT, _TRACING = 17, 26
 _DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 
 
@@ -28,8 +30,9 @@ class Loaded:
 
     hooks: list[Planned] = field(default_factory=list)
     maps: dict[str, Map] = field(default_factory=dict)
-    programs: dict[str, Program] = field(default_factory=dict)
+    programs: dict[str, list[Program]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
     _links: list[Link] = field(default_factory=list)
     _statistics: int = -1
 
@@ -43,8 +46,8 @@ class Loaded:
         return frozenset(h.hook.name for h in self.hooks if h.state in (State.ATTACHED, State.SUBSTITUTED))
 
     def statistics(self) -> dict[str, RunStatistics]:
-        """By hook name."""
-        return {name: program.statistics() for name, program in self.programs.items()}
+        """By hook name; the programs at entry and return of one function together."""
+        return {name: RunStatistics.total([program.statistics() for program in programs]) for name, programs in self.programs.items()}
 
     def ring(self, name: str) -> Ring:
         ring = self.maps[name]
@@ -54,8 +57,9 @@ class Loaded:
         """Detach everything, then let go of programs and maps."""
         for link in reversed(self._links):
             link.close()
-        for program in self.programs.values():
-            program.close()
+        for programs in self.programs.values():
+            for program in programs:
+                program.close()
         for table in self.maps.values():
             table.close()
         if self._statistics >= 0:
@@ -69,24 +73,35 @@ class Loaded:
         self.close()
 
 
-def load(plan: Plan, include: Path, release: str, sizes: Mapping[str, int], *, statistics: bool) -> Loaded:
-    """Compile all stems at once and attach what resolved. A stem that does not compile costs its own hooks only."""
+@dataclass(frozen=True)
+class Kit:
+    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps."""
+
+    types: Btf
+    constants: Mapping[str, int]
+    include: Path
+    sizes: Mapping[str, int]
+    release: str
+
+
+def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
+    """Compile all stems at once and attach what resolved. A stem that does not compile costs its hooks, and those of stems that need it."""
     bcc = _import_bcc()
     loaded = Loaded()
     usable = [stem for stem in plan.stems if any(hook.state is State.READY for hook in stem.hooks)]
     with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
-        stubs.write(Path(folder), release)
+        stubs.write(Path(folder), kit.release)
         os.environ["BCC_KERNEL_SOURCE"] = folder
         try:
-            module = _compile(bcc, plan.header, usable, include, sizes)
+            module = _compile(bcc, plan.header, usable, kit)
         except RmapdError:
-            loaded.broken = _broken_stems(bcc, plan.header, usable, include, sizes)
+            loaded.broken = _broken_stems(bcc, plan.header, usable, kit)
             usable = [stem for stem in usable if stem.name not in loaded.broken]
             if not usable:
                 raise
-            module = _compile(bcc, plan.header, usable, include, sizes)
+            module = _compile(bcc, plan.header, usable, kit)
         try:
-            _take(bcc, module, plan.stems, loaded, statistics=statistics)
+            _take(bcc, module, plan, kit, loaded, statistics=statistics)
         except BaseException:
             loaded.close()
             raise
@@ -113,29 +128,33 @@ def _import_bcc() -> Any:
 def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
     """The one translation unit: what all share, then each stem."""
     parts = []
-    for name in ("books.h", "rmapd.h", "walk.h"):
+    for name in ("books.h", "rmapd.h", "walk.h", *filter(None, (stem.include for stem in stems))):
         parts.append(f'#line 1 "{name}"\n{(include / name).read_text()}')
-    parts[2:2] = [f'#line 1 "types sliced from BTF"\n{header}']
+    parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
     parts += [f'#line 1 "{stem.source.name}"\n{stem.source.read_text()}' for stem in stems]
     return "\n".join(parts)
 
 
-def _compile(bcc: Any, header: str, stems: Sequence[StemPlan], include: Path, sizes: Mapping[str, int]) -> Any:
-    flags = [f"-D{name}={value}" for name, value in sizes.items()] + ["-w"]
+def _compile(bcc: Any, header: str, stems: Sequence[StemPlan], kit: Kit) -> Any:
+    flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
     with _captured_stderr() as said:
         try:
-            return bcc.BPF(text=source(header, stems, include).encode(), cflags=flags)
+            return bcc.BPF(text=source(header, stems, kit.include).encode(), cflags=flags)
         except Exception as error:  # bcc raises bare Exception
             why = _first_error(said()) or str(error)
     names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
     raise RmapdError(f"cannot compile {names}", why=why, hint="rmapd doctor, or reinstall rmapd")
 
 
-def _broken_stems(bcc: Any, header: str, stems: Sequence[StemPlan], include: Path, sizes: Mapping[str, int]) -> dict[str, str]:
-    broken = {}
+def _broken_stems(bcc: Any, header: str, stems: Sequence[StemPlan], kit: Kit) -> dict[str, str]:
+    broken: dict[str, str] = {}
     for stem in stems:
+        needed = [other for other in stems if other.name == stem.needs]
+        if stem.needs in broken:
+            broken[stem.name] = f"needs {stem.needs}.bpf.c"
+            continue
         try:
-            _compile(bcc, header, [stem], include, sizes).cleanup()
+            _compile(bcc, header, [*needed, stem], kit).cleanup()
         except RmapdError as error:
             broken[stem.name] = error.why
     return broken
@@ -165,13 +184,7 @@ def _first_error(text: str) -> str:
     return lines[0] if lines else ""
 
 
-def _verifier_reason(text: str) -> str:
-    """The verifier's last words before its statistics."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("processed ")]
-    return lines[-1] if lines else ""
-
-
-def _take(bcc: Any, module: Any, stems: Sequence[StemPlan], loaded: Loaded, *, statistics: bool) -> None:
+def _take(bcc: Any, module: Any, plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool) -> None:
     library = bcc.lib
     library.bpf_table_name.restype = ctypes.c_char_p
     cpus = _possible_cpus()
@@ -188,36 +201,70 @@ def _take(bcc: Any, module: Any, stems: Sequence[StemPlan], loaded: Loaded, *, s
     if statistics:
         with contextlib.suppress(OSError):
             loaded._statistics = enable_statistics()
-    for stem in stems:
+    for stem in plan.stems:
         for hook in stem.hooks:
             if hook.state is State.READY and stem.name in loaded.broken:
                 reason = f"{stem.name}.bpf.c does not compile: {loaded.broken[stem.name]}"
-                loaded.hooks.append(hook.outcome(State.MISSING, reason))
+                loaded.hooks.append(hook.failed(State.MISSING, reason))
             elif hook.state is State.READY:
-                loaded.hooks.append(_load_hook(module, hook, loaded))
+                loaded.hooks.append(_attach_hook(_Maker(bcc.lib, module.module, plan.names, kit), hook, loaded))
             else:
                 loaded.hooks.append(hook)
 
 
-def _load_hook(module: Any, hook: Planned, loaded: Loaded) -> Planned:
-    kind = _TRACING if hook.how == "iter" else _RAW_TRACEPOINT
-    if hook.how not in ("raw_tp", "iter", "run"):
-        return hook.outcome(State.MISSING, f"this version of rmapd has no {hook.how} attachment yet")
-    with _captured_stderr() as said:
+@dataclass(frozen=True)
+class _Maker:
+    """Makes programs out of the compiled module."""
+
+    library: Any
+    module: Any
+    names: Names
+    kit: Kit
+
+    def code(self, program: str) -> bytes:
+        name = program if program.startswith("bpf_iter__") else f"rmapd_{program}"
+        start = self.library.bpf_function_start(self.module, name.encode())
+        if not start:
+            raise Refused(f"no program {name} was compiled")
+        return ctypes.string_at(start, self.library.bpf_function_size(self.module, name.encode()))
+
+    def program(self, point: Point) -> Program:
+        constants = {name: sum(self._constant(word.strip()) for word in text.split("|")) for name, text in point.constants.items()}
+        code = self.names.patch(self.code(point.program), point.offsets | constants, point.places)
+        target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
+        function_id = self.kit.types.find(target, FUNC) or 0 if point.how in ("iter", "fentry", "fexit") else 0
+        return load_program(point.program, point.how, code, function_id)
+
+    def _constant(self, word: str) -> int:
+        return int(word, 0) if word[:1].isdigit() else self.kit.constants[word]
+
+
+def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
+    """The first way whose points all attach. A return is attached before its entry: no window opens that cannot close."""
+    reasons = []
+    for number, way in enumerate(hook.ways):
+        programs: list[Program] = []
+        links: list[Link] = []
+        step = "load"
         try:
-            function = module.load_func(hook.program.encode(), kind)
-        except Exception as error:  # bcc raises bare Exception
-            return hook.outcome(State.DENIED, f"refused at load: {_verifier_reason(said()) or error}")
-    program = Program(os.dup(function.fd))
-    loaded.programs[hook.hook.name] = program
-    try:
-        if hook.how == "raw_tp":
-            loaded._links.append(program.attach_raw_tracepoint(hook.symbol))
-        elif hook.how == "iter":
-            loaded._links.append(program.attach_iterator())
-    except OSError as error:
-        return hook.outcome(State.DENIED, f"refused at attach: {error.strerror}")
-    return hook.outcome(State.ATTACHED)
+            programs.extend(maker.program(point) for point in way.points)
+            step = "attach"
+            for program, point in reversed(list(zip(programs, way.points, strict=True))):
+                link = program.attach(point.how, point.symbol)
+                links += [link] if link else []
+        except (OSError, Refused) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
+            loaded.logs[hook.hook.name] = getattr(error, "log", "")
+            for link in links:
+                link.close()
+            for program in programs:
+                program.close()
+            continue
+        loaded.programs[hook.hook.name] = programs
+        loaded._links += links
+        return hook.attached(number)
+    return hook.failed(State.DENIED, "; ".join(reasons))
 
 
 def _possible_cpus() -> int:

@@ -1,7 +1,8 @@
 """The attach plan: which hook gets which of its candidates on this kernel, with the reason for each miss.
 
-A stem is a pair `NAME.bpf.c` and `NAME.toml`. A candidate is `raw_tp:NAME`, `fentry:NAME`, `fexit:NAME`, `kprobe:NAME`,
-`kretprobe:NAME`, `iter:TARGET` or `run:` (no attachment: run on demand). No kernel version is ever tested.
+A stem is a pair `NAME.bpf.c` and `NAME.toml`. A candidate is `raw_tp:NAME`, `fentry:FUNCTION`, `kprobe:FUNCTION`, `iter:TARGET` or
+`run:` (no attachment: run on demand). A hook on a function has a program at its entry, at its return (fexit, kretprobe), or both; all of
+them attach, or the next candidate is tried. No kernel version is ever tested.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from tracer import slices
+from tracer import signature, slices, template
 from tracer.errors import RmapdError
 from tracer.kernel import Kernel
 
@@ -28,45 +29,108 @@ class State(enum.StrEnum):
     DENIED = "denied"
 
 
+class Rebuilt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A window made from what surrounds its function: it begins at the entry of one function and ends at the entry of the next of some."""
+
+    begin: str
+    ends: list[str]
+    args: dict[str, str] = {}
+
+
 class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One hook as its `.toml` states it. `args` names raw arguments by type: `write = "bool#1"` is the first bool."""
+    """One hook as its `.toml` states it.
+
+    `args`: for a raw tracepoint by type (`bool#1` is the first bool), for a function by parameter (tracer.signature). `window`: entry and
+    return are those of a window. `program` and `leave` name the programs at entry and return, `before` what a kretprobe needs at entry.
+    `constants`: names or sums (`A | B`) of enumerators of books.h. `alone = false`: of no use where none of the stem's functions is hooked.
+    """
 
     name: str
     candidates: list[str]
     note: str
     args: dict[str, str] = {}
+    constants: dict[str, str] = {}
+    window: str = ""
+    program: str = ""
+    leave: str = ""
+    before: str = ""
+    alone: bool = True
+    rebuilt: Rebuilt | None = None
+
+    @property
+    def at_entry(self) -> str:
+        return self.program or ("window_enter" if self.window else "" if self.leave else self.name)
+
+    @property
+    def at_return(self) -> str:
+        return self.leave or ("window_leave" if self.window else "")
+
+    @property
+    def numbers(self) -> dict[str, str]:
+        return ({"window": f"WINDOW_{self.window}"} if self.window else {}) | self.constants
 
 
 class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One `.toml`: a title, the members its programs read, the enumerators they need, and its hooks."""
+    """One `.toml`: a title, the members its programs read, the enumerators they need, and its hooks.
+
+    `include`: a header of probes/include that its programs, and those of stems that `needs` it, share.
+    """
 
     title: str
     hook: list[Hook]
     types: dict[str, list[str]] = {}
     enums: dict[str, list[str]] = {}
+    include: str = ""
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One program at one place. `places` and `offsets` are put into it (tracer.template); `constants` are names of books.h."""
+
+    program: str
+    how: str
+    symbol: str
+    places: dict[str, int] = field(default_factory=dict)
+    offsets: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One candidate that this kernel seems to allow: all its points attach, or none stays. `instead`: why it is a substitute."""
+
+    how: str
+    symbol: str
+    points: tuple[Point, ...]
+    instead: str = ""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A hook resolved (or not) on this kernel."""
+    """A hook resolved (or not) on this kernel; `ways` in order of preference."""
 
     stem: str
     hook: Hook
     state: State
-    how: str = ""
-    symbol: str = ""
+    ways: tuple[Way, ...] = ()
     reason: str = ""
-    substitute: bool = False
+    taken: int = 0
 
     @property
-    def program(self) -> str:
-        """The name of the C function. BCC recognises iterators by their prefix."""
-        return f"bpf_iter__{self.symbol}" if self.how == "iter" else f"rmapd_{self.hook.name}"
+    def how(self) -> str:
+        return self.ways[self.taken].how if self.ways else ""
 
-    def outcome(self, state: State, reason: str = "") -> Planned:
-        if state is State.ATTACHED and self.substitute:
-            state = State.SUBSTITUTED
-        return replace(self, state=state, reason=reason or self.reason)
+    @property
+    def symbol(self) -> str:
+        return self.ways[self.taken].symbol if self.ways else ""
+
+    def attached(self, way: int) -> Planned:
+        instead = self.ways[way].instead
+        return replace(self, state=State.SUBSTITUTED if instead else State.ATTACHED, reason=instead, taken=way)
+
+    def failed(self, state: State, reason: str) -> Planned:
+        return replace(self, state=state, reason=reason)
 
 
 @dataclass
@@ -75,16 +139,19 @@ class StemPlan:
 
     name: str
     source: Path
+    include: str = ""
+    needs: str = ""
     hooks: list[Planned] = field(default_factory=list)
     missing: list[slices.Missing] = field(default_factory=list)
 
 
 @dataclass
 class Plan:
-    """All stems on this kernel, and the one header of types and argument numbers made for them."""
+    """All stems on this kernel, the one header of types and numbers made for them, and the names that programs are patched by."""
 
     stems: list[StemPlan] = field(default_factory=list)
     header: str = ""
+    names: template.Names = field(default_factory=lambda: template.Names((), ()))
 
 
 def read_stem(path: Path) -> Stem:
@@ -98,49 +165,63 @@ def read_stem(path: Path) -> Stem:
 def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = None) -> Plan:
     """Resolve all stems found in the folders (or only those named) against this kernel."""
     plan, types, enums = Plan(), dict[str, list[str]](), dict[str, list[str]]()
-    for path in sorted(path for folder in folders for path in folder.glob("*.toml")):
-        if only is not None and path.stem not in only:
-            continue
-        stem = read_stem(path)
-        resolved = _resolve_stem(kernel, path, stem)
+    stems = {path: read_stem(path) for path in sorted(path for folder in folders for path in folder.glob("*.toml"))}
+    if only is not None:
+        stems = {path: stem for path, stem in stems.items() if path.stem in only}
+    if not stems:
+        raise RmapdError(f"no probes in {', '.join(map(str, folders))}", hint="reinstall rmapd")
+    usable: set[str] = set()
+    for path, stem in sorted(stems.items(), key=lambda item: bool(item[1].needs)):
+        resolved = _resolve_stem(kernel, path, stem, usable)
         plan.stems.append(resolved)
         plan.header += "".join(_arguments(kernel, hook) for hook in resolved.hooks)
-        if not resolved.missing:
+        if any(hook.state is State.READY for hook in resolved.hooks):
+            usable.add(path.stem)
             types |= stem.types
             enums |= stem.enums
-    if not plan.stems:
-        raise RmapdError(f"no probes in {', '.join(map(str, folders))}", hint="reinstall rmapd")
-    plan.header += slices.make(kernel.types, types, enums).header
+    hooks = [hook for stem in stems.values() for hook in stem.hook]
+    arguments = {name for hook in hooks for name in (*hook.args, *(hook.rebuilt.args if hook.rebuilt else ()))}
+    constants = {name for hook in hooks for name in hook.numbers}
+    plan.names = template.Names(constants | {f"offset_of_{name}" for name in arguments}, arguments | {"returned"})
+    plan.header += plan.names.header + slices.make(kernel.types, types, enums).header
     return plan
 
 
-def _resolve_stem(kernel: Kernel, path: Path, stem: Stem) -> StemPlan:
+def _resolve_stem(kernel: Kernel, path: Path, stem: Stem, usable: set[str]) -> StemPlan:
     lacking = list(slices.make(kernel.types, stem.types, stem.enums).missing.values())
-    resolved = StemPlan(path.stem, path.with_suffix(".bpf.c"), missing=lacking)
-    for hook in stem.hook:
-        planned = resolve(kernel, path.stem, hook)
-        if lacking and planned.state is State.READY:
-            planned = replace(planned, state=State.MISSING, reason=str(lacking[0]))
-        resolved.hooks.append(planned)
+    resolved = StemPlan(path.stem, path.with_suffix(".bpf.c"), stem.include, stem.needs, missing=lacking)
+    planned = [resolve(kernel, path.stem, hook) for hook in stem.hook]
+    why = str(lacking[0]) if lacking else f"needs the stem {stem.needs}" if stem.needs and stem.needs not in usable else ""
+    helped = any(p.state is State.READY and p.hook.alone for p in planned)
+    for hook in planned:
+        reason = why or ("of no use: none of the functions it goes with can be hooked" if not (hook.hook.alone or helped) else "")
+        resolved.hooks.append(hook.failed(State.MISSING, reason) if hook.state is State.READY and reason else hook)
     return resolved
 
 
 def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
-    """The first candidate that this kernel has; the reasons of all when it has none."""
-    reasons, denied = [], False
+    """Every candidate that this kernel has, in order; the reasons of all when it has none."""
+    reasons, denied, ways = [], False, []
     for index, candidate in enumerate(hook.candidates):
         how, _, name = candidate.partition(":")
         if how not in _TRIALS:
             raise RmapdError(f"hook {hook.name} of {stem}.toml: unknown candidate {candidate!r}", hint=", ".join(_TRIALS))
         trial = _TRIALS[how](kernel, name)
-        if trial.symbol is not None and (wrong := _wrong_arguments(kernel, how, name, hook)):
-            trial = _Trial(reason=wrong)
+        points: tuple[Point, ...] = ()
         if trial.symbol is not None:
-            note = f"instead of {hook.candidates[0]}" if index else f"clone of {name}" if trial.symbol != name else ""
-            return Planned(stem, hook, State.READY, how, trial.symbol, note, bool(note))
-        reasons.append(trial.reason)
-        denied |= trial.refused
-    return Planned(stem, hook, State.DENIED if denied else State.MISSING, reason="; ".join(reasons))
+            points, wrong = _points(kernel, how, name, trial.symbol, hook)
+            trial = _Trial(reason=wrong) if wrong else trial
+        if trial.symbol is not None:
+            other_name = index and name != hook.candidates[0].partition(":")[2]
+            note = f"instead of {hook.candidates[0]}" if other_name else f"clone of {name}" if trial.symbol != name else ""
+            ways.append(Way(how, trial.symbol, points, note))
+        else:
+            reasons.append(trial.reason)
+            denied |= trial.refused
+    if hook.rebuilt:
+        ways += _rebuilt(kernel, hook, hook.rebuilt)
+    reason = "; ".join(dict.fromkeys(reasons))
+    return Planned(stem, hook, State.READY if ways else State.DENIED if denied else State.MISSING, tuple(ways), reason)
 
 
 @dataclass(frozen=True)
@@ -182,11 +263,55 @@ _TRIALS: dict[str, Callable[[Kernel, str], _Trial]] = {
     "raw_tp": _raw_tracepoint,
     "iter": _iterator,
     "fentry": _trampoline,
-    "fexit": _trampoline,
     "kprobe": _breakpoint,
-    "kretprobe": _breakpoint,
     "run": lambda _kernel, name: _Trial(name),
 }
+
+
+def _points(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook) -> tuple[tuple[Point, ...], str]:
+    """What a candidate attaches, or why it cannot: an argument that this kernel's function does not have."""
+    if how == "raw_tp":
+        return (Point(hook.at_entry, how, symbol),), _wrong_types(kernel, name, hook)
+    if how not in ("fentry", "kprobe"):
+        return (Point(f"bpf_iter__{symbol}" if how == "iter" else hook.name, how, symbol),), ""
+    return _on_function(kernel, how, name, symbol, hook, hook.args)
+
+
+def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, args: dict[str, str]) -> tuple[tuple[Point, ...], str]:
+    found = signature.read(kernel.types, name, args)
+    if found.lacking:
+        return (), f"{name}({found.parameters}) has no {', '.join(found.lacking)}"
+    if symbol != name and args:
+        return (), f"{symbol} is a clone: its arguments may be others than those of {name}"
+    places, offsets = (signature.in_trampoline if how == "fentry" else signature.in_registers)(found)
+    entry, leave, before = hook.at_entry, hook.at_return, hook.before
+    points = []
+    if how == "fentry":
+        points += [Point(entry, "fentry", symbol, places, offsets, hook.numbers)] if entry else []
+        points += [Point(leave, "fexit", symbol, places, offsets, hook.numbers)] if leave else []
+    else:
+        first = entry or before
+        points += [Point(first, "kprobe", symbol, places, offsets, hook.numbers)] if first else []
+        points += [Point(leave, "kretprobe", symbol, signature.at_return(found), {}, hook.numbers)] if leave else []
+    return tuple(points), ""
+
+
+def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
+    """The ways to make a window from what surrounds it; every end must be there."""
+    ways = []
+    for how in ("fentry", "kprobe"):
+        symbols = [_TRIALS[how](kernel, name).symbol for name in (made.begin, *made.ends)]
+        begin = msgspec.structs.replace(
+            hook, leave="none", constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"}
+        )
+        if any(symbol is None for symbol in symbols):
+            continue
+        points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
+        if wrong:
+            continue
+        ends = tuple(Point("window_leave", how, name, {}, {}, hook.numbers) for name in made.ends)
+        ways.append(Way(how, made.begin, points[:1] + ends, f"rebuilt: from {made.begin} to {' or '.join(made.ends)}"))
+    return ways
 
 
 def _index_of(prototype: list[str], wanted: str) -> int | None:
@@ -197,17 +322,17 @@ def _index_of(prototype: list[str], wanted: str) -> int | None:
     return places[order] if order < len(places) else None
 
 
-def _wrong_arguments(kernel: Kernel, how: str, name: str, hook: Hook) -> str:
-    if how != "raw_tp":
-        return ""
+def _wrong_types(kernel: Kernel, name: str, hook: Hook) -> str:
     prototype = kernel.types.raw_tracepoint(name) or []
     lacking = [f"{arg} ({kind})" for arg, kind in hook.args.items() if _index_of(prototype, kind) is None]
     return f"{name}({', '.join(prototype)}) has no {', '.join(lacking)}" if lacking else ""
 
 
 def _arguments(kernel: Kernel, planned: Planned) -> str:
-    """`#define ARG_<hook>_<arg> <index>`: the index of a raw argument on this kernel."""
+    """`#define ARG_<hook>_<arg> <index>`: the index of a raw tracepoint's argument on this kernel."""
     name = planned.hook.name
+    if not planned.hook.candidates[0].startswith("raw_tp:"):
+        return ""
     prototype = (kernel.types.raw_tracepoint(planned.symbol) or []) if planned.how == "raw_tp" else []
     indexes = ((arg, _index_of(prototype, kind) or 0) for arg, kind in planned.hook.args.items())
     return "".join(f"#define ARG_{name}_{arg} {index}\n" for arg, index in indexes)

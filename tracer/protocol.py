@@ -231,6 +231,7 @@ class Context:
     folio_locked: bool = False
     moved: bool = False
     rebuilt: bool = False
+    piece: bool = False
     entry: Held = Held()
     exit: Held = Held()
     geometry: Geometry = Geometry.NONE
@@ -238,7 +239,7 @@ class Context:
     walker: Walker = Walker.NONE
 
 
-FLAGS = ("file", "anon", "imported", "hugetlb", "locked", "folio_locked", "moved", "rebuilt")
+FLAGS = ("file", "anon", "imported", "hugetlb", "locked", "folio_locked", "moved", "rebuilt", "piece")
 """The members of Context that are one bit each, in the order of enum context."""
 
 

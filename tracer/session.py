@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tracer import bpf, calibrate, loader, plan
+from tracer import calibrate, loader, plan, program
 from tracer.books import Books
 from tracer.btf import FUNC, STRUCT
 from tracer.config import Config
@@ -25,7 +25,7 @@ from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 
 _HISTOGRAMS = ("HIST_MIGRATION_ENTRY", "HIST_MMAP_WAIT_READ", "HIST_MMAP_WAIT_WRITE", "HIST_MMAP_HOLD_READ", "HIST_MMAP_HOLD_WRITE")
-_STEMS = {"migration": frozenset({"migration", "oracle"})}
+_STEMS = {"migration": frozenset({"migration", "oracle"}), "owner": frozenset({"migration", "oracle", "mmap_lock", "vma", "rmap"})}
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 
@@ -38,7 +38,7 @@ def probes_folder() -> Path:
 
 def running_kernel() -> Kernel:
     """The running kernel, with the one capability probe that needs bpf(2)."""
-    return Kernel.running(fentry_probe=lambda types: bpf.fentry_refused(types.find("schedule", FUNC) or 0))
+    return Kernel.running(fentry_probe=lambda types: program.fentry_refused(types.find("schedule", FUNC) or 0))
 
 
 class Session:
@@ -68,8 +68,8 @@ class Session:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
         planned = plan.make(self.kernel, self._folders, _STEMS.get(self.fidelity))
-        sizes = self.config.maps.sizes()
-        self.loaded = loader.load(planned, include, self.kernel.release, sizes, statistics=self.config.statistics)
+        kit = loader.Kit(self.kernel.types, layouts.constants, include, self.config.maps.sizes(), self.kernel.release)
+        self.loaded = loader.load(planned, kit, statistics=self.config.statistics)
         self._stack.enter_context(self.loaded)
         self.books = Books(self.loaded.maps, layouts)
         levels = 5 if self.kernel.five_level_paging else 4
@@ -92,7 +92,7 @@ class Session:
         self.books.set_params(gate=1)
 
     def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
-        maps, programs = self.loaded.maps, self.loaded.programs
+        maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
         needed = {"walk", "sweep_upper", "sweep_leaf", "calibrate", "tasks"}
         self.oracle_reason = ""
         if absent := needed - self.loaded.attached():
@@ -116,10 +116,12 @@ class Session:
             if level is Coverage.NONE:
                 raise NotCheckable(f"{name} is required and cannot be checked here", why=reason, hint="rmapd doctor")
         if self.config.strict:
-            failed = [h for h in self.loaded.hooks if h.state in (plan.State.MISSING, plan.State.DENIED)]
-            if failed or self.oracle_reason:
-                why = "; ".join([f"{h.hook.name}: {h.reason}" for h in failed] + [self.oracle_reason] * bool(self.oracle_reason))
-                raise NotCheckable("--strict: coverage is lost", why=why, hint="rmapd doctor")
+            short = [f"{name}: {level} ({reason})" for name, (level, reason) in self.coverage.items() if level is not Coverage.FULL]
+            lost = [text for text in short if self.invariants[text.partition(":")[0]].built]
+            if lost or self.oracle_reason:
+                raise NotCheckable(
+                    "--strict: coverage is lost", why="; ".join([*lost, *filter(None, [self.oracle_reason])]), hint="rmapd doctor"
+                )
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""

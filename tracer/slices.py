@@ -62,10 +62,29 @@ def make(types: Btf, wanted: Mapping[str, Sequence[str]], enums: Mapping[str, Se
             out.missing[name] = Missing(name, tuple(candidates), ())
         else:
             lines.append(f"#define {name} {value}")
-    for slice_name, members in structs.items():
-        lines += _emit(types, slice_name, members, set(structs))
+    for slice_name in _inner_first(types, structs):
+        lines += _emit(types, slice_name, structs[slice_name], set(structs))
     out.header = "\n".join(lines) + "\n"
     return out
+
+
+def _inner_first(types: Btf, structs: Mapping[str, Sequence[tuple[str, str, Field]]]) -> list[str]:
+    """The slices, each after those that it holds by value."""
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        for _, _, found in structs[name]:
+            bare = types.strip(found.type_id)
+            if types.kind(bare) == b.ARRAY:
+                bare = types.strip(types.array(bare)[0])
+            if types.kind(bare) in (b.STRUCT, b.UNION) and types.name(bare) in structs and types.name(bare) != name:
+                visit(types.name(bare))
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in structs:
+        visit(name)
+    return ordered
 
 
 def _emit(types: Btf, name: str, members: list[tuple[str, str, Field]], sliced: set[str]) -> list[str]:
@@ -106,7 +125,7 @@ def _getter(name: str, member: str, found: Field) -> str:
     mask = (1 << found.bit_size) - 1
     bytes_needed = (shift + found.bit_size + 7) // 8
     return (
-        f"static inline u64 {name}_{member}(u64 at) {{ u64 v = 0; "
+        f"static __always_inline u64 {name}_{member}(u64 at) {{ u64 v = 0; "
         f"bpf_probe_read_kernel(&v, {bytes_needed}, (void *)(at + {start})); return (v >> {shift}) & {mask:#x}; }}"
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tracer.bpf import RunStatistics
 from tracer.histogram import Histogram
 from tracer.invariant import Coverage, Invariant
 from tracer.plan import Planned
+from tracer.program import RunStatistics
 from tracer.verdict import Tally, Verdict, Violation
 
 

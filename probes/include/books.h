@@ -34,7 +34,6 @@ enum counter {
   WINDOWS_LOST,           /* windows that found their map full, or were nested too deeply */
   WINDOWS_UNCLOSED,       /* windows whose return was not seen */
   WINDOWS_OVERLONG,       /* windows with more steps than a protocol holds; their protocol says so */
-  HOLDS_LOST,             /* acquisitions inside a window that found their map full */
   COUNTERS
 };
 
@@ -85,6 +84,7 @@ enum event_kind {
   MIGRATION_LEFT = 1,     /* a migration ended with entries outstanding */
   MIGRATOR_DIED,          /* a task exited inside a migration with entries outstanding */
   ORDER_REVERSED,         /* two mmap_locks nested in both orders */
+  PROTOCOL_NEW,           /* a window of a kind never seen before: struct sighting */
   EVENT_KINDS
 };
 struct event {
@@ -110,10 +110,13 @@ enum hist {
   HIST_MMAP_WAIT_WRITE,
   HIST_MMAP_HOLD_READ,
   HIST_MMAP_HOLD_WRITE,
+  HIST_WALK_ANON,         /* VMAs visited by an rmap walk */
+  HIST_WALK_FILE,
+  HIST_WALK_KSM,
   HISTS
 };
 struct histogram {
-  u64 slot[64];           /* slot n: values below 2^n ns (and not below 2^(n-1)) */
+  u64 slot[64];           /* slot n: values below 2^n (ns, or VMAs) and not below 2^(n-1) */
   u64 sum_ns;
 };
 
@@ -199,7 +202,8 @@ enum context {            /* bits and shifts of protocol_key.context */
   CONTEXT_EXIT_ANON_SHIFT = 18,
   CONTEXT_GEOMETRY_SHIFT = 20,        /* enum geometry, 3 bits */
   CONTEXT_FOLLOWS_SHIFT = 23,         /* enum follows, 2 bits */
-  CONTEXT_WALKER_SHIFT = 25           /* enum walker, 3 bits */
+  CONTEXT_WALKER_SHIFT = 25,          /* enum walker, 3 bits */
+  CONTEXT_PIECE = 0x10000000          /* dup_mmap(): the part of the window up to, between or after its copies of VMAs */
 };
 enum geometry { GEOMETRY_NONE, GEOMETRY_HOLDS, GEOMETRY_EMPTY, GEOMETRY_UNALIGNED, GEOMETRY_NOT_AS_ASKED, GEOMETRY_PGOFF, GEOMETRY_OVERLAP };
 enum follows { FOLLOWS_NONE, FOLLOWS_HOLDS, FOLLOWS_MISSING, FOLLOWS_OTHER };   /* V5: does the anon_vma follow the pages? */
@@ -215,6 +219,74 @@ struct protocol_key {
 struct protocol_row {
   u64 count;
   u64 first_ns;           /* also its name in the flight recorder */
+};
+enum returns { RETURNS_NOTHING, RETURNS_ERRNO, RETURNS_POINTER, RETURNS_BOOL };    /* what tells a window's failure */
+enum asked {              /* what the arguments `start` and `end` ask for */
+  ASKED_NOTHING,
+  ASKED_RANGE,            /* vm_start and vm_end */
+  ASKED_SPLIT,            /* `start` becomes vm_end, or with `end` (new_below) vm_start */
+  ASKED_BELOW             /* vm_start is at or below `start` */
+};
+enum window_flags {
+  WINDOW_MERGES = 1,      /* a VMA that loses its anon_vma inside is one whose pages are taken over (V5) */
+  WINDOW_COPIES = 2,      /* the VMA returned takes over the pages of `vma` (V5) */
+  WINDOW_REBUILT = 4,
+  WINDOW_WALKS = 8,       /* an rmap walk of `folio` */
+  WINDOW_SHAPES = 16      /* `vma` outlives the window: its geometry is judged (V1) */
+};
+enum flight_limits { DEEPEST_WINDOW = 8, MOST_STEPS = 55 };
+
+/* A task inside at least one window. */
+struct insider {
+  u64 trying;             /* the rwsem of a killable or try form, where its return does not show it */
+  u64 contended;          /* the rwsem that is waited for */
+  u64 contended_ns;       /* when the wait began, then how long it was */
+  u32 depth;
+  u32 pad;
+};
+struct frame_key {
+  u32 tid;
+  u32 depth;
+};
+struct hold_key {
+  u64 rwsem;
+  u64 tid;
+};
+struct hold {
+  u64 since_ns;
+  u64 wait_ns;
+  u64 lock_class;
+};
+
+/* What PROTOCOL_NEW tells: struct event (a: VMA, b: mm, start_ns: the window's), then the window. */
+struct sighting {
+  u64 was_start;
+  u64 was_end;
+  u64 vm_start;
+  u64 vm_end;
+  u64 folio;
+  u64 anon;
+  u64 i_mmap;
+};
+
+/* Book 3, the flight recorder: what the last windows were. */
+struct flight {
+  u64 start_ns;
+  u64 end_ns;
+  u64 protocol;           /* protocol_row.first_ns */
+  u64 mm;
+  u64 vma;
+  u64 was_start;
+  u64 was_end;
+  u64 vm_start;
+  u64 vm_end;
+  u64 anon;               /* the root's rwsem */
+  u64 i_mmap;
+  u64 folio;
+  u32 tid;
+  u32 tgid;
+  u32 window;
+  s32 stack;
 };
 
 /* The oracle's questions and answers. */

@@ -7,50 +7,73 @@ BPF_ARRAY(fork_windows, struct fork_window, FORK_WINDOWS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
 
+/* A call that is not inlined is a program of its own, which BCC does not link. */
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+
 #define HOOK(name) int rmapd_##name(struct bpf_raw_tracepoint_args *ctx)
+
+/* One program, loaded once per function it is attached to: the loader puts the function's own constants, argument places and
+   offsets into these instructions (tracer/template.py). The verifier then sees constants, and drops what a function does not need. */
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+#ifndef HARNESS
+#define CONSTANT(name) ({ u64 v_; asm volatile("%0 = " TEXT(CONSTANT_##name) : "=r"(v_)); v_; })
+#define PLACE(name) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + " TEXT(PLACE_##name) ")" : "=r"(v_) : "r"(ctx)); v_; })
+#else
+#define CONSTANT(name) harness_constant(TEXT(CONSTANT_##name))
+#define PLACE(name) harness_place(TEXT(PLACE_##name))
+#endif
+#define NO_OFFSET 0x7fffffff
+/* An argument, or a member of the struct it points to; 0 where this function has none. Read as a number: the verifier knows the type of
+   a pointer in a trampoline's context, and lets nothing be computed with it. */
+#define ARGUMENT(name) ({ u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0; \
+    bpf_probe_read_kernel(&m_, 8, o_ == NO_OFFSET ? (void *)&a_ : (void *)(a_ + o_)); m_; })
 #define ARG(hook, arg) (ctx->args[ARG_##hook##_##arg])
 #define READ(type, at, member) ({ __typeof__(((struct type *)0)->member) v_ = 0; \
     bpf_probe_read_kernel(&v_, sizeof(v_), (void *)((u64)(at) + __builtin_offsetof(struct type, member))); v_; })
 
 /* A bound that the verifier sees: the compiler knows it already and would leave it out (6.1 forgets it, 6.18 does not). */
-#ifdef __bpf__
+#ifndef HARNESS
 #define BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
 #else
 #define BOUND(value, mask) ((value) &= (mask))
 #endif
 
-static inline struct params *open_gate(void) {
+static __always_inline struct params *open_gate(void) {
   u32 zero = 0;
   struct params *p = params.lookup(&zero);
   return p && p->gate ? p : 0;
 }
 
-static inline void count(u32 which) {
+static __always_inline void count(u32 which) {
   u64 *sum = counters.lookup(&which);
   if (sum) *sum += 1;
 }
 
-static inline void observe(u32 which, u64 ns) {
-  struct histogram *h = histograms.lookup(&which);
-  if (!h) return;
+static __always_inline void add_to(struct histogram *h, u64 value) {
   u32 slot = 0;
-  u64 rest = ns;
+  u64 rest = value;
   if (rest >> 32) { slot += 32; rest >>= 32; }
   if (rest >> 16) { slot += 16; rest >>= 16; }
   if (rest >> 8) { slot += 8; rest >>= 8; }
   if (rest >> 4) { slot += 4; rest >>= 4; }
   if (rest >> 2) { slot += 2; rest >>= 2; }
   if (rest >> 1) { slot += 1; rest >>= 1; }
-  slot += rest;                                         /* the number of bits in ns */
+  slot += rest;                                         /* the number of bits in value */
   BOUND(slot, 63);
   h->slot[slot] += 1;
-  h->sum_ns += ns;
+  h->sum_ns += value;
 }
 
-/* Fill what every event has; the caller adds the rest and submits. A full ring is counted, never waited for. */
-static inline struct event *new_event(u32 kind) {
-  struct event *e = events.ringbuf_reserve(sizeof(struct event));
-  if (!e) { count(EVIDENCE_LOST); return 0; }
+static __always_inline void observe(u32 which, u64 value) {
+  struct histogram *h = histograms.lookup(&which);
+  if (h) add_to(h, value);
+}
+
+/* What every event has. */
+static __always_inline void fill_event(struct event *e, u32 kind) {
   u64 task = bpf_get_current_pid_tgid();
   __builtin_memset(e, 0, sizeof(*e));
   e->kind = kind;
@@ -58,5 +81,12 @@ static inline struct event *new_event(u32 kind) {
   e->tid = task;
   e->tgid = task >> 32;
   bpf_get_current_comm(&e->comm, sizeof(e->comm));
+}
+
+/* The caller adds the rest and submits. A full ring is counted, never waited for. */
+static __always_inline struct event *new_event(u32 kind) {
+  struct event *e = events.ringbuf_reserve(sizeof(struct event));
+  if (e) fill_event(e, kind);
+  else count(EVIDENCE_LOST);
   return e;
 }

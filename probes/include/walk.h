@@ -5,38 +5,38 @@
 #define PTE_PROTNONE 0x100ULL                           /* _PAGE_GLOBAL where not present */
 #define PTE_LEAF 0x080ULL                               /* _PAGE_PSE above the last level */
 
-static inline u64 table_mask(struct params *p) {        /* MAX_PHYSMEM_BITS: 46, or 52 with five levels */
+static __always_inline u64 table_mask(struct params *p) {        /* MAX_PHYSMEM_BITS: 46, or 52 with five levels */
   return p->levels == 5 ? 0x000ffffffffff000ULL : 0x00003ffffffff000ULL;
 }
 
-static inline u32 entry_type(u64 entry) { return entry >> 59; }
+static __always_inline u32 entry_type(u64 entry) { return entry >> 59; }
 
-static inline u64 entry_pfn(struct params *p, u64 entry) {
+static __always_inline u64 entry_pfn(struct params *p, u64 entry) {
   return (~entry << 5 >> 14) & (table_mask(p) >> 12);
 }
 
-static inline int is_present(u64 entry, u32 level) {
+static __always_inline int is_present(u64 entry, u32 level) {
   return (entry & (PTE_PRESENT | PTE_PROTNONE | (level > 1 ? PTE_LEAF : 0))) != 0;
 }
 
-static inline int type_seen(u32 type) {
+static __always_inline int type_seen(u32 type) {
   u64 *seen = entry_types.lookup(&type);
   return seen && *seen;
 }
 
-static inline int is_migration(u64 entry, u32 level) {
+static __always_inline int is_migration(u64 entry, u32 level) {
   return entry && !is_present(entry, level) && type_seen(entry_type(entry));
 }
 
 /* The types of migration entries are SWP_MIGRATION_NUM (3) consecutive numbers, include/linux/swap.h. */
-static inline int is_possible(struct params *p, u64 entry, u32 level) {
+static __always_inline int is_possible(struct params *p, u64 entry, u32 level) {
   u32 type = entry_type(entry);
   if (p->types_known || !entry || is_present(entry, level)) return 0;
   return type_seen(type - 2) || type_seen(type - 1) || type_seen(type + 1) || type_seen(type + 2);
 }
 
 /* The entry at which the walk for addr ends, and its level; -1 where a table could not be read. */
-static inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level) {
+static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level) {
   u64 table = pgd, e = 0;
 #pragma unroll
   for (u32 l = 5; l >= 1; l--) {

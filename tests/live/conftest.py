@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tracer import bpf
+from tracer import program
 
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def ours() -> list[str]:
     """BPF programs of rmapd in this kernel."""
-    return [name for _, name in bpf.program_ids() if name.startswith(("rmapd_", "bpf_iter__task"))]
+    return [name for _, name in program.program_ids() if name.startswith("rmapd_")]
 
 
 def remaining() -> list[str]:

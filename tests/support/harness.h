@@ -1,5 +1,6 @@
 /* The BPF programs as ordinary C: the same source that BCC compiles, over maps in this process. Single CPU, single thread. */
 #define _GNU_SOURCE
+#define HARNESS
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -58,7 +58,8 @@ def library(**sizes: int) -> ctypes.CDLL:
     planned = plan.make(synthetic_kernel(), [PROBES])
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
     harness = (Path(__file__).parent / "harness.h").read_text()
-    (folder / "all.c").write_text(harness + loader.source(planned.header, planned.stems, PROBES / "include"))
+    usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
+    (folder / "all.c").write_text(harness + loader.source(planned.header, usable, PROBES / "include"))
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
     command = ["gcc", "-O1", "-g", "-shared", "-fPIC", "-w", *flags, "-o", str(folder / "all.so"), str(folder / "all.c")]
     subprocess.run(command, check=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracer.bpf import RunStatistics
 from tracer.histogram import SLOTS, Histogram
 from tracer.invariant import discover
-from tracer.plan import Hook, Planned, State
+from tracer.plan import Hook, Planned, State, Way
+from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
 from tracer.verdict import Finding, Tally, Verdict
 
@@ -29,7 +29,12 @@ def snapshot(**changes: Any) -> Snapshot:
     tally.record(FINDING, 1_700_000_000.0)
     tally.add("M1", Verdict.HOLDS, 41)
     hooks = (
-        Planned("migration", Hook("set_migration_pte", ["raw_tp:set_migration_pte"], ""), State.ATTACHED, "raw_tp", "set_migration_pte"),
+        Planned(
+            "migration",
+            Hook("set_migration_pte", ["raw_tp:set_migration_pte"], ""),
+            State.ATTACHED,
+            (Way("raw_tp", "set_migration_pte", ()),),
+        ),
         Planned("migration", Hook("gone", ["raw_tp:gone"], ""), State.MISSING, reason="no raw tracepoint gone in this kernel"),
     )
     slots = [0] * SLOTS

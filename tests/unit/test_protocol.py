@@ -40,7 +40,7 @@ KEY = LAYOUTS.structs["protocol_key"]
 owners, flags = st.sampled_from(Owner), st.booleans()
 held = st.builds(Held, owners, owners, owners)
 contexts = st.builds(
-    Context, flags, flags, flags, flags, flags, flags, flags, flags, held, held, *map(st.sampled_from, (Geometry, Follows, Walker))
+    Context, flags, flags, flags, flags, flags, flags, flags, flags, flags, held, held, *map(st.sampled_from, (Geometry, Follows, Walker))
 )
 commits = st.lists(st.sampled_from(Part), min_size=1, unique=True).flatmap(
     lambda parts: st.tuples(*(st.tuples(st.just(part), owners) for part in sorted(parts, key=list(Part).index))).map(Commit)

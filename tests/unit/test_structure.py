@@ -16,8 +16,8 @@ from tracer.layout import parse
 # Lower numbers know nothing of higher ones. bcc is known to `loader` alone.
 FLOORS = [
     {"errors", "answer", "histogram", "stubs", "monitors"},
-    {"btf", "layout", "bpf", "verdict", "config"},
-    {"slices", "kernel", "instance", "protocol"},
+    {"btf", "layout", "bpf", "verdict", "config", "template"},
+    {"slices", "kernel", "instance", "protocol", "signature", "program"},
     {"plan", "symbols", "books", "encoding", "notation", "invariant"},
     {"oracle", "loader", "snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},

@@ -1,0 +1,335 @@
+/* Windows: what one call of a VMA-changing or rmap-walking function does with locks and trees, as a string of steps, counted.
+   All members are read with bpf_probe_read_kernel: a stale pointer gives a wrong byte at worst, never a fault. */
+
+struct frame {                                          /* one open window */
+  u8 before[16];                                        /* zeros: the eight bytes before any step can be read */
+  struct protocol_key key;
+  u64 start_ns, vma, mm, folio, was_start, was_end, was_pgoff, asked_start, asked_end;
+  u64 mmap, mmap2, i_mmap, anon;                        /* rwsems by class */
+  u64 source;                                           /* root of the anon_vma whose pages are taken over */
+  u64 stored, stored_last;                              /* VMAs stored into the tree: one that is not `vma`, and the last one */
+  u32 n, visits, flags, asked, returns, stored_at;
+};
+
+BPF_HASH(insiders, u32, struct insider, TASK_ROWS);
+BPF_HASH(frames, struct frame_key, struct frame, FRAME_ROWS);
+BPF_ARRAY(blank_frame, struct frame, 1);
+BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
+BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);    /* what is released outside of any window ages out */
+BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
+BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
+BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
+BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
+BPF_PERCPU_ARRAY(next_flight, u32, 1);
+
+#define OFFSET(type, member) __builtin_offsetof(struct type, member)
+#define OWNER_TASK (~7ULL)                              /* rwsem.owner: RWSEM_READER_OWNED, RWSEM_NONSPINNABLE below (kernel/locking/rwsem.c) */
+
+/* Who holds an rwsem. For a lock that this task holds the answer cannot be wrong: nobody else changes it meanwhile. */
+static __always_inline u32 owner_of(u64 rwsem) {
+  if (!rwsem) return OWNER_FREE;
+  u64 count = READ(rw_semaphore, rwsem, count);
+  if (count & 1) return (READ(rw_semaphore, rwsem, owner) & OWNER_TASK) == bpf_get_current_task() ? OWNER_SELF : OWNER_OTHER;
+  return (s64)count > 0 && count >> 8 ? OWNER_READ : OWNER_FREE;
+}
+
+static __always_inline u64 i_mmap_of(u64 mapping) { return mapping ? mapping + OFFSET(address_space, i_mmap_rwsem) : 0; }
+static __always_inline u64 root_lock_of(u64 anon_vma) {
+  u64 root = anon_vma ? READ(anon_vma, anon_vma, root) : 0;
+  return root ? root + OFFSET(anon_vma, rwsem) : 0;
+}
+static __always_inline u64 file_lock_of(u64 vma) {
+  u64 file = READ(vm_area_struct, vma, vm_file);
+  return file ? i_mmap_of(READ(file, file, f_mapping)) : 0;
+}
+
+/* The eight steps before position `end`. */
+static __always_inline u64 steps_before(struct frame *f, u64 end) {
+  BOUND(end, 63);
+  return *(u64 *)((u8 *)f + OFFSET(frame, key) - 8 + end);
+}
+
+/* Append a step; fold what came twice in a row: `a b a b` becomes `a b REPEAT+1`, and a further `a b` is dropped. */
+static __always_inline void put(struct frame *f, u32 step) {
+  u64 n = f->n;
+  if (n >= MOST_STEPS) {
+    if (n == MOST_STEPS) {
+      f->key.steps[MOST_STEPS] = STEP_OVERLONG;
+      f->n = MOST_STEPS + 1;
+      count(WINDOWS_OVERLONG);
+    }
+    return;
+  }
+  BOUND(n, 63);
+  f->key.steps[n] = step;
+  n += 1;
+  u64 last = steps_before(f, n);
+#pragma unroll
+  for (u32 k = 1; k <= 8; k++) {
+    u32 drop = 0, first = last >> (64 - 8 * k) & 0xff;
+    if (n < 2 * k) break;
+    if (first >= STEP_REPEAT && first < STEP_REPEAT + 8) continue;    /* a group does not begin with the end of another */
+    u64 with_mark = steps_before(f, n - k), without = steps_before(f, n - k - 1);
+    if (n > 2 * k && with_mark >> 56 == STEP_REPEAT + k - 1 && !((last ^ without) >> (64 - 8 * k))) drop = 1;
+    else if (!((last ^ with_mark) >> (64 - 8 * k))) drop = 2;
+    if (!drop) continue;
+    n -= k;
+    BOUND(n, 63);
+    *(u64 *)((u8 *)f + OFFSET(frame, key) + n) = 0;
+    if (drop == 2) {
+      f->key.steps[n] = STEP_REPEAT + k - 1;
+      n += 1;
+    }
+    break;
+  }
+  f->n = n;
+}
+
+static __always_inline struct frame *innermost(struct insider *t, u32 tid) {
+  struct frame_key key = {};
+  key.tid = tid;
+  key.depth = t->depth - 1;
+  return t->depth ? frames.lookup(&key) : 0;
+}
+
+/* The window that the current task is in, or none: one look-up for a task that is in none. */
+static __always_inline struct frame *here(void) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  return t ? innermost(t, tid) : 0;
+}
+
+static __always_inline void shift_in(u32 *context, u32 value, u32 shift) { *context |= value << shift; }
+
+/* Whether the lock is held by another writer or by nobody is chance: it would make many protocols of one. */
+static __always_inline u32 held_by_us(u64 rwsem) {
+  u32 owner = owner_of(rwsem);
+  return owner == OWNER_OTHER ? OWNER_FREE : owner;
+}
+
+static __always_inline void note_entry(struct frame *f) {
+  shift_in(&f->key.context, held_by_us(f->mmap), CONTEXT_ENTRY_MMAP_SHIFT);
+  shift_in(&f->key.context, held_by_us(f->i_mmap), CONTEXT_ENTRY_I_MMAP_SHIFT);
+  shift_in(&f->key.context, held_by_us(f->anon), CONTEXT_ENTRY_ANON_SHIFT);
+}
+
+#define FOLIO_ANON 1ULL
+#define FOLIO_FLAGS 3ULL                                /* PAGE_MAPPING_FLAGS: anon, movable; both: KSM */
+#define VM_HUGETLB 0x00400000ULL
+#define VM_STACK_SETUP 0x00018000ULL                    /* VM_SEQ_READ | VM_RAND_READ: execve() has not placed this stack yet */
+
+/* Open a window. `vma` may be 0; mm is then the task's own. */
+static __always_inline void enter(u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
+  if (!open_gate()) return;
+  u32 tid = bpf_get_current_pid_tgid(), zero = 0;
+  struct insider *t = insiders.lookup(&tid);
+  if (!t) {
+    struct insider fresh = {};
+    if (insiders.update(&tid, &fresh) || !(t = insiders.lookup(&tid))) { count(WINDOWS_LOST); return; }
+  }
+  struct frame *outer = innermost(t, tid);
+  if (outer) {
+    if (flags & WINDOW_REBUILT) return;                 /* the function that is rebuilt is not called by a window */
+    if (outer->key.window == window) {                  /* none of these functions recurses: its return was missed */
+      count(WINDOWS_UNCLOSED);
+      t->depth -= 1;
+    } else {
+      put(outer, STEP_CALL + window);
+      if (window == WINDOW_unlink_anon_vmas && outer->flags & WINDOW_MERGES) outer->source = root_lock_of(READ(vm_area_struct, vma, anon_vma));
+    }
+  }
+  struct frame_key key = {};
+  key.tid = tid;
+  key.depth = t->depth;
+  struct frame *blank = blank_frame.lookup(&zero);
+  if (key.depth >= DEEPEST_WINDOW || !blank || frames.update(&key, blank)) { count(WINDOWS_LOST); return; }
+  struct frame *f = frames.lookup(&key);
+  if (!f) return;
+  t->depth = key.depth + 1;
+  f->key.window = window;
+  f->flags = flags;
+  f->asked = asked;
+  f->returns = returns;
+  f->asked_start = start;
+  f->asked_end = end;
+  f->folio = folio;
+  f->vma = vma;
+  f->start_ns = bpf_ktime_get_ns();
+  u32 context = flags & WINDOW_REBUILT ? CONTEXT_REBUILT : 0;
+  if (locked & 0xff) context |= CONTEXT_LOCKED;
+  if (vma) {
+    mm = READ(vm_area_struct, vma, vm_mm);
+    f->was_start = READ(vm_area_struct, vma, vm_start);
+    f->was_end = READ(vm_area_struct, vma, vm_end);
+    f->was_pgoff = READ(vm_area_struct, vma, vm_pgoff);
+    f->i_mmap = file_lock_of(vma);
+    f->anon = root_lock_of(READ(vm_area_struct, vma, anon_vma));
+    if (READ(vm_area_struct, vma, vm_flags) & VM_HUGETLB) context |= CONTEXT_HUGETLB;
+    if (f->i_mmap) context |= CONTEXT_FILE;
+    if (f->anon) context |= CONTEXT_ANON;
+    if (flags & WINDOW_COPIES) f->source = f->anon;
+  }
+  if (folio) {
+    u64 of = READ(folio, folio, mapping);
+    if (READ(folio, folio, flags) >> PG_LOCKED & 1) context |= CONTEXT_FOLIO_LOCKED;
+    if (flags & WINDOW_WALKS) {
+      if ((of & FOLIO_FLAGS) == FOLIO_ANON) { f->anon = root_lock_of(of & ~FOLIO_FLAGS); context |= CONTEXT_ANON; }
+      if (of && !(of & FOLIO_FLAGS) && !mapping) mapping = of;
+    }
+  }
+  if (mapping) { f->i_mmap = i_mmap_of(mapping); context |= CONTEXT_FILE; }
+  if (!mm && !folio) mm = READ(task_struct, bpf_get_current_task(), mm);
+  f->mm = mm;
+  f->mmap = mm ? mm + OFFSET(mm_struct, mmap_lock) : 0;
+  f->mmap2 = mm2 ? mm2 + OFFSET(mm_struct, mmap_lock) : 0;
+  f->key.context = context;
+  note_entry(f);
+}
+
+/* Does the VMA look as it must when the window has ended (V1)? */
+static __always_inline u32 geometry_of(struct frame *f, u64 start, u64 end) {
+  u64 d = (s64)(start - f->was_start) >> 12, placing = READ(vm_area_struct, f->vma, vm_flags) & VM_STACK_SETUP;
+  if (start >= end) return GEOMETRY_EMPTY;
+  if ((start | end) & 0xfff) return GEOMETRY_UNALIGNED;
+  /* execve() moves its stack with the pages in it: shift_arg_pages(), relocate_vma_down() */
+  if (placing != VM_STACK_SETUP && READ(vm_area_struct, f->vma, vm_pgoff) - f->was_pgoff != d) return GEOMETRY_PGOFF;
+  if (f->asked == ASKED_RANGE && (start != f->asked_start || end != f->asked_end)) return GEOMETRY_NOT_AS_ASKED;
+  if (f->asked == ASKED_SPLIT && ((u32)f->asked_end ? start : end) != f->asked_start) return GEOMETRY_NOT_AS_ASKED;
+  if (f->asked == ASKED_BELOW && start > f->asked_start) return GEOMETRY_NOT_AS_ASKED;
+  if (f->asked == ASKED_SPLIT && f->stored) {
+    u64 other_start = READ(vm_area_struct, f->stored, vm_start), other_end = READ(vm_area_struct, f->stored, vm_end);
+    if (other_start < end && start < other_end) return GEOMETRY_OVERLAP;
+  }
+  return GEOMETRY_HOLDS;
+}
+
+static __always_inline u32 error_of(u32 returns, u64 value) {
+  if (returns == RETURNS_ERRNO) return (s32)value < 0 && (s32)value >= -4095 ? -(s32)value : 0;
+  if (returns == RETURNS_POINTER) return !value ? 0xffff : (s64)value < 0 && (s64)value >= -4095 ? -(s64)value : 0;
+  return returns == RETURNS_BOOL && !(value & 0xff) ? 0xffff : 0;
+}
+
+struct sighting_event {
+  struct event event;
+  struct sighting seen;
+  struct protocol_key key;
+};
+
+/* Count the window (or a piece of it) under its protocol, and tell Python of one never seen before. */
+static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
+  struct protocol_row *row = protocols.lookup(&f->key);
+  u64 first_ns = now;
+  if (row) {
+    first_ns = row->first_ns;
+    __sync_fetch_and_add(&row->count, 1);
+  } else {
+    struct protocol_row fresh = {};
+    fresh.count = 1;
+    fresh.first_ns = now;
+    if (protocols.insert(&f->key, &fresh)) {            /* another CPU was first, or the table is full */
+      row = protocols.lookup(&f->key);
+      if (!row) { count(PROTOCOLS_LOST); return; }
+      first_ns = row->first_ns;
+      __sync_fetch_and_add(&row->count, 1);
+    } else {
+      struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
+      if (!s) count(EVIDENCE_LOST);
+      else {
+        fill_event(&s->event, PROTOCOL_NEW);
+        s->event.stack = stacks.get_stackid(ctx, 0);
+        s->event.start_ns = f->start_ns;
+        s->event.a = f->vma;
+        s->event.b = f->mm;
+        s->seen.was_start = f->was_start;
+        s->seen.was_end = f->was_end;
+        s->seen.vm_start = vm_start;
+        s->seen.vm_end = vm_end;
+        s->seen.folio = f->folio;
+        s->seen.anon = f->anon;
+        s->seen.i_mmap = f->i_mmap;
+        __builtin_memcpy(&s->key, &f->key, sizeof(s->key));
+        events.ringbuf_submit(s, 0);
+      }
+    }
+  }
+  u32 zero = 0;
+  u32 *next = next_flight.lookup(&zero);
+  if (!next) return;
+  u32 at = *next & (FLIGHT_ROWS - 1);
+  *next += 1;
+  struct flight *flight = flights.lookup(&at);
+  if (!flight) return;
+  u64 task = bpf_get_current_pid_tgid();
+  flight->start_ns = f->start_ns;
+  flight->end_ns = now;
+  flight->protocol = first_ns;
+  flight->mm = f->mm;
+  flight->vma = f->vma;
+  flight->was_start = f->was_start;
+  flight->was_end = f->was_end;
+  flight->vm_start = vm_start;
+  flight->vm_end = vm_end;
+  flight->anon = f->anon;
+  flight->i_mmap = f->i_mmap;
+  flight->folio = f->folio;
+  flight->tid = task;
+  flight->tgid = task >> 32;
+  flight->window = f->key.window;
+  flight->stack = f->flags & WINDOW_WALKS ? -1 : stacks.get_stackid(ctx, 0);
+}
+
+static __always_inline void note_exit(struct frame *f) {
+  shift_in(&f->key.context, held_by_us(f->mmap), CONTEXT_EXIT_MMAP_SHIFT);
+  shift_in(&f->key.context, held_by_us(f->i_mmap), CONTEXT_EXIT_I_MMAP_SHIFT);
+  shift_in(&f->key.context, held_by_us(f->anon), CONTEXT_EXIT_ANON_SHIFT);
+}
+
+/* The window's return: what it left, against what it found. */
+static __always_inline void finish(void *ctx, struct frame *f, u64 value) {
+  u64 now = bpf_ktime_get_ns(), vm_start = 0, vm_end = 0;
+  u32 context = 0, window = f->key.window;
+  f->key.error = error_of(f->returns, value);
+  u64 heir = f->flags & WINDOW_COPIES ? value : f->vma;
+  if (f->flags & WINDOW_SHAPES && f->vma) {
+    vm_start = READ(vm_area_struct, f->vma, vm_start);
+    vm_end = READ(vm_area_struct, f->vma, vm_end);
+    if (vm_start != f->was_start || vm_end != f->was_end) context |= CONTEXT_MOVED;
+    u64 anon = root_lock_of(READ(vm_area_struct, f->vma, anon_vma));
+    if (anon && !(f->key.context & CONTEXT_ANON)) { context |= CONTEXT_IMPORTED; f->anon = anon; }
+    if (!f->key.error) shift_in(&context, geometry_of(f, vm_start, vm_end), CONTEXT_GEOMETRY_SHIFT);
+  }
+  if (f->source && !f->key.error && heir && f->flags & (WINDOW_COPIES | WINDOW_MERGES)) {
+    u64 root = root_lock_of(READ(vm_area_struct, heir, anon_vma));
+    shift_in(&context, root == f->source ? FOLLOWS_HOLDS : root ? FOLLOWS_OTHER : FOLLOWS_MISSING, CONTEXT_FOLLOWS_SHIFT);
+  }
+  f->key.context |= context;
+  note_exit(f);
+  count_protocol(ctx, f, now, vm_start, vm_end);
+  struct histogram *h = window_times.lookup(&window);
+  if (h) add_to(h, now - f->start_ns);
+  if (f->flags & WINDOW_WALKS) observe(window == WINDOW_rmap_walk_anon ? HIST_WALK_ANON : window == WINDOW_rmap_walk_file ? HIST_WALK_FILE : HIST_WALK_KSM, f->visits);
+}
+
+/* Close the innermost window of this function; windows inside it whose return was missed go with it (their rows are written over). */
+static __always_inline void leave(void *ctx, u32 window, u64 value) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  if (!t) return;
+  struct frame *f = 0;
+  struct frame_key key = {};
+  key.tid = tid;
+  u32 depth = t->depth;
+#pragma unroll
+  for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
+    if (f || depth <= i) continue;
+    key.depth = depth - 1 - i;
+    f = frames.lookup(&key);
+    if (f && f->key.window != window) f = 0;
+  }
+  if (!f) return;                                       /* it began before the gate opened, or was lost */
+  finish(ctx, f, value);
+  if (key.depth + 1 != depth) count(WINDOWS_UNCLOSED);
+  frames.delete(&key);
+  t->depth = key.depth;
+  if (!t->depth) insiders.delete(&tid);
+}

@@ -1,0 +1,111 @@
+/* What a task in a window does with rwsems. Blocking forms are booked where they are asked for, the others where they succeed. */
+
+/* The class of an rwsem by what it is part of: the structure around it refers back to itself. */
+static __always_inline u32 class_of(struct frame *f, u64 rwsem) {
+  if (rwsem == f->anon) return CLASS_anon;
+  if (rwsem == f->i_mmap) return CLASS_i_mmap;
+  if (rwsem == f->mmap) return CLASS_mmap;
+  if (rwsem == f->mmap2) return CLASS_mmap2;
+  u64 anon_vma = rwsem - OFFSET(anon_vma, rwsem);
+  if (READ(anon_vma, anon_vma, root) == anon_vma) {
+    if (f->anon) return CLASS_anon2;
+    f->anon = rwsem;
+    return CLASS_anon;
+  }
+  u64 mapping = rwsem - OFFSET(address_space, i_mmap_rwsem), host = READ(address_space, mapping, host);
+  if (host && host + OFFSET(inode, i_data) == mapping) {
+    if (f->i_mmap) return CLASS_i_mmap2;
+    f->i_mmap = rwsem;
+    return CLASS_i_mmap;
+  }
+  if (f->key.window == WINDOW_dup_mmap) {               /* rebuilt: the child's mm is in no argument; nobody else knows it yet */
+    u64 mm = rwsem - OFFSET(mm_struct, mmap_lock);
+    if (READ(mm_struct, mm, mm_users) == 1 && READ(mm_struct, mm, id) > READ(mm_struct, f->mm, id)) { f->mmap2 = rwsem; return CLASS_mmap2; }
+  }
+#ifdef HAVE_vm_area_struct_vm_lock
+  if (f->vma && READ(vm_area_struct, f->vma, vm_lock) + OFFSET(vma_lock, lock) == rwsem) return CLASS_vma;
+#endif
+  u64 inode = rwsem - OFFSET(inode, i_rwsem), own = READ(inode, inode, i_mapping);
+  if (own && own == inode + OFFSET(inode, i_data)) return CLASS_i_rwsem;
+  mapping = rwsem - OFFSET(address_space, invalidate_lock);
+  host = READ(address_space, mapping, host);
+  if (host && host + OFFSET(inode, i_data) == mapping) return CLASS_invalidate;
+#ifdef HAVE_hugetlb_vma_lock_vma
+  u64 lock = rwsem - OFFSET(hugetlb_vma_lock, rw_sema), vma = READ(hugetlb_vma_lock, lock, vma);
+  if (vma && (READ(vm_area_struct, vma, vm_private_data) & ~7ULL) == lock) return CLASS_hugetlb;
+#endif
+  return CLASS_other;
+}
+
+static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rwsem, u32 kind) {
+  u32 class = class_of(f, rwsem);
+  struct hold_key key = {};
+  key.rwsem = rwsem;
+  key.tid = (u32)bpf_get_current_pid_tgid();
+  struct hold *held = holds.lookup(&key);
+  u64 now = bpf_ktime_get_ns();
+  if (kind < KIND_up_read) {
+    if (held && kind != KIND_down_read) put(f, STEP_LOST);    /* its release was missed; a reader may come twice */
+    struct hold fresh = {};
+    fresh.since_ns = now;
+    fresh.lock_class = class;
+    holds.update(&key, &fresh);
+  } else if (held && kind != KIND_downgrade_write) {
+    u32 which = held->lock_class;
+    struct histogram *h = lock_holds.lookup(&which);
+    if (h) add_to(h, now - held->since_ns - held->wait_ns);
+    h = lock_waits.lookup(&which);
+    if (h) add_to(h, held->wait_ns);
+    holds.delete(&key);
+  }
+  put(f, STEP_LOCK + class * LOCK_KINDS + kind);
+}
+
+HOOK(rwsem) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  struct frame *f = t ? innermost(t, tid) : 0;
+  if (f) lock_step(t, f, ARGUMENT(rwsem), CONSTANT(kind));
+  return 0;
+}
+
+HOOK(rwsem_trying) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  if (t) t->trying = ARGUMENT(rwsem);
+  return 0;
+}
+
+/* Killable forms return 0 when they have the lock, try forms 1. */
+HOOK(rwsem_tried) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  if (!t || (u32)PLACE(returned) != CONSTANT(success)) return 0;
+  u64 rwsem = ARGUMENT(rwsem);
+  struct frame *f = innermost(t, tid);
+  if (!rwsem) rwsem = t->trying;
+  if (f && rwsem) lock_step(t, f, rwsem, CONSTANT(kind));
+  return 0;
+}
+
+HOOK(contention_begin) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  if (!t) return 0;
+  t->contended = ARG(contention_begin, lock);
+  t->contended_ns = bpf_ktime_get_ns();
+  return 0;
+}
+
+HOOK(contention_end) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  if (!t || t->contended != ARG(contention_end, lock)) return 0;
+  struct hold_key key = {};
+  key.rwsem = t->contended;
+  key.tid = tid;
+  struct hold *held = holds.lookup(&key);
+  if (held) held->wait_ns = bpf_ktime_get_ns() - t->contended_ns;
+  t->contended = 0;
+  return 0;
+}

@@ -1,0 +1,121 @@
+/* Windows of functions that change VMAs, the trees they leave and enter, and what they store. */
+
+#define ENTER_VMA(vma_) enter(CONSTANT(window), CONSTANT(flags), CONSTANT(asked), CONSTANT(returns), vma_, ARGUMENT(mm), ARGUMENT(mm2), \
+                              0, ARGUMENT(mapping), ARGUMENT(start), ARGUMENT(end), 0)
+
+HOOK(window_enter) {
+  u64 vma = ARGUMENT(vma), heir = ARGUMENT(heir);
+  ENTER_VMA(heir ? heir : vma);
+  return 0;
+}
+
+HOOK(window_leave) {
+  leave(ctx, CONSTANT(window), PLACE(returned));
+  return 0;
+}
+
+/* dup_mmap() copies one VMA after the other: each copy ends a piece, or no two processes would have the same protocol. */
+HOOK(vm_area_dup) {
+  struct frame *f = here();
+  if (!f || f->key.window != WINDOW_dup_mmap) return 0;
+  f->key.context |= CONTEXT_PIECE;
+  note_exit(f);
+  count_protocol(ctx, f, bpf_ktime_get_ns(), 0, 0);
+  __builtin_memset(f->key.steps, 0, sizeof(f->key.steps));
+  f->key.context = (f->key.context & CONTEXT_REBUILT) | CONTEXT_PIECE;
+  f->n = 0;
+  f->i_mmap = f->anon = 0;
+  note_entry(f);
+  return 0;
+}
+
+/* A tree step in no window is a protocol by itself. */
+static __always_inline void outside(void *ctx, u32 step, u64 vma) {
+  struct protocol_key key = {};
+  key.steps[0] = step;
+  struct protocol_row *row = protocols.lookup(&key);
+  if (row) { __sync_fetch_and_add(&row->count, 1); return; }
+  struct protocol_row fresh = {};
+  fresh.count = 1;
+  fresh.first_ns = bpf_ktime_get_ns();
+  if (protocols.insert(&key, &fresh)) { count(PROTOCOLS_LOST); return; }
+  struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
+  if (!s) { count(EVIDENCE_LOST); return; }
+  fill_event(&s->event, PROTOCOL_NEW);
+  s->event.stack = stacks.get_stackid(ctx, 0);
+  s->event.a = vma;
+  __builtin_memset(&s->seen, 0, sizeof(s->seen));
+  __builtin_memcpy(&s->key, &key, sizeof(s->key));
+  events.ringbuf_submit(s, 0);
+}
+
+HOOK(file_tree_step) {
+  struct params *p = open_gate();
+  if (!p) return 0;
+  u64 rwsem = i_mmap_of(ARGUMENT(root) - OFFSET(address_space, i_mmap));
+  u32 step = STEP_TREE + (TREE_FILE * 2 + CONSTANT(entering)) * 4 + owner_of(rwsem);
+  struct frame *f = here();
+  if (!f) { outside(ctx, step, ARGUMENT(node)); return 0; }
+  if (!f->i_mmap) f->i_mmap = rwsem;
+  put(f, step);
+  return 0;
+}
+
+HOOK(anon_tree_step) {
+  struct params *p = open_gate();
+  if (!p) return 0;
+  u64 anon_vma = ARGUMENT(root) - OFFSET(anon_vma, rb_root), rwsem = root_lock_of(anon_vma), entering = CONSTANT(entering);
+  u64 vma = READ(anon_vma_chain, ARGUMENT(node), vma);
+  u32 owner = owner_of(rwsem), step = STEP_TREE + (TREE_ANON * 2 + entering) * 4 + owner;
+  /* an empty tree of an anon_vma that the VMA does not point to yet: no walk can come here (mm/rmap.c) */
+  if (owner != OWNER_SELF && entering && !READ(anon_vma, anon_vma, rb_node) && READ(vm_area_struct, vma, anon_vma) != anon_vma)
+    step = STEP_TREE_NEW + TREE_ANON * 2 + 1;
+  struct frame *f = here();
+  if (!f) { outside(ctx, step, vma); return 0; }
+  if (!f->anon) f->anon = rwsem;
+  put(f, step);
+  return 0;
+}
+
+/* The locks of a VMA at the moment it is stored. */
+static __always_inline void commit(struct frame *f, u64 vma) {
+  u64 anon = root_lock_of(READ(vm_area_struct, vma, anon_vma)), i_mmap = file_lock_of(vma);
+  if (vma == f->stored_last && f->n == f->stored_at) return;    /* the tracepoint fires more than once for one store */
+  if (vma != f->vma) f->stored = vma;
+  put(f, STEP_COMMIT + COMMIT_MMAP * 4 + owner_of(f->mm + OFFSET(mm_struct, mmap_lock)));
+#ifdef HAVE_vm_area_struct_vm_lock_seq
+  put(f, STEP_COMMIT + COMMIT_VMA * 4 + (READ(vm_area_struct, vma, vm_lock_seq) == READ(mm_struct, f->mm, mm_lock_seq) ? OWNER_SELF : OWNER_FREE));
+#endif
+  if (i_mmap) put(f, STEP_COMMIT + COMMIT_I_MMAP * 4 + owner_of(i_mmap));
+  if (anon) put(f, STEP_COMMIT + COMMIT_ANON * 4 + owner_of(anon));
+  f->stored_last = vma;
+  f->stored_at = f->n;
+}
+
+/* The stores into the maple tree are notrace; their tracepoint is not. mas_is_span_wr() fires it too, when a store is only prepared. */
+HOOK(commit) {
+  u64 mas = ARG(commit, mas), vma = ARG(commit, value);
+  struct frame *f = here();
+  u64 name[2] = {};
+  if (!f || !vma || vma & 3 || !f->mm) return 0;        /* bits 0 and 1: not a pointer that a user of the tree stored */
+  if (READ(ma_state, mas, tree) != f->mm + OFFSET(mm_struct, mm_mt) || READ(vm_area_struct, vma, vm_mm) != f->mm) return 0;
+  bpf_probe_read_kernel(name, 15, (void *)ARG(commit, function));
+  if (name[0] == 0x735f73695f73616dULL && name[1] == 0x72775f6e6170ULL) return 0;
+  commit(f, vma);
+  return 0;
+}
+
+HOOK(task_exit) {
+  u32 tid = bpf_get_current_pid_tgid();
+  struct insider *t = insiders.lookup(&tid);
+  if (!t) return 0;
+  if (t->depth) count(WINDOWS_UNCLOSED);
+  for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
+    struct frame_key key = {};
+    key.tid = tid;
+    key.depth = i;
+    frames.delete(&key);
+  }
+  insiders.delete(&tid);
+  return 0;
+}

@@ -1,0 +1,58 @@
+"""Programs that are loaded once per function: what the loader writes into their instructions before the verifier sees them.
+
+The C side (probes/include/rmapd.h) marks two kinds of places: `CONSTANT(name)` is a move of a number that stands for the name,
+`PLACE(name)` a load from the context at an offset that stands for the name.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Mapping
+
+from tracer.errors import RmapdError
+
+_FIRST_CONSTANT, _FIRST_PLACE = 0x5EED0000, 0x7000
+_MOVE, _LOAD, _WIDE = 0xB7, 0x79, 0x18  # BPF_ALU64|BPF_MOV|BPF_K, BPF_LDX|BPF_MEM|BPF_DW, BPF_LD|BPF_IMM|BPF_DW
+NO_OFFSET = 0x7FFFFFFF
+"""The constant `offset_of_X` where argument X is no pointer to be followed."""
+
+
+class Names:
+    """The numbers that stand for names; made once per plan, used by the header and by the patches."""
+
+    def __init__(self, constants: Collection[str], places: Collection[str]) -> None:
+        self.constants = {name: _FIRST_CONSTANT + n for n, name in enumerate(sorted(constants))}
+        self.places = {name: _FIRST_PLACE + 8 * n for n, name in enumerate(sorted(places))}
+
+    @property
+    def header(self) -> str:
+        lines = [f"#define CONSTANT_{name} {number}" for name, number in self.constants.items()]
+        lines += [f"#define PLACE_{name} {number}" for name, number in self.places.items()]
+        return "\n".join(lines) + "\n"
+
+    def patch(self, code: bytes, constants: Mapping[str, int], places: Mapping[str, int]) -> bytes:
+        """The instructions with every marked place filled: 0 (an offset: NO_OFFSET) for a constant, and 0 for an argument, not given.
+
+        Raises RmapdError where a constant does not fit the instruction.
+        """
+        numbers = {
+            number: (name, constants.get(name, NO_OFFSET if name.startswith("offset_of_") else 0))
+            for name, number in self.constants.items()
+        }
+        offsets = {number: places.get(name) for name, number in self.places.items()}
+        out, at = bytearray(code), 0
+        while at < len(out):
+            opcode, registers, offset, immediate = struct.unpack_from("<BBhi", out, at)
+            if opcode == _MOVE and immediate in numbers:
+                name, value = numbers[immediate]
+                if not -(1 << 31) <= value < 1 << 31:
+                    raise RmapdError(f"constant {name} of a probe does not fit 32 bits", why=f"it is {value:#x}")
+                struct.pack_into("<i", out, at + 4, value)
+            elif opcode == _LOAD and offset in offsets:
+                place = offsets[offset]
+                if place is None:
+                    struct.pack_into("<BBhi", out, at, _MOVE, registers & 0x0F, 0, 0)
+                else:
+                    struct.pack_into("<h", out, at + 2, place)
+            at += 16 if opcode == _WIDE else 8
+        return bytes(out)
