@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping
 
 from tracer.books import Books, Event, Row
+from tracer.docket import Docket
 from tracer.findings import Findings
 from tracer.suspects import Desk, Judged
 from tracer.verdict import Finding, Tally, Verdict
@@ -24,11 +25,13 @@ class Judge:
         welcome_ns: int,
         clock: Callable[[], int],
         checked: Container[str] = ("M1", "M4"),
+        docket: Docket | None = None,
+        missed: Callable[[], int] = lambda: 0,
     ) -> None:
         self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
         self._books, self._findings, self._welcome_ns, self._clock = books, findings, welcome_ns, clock
         self._asked_late: set[bytes] = set()
-        self._checked = checked
+        self._checked, self._docket, self._missed = checked, docket, missed
 
     def _open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Without coverage there is no case: where removals are not seen, everything would look left over."""
@@ -42,11 +45,19 @@ class Judge:
             event = self._books.event(raw)
             if event.kind == "ORDER_REVERSED":
                 self._record(self._findings.order(event))
+            elif event.kind == "PROTOCOL_NEW":
+                if self._docket:
+                    self._docket.hear(event, raw)
             else:
                 ended.append(event)
         rows = self._books.ledger() if ended else []
         for event in ended:
             self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
+
+    def count_protocols(self) -> None:
+        """Bring the protocol table before the rulings: what is new, and how often what is known."""
+        if self._docket:
+            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), time.time())
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
@@ -70,6 +81,7 @@ class Judge:
 
     def close(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """With the gate closed: judge what is left, search everything once more, decide within this time."""
+        self.count_protocols()
         self._open("M1", [row for row in self._books.ledger() if not self._running(row)])
         self.desk.patrol(now=True)
         end = self._clock() + int(seconds * 1e9)

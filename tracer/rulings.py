@@ -27,7 +27,19 @@ class Sighting:
     stack: tuple[str, ...] = ()
     vma: Mapping[str, Any] = field(default_factory=dict)
     addresses: Mapping[str, str] = field(default_factory=dict)
-    trail: tuple[str, ...] = ()
+    trail: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A protocol, how many windows were so, and its rulings by invariant."""
+
+    protocol: Protocol
+    windows: int
+    rulings: Mapping[str, Ruling]
+
+    def by_verdict(self, *verdicts: Verdict) -> list[str]:
+        return [invariant for invariant, ruling in self.rulings.items() if ruling.verdict in verdicts]
 
 
 @dataclass
@@ -107,6 +119,11 @@ class Rulings:
             Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}") if cycle else Ruling(Verdict.HOLDS)
         )
 
+    def rule(self, key: bytes) -> Mapping[str, Ruling]:
+        """How this protocol is ruled on, by invariant, counted or not; empty where the key cannot be read."""
+        known = self._ruled(key)
+        return known.rulings if known else {}
+
     def sighted(self, key: bytes, sighting: Sighting) -> None:
         """Keep the first sighting of a protocol."""
         self._sightings.setdefault(key, sighting)
@@ -140,18 +157,19 @@ class Rulings:
         known, sighting = self._known[key], self._sightings.get(key, Sighting())
         ruling = known.rulings[invariant]
         evidence: dict[str, Any] = {
-            "protocol": text(known.protocol),
             "proven": ruling.proven,
             "sighted": key in self._sightings,
             "vma": dict(sighting.vma),
             "addresses": dict(sighting.addresses),
-            "trail": list(sighting.trail),
         }
         shape = text(known.protocol, ascii=True)
         if invariant == "L2":
             evidence["edges"] = [self._edge(edge) for edge in known.cycle]
             shape = _named(known.cycle)
-        return Finding(invariant, verdict, known.protocol.window, shape, ruling.reason, dict(sighting.task), sighting.stack, evidence)
+        task, protocol = dict(sighting.task), text(known.protocol)
+        return Finding(
+            invariant, verdict, known.protocol.window, shape, ruling.reason, task, sighting.stack, evidence, protocol, sighting.trail
+        )
 
     def _edge(self, edge: Edge) -> dict[str, Any]:
         """One direction of a cycle: what was held, what was waited for, where first."""
@@ -159,14 +177,9 @@ class Rulings:
         sighting = self._sightings.get(self._keys[protocol], Sighting())
         return {"held": edge[0], "taken": edge[1], "protocol": text(protocol), "stack": list(sighting.stack)}
 
-    def protocols(self) -> dict[Protocol, int]:
-        """Windows by protocol."""
-        return {known.protocol: known.windows for known in self._known.values()}
-
-    def rulings(self, key: bytes) -> Mapping[str, Ruling]:
-        """How a protocol was ruled on, by invariant; empty where it was never met."""
-        known = self._known.get(key)
-        return known.rulings if known else {}
+    def protocols(self) -> list[Ruled]:
+        """Every protocol counted so far, with its windows and how it was ruled on."""
+        return [Ruled(known.protocol, known.windows, dict(known.rulings)) for known in self._known.values() if known.windows]
 
 
 def _named(cycle: tuple[Edge, ...]) -> str:

@@ -10,6 +10,7 @@ from tracer.findings import Findings
 from tracer.judge import Judge
 from tracer.snapshot import checks
 from tracer.suspects import Desk, Judged
+from tracer.symbols import Symbols
 from tracer.verdict import Verdict
 
 WELCOME_NS = 10**10
@@ -22,9 +23,9 @@ class Court(Judge):
         self.world, self.judged = world, list[Judged]()
         patrol_ns = 60 * 10**9 if patrol else 0
         desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
-        super().__init__(
-            world.books, desk, Findings(world.books, synthetic_kernel(), lambda: world.now), WELCOME_NS, lambda: world.now, checked
-        )
+        kernel = synthetic_kernel()
+        findings = Findings(world.books, kernel, Symbols(kernel), lambda: world.now)
+        super().__init__(world.books, desk, findings, WELCOME_NS, lambda: world.now, checked)
 
     def _take(self, decided: Iterable[Judged]) -> None:
         decided = list(decided)
