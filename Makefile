@@ -26,6 +26,7 @@ run: setup
 	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
 
 test: check live
+	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
 
 test-kernels: vm-setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm
