@@ -53,10 +53,15 @@ class Loaded:
         ring = self.maps[name]
         return Ring(ring.fd, ring.max_entries)
 
-    def close(self) -> None:
-        """Detach everything, then let go of programs and maps."""
+    def detach(self) -> None:
+        """Take every program off its function; programs and maps stay."""
         for link in reversed(self._links):
             link.close()
+        self._links = []
+
+    def close(self) -> None:
+        """Detach everything, then let go of programs and maps."""
+        self.detach()
         for programs in self.programs.values():
             for program in programs:
                 program.close()
@@ -64,7 +69,7 @@ class Loaded:
             table.close()
         if self._statistics >= 0:
             os.close(self._statistics)
-        self._links, self.programs, self.maps, self._statistics = [], {}, {}, -1
+        self.programs, self.maps, self._statistics = {}, {}, -1
 
     def __enter__(self) -> Loaded:
         return self
