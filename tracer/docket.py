@@ -17,7 +17,7 @@ from tracer.verdict import Finding, Tally, Verdict
 from tracer.windows import Flight, Windows
 
 _TRAIL = 32
-_LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED", "EVIDENCE_LOST")
+_LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
 
 
 class Docket:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from tracer.books import Books, Event, Row
 from tracer.docket import Docket
@@ -97,9 +99,14 @@ class Judge:
                 self._settled(judged)
                 continue
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
-            self._record(self._findings.entry(judged), proven)
+            self._record(replace(self._findings.entry(judged), trail=self._trail(judged)), proven)
             if case.count > proven:
                 self.tally.add(case.invariant, Verdict.HOLDS, case.count - proven)
+
+    def _trail(self, judged: Judged) -> tuple[Mapping[str, Any], ...]:
+        """What windows did to the address spaces that hold the entry, as far as the flight recorder goes back."""
+        mms = {answer.mm.mm for answer in judged.decision.proven or judged.case.answers}
+        return self._docket.trail(mms) if self._docket and mms else ()
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""

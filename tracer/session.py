@@ -83,6 +83,7 @@ class Session:
         features = self.loaded.attached() | ({"oracle"} if oracle else set())
         self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
         checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+        self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = Symbols(self.kernel)
         findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
@@ -181,7 +182,7 @@ class Session:
             hooks=tuple(self.loaded.hooks),
             invariants=self.invariants,
             coverage=self.coverage,
-            checks=checks(self.judge.tally, counters, statistics),
+            checks=checks(self.judge.tally, counters, statistics, self._ruled),
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
             histograms=self.books.histograms(),

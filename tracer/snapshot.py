@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tracer.histogram import Histogram
@@ -59,8 +59,10 @@ class Snapshot:
         return self.checks.get((invariant, verdict), 0)
 
 
-def checks(tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics]) -> dict[tuple[str, Verdict], int]:
-    """All checks: those the kernel settled by itself, and those that were judged here."""
+def checks(
+    tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics], ruled: Iterable[str] = ()
+) -> dict[tuple[str, Verdict], int]:
+    """All checks: those the kernel settled by itself, and those that were judged here. ruled: invariants that windows are judged by."""
     missed = sum(statistics[name].missed for name in ("set_migration_pte", "set_migration_pmd") if name in statistics)
     lost = counters["LEDGER_LOST"] + missed
     out = dict(tally.checks)
@@ -74,4 +76,7 @@ def checks(tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, R
         ("L2", Verdict.UNVERIFIABLE, counters["LOCKS_LOST"]),
     ):
         out[invariant, verdict] = out.get((invariant, verdict), 0) + count
+    for invariant in ruled:
+        lost = counters["PROTOCOLS_LOST"] + counters["WINDOWS_LOST"]
+        out[invariant, Verdict.UNVERIFIABLE] = out.get((invariant, Verdict.UNVERIFIABLE), 0) + lost
     return out
