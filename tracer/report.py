@@ -101,6 +101,7 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
             lines.append(f"{name:4} {s.coverage[name][0]:8} {h:10,} {v:9,} {u:8,} {x:13,}")
     none = [name for name in s.invariants if s.coverage[name][0] == "none"]
     lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
+    lines += _windows_text(s)
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"
@@ -110,6 +111,19 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     for violation in s.violations.values():
         lines += ["", *violation_text(violation)]
     return "\n".join(lines) + "\n"
+
+
+def _windows_text(s: Snapshot) -> list[str]:
+    """Windows by function, each with its protocols and how often each ran."""
+    lines = [""]
+    for name, histogram in s.window_times.items():
+        ruled = sorted((one for one in s.protocols if one.protocol.window == name), key=lambda one: -one.windows)
+        if histogram.count:
+            lines.append(f"{histogram.count:10,} {name}")
+            lines += [f"{one.windows:16,}  {text(one.protocol)}" for one in ruled]
+    outside = [one for one in s.protocols if one.protocol.window == "outside"]
+    lines += [f"{one.windows:10,} {text(one.protocol)}" for one in outside]
+    return lines if lines[1:] else []
 
 
 def violation_text(v: Violation) -> list[str]:
