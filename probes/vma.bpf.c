@@ -52,7 +52,7 @@ static __always_inline void outside(void *ctx, u32 step, u64 vma) {
 HOOK(file_tree_step) {
   struct params *p = open_gate();
   if (!p) return 0;
-  u64 rwsem = i_mmap_of(ARGUMENT(root) - OFFSET(address_space, i_mmap));
+  u64 mapping = ARGUMENT(mapping), rwsem = i_mmap_of(mapping ? mapping : ARGUMENT(root) - OFFSET(address_space, i_mmap));
   u32 step = STEP_TREE + (TREE_FILE * 2 + CONSTANT(entering)) * 4 + owner_of(rwsem);
   struct frame *f = here();
   if (!f) { outside(ctx, step, ARGUMENT(node)); return 0; }
@@ -64,7 +64,9 @@ HOOK(file_tree_step) {
 HOOK(anon_tree_step) {
   struct params *p = open_gate();
   if (!p) return 0;
-  u64 anon_vma = ARGUMENT(root) - OFFSET(anon_vma, rb_root), rwsem = root_lock_of(anon_vma), entering = CONSTANT(entering);
+  u64 anon_vma = ARGUMENT(anon_vma), entering = CONSTANT(entering);
+  if (!anon_vma) anon_vma = ARGUMENT(root) - OFFSET(anon_vma, rb_root);
+  u64 rwsem = root_lock_of(anon_vma);
   u64 vma = READ(anon_vma_chain, ARGUMENT(node), vma);
   u32 owner = owner_of(rwsem), step = STEP_TREE + (TREE_ANON * 2 + entering) * 4 + owner;
   /* an empty tree of an anon_vma that the VMA does not point to yet: no walk can come here (mm/rmap.c) */

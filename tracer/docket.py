@@ -34,7 +34,7 @@ class Docket:
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
         self.rulings = Rulings(self.encoding, invariants, checked)
-        self._books, self._symbols, self._losses = books, symbols, 0
+        self._books, self._symbols, self._losses = books, symbols, (0, 0)
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
@@ -78,10 +78,11 @@ class Docket:
             return str(error)
 
     def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float) -> list[Finding]:
-        """Count the table into the tally; the findings that are new. Losses since the last time make what is new doubtful."""
+        """Count the table into the tally; the findings that are new. Losses since the time before the last make what is new doubtful:
+        a window may have lost a step in one second and be counted in the next."""
         losses = sum(counters[name] for name in _LOSSES) + missed
-        self.rulings.update(self.windows.rows(), lossy=losses > self._losses)
-        self._losses = losses
+        self.rulings.update(self.windows.rows(), lossy=losses > self._losses[0])
+        self._losses = (self._losses[1], losses)
         return self.rulings.report(tally, wall)
 
 

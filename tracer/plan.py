@@ -315,11 +315,14 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
 
 
 def _index_of(prototype: list[str], wanted: str) -> int | None:
-    """`type` or `type#n` (n-th of that type, from 1) to the argument's index."""
-    kind, _, nth = wanted.partition("#")
-    places = [i for i, c_type in enumerate(prototype) if c_type == kind]
-    order = int(nth or 1) - 1
-    return places[order] if order < len(places) else None
+    """`type` or `type#n` (n-th of that type, from 1), or several of them in order of preference, to the argument's index."""
+    for text in wanted.split("|"):
+        kind, _, nth = text.strip().partition("#")
+        places = [i for i, c_type in enumerate(prototype) if c_type == kind]
+        order = int(nth or 1) - 1
+        if order < len(places):
+            return places[order]
+    return None
 
 
 def _wrong_types(kernel: Kernel, name: str, hook: Hook) -> str:

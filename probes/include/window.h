@@ -193,7 +193,7 @@ static __always_inline u32 geometry_of(struct frame *f, u64 start, u64 end) {
   if ((start | end) & 0xfff) return GEOMETRY_UNALIGNED;
   /* execve() moves its stack with the pages in it: shift_arg_pages(), relocate_vma_down() */
   if (placing != VM_STACK_SETUP && READ(vm_area_struct, f->vma, vm_pgoff) - f->was_pgoff != d) return GEOMETRY_PGOFF;
-  if (f->asked == ASKED_RANGE && (start != f->asked_start || end != f->asked_end)) return GEOMETRY_NOT_AS_ASKED;
+  if (f->asked == ASKED_RANGE && ((f->asked_start && start != f->asked_start) || end != f->asked_end)) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_SPLIT && ((u32)f->asked_end ? start : end) != f->asked_start) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_BELOW && start > f->asked_start) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_SPLIT && f->stored) {

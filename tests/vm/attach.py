@@ -18,7 +18,7 @@ from tracer.plan import State
 from tracer.program import program_ids
 from tracer.session import probes_folder, running_kernel
 
-LOAD = ["stress-ng", "--quiet", "--rmap", "1", "--munmap", "1", "--mmapfork", "1", "--fork", "1", "--timeout", "0"]
+LOAD = ["stress-ng", "--quiet", "--rmap", "1", "--munmap", "1", "--mmapfork", "1", "--fork", "1", "--timeout", "0", "--temp-path", "/tmp"]
 TRACING = Path("/sys/kernel/tracing")
 
 
