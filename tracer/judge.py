@@ -99,7 +99,8 @@ class Judge:
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
             self._record(self._findings.entry(judged), proven)
             if case.count > proven:
-                self.tally.add(case.invariant, Verdict.HOLDS, case.count - proven)
+                gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
+                self.tally.add(case.invariant, gone, case.count - proven)
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""
