@@ -101,7 +101,8 @@ class Judge:
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
             self._record(replace(self._findings.entry(judged), trail=self._trail(judged)), proven)
             if case.count > proven:
-                self.tally.add(case.invariant, Verdict.HOLDS, case.count - proven)
+                gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
+                self.tally.add(case.invariant, gone, case.count - proven)
 
     def _trail(self, judged: Judged) -> tuple[Mapping[str, Any], ...]:
         """What windows did to the address spaces that hold the entry, as far as the flight recorder goes back."""

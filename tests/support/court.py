@@ -21,6 +21,7 @@ class Court(Judge):
 
     def __init__(self, world: World, oracle: bool = True, patrol: bool = True, checked: Container[str] = ("M1", "M4")) -> None:
         self.world, self.judged = world, list[Judged]()
+        self.accused: list[int] = []  # World.names of the entries that M1 named when it did
         patrol_ns = 60 * 10**9 if patrol else 0
         desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
         kernel = synthetic_kernel()
@@ -30,6 +31,9 @@ class Court(Judge):
     def _take(self, decided: Iterable[Judged]) -> None:
         decided = list(decided)
         self.judged += decided
+        for one in decided:
+            if one.case.invariant == "M1" and one.decision.verdict is Verdict.VIOLATED:
+                self.accused += [self.world.names.get((a.mm.id, a.addr), 0) for a in one.decision.proven]
         super()._take(decided)
 
     def hear(self) -> None:

@@ -61,7 +61,8 @@ class World:
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
-        self.next_pfn, self.next_mm = 1, 1
+        self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
+        self.names: dict[tuple[int, int], int] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
         self.books = Books(self.native.maps, LAYOUTS)
         self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels)
         self.books.set_params(gate=1, levels=levels, welcome_ns=10**10, page_offset=self.page_offset, vmemmap=self.vmemmap)
@@ -150,6 +151,10 @@ class World:
         mm.migrating.discard(addr)
         return pfn
 
+    def _name(self, mm: SimMm, addr: int) -> None:
+        self.names[mm.number, addr] = self.next_name
+        self.next_name += 1
+
     # migrations
     def start(self, tid: int) -> SimMigration:
         self.become(tid)
@@ -166,6 +171,7 @@ class World:
                 entry = swap_entry(kind, pfn, 1, 34 if self.levels == 4 else 40)
                 self.put(self.slot(mm, addr), entry)
                 mm.migrating.add(addr)
+                self._name(mm, addr)
                 self.fire("set_migration_pte", addr, entry, 0)
 
     def remap_folio(self, migration: SimMigration, pfn: int, skip: int = 0) -> list[tuple[SimMm, int]]:
@@ -199,6 +205,7 @@ class World:
         mm.entries[to] = mm.entries[addr]
         if addr in mm.migrating:
             mm.migrating.add(to)
+            self.names[mm.number, to] = self.names[mm.number, addr]
         self.zap(mm, addr)
 
     def lock_mm(self, mm: SimMm, write: bool = True) -> None:
@@ -228,6 +235,7 @@ class World:
             self.put(self.slot(parent, addr), entry)
             self.put(self.slot(child, addr), entry)
             child.migrating.add(addr)
+            self._name(child, addr)
         else:
             self.put(self.slot(child, addr), self.get(self.slot(parent, addr)))
         child.entries[addr] = parent.entries[addr]
