@@ -116,7 +116,7 @@ def run(
     folder = RESULTS / f"{name}-{label}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment = f"export OUT={folder} PYTHONDONTWRITEBYTECODE=1 PATH={ROOT}/.venv/bin:$PATH"
+    environment = f"export OUT={folder} PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 PATH={ROOT}/.venv/bin:$PATH"
     body = (
         f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
     )
