@@ -25,7 +25,10 @@ from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 
 _HISTOGRAMS = ("HIST_MIGRATION_ENTRY", "HIST_MMAP_WAIT_READ", "HIST_MMAP_WAIT_WRITE", "HIST_MMAP_HOLD_READ", "HIST_MMAP_HOLD_WRITE")
-_STEMS = {"migration": frozenset({"migration", "oracle"}), "owner": frozenset({"migration", "oracle", "mmap_lock", "vma", "rmap"})}
+_STEMS = {
+    "migration": frozenset({"migration", "ledger", "oracle"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
+}
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 
