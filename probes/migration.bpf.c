@@ -1,66 +1,28 @@
-/* Book 1, the ledger, from tracepoints alone: they carry an address but no mm, so a row is (migrating task, address).
-   One task inserts, and the same task removes, all entries of a migration: rows are never shared between tasks. */
+/* The ledger's tracepoints. They carry an address and no mm: that comes from the visit of the rmap walk that they fire in, where visits are
+   hooked (ledger.bpf.c). Where not, one row stands for an address in all mms. */
 
-BPF_HASH(ledger, struct ledger_key, struct ledger_row, LEDGER_ROWS);
-BPF_HASH(migrations, u32, struct migration, MIGRATION_ROWS);
 BPF_HASH(dying_mms, u64, struct dying_mm, MM_ROWS);
 
 HOOK(mm_migrate_pages_start) {
-  struct params *p = open_gate();
-  if (!p) return 0;
-  u32 tid = bpf_get_current_pid_tgid();
-  struct migration *m = migrations.lookup(&tid);
-  if (m) { m->depth++; return 0; }
-  struct migration fresh = {};
-  fresh.start_ns = bpf_ktime_get_ns();
-  fresh.depth = 1;
-  fresh.mode = ARG(mm_migrate_pages_start, mode);
-  fresh.reason = ARG(mm_migrate_pages_start, reason);
-  if (migrations.update(&tid, &fresh)) count(MIGRATIONS_LOST);
+  begin_migration(ARG(mm_migrate_pages_start, mode), ARG(mm_migrate_pages_start, reason));
   return 0;
 }
 
-/* The end of migrate_pages(): whatever its rows still hold is a suspect, and Python is woken for it. */
 HOOK(mm_migrate_pages) {
-  struct params *p = open_gate();
-  if (!p) return 0;
-  u32 tid = bpf_get_current_pid_tgid();
-  struct migration *m = migrations.lookup(&tid);
-  if (!m) return 0;
-  if (m->depth > 1) { m->depth--; return 0; }
-  count(MIGRATIONS_ENDED);
-  if (m->outstanding) {
-    struct event *e = new_event(MIGRATION_LEFT);
-    if (e) {
-      e->start_ns = m->start_ns;
-      e->a = m->outstanding;
-      e->mode = m->mode;
-      e->reason = m->reason;
-      e->stack = stacks.get_stackid(ctx, 0);
-      events.ringbuf_submit(e, 0);
-    }
-  }
-  migrations.delete(&tid);
+  end_migration(ctx, MIGRATIONS_ENDED);
   return 0;
 }
 
-static __always_inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, u64 addr, u32 level) {
-  key->start_ns = m ? m->start_ns : 0;
-  key->addr = addr;
-  key->tid = tid;
-  key->level = level;
-}
-
-static __always_inline void inserted(u64 addr, u64 entry, u32 level) {
+static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level) {
   struct params *p = open_gate();
   if (!p) return;
   u64 task = bpf_get_current_pid_tgid();
-  u32 tid = task, type = entry_type(entry);
-  u64 *seen = entry_types.lookup(&type);
-  if (seen) *seen += 1;                                 /* zero or not is all that counts: a lost increment is harmless */
+  u32 tid = task;
+  learn_type(entry);
   struct migration *m = migrations.lookup(&tid);
+  struct migration *visiting = visiting_in(m, WALK_FIRST);
   struct ledger_key key = {};
-  fill_key(&key, m, tid, addr, level);
+  fill_key(&key, m, tid, visiting ? visiting->mm : 0, addr, level);
   struct ledger_row *row = ledger.lookup(&key);
   if (row) {
     row->count++;
@@ -71,6 +33,15 @@ static __always_inline void inserted(u64 addr, u64 entry, u32 level) {
     fresh.entry = entry;
     fresh.count = 1;
     fresh.tgid = task >> 32;
+#ifdef HAVE_folio_flags
+    if (visiting) {
+      fresh.folio = visiting->folio;
+      fresh.at = visiting->at;
+      fresh.vma = visiting->vma;
+      fresh.vm_start = READ(vm_area_struct, visiting->vma, vm_start);
+      fresh.vm_end = READ(vm_area_struct, visiting->vma, vm_end);
+    }
+#endif
     if (ledger.update(&key, &fresh)) {
       count(LEDGER_LOST);
       if (m) m->lossy = 1;
@@ -79,51 +50,72 @@ static __always_inline void inserted(u64 addr, u64 entry, u32 level) {
   }
   count(ENTRIES_BOOKED);
   if (m) m->outstanding++;
+#ifdef HAVE_folio_flags
+  if (visiting) check_insertion(ctx, visiting, addr);
+#endif
 }
 
-/* A fork that overlapped the entry's life may have copied it. The second walk must find the copy too, so it is booked:
-   the tracepoint runs under the page-table lock after the parent's entry is replaced, hence no copy can come later. */
-static __always_inline void book_copies(struct params *p, struct migration *m, struct ledger_key *key, struct ledger_row *row) {
-  u32 which = ENTRIES_COPIED;
-  u64 *copied = counters.lookup(&which);
-  if (!p->page_offset || !copied) return;
-  for (u32 i = 0; i < FORK_WINDOWS; i++) {              /* all that changes is in maps: the verifier sees equal turns */
+/* A removal in a child's mm that nothing was booked for: the second walk came there before the parent, whose removal would have booked it. */
+static __always_inline void removed_copy(struct params *p, struct migration *m) {
+  m->copied_ns = 0;
+  for (u32 i = 0; i < FORK_WINDOWS; i++) {
     u32 slot = i;
     struct fork_window *w = fork_windows.lookup(&slot);
-    if (!w || !w->pgd || (w->end_ns && w->end_ns < row->first_ns) || (row->copied_to >> i) & 1) continue;
-    u64 entry = 0;
-    u32 level = 0;
-    if (walk(p, w->pgd, key->addr, &entry, &level) || !is_migration(entry, level)) continue;    /* hugetlb: booked as PTE, found as PMD */
-    row->copied_to |= 1ULL << i;
-    row->count += 1;
-    *copied += 1;
-    if (m) m->outstanding += 1;
+    if (w && w->mm == m->mm && (!w->end_ns || w->end_ns >= m->start_ns)) m->copied_ns = w->start_ns;
   }
+  if (!m->copied_ns) { count(REMOVALS_UNBOOKED); return; }
+  count(ENTRIES_COPIED);
+  m->outstanding += 1;
+  settle(p, m, m->mm, m->copied_ns);
 }
 
 static __always_inline void removed(u64 addr, u32 level) {
   struct params *p = open_gate();
   if (!p) return;
-  u32 tid = bpf_get_current_pid_tgid();
+  u32 tid = bpf_get_current_pid_tgid(), tgid;
   struct migration *m = migrations.lookup(&tid);
-  struct ledger_key key = {};
-  fill_key(&key, m, tid, addr, level);
+  struct migration *visiting = visiting_in(m, WALK_SECOND);
+  u64 first_ns, pfn, folio, at = addr;
+  struct ledger_key key = {}, frozen_key = {};
+  struct frozen *f = 0;
+  fill_key(&key, m, tid, visiting ? visiting->mm : 0, addr, level);
   struct ledger_row *row = ledger.lookup(&key);
-  if (!row) { count(REMOVALS_UNBOOKED); return; }
-  book_copies(p, m, &key, row);
-  u64 age = bpf_ktime_get_ns() - row->first_ns;
-  observe(HIST_MIGRATION_ENTRY, age);
-  count(ENTRIES_REMOVED);
-  count(m && m->lossy ? M1_UNVERIFIABLE : M1_HOLDS);
-  count(age <= p->welcome_ns ? M4_HOLDS : M4_LATE);
+  if (visiting) visiting->removed += 1;
+  if (!row && visiting) {
+    frozen_key = key;
+    f = frozen_at(&frozen_key, addr);
+    if (!f) {                                           /* inserted in a visit that began before the gate opened */
+      key.mm = 0;
+      row = ledger.lookup(&key);
+      if (!row) { removed_copy(p, visiting); return; }
+    }
+  }
+  if (row) {
+    first_ns = row->first_ns;
+    pfn = entry_pfn(p, row->entry);
+    folio = row->folio;
+    at = row->at;
+    tgid = row->tgid;
+  } else if (f) {
+    first_ns = f->first_ns;
+    pfn = entry_pfn(p, f->entry) + (addr >> 12 & 511);
+    folio = f->folio;
+    tgid = f->tgid;
+  } else {
+    count(REMOVALS_UNBOOKED);
+    return;
+  }
+  book_copies(p, m, &key, folio, at, first_ns, pfn, tgid);
+  if (f) { settle_frozen(p, m, &frozen_key, f, addr >> 12 & 511); return; }
+  if (!row) return;
+  settle(p, m, key.mm, first_ns);
   row->count -= 1;
-  if (m) m->outstanding -= 1;
   if (!row->count) ledger.delete(&key);
 }
 
-HOOK(set_migration_pte) { inserted(ARG(set_migration_pte, addr), ARG(set_migration_pte, entry), 1); return 0; }
+HOOK(set_migration_pte) { inserted(ctx, ARG(set_migration_pte, addr), ARG(set_migration_pte, entry), 1); return 0; }
 HOOK(remove_migration_pte) { removed(ARG(remove_migration_pte, addr), 1); return 0; }
-HOOK(set_migration_pmd) { inserted(ARG(set_migration_pmd, addr), ARG(set_migration_pmd, entry), 2); return 0; }
+HOOK(set_migration_pmd) { inserted(ctx, ARG(set_migration_pmd, addr), ARG(set_migration_pmd, entry), 2); return 0; }
 HOOK(remove_migration_pmd) { removed(ARG(remove_migration_pmd, addr), 2); return 0; }
 
 /* A task that dies inside a migration never ends it. From 6.16 on the tracepoint runs before exit_mm(): the mm is still known,
@@ -135,13 +127,7 @@ HOOK(sched_process_exit) {
   u32 tid = task;
   struct migration *m = migrations.lookup(&tid);
   if (m) {
-    struct event *e = m->outstanding ? new_event(MIGRATOR_DIED) : 0;
-    if (e) {
-      e->start_ns = m->start_ns;
-      e->a = m->outstanding;
-      e->stack = stacks.get_stackid(ctx, 0);
-      events.ringbuf_submit(e, 0);
-    }
+    tell_of_left(ctx, m, MIGRATOR_DIED);
     migrations.delete(&tid);
   }
   u64 mm = READ(task_struct, ARG(sched_process_exit, task), mm);

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tracer.answer import Mm
 from tracer.bpf import Table
 from tracer.histogram import SLOTS, Histogram
 from tracer.layout import Books as Layouts
+
+_PAGE, _PMD_ENTRIES = 4096, 512
+_PFN_SHIFT = 9  # of a swap entry, whose offset is stored inverted: the next page's entry is smaller (probes/include/walk.h)
 
 
 def _key(number: int) -> bytes:
@@ -17,8 +21,21 @@ def _key(number: int) -> bytes:
 
 
 @dataclass(frozen=True)
+class Visited:
+    """Where the first walk left an entry: its mm, the VMA as it was then, and the address at which it met the folio there."""
+
+    mm: int
+    vma: int
+    vm_start: int
+    vm_end: int
+    folio: int
+    at: int
+
+
+@dataclass(frozen=True)
 class Row:
-    """Entries outstanding at one address in one migration (start_ns 0: outside of migrate_pages())."""
+    """Entries outstanding at one address in one migration (start_ns 0: outside of one), in however many mms. keys: their rows in the map,
+    and which entry of it (-1: all); visited: what is known of the mms, by mm."""
 
     key: bytes
     tid: int
@@ -29,6 +46,14 @@ class Row:
     first_ns: int
     entry: int
     count: int
+    keys: tuple[tuple[bytes, int], ...] = ()
+    visited: Mapping[int, Visited] = field(default_factory=dict)
+
+    def joined(self, other: Row) -> Row:
+        """The same address in another mm."""
+        first = min(self.first_ns, other.first_ns)
+        count, keys, visited = self.count + other.count, self.keys + other.keys, {**self.visited, **other.visited}
+        return replace(self, first_ns=first, count=count, keys=keys, visited=visited)
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,8 @@ class Event:
     first_stack: int
     mode: int
     reason: int
+    addr: int = 0
+    folio: int = 0
 
 
 class Books:
@@ -86,21 +113,69 @@ class Books:
         return {n: value for n, raw in enumerate(counts) if (value := int.from_bytes(raw, "little"))}
 
     def ledger(self) -> list[Row]:
-        """All rows with entries outstanding; none where the migration stem is not loaded."""
-        if "ledger" not in self._maps:
-            return []
-        key_of, row_of = self._layouts.structs["ledger_key"], self._layouts.structs["ledger_row"]
-        rows = []
-        for raw_key, raw_row in self._maps["ledger"].items():
-            key, row = key_of.unpack(raw_key), row_of.unpack(raw_row)
-            if row.count:
-                found = (key.tid, row.tgid, key.start_ns, key.addr, key.level, row.first_ns, row.entry, row.count)
-                rows.append(Row(raw_key, *found))
-        return rows
+        """All entries outstanding, by migration and address; none where the migration stem is not loaded."""
+        rows: dict[bytes, Row] = {}
+        for row in self._ledger_rows():
+            rows[row.key] = rows[row.key].joined(row) if row.key in rows else row
+        return list(rows.values())
+
+    def _ledger_rows(self) -> Iterator[Row]:
+        key_of = self._layouts.structs["ledger_key"]
+        if "ledger" in self._maps:
+            row_of = self._layouts.structs["ledger_row"]
+            for raw_key, raw_row in self._maps["ledger"].items():
+                key, row = key_of.unpack(raw_key), row_of.unpack(raw_row)
+                if row.count:
+                    yield self._row(raw_key, key, row, key.addr, key.level, row.entry, row.count, -1, row.at)
+        if "frozen" in self._maps:
+            row_of = self._layouts.structs["frozen"]
+            for raw_key, raw_row in self._maps["frozen"].items():
+                key, row = key_of.unpack(raw_key), row_of.unpack(raw_row)
+                for n in range(_PMD_ENTRIES):
+                    if not row.settled[n // 64] >> n % 64 & 1:
+                        addr = key.addr + n * _PAGE
+                        yield self._row(raw_key, key, row, addr, 1, row.entry - (n << _PFN_SHIFT), 1, n, addr)
+
+    @staticmethod
+    def _row(raw_key: bytes, key: Any, row: Any, addr: int, level: int, entry: int, count: int, nth: int, at: int) -> Row:
+        visited = {key.mm: Visited(key.mm, row.vma, row.vm_start, row.vm_end, row.folio, at)} if key.mm else {}
+        name = struct.pack("<QQII", key.start_ns, addr, key.tid, level)
+        found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
+        return Row(name, *found, ((raw_key, nth),), visited)
 
     def settle(self, row: Row) -> bool:
         """Take a judged row out; whether it was still there."""
-        return self._maps["ledger"].delete(row.key)
+        return any([self._settle_frozen(key, nth) if nth >= 0 else self._maps["ledger"].delete(key) for key, nth in row.keys])
+
+    def _settle_frozen(self, key: bytes, nth: int) -> bool:
+        """One entry of a frozen PMD. Its migration has ended: nobody else writes this row."""
+        layout, table = self._layouts.structs["frozen"], self._maps["frozen"]
+        raw = table.lookup(key)
+        if raw is None or (row := layout.unpack(raw)).settled[nth // 64] >> nth % 64 & 1:
+            return False
+        row.settled[nth // 64] |= 1 << nth % 64
+        row.count -= 1
+        if row.count:
+            table.update(key, layout.pack(**vars(row)))
+        return bool(row.count) or table.delete(key)
+
+    def visits(self) -> int:
+        """The clock of second-walk visits."""
+        return int.from_bytes(self._maps["visit_clock"].lookup(_key(0)) or b"", "little") if "visit_clock" in self._maps else 0
+
+    def was_visited(self, row: Row, mm: int, at: int, since: int | None) -> bool | None:
+        """Whether the second walk of this row's migration visited the VMA of that mm that maps the folio at `at`.
+
+        None: nobody can tell, for the visits are not hooked, the last visit there was another folio's, or so many came since the migration
+        began (`since`: the clock of visits then) that this one may have aged out."""
+        if "visits" not in self._maps or not row.visited:
+            return None
+        table, layout = self._maps["visits"], self._layouts.structs["visit_key"]
+        raw = table.lookup(layout.pack(start_ns=row.start_ns, mm=mm, at=at, tid=row.tid))
+        if raw is not None:
+            folio = self._layouts.structs["visit"].unpack(raw).folio
+            return True if row.keys[0][1] >= 0 or folio in {known.folio for known in row.visited.values()} else None
+        return None if since is None or self.visits() - since > table.max_entries // 2 else False
 
     def migration_start(self, tid: int) -> int | None:
         """start_ns of the migration in which the task is now; None if it is in none."""
@@ -123,7 +198,9 @@ class Books:
         e = self._layouts.structs["event"].unpack(raw)
         stacks = (e.stack, e.first_stack)
         tasks = (e.tid, e.tgid, e.first_tid, e.comm)
-        return Event(self._kinds.get(e.kind, "?"), e.time_ns, e.start_ns, e.a, e.b, e.first_ns, *tasks, *stacks, e.mode, e.reason)
+        return Event(
+            self._kinds.get(e.kind, "?"), e.time_ns, e.start_ns, e.a, e.b, e.first_ns, *tasks, *stacks, e.mode, e.reason, e.addr, e.folio
+        )
 
     def stack(self, stack: int) -> list[int]:
         """Kernel addresses, innermost first; empty where none was taken."""

@@ -17,6 +17,8 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of the BPF maps: the bound on kernel memory. A full map is counted and turns checks unverifiable."""
 
     ledger_rows: int = 65536
+    frozen_rows: int = 1024
+    visit_rows: int = 32768
     migration_rows: int = 4096
     mm_rows: int = 16384
     lock_rows: int = 16384

@@ -7,11 +7,13 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row
 from tracer.docket import Docket
 from tracer.findings import Findings
+from tracer.monitors import second_walk
 from tracer.suspects import Desk, Judged
-from tracer.verdict import Finding, Tally, Verdict
+from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
 
@@ -26,7 +28,7 @@ class Judge:
         findings: Findings,
         welcome_ns: int,
         clock: Callable[[], int],
-        checked: Container[str] = ("M1", "M4"),
+        checked: Container[str] = ("M1", "M4", "M5"),
         docket: Docket | None = None,
         missed: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -50,6 +52,8 @@ class Judge:
             elif event.kind == "PROTOCOL_NEW":
                 if self._docket:
                     self._docket.hear(event, raw)
+            elif event.kind in ("INSERTED_UNLOCKED", "REMOVED_UNLOCKED"):
+                self._record(self._findings.unlocked(event))
             else:
                 ended.append(event)
         rows = self._books.ledger() if ended else []
@@ -99,7 +103,7 @@ class Judge:
                 self._settled(judged)
                 continue
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
-            self._record(replace(self._findings.entry(judged), trail=self._trail(judged)), proven)
+            self._record(replace(self._findings.entry(judged, self._second_walk(judged)), trail=self._trail(judged)), proven)
             if case.count > proven:
                 gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
                 self.tally.add(case.invariant, gone, case.count - proven)
@@ -108,6 +112,30 @@ class Judge:
         """What windows did to the address spaces that hold the entry, as far as the flight recorder goes back."""
         mms = {answer.mm.mm for answer in judged.decision.proven or judged.case.answers}
         return self._docket.trail(mms) if self._docket and mms else ()
+
+    def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
+        """M5 of each entry that is left behind: the first walk was there, was the second?"""
+        if "M5" not in self._checked or judged.case.invariant != "M1" or judged.decision.verdict is not Verdict.VIOLATED:
+            return {}
+        rulings = {answer.place: second_walk.rule(self._was_visited(judged, answer)) for answer in judged.decision.proven}
+        for answer in judged.decision.proven:
+            ruling = rulings[answer.place]
+            if judged.row and ruling.verdict is Verdict.VIOLATED:
+                self._record(self._findings.passed_over(judged, judged.row, answer, ruling))
+            else:
+                self.tally.add("M5", ruling.verdict)
+        return rulings
+
+    def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
+        """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it."""
+        row, event = judged.row, judged.event
+        if row is None or not row.visited:
+            return None
+        since = event.b if event else None
+        known = row.visited.get(answer.mm.mm) or next(iter(row.visited.values()))
+        places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
+        found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
+        return True if True in found else None if None in found else False
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""

@@ -39,11 +39,11 @@ class Layout:
                 setattr(out, name, [next(values) for _ in range(count)] if count else next(values))
         return out
 
-    def pack(self, **given: int) -> bytes:
-        """Missing members are zero; only structs without arrays of chars are packed."""
+    def pack(self, **given: Any) -> bytes:
+        """Missing members are zero, arrays of numbers are given as lists; only structs without arrays of chars are packed."""
         values: list[int | bytes] = []
         for name, kind, count in self.members:
-            values += [b""] if kind == "char" else [given.get(name, 0)] if not count else [0] * count
+            values += [b""] if kind == "char" else [given.get(name, 0)] if not count else given.get(name, [0] * count)
         return self.code.pack(*values)
 
 

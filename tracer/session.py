@@ -28,7 +28,10 @@ from tracer.symbols import Symbols
 from tracer.windows import Windows
 
 _WINDOW_STEMS = ("vma", "locks", "rmap")
-_STEMS = {"migration": frozenset({"migration", "oracle"}), "owner": frozenset({"migration", "oracle", "mmap_lock", "vma", "rmap"})}
+_STEMS = {
+    "migration": frozenset({"migration", "ledger", "oracle"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
+}
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 

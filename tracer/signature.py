@@ -31,7 +31,9 @@ class Signature:
 
 
 def read(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
-    """Find the wanted arguments: `a | b` in order of preference, `p.member` follows a pointer, `p*` too, a last `?` makes it optional."""
+    """Find the wanted arguments: `a | b` in order of preference, `p.member` follows a pointer, `p*` too, a last `?` makes it optional.
+
+    `p:type.member` is for a `void *`: it points to this struct."""
     parameters, returned = types.signature(function) or ([], 0)
     first: dict[str, tuple[int, int]] = {}
     slots = 0
@@ -51,6 +53,7 @@ def read(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
 
 def _argument(types: Btf, first: dict[str, tuple[int, int]], text: str) -> Argument | None:
     parameter, _, member = text.partition(".")
+    parameter, _, cast = parameter.partition(":")
     follow = parameter.endswith("*")
     if parameter.rstrip("*") not in first:
         return None
@@ -59,7 +62,7 @@ def _argument(types: Btf, first: dict[str, tuple[int, int]], text: str) -> Argum
         return Argument(slot, 0)
     if not member:
         return Argument(slot)
-    owner = types.pointed_to(kind)
+    owner = cast or types.pointed_to(kind)
     field = types.resolve(f"{owner}.{member}") if owner else None
     return Argument(slot, field.bit_offset // 8) if field else None
 

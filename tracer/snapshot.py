@@ -72,6 +72,12 @@ def checks(
         ("M4", Verdict.HOLDS, counters["M4_HOLDS"]),
         ("M4", Verdict.SUSPECT, counters["M4_LATE"]),
         ("M4", Verdict.UNVERIFIABLE, lost),
+        ("M2", Verdict.HOLDS, counters["M2_HOLDS"]),
+        ("M2", Verdict.VIOLATED, max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED])),
+        ("M3", Verdict.HOLDS, counters["M3_HOLDS"]),
+        ("M3", Verdict.VIOLATED, max(0, counters["M3_VIOLATED"] - tally.checks["M3", Verdict.VIOLATED])),
+        ("M5", Verdict.HOLDS, counters["M5_HOLDS"]),
+        ("M5", Verdict.UNVERIFIABLE, lost if counters["M5_HOLDS"] else 0),
         ("L2", Verdict.HOLDS, counters["NESTED_HOLDS"]),
         ("L2", Verdict.UNVERIFIABLE, counters["LOCKS_LOST"]),
     ):

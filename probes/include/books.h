@@ -34,32 +34,81 @@ enum counter {
   WINDOWS_LOST,           /* windows that found their map full, or were nested too deeply */
   WINDOWS_UNCLOSED,       /* windows whose return was not seen */
   WINDOWS_OVERLONG,       /* windows with more steps than a protocol holds; their protocol says so */
+  M2_HOLDS,
+  M2_VIOLATED,
+  M3_HOLDS,
+  M3_VIOLATED,
+  M5_HOLDS,
+  ENTRIES_REPLACED,       /* of those removed: by a visit without a tracepoint (shared zeropage), or zapped before it */
+  PMDS_FROZEN,            /* PMDs that THP splits turned into 512 entries each */
+  SPLITS_ENDED,           /* THP splits: migrations that start and end without a tracepoint */
   COUNTERS
 };
 
-/* Book 1, the ledger: one row per migrating task and address with entries outstanding. */
+/* Book 1, the ledger: one row per migrating task, mm and address with entries outstanding. */
 struct ledger_key {
-  u64 start_ns;       /* of the migration; 0 outside of one (splits) */
+  u64 start_ns;       /* of the migration; 0 outside of one (splits that cannot be hooked) */
+  u64 mm;             /* 0 where the walk's visits are not seen: one row for all mms then */
   u64 addr;
   u32 tid;
-  u32 level;          /* 1: PTE, 2: PMD */
+  u32 level;          /* 1: PTE, 2: PMD, 3: a PMD that a THP split froze (struct frozen) */
 };
 struct ledger_row {
   u64 first_ns;
   u64 entry;          /* as inserted last */
-  u64 copied_to;      /* bit per fork window whose copy is counted already */
+  u64 copied_to;      /* mm 0: bit per fork window whose copy is counted already */
+  u64 folio;          /* 0 from here on where the mm is not known */
+  u64 at;             /* where the first walk met the folio in the VMA: its first page, or the VMA's */
+  u64 vma;
+  u64 vm_start;
+  u64 vm_end;
   u32 count;          /* entries outstanding at this address */
   u32 tgid;
 };
+struct frozen {
+  u64 first_ns;
+  u64 entry;          /* the first of 512 */
+  u64 folio;
+  u64 vma;
+  u64 vm_start;
+  u64 vm_end;
+  u64 settled[8];     /* bit per entry */
+  u32 count;          /* entries outstanding */
+  u32 tgid;
+};
 
-/* One row per task that is inside migrate_pages(). */
+/* One row per task that is inside migrate_pages() or splits a THP. The second half is the VMA that its rmap walk visits now. */
+enum walk { WALK_NONE, WALK_FIRST, WALK_SECOND };      /* try_to_migrate_one(), remove_migration_pte() */
+enum reason { REASON_THP_SPLIT = 1000 };               /* beside enum migrate_reason */
 struct migration {
   u64 start_ns;
   u64 outstanding;
+  u64 visits;         /* the clock of visits when it began */
   u32 depth;          /* migrate_pages() can nest: allocating a target may compact */
   u32 lossy;
   u32 mode;
   u32 reason;
+  u64 mm;
+  u64 vma;
+  u64 folio;
+  u64 at;
+  u64 freezing;       /* the PMD that is being split */
+  u64 copied_ns;      /* when the visited mm was forked, for a removal that nothing was booked for */
+  u32 walk;
+  u32 removed;        /* entries removed by this visit */
+};
+
+/* What the second walks visited lately: an LRU map, whose rows are certain while the clock of visits shows that none can have aged out. */
+struct visit_key {
+  u64 start_ns;
+  u64 mm;
+  u64 at;
+  u32 tid;
+  u32 pad;
+};
+struct visit {
+  u64 folio;          /* the source */
+  u64 vma;
 };
 
 /* A dup_mmap() seen as mmap_lock of a second mm taken for write under the first. */
@@ -85,14 +134,18 @@ enum event_kind {
   MIGRATOR_DIED,          /* a task exited inside a migration with entries outstanding */
   ORDER_REVERSED,         /* two mmap_locks nested in both orders */
   PROTOCOL_NEW,           /* a window of a kind never seen before: struct sighting */
+  INSERTED_UNLOCKED,      /* M2: a migration entry is inserted and its folio is not locked */
+  REMOVED_UNLOCKED,       /* M3: the second walk visits a VMA and its folio is not locked */
   EVENT_KINDS
 };
 struct event {
   u64 time_ns;
   u64 start_ns;
-  u64 a;                  /* entries outstanding, or the outer mm */
-  u64 b;                  /* or the inner mm */
+  u64 a;                  /* entries outstanding, or the outer mm, or the mm */
+  u64 b;                  /* or the clock of visits when the migration began, or the inner mm, or the VMA */
   u64 first_ns;           /* when the opposite order was first seen */
+  u64 addr;               /* M2, M3: the address */
+  u64 folio;              /* and the folio that is not locked */
   u32 kind;
   u32 tid;
   u32 tgid;

@@ -22,8 +22,8 @@ BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
 #define CONSTANT(name) ({ u64 v_; asm volatile("%0 = " TEXT(CONSTANT_##name) : "=r"(v_)); v_; })
 #define PLACE(name) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + " TEXT(PLACE_##name) ")" : "=r"(v_) : "r"(ctx)); v_; })
 #else
-#define CONSTANT(name) harness_constant(TEXT(CONSTANT_##name))
-#define PLACE(name) harness_place(TEXT(PLACE_##name))
+#define CONSTANT(name) harness_constant(CONSTANT_##name)
+#define PLACE(name) harness_place(ctx, PLACE_##name)
 #endif
 #define NO_OFFSET 0x7fffffff
 /* An argument, or a member of the struct it points to; 0 where this function has none. Read as a number: the verifier knows the type of
@@ -39,6 +39,13 @@ BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
 #define BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
 #else
 #define BOUND(value, mask) ((value) &= (mask))
+#endif
+
+/* A pointer that is tested as such: the compiler would test again what it was made from, which the verifier does not connect with it. */
+#ifndef HARNESS
+#define TESTED(pointer) asm volatile("" : "+r"(pointer))
+#else
+#define TESTED(pointer)
 #endif
 
 static __always_inline struct params *open_gate(void) {

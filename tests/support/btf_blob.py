@@ -55,12 +55,13 @@ class Blob:
     def typedef(self, name: str, target: int) -> int:
         return self.add(b.TYPEDEF, name, target)
 
-    def prototype(self, parameters: list[int]) -> int:
-        trailer = b"".join(struct.pack("<II", 0, p) for p in parameters)
-        return self.add(b.FUNC_PROTO, "", 0, trailer, len(parameters))
+    def prototype(self, parameters: list[int] | dict[str, int], returns: int = 0) -> int:
+        pairs = list(parameters.items()) if isinstance(parameters, dict) else [("", p) for p in parameters]
+        trailer = b"".join(struct.pack("<II", self.text(name), p) for name, p in pairs)
+        return self.add(b.FUNC_PROTO, "", returns, trailer, len(pairs))
 
-    def function(self, name: str, parameters: list[int]) -> int:
-        return self.add(b.FUNC, name, self.prototype(parameters))
+    def function(self, name: str, parameters: list[int] | dict[str, int], returns: int = 0) -> int:
+        return self.add(b.FUNC, name, self.prototype(parameters, returns))
 
     def tracepoint(self, name: str, parameters: list[int]) -> int:
         return self.typedef(f"btf_trace_{name}", self.pointer(self.prototype([self.pointer(), *parameters])))
@@ -117,4 +118,11 @@ def kernel_types() -> bytes:
     blob.tracepoint("mmap_lock_acquire_returned", [mm_pointer, boolean, boolean])
     blob.tracepoint("mmap_lock_released", [mm_pointer, boolean])
     blob.function("bpf_iter_task", [void])
+    vma = blob.pointer(blob.record("vm_area_struct", 64, [("vm_mm", mm_pointer, 64), ("vm_start", u64, 192), ("vm_end", u64, 256)]))
+    folio = blob.pointer(blob.record("folio", 64, [("flags", flags, 0)]))
+    blob.record("rmap_walk_arg", 16, [("map_unused_to_zeropage", boolean, 0), ("folio", folio, 64)])
+    blob.function("try_to_migrate_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean)
+    blob.function("remove_migration_pte", {"folio": folio, "vma": vma, "addr": u64, "arg": void}, boolean)
+    blob.function("__split_huge_pmd_locked", {"vma": vma, "pmd": void, "haddr": u64, "freeze": boolean})
+    blob.function("split_huge_page_to_list_to_order", {"page": void, "list": void, "new_order": u32}, s32)
     return blob.bytes()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable
 
 from tests.support.native import synthetic_kernel
 from tests.support.world import World
+from tracer.answer import Place
 from tracer.findings import Findings
 from tracer.judge import Judge
 from tracer.snapshot import checks
 from tracer.suspects import Desk, Judged
 from tracer.symbols import Symbols
-from tracer.verdict import Verdict
+from tracer.verdict import Ruling, Verdict
 
 WELCOME_NS = 10**10
 
@@ -19,8 +21,8 @@ WELCOME_NS = 10**10
 class Court(Judge):
     """Remembers every decided case, so that a test can hold it against the truth."""
 
-    def __init__(self, world: World, oracle: bool = True, patrol: bool = True, checked: Container[str] = ("M1", "M4")) -> None:
-        self.world, self.judged = world, list[Judged]()
+    def __init__(self, world: World, oracle: bool = True, patrol: bool = True, checked: Container[str] = ("M1", "M4", "M5")) -> None:
+        self.world, self.judged, self.second_walks = world, list[Judged](), dict[Place, Ruling]()
         self.accused: list[int] = []  # World.names of the entries that M1 named when it did
         patrol_ns = 60 * 10**9 if patrol else 0
         desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
@@ -36,6 +38,11 @@ class Court(Judge):
                 self.accused += [self.world.names.get((a.mm.id, a.addr), 0) for a in one.decision.proven]
         super()._take(decided)
 
+    def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
+        found = super()._second_walk(judged)
+        self.second_walks |= found
+        return found
+
     def hear(self) -> None:
         """A wake-up: read events, work once."""
         self.read_events(self.world.native.events())
@@ -46,8 +53,8 @@ class Court(Judge):
         self.hear()
         self.close(1.0, lambda seconds: self.world.tick(int(seconds * 1e9)))
 
-    def checks(self) -> dict[tuple[str, Verdict], int]:
-        return checks(self.tally, self.world.books.counters(), {})
+    def checks(self) -> Counter[tuple[str, Verdict]]:
+        return Counter(checks(self.tally, self.world.books.counters(), {}))
 
     def proven(self) -> set[tuple[int, int]]:
         """(mm number, address) of every entry that some verdict `violated` names."""

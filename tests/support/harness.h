@@ -14,6 +14,12 @@ struct bpf_raw_tracepoint_args { u64 args[12]; };
 struct bpf_stacktrace { u64 ip[127]; };
 struct seq_file { int unused; };
 
+/* What the loader writes into the instructions (tracer/template.py): by number, the test sets it before each run. */
+u64 harness_constants[1024];
+s64 harness_places[1024];                               /* offset in the context; -1: this function has no such argument */
+static u64 harness_constant(u32 number) { return harness_constants[number & 1023]; }
+static u64 harness_place(void *ctx, u32 number) { s64 at = harness_places[(number & 0xfff) >> 3]; return at < 0 ? 0 : *(u64 *)((u8 *)ctx + at); }
+
 /* What the kernel would know; the test sets it. */
 u64 harness_pid_tgid, harness_task, harness_now;
 u32 harness_ring_room = 1 << 20;

@@ -15,11 +15,14 @@ from tracer import loader, plan
 from tracer.btf import Btf
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.template import NO_OFFSET
 
 ROOT = Path(__file__).parent.parent.parent
 PROBES = ROOT / "probes"
 SIZES = {
     "LEDGER_ROWS": 256,
+    "FROZEN_ROWS": 8,
+    "VISIT_ROWS": 256,
     "MIGRATION_ROWS": 16,
     "MM_ROWS": 64,
     "LOCK_ROWS": 64,
@@ -49,13 +52,18 @@ class _Map(ctypes.Structure):
 
 
 def synthetic_kernel() -> Kernel:
-    return Kernel("0.0-harness", Btf(kernel_types()), Path("/nonexistent"), Path("/nonexistent"))
+    return Kernel("0.0-harness", Btf(kernel_types()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: "")
+
+
+@functools.cache
+def attach_plan() -> plan.Plan:
+    return plan.make(synthetic_kernel(), [PROBES])
 
 
 @functools.cache
 def library(**sizes: int) -> ctypes.CDLL:
     """Compile all stems; one library per set of map sizes."""
-    planned = plan.make(synthetic_kernel(), [PROBES])
+    planned = attach_plan()
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
     harness = (Path(__file__).parent / "harness.h").read_text()
     usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
@@ -107,21 +115,40 @@ class NativeMap:
 
 
 class NativeProgram:
-    """A harness program with the interface of tracer.bpf.Runnable."""
+    """A harness program with the interface of tracer.bpf.Runnable; one on a function has a point, which says where its arguments are."""
 
-    def __init__(self, lib: ctypes.CDLL, name: str) -> None:
+    def __init__(self, lib: ctypes.CDLL, name: str, point: plan.Point | None = None) -> None:
+        self._lib, self._point = lib, point
         self._function = getattr(lib, f"rmapd_{name}")
         self._context = (ctypes.c_uint64 * 12)()
 
+    def _patch(self, point: plan.Point) -> None:
+        """What tracer.template does to instructions."""
+        names = attach_plan().names
+        constants = (ctypes.c_uint64 * 1024).in_dll(self._lib, "harness_constants")
+        places = (ctypes.c_int64 * 1024).in_dll(self._lib, "harness_places")
+        given = point.offsets | {name: sum(_constant(word) for word in text.split("|")) for name, text in point.constants.items()}
+        for name, number in names.constants.items():
+            constants[number & 1023] = given.get(name, NO_OFFSET if name.startswith("offset_of_") else 0)
+        for name, number in names.places.items():
+            places[(number & 0xFFF) >> 3] = point.places.get(name, -1)
+
     def run(self, *args: int) -> None:
+        if self._point:
+            self._patch(self._point)
         for index, value in enumerate(args):
             self._context[index] = value
         self._function(ctypes.byref(self._context))
 
 
+def _constant(word: str) -> int:
+    word = word.strip()
+    return int(word, 0) if word[:1].isdigit() else LAYOUTS.constants[word]
+
+
 MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window
-    queries uppers leaves hits sweep_state calibration table_page""".split()
+    queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock""".split()
 )
 PROGRAMS = tuple(
     """mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
@@ -138,6 +165,8 @@ class Native:
         self.lib.harness_reset()
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
+        ways = [hook.ways[0] for stem in attach_plan().stems if stem.name == "ledger" for hook in stem.hooks]
+        self.programs |= {point.program: NativeProgram(self.lib, point.program, point) for way in ways for point in way.points}
         self._buffer = ctypes.create_string_buffer(1 << 16)
 
     def set(self, name: str, value: int) -> None:

@@ -15,7 +15,7 @@ from tests.support.native import LAYOUTS, Native, synthetic_kernel
 from tracer.books import Books
 from tracer.oracle import Oracle
 
-PAGE = 4096
+PAGE, HUGE = 4096, 512 * 4096
 POOL_PAGES = 512
 VMEMMAP_PAGES = 34
 MIGRATION_WRITE, MIGRATION_READ = 30, 28
@@ -39,6 +39,11 @@ class SimMm:
     migrating: set[int] = field(default_factory=set)  # addresses whose entry is a migration entry
     alive: bool = True
 
+    @property
+    def vma(self) -> int:
+        """One VMA for all of it."""
+        return self.at + 2048
+
 
 @dataclass
 class SimMigration:
@@ -48,19 +53,22 @@ class SimMigration:
 
 
 class World:
-    """levels: 4 or 5. Sizes shrink the maps."""
+    """levels: 4 or 5. hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps."""
 
-    def __init__(self, levels: int = 4, **sizes: int) -> None:
+    def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
         self.native, self.levels, self.now = Native(**sizes), levels, 1_000_000_000
+        self.hooks = hooks
         self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * PAGE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._pool = (base + PAGE - 1) // PAGE * PAGE
         self._used = 0
         self.page_offset = self._pool - 16 * PAGE
         self.vmemmap = self._take(VMEMMAP_PAGES)
+        self._walk_arg = self._take()
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
+        self.seen: set[tuple[int, int]] = set()  # (mm number, pfn) of entries that a second walk visited and did not restore
         self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
         self.names: dict[tuple[int, int], int] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
         self.books = Books(self.native.maps, LAYOUTS)
@@ -104,6 +112,8 @@ class World:
         self.next_mm += 1
         self._field("mm_struct.pgd", at, mm.pgd)
         self._field("mm_struct.context.ctx_id", at, mm.number)
+        self._field("vm_area_struct.vm_mm", mm.vma, at)
+        self._field("vm_area_struct.vm_end", mm.vma, 1 << 47)
         self.mms.append(mm)
         task = self._new_task(mm.tgid, mm)
         self.tasks[mm.tgid] = task, mm
@@ -138,7 +148,15 @@ class World:
         self.tick()
         self.native.programs[hook].run(*args)
 
+    def call(self, program: str, *args: int) -> None:
+        """A function that can be hooked is entered, or left."""
+        if self.hooks:
+            self.fire(program, *args)
+
     # pages
+    def folio(self, pfn: int) -> int:
+        return self.vmemmap + pfn * 64
+
     def lock(self, pfn: int, held: bool) -> None:
         (self.locked.add if held else self.locked.discard)(pfn)
         self.put(self.vmemmap + pfn * 64, int(held))
@@ -169,25 +187,83 @@ class World:
         for mm in self.mms:
             for addr in [a for a, p in mm.entries.items() if p == pfn and a not in mm.migrating]:
                 entry = swap_entry(kind, pfn, 1, 34 if self.levels == 4 else 40)
+                self.call("first_walk", self.folio(pfn), mm.vma, addr)
                 self.put(self.slot(mm, addr), entry)
                 mm.migrating.add(addr)
                 self._name(mm, addr)
                 self.fire("set_migration_pte", addr, entry, 0)
+                self.call("first_walk_leave")
 
-    def remap_folio(self, migration: SimMigration, pfn: int, skip: int = 0) -> list[tuple[SimMm, int]]:
-        """remove_migration_ptes(): the second walk; the last `skip` entries it should visit are missed. The page is unlocked."""
+    def visit(self, mm: SimMm, addr: int, src: int, dst: int) -> None:
+        """remove_migration_pte() is entered: struct rmap_walk_arg is on its caller's stack."""
+        self.put(self._walk_arg + 8, self.folio(src))
+        self.call("second_walk", self.folio(dst), mm.vma, addr, self._walk_arg)
+
+    def remap_folio(
+        self, migration: SimMigration, pfn: int, skip: int = 0, backwards: bool = False, blind: int = 0
+    ) -> list[tuple[SimMm, int]]:
+        """remove_migration_ptes(): the second walk; the last `skip` entries it should visit are missed. The page is unlocked.
+
+        blind: this many of those before are visited and not restored.
+        backwards: children before their parents, as when a parent's VMA left the tree and came back after the fork."""
         self.become(migration.tid)
         new, self.next_pfn = self.next_pfn, self.next_pfn + 1
+        self.lock(new, True)
         places = [(mm, a) for mm in self.mms for a in sorted(mm.migrating) if mm.entries[a] == pfn]
+        if backwards:
+            places.reverse()
         missed = places[len(places) - skip :]
-        for mm, addr in places[: len(places) - skip]:
+        for n, (mm, addr) in enumerate(places[: len(places) - skip]):
+            self.visit(mm, addr, pfn, new)
+            if n + blind >= len(places) - skip:
+                self.seen.add((mm.number, pfn))
+                self.call("second_walk_leave")
+                continue
             self.put(self.slot(mm, addr), new << 12 | USER_BITS)
             mm.entries[addr] = new
             mm.migrating.discard(addr)
             self.fire("remove_migration_pte", addr, new << 12 | USER_BITS, 0)
+            self.call("second_walk_leave")
         self.lock(pfn, False)
+        self.lock(new, False)
         migration.pfns.remove(pfn)
         return missed
+
+    def start_split(self, tid: int) -> SimMigration:
+        """split_huge_page_to_list_to_order() is entered."""
+        self.become(tid)
+        self.call("thp_split", 0, 0, 0)
+        return SimMigration(tid)
+
+    def end_split(self, split: SimMigration) -> None:
+        self.become(split.tid)
+        self.call("thp_split_leave", 0, 0, 0, 0)
+
+    def map_huge(self, mm: SimMm, addr: int, pfn: int) -> None:
+        self.put(self.slot(mm, addr, level=2), pfn << 12 | USER_BITS | 0x80)
+
+    def freeze(self, split: SimMigration, mm: SimMm, addr: int, pfn: int, kind: int = MIGRATION_WRITE, gives_up: bool = False) -> None:
+        """try_to_migrate_one() of a THP split, here __split_huge_pmd_locked(): 512 migration entries and no tracepoint.
+
+        gives_up: the page may be pinned, and the PMD is split into entries that are present."""
+        self.become(split.tid)
+        self.call("first_walk", self.folio(pfn), mm.vma, addr)
+        self.call("freeze", mm.vma, 0, addr, 1)
+        self.put(self.slot(mm, addr, level=2), 0)
+        for n in range(512):
+            self.put(self.slot(mm, addr + n * PAGE), (pfn + n) << 12 | USER_BITS if gives_up else swap_entry(kind, pfn + n))
+        self.call("freeze_leave", mm.vma, 0, addr, 1)
+        self.call("first_walk_leave")
+
+    def thaw(self, split: SimMigration, mm: SimMm, addr: int, pfn: int, how: str = "restored") -> None:
+        """remove_migration_pte() of one page of a THP that was split. how: restored, zeroed (no tracepoint), ignored."""
+        self.become(split.tid)
+        self.visit(mm, addr, pfn, pfn)
+        if how != "ignored":
+            self.put(self.slot(mm, addr), (pfn if how == "restored" else 2) << 12 | USER_BITS)
+        if how == "restored":
+            self.fire("remove_migration_pte", addr, pfn << 12 | USER_BITS, 0)
+        self.call("second_walk_leave")
 
     def end(self, migration: SimMigration) -> None:
         self.become(migration.tid)

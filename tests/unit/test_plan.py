@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.btf_blob import Blob, kernel_types
 from tests.support.native import PROBES
-from tracer import plan
+from tracer import plan, signature
 from tracer.btf import Btf
 from tracer.errors import RmapdError
 from tracer.kernel import Kernel
@@ -146,3 +146,18 @@ def test_every_shipped_stem_says_why_its_names_are_what_they_are() -> None:
 
 def test_five_levels_from_the_flags(tmp_path: Path) -> None:
     assert kernel(tmp_path).five_level_paging
+
+
+def test_an_argument_behind_a_void_pointer_is_named_by_its_struct() -> None:
+    """6.1 passes the source folio itself; from 6.12 on it is a member of what `arg` points to."""
+    wanted = {"src": "old | arg:rmap_walk_arg.folio | arg:rmap_walk_arg.src?"}
+    new = signature.read(Btf(kernel_types()), "remove_migration_pte", wanted)
+    assert (new.arguments["src"], new.lacking) == (signature.Argument(3, 8), ())
+    old = Blob()
+    old.function(
+        "remove_migration_pte", {"folio": old.pointer(), "vma": old.pointer(), "addr": old.integer("u64", 8), "old": old.pointer()}
+    )
+    assert signature.read(Btf(old.bytes()), "remove_migration_pte", wanted).arguments["src"] == signature.Argument(3)
+    other = Blob()
+    other.function("remove_migration_pte", {"arg": other.pointer()})
+    assert signature.read(Btf(other.bytes()), "remove_migration_pte", wanted) == signature.Signature(1, False, "arg", {}, ())

@@ -576,7 +576,7 @@ class TestFindings:
         return judged(world)
 
     def test_an_entry_left_behind(self) -> None:
-        court = self.left(World())
+        court = self.left(World(hooks=False))
         (violation,) = court.tally.violations.values()
         finding = violation.first
         assert finding.signature == "M1 violated migrate_pages level=PTE reason=MR_COMPACTION mode=MIGRATE_SYNC"
@@ -587,7 +587,7 @@ class TestFindings:
         assert court.new_findings == [finding]
 
     def test_the_same_defect_twice_is_one_signature(self) -> None:
-        world = World()
+        world = World(hooks=False)
         court = Court(world)
         for tid in (5, 6):
             mm = world.new_mm()
@@ -602,7 +602,7 @@ class TestFindings:
         assert len(court.new_findings) == 1
 
     def test_found_by_the_patrol_alone(self) -> None:
-        world = World()
+        world = World(hooks=False)
         self.left(world)
         mm = world.mms[0]
         world.put(world.slot(mm, ADDR + PAGE), swap_entry(30, 44))

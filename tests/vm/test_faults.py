@@ -30,19 +30,31 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rmapd_faults.ko"
 
 
-def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path) -> None:
+@pytest.mark.parametrize("fault", ["left_behind", "passed_over"])
+def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fault: str) -> None:
+    """left_behind: the second walk comes and restores nothing. passed_over: it does not come, and M5 names the VMA."""
     command = (
         f"insmod {module} && "
-        "{ rmapd exec --report $OUT/r.json -- python -m tests.workloads.victim 5; echo exit $?; sync; "
+        f"{{ rmapd exec --report $OUT/r.json -- python -m tests.workloads.victim 5 {fault}; echo exit $?; sync; "
         "test -s $OUT/r.json && echo rmapd-vm: the report is written > /dev/kmsg; pkill -9 victim; sleep 3; }"
     )
-    result = run("6.1", command, append="rmapd_faults=guest", expect_bug=True, label="left-behind", timeout=400)
+    result = run("6.1", command, append="rmapd_faults=guest", expect_bug=True, label=fault, timeout=900)
     assert "exit 3" in result.output, result.output
     report = json.loads((result.folder / "r.json").read_text())
     assert "struck 5" in result.output
     assert report["invariants"]["M1"]["checks"]["violated"] == 5
     assert report["invariants"]["M1"]["checks"]["suspect"] == 0
-    (violation,) = report["violations"]
+    by_invariant = {violation["invariant"]: violation for violation in report["violations"]}
+    violation, visits = by_invariant["M1"], report["invariants"]["M5"]["checks"]
+    if fault == "left_behind":
+        assert set(by_invariant) == {"M1"}
+        assert (visits["violated"], visits["unverifiable"]) == (0, 0)
+        assert "the second walk visited it and did not restore it" in violation["summary"]
+    else:
+        assert set(by_invariant) == {"M1", "M5"}
+        assert (visits["violated"], visits["unverifiable"]) == (5, 0)
+        assert "did not visit a VMA" in by_invariant["M5"]["summary"]
+        assert int(by_invariant["M5"]["evidence"]["first_walk"]["vm_start"], 16)
     victim = int(re.findall(r"victim (\d+)", result.output)[0])
     assert (violation["invariant"], violation["verdict"], violation["count"]) == ("M1", "violated", 5)
     assert f"victim[{victim}]" in violation["summary"]

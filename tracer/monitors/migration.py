@@ -14,6 +14,7 @@ LOOKS = 3
 LOOK_GAP_NS = 5_000_000
 """Time between two looks that count."""
 
+_UNNAMED = "the visits of the rmap walks are not seen: entries of several mms at one address are one row"
 _LACKING = {
     "oracle": "no page-table oracle: what is left over stays a suspect",
     "walk": "no page-table oracle: what is left over stays a suspect",
@@ -22,7 +23,10 @@ _LACKING = {
     "sched_process_exit": "exiting mms are not seen",
     "exit_mmap": "exiting mms are not seen",
     "set_migration_pmd": "PMD entries are not booked",
-    "split_huge_pmd_locked": "a freezing THP split and migrate_vma_*() insert without a tracepoint: only the patrol finds what they leave",
+    "first_walk": _UNNAMED,
+    "second_walk": _UNNAMED,
+    "freeze": "a freezing THP split inserts without a tracepoint: only the patrol finds what it leaves",
+    "thp_split": "THP splits have no beginning and no end: what they leave is looked for after a second",
 }
 
 INVARIANTS = (
@@ -39,7 +43,8 @@ INVARIANTS = (
         "An entry that is not at its address is looked for in all page tables before it counts as gone.",
         blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
         "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
-        "proven and zapped since the last sweep.",
+        "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
+        "patrol finds what it leaves.",
         needs=("mm_migrate_pages_start", "mm_migrate_pages", "set_migration_pte", "remove_migration_pte"),
         lacking=_LACKING,
     ),

@@ -6,33 +6,6 @@ from tracer.invariant import Invariant
 
 INVARIANTS = (
     Invariant(
-        "M2",
-        "inserted under the page lock",
-        "At the insertion of a migration entry the folio's PG_locked bit is set.",
-        "try_to_migrate(), mm/rmap.c",
-        "none known",
-        "by the hook itself",
-        awaits=("try_to_migrate_one",),
-    ),
-    Invariant(
-        "M3",
-        "removed under the page lock",
-        "At remove_migration_ptes() source and destination folio are locked.",
-        "remove_migration_ptes(), mm/migrate.c",
-        "none known",
-        "by the hook itself",
-        awaits=("remove_migration_pte",),
-    ),
-    Invariant(
-        "M5",
-        "the second walk visits what the first walk visited",
-        "Every VMA in which the first rmap walk left an entry, and which still maps that range, is visited by the second walk.",
-        "remove_migration_ptes(), mm/migrate.c",
-        "VMAs unmapped, split or moved meanwhile",
-        "by the walks' callbacks, and the page-table oracle for what was skipped",
-        awaits=("try_to_migrate_one", "remove_migration_pte", "rmap_walk_anon"),
-    ),
-    Invariant(
         "V3",
         "census",
         "All VMAs of an mm are sorted, do not overlap, are map_count many, and have an anon_vma exactly where they have a chain.",
