@@ -84,11 +84,16 @@ HOOK(second_walk_leave) {
   return 0;
 }
 
-/* A THP split turns a PMD into 512 entries without a tracepoint. Whether it did is read from the page table when it returns: it gives up
-   freezing where the page may be pinned, and zaps the PMD of a file. */
+/* A THP split turns a PMD into 512 entries without a tracepoint. Whether it did is read from the page table: it is called for what is mapped
+   by PTEs, too, it gives up freezing where the page may be pinned, and it zaps the PMD of a file. */
 HOOK(freeze) {
-  struct migration *m = open_gate() ? under_way() : 0;
-  if (m && m->walk == WALK_FIRST && ARGUMENT(freeze) & 0xff) m->freezing = ARGUMENT(addr) & ~(PMD_BYTES - 1);
+  struct params *p = open_gate();
+  struct migration *m = p ? under_way() : 0;
+  u64 addr = ARGUMENT(addr) & ~(PMD_BYTES - 1), entry = 0;
+  u32 level = 0;
+  if (!p || !m || m->walk != WALK_FIRST || !p->page_offset || !(ARGUMENT(freeze) & 0xff)) return 0;
+  if (walk(p, READ(mm_struct, m->mm, pgd), addr, &entry, &level) || level != 2 || !is_present(entry, level)) return 0;
+  m->freezing = addr;
   return 0;
 }
 
@@ -100,7 +105,7 @@ HOOK(freeze_leave) {
   if (!p || !m || !m->freezing) return 0;
   u64 addr = m->freezing;
   m->freezing = 0;
-  if (m->walk != WALK_FIRST || !p->page_offset || !p->vmemmap) return 0;
+  if (m->walk != WALK_FIRST || !p->vmemmap) return 0;
   if (walk(p, READ(mm_struct, m->mm, pgd), addr, &entry, &level) || level != 1 || !entry || is_present(entry, level)) return 0;
   if (entry_pfn(p, entry) != PFN_OF(p, m->folio)) return 0;
   learn_type(entry);

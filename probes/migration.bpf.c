@@ -81,14 +81,14 @@ static __always_inline void removed(u64 addr, u32 level) {
   fill_key(&key, m, tid, visiting ? visiting->mm : 0, addr, level);
   struct ledger_row *row = ledger.lookup(&key);
   if (visiting) visiting->removed += 1;
-  if (!row && visiting) {
+  if (visiting && level == 1 && (!row || !row->vma)) {
     frozen_key = key;
     f = frozen_at(&frozen_key, addr);
-    if (!f) {                                           /* inserted in a visit that began before the gate opened */
-      key.mm = 0;
-      row = ledger.lookup(&key);
-      if (!row) { removed_copy(p, visiting); return; }
-    }
+  }
+  if (visiting && !row && !f) {                         /* inserted in a visit that began before the gate opened */
+    key.mm = 0;
+    row = ledger.lookup(&key);
+    if (!row) { removed_copy(p, visiting); return; }
   }
   if (row) {
     first_ns = row->first_ns;
@@ -106,7 +106,7 @@ static __always_inline void removed(u64 addr, u32 level) {
     return;
   }
   book_copies(p, m, &key, folio, at, first_ns, pfn, tgid);
-  if (f) { settle_frozen(p, m, &frozen_key, f, addr >> 12 & 511); return; }
+  if (f) settle_frozen(p, m, &frozen_key, f, addr >> 12 & 511);
   if (!row) return;
   settle(p, m, key.mm, first_ns);
   row->count -= 1;

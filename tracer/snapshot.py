@@ -63,8 +63,11 @@ def checks(
     tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics], ruled: Iterable[str] = ()
 ) -> dict[tuple[str, Verdict], int]:
     """All checks: those the kernel settled by itself, and those that were judged here. ruled: invariants that windows are judged by."""
-    missed = sum(statistics[name].missed for name in ("set_migration_pte", "set_migration_pmd") if name in statistics)
-    lost = counters["LEDGER_LOST"] + missed
+
+    def missed(*hooks: str) -> int:
+        return sum(statistics[name].missed for name in hooks if name in statistics)
+
+    lost = counters["LEDGER_LOST"] + missed("set_migration_pte", "set_migration_pmd")
     out = dict(tally.checks)
     for invariant, verdict, count in (
         ("M1", Verdict.HOLDS, counters["M1_HOLDS"]),
@@ -74,10 +77,12 @@ def checks(
         ("M4", Verdict.UNVERIFIABLE, lost),
         ("M2", Verdict.HOLDS, counters["M2_HOLDS"]),
         ("M2", Verdict.VIOLATED, max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED])),
+        ("M2", Verdict.UNVERIFIABLE, missed("first_walk")),
         ("M3", Verdict.HOLDS, counters["M3_HOLDS"]),
         ("M3", Verdict.VIOLATED, max(0, counters["M3_VIOLATED"] - tally.checks["M3", Verdict.VIOLATED])),
+        ("M3", Verdict.UNVERIFIABLE, missed("second_walk")),
         ("M5", Verdict.HOLDS, counters["M5_HOLDS"]),
-        ("M5", Verdict.UNVERIFIABLE, lost if counters["M5_HOLDS"] else 0),
+        ("M5", Verdict.UNVERIFIABLE, lost if "first_walk" in statistics else 0),
         ("L2", Verdict.HOLDS, counters["NESTED_HOLDS"]),
         ("L2", Verdict.UNVERIFIABLE, counters["LOCKS_LOST"]),
     ):

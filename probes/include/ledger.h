@@ -54,11 +54,15 @@ static __always_inline void end_migration(void *ctx, u32 which) {
   migrations.delete(&tid);
 }
 
-/* The migration, where its task is in this walk's callback. */
+/* The migration, where its task is in this walk's callback; never where no callback can be hooked. */
 static __always_inline struct migration *visiting_in(struct migration *m, u32 walk) {
+#ifdef HAVE_folio_flags
   struct migration *visiting = m && m->walk == walk ? m : 0;
   TESTED(visiting);
   return visiting;
+#else
+  return 0;
+#endif
 }
 
 static __always_inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, u64 mm, u64 addr, u32 level) {
@@ -102,9 +106,19 @@ static __always_inline void check_insertion(void *ctx, struct migration *m, u64 
 }
 #endif
 
+/* The frozen PMD with an outstanding entry at this address; `key` becomes its own. */
+static __always_inline struct frozen *frozen_at(struct ledger_key *key, u64 addr) {
+  key->addr = addr & ~(PMD_BYTES - 1);
+  key->level = 3;
+  struct frozen *f = frozen.lookup(key);
+  u64 n = addr >> 12 & 511, word = n >> 6;
+  BOUND(word, 7);
+  return f && !(f->settled[word] >> (n & 63) & 1) ? f : 0;
+}
+
 /* A fork that overlapped the entry's life may have copied it. The second walk must find the copy too, so it is booked: under the child's
    mm where the walk's visits are seen, in the same row where not. It runs after the parent's entry is replaced, under the page-table
-   lock or with nothing left to copy: no copy can come later. */
+   lock or with nothing left to copy: no copy can come later. A child that was frozen itself is taken for a copy: removed() settles both. */
 static __always_inline void book_copies(struct params *p, struct migration *m, struct ledger_key *key, u64 folio, u64 at, u64 first_ns, u64 pfn, u32 tgid) {
   u32 which = ENTRIES_COPIED;
   u64 *copied = counters.lookup(&which);
@@ -157,14 +171,4 @@ static __always_inline void settle_frozen(struct params *p, struct migration *m,
   f->count -= 1;
   settle(p, m, key->mm, f->first_ns);
   if (!f->count) frozen.delete(key);
-}
-
-/* The frozen PMD with an outstanding entry at this address; `key` becomes its own. */
-static __always_inline struct frozen *frozen_at(struct ledger_key *key, u64 addr) {
-  key->addr = addr & ~(PMD_BYTES - 1);
-  key->level = 3;
-  struct frozen *f = frozen.lookup(key);
-  u64 n = addr >> 12 & 511, word = n >> 6;
-  BOUND(word, 7);
-  return f && !(f->settled[word] >> (n & 63) & 1) ? f : 0;
 }

@@ -351,6 +351,34 @@ class TestThpSplit:
             self.frozen(world)
         assert world.books.counters()["LEDGER_LOST"] == 1
 
+    def test_what_two_vmas_map_of_a_thp_is_not_frozen_twice(self) -> None:
+        """Mapped by PTEs since it was split into two VMAs: the second visit finds the entries of the first (6.1: 512 false suspects)."""
+        world = World()
+        split, mm = self.frozen(world)
+        world.call("first_walk", world.folio(PFN), mm.vma, THP + 3 * PAGE)
+        world.call("freeze", mm.vma, 0, THP + 3 * PAGE, 1)
+        world.call("freeze_leave", mm.vma, 0, THP + 3 * PAGE, 1)
+        world.call("first_walk_leave")
+        assert world.books.counters()["PMDS_FROZEN"] == 1
+        self.thaw(world, split, mm, {})
+        assert not world.native.events()
+
+    def test_a_child_that_was_frozen_itself_and_is_taken_for_a_copy_is_settled(self) -> None:
+        world = World()
+        split, mm = self.frozen(world)
+        child = world.begin_fork(mm)
+        world.map_huge(child, THP, PFN)
+        world.freeze(split, child, THP, PFN)
+        world.end_fork(mm, child)
+        for each in (mm, child):
+            for n in range(512):
+                world.thaw(split, each, THP + n * PAGE, PFN + n)
+        world.end_split(split)
+        counters = world.books.counters()
+        assert counters["ENTRIES_REMOVED"] == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"] >= 1024
+        assert not world.books.ledger()
+        assert not world.native.events()
+
     def test_a_split_frees_nothing_of_a_file(self) -> None:
         """The PMD of a file is zapped, not frozen."""
         world = World()
