@@ -31,11 +31,12 @@ class Judge:
         checked: Container[str] = ("M1", "M4", "M5"),
         docket: Docket | None = None,
         missed: Callable[[], int] = lambda: 0,
+        missed_orders: Callable[[], int] = lambda: 0,
     ) -> None:
         self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
         self._books, self._findings, self._welcome_ns, self._clock = books, findings, welcome_ns, clock
         self._asked_late: set[bytes] = set()
-        self._checked, self._docket, self._missed = checked, docket, missed
+        self._checked, self._docket, self._missed, self._missed_orders = checked, docket, missed, missed_orders
 
     def _open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Without coverage there is no case: where removals are not seen, everything would look left over."""
@@ -48,7 +49,7 @@ class Judge:
         for raw in ring:
             event = self._books.event(raw)
             if event.kind == "ORDER_REVERSED":
-                self._record(self._findings.order(event))
+                self._record_order(event)
             elif event.kind == "PROTOCOL_NEW":
                 if self._docket:
                     self._docket.hear(event, raw)
@@ -59,6 +60,13 @@ class Judge:
         rows = self._books.ledger() if ended else []
         for event in ended:
             self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
+
+    def _record_order(self, event: Event) -> None:
+        """Where releases were missed, two locks look nested that never were."""
+        if self._missed_orders():
+            self.tally.add("L2", Verdict.UNVERIFIABLE)
+        else:
+            self._record(self._findings.order(event))
 
     def count_protocols(self) -> None:
         """Bring the protocol table before the rulings: what is new, and how often what is known."""

@@ -83,6 +83,16 @@ class Kernel:
         return "this kernel is built without CONFIG_KPROBES"
 
     @cached_property
+    def preempts(self) -> bool:
+        """Whether a task in the kernel, and so in a BPF program, may lose its CPU to another. The kernel leaves out runs of a program
+        that is already running on the CPU: fentry programs then miss many, kprobes none, their handlers run with preemption off."""
+        try:
+            mode = (self.sys_root / "kernel/debug/sched/preempt").read_text()
+        except OSError:
+            return False
+        return "(full)" in mode or "(lazy)" in mode
+
+    @cached_property
     def fentry_refused(self) -> str:
         return self.fentry_probe(self.types)
 

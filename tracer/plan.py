@@ -182,7 +182,7 @@ def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = 
     hooks = [hook for stem in stems.values() for hook in stem.hook]
     arguments = {name for hook in hooks for name in (*hook.args, *(hook.rebuilt.args if hook.rebuilt else ()))}
     constants = {name for hook in hooks for name in hook.numbers}
-    plan.names = template.Names(constants | {f"offset_of_{name}" for name in arguments}, arguments | {"returned"})
+    plan.names = template.Names(constants | {"popped"} | {f"offset_of_{name}" for name in arguments}, arguments | {"returned", "stack"})
     plan.header += plan.names.header + slices.make(kernel.types, types, enums).header
     return plan
 
@@ -200,7 +200,7 @@ def _resolve_stem(kernel: Kernel, path: Path, stem: Stem, usable: set[str]) -> S
 
 
 def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
-    """Every candidate that this kernel has, in order; the reasons of all when it has none."""
+    """Every candidate that this kernel has, in order (kprobes first where fentry programs are preempted); the reasons when it has none."""
     reasons, denied, ways = [], False, []
     for index, candidate in enumerate(hook.candidates):
         how, _, name = candidate.partition(":")
@@ -220,6 +220,8 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
             denied |= trial.refused
     if hook.rebuilt:
         ways += _rebuilt(kernel, hook, hook.rebuilt)
+    if kernel.preempts:
+        ways.sort(key=lambda way: way.how == "fentry")
     reason = "; ".join(dict.fromkeys(reasons))
     return Planned(stem, hook, State.READY if ways else State.DENIED if denied else State.MISSING, tuple(ways), reason)
 
@@ -292,7 +294,7 @@ def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, a
     else:
         first = entry or before
         points += [Point(first, "kprobe", symbol, places, offsets, hook.numbers)] if first else []
-        points += [Point(leave, "kretprobe", symbol, signature.at_return(found), {}, hook.numbers)] if leave else []
+        points += [Point(leave, "kretprobe", symbol, *signature.at_return(found), hook.numbers)] if leave else []
     return tuple(points), ""
 
 
@@ -309,7 +311,7 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:
             continue
-        ends = tuple(Point("window_leave", how, name, {}, {}, hook.numbers) for name in made.ends)
+        ends = tuple(Point("window_end", how, name, {}, {}, hook.numbers) for name in made.ends)
         ways.append(Way(how, made.begin, points[:1] + ends, f"rebuilt: from {made.begin} to {' or '.join(made.ends)}"))
     return ways
 

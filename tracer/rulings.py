@@ -16,6 +16,7 @@ from tracer.protocol import Protocol
 from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
+_BY_ITSELF = "L4"  # a tree step and its lock's owner are one moment; all else depends on where a window began and ended
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Rulings:
     def update(self, rows: Mapping[bytes, int], *, lossy: bool = False) -> Mapping[tuple[str, Verdict], int]:
         """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
 
-        The same rows again change nothing. lossy: events were lost since the last update, so what is new counts as
-        unverifiable where a violation is not proven by the lock or the VMA itself."""
+        The same rows again change nothing. lossy: events were lost lately, so what is new and not well counts as
+        unverifiable: a window whose return was missed ends in another one. What a single moment proves (L4) stays."""
         for key, count in rows.items():
             new = count - self._counts[key]
             if new <= 0:
@@ -88,7 +89,7 @@ class Rulings:
             for invariant, ruling in known.rulings.items():
                 if invariant not in self._checked:
                     continue
-                doubtful = lossy and ruling.verdict in _FOUND and not ruling.proven
+                doubtful = lossy and ruling.verdict in _FOUND and invariant != _BY_ITSELF
                 verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
                 self.checks[invariant, verdict] += new
                 self._unreported[key, invariant, verdict] += new

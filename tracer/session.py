@@ -91,7 +91,9 @@ class Session:
         findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
         self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
-        self.judge = Judge(self.books, self.desk, findings, welcome_ns, self._clock, checked, self.docket, self._missed)
+        self.judge = Judge(
+            self.books, self.desk, findings, welcome_ns, self._clock, checked, self.docket, self._missed, self._missed_orders
+        )
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)
@@ -105,6 +107,10 @@ class Session:
         """Runs that the kernel left out of programs that a protocol depends on."""
         stems = {hook.hook.name for hook in self.loaded.hooks if hook.stem in _WINDOW_STEMS}
         return sum(program.missed for name, program in self.loaded.statistics().items() if name in stems)
+
+    def _missed_orders(self) -> int:
+        """Runs left out of the mmap_lock programs."""
+        return sum(program.missed for name, program in self.loaded.statistics().items() if name.startswith("mmap_lock_"))
 
     def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}

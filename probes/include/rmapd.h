@@ -26,6 +26,9 @@ BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
 #define PLACE(name) harness_place(ctx, PLACE_##name)
 #endif
 #define NO_OFFSET 0x7fffffff
+/* Where on the stack this call of a function is: the same at its entry and its return, lower for what it calls. A trampoline's context lies
+   on the stack at the same place for both; a kretprobe finds the stack pointer one word above where the kprobe did. */
+#define STACK_MARK() ({ u64 s_ = PLACE(stack); s_ ? s_ - CONSTANT(popped) : (u64)ctx; })
 /* An argument, or a member of the struct it points to; 0 where this function has none. Read as a number: the verifier knows the type of
    a pointer in a trampoline's context, and lets nothing be computed with it. */
 #define ARGUMENT(name) ({ u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0; \

@@ -48,6 +48,7 @@ def main(out: str, times: int) -> None:
                     link.close()
                 seconds.append(time.monotonic() - start)
                 left.append(hooked() - before)
+                print(f"{len(seconds)}: {seconds[-1]:.2f} s, {left[-1]} left", flush=True)
     finally:
         load.terminate()
         load.wait()

@@ -1,6 +1,6 @@
 """Run in a guest: trace the workload of exact VMA changes and count its own windows, by the flight recorder and by the table.
 
-usage: count.py OUT.json N [kprobes]       (kprobes: as on a kernel that refuses fentry)
+usage: count.py OUT.json N fentry|kprobe       (the one preferred to the other, whatever this kernel preempts)
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ WORKLOAD = Path(__file__).parent.parent / "workloads/vma.py"
 _FLIGHTS = 16384
 
 
-def main(out: str, count: str, *, kprobes: bool) -> None:
+def main(out: str, count: str, how: str) -> None:
     kernel = running_kernel()
-    if kprobes:
-        kernel.__dict__["fentry_refused"] = "this test does without fentry"
+    kernel.__dict__["preempts"] = how == "kprobe"
     config = msgspec.structs.replace(Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock")
     started = time.monotonic()
     with Session(config, kernel) as session:
@@ -98,4 +97,4 @@ def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], kprobes="kprobes" in sys.argv[3:])
+    main(*sys.argv[1:4])
