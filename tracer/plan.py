@@ -67,7 +67,7 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def numbers(self) -> dict[str, str]:
-        return ({"window": f"WINDOW_{self.window}"} if self.window else {}) | self.constants
+        return ({"window": f"WINDOW_{self.window}", "returns": "RETURNS_ERRNO"} if self.window else {}) | self.constants
 
 
 class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -24,7 +24,9 @@ BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
 BPF_PERCPU_ARRAY(next_flight, u32, 1);
 
 #define OFFSET(type, member) __builtin_offsetof(struct type, member)
-#define OWNER_TASK (~7ULL)                              /* rwsem.owner: RWSEM_READER_OWNED, RWSEM_NONSPINNABLE below (kernel/locking/rwsem.c) */
+/* rwsem.owner without RWSEM_NONSPINNABLE. RWSEM_READER_OWNED stays in: a reader's name stands there until the next owner writes its own, and
+   a writer has the lock before it has written (kernel/locking/rwsem.c): for that moment the last reader would pass for the writer. */
+#define OWNER_TASK (~2ULL)
 
 /* Who holds an rwsem. For a lock that this task holds the answer cannot be wrong: nobody else changes it meanwhile. */
 static __always_inline u32 owner_of(u64 rwsem) {
@@ -65,11 +67,13 @@ static __always_inline void put(struct frame *f, u32 step) {
   f->key.steps[n] = step;
   n += 1;
   u64 last = steps_before(f, n);
+  u32 reach = 0;                                        /* how far back the repeats among the last k steps stand for */
 #pragma unroll
   for (u32 k = 1; k <= 8; k++) {
     u32 drop = 0, first = last >> (64 - 8 * k) & 0xff;
     if (n < 2 * k) break;
-    if (first >= STEP_REPEAT && first < STEP_REPEAT + 8) continue;    /* a group does not begin with the end of another */
+    if (first >= STEP_REPEAT && first < STEP_REPEAT + 8 && k + first - STEP_REPEAT > reach) reach = k + first - STEP_REPEAT;
+    if (reach >= k) continue;                           /* no group cuts through another */
     u64 with_mark = steps_before(f, n - k), without = steps_before(f, n - k - 1);
     if (n > 2 * k && with_mark >> 56 == STEP_REPEAT + k - 1 && !((last ^ without) >> (64 - 8 * k))) drop = 1;
     else if (!((last ^ with_mark) >> (64 - 8 * k))) drop = 2;
@@ -105,7 +109,7 @@ static __always_inline struct frame *alive(struct insider *t, struct frame *f, u
 static __always_inline struct frame *here(void *ctx) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  return t ? alive(t, innermost(t, tid), (u64)ctx) : 0;
+  return t ? alive(t, innermost(t, tid), ON_STACK(ctx)) : 0;
 }
 
 static __always_inline void shift_in(u32 *context, u32 value, u32 shift) { *context |= value << shift; }

@@ -21,7 +21,7 @@ static u64 harness_constant(u32 number) { return harness_constants[number & 1023
 static u64 harness_place(void *ctx, u32 number) { s64 at = harness_places[(number & 0xfff) >> 3]; return at < 0 ? 0 : *(u64 *)((u8 *)ctx + at); }
 
 /* What the kernel would know; the test sets it. */
-u64 harness_pid_tgid, harness_task, harness_now;
+u64 harness_pid_tgid, harness_task, harness_now, harness_stack;
 u32 harness_ring_room = 1 << 20;
 
 #define bpf_get_current_pid_tgid() harness_pid_tgid
