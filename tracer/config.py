@@ -18,7 +18,7 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ledger_rows: int = 65536
     frozen_rows: int = 1024
-    visit_rows: int = 32768
+    visit_rows: int = 131072
     migration_rows: int = 4096
     mm_rows: int = 16384
     lock_rows: int = 16384
