@@ -107,10 +107,7 @@ static __always_inline void removed(u64 addr, u32 level) {
   }
   book_copies(p, m, &key, folio, at, first_ns, pfn, tgid);
   if (f) settle_frozen(p, m, &frozen_key, f, addr >> 12 & 511);
-  if (!row) return;
-  settle(p, m, key.mm, first_ns);
-  row->count -= 1;
-  if (!row->count) ledger.delete(&key);
+  if (row) settle_row(p, m, &key, row);
 }
 
 HOOK(set_migration_pte) { inserted(ctx, ARG(set_migration_pte, addr), ARG(set_migration_pte, entry), 1); return 0; }

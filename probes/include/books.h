@@ -39,7 +39,7 @@ enum counter {
   M3_HOLDS,
   M3_VIOLATED,
   M5_HOLDS,
-  ENTRIES_REPLACED,       /* of those removed: by a visit without a tracepoint (shared zeropage), or zapped before it */
+  ENTRIES_REPLACED,       /* of those removed: by the shared zeropage, without a tracepoint */
   PMDS_FROZEN,            /* PMDs that THP splits turned into 512 entries each */
   SPLITS_ENDED,           /* THP splits: migrations that start and end without a tracepoint */
   COUNTERS

@@ -254,7 +254,7 @@ class World:
         self.become(split.tid)
         self.visit(mm, addr, pfn, pfn)
         if how != "ignored":
-            self.put(self.slot(mm, addr), (pfn if how == "restored" else 2) << 12 | USER_BITS)
+            self.put(self.slot(mm, addr), pfn << 12 | USER_BITS if how == "restored" else 2 << 12 | 0x200 | USER_BITS)
         if how == "restored":
             self.fire("remove_migration_pte", addr, pfn << 12 | USER_BITS, 0)
         self.call("second_walk_leave")

@@ -294,13 +294,39 @@ class TestThpSplit:
         assert finding.shape == "level=PTE reason=thp_split mode=MIGRATE_ASYNC"
         assert hex(THP + 3 * PAGE) in finding.summary
 
-    def test_a_zapped_page_of_a_split_is_settled_by_its_visit(self) -> None:
+    def test_a_zapped_page_of_a_split_is_cleared_by_the_oracle(self) -> None:
         world = World()
         split, mm = self.frozen(world)
         world.put(world.slot(mm, THP + 7 * PAGE), 0)
         self.thaw(world, split, mm, {7: "ignored"})
+        court = judged(world)
+        assert court.desk.answers["cleared"] == 1
+        assert court.checks()["M1", Verdict.HOLDS] == 512
+
+    def test_a_page_of_a_split_that_mremap_moved_is_found_where_it_is(self) -> None:
+        """Nothing is at its place when the second walk comes there: that proves nothing."""
+        world = World()
+        split, mm = self.frozen(world)
+        world.put(world.slot(mm, THP + 7 * PAGE), 0)
+        world.put(world.slot(mm, ADDR), swap_entry(30, PFN + 7))
+        self.thaw(world, split, mm, {7: "ignored"})
+        assert judged(world).proven() == {(mm.number, ADDR)}
+
+    def test_a_page_mapped_by_ptes_is_replaced_in_silence_too(self) -> None:
+        """A THP that was split into PTEs before is unmapped with a tracepoint for each; the zeropage replaces without."""
+        world = World()
+        mm = world.new_mm()
+        split = world.start_split(88)
+        world.lock(PFN, True)
+        world.call("first_walk", world.folio(PFN), mm.vma, THP)
+        world.put(world.slot(mm, THP), swap_entry(30, PFN))
+        world.fire("set_migration_pte", THP, swap_entry(30, PFN), 9)
+        world.call("first_walk_leave")
+        world.thaw(split, mm, THP, PFN, "zeroed")
+        world.end_split(split)
+        counters = world.books.counters()
+        assert (counters["ENTRIES_REMOVED"], counters["ENTRIES_REPLACED"]) == (1, 1)
         assert not world.native.events()
-        assert world.books.counters()["ENTRIES_REPLACED"] == 1
 
     def test_a_copy_of_a_frozen_entry(self) -> None:
         world = World()
