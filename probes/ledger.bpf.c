@@ -54,6 +54,14 @@ HOOK(second_walk) {
   visits.update(&key, &now);
   u64 *clock = visit_clock.lookup(&zero);
   if (clock) __sync_fetch_and_add(clock, 1);
+  struct ledger_key row_key = {};
+  fill_key(&row_key, m, key.tid, mm, at, 1);
+  struct ledger_row *row = ledger.lookup(&row_key);
+  if (!row) {
+    row_key.level = 2;
+    row = ledger.lookup(&row_key);
+  }
+  if (row && row->folio == m->folio) row->visits++;
   return 0;
 }
 

@@ -64,6 +64,8 @@ struct ledger_row {
   u64 vm_end;
   u32 count;          /* entries outstanding at this address */
   u32 tgid;
+  u32 visits;         /* by the second walk since the insertion, where `at` is this address */
+  u32 pad;
 };
 struct frozen {
   u64 first_ns;

@@ -69,6 +69,7 @@ class World:
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
         self.seen: set[tuple[int, int]] = set()  # (mm number, pfn) of entries that a second walk visited and did not restore
+        self.passed: set[tuple[int, int]] = set()  # and of those that it passed over
         self.next_pfn, self.next_mm = 1, 1
         self.books = Books(self.native.maps, LAYOUTS)
         self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels)
@@ -207,6 +208,7 @@ class World:
         if backwards:
             places.reverse()
         missed = places[len(places) - skip :]
+        self.passed |= {(mm.number, pfn) for mm, _ in missed}
         for n, (mm, addr) in enumerate(places[: len(places) - skip]):
             self.visit(mm, addr, pfn, new)
             if n + blind >= len(places) - skip:
