@@ -1,13 +1,13 @@
 # make run, make test, make check: each installs what it needs first. ARGS='…' goes to rmapd run.
-# make vm KERNEL=6.1 CMD='rmapd doctor' runs a command on a Debian kernel in a guest; make test-kernels KERNELS='6.1 6.12' boots the ladder.
+# make vm KERNEL=6.1 CMD='rmapd doctor' runs a command on a Debian kernel in a guest; make test-kernels boots the whole ladder, KERNELS='6.1 7.3' a part of it.
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-venv gcc libc6-dev libcap2-bin
-VM_APT := qemu-system-x86 kmod make linux-headers-amd64
+VM_APT := qemu-system-x86 kmod make linux-headers-amd64 stress-ng
 KERNEL ?= 6.1
-KERNELS ?= 6.1
+KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
 
 # Install what is missing of the Debian packages named.
@@ -26,6 +26,7 @@ run: setup
 	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
 
 test: check live
+	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
 
 test-kernels: vm-setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm

@@ -64,7 +64,7 @@ static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rw
 HOOK(rwsem) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  struct frame *f = t ? innermost(t, tid) : 0;
+  struct frame *f = t ? alive(t, innermost(t, tid), ON_STACK(ctx)) : 0;
   if (f) lock_step(t, f, ARGUMENT(rwsem), CONSTANT(kind));
   return 0;
 }
@@ -82,7 +82,7 @@ HOOK(rwsem_tried) {
   struct insider *t = insiders.lookup(&tid);
   if (!t || (u32)PLACE(returned) != CONSTANT(success)) return 0;
   u64 rwsem = ARGUMENT(rwsem);
-  struct frame *f = innermost(t, tid);
+  struct frame *f = alive(t, innermost(t, tid), ON_STACK(ctx));
   if (!rwsem) rwsem = t->trying;
   if (f && rwsem) lock_step(t, f, rwsem, CONSTANT(kind));
   return 0;

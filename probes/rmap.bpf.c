@@ -1,12 +1,12 @@
 /* Windows of rmap walks: the lock they run under, the folio's lock, and every VMA they visit. */
 
 HOOK(walk_enter) {
-  enter(CONSTANT(window), CONSTANT(flags), ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
+  enter(STACK_MARK(), CONSTANT(window), CONSTANT(flags), ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
   return 0;
 }
 
 HOOK(visit) {
-  struct frame *f = here();
+  struct frame *f = here(ctx);
   if (!f || !(f->flags & WINDOW_WALKS)) return 0;
   u64 vma = ARGUMENT(vma), rwsem = f->key.window == WINDOW_rmap_walk_file ? f->i_mmap : f->anon;
   if (f->key.window == WINDOW_rmap_walk_ksm) rwsem = root_lock_of(READ(vm_area_struct, vma, anon_vma));

@@ -1,6 +1,6 @@
 /* Windows of functions that change VMAs, the trees they leave and enter, and what they store. */
 
-#define ENTER_VMA(vma_) enter(CONSTANT(window), CONSTANT(flags), CONSTANT(asked), CONSTANT(returns), vma_, ARGUMENT(mm), ARGUMENT(mm2), \
+#define ENTER_VMA(vma_) enter(STACK_MARK(), CONSTANT(window), CONSTANT(flags), CONSTANT(asked), CONSTANT(returns), vma_, ARGUMENT(mm), ARGUMENT(mm2), \
                               0, ARGUMENT(mapping), ARGUMENT(start), ARGUMENT(end), 0)
 
 HOOK(window_enter) {
@@ -10,13 +10,19 @@ HOOK(window_enter) {
 }
 
 HOOK(window_leave) {
-  leave(ctx, CONSTANT(window), PLACE(returned));
+  leave(ctx, STACK_MARK(), CONSTANT(window), PLACE(returned));
+  return 0;
+}
+
+/* The end of a rebuilt window is another function's entry. */
+HOOK(window_end) {
+  leave(ctx, 0, CONSTANT(window), 0);
   return 0;
 }
 
 /* dup_mmap() copies one VMA after the other: each copy ends a piece, or no two processes would have the same protocol. */
 HOOK(vm_area_dup) {
-  struct frame *f = here();
+  struct frame *f = here(ctx);
   if (!f || f->key.window != WINDOW_dup_mmap) return 0;
   f->key.context |= CONTEXT_PIECE;
   note_exit(f);
@@ -52,9 +58,9 @@ static __always_inline void outside(void *ctx, u32 step, u64 vma) {
 HOOK(file_tree_step) {
   struct params *p = open_gate();
   if (!p) return 0;
-  u64 rwsem = i_mmap_of(ARGUMENT(root) - OFFSET(address_space, i_mmap));
+  u64 mapping = ARGUMENT(mapping), rwsem = i_mmap_of(mapping ? mapping : ARGUMENT(root) - OFFSET(address_space, i_mmap));
   u32 step = STEP_TREE + (TREE_FILE * 2 + CONSTANT(entering)) * 4 + owner_of(rwsem);
-  struct frame *f = here();
+  struct frame *f = here(ctx);
   if (!f) { outside(ctx, step, ARGUMENT(node)); return 0; }
   if (!f->i_mmap) f->i_mmap = rwsem;
   put(f, step);
@@ -64,13 +70,15 @@ HOOK(file_tree_step) {
 HOOK(anon_tree_step) {
   struct params *p = open_gate();
   if (!p) return 0;
-  u64 anon_vma = ARGUMENT(root) - OFFSET(anon_vma, rb_root), rwsem = root_lock_of(anon_vma), entering = CONSTANT(entering);
+  u64 anon_vma = ARGUMENT(anon_vma), entering = CONSTANT(entering);
+  if (!anon_vma) anon_vma = ARGUMENT(root) - OFFSET(anon_vma, rb_root);
+  u64 rwsem = root_lock_of(anon_vma);
   u64 vma = READ(anon_vma_chain, ARGUMENT(node), vma);
   u32 owner = owner_of(rwsem), step = STEP_TREE + (TREE_ANON * 2 + entering) * 4 + owner;
   /* an empty tree of an anon_vma that the VMA does not point to yet: no walk can come here (mm/rmap.c) */
   if (owner != OWNER_SELF && entering && !READ(anon_vma, anon_vma, rb_node) && READ(vm_area_struct, vma, anon_vma) != anon_vma)
     step = STEP_TREE_NEW + TREE_ANON * 2 + 1;
-  struct frame *f = here();
+  struct frame *f = here(ctx);
   if (!f) { outside(ctx, step, vma); return 0; }
   if (!f->anon) f->anon = rwsem;
   put(f, step);
@@ -95,7 +103,7 @@ static __always_inline void commit(struct frame *f, u64 vma) {
 /* The stores into the maple tree are notrace; their tracepoint is not. mas_is_span_wr() fires it too, when a store is only prepared. */
 HOOK(commit) {
   u64 mas = ARG(commit, mas), vma = ARG(commit, value);
-  struct frame *f = here();
+  struct frame *f = here(ctx);
   u64 name[2] = {};
   if (!f || !vma || vma & 3 || !f->mm) return 0;        /* bits 0 and 1: not a pointer that a user of the tree stored */
   if (READ(ma_state, mas, tree) != f->mm + OFFSET(mm_struct, mm_mt) || READ(vm_area_struct, vma, vm_mm) != f->mm) return 0;

@@ -102,6 +102,10 @@ class Books:
         names = self._layouts.enums["counter"][:-1]
         return {name: sum(int.from_bytes(v, "little") for v in table.per_cpu(_key(n))) for n, name in enumerate(names)}
 
+    def histograms(self) -> dict[str, Histogram]:
+        """Every histogram by its name in `enum hist`."""
+        return {name: self.histogram(name) for name in self._layouts.enums["hist"][:-1]}
+
     def histogram(self, name: str) -> Histogram:
         """One of `enum hist`, summed over the CPUs."""
         code = struct.Struct(f"<{SLOTS}QQ")

@@ -24,8 +24,8 @@ def _vma(visited: Visited) -> dict[str, str]:
 class Findings:
     """Makes findings; knows the kernel's names for reasons, modes and addresses."""
 
-    def __init__(self, books: Books, kernel: Kernel, clock: Callable[[], int]) -> None:
-        self._books, self._clock, self._symbols = books, clock, Symbols(kernel)
+    def __init__(self, books: Books, kernel: Kernel, symbols: Symbols, clock: Callable[[], int]) -> None:
+        self._books, self._clock, self._symbols = books, clock, symbols
         self._reasons = {value: name for name, value in kernel.types.enumerators("migrate_reason").items()} | {_THP_SPLIT: "thp_split"}
         self._modes = {value: name for name, value in kernel.types.enumerators("migrate_mode").items()}
 

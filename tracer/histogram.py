@@ -25,6 +25,14 @@ class Histogram:
     def count(self) -> int:
         return sum(self.slots)
 
+    def buckets(self, last: int = 16) -> list[tuple[str, float]]:
+        """Cumulative Prometheus buckets of whole numbers: 0, 1, 3, 7 … 2**last - 1, then +Inf."""
+        total, out = 0, []
+        for n in range(last + 1):
+            total += self.slots[n]
+            out.append((repr(float(2**n - 1)), float(total)))
+        return [*out, ("+Inf", float(self.count))]
+
     def buckets_seconds(self, first: int = 7, last: int = 36) -> list[tuple[str, float]]:
         """Cumulative Prometheus buckets from 2**first ns (128 ns) to 2**last ns (69 s), then +Inf."""
         total, out = sum(self.slots[:first]), []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row, Visited
+from tracer.docket import Docket
 from tracer.findings import Findings
 from tracer.monitors import second_walk
 from tracer.suspects import Desk, Judged, entry_pfn
@@ -26,11 +29,14 @@ class Judge:
         welcome_ns: int,
         clock: Callable[[], int],
         checked: Container[str] = ("M1", "M4", "M5"),
+        docket: Docket | None = None,
+        missed: Callable[[], int] = lambda: 0,
+        missed_orders: Callable[[], int] = lambda: 0,
     ) -> None:
         self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
         self._books, self._findings, self._welcome_ns, self._clock = books, findings, welcome_ns, clock
         self._asked_late: set[bytes] = set()
-        self._checked = checked
+        self._checked, self._docket, self._missed, self._missed_orders = checked, docket, missed, missed_orders
 
     def _open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Without coverage there is no case: where removals are not seen, everything would look left over."""
@@ -43,7 +49,10 @@ class Judge:
         for raw in ring:
             event = self._books.event(raw)
             if event.kind == "ORDER_REVERSED":
-                self._record(self._findings.order(event))
+                self._record_order(event)
+            elif event.kind == "PROTOCOL_NEW":
+                if self._docket:
+                    self._docket.hear(event, raw)
             elif event.kind in ("INSERTED_UNLOCKED", "REMOVED_UNLOCKED"):
                 self._record(self._findings.unlocked(event))
             else:
@@ -51,6 +60,18 @@ class Judge:
         rows = self._books.ledger() if ended else []
         for event in ended:
             self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
+
+    def _record_order(self, event: Event) -> None:
+        """Where releases were missed, two locks look nested that never were."""
+        if self._missed_orders():
+            self.tally.add("L2", Verdict.UNVERIFIABLE)
+        else:
+            self._record(self._findings.order(event))
+
+    def count_protocols(self) -> None:
+        """Bring the protocol table before the rulings: what is new, and how often what is known."""
+        if self._docket:
+            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), time.time())
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
@@ -74,6 +95,7 @@ class Judge:
 
     def close(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """With the gate closed: judge what is left, search everything once more, decide within this time."""
+        self.count_protocols()
         self._open("M1", [row for row in self._books.ledger() if not self._running(row)])
         self.desk.patrol(now=True)
         end = self._clock() + int(seconds * 1e9)
@@ -89,9 +111,15 @@ class Judge:
                 self._settled(judged)
                 continue
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
-            self._record(self._findings.entry(judged, self._second_walk(judged)), proven)
+            self._record(replace(self._findings.entry(judged, self._second_walk(judged)), trail=self._trail(judged)), proven)
             if case.count > proven:
-                self.tally.add(case.invariant, Verdict.HOLDS, case.count - proven)
+                gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
+                self.tally.add(case.invariant, gone, case.count - proven)
+
+    def _trail(self, judged: Judged) -> tuple[Mapping[str, Any], ...]:
+        """What windows did to the address spaces that hold the entry, as far as the flight recorder goes back."""
+        mms = {answer.mm.mm for answer in judged.decision.proven or judged.case.answers}
+        return self._docket.trail(mms) if self._docket and mms else ()
 
     def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""
@@ -99,8 +127,6 @@ class Judge:
             return {}
         rulings = {}
         for answer in judged.decision.proven:
-            if judged.row and judged.row.visited and not self._left_by(judged.row, answer):
-                continue  # at the same address, and another migration's: it has a case of its own
             ruling = rulings[answer.place] = second_walk.rule(self._was_visited(judged, answer))
             if judged.row and ruling.verdict is Verdict.VIOLATED:
                 self._record(self._findings.passed_over(judged, judged.row, answer, ruling))
@@ -117,9 +143,10 @@ class Judge:
     def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
         """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it."""
         row, event = judged.row, judged.event
-        if row is None or not row.visited:
+        left = self._left_by(row, answer) if row else []
+        if row is None or not left:
             return None
-        known = self._left_by(row, answer)[0]
+        known = left[0]
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
         since = event.b if event else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -47,14 +47,22 @@ class Kernel:
     def symbols(self) -> dict[str, int]:
         """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
         found: dict[str, int] = {}
+        for address, _, name in self._kallsyms():
+            found.setdefault(name, address)
+        return found
+
+    def functions(self) -> list[tuple[int, str]]:
+        """(address, name) of everything that is code, read now: modules and BPF programs come and go."""
+        return sorted((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
+
+    def _kallsyms(self) -> Iterator[tuple[int, str, str]]:
         try:
             with (self.proc_root / "kallsyms").open() as lines:
                 for line in lines:
-                    address, _, rest = line.partition(" ")
-                    found.setdefault(rest[2:].split("\t")[0].rstrip("\n"), int(address, 16))
+                    address, kind, name = line.split(None, 2)
+                    yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
         except OSError:
-            return {}
-        return found
+            return
 
     @cached_property
     def traceable(self) -> frozenset[str] | None:
@@ -73,6 +81,16 @@ class Kernel:
         if (self.sys_root / "bus/event_source/devices/kprobe").exists():
             return ""
         return "this kernel is built without CONFIG_KPROBES"
+
+    @cached_property
+    def preempts(self) -> bool:
+        """Whether a task in the kernel, and so in a BPF program, may lose its CPU to another. The kernel leaves out runs of a program
+        that is already running on the CPU: fentry programs then miss many, kprobes none, their handlers run with preemption off."""
+        try:
+            mode = (self.sys_root / "kernel/debug/sched/preempt").read_text()
+        except OSError:
+            return False
+        return "(full)" in mode or "(lazy)" in mode
 
     @cached_property
     def fentry_refused(self) -> str:

@@ -1,21 +1,19 @@
-"""Compile, load, attach, detach. The only module that imports bcc; what leaves it are maps and programs by file descriptor."""
+"""Load, attach, detach. What the compiler gave goes in; maps and programs by file descriptor come out."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tracer import stubs
 from tracer.bpf import Map, Ring
 from tracer.btf import FUNC, Btf
+from tracer.compiler import Compiled, compile_text
 from tracer.errors import RmapdError
 from tracer.plan import Plan, Planned, Point, State, StemPlan
 from tracer.program import Iterated, Link, Program, Refused, RunStatistics, enable_statistics, load_program
@@ -53,10 +51,15 @@ class Loaded:
         ring = self.maps[name]
         return Ring(ring.fd, ring.max_entries)
 
-    def close(self) -> None:
-        """Detach everything, then let go of programs and maps."""
+    def detach(self) -> None:
+        """Take every program off its function; programs and maps stay."""
         for link in reversed(self._links):
             link.close()
+        self._links = []
+
+    def close(self) -> None:
+        """Detach everything, then let go of programs and maps."""
+        self.detach()
         for programs in self.programs.values():
             for program in programs:
                 program.close()
@@ -64,7 +67,7 @@ class Loaded:
             table.close()
         if self._statistics >= 0:
             os.close(self._statistics)
-        self._links, self.programs, self.maps, self._statistics = [], {}, {}, -1
+        self.programs, self.maps, self._statistics = {}, {}, -1
 
     def __enter__(self) -> Loaded:
         return self
@@ -86,43 +89,25 @@ class Kit:
 
 def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
     """Compile all stems at once and attach what resolved. A stem that does not compile costs its hooks, and those of stems that need it."""
-    bcc = _import_bcc()
     loaded = Loaded()
     usable = [stem for stem in plan.stems if any(hook.state is State.READY for hook in stem.hooks)]
     with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
         stubs.write(Path(folder), kit.release)
-        os.environ["BCC_KERNEL_SOURCE"] = folder
         try:
-            module = _compile(bcc, plan.header, usable, kit)
+            compiled = _compile(plan.header, usable, kit, folder)
         except RmapdError:
-            loaded.broken = _broken_stems(bcc, plan.header, usable, kit)
+            loaded.broken = _broken_stems(plan.header, usable, kit, folder)
             usable = [stem for stem in usable if stem.name not in loaded.broken]
             if not usable:
                 raise
-            module = _compile(bcc, plan.header, usable, kit)
-        try:
-            _take(bcc, module, plan, kit, loaded, statistics=statistics)
-        except BaseException:
-            loaded.close()
-            raise
-        finally:
-            module.cleanup()
-    _give_memory_back()
-    return loaded
-
-
-def _import_bcc() -> Any:
-    if _DEBIAN_PACKAGES not in sys.path:
-        sys.path.append(_DEBIAN_PACKAGES)
+            compiled = _compile(plan.header, usable, kit, folder)
+    loaded.maps = compiled.maps
     try:
-        import bcc
-    except (ImportError, OSError) as error:
-        raise RmapdError(
-            "cannot import bcc",
-            why=str(error),
-            hint="apt-get install python3-bpfcc, and a virtual environment made with --system-site-packages over /usr/bin/python3",
-        ) from error
-    return bcc
+        _attach(compiled.code, plan, kit, loaded, statistics=statistics)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
 
 
 def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
@@ -135,18 +120,22 @@ def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
     return "\n".join(parts)
 
 
-def _compile(bcc: Any, header: str, stems: Sequence[StemPlan], kit: Kit) -> Any:
+def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> Compiled:
     flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
-    with _captured_stderr() as said:
-        try:
-            return bcc.BPF(text=source(header, stems, kit.include).encode(), cflags=flags)
-        except Exception as error:  # bcc raises bare Exception
-            why = _first_error(said()) or str(error)
-    names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
-    raise RmapdError(f"cannot compile {names}", why=why, hint="rmapd doctor, or reinstall rmapd")
+    points = (point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points)
+    try:
+        return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, _possible_cpus())
+    except RmapdError as error:
+        names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
+        raise RmapdError(error.what.replace("the probes", names), why=error.why, hint=error.hint) from error
 
 
-def _broken_stems(bcc: Any, header: str, stems: Sequence[StemPlan], kit: Kit) -> dict[str, str]:
+def _function(point: Point) -> str:
+    """The name of the C function. BCC recognises iterators by their prefix."""
+    return point.program if point.program.startswith("bpf_iter__") else f"rmapd_{point.program}"
+
+
+def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> dict[str, str]:
     broken: dict[str, str] = {}
     for stem in stems:
         needed = [other for other in stems if other.name == stem.needs]
@@ -154,50 +143,16 @@ def _broken_stems(bcc: Any, header: str, stems: Sequence[StemPlan], kit: Kit) ->
             broken[stem.name] = f"needs {stem.needs}.bpf.c"
             continue
         try:
-            _compile(bcc, header, [*needed, stem], kit).cleanup()
+            alone = _compile(header, [*needed, stem], kit, headers)
         except RmapdError as error:
             broken[stem.name] = error.why
+            continue
+        for table in alone.maps.values():
+            table.close()
     return broken
 
 
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Any]:
-    """clang and the verifier write to file descriptor 2: keep that for the message, off the user's terminal."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-
-        def said() -> str:
-            file.seek(0)
-            return file.read().decode(errors="replace")
-
-        os.dup2(file.fileno(), 2)
-        try:
-            yield said
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _first_error(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if "error:" in line]
-    return lines[0] if lines else ""
-
-
-def _take(bcc: Any, module: Any, plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool) -> None:
-    library = bcc.lib
-    library.bpf_table_name.restype = ctypes.c_char_p
-    cpus = _possible_cpus()
-    for index in range(library.bpf_num_tables(module.module)):
-        name = library.bpf_table_name(module.module, index).decode()
-        loaded.maps[name] = Map(
-            os.dup(library.bpf_table_fd_id(module.module, index)),
-            library.bpf_table_type_id(module.module, index),
-            library.bpf_table_key_size_id(module.module, index),
-            library.bpf_table_leaf_size_id(module.module, index),
-            library.bpf_table_max_entries_id(module.module, index),
-            cpus,
-        )
+def _attach(code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool) -> None:
     if statistics:
         with contextlib.suppress(OSError):
             loaded._statistics = enable_statistics()
@@ -207,7 +162,7 @@ def _take(bcc: Any, module: Any, plan: Plan, kit: Kit, loaded: Loaded, *, statis
                 reason = f"{stem.name}.bpf.c does not compile: {loaded.broken[stem.name]}"
                 loaded.hooks.append(hook.failed(State.MISSING, reason))
             elif hook.state is State.READY:
-                loaded.hooks.append(_attach_hook(_Maker(bcc.lib, module.module, plan.names, kit), hook, loaded))
+                loaded.hooks.append(_attach_hook(_Maker(code, plan.names, kit), hook, loaded))
             else:
                 loaded.hooks.append(hook)
 
@@ -216,21 +171,15 @@ def _take(bcc: Any, module: Any, plan: Plan, kit: Kit, loaded: Loaded, *, statis
 class _Maker:
     """Makes programs out of the compiled module."""
 
-    library: Any
-    module: Any
+    code: Mapping[str, bytes]
     names: Names
     kit: Kit
 
-    def code(self, program: str) -> bytes:
-        name = program if program.startswith("bpf_iter__") else f"rmapd_{program}"
-        start = self.library.bpf_function_start(self.module, name.encode())
-        if not start:
-            raise Refused(f"no program {name} was compiled")
-        return ctypes.string_at(start, self.library.bpf_function_size(self.module, name.encode()))
-
     def program(self, point: Point) -> Program:
         constants = {name: sum(self._constant(word.strip()) for word in text.split("|")) for name, text in point.constants.items()}
-        code = self.names.patch(self.code(point.program), point.offsets | constants, point.places)
+        if _function(point) not in self.code:
+            raise Refused(f"no program {_function(point)} was compiled")
+        code = self.names.patch(self.code[_function(point)], point.offsets | constants, point.places)
         target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
         function_id = self.kit.types.find(target, FUNC) or 0 if point.how in ("iter", "fentry", "fexit") else 0
         return load_program(point.program, point.how, code, function_id)
@@ -270,9 +219,3 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
 def _possible_cpus() -> int:
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
     return int(re.split("-", last)[-1]) + 1
-
-
-def _give_memory_back() -> None:
-    """The compiler leaves tens of megabytes of freed memory in malloc's arenas."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -13,12 +14,6 @@ from tracer.plan import State
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
-WINDOWS = (
-    "__vma_adjust", "vma_expand", "vma_shrink", "commit_merge", "__split_vma", "do_brk_flags", "copy_vma", "move_page_tables",
-    "expand_downwards", "anon_vma_clone", "anon_vma_fork", "dup_mmap", "rmap_walk_anon", "rmap_walk_file",
-)  # fmt: skip
-"""The window functions whose series exist from the start; this version has no window hooks, so they stay at zero."""
-_CLASSES = ("mmap_lock", "i_mmap", "anon_vma")
 _FIDELITIES = ("full", "owner", "migration")
 _WALKS = ("anon", "file", "ksm")
 _NOTHING = Histogram()
@@ -79,8 +74,11 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
 
 
 def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-    yield _counter("rmapd_windows", "Windows seen, by function.", ("function",), (((f,), 0.0) for f in WINDOWS))
-    yield _gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), (((f,), 0.0) for f in WINDOWS))
+    windows = (((name,), histogram.count) for name, histogram in s.window_times.items())
+    yield _counter("rmapd_windows", "Windows seen, by function.", ("function",), windows)
+    distinct = Counter(ruled.protocol.window for ruled in s.protocols)
+    seen = (((name,), float(distinct[name])) for name in s.window_times)
+    yield _gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), seen)
     yield _gauge("rmapd_migration_entries_outstanding", "Migration entries booked and not yet settled.", (), [((), s.outstanding)])
     text = "Age of the oldest migration entry outstanding."
     yield _gauge("rmapd_migration_oldest_entry_seconds", text, (), [((), s.oldest_entry_seconds)])
@@ -109,19 +107,23 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
     _add(entry, (), h.get("HIST_MIGRATION_ENTRY", _NOTHING))
     yield entry
     window = HistogramMetricFamily("rmapd_window_seconds", "Duration of a window.", labels=("function",))
-    for function in WINDOWS:
-        _add(window, (function,), _NOTHING)
+    for function, histogram in s.window_times.items():
+        _add(window, (function,), histogram)
     yield window
-    for what, text in (("wait", "Time from asking for a lock to having it."), ("hold", "Time a lock was held.")):
+    for what, text, of_class in (
+        ("wait", "Time from asking for a lock to having it: mmap_lock everywhere, other classes inside windows.", s.lock_waits),
+        ("hold", "Time a lock was held: mmap_lock everywhere, other classes inside windows.", s.lock_holds),
+    ):
         family = HistogramMetricFamily(f"rmapd_lock_{what}_seconds", text, labels=("class", "mode"))
-        for name in _CLASSES:
-            for mode in ("read", "write"):
-                book = f"HIST_MMAP_{what.upper()}_{mode.upper()}"
-                _add(family, (name, mode), h.get(book, _NOTHING) if name == "mmap_lock" else _NOTHING)
+        for mode in ("read", "write"):
+            _add(family, ("mmap_lock", mode), h.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}", _NOTHING))
+        for name, histogram in of_class.items():
+            _add(family, (name, "any"), histogram)
         yield family
     walk = HistogramMetricFamily("rmapd_rmap_walk_vmas", "VMAs visited by an rmap walk.", labels=("kind",))
     for kind in _WALKS:
-        walk.add_metric((kind,), [(str(float(2**n)), 0.0) for n in range(13)] + [("+Inf", 0.0)], 0.0)
+        visited = h.get(f"HIST_WALK_{kind.upper()}", _NOTHING)
+        walk.add_metric((kind,), visited.buckets(), float(visited.sum_ns))
     yield walk
 
 

@@ -81,16 +81,20 @@ _HELD_NAMES = tuple(each.name for each in fields(Held))
 
 def text(protocol: Protocol, *, ascii: bool = False) -> str:
     """The protocol in one line."""
+    words, steps = parts(protocol, ascii=ascii)
+    error = f" -{_error_name(protocol.error)}" if protocol.error else ""
+    return f"{protocol.window}[{' '.join(words)}]{error}  {steps}".rstrip()
+
+
+def parts(protocol: Protocol, *, ascii: bool = False) -> tuple[list[str], str]:
+    """The words of the context, and the steps with the states at return."""
     context = protocol.context
     words = [word for name, word in _FLAG_WORDS.items() if getattr(context, name)]
     words += [_WALKER_WORDS[context.walker], _states(context.entry), _GEOMETRY_WORDS[context.geometry], _FOLLOWS_WORDS[context.follows]]
-    head = f"{protocol.window}[{' '.join(filter(None, words))}]"
-    if protocol.error:
-        head += f" -{_error_name(protocol.error)}"
     steps = " ".join(_step(step, ascii) for step in protocol.steps)
     if context.exit != context.entry:
         steps += f" {'->' if ascii else '→'} [{_states(context.exit)}]"
-    return f"{head}  {steps.strip()}".rstrip()
+    return " ".join(words).split(), steps.strip()
 
 
 def _states(held: Held) -> str:

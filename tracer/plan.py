@@ -67,7 +67,7 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def numbers(self) -> dict[str, str]:
-        return ({"window": f"WINDOW_{self.window}"} if self.window else {}) | self.constants
+        return ({"window": f"WINDOW_{self.window}", "returns": "RETURNS_ERRNO"} if self.window else {}) | self.constants
 
 
 class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,7 +182,7 @@ def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = 
     hooks = [hook for stem in stems.values() for hook in stem.hook]
     arguments = {name for hook in hooks for name in (*hook.args, *(hook.rebuilt.args if hook.rebuilt else ()))}
     constants = {name for hook in hooks for name in hook.numbers}
-    plan.names = template.Names(constants | {f"offset_of_{name}" for name in arguments}, arguments | {"returned"})
+    plan.names = template.Names(constants | {"popped"} | {f"offset_of_{name}" for name in arguments}, arguments | {"returned", "stack"})
     plan.header += plan.names.header + slices.make(kernel.types, types, enums).header
     return plan
 
@@ -200,7 +200,7 @@ def _resolve_stem(kernel: Kernel, path: Path, stem: Stem, usable: set[str]) -> S
 
 
 def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
-    """Every candidate that this kernel has, in order; the reasons of all when it has none."""
+    """Every candidate that this kernel has, in order (kprobes first where fentry programs are preempted); the reasons when it has none."""
     reasons, denied, ways = [], False, []
     for index, candidate in enumerate(hook.candidates):
         how, _, name = candidate.partition(":")
@@ -220,6 +220,8 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
             denied |= trial.refused
     if hook.rebuilt:
         ways += _rebuilt(kernel, hook, hook.rebuilt)
+    if kernel.preempts:
+        ways.sort(key=lambda way: way.how == "fentry")
     reason = "; ".join(dict.fromkeys(reasons))
     return Planned(stem, hook, State.READY if ways else State.DENIED if denied else State.MISSING, tuple(ways), reason)
 
@@ -292,7 +294,7 @@ def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, a
     else:
         first = entry or before
         points += [Point(first, "kprobe", symbol, places, offsets, hook.numbers)] if first else []
-        points += [Point(leave, "kretprobe", symbol, signature.at_return(found), {}, hook.numbers)] if leave else []
+        points += [Point(leave, "kretprobe", symbol, *signature.at_return(found), hook.numbers)] if leave else []
     return tuple(points), ""
 
 
@@ -309,17 +311,20 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:
             continue
-        ends = tuple(Point("window_leave", how, name, {}, {}, hook.numbers) for name in made.ends)
+        ends = tuple(Point("window_end", how, name, {}, {}, hook.numbers) for name in made.ends)
         ways.append(Way(how, made.begin, points[:1] + ends, f"rebuilt: from {made.begin} to {' or '.join(made.ends)}"))
     return ways
 
 
 def _index_of(prototype: list[str], wanted: str) -> int | None:
-    """`type` or `type#n` (n-th of that type, from 1) to the argument's index."""
-    kind, _, nth = wanted.partition("#")
-    places = [i for i, c_type in enumerate(prototype) if c_type == kind]
-    order = int(nth or 1) - 1
-    return places[order] if order < len(places) else None
+    """`type` or `type#n` (n-th of that type, from 1), or several of them in order of preference, to the argument's index."""
+    for text in wanted.split("|"):
+        kind, _, nth = text.strip().partition("#")
+        places = [i for i, c_type in enumerate(prototype) if c_type == kind]
+        order = int(nth or 1) - 1
+        if order < len(places):
+            return places[order]
+    return None
 
 
 def _wrong_types(kernel: Kernel, name: str, hook: Hook) -> str:

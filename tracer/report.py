@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import tracer
+from tracer.notation import parts, text
 from tracer.plan import State
+from tracer.rulings import Ruled
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict, Violation
 
@@ -31,8 +33,8 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
             }
             for name, invariant in s.invariants.items()
         },
-        "windows": {},
-        "protocols": [],
+        "windows": {name: histogram.count for name, histogram in s.window_times.items() if histogram.count},
+        "protocols": [protocol_json(ruled) for ruled in sorted(s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows))],
         "violations": [violation_json(v) for v in s.violations.values()],
         "lost": s.lost,
         "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters} | {"outstanding": s.outstanding},
@@ -46,6 +48,22 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
 
 
 _LEDGER = ("ENTRIES_BOOKED", "ENTRIES_COPIED", "ENTRIES_REMOVED", "REMOVALS_UNBOOKED", "MIGRATIONS_ENDED", "FORKS_SEEN", "MMS_EXITED")
+
+
+def protocol_json(ruled: Ruled) -> dict[str, Any]:
+    """One protocol of the table; `text` is what tests and people read and type."""
+    head, body = parts(ruled.protocol)
+    return {
+        "function": ruled.protocol.window,
+        "context": head,
+        "steps": body,
+        "text": text(ruled.protocol),
+        "ascii": text(ruled.protocol, ascii=True),
+        "count": ruled.windows,
+        "violates": ruled.by_verdict(Verdict.VIOLATED),
+        "suspect": ruled.by_verdict(Verdict.SUSPECT),
+        "unverifiable": ruled.by_verdict(Verdict.UNVERIFIABLE),
+    }
 
 
 def violation_json(v: Violation) -> dict[str, Any]:
@@ -62,10 +80,10 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "last_seen": _iso(v.last_seen),
         "summary": f.summary,
         "task": f.task,
-        "protocol": "",
+        "protocol": f.protocol,
         "stack": list(f.stack),
         "evidence": f.evidence,
-        "trail": [],
+        "trail": [dict(step) for step in f.trail],
     }
 
 
@@ -83,6 +101,7 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
             lines.append(f"{name:4} {s.coverage[name][0]:8} {h:10,} {v:9,} {u:8,} {x:13,}")
     none = [name for name in s.invariants if s.coverage[name][0] == "none"]
     lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
+    lines += _windows_text(s)
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"
@@ -92,6 +111,19 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     for violation in s.violations.values():
         lines += ["", *violation_text(violation)]
     return "\n".join(lines) + "\n"
+
+
+def _windows_text(s: Snapshot) -> list[str]:
+    """Windows by function, each with its protocols and how often each ran."""
+    lines = [""]
+    for name, histogram in s.window_times.items():
+        ruled = sorted((one for one in s.protocols if one.protocol.window == name), key=lambda one: -one.windows)
+        if histogram.count:
+            lines.append(f"{histogram.count:10,} {name}")
+            lines += [f"{one.windows:16,}  {text(one.protocol)}" for one in ruled]
+    outside = [one for one in s.protocols if one.protocol.window == "outside"]
+    lines += [f"{one.windows:10,} {text(one.protocol)}" for one in outside]
+    return lines if lines[1:] else []
 
 
 def violation_text(v: Violation) -> list[str]:

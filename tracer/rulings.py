@@ -16,6 +16,7 @@ from tracer.protocol import Protocol
 from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
+_BY_ITSELF = "L4"  # a tree step and its lock's owner are one moment; all else depends on where a window began and ended
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,19 @@ class Sighting:
     stack: tuple[str, ...] = ()
     vma: Mapping[str, Any] = field(default_factory=dict)
     addresses: Mapping[str, str] = field(default_factory=dict)
-    trail: tuple[str, ...] = ()
+    trail: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A protocol, how many windows were so, and its rulings by invariant."""
+
+    protocol: Protocol
+    windows: int
+    rulings: Mapping[str, Ruling]
+
+    def by_verdict(self, *verdicts: Verdict) -> list[str]:
+        return [invariant for invariant, ruling in self.rulings.items() if ruling.verdict in verdicts]
 
 
 @dataclass
@@ -61,8 +74,8 @@ class Rulings:
     def update(self, rows: Mapping[bytes, int], *, lossy: bool = False) -> Mapping[tuple[str, Verdict], int]:
         """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
 
-        The same rows again change nothing. lossy: events were lost since the last update, so what is new counts as
-        unverifiable where a violation is not proven by the lock or the VMA itself."""
+        The same rows again change nothing. lossy: events were lost lately, so what is new and not well counts as
+        unverifiable: a window whose return was missed ends in another one. What a single moment proves (L4) stays."""
         for key, count in rows.items():
             new = count - self._counts[key]
             if new <= 0:
@@ -76,7 +89,7 @@ class Rulings:
             for invariant, ruling in known.rulings.items():
                 if invariant not in self._checked:
                     continue
-                doubtful = lossy and ruling.verdict in _FOUND and not ruling.proven
+                doubtful = lossy and ruling.verdict in _FOUND and invariant != _BY_ITSELF
                 verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
                 self.checks[invariant, verdict] += new
                 self._unreported[key, invariant, verdict] += new
@@ -106,6 +119,11 @@ class Rulings:
         known.rulings["L2"] = (
             Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}") if cycle else Ruling(Verdict.HOLDS)
         )
+
+    def rule(self, key: bytes) -> Mapping[str, Ruling]:
+        """How this protocol is ruled on, by invariant, counted or not; empty where the key cannot be read."""
+        known = self._ruled(key)
+        return known.rulings if known else {}
 
     def sighted(self, key: bytes, sighting: Sighting) -> None:
         """Keep the first sighting of a protocol."""
@@ -140,18 +158,19 @@ class Rulings:
         known, sighting = self._known[key], self._sightings.get(key, Sighting())
         ruling = known.rulings[invariant]
         evidence: dict[str, Any] = {
-            "protocol": text(known.protocol),
             "proven": ruling.proven,
             "sighted": key in self._sightings,
             "vma": dict(sighting.vma),
             "addresses": dict(sighting.addresses),
-            "trail": list(sighting.trail),
         }
         shape = text(known.protocol, ascii=True)
         if invariant == "L2":
             evidence["edges"] = [self._edge(edge) for edge in known.cycle]
             shape = _named(known.cycle)
-        return Finding(invariant, verdict, known.protocol.window, shape, ruling.reason, dict(sighting.task), sighting.stack, evidence)
+        task, protocol = dict(sighting.task), text(known.protocol)
+        return Finding(
+            invariant, verdict, known.protocol.window, shape, ruling.reason, task, sighting.stack, evidence, protocol, sighting.trail
+        )
 
     def _edge(self, edge: Edge) -> dict[str, Any]:
         """One direction of a cycle: what was held, what was waited for, where first."""
@@ -159,14 +178,9 @@ class Rulings:
         sighting = self._sightings.get(self._keys[protocol], Sighting())
         return {"held": edge[0], "taken": edge[1], "protocol": text(protocol), "stack": list(sighting.stack)}
 
-    def protocols(self) -> dict[Protocol, int]:
-        """Windows by protocol."""
-        return {known.protocol: known.windows for known in self._known.values()}
-
-    def rulings(self, key: bytes) -> Mapping[str, Ruling]:
-        """How a protocol was ruled on, by invariant; empty where it was never met."""
-        known = self._known.get(key)
-        return known.rulings if known else {}
+    def protocols(self) -> list[Ruled]:
+        """Every protocol counted so far, with its windows and how it was ruled on."""
+        return [Ruled(known.protocol, known.windows, dict(known.rulings)) for known in self._known.values() if known.windows]
 
 
 def _named(cycle: tuple[Edge, ...]) -> str:

@@ -14,6 +14,7 @@ from tracer import calibrate, loader, plan, program
 from tracer.books import Books
 from tracer.btf import FUNC, STRUCT
 from tracer.config import Config
+from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
 from tracer.findings import Findings
 from tracer.invariant import Coverage, discover
@@ -23,8 +24,10 @@ from tracer.layout import Books as Layouts
 from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
+from tracer.symbols import Symbols
+from tracer.windows import Windows
 
-_HISTOGRAMS = ("HIST_MIGRATION_ENTRY", "HIST_MMAP_WAIT_READ", "HIST_MMAP_WAIT_WRITE", "HIST_MMAP_HOLD_READ", "HIST_MMAP_HOLD_WRITE")
+_WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
     "migration": frozenset({"migration", "ledger", "oracle"}),
     "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
@@ -83,8 +86,14 @@ class Session:
         features = self.loaded.attached() | ({"oracle"} if oracle else set())
         self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
         checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
-        findings = Findings(self.books, self.kernel, self._clock)
-        self.judge = Judge(self.books, self.desk, findings, welcome_ns, self._clock, checked)
+        self._ruled = [name for name in checked if self.invariants[name].judge]
+        symbols = Symbols(self.kernel)
+        findings = Findings(self.books, self.kernel, symbols, self._clock)
+        self.windows = Windows(self.loaded.maps, layouts)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
+        self.judge = Judge(
+            self.books, self.desk, findings, welcome_ns, self._clock, checked, self.docket, self._missed, self._missed_orders
+        )
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)
@@ -93,6 +102,15 @@ class Session:
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         self.books.set_params(gate=1)
+
+    def _missed(self) -> int:
+        """Runs that the kernel left out of programs that a protocol depends on."""
+        stems = {hook.hook.name for hook in self.loaded.hooks if hook.stem in _WINDOW_STEMS}
+        return sum(program.missed for name, program in self.loaded.statistics().items() if name in stems)
+
+    def _missed_orders(self) -> int:
+        """Runs left out of the mmap_lock programs."""
+        return sum(program.missed for name, program in self.loaded.statistics().items() if name.startswith("mmap_lock_"))
 
     def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
@@ -138,6 +156,7 @@ class Session:
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self.judge.look_for_late()
+        self.judge.count_protocols()
         self.desk.patrol()
         return True
 
@@ -172,10 +191,15 @@ class Session:
             hooks=tuple(self.loaded.hooks),
             invariants=self.invariants,
             coverage=self.coverage,
-            checks=checks(self.judge.tally, counters, statistics),
+            checks=checks(self.judge.tally, counters, statistics, self._ruled),
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
-            histograms={name: self.books.histogram(name) for name in _HISTOGRAMS},
+            histograms=self.books.histograms(),
+            window_times=self.windows.times(),
+            lock_waits=self.windows.waits(),
+            lock_holds=self.windows.holds(),
+            protocols=tuple(self.docket.rulings.protocols()),
+            unreadable=self.docket.rulings.windows_unreadable,
             counters=counters,
             outstanding=outstanding,
             oldest_entry_seconds=oldest,

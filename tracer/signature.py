@@ -77,7 +77,7 @@ def in_trampoline(signature: Signature) -> tuple[dict[str, int], dict[str, int]]
 
 def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
     """(places, constants) for a kprobe: struct pt_regs; the seventh argument and later ones are on the stack above the return address."""
-    places, constants = {}, {}
+    places, constants = {"stack": 8 * _SP}, {}
     for name, argument in signature.arguments.items():
         on_stack = argument.slot >= len(_REGISTERS)
         places[name] = 8 * (_SP if on_stack else _REGISTERS[argument.slot])
@@ -85,6 +85,6 @@ def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
     return places, constants
 
 
-def at_return(signature: Signature) -> dict[str, int]:
-    """Places for a kretprobe: only what is returned is left."""
-    return {"returned": 8 * _AX} if signature.returns else {}
+def at_return(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
+    """(places, constants) for a kretprobe: what is returned, and the stack with the return address taken off it."""
+    return {"stack": 8 * _SP} | ({"returned": 8 * _AX} if signature.returns else {}), {"popped": 8}

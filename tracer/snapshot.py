@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tracer.histogram import Histogram
 from tracer.invariant import Coverage, Invariant
 from tracer.plan import Planned
 from tracer.program import RunStatistics
+from tracer.rulings import Ruled
 from tracer.verdict import Tally, Verdict, Violation
 
 
@@ -27,6 +28,11 @@ class Snapshot:
     violations: Mapping[str, Violation]
     statistics: Mapping[str, RunStatistics] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    window_times: Mapping[str, Histogram] = field(default_factory=dict)
+    lock_waits: Mapping[str, Histogram] = field(default_factory=dict)
+    lock_holds: Mapping[str, Histogram] = field(default_factory=dict)
+    protocols: tuple[Ruled, ...] = ()
+    unreadable: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
     outstanding: int = 0
     oldest_entry_seconds: float = 0.0
@@ -41,7 +47,8 @@ class Snapshot:
         c = self.counters
         return {
             "evidence": c.get("EVIDENCE_LOST", 0),
-            "protocols": 0,
+            "protocols": c.get("PROTOCOLS_LOST", 0) + c.get("WINDOWS_LOST", 0) + c.get("WINDOWS_UNCLOSED", 0),
+            "unreadable": self.unreadable,
             "ledger": c.get("LEDGER_LOST", 0) + c.get("MIGRATIONS_LOST", 0),
             "locks": c.get("LOCKS_LOST", 0),
             "mms": c.get("MMS_LOST", 0),
@@ -52,8 +59,10 @@ class Snapshot:
         return self.checks.get((invariant, verdict), 0)
 
 
-def checks(tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics]) -> dict[tuple[str, Verdict], int]:
-    """All checks: those the kernel settled by itself, and those that were judged here."""
+def checks(
+    tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics], ruled: Iterable[str] = ()
+) -> dict[tuple[str, Verdict], int]:
+    """All checks: those the kernel settled by itself, and those that were judged here. ruled: invariants that windows are judged by."""
 
     def missed(*hooks: str) -> int:
         return sum(statistics[name].missed for name in hooks if name in statistics)
@@ -78,4 +87,7 @@ def checks(tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, R
         ("L2", Verdict.UNVERIFIABLE, counters["LOCKS_LOST"]),
     ):
         out[invariant, verdict] = out.get((invariant, verdict), 0) + count
+    for invariant in ruled:
+        lost = counters["PROTOCOLS_LOST"] + counters["WINDOWS_LOST"]
+        out[invariant, Verdict.UNVERIFIABLE] = out.get((invariant, Verdict.UNVERIFIABLE), 0) + lost
     return out

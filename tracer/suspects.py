@@ -5,18 +5,22 @@ Asking and sweeping are paced by what they cost: after each, the desk rests a mu
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 
 from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row
-from tracer.monitors.migration import LOOK_GAP_NS, Case, Decision, judge
+from tracer.monitors.migration import LOOK_GAP_NS, Case, Decision, Home, homes, judge, pages
 from tracer.oracle import Oracle
 from tracer.verdict import Verdict
 
 _REST = 100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
 _MOST_ADDRESSES = 1024
+
+Key = tuple[str, bytes]
+"""(invariant, ledger key)"""
 
 
 @dataclass
@@ -39,9 +43,9 @@ class Desk:
     patience_ns: int
     patrol_ns: int
     clock: Callable[[], int]
-    cases: dict[tuple[str, bytes], tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
+    cases: dict[Key, tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
-    proven: set[Place] = field(default_factory=set)
+    proven: set[tuple[str, Place]] = field(default_factory=set)
     sweeps: int = 0
     settled: int = 0
     _next_ask_ns: int = 0
@@ -78,8 +82,10 @@ class Desk:
         if not hurry and self.clock() < self._next_ask_ns:
             return []
         found = self._ask(self.oracle)
-        if (hurry or self.clock() >= self._next_sweep_ns) and self._nowhere(found):
-            found += self._sweep(self.oracle)
+        if hurry or self.clock() >= self._next_sweep_ns:
+            owned = self._share_out(found)
+            if any(case.lacks(owned[key]) for key, (case, _, _) in self.cases.items()):
+                found += self._sweep(self.oracle)
         return self._decide(found)
 
     def _ask(self, oracle: Oracle) -> list[Answer]:
@@ -95,9 +101,35 @@ class Desk:
         self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _REST // 2)
         return list({(a.mm.mm, a.addr): a for a in found}.values())
 
-    def _nowhere(self, found: list[Answer]) -> bool:
-        """Whether a case that was never swept has nothing to wait for at its address."""
-        return any(not case.swept and not any(case.waits_for(answer) for answer in found) for case, _, _ in self.cases.values())
+    def _share_out(self, found: Iterable[Answer]) -> dict[Key, list[Answer]]:
+        """An entry belongs to one case only: to the case at its address, or else to one of its page that has met fewer than were
+        booked. As long as an entry is left that nobody names, some case thus lacks one, and sweeps for it.
+
+        An entry of another page at a case's address comes last: one row may stand for entries of several pages, but names one.
+        Cases of rows come before those that only a sweep opened. What was proven once belongs to nobody any more.
+        """
+        owned: dict[Key, list[Answer]] = {key: [] for key in self.cases}
+        room = {key: case.size for key, (case, _, _) in self.cases.items()}
+        queues: defaultdict[tuple[str, bool, int], dict[Home, deque[Key]]] = defaultdict(dict)
+        for key, (case, _, _) in self.cases.items():
+            for rank, home in enumerate(case.homes):
+                queues[case.invariant, case.count > 0, rank].setdefault(home, deque()).append(key)
+
+        def give(answer: Answer, queue: deque[Key]) -> bool:
+            while queue and room[queue[0]] <= 0 and answer.addr != self.cases[queue[0]][0].addr:
+                queue.popleft()
+            if queue:
+                owned[queue[0]].append(answer)
+                room[queue[0]] -= pages([answer])
+            return bool(queue)
+
+        distinct = sorted({(a.mm.mm, a.addr): a for a in found}.values(), key=lambda a: (not a.left_behind, a.place))
+        for invariant in {invariant for invariant, _ in self.cases}:
+            loose = [a for a in distinct if (invariant, a.place) not in self.proven]
+            for of_row, rank in product((True, False), range(3)):
+                at = queues[invariant, of_row, rank]
+                loose = [a for a in loose if not any(give(a, at[home]) for home in homes(a)[rank] if home in at)]
+        return owned
 
     def _sweep(self, oracle: Oracle) -> list[Answer]:
         start = self.clock()
@@ -106,24 +138,26 @@ class Desk:
         self._next_sweep_ns = now + (now - start) * _REST
         self._next_patrol_ns = now + self.patrol_ns
         self.sweeps += 1
-        for case, _, _ in self.cases.values():
-            case.swept, case.sweep_complete = True, sweep.complete
-        self.proven &= {answer.place for answer in sweep.answers}  # what is gone may be proven anew
+        if sweep.complete:  # what is gone may be proven anew
+            places = {answer.place for answer in sweep.answers}
+            self.proven = {(invariant, place) for invariant, place in self.proven if place in places}
+        owned = self._share_out(sweep.answers)
+        for key, (case, _, _) in self.cases.items():
+            case.swept(owned[key], sweep.complete)
+        known = {answer.place for answers in owned.values() for answer in answers} | {place for _, place in self.proven}
         for answer in sweep.answers:
-            concerned = [case for case, _, _ in self.cases.values() if case.concerns(answer)]
-            for case in concerned:
-                case.answers += (answer,)  # it is asked about again where it was found
-            if answer.left_behind and not concerned and answer.place not in self.proven:
-                key = ("M1", b"sweep" + repr(answer.place).encode())
+            if answer.left_behind and answer.place not in known:
+                key = ("M1", b"sweep" + repr((self.sweeps, answer.place)).encode())
                 pfns = range(answer.pfn, answer.pfn + 1)
-                self.cases[key] = Case("M1", answer.addr, pfns, 0, now, answer.level, swept=True), None, None
+                case = Case("M1", answer.addr, pfns, 0, now, answer.level)
+                case.swept((answer,), sweep.complete)
+                self.cases[key] = case, None, None
         return list(sweep.answers)
 
     def _decide(self, found: list[Answer]) -> list[Judged]:
-        done, now = [], self.clock()
-        seen = {(a.mm.mm, a.addr): a for a in found}.values()
+        done, now, owned = [], self.clock(), self._share_out(found)
         for key, (case, row, event) in list(self.cases.items()):
-            decision = judge(case, [a for a in seen if case.concerns(a)], now, self.patience_ns)
+            decision = judge(case, owned[key], now, self.patience_ns)
             if decision:
                 done.append(self._close(key, Judged(case, decision, row, event)))
         return done
@@ -140,9 +174,9 @@ class Desk:
             done.append(self._close(key, Judged(case, Decision(verdict, "the run ended before it could be decided"), row, event)))
         return done
 
-    def _close(self, key: tuple[str, bytes], judged: Judged) -> Judged:
+    def _close(self, key: Key, judged: Judged) -> Judged:
         del self.cases[key]
-        self.proven |= {answer.place for answer in judged.decision.proven}
+        self.proven |= {(judged.case.invariant, answer.place) for answer in judged.decision.proven}
         kind = "present" if judged.decision.proven or judged.case.answers else "gone"
         self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += judged.case.count
         if judged.row and judged.case.invariant == "M1" and self.books.settle(judged.row):

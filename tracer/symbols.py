@@ -5,8 +5,11 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import dropwhile
 
 from tracer.kernel import Kernel
+
+_LONGEST_FUNCTION = 1 << 17  # bytes; beyond, the address is of something that kallsyms does not list
 
 
 class Symbols:
@@ -17,15 +20,17 @@ class Symbols:
 
     @cached_property
     def _sorted(self) -> tuple[list[int], list[str]]:
-        pairs = sorted((address, name) for name, address in self._kernel.symbols.items() if address)
+        pairs = self._kernel.functions()
         return [address for address, _ in pairs], [name for _, name in pairs]
 
     def name(self, address: int) -> str:
         """`symbol+0x12`, or the bare address where kallsyms hides or lacks it."""
         addresses, names = self._sorted
         at = bisect_right(addresses, address) - 1
-        return f"{names[at]}+{address - addresses[at]:#x}" if at >= 0 else f"{address:#x}"
+        near = at >= 0 and address - addresses[at] < _LONGEST_FUNCTION
+        return f"{names[at]}+{address - addresses[at]:#x}" if near else f"{address:#x}"
 
     def stack(self, addresses: Sequence[int]) -> tuple[str, ...]:
-        """Innermost first."""
-        return tuple(self.name(address) for address in addresses)
+        """Innermost first, without the trampoline and the program that took it (they have no name, or one that begins with bpf_)."""
+        names = [self.name(address) for address in addresses]
+        return tuple(dropwhile(lambda name: name.startswith(("0x", "bpf_prog_", "bpf_trampoline_")), names)) or tuple(names)

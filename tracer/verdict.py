@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,8 @@ class Finding:
     task: dict[str, Any] = field(default_factory=dict)
     stack: tuple[str, ...] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
+    protocol: str = ""
+    trail: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def signature(self) -> str:

@@ -21,11 +21,16 @@ BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
 #ifndef HARNESS
 #define CONSTANT(name) ({ u64 v_; asm volatile("%0 = " TEXT(CONSTANT_##name) : "=r"(v_)); v_; })
 #define PLACE(name) ({ u64 v_; asm volatile("%0 = *(u64 *)(%1 + " TEXT(PLACE_##name) ")" : "=r"(v_) : "r"(ctx)); v_; })
+#define ON_STACK(ctx) ((u64)(ctx))
 #else
+#define ON_STACK(ctx) harness_stack
 #define CONSTANT(name) harness_constant(CONSTANT_##name)
 #define PLACE(name) harness_place(ctx, PLACE_##name)
 #endif
 #define NO_OFFSET 0x7fffffff
+/* Where on the stack this call of a function is: the same at its entry and its return, lower for what it calls. A trampoline's context lies
+   on the stack at the same place for both; a kretprobe finds the stack pointer one word above where the kprobe did. */
+#define STACK_MARK() ({ u64 s_ = PLACE(stack); s_ ? s_ - CONSTANT(popped) : ON_STACK(ctx); })
 /* An argument, or a member of the struct it points to; 0 where this function has none. Read as a number: the verifier knows the type of
    a pointer in a trampoline's context, and lets nothing be computed with it. */
 #define ARGUMENT(name) ({ u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0; \

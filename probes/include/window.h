@@ -4,6 +4,7 @@
 struct frame {                                          /* one open window */
   u8 before[16];                                        /* zeros: the eight bytes before any step can be read */
   struct protocol_key key;
+  u64 mark;                                             /* STACK_MARK() at entry */
   u64 start_ns, vma, mm, folio, was_start, was_end, was_pgoff, asked_start, asked_end;
   u64 mmap, mmap2, i_mmap, anon;                        /* rwsems by class */
   u64 source;                                           /* root of the anon_vma whose pages are taken over */
@@ -23,7 +24,9 @@ BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
 BPF_PERCPU_ARRAY(next_flight, u32, 1);
 
 #define OFFSET(type, member) __builtin_offsetof(struct type, member)
-#define OWNER_TASK (~7ULL)                              /* rwsem.owner: RWSEM_READER_OWNED, RWSEM_NONSPINNABLE below (kernel/locking/rwsem.c) */
+/* rwsem.owner without RWSEM_NONSPINNABLE. RWSEM_READER_OWNED stays in: a reader's name stands there until the next owner writes its own, and
+   a writer has the lock before it has written (kernel/locking/rwsem.c): for that moment the last reader would pass for the writer. */
+#define OWNER_TASK (~2ULL)
 
 /* Who holds an rwsem. For a lock that this task holds the answer cannot be wrong: nobody else changes it meanwhile. */
 static __always_inline u32 owner_of(u64 rwsem) {
@@ -64,11 +67,13 @@ static __always_inline void put(struct frame *f, u32 step) {
   f->key.steps[n] = step;
   n += 1;
   u64 last = steps_before(f, n);
+  u32 reach = 0;                                        /* how far back the repeats among the last k steps stand for */
 #pragma unroll
   for (u32 k = 1; k <= 8; k++) {
     u32 drop = 0, first = last >> (64 - 8 * k) & 0xff;
     if (n < 2 * k) break;
-    if (first >= STEP_REPEAT && first < STEP_REPEAT + 8) continue;    /* a group does not begin with the end of another */
+    if (first >= STEP_REPEAT && first < STEP_REPEAT + 8 && k + first - STEP_REPEAT > reach) reach = k + first - STEP_REPEAT;
+    if (reach >= k) continue;                           /* no group cuts through another */
     u64 with_mark = steps_before(f, n - k), without = steps_before(f, n - k - 1);
     if (n > 2 * k && with_mark >> 56 == STEP_REPEAT + k - 1 && !((last ^ without) >> (64 - 8 * k))) drop = 1;
     else if (!((last ^ with_mark) >> (64 - 8 * k))) drop = 2;
@@ -92,11 +97,19 @@ static __always_inline struct frame *innermost(struct insider *t, u32 tid) {
   return t->depth ? frames.lookup(&key) : 0;
 }
 
+/* A window whose return was missed is left behind by its task: what runs now runs no deeper on the stack. */
+static __always_inline struct frame *alive(struct insider *t, struct frame *f, u64 mark) {
+  if (!f || mark < f->mark) return f;
+  count(WINDOWS_UNCLOSED);
+  t->depth -= 1;
+  return 0;
+}
+
 /* The window that the current task is in, or none: one look-up for a task that is in none. */
-static __always_inline struct frame *here(void) {
+static __always_inline struct frame *here(void *ctx) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  return t ? innermost(t, tid) : 0;
+  return t ? alive(t, innermost(t, tid), ON_STACK(ctx)) : 0;
 }
 
 static __always_inline void shift_in(u32 *context, u32 value, u32 shift) { *context |= value << shift; }
@@ -119,7 +132,7 @@ static __always_inline void note_entry(struct frame *f) {
 #define VM_STACK_SETUP 0x00018000ULL                    /* VM_SEQ_READ | VM_RAND_READ: execve() has not placed this stack yet */
 
 /* Open a window. `vma` may be 0; mm is then the task's own. */
-static __always_inline void enter(u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
+static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
   if (!open_gate()) return;
   u32 tid = bpf_get_current_pid_tgid(), zero = 0;
   struct insider *t = insiders.lookup(&tid);
@@ -127,7 +140,7 @@ static __always_inline void enter(u32 window, u32 flags, u32 asked, u32 returns,
     struct insider fresh = {};
     if (insiders.update(&tid, &fresh) || !(t = insiders.lookup(&tid))) { count(WINDOWS_LOST); return; }
   }
-  struct frame *outer = innermost(t, tid);
+  struct frame *outer = alive(t, innermost(t, tid), mark);
   if (outer) {
     if (flags & WINDOW_REBUILT) return;                 /* the function that is rebuilt is not called by a window */
     if (outer->key.window == window) {                  /* none of these functions recurses: its return was missed */
@@ -146,6 +159,7 @@ static __always_inline void enter(u32 window, u32 flags, u32 asked, u32 returns,
   struct frame *f = frames.lookup(&key);
   if (!f) return;
   t->depth = key.depth + 1;
+  f->mark = flags & WINDOW_REBUILT ? mark + 512 : mark;     /* it began in a call that the function made, beside those to come */
   f->key.window = window;
   f->flags = flags;
   f->asked = asked;
@@ -193,7 +207,7 @@ static __always_inline u32 geometry_of(struct frame *f, u64 start, u64 end) {
   if ((start | end) & 0xfff) return GEOMETRY_UNALIGNED;
   /* execve() moves its stack with the pages in it: shift_arg_pages(), relocate_vma_down() */
   if (placing != VM_STACK_SETUP && READ(vm_area_struct, f->vma, vm_pgoff) - f->was_pgoff != d) return GEOMETRY_PGOFF;
-  if (f->asked == ASKED_RANGE && (start != f->asked_start || end != f->asked_end)) return GEOMETRY_NOT_AS_ASKED;
+  if (f->asked == ASKED_RANGE && ((f->asked_start && start != f->asked_start) || end != f->asked_end)) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_SPLIT && ((u32)f->asked_end ? start : end) != f->asked_start) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_BELOW && start > f->asked_start) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_SPLIT && f->stored) {
@@ -310,8 +324,8 @@ static __always_inline void finish(void *ctx, struct frame *f, u64 value) {
   if (f->flags & WINDOW_WALKS) observe(window == WINDOW_rmap_walk_anon ? HIST_WALK_ANON : window == WINDOW_rmap_walk_file ? HIST_WALK_FILE : HIST_WALK_KSM, f->visits);
 }
 
-/* Close the innermost window of this function; windows inside it whose return was missed go with it (their rows are written over). */
-static __always_inline void leave(void *ctx, u32 window, u64 value) {
+/* Close the window that this call opened (mark 0: the innermost of this function); windows inside it whose return was missed go with it. */
+static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
   if (!t) return;
@@ -324,7 +338,7 @@ static __always_inline void leave(void *ctx, u32 window, u64 value) {
     if (f || depth <= i) continue;
     key.depth = depth - 1 - i;
     f = frames.lookup(&key);
-    if (f && f->key.window != window) f = 0;
+    if (f && (f->key.window != window || (mark && f->mark != mark))) f = 0;
   }
   if (!f) return;                                       /* it began before the gate opened, or was lost */
   finish(ctx, f, value);

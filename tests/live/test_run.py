@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -124,10 +123,11 @@ def test_bad_usage_is_one_message_and_exit_2(args: list[str], expected: str) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_without_bcc() -> None:
+def test_without_bcc(tmp_path: Path) -> None:
     """As on a machine where python3-bpfcc is not installed."""
-    code = "import sys; sys.modules['bcc'] = None; from tracer.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, "exec", "--", "true"], capture_output=True, text=True, check=False)
+    (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 2
     assert "cannot import bcc" in done.stderr
     assert "apt-get install python3-bpfcc" in done.stderr
@@ -177,6 +177,15 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     assert states.pop("never_there") in (State.MISSING, State.DENIED)
     full = {h.hook.name for stem in made.stems if stem.name in EVERYWHERE for h in stem.hooks}
     assert {states[name] for name in full} == {State.ATTACHED}
+
+
+def test_a_compiler_that_crashes_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "bcc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2
+    assert "the compiler gave no answer: it died of SIGSEGV" in done.stderr
+    assert not remaining()
 
 
 def test_run_on_a_terminal_draws_a_table() -> None:

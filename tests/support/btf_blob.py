@@ -80,7 +80,17 @@ def kernel_types() -> bytes:
     void = blob.pointer()
     comm = blob.array(char, 16, u32)
     context = blob.record("", 16, [("ctx_id", u64, 64)])
-    mm = blob.record("mm_struct", 128, [("pgd", void, 64), ("context", context, 512)])
+    atomic = blob.record("", 8, [("counter", u64, 0)])
+    rwsem = blob.record("rw_semaphore", 16, [("count", atomic, 0), ("owner", atomic, 64)])
+    tree = blob.record("maple_tree", 16, [])
+    mm_members: list[tuple[str, int, int] | tuple[str, int, int, int]] = [
+        ("pgd", void, 64),
+        ("context", context, 512),
+        ("mmap_lock", rwsem, 1024),
+        ("mm_mt", tree, 1152),
+        ("mm_users", atomic, 1280),
+    ]
+    mm = blob.record("mm_struct", 256, mm_members)
     mm_pointer = blob.pointer(mm)
     task = blob.record(
         "task_struct",
@@ -97,9 +107,16 @@ def kernel_types() -> bytes:
     task_pointer = blob.pointer(task)
     blob.record("files_struct", 64, [("fdt", void, 256)])
     blob.record("fdtable", 64, [("fd", void, 64)])
-    blob.record("file", 64, [("f_mapping", void, 128)])
+    file = blob.pointer(blob.record("file", 64, [("f_mapping", void, 128)]))
     xarray = blob.record("xarray", 16, [("xa_head", void, 64)])
-    blob.record("address_space", 64, [("i_pages", xarray, 64)])
+    rb_root = blob.record("rb_root", 8, [("rb_node", void, 0)])
+    cached = blob.record("rb_root_cached", 16, [("rb_root", rb_root, 0)])
+    space_members = [("host", void, 0), ("i_pages", xarray, 64), ("i_mmap", cached, 192), ("i_mmap_rwsem", rwsem, 320)]
+    space = blob.record("address_space", 64, [*space_members, ("invalidate_lock", rwsem, 448 - 64)])
+    blob.record("inode", 160, [("i_mapping", void, 0), ("i_rwsem", rwsem, 64), ("i_data", space, 256)])
+    anon_vma = blob.record("anon_vma", 48, [("root", void, 0), ("rwsem", rwsem, 64), ("rb_root", cached, 192)])
+    blob.record("anon_vma_chain", 16, [("vma", void, 0), ("anon_vma", void, 64)])
+    mas = blob.pointer(blob.record("ma_state", 16, [("tree", void, 0)]))
     flags = blob.typedef("memdesc_flags_t", blob.record("", 8, [("f", u64, 0)]))
     blob.record("page", 64, [("flags", flags, 0), ("compound_head", u64, 64)])
     blob.record("ptdesc", 64, [("pt_mm", mm_pointer, 256)])
@@ -118,11 +135,39 @@ def kernel_types() -> bytes:
     blob.tracepoint("mmap_lock_acquire_returned", [mm_pointer, boolean, boolean])
     blob.tracepoint("mmap_lock_released", [mm_pointer, boolean])
     blob.function("bpf_iter_task", [void])
-    vma = blob.pointer(blob.record("vm_area_struct", 64, [("vm_mm", mm_pointer, 64), ("vm_start", u64, 192), ("vm_end", u64, 256)]))
-    folio = blob.pointer(blob.record("folio", 64, [("flags", flags, 0)]))
+    vma_members = [("vm_mm", mm_pointer, 64), ("vm_start", u64, 192), ("vm_end", u64, 256), ("vm_flags", u64, 320), ("vm_file", file, 384)]
+    vma = blob.pointer(blob.record("vm_area_struct", 80, [*vma_members, ("vm_pgoff", u64, 448), ("anon_vma", blob.pointer(anon_vma), 512)]))
+    folio = blob.pointer(blob.record("folio", 64, [("flags", flags, 0), ("mapping", void, 192)]))
+    _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
+    blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
+    blob.tracepoint("contention_begin", [void, u32])
+    blob.tracepoint("contention_end", [void, s32])
     blob.record("rmap_walk_arg", 16, [("map_unused_to_zeropage", boolean, 0), ("folio", folio, 64)])
     blob.function("try_to_migrate_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean)
     blob.function("remove_migration_pte", {"folio": folio, "vma": vma, "addr": u64, "arg": void}, boolean)
     blob.function("__split_huge_pmd_locked", {"vma": vma, "pmd": void, "haddr": u64, "freeze": boolean})
     blob.function("split_huge_page_to_list_to_order", {"page": void, "list": void, "new_order": u32}, s32)
     return blob.bytes()
+
+
+def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64: int, s32: int, boolean: int) -> None:
+    """Functions that are windows, trees and locks, with the parameters that 6.1 gives them."""
+    adjust = {"vma": vma, "start": u64, "end": u64, "pgoff": u64, "insert": vma, "expand": vma}
+    blob.function("__vma_adjust", adjust, s32)
+    blob.function("__split_vma", {"mm": mm, "vma": vma, "addr": u64, "new_below": s32}, s32)
+    blob.function("vma_adjust_trans_huge", {"vma": vma, "start": u64, "end": u64, "adjust_next": u64})
+    for name in ("khugepaged_enter_vma", "perf_event_mmap", "unlink_anon_vmas"):
+        blob.function(name, {"vma": vma})
+    blob.function("lru_add_drain", {})
+    blob.function("expand_downwards", {"vma": vma, "address": u64}, s32)
+    blob.function("copy_vma", {"vmap": blob.pointer(vma), "addr": u64, "len": u64}, vma)
+    blob.function("anon_vma_clone", {"dst": vma, "src": vma}, s32)
+    blob.function("dup_mmap", {"mm": mm, "oldmm": mm}, s32)
+    blob.function("vm_area_dup", {"orig": vma}, vma)
+    blob.function("rmap_walk_anon", {"folio": folio, "rwc": void, "locked": boolean})
+    for name in ("vma_interval_tree_insert", "vma_interval_tree_remove", "anon_vma_interval_tree_insert", "anon_vma_interval_tree_remove"):
+        blob.function(name, {"node": void, "root": void})
+    for name in ("down_read", "down_write", "up_read", "up_write", "downgrade_write"):
+        blob.function(name, {"sem": void})
+    for name in ("down_write_killable", "down_read_trylock"):
+        blob.function(name, {"sem": void}, s32)

@@ -12,6 +12,7 @@ from tracer.findings import Findings
 from tracer.judge import Judge
 from tracer.snapshot import checks
 from tracer.suspects import Desk, Judged
+from tracer.symbols import Symbols
 from tracer.verdict import Ruling, Verdict
 
 WELCOME_NS = 10**10
@@ -22,15 +23,19 @@ class Court(Judge):
 
     def __init__(self, world: World, oracle: bool = True, patrol: bool = True, checked: Container[str] = ("M1", "M4", "M5")) -> None:
         self.world, self.judged, self.second_walks = world, list[Judged](), dict[Place, Ruling]()
+        self.accused: list[int] = []  # World.names of the entries that M1 named when it did
         patrol_ns = 60 * 10**9 if patrol else 0
         desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
-        super().__init__(
-            world.books, desk, Findings(world.books, synthetic_kernel(), lambda: world.now), WELCOME_NS, lambda: world.now, checked
-        )
+        kernel = synthetic_kernel()
+        findings = Findings(world.books, kernel, Symbols(kernel), lambda: world.now)
+        super().__init__(world.books, desk, findings, WELCOME_NS, lambda: world.now, checked)
 
     def _take(self, decided: Iterable[Judged]) -> None:
         decided = list(decided)
         self.judged += decided
+        for one in decided:
+            if one.case.invariant == "M1" and one.decision.verdict is Verdict.VIOLATED:
+                self.accused += [self.world.names.get((a.mm.id, a.addr), 0) for a in one.decision.proven]
         super()._take(decided)
 
     def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:

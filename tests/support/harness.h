@@ -21,7 +21,7 @@ static u64 harness_constant(u32 number) { return harness_constants[number & 1023
 static u64 harness_place(void *ctx, u32 number) { s64 at = harness_places[(number & 0xfff) >> 3]; return at < 0 ? 0 : *(u64 *)((u8 *)ctx + at); }
 
 /* What the kernel would know; the test sets it. */
-u64 harness_pid_tgid, harness_task, harness_now;
+u64 harness_pid_tgid, harness_task, harness_now, harness_stack;
 u32 harness_ring_room = 1 << 20;
 
 #define bpf_get_current_pid_tgid() harness_pid_tgid
@@ -76,10 +76,11 @@ static int map_update(struct map *m, const void *key, const void *value) {
   static __attribute__((constructor)) void nm##_new(void) { map_new(&nm##_map, #nm, sizeof(K), sizeof(V), N, KIND); } \
   static V *nm##_lookup(K *k) { return map_lookup(&nm##_map, k); } \
   static int nm##_update(K *k, V *v) { return map_update(&nm##_map, k, v); } \
+  static int nm##_insert(K *k, V *v) { return map_lookup(&nm##_map, k) ? -17 : map_update(&nm##_map, k, v); } \
   static int nm##_delete(K *k) { return map_delete(&nm##_map, k); } \
   static int nm##_stackid(void *ctx, u64 flags) { return 7; } \
-  static struct { V *(*lookup)(K *); int (*update)(K *, V *); int (*delete)(K *); int (*get_stackid)(void *, u64); } nm = \
-    {nm##_lookup, nm##_update, nm##_delete, nm##_stackid};
+  static struct { V *(*lookup)(K *); int (*update)(K *, V *); int (*insert)(K *, V *); int (*delete)(K *); int (*get_stackid)(void *, u64); } nm = \
+    {nm##_lookup, nm##_update, nm##_insert, nm##_delete, nm##_stackid};
 #define BPF_HASH(nm, K, V, N) MAP(nm, K, V, N, HASH)
 #define BPF_ARRAY(nm, V, N) MAP(nm, u32, V, N, ARRAY)
 #define BPF_PERCPU_ARRAY(nm, V, N) MAP(nm, u32, V, N, ARRAY)

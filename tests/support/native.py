@@ -34,6 +34,11 @@ SIZES = {
     "HITS": 64,
     "UPPERS": 256,
     "LEAVES": 1024,
+    "TASK_ROWS": 16,
+    "FRAME_ROWS": 64,
+    "PROTOCOL_ROWS": 32,
+    "HOLD_ROWS": 64,
+    "FLIGHT_ROWS": 8,
 }
 LAYOUTS = Layouts.read(PROBES / "include/books.h")
 
@@ -148,8 +153,10 @@ def _constant(word: str) -> int:
 
 MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window
-    queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock""".split()
+    queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
+    insiders frames blank_frame protocols holds window_times lock_waits lock_holds flights next_flight""".split()
 )
+WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
     """mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
     sched_process_exit exit_mmap mmap_lock_start_locking mmap_lock_acquire_returned mmap_lock_released
@@ -167,6 +174,12 @@ class Native:
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
         ways = [hook.ways[0] for stem in attach_plan().stems if stem.name == "ledger" for hook in stem.hooks]
         self.programs |= {point.program: NativeProgram(self.lib, point.program, point) for way in ways for point in way.points}
+        self.hooks = {
+            hook.hook.name: {point.how: NativeProgram(self.lib, point.program, point) for point in hook.ways[0].points}
+            for stem in attach_plan().stems
+            for hook in stem.hooks
+            if stem.name in WINDOW_STEMS and hook.ways
+        }
         self._buffer = ctypes.create_string_buffer(1 << 16)
 
     def set(self, name: str, value: int) -> None:
@@ -174,9 +187,15 @@ class Native:
         kind.in_dll(self.lib, name).value = value
 
     def events(self) -> list[bytes]:
-        size = LAYOUTS.structs["event"].size
+        head, at, found = LAYOUTS.structs["event"], 0, list[bytes]()
         used = self.lib.harness_ring(self._buffer)
-        return [self._buffer.raw[at : at + size] for at in range(0, used, size)]
+        while at < used:
+            size = head.size
+            if head.unpack(self._buffer.raw[at:]).kind == LAYOUTS.constants["PROTOCOL_NEW"]:
+                size += LAYOUTS.structs["sighting"].size + LAYOUTS.structs["protocol_key"].size
+            found.append(self._buffer.raw[at : at + size])
+            at += size
+        return found
 
     def sequence(self) -> bytes:
         used = self.lib.harness_sequence(self._buffer)

@@ -51,6 +51,7 @@ def snapshot(**changes: Any) -> Snapshot:
         "violations": {v.first.id: v for v in tally.violations.values()},
         "statistics": {"set_migration_pte": RunStatistics(1, 10, 0.5, 2)},
         "histograms": {"HIST_MIGRATION_ENTRY": Histogram(tuple(slots), 5_000_000_000)},
+        "window_times": {"vma_expand": Histogram(tuple(slots), 5_000_000_000)},
         "counters": {"LEDGER_LOST": 3, "EVIDENCE_LOST": 1, "ENTRIES_BOOKED": 44},
         "oracle": {"asked": 5, "cleared": 2},
     }

@@ -70,7 +70,8 @@ class World:
         self.locked: set[int] = set()
         self.seen: set[tuple[int, int]] = set()  # (mm number, pfn) of entries that a second walk visited and did not restore
         self.passed: set[tuple[int, int]] = set()  # and of those that it passed over
-        self.next_pfn, self.next_mm = 1, 1
+        self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
+        self.names: dict[tuple[int, int], int] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
         self.books = Books(self.native.maps, LAYOUTS)
         self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels)
         self.books.set_params(gate=1, levels=levels, welcome_ns=10**10, page_offset=self.page_offset, vmemmap=self.vmemmap)
@@ -169,6 +170,10 @@ class World:
         mm.migrating.discard(addr)
         return pfn
 
+    def _name(self, mm: SimMm, addr: int) -> None:
+        self.names[mm.number, addr] = self.next_name
+        self.next_name += 1
+
     # migrations
     def start(self, tid: int) -> SimMigration:
         self.become(tid)
@@ -186,6 +191,7 @@ class World:
                 self.call("first_walk", self.folio(pfn), mm.vma, addr)
                 self.put(self.slot(mm, addr), entry)
                 mm.migrating.add(addr)
+                self._name(mm, addr)
                 self.fire("set_migration_pte", addr, entry, 0)
                 self.call("first_walk_leave")
 
@@ -277,6 +283,7 @@ class World:
         mm.entries[to] = mm.entries[addr]
         if addr in mm.migrating:
             mm.migrating.add(to)
+            self.names[mm.number, to] = self.names[mm.number, addr]
         self.zap(mm, addr)
 
     def lock_mm(self, mm: SimMm, write: bool = True) -> None:
@@ -306,6 +313,7 @@ class World:
             self.put(self.slot(parent, addr), entry)
             self.put(self.slot(child, addr), entry)
             child.migrating.add(addr)
+            self._name(child, addr)
         else:
             self.put(self.slot(child, addr), self.get(self.slot(parent, addr)))
         child.entries[addr] = parent.entries[addr]

@@ -65,15 +65,33 @@ def test_an_unstable_entry_is_no_look() -> None:
 def test_gone_from_its_address_waits_for_the_sweep() -> None:
     c = case()
     assert judge(c, [], 0, PATIENCE) is None
-    c.swept = True
+    c.swept([], complete=True)
     decision = judge(c, [], 1, PATIENCE)
     assert decision
     assert decision.verdict is Verdict.HOLDS
 
 
+def test_proof_of_one_entry_waits_for_a_sweep_while_another_is_missing() -> None:
+    c = Case("M1", 0x400000, range(99, 100), 2, opened_ns=0)
+    assert looks(c, [LEFT], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS, 2 * PATIENCE]) == [None] * 4
+    assert c.lacks([LEFT])
+    c.swept([LEFT], complete=True)
+    assert not c.lacks([LEFT])
+    decision = judge(c, [LEFT], 3 * PATIENCE, PATIENCE)
+    assert decision
+    assert (decision.verdict, decision.proven) == (Verdict.VIOLATED, (LEFT,))
+
+
+def test_an_entry_that_a_sweep_saw_is_looked_for_again_when_it_is_missed() -> None:
+    c = case()
+    c.swept([LEFT], complete=True)
+    assert judge(c, [], 0, PATIENCE) is None
+    assert c.lacks([])
+
+
 def test_an_incomplete_sweep_proves_nothing() -> None:
     c = case()
-    c.swept, c.sweep_complete = True, False
+    c.swept([], complete=False)
     decision = judge(c, [], 1, PATIENCE)
     assert decision
     assert decision.verdict is Verdict.UNVERIFIABLE
@@ -103,7 +121,7 @@ def test_entries_of_later_migrations_do_not_keep_a_case_open() -> None:
     passing = [replace(LEFT, addr=0x400000 + n * 4096, pfn=1024 + n, locked=True) for n in range(5)]
     assert judge(c, [passing[0]], 0, PATIENCE) is None
     assert judge(c, [passing[1]], LOOK_GAP_NS, PATIENCE) is None, "not swept yet"
-    c.swept = True
+    c.swept([passing[2]], complete=True)
     assert judge(c, [passing[2]], 2 * LOOK_GAP_NS, PATIENCE) is None, "what the sweep found may be ours"
     decision = judge(c, [passing[3]], 3 * LOOK_GAP_NS, PATIENCE)
     assert decision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.native import LAYOUTS
@@ -44,7 +44,7 @@ def test_the_same_rows_again_change_nothing() -> None:
     assert first["L5", HOLDS] == 10
     assert court.update({key(LEGAL): 11})["L3", HOLDS] == 11
     assert court.update({key(LEGAL): 4})["L3", HOLDS] == 11
-    assert court.protocols() == {parse(LEGAL): 11, parse(LEAK): 2}
+    assert {ruled.protocol: ruled.windows for ruled in court.protocols()} == {parse(LEGAL): 11, parse(LEAK): 2}
 
 
 def test_a_protocol_is_judged_once() -> None:
@@ -83,13 +83,13 @@ def test_a_finding_carries_its_sighting() -> None:
     assert finding.summary == "returns an error with the anon_vma rwsem held for write"
     assert finding.task == {"pid": 7, "comm": "cc1"}
     assert finding.stack == sighting.stack
+    assert finding.protocol == LEAK
+    assert finding.trail == sighting.trail
     assert finding.evidence == {
-        "protocol": LEAK,
         "proven": True,
         "sighted": True,
         "vma": {"start": "0x1000"},
         "addresses": {"anon": "0xffff"},
-        "trail": [],
     }
     court.update({key(LEAK): 6})
     assert court.report(tally, 2.0) == []
@@ -110,13 +110,15 @@ def test_a_sighting_that_comes_late_completes_the_finding() -> None:
     assert violation.count == 1
 
 
-def test_lost_events_take_back_what_only_the_steps_say() -> None:
+def test_lost_events_take_back_all_that_needs_a_whole_window() -> None:
     court = rulings()
     court.update({key(TURNED): 1, key(LEAK): 1, key(READER): 1}, lossy=True)
     assert court.checks["L1", UNVERIFIABLE] == 1
     assert court.checks["L1", VIOLATED] == 0
-    assert court.checks["L3", UNVERIFIABLE] == 1
-    assert court.checks["L3", VIOLATED] == 1
+    assert court.checks["L3", UNVERIFIABLE] == 2
+    assert court.checks["L3", VIOLATED] == 0
+    court.update({key("outside[]  anon+(-)"): 1}, lossy=True)
+    assert court.checks["L4", VIOLATED] == 1, "a step and its lock's owner are one moment"
     court.update({key(TURNED): 3})
     assert court.checks["L1", UNVERIFIABLE] == 1
     assert court.checks["L1", VIOLATED] == 2
@@ -144,17 +146,18 @@ def test_a_key_that_cannot_be_read_is_counted_and_named() -> None:
     court.update({odd: 5})
     assert court.windows_unreadable == 5
     assert "cannot read the protocol" in court.unreadable[odd]
-    assert court.rulings(odd) == {}
+    assert court.rule(odd) == {}
     assert not court.checks
 
 
 @pytest.mark.parametrize("line", LINES)
 def test_the_rulings_of_a_key_can_be_asked_for(line: str) -> None:
     court = rulings()
-    court.update({key(line): 1})
-    assert set(court.rulings(key(line))) >= {"L3"}
+    assert set(court.rule(key(line))) >= {"L3"}
+    assert not court.protocols(), "asking does not count"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.dictionaries(st.sampled_from(LINES), st.integers(1, 50)), st.booleans(), st.booleans()), max_size=8))
 def test_totals_and_tally_stay_in_step(updates: list[tuple[dict[str, int], bool, bool]]) -> None:
     court, tally, most = rulings(), Tally(), dict[str, int]()

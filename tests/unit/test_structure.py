@@ -13,15 +13,16 @@ from tracer.errors import RmapdError
 from tracer.invariant import Coverage, discover
 from tracer.layout import parse
 
-# Lower numbers know nothing of higher ones. bcc is known to `loader` alone.
+# Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
     {"errors", "answer", "histogram", "stubs", "monitors"},
     {"btf", "layout", "bpf", "verdict", "config", "template"},
-    {"slices", "kernel", "instance", "protocol", "signature", "program"},
-    {"plan", "symbols", "books", "encoding", "notation", "invariant"},
-    {"oracle", "loader", "snapshot"},
+    {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
+    {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
+    {"oracle", "loader", "rulings"},
+    {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
-    {"findings", "rulings", "web"},
+    {"findings", "docket", "web"},
     {"judge"},
     {"session"},
     {"service", "execute", "doctor"},
@@ -57,7 +58,7 @@ def test_imports_point_one_way() -> None:
 
 def test_bcc_is_imported_by_one_module() -> None:
     users = {path.name for path in (ROOT / "tracer").rglob("*.py") if "bcc" in imports(path)}
-    assert users == {"loader.py"}
+    assert users == {"compiler.py"}
 
 
 def test_monitors_know_no_machinery() -> None:

@@ -21,8 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
 _BAD = re.compile(r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic|WARNING: CPU")
-
-
+_PART = re.compile(r"Depends: (linux-(?:image|binary|modules|base)-\S+)")
 _START = "rmapd-vm: the command starts here"  # what the emulated machine complained about before is not ours
 
 
@@ -73,29 +72,40 @@ def _apt(suite: str, state: Path) -> list[str]:
     return flags
 
 
+def _packages(package: str, flags: list[str]) -> list[str]:
+    """The package and what it depends on of the same kernel: from 6.19 on kernel and modules come in packages of their own."""
+    wanted = [package]
+    for one in wanted:
+        listed = subprocess.run(["apt-cache", *flags, "depends", one], check=True, capture_output=True, text=True).stdout
+        wanted += [found for found in _PART.findall(listed) if found not in wanted]
+    return wanted
+
+
 def image(name: str) -> Path:
-    """The kernel image, fetched and unpacked on first use."""
+    """The kernel image, fetched and unpacked on first use: boot/vmlinuz-RELEASE, modules under lib/modules beside it."""
     entry, home = ladder()[name], CACHE / name
     found = sorted(home.glob("boot/vmlinuz-*"))
     if found:
         return found[0]
     shutil.rmtree(home, ignore_errors=True)
     flags = _apt(entry.suite, CACHE / f"{name}.apt")
-    package = entry.package
-    depends = subprocess.run(["apt-cache", *flags, "depends", package], check=True, capture_output=True, text=True).stdout
-    if real := re.search(r"Depends: (linux-image-\S+)", depends):
-        package = real[1]
     unpacked = CACHE / f"{name}.new"
     shutil.rmtree(unpacked, ignore_errors=True)
-    unpacked.mkdir(parents=True)
-    subprocess.run(["apt-get", *flags, "-q", "download", package], check=True, capture_output=True, cwd=unpacked)
-    (archive,) = unpacked.glob("*.deb")
-    subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
-    archive.unlink()
+    (unpacked / "boot").mkdir(parents=True)
+    subprocess.run(["apt-get", *flags, "-q", "download", *_packages(entry.package, flags)], check=True, capture_output=True, cwd=unpacked)
+    for archive in unpacked.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
+        archive.unlink()
     if not (unpacked / "lib").exists():
         (unpacked / "lib").symlink_to("usr/lib")
+    for kernel in unpacked.glob("lib/modules/*/vmlinuz"):
+        kernel.rename(unpacked / "boot" / f"vmlinuz-{kernel.parent.name}")
+    (kernel,) = unpacked.glob("boot/vmlinuz-*")
+    release = kernel.name.removeprefix("vmlinuz-")
+    if not (unpacked / "lib/modules" / release / "modules.dep").exists():
+        subprocess.run(["depmod", "-b", str(unpacked), release], check=True)
     unpacked.rename(home)
-    return sorted(home.glob("boot/vmlinuz-*"))[0]
+    return home / "boot" / kernel.name
 
 
 def run(
@@ -116,7 +126,7 @@ def run(
     folder = RESULTS / f"{name}-{label}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment = f"export OUT={folder} PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 PATH={ROOT}/.venv/bin:$PATH"
+    environment = f"export OUT={folder} PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={ROOT} PATH={ROOT}/.venv/bin:$PATH"
     body = (
         f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
     )

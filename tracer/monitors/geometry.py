@@ -43,7 +43,7 @@ INVARIANTS = (
         stated="validate_mm(), mm/vma.c",
         not_violations="A failed window's VMA that is not as asked for.",
         confirmed="By the VMA at the window's end, under the mmap_lock that the window holds.",
-        blind_spots="Windows of functions that give no VMA.",
+        blind_spots="Windows of functions that give no VMA. Overlap is looked for between the halves of a split, not with others.",
         needs=("__vma_adjust|commit_merge|vma_expand",),
         lacking={
             "__vma_adjust|vma_shrink": "shrinking is not seen",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tracer.answer import Answer, Place
@@ -42,8 +42,9 @@ INVARIANTS = (
         confirmed="Three looks, 5 ms or more apart, by the page-table oracle: the entry is there and its page is not locked. "
         "An entry that is not at its address is looked for in all page tables before it counts as gone.",
         blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
-        "shared its fork window with another on the same instant; migrate_vma_*() (device memory), which inserts without a tracepoint: "
-        "only the patrol finds what it leaves.",
+        "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
+        "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
+        "patrol finds what it leaves.",
         needs=("mm_migrate_pages_start", "mm_migrate_pages", "set_migration_pte", "remove_migration_pte"),
         lacking=_LACKING,
     ),
@@ -71,9 +72,17 @@ class Look:
     time_ns: int
 
 
+Home = tuple[int | None, tuple[int, int] | None]
+"""An address, or any; (size, number) of a block of pages, or any."""
+
+
 @dataclass
 class Case:
-    """One suspect under examination. pfns: where its page may be found by a sweep (a PMD entry may have been split)."""
+    """One suspect under examination: `count` entries of one row (0: of no row, found by a sweep).
+
+    pfns: where its page may be found by a sweep (a PMD entry may have been split). left: how many pages' worth of entries may
+    still be in some page table: all at first, then what the last sweep found. As long as fewer are met, one may be elsewhere.
+    """
 
     invariant: str
     addr: int
@@ -81,25 +90,53 @@ class Case:
     count: int
     opened_ns: int
     level: int = 1
-    swept: bool = False
+    left: int = field(init=False)
+    just_swept: bool = False
     sweep_complete: bool = True
     looks: dict[Place, Look] = field(default_factory=dict)
     standing: set[Place] = field(default_factory=set)
     gone: set[Place] = field(default_factory=set)
-    searched: bool = False
     answers: tuple[Answer, ...] = ()
 
-    def concerns(self, answer: Answer) -> bool:
-        """Whether a migration entry found somewhere is this one."""
-        return answer.pfn in self.pfns or (answer.addr == self.addr and answer.migration)
+    def __post_init__(self) -> None:
+        self.left = self.size
 
-    def waits_for(self, answer: Answer) -> bool:
-        """Whether this entry keeps the case from being looked for elsewhere."""
-        return self.concerns(answer) and (answer.left_behind or answer.place in self.standing or not (self.looks or self.gone))
+    @property
+    def size(self) -> int:
+        """Pages' worth of entries that were booked."""
+        return max(1, self.count) * len(self.pfns)
+
+    @property
+    def homes(self) -> tuple[Home, Home, Home]:
+        """Where its entries may be, the likeliest first: its page at its address, its page, its address."""
+        page = len(self.pfns), self.pfns.start // len(self.pfns)
+        return (self.addr, page), (None, page), (self.addr, None)
+
+    def lacks(self, answers: Iterable[Answer]) -> bool:
+        """Whether fewer were found than may be left: the others must be looked for elsewhere."""
+        first_look = not (self.looks or self.gone)
+        return pages(a for a in answers if first_look or a.left_behind or a.place in self.standing) < self.left
+
+    def swept(self, answers: Sequence[Answer], complete: bool) -> None:
+        """A sweep found these of its entries, and they are asked about again where it found them; the others are gone."""
+        self.left = pages(a for a in answers if a.left_behind)
+        self.answers += tuple(answers)
+        self.just_swept, self.sweep_complete = True, complete
 
     @property
     def stubborn(self) -> bool:
         return any(self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks)
+
+
+def homes(answer: Answer) -> tuple[list[Home], list[Home], list[Home]]:
+    """The Case.homes that a migration entry found somewhere belongs to: as a PTE's, or as part of a PMD's."""
+    frames = (1, answer.pfn), (512, answer.pfn // 512)
+    return [(answer.addr, page) for page in frames], [(None, page) for page in frames], [(answer.addr, None)] if answer.migration else []
+
+
+def pages(answers: Iterable[Answer]) -> int:
+    """How many pages the entries stand for."""
+    return sum(512 if answer.level == 2 else 1 for answer in answers)
 
 
 @dataclass(frozen=True)
@@ -119,35 +156,35 @@ def _look(case: Case, answers: Sequence[Answer], now_ns: int) -> None:
         counts = now_ns - last.time_ns >= LOOK_GAP_NS
         free = (last.free + counts) if answer.left_behind else 0
         looks[answer.place] = Look(last.count + counts, free, now_ns if counts else last.time_ns)
+    first_look = not (case.looks or case.gone)
     case.gone |= set(case.looks) - set(looks)
-    first_look, just_swept = not case.looks and not case.gone, case.swept and not case.searched
-    if first_look or just_swept:
+    if first_look or case.just_swept:
         case.standing |= set(looks) - case.gone
     case.standing &= set(looks)
-    case.looks, case.searched = looks, case.swept
+    case.looks, case.just_swept = looks, False
 
 
 def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) -> Decision | None:
     """Decide a case from the migration entries found now; None: look again later.
 
     The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that began after the
-    migration ended, is the other proof. Entries with a locked page are other migrations under way, unless they were there
-    from the first look on (pages that move to and fro meet the same addresses and page frames again: seen on 6.1 with two nodes).
+    migration ended, is the other proof; a case that lacks entries waits for that sweep, whatever else it has. Entries with a
+    locked page are other migrations under way, unless they were there from the first look on (pages that move to and fro meet
+    the same addresses and page frames again: seen on 6.1 with two nodes).
     Anything between waits, and is a suspect when patience runs out.
     """
     _look(case, answers, now_ns)
     ours = [a for a in answers if a.left_behind or a.place in case.standing]
     case.answers = tuple(ours)
+    case.left = max(case.left, pages(a for a in ours if a.left_behind))
+    if pages(ours) < case.left:
+        return None  # one may have moved: gone means gone in a sweep that began after it was last seen
     proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
     late = now_ns - case.opened_ns >= patience_ns
     if proven and (late or len(proven) == len(ours)):
         return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
-    if any(a.left_behind for a in ours):
-        case.swept = case.searched = False  # it may yet move: gone means gone in a sweep that began after it was last seen
     if ours:
         return _stubborn(case, ours) if late else None
-    if not case.swept:
-        return None
     if not case.sweep_complete:
         return Decision(Verdict.UNVERIFIABLE, "not at its address, and the sweep could not search every page table")
     return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")

@@ -7,6 +7,7 @@ from tracer.protocol import BOUNDARY_WINDOWS, Commit, Protocol, Step, Tree, Tree
 from tracer.verdict import Ruling, Verdict
 
 STORES_LATE = {
+    ("__vma_adjust", Tree.FILE): "__vma_adjust(), mm/mmap.c up to 6.2: with `insert`, only the new half is stored, after the trees",
     ("__split_vma", Tree.FILE): "vma_complete(), mm/vma.c: the file VMA is back in its tree when the new half, the only one stored, is",
 }
 """(window, tree) -> where the kernel puts the VMA back before the commit that a protocol shows."""

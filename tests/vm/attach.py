@@ -1,0 +1,70 @@
+"""Run in a guest: attach and detach the whole plan again and again under load, and look for what is left behind.
+
+usage: attach.py OUT.json TIMES
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tracer import loader, plan
+from tracer.config import Maps
+from tracer.layout import Books
+from tracer.plan import State
+from tracer.program import program_ids
+from tracer.session import probes_folder, running_kernel
+
+LOAD = ["stress-ng", "--quiet", "--rmap", "1", "--munmap", "1", "--mmapfork", "1", "--fork", "1", "--timeout", "0", "--temp-path", "/tmp"]
+TRACING = Path("/sys/kernel/tracing")
+
+
+def hooked() -> int:
+    """Functions that anything is attached to now, by ftrace's and by the kprobes' own lists."""
+    probes = Path("/sys/kernel/debug/kprobes/list")
+    functions = (TRACING / "enabled_functions").read_text().splitlines()
+    return len(functions) + (len(probes.read_text().splitlines()) if probes.exists() else 0)
+
+
+def main(out: str, times: int) -> None:
+    kernel, include = running_kernel(), probes_folder() / "include"
+    before, programs = hooked(), len(list(program_ids()))
+    kit = loader.Kit(kernel.types, Books.read(include / "books.h").constants, include, Maps().sizes(), kernel.release)
+    load = subprocess.Popen(LOAD)
+    try:
+        with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=False) as loaded:
+            on = [hook for hook in loaded.hooks if hook.state in (State.ATTACHED, State.SUBSTITUTED)]
+            pairs = [pair for hook in on for pair in zip(loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True)]
+            busiest, left, seconds = hooked(), [], []
+            loaded.detach()
+            left.append(hooked() - before)
+            for _ in range(times):
+                start = time.monotonic()
+                links = [link for program, point in pairs if (link := program.attach(point.how, point.symbol))]
+                for link in links:
+                    link.close()
+                seconds.append(time.monotonic() - start)
+                left.append(hooked() - before)
+                print(f"{len(seconds)}: {seconds[-1]:.2f} s, {left[-1]} left", flush=True)
+    finally:
+        load.terminate()
+        load.wait()
+    time.sleep(1)
+    found = {
+        "kernel": kernel.release,
+        "programs": len(pairs),
+        "hooked": busiest - before,
+        "left": left,
+        "left_programs": len(list(program_ids())) - programs,
+        "left_hooked": hooked() - before,
+        "slowest_seconds": max(seconds),
+        "seconds": sum(seconds),
+    }
+    Path(out).write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

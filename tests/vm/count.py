@@ -1,0 +1,100 @@
+"""Run in a guest: trace the workload of exact VMA changes and count its own windows, by the flight recorder and by the table.
+
+usage: count.py OUT.json N fentry|kprobe       (the one preferred to the other, whatever this kernel preempts)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tracer.config import Config, Maps
+from tracer.notation import text
+from tracer.plan import State
+from tracer.session import Session, running_kernel
+
+WORKLOAD = Path(__file__).parent.parent / "workloads/vma.py"
+_FLIGHTS = 16384
+
+
+def main(out: str, count: str, how: str) -> None:
+    kernel = running_kernel()
+    kernel.__dict__["preempts"] = how == "kprobe"
+    config = msgspec.structs.replace(Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock")
+    started = time.monotonic()
+    with Session(config, kernel) as session:
+        gate_seconds = time.monotonic() - started
+        workload, begin, end = _run(session, count)
+        session.settle(2)
+        session.stop()
+        found = _count(session, workload.pid, begin, end)
+        snapshot = session.snapshot()
+    statistics = {name: {"runs": s.runs, "microseconds": 1e6 * s.seconds / max(s.runs, 1)} for name, s in snapshot.statistics.items()}
+    found |= {
+        "kernel": kernel.release,
+        "gate_seconds": round(gate_seconds, 1),
+        "rss_bytes": snapshot.peak_rss_bytes,
+        "lost": snapshot.lost,
+        "checks": {f"{name} {verdict}": n for (name, verdict), n in snapshot.checks.items() if n},
+        "violations": [v.first.signature for v in snapshot.violations.values()],
+        "hooks": {h.hook.name: {"state": h.state, "how": h.how, "reason": h.reason} for h in snapshot.hooks},
+        "attached": sum(h.state in (State.ATTACHED, State.SUBSTITUTED) for h in snapshot.hooks),
+        "coverage": {name: [level, reason] for name, (level, reason) in snapshot.coverage.items()},
+        "statistics": statistics,
+        "said": json.loads(workload.stdout.readline()) if workload.stdout else {},
+    }
+    Path(out).write_text(json.dumps(found, indent=1))
+
+
+def _run(session: Session, count: str) -> tuple[subprocess.Popen[str], int, int]:
+    """The workload between its two stops; (process, when it went on, when it was done) on the clock of bpf_ktime_get_ns()."""
+    workload = subprocess.Popen([sys.executable, str(WORKLOAD), "--wait", count], stdout=subprocess.PIPE, text=True)
+    _stopped(session, workload.pid)
+    begin = time.monotonic_ns()
+    os.kill(workload.pid, signal.SIGCONT)
+    _stopped(session, workload.pid)
+    end = time.monotonic_ns()
+    os.kill(workload.pid, signal.SIGCONT)
+    while workload.poll() is None:
+        session.step(0.1)
+    return workload, begin, end
+
+
+def _stopped(session: Session, pid: int) -> None:
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        if found and os.WIFSTOPPED(status):
+            return
+        if found:
+            sys.exit(f"the workload ended with {status}")
+        session.step(0.1)
+
+
+def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
+    """windows and protocols of the process itself; and whether the table and the recorder, two books, agree on all windows there were."""
+    flights, born = session.windows.flights(), session.windows.born()
+    own = [flight for flight in flights if flight.row.tgid == pid and begin <= flight.row.start_ns <= end]
+    every = {(flight.window, flight.row.tid, flight.row.start_ns) for flight in flights}
+    recorded = Counter(window for window, _, _ in every if window != "outside")
+    table = {name: times.count for name, times in session.windows.times().items() if times.count}
+    protocols = Counter(text(session.docket.encoding.decode(born[flight.row.protocol])) for flight in own)
+    return {
+        "windows": Counter(window for window, _, _ in {(f.window, f.row.tid, f.row.start_ns) for f in own}),
+        "protocols": protocols,
+        "table": table,
+        "recorded": recorded,
+        "all_protocols": {text(ruled.protocol): ruled.windows for ruled in session.docket.rulings.protocols()},
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -1,0 +1,90 @@
+"""Windows and protocols of an exact workload on full kernels, by fentry and by kprobe; docs/WINDOWS.md says what is expected and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import run
+from tracer.notation import parse
+from tracer.protocol import Commit, Part, Protocol, Step
+
+KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+ROUNDS = 23
+FULL = ("L1", "L2", "L3", "L4", "L5", "L6", "V1", "V2", "V5")
+ALWAYS = {
+    "__split_vma": 2,
+    "do_brk_flags": 1,
+    "copy_vma": 1,
+    "move_page_tables": 1,
+    "expand_downwards": 1,
+    "anon_vma_clone": 12,
+    "unlink_anon_vmas": 3,
+    "dup_mmap": 1,
+}
+TO_6_2 = {"__vma_adjust": 4, "vma_merge": 5, "vma_expand": 1, "unlink_file_vma": 1}
+FROM_6_12 = {"vma_expand": 2, "commit_merge": 4, "vma_merge_new_range": 3, "vma_modify": 4}
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def both(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What count.py found on one kernel, by fentry and by kprobe."""
+    command = f"python -m tests.vm.count $OUT/fentry.json {ROUNDS} fentry && python -m tests.vm.count $OUT/kprobe.json {ROUNDS} kprobe"
+    result = run(request.param, command, label="windows", timeout=1800)
+    assert result.code == 0, result.output
+    found = {how: json.loads((result.folder / f"{how}.json").read_text()) for how in ("fentry", "kprobe")}
+    for how, one in found.items():
+        slowest = sorted(one["statistics"].items(), key=lambda item: -item[1]["microseconds"] * item[1]["runs"])[:8]
+        size, gate = one["rss_bytes"] / 1e6, one["gate_seconds"]
+        print(f"\n{one['kernel']} {how}: gate open after {gate} s, {one['attached']} hooks attached, peak RSS {size:.0f} MB")
+        print("  " + ", ".join(f"{name} {s['runs']}x{s['microseconds']:.2f} us" for name, s in slowest))
+    return found
+
+
+@pytest.mark.parametrize("how", ["fentry", "kprobe"])
+def test_every_window_is_counted_once(both: dict[str, Any], how: str) -> None:
+    found = both[how]
+    old = found["hooks"]["__vma_adjust"]["state"] == "attached"
+    expected = ALWAYS | (TO_6_2 if old else FROM_6_12) | {"anon_vma_fork": found["said"]["vmas"]}
+    if found["hooks"]["unlink_file_vma_batch_process"]["state"] == "substituted":
+        expected["unlink_file_vma_batch_process"] = 1  # unlink_file_vma_batch_final() ends every free_pgtables(), with files or without
+    assert found["windows"] == {name: ROUNDS * times for name, times in expected.items()}
+    assert found["table"] == found["recorded"], "the protocol table and the flight recorder are two books of the same windows"
+
+
+@pytest.mark.parametrize("how", ["fentry", "kprobe"])
+def test_a_healthy_kernel_is_silent_with_full_coverage(both: dict[str, Any], how: str) -> None:
+    found = both[how]
+    assert found["violations"] == []
+    assert not [check for check in found["checks"] if not check.endswith("holds")]
+    assert {book for book, lost in found["lost"].items() if lost} <= {"missed_runs"}  # 7.x preempts
+    assert {name: found["coverage"][name] for name in FULL} == {name: ["full", ""] for name in FULL}
+    for name in ("L1", "L2", "L3", "L4", "L5", "V1", "V2", "V5"):
+        assert found["checks"][f"{name} holds"] >= ROUNDS
+
+
+def test_both_ways_to_attach_see_the_same(both: dict[str, Any]) -> None:
+    assert both["fentry"]["protocols"] == both["kprobe"]["protocols"]
+    hows = {name: {both[how]["hooks"][name]["how"] for how in both} for name in ("__split_vma", "anon_vma_clone", "down_write", "up_write")}
+    assert set(map(frozenset, hows.values())) == {frozenset({"fentry", "kprobe"})}
+
+
+def _bare(protocol: Protocol) -> tuple[Step, ...]:
+    """The steps without what differs between kernels: the per-VMA lock."""
+    steps = (Commit(tuple(p for p in step.parts if p[0] is not Part.VMA)) if isinstance(step, Commit) else step for step in protocol.flat())
+    return tuple(steps)
+
+
+def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> None:
+    """vma_expand() is rebuilt on 6.1; from 6.12 on it is direct, with its locks in commit_merge()."""
+    golden = parse("vma_expand[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    seen = [parse(line) for line in both["fentry"]["protocols"]]
+    state = both["fentry"]["hooks"]["vma_expand"]["state"]
+    window = "vma_expand" if state == "substituted" else "commit_merge"
+    assert state in ("substituted", "attached")
+    wanted = replace(golden.context, rebuilt=state == "substituted")
+    assert any(_bare(p) == _bare(golden) and p.window == window and p.context == wanted for p in seen)

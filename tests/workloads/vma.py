@@ -1,0 +1,38 @@
+"""A workload: exactly N splits and merges, expansions, brk growths, forks, moves and stack growths (vma.c, compiled when run).
+
+usage: vma.py [--wait] [N] [OPERATION...]     (N 1 to 1000, default 23; prints one JSON line: pid, VMAs after the set-up, what was done)
+
+The pid stays: this process becomes the compiled one. With --wait it stops itself after its set-up and before it exits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_suffix(".c")
+OPERATIONS = ("split_merge", "file_split_merge", "expand", "brk", "fork", "move", "stack")
+
+
+def compiled() -> int:
+    """A file descriptor of the program, whose file is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o", f"{folder}/vma", str(SOURCE)], check=True
+        )
+        return os.open(f"{folder}/vma", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def main(arguments: list[str]) -> None:
+    waits = "--wait" in arguments
+    count, *wanted = [word for word in arguments if word != "--wait"] or ["23"]
+    if not count.isdecimal() or not 1 <= int(count) <= 1000 or not set(wanted) <= {*OPERATIONS}:
+        sys.exit(f"usage: vma.py [--wait] [N] [OPERATION...], N 1 to 1000, of {', '.join(OPERATIONS)}")
+    os.execve(compiled(), ["vma", count, str(int(waits)), *wanted], dict(os.environ))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,153 @@
+"""The compiler, in a process of its own: bcc and clang need some 150 MB and may crash; neither is the daemon's affair.
+
+The only module that imports bcc. The parent hands a request (JSON: text, flags, programs) to standard input. The answer comes through
+a Unix socket: eight bytes of length, JSON (maps by name with their sizes, instructions by program), then the maps' file descriptors.
+The instructions name maps by the child's descriptors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tracer.bpf import Map
+from tracer.errors import RmapdError
+
+_DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
+_FDS_AT_ONCE = 64  # SCM_MAX_FD is 253
+_WIDE, _PSEUDO_MAP_FD = 0x18, 1
+
+
+@dataclass
+class Compiled:
+    """What a compilation leaves: maps that exist in the kernel, and instructions that name them by our file descriptors."""
+
+    maps: dict[str, Map]
+    code: dict[str, bytes]
+
+
+def compile_text(text: str, flags: Sequence[str], programs: Iterable[str], headers: str, cpus: int) -> Compiled:
+    """Compile one translation unit in a child; `headers` is the stub header tree. RmapdError with clang's first error."""
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as request:
+        request.write(json.dumps({"text": text, "flags": list(flags), "programs": sorted(set(programs))}).encode())
+        request.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tracer.compiler", str(theirs.fileno())],
+            stdin=request,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "BCC_KERNEL_SOURCE": headers, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        theirs.close()
+        answer = _answer(ours)
+        fds = _descriptors(ours, len(answer["maps"])) if answer and "maps" in answer else []
+        code = child.wait()
+        said.seek(0)
+        complaint = said.read().decode(errors="replace")
+    if answer is None:
+        why = f"it died of {signal.Signals(-code).name}" if code < 0 else _last_line(complaint) or f"it ended with {code}"
+        raise RmapdError("the compiler gave no answer", why=why, hint="memory, and python3-bpfcc")
+    if "error" in answer:
+        raise RmapdError(answer["error"], why=_first_error(complaint) or answer["why"], hint=answer["hint"])
+    maps, ours_by_theirs = {}, {}
+    for fd, (name, (their_fd, kind, key_size, value_size, rows)) in zip(fds, answer["maps"].items(), strict=True):
+        maps[name] = Map(fd, kind, key_size, value_size, rows, cpus)
+        ours_by_theirs[their_fd] = fd
+    return Compiled(maps, {name: _with_our_maps(bytes.fromhex(found), ours_by_theirs) for name, found in answer["code"].items()})
+
+
+def _answer(ours: socket.socket) -> Any:
+    """None where the child died before it answered."""
+    head = _exactly(ours, 8)
+    return json.loads(_exactly(ours, struct.unpack("<Q", head)[0])) if len(head) == 8 else None
+
+
+def _exactly(ours: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size and (part := ours.recv(min(size - len(parts), 1 << 16))):
+        parts += part
+    return bytes(parts)
+
+
+def _descriptors(ours: socket.socket, count: int) -> list[int]:
+    found: list[int] = []
+    while len(found) < count:
+        _, fds, _, _ = socket.recv_fds(ours, 1, _FDS_AT_ONCE)
+        if not fds:
+            raise RmapdError("the compiler gave no answer", why=f"{len(found)} of {count} maps came")
+        found += fds
+    return found
+
+
+def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:
+    out, at = bytearray(code), 0
+    while at < len(out):
+        opcode, registers, _, immediate = struct.unpack_from("<BBhi", out, at)
+        if opcode == _WIDE and registers >> 4 == _PSEUDO_MAP_FD:
+            struct.pack_into("<i", out, at + 4, ours[immediate])
+        at += 16 if opcode == _WIDE else 8
+    return bytes(out)
+
+
+def _first_error(complaint: str) -> str:
+    return next((line.strip() for line in complaint.splitlines() if "error:" in line), "")
+
+
+def _last_line(complaint: str) -> str:
+    return next((line.strip() for line in reversed(complaint.splitlines()) if line.strip()), "")
+
+
+def main(descriptor: int) -> None:
+    """The child's side."""
+    theirs = socket.socket(fileno=descriptor)
+    request = json.load(sys.stdin)
+    answer, fds, keep = _compiled(request)
+    data = json.dumps(answer).encode()
+    theirs.sendall(struct.pack("<Q", len(data)) + data)
+    for first in range(0, len(fds), _FDS_AT_ONCE):
+        socket.send_fds(theirs, [b"m"], fds[first : first + _FDS_AT_ONCE])
+    theirs.close()
+    del keep
+
+
+def _compiled(request: dict[str, Any]) -> tuple[dict[str, Any], list[int], Any]:
+    """(answer, file descriptors, what must live until they are sent)."""
+    if _DEBIAN_PACKAGES not in sys.path:
+        sys.path.append(_DEBIAN_PACKAGES)
+    try:
+        import bcc
+    except (ImportError, OSError) as error:
+        hint = "apt-get install python3-bpfcc, and a virtual environment made with --system-site-packages over /usr/bin/python3"
+        return {"error": "cannot import bcc", "why": str(error), "hint": hint}, [], None
+    try:
+        unit = bcc.BPF(text=request["text"].encode(), cflags=request["flags"])
+    except Exception as error:  # bcc raises bare Exception
+        return {"error": "cannot compile the probes", "why": str(error), "hint": "rmapd doctor, or reinstall rmapd"}, [], None
+    library, module = bcc.lib, unit.module
+    library.bpf_table_name.restype = ctypes.c_char_p
+    tables = range(library.bpf_num_tables(module))
+    sizes = (library.bpf_table_type_id, library.bpf_table_key_size_id, library.bpf_table_leaf_size_id, library.bpf_table_max_entries_id)
+    fds = [library.bpf_table_fd_id(module, n) for n in tables]
+    maps = {library.bpf_table_name(module, n).decode(): [fds[n], *(size(module, n) for size in sizes)] for n in tables}
+    code = {}
+    for name in request["programs"]:
+        start = library.bpf_function_start(module, name.encode())
+        if start:
+            code[name] = ctypes.string_at(start, library.bpf_function_size(module, name.encode())).hex()
+    return {"maps": maps, "code": code}, fds, unit
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
