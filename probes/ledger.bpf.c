@@ -54,24 +54,43 @@ HOOK(second_walk) {
   visits.update(&key, &now);
   u64 *clock = visit_clock.lookup(&zero);
   if (clock) __sync_fetch_and_add(clock, 1);
+  struct ledger_key row_key = {};
+  fill_key(&row_key, m, key.tid, mm, at, 1);
+  struct ledger_row *row = ledger.lookup(&row_key);
+  if (!row) {
+    row_key.level = 2;
+    row = ledger.lookup(&row_key);
+  }
+  if (row && row->folio == m->folio) row->visits++;
   return 0;
 }
 
-/* The tracepoint says what was removed, but for an unused page of a split THP, which the shared zeropage replaces in silence (6.12), and for
-   what was zapped meanwhile. */
-static __always_inline void left_in_silence(struct params *p, struct migration *m, u32 tid) {
+/* The tracepoint says what was removed, but for an unused page of a split THP, which the shared zeropage replaces in silence (6.12). Only the
+   zeropage is believed: where there is nothing the entry was zapped, or moved elsewhere, and the oracle looks for it. */
+static __always_inline void replaced_in_silence(struct params *p, struct migration *m, u32 tid) {
   struct ledger_key key = {}, frozen_key = {};
   fill_key(&key, m, tid, m->mm, m->at, 1);
   frozen_key = key;
+  struct ledger_row *row = ledger.lookup(&key);
   struct frozen *f = frozen_at(&frozen_key, m->at);
-  if (!f || !p->page_offset) return;
-  u64 entry = 0, n = m->at >> 12 & 511, pfn = entry_pfn(p, f->entry) + n;
-  u32 level = 0;
-  if (walk(p, READ(mm_struct, m->mm, pgd), m->at, &entry, &level)) return;
-  if (level == 1 && is_migration(entry, level) && entry_pfn(p, entry) == pfn) return;
-  book_copies(p, m, &key, f->folio, m->at, f->first_ns, pfn, f->tgid);
+  if ((!row && !f) || !p->page_offset) return;
+  u64 entry = 0, n = m->at >> 12 & 511, first_ns, pfn;
+  u32 level = 0, tgid;
+  if (walk(p, READ(mm_struct, m->mm, pgd), m->at, &entry, &level) || level != 1) return;
+  if (!(entry & PTE_PRESENT) || !(entry & PTE_SPECIAL)) return;
+  if (row) {
+    first_ns = row->first_ns;
+    pfn = entry_pfn(p, row->entry);
+    tgid = row->tgid;
+  } else {
+    first_ns = f->first_ns;
+    pfn = entry_pfn(p, f->entry) + n;
+    tgid = f->tgid;
+  }
+  book_copies(p, m, &key, m->folio, m->at, first_ns, pfn, tgid);
   count(ENTRIES_REPLACED);
-  settle_frozen(p, m, &frozen_key, f, n);
+  if (f) settle_frozen(p, m, &frozen_key, f, n);
+  if (row) settle_row(p, m, &key, row);
 }
 
 HOOK(second_walk_leave) {
@@ -79,7 +98,7 @@ HOOK(second_walk_leave) {
   u32 tid = bpf_get_current_pid_tgid();
   struct migration *m = migrations.lookup(&tid);
   if (!p || !m) return 0;
-  if (m->walk == WALK_SECOND && !m->removed) left_in_silence(p, m, tid);
+  if (m->walk == WALK_SECOND && !m->removed) replaced_in_silence(p, m, tid);
   m->walk = WALK_NONE;
   return 0;
 }

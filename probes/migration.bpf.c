@@ -13,6 +13,21 @@ HOOK(mm_migrate_pages) {
   return 0;
 }
 
+/* What the row says of the VMA is of the insertion that came last. */
+static __always_inline void note_insertion(struct ledger_row *row, struct migration *visiting, u64 entry) {
+  row->entry = entry;
+  row->count += 1;
+#ifdef HAVE_folio_flags
+  if (!visiting) return;
+  row->folio = visiting->folio;
+  row->at = visiting->at;
+  row->vma = visiting->vma;
+  row->vm_start = READ(vm_area_struct, visiting->vma, vm_start);
+  row->vm_end = READ(vm_area_struct, visiting->vma, vm_end);
+  row->visits = 0;
+#endif
+}
+
 static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level) {
   struct params *p = open_gate();
   if (!p) return;
@@ -25,23 +40,12 @@ static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level) 
   fill_key(&key, m, tid, visiting ? visiting->mm : 0, addr, level);
   struct ledger_row *row = ledger.lookup(&key);
   if (row) {
-    row->count++;
-    row->entry = entry;
+    note_insertion(row, visiting, entry);
   } else {
     struct ledger_row fresh = {};
     fresh.first_ns = bpf_ktime_get_ns();
-    fresh.entry = entry;
-    fresh.count = 1;
     fresh.tgid = task >> 32;
-#ifdef HAVE_folio_flags
-    if (visiting) {
-      fresh.folio = visiting->folio;
-      fresh.at = visiting->at;
-      fresh.vma = visiting->vma;
-      fresh.vm_start = READ(vm_area_struct, visiting->vma, vm_start);
-      fresh.vm_end = READ(vm_area_struct, visiting->vma, vm_end);
-    }
-#endif
+    note_insertion(&fresh, visiting, entry);
     if (ledger.update(&key, &fresh)) {
       count(LEDGER_LOST);
       if (m) m->lossy = 1;
@@ -107,10 +111,7 @@ static __always_inline void removed(u64 addr, u32 level) {
   }
   book_copies(p, m, &key, folio, at, first_ns, pfn, tgid);
   if (f) settle_frozen(p, m, &frozen_key, f, addr >> 12 & 511);
-  if (!row) return;
-  settle(p, m, key.mm, first_ns);
-  row->count -= 1;
-  if (!row->count) ledger.delete(&key);
+  if (row) settle_row(p, m, &key, row);
 }
 
 HOOK(set_migration_pte) { inserted(ctx, ARG(set_migration_pte, addr), ARG(set_migration_pte, entry), 1); return 0; }

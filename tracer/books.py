@@ -22,14 +22,19 @@ def _key(number: int) -> bytes:
 
 @dataclass(frozen=True)
 class Visited:
-    """Where the first walk left an entry: its mm, the VMA as it was then, and the address at which it met the folio there."""
+    """Where the first walk left an entry: the mm, the VMA as it was then, and the address at which it met the folio there.
+
+    visits: how often the second walk came to that very address; None where it is not counted (a fork's copy, a page inside of a large
+    folio)."""
 
     mm: int
+    entry: int
     vma: int
     vm_start: int
     vm_end: int
     folio: int
     at: int
+    visits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ class Books:
             for raw_key, raw_row in self._maps["ledger"].items():
                 key, row = key_of.unpack(raw_key), row_of.unpack(raw_row)
                 if row.count:
-                    yield self._row(raw_key, key, row, key.addr, key.level, row.entry, row.count, -1, row.at)
+                    visits = row.visits if row.vma and row.at == key.addr else None
+                    yield self._row(raw_key, key, row, key.addr, key.level, row.entry, row.count, -1, row.at, visits)
         if "frozen" in self._maps:
             row_of = self._layouts.structs["frozen"]
             for raw_key, raw_row in self._maps["frozen"].items():
@@ -134,11 +140,13 @@ class Books:
                 for n in range(_PMD_ENTRIES):
                     if not row.settled[n // 64] >> n % 64 & 1:
                         addr = key.addr + n * _PAGE
-                        yield self._row(raw_key, key, row, addr, 1, row.entry - (n << _PFN_SHIFT), 1, n, addr)
+                        yield self._row(raw_key, key, row, addr, 1, row.entry - (n << _PFN_SHIFT), 1, n, addr, None)
 
     @staticmethod
-    def _row(raw_key: bytes, key: Any, row: Any, addr: int, level: int, entry: int, count: int, nth: int, at: int) -> Row:
-        visited = {key.mm: Visited(key.mm, row.vma, row.vm_start, row.vm_end, row.folio, at)} if key.mm else {}
+    def _row(
+        raw_key: bytes, key: Any, row: Any, addr: int, level: int, entry: int, count: int, nth: int, at: int, visits: int | None
+    ) -> Row:
+        visited = {key.mm: Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits)} if key.mm else {}
         name = struct.pack("<QQII", key.start_ns, addr, key.tid, level)
         found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
         return Row(name, *found, ((raw_key, nth),), visited)

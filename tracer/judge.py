@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from tracer.answer import Answer, Place
-from tracer.books import Books, Event, Row
+from tracer.books import Books, Event, Row, Visited
 from tracer.docket import Docket
 from tracer.findings import Findings
 from tracer.monitors import second_walk
-from tracer.suspects import Desk, Judged
+from tracer.suspects import Desk, Judged, entry_pfn
 from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
@@ -125,22 +125,31 @@ class Judge:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""
         if "M5" not in self._checked or judged.case.invariant != "M1" or judged.decision.verdict is not Verdict.VIOLATED:
             return {}
-        rulings = {answer.place: second_walk.rule(self._was_visited(judged, answer)) for answer in judged.decision.proven}
+        rulings = {}
         for answer in judged.decision.proven:
-            ruling = rulings[answer.place]
+            ruling = rulings[answer.place] = second_walk.rule(self._was_visited(judged, answer))
             if judged.row and ruling.verdict is Verdict.VIOLATED:
                 self._record(self._findings.passed_over(judged, judged.row, answer, ruling))
             else:
                 self.tally.add("M5", ruling.verdict)
         return rulings
 
+    def _left_by(self, row: Row, answer: Answer) -> list[Visited]:
+        """What the first walk of this row's migration left of this page, in the mm of the answer first."""
+        pages = 512 if row.level == 2 else 1
+        of_page = [v for v in row.visited.values() if 0 <= answer.pfn - entry_pfn(v.entry, self.desk.levels) < pages]
+        return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
+
     def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
         """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it."""
         row, event = judged.row, judged.event
-        if row is None or not row.visited:
+        left = self._left_by(row, answer) if row else []
+        if row is None or not left:
             return None
+        known = left[0]
+        if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
+            return known.visits > 0
         since = event.b if event else None
-        known = row.visited.get(answer.mm.mm) or next(iter(row.visited.values()))
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
         found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
         return True if True in found else None if None in found else False

@@ -39,7 +39,7 @@ enum counter {
   M3_HOLDS,
   M3_VIOLATED,
   M5_HOLDS,
-  ENTRIES_REPLACED,       /* of those removed: by a visit without a tracepoint (shared zeropage), or zapped before it */
+  ENTRIES_REPLACED,       /* of those removed: by the shared zeropage, without a tracepoint */
   PMDS_FROZEN,            /* PMDs that THP splits turned into 512 entries each */
   SPLITS_ENDED,           /* THP splits: migrations that start and end without a tracepoint */
   COUNTERS
@@ -64,6 +64,8 @@ struct ledger_row {
   u64 vm_end;
   u32 count;          /* entries outstanding at this address */
   u32 tgid;
+  u32 visits;         /* by the second walk since the insertion, where `at` is this address */
+  u32 pad;
 };
 struct frozen {
   u64 first_ns;

@@ -163,6 +163,12 @@ static __always_inline void settle(struct params *p, struct migration *m, u64 mm
   if (m) m->outstanding -= 1;
 }
 
+static __always_inline void settle_row(struct params *p, struct migration *m, struct ledger_key *key, struct ledger_row *row) {
+  settle(p, m, key->mm, row->first_ns);
+  row->count -= 1;
+  if (!row->count) ledger.delete(key);
+}
+
 /* An entry of a frozen PMD is gone. */
 static __always_inline void settle_frozen(struct params *p, struct migration *m, struct ledger_key *key, struct frozen *f, u64 n) {
   u64 word = n >> 6;

@@ -3,6 +3,7 @@
    the type is bits 63..59, the offset is bits 58..9 inverted, and its low bits are the pfn. */
 #define PTE_PRESENT 0x001ULL
 #define PTE_PROTNONE 0x100ULL                           /* _PAGE_GLOBAL where not present */
+#define PTE_SPECIAL 0x200ULL                            /* _PAGE_SOFTW1: the shared zeropage, or no struct page at all */
 #define PTE_LEAF 0x080ULL                               /* _PAGE_PSE above the last level */
 
 static __always_inline u64 table_mask(struct params *p) {        /* MAX_PHYSMEM_BITS: 46, or 52 with five levels */

@@ -69,6 +69,7 @@ class World:
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
         self.seen: set[tuple[int, int]] = set()  # (mm number, pfn) of entries that a second walk visited and did not restore
+        self.passed: set[tuple[int, int]] = set()  # and of those that it passed over
         self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
         self.names: dict[tuple[int, int], int] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
         self.books = Books(self.native.maps, LAYOUTS)
@@ -213,6 +214,7 @@ class World:
         if backwards:
             places.reverse()
         missed = places[len(places) - skip :]
+        self.passed |= {(mm.number, pfn) for mm, _ in missed}
         for n, (mm, addr) in enumerate(places[: len(places) - skip]):
             self.visit(mm, addr, pfn, new)
             if n + blind >= len(places) - skip:
@@ -260,7 +262,7 @@ class World:
         self.become(split.tid)
         self.visit(mm, addr, pfn, pfn)
         if how != "ignored":
-            self.put(self.slot(mm, addr), (pfn if how == "restored" else 2) << 12 | USER_BITS)
+            self.put(self.slot(mm, addr), pfn << 12 | USER_BITS if how == "restored" else 2 << 12 | 0x200 | USER_BITS)
         if how == "restored":
             self.fire("remove_migration_pte", addr, pfn << 12 | USER_BITS, 0)
         self.call("second_walk_leave")

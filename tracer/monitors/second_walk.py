@@ -43,8 +43,8 @@ INVARIANTS = (
         not_violations="VMAs that were unmapped, and entries that are in no page table any more.",
         confirmed="An entry that the second walk removes where it was inserted, or copied by a fork, holds. Of an entry that M1 proves to "
         "be left behind, the visits of the second walk in that mm, at that address, are looked up: none is the proof.",
-        blind_spots="So many visits since the migration began that this one may have aged out of its map (maps.visit_rows): unverifiable. "
-        + _MIGRATE_DEVICE,
+        blind_spots="An entry that was moved, copied, or is inside of a large folio, where so many visits came since the migration began "
+        "that one there may have aged out of its map (maps.visit_rows): unverifiable. " + _MIGRATE_DEVICE,
         needs=("first_walk", "second_walk", "set_migration_pte", "remove_migration_pte", "mm_migrate_pages_start"),
         lacking={"walk": "no page-table oracle: a VMA that is passed over is not proven", **_SPLITS},
     ),
