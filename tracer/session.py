@@ -92,7 +92,16 @@ class Session:
         self.windows = Windows(self.loaded.maps, layouts)
         self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
         self.judge = Judge(
-            self.books, self.desk, findings, welcome_ns, self._clock, checked, self.docket, self._missed, self._missed_orders
+            self.books,
+            self.desk,
+            findings,
+            welcome_ns,
+            self._clock,
+            checked,
+            self.docket,
+            self._missed,
+            self._missed_orders,
+            self._missed_visits,
         )
         self._check_required()
         self._ring = self.loaded.ring("events")
@@ -111,6 +120,10 @@ class Session:
     def _missed_orders(self) -> int:
         """Runs left out of the mmap_lock programs."""
         return sum(program.missed for name, program in self.loaded.statistics().items() if name.startswith("mmap_lock_"))
+
+    def _missed_visits(self) -> int:
+        """Runs left out of the second walk's program."""
+        return sum(program.missed for name, program in self.loaded.statistics().items() if name == "second_walk")
 
     def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}

@@ -254,6 +254,16 @@ class TestM5:
         checks = judged(world).checks()
         assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.HOLDS], checks["M2", Verdict.HOLDS]) == (1, 1, 1)
 
+    def test_a_vma_is_not_passed_over_where_visits_were_missed(self) -> None:
+        """7.2: the kernel left out 104 runs of the program in one go."""
+        world = World()
+        migrated(world, skip=1)
+        court = Court(world)
+        court._missed_visits = lambda: 1
+        court.end()
+        checks = court.checks()
+        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (1, 0, 1)
+
     def test_without_an_event_the_row_still_tells(self) -> None:
         world = World()
         world.native.set("harness_ring_room", 0)
