@@ -49,6 +49,11 @@ static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rw
     struct hold fresh = {};
     fresh.since_ns = now;
     fresh.lock_class = class;
+    if (t->waited && t->contended == rwsem) {           /* booked where it succeeded, the wait is over */
+      fresh.wait_ns = t->contended_ns;
+      fresh.since_ns = now - fresh.wait_ns;
+    }
+    t->waited = 0;
     holds.update(&key, &fresh);
   } else if (held && kind != KIND_downgrade_write) {
     u32 which = held->lock_class;
@@ -64,7 +69,7 @@ static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rw
 HOOK(rwsem) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  struct frame *f = t ? alive(t, innermost(t, tid), ON_STACK(ctx)) : 0;
+  struct frame *f = t ? alive(t, tid, ON_STACK(ctx)) : 0;
   if (f) lock_step(t, f, ARGUMENT(rwsem), CONSTANT(kind));
   return 0;
 }
@@ -80,32 +85,43 @@ HOOK(rwsem_trying) {
 HOOK(rwsem_tried) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  if (!t || (u32)PLACE(returned) != CONSTANT(success)) return 0;
+  if (!t) return 0;
+  if ((u32)PLACE(returned) != CONSTANT(success)) { t->waited = 0; return 0; }
   u64 rwsem = ARGUMENT(rwsem);
-  struct frame *f = alive(t, innermost(t, tid), ON_STACK(ctx));
+  struct frame *f = alive(t, tid, ON_STACK(ctx));
   if (!rwsem) rwsem = t->trying;
   if (f && rwsem) lock_step(t, f, rwsem, CONSTANT(kind));
   return 0;
 }
 
+#define LCB_F_SPIN 1                                    /* include/trace/events/lock.h */
+
+/* Who waits for an rwsem may spin for others meanwhile: the rwsem's own wait_lock, those of an interrupt. */
 HOOK(contention_begin) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  if (!t) return 0;
+  if (!t || !t->depth || ARG(contention_begin, flags) & LCB_F_SPIN) return 0;
   t->contended = ARG(contention_begin, lock);
   t->contended_ns = bpf_ktime_get_ns();
+  t->waited = 0;
   return 0;
 }
 
 HOOK(contention_end) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  if (!t || t->contended != ARG(contention_end, lock)) return 0;
+  if (!t || t->waited || !t->contended || t->contended != ARG(contention_end, lock)) return 0;
   struct hold_key key = {};
   key.rwsem = t->contended;
   key.tid = tid;
   struct hold *held = holds.lookup(&key);
-  if (held) held->wait_ns = bpf_ktime_get_ns() - t->contended_ns;
-  t->contended = 0;
+  u64 wait = bpf_ktime_get_ns() - t->contended_ns;
+  if (held) {
+    held->wait_ns = wait;
+    t->contended = 0;
+  } else {
+    t->contended_ns = wait;
+    t->waited = 1;
+  }
   return 0;
 }

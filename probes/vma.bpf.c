@@ -44,7 +44,12 @@ static __always_inline void outside(void *ctx, u32 step, u64 vma) {
   struct protocol_row fresh = {};
   fresh.count = 1;
   fresh.first_ns = bpf_ktime_get_ns();
-  if (protocols.insert(&key, &fresh)) { count(PROTOCOLS_LOST); return; }
+  if (protocols.insert(&key, &fresh)) {                 /* another CPU was first, or the table is full */
+    row = protocols.lookup(&key);
+    if (row) __sync_fetch_and_add(&row->count, 1);
+    else count(PROTOCOLS_LOST);
+    return;
+  }
   struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
   if (!s) { count(EVIDENCE_LOST); return; }
   fill_event(&s->event, PROTOCOL_NEW);

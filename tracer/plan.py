@@ -285,6 +285,8 @@ def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, a
         return (), f"{name}({found.parameters}) has no {', '.join(found.lacking)}"
     if symbol != name and args:
         return (), f"{symbol} is a clone: its arguments may be others than those of {name}"
+    if how == "kprobe" and signature.too_far(found):
+        return (), f"{name}({found.parameters}) has {', '.join(signature.too_far(found))} behind a pointer on the stack"
     places, offsets = (signature.in_trampoline if how == "fentry" else signature.in_registers)(found)
     entry, leave, before = hook.at_entry, hook.at_return, hook.before
     points = []
@@ -306,7 +308,7 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
         begin = msgspec.structs.replace(
             hook, leave="none", constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"}
         )
-        if any(symbol is None for symbol in symbols):
+        if symbols != [made.begin, *made.ends]:  # a clone may stand for some of the calls only
             continue
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:

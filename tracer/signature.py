@@ -39,7 +39,7 @@ def read(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
     slots = 0
     for name, kind in parameters:
         first[name] = (slots, kind)
-        slots += max(1, (types.size(kind) + 7) // 8)
+        slots += (types.size(kind) + 7) // 8  # an empty struct takes none
     found, lacking = {}, []
     for name, text in wanted.items():
         tried = (_argument(types, first, part.strip()) for part in text.rstrip("?").split("|"))
@@ -83,6 +83,11 @@ def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
         places[name] = 8 * (_SP if on_stack else _REGISTERS[argument.slot])
         constants[f"offset_of_{name}"] = 8 * (argument.slot - len(_REGISTERS) + 1) if on_stack else argument.offset
     return places, constants
+
+
+def too_far(signature: Signature) -> tuple[str, ...]:
+    """Arguments that a kprobe cannot give: members of what an argument on the stack points to. A program follows one pointer."""
+    return tuple(name for name, a in signature.arguments.items() if a.slot >= len(_REGISTERS) and a.offset != NO_OFFSET)
 
 
 def at_return(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:

@@ -97,11 +97,25 @@ static __always_inline struct frame *innermost(struct insider *t, u32 tid) {
   return t->depth ? frames.lookup(&key) : 0;
 }
 
-/* A window whose return was missed is left behind by its task: what runs now runs no deeper on the stack. */
-static __always_inline struct frame *alive(struct insider *t, struct frame *f, u64 mark) {
-  if (!f || mark < f->mark) return f;
+/* The innermost window's return was missed. Its frame goes too, or frames that no window uses again would fill their map. */
+static __always_inline void leave_behind(struct insider *t, u32 tid) {
+  struct frame_key key = {};
+  key.tid = tid;
+  key.depth = t->depth - 1;
   count(WINDOWS_UNCLOSED);
-  t->depth -= 1;
+  frames.delete(&key);
+  t->depth = key.depth;
+}
+
+/* The innermost window, or the one around it: a window whose return was missed is left behind by its task, what runs now runs no deeper
+   on the stack. */
+static __always_inline struct frame *alive(struct insider *t, u32 tid, u64 mark) {
+  struct frame *f = innermost(t, tid);
+  if (!f || mark < f->mark) return f;
+  leave_behind(t, tid);
+  f = innermost(t, tid);
+  if (!f || mark < f->mark) return f;
+  leave_behind(t, tid);
   return 0;
 }
 
@@ -109,7 +123,7 @@ static __always_inline struct frame *alive(struct insider *t, struct frame *f, u
 static __always_inline struct frame *here(void *ctx) {
   u32 tid = bpf_get_current_pid_tgid();
   struct insider *t = insiders.lookup(&tid);
-  return t ? alive(t, innermost(t, tid), ON_STACK(ctx)) : 0;
+  return t ? alive(t, tid, ON_STACK(ctx)) : 0;
 }
 
 static __always_inline void shift_in(u32 *context, u32 value, u32 shift) { *context |= value << shift; }
@@ -140,15 +154,17 @@ static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u3
     struct insider fresh = {};
     if (insiders.update(&tid, &fresh) || !(t = insiders.lookup(&tid))) { count(WINDOWS_LOST); return; }
   }
-  struct frame *outer = alive(t, innermost(t, tid), mark);
+  struct frame *outer = alive(t, tid, mark);
   if (outer) {
     if (flags & WINDOW_REBUILT) return;                 /* the function that is rebuilt is not called by a window */
     if (outer->key.window == window) {                  /* none of these functions recurses: its return was missed */
-      count(WINDOWS_UNCLOSED);
-      t->depth -= 1;
+      leave_behind(t, tid);
     } else {
       put(outer, STEP_CALL + window);
-      if (window == WINDOW_unlink_anon_vmas && outer->flags & WINDOW_MERGES) outer->source = root_lock_of(READ(vm_area_struct, vma, anon_vma));
+      if (window == WINDOW_unlink_anon_vmas && outer->flags & WINDOW_MERGES) {
+        u64 root = root_lock_of(READ(vm_area_struct, vma, anon_vma));
+        if (root) outer->source = root;                 /* of two VMAs that are removed, one may have none */
+      }
     }
   }
   struct frame_key key = {};
@@ -343,7 +359,12 @@ static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value) {
   if (!f) return;                                       /* it began before the gate opened, or was lost */
   finish(ctx, f, value);
   if (key.depth + 1 != depth) count(WINDOWS_UNCLOSED);
-  frames.delete(&key);
   t->depth = key.depth;
+#pragma unroll
+  for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
+    if (key.depth >= depth) continue;
+    frames.delete(&key);
+    key.depth += 1;
+  }
   if (!t->depth) insiders.delete(&tid);
 }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from tracer import btf as b
+
+Member: TypeAlias = tuple[str, int, int] | tuple[str, int, int, int]
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Blob:
     def array(self, element: int, count: int, index: int) -> int:
         return self.add(b.ARRAY, "", 0, struct.pack("<III", element, index, count))
 
-    def record(self, name: str, size: int, members: list[tuple[str, int, int] | tuple[str, int, int, int]], union: bool = False) -> int:
+    def record(self, name: str, size: int, members: list[Member], union: bool = False) -> int:
         """members: (name, type, bit offset[, bitfield size])."""
         flag = any(len(m) == 4 for m in members)
         trailer = b""
@@ -71,8 +74,9 @@ class Blob:
         return head + bytes(self.types) + bytes(self.strings)
 
 
-def kernel_types() -> bytes:
-    """A small kernel that has what the probes read, at offsets of our own choosing."""
+def kernel_types(vma_locks: bool = False) -> bytes:
+    """A small kernel that has what the probes read, at offsets of our own choosing. vma_locks: with the per-VMA rwsem of 6.4 to 6.14,
+    and that of hugetlb."""
     blob = Blob()
     u32, u64, s32 = blob.integer("unsigned int", 4), blob.integer("unsigned long", 8), blob.integer("int", 4, signed=True)
     boolean, char = blob.integer("_Bool", 1), blob.integer("char", 1)
@@ -83,12 +87,13 @@ def kernel_types() -> bytes:
     atomic = blob.record("", 8, [("counter", u64, 0)])
     rwsem = blob.record("rw_semaphore", 16, [("count", atomic, 0), ("owner", atomic, 64)])
     tree = blob.record("maple_tree", 16, [])
-    mm_members: list[tuple[str, int, int] | tuple[str, int, int, int]] = [
+    mm_members: list[Member] = [
         ("pgd", void, 64),
         ("context", context, 512),
         ("mmap_lock", rwsem, 1024),
         ("mm_mt", tree, 1152),
         ("mm_users", atomic, 1280),
+        *([("mm_lock_seq", s32, 1344)] if vma_locks else []),
     ]
     mm = blob.record("mm_struct", 256, mm_members)
     mm_pointer = blob.pointer(mm)
@@ -135,8 +140,19 @@ def kernel_types() -> bytes:
     blob.tracepoint("mmap_lock_acquire_returned", [mm_pointer, boolean, boolean])
     blob.tracepoint("mmap_lock_released", [mm_pointer, boolean])
     blob.function("bpf_iter_task", [void])
-    vma_members = [("vm_mm", mm_pointer, 64), ("vm_start", u64, 192), ("vm_end", u64, 256), ("vm_flags", u64, 320), ("vm_file", file, 384)]
-    vma = blob.pointer(blob.record("vm_area_struct", 80, [*vma_members, ("vm_pgoff", u64, 448), ("anon_vma", blob.pointer(anon_vma), 512)]))
+    vma_members: list[Member] = [
+        ("vm_mm", mm_pointer, 64),
+        ("vm_start", u64, 192),
+        ("vm_end", u64, 256),
+        ("vm_flags", u64, 320),
+        ("vm_file", file, 384),
+    ]
+    vma_members += [("vm_pgoff", u64, 448), ("anon_vma", blob.pointer(anon_vma), 512)]
+    if vma_locks:
+        vma_members += [("vm_lock_seq", s32, 576), ("vm_lock", void, 640), ("vm_private_data", void, 704)]
+        blob.record("vma_lock", 16, [("lock", rwsem, 0)])
+        blob.record("hugetlb_vma_lock", 32, [("rw_sema", rwsem, 64), ("vma", void, 192)])
+    vma = blob.pointer(blob.record("vm_area_struct", 96, vma_members))
     folio = blob.pointer(blob.record("folio", 64, [("flags", flags, 0), ("mapping", void, 192)]))
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
@@ -159,15 +175,24 @@ def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64:
     for name in ("khugepaged_enter_vma", "perf_event_mmap", "unlink_anon_vmas"):
         blob.function(name, {"vma": vma})
     blob.function("lru_add_drain", {})
+    blob.function("vma_shrink", {"vmi": void, "vma": vma, "start": u64, "end": u64, "pgoff": u64}, s32)
+    blob.function("do_brk_flags", {"vmi": void, "vma": vma, "addr": u64, "len": u64, "flags": u64}, s32)
+    blob.function("vma_merge", {"mm": mm, "prev": vma, "addr": u64, "end": u64}, vma)
     blob.function("expand_downwards", {"vma": vma, "address": u64}, s32)
     blob.function("copy_vma", {"vmap": blob.pointer(vma), "addr": u64, "len": u64}, vma)
     blob.function("anon_vma_clone", {"dst": vma, "src": vma}, s32)
     blob.function("dup_mmap", {"mm": mm, "oldmm": mm}, s32)
     blob.function("vm_area_dup", {"orig": vma}, vma)
     blob.function("rmap_walk_anon", {"folio": folio, "rwc": void, "locked": boolean})
+    blob.function("uprobe_start_dup_mmap", {})
+    blob.function("uprobe_end_dup_mmap", {})
+    blob.function("rmap_walk_file", {"folio": folio, "rwc": void, "locked": boolean})
+    blob.function("rmap_walk_ksm", {"folio": folio, "rwc": void})
+    blob.function("try_to_migrate", {"folio": folio, "flags": u64})
+    blob.function("folio_referenced_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean)
     for name in ("vma_interval_tree_insert", "vma_interval_tree_remove", "anon_vma_interval_tree_insert", "anon_vma_interval_tree_remove"):
         blob.function(name, {"node": void, "root": void})
     for name in ("down_read", "down_write", "up_read", "up_write", "downgrade_write"):
         blob.function(name, {"sem": void})
-    for name in ("down_write_killable", "down_read_trylock"):
+    for name in ("down_write_killable", "down_read_killable", "down_read_trylock", "down_write_trylock"):
         blob.function(name, {"sem": void}, s32)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.btf_blob import kernel_types
 from tracer import loader, plan
-from tracer.btf import Btf
+from tracer.btf import FUNC, Btf
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
 from tracer.template import NO_OFFSET
@@ -40,6 +40,15 @@ SIZES = {
     "HOLD_ROWS": 64,
     "FLIGHT_ROWS": 8,
 }
+_FOLD = """
+u32 harness_fold(const u8 *steps, u32 n, u8 *to) {
+  struct frame f = {0};
+  for (u32 i = 0; i < n; i++) put(&f, steps[i]);
+  memcpy(to, f.key.steps, sizeof(f.key.steps));
+  return f.n;
+}
+"""
+PT_REGS = "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss".split()
 LAYOUTS = Layouts.read(PROBES / "include/books.h")
 
 
@@ -56,23 +65,27 @@ class _Map(ctypes.Structure):
     )
 
 
-def synthetic_kernel() -> Kernel:
-    return Kernel("0.0-harness", Btf(kernel_types()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: "")
+def synthetic_kernel(types: bytes = b"") -> Kernel:
+    """A kernel that takes every fentry program and every kprobe."""
+    kernel = Kernel("0.0-harness", Btf(types or kernel_types()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: "")
+    kernel.symbols = dict.fromkeys(kernel.types.names(FUNC), 1)
+    kernel.kprobe_refused = ""
+    return kernel
 
 
 @functools.cache
-def attach_plan() -> plan.Plan:
-    return plan.make(synthetic_kernel(), [PROBES])
+def attach_plan(types: bytes = b"") -> plan.Plan:
+    return plan.make(synthetic_kernel(types), [PROBES])
 
 
 @functools.cache
-def library(**sizes: int) -> ctypes.CDLL:
-    """Compile all stems; one library per set of map sizes."""
-    planned = attach_plan()
+def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
+    """Compile all stems; one library per kernel and set of map sizes."""
+    planned = attach_plan(types)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
     harness = (Path(__file__).parent / "harness.h").read_text()
     usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
-    (folder / "all.c").write_text(harness + loader.source(planned.header, usable, PROBES / "include"))
+    (folder / "all.c").write_text(harness + loader.source(planned.header, usable, PROBES / "include") + _FOLD)
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
     command = ["gcc", "-O1", "-g", "-shared", "-fPIC", "-w", *flags, "-o", str(folder / "all.so"), str(folder / "all.c")]
     subprocess.run(command, check=True)
@@ -125,7 +138,7 @@ class NativeProgram:
     def __init__(self, lib: ctypes.CDLL, name: str, point: plan.Point | None = None) -> None:
         self._lib, self._point = lib, point
         self._function = getattr(lib, f"rmapd_{name}")
-        self._context = (ctypes.c_uint64 * 12)()
+        self._context = (ctypes.c_uint64 * 24)()
 
     def _patch(self, point: plan.Point) -> None:
         """What tracer.template does to instructions."""
@@ -143,6 +156,24 @@ class NativeProgram:
             self._patch(self._point)
         for index, value in enumerate(args):
             self._context[index] = value
+        self._function(ctypes.byref(self._context))
+
+    def call(self, args: tuple[int, ...], stack: int, returned: int | None = None) -> None:
+        """Run with a function's arguments (and what it returned) where the kernel puts them for this kind of program."""
+        assert self._point
+        how, above = self._point.how, (ctypes.c_uint64 * 16)(0, *args[6:])
+        if how == "kprobe":
+            for register, value in zip("di si dx cx r8 r9".split(), args, strict=False):
+                self._context[PT_REGS.index(register)] = value
+            self._context[PT_REGS.index("sp")] = ctypes.addressof(above) if len(args) > 6 else stack
+        elif how == "kretprobe":
+            self._context[PT_REGS.index("sp")], self._context[PT_REGS.index("ax")] = stack + 8, returned or 0
+        else:
+            for index, value in enumerate(args):
+                self._context[index] = value
+            if returned is not None and "returned" in self._point.places:
+                self._context[self._point.places["returned"] // 8] = returned
+        self._patch(self._point)
         self._function(ctypes.byref(self._context))
 
 
@@ -167,18 +198,17 @@ PROGRAMS = tuple(
 class Native:
     """All maps and programs, reset."""
 
-    def __init__(self, **sizes: int) -> None:
-        self.lib = library(**sizes)
+    def __init__(self, types: bytes = b"", /, **sizes: int) -> None:
+        self.lib = library(types, **sizes)
         self.lib.harness_reset()
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
-        ways = [hook.ways[0] for stem in attach_plan().stems if stem.name == "ledger" for hook in stem.hooks]
+        stems = attach_plan(types).stems
+        ways = [hook.ways[0] for stem in stems if stem.name == "ledger" for hook in stem.hooks]
         self.programs |= {point.program: NativeProgram(self.lib, point.program, point) for way in ways for point in way.points}
-        self.hooks = {
-            hook.hook.name: {point.how: NativeProgram(self.lib, point.program, point) for point in hook.ways[0].points}
-            for stem in attach_plan().stems
-            for hook in stem.hooks
-            if stem.name in WINDOW_STEMS and hook.ways
+        windows = [way for stem in stems if stem.name in WINDOW_STEMS for hook in stem.hooks for way in hook.ways]
+        self.points = {
+            f"{point.how}:{point.symbol}": NativeProgram(self.lib, point.program, point) for way in windows for point in way.points
         }
         self._buffer = ctypes.create_string_buffer(1 << 16)
 
@@ -196,6 +226,12 @@ class Native:
             found.append(self._buffer.raw[at : at + size])
             at += size
         return found
+
+    def fold(self, steps: bytes) -> bytes:
+        """The bytes that put() makes of these steps."""
+        out = ctypes.create_string_buffer(64)
+        self.lib.harness_fold(steps, len(steps), out)
+        return out.raw
 
     def sequence(self) -> bytes:
         used = self.lib.harness_sequence(self._buffer)

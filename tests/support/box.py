@@ -1,0 +1,229 @@
+"""Kernel memory of one mm for the window programs: VMAs, files, anon_vmas, rwsems, and a task that calls functions on a stack."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from tests.support.native import LAYOUTS, Native, NativeProgram, synthetic_kernel
+from tracer.encoding import Encoding
+from tracer.notation import text
+from tracer.windows import Windows
+
+ENCODING = Encoding(LAYOUTS)
+TASK, OTHER_TASK = 0xFFFF888000001000, 0xFFFF888000002000
+READERS = 3  # rwsem.owner: RWSEM_READER_OWNED | RWSEM_NONSPINNABLE
+STACK = 1 << 40
+ENOMEM = (1 << 32) - 12  # as a function that returns int leaves it in a register
+ENOMEM_POINTER = (1 << 64) - 12
+FENTRY, KPROBE = ("fentry", "fexit"), ("kprobe", "kretprobe")
+
+
+@dataclass
+class Vma:
+    at: int
+    anon_vma: int = 0
+    mapping: int = 0
+
+
+@dataclass
+class Box:
+    """`ways`: how functions are hooked, at entry and return. A call is a page deeper on the stack than its caller."""
+
+    native: Native
+    types: bytes = b""
+    ways: tuple[str, str] = FENTRY
+    memory: list[ctypes.Array[ctypes.c_char]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    now: int = 1000
+
+    def __post_init__(self) -> None:
+        self._btf = synthetic_kernel(self.types).types
+        self.become(7)
+        params = LAYOUTS.structs["params"]
+        self.native.maps["params"].update(struct.pack("<I", 0), params.pack(gate=1))
+        self.mm = self.take(256)
+        self.windows = Windows(self.native.maps, LAYOUTS)
+        self.tick(0)
+        self.run_as_task()
+
+    # memory
+    def take(self, size: int) -> int:
+        block = ctypes.create_string_buffer(size)
+        self.memory.append(block)
+        return ctypes.addressof(block)
+
+    def offset(self, path: str) -> int:
+        found = self._btf.resolve(path)
+        assert found, path
+        return found.bit_offset // 8
+
+    def put(self, at: int, value: int) -> None:
+        ctypes.c_uint64.from_address(at).value = value
+
+    def set(self, at: int, path: str, value: int) -> None:
+        self.put(at + self.offset(path), value)
+
+    def run_as_task(self) -> None:
+        """The task's mm, for windows that have no argument to tell it."""
+        self.task = self.take(256)
+        self.set(self.task, "task_struct.mm", self.mm)
+        self.native.set("harness_task", self.task)
+
+    def anon_vma(self, root: int = 0) -> int:
+        at = self.take(64)
+        self.set(at, "anon_vma.root", root or at)
+        return at
+
+    def mapping(self) -> int:
+        inode = self.take(192)
+        mapping = inode + self.offset("inode.i_data")
+        self.set(inode, "inode.i_mapping", mapping)
+        self.set(mapping, "address_space.host", inode)
+        return mapping
+
+    def inode_lock(self, mapping: int) -> int:
+        return mapping - self.offset("inode.i_data") + self.offset("inode.i_rwsem")
+
+    def vma(self, start: int, end: int, *, anon: int = 0, mapping: int = 0, mm: int = 0, flags: int = 0) -> Vma:
+        at, file = self.take(128), 0
+        if mapping:
+            file = self.take(64)
+            self.set(file, "file.f_mapping", mapping)
+        members = {"vm_mm": mm or self.mm, "vm_start": start, "vm_end": end, "vm_file": file, "vm_pgoff": start >> 12}
+        for name, value in (members | {"anon_vma": anon, "vm_flags": flags}).items():
+            self.set(at, f"vm_area_struct.{name}", value)
+        return Vma(at, anon, mapping)
+
+    def change(self, vma: Vma, **members: int) -> None:
+        for name, value in members.items():
+            self.set(vma.at, f"vm_area_struct.{name}", value)
+
+    def folio(self, mapping: int, *, locked: bool = False) -> int:
+        at = self.take(64)
+        self.set(at, "folio.mapping", mapping)
+        self.set(at, "folio.flags", int(locked))
+        return at
+
+    # locks
+    def anon_lock(self, anon: int) -> int:
+        return anon + self.offset("anon_vma.rwsem")
+
+    def file_lock(self, mapping: int) -> int:
+        return mapping + self.offset("address_space.i_mmap_rwsem")
+
+    def mm_lock(self, mm: int) -> int:
+        return mm + self.offset("mm_struct.mmap_lock")
+
+    @property
+    def mmap_lock(self) -> int:
+        return self.mm_lock(self.mm)
+
+    def held(self, lock: int, *, write: bool = True, by: int = 0) -> None:
+        """This task (or another) has it for write; or somebody reads."""
+        self.put(lock, 1 if write else 1 << 8)
+        self.put(lock + 8, (by or self.task) if write else READERS)
+
+    def free(self, lock: int) -> None:
+        self.put(lock, 0)
+        self.put(lock + 8, 0)
+
+    # what runs
+    def become(self, tid: int) -> None:
+        self.native.set("harness_pid_tgid", tid << 32 | tid)
+
+    def tick(self, ns: int) -> None:
+        self.now += ns
+        self.native.set("harness_now", self.now)
+
+    def point(self, how: str, function: str) -> NativeProgram | None:
+        return self.native.points.get(f"{how}:{function}")
+
+    def _run(self, how: str, function: str, args: tuple[int, ...], *, returned: int | None = None, window: bool = False) -> None:
+        program = self.point(how, function)
+        if program:
+            stack = STACK - 4096 * len(self.calls) - (0 if window else 64)
+            self.native.set("harness_stack", stack)
+            program.call(args, stack, returned)
+
+    def enter(self, function: str, *args: int) -> None:
+        self.calls.append(function)
+        self._run(self.ways[0], function, args, window=True)
+
+    def leave(self, function: str, *args: int, returned: int = 0) -> None:
+        assert self.calls[-1] == function
+        self._run(self.ways[1], function, args, returned=returned, window=True)
+        self.calls.pop()
+
+    @contextmanager
+    def call(self, function: str, *args: int, returned: int = 0) -> Iterator[SimpleNamespace]:
+        """What a function does; the body may set what it returns."""
+        says = SimpleNamespace(returned=returned)
+        self.enter(function, *args)
+        yield says
+        self.leave(function, *args, returned=says.returned)
+
+    def miss(self, function: str, *args: int) -> None:
+        """A call whose return is not seen."""
+        self.enter(function, *args)
+        self.calls.pop()
+
+    def touch(self, function: str, *args: int, returned: int = 0) -> None:
+        """A function that is no window: at its entry, then at its return."""
+        self._run(self.ways[0], function, args)
+        self._run(self.ways[1], function, args, returned=returned)
+
+    def fire(self, tracepoint: str, *args: int) -> None:
+        self.native.set("harness_stack", STACK - 4096 * len(self.calls) - 64)
+        self.native.points[f"raw_tp:{tracepoint}"].run(*args)
+
+    def down(self, lock: int, *, write: bool = True) -> None:
+        self.touch("down_write" if write else "down_read", lock)
+        self.held(lock, write=write)
+
+    def up(self, lock: int, *, write: bool = True) -> None:
+        self.touch("up_write" if write else "up_read", lock)
+        self.free(lock)
+
+    @contextmanager
+    def locked(self, *locks: int) -> Iterator[None]:
+        for lock in locks:
+            self.down(lock)
+        yield
+        for lock in reversed(locks):
+            self.up(lock)
+
+    def tree(self, vma: Vma, anon: int, enter: bool) -> None:
+        chain = self.take(16)
+        self.set(chain, "anon_vma_chain.vma", vma.at)
+        self.touch(f"anon_vma_interval_tree_{'insert' if enter else 'remove'}", chain, anon + self.offset("anon_vma.rb_root"))
+
+    def file_tree(self, vma: Vma, enter: bool) -> None:
+        root = vma.mapping + self.offset("address_space.i_mmap")
+        self.touch(f"vma_interval_tree_{'insert' if enter else 'remove'}", vma.at, root)
+
+    def store(self, vma: Vma, function: bytes = b"mas_store_prealloc") -> None:
+        mas, name = self.take(16), self.take(32)
+        self.put(mas, self.mm + self.offset("mm_struct.mm_mt"))
+        ctypes.memmove(name, function, len(function))
+        self.fire("ma_write", name, mas, 0, vma.at)
+
+    # what is booked
+    def seen(self) -> dict[str, int]:
+        return {text(ENCODING.decode(key)): count for key, count in self.windows.rows().items()}
+
+    def counter(self, name: str) -> int:
+        raw = self.native.maps["counters"].lookup(struct.pack("<I", LAYOUTS.constants[name]))
+        return int.from_bytes(raw or b"", "little")
+
+    def rows(self, name: str) -> int:
+        """How many rows a map has."""
+        return len(list(self.native.maps[name].items()))
+
+
+def box(ways: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
+    return Box(Native(types, **sizes), types, ways)

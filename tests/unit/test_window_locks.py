@@ -1,0 +1,241 @@
+"""rwsems inside windows: their classes, tries that succeed and fail, times, and what was missed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.box import FENTRY, KPROBE, Box, Vma, box
+from tests.support.btf_blob import kernel_types
+
+each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+EINTR = (1 << 32) - 4
+LCB_SPIN, LCB_READ, LCB_WRITE = 1, 2, 4  # include/trace/events/lock.h
+
+
+def steps(b: Box) -> str:
+    """The steps of the only window."""
+    (line,) = b.seen()
+    return line.partition("]")[2].strip()
+
+
+def classes(b: Box, vma: Vma, *locks: int) -> list[str]:
+    with b.call("expand_downwards", vma.at, 0x1000):
+        for lock in locks:
+            b.touch("down_write", lock)
+    return [word.removesuffix("↓w") for word in steps(b).split()]
+
+
+@each_way
+def test_locks_are_known_by_what_they_are_part_of(ways: tuple[str, str]) -> None:
+    b = box(ways)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping())
+    second, third = b.mapping(), b.anon_vma()
+    inode, invalidate = b.inode_lock(second), second + b.offset("address_space.invalidate_lock")
+    own = (b.mmap_lock, b.file_lock(vma.mapping), b.anon_lock(vma.anon_vma))
+    others = (b.file_lock(second), b.anon_lock(third), b.mm_lock(b.take(256)))
+    assert classes(b, vma, *own, *others, inode, invalidate, b.take(64) + 32) == [
+        *("mmap", "i_mmap", "anon"),
+        *("i_mmap2", "anon2", "other"),
+        *("i_rwsem", "invalidate", "other"),
+    ]
+
+
+def test_the_first_one_met_in_a_window_of_a_vma_that_has_none() -> None:
+    b = box()
+    first, second = (b.anon_lock(b.anon_vma()) for _ in range(2))
+    file, other = (b.file_lock(b.mapping()) for _ in range(2))
+    assert classes(b, b.vma(0x1000, 0x3000), second, first, file, other) == ["anon", "anon2", "i_mmap", "i_mmap2"]
+    (flight,) = b.windows.flights()
+    assert (flight.row.anon, flight.row.i_mmap) == (second, file)
+
+
+def test_an_anon_vma_below_its_root_has_no_lock_of_its_own() -> None:
+    b = box()
+    assert classes(b, b.vma(0x1000, 0x3000), b.anon_lock(b.anon_vma(b.anon_vma()))) == ["other"]
+
+
+def test_memory_that_cannot_be_read_is_a_lock_of_no_known_class() -> None:
+    b = box()
+    assert classes(b, b.vma(0x1000, 0x3000), 4096) == ["other"]
+
+
+@pytest.mark.parametrize(("users", "number", "expected"), [(1, 6, "mmap2"), (2, 6, "other"), (1, 4, "other"), (1, 5, "other")])
+def test_a_childs_lock_in_a_rebuilt_dup_mmap(users: int, number: int, expected: str) -> None:
+    b = box()
+    other = b.take(256)
+    b.set(b.mm, "mm_struct.context.ctx_id", 5)
+    b.set(other, "mm_struct.context.ctx_id", number)
+    b.set(other, "mm_struct.mm_users", users)
+    b.touch("uprobe_start_dup_mmap")
+    b.touch("down_write", b.mm_lock(other))
+    b.touch("uprobe_end_dup_mmap")
+    assert steps(b) == f"{expected}↓w"
+
+
+def test_locks_of_vmas_and_of_hugetlb() -> None:
+    """6.4 to 6.14; the VMA's sequence number says whether it is write-locked."""
+    b = box(types=kernel_types(vma_locks=True))
+    vma, own, huge = b.vma(0x1000, 0x3000), b.take(32), b.take(64)
+    b.change(vma, vm_lock=own, vm_lock_seq=8)
+    b.change(vma, vm_private_data=huge | 1)
+    b.set(huge, "hugetlb_vma_lock.vma", vma.at)
+    b.set(b.mm, "mm_struct.mm_lock_seq", 9)
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.store(vma)
+        for lock in (own + b.offset("vma_lock.lock"), huge + b.offset("hugetlb_vma_lock.rw_sema")):
+            b.touch("down_write", lock)
+        b.change(vma, vm_lock_seq=9)
+        b.store(vma)
+    assert steps(b) == "commit(mmap:- vma:-) vma↓w hugetlb↓w commit(mmap:- vma:w)"
+
+
+@each_way
+def test_every_kind_of_operation(ways: tuple[str, str]) -> None:
+    b = box(ways)
+    vma = b.vma(0x1000, 0x3000)
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", vma.at, 0x1000):
+        for take, returned, leave in (
+            ("down_read", 0, "up_read"),
+            ("down_write", 0, "up_write"),
+            ("down_read_killable", 0, "up_read"),
+            ("down_write_killable", 0, "up_write"),
+            ("down_read_trylock", 1, "up_read"),
+            ("down_write_trylock", 1, "downgrade_write"),
+        ):
+            b.touch(take, lock, returned=returned)
+            b.touch(leave, lock)
+        b.touch("up_read", lock)
+    shown = "↓r ↑r ↓w ↑w ↓rk ↑r ↓wk ↑w ↓r? ↑r ↓w? ⇓ ↑r"
+    assert steps(b) == " ".join(f"anon{sign}" for sign in shown.split())
+
+
+@each_way
+@pytest.mark.parametrize(
+    ("function", "failed"),
+    [("down_read_trylock", 0), ("down_write_trylock", 0), ("down_read_killable", EINTR), ("down_write_killable", EINTR)],
+)
+def test_what_did_not_get_the_lock_is_no_step(function: str, failed: int, ways: tuple[str, str]) -> None:
+    b = box(ways)
+    vma = b.vma(0x1000, 0x3000)
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.touch(function, b.anon_lock(b.anon_vma()), returned=failed)
+    assert (steps(b), b.rows("holds")) == ("", 0)
+
+
+def test_the_upper_half_of_what_a_try_returns_is_anything() -> None:
+    b = box()
+    vma = b.vma(0x1000, 0x3000)
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.touch("down_read_trylock", lock, returned=0xDEAD_0000_0001)
+        b.touch("up_read", lock)
+        b.touch("down_read_killable", lock, returned=0xDEAD_0000_0000)
+    assert steps(b) == "anon↓r? anon↑r anon↓rk"
+
+
+def test_locks_outside_of_windows_are_nobodys_business() -> None:
+    b = box()
+    for function in ("down_write", "up_write", "down_read_trylock"):
+        b.touch(function, b.mmap_lock, returned=1)
+    b.fire("contention_begin", b.mmap_lock, LCB_WRITE)
+    b.fire("contention_end", b.mmap_lock, 0)
+    assert (b.seen(), b.rows("holds"), b.rows("insiders")) == ({}, 0, 0)
+
+
+def test_an_acquisition_without_the_release_before_it() -> None:
+    b = box()
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
+        b.touch("down_write", lock)
+        b.touch("down_write", lock)
+    assert steps(b) == "anon↓w ? anon↓w"
+
+
+def test_a_reader_that_waits_may_come_twice_and_one_that_tries_missed_a_release() -> None:
+    b = box()
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
+        b.touch("down_read", lock)
+        b.touch("down_read", lock)
+        b.touch("down_read_trylock", lock, returned=1)
+    assert steps(b) == "{anon↓r}* ? anon↓r?"
+
+
+def test_another_task_holds_for_itself() -> None:
+    b = box()
+    lock = b.anon_lock(b.anon_vma())
+    for tid in (7, 8):
+        b.become(tid)
+        with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
+            b.touch("down_read", lock)
+    assert b.seen() == {"expand_downwards[ok]  anon↓r": 2}
+
+
+def test_holds_and_waits() -> None:
+    b = box()
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
+        b.touch("down_write", lock)
+        b.fire("contention_begin", lock, LCB_WRITE)
+        b.tick(1000)
+        b.fire("contention_end", lock, 0)
+        b.tick(30)
+        b.touch("up_write", lock)
+        b.touch("down_write", lock)
+        b.tick(5)
+        b.touch("downgrade_write", lock)
+        b.tick(2)
+        b.touch("up_read", lock)
+    assert (b.windows.holds()["anon"].count, b.windows.holds()["anon"].sum_ns) == (2, 37)
+    assert (b.windows.waits()["anon"].count, b.windows.waits()["anon"].sum_ns) == (2, 1000)
+    assert b.windows.holds()["other"].count == 0
+
+
+@each_way
+def test_the_wait_of_a_killable_form_is_known_before_the_hold(ways: tuple[str, str]) -> None:
+    b = box(ways)
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
+        for returned, ns in ((EINTR, 5000), (0, 1000), (0, 0)):
+            b._run(b.ways[0], "down_write_killable", (lock,))
+            if ns:
+                b.fire("contention_begin", lock, LCB_WRITE)
+                b.tick(ns)
+                b.fire("contention_end", lock, 0)
+            b._run(b.ways[1], "down_write_killable", (lock,), returned=returned)
+            b.tick(30)
+            if not returned:
+                b.touch("up_write", lock)
+    assert (b.windows.waits()["anon"].count, b.windows.waits()["anon"].sum_ns) == (2, 1000)
+    assert (b.windows.holds()["anon"].count, b.windows.holds()["anon"].sum_ns) == (2, 60)
+
+
+def test_a_spinlock_that_is_contended_meanwhile_does_not_end_the_wait() -> None:
+    """rwsem_down_write_slowpath() takes sem->wait_lock between begin and end; so may an interrupt any other."""
+    b = box()
+    lock = b.anon_lock(b.anon_vma())
+    with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
+        b.touch("down_write", lock)
+        b.fire("contention_begin", lock, LCB_WRITE)
+        b.tick(600)
+        b.fire("contention_begin", lock + 8, LCB_SPIN)
+        b.tick(100)
+        b.fire("contention_end", lock + 8, 0)
+        b.tick(300)
+        b.fire("contention_end", lock, 0)
+        b.touch("up_write", lock)
+    assert (b.windows.waits()["anon"].sum_ns, b.windows.holds()["anon"].sum_ns) == (1000, 0)
+
+
+def test_a_lock_kept_over_the_end_of_its_window_has_its_time() -> None:
+    """mm_take_all_locks() and mm_drop_all_locks(), here two windows."""
+    b = box()
+    lock, vma = b.anon_lock(b.anon_vma()), b.vma(0x1000, 0x3000)
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.touch("down_write", lock)
+    b.tick(70)
+    with b.call("vma_shrink", 0, vma.at, 0, 0x3000):
+        b.touch("up_write", lock)
+    assert b.seen() == {"expand_downwards[ok]  anon↓w": 1, "vma_shrink[ok]  anon↑w": 1}
+    assert (b.windows.holds()["anon"].sum_ns, b.rows("holds")) == (70, 0)

@@ -1,0 +1,299 @@
+"""What a window left against what it found: geometry, the anon_vma that follows, errors, rebuilt windows, pieces of a fork."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.box import ENOMEM, ENOMEM_POINTER, FENTRY, KPROBE, Box, Vma, box
+
+each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+STACK_SETUP = 0x18000  # VM_SEQ_READ | VM_RAND_READ
+
+
+def one(b: Box) -> str:
+    """The only window that was seen."""
+    (line,) = b.seen()
+    return line
+
+
+def shaped(before: tuple[int, int], after: tuple[int, int], function: str, *args: int, pgoff: int | None = None, flags: int = 0) -> str:
+    """The window of a function whose first VMA argument gets new boundaries. `pgoff`: in pages, else as the start moves."""
+    b = box()
+    vma = b.vma(*before, flags=flags)
+    slots = {"expand_downwards": (vma.at, *args), "vma_shrink": (0, vma.at, *args), "__split_vma": (b.mm, vma.at, *args)}
+    slots |= {"__vma_adjust": (vma.at, *args), "do_brk_flags": (0, vma.at, *args)}
+    with b.call(function, *slots[function]):
+        b.change(vma, vm_start=after[0], vm_end=after[1], vm_pgoff=after[0] >> 12 if pgoff is None else pgoff)
+    return one(b)
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        ((0x3000, 0x9000), "ok"),
+        ((0x1000, 0x9000), "moved ok"),
+        ((0x3000, 0x3000), "moved geometry=empty"),
+        ((0x9000, 0x3000), "moved geometry=empty"),
+        ((0x3000, 0x8001), "moved geometry=unaligned"),
+        ((0x2800, 0x9000), "moved geometry=unaligned"),
+    ],
+)
+def test_a_vma_has_its_pages(after: tuple[int, int], words: str) -> None:
+    assert shaped((0x3000, 0x9000), after, "do_brk_flags") == f"do_brk_flags[{words}]"
+
+
+@pytest.mark.parametrize(
+    ("pgoff", "flags", "words"),
+    [
+        (2, 0, "moved ok"),
+        (3, 0, "moved geometry=pgoff"),
+        (3, STACK_SETUP, "moved ok"),
+        (3, 0x8000, "moved geometry=pgoff"),
+        (3, 0x10000, "moved geometry=pgoff"),
+    ],
+)
+def test_the_offset_goes_with_the_start_but_for_the_stack_of_execve(pgoff: int, flags: int, words: str) -> None:
+    assert shaped((0x3000, 0x9000), (0x2000, 0x9000), "__vma_adjust", pgoff=pgoff, flags=flags) == f"__vma_adjust[{words}]"
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "after", "words"),
+    [
+        ("vma_shrink", (0x3000, 0x8000), (0x3000, 0x8000), "moved ok"),
+        ("vma_shrink", (0x3000, 0x8000), (0x3000, 0x7000), "moved geometry=not_as_asked"),
+        ("vma_shrink", (0x4000, 0x9000), (0x3000, 0x9000), "geometry=not_as_asked"),
+        ("vma_shrink", (0x4000, 0x9000), (0x4000, 0x9000), "moved ok"),
+        ("vma_shrink", (0, 0x8000), (0x3000, 0x8000), "moved ok"),
+        ("expand_downwards", (0x2000,), (0x2000, 0x9000), "moved ok"),
+        ("expand_downwards", (0x2000,), (0x1000, 0x9000), "moved ok"),
+        ("expand_downwards", (0x2000,), (0x3000, 0x9000), "geometry=not_as_asked"),
+        ("__split_vma", (0x5000, 0), (0x3000, 0x5000), "moved ok"),
+        ("__split_vma", (0x5000, 0), (0x5000, 0x9000), "moved geometry=not_as_asked"),
+        ("__split_vma", (0x5000, 1), (0x5000, 0x9000), "moved ok"),
+        ("__split_vma", (0x5000, 1), (0x3000, 0x5000), "moved geometry=not_as_asked"),
+        ("__split_vma", (0x5000, 0xDEAD_0000_0000), (0x3000, 0x5000), "moved ok"),  # `int new_below`: the upper half is anything
+    ],
+)
+def test_a_vma_is_as_it_was_asked_for(function: str, args: tuple[int, ...], after: tuple[int, int], words: str) -> None:
+    assert shaped((0x3000, 0x9000), after, function, *args) == f"{function}[{words}]"
+
+
+@pytest.mark.parametrize(("other", "word"), [((0x5000, 0x9000), "ok"), ((0x4000, 0x9000), "geometry=overlap"), ((0x2000, 0x3000), "ok")])
+def test_the_halves_of_a_split_do_not_overlap(other: tuple[int, int], word: str) -> None:
+    b = box()
+    vma = b.vma(0x3000, 0x9000)
+    with b.call("__split_vma", b.mm, vma.at, 0x5000, 0):
+        b.change(vma, vm_end=0x5000)
+        b.store(b.vma(*other))
+    assert one(b) == f"__split_vma[moved {word}]  commit(mmap:-)"
+
+
+def test_a_failed_window_has_no_geometry() -> None:
+    b = box()
+    vma = b.vma(0x3000, 0x9000)
+    with b.call("__split_vma", b.mm, vma.at, 0x5000, 0, returned=ENOMEM):
+        b.change(vma, vm_end=0x3000)
+    assert one(b) == "__split_vma[moved] -ENOMEM"
+
+
+def test_hugetlb() -> None:
+    b = box()
+    with b.call("do_brk_flags", 0, b.vma(0x3000, 0x9000, flags=0x400000).at):
+        pass
+    assert one(b) == "do_brk_flags[hugetlb ok]"
+
+
+def test_a_vma_that_is_null() -> None:
+    b = box()
+    b.held(b.mmap_lock)
+    with b.call("do_brk_flags", 0, 0, 0x3000, 0x1000):
+        pass
+    assert one(b) == "do_brk_flags[mmap:w]", "the mm is the task's own"
+
+
+@each_way
+def test_errors_by_what_a_function_returns(ways: tuple[str, str]) -> None:
+    b = box(ways)
+    vma, pointer = b.vma(0x1000, 0x3000), b.take(8)
+    b.put(pointer, vma.at)
+    for function, args in (("copy_vma", (pointer, 0, 0)), ("vma_merge", (b.mm, 0, 0, 0))):
+        for returned in (0, ENOMEM_POINTER, vma.at, ENOMEM):
+            with b.call(function, *args, returned=returned):
+                pass
+    for returned in (0, ENOMEM, ENOMEM_POINTER, 0xDEAD_0000_0000, 1, (1 << 32) - 5000):
+        with b.call("anon_vma_clone", 0, 0, returned=returned):
+            pass
+    with b.call("unlink_anon_vmas", vma.at, returned=ENOMEM):
+        pass
+    assert b.seen() == {
+        "copy_vma[]": 2,
+        "copy_vma[] -NULL": 1,
+        "copy_vma[] -ENOMEM": 1,
+        "vma_merge[]": 2,
+        "vma_merge[] -NULL": 1,
+        "vma_merge[] -ENOMEM": 1,
+        "anon_vma_clone[]": 4,
+        "anon_vma_clone[] -ENOMEM": 2,
+        "unlink_anon_vmas[]": 1,
+    }
+
+
+@each_way
+def test_the_anon_vma_that_a_moved_vma_lost(ways: tuple[str, str]) -> None:
+    b = box(ways)
+    root = b.anon_vma()
+    source, pointer = b.vma(0x1000, 0x3000, anon=root), b.take(8)
+    b.put(pointer, source.at)
+    for anon in (root, b.anon_vma(root), b.anon_vma(), 0):
+        with b.call("copy_vma", pointer, 0x9000, 0x2000, returned=b.vma(0x9000, 0xB000, anon=anon).at):
+            pass
+    assert b.seen() == {"copy_vma[anon follows]": 2, "copy_vma[anon follows=other]": 1, "copy_vma[anon follows=missing]": 1}
+
+
+def merged(b: Box, heir: Vma, *removed: Vma, anon: int = 0, returned: int = 0) -> str:
+    """__vma_adjust() takes over the pages of VMAs whose anon_vmas are unlinked, and ends with this anon_vma."""
+    with b.call("__vma_adjust", heir.at, 0x1000, 0x5000, 1, 0, 0, returned=returned):
+        for vma in removed:
+            with b.call("unlink_anon_vmas", vma.at):
+                pass
+        b.change(heir, anon_vma=anon, vm_end=0x5000)
+    return next(line for line in b.seen() if line.startswith("__vma_adjust"))
+
+
+def test_the_anon_vma_that_a_merge_lost() -> None:
+    calls = "  unlink_anon_vmas()"
+    for anon, words in (("its own", "anon=imported moved ok follows"), ("none", "moved ok follows=missing")):
+        b = box()
+        gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
+        line = merged(b, b.vma(0x1000, 0x3000), gone, anon=gone.anon_vma if anon == "its own" else 0)
+        assert line == f"__vma_adjust[{words}]{calls}"
+    b = box()
+    other = b.anon_vma()
+    gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
+    assert merged(b, b.vma(0x1000, 0x3000, anon=other), gone, anon=other) == f"__vma_adjust[anon moved ok follows=other]{calls}"
+    b = box()
+    assert merged(b, b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)) == f"__vma_adjust[moved ok]{calls}", "no anon_vma, no pages"
+
+
+def test_the_second_vma_that_a_merge_removes_has_no_anon_vma() -> None:
+    """__vma_adjust() with remove_next 2: what the first one had is still to be followed."""
+    b = box()
+    gone = b.vma(0x3000, 0x4000, anon=b.anon_vma())
+    line = merged(b, b.vma(0x1000, 0x3000), gone, b.vma(0x4000, 0x5000))
+    assert line == "__vma_adjust[moved ok follows=missing]  {unlink_anon_vmas()}*"
+
+
+def test_a_merge_that_failed_has_nothing_to_follow() -> None:
+    b = box()
+    gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
+    line = merged(b, b.vma(0x1000, 0x3000), gone, returned=ENOMEM)
+    assert line == "__vma_adjust[moved] -ENOMEM  unlink_anon_vmas()"
+
+
+def test_an_imported_anon_vma_is_looked_at_from_then_on() -> None:
+    b = box()
+    vma, anon = b.vma(0x1000, 0x3000), b.anon_vma()
+    with b.call("__vma_adjust", vma.at, 0x1000, 0x4000, 1, 0, 0):
+        b.change(vma, anon_vma=anon, vm_end=0x4000)
+        b.held(b.anon_lock(anon))
+        b.store(vma)
+    assert one(b) == "__vma_adjust[anon=imported moved ok]  commit(mmap:- anon:w) → [anon:w]"
+    (flight,) = b.windows.flights()
+    assert flight.row.anon == b.anon_lock(anon)
+
+
+def test_the_vma_that_grows_is_the_one_that_outlives_the_call() -> None:
+    """`expand` of __vma_adjust(): `vma` is removed."""
+    b = box()
+    vma, heir = b.vma(0x3000, 0x5000), b.vma(0x1000, 0x3000)
+    with b.call("__vma_adjust", vma.at, 0x1000, 0x5000, 1, 0, heir.at):
+        b.change(heir, vm_end=0x5000)
+    assert one(b) == "__vma_adjust[moved ok]"
+    assert b.windows.flights()[0].row.vma == heir.at
+
+
+@each_way
+def test_a_rebuilt_window(ways: tuple[str, str]) -> None:
+    """vma_expand() of 6.1 from what it calls to what follows it."""
+    b = box(ways)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
+    b.touch("vma_adjust_trans_huge", vma.at, 0x1000, 0x4000, 0)
+    with b.locked(b.anon_lock(vma.anon_vma)):
+        b.change(vma, vm_end=0x4000)
+        b.store(vma)
+    b.touch("perf_event_mmap", vma.at)
+    b.touch("khugepaged_enter_vma", vma.at)
+    assert b.seen() == {"vma_expand[anon moved rebuilt ok]  anon↓w commit(mmap:- anon:w) anon↑w": 1}
+    assert (b.rows("frames"), b.counter("WINDOWS_UNCLOSED")) == (0, 0)
+
+
+def test_a_rebuilt_window_that_is_not_as_asked() -> None:
+    b = box()
+    vma = b.vma(0x1000, 0x3000)
+    b.touch("vma_adjust_trans_huge", vma.at, 0x1000, 0x4000, 0)
+    b.touch("perf_event_mmap", vma.at)
+    assert one(b) == "vma_expand[rebuilt geometry=not_as_asked]"
+
+
+def test_only_what_no_window_calls_is_rebuilt() -> None:
+    b = box()
+    vma = b.vma(0x1000, 0x3000)
+    with b.call("__vma_adjust", vma.at, 0x1000, 0x3000, 1, 0, 0):
+        b.touch("vma_adjust_trans_huge", vma.at, 0x1000, 0x3000, 0)
+        b.touch("perf_event_mmap", vma.at)
+    assert b.seen() == {"__vma_adjust[ok]": 1}
+
+
+@each_way
+def test_dup_mmap_is_cut_where_it_copies(ways: tuple[str, str]) -> None:
+    b = box(ways)
+    child, vma = b.take(256), b.vma(0x1000, 0x3000)
+    with b.call("dup_mmap", child, b.mm), b.locked(b.mmap_lock, b.mm_lock(child)):
+        for _ in range(3):
+            b.touch("vm_area_dup", vma.at)
+    assert b.seen() == {
+        "dup_mmap[piece]  mmap↓w mmap2↓w → [mmap:w]": 1,
+        "dup_mmap[piece mmap:w]": 2,
+        "dup_mmap[piece mmap:w]  mmap2↑w mmap↑w → []": 1,
+    }
+    assert b.windows.times()["dup_mmap"].count == 1
+
+
+def test_each_piece_of_dup_mmap_has_locks_of_its_own() -> None:
+    b = box()
+    child = b.take(256)
+    vmas = [b.vma(0x1000 * n, 0x1000 * n + 0x1000, anon=b.anon_vma(), mapping=b.mapping()) for n in (1, 2)]
+    with b.call("dup_mmap", child, b.mm):
+        for vma in vmas:
+            b.touch("vm_area_dup", vma.at)
+            with b.locked(b.anon_lock(vma.anon_vma)), b.locked(b.file_lock(vma.mapping)):
+                b.file_tree(vma, enter=True)
+    piece = "anon↓w i_mmap↓w file+ i_mmap↑w anon↑w"
+    assert b.seen() == {"dup_mmap[piece]": 1, f"dup_mmap[piece]  {piece}": 2}
+
+
+def test_a_copied_vma_outside_of_dup_mmap_cuts_nothing() -> None:
+    b = box()
+    vma = b.vma(0x3000, 0x9000)
+    with b.call("__split_vma", b.mm, vma.at, 0x5000, 0):
+        b.touch("vm_area_dup", vma.at)
+        b.change(vma, vm_end=0x5000)
+    assert one(b) == "__split_vma[moved ok]"
+
+
+@each_way
+def test_a_rebuilt_dup_mmap_knows_the_childs_lock(ways: tuple[str, str]) -> None:
+    """uprobe_start_dup_mmap() has no argument: the child's mm is one with a single user, and younger."""
+    b = box(ways)
+    child = b.take(256)
+    for mm, number in ((b.mm, 5), (child, 6)):
+        b.set(mm, "mm_struct.context.ctx_id", number)
+        b.set(mm, "mm_struct.mm_users", 1)
+    b.touch("uprobe_start_dup_mmap")
+    with b.locked(b.mmap_lock, b.mm_lock(child)):
+        b.touch("vm_area_dup", b.vma(0x1000, 0x3000).at)
+    b.touch("uprobe_end_dup_mmap")
+    assert b.seen() == {
+        "dup_mmap[rebuilt piece]  mmap↓w mmap2↓w → [mmap:w]": 1,
+        "dup_mmap[rebuilt piece mmap:w]  mmap2↑w mmap↑w → []": 1,
+    }
