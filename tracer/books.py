@@ -9,7 +9,7 @@ from typing import Any
 
 from tracer.answer import Mm
 from tracer.bpf import Table
-from tracer.histogram import SLOTS, Histogram
+from tracer.histogram import Histogram
 from tracer.layout import Books as Layouts
 
 _PAGE, _PMD_ENTRIES = 4096, 512
@@ -108,9 +108,7 @@ class Books:
 
     def histogram(self, name: str) -> Histogram:
         """One of `enum hist`, summed over the CPUs."""
-        code = struct.Struct(f"<{SLOTS}QQ")
-        raw = self._maps["histograms"].per_cpu(_key(self._layouts.constants[name]))
-        return Histogram.add_up([((values := code.unpack(part))[:-1], values[-1]) for part in raw])
+        return Histogram.add_up(self._maps["histograms"].per_cpu(_key(self._layouts.constants[name])))
 
     def entry_types(self) -> dict[int, int]:
         """Swap types that the kernel inserted as migration entries -> how often (at least)."""

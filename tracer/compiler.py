@@ -22,10 +22,11 @@ from typing import Any
 
 from tracer.bpf import Map
 from tracer.errors import RmapdError
+from tracer.template import WIDE, instructions
 
 _DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 _FDS_AT_ONCE = 64  # SCM_MAX_FD is 253
-_WIDE, _PSEUDO_MAP_FD = 0x18, 1
+_PSEUDO_MAP_FD = 1
 
 
 @dataclass
@@ -92,12 +93,10 @@ def _descriptors(ours: socket.socket, count: int) -> list[int]:
 
 
 def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:
-    out, at = bytearray(code), 0
-    while at < len(out):
-        opcode, registers, _, immediate = struct.unpack_from("<BBhi", out, at)
-        if opcode == _WIDE and registers >> 4 == _PSEUDO_MAP_FD:
+    out = bytearray(code)
+    for at, (opcode, registers, _, immediate) in instructions(code):
+        if opcode == WIDE and registers >> 4 == _PSEUDO_MAP_FD:
             struct.pack_into("<i", out, at + 4, ours[immediate])
-        at += 16 if opcode == _WIDE else 8
     return bytes(out)
 
 

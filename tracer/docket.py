@@ -39,16 +39,16 @@ class Docket:
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
         key, seen = self.windows.sighting(raw)
+        known = self.rulings.rule(key).values()
+        wrong = any(ruling.verdict in (Verdict.VIOLATED, Verdict.SUSPECT) for ruling in known)
+        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
         sighting = Sighting(
             task={"pid": event.tid, "tgid": event.tgid, "comm": event.comm},
             stack=self._symbols.stack(self._books.stack(event.stack)),
             vma=_ranges(event.a, seen),
             addresses={name: hex(value) for name, value in _addresses(event.b, seen).items() if value},
-            trail=(),
+            trail=self.trail(around) if wrong else (),
         )
-        if any(ruling.verdict in (Verdict.VIOLATED, Verdict.SUSPECT) for ruling in self.rulings.rule(key).values()):
-            around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
-            sighting = Sighting(sighting.task, sighting.stack, sighting.vma, sighting.addresses, self.trail(around))
         self.rulings.sighted(key, sighting)
 
     def trail(self, around: set[int]) -> tuple[Mapping[str, Any], ...]:

@@ -85,7 +85,8 @@ class Kernel:
     @cached_property
     def preempts(self) -> bool:
         """Whether a task in the kernel, and so in a BPF program, may lose its CPU to another. The kernel leaves out runs of a program
-        that is already running on the CPU: fentry programs then miss many, kprobes none, their handlers run with preemption off."""
+        that is already running on the CPU: fentry programs then miss many. A kprobe's handler runs with preemption off; it is left out
+        only while another program or a bpf(2) call on a map is under way on that CPU (bpf_prog_active), which is rare."""
         try:
             mode = (self.sys_root / "kernel/debug/sched/preempt").read_text()
         except OSError:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from tracer.plan import Plan, Planned, Point, State, StemPlan
 from tracer.program import Iterated, Link, Program, Refused, RunStatistics, enable_statistics, load_program
 from tracer.template import Names
 
-_DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
-
 
 @dataclass
 class Loaded:
@@ -30,22 +27,23 @@ class Loaded:
     maps: dict[str, Map] = field(default_factory=dict)
     programs: dict[str, list[Program]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
-    logs: dict[str, str] = field(default_factory=dict)
     _links: list[Link] = field(default_factory=list)
     _statistics: int = -1
 
     def iterator(self, name: str) -> Iterated | None:
-        hook = next((h for h in self.hooks if h.hook.name == name), None)
-        if hook is None or hook.state not in (State.ATTACHED, State.SUBSTITUTED):
-            return None
-        return next((link for link in self._links if isinstance(link, Iterated)), None)
+        return next((link for link in self._links if isinstance(link, Iterated)), None) if name in self.attached() else None
 
     def attached(self) -> frozenset[str]:
-        return frozenset(h.hook.name for h in self.hooks if h.state in (State.ATTACHED, State.SUBSTITUTED))
+        return frozenset(h.hook.name for h in self.hooks if h.on)
 
     def statistics(self) -> dict[str, RunStatistics]:
         """By hook name; the programs at entry and return of one function together."""
         return {name: RunStatistics.total([program.statistics() for program in programs]) for name, programs in self.programs.items()}
+
+    def missed(self, of: Callable[[Planned], bool]) -> int:
+        """Runs that the kernel left out of the programs of those hooks."""
+        programs = (program for hook in self.hooks if of(hook) for program in self.programs.get(hook.hook.name, ()))
+        return sum(program.statistics().missed for program in programs)
 
     def ring(self, name: str) -> Ring:
         ring = self.maps[name]
@@ -156,13 +154,14 @@ def _attach(code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, 
     if statistics:
         with contextlib.suppress(OSError):
             loaded._statistics = enable_statistics()
+    maker = _Maker(code, plan.names, kit)
     for stem in plan.stems:
         for hook in stem.hooks:
             if hook.state is State.READY and stem.name in loaded.broken:
                 reason = f"{stem.name}.bpf.c does not compile: {loaded.broken[stem.name]}"
                 loaded.hooks.append(hook.failed(State.MISSING, reason))
             elif hook.state is State.READY:
-                loaded.hooks.append(_attach_hook(_Maker(code, plan.names, kit), hook, loaded))
+                loaded.hooks.append(_attach_hook(maker, hook, loaded))
             else:
                 loaded.hooks.append(hook)
 
@@ -176,16 +175,12 @@ class _Maker:
     kit: Kit
 
     def program(self, point: Point) -> Program:
-        constants = {name: sum(self._constant(word.strip()) for word in text.split("|")) for name, text in point.constants.items()}
         if _function(point) not in self.code:
             raise Refused(f"no program {_function(point)} was compiled")
-        code = self.names.patch(self.code[_function(point)], point.offsets | constants, point.places)
+        code = self.names.patch(self.code[_function(point)], point.numbers(self.kit.constants), point.places)
         target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
         function_id = self.kit.types.find(target, FUNC) or 0 if point.how in ("iter", "fentry", "fexit") else 0
         return load_program(point.program, point.how, code, function_id)
-
-    def _constant(self, word: str) -> int:
-        return int(word, 0) if word[:1].isdigit() else self.kit.constants[word]
 
 
 def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
@@ -204,7 +199,6 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
         except (OSError, Refused) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
-            loaded.logs[hook.hook.name] = getattr(error, "log", "")
             for link in links:
                 link.close()
             for program in programs:
@@ -218,4 +212,4 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
 
 def _possible_cpus() -> int:
     last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
-    return int(re.split("-", last)[-1]) + 1
+    return int(last.split("-")[-1]) + 1

@@ -10,7 +10,6 @@ from prometheus_client.registry import Collector
 
 import tracer
 from tracer.histogram import Histogram
-from tracer.plan import State
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
@@ -62,7 +61,7 @@ def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily
 
 def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     names = [h.hook.name for h in s.hooks]
-    on = {h.hook.name for h in s.hooks if h.state in (State.ATTACHED, State.SUBSTITUTED)}
+    on = {h.hook.name for h in s.hooks if h.on}
     yield _gauge("rmapd_probe_attached", "1 where the hook is attached.", ("hook",), (((n,), float(n in on)) for n in names))
     stats = s.statistics
     seconds = (((n,), stats[n].seconds if n in stats else 0.0) for n in names)

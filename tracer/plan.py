@@ -8,7 +8,7 @@ them attach, or the next candidate is tried. No kernel version is ever tested.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -95,6 +95,11 @@ class Point:
     offsets: dict[str, int] = field(default_factory=dict)
     constants: dict[str, str] = field(default_factory=dict)
 
+    def numbers(self, known: Mapping[str, int]) -> dict[str, int]:
+        """What the program's constants are, by name, with books.h's enumerators."""
+        words = {name: [word.strip() for word in text.split("|")] for name, text in self.constants.items()}
+        return self.offsets | {name: sum(int(w, 0) if w[:1].isdigit() else known[w] for w in each) for name, each in words.items()}
+
 
 @dataclass(frozen=True)
 class Way:
@@ -124,6 +129,10 @@ class Planned:
     @property
     def symbol(self) -> str:
         return self.ways[self.taken].symbol if self.ways else ""
+
+    @property
+    def on(self) -> bool:
+        return self.state in (State.ATTACHED, State.SUBSTITUTED)
 
     def attached(self, way: int) -> Planned:
         instead = self.ways[way].instead
@@ -305,9 +314,7 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
     ways = []
     for how in ("fentry", "kprobe"):
         symbols = [_TRIALS[how](kernel, name).symbol for name in (made.begin, *made.ends)]
-        begin = msgspec.structs.replace(
-            hook, leave="none", constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"}
-        )
+        begin = msgspec.structs.replace(hook, constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"})
         if symbols != [made.begin, *made.ends]:  # a clone may stand for some of the calls only
             continue
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)

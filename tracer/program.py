@@ -171,16 +171,12 @@ def load_program(name: str, how: str, code: bytes, function_id: int = 0) -> Prog
         except OSError:
             said = [line.strip() for line in log.value.decode(errors="replace").splitlines() if line.strip()]
             words = [line for line in said if not line.startswith("processed ")]
-            raise Refused(words[-1][:200] if words else error.strerror or str(error), "\n".join(said)) from error
+            raise Refused(words[-1][:200] if words else error.strerror or str(error)) from error
         raise Refused(error.strerror or str(error)) from error
 
 
 class Refused(Exception):
-    """The kernel does not take a program; `log` is all that the verifier said."""
-
-    def __init__(self, reason: str, log: str = "") -> None:
-        super().__init__(reason)
-        self.log = log
+    """The kernel does not take a program; the reason in one line."""
 
 
 def _load(name: str, kind: int, attach_type: int, code: bytes, function_id: int, log: ctypes.Array[ctypes.c_char] | None = None) -> int:

@@ -45,12 +45,11 @@ class Ruled:
 
 @dataclass
 class _Known:
-    """A protocol with its rulings by invariant, and the windows counted so far."""
+    """A protocol with its rulings by invariant."""
 
     protocol: Protocol
     rulings: dict[str, Ruling]
     cycle: tuple[Edge, ...] = ()
-    windows: int = 0
 
 
 class Rulings:
@@ -85,7 +84,6 @@ class Rulings:
             if known is None:
                 self.windows_unreadable += new
                 continue
-            known.windows += new
             for invariant, ruling in known.rulings.items():
                 if invariant not in self._checked:
                     continue
@@ -180,7 +178,7 @@ class Rulings:
 
     def protocols(self) -> list[Ruled]:
         """Every protocol counted so far, with its windows and how it was ruled on."""
-        return [Ruled(known.protocol, known.windows, dict(known.rulings)) for known in self._known.values() if known.windows]
+        return [Ruled(known.protocol, self._counts[key], dict(known.rulings)) for key, known in self._known.items() if self._counts[key]]
 
 
 def _named(cycle: tuple[Edge, ...]) -> str:

@@ -114,16 +114,15 @@ class Session:
 
     def _missed(self) -> int:
         """Runs that the kernel left out of programs that a protocol depends on."""
-        stems = {hook.hook.name for hook in self.loaded.hooks if hook.stem in _WINDOW_STEMS}
-        return sum(program.missed for name, program in self.loaded.statistics().items() if name in stems)
+        return self.loaded.missed(lambda hook: hook.stem in _WINDOW_STEMS)
 
     def _missed_orders(self) -> int:
         """Runs left out of the mmap_lock programs."""
-        return sum(program.missed for name, program in self.loaded.statistics().items() if name.startswith("mmap_lock_"))
+        return self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
 
     def _missed_visits(self) -> int:
         """Runs left out of the second walk's program."""
-        return sum(program.missed for name, program in self.loaded.statistics().items() if name == "second_walk")
+        return self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
 
     def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}

@@ -7,12 +7,12 @@ The C side (probes/include/rmapd.h) marks two kinds of places: `CONSTANT(name)` 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from tracer.errors import RmapdError
 
 _FIRST_CONSTANT, _FIRST_PLACE = 0x5EED0000, 0x7000
-_MOVE, _LOAD, _WIDE = 0xB7, 0x79, 0x18  # BPF_ALU64|BPF_MOV|BPF_K, BPF_LDX|BPF_MEM|BPF_DW, BPF_LD|BPF_IMM|BPF_DW
+_MOVE, _LOAD, WIDE = 0xB7, 0x79, 0x18  # BPF_ALU64|BPF_MOV|BPF_K, BPF_LDX|BPF_MEM|BPF_DW, BPF_LD|BPF_IMM|BPF_DW
 NO_OFFSET = 0x7FFFFFFF
 """The constant `offset_of_X` where argument X is no pointer to be followed."""
 
@@ -40,9 +40,8 @@ class Names:
             for name, number in self.constants.items()
         }
         offsets = {number: places.get(name) for name, number in self.places.items()}
-        out, at = bytearray(code), 0
-        while at < len(out):
-            opcode, registers, offset, immediate = struct.unpack_from("<BBhi", out, at)
+        out = bytearray(code)
+        for at, (opcode, registers, offset, immediate) in instructions(code):
             if opcode == _MOVE and immediate in numbers:
                 name, value = numbers[immediate]
                 if not -(1 << 31) <= value < 1 << 31:
@@ -54,5 +53,13 @@ class Names:
                     struct.pack_into("<BBhi", out, at, _MOVE, registers & 0x0F, 0, 0)
                 else:
                     struct.pack_into("<h", out, at + 2, place)
-            at += 16 if opcode == _WIDE else 8
         return bytes(out)
+
+
+def instructions(code: bytes) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+    """Where each instruction begins, with its opcode, registers, offset and immediate (struct bpf_insn)."""
+    at = 0
+    while at < len(code):
+        fields = struct.unpack_from("<BBhi", code, at)
+        yield at, fields
+        at += 16 if fields[0] == WIDE else 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracer.bpf import Table
-from tracer.histogram import SLOTS, Histogram
+from tracer.histogram import Histogram
 from tracer.layout import Books as Layouts
 
 
@@ -47,12 +47,7 @@ class Windows:
     def _histograms(self, book: str, names: tuple[str, ...]) -> dict[str, Histogram]:
         if book not in self._maps:
             return dict.fromkeys(names, Histogram())
-        code = struct.Struct(f"<{SLOTS}QQ")
-        found = {}
-        for number, name in enumerate(names):
-            parts = [code.unpack(raw) for raw in self._maps[book].per_cpu(struct.pack("<I", number))]
-            found[name] = Histogram.add_up([(values[:-1], values[-1]) for values in parts])
-        return found
+        return {name: Histogram.add_up(self._maps[book].per_cpu(struct.pack("<I", number))) for number, name in enumerate(names)}
 
     def times(self) -> dict[str, Histogram]:
         """Durations by function; their count is the number of windows (a dup_mmap() is one, however many pieces it had)."""

@@ -145,7 +145,7 @@ class NativeProgram:
         names = attach_plan().names
         constants = (ctypes.c_uint64 * 1024).in_dll(self._lib, "harness_constants")
         places = (ctypes.c_int64 * 1024).in_dll(self._lib, "harness_places")
-        given = point.offsets | {name: sum(_constant(word) for word in text.split("|")) for name, text in point.constants.items()}
+        given = point.numbers(LAYOUTS.constants)
         for name, number in names.constants.items():
             constants[number & 1023] = given.get(name, NO_OFFSET if name.startswith("offset_of_") else 0)
         for name, number in names.places.items():
@@ -175,11 +175,6 @@ class NativeProgram:
                 self._context[self._point.places["returned"] // 8] = returned
         self._patch(self._point)
         self._function(ctypes.byref(self._context))
-
-
-def _constant(word: str) -> int:
-    word = word.strip()
-    return int(word, 0) if word[:1].isdigit() else LAYOUTS.constants[word]
 
 
 MAPS = tuple(

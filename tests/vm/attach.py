@@ -14,7 +14,6 @@ from pathlib import Path
 from tracer import loader, plan
 from tracer.config import Maps
 from tracer.layout import Books
-from tracer.plan import State
 from tracer.program import program_ids
 from tracer.session import probes_folder, running_kernel
 
@@ -36,7 +35,7 @@ def main(out: str, times: int) -> None:
     load = subprocess.Popen(LOAD)
     try:
         with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=False) as loaded:
-            on = [hook for hook in loaded.hooks if hook.state in (State.ATTACHED, State.SUBSTITUTED)]
+            on = [hook for hook in loaded.hooks if hook.on]
             pairs = [pair for hook in on for pair in zip(loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True)]
             busiest, left, seconds = hooked(), [], []
             loaded.detach()

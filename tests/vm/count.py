@@ -19,7 +19,6 @@ import msgspec
 
 from tracer.config import Config, Maps
 from tracer.notation import text
-from tracer.plan import State
 from tracer.session import Session, running_kernel
 
 WORKLOAD = Path(__file__).parent.parent / "workloads/vma.py"
@@ -47,7 +46,7 @@ def main(out: str, count: str, how: str) -> None:
         "checks": {f"{name} {verdict}": n for (name, verdict), n in snapshot.checks.items() if n},
         "violations": [v.first.signature for v in snapshot.violations.values()],
         "hooks": {h.hook.name: {"state": h.state, "how": h.how, "reason": h.reason} for h in snapshot.hooks},
-        "attached": sum(h.state in (State.ATTACHED, State.SUBSTITUTED) for h in snapshot.hooks),
+        "attached": sum(h.on for h in snapshot.hooks),
         "coverage": {name: [level, reason] for name, (level, reason) in snapshot.coverage.items()},
         "statistics": statistics,
         "said": json.loads(workload.stdout.readline()) if workload.stdout else {},
