@@ -38,31 +38,15 @@ HOOK(vm_area_dup) {
 /* A tree step in no window is a protocol by itself. */
 static __always_inline void outside(void *ctx, u32 step, u64 vma) {
   struct protocol_key key = {};
+  u32 is_new = 0;
   key.steps[0] = step;
-  struct protocol_row *row = protocols.lookup(&key);
-  if (row) { __sync_fetch_and_add(&row->count, 1); return; }
-  struct protocol_row fresh = {};
-  fresh.count = 1;
-  fresh.first_ns = bpf_ktime_get_ns();
-  if (protocols.insert(&key, &fresh)) {                 /* another CPU was first, or the table is full */
-    row = protocols.lookup(&key);
-    if (row) __sync_fetch_and_add(&row->count, 1);
-    else count(PROTOCOLS_LOST);
-    return;
-  }
-  struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
-  if (!s) { count(EVIDENCE_LOST); return; }
-  fill_event(&s->event, PROTOCOL_NEW);
-  s->event.stack = stacks.get_stackid(ctx, 0);
-  s->event.a = vma;
-  __builtin_memset(&s->seen, 0, sizeof(s->seen));
-  __builtin_memcpy(&s->key, &key, sizeof(s->key));
-  events.ringbuf_submit(s, 0);
+  first_seen(&key, bpf_ktime_get_ns(), &is_new);
+  struct sighting_event *s = is_new ? new_sighting(ctx, &key, vma) : 0;
+  if (s) events.ringbuf_submit(s, 0);
 }
 
 HOOK(file_tree_step) {
-  struct params *p = open_gate();
-  if (!p) return 0;
+  if (!open_gate()) return 0;
   u64 mapping = ARGUMENT(mapping), rwsem = i_mmap_of(mapping ? mapping : ARGUMENT(root) - OFFSET(address_space, i_mmap));
   u32 step = STEP_TREE + (TREE_FILE * 2 + CONSTANT(entering)) * 4 + owner_of(rwsem);
   struct frame *f = here(ctx);
@@ -73,8 +57,7 @@ HOOK(file_tree_step) {
 }
 
 HOOK(anon_tree_step) {
-  struct params *p = open_gate();
-  if (!p) return 0;
+  if (!open_gate()) return 0;
   u64 anon_vma = ARGUMENT(anon_vma), entering = CONSTANT(entering);
   if (!anon_vma) anon_vma = ARGUMENT(root) - OFFSET(anon_vma, rb_root);
   u64 rwsem = root_lock_of(anon_vma);

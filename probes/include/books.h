@@ -275,7 +275,7 @@ struct protocol_row {
   u64 count;
   u64 first_ns;           /* also its name in the flight recorder */
 };
-enum returns { RETURNS_NOTHING, RETURNS_ERRNO, RETURNS_POINTER, RETURNS_BOOL };    /* what tells a window's failure */
+enum returns { RETURNS_NOTHING, RETURNS_ERRNO, RETURNS_POINTER };    /* what tells a window's failure */
 enum asked {              /* what the arguments `start` and `end` ask for */
   ASKED_NOTHING,
   ASKED_RANGE,            /* vm_start and vm_end */

@@ -236,7 +236,7 @@ static __always_inline u32 geometry_of(struct frame *f, u64 start, u64 end) {
 static __always_inline u32 error_of(u32 returns, u64 value) {
   if (returns == RETURNS_ERRNO) return (s32)value < 0 && (s32)value >= -4095 ? -(s32)value : 0;
   if (returns == RETURNS_POINTER) return !value ? 0xffff : (s64)value < 0 && (s64)value >= -4095 ? -(s64)value : 0;
-  return returns == RETURNS_BOOL && !(value & 0xff) ? 0xffff : 0;
+  return 0;
 }
 
 struct sighting_event {
@@ -245,42 +245,50 @@ struct sighting_event {
   struct protocol_key key;
 };
 
-/* Count the window (or a piece of it) under its protocol, and tell Python of one never seen before. */
-static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
-  struct protocol_row *row = protocols.lookup(&f->key);
-  u64 first_ns = now;
-  if (row) {
-    first_ns = row->first_ns;
-    __sync_fetch_and_add(&row->count, 1);
-  } else {
+/* Count one more of a protocol: when it was first seen, 0 where the table is full. */
+static __always_inline u64 first_seen(struct protocol_key *key, u64 now, u32 *is_new) {
+  struct protocol_row *row = protocols.lookup(key);
+  if (!row) {
     struct protocol_row fresh = {};
     fresh.count = 1;
     fresh.first_ns = now;
-    if (protocols.insert(&f->key, &fresh)) {            /* another CPU was first, or the table is full */
-      row = protocols.lookup(&f->key);
-      if (!row) { count(PROTOCOLS_LOST); return; }
-      first_ns = row->first_ns;
-      __sync_fetch_and_add(&row->count, 1);
-    } else {
-      struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
-      if (!s) count(EVIDENCE_LOST);
-      else {
-        fill_event(&s->event, PROTOCOL_NEW);
-        s->event.stack = stacks.get_stackid(ctx, 0);
-        s->event.start_ns = f->start_ns;
-        s->event.a = f->vma;
-        s->event.b = f->mm;
-        s->seen.was_start = f->was_start;
-        s->seen.was_end = f->was_end;
-        s->seen.vm_start = vm_start;
-        s->seen.vm_end = vm_end;
-        s->seen.folio = f->folio;
-        s->seen.anon = f->anon;
-        s->seen.i_mmap = f->i_mmap;
-        __builtin_memcpy(&s->key, &f->key, sizeof(s->key));
-        events.ringbuf_submit(s, 0);
-      }
-    }
+    if (!protocols.insert(key, &fresh)) { *is_new = 1; return now; }
+    row = protocols.lookup(key);                        /* another CPU was first, or the table is full */
+    if (!row) { count(PROTOCOLS_LOST); return 0; }
+  }
+  __sync_fetch_and_add(&row->count, 1);
+  return row->first_ns;
+}
+
+/* Tell Python of a protocol never seen before: to be filled in and submitted. */
+static __always_inline struct sighting_event *new_sighting(void *ctx, struct protocol_key *key, u64 vma) {
+  struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
+  if (!s) { count(EVIDENCE_LOST); return 0; }
+  fill_event(&s->event, PROTOCOL_NEW);
+  s->event.stack = stacks.get_stackid(ctx, 0);
+  s->event.a = vma;
+  __builtin_memset(&s->seen, 0, sizeof(s->seen));
+  __builtin_memcpy(&s->key, key, sizeof(s->key));
+  return s;
+}
+
+/* Count the window (or a piece of it) under its protocol, and keep it in the flight recorder. */
+static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
+  u32 is_new = 0;
+  u64 first_ns = first_seen(&f->key, now, &is_new);
+  if (!first_ns) return;
+  struct sighting_event *s = is_new ? new_sighting(ctx, &f->key, f->vma) : 0;
+  if (s) {
+    s->event.start_ns = f->start_ns;
+    s->event.b = f->mm;
+    s->seen.was_start = f->was_start;
+    s->seen.was_end = f->was_end;
+    s->seen.vm_start = vm_start;
+    s->seen.vm_end = vm_end;
+    s->seen.folio = f->folio;
+    s->seen.anon = f->anon;
+    s->seen.i_mmap = f->i_mmap;
+    events.ringbuf_submit(s, 0);
   }
   u32 zero = 0;
   u32 *next = next_flight.lookup(&zero);
