@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, explain."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, explain."""
 
 from __future__ import annotations
 
@@ -139,6 +139,36 @@ def doctor(config: Path | None, form: str) -> None:
     with Session(settings, running_kernel()) as session:
         found = examine(session)
     click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
+
+
+@main.command()
+@_config
+@click.option("--seconds", type=click.FloatRange(min=0), default=60, show_default=True, help="How long to watch.")
+@click.option("--save", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="Where the report goes.")
+@_fidelity
+def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | None) -> None:
+    """Save what this kernel's windows do, for rmapd diff."""
+    settings = _load(config, None, fidelity=fidelity)
+    _needs_privilege()
+    from tracer.execute import execute
+
+    with only_one(Path(settings.lock_file)):
+        execute(settings, ["sleep", str(seconds)], save, "text", "never")
+
+
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("b", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
+    """Compare the protocols of two reports, the most alarming difference first. Exit: 3 where one alarms."""
+    from tracer.difference import as_json, as_text, compare, read
+
+    ours, theirs = read(a), read(b)
+    found = compare(ours, theirs)
+    click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
+    ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
 
 
 @main.command()

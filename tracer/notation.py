@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -81,20 +81,25 @@ _HELD_NAMES = tuple(each.name for each in fields(Held))
 
 def text(protocol: Protocol, *, ascii: bool = False) -> str:
     """The protocol in one line."""
-    words, steps = parts(protocol, ascii=ascii)
+    head, steps = parts(protocol, ascii=ascii)
     error = f" -{_error_name(protocol.error)}" if protocol.error else ""
-    return f"{protocol.window}[{' '.join(words)}]{error}  {steps}".rstrip()
+    return f"{protocol.window}[{' '.join(head)}]{error}  {steps}".rstrip()
 
 
 def parts(protocol: Protocol, *, ascii: bool = False) -> tuple[list[str], str]:
     """The words of the context, and the steps with the states at return."""
     context = protocol.context
-    words = [word for name, word in _FLAG_WORDS.items() if getattr(context, name)]
-    words += [_WALKER_WORDS[context.walker], _states(context.entry), _GEOMETRY_WORDS[context.geometry], _FOLLOWS_WORDS[context.follows]]
-    steps = " ".join(_step(step, ascii) for step in protocol.steps)
+    head = [word for name, word in _FLAG_WORDS.items() if getattr(context, name)]
+    head += [_WALKER_WORDS[context.walker], _states(context.entry), _GEOMETRY_WORDS[context.geometry], _FOLLOWS_WORDS[context.follows]]
+    steps = " ".join(words(protocol.steps, ascii=ascii))
     if context.exit != context.entry:
         steps += f" {'->' if ascii else '→'} [{_states(context.exit)}]"
-    return " ".join(words).split(), steps.strip()
+    return " ".join(head).split(), steps.strip()
+
+
+def words(steps: Iterable[Step], *, ascii: bool = False) -> list[str]:
+    """Each step as the text has it."""
+    return [_step(step, ascii) for step in steps]
 
 
 def _states(held: Held) -> str:
@@ -123,7 +128,7 @@ def _step(step: Step, ascii: bool) -> str:
         case Overlong():
             return "..." if ascii else "…"
         case Group(steps):
-            return f"{{{' '.join(_step(inner, ascii) for inner in steps)}}}*"
+            return f"{{{' '.join(words(steps, ascii=ascii))}}}*"
 
 
 _LINE = re.compile(r"\s*(\w+)(?:\[([^\[\]]*)\])?(?:\s+-(\w+)(?=\s|$))?(.*?)(?:(?:→|->)\s*\[([^\[\]]*)\])?\s*", re.S)

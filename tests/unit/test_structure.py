@@ -19,7 +19,7 @@ FLOORS = [
     {"btf", "layout", "bpf", "verdict", "config", "template"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
-    {"oracle", "loader", "rulings"},
+    {"oracle", "loader", "rulings", "difference"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
     {"findings", "docket", "web"},

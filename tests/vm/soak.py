@@ -56,9 +56,13 @@ def table() -> str:
     reports = {name: RESULTS / f"{name}-soak/r.json" for name in ladder()}
     found = {name: json.loads(path.read_text()) for name, path in reports.items() if path.exists()}
     counts: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    torn = []
     for name, one in found.items():
         for protocol in one["protocols"]:
-            counts[protocol["function"], protocol["text"]][name] = protocol["count"]
+            if wrong := protocol["violates"] + protocol["suspect"]:
+                torn.append(f"- {name}, {protocol['count']:,}: `{protocol['text']}` would be {', '.join(wrong)}")
+            else:
+                counts[protocol["function"], protocol["text"]][name] = protocol["count"]
     lines = ["# Protocols seen on healthy kernels", ""]
     lines += [f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}" for name, one in found.items()]
     lines += [
@@ -70,6 +74,9 @@ def table() -> str:
     for (_, text), by_kernel in sorted(counts.items()):
         row = " | ".join(f"{by_kernel[name]:,}" if name in by_kernel else "" for name in found)
         lines.append(f"| `{text}` | {row} |")
+    if torn:
+        lines += ["", "## While the kernel left out runs of programs", ""]
+        lines += ["Windows that lost steps, or a return: rmapd counted them as unverifiable (KERNELS.md, lazy preemption).", "", *torn]
     return "\n".join(lines) + "\n"
 
 

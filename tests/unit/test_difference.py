@@ -1,0 +1,121 @@
+"""rmapd diff: what alarms comes first, and what differs by the kernel's nature does not alarm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tracer.difference import Difference, Grade, as_json, as_text, compare, read
+from tracer.errors import RmapdError
+from tracer.notation import parse
+
+LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+SWAPPED = "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+SHRUNK = "vma_shrink[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
+UNLOCKED = "vma_shrink[anon moved mmap:w ok]  anon- commit(mmap:w anon:w) anon+"
+NOT_HELD = "vma_shrink[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:r) anon+ anon↑w"
+
+
+def report(path: Path, protocols: dict[str, int], wrong: dict[str, list[str]] | None = None, missing: str = "") -> Path:
+    rows = [{"text": t, "count": n, "violates": (wrong or {}).get(t, []), "suspect": []} for t, n in protocols.items()]
+    windows: dict[str, int] = {}
+    for line, count in protocols.items():
+        windows[parse(line).window] = windows.get(parse(line).window, 0) + count
+    hooks = {missing: {"state": "missing", "reason": f"no function {missing}"}} if missing else {}
+    path.write_text(json.dumps({"kernel": path.stem, "protocols": rows, "windows": windows, "hooks": hooks}))
+    return path
+
+
+def differences(tmp_path: Path, a: dict[str, int], b: dict[str, int], **of_b: Any) -> list[Difference]:
+    return compare(read(report(tmp_path / "a.json", a)), read(report(tmp_path / "b.json", b, **of_b)))
+
+
+def test_the_same_has_no_difference(tmp_path: Path) -> None:
+    assert differences(tmp_path, {LEGAL: 5, SHRUNK: 7}, {LEGAL: 9, SHRUNK: 3}) == []
+
+
+def test_what_was_ruled_a_violation_comes_first_beside_the_nearest_legal_one(tmp_path: Path) -> None:
+    found = differences(tmp_path, {LEGAL: 5, SHRUNK: 5}, {LEGAL: 5, SWAPPED: 1, SHRUNK: 5}, wrong={SWAPPED: ["L1"]})
+    assert found == [Difference(Grade.RULED, "b.json", "vma_expand", SWAPPED, 1, LEGAL, "violates L1")]
+
+
+@pytest.mark.parametrize(
+    ("odd", "near", "grade", "why"),
+    [
+        (UNLOCKED, SHRUNK, Grade.UNLOCKED, "without anon↑w anon↓w"),
+        (NOT_HELD, SHRUNK, Grade.UNLOCKED, "without commit(mmap:w anon:w)"),
+        (SWAPPED, LEGAL, Grade.UNORDERED, "anon i_mmap, not i_mmap anon"),
+        (SHRUNK.replace(" ok", " anon:r ok"), SHRUNK, Grade.CONTEXT, ""),
+        (SHRUNK.replace("anon+", "anon+ anon- anon+"), SHRUNK, Grade.STEPS, ""),
+    ],
+)
+def test_each_grade_is_told_apart(tmp_path: Path, odd: str, near: str, grade: Grade, why: str) -> None:
+    both = {LEGAL: 5, SHRUNK: 5}
+    (found,) = differences(tmp_path, both, both | {odd: 2})
+    assert (found.grade, found.side, found.count, found.nearest, found.why) == (grade, "b.json", 2, near, why)
+    assert found.grade.alarms == (grade <= Grade.UNORDERED)
+
+
+def test_a_missing_lock_ranks_above_a_new_function(tmp_path: Path) -> None:
+    new = "do_brk_flags[moved mmap:w ok]  commit(mmap:w)"
+    assert [d.grade for d in differences(tmp_path, {SHRUNK: 5}, {SHRUNK: 5, new: 900, UNLOCKED: 1})] == [Grade.UNLOCKED, Grade.FUNCTION]
+
+
+def test_a_renamed_function_and_the_calls_of_it_do_not_alarm(tmp_path: Path) -> None:
+    old = {"copy_vma[anon mmap:w follows]  vma_merge()": 9, "vma_merge[mmap:w]": 9}
+    new = {"copy_vma[anon mmap:w follows]  vma_merge_new_range()": 9, "vma_merge_new_range[mmap:w]": 9}
+    found = differences(tmp_path, old, new, missing="vma_merge")
+    assert not any(d.grade.alarms for d in found)
+    assert [d.why for d in found if d.function == "vma_merge"] == ["no function vma_merge"]
+    assert {d.function for d in found if d.grade is Grade.FUNCTION} == {"vma_merge", "vma_merge_new_range"}
+
+
+def test_a_lock_class_that_the_other_kernel_does_not_have_does_not_alarm(tmp_path: Path) -> None:
+    """6.4 to 6.14 take the per-VMA lock; 6.1 has none."""
+    with_vma = SHRUNK.replace("anon↓w", "vma↓w vma↑w anon↓w")
+    assert [d.grade.alarms for d in differences(tmp_path, {SHRUNK: 5}, {with_vma: 5})] == [False, False]
+
+
+def test_what_left_early_lacks_no_lock(tmp_path: Path) -> None:
+    """Seen between 6.1 and 6.12: collapse_huge_page() gives up before it comes to the anon_vma."""
+    whole = "collapse_huge_page[mmap:r]  mmap↑r mmap↓w anon↓w anon↑w mmap↑w → []"
+    early = "collapse_huge_page[mmap:r]  mmap↑r mmap↓w mmap↑w → []"
+    assert [d.grade for d in differences(tmp_path, {whole: 5}, {whole: 5, early: 1})] == [Grade.STEPS]
+
+
+def test_a_rebuilt_window_is_the_same_window(tmp_path: Path) -> None:
+    rebuilt = SHRUNK.replace("moved ", "moved rebuilt ")
+    assert differences(tmp_path, {SHRUNK: 5}, {rebuilt: 5}) == []
+
+
+def test_a_rate_is_told_where_there_is_enough_of_it(tmp_path: Path) -> None:
+    other = SHRUNK.replace(" ok", " anon:r ok")
+    (a, b) = differences(tmp_path, {SHRUNK: 10, other: 990}, {SHRUNK: 990, other: 10})
+    assert (a.grade, a.why) == (Grade.RATE, "99.00% in a.json, 1.00% in b.json")
+    assert b.side == "b.json"
+    assert differences(tmp_path, {SHRUNK: 1, other: 9}, {SHRUNK: 9, other: 1}) == []
+
+
+def test_both_forms_tell_all(tmp_path: Path) -> None:
+    a = read(report(tmp_path / "a.json", {SHRUNK: 5}))
+    b = read(report(tmp_path / "b.json", {SHRUNK: 5, UNLOCKED: 1}))
+    found = compare(a, b)
+    assert "1 differences, 1 of them alarming" in as_text(a, b, found)
+    assert SHRUNK in as_text(a, b, found)
+    (row,) = as_json(a, b, found)["differences"]
+    assert (row["grade"], row["alarming"], row["protocol"], row["nearest"]) == ("unlocked", True, UNLOCKED, SHRUNK)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kernel": 1}', "\x00", '{"hooks": {}, "protocols": [{"text": "x ? y("}]}'])
+def test_what_is_no_report_is_said_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r").write_text(text)
+    with pytest.raises(RmapdError, match=r"is no report of rmapd|cannot read the protocol"):
+        read(tmp_path / "r")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RmapdError, match="cannot read"):
+        read(tmp_path / "none")

@@ -1,0 +1,264 @@
+"""`rmapd diff`: what one run's protocols have and another's have not, the most alarming first.
+
+A protocol that only one run shows is set beside the nearest of the same function in the other. What is different by nature between two
+kernels does not alarm: calls of functions that the other kernel does not have, lock classes that the function never takes there.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from tracer.errors import RmapdError
+from tracer.notation import parse, text, words
+from tracer.protocol import Call, Commit, Kind, Lock, Locking, Owner, Protocol, Step, TreeStep, Visit
+
+_ENOUGH = 100  # windows of a function on either side, before their shares say anything
+_TIMES = 10.0  # a share this many times another is told
+
+
+class Grade(enum.IntEnum):
+    """How alarming, the most first. Up to UNORDERED a kernel developer should look."""
+
+    RULED = 1
+    UNLOCKED = 2
+    UNORDERED = 3
+    STEPS = 4
+    CONTEXT = 5
+    RATE = 6
+    FUNCTION = 7
+
+    @property
+    def alarms(self) -> bool:
+        return self <= Grade.UNORDERED
+
+    @property
+    def says(self) -> str:
+        return _SAYS[self]
+
+
+_SAYS = {
+    Grade.RULED: "ruled a violation or suspect",
+    Grade.UNLOCKED: "a lock step is missing, or a lock is not held",
+    Grade.UNORDERED: "locks are taken in another order",
+    Grade.STEPS: "other steps",
+    Grade.CONTEXT: "the same steps in a context not seen in the other",
+    Grade.RATE: "another share of its function's windows",
+    Grade.FUNCTION: "a function that only one has",
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A protocol as a report has it."""
+
+    text: str
+    count: int
+    wrong: tuple[str, ...]
+    protocol: Protocol
+
+    @property
+    def function(self) -> str:
+        return self.protocol.window
+
+    @property
+    def same(self) -> str:
+        """What makes it the same in two runs: not whether its window had to be rebuilt."""
+        return text(replace(self.protocol, context=replace(self.protocol.context, rebuilt=False)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report says of protocols. absent: functions that its kernel does not have, or does not let be probed, with the reason."""
+
+    name: str
+    kernel: str
+    seen: tuple[Seen, ...]
+    windows: Mapping[str, int]
+    absent: Mapping[str, str]
+
+    def of(self, function: str) -> list[Seen]:
+        return [one for one in self.seen if one.function == function]
+
+    def classes(self, function: str) -> set[Lock]:
+        steps = (step for one in self.of(function) for step in one.protocol.flat())
+        return {step.lock.family for step in steps if isinstance(step, Locking)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """side: the run that has it. nearest: the other's nearest protocol of the same function."""
+
+    grade: Grade
+    side: str
+    function: str
+    text: str
+    count: int
+    nearest: str = ""
+    why: str = ""
+
+
+def read(path: Path) -> Run:
+    """A report of `rmapd exec --report` or `rmapd protocols --save`. RmapdError where it is none."""
+    try:
+        found = json.loads(path.read_text())
+        hooks = {name: hook["reason"] for name, hook in found["hooks"].items() if hook["state"] in ("missing", "denied")}
+        seen = tuple(
+            Seen(one["text"], one["count"], tuple(one["violates"] + one["suspect"]), parse(one["text"])) for one in found["protocols"]
+        )
+        return Run(path.name, found["kernel"], seen, found["windows"], hooks)
+    except OSError as error:
+        raise RmapdError(f"cannot read {path}", why=error.strerror or str(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = "a file of rmapd exec --report or rmapd protocols --save"
+        raise RmapdError(f"{path} is no report of rmapd", why=f"{type(error).__name__}: {error}", hint=hint) from error
+
+
+def compare(a: Run, b: Run) -> list[Difference]:
+    """All differences, the most alarming first, then by count."""
+    found = [*_only(a, b), *_only(b, a), *_rates(a, b)]
+    return sorted(found, key=lambda d: (d.grade, -d.count, d.text))
+
+
+def _only(a: Run, b: Run) -> Iterable[Difference]:
+    """What a has and b has not."""
+    known = {one.same for one in b.seen}
+    for function in sorted({one.function for one in a.seen}):
+        others, gone = b.of(function), b.absent
+        if not others and function != "outside":
+            count = a.windows.get(function, sum(one.count for one in a.of(function)))
+            yield Difference(Grade.FUNCTION, a.name, function, f"{function}()", count, why=b.absent.get(function, "it did not run there"))
+        common = b.classes(function)
+        for one in a.of(function):
+            if one.same in known:
+                continue
+            nearest = _nearest(one, others, gone, common)
+            if one.wrong:
+                why = f"violates {', '.join(one.wrong)}"
+                yield Difference(Grade.RULED, a.name, function, one.text, one.count, nearest.text if nearest else "", why)
+            elif nearest:
+                grade, why = _grade(one, nearest, a, b)
+                yield Difference(grade, a.name, function, one.text, one.count, nearest.text, why)
+
+
+def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: set[Lock]) -> list[Step]:
+    """Without calls of functions that the other does not have, and locks that the function never takes there."""
+    return [
+        step
+        for step in steps
+        if not (isinstance(step, Call) and step.window in absent) and not (isinstance(step, Locking) and step.lock.family not in classes)
+    ]
+
+
+def _nearest(one: Seen, others: Sequence[Seen], absent: Iterable[str], classes: set[Lock]) -> Seen | None:
+    own = words(_comparable(one.protocol.flat(), absent, classes))
+
+    def near(other: Seen) -> tuple[bool, float, float, int]:
+        ratio = SequenceMatcher(None, own, words(other.protocol.flat()), autojunk=False).ratio()
+        heads = SequenceMatcher(None, one.text.partition("]")[0].split(), other.text.partition("]")[0].split(), autojunk=False).ratio()
+        return not other.wrong, ratio, heads, other.count
+
+    return max(others, key=near, default=None)
+
+
+def _grade(one: Seen, nearest: Seen, a: Run, b: Run) -> tuple[Grade, str]:
+    """How the protocol of `a` differs from its nearest of `b`."""
+    mine = _comparable(one.protocol.flat(), b.absent, b.classes(one.function))
+    theirs = _comparable(nearest.protocol.flat(), a.absent, a.classes(one.function))
+    if mine == theirs:
+        return Grade.CONTEXT, ""
+    if lost := _missing(mine, theirs):
+        return Grade.UNLOCKED, f"without {' '.join(lost)}"
+    if (first := _acquired(mine)) != (other := _acquired(theirs)) and Counter(first) == Counter(other):
+        return Grade.UNORDERED, f"{' '.join(first)}, not {' '.join(other)}"
+    return Grade.STEPS, ""
+
+
+def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
+    """The lock steps, or lock states, that mine lacks, where it does something under locks and nothing else is different."""
+    if not any(isinstance(step, TreeStep | Commit | Visit) for step in mine):
+        return []
+    if [step for step in mine if not isinstance(step, Locking)] == [step for step in theirs if not isinstance(step, Locking)]:
+        lacking = Counter(words(step for step in theirs if isinstance(step, Locking)))
+        lacking.subtract(Counter(words(step for step in mine if isinstance(step, Locking))))
+        return sorted(lacking.elements()) if all(count >= 0 for count in lacking.values()) else []
+    if [_bare(step) for step in mine] != [_bare(step) for step in theirs]:
+        return []
+    pairs = [(own, other) for own, other in zip(mine, theirs, strict=True) if own != other]
+    weaker = all(_held(own) < _held(other) for own, other in pairs)
+    return words(other for _, other in pairs) if weaker else []
+
+
+def _bare(step: Step) -> Step:
+    """Without the states of its locks."""
+    match step:
+        case TreeStep(tree, enters, owner) if owner is not None:
+            return TreeStep(tree, enters, Owner.FREE)
+        case Commit(parts):
+            return Commit(tuple((part, Owner.FREE) for part, _ in parts))
+        case Visit():
+            return Visit(Owner.FREE)
+    return step
+
+
+def _held(step: Step) -> int:
+    """How many of its locks are held for write, or by a walk at all."""
+    match step:
+        case TreeStep(_, _, owner):
+            return int(owner is Owner.SELF)
+        case Commit(parts):
+            return sum(owner is Owner.SELF for _, owner in parts)
+        case Visit(owner):
+            return int(owner in (Owner.SELF, Owner.READ))
+    return 0
+
+
+def _acquired(steps: Iterable[Step]) -> list[str]:
+    """The locks in the order in which they are waited for."""
+    return [step.lock for step in steps if isinstance(step, Locking) and step.kind.blocks and step.kind is not Kind.DOWNGRADE_WRITE]
+
+
+def _rates(a: Run, b: Run) -> Iterable[Difference]:
+    counts = {one.same: one.count for one in b.seen}
+    for one in a.seen:
+        whole, there = sum(each.count for each in a.of(one.function)), sum(each.count for each in b.of(one.function))
+        if one.same not in counts or min(whole, there) < _ENOUGH:
+            continue
+        ours, theirs = one.count / whole, counts[one.same] / there
+        if max(ours, theirs) >= _TIMES * min(ours, theirs) and max(ours, theirs) * min(whole, there) >= _ENOUGH:
+            side, count = (a.name, one.count) if ours > theirs else (b.name, counts[one.same])
+            yield Difference(Grade.RATE, side, one.function, one.text, count, why=f"{ours:.2%} in {a.name}, {theirs:.2%} in {b.name}")
+
+
+def as_json(a: Run, b: Run, found: Sequence[Difference]) -> dict[str, Any]:
+    """For machines."""
+    rows = [
+        {"grade": d.grade.name.lower(), "alarming": d.grade.alarms, "side": d.side, "function": d.function, "protocol": d.text}
+        | {"count": d.count, "nearest": d.nearest, "why": d.why}
+        for d in found
+    ]
+    return {"a": {"file": a.name, "kernel": a.kernel}, "b": {"file": b.name, "kernel": b.kernel}, "differences": rows}
+
+
+def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
+    """For people: what alarms in full, of the rest a line each."""
+    alarming = sum(d.grade.alarms for d in found)
+    lines = [f"{a.name}: {a.kernel}, {len(a.seen)} protocols", f"{b.name}: {b.kernel}, {len(b.seen)} protocols"]
+    lines += [f"{len(found)} differences, {alarming} of them alarming"]
+    grade = None
+    for d in found:
+        if d.grade is not grade:
+            grade = d.grade
+            lines += ["", f"{'!! ' if grade.alarms else ''}{grade.says}"]
+        lines.append(f"{d.count:12,}  only {d.side}: {d.text}" if d.grade is not Grade.RATE else f"{d.count:12,}  {d.text}: {d.why}")
+        if d.grade is not Grade.RATE and d.why:
+            lines.append(f"{'':14}{d.why}")
+        if d.grade.alarms and d.nearest:
+            lines.append(f"{'':14}nearest:   {d.nearest}")
+    return "\n".join(lines) + "\n"
