@@ -67,7 +67,7 @@ class Docket:
             "task": {"pid": row.tid, "tgid": row.tgid},
             "vma": _ranges(row.vma, row),
             "protocol": self._text(born.get(row.protocol)),
-            "stack": list(self._symbols.stack(self._books.stack(row.stack))),
+            "stack": list(self._symbols.stack(self._books.stack(row.stack, "flight_stacks"))),
         }
 
     def _text(self, key: bytes | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from tests.support.box import box
 from tests.support.native import LAYOUTS, synthetic_kernel
 from tracer.books import Books
@@ -9,6 +11,8 @@ from tracer.docket import Docket
 from tracer.invariant import discover
 from tracer.symbols import Symbols
 from tracer.verdict import Tally
+
+HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
 
 
 def test_a_trail_ends_with_the_window_that_violates() -> None:
@@ -18,6 +22,8 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
         b.tick(1000)
         with b.call("unlink_anon_vmas", vma.at), b.locked(*[b.anon_lock(vma.anon_vma)] * locked):
             b.tree(vma, vma.anon_vma, enter=False)
+    for book, address in (("stacks", 0x1111), ("flight_stacks", 0x2222)):
+        b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
     books = Books(b.native.maps, LAYOUTS)
     docket = Docket(b.windows, books, LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"})
     for raw in b.native.events():
@@ -26,3 +32,5 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
     healthy, broken = "unlink_anon_vmas[anon]  anon↓w anon- anon↑w", "unlink_anon_vmas[anon]  anon-(-)"
     assert finding.protocol == broken
     assert [step["protocol"] for step in finding.trail] == [healthy, broken]
+    assert finding.stack == ("0x1111",), "what fills with the stacks of all windows has no room for those of violations"
+    assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
