@@ -5,7 +5,7 @@
  *
  * `echo NAME [N] > parameters/arm` lets the writing task, and no other, meet the fault N times; `parameters/struck` has a line per fault:
  * name, how often it struck, when first (CLOCK_REALTIME, ns). What is broken in a migration is broken for anonymous pages of processes named
- * `victim`. `release` gives back the lock that error_locked kept.
+ * `victim`. `release` gives back the lock that error_locked kept, and puts the vm_pgoff right that pgoff_lost left wrong.
  *
  * Calls are redirected where they are made (`sites`), not where they arrive: a tracer at the entry of down_write() must not see a call that
  * a redirection there then takes back. Only remove_migration_pte() is called through a pointer, and redirected by ftrace.
@@ -39,12 +39,13 @@ enum fault {
 	ERROR_LOCKED,		/* do_brk_flags() fails and keeps the anon_vma lock */
 	NOT_PAIRED,		/* __vma_adjust() moves a boundary and leaves the anon tree alone */
 	IMPORT_LOST,		/* __vma_adjust() takes over pages without their anon_vma */
+	PGOFF_LOST,		/* __vma_adjust() leaves vm_pgoff one page off */
 	FAULTS
 };
 
 static const char *const names[FAULTS] = {
 	"left_behind", "passed_over", "one_skipped", "walk_unlocked", "entry_unlocked", "restored_unlocked", "adjust_swapped", "move_swapped",
-	"cycle", "commit_unlocked", "import_unlocked", "tree_unlocked", "error_locked", "not_paired", "import_lost",
+	"cycle", "commit_unlocked", "import_unlocked", "tree_unlocked", "error_locked", "not_paired", "import_lost", "pgoff_lost",
 };
 
 static struct task_struct *by;	/* who armed a fault, and meets it */
@@ -53,6 +54,7 @@ static int left;
 static unsigned long struck[FAULTS];
 static u64 first_ns[FAULTS];
 static struct rw_semaphore *kept;
+static struct vm_area_struct *adjusted, *wrong;
 
 static bool strike(enum fault fault)
 {
@@ -71,9 +73,13 @@ static int set_arm(const char *value, const struct kernel_param *parameter)
 
 	if (sscanf(value, "%31s %d", name, &count) < 1)
 		return -EINVAL;
-	if (!strcmp(name, "release") && kept) {
-		up_write(kept);
+	if (!strcmp(name, "release")) {
+		if (kept)
+			up_write(kept);
+		if (wrong)
+			wrong->vm_pgoff--;
 		kept = NULL;
+		wrong = NULL;
 		return 0;
 	}
 	fault = match_string(names, FAULTS, name);
@@ -140,6 +146,10 @@ static void our_down_write(struct rw_semaphore *rwsem)
 
 static void our_up_write(struct rw_semaphore *rwsem)
 {
+	if (is_anon_lock(rwsem) && strike(PGOFF_LOST)) {
+		wrong = adjusted;
+		wrong->vm_pgoff++;
+	}
 	if (current == by && rwsem == spared)
 		spared = NULL;
 	else
@@ -151,6 +161,8 @@ static void our_adjust_huge(struct vm_area_struct *vma, unsigned long start, uns
 {
 	static struct address_space *mapping;
 
+	if (current == by)
+		adjusted = vma;
 	if ((vma->vm_file || mapping) && strike(CYCLE)) {
 		struct rw_semaphore *outer, *inner;
 

@@ -66,6 +66,11 @@ def merge(fault: str, fd: int = -1) -> None:
     protect(at + AREA // 2, WRITE)
 
 
+def merge_and_release(fault: str) -> None:
+    merge(fault)
+    arm("release")
+
+
 def merge_file(fault: str) -> None:
     merge(fault, file())
 
@@ -128,6 +133,7 @@ OPERATIONS: dict[str, Callable[[str], None]] = {
     "error_locked": fail_brk,
     "not_paired": merge,
     "import_lost": take_over,
+    "pgoff_lost": merge_and_release,
 }
 
 
