@@ -11,7 +11,10 @@ HOOK(visit) {
   u64 vma = ARGUMENT(vma), rwsem = f->key.window == WINDOW_rmap_walk_file ? f->i_mmap : f->anon;
   if (f->key.window == WINDOW_rmap_walk_ksm) rwsem = root_lock_of(READ(vm_area_struct, vma, anon_vma));
   u32 walker = CONSTANT(walker);
-  if (!(f->key.context >> CONTEXT_WALKER_SHIFT & 7)) shift_in(&f->key.context, walker, CONTEXT_WALKER_SHIFT);
+  if (!(f->key.context >> CONTEXT_WALKER_SHIFT & 7)) {
+    shift_in(&f->key.context, walker, CONTEXT_WALKER_SHIFT);
+    if (READ(vm_area_struct, vma, vm_flags) & VM_HUGETLB) f->key.context |= CONTEXT_HUGETLB;
+  }
   f->visits += 1;
   put(f, STEP_VISIT + owner_of(rwsem));
   return 0;

@@ -208,7 +208,7 @@ class Books:
             self._kinds.get(e.kind, "?"), e.time_ns, e.start_ns, e.a, e.b, e.first_ns, *tasks, *stacks, e.mode, e.reason, e.addr, e.folio
         )
 
-    def stack(self, stack: int) -> list[int]:
-        """Kernel addresses, innermost first; empty where none was taken."""
-        raw = self._maps["stacks"].lookup(struct.pack("<i", stack)) if stack >= 0 else None
+    def stack(self, stack: int, book: str = "stacks") -> list[int]:
+        """Kernel addresses, innermost first, of an event or (flight_stacks) of a flight; empty where none was taken."""
+        raw = self._maps[book].lookup(struct.pack("<i", stack)) if stack >= 0 else None
         return [address for (address,) in struct.iter_unpack("<Q", raw or b"") if address]

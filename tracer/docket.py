@@ -47,14 +47,15 @@ class Docket:
             stack=self._symbols.stack(self._books.stack(event.stack)),
             vma=_ranges(event.a, seen),
             addresses={name: hex(value) for name, value in _addresses(event.b, seen).items() if value},
-            trail=self.trail(around) if wrong else (),
+            trail=self.trail(around, event.time_ns) if wrong else (),
         )
         self.rulings.sighted(key, sighting)
 
-    def trail(self, around: set[int]) -> tuple[Mapping[str, Any], ...]:
-        """The last windows that shared an address with this one, oldest first."""
+    def trail(self, around: set[int], until_ns: int | None = None) -> tuple[Mapping[str, Any], ...]:
+        """The last windows that ended by then and shared an address with this one, oldest first: what came later led to nothing."""
         born = self.windows.born()
-        related = [flight for flight in self.windows.flights() if flight.concerns & around]
+        ended = (flight for flight in self.windows.flights() if until_ns is None or flight.row.end_ns <= until_ns)
+        related = [flight for flight in ended if flight.concerns & around]
         return tuple(self._step(flight, born) for flight in related[-_TRAIL:])
 
     def _step(self, flight: Flight, born: Mapping[int, bytes]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class Docket:
             "task": {"pid": row.tid, "tgid": row.tgid},
             "vma": _ranges(row.vma, row),
             "protocol": self._text(born.get(row.protocol)),
-            "stack": list(self._symbols.stack(self._books.stack(row.stack))),
+            "stack": list(self._symbols.stack(self._books.stack(row.stack, "flight_stacks"))),
         }
 
     def _text(self, key: bytes | None) -> str:

@@ -56,10 +56,13 @@ class Desk:
         self._next_patrol_ns = self.clock() + self.patrol_ns
 
     def open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
-        """Put rows on the desk; those already there stay as they are."""
+        """Put rows on the desk; those already there stay as they are, but for an event that comes after the timer has found its row."""
         now = self.clock()
         for row in rows:
-            if (invariant, row.key) not in self.cases:
+            case, known, before = self.cases.get((invariant, row.key), (None, row, None))
+            if case and event and not before:
+                self.cases[invariant, row.key] = case, known, event
+            elif not case:
                 pfn = entry_pfn(row.entry, self.levels)
                 pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
                 self.cases[invariant, row.key] = Case(invariant, row.addr, pfns, row.count, now, row.level), row, event

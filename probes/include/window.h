@@ -22,6 +22,8 @@ BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
 BPF_PERCPU_ARRAY(next_flight, u32, 1);
+/* Not among the events' stacks: a stack that finds its bucket taken is lost, and every window would take one. */
+BPF_TABLE("stacktrace", int, struct bpf_stacktrace, flight_stacks, STACK_ROWS);
 
 #define OFFSET(type, member) __builtin_offsetof(struct type, member)
 /* rwsem.owner without RWSEM_NONSPINNABLE. RWSEM_READER_OWNED stays in: a reader's name stands there until the next owner writes its own, and
@@ -313,7 +315,7 @@ static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, 
   flight->tid = task;
   flight->tgid = task >> 32;
   flight->window = f->key.window;
-  flight->stack = f->flags & WINDOW_WALKS ? -1 : stacks.get_stackid(ctx, 0);
+  flight->stack = f->flags & WINDOW_WALKS ? -1 : flight_stacks.get_stackid(ctx, 0);
 }
 
 static __always_inline void note_exit(struct frame *f) {

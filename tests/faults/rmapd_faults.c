@@ -1,40 +1,216 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Faults for the tests of rmapd: breaks the kernel's promises on purpose, in a test guest only. It refuses to load where the kernel
- * command line does not have rmapd_faults=guest. Functions are redirected by ftrace; each fault counts how often it struck.
+ * command line does not have rmapd_faults=guest.
  *
- * left_behind: remove_migration_pte() does nothing for processes named `victim`, which must not share an anon_vma with another process:
- * the walk visits VMAs that do not map the page, too, and a strike there leaves nothing (seen: 5 strikes left 4). What it leaves, the kernel's own BUG finds at the
- * next touch (pfn_swap_entry_to_page(), include/linux/swapops.h).
+ * `echo NAME [N] > parameters/arm` lets the writing task, and no other, meet the fault N times; `parameters/struck` has a line per fault:
+ * name, how often it struck, when first (CLOCK_REALTIME, ns). What is broken in a migration is broken for anonymous pages of processes named
+ * `victim`. `release` gives back the lock that error_locked kept, and puts the vm_pgoff right that pgoff_lost left wrong.
  *
- * passed_over: the second rmap walk of a page of such a process does not take place: rmap_walk_anon() returns at once.
+ * Calls are redirected where they are made (`sites`), not where they arrive: a tracer at the entry of down_write() must not see a call that
+ * a redirection there then takes back. Only remove_migration_pte() is called through a pointer, and redirected by ftrace.
  */
 #include <linux/fs.h>
 #include <linux/ftrace.h>
+#include <linux/huge_mm.h>
 #include <linux/kallsyms.h>
+#include <linux/kprobes.h>
+#include <linux/maple_tree.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/pagemap.h>
 #include <linux/rmap.h>
 #include <linux/sched.h>
+#include <linux/timekeeping.h>
 
-static int left_behind;
-module_param(left_behind, int, 0644);
-MODULE_PARM_DESC(left_behind, "how many entries to leave behind");
-static int passed_over;
-module_param(passed_over, int, 0644);
-MODULE_PARM_DESC(passed_over, "how many pages to pass over in the second walk");
-static int struck;
-module_param(struck, int, 0444);
-static char *victim = "victim";
-module_param(victim, charp, 0444);
+enum fault {
+	LEFT_BEHIND,		/* remove_migration_pte() restores nothing */
+	PASSED_OVER,		/* the second walk of a page does not take place */
+	ONE_SKIPPED,		/* it ends before the tree's last VMA */
+	WALK_UNLOCKED,		/* a walk for try_to_migrate() runs without its lock, and says that it is held */
+	ENTRY_UNLOCKED,		/* migration entries are inserted with the page unlocked */
+	RESTORED_UNLOCKED,	/* and removed */
+	ADJUST_SWAPPED,		/* __vma_adjust() takes the anon_vma lock, then i_mmap_rwsem */
+	MOVE_SWAPPED,		/* so does move_page_tables(): take_rmap_locks() */
+	CYCLE,			/* __vma_adjust() takes invalidate_lock and i_mmap_rwsem in this order, do_brk_flags() in the other */
+	COMMIT_UNLOCKED,	/* __vma_adjust() without the anon_vma lock */
+	IMPORT_UNLOCKED,	/* the same, of an anon_vma that it has just imported */
+	TREE_UNLOCKED,		/* __vma_adjust() without i_mmap_rwsem */
+	ERROR_LOCKED,		/* do_brk_flags() fails and keeps the anon_vma lock */
+	NOT_PAIRED,		/* __vma_adjust() moves a boundary and leaves the anon tree alone */
+	IMPORT_LOST,		/* __vma_adjust() takes over pages without their anon_vma */
+	PGOFF_LOST,		/* __vma_adjust() leaves vm_pgoff one page off */
+	FAULTS
+};
 
-static bool remove_nothing(struct folio *folio, struct vm_area_struct *vma, unsigned long addr, void *old)
+static const char *const names[FAULTS] = {
+	"left_behind", "passed_over", "one_skipped", "walk_unlocked", "entry_unlocked", "restored_unlocked", "adjust_swapped", "move_swapped",
+	"cycle", "commit_unlocked", "import_unlocked", "tree_unlocked", "error_locked", "not_paired", "import_lost", "pgoff_lost",
+};
+
+static struct task_struct *by;	/* who armed a fault, and meets it */
+static enum fault armed;
+static int left;
+static unsigned long struck[FAULTS];
+static u64 first_ns[FAULTS];
+static struct rw_semaphore *kept;
+static struct vm_area_struct *adjusted, *wrong;
+
+static bool strike(enum fault fault)
 {
+	if (current != READ_ONCE(by) || armed != fault || left <= 0)
+		return false;
+	left--;
+	if (!struck[fault]++)
+		first_ns[fault] = ktime_get_real_ns();
 	return true;
 }
 
-static void walk_nothing(struct folio *folio, struct rmap_walk_control *rwc, bool locked)
+static int set_arm(const char *value, const struct kernel_param *parameter)
 {
+	char name[32];
+	int count = 1, fault;
+
+	if (sscanf(value, "%31s %d", name, &count) < 1)
+		return -EINVAL;
+	if (!strcmp(name, "release")) {
+		if (kept)
+			up_write(kept);
+		if (wrong)
+			wrong->vm_pgoff--;
+		kept = NULL;
+		wrong = NULL;
+		return 0;
+	}
+	fault = match_string(names, FAULTS, name);
+	if (fault < 0)
+		return fault;
+	WRITE_ONCE(by, NULL);
+	armed = fault;
+	left = count;
+	WRITE_ONCE(by, current);
+	return 0;
+}
+
+static int get_struck(char *buffer, const struct kernel_param *parameter)
+{
+	int length = 0;
+
+	for (int fault = 0; fault < FAULTS; fault++)
+		length += scnprintf(buffer + length, PAGE_SIZE - length, "%s %lu %llu\n", names[fault], struck[fault], first_ns[fault]);
+	return length;
+}
+
+static const struct kernel_param_ops arm_ops = { .set = set_arm }, struck_ops = { .get = get_struck };
+module_param_cb(arm, &arm_ops, NULL, 0200);
+module_param_cb(struck, &struck_ops, NULL, 0444);
+
+/* Functions of the kernel that are not exported, found when the module is loaded. */
+static typeof(anon_vma_clone) *real_clone;
+static typeof(anon_vma_interval_tree_remove) *real_remove;
+static typeof(anon_vma_interval_tree_insert) *real_insert;
+static typeof(anon_vma_interval_tree_iter_next) *real_next;
+static typeof(vma_adjust_trans_huge) *real_adjust_huge;
+static typeof(mas_preallocate) *real_preallocate;
+static typeof(try_to_migrate) *real_try_to_migrate;
+static void (*real_walk_anon)(struct folio *folio, struct rmap_walk_control *rwc, bool locked);
+
+static bool is_anon_lock(struct rw_semaphore *rwsem)
+{
+	struct anon_vma *anon_vma = container_of(rwsem, struct anon_vma, rwsem);
+
+	return anon_vma->root == anon_vma;
+}
+
+/* Locks of __vma_adjust() and move_page_tables(). What is deferred or spared is so until the same call comes to the other one. */
+static struct rw_semaphore *deferred, *spared;
+
+static void our_down_write(struct rw_semaphore *rwsem)
+{
+	bool anon = is_anon_lock(rwsem);
+
+	if (anon ? strike(COMMIT_UNLOCKED) || strike(IMPORT_UNLOCKED) : strike(TREE_UNLOCKED)) {
+		spared = rwsem;
+		return;
+	}
+	if (!anon && (strike(ADJUST_SWAPPED) || strike(MOVE_SWAPPED))) {
+		deferred = rwsem;
+		return;
+	}
+	down_write(rwsem);
+	if (current == by && deferred) {
+		down_write(deferred);
+		deferred = NULL;
+	}
+}
+
+static void our_up_write(struct rw_semaphore *rwsem)
+{
+	if (is_anon_lock(rwsem) && strike(PGOFF_LOST)) {
+		wrong = adjusted;
+		wrong->vm_pgoff++;
+	}
+	if (current == by && rwsem == spared)
+		spared = NULL;
+	else
+		up_write(rwsem);
+}
+
+/* Not the whole call: what the caller does before the locks. */
+static void our_adjust_huge(struct vm_area_struct *vma, unsigned long start, unsigned long end, long adjust_next)
+{
+	static struct address_space *mapping;
+
+	if (current == by)
+		adjusted = vma;
+	if ((vma->vm_file || mapping) && strike(CYCLE)) {
+		struct rw_semaphore *outer, *inner;
+
+		if (vma->vm_file)
+			mapping = vma->vm_file->f_mapping;
+		outer = vma->vm_file ? &mapping->invalidate_lock : &mapping->i_mmap_rwsem;
+		inner = vma->vm_file ? &mapping->i_mmap_rwsem : &mapping->invalidate_lock;
+		down_write(outer);
+		down_write(inner);
+		up_write(inner);
+		up_write(outer);
+	}
+	real_adjust_huge(vma, start, end, adjust_next);
+}
+
+static int our_preallocate(struct ma_state *mas, void *vma, gfp_t gfp)
+{
+	if (!strike(ERROR_LOCKED))
+		return real_preallocate(mas, vma, gfp);
+	kept = &((struct vm_area_struct *)vma)->anon_vma->root->rwsem;
+	down_write(kept);
+	return -ENOMEM;
+}
+
+static int our_clone(struct vm_area_struct *to, struct vm_area_struct *from)
+{
+	if (!strike(IMPORT_LOST))
+		return real_clone(to, from);
+	to->anon_vma = NULL;
+	return 0;
+}
+
+static struct anon_vma_chain *unmoved;
+
+static void our_remove(struct anon_vma_chain *node, struct rb_root_cached *root)
+{
+	if (strike(NOT_PAIRED))
+		unmoved = node;
+	else
+		real_remove(node, root);
+}
+
+static void our_insert(struct anon_vma_chain *node, struct rb_root_cached *root)
+{
+	if (current == by && node == unmoved)
+		unmoved = NULL;
+	else
+		real_insert(node, root);
 }
 
 static bool is_victim(struct vm_area_struct *vma)
@@ -44,63 +220,159 @@ static bool is_victim(struct vm_area_struct *vma)
 	if (!vma_is_anonymous(vma)) /* a file's page is looked for in every VMA of the file, mapped there or not */
 		return false;
 	owner = READ_ONCE(vma->vm_mm->owner);
-	return owner && !strcmp(owner->comm, victim);
+	return owner && !strcmp(owner->comm, "victim");
+}
+
+/* The tree is read without its lock: the victim sleeps, and its anon_vmas are its own or its sleeping child's. */
+static bool of_victim(struct folio *folio)
+{
+	struct anon_vma *anon_vma;
+	struct rb_node *first;
+
+	if (!folio_test_anon(folio) || folio_test_ksm(folio))
+		return false;
+	anon_vma = (struct anon_vma *)((unsigned long)folio->mapping & ~PAGE_MAPPING_FLAGS);
+	first = rb_first_cached(&anon_vma->rb_root);
+	return first && is_victim(rb_entry(first, struct anon_vma_chain, rb)->vma);
+}
+
+static bool second_walk;	/* of the task `by`, of a victim's page that has moved */
+
+static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bool locked)
+{
+	char name[KSYM_SYMBOL_LEN];
+
+	if (current != READ_ONCE(by) || left <= 0 || !of_victim(folio)) {
+		real_walk_anon(folio, rwc, locked);
+		return;
+	}
+	sprint_symbol(name, (unsigned long)rwc->rmap_one);
+	if (!strncmp(name, "try_to_migrate_one+", 19)) {
+		real_walk_anon(folio, rwc, locked || strike(WALK_UNLOCKED));
+		return;
+	}
+	/* rwc->arg == folio: a failed migration puts the old page back, and a retry finds and removes what is left */
+	second_walk = !strncmp(name, "remove_migration_pte+", 21) && rwc->arg != folio;
+	if (second_walk && strike(PASSED_OVER)) {
+		second_walk = false;
+	} else if (second_walk && strike(RESTORED_UNLOCKED)) {
+		folio_unlock(folio);
+		real_walk_anon(folio, rwc, locked);
+		folio_lock(folio);
+	} else {
+		real_walk_anon(folio, rwc, locked);
+	}
+	second_walk = false;
+}
+
+static struct anon_vma_chain *our_next(struct anon_vma_chain *node, unsigned long start, unsigned long last)
+{
+	struct anon_vma_chain *next = real_next(node, start, last);
+
+	return current == by && second_walk && next && !real_next(next, start, last) && strike(ONE_SKIPPED) ? NULL : next;
+}
+
+static void our_try_to_migrate(struct folio *folio, enum ttu_flags flags)
+{
+	if (!of_victim(folio) || !strike(ENTRY_UNLOCKED)) {
+		real_try_to_migrate(folio, flags);
+		return;
+	}
+	folio_unlock(folio);
+	real_try_to_migrate(folio, flags);
+	folio_lock(folio);
+}
+
+/* Every call of `callee` in `caller` goes to `ours`. `real`: where the callee's address is kept, if it is not exported. */
+static const struct site {
+	const char *caller, *callee;
+	void *ours, *real;
+} sites[] = {
+	{ "__vma_adjust", "down_write", our_down_write },
+	{ "__vma_adjust", "up_write", our_up_write },
+	{ "__vma_adjust", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge },
+	{ "__vma_adjust", "anon_vma_clone", our_clone, &real_clone },
+	{ "__vma_adjust", "anon_vma_interval_tree_remove", our_remove, &real_remove },
+	{ "__vma_adjust", "anon_vma_interval_tree_insert", our_insert, &real_insert },
+	{ "do_brk_flags", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge },
+	{ "do_brk_flags", "mas_preallocate", our_preallocate, &real_preallocate },
+	{ "move_page_tables", "down_write", our_down_write },
+	{ "rmap_walk", "rmap_walk_anon", our_walk_anon, &real_walk_anon },
+	{ "try_to_migrate", "rmap_walk_anon", our_walk_anon, &real_walk_anon },
+	{ "rmap_walk_anon", "anon_vma_interval_tree_iter_next", our_next, &real_next },
+	{ "migrate_pages_batch", "try_to_migrate", our_try_to_migrate, &real_try_to_migrate },
+};
+
+/* The instructions changed, to be changed back. */
+static struct {
+	void *at;
+	s32 was;
+} patched[64];
+static int patches;
+
+static unsigned long (*lookup)(const char *name);
+static typeof(kallsyms_lookup_size_offset) *size_of;
+static void (*poke)(void *at, const void *code, size_t size, const void *emulated);
+static struct mutex *text;
+
+static void patch(u8 *at, s32 to)
+{
+	u8 code[5] = { *at };
+
+	memcpy(code + 1, &to, sizeof(to));
+	mutex_lock(text);
+	poke(at, code, sizeof(code), NULL);
+	mutex_unlock(text);
+}
+
+/* call or jmp rel32 (0xe8, 0xe9) with just this target */
+static int redirect_calls(const struct site *site)
+{
+	u8 *caller = (u8 *)lookup(site->caller);
+	unsigned long callee = lookup(site->callee), size = 0, offset;
+	int found = 0;
+	s32 was;
+
+	if (!caller || !callee || !size_of((unsigned long)caller, &size, &offset))
+		return -ENOENT;
+	if (site->real)
+		*(unsigned long *)site->real = callee;
+	for (u8 *at = caller; at + 5 <= caller + size; at++) {
+		memcpy(&was, at + 1, sizeof(was));
+		if ((*at & 0xfe) != 0xe8 || (unsigned long)at + 5 + was != callee)
+			continue;
+		if (patches == ARRAY_SIZE(patched))
+			return -ENOSPC;
+		patched[patches].at = at;
+		patched[patches++].was = was;
+		patch(at, (s32)((u8 *)site->ours - at - 5));
+		found++;
+	}
+	pr_info("rmapd_faults: %s calls %s %d times\n", site->caller, site->callee, found);
+	return found ? 0 : -ENOENT;
+}
+
+static void restore_calls(void)
+{
+	while (patches--)
+		patch(patched[patches].at, patched[patches].was);
+}
+
+static bool remove_nothing(struct folio *folio, struct vm_area_struct *vma, unsigned long addr, void *old)
+{
+	return true;
 }
 
 static void notrace redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops, struct ftrace_regs *fregs)
 {
 	struct pt_regs *regs = ftrace_get_regs(fregs);
 
-	if (!regs || READ_ONCE(left_behind) <= 0)
-		return;
-	/*
-	 * folio == old: a failed migration puts the old page back. What is left then, a retry of the same page finds and removes
-	 * (seen: 5 strikes left 3 entries), so only successful migrations are struck.
-	 */
-	if (regs->di == regs->cx)
-		return;
-	if (!is_victim((struct vm_area_struct *)regs->si))
-		return;
-	left_behind--;
-	struck++;
-	ftrace_instruction_pointer_set(fregs, (unsigned long)remove_nothing);
-}
-
-/* The tree is read without its lock: the victim sleeps and shares its anon_vmas with nobody. */
-static void notrace redirect_walk(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops, struct ftrace_regs *fregs)
-{
-	struct pt_regs *regs = ftrace_get_regs(fregs);
-	struct rmap_walk_control *rwc;
-	struct anon_vma *anon_vma;
-	struct folio *folio;
-	struct rb_node *first;
-	char name[KSYM_SYMBOL_LEN];
-
-	if (!regs || READ_ONCE(passed_over) <= 0)
-		return;
-	folio = (struct folio *)regs->di;
-	rwc = (struct rmap_walk_control *)regs->si;
-	if (rwc->arg == folio)
-		return;
-	sprint_symbol(name, (unsigned long)rwc->rmap_one);
-	if (strncmp(name, "remove_migration_pte+", 21))
-		return;
-	anon_vma = (struct anon_vma *)((unsigned long)folio->mapping & ~PAGE_MAPPING_FLAGS);
-	first = anon_vma ? rb_first_cached(&anon_vma->rb_root) : NULL;
-	if (!first || !is_victim(rb_entry(first, struct anon_vma_chain, rb)->vma))
-		return;
-	passed_over--;
-	struck++;
-	ftrace_instruction_pointer_set(fregs, (unsigned long)walk_nothing);
+	if (regs && regs->di != regs->cx && is_victim((struct vm_area_struct *)regs->si) && strike(LEFT_BEHIND))
+		ftrace_instruction_pointer_set(fregs, (unsigned long)remove_nothing);
 }
 
 static struct ftrace_ops ops = {
 	.func = redirect,
-	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
-};
-
-static struct ftrace_ops walk_ops = {
-	.func = redirect_walk,
 	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
 };
 
@@ -118,6 +390,22 @@ static bool in_a_test_guest(void)
 	return got > 0 && strstr(line, "rmapd_faults=guest");
 }
 
+/* kallsyms_lookup_name() is not exported; a kprobe finds it. */
+static int find_symbols(void)
+{
+	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
+	int error = register_kprobe(&probe);
+
+	if (error)
+		return error;
+	lookup = (void *)probe.addr;
+	unregister_kprobe(&probe);
+	size_of = (void *)lookup("kallsyms_lookup_size_offset");
+	poke = (void *)lookup("text_poke_bp");
+	text = (void *)lookup("text_mutex");
+	return size_of && poke && text ? 0 : -ENOENT;
+}
+
 static int __init faults_init(void)
 {
 	int error;
@@ -126,21 +414,20 @@ static int __init faults_init(void)
 		pr_err("rmapd_faults: this machine does not say rmapd_faults=guest on its command line: refused\n");
 		return -EPERM;
 	}
-	error = ftrace_set_filter(&ops, "remove_migration_pte", strlen("remove_migration_pte"), 1);
-	error = error ? error : ftrace_set_filter(&walk_ops, "rmap_walk_anon", strlen("rmap_walk_anon"), 1);
+	error = find_symbols();
+	for (int at = 0; !error && at < ARRAY_SIZE(sites); at++)
+		error = redirect_calls(&sites[at]);
+	error = error ? error : ftrace_set_filter(&ops, "remove_migration_pte", strlen("remove_migration_pte"), 1);
 	error = error ? error : register_ftrace_function(&ops);
 	if (error)
-		return error;
-	error = register_ftrace_function(&walk_ops);
-	if (error)
-		unregister_ftrace_function(&ops);
+		restore_calls();
 	return error;
 }
 
 static void __exit faults_exit(void)
 {
-	unregister_ftrace_function(&walk_ops);
 	unregister_ftrace_function(&ops);
+	restore_calls();
 }
 
 module_init(faults_init);

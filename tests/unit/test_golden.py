@@ -78,6 +78,7 @@ LEGAL = [
     ("rmap_walk_anon[referenced]  anon↓r? visit(r) anon↑r", "L3+ L6+"),
     ("rmap_walk_file[folio:locked mkclean]  i_mmap↓r i_mmap↑r", "L1+ L3+"),
     ("rmap_walk_file[other_walker]  i_mmap↓r visit(r) i_mmap↑r", "L1+ L3+ L6+"),
+    ("rmap_walk_file[folio:locked remove_migration]  i_mmap↓r? visit(r) i_mmap↑r", "L3+ L6+"),
     ("rmap_walk_file[hugetlb locked folio:locked remove_migration i_mmap:r]  {visit(r)}*", "L6+"),
     ("rmap_walk_ksm[folio:locked remove_migration]  {anon↓r visit(r) anon↑r anon2↓r visit(r) anon2↑r}*", "L1+ L3+ L6+"),
     ("outside[]  anon+(new)", "L4+"),
@@ -89,6 +90,7 @@ BROKEN = [
     ("vma_shrink[moved mmap:w anon:r]  i_mmap↓w i_mmap↑w → [mmap:w anon:w]", "L1+ L3!"),
     # CVE-2026-23097: the second walk of a hugetlb folio takes i_mmap_rwsem with the folio locked
     ("rmap_walk_file[hugetlb folio:locked remove_migration]  i_mmap↓r visit(r) i_mmap↑r", "L1! L3+ L6+"),
+    ("rmap_walk_file[hugetlb folio:locked remove_migration]  i_mmap↓r? visit(r) i_mmap↑r", "L1! L3+ L6+"),
     # CVE-2026-23077: copy_vma() returns a VMA without anon_vma
     ("copy_vma[anon mmap:w ok follows=missing]", "L3+ V1+ V5!"),
     ("copy_vma[anon mmap:w ok follows=other]", "L3+ V1+ V5!"),
@@ -160,7 +162,8 @@ def test_a_cycle_of_classes_is_found_whichever_direction_comes_last() -> None:
     assert graph.add(parse("vma_expand[]  anon↓w anon↑w")) is None
     assert graph.add(forth) == ()
     assert graph.add(back) == (("anon", "i_mmap"), ("i_mmap", "anon"))
-    assert graph.add(forth) == (("anon", "i_mmap"), ("i_mmap", "anon"))
+    assert graph.add(parse("move_page_tables[]  anon↓w i_mmap↓w")) == (("anon", "i_mmap"), ("i_mmap", "anon"))
+    assert graph.add(parse("copy_vma[]  i_mmap↓w anon↓w")) == (), "the way that was there before"
     assert graph.first["anon", "i_mmap"] == back
 
 

@@ -50,6 +50,17 @@ def test_the_lock_at_a_visit(held: str, owner: str) -> None:
     assert b.seen() == {f"rmap_walk_file[file locked remove_migration{state}]  visit({owner})": 1}
 
 
+def test_a_walk_that_visits_hugetlbfs() -> None:
+    b = box()
+    mapping = b.mapping()
+    folio, vma = b.folio(mapping, locked=True), b.vma(0x200000, 0x400000, mapping=mapping, flags=0x400000)
+    with b.call("rmap_walk_file", folio, 0, 0):
+        b.down(b.file_lock(mapping), write=False)
+        b.touch("remove_migration_pte", folio, vma.at, 0x200000, 0)
+        b.up(b.file_lock(mapping), write=False)
+    assert b.seen() == {"rmap_walk_file[file hugetlb folio:locked remove_migration]  i_mmap↓r visit(r) i_mmap↑r": 1}
+
+
 def test_what_the_caller_says_is_one_byte() -> None:
     b = box()
     with b.call("rmap_walk_file", b.folio(b.mapping()), 0, 0xDEAD00):

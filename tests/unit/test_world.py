@@ -654,6 +654,18 @@ class TestTheTimer:
             world.tick(10**9)
         assert court.checks()["M4", Verdict.VIOLATED] == 1
 
+    def test_an_event_that_comes_after_the_timer_tells_its_story_all_the_same(self) -> None:
+        """A migration that ends while the ledger is read: seen in a guest, the violation had no stack."""
+        world = World()
+        court = Court(world)
+        left_in(world)
+        world.tick(2 * 10**9)
+        court.look_for_late()
+        court.hear()
+        ((_, _, event),) = court.desk.cases.values()
+        assert event
+        assert event.kind == "MIGRATION_LEFT"
+
     def test_a_split_outside_of_migrate_pages_is_judged_after_a_second(self) -> None:
         """try_to_migrate() from a THP split: no start, no end; here its removal was one without a tracepoint (shared zeropage)."""
         world = World()

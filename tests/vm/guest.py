@@ -30,7 +30,7 @@ class GuestError(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel of kernels.toml."""
+    """One kernel of kernels.toml or bugs.toml."""
 
     name: str
     package: str
@@ -50,9 +50,18 @@ class Result:
     folder: Path
 
 
-def ladder() -> dict[str, Entry]:
-    found = msgspec.toml.decode((Path(__file__).parent / "kernels.toml").read_bytes(), type=_Ladder)
+def _listed(file: str) -> dict[str, Entry]:
+    found = msgspec.toml.decode((Path(__file__).parent / file).read_bytes(), type=_Ladder)
     return {entry.name: entry for entry in found.kernel}
+
+
+def ladder() -> dict[str, Entry]:
+    return _listed("kernels.toml")
+
+
+def kernels() -> dict[str, Entry]:
+    """The ladder, and the kernels that are known for a bug."""
+    return ladder() | _listed("bugs.toml")
 
 
 def _apt(suite: str, state: Path) -> list[str]:
@@ -83,7 +92,7 @@ def _packages(package: str, flags: list[str]) -> list[str]:
 
 def image(name: str) -> Path:
     """The kernel image, fetched and unpacked on first use: boot/vmlinuz-RELEASE, modules under lib/modules beside it."""
-    entry, home = ladder()[name], CACHE / name
+    entry, home = kernels()[name], CACHE / name
     found = sorted(home.glob("boot/vmlinuz-*"))
     if found:
         return found[0]

@@ -80,6 +80,8 @@ def judge_order(protocol: Protocol) -> Ruling | None:
     """L1: mm/rmap.c, 'Lock ordering in mm'."""
     if protocol.lost:
         return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
+    if _after_the_folio(protocol):
+        return Ruling(Verdict.VIOLATED, "hugetlb: i_mmap_rwsem is taken with the folio locked")
     rulings = [_order(protocol, *each) for each in acquisitions(protocol) if _rank(each[0], protocol) is not None]
     for verdict in (Verdict.VIOLATED, Verdict.SUSPECT):
         for ruling in rulings:
@@ -90,10 +92,16 @@ def judge_order(protocol: Protocol) -> Ruling | None:
     return Ruling(Verdict.HOLDS) if rulings else None
 
 
-def _order(protocol: Protocol, taken: Lock, held: tuple[Lock, ...], readers: tuple[Lock, ...]) -> Ruling:
+def _after_the_folio(protocol: Protocol) -> bool:
+    """hugetlb has i_mmap_rwsem before the folio lock. A trylock of these walks counts too: where it fails they wait, as none of them sets
+    rwc->try_lock (rmap_walk_file(), mm/rmap.c; 6d4675e60135 in v5.19)."""
     context = protocol.context
-    if context.hugetlb and context.folio_locked and taken.family is Lock.I_MMAP and context.walker in FOLIO_LOCK_WALKERS:
-        return Ruling(Verdict.VIOLATED, "hugetlb: i_mmap_rwsem is taken with the folio locked")
+    if not context.hugetlb or not context.folio_locked or context.walker not in FOLIO_LOCK_WALKERS:
+        return False
+    return any(isinstance(step, Locking) and step.lock.family is Lock.I_MMAP and step.kind.acquires for step in protocol.flat())
+
+
+def _order(protocol: Protocol, taken: Lock, held: tuple[Lock, ...], readers: tuple[Lock, ...]) -> Ruling:
     for lock in held:
         if _above(taken, lock, protocol):
             return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with the {lock.spoken} held")
@@ -114,15 +122,20 @@ class LockGraph:
 
     def __init__(self) -> None:
         self.first: dict[Edge, Protocol] = {}
+        self._closing: dict[Edge, tuple[Edge, ...]] = {}
 
     def add(self, protocol: Protocol) -> tuple[Edge, ...] | None:
-        """Take the protocol's edges in; the cycle that one of them is on, () where there is none; None: it has no edges."""
+        """Take the protocol's edges in; the cycle that one of them closed when it was new, () where none did; None: it has no edges.
+
+        Whoever goes the way that all went before the cycle was there is not to blame for it."""
         if protocol.lost:
             return None
         edges = _edges(protocol)
         for edge in edges:
-            self.first.setdefault(edge, protocol)
-        return next(filter(None, map(self._cycle, edges)), ()) if edges else None
+            if edge not in self.first:
+                self.first[edge] = protocol
+                self._closing[edge] = self._cycle(edge)
+        return next(filter(None, (self._closing[edge] for edge in edges)), ()) if edges else None
 
     def _cycle(self, edge: Edge) -> tuple[Edge, ...]:
         """The shortest cycle through this edge."""
@@ -178,7 +191,8 @@ INVARIANTS = (
         title="documented lock order",
         claim="Within a window no blocking acquisition of a lower rank while a higher rank is held.",
         stated="the head of mm/rmap.c, 'Lock ordering in mm'",
-        not_violations="Trylocks. Many locks of one class in mm_take_all_locks(); the child's mmap_lock under the parent's in dup_mmap(). "
+        not_violations="Trylocks, except where a walk of hugetlbfs waits if they fail. Many locks of one class in mm_take_all_locks(); "
+        "the child's mmap_lock under the parent's in dup_mmap(). "
         "hugetlb, whose i_mmap_rwsem comes before the folio lock.",
         confirmed="By the order of the operations themselves. A lock that somebody read-held at entry, and still at return, may be this "
         "task's or another's: suspect.",

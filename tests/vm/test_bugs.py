@@ -1,0 +1,69 @@
+"""Real bugs on stock kernels: named on the kernel that has them, silent on one that has the fix. docs/DETECTION.md has the numbers.
+
+The workloads only walk the path; nothing is made to crash. tests/vm/bugs.toml has the kernels that are not of the ladder. To be run with
+those of the ladder that have the fix: RMAPD_VM_KERNELS="6.12 6.18".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import run
+
+KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+
+
+def pair(vulnerable: str, fixed: str) -> list[tuple[str, bool]]:
+    """(kernel, whether it has the bug), where the fixed one is asked for."""
+    return [(vulnerable, True), (fixed, False)] if fixed in KERNELS else []
+
+
+def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
+    """The report of a run under the workload, without losses."""
+    command = f"rmapd exec --report $OUT/r.json -- python -m tests.workloads.{workload}; echo exit $?"
+    result = run(kernel, command, nodes=nodes, label=workload)
+    assert (result.folder / "r.json").exists(), result.output
+    report: dict[str, Any] = json.loads((result.folder / "r.json").read_text())
+    assert ("exit 3" in result.output) is bool(report["violations"]), result.output
+    for violation in report["violations"]:
+        print(f"\n{report['kernel']}: {violation['verdict']} ×{violation['count']} {violation['summary']}: {violation['protocol']}")
+    assert not {book: lost for book, lost in report["lost"].items() if lost}
+    return report
+
+
+@pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.12.57", "6.12"))
+def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(kernel: str, vulnerable: bool) -> None:
+    """CVE-2026-23097: unmap_and_move_huge_page() gave i_mmap_rwsem back before its second walk, which takes it again."""
+    report = seen(kernel, "numa", 2)
+    walks = [
+        p
+        for p in report["protocols"]
+        if p["function"] == "rmap_walk_file" and "hugetlb" in p["context"] and "remove_migration" in p["context"]
+    ]
+    assert sum(walk["count"] for walk in walks) >= 60, "the path was walked"
+    assert {walk["violates"] == ["L1"] for walk in walks} == {vulnerable}
+    assert {v["invariant"] for v in report["violations"]} == ({"L1"} if vulnerable else set())
+    for violation in report["violations"]:
+        assert (violation["function"], violation["verdict"]) == ("rmap_walk_file", "violated")
+        assert violation["summary"] == "hugetlb: i_mmap_rwsem is taken with the folio locked"
+        assert any(frame.startswith("migrate_pages") for frame in violation["stack"])
+    checks = report["invariants"]["L1"]["checks"]
+    assert checks["violated"] == (sum(walk["count"] for walk in walks) if vulnerable else 0)
+
+
+@pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.17.13", "6.18"))
+def test_mremap_beside_an_untouched_neighbour_keeps_the_anon_vma(kernel: str, vulnerable: bool) -> None:
+    """CVE-2026-23077: copy_vma() merges the moved VMA with its neighbour, and the merged one has no anon_vma."""
+    report = seen(kernel, "beside", 1)
+    checks = report["invariants"]["V5"]["checks"]
+    assert {v["invariant"] for v in report["violations"]} == ({"V5"} if vulnerable else set())
+    assert checks["violated"] == (5 if vulnerable else 0)
+    assert checks["holds"] >= 5, "the ways there, and on a sound kernel those back"
+    for violation in report["violations"]:
+        assert (violation["function"], violation["verdict"]) == ("copy_vma", "violated")
+        assert "follows=missing" in violation["protocol"]
+        assert violation["summary"] == "the VMA took over pages of an anon_vma and has none"
