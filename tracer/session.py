@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import select
 import time
@@ -219,4 +220,6 @@ class Session:
             oracle_reason=self.oracle_reason,
             user_seconds=usage.ru_utime - self._base_user,
             peak_rss_bytes=usage.ru_maxrss * 1024,
+            taken_seconds=time.time(),
+            cpus=os.cpu_count() or 1,
         )
