@@ -5,6 +5,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-venv gcc libc6-dev libcap2-bin
+LIVE_APT := prometheus
 VM_APT := qemu-system-x86 kmod make linux-headers-amd64 stress-ng
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
@@ -19,7 +20,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels check unit live vm bench setup vm-setup clean
+.PHONY: run test test-kernels check unit live vm bench dashboards setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -41,7 +42,11 @@ unit: setup
 	$(PYTHON) -m pytest tests/unit --cov --cov-branch --cov-report=term:skip-covered
 
 live: setup
+	$(call install,$(LIVE_APT))
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live
+
+dashboards: setup
+	$(PYTHON) -m dashboards
 
 vm: vm-setup
 	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)'

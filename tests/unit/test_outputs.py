@@ -11,16 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.native import LAYOUTS
-from tests.support.snapshots import FINDING, snapshot
-from tracer import plan, report
+from tests.support.snapshots import FINDING, full, snapshot
+from tracer import report
 from tracer.errors import RmapdError
 from tracer.histogram import SLOTS, Histogram
 from tracer.ktap import as_ktap
 from tracer.metrics import SnapshotCollector
-from tracer.plan import Planned, State
-from tracer.program import RunStatistics
-from tracer.session import probes_folder
 from tracer.snapshot import Snapshot
 from tracer.status import table
 from tracer.verdict import Tally, Verdict
@@ -92,22 +88,9 @@ def test_labels_come_from_closed_sets() -> None:
 
 def test_a_host_has_under_seven_hundred_series() -> None:
     """More than any kernel has: every hook of the plan attached, every window and class seen."""
-    stems = {path.stem: plan.read_stem(path) for path in sorted(probes_folder().glob("*.toml"))}
-    way = plan.Way("kprobe", "x", ())
-    hooks = tuple(Planned(name, hook, State.ATTACHED, (way,)) for name, stem in stems.items() for hook in stem.hook)
-    enums, some = LAYOUTS.enums, Histogram((1,) * SLOTS, 64)
-    windows = {name.removeprefix("WINDOW_"): some for name in enums["window"] if name not in ("WINDOWS", "WINDOW_outside")}
-    classes = {name.removeprefix("CLASS_"): some for name in enums["lock_class"] if name != "LOCK_CLASSES"}
-    every = snapshot(
-        hooks=hooks,
-        statistics={hook.hook.name: RunStatistics(1, 1, 1.0, 1) for hook in hooks},
-        histograms=dict.fromkeys(enums["hist"], some),
-        window_times=windows,
-        lock_waits=classes,
-        lock_holds=classes,
-    )
-    assert len(hooks) > 70
-    assert len(windows) == 30
+    every = full()
+    assert len(every.hooks) > 70
+    assert len(every.window_times) == 30
     series = [sample for sample in exposition(every) if not sample[0].endswith("_created")]
     assert len(series) + PROCESS_AND_SCRAPE < 700
 
