@@ -57,6 +57,9 @@ class Snapshot:
             "missed_runs": sum(s.missed for s in self.statistics.values()),
         }
 
+    def total(self, verdict: Verdict) -> int:
+        return sum(count for (_, found), count in self.checks.items() if found is verdict)
+
     def checked(self, invariant: str, verdict: Verdict) -> int:
         return self.checks.get((invariant, verdict), 0)
 
