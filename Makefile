@@ -5,10 +5,13 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-venv gcc libc6-dev libcap2-bin
+LIVE_APT := prometheus
 VM_APT := qemu-system-x86 kmod make linux-headers-amd64 stress-ng
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
+PREFIX ?= /usr/local
+SYSCONF ?= /etc
 
 # Install what is missing of the Debian packages named.
 define install
@@ -19,7 +22,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels check unit live vm bench setup vm-setup clean
+.PHONY: run test test-kernels check unit live vm bench dashboards install uninstall setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -41,13 +44,35 @@ unit: setup
 	$(PYTHON) -m pytest tests/unit --cov --cov-branch --cov-report=term:skip-covered
 
 live: setup
+	$(call install,$(LIVE_APT))
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live
+
+dashboards: setup
+	$(PYTHON) -m dashboards
 
 vm: vm-setup
 	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)'
 
 bench: setup
 	$(SUDO) $(PYTHON) -m tests.bench
+
+# A copy of its own, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
+install:
+	$(call install,$(APT))
+	$(SUDO) /usr/bin/python3 -m venv --clear --system-site-packages $(PREFIX)/lib/rmapd
+	$(SUDO) $(PREFIX)/lib/rmapd/bin/pip install -q --disable-pip-version-check .
+	$(SUDO) install -d $(PREFIX)/bin $(PREFIX)/share/doc/rmapd
+	$(SUDO) ln -sfn ../lib/rmapd/bin/rmapd $(PREFIX)/bin/rmapd
+	$(SUDO) cp -r README.md docs dashboards/grafana dashboards/prometheus $(PREFIX)/share/doc/rmapd
+	sed 's,/usr/local,$(PREFIX),' systemd/rmapd.service | $(SUDO) install -D -m 644 /dev/stdin $(SYSCONF)/systemd/system/rmapd.service
+	[ -e $(SYSCONF)/rmapd/rmapd.toml ] || $(SUDO) install -D -m 644 docs/rmapd.toml $(SYSCONF)/rmapd/rmapd.toml
+	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
+
+# Leaves the configuration and the state.
+uninstall:
+	[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --now rmapd || true
+	$(SUDO) rm -rf $(PREFIX)/lib/rmapd $(PREFIX)/share/doc/rmapd $(PREFIX)/bin/rmapd $(SYSCONF)/systemd/system/rmapd.service
+	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
 
 setup: $(VENV)/.installed
 

@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, explain."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, explain, check-config."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import click
 import tracer
 from tracer import config as configuration
 from tracer.errors import NotCheckable, RmapdError
-from tracer.instance import StopSignal, only_one
+from tracer.instance import ReloadSignal, StopSignal, only_one
 from tracer.invariant import discover
 
 _DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
@@ -56,10 +57,11 @@ def _say(text: str) -> None:
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
     path = config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
     required = [name.strip() for name in require.split(",") if name.strip()] if require is not None else None
-    unknown = [name for name in required or [] if name not in discover()]
-    if unknown:
-        raise RmapdError(f"--require {require}", why=f"no invariant {', '.join(unknown)}", hint=f"some of {', '.join(discover())}")
-    return configuration.load(path, require=required, **overrides)
+    settings = configuration.load(path, os.environ, require=required, **overrides)
+    if unknown := [name for name in settings.require if name not in discover()]:
+        why, hint = f"no invariant {', '.join(unknown)}", f"some of {', '.join(discover())}"
+        raise RmapdError(f"cannot require {','.join(settings.require)}", why=why, hint=hint)
+    return settings
 
 
 def _needs_privilege() -> None:
@@ -86,16 +88,18 @@ def main() -> None:
 def run(
     config: Path | None, listen: str | None, duration: float | None, fidelity: str | None, strict: bool | None, require: str | None
 ) -> None:
-    """Run the daemon until SIGTERM, SIGINT or --duration."""
-    settings = _load(config, require, listen=listen, fidelity=fidelity, strict=strict)
+    """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
+    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict)
+    settings = read()
     _needs_privilege()
-    from tracer.service import serve
+    from tracer.service import Asked, serve
 
-    stop = StopSignal()
+    asked = Asked(StopSignal(), ReloadSignal(), read)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, asked.stop)
+    signal.signal(signal.SIGHUP, asked.reload)
     with only_one(Path(settings.lock_file)):
-        serve(settings, stop, duration)
+        serve(settings, asked, duration)
 
 
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -139,6 +143,18 @@ def doctor(config: Path | None, form: str) -> None:
     with Session(settings, running_kernel()) as session:
         found = examine(session)
     click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
+
+
+@main.command("check-config")
+@_config
+@click.option("--example", is_flag=True, help="Print a commented configuration with every key and its default instead.")
+def check_config(config: Path | None, example: bool) -> None:
+    """Say what is wrong with the configuration (exit 2), or what is in force: file, environment and defaults."""
+    if example:
+        click.echo(configuration.example(), nl=False)
+        return
+    settings = _load(config, None)
+    click.echo(configuration.in_force(settings), nl=False)
 
 
 @main.command()

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
 from tracer.errors import RmapdError
 
+CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds")
+"""What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 FIDELITIES = ("auto", "full", "owner", "migration")
+
+
+def _says(meaning: str) -> msgspec.Meta:
+    """What the example and docs/CONFIGURATION.md say of a key."""
+    return msgspec.Meta(description=meaning)
 
 
 class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of the BPF maps: the bound on kernel memory. A full map is counted and turns checks unverifiable."""
 
-    ledger_rows: int = 65536
-    frozen_rows: int = 1024
-    visit_rows: int = 131072
-    migration_rows: int = 4096
-    mm_rows: int = 16384
-    lock_rows: int = 16384
-    order_rows: int = 4096
-    stack_rows: int = 4096
-    ring_pages: int = 16
-    task_rows: int = 4096
-    frame_rows: int = 8192
-    protocol_rows: int = 4096
-    hold_rows: int = 16384
-    flight_rows: int = 1024
+    ledger_rows: Annotated[int, _says("a migration entry outstanding")] = 65536
+    frozen_rows: Annotated[int, _says("a PMD that a THP split turned into migration entries")] = 1024
+    visit_rows: Annotated[int, _says("a VMA visited by a second rmap walk (the oldest gives way)")] = 131072
+    migration_rows: Annotated[int, _says("a task inside migrate_pages()")] = 4096
+    mm_rows: Annotated[int, _says("an mm between its last task's exit and exit_mmap()")] = 16384
+    lock_rows: Annotated[int, _says("a task that waits for or holds an mmap_lock")] = 16384
+    order_rows: Annotated[int, _says("a pair of mmap_locks that were nested (the oldest gives way)")] = 4096
+    stack_rows: Annotated[
+        int, _says("a distinct kernel stack of an event, and another of a window in the flight recorder; a power of two")
+    ] = 4096
+    ring_pages: Annotated[int, _says("a page of the event ring; a power of two")] = 16
+    task_rows: Annotated[int, _says("a task inside a window")] = 4096
+    frame_rows: Annotated[int, _says("an open window (windows nest)")] = 8192
+    protocol_rows: Annotated[int, _says("a distinct protocol")] = 4096
+    hold_rows: Annotated[int, _says("an rwsem held by a task in a window (the oldest gives way)")] = 16384
+    flight_rows: Annotated[int, _says("a window in the flight recorder, per CPU; a power of two")] = 1024
 
     def sizes(self) -> dict[str, int]:
         """As the programs' macros name them, with the fixed ones."""
@@ -40,15 +52,17 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
-    listen: str = "127.0.0.1:9743"
-    fidelity: str = "auto"
-    require: list[str] = []
-    strict: bool = False
-    statistics: bool = True
-    welcome_seconds: float = 10.0
-    settle_seconds: float = 5.0
-    patrol_seconds: float = 60.0
-    lock_file: str = "/run/rmapd.lock"
+    listen: Annotated[str, _says("address and port of /metrics, /-/healthy, /-/ready and the landing page")] = "127.0.0.1:9743"
+    fidelity: Annotated[str, _says("`migration`: the ledger and the oracle alone; `full`, `owner`, `auto`: also mmap_lock")] = "auto"
+    require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
+    strict: Annotated[bool, _says("any invariant that is checked less than in full is fatal, exit 4")] = False
+    statistics: Annotated[
+        bool, _says("the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)")
+    ] = True
+    welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
+    settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
+    patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
+    lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
     maps: Maps = Maps()
 
     @property
@@ -57,8 +71,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return host.strip("[]"), int(port)
 
 
-def load(path: Path | None, **overrides: object) -> Config:
-    """Read a configuration file (none: the defaults), apply flags, check everything. RmapdError names file and key."""
+def load(path: Path | None, environ: Mapping[str, str] | None = None, /, **overrides: object) -> Config:
+    """Read a configuration file (none: the defaults), apply the environment, then flags; check all. RmapdError names file and key."""
     config = Config()
     if path is not None:
         try:
@@ -67,9 +81,70 @@ def load(path: Path | None, **overrides: object) -> Config:
             raise RmapdError(f"cannot read the configuration {path}", why=error.strerror or str(error)) from error
         except msgspec.DecodeError as error:
             raise RmapdError(f"the configuration {path} is wrong", why=str(error), hint=_suggestion(str(error))) from error
+    config = _from_environment(config, environ or {})
     config = msgspec.structs.replace(config, **{key: value for key, value in overrides.items() if value is not None})
-    _check(config, str(path) if path else "the command line")
+    _check(config, str(path) if path else "the command line or the environment")
     return config
+
+
+def _keys(of: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, field) of every key; those of a table as TABLE_KEY."""
+    for field in msgspec.structs.fields(of):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _keys(field.type, f"{before}{field.name}_")
+        else:
+            yield before + field.name, field
+
+
+def _from_environment(config: Config, environ: Mapping[str, str]) -> Config:
+    """RMAPD_LISTEN, RMAPD_MAPS_LEDGER_ROWS and so on; a list is separated by commas. A name that is nearly one of these is an error."""
+    known = {f"RMAPD_{name.upper()}": field for name, field in _keys(Config)}
+    top: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if field := known.get(variable):
+            where = rows if variable.startswith("RMAPD_MAPS_") else top
+            where[field.name] = _value(variable, text, field.type)
+        elif variable.startswith("RMAPD_") and (near := difflib.get_close_matches(variable, known, 1, cutoff=0.88)):
+            raise RmapdError(f"the environment has {variable}", why="there is no such key", hint=near[0])
+    return msgspec.structs.replace(config, **top, maps=msgspec.structs.replace(config.maps, **rows))
+
+
+def _value(variable: str, text: str, kind: Any) -> Any:
+    is_list = get_origin(get_args(kind)[0]) is list
+    given: object = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise RmapdError(f"{variable} in the environment is wrong", why=str(error), hint="docs/CONFIGURATION.md has its type") from error
+
+
+def example() -> str:
+    """A commented configuration: every key with its meaning and its default, none of them set."""
+    head = "# rmapd's configuration: every key with its default. Made by `rmapd check-config --example`.\n"
+    return head + _as_toml(Config(), lambda field, value: f"\n# {meaning(field)}\n#{field.name} = {value}\n")
+
+
+def in_force(config: Config) -> str:
+    """The configuration as TOML: what file, environment and flags came to."""
+    return _as_toml(config, lambda field, value: f"{field.name} = {value}\n")
+
+
+def _as_toml(of: msgspec.Struct, line: Callable[[Any, str], str]) -> str:
+    """Keys first, then tables, as TOML demands."""
+    plain, tables = "", ""
+    for field in msgspec.structs.fields(of):
+        value = getattr(of, field.name)
+        if isinstance(value, msgspec.Struct):
+            tables += f"\n# {type(value).__doc__}\n[{field.name}]\n" + _as_toml(value, line)
+        else:
+            plain += line(field, json.dumps(value))
+    return plain + tables
+
+
+def meaning(field: Any) -> str:
+    """What a key of Config or Maps is for."""
+    return str(get_args(field.type)[1].description)
 
 
 def _suggestion(message: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 SLOTS = 64
@@ -27,18 +27,17 @@ class Histogram:
     def count(self) -> int:
         return sum(self.slots)
 
-    def buckets(self, last: int = 16) -> list[tuple[str, float]]:
-        """Cumulative Prometheus buckets of whole numbers: 0, 1, 3, 7 … 2**last - 1, then +Inf."""
-        total, out = 0, []
-        for n in range(last + 1):
-            total += self.slots[n]
-            out.append((repr(float(2**n - 1)), float(total)))
-        return [*out, ("+Inf", float(self.count))]
+    def __add__(self, other: Histogram) -> Histogram:
+        return Histogram(tuple(a + b for a, b in zip(self.slots, other.slots, strict=True)), self.sum_ns + other.sum_ns)
 
-    def buckets_seconds(self, first: int = 7, last: int = 36) -> list[tuple[str, float]]:
-        """Cumulative Prometheus buckets from 2**first ns (128 ns) to 2**last ns (69 s), then +Inf."""
-        total, out = sum(self.slots[:first]), []
-        for n in range(first, last + 1):
-            total += self.slots[n]
-            out.append((repr(2**n / 1e9), float(total)))
-        return [*out, ("+Inf", float(self.count))]
+    def _below(self, powers: Sequence[int], edge: Callable[[int], float]) -> list[tuple[str, float]]:
+        """Cumulative Prometheus buckets with these powers of two as edges, then +Inf."""
+        return [*((repr(edge(n)), float(sum(self.slots[: n + 1]))) for n in powers), ("+Inf", float(self.count))]
+
+    def buckets(self, powers: Sequence[int]) -> list[tuple[str, float]]:
+        """Of whole numbers: a value below 2**n is at most 2**n - 1."""
+        return self._below(powers, lambda n: float(2**n - 1))
+
+    def buckets_seconds(self, powers: Sequence[int]) -> list[tuple[str, float]]:
+        """Of times: edges of 2**n ns, in seconds."""
+        return self._below(powers, lambda n: 2**n / 1e9)

@@ -35,6 +35,21 @@ def only_one(path: Path) -> contextlib.ExitStack:
     return stack
 
 
+class ReloadSignal:
+    """SIGHUP asks for the configuration to be read again; the loop sees it within a tick."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self._asked = True
+
+    def taken(self) -> bool:
+        """Whether it was asked since the last time."""
+        asked, self._asked = self._asked, False
+        return asked
+
+
 class StopSignal:
     """SIGTERM and SIGINT ask the loop to end; the loop sees it within a tick."""
 

@@ -40,6 +40,11 @@ class Judge:
         self._checked, self._docket = checked, docket
         self._missed, self._missed_orders, self._missed_visits = missed, missed_orders, missed_visits
 
+    def change(self, welcome_ns: int, patrol_ns: int) -> None:
+        """From now on other times."""
+        self._welcome_ns = welcome_ns
+        self.desk.change(welcome_ns, patrol_ns)
+
     def _open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Without coverage there is no case: where removals are not seen, everything would look left over."""
         if invariant in self._checked:

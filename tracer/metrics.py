@@ -1,31 +1,47 @@
-"""Prometheus metrics from a snapshot. Labels come from closed sets; everything is there from the first scrape, at zero."""
+"""Prometheus metrics from a snapshot. Labels come from closed sets; what can be seen here is there from the first scrape, at zero.
+
+A host has under 700 series (docs/FLEET.md): times of programs and windows only where they are hooked, and buckets no finer than a question
+needs them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 import tracer
 from tracer.histogram import Histogram
+from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
 _FIDELITIES = ("full", "owner", "migration")
 _WALKS = ("anon", "file", "ksm")
 _NOTHING = Histogram()
+_NO_RUNS = RunStatistics(0, 0, 0.0, 0)
+_ENTRY_POWERS = range(12, 37, 3)  # 4 µs to 69 s
+_WINDOW_POWERS = (20,)  # 1 ms: how often each of some twenty functions is slow
+_LOCK_POWERS = (10, 15, 20, 25, 28, 31)  # 1 µs, 33 µs, 1 ms, 34 ms, 268 ms, 2.1 s
+_WALK_POWERS = (1, 4, 7, 10, 13)  # up to 1, 15, 127, 1,023, 8,191 VMAs
+_LOCK_CLASSES = {
+    "i_mmap": ("i_mmap", "i_mmap2"),
+    "anon": ("anon", "anon2"),
+    "other": ("vma", "i_rwsem", "invalidate", "hugetlb", "other"),
+}
+"""Label -> lock classes of windows. mmap and mmap2 are left out: the tracepoints of mmap_lock see them everywhere."""
 
 
 class SnapshotCollector(Collector):
-    """Collects from whatever snapshot is current; nothing while there is none."""
+    """Collects from whatever snapshot is current; that the gate is not open while there is none."""
 
     def __init__(self, current: Callable[[], Snapshot | None]) -> None:
         self._current = current
 
     def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily]:
         snapshot = self._current()
+        yield _gauge("rmapd_gate_open", "1 while events are booked.", (), [((), float(snapshot is not None and snapshot.gate_open))])
         if snapshot is None:
             return
         yield from _invariants(snapshot)
@@ -63,20 +79,30 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     names = [h.hook.name for h in s.hooks]
     on = {h.hook.name for h in s.hooks if h.on}
     yield _gauge("rmapd_probe_attached", "1 where the hook is attached.", ("hook",), (((n,), float(n in on)) for n in names))
-    stats = s.statistics
-    seconds = (((n,), stats[n].seconds if n in stats else 0.0) for n in names)
+    stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in on}
+    seconds = (((n,), one.seconds) for n, one in stats.items())
     yield _counter("rmapd_probe_run_seconds", "Time in the hook's BPF program, by the kernel's account.", ("hook",), seconds)
-    runs = (((n,), stats[n].runs if n in stats else 0) for n in names)
+    runs = (((n,), float(one.runs)) for n, one in stats.items())
     yield _counter("rmapd_probe_runs", "Runs of the hook's BPF program, by the kernel's account.", ("hook",), runs)
-    missed = (((n,), stats[n].missed if n in stats else 0) for n in names)
-    yield _counter("rmapd_probe_missed_runs", "Runs that the kernel left out because the program was running already.", ("hook",), missed)
+    missed = Counter({h.stem: 0 for h in s.hooks})
+    for h in s.hooks:
+        missed[h.stem] += stats[h.hook.name].missed if h.hook.name in stats else 0
+    text = "Runs of a stem's BPF programs that the kernel left out because the program was running already."
+    yield _counter("rmapd_probe_missed_runs", text, ("stem",), (((stem,), float(count)) for stem, count in missed.items()))
+
+
+def _windows(s: Snapshot) -> dict[str, Histogram]:
+    """Times by function, of those that are hooked here or were seen all the same."""
+    hooked = {h.hook.window for h in s.hooks if h.on}
+    return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
 
 
 def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-    windows = (((name,), histogram.count) for name, histogram in s.window_times.items())
+    times = _windows(s)
+    windows = (((name,), histogram.count) for name, histogram in times.items())
     yield _counter("rmapd_windows", "Windows seen, by function.", ("function",), windows)
     distinct = Counter(ruled.protocol.window for ruled in s.protocols)
-    seen = (((name,), float(distinct[name])) for name in s.window_times)
+    seen = (((name,), float(distinct[name])) for name in times)
     yield _gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), seen)
     yield _gauge("rmapd_migration_entries_outstanding", "Migration entries booked and not yet settled.", (), [((), s.outstanding)])
     text = "Age of the oldest migration entry outstanding."
@@ -96,18 +122,18 @@ def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     yield _counter("rmapd_events_lost", text, ("book",), (((book,), value) for book, value in s.lost.items()))
 
 
-def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram) -> None:
-    family.add_metric(labels, histogram.buckets_seconds(), histogram.sum_ns / 1e9)
+def _add(family: HistogramMetricFamily, labels: tuple[str, ...], histogram: Histogram, powers: Sequence[int]) -> None:
+    family.add_metric(labels, histogram.buckets_seconds(powers), histogram.sum_ns / 1e9)
 
 
 def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
     h = s.histograms
     entry = HistogramMetricFamily("rmapd_migration_entry_seconds", "Insertion to removal of a migration entry.")
-    _add(entry, (), h.get("HIST_MIGRATION_ENTRY", _NOTHING))
+    _add(entry, (), h.get("HIST_MIGRATION_ENTRY", _NOTHING), _ENTRY_POWERS)
     yield entry
     window = HistogramMetricFamily("rmapd_window_seconds", "Duration of a window.", labels=("function",))
-    for function, histogram in s.window_times.items():
-        _add(window, (function,), histogram)
+    for function, histogram in _windows(s).items():
+        _add(window, (function,), histogram, _WINDOW_POWERS)
     yield window
     for what, text, of_class in (
         ("wait", "Time from asking for a lock to having it: mmap_lock everywhere, other classes inside windows.", s.lock_waits),
@@ -115,21 +141,25 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
     ):
         family = HistogramMetricFamily(f"rmapd_lock_{what}_seconds", text, labels=("class", "mode"))
         for mode in ("read", "write"):
-            _add(family, ("mmap_lock", mode), h.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}", _NOTHING))
-        for name, histogram in of_class.items():
-            _add(family, (name, "any"), histogram)
+            _add(family, ("mmap_lock", mode), h.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}", _NOTHING), _LOCK_POWERS)
+        for name, classes in _LOCK_CLASSES.items():
+            _add(family, (name, "any"), sum((of_class.get(one, _NOTHING) for one in classes), _NOTHING), _LOCK_POWERS)
         yield family
     walk = HistogramMetricFamily("rmapd_rmap_walk_vmas", "VMAs visited by an rmap walk.", labels=("kind",))
     for kind in _WALKS:
         visited = h.get(f"HIST_WALK_{kind.upper()}", _NOTHING)
-        walk.add_metric((kind,), visited.buckets(), float(visited.sum_ns))
+        walk.add_metric((kind,), visited.buckets(_WALK_POWERS), float(visited.sum_ns))
     yield walk
 
 
 def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
     level = (((f,), float(f == s.fidelity)) for f in _FIDELITIES)
     yield _gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
-    yield _gauge("rmapd_gate_open", "1 while events are booked.", (), [((), float(s.gate_open))])
+    yield _gauge("rmapd_snapshot_time_seconds", "Unix time at which the judge last looked at the books.", (), [((), s.taken_seconds)])
+    yield _gauge("rmapd_cpus", "CPUs of this machine that are online.", (), [((), float(s.cpus))])
+    verdicts = Counter(v.first.verdict for v in s.violations.values())
+    found = (((v.value,), float(verdicts[v])) for v in (Verdict.VIOLATED, Verdict.SUSPECT))
+    yield _gauge("rmapd_signatures", "Distinct defects seen, by verdict.", ("verdict",), found)
     yield _gauge("rmapd_oracle_ready", "1 where the page-table oracle is calibrated.", (), [((), float(not s.oracle_reason))])
     yield _counter("rmapd_user_seconds", "User CPU time of the daemon since the gate opened.", (), [((), s.user_seconds)])
     yield _gauge("rmapd_peak_rss_bytes", "Peak resident set of the daemon.", (), [((), s.peak_rss_bytes)])

@@ -9,13 +9,18 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from tracer.config import Config
-from tracer.instance import StopSignal
+from tracer.config import CHANGEABLE, Config
+from tracer.errors import RmapdError
+from tracer.instance import ReloadSignal, StopSignal
+from tracer.invariant import Coverage
+from tracer.notify import Supervisor
 from tracer.plan import State
 from tracer.report import violation_json
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
+from tracer.verdict import Verdict
 from tracer.web import Server, application
 
 log = logging.getLogger("rmapd")
@@ -31,25 +36,59 @@ class Current:
         return self.snapshot
 
 
-def serve(config: Config, stop: StopSignal, duration: float | None) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What the world may ask of the daemon: to stop, and to take over what `configuration` returns now (RmapdError: keep the old one)."""
+
+    stop: StopSignal
+    reload: ReloadSignal
+    configuration: Callable[[], Config]
+
+
+def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    current = Current()
+    current, supervisor = Current(), Supervisor()
     with Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
         where = f"http://{config.address[0]}:{server.port}"
         current.snapshot = session.snapshot()
         _announce(session, current.snapshot, where)
+        supervisor.ready(_in_a_line(current.snapshot))
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
-            while not stop.asked and time.monotonic() < end:
+            while not asked.stop.asked and time.monotonic() < end:
                 if session.step() or session.judge.new_findings:
                     before, current.snapshot = current.snapshot, session.snapshot()
                     _report(session, current.snapshot)
                     show(current.snapshot, before)
+                    supervisor.alive(_in_a_line(current.snapshot))
+                if asked.reload.taken():
+                    supervisor.reloading()
+                    _reload(session, asked.configuration)
+                    supervisor.ready(_in_a_line(current.snapshot))
+        supervisor.stopping()
         session.stop()
         current.snapshot = session.snapshot()
         _report(session, current.snapshot)
-    log.info("gate closed, detached%s", f" on signal {stop.asked}" if stop.asked else "")
+    log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
+
+
+def _reload(session: Session, configuration: Callable[[], Config]) -> None:
+    """A wrong configuration changes nothing: a daemon that runs is worth more than one that was right about its file."""
+    try:
+        stay = session.change(configuration())
+    except RmapdError as error:
+        log.error("the configuration stays as it was: %s", error)
+        return
+    now = ", ".join(f"{name} {getattr(session.config, name):g}" for name in CHANGEABLE)
+    log.info("configuration read again: %s%s", now, f"; a restart is needed for {', '.join(stay)}" if stay else "")
+
+
+def _in_a_line(s: Snapshot) -> str:
+    """For `systemctl status`."""
+    covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
+    found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
+    return f"gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}"
 
 
 def _no_status(_now: Snapshot, _before: Snapshot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import select
 import time
@@ -10,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
 from tracer import calibrate, loader, plan, program
 from tracer.books import Books
 from tracer.btf import FUNC, STRUCT
-from tracer.config import Config
+from tracer.config import CHANGEABLE, Config
 from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
 from tracer.findings import Findings
@@ -156,6 +159,15 @@ class Session:
                     "--strict: coverage is lost", why="; ".join([*lost, *filter(None, [self.oracle_reason])]), hint="rmapd doctor"
                 )
 
+    def change(self, config: Config) -> list[str]:
+        """Take over from `config` what a running session can change (config.CHANGEABLE); the names of what differs and needs a restart."""
+        stay = [name for name in Config.__struct_fields__ if name not in CHANGEABLE and getattr(config, name) != getattr(self.config, name)]
+        self.config = msgspec.structs.replace(self.config, **{name: getattr(config, name) for name in CHANGEABLE})
+        welcome_ns = int(config.welcome_seconds * 1e9)
+        self.books.set_params(welcome_ns=welcome_ns)
+        self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
+        return stay
+
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
         now, due = self._clock(), self.desk.due_ns()
@@ -219,4 +231,6 @@ class Session:
             oracle_reason=self.oracle_reason,
             user_seconds=usage.ru_utime - self._base_user,
             peak_rss_bytes=usage.ru_maxrss * 1024,
+            taken_seconds=time.time(),
+            cpus=os.cpu_count() or 1,
         )

@@ -15,7 +15,7 @@ from tracer.verdict import Tally, Verdict, Violation
 
 @dataclass(frozen=True)
 class Snapshot:
-    """times in seconds; counts since the gate opened."""
+    """times in seconds, taken_seconds since the epoch; counts since the gate opened."""
 
     kernel: str
     fidelity: str
@@ -40,6 +40,8 @@ class Snapshot:
     oracle_reason: str = ""
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
+    taken_seconds: float = 0.0
+    cpus: int = 1
 
     @property
     def lost(self) -> dict[str, int]:
@@ -54,6 +56,9 @@ class Snapshot:
             "mms": c.get("MMS_LOST", 0),
             "missed_runs": sum(s.missed for s in self.statistics.values()),
         }
+
+    def total(self, verdict: Verdict) -> int:
+        return sum(count for (_, found), count in self.checks.items() if found is verdict)
 
     def checked(self, invariant: str, verdict: Verdict) -> int:
         return self.checks.get((invariant, verdict), 0)

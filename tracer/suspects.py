@@ -55,6 +55,11 @@ class Desk:
     def __post_init__(self) -> None:
         self._next_patrol_ns = self.clock() + self.patrol_ns
 
+    def change(self, patience_ns: int, patrol_ns: int) -> None:
+        """From now on other times; a patrol that would come sooner does."""
+        self.patience_ns, self.patrol_ns = patience_ns, patrol_ns
+        self._next_patrol_ns = min(self._next_patrol_ns, self.clock() + patrol_ns)
+
     def open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Put rows on the desk; those already there stay as they are, but for an event that comes after the timer has found its row."""
         now = self.clock()

@@ -10,7 +10,7 @@ from typing import Any, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from cheroot import wsgi
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
 from tracer.errors import RmapdError
 from tracer.metrics import SnapshotCollector
@@ -29,9 +29,10 @@ _STYLE = (
 
 
 def application(current: Callable[[], Snapshot | None]) -> WSGIApplication:
-    """The WSGI application over whatever snapshot is current; until there is one only /-/healthy answers with 200."""
+    """The WSGI application over whatever snapshot is current; until there is one only /-/healthy and /metrics answer with 200."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(SnapshotCollector(current))
+    ProcessCollector(registry=registry)
     metrics = make_wsgi_app(registry)
 
     def answer(start: StartResponse, status: str, text: str, kind: str = "text/plain") -> list[bytes]:
@@ -46,12 +47,12 @@ def application(current: Callable[[], Snapshot | None]) -> WSGIApplication:
             return answer(start, "200 OK", "healthy\n")
         if path not in ("/", "/metrics", "/-/ready"):
             return answer(start, "404 Not Found", f"no {path} here: /, /metrics, /-/healthy, /-/ready\n")
+        if path == "/metrics":
+            return cast(Iterable[bytes], metrics(environ, start))
         if snapshot is None or (path == "/-/ready" and not snapshot.gate_open):
             return answer(start, "503 Service Unavailable", "the gate is not open\n")
         if path == "/-/ready":
             return answer(start, "200 OK", "ready\n")
-        if path == "/metrics":
-            return cast(Iterable[bytes], metrics(environ, start))
         return answer(start, "200 OK", landing_page(snapshot), "text/html")
 
     return app

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.native import LAYOUTS
+from tracer import plan
 from tracer.histogram import SLOTS, Histogram
 from tracer.invariant import discover
 from tracer.plan import Hook, Planned, State, Way
 from tracer.program import RunStatistics
+from tracer.session import probes_folder
 from tracer.snapshot import Snapshot
 from tracer.verdict import Finding, Tally, Verdict
 
@@ -56,3 +59,21 @@ def snapshot(**changes: Any) -> Snapshot:
         "oracle": {"asked": 5, "cleared": 2},
     }
     return Snapshot(**(values | changes))
+
+
+def full() -> Snapshot:
+    """More than any kernel has: every hook of the plan attached, every window and class of locks seen, every invariant violated once."""
+    stems = {path.stem: plan.read_stem(path) for path in sorted(probes_folder().glob("*.toml"))}
+    hooks = tuple(Planned(name, hook, State.ATTACHED, (Way("kprobe", "x", ()),)) for name, stem in stems.items() for hook in stem.hook)
+    enums, some, known = LAYOUTS.enums, Histogram((1,) * SLOTS, 64), discover()
+    windows = {name.removeprefix("WINDOW_"): some for name in enums["window"] if name not in ("WINDOWS", "WINDOW_outside")}
+    classes = {name.removeprefix("CLASS_"): some for name in enums["lock_class"] if name != "LOCK_CLASSES"}
+    return snapshot(
+        hooks=hooks,
+        statistics={hook.hook.name: RunStatistics(1, 1, 1.0, 1) for hook in hooks},
+        histograms=dict.fromkeys(enums["hist"], some),
+        window_times=windows,
+        lock_waits=classes,
+        lock_holds=classes,
+        checks={(name, verdict): 1 for name in known for verdict in Verdict},
+    )

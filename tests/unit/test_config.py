@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.testing import CliRunner
 
 from tracer import config
+from tracer.cli import main
 from tracer.errors import RmapdError
 
 
@@ -44,8 +49,6 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(RmapdError) as raised:
         load(tmp_path, text)
-    import re
-
     assert re.search(expected, str(raised.value)), str(raised.value)
 
 
@@ -54,11 +57,65 @@ def test_no_such_file(tmp_path: Path) -> None:
         config.load(tmp_path / "absent.toml")
 
 
-def test_the_documentation_names_every_key_with_its_default() -> None:
-    text = (Path(__file__).parent.parent.parent / "docs/CONFIGURATION.md").read_text()
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_documentation_has_every_key_with_its_default_and_meaning() -> None:
+    text = (ROOT / "docs/CONFIGURATION.md").read_text()
     for owner in (config.Config(), config.Maps()):
-        for name in owner.__struct_fields__:
-            if name != "maps":
-                value = getattr(owner, name)
-                shown = f'"{value}"' if isinstance(value, str) else str(value).lower()
-                assert f"| `{name}` | `{shown}` |" in text, f"{name} = {shown}"
+        for field in msgspec.structs.fields(owner):
+            if field.name != "maps":
+                line = f"| `{field.name}` | `{json.dumps(getattr(owner, field.name))}` | {config.meaning(field)} |"
+                assert line in text, line
+
+
+def test_the_example_is_what_the_code_makes_and_means_the_defaults(tmp_path: Path) -> None:
+    assert (ROOT / "docs/rmapd.toml").read_text() == config.example(), "rmapd check-config --example > docs/rmapd.toml"
+    assert load(tmp_path, config.example()) == config.Config()
+    set_all = re.sub(r"^#(\w+ = )", r"\1", config.example(), flags=re.MULTILINE)
+    assert set_all.count("\n#") < config.example().count("\n#")
+    assert load(tmp_path, set_all) == config.Config()
+
+
+def test_what_is_in_force_can_be_read_back(tmp_path: Path) -> None:
+    mine = config.load(None, {"RMAPD_REQUIRE": "M1,L2", "RMAPD_MAPS_RING_PAGES": "2"}, strict=True)
+    assert load(tmp_path, config.in_force(mine)) == mine
+
+
+def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> None:
+    path = tmp_path / "rmapd.toml"
+    path.write_text("listen = '127.0.0.1:1'\nwelcome_seconds = 1.0\n[maps]\nledger_rows = 8\nmm_rows = 9\n")
+    environ = {"RMAPD_LISTEN": "127.0.0.1:2", "RMAPD_STRICT": "true", "RMAPD_WELCOME_SECONDS": "20", "RMAPD_MAPS_LEDGER_ROWS": "16"}
+    found = config.load(path, environ | {"RMAPD_REQUIRE": "M1, L2", "RMAPD_DEBUG": "1", "HOME": "/"}, strict=False)
+    assert (found.listen, found.strict, found.welcome_seconds, found.require) == ("127.0.0.1:2", False, 20.0, ["M1", "L2"])
+    assert (found.maps.ledger_rows, found.maps.mm_rows) == (16, 9)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("RMAPD_LISTN", "x", "RMAPD_LISTEN"),
+        ("RMAPD_MAPS_LEDGER_ROW", "8", "RMAPD_MAPS_LEDGER_ROWS"),
+        ("RMAPD_STRICT", "perhaps", "RMAPD_STRICT in the environment is wrong"),
+        ("RMAPD_WELCOME_SECONDS", "ten", "RMAPD_WELCOME_SECONDS in the environment is wrong"),
+        ("RMAPD_FIDELITY", "most", "auto, full, owner, migration"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named(variable: str, value: str, expected: str) -> None:
+    with pytest.raises(RmapdError, match=re.escape(expected)):
+        config.load(None, {variable: value})
+
+
+def test_check_config(tmp_path: Path) -> None:
+    path = tmp_path / "rmapd.toml"
+    path.write_text("patrol_seconds = 7.0\n")
+    run = CliRunner().invoke
+    good = run(main, ["check-config", "--config", str(path)])
+    assert (good.exit_code, "patrol_seconds = 7.0" in good.output) == (0, True)
+    path.write_text("patrol_second = 7.0\n")
+    bad = run(main, ["check-config", "--config", str(path)])
+    assert bad.exit_code == 2
+    assert "patrol_seconds" in bad.output
+    path.write_text("require = ['M9']\n")
+    assert "no invariant M9" in run(main, ["check-config", "--config", str(path)]).output
+    assert run(main, ["check-config", "--example"]).output == config.example()

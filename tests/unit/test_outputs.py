@@ -11,9 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.snapshots import FINDING, snapshot
+from tests.support.snapshots import FINDING, full, snapshot
 from tracer import report
 from tracer.errors import RmapdError
+from tracer.histogram import SLOTS, Histogram
 from tracer.ktap import as_ktap
 from tracer.metrics import SnapshotCollector
 from tracer.snapshot import Snapshot
@@ -21,6 +22,8 @@ from tracer.status import table
 from tracer.verdict import Tally, Verdict
 from tracer.web import Server, application
 
+PROCESS_AND_SCRAPE = 6 + 5
+"""process_* of the client library, and what Prometheus itself adds to each target: up and scrape_*."""
 DESIGN_NAMES = """rmapd_checks_total rmapd_violations_total rmapd_invariant_coverage rmapd_probe_attached rmapd_probe_run_seconds_total
 rmapd_probe_runs_total rmapd_windows_total rmapd_protocols rmapd_migration_entries_outstanding rmapd_migration_oldest_entry_seconds
 rmapd_migration_entry_seconds_bucket rmapd_window_seconds_bucket rmapd_lock_wait_seconds_bucket rmapd_lock_hold_seconds_bucket
@@ -59,13 +62,53 @@ def test_histograms_are_cumulative_and_complete() -> None:
     }
     values = [rows[le] for le in sorted(rows, key=float)]
     assert values == sorted(values)
-    assert (rows["1.024e-06"], rows["+Inf"]) == (3, 4)
+    assert (rows["4.096e-06"], rows["+Inf"]) == (3, 4)
     assert samples["rmapd_migration_entry_seconds_sum", ()] == 5.0
 
 
 def test_labels_come_from_closed_sets() -> None:
-    allowed = {"invariant", "verdict", "hook", "function", "class", "mode", "kind", "book", "event", "level", "version", "kernel", "le"}
+    allowed = {
+        "invariant",
+        "verdict",
+        "hook",
+        "function",
+        "class",
+        "mode",
+        "kind",
+        "book",
+        "event",
+        "level",
+        "stem",
+        "version",
+        "kernel",
+        "le",
+    }
     assert {key for _, labels in exposition(snapshot()) for key, _ in labels} <= allowed
+
+
+def test_a_host_has_under_seven_hundred_series() -> None:
+    """More than any kernel has: every hook of the plan attached, every window and class seen."""
+    every = full()
+    assert len(every.hooks) > 70
+    assert len(every.window_times) == 30
+    series = [sample for sample in exposition(every) if not sample[0].endswith("_created")]
+    assert len(series) + PROCESS_AND_SCRAPE < 700
+
+
+def test_what_is_not_hooked_has_no_times() -> None:
+    samples = exposition(snapshot())
+    assert ("rmapd_probe_runs_total", (("hook", "gone"),)) not in samples
+    assert samples["rmapd_probe_missed_runs_total", (("stem", "migration"),)] == 2
+    assert ("rmapd_windows_total", (("function", "copy_vma"),)) not in exposition(
+        snapshot(window_times={"vma_expand": Histogram(), "copy_vma": Histogram()})
+    )
+
+
+def test_lock_classes_are_added_up() -> None:
+    once, twice = Histogram((1,) * SLOTS, 7), Histogram((2,) * SLOTS, 5)
+    samples = exposition(snapshot(lock_waits={"anon": once, "anon2": twice}))
+    assert samples["rmapd_lock_wait_seconds_count", (("class", "anon"), ("mode", "any"))] == 3 * SLOTS
+    assert samples["rmapd_lock_wait_seconds_sum", (("class", "anon"), ("mode", "any"))] == pytest.approx(12e-9)
 
 
 class Box:
@@ -107,7 +150,11 @@ def test_endpoints(served: tuple[Box, str]) -> None:
     assert get(f"{url}/-/ready")[0] == 503
     assert get(f"{url}/metrics")[0] == 200
     box.snapshot = None
-    assert [get(url + path)[0] for path in ("/-/healthy", "/-/ready", "/metrics", "/")] == [200, 503, 503, 503]
+    assert [get(url + path)[0] for path in ("/-/healthy", "/-/ready", "/metrics", "/")] == [200, 503, 200, 503]
+    before = get(f"{url}/metrics")[1]
+    assert "rmapd_gate_open 0.0" in before
+    assert "process_cpu_seconds_total" in before
+    assert "rmapd_checks_total" not in before
 
 
 def test_a_busy_port_is_a_clear_error(served: tuple[Box, str]) -> None:

@@ -1,0 +1,279 @@
+"""A real Prometheus scrapes a real rmapd: rules load, every dashboard query has an answer, alerts fire."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+import dashboards
+from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch
+from tests.support.promql import expand
+from tests.support.snapshots import full
+from tracer.metrics import SnapshotCollector
+from tracer.web import Server
+
+RULES = ROOT / "dashboards/prometheus"
+SCRAPE_SECONDS = 1
+HOOKED_ONLY = ("rmapd_windows_total", "rmapd_window_seconds", "rmapd_protocols")
+"""Metrics of which a kernel that lets no function be hooked has no series."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Prometheus:
+    """Its HTTP API."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str, **parameters: str) -> Any:
+        status, body = fetch(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}")
+        assert status == 200, body
+        return json.loads(body).get("data")
+
+    def query(self, expr: str) -> list[Any]:
+        return list(self.get("/api/v1/query", query=expr)["result"])
+
+    def firing(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Labels of the alerts that fire, by name and instance."""
+        alerts = self.get("/api/v1/alerts")["alerts"]
+        return {
+            (a["labels"]["alertname"], a["labels"].get("instance", "")): a["labels"] | a["annotations"]
+            for a in alerts
+            if a["state"] == "firing"
+        }
+
+
+def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    return pytest.fail(f"not within {seconds:g} s: {why}")
+
+
+def hurried(text: str) -> str:
+    """The alerts with `for` cut to a scrape interval: what is waited for is shortened, what is asked is not."""
+    loaded = yaml.safe_load(text)
+    for group in loaded["groups"]:
+        for rule in group["rules"]:
+            if "for" in rule:
+                rule["for"] = f"{SCRAPE_SECONDS}s"
+    return yaml.safe_dump(loaded)
+
+
+def prometheus(folder: Path, *targets: str, **more: Any) -> contextlib.AbstractContextManager[Prometheus]:
+    """Debian's Prometheus over these targets, with our rules; alerts without their patience."""
+    for name in ("rules.yaml", "alerts.yaml"):
+        (folder / name).write_text(hurried((RULES / name).read_text()))
+    scrape = {"job_name": "rmapd", "static_configs": [{"targets": list(targets)}]}
+    return running(folder, {"rule_files": ["rules.yaml", "alerts.yaml"], "scrape_configs": [scrape], **more})
+
+
+@contextlib.contextmanager
+def running(folder: Path, config: dict[str, Any], *flags: str) -> Iterator[Prometheus]:
+    """A Prometheus with this configuration."""
+    times = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
+    whole = {**config, "global": {**times, **config.get("global", {})}}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(whole))
+    port = free_port()
+    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", *flags]
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        api = Prometheus(f"http://127.0.0.1:{port}")
+
+        def ready() -> bool:
+            with contextlib.suppress(OSError):
+                return fetch(f"{api.url}/-/ready")[0] == 200
+            return False
+
+        try:
+            until(ready, 30, "prometheus is ready")
+            yield api
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextlib.contextmanager
+def replayed(page: Callable[[], bytes]) -> Iterator[str]:
+    """An address that serves this text as /metrics, by the daemon's own server."""
+
+    def app(_environ: Any, start: Any) -> list[bytes]:
+        start("200 OK", [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")])
+        return [page()]
+
+    with Server(("127.0.0.1", 0), app) as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+def test_promtool_is_content() -> None:
+    for args in (["check", "rules", "rules.yaml", "alerts.yaml"], ["test", "rules", "rules_test.yaml"]):
+        done = subprocess.run(["promtool", *args], cwd=RULES, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_promtool_test_notices_a_wrong_rule(tmp_path: Path) -> None:
+    for name in ("rules.yaml", "alerts.yaml", "rules_test.yaml"):
+        text = (RULES / name).read_text()
+        (tmp_path / name).write_text(text.replace("rmapd_violations_total > 0", "rmapd_violations_total > 5"))
+    done = subprocess.run(["promtool", "test", "rules", "rules_test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "RmapdInvariantViolated" in done.stdout + done.stderr
+
+
+def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
+    """From a real run; what only kernels with hooks have also from a replayed page, of our exporter over a snapshot of everything."""
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(full))
+    ProcessCollector(registry=registry)
+    with daemon() as (_, url), replayed(lambda: generate_latest(registry)) as replay:
+        real = url.removeprefix("http://")
+        live = fetch(f"{url}/metrics")[1]
+        checked = subprocess.run(["promtool", "check", "metrics"], input=live, capture_output=True, text=True, check=False)
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+        hooked = any(line.startswith(HOOKED_ONLY) for line in live.splitlines())
+        with prometheus(tmp_path, real, replay) as api:
+            subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
+            until(lambda: api.query("instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"), 30, "the rules have run")
+            time.sleep(5 * SCRAPE_SECONDS)
+            answered = 0
+            for board in dashboards.BOARDS:
+                for panel in board.panels:
+                    for query in panel.queries:
+                        needs_hooks = any(name in query.expr for name in HOOKED_ONLY) and not hooked
+                        host = replay if needs_hooks else real
+                        variables = {"host": host, "kernel": ".*", "invariant": ".*", "__rate_interval": "30s"}
+                        expr = expand(query.expr, variables)
+                        found = api.query(expr)
+                        assert found, f"{board.title}, {panel.title}: {expr}"
+                        answered += 1
+                for variable in board.variables:
+                    expr, label = variable.query.removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
+                    assert api.get(f"/api/v1/label/{label}/values", **{"match[]": expand(expr, {"kernel": ".*"})})
+            assert answered >= 50
+            (series,) = api.query(f'scrape_samples_scraped{{instance="{real}"}}')
+            assert int(series["value"][1]) < 700
+
+
+def documented(heading: str) -> Any:
+    """The first block of YAML below a heading of docs/FLEET.md."""
+    text = (ROOT / "docs/FLEET.md").read_text().partition(f"## {heading}\n")[2]
+    block = itertools.dropwhile(lambda line: not line.startswith("    "), text.splitlines())
+    return yaml.safe_load("\n".join(itertools.takewhile(lambda line: line.startswith("    ") or not line, block)))
+
+
+def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> None:
+    """Two regions' worth of one machine: a region scrapes, one global Prometheus federates it, another is written to. The Fleet dashboard
+    has all it asks for in both."""
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(full))
+    ProcessCollector(registry=registry)
+    federate, write = documented("Federation"), documented("Remote write")
+    folders = [tmp_path / name for name in ("region", "global", "store")]
+    for folder in folders:
+        folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        _, url = stack.enter_context(daemon())
+        replay = stack.enter_context(replayed(lambda: generate_latest(registry)))
+        store = stack.enter_context(running(folders[2], {}, "--web.enable-remote-write-receiver"))
+        write["remote_write"][0]["url"] = f"{store.url}/api/v1/write"
+        own = {"external_labels": {"region": "north"}}
+        region = stack.enter_context(prometheus(folders[0], url.removeprefix("http://"), replay, **write, **{"global": own}))
+        federate["scrape_configs"][0]["static_configs"] = [{"targets": [region.url.removeprefix("http://")]}]
+        fleet = stack.enter_context(running(folders[1], federate))
+        board = next(board for board in dashboards.BOARDS if board.uid == "rmapd-fleet")
+        for api in (fleet, store):
+            until(partial(api.query, "instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"), 60, "recorded series arrive")
+            for panel in board.panels:
+                for query in panel.queries:
+                    expr = expand(query.expr, {"kernel": ".*", "invariant": ".*"})
+                    assert api.query(expr), f"{panel.title}: {expr}"
+            names = api.get("/api/v1/label/__name__/values")
+            assert [name for name in names if name.startswith("rmapd_")] == [], "raw series stay in the region"
+            (hosts,) = api.query('sum(kernel:rmapd_hosts:count{region="north", job="rmapd"})')
+            assert hosts["value"][1] == "2"
+        here = url.removeprefix("http://")
+        of_host = fleet.query(f'count({{__name__=~".+:rmapd_.+", instance="{here}"}})')
+        of_kernel = fleet.query(f'count({{__name__=~".+:rmapd_.+", kernel="{os.uname().release}", instance=""}})')
+        said = (ROOT / "docs/FLEET.md").read_text()
+        assert f"| recorded, per host | {of_host[0]['value'][1]} |" in said
+        assert f"| recorded, per kernel release and job | {of_kernel[0]['value'][1]} |" in said
+
+
+def test_alerts_fire_from_what_really_happens(tmp_path: Path) -> None:
+    """A daemon that is not there yet, one that covers less after a restart, and one that was killed."""
+    at = f"127.0.0.1:{free_port()}"
+    with prometheus(tmp_path, at) as api:
+        until(lambda: ("RmapdDown", at) in api.firing(), 20, "RmapdDown before it is there")
+        with run_at(at) as process:
+            until(lambda: api.query("rmapd_gate_open == 1"), 60, "the gate is open")
+            # Compiling is over budget while it is in the window: the alert waits that out for a quarter of an hour, ours for a second.
+            quiet = {"RmapdOverheadOverBudget"}
+            until(lambda: {name for name, _ in api.firing()} <= quiet, 20, "RmapdDown and RmapdNotReady end")
+            process.terminate()
+            process.wait(30)
+        with run_at(at, "--fidelity", "migration"):
+            lost = until(lambda: api.firing().get(("RmapdCoverageLost", at)), 60, "RmapdCoverageLost after a restart with less")
+            assert lost["severity"] == "warning"
+            assert lost["runbook_url"].endswith("/RmapdCoverageLost.md")
+        until(lambda: ("RmapdDown", at) in api.firing(), 20, "RmapdDown after it was killed")
+
+
+@contextlib.contextmanager
+def run_at(address: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`rmapd run`, killed at the end."""
+    command = [RMAPD, "run", "--listen", address, *flags]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_violation_fires_within_two_scrapes(tmp_path: Path) -> None:
+    """Not a violation in a kernel: the page of a real run, served again with one number changed."""
+    with daemon() as (process, url):
+        text = fetch(f"{url}/metrics")[1]
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    was = 'rmapd_violations_total{invariant="M1"} 0.0'
+    assert was in text
+    assert list(text_string_to_metric_families(text))
+    pages = [text]
+
+    def page() -> bytes:
+        return pages[-1].encode()
+
+    with replayed(page) as at, prometheus(tmp_path, at) as api:
+        until(lambda: api.query("rmapd_violations_total"), 20, "the page is scraped")
+        time.sleep(2 * SCRAPE_SECONDS)
+        assert ("RmapdInvariantViolated", at) not in api.firing()
+        pages.append(text.replace(was, was.replace("0.0", "1.0")))
+        fired = until(lambda: api.firing().get(("RmapdInvariantViolated", at)), 2 * SCRAPE_SECONDS + 1, "RmapdInvariantViolated")
+        assert (fired["invariant"], fired["severity"]) == ("M1", "critical")
+        (looked,) = re.findall(r"^rmapd_snapshot_time_seconds .*$", text, re.MULTILINE)
+        pages.append(text.replace(looked, f"rmapd_snapshot_time_seconds {time.time() - 90}"))
+        until(lambda: ("RmapdStalled", at) in api.firing(), 20, "RmapdStalled, of a page whose judge last looked 90 s ago")

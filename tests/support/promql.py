@@ -1,0 +1,83 @@
+"""What a PromQL expression names, and whether rmapd exports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import promql_parser as promql
+from prometheus_client import Metric
+
+PROMETHEUS = dict.fromkeys(("up", "scrape_samples_scraped", "scrape_duration_seconds"), frozenset({"job", "instance"}))
+"""What Prometheus itself writes of every target, and the labels it puts on every series."""
+_TARGET = frozenset({"job", "instance"})
+
+
+def expand(expr: str, variables: Mapping[str, str]) -> str:
+    """Grafana's variables replaced; a plain $name is a word of its own."""
+    return re.sub(r"\$(\w+)", lambda match: variables[match[1]], expr)
+
+
+@dataclass
+class Exported:
+    """Names with their labels, and the values that each label takes."""
+
+    labels: dict[str, frozenset[str]] = field(default_factory=dict)
+    values: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, families: Iterable[Metric]) -> Exported:
+        out = cls(dict(PROMETHEUS))
+        for family in families:
+            for sample in family.samples:
+                out.labels[sample.name] = frozenset(sample.labels) | _TARGET
+                for label, value in sample.labels.items():
+                    out.values.setdefault((sample.name, label), set()).add(value)
+        return out
+
+    def wrong(self, expr: str) -> list[str]:
+        """What the expression asks for and nobody exports."""
+        out, seen = [], set[str]()
+        tree = promql.parse(expr)
+        for selector in selectors(tree):
+            known = self.labels.get(selector.name or "")
+            if known is None:
+                out.append(f"no metric {selector.name}")
+                continue
+            seen |= known
+            for matcher in selector.matchers.matchers:
+                values = self.values.get((selector.name or "", matcher.name))
+                if matcher.name not in known:
+                    out.append(f"{selector.name} has no label {matcher.name}")
+                elif matcher.op == promql.MatchOp.Equal and values is not None and matcher.value not in values:
+                    out.append(f"{selector.name} has no {matcher.name}={matcher.value}")
+        out += [f"nothing has a label {label}" for label in grouped(tree) if label not in seen]
+        return out
+
+
+def selectors(tree: promql.Expr) -> list[promql.VectorSelector]:
+    return [node for node in _nodes(tree) if isinstance(node, promql.VectorSelector)]
+
+
+def grouped(tree: promql.Expr) -> Iterator[str]:
+    """Labels that aggregations and vector matching name."""
+    for node in _nodes(tree):
+        if isinstance(node, promql.AggregateExpr) and node.modifier:
+            yield from node.modifier.labels
+        if isinstance(node, promql.BinaryExpr) and node.modifier:
+            yield from node.modifier.matching.labels if node.modifier.matching else ()
+            yield from node.modifier.group_labels or ()
+
+
+def kept(tree: promql.Expr) -> frozenset[str]:
+    """The labels of the result: those of the outermost aggregation."""
+    found = (node.modifier.labels for node in _nodes(tree) if isinstance(node, promql.AggregateExpr) and node.modifier)
+    return frozenset(next(found)) - {"le"}
+
+
+def _nodes(tree: promql.Expr) -> list[promql.Expr]:
+    """Outermost first."""
+    nodes: list[promql.Expr] = []
+    promql.walk(tree, nodes.append)
+    return nodes

@@ -1,0 +1,128 @@
+"""Dashboards, rules, alerts and runbooks: each says only what rmapd exports and what is there to read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import promql_parser as promql
+import pytest
+import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+import dashboards
+from dashboards.board import RUNBOOKS, Board, Panel
+from tests.support.native import ROOT
+from tests.support.promql import Exported, expand, kept
+from tests.support.snapshots import full
+from tracer.invariant import discover
+from tracer.metrics import SnapshotCollector
+
+PROMETHEUS = ROOT / "dashboards/prometheus"
+PAGES = {path.stem for path in (ROOT / "docs/runbooks").glob("*.md")}
+VARIABLES = {"host": ".*", "kernel": ".*", "invariant": ".*", "__rate_interval": "5m"}
+PANELS = [(board, panel) for board in dashboards.BOARDS for panel in board.panels]
+
+
+def rules(name: str) -> list[dict[str, Any]]:
+    groups = yaml.safe_load((PROMETHEUS / name).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+RECORDED, ALERTS = rules("rules.yaml"), rules("alerts.yaml")
+TESTS = yaml.safe_load((PROMETHEUS / "rules_test.yaml").read_text())["tests"]
+
+
+@pytest.fixture(scope="module")
+def exported() -> Exported:
+    """Everything that any kernel could make rmapd export, and what the rules make of it."""
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(full))
+    ProcessCollector(registry=registry)
+    out = Exported.of(registry.collect())
+    for rule in RECORDED:
+        out.labels[rule["record"]] = kept(promql.parse(rule["expr"]))
+    return out
+
+
+def test_checked_in_is_what_the_code_makes() -> None:
+    made = dashboards.files()
+    assert set(dashboards.FOLDER.iterdir()) == set(made)
+    for path, text in made.items():
+        assert path.read_text() == text, "make dashboards"
+
+
+@pytest.mark.parametrize("path", sorted(dashboards.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_the_json_is_of_the_schema(path: Any) -> None:
+    """Through the SDK's own reader and back nothing is lost: no key that it does not know."""
+    found = json.loads(path.read_text())
+    again = json.loads(JSONEncoder().encode(Dashboard.from_json(found)))
+    assert again == found
+    numbers = [panel["id"] for panel in found["panels"] if panel["type"] != "row"]
+    assert len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda one: getattr(one, "title", ""))
+def test_panels_are_complete(board: Board, panel: Panel) -> None:
+    assert panel.title
+    assert panel.unit
+    assert panel.description.endswith(".")
+    assert 0 < len(panel.queries) <= 8
+    assert not panel.runbook or panel.runbook in PAGES
+    assert list(panel.thresholds) == sorted(panel.thresholds)
+
+
+@pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda one: getattr(one, "title", ""))
+def test_queries_ask_for_what_is_exported(board: Board, panel: Panel, exported: Exported) -> None:
+    for query in panel.queries:
+        assert not exported.wrong(expand(query.expr, VARIABLES)), query.expr
+
+
+def test_fleet_needs_recorded_series_only(exported: Exported) -> None:
+    recorded = {rule["record"] for rule in RECORDED}
+    fleet = next(board for board in dashboards.BOARDS if board.uid == "rmapd-fleet")
+    alone = Exported({name: labels for name, labels in exported.labels.items() if name in recorded})
+    for panel in fleet.panels:
+        for query in panel.queries:
+            assert not alone.wrong(expand(query.expr, VARIABLES)), query.expr
+
+
+def test_a_query_for_what_nobody_exports_is_found(exported: Exported) -> None:
+    assert exported.wrong("rmapd_violation_total") == ["no metric rmapd_violation_total"]
+    assert exported.wrong('rmapd_violations_total{verdict="holds"}') == ["rmapd_violations_total has no label verdict"]
+    assert exported.wrong('rate(rmapd_checks_total{verdict="held"}[5m])') == ["rmapd_checks_total has no verdict=held"]
+    assert exported.wrong("sum by (hook) (rmapd_violations_total)") == ["nothing has a label hook"]
+
+
+@pytest.mark.parametrize("rule", [*RECORDED, *ALERTS], ids=lambda rule: rule.get("record") or rule["alert"])
+def test_rules_ask_for_what_is_exported(rule: dict[str, Any], exported: Exported) -> None:
+    assert not exported.wrong(rule["expr"])
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_alerts_say_what_to_do(rule: dict[str, Any]) -> None:
+    name = rule["alert"]
+    assert rule["labels"]["severity"] in ("critical", "warning", "info")
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    assert rule["annotations"]["runbook_url"] == f"{RUNBOOKS}/{name}.md"
+    assert name in PAGES
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_alerts_have_a_case_that_fires_and_one_that_does_not(rule: dict[str, Any]) -> None:
+    cases = [case for test in TESTS for case in test.get("alert_rule_test", ()) if case["alertname"] == rule["alert"]]
+    assert any(case["exp_alerts"] for case in cases)
+    assert any(not case["exp_alerts"] for case in cases)
+
+
+def test_every_alert_and_invariant_has_its_page_and_no_page_is_idle() -> None:
+    assert {rule["alert"] for rule in ALERTS} | set(discover()) | {"README"} == PAGES
+    heads = ("What it means.", "How sure it is.", "Save before rebooting.", "What the trail answers.", "Whom it concerns.")
+    index = (ROOT / "docs/runbooks/README.md").read_text()
+    for page in PAGES - {"README"}:
+        text = (ROOT / f"docs/runbooks/{page}.md").read_text()
+        assert text.startswith(f"# {page}: ")
+        assert [head for head in heads if f"**{head}** " not in text] == []
+        assert f"[{page}]({page}.md)" in index
