@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-APT := python3-bpfcc python3-venv gcc libc6-dev libcap2-bin
+APT := python3-bpfcc python3-seccomp python3-venv gcc libc6-dev libcap2-bin
 LIVE_APT := prometheus
 VM_APT := qemu-system-x86 kmod make linux-headers-amd64 stress-ng
 KERNEL ?= 6.1

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tracer import privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.errors import RmapdError
 from tracer.instance import ReloadSignal, StopSignal
@@ -49,8 +50,11 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor = Current(), Supervisor()
-    with Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
+    threads = privileges.threads_without() if config.drop_privileges else contextlib.nullcontext()
+    with threads, Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
         where = f"http://{config.address[0]}:{server.port}"
+        if config.drop_privileges:
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
         current.snapshot = session.snapshot()
         _announce(session, current.snapshot, where)
         supervisor.ready(_in_a_line(current.snapshot))
