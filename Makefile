@@ -34,7 +34,12 @@ test: check live
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
 
 test-kernels: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm --ignore tests/vm/test_systemd.py
+
+# The package and its unit on a Debian of its own, under systemd: two boots of some minutes.
+test-systemd: vm-setup
+	$(call install,$(DEB_APT) mmdebstrap e2fsprogs)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 $(PYTHON) -m pytest -s tests/vm/test_systemd.py
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tracer import privileges
+from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.errors import RmapdError
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.notify import Supervisor
+from tracer.otlp import Sender
 from tracer.plan import State
 from tracer.report import violation_json
 from tracer.session import Session, running_kernel
@@ -50,20 +53,21 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor = Current(), Supervisor()
+    collector = otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, os.uname().release)
     threads = privileges.threads_without() if config.drop_privileges else contextlib.nullcontext()
-    with threads, Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
+    with threads, collector, Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
         where = f"http://{config.address[0]}:{server.port}"
         if config.drop_privileges:
             log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
-        current.snapshot = session.snapshot()
+        current.snapshot = _look(session, collector)
         _announce(session, current.snapshot, where)
         supervisor.ready(_in_a_line(current.snapshot))
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
             while not asked.stop.asked and time.monotonic() < end:
                 if session.step() or session.judge.new_findings:
-                    before, current.snapshot = current.snapshot, session.snapshot()
-                    _report(session, current.snapshot)
+                    before, current.snapshot = current.snapshot, _look(session, collector)
+                    _report(session, current.snapshot, collector)
                     show(current.snapshot, before)
                     supervisor.alive(_in_a_line(current.snapshot))
                 if asked.reload.taken():
@@ -72,8 +76,8 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                     supervisor.ready(_in_a_line(current.snapshot))
         supervisor.stopping()
         session.stop()
-        current.snapshot = session.snapshot()
-        _report(session, current.snapshot)
+        current.snapshot = _look(session, collector)
+        _report(session, current.snapshot, collector)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -110,11 +114,17 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, session.fidelity, where)
 
 
-def _report(session: Session, snapshot: Snapshot) -> None:
-    """A new signature is one JSON line on stdout, the same keys as in a report."""
+def _look(session: Session, collector: Sender) -> Snapshot:
+    return dataclasses.replace(session.snapshot(), otlp=collector.counts())
+
+
+def _report(session: Session, snapshot: Snapshot, collector: Sender) -> None:
+    """A new signature is one JSON line on stdout, the same keys as in a report, and goes to the OTLP collector."""
     for finding in session.judge.new_findings:
         log.warning("%s %s: %s", finding.verdict, finding.invariant, finding.summary)
-        print(json.dumps(violation_json(snapshot.violations[finding.id])), flush=True)
+        found = violation_json(snapshot.violations[finding.id])
+        print(json.dumps(found), flush=True)
+        collector.offer(found)
     session.judge.new_findings.clear()
 
 

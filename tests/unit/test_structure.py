@@ -16,8 +16,8 @@ from tracer.layout import parse
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
     {"errors", "answer", "histogram", "stubs", "monitors", "notify", "syscalls"},
-    {"btf", "layout", "bpf", "verdict", "config", "template", "privileges"},
-    {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
+    {"btf", "layout", "bpf", "verdict", "config", "template", "privileges", "otlp"},
+    {"slices", "kernel", "instance", "installation", "protocol", "signature", "program", "compiler"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
     {"oracle", "loader", "rulings", "difference"},
     {"snapshot"},

@@ -24,8 +24,10 @@ Description=The command of the test
 After=basic.target
 [Service]
 Environment=OUT=/mnt
-ExecStart=/bin/sh -c 'modprobe 9pnet_virtio; mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 shared /mnt; sh /mnt/command.sh >/mnt/output 2>&1; \
- echo $? >/mnt/code; dmesg >/mnt/dmesg; journalctl -b --no-pager >/mnt/journal; umount /mnt; systemctl poweroff --force'
+ExecStartPre=/sbin/modprobe 9pnet_virtio
+ExecStartPre=/bin/mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 shared /mnt
+ExecStart=/bin/sh -c 'sh /mnt/command.sh >/mnt/output 2>&1; echo $? >/mnt/code'
+ExecStopPost=/bin/sh -c 'dmesg >/mnt/dmesg; journalctl -b --no-pager >/mnt/journal; umount /mnt; systemctl poweroff --force'
 [Install]
 WantedBy=multi-user.target
 """
