@@ -44,6 +44,7 @@ test-systemd: vm-setup
 check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/hadolint Containerfile
 	$(VENV)/bin/mypy
 	$(MAKE) --no-print-directory unit
 

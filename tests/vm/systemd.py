@@ -78,7 +78,7 @@ def settled() -> dict[str, int]:
 
 def rights(of: int) -> dict[str, str]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{of}/status").read_text().splitlines())
-    return {name: fields[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")}
+    return {name: fields[name].strip() for name in ("Name", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")}
 
 
 def install() -> None:
@@ -100,8 +100,9 @@ def start() -> None:
             state = shown("ActiveState", "MainPID")
             seen.append((state["ActiveState"], ready()))
             with contextlib.suppress(OSError):
-                if state["ActiveState"] == "activating" and int(state["MainPID"]):
-                    rights_before = rights(int(state["MainPID"]))
+                now = rights(int(state["MainPID"])) if int(state["MainPID"]) else {}
+                if now.get("Name") == "rmapd" and int(now["CapPrm"], 16):
+                    rights_before = now
             time.sleep(0.2)
     facts["start"] = {
         "code": starting.returncode,
@@ -144,11 +145,11 @@ def judge() -> None:
 
 def reload() -> None:
     before, main = CONFIG.read_text(), pid()
-    CONFIG.write_text(before + "\npatrol_seconds = 30.0\n[maps]\nledger_rows = 32768\n")
+    CONFIG.write_text("patrol_seconds = 30.0\nrequire = ['M1']\n" + before)
     good = say("systemctl reload rmapd")[0]
     time.sleep(4)
     taken = say("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
-    CONFIG.write_text(before + "\npatrol_second = 30.0\n")
+    CONFIG.write_text("patrol_second = 30.0\n" + before)
     bad = say("systemctl reload rmapd")[0]
     said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[1]
     CONFIG.write_text(before)
