@@ -22,7 +22,7 @@ from tracer.store import Store
 from tracer.verdict import Finding, Tally, Verdict, Violation
 
 T0 = 1_767_225_600.0  # 2026-01-01T00:00:00Z
-KILLS = int(os.environ.get("RMAPD_KILLS", "100"))
+KILLS = int(os.environ.get("RMAPD_KILLS", "40"))
 MIB = 1 << 20
 
 
