@@ -36,6 +36,7 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
         "windows": {name: histogram.count for name, histogram in s.window_times.items() if histogram.count},
         "protocols": [protocol_json(ruled) for ruled in sorted(s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows))],
         "violations": [violation_json(v) for v in s.violations.values()],
+        "beyond": {f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()},
         "lost": s.lost,
         "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters} | {"outstanding": s.outstanding},
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
@@ -76,8 +77,8 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "function": f.function,
         "signature": f.signature,
         "count": v.count,
-        "first_seen": _iso(v.first_seen),
-        "last_seen": _iso(v.last_seen),
+        "first_seen": iso(v.first_seen),
+        "last_seen": iso(v.last_seen),
         "summary": f.summary,
         "task": f.task,
         "protocol": f.protocol,
@@ -87,7 +88,8 @@ def violation_json(v: Violation) -> dict[str, Any]:
     }
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """A moment as reports and the store write it."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -102,6 +104,11 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     none = [name for name in s.invariants if s.coverage[name][0] == "none"]
     lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
     lines += _windows_text(s)
+    if s.rest:
+        lines += [
+            "",
+            f"{sum(s.rest.values()):,} findings of further signatures, beyond the {len(s.violations):,} that are kept with evidence",
+        ]
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"

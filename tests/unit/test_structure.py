@@ -15,15 +15,15 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify"},
-    {"btf", "layout", "bpf", "verdict", "config", "template"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema"},
+    {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
     {"oracle", "loader", "rulings", "difference"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
-    {"findings", "docket", "web"},
-    {"judge"},
+    {"findings", "docket", "web", "store", "journal"},
+    {"judge", "reaction"},
     {"session"},
     {"service", "execute", "doctor"},
     {"cli"},
