@@ -18,6 +18,7 @@ from tracer import report
 from tracer.config import Config
 from tracer.errors import RmapdError
 from tracer.ktap import as_ktap
+from tracer.pulse import Pulse
 from tracer.session import Session, running_kernel
 from tracer.verdict import Verdict
 
@@ -28,12 +29,15 @@ def execute(config: Config, command: Sequence[str], out: Path | None, form: str,
     """Run the command under a session; returns the exit code of the contract."""
     if out is not None:
         _writable(out)
+    pulse = Pulse()
     with Session(config, running_kernel()) as session:
-        code = _run(session, command)
+        pulse.add(*session.totals())
+        code = _run(session, command, pulse)
         session.settle(config.settle_seconds)
         session.stop()
+        pulse.add(*session.totals(), last=True)
         snapshot = session.snapshot()
-    found = report.as_json(snapshot, command, code)
+    found = report.as_json(snapshot, command, code) | {"timeline": pulse.as_json()}
     if out is not None:
         _write(out, json.dumps(found, indent=1))
     text = {"json": lambda: json.dumps(found, indent=1) + "\n", "ktap": lambda: as_ktap(snapshot)}.get(form)
@@ -42,7 +46,7 @@ def execute(config: Config, command: Sequence[str], out: Path | None, form: str,
     return 3 if any(count for (_, verdict), count in snapshot.checks.items() if verdict in bad) else code
 
 
-def _run(session: Session, command: Sequence[str]) -> int:
+def _run(session: Session, command: Sequence[str], pulse: Pulse) -> int:
     """Start the command and judge while it runs; signals to us go to it."""
     ended = threading.Event()
     try:
@@ -58,7 +62,8 @@ def _run(session: Session, command: Sequence[str]) -> int:
         waiter = threading.Thread(target=wait, name="rmapd-wait", daemon=True)
         waiter.start()
         while not ended.is_set():
-            session.step(0.2)
+            if session.step(0.2):
+                pulse.add(*session.totals())
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
