@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, explain, check-config."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, report, explain, check-config."""
 
 from __future__ import annotations
 
@@ -185,6 +185,16 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     found = compare(ours, theirs)
     click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
+def report(source: Path, output: Path | None) -> None:
+    """A run as one self-contained HTML file with plots, or as Markdown."""
+    from tracer.publish import publish
+
+    publish(source, output)
 
 
 @main.command()

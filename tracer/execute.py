@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
-from tracer import report
+from tracer import report, whole
 from tracer.config import Config
 from tracer.errors import RmapdError
 from tracer.ktap import as_ktap
@@ -28,7 +26,7 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def execute(config: Config, command: Sequence[str], out: Path | None, form: str, fail_on: str) -> int:
     """Run the command under a session; returns the exit code of the contract."""
     if out is not None:
-        _writable(out)
+        whole.writable(out, "the report")
     pulse = Pulse()
     with Session(config, running_kernel()) as session:
         pulse.add(*session.totals())
@@ -39,7 +37,7 @@ def execute(config: Config, command: Sequence[str], out: Path | None, form: str,
         snapshot = session.snapshot()
     found = report.as_json(snapshot, command, code) | {"timeline": pulse.as_json()}
     if out is not None:
-        _write(out, json.dumps(found, indent=1))
+        whole.write(out, json.dumps(found, indent=1) + "\n", "the report", hint="the same with --format json")
     text = {"json": lambda: json.dumps(found, indent=1) + "\n", "ktap": lambda: as_ktap(snapshot)}.get(form)
     click.echo(text() if text else report.as_text(snapshot, command, code), nl=False)
     bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(fail_on, ())
@@ -78,25 +76,3 @@ def _forwarding(child: subprocess.Popen[bytes]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _writable(path: Path) -> None:
-    """Find out before the run, not after it."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".rmapd-"):
-            pass
-    except OSError as error:
-        raise RmapdError(
-            f"cannot write the report {path}", why=error.strerror or str(error), hint="a folder that exists and has room"
-        ) from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".rmapd-", delete=False) as file:
-            file.write(text + "\n")
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise RmapdError(f"cannot write the report {path}", why=error.strerror or str(error), hint="the same with --format json") from error

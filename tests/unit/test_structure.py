@@ -15,7 +15,7 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "pulse"},
+    {"errors", "whole", "answer", "histogram", "stubs", "monitors", "notify", "pulse"},
     {"btf", "layout", "bpf", "verdict", "config", "template"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
