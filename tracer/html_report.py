@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ import tracer
 from tracer import plots
 from tracer.errors import RmapdError
 from tracer.reported import Edge, Report, Reported, Violation
-from tracer.summary import functions, headline, span, tiles
+from tracer.summary import functions, headline, moment, span, tiles
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _OPEN = 5
-_WIDE, _NARROW = 640, 350
+_WIDE, _NARROW, _GRAPH = 640, 350, 270
 
 
 def render(reported: Reported) -> str:
@@ -45,10 +44,10 @@ def _page(reported: Reported) -> dict[str, Any]:
         "headline": headline(reported),
         "tiles": tiles(reported),
         "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],
-        "timeline": {"wide": wide, "narrow": narrow, "caption": _TIMELINE[bool(reported.runs)]},
+        "timeline": {"wide": wide, "narrow": narrow, "caption": _caption(reported)},
         "violations": [_violation(v, titles) for v in reported.violations],
         "open": _OPEN,
-        "lock_graph": Markup(plots.lock_graph("locks", report.lock_graph, _NARROW)) if report.lock_graph.edges else "",  # noqa: S704
+        "lock_graph": Markup(plots.lock_graph("locks", report.lock_graph, _GRAPH)) if report.lock_graph.edges else "",  # noqa: S704
         "edges": [_edge(edge, report) for edge in sorted(report.lock_graph.edges, key=lambda edge: -edge.count)],
         "plots": [each | {"svg": Markup(each["svg"])} for each in _durations(report)],  # noqa: S704
         "functions": functions(report),
@@ -67,15 +66,12 @@ _SECTIONS = (
     ("runs", "Runs"),
     ("hooks", "Hooks and cost"),
 )
-_TIMELINE = (
-    "Checks and windows per second; below, each signature from its first sighting to its last.",
-    "Findings per hour, of all runs; below, each signature from its first sighting to its last.",
-)
 
 
-def moment(when: datetime.datetime) -> str:
-    """To the second, in UTC."""
-    return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+def _caption(reported: Reported) -> str:
+    """What the time line shows."""
+    what = "Findings per hour, of all runs" if reported.runs else "Checks and windows per second"
+    return f"{what}; below, each signature from its first sighting to its last." if reported.violations else f"{what}."
 
 
 def _protocol(said: str) -> Any:

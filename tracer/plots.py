@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _MOST_SPANS = 14
 _VERDICT = {"violated": "bad", "suspect": "warn"}
-_ROW = 31.0
+_ROW = 33.0
 
 
 def timeline(name: str, reported: Reported, width: float) -> str:
@@ -74,7 +74,8 @@ def _rates(axes: Axes, reported: Reported) -> None:
     for label, totals, colour in (("checks", checks, "blue"), ("windows", windows, "muted")):
         if any(totals):
             rates = [(b - a) / max(t - s, 1e-9) for (s, t), (a, b) in zip(pairwise(seen.seconds), pairwise(totals), strict=True)]
-            axes.stairs(rates, seen.seconds, color=COLOUR[colour], linewidth=1.4, label=label)
+            axes.stairs(rates, seen.seconds, color=COLOUR[colour], linewidth=1.3, label=label)
+            axes.stairs(rates, seen.seconds, color=COLOUR[colour], fill=True, alpha=0.12)
     plain(axes)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -134,12 +135,13 @@ def lifetime(name: str, histogram: Histogram, width: float) -> str:
     """How long migration entries lived."""
 
     def paint(figure: Figure) -> dict[str, str]:
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
 
         axes = figure.subplots()
         titles = _bars(axes, histogram, 0, 1, "l")
         _seconds_axis(axes)
         plain(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         for share, label in ((0.5, "half"), (0.99, "99 %")):
             at = histogram.below(share)
@@ -156,18 +158,17 @@ _BESIDE: dict[float, dict[str, str]] = {0.5: {"ha": "right", "va": "top"}, 0.99:
 
 def durations(name: str, rows: Sequence[tuple[str, Histogram]], width: float, *, vmas: bool = False) -> str:
     """Histograms one above the other on one axis, each as high as its own highest bar, with count, median and 99th percentile."""
-    say = (lambda value: f"{value:.0f}") if vmas else duration
+    say: Callable[[float], str] = (lambda value: f"{value:.0f}") if vmas else duration
 
     def paint(figure: Figure) -> dict[str, str]:
         axes = figure.subplots()
         titles = dict[str, str]()
         for row, (label, histogram) in enumerate(reversed(rows)):
-            titles |= _bars(axes, histogram, row, max(histogram.counts) / 0.56, f"r{row}-", say)
+            titles |= _bars(axes, histogram, row, max(histogram.some.counts, default=1) / 0.56, f"r{row}-", say)
             axes.axhline(row, color=COLOUR["line"], linewidth=0.6)
             place = {"xycoords": ("axes fraction", "data"), "va": "top"}
             axes.annotate(label, (0, row + 0.96), weight="bold", **place)
-            said = f"{compact(histogram.count)} · half < {say(histogram.below(0.5))} · 99 % < {say(histogram.below(0.99))}"
-            axes.annotate(said, (1, row + 0.96), ha="right", color=COLOUR["muted"], fontsize=8, **place)
+            axes.annotate(_said(histogram, say), (1, row + 0.96), ha="right", color=COLOUR["muted"], fontsize=8, **place)
         _seconds_axis(axes, vmas=vmas)
         axes.set_ylim(0, len(rows))
         axes.set_yticks([])
@@ -178,12 +179,23 @@ def durations(name: str, rows: Sequence[tuple[str, Histogram]], width: float, *,
     return draw(name, width, _ROW * len(rows) + 26, f"durations of {', '.join(label for label, _ in rows)}", paint)
 
 
-def _bars(axes: Axes, histogram: Histogram, base: float, full: float, prefix: str, say: Any = duration) -> dict[str, str]:
+def _said(histogram: Histogram, say: Callable[[float], str]) -> str:
+    """How many, how long, and for how many it was nothing at all."""
+    some = histogram.some
+    zeros = "" if some.count == histogram.count else f", {compact(some.count)} not 0"
+    spread = f" · half < {say(some.below(0.5))} · 99 % < {say(some.below(0.99))}" if some.count else ""
+    return f"{compact(histogram.count)}{zeros}{spread}"
+
+
+def _bars(
+    axes: Axes, histogram: Histogram, base: float, full: float, prefix: str, say: Callable[[float], str] = duration
+) -> dict[str, str]:
     """Bars from half a bound to the bound, standing on `base`, where `full` counts are 1 high."""
     titles = {}
-    lefts, widths = [b / 2 for b in histogram.bounds], [b / 2 * 0.94 for b in histogram.bounds]
-    drawn = axes.bar(lefts, [c / full for c in histogram.counts], widths, base, align="edge", color=COLOUR["blue"])
-    for number, (bar, bound, count) in enumerate(zip(drawn, histogram.bounds, histogram.counts, strict=True)):
+    some = histogram.some
+    lefts, widths = [bound / 2 for bound in some.bounds], [bound / 2 * 0.94 for bound in some.bounds]
+    drawn = axes.bar(lefts, [count / full for count in some.counts], widths, base, align="edge", color=COLOUR["blue"])
+    for number, (bar, bound, count) in enumerate(zip(drawn, some.bounds, some.counts, strict=True)):
         if count:
             bar.set_gid(f"{prefix}{number}")
             titles[f"{prefix}{number}"] = f"{say(bound / 2)} to {say(bound)}: {count:,}"
@@ -199,28 +211,47 @@ def _seconds_axis(axes: Axes, *, vmas: bool = False) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if vmas else duration(value)))
 
 
+_BOX = 0.62
+_STEP = 0.72
+"""Half the width of a class's box, and from one class to the next."""
+
+
 def lock_graph(name: str, graph: LockGraph, width: float) -> str:
     """Classes in the documented order, outermost on top. An arrow goes from a lock that is held to the one that is then waited for: down
     on the right as documented, up on the left against the order."""
     classes = sorted(graph.classes, key=lambda one: one.rank)
-    place = {one.id: float(-row) for row, one in enumerate(classes)}
+    place = {one.id: -_STEP * row for row, one in enumerate(classes)}
     most = max((edge.count for edge in graph.edges), default=1)
+    reach = [_reach(edge, place) for edge in graph.edges]
+    left, right = min([-0.05, *reach]) - _BOX - 0.2, max([0.05, *reach]) + _BOX + 0.2
 
     def paint(figure: Figure) -> dict[str, str]:
+        from matplotlib.patches import FancyBboxPatch
+
         axes = figure.subplots()
         axes.set_axis_off()
+        axes.set_aspect("equal")
         titles = dict[str, str]()
         for one in classes:
-            box = {"boxstyle": "round,pad=0.45", "facecolor": COLOUR["soft"], "edgecolor": COLOUR["line"]}
-            axes.text(0, place[one.id], one.name, ha="center", va="center", weight="bold", bbox=box, zorder=4)
+            at = (-_BOX + 0.06, place[one.id] - 0.09)
+            box = {"boxstyle": "round,pad=0.06", "facecolor": COLOUR["soft"], "edgecolor": COLOUR["line"]}
+            axes.add_patch(FancyBboxPatch(at, 2 * _BOX - 0.12, 0.18, zorder=4, **box))
+            axes.text(0, place[one.id], one.name.replace(" of ", "\nof "), ha="center", va="center", weight="bold", zorder=5)
         for number, edge in enumerate(sorted(graph.edges, key=lambda edge: edge.count)):
             titles |= _arrow(axes, edge, place, most, f"e{number}")
-        axes.set_xlim(-1.6, 1.6)
-        axes.set_ylim(-len(classes) + 0.45, 0.55)
+        axes.set_xlim(left, right)
+        axes.set_ylim(min(place.values()) - 0.3, 0.3)
         return titles
 
+    height = width * (0.6 - min(place.values())) / (right - left)
     said = "; ".join(f"{edge.taken} under {edge.held} {edge.count}" for edge in graph.edges)
-    return draw(name, width, 58.0 * len(classes) + 8, f"lock classes: {said}", paint)
+    return draw(name, width, height, f"lock classes: {said}", paint)
+
+
+def _reach(edge: Edge, place: dict[str, float]) -> float:
+    """How far out its arc goes: right where it leads down, left where it leads up."""
+    down = place[edge.held] - place[edge.taken]
+    return (0.3 + 0.3 * (abs(down) / _STEP - 1)) * (1 if down > 0 else -1)
 
 
 def _arrow(axes: Axes, edge: Edge, place: dict[str, float], most: int, gid: str) -> dict[str, str]:
@@ -230,27 +261,19 @@ def _arrow(axes: Axes, edge: Edge, place: dict[str, float], most: int, gid: str)
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
-    start, end = place[edge.held], place[edge.taken]
-    against = end > start
-    side = -1 if against else 1
-    out = side * (0.62 + 0.24 * (abs(start - end) - 1))
-    x, wide = side * 0.5, 0.8 + 2.2 * log10(1 + edge.count) / log10(1 + most) if edge.count else 0.8
-    lean = 0.14 if end < start else -0.14
-    way = Path([(x, start - lean), (x + out, start - lean), (x + out, end + lean), (x, end + lean)], [1, 4, 4, 4])
-    colour = COLOUR["bad" if against or edge.in_cycle else "blue"]
-    style = {"arrowstyle": "-|>", "mutation_scale": 11.0, "linewidth": wide, "color": colour, "zorder": 2}
-    axes.add_patch(patch := FancyArrowPatch(path=way, **style))
-    patch.set_gid(gid)
-    at = x + 0.75 * out
-    axes.text(
-        at + side * 0.05,
-        (start + end) / 2,
-        compact(edge.count),
-        ha="left" if side > 0 else "right",
-        va="center",
-        color=colour,
-        weight="bold" if against else "normal",
+    start, end, out = place[edge.held], place[edge.taken], _reach(edge, place)
+    side = 1 if out > 0 else -1
+    x, lean = side * (_BOX + 0.02), side * 0.08
+    way = Path([(x, start - lean), (x + out * 4 / 3, start - lean), (x + out * 4 / 3, end + lean), (x, end + lean)], [1, 4, 4, 4])
+    colour = COLOUR["bad" if side < 0 or edge.in_cycle else "blue"]
+    wide = 0.8 + 2 * log10(1 + edge.count) / log10(1 + most) if edge.count else 0.8
+    axes.add_patch(
+        arrow := FancyArrowPatch(path=way, arrowstyle="-|>", mutation_scale=9 + 2 * wide, linewidth=wide, color=colour, zorder=2)
     )
+    arrow.set_gid(gid)
+    box = {"facecolor": COLOUR["paper"], "edgecolor": "none", "pad": 1.2}
+    weight = "bold" if side < 0 else "normal"
+    axes.text(x + out, (start + end) / 2, compact(edge.count), ha="center", va="center", color=colour, weight=weight, bbox=box, zorder=3)
     modes = ", ".join(f"{count:,} for {mode}" for mode, count in edge.modes.items())
     return {gid: f"{edge.taken} taken with {edge.held} held: {modes}"}
 
@@ -261,7 +284,7 @@ def histograms(report: Report, name: str) -> list[tuple[str, Histogram]]:
     if name.startswith("lock_"):
         spoken = {one.id: one.name for one in report.lock_graph.classes} | {"mmap": "mmap_lock"}
         return [
-            (" ".join([spoken.get(one.labels.get("class", ""), one.labels.get("class", "")), one.labels.get("mode", "")]), one)
+            (" ".join([spoken.get(one.labels.get("class", ""), one.labels.get("class", "")), one.labels.get("mode", "")]).strip(), one)
             for one in found
         ]
     return sorted(((" ".join(one.labels.values()), one) for one in found), key=lambda row: -row[1].count)

@@ -102,6 +102,19 @@ class Histogram(msgspec.Struct, frozen=True):
         if any(count < 0 for count in self.counts) or sum(self.counts) != self.count:
             raise ValueError("the counts do not add up to count")
 
+    @property
+    def unit(self) -> float:
+        """The bound below which only 0 is: 1 ns, or 1 VMA."""
+        return 1e-9 if self.name.endswith("_seconds") else 1.0
+
+    @property
+    def some(self) -> Histogram:
+        """Without the values that are 0: the locks that nobody had to wait for."""
+        zeros = self.counts[0] if self.bounds and self.bounds[0] <= self.unit else None
+        if zeros is None:
+            return self
+        return msgspec.structs.replace(self, bounds=self.bounds[1:], counts=self.counts[1:], count=self.count - zeros)
+
     def below(self, share: float) -> float:
         """The bound below which this share of the values is."""
         so_far = 0

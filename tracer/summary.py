@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from tracer.reported import Protocol, Report, Reported
@@ -82,10 +84,15 @@ def lasted(seconds: float) -> str:
     """A long duration in its two largest units."""
     if seconds < 90:
         return f"{seconds:.3g} s"
-    minutes, hours, days = round(seconds / 60), round(seconds / 3600), seconds / 86400
-    if minutes < 120:
-        return f"{minutes} min"
-    return f"{hours} h" if hours < 72 else f"{days:.1f} d"
+    for (unit, size), (smaller, small) in pairwise((("d", 86400), ("h", 3600), ("min", 60), ("s", 1))):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit} {seconds % size // small:.0f} {smaller}"
+    return ""
+
+
+def moment(when: datetime.datetime) -> str:
+    """To the second, in UTC."""
+    return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def span(ns: int) -> str:
