@@ -105,6 +105,7 @@ def run(
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_config
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the report as JSON.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write JUnit XML, a test per invariant.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
 @click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
 @_fidelity
@@ -115,6 +116,7 @@ def exec_(
     ctx: click.Context,
     config: Path | None,
     report: Path | None,
+    junit: Path | None,
     form: str,
     fail_on: str,
     fidelity: str | None,
@@ -127,7 +129,7 @@ def exec_(
     from tracer.execute import execute
 
     with only_one(Path(settings.lock_file)):
-        ctx.exit(execute(settings, command, report, form, fail_on))
+        ctx.exit(execute(settings, command, report, form, fail_on, junit))
 
 
 @main.command()

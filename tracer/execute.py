@@ -15,6 +15,7 @@ import click
 from tracer import report, whole
 from tracer.config import Config
 from tracer.errors import RmapdError
+from tracer.junit import as_junit
 from tracer.ktap import as_ktap
 from tracer.pulse import Pulse
 from tracer.session import Session, running_kernel
@@ -23,10 +24,11 @@ from tracer.verdict import Verdict
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def execute(config: Config, command: Sequence[str], out: Path | None, form: str, fail_on: str) -> int:
+def execute(config: Config, command: Sequence[str], out: Path | None, form: str, fail_on: str, junit: Path | None = None) -> int:
     """Run the command under a session; returns the exit code of the contract."""
-    if out is not None:
-        whole.writable(out, "the report")
+    for path, what in ((out, "the report"), (junit, "the JUnit file")):
+        if path is not None:
+            whole.writable(path, what)
     pulse = Pulse()
     with Session(config, running_kernel()) as session:
         pulse.add(*session.totals())
@@ -36,11 +38,16 @@ def execute(config: Config, command: Sequence[str], out: Path | None, form: str,
         pulse.add(*session.totals(), last=True)
         snapshot = session.snapshot()
     found = report.as_json(snapshot, command, code) | {"timeline": pulse.as_json()}
-    if out is not None:
-        whole.write(out, json.dumps(found, indent=1) + "\n", "the report", hint="the same with --format json")
-    text = {"json": lambda: json.dumps(found, indent=1) + "\n", "ktap": lambda: as_ktap(snapshot)}.get(form)
-    click.echo(text() if text else report.as_text(snapshot, command, code), nl=False)
     bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(fail_on, ())
+    fails = bad or (Verdict.VIOLATED,)  # --fail-on never is about the exit code: what is violated is not ok all the same
+    files = [(out, json.dumps(found, indent=1) + "\n", "the report")] if out is not None else []
+    files += [(junit, as_junit(snapshot, command, code, fails), "the JUnit file")] if junit is not None else []
+    text = {"json": lambda: json.dumps(found, indent=1) + "\n", "ktap": lambda: as_ktap(snapshot, fails)}.get(form)
+    try:
+        click.echo(text() if text else report.as_text(snapshot, command, code), nl=False)
+    finally:  # what cannot be written here may be written there
+        for path, content, what in files:
+            whole.write(path, content, what, hint="the same with --format json or ktap, to a file on another file system")
     return 3 if any(count for (_, verdict), count in snapshot.checks.items() if verdict in bad) else code
 
 
