@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, explain, check-config."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, report, explain, check-config."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ def run(
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_config
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the report as JSON.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write JUnit XML, a test per invariant.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
 @click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
 @_fidelity
@@ -123,6 +124,7 @@ def exec_(
     ctx: click.Context,
     config: Path | None,
     report: Path | None,
+    junit: Path | None,
     form: str,
     fail_on: str,
     fidelity: str | None,
@@ -135,7 +137,7 @@ def exec_(
     from tracer.execute import execute
 
     with only_one(Path(settings.lock_file)):
-        ctx.exit(execute(settings, command, report, form, fail_on))
+        ctx.exit(execute(settings, command, report, form, fail_on, junit))
 
 
 @main.command()
@@ -193,6 +195,16 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     found = compare(ours, theirs)
     click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
+def report(source: Path, output: Path | None) -> None:
+    """A run as one self-contained HTML file with plots, or as Markdown."""
+    from tracer.publish import publish
+
+    publish(source, output)
 
 
 @main.command()
