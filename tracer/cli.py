@@ -189,9 +189,9 @@ def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | N
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     """Compare the protocols of two reports, the most alarming difference first. Exit: 3 where one alarms."""
-    from tracer.difference import as_json, as_text, compare, read
+    from tracer.difference import as_json, as_text, compare, read_both
 
-    ours, theirs = read(a), read(b)
+    ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
     click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)

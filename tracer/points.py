@@ -35,8 +35,17 @@ def points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[
         coverage, reason = s.coverage[name]
         failed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in bad if counts[verdict])
         own = tuple(v for v in s.violations.values() if v.first.invariant == name)
-        skipped = "" if failed else _skipped(counts, reason if coverage == "none" else "")
-        found.append(Point(name, invariant.title, counts, coverage.value, skipped, failed, own))
+        found.append(
+            Point(
+                name,
+                invariant.title,
+                counts,
+                coverage.value,
+                "" if failed else _skipped(counts, reason if coverage == "none" else ""),
+                failed,
+                own,
+            )
+        )
     return found
 
 
