@@ -162,10 +162,10 @@ def program_ids() -> Iterator[tuple[int, str]]:
 def load_program(name: str, how: str, code: bytes, function_id: int = 0) -> Program:
     """Load instructions. function_id: the BTF id that fentry, fexit and iter attach to. Raises Refused with the verifier's last words."""
     kind, attach_type = KINDS[how]
-    log = ctypes.create_string_buffer(1 << 24)
     try:
         return Program(_load(name, kind, attach_type, code, function_id))
     except OSError as error:
+        log = ctypes.create_string_buffer(1 << 24)
         try:
             os.close(_load(name, kind, attach_type, code, function_id, log))
         except OSError:

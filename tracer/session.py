@@ -172,17 +172,21 @@ class Session:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
         now, due = self._clock(), self.desk.due_ns()
         until = min(self._next_tick_ns, due if due is not None else self._next_tick_ns, now + int(timeout * 1e9))
-        if self._poll.poll(max(0.0, (until - now) / 1e6)) and due is None:
+        ready = self._poll.poll(max(0.0, (until - now) / 1e6))
+        if due is None and any(fd == self._ring.fd for fd, _ in ready):
             time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
         self.judge.read_events(self._ring.read())
         self.judge.work()
         if self._clock() < self._next_tick_ns:
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
-        self.judge.look_for_late()
-        self.judge.count_protocols()
+        self.judge.tick()
         self.desk.patrol()
         return True
+
+    def wake_by(self, fd: int) -> None:
+        """From now on step() also wakes when this descriptor can be read; it is the caller who reads it."""
+        self._poll.register(fd, select.POLLIN)
 
     def settle(self, seconds: float) -> None:
         """Let migrations that are under way end, and decide what is on the desk."""
@@ -200,7 +204,8 @@ class Session:
         self._stopped = True
 
     def snapshot(self) -> Snapshot:
-        """Read everything once."""
+        """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
+        self.judge.count_protocols()
         counters = self.books.counters()
         outstanding = self.judge.outstanding(counters)
         rows = self.books.ledger() if outstanding else []

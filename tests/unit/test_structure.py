@@ -22,7 +22,7 @@ FLOORS = [
     {"oracle", "loader", "rulings", "difference"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
-    {"findings", "docket", "web"},
+    {"findings", "docket", "web", "current"},
     {"judge"},
     {"session"},
     {"service", "execute", "doctor"},
