@@ -11,9 +11,10 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
-_SYS_BPF = 321  # x86-64
+SYS_BPF = 321  # x86-64
 _LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH, _UPDATE_BATCH = 1, 2, 3, 24, 26
 _BATCH_BYTES = 1 << 18
 
@@ -23,11 +24,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 def call(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
     """One call; returns (result, attributes as the kernel left them). Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, 144)
-    result = libc.syscall(_SYS_BPF, command, buffer, size)
+    result = libc.syscall(SYS_BPF, command, buffer, size)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result, buffer.raw
+
+
+def possible_cpus() -> int:
+    """How many values a row of a per-CPU map has."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
 
 
 class Table(Protocol):
@@ -120,7 +127,7 @@ class Map:
                 0,
             )
             buffer = ctypes.create_string_buffer(attributes, 128)
-            result = libc.syscall(_SYS_BPF, command, buffer, 56)
+            result = libc.syscall(SYS_BPF, command, buffer, 56)
             number = ctypes.get_errno() if result < 0 else 0
             if number not in (0, errno.ENOENT):
                 raise OSError(number, os.strerror(number))

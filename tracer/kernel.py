@@ -21,13 +21,15 @@ _SYMBOL = re.compile(r"^([0-9a-f]+) \S (\S+)", re.MULTILINE)
 
 @dataclass
 class Kernel:
-    """One kernel, read lazily. `fentry_refused` answers why a fentry program cannot be loaded (empty: it can)."""
+    """One kernel, read lazily. `fentry_refused` answers why a fentry program cannot be loaded (empty: it can).
+    known_enums: what another process has read from the types already, so that this one need not parse them."""
 
     release: str
     btf: Btf | Callable[[], Btf]
     sys_root: Path = Path("/sys")
     proc_root: Path = Path("/proc")
     fentry_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
+    known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def running(cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None) -> Kernel:
@@ -49,6 +51,10 @@ class Kernel:
         """The kernel's types, parsed when they are first asked for."""
         return self.btf if isinstance(self.btf, Btf) else self.btf()
 
+    def enumerators(self, enum: str) -> dict[str, int]:
+        """name -> value of an enum of this kernel."""
+        return self.known_enums[enum] if enum in self.known_enums else self.types.enumerators(enum)
+
     @cached_property
     def symbols(self) -> dict[str, int]:
         """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
@@ -57,6 +63,10 @@ class Kernel:
         except OSError:
             return {}
         return {name: int(address, 16) for address, name in reversed(found)}
+
+    def address_of(self, symbol: str) -> int:
+        """One address from kallsyms, 0 where it is hidden or not there."""
+        return next((address for address, _, name in self._kallsyms() if name == symbol), 0)
 
     def functions(self) -> Iterator[tuple[int, str]]:
         """(address, name) of everything that is code, read now: modules and BPF programs come and go."""

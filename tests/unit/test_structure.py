@@ -15,11 +15,13 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "wire"},
     {"btf", "layout", "bpf", "verdict", "config", "template"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
-    {"oracle", "loader", "rulings", "difference"},
+    {"oracle", "loaded", "rulings", "difference"},
+    {"loader"},
+    {"handover"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
     {"findings", "docket", "web", "current"},
