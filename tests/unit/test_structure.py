@@ -15,14 +15,16 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse", "wire"},
     {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing", "reported"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "plots", "summary"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "html_report", "markdown_report"},
-    {"oracle", "loader", "rulings", "difference", "publish"},
+    {"oracle", "loaded", "rulings", "difference", "publish"},
+    {"loader"},
+    {"handover"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "points", "status"},
-    {"findings", "docket", "web", "store", "journal", "ktap", "junit"},
+    {"findings", "docket", "web", "store", "journal", "ktap", "junit", "current"},
     {"judge", "reaction"},
     {"session"},
     {"service", "execute", "doctor"},
