@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tracer.config import CHANGEABLE, Config
 from tracer.errors import RmapdError
+from tracer.history import Current
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.notify import Supervisor
@@ -21,19 +22,9 @@ from tracer.report import violation_json
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Server, application
+from tracer.web import Application, Server
 
 log = logging.getLogger("rmapd")
-
-
-class Current:
-    """The snapshot that the HTTP threads read; one reference, replaced whole. None until the gate is open."""
-
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-
-    def __call__(self) -> Snapshot | None:
-        return self.snapshot
 
 
 @dataclass(frozen=True)
@@ -49,27 +40,26 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor = Current(), Supervisor()
-    with Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
+    with Server(config.address, Application(current)) as server, Session(config, running_kernel()) as session:
         where = f"http://{config.address[0]}:{server.port}"
-        current.snapshot = session.snapshot()
-        _announce(session, current.snapshot, where)
-        supervisor.ready(_in_a_line(current.snapshot))
+        now = current.take(session.snapshot())
+        _announce(session, now, where)
+        supervisor.ready(_in_a_line(now))
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
             while not asked.stop.asked and time.monotonic() < end:
                 if session.step() or session.judge.new_findings:
-                    before, current.snapshot = current.snapshot, session.snapshot()
-                    _report(session, current.snapshot)
-                    show(current.snapshot, before)
-                    supervisor.alive(_in_a_line(current.snapshot))
+                    before, now = now, current.take(session.snapshot())
+                    _report(session, now)
+                    show(now, before)
+                    supervisor.alive(_in_a_line(now))
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
-                    supervisor.ready(_in_a_line(current.snapshot))
+                    supervisor.ready(_in_a_line(now))
         supervisor.stopping()
         session.stop()
-        current.snapshot = session.snapshot()
-        _report(session, current.snapshot)
+        _report(session, current.take(session.snapshot()))
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
