@@ -70,8 +70,8 @@ class Application:
         accept = ask.headers.get("accept", "") if ask.path == "/metrics" else ""
         key = (ask.path, ask.query, accept, "gzip" * packed)
         if key not in self._kept:
-            answer = make()
-            answer = replace(answer.packed() if packed else answer, headers={**answer.headers, "Vary": "Accept-Encoding"})
+            answer = make().packed() if packed else make()
+            answer = replace(answer, headers={**answer.headers, "Vary": "Accept-Encoding"})
             self._keep(key, answer)
             return answer
         return self._kept[key]
