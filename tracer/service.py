@@ -22,7 +22,7 @@ from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Server, application
+from tracer.web import Application, Server
 
 log = logging.getLogger("rmapd")
 
@@ -41,7 +41,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
     with (
-        Server(config.address, application(current)) as server,
+        Server(config.address, Application(current)) as server,
         contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
         Session(config, kernel) as session,
     ):
