@@ -14,11 +14,14 @@ import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import SEVERITY_NUMBER_ERROR, SEVERITY_NUMBER_WARN
 
 from tests.support.collector import collector
-from tracer import otlp, service
+from tests.support.snapshots import snapshot
+from tracer import otlp
 from tracer.errors import RmapdError
+from tracer.journal import Journal
 from tracer.otlp import Sender
+from tracer.reaction import Reaction
 from tracer.report import violation_json
-from tracer.verdict import Finding, Verdict, Violation
+from tracer.verdict import Finding, Tally, Verdict, Violation
 
 TRAIL = (
     {
@@ -143,15 +146,15 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rmapd[otlp]" in str(raised.value)
 
 
-def test_the_service_offers_what_it_reports(capsys: pytest.CaptureFixture[str]) -> None:
-    """_report() is the one place where findings leave the daemon."""
+def test_what_is_logged_is_offered_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Reaction is the one place where findings leave the daemon."""
     finding = Finding("M1", Verdict.VIOLATED, "migrate_pages", "level=PTE", "an entry is left behind", trail=TRAIL)
-
-    judge, offered = SimpleNamespace(new_findings=[finding]), list[Any]()
-    session: Any = SimpleNamespace(judge=judge)
-    snapshot: Any = SimpleNamespace(violations={finding.id: Violation(finding, 1.0, 1.0)})
-    receiver: Any = SimpleNamespace(offer=offered.append)
-    service._report(session, snapshot, receiver)
-    assert [json.loads(capsys.readouterr().out)] == json.loads(json.dumps(offered))
-    assert offered[0]["id"] == finding.id
-    assert not judge.new_findings
+    tally, offered, new = Tally(), list[Any](), [finding]
+    tally.record(finding, 1.0)
+    receiver: Any = SimpleNamespace(offer=offered.append, counts=lambda: {"sent": len(offered)})
+    reaction = Reaction(None, Journal(time.time, {}), receiver)
+    for _ in range(2):
+        assert reaction.react(tally, new, snapshot()).otlp == {"sent": 1}
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == json.loads(json.dumps(offered))
+    assert [one["id"] for one in offered] == [finding.id]
+    assert not new
