@@ -34,7 +34,7 @@ def package() -> Path:
 
 
 def facts(package: Path, label: str, parts: str = "", append: str = "") -> dict[str, Any]:
-    files = [package, ROOT / "tests/vm/systemd.py", ROOT / "tests/workloads/migrate.py"]
+    files = [package, ROOT / "tests/vm/systemd.py", ROOT / "tests/vm/needs.py", ROOT / "tests/workloads/migrate.py"]
     result = run(f"python3 systemd.py {parts}", files, label=label, append=append)
     print(result.output)
     assert result.code == 0, result.output
@@ -69,6 +69,9 @@ def test_the_life_of_a_unit(package: Path) -> None:
     assert (found["before"]["ours"], found["after doctor"]["ours"]) == (0, 0)
     started(found)
     assert "tracing" in found["kinds"], "fentry"
+    attached = {what: enough for what, enough in found["needs"].items() if what.startswith("attached: ")}
+    assert len(attached) >= 10
+    assert set(map(tuple, attached.values())) == {("none",)}
     reloaded = found["reload"]
     assert reloaded["good"] == 0
     assert "patrol_seconds 30; a restart is needed for require" in reloaded["taken"]
