@@ -81,7 +81,8 @@ def _reports() -> dict[str, list[Report]]:
 def _added(reports: list[Report]) -> Report:
     """Several reports of one kernel as one."""
     checks: dict[str, Counter[str]] = defaultdict(Counter)
-    windows, lost, protocols = Counter[str](), Counter[str](), {}
+    windows, lost = Counter[str](), Counter[str]()
+    protocols: dict[str, Report] = {}
     for one in reports:
         for name, invariant in one["invariants"].items():
             checks[name].update(invariant["checks"])
