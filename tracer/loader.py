@@ -17,6 +17,7 @@ from tracer.errors import RmapdError
 from tracer.plan import Plan, Planned, Point, State, StemPlan
 from tracer.program import Iterated, Link, Program, Refused, RunStatistics, enable_statistics, load_program
 from tracer.template import Names
+from tracer.watch import Attachment
 
 
 @dataclass
@@ -28,10 +29,30 @@ class Loaded:
     programs: dict[str, list[Program]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     _links: list[Link] = field(default_factory=list)
+    _attachments: list[Attachment] = field(default_factory=list)
     _statistics: int = -1
 
     def iterator(self, name: str) -> Iterated | None:
         return next((link for link in self._links if isinstance(link, Iterated)), None) if name in self.attached() else None
+
+    @property
+    def counts_runs(self) -> bool:
+        """Whether it is we who have the kernel count runs: what others switch on they may switch off."""
+        return self._statistics >= 0
+
+    def attachments(self) -> list[Attachment]:
+        """What is attached, point by point."""
+        return list(self._attachments)
+
+    def mark(self, off: Mapping[str, str]) -> list[Planned]:
+        """hook -> why it is off now; those that were and are not named are on again. The hooks that changed."""
+        changed = []
+        for n, hook in enumerate(self.hooks):
+            why = off.get(hook.hook.name, "")
+            if (why and hook.on) or (not why and hook.state is State.DETACHED):
+                self.hooks[n] = hook.failed(State.DETACHED, why) if why else hook.attached(hook.taken)
+                changed.append(self.hooks[n])
+        return changed
 
     def attached(self) -> frozenset[str]:
         return frozenset(h.hook.name for h in self.hooks if h.on)
@@ -53,7 +74,7 @@ class Loaded:
         """Take every program off its function; programs and maps stay."""
         for link in reversed(self._links):
             link.close()
-        self._links = []
+        self._links, self._attachments = [], []
 
     def close(self) -> None:
         """Detach everything, then let go of programs and maps."""
@@ -189,6 +210,7 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
     for number, way in enumerate(hook.ways):
         programs: list[Program] = []
         links: list[Link] = []
+        places: list[Attachment] = []
         step = "load"
         try:
             programs.extend(maker.program(point) for point in way.points)
@@ -196,6 +218,7 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
             for program, point in reversed(list(zip(programs, way.points, strict=True))):
                 link = program.attach(point.how, point.symbol)
                 links += [link] if link else []
+                places += [Attachment(hook.hook.name, point.how, point.symbol, link.fd)] if link else []
         except (OSError, Refused) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
@@ -206,6 +229,7 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
             continue
         loaded.programs[hook.hook.name] = programs
         loaded._links += links
+        loaded._attachments += places
         return hook.attached(number)
     return hook.failed(State.DENIED, "; ".join(reasons))
 

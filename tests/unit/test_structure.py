@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "answer", "histogram", "stubs", "monitors", "notify"},
     {"btf", "layout", "bpf", "verdict", "config", "template"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
-    {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
+    {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "watch"},
     {"oracle", "loader", "rulings", "difference"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
