@@ -41,18 +41,16 @@ def stepping(session: Session, seconds: float) -> None:
 def seen(session: Session) -> dict[str, Any]:
     """What an operator would see now."""
     snapshot = session.snapshot()
+    bad = {
+        f"{name} {verdict} {count}" for (name, verdict), count in snapshot.checks.items() if verdict in ("violated", "suspect") and count
+    }
     return {
         "detached": sorted(hook.hook.name for hook in snapshot.hooks if hook.state == "detached"),
         "full": sorted(name for name, (level, _) in snapshot.coverage.items() if level == "full"),
         "reasons": sorted({reason for level, reason in snapshot.coverage.values() if "taken away" in reason}),
         "windows": sum(times.count for times in snapshot.window_times.values()),
         "checks": sum(snapshot.checks.values()),
-        "accused": [violation.first.signature for violation in snapshot.violations.values()]
-        + [
-            f"{name} {verdict} {count}"
-            for (name, verdict), count in snapshot.checks.items()
-            if verdict in ("violated", "suspect") and count
-        ],
+        "accused": sorted(bad | {violation.first.signature for violation in snapshot.violations.values()}),
         "lost": snapshot.lost,
     }
 
