@@ -156,7 +156,8 @@ class Judge:
         return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
 
     def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
-        """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it."""
+        """Where it was, or at its place now: mremap moves it, and where a walk meets its folio, before the second walk or after it.
+        A visit at its place now alone proves nothing: it may have been for another mapping of the page, which was there then."""
         row, event = judged.row, judged.event
         left = self._left_by(row, answer) if row else []
         if row is None or not left:
@@ -165,9 +166,11 @@ class Judge:
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
         since = event.b if event else None
-        places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
-        found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
-        return True if True in found else None if None in found else False
+        there, now = {row.addr, known.at}, {answer.addr, known.at + answer.addr - row.addr}
+        found = {at: self._books.was_visited(row, answer.mm.mm, at, since) for at in there | now}
+        if True in {found[at] for at in there}:
+            return True
+        return False if not any(found.values()) and None not in found.values() else None
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""
