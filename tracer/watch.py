@@ -16,6 +16,8 @@ from tracer.program import attached_to
 
 _PROBES = frozenset({"kprobe", "kretprobe"})
 _PATCHED = _PROBES | {"fentry", "fexit"}
+_ANSWERING = frozenset({"mmap_lock_start_locking", "mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
+"""Hooks that a pulse certainly runs. Others may run at the same time for other reasons, and not the next time."""
 _PULSE_LOOKS = 10  # looks from one pulse to the next
 _SILENT = 2  # pulses that a hook must miss in a row: a kernel may leave out a run
 
@@ -55,7 +57,6 @@ class Watch:
         self._ftrace = root / "proc/sys/kernel/ftrace_enabled"
         self._were = {one.fd: fastened(one.fd) for one in self._attachments}
         self._looks, self._answers, self._silent = 0, frozenset[str](), dict[str, int]()
-        self.changes = 0
 
     def look(self) -> dict[str, str]:
         """hook -> why it is off."""
@@ -94,13 +95,13 @@ class Watch:
         return off
 
     def _feel(self) -> None:
-        """The first pulse tells which hooks answer; from then on these must. The kernel counts runs of a program, not of a hook in vain."""
+        """The first pulse tells which hooks answer here; from then on these must."""
         before = self._runs()
         self._beat()
         after = self._runs()
         answered = frozenset(hook for hook, runs in after.items() if runs > before.get(hook, 0))
         if not self._looks:
-            self._answers = answered
+            self._answers = answered & _ANSWERING
         for hook in self._answers:
             self._silent[hook] = 0 if hook in answered else self._silent.get(hook, 0) + 1
 

@@ -12,7 +12,7 @@ from tracer.watch import Attachment, Watch
 ATTACHED = (
     Attachment("copy_vma", "kretprobe", "copy_vma", 11),
     Attachment("copy_vma", "kprobe", "copy_vma", 10),
-    Attachment("vma_expand", "fentry", "vma_expand", 12),
+    Attachment("__split_vma", "fentry", "__split_vma", 12),
     Attachment("mm_migrate_pages", "raw_tp", "mm_migrate_pages", 13),
 )
 
@@ -23,8 +23,8 @@ class Kernel:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.stand_for = {one.fd: (7, one.fd) for one in ATTACHED}
-        self.ran = dict.fromkeys(("copy_vma", "vma_expand", "mm_migrate_pages"), 0)
-        self.answers = {"vma_expand"}
+        self.ran = dict.fromkeys(("copy_vma", "__split_vma", "mm_migrate_pages"), 0)
+        self.answers = {"__split_vma"}
         self.write("sys/kernel/debug/kprobes/enabled", "1\n")
         self.write(
             "sys/kernel/debug/kprobes/list", "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff82000000  k  other+0x0    [DISABLED]\n"
@@ -65,7 +65,7 @@ def test_a_descriptor_that_is_gone_or_another(kernel: Kernel) -> None:
     off = watch.look()
     assert off == {
         "mm_migrate_pages": "its raw_tp at mm_migrate_pages is gone: Bad file descriptor",
-        "vma_expand": "its fentry at vma_expand is not the one that was attached",
+        "__split_vma": "its fentry at __split_vma is not the one that was attached",
     }
 
 
@@ -87,7 +87,7 @@ def test_a_kprobe_that_the_list_calls_off(kernel: Kernel, flag: str) -> None:
 def test_ftrace_switched_off_takes_kprobes_and_trampolines(kernel: Kernel) -> None:
     watch = kernel.watch()
     kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
-    assert set(watch.look()) == {"copy_vma", "vma_expand"}
+    assert set(watch.look()) == {"__split_vma", "copy_vma"}
 
 
 def test_a_hook_that_does_not_answer_the_pulse_any_more(kernel: Kernel) -> None:
@@ -97,9 +97,17 @@ def test_a_hook_that_does_not_answer_the_pulse_any_more(kernel: Kernel) -> None:
     kernel.answers.clear()
     looks = [set(watch.look()) for _ in range(30)]
     assert looks[:10] == [set()] * 10
-    assert looks[-1] == {"vma_expand"}
-    kernel.answers.add("vma_expand")
+    assert looks[-1] == {"__split_vma"}
+    kernel.answers.add("__split_vma")
     assert [watch.look() for _ in range(10)][-1] == {}
+
+
+def test_what_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
+    kernel.answers.add("mm_migrate_pages")
+    watch = kernel.watch()
+    assert watch.look() == {}
+    kernel.answers.remove("mm_migrate_pages")
+    assert [watch.look() for _ in range(40)] == [{}] * 40
 
 
 def test_without_the_files_of_the_switches_nothing_is_said(tmp_path: Path) -> None:
