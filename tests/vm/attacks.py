@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from tracer.bpf import call
 from tracer.config import Config
 from tracer.program import program_ids
 from tracer.session import Session, running_kernel
+from tracer.verdict import Verdict
 
 LOAD = "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 --temp-path /tmp --timeout 0".split()
 KPROBES, FTRACE = Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled")
 CPU = Path("/sys/devices/system/cpu/cpu1/online")
+TINY = {"ledger_rows": 16, "frozen_rows": 1, "visit_rows": 2, "migration_rows": 1, "mm_rows": 1, "lock_rows": 2, "order_rows": 1}
+TINY |= {"ring_pages": 1, "task_rows": 2, "frame_rows": 3, "protocol_rows": 8, "hold_rows": 1, "flight_rows": 2}
 _LINK_DETACH = 34
 _DAY = 86400
 
@@ -50,6 +53,7 @@ def seen(session: Session) -> dict[str, Any]:
         "reasons": sorted({reason for level, reason in snapshot.coverage.values() if "taken away" in reason}),
         "windows": sum(times.count for times in snapshot.window_times.values()),
         "checks": sum(snapshot.checks.values()),
+        "unverifiable": snapshot.total(Verdict.UNVERIFIABLE),
         "accused": sorted(bad | {violation.first.signature for violation in snapshot.violations.values()}),
         "lost": snapshot.lost,
     }
@@ -142,32 +146,44 @@ ATTACKS: dict[str, Callable[[Session], dict[str, Any]]] = {
 }
 
 
+@contextlib.contextmanager
+def under_load(session: Session) -> Iterator[None]:
+    load = subprocess.Popen(LOAD, start_new_session=True)
+    compacting = os.fork()
+    if not compacting:
+        while True:
+            compaction()
+    try:
+        yield
+    finally:
+        os.kill(compacting, 9)
+        os.waitpid(compacting, 0)
+        os.killpg(load.pid, 15)
+        load.wait()
+    session.settle(10)
+    session.stop()
+
+
 def main(out: str) -> None:
     kernel = running_kernel()
     kernel.__dict__["preempts"] = True
     config = msgspec.structs.replace(Config(), welcome_seconds=120.0, lock_file="/tmp/rmapd-attacks.lock")
     found: dict[str, Any] = {}
     with Session(config, kernel) as session:
-        load = subprocess.Popen(LOAD, start_new_session=True)
-        compacting = os.fork()
-        if not compacting:
-            while True:
-                compaction()
-        try:
+        with under_load(session):
             stepping(session, 10)
             found["before"] = seen(session)
             for name, attack in ATTACKS.items():
                 found[name] = attack(session)
                 Path(out).write_text(json.dumps(found, indent=1))
                 print(name, json.dumps(found[name])[:400], flush=True)
-        finally:
-            os.kill(compacting, 9)
-            os.waitpid(compacting, 0)
-            os.killpg(load.pid, 15)
-            load.wait()
-        session.settle(10)
-        session.stop()
         found["after"] = seen(session)
+    tiny = msgspec.structs.replace(config.maps, **{name: rows for name, rows in TINY.items() if hasattr(config.maps, name)})
+    with Session(msgspec.structs.replace(config, maps=tiny), kernel) as session:
+        with under_load(session):
+            stepping(session, 20)
+        found["tiny"] = seen(session)
+        print("tiny", json.dumps(found["tiny"])[:400], flush=True)
     for _ in range(50):
         if not (left := [name for _, name in program_ids() if name.startswith("rmapd_")]):
             break

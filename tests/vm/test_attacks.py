@@ -58,3 +58,12 @@ def test_the_session_goes_on(found: dict[str, Any], attack: str) -> None:
 
 def test_memory_did_run_out(found: dict[str, Any]) -> None:
     assert found["memory"]["killed"] >= 2
+
+
+def test_tiny_maps_make_checks_unverifiable_and_accuse_nobody(found: dict[str, Any]) -> None:
+    tiny = found["tiny"]
+    assert tiny["accused"] == []
+    assert tiny["lost"]["ledger"] > 0
+    assert tiny["lost"]["protocols"] > 0
+    assert tiny["unverifiable"] > 100
+    assert tiny["checks"] > tiny["unverifiable"]
