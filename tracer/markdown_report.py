@@ -106,7 +106,7 @@ def _locks(reported: Reported) -> Iterator[str]:
         yield "\nNo window took a lock while it held another."
         return
     rank, name = {one.id: one.rank for one in graph.classes}, {one.id: one.name for one in graph.classes}
-    against = [n for n, edge in enumerate(graph.edges) if rank[edge.taken] < rank[edge.held] or edge.in_cycle]
+    against = [n for n, edge in enumerate(graph.edges) if rank[edge.taken] < rank[edge.held]]
     lines = ["flowchart TD", *(f'  c{one.rank}["{_label(one.name)}"]' for one in sorted(graph.classes, key=lambda one: one.rank))]
     lines += [f'  c{rank[edge.held]} -->|"{edge.count:,}"| c{rank[edge.taken]}' for edge in graph.edges]
     yield from _fenced([*lines, *(f"  linkStyle {n} stroke:#c0272d,stroke-width:3px" for n in against)], "mermaid")

@@ -251,4 +251,9 @@ def of_report(path: Path) -> Reported:
         raise RmapdError(f"cannot read {path}", why=error.strerror or str(error), hint=_HINT) from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise RmapdError(f"{path} is no report of rmapd", why=str(error), hint=_HINT) from error
-    return Reported(path.name, report, [], report.violations)
+    return Reported(path.name, report, [], _worst_first(report.violations))
+
+
+def _worst_first(violations: list[Violation]) -> list[Violation]:
+    """What is proven before what is suspect, then as it came."""
+    return sorted(violations, key=lambda v: (v.verdict != "violated", v.first_seen))

@@ -93,7 +93,7 @@ def test_every_section_tells(page: str) -> None:
         "L1 violated",
         "3 findings of 1 signature, in vma_expand().",
         "−2.5 ms",
-        "0x1000-0x2000 → 0x1000-0x3000",
+        "0x1000-0x2000 →\n0x1000-0x3000",
         "against the order",
         "violates L1",
         "half below",
