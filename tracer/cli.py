@@ -24,6 +24,7 @@ _FAIL_ON = ("violated", "suspect", "never")
 _config = click.option("--config", type=click.Path(path_type=Path), envvar="RMAPD_CONFIG", help="TOML configuration.")
 _fidelity = click.option("--fidelity", type=click.Choice(configuration.FIDELITIES), help="How much to probe.")
 _require = click.option("--require", help="Invariants that must be checkable, e.g. M1,L2; else exit 4.")
+_store = click.option("--store", metavar="FILE", help=f"Where what is found is kept (default {configuration.STORE}; '': nowhere).")
 
 
 class Commands(click.Group):
@@ -85,11 +86,18 @@ def main() -> None:
 @_fidelity
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
 @_require
+@_store
 def run(
-    config: Path | None, listen: str | None, duration: float | None, fidelity: str | None, strict: bool | None, require: str | None
+    config: Path | None,
+    listen: str | None,
+    duration: float | None,
+    fidelity: str | None,
+    strict: bool | None,
+    require: str | None,
+    store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
-    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict)
+    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
     from tracer.service import Asked, serve

@@ -22,8 +22,8 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
     return {
         "rmapd": tracer.__version__,
         "kernel": s.kernel,
-        "started": _iso(s.taken_seconds - s.running_seconds),
-        "ended": _iso(s.taken_seconds),
+        "started": iso(s.taken_seconds - s.running_seconds),
+        "ended": iso(s.taken_seconds),
         "fidelity": s.fidelity,
         "duration_seconds": round(s.running_seconds, 3),
         "command": {"argv": list(argv), "exit_code": exit_code},
@@ -40,6 +40,7 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
         "windows": {name: histogram.count for name, histogram in s.window_times.items() if histogram.count},
         "protocols": [protocol_json(ruled) for ruled in sorted(s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows))],
         "violations": [violation_json(v) for v in s.violations.values()],
+        "beyond": {f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()},
         "histograms": _histograms(s),
         "lock_graph": _lock_graph(s),
         "lost": s.lost,
@@ -125,8 +126,8 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "function": f.function,
         "signature": f.signature,
         "count": v.count,
-        "first_seen": _iso(v.first_seen),
-        "last_seen": _iso(v.last_seen),
+        "first_seen": iso(v.first_seen),
+        "last_seen": iso(v.last_seen),
         "summary": f.summary,
         "task": f.task,
         "protocol": f.protocol,
@@ -136,7 +137,8 @@ def violation_json(v: Violation) -> dict[str, Any]:
     }
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """A moment as reports and the store write it."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -151,6 +153,11 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     none = [name for name in s.invariants if s.coverage[name][0] == "none"]
     lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
     lines += _windows_text(s)
+    if s.rest:
+        lines += [
+            "",
+            f"{sum(s.rest.values()):,} findings of further signatures, beyond the {len(s.violations):,} that are kept with evidence",
+        ]
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import sys
@@ -15,9 +14,10 @@ from tracer.config import CHANGEABLE, Config
 from tracer.errors import RmapdError
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
+from tracer.journal import Journal
 from tracer.notify import Supervisor
 from tracer.plan import State
-from tracer.report import violation_json
+from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
@@ -48,18 +48,25 @@ class Asked:
 def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    current, supervisor = Current(), Supervisor()
-    with Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
+    current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    with (
+        Server(config.address, application(current)) as server,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        Session(config, kernel) as session,
+    ):
+
+        def look(*, ended: bool = False) -> Snapshot:
+            return reaction.react(session.judge.tally, session.judge.new_findings, session.snapshot(), ended=ended)
+
         where = f"http://{config.address[0]}:{server.port}"
-        current.snapshot = session.snapshot()
+        current.snapshot = look()
         _announce(session, current.snapshot, where)
         supervisor.ready(_in_a_line(current.snapshot))
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
             while not asked.stop.asked and time.monotonic() < end:
                 if session.step() or session.judge.new_findings:
-                    before, current.snapshot = current.snapshot, session.snapshot()
-                    _report(session, current.snapshot)
+                    before, current.snapshot = current.snapshot, look()
                     show(current.snapshot, before)
                     supervisor.alive(_in_a_line(current.snapshot))
                 if asked.reload.taken():
@@ -68,8 +75,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                     supervisor.ready(_in_a_line(current.snapshot))
         supervisor.stopping()
         session.stop()
-        current.snapshot = session.snapshot()
-        _report(session, current.snapshot)
+        current.snapshot = look(ended=True)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -104,14 +110,6 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, session.fidelity, where)
-
-
-def _report(session: Session, snapshot: Snapshot) -> None:
-    """A new signature is one JSON line on stdout, the same keys as in a report."""
-    for finding in session.judge.new_findings:
-        log.warning("%s %s: %s", finding.verdict, finding.invariant, finding.summary)
-        print(json.dumps(violation_json(snapshot.violations[finding.id])), flush=True)
-    session.judge.new_findings.clear()
 
 
 @contextlib.contextmanager

@@ -243,4 +243,5 @@ class Session:
             peak_rss_bytes=usage.ru_maxrss * 1024,
             taken_seconds=time.time(),
             cpus=os.cpu_count() or 1,
+            rest=dict(self.judge.tally.rest),
         )

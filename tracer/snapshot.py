@@ -14,8 +14,22 @@ from tracer.verdict import Tally, Verdict, Violation
 
 
 @dataclass(frozen=True)
+class StoreState:
+    """For metrics and log. reason: why it cannot be written now; unwritten: findings that are counted in memory only;
+    seconds: spent writing; forgotten: signatures dropped for size or age."""
+
+    path: str = ""
+    reason: str = ""
+    unwritten: int = 0
+    writes: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    forgotten: int = 0
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """times in seconds, taken_seconds since the epoch; counts since the gate opened."""
+    """times in seconds, taken_seconds since the epoch; counts since the gate opened. rest: findings beyond the bound on signatures."""
 
     kernel: str
     fidelity: str
@@ -43,6 +57,8 @@ class Snapshot:
     peak_rss_bytes: int = 0
     taken_seconds: float = 0.0
     cpus: int = 1
+    rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
+    store: StoreState | None = None
 
     @property
     def lost(self) -> dict[str, int]:
