@@ -13,7 +13,8 @@ from tracer.reported import Edge, Report, Reported, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_OPEN, _SHOWN = 5, 8
+_OPEN, _SHOWN, _MOST = 5, 8, 200
+"""Violations that are open, windows of a trail that are not folded, violations of a page."""
 _WIDE, _NARROW, _GRAPH = 640, 350, 270
 
 
@@ -38,7 +39,7 @@ def _page(reported: Reported) -> dict[str, Any]:
     wide, narrow = (Markup(plots.timeline(f"t{width}", reported, width)) for width in (_WIDE, _NARROW))  # noqa: S704 - drawn here
     return {
         "report": report,
-        "runs": reported.runs,
+        "runs": reported.runs[::-1],
         "source": reported.source,
         "version": tracer.__version__,
         "css": Markup((_TEMPLATES / "report.css").read_text()),  # noqa: S704 - ours
@@ -46,7 +47,8 @@ def _page(reported: Reported) -> dict[str, Any]:
         "tiles": tiles(reported),
         "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],
         "timeline": {"wide": wide, "narrow": narrow, "caption": _caption(reported)},
-        "violations": [_violation(v, titles) for v in reported.violations],
+        "violations": [_violation(v, titles) for v in reported.violations[:_MOST]],
+        "hidden": len(reported.violations[_MOST:]),
         "open": _OPEN,
         "shown": _SHOWN,
         "lock_graph": Markup(plots.lock_graph("locks", report.lock_graph, _GRAPH)) if report.lock_graph.edges else "",  # noqa: S704
@@ -61,11 +63,11 @@ def _page(reported: Reported) -> dict[str, Any]:
 _SECTIONS = (
     ("time", "Over time"),
     ("violations", "Violations"),
+    ("runs", "Runs"),
     ("coverage", "Coverage"),
     ("locks", "Locks"),
     ("durations", "Durations"),
     ("protocols", "Protocols"),
-    ("runs", "Runs"),
     ("hooks", "Hooks and cost"),
 )
 

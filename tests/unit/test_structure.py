@@ -16,11 +16,11 @@ from tracer.layout import parse
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
     {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse"},
-    {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing", "reported"},
-    {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "plots", "summary"},
-    {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "html_report", "markdown_report"},
-    {"oracle", "loader", "rulings", "difference", "publish"},
-    {"snapshot"},
+    {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing"},
+    {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "reported"},
+    {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "plots", "summary"},
+    {"oracle", "loader", "rulings", "difference", "html_report", "markdown_report"},
+    {"snapshot", "publish"},
     {"suspects", "calibrate", "metrics", "report", "points", "status"},
     {"findings", "docket", "web", "store", "journal", "ktap", "junit"},
     {"judge", "reaction"},
