@@ -19,7 +19,8 @@ _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no en
 
 
 class Judge:
-    """Fed by read_events() at a wake-up, look_for_late() once a second, work() whenever the desk is due, and close() at the end."""
+    """Fed by read_events() at a wake-up, tick() once a second, work() whenever the desk is due, and close() at the end.
+    count_protocols() before its tally is read."""
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Judge:
                 self._record(self._findings.unlocked(event))
             else:
                 ended.append(event)
+        if self._docket and self._docket.pressing:
+            self._count(whole=False)
         rows = self._books.ledger() if ended else []
         for event in ended:
             self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
@@ -76,9 +79,20 @@ class Judge:
             self._record(self._findings.order(event))
 
     def count_protocols(self) -> None:
-        """Bring the protocol table before the rulings: what is new, and how often what is known."""
+        """Bring the whole protocol table before the rulings: what is new, and how often what is known."""
+        self._count(whole=True)
+
+    def tick(self) -> None:
+        """Once a second: what is not well in the protocol table, and what is late in the ledger."""
+        self._count(whole=False)
         if self._docket:
-            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), time.time())
+            self._docket.tick()
+        self.look_for_late()
+
+    def _count(self, *, whole: bool) -> None:
+        if self._docket:
+            now = time.time()
+            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), now, whole=whole)
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""

@@ -73,6 +73,7 @@ class Rulings:
 
     def __init__(self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
+        self.wrong: set[bytes] = set()  # keys of protocols that some invariant finds violated or suspect
         self.unreadable: dict[bytes, str] = {}
         self.windows_unreadable = 0
         self._encoding, self._checked = encoding, checked
@@ -121,6 +122,8 @@ class Rulings:
         self._keys[protocol] = key
         known = self._known[key] = _Known(protocol, rulings)
         self._rule_on_cycles(known)
+        if any(ruling.verdict in _FOUND for ruling in known.rulings.values()):
+            self.wrong.add(key)
         return known
 
     def _rule_on_cycles(self, known: _Known) -> None:
