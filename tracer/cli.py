@@ -208,12 +208,17 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
 @main.command()
 @click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@_config
+@click.option("--store", metavar="FILE", help=f"What rmapd run kept, with its last run (default {configuration.STORE}).")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
-def report(source: Path, output: Path | None) -> None:
-    """A run as one self-contained HTML file with plots, or as Markdown."""
+def report(source: Path | None, config: Path | None, store: str | None, output: Path | None) -> None:
+    """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
     from tracer.publish import publish
+    from tracer.reported import of_report, of_store
 
-    publish(source, output)
+    if source and store:
+        raise RmapdError("cannot report on two things", why="there are --from and --store", hint="one of them")
+    publish(lambda: of_report(source) if source else of_store(Path(_load(config, None, store=store).store or configuration.STORE)), output)
 
 
 @main.command()
