@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tracer.config import CHANGEABLE, Config
 from tracer.errors import RmapdError
@@ -22,7 +23,7 @@ from tracer.report import violation_json
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Application, Server
+from tracer.web import Access, Application, Server
 
 log = logging.getLogger("rmapd")
 
@@ -40,8 +41,11 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor = Current(), Supervisor()
-    with Server(config.address, Application(current)) as server, Session(config, running_kernel()) as session:
-        where = f"http://{config.address[0]}:{server.port}"
+    access = Access(Path(config.web_config) if config.web_config else None)
+    for concern in access.concerns(config.address[0]):
+        log.warning("%s", concern)
+    with Server(config.address, Application(current), access) as server, Session(config, running_kernel()) as session:
+        where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
         now = current.take(session.snapshot())
         _announce(session, now, where)
         supervisor.ready(_in_a_line(now))
@@ -56,6 +60,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
+                    access.reread()
                     supervisor.ready(_in_a_line(now))
         supervisor.stopping()
         session.stop()

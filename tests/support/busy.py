@@ -41,12 +41,16 @@ def violations() -> list[Violation]:
     }
     trail = tuple(step | {"time_ns": 81_000_000_000 + 7_300_000 * n, "protocol": text(parse(LEGAL[n % 7][0]))} for n in range(5))
     order = Finding(
-        "L1", Verdict.VIOLATED, "vma_expand", text(parse(SEED[2][0]), ascii=True),
+        "L1",
+        Verdict.VIOLATED,
+        "vma_expand",
+        text(parse(SEED[2][0]), ascii=True),
         "anon_vma rwsem is taken before i_mmap_rwsem, which waits while the other is held",
         {"pid": 4711, "tgid": 4711, "comm": HOSTILE},
         ("vma_expand+0x8e", "vma_merge_new_range+0x1c2", "__mmap_region+0x5f4", "do_mmap+0x4c3", f"vm_mmap_pgoff+0x11d [{HOSTILE}]"),
         {"proven": True, "sighted": True, "vma": step["vma"], "addresses": {"mm": "0xffff888103b4d400", "file": f"/tmp/{HOSTILE}"}},
-        text(parse(SEED[2][0])), trail,
+        text(parse(SEED[2][0])),
+        trail,
     )
     entry = Finding(
         "M1", Verdict.SUSPECT, "migrate_pages", "level=PTE reason=numa_misplaced mode=MIGRATE_ASYNC",

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from typing import Any
 
 import h11
 
@@ -50,6 +51,11 @@ class Connection:
         transport, _ = await loop.connect_accepted_socket(lambda: protocol, self._client, ssl=tls, ssl_handshake_timeout=seconds)
         self._transport = transport
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """The client's, where it showed one that was verified."""
+        return self._transport.get_extra_info("peercert") if self._transport else None
 
     async def finish(self) -> None:
         """Close once all is sent."""
@@ -124,10 +130,10 @@ class Connection:
 
     async def _send(self, answer: Answer, *, last: bool) -> None:
         """In pieces, so that little is held for a client that reads slowly, and not for long."""
-        headers = {**SECURE, "Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Date": formatdate(usegmt=True)}
+        headers = {name: value for name, value in (SECURE | answer.headers).items() if value}
+        headers |= {"Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Date": formatdate(usegmt=True)}
         if last:
             headers["Connection"] = "close"
-        headers |= answer.headers
         head = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=answer.reason.encode())
         body = memoryview(b"" if self._bodiless else answer.body)
         pieces = (h11.Data(data=bytes(body[at : at + _PIECE])) for at in range(0, len(body), _PIECE))
