@@ -68,7 +68,7 @@ def basic(user: str, password: str) -> str:
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
         (b"nonsense\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
-        (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", b"400"),
+        (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", b"505"),
         (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"413"),

@@ -79,7 +79,7 @@ class Connection:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     ask = await self._ask()
             except h11.RemoteProtocolError as error:
-                await self._refuse(Answer.say(error.error_status_hint, f"this is not a request: {error}"))
+                await self._refuse(Answer.say(error.error_status_hint, f"not a request that is answered here: {error}"))
                 return
             await self._send(await answer(ask), last=number == MOST_REQUESTS - 1)
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -110,8 +110,11 @@ class Connection:
         first = await self._event()
         if not isinstance(first, h11.Request):
             raise Gone
-        if isinstance(await self._event(), h11.Data):
-            raise h11.RemoteProtocolError("a body", error_status_hint=413)
+        if first.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("neither HTTP/1.0 nor HTTP/1.1", error_status_hint=505)
+        names = {name for name, _ in first.headers}
+        if b"transfer-encoding" in names or isinstance(await self._event(), h11.Data):
+            raise h11.RemoteProtocolError("with a body", error_status_hint=413)
         self._bodiless = first.method == b"HEAD"
         path, _, query = first.target.decode("ascii", "replace").partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in first.headers}
