@@ -1,4 +1,4 @@
-"""The last minutes, bounded: what rates are made of. Immutable points, replaced whole, so that HTTP threads may read them at any time."""
+"""The last ten minutes: what rates are made of. Immutable points, replaced whole, so that HTTP threads may read them at any time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tracer.verdict import Verdict
 
 STEP_SECONDS = 2.0
 KEPT_SECONDS = 600.0
-_KEPT = int(KEPT_SECONDS / STEP_SECONDS) + 1
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,9 @@ class Point:
         )
 
 
-class Current:
-    """What the HTTP threads read: the snapshot, None until the gate is open, and the points of the last ten minutes, oldest first."""
-
-    def __init__(self) -> None:
-        self._snapshot: Snapshot | None = None
-        self.points: tuple[Point, ...] = ()
-
-    def __call__(self) -> Snapshot | None:
-        return self._snapshot
-
-    def take(self, snapshot: Snapshot) -> Snapshot:
-        """From now on this one is current."""
-        if not self.points or snapshot.running_seconds - self.points[-1].seconds >= STEP_SECONDS:
-            self.points = (*self.points[1 - _KEPT :], Point.of(snapshot))
-        self._snapshot = snapshot
-        return snapshot
+def longer(points: tuple[Point, ...], snapshot: Snapshot) -> tuple[Point, ...]:
+    """The points with this snapshot's, if the last one is old enough, without those that are too old."""
+    now = snapshot.running_seconds
+    if points and now - points[-1].seconds < STEP_SECONDS:
+        return points
+    return (*(point for point in points if now - point.seconds <= KEPT_SECONDS), Point.of(snapshot))

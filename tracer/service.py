@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import sys
@@ -13,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.config import CHANGEABLE, Config
+from tracer.current import Current
 from tracer.errors import RmapdError
-from tracer.history import Current
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
+from tracer.journal import Journal
 from tracer.notify import Supervisor
 from tracer.plan import State
-from tracer.report import violation_json
+from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
@@ -40,31 +40,43 @@ class Asked:
 def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    current, supervisor = Current(), Supervisor()
+    current, supervisor, kernel = Current(), Supervisor(), running_kernel()
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
-    with Server(config.address, Application(current), access) as server, Session(config, running_kernel()) as session:
+    with (
+        Server(config.address, Application(current), access) as server,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        Session(config, kernel) as session,
+    ):
+
+        def look(*, ended: bool = False) -> Snapshot:
+            now = session.snapshot()  # first: it may find something new
+            return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
+
         where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
-        now = current.take(session.snapshot())
-        _announce(session, now, where)
-        supervisor.ready(_in_a_line(now))
+        session.wake_by(current.asked)
+        latest = look()
+        _announce(session, latest, where)
+        supervisor.ready(_in_a_line(latest))
         end = time.monotonic() + duration if duration is not None else math.inf
-        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
+        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
             while not asked.stop.asked and time.monotonic() < end:
-                if session.step() or session.judge.new_findings:
-                    before, now = now, current.take(session.snapshot())
-                    _report(session, now)
-                    show(now, before)
-                    supervisor.alive(_in_a_line(now))
+                ticked = session.step()
+                if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
+                    before, latest = latest, look()
+                    if show:
+                        show(latest, before)
+                if ticked:
+                    supervisor.alive(_in_a_line(latest))
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
                     access.reread()
-                    supervisor.ready(_in_a_line(now))
+                    supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()
-        _report(session, current.take(session.snapshot()))
+        look(ended=True)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -86,10 +98,6 @@ def _in_a_line(s: Snapshot) -> str:
     return f"gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}"
 
 
-def _no_status(_now: Snapshot, _before: Snapshot) -> None:
-    """Without a terminal the log lines are all there is."""
-
-
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     for hook in snapshot.hooks:
         if hook.state in (State.MISSING, State.DENIED):
@@ -99,14 +107,6 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, session.fidelity, where)
-
-
-def _report(session: Session, snapshot: Snapshot) -> None:
-    """A new signature is one JSON line on stdout, the same keys as in a report."""
-    for finding in session.judge.new_findings:
-        log.warning("%s %s: %s", finding.verdict, finding.invariant, finding.summary)
-        print(json.dumps(violation_json(snapshot.violations[finding.id])), flush=True)
-    session.judge.new_findings.clear()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tests.support.snapshots import full
 from tests.unit.test_golden import LEGAL, SEED
-from tracer.history import Current
+from tracer.current import Current
 from tracer.invariant import discover
 from tracer.notation import parse, text
 from tracer.program import RunStatistics
@@ -99,9 +99,9 @@ def quiet(s: Snapshot) -> Snapshot:
 
 def current(seconds: float = 4000.0, minutes: float = 10.0) -> Current:
     """With its history."""
-    made = Current()
+    made = Current(lambda: 0.0)
     at = seconds - minutes * 60
     while at <= seconds:
-        made.take(snapshot(at))
+        made.put(snapshot(at))
         at += 2.0
     return made

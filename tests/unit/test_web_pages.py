@@ -16,7 +16,8 @@ from tests.support import busy
 from tests.support.snapshots import snapshot
 from tests.unit.test_golden import SEED
 from tracer import difference, report
-from tracer.history import KEPT_SECONDS, Current
+from tracer.current import Current
+from tracer.history import KEPT_SECONDS
 from tracer.notation import parse, text
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
@@ -65,8 +66,8 @@ def app(current: Current) -> Application:
 
 
 def over(s: Snapshot) -> Application:
-    made = Current()
-    made.take(s)
+    made = Current(lambda: 0.0)
+    made.put(s)
     return Application(made)
 
 
@@ -290,12 +291,14 @@ def test_rates_are_differences(current: Current) -> None:
 
 
 def test_history_is_bounded_and_no_finer_than_it_says() -> None:
-    made = Current()
+    made = Current(lambda: 0.0)
     assert made() is None
     for second in range(2000):
-        made.take(snapshot(running_seconds=second * 1.0))
+        made.put(snapshot(running_seconds=second * 1.0))
     assert len(made.points) == 301
     assert made.points[1].seconds - made.points[0].seconds == 2.0
+    made.put(snapshot(running_seconds=2500.0))
+    assert [point.seconds for point in made.points[:2]] == [1900.0, 1902.0], "by time, not by number"
 
 
 @pytest.mark.parametrize(("most", "least", "top"), [(0, 1, 1), (1, 1, 1), (1.1, 1, 2), (3, 1, 5), (5001, 1, 10_000), (0.03, 0.01, 0.05)])
@@ -335,8 +338,8 @@ def test_durations_are_readable(seconds: float | None, text: str) -> None:
 def test_answers_are_kept_while_the_snapshot_is(current: Current) -> None:
     s = current()
     assert s
-    made = Current()
-    made.take(s)
+    made = Current(lambda: 0.0)
+    made.put(s)
     app = Application(made)
     first = read(app, "/api/v1/lost")
     assert read(app, "/api/v1/lost") is first
@@ -348,7 +351,7 @@ def test_answers_are_kept_while_the_snapshot_is(current: Current) -> None:
         read(app, f"/protocols?q={number}")
     assert len(app._kept) <= 64
     assert sum(len(answer.body) for answer in app._kept.values()) <= 4 << 20
-    made.take(replace(s, counters={}))
+    made.put(replace(s, counters={}))
     assert read(app, "/api/v1/lost") is not first
     assert data(app, "/api/v1/lost")["locks"] == 0
 
