@@ -19,6 +19,7 @@ import bcrypt
 from tracer.web.budget import Budget
 
 _MOST_WAITING = 4
+_WAIT_SECONDS = 3.0
 _MOST_REFUSED = 512
 _BCRYPT_BYTES = 72  # bcrypt never looked further; the library now refuses to pretend
 
@@ -74,8 +75,10 @@ class Logins:
             return Entry.NO
         if self._waiting >= _MOST_WAITING:
             return Entry.BUSY
-        right = await self._hash(password, hashed) and user in users
-        if right:
+        right = await self._hash(password, hashed)
+        if right is None:
+            return Entry.BUSY
+        if right and user in users:
             self._good[user] = key
             return Entry.YES
         self._bad[key] = None
@@ -83,15 +86,19 @@ class Logins:
             self._bad.popitem(last=False)
         return Entry.NO
 
-    async def _hash(self, password: bytes, hashed: str) -> bool:
+    async def _hash(self, password: bytes, hashed: str) -> bool | None:
+        """None where its turn does not come in time."""
         self._waiting += 1
         try:
-            async with self._turn:
+            async with asyncio.timeout(_WAIT_SECONDS) as patience, self._turn:
                 await self._budget.wait()
+                patience.reschedule(None)
                 began = time.monotonic()
                 right = await asyncio.get_running_loop().run_in_executor(self._worker, _check, password, hashed)
                 self._spent += time.monotonic() - began
                 return right
+        except TimeoutError:
+            return None
         finally:
             self._waiting -= 1
 
