@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
@@ -41,8 +42,10 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
     with (
+        privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
+        otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current)) as server,
-        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
         Session(config, kernel) as session,
     ):
 
@@ -51,6 +54,8 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
         where = f"http://{config.address[0]}:{server.port}"
+        if config.drop_privileges:
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
         session.wake_by(current.asked)
         latest = look()
         _announce(session, latest, where)

@@ -169,6 +169,16 @@ class Session:
         self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
         return stay
 
+    def rehearse(self) -> tuple[object, ...]:
+        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs."""
+        self.books.set_params(gate=1)
+        self.windows.rows()
+        statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
+        if oracle:
+            first = oracle.mms()[:1]  # init's
+            searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+        return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
+
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
         now, due = self._clock(), self.desk.due_ns()

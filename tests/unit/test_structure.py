@@ -15,9 +15,23 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse"},
-    {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing", "wire"},
-    {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "reported"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse", "syscalls"},
+    {
+        "stored",
+        "database",
+        "btf",
+        "layout",
+        "bpf",
+        "verdict",
+        "config",
+        "template",
+        "whole",
+        "drawing",
+        "wire",
+        "privileges",
+        "otlp",
+    },
+    {"slices", "kernel", "instance", "installation", "protocol", "signature", "program", "compiler", "reported"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "plots", "summary"},
     {"oracle", "loaded", "rulings", "difference", "html_report", "markdown_report"},
     {"loader", "publish"},
