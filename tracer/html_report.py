@@ -8,7 +8,7 @@ from typing import Any
 
 import tracer
 from tracer import plots
-from tracer.errors import RmapdError
+from tracer.drawing import not_installed
 from tracer.reported import Edge, Report, Reported, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
@@ -23,8 +23,7 @@ def render(reported: Reported) -> str:
     try:
         import jinja2
     except ImportError as error:
-        hint = "pip install 'rmapd[report]'; Markdown, --output FILE.md, needs no more"
-        raise RmapdError("cannot make an HTML report", why=f"{error.name} is not installed", hint=hint) from error
+        raise not_installed(error) from error
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     templates.filters |= {"moment": moment, "protocol": _protocol}
