@@ -20,14 +20,15 @@ from tracer.kernel import Kernel
 
 
 class State(enum.StrEnum):
-    """Where a hook stands. `READY` becomes ATTACHED or SUBSTITUTED when the kernel took it, DENIED when it refused; DETACHED where it was
-    attached and somebody took it away."""
+    """Where a hook stands. `READY` becomes ATTACHED or SUBSTITUTED when the kernel took it, DENIED when it refused. RESTING: it was
+    attached, and the governor has taken it off for now. DETACHED: somebody else has."""
 
     READY = "ready"
     ATTACHED = "attached"
     SUBSTITUTED = "substituted"
     MISSING = "missing"
     DENIED = "denied"
+    RESTING = "resting"
     DETACHED = "detached"
 
 

@@ -103,8 +103,8 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
         before = session.coverage["M1"]
         assert before[0] is not Coverage.NONE
         hook = next(one for one in session.loaded.attachments() if one.hook == "remove_migration_pte")
-        spare = os.dup(hook.fd)  # else the kernel would detach at once, and another file could get its number
-        os.close(hook.fd)
+        spare = os.dup(hook.link.fd)  # else the kernel would detach at once, and another file could get its number
+        os.close(hook.link.fd)
         session._next_tick_ns = 0
         session.step(0)
         state = next(one for one in session.loaded.hooks if one.hook.name == "remove_migration_pte")
@@ -112,7 +112,7 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
         level, reason = session.snapshot().coverage["M1"]
         assert level is Coverage.NONE
         assert "taken away: remove_migration_pte" in reason
-        os.dup2(spare, hook.fd)
+        os.dup2(spare, hook.link.fd)
         os.close(spare)
         session._next_tick_ns = 0
         session.step(0)
@@ -125,10 +125,11 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
 def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
     """No descriptor and no switch says so: only that our own VMA changes run nothing."""
     with Session(load(None, os.environ), running_kernel()) as session:
-        watch = Watch(session.loaded.attachments(), session._runs, fastened=lambda _fd: ())
+        seconds, attached = iter(range(0, 10**14, 10**9)), session.loaded.attachments()
+        watch = Watch(lambda: attached, session._runs, fastened=lambda _fd: (), clock=lambda: next(seconds))
         assert not watch.look()
         session.loaded.detach()
-        off = [watch.look() for _ in range(30)][-1]
+        off = [watch.look() for _ in range(50)][-1]
         assert {"mmap_lock_start_locking", "mmap_lock_released"} <= set(off)
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from tracer.invariant import Coverage, discover
+from tracer.program import Link
 from tracer.watch import Attachment, Watch
 
 ATTACHED = (
-    Attachment("copy_vma", "kretprobe", "copy_vma", 11),
-    Attachment("copy_vma", "kprobe", "copy_vma", 10),
-    Attachment("__split_vma", "fentry", "__split_vma", 12),
-    Attachment("mm_migrate_pages", "raw_tp", "mm_migrate_pages", 13),
+    Attachment("copy_vma", "kretprobe", "copy_vma", Link(11)),
+    Attachment("copy_vma", "kprobe", "copy_vma", Link(10)),
+    Attachment("__split_vma", "fentry", "__split_vma", Link(12)),
+    Attachment("mm_migrate_pages", "raw_tp", "mm_migrate_pages", Link(13)),
 )
 
 
@@ -21,8 +22,9 @@ class Kernel:
     """Descriptors, switches and run counts."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.stand_for = {one.fd: (7, one.fd) for one in ATTACHED}
+        self.root, self.now = root, 0
+        self.attached = list(ATTACHED)
+        self.stand_for = {one.link.fd: (7, one.link.fd) for one in ATTACHED}
         self.ran = dict.fromkeys(("copy_vma", "__split_vma", "mm_migrate_pages"), 0)
         self.answers = {"__split_vma"}
         self.write("sys/kernel/debug/kprobes/enabled", "1\n")
@@ -40,12 +42,17 @@ class Kernel:
             raise OSError(9, "Bad file descriptor")
         return self.stand_for[fd]
 
+    def second(self) -> int:
+        """A second passes from one look to the next, which asks for the time at most twice."""
+        self.now += 500_000_000
+        return self.now
+
     def beat(self) -> None:
         for hook in self.answers:
             self.ran[hook] += 1
 
     def watch(self) -> Watch:
-        return Watch(ATTACHED, lambda: dict(self.ran), self.root, self.fastened, self.beat)
+        return Watch(lambda: self.attached, lambda: dict(self.ran), self.root, self.fastened, self.beat, self.second)
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def kernel(tmp_path: Path) -> Kernel:
 
 def test_what_is_on_is_on(kernel: Kernel) -> None:
     watch = kernel.watch()
-    assert [watch.look() for _ in range(40)] == [{}] * 40
+    assert [watch.look() for _ in range(80)] == [{}] * 80
 
 
 def test_a_descriptor_that_is_gone_or_another(kernel: Kernel) -> None:
@@ -95,11 +102,23 @@ def test_a_hook_that_does_not_answer_the_pulse_any_more(kernel: Kernel) -> None:
     watch = kernel.watch()
     assert watch.look() == {}
     kernel.answers.clear()
-    looks = [set(watch.look()) for _ in range(30)]
-    assert looks[:10] == [set()] * 10
+    looks = [set(watch.look()) for _ in range(80)]
+    assert looks[:15] == [set()] * 15
     assert looks[-1] == {"__split_vma"}
     kernel.answers.add("__split_vma")
-    assert [watch.look() for _ in range(10)][-1] == {}
+    assert [watch.look() for _ in range(40)][-1] == {}
+
+
+def test_a_hook_that_rests_need_not_answer_and_comes_back_with_another_link(kernel: Kernel) -> None:
+    watch = kernel.watch()
+    watch.look()
+    kernel.answers.clear()
+    resting = kernel.attached.pop(2)
+    assert [watch.look() for _ in range(80)] == [{}] * 80
+    kernel.answers.add("__split_vma")
+    kernel.stand_for[12] = (7, 100)  # the same number, another link
+    kernel.attached.append(Attachment(resting.hook, resting.how, resting.symbol, Link(12)))
+    assert [watch.look() for _ in range(80)] == [{}] * 80
 
 
 def test_what_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
@@ -107,12 +126,12 @@ def test_what_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
     watch = kernel.watch()
     assert watch.look() == {}
     kernel.answers.remove("mm_migrate_pages")
-    assert [watch.look() for _ in range(40)] == [{}] * 40
+    assert [watch.look() for _ in range(80)] == [{}] * 80
 
 
 def test_without_the_files_of_the_switches_nothing_is_said(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
-    watch = Watch(ATTACHED, dict, tmp_path / "absent", kernel.fastened, kernel.beat)
+    watch = Watch(lambda: ATTACHED, dict, tmp_path / "absent", kernel.fastened, kernel.beat)
     assert watch.look() == {}
 
 

@@ -79,7 +79,7 @@ def links_detached(session: Session) -> dict[str, Any]:
     answers: dict[str, int] = {}
     for one in session.loaded.attachments():
         try:
-            call(_LINK_DETACH, struct.pack("<I", one.fd))
+            call(_LINK_DETACH, struct.pack("<I", one.link.fd))
             answer = "taken"
         except OSError as error:
             answer = error.strerror or "?"
