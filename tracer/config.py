@@ -53,7 +53,8 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
-    listen: Annotated[str, _says("address and port of /metrics, /-/healthy, /-/ready and the landing page")] = "127.0.0.1:9743"
+    listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = "127.0.0.1:9743"
+    web_config: Annotated[str, _says("file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody")] = ""
     fidelity: Annotated[str, _says("`migration`: the ledger and the oracle alone; `full`, `owner`, `auto`: also mmap_lock")] = "auto"
     require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
     strict: Annotated[bool, _says("any invariant that is checked less than in full is fatal, exit 4")] = False
@@ -179,14 +180,8 @@ def _check(config: Config, where: str) -> None:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
     if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
         raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
-    limits = (
-        ("welcome_seconds", 0.1),
-        ("settle_seconds", 0.0),
-        ("patrol_seconds", 0.0),
-        ("otlp_timeout_seconds", 0.1),
-        ("store_days", 0.04),
-    )
-    for name, least in limits:
+    least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}
+    for name, least in least_of.items():
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
     if not 1 << 18 <= config.store_bytes <= 1 << 40:

@@ -1,4 +1,7 @@
-"""What the daemon does about what was found: stored, then logged and sent. The judge calls react() after each look at the books."""
+"""What the daemon does about what was found: stored first, then logged, then handed to the OTLP collector.
+
+The judging thread calls react() after each look at the books.
+"""
 
 from __future__ import annotations
 
@@ -38,23 +41,24 @@ def open_store(config: Config, kernel: str) -> Store | None:
 
 
 class Reaction:
-    """The store, the log and the OTLP collector of one run."""
+    """The store, the log and the collector of one run."""
 
     def __init__(self, store: Store | None, journal: Journal, collector: Sender) -> None:
         self._store, self._journal, self._collector = store, journal, collector
         self._next_run = 0.0
 
     def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
-        """Store, then log and send; the snapshot with the state of the store and of what was sent."""
+        """Store, then log; the snapshot with the state of the store."""
         if self._store:
             self._store.keep(tally.violations.values(), tally.rest)
             if ended or time.monotonic() >= self._next_run:
                 self._next_run = time.monotonic() + _RUN_SECONDS
                 self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
-        self._journal.new(tally.violations[finding.signature] for finding in new)
-        for finding in new:
-            self._collector.offer(violation_json(tally.violations[finding.signature]))
+        found = [tally.violations[finding.signature] for finding in new]
         new.clear()
+        self._journal.new(found)
+        for violation in found:
+            self._collector.offer(violation_json(violation))
         self._journal.repeats(tally.violations.values(), now=ended)
         return replace(snapshot, store=self._store.state if self._store else None, otlp=self._collector.counts())
 

@@ -146,15 +146,13 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rmapd[otlp]" in str(raised.value)
 
 
-def test_what_is_logged_is_offered_once(capsys: pytest.CaptureFixture[str]) -> None:
-    """Reaction is the one place where findings leave the daemon."""
+def test_what_is_logged_is_offered() -> None:
     finding = Finding("M1", Verdict.VIOLATED, "migrate_pages", "level=PTE", "an entry is left behind", trail=TRAIL)
-    tally, offered, new = Tally(), list[Any](), [finding]
+    tally, new, lines, offered = Tally(), [finding], list[str](), list[Any]()
     tally.record(finding, 1.0)
-    receiver: Any = SimpleNamespace(offer=offered.append, counts=lambda: {"sent": len(offered)})
-    reaction = Reaction(None, Journal(time.time, {}), receiver)
-    for _ in range(2):
-        assert reaction.react(tally, new, snapshot()).otlp == {"sent": 1}
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == json.loads(json.dumps(offered))
-    assert [one["id"] for one in offered] == [finding.id]
+    receiver: Any = SimpleNamespace(offer=offered.append, counts=lambda: {"sent": 1})
+    after = Reaction(None, Journal(time.time, {}, lines.append), receiver).react(tally, new, snapshot())
+    assert [json.loads(line) for line in lines] == json.loads(json.dumps(offered))
+    assert offered[0]["id"] == finding.id
+    assert after.otlp == {"sent": 1}
     assert not new
