@@ -86,6 +86,7 @@ def main() -> None:
 @main.command()
 @_config
 @click.option("--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743).")
+@click.option("--web-config", metavar="FILE", help="TLS and users of that port, as Prometheus's exporters take them (docs/ACCESS.md).")
 @click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time.")
 @_fidelity
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
@@ -94,6 +95,7 @@ def main() -> None:
 def run(
     config: Path | None,
     listen: str | None,
+    web_config: str | None,
     duration: float | None,
     fidelity: str | None,
     strict: bool | None,
@@ -101,7 +103,7 @@ def run(
     store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
-    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict, store=store)
+    read = partial(_load, config, require, listen=listen, web_config=web_config, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
     from tracer.service import Asked, serve
@@ -173,6 +175,10 @@ def check_config(config: Path | None, example: bool) -> None:
         click.echo(configuration.example(), nl=False)
         return
     settings = _load(config, None)
+    if settings.web_config:
+        from tracer.web import Access
+
+        Access(Path(settings.web_config))
     click.echo(configuration.in_force(settings), nl=False)
 
 
