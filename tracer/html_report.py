@@ -102,14 +102,15 @@ def _violation(v: Violation, titles: dict[str, str]) -> dict[str, Any]:
     """With the title of its invariant, and its trail told backwards in time from its last window."""
     ends = [step["time_ns"] for step in v.trail if isinstance(step.get("time_ns"), int)]
     trail = [_step_of_trail(step, max(ends, default=0)) for step in v.trail]
-    if trail and v.protocol and (trail[-1]["function"], trail[-1]["protocol"]) == (v.function, v.protocol):
-        trail[-1]["accused"] = True
+    if trail and not any(step["accused"] for step in trail):  # rmapd did not mark it before it kept trails of entries
+        trail[-1]["accused"] = bool(v.protocol) and (trail[-1]["function"], trail[-1]["protocol"]) == (v.function, v.protocol)
     known = {name: getattr(v, name) for name in v.__struct_fields__}
-    return known | {"title": titles.get(v.invariant, ""), "trail": trail, "evidence": _shown(v.evidence)}
+    told = {"title": titles.get(v.invariant, ""), "trail": trail, "note": str(v.evidence.get("trail_note", ""))}
+    return known | told | {"evidence": _shown(v.evidence), "machine": _shown(v.machine)}
 
 
 def _shown(evidence: dict[str, Any]) -> dict[str, Any]:
-    return {name: each for name, each in evidence.items() if each not in ({}, [], "", None)}
+    return {name: each for name, each in evidence.items() if each not in ({}, [], "", None) and name != "trail_note"}
 
 
 def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
@@ -121,7 +122,8 @@ def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
         "task": f"{task.get('comm', '')}[{task['pid']}]" if isinstance(task, dict) and "pid" in task else "",
         "vma": _range(vma) if isinstance(vma, dict) else "",
         "protocol": str(step.get("protocol", "")),
-        "accused": False,
+        "accused": step.get("marked") is True,
+        "why": str(step.get("why", "")),
     }
 
 

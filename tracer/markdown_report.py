@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tracer
 from tracer import plots
@@ -81,13 +82,16 @@ def _violation(v: Violation) -> Iterator[str]:
     if v.evidence:
         yield from _fenced(json.dumps(v.evidence, indent=1, ensure_ascii=False).splitlines(), "json")
     if v.trail:
-        ends = [step.get("time_ns", 0) for step in v.trail]
-        steps = [
-            (span(max(ends) - end), _code(step.get("function", "")), _code(step.get("protocol", "")))
-            for step, end in zip(v.trail, ends, strict=True)
-        ]
+        end = max(step.get("time_ns", 0) for step in v.trail)
         yield f"\nThe trail, {len(v.trail)} windows:"
-        yield from _table(("when", "function", "protocol"), steps, "r")
+        yield from _table(("when", "function", "protocol", ""), [_step(step, end) for step in v.trail], "r")
+    if note := v.evidence.get("trail_note"):
+        yield f"\n{_text(note)}"
+
+
+def _step(step: dict[str, Any], end: int) -> tuple[str, ...]:
+    why = f"**{_text(step.get('why', 'accused'))}**" if step.get("marked") else ""
+    return span(end - step.get("time_ns", end)), _code(step.get("function", "")), _code(step.get("protocol", "")), why
 
 
 def _coverage(reported: Reported) -> Iterator[str]:

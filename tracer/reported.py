@@ -85,6 +85,7 @@ class Violation(msgspec.Struct, frozen=True):
     stack: list[str] = []
     evidence: dict[str, Any] = {}
     trail: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
     hours: dict[Time, int] = {}
 
 
