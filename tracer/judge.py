@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import replace
-from typing import Any
 
 from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row, Visited
@@ -118,15 +116,10 @@ class Judge:
                 self._settled(judged)
                 continue
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
-            self._record(replace(self._findings.entry(judged, self._second_walk(judged)), trail=self._trail(judged)), proven)
+            self._record(self._findings.entry(judged, self._second_walk(judged)), proven)
             if case.count > proven:
                 gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
                 self.tally.add(case.invariant, gone, case.count - proven)
-
-    def _trail(self, judged: Judged) -> tuple[Mapping[str, Any], ...]:
-        """What windows did to the address spaces that hold the entry, as far as the flight recorder goes back."""
-        mms = {answer.mm.mm for answer in judged.decision.proven or judged.case.answers}
-        return self._docket.trail(mms) if self._docket and mms else ()
 
     def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""

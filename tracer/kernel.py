@@ -47,20 +47,21 @@ class Kernel:
     def symbols(self) -> dict[str, int]:
         """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
         found: dict[str, int] = {}
-        for address, _, name in self._kallsyms():
+        for address, _, name, _ in self._kallsyms():
             found.setdefault(name, address)
         return found
 
-    def functions(self) -> list[tuple[int, str]]:
-        """(address, name) of everything that is code, read now: modules and BPF programs come and go."""
-        return sorted((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
+    def functions(self) -> list[tuple[int, str, str]]:
+        """(address, name, `[module]`) of everything that is code, read now: modules and BPF programs come and go."""
+        return sorted((address, name, module) for address, kind, name, module in self._kallsyms() if kind in "tTwW" and address)
 
-    def _kallsyms(self) -> Iterator[tuple[int, str, str]]:
+    def _kallsyms(self) -> Iterator[tuple[int, str, str, str]]:
         try:
             with (self.proc_root / "kallsyms").open() as lines:
                 for line in lines:
                     address, kind, name = line.split(None, 2)
-                    yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
+                    name, _, module = name.rstrip("\n").partition("\t")
+                    yield int(address, 16), kind, name, module
         except OSError:
             return
 

@@ -24,7 +24,9 @@ from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.machine import machine
 from tracer.oracle import Oracle
+from tracer.scene import Scene
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
@@ -32,8 +34,8 @@ from tracer.windows import Windows
 
 _WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "oracle", "scene"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "scene", "mmap_lock", "vma", "rmap"}),
 }
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
@@ -91,9 +93,10 @@ class Session:
         checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = Symbols(self.kernel)
-        findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
+        scene = Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, scene, self._clock)
+        findings = Findings(self.books, self.kernel, symbols, self._clock, scene, self.docket.trails)
         self.judge = Judge(
             self.books,
             self.desk,
@@ -106,6 +109,7 @@ class Session:
             self._missed_orders,
             self._missed_visits,
         )
+        self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)

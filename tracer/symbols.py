@@ -1,34 +1,45 @@
-"""Kernel addresses as names, from /proc/kallsyms. Read at most once, and only when there is a stack to explain."""
+"""Kernel addresses as names, from /proc/kallsyms: read when there is a stack to explain, and again where an address has no name
+(a module that came later), once a minute at most."""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from itertools import dropwhile
 
 from tracer.kernel import Kernel
 
 _LONGEST_FUNCTION = 1 << 17  # bytes; beyond, the address is of something that kallsyms does not list
+_AGAIN_SECONDS = 60.0
 
 
 class Symbols:
     """Symbolises stacks of one kernel."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    @cached_property
-    def _sorted(self) -> tuple[list[int], list[str]]:
-        pairs = self._kernel.functions()
-        return [address for address, _ in pairs], [name for _, name in pairs]
+    def __init__(self, kernel: Kernel, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kernel, self._clock = kernel, clock
+        self._addresses: list[int] = []
+        self._names: list[tuple[str, str]] = []
+        self._read: float | None = None
 
     def name(self, address: int) -> str:
-        """`symbol+0x12`, or the bare address where kallsyms hides or lacks it."""
-        addresses, names = self._sorted
-        at = bisect_right(addresses, address) - 1
-        near = at >= 0 and address - addresses[at] < _LONGEST_FUNCTION
-        return f"{names[at]}+{address - addresses[at]:#x}" if near else f"{address:#x}"
+        """`symbol+0x12`, `symbol+0x12 [module]`, or the bare address where kallsyms hides or lacks it."""
+        known = self._known(address)
+        if not known and (self._read is None or self._clock() - self._read >= _AGAIN_SECONDS):
+            functions = self._kernel.functions()
+            self._addresses = [at for at, _, _ in functions]
+            self._names = [(name, module) for _, name, module in functions]
+            self._read = self._clock()
+            known = self._known(address)
+        return known or f"{address:#x}"
+
+    def _known(self, address: int) -> str:
+        at = bisect_right(self._addresses, address) - 1
+        if at < 0 or address - self._addresses[at] >= _LONGEST_FUNCTION:
+            return ""
+        name, module = self._names[at]
+        return f"{name}+{address - self._addresses[at]:#x}{' ' if module else ''}{module}"
 
     def stack(self, addresses: Sequence[int]) -> tuple[str, ...]:
         """Innermost first, without the trampoline and the program that took it (they have no name, or one that begins with bpf_)."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,15 @@ class Flight:
         """What ties windows together: the address space, the VMA, the locks, the folio."""
         r = self.row
         return {r.mm, r.vma, r.anon, r.i_mmap, r.folio} - {0}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """flights: oldest first; changes_ns, walks_ns: since when none is missing that ended on any CPU, 0: since the gate opened."""
+
+    flights: list[Flight]
+    changes_ns: int
+    walks_ns: int
 
 
 class Windows:
@@ -66,14 +76,22 @@ class Windows:
         at, seen = self._layouts.structs["event"].size, self._layouts.structs["sighting"]
         return raw[at + seen.size : at + seen.size + self._key.size], seen.unpack(raw[at:])
 
-    def flights(self) -> list[Flight]:
-        """Every window that the recorder still holds, oldest first. Read only when there is something to explain."""
-        return sorted(self._flights(), key=lambda flight: flight.row.end_ns) if self.there else []
-
-    def _flights(self) -> Iterator[Flight]:
+    def recorded(self) -> Recorded:
+        """All that the recorder still holds. Read only when there is something to explain."""
+        found, ends = list[Flight](), defaultdict[tuple[bool, int], list[int]](list)
+        if not self.there:
+            return Recorded(found, 0, 0)
         table, layout = self._maps["flights"], self._layouts.structs["flight"]
         for number in range(table.max_entries):
-            for raw in table.per_cpu(struct.pack("<I", number)):
+            for cpu, raw in enumerate(table.per_cpu(struct.pack("<I", number))):
                 row = layout.unpack(raw)
+                ends[number >= table.max_entries // 2, cpu].append(row.end_ns)
                 if row.end_ns:
-                    yield Flight(self.names[row.window], row)
+                    found.append(Flight(self.names[row.window], row))
+        full = [(walks, min(each)) for (walks, _), each in ends.items() if 0 not in each]
+        since = [max((oldest for walks, oldest in full if walks is kind), default=0) for kind in (False, True)]
+        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1])
+
+    def flights(self) -> list[Flight]:
+        """Every window that the recorder still holds, oldest first."""
+        return self.recorded().flights

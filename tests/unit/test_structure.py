@@ -15,11 +15,11 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "machine"},
     {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant"},
-    {"oracle", "loader", "rulings", "difference"},
+    {"oracle", "loader", "rulings", "difference", "scene", "trail"},
     {"snapshot"},
     {"suspects", "calibrate", "metrics", "report", "ktap", "status"},
     {"findings", "docket", "web", "store", "journal"},
