@@ -10,8 +10,8 @@ TAINTS = "GFSRMBUDAWCIOELKXTNJ"
 _MATTER = (
     "transparent_hugepage thp_anon thp_shmem hugepages hugepagesz default_hugepagesz hugetlb_cma cma numa numa_balancing movable_node "
     "kernelcore "
-    "movablecore memhp_default_state memory_hotplug page_owner page_poison debug_pagealloc init_on_alloc init_on_free slub_debug slab_debug "
-    "kasan "
+    "movablecore memhp_default_state memory_hotplug page_owner page_poison debug_pagealloc init_on_alloc init_on_free slub_debug "
+    "slab_debug kasan "
     "kmemleak preempt nokaslr nosmp maxcpus nr_cpus isolcpus nohz_full threadirqs zswap mem nopcid pti no5lvl rmapd_faults lsm lockdown"
 ).split()
 

@@ -56,7 +56,7 @@ class Scene:
             "vm_end": hex(now.vm_end),
             "flags": vm_letters(now.vm_flags),
         }
-        found |= {"mm": hex(now.vm_mm), "same": mm in (0, now.vm_mm)}
+        found |= {"flags": vm_letters(now.vm_flags), "same": mm in (0, now.vm_mm)}
         found |= {"file": now.file} if now.file else {}
         return found | {name: hex(value) for name, value in (("anon", now.anon), ("i_mmap", now.i_mmap)) if value}
 
