@@ -463,3 +463,25 @@ class TestThpSplit:
         world.call("freeze_leave", mm.vma, 0, THP, 1)
         world.end_split(split)
         assert not world.books.ledger()
+
+
+def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> None:
+    found = {}
+    for how in ("blind", "skip"):
+        world = World()
+        court = Court(world)
+        migrated(world, **{how: 1})
+        court.end()
+        (found[how],) = findings(court, "M1")
+    assert found["blind"].id != found["skip"].id
+    assert found["blind"].signature.endswith("second_walk=came")
+    assert found["skip"].signature.endswith("second_walk=passed_over")
+    assert found["blind"].evidence["culprit"]["function"] == "remove_migration_pte"
+    assert found["skip"].evidence["culprit"]["function"] == "remove_migration_ptes"
+
+
+def test_the_row_knows_the_folio_that_the_second_walk_brought() -> None:
+    world = World()
+    mm = migrated(world, blind=1)
+    rows = [row for row in world.books.ledger() if mm.at in row.visited]
+    assert [row.visited[mm.at].to for row in rows] == [world.folio(world.next_pfn - 1)]
