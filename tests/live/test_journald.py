@@ -21,7 +21,9 @@ journalctl --directory=/run/log/journal RMAPD_INVARIANT=L1 -o json --all --no-pa
 kill $J; wait $J
 """
 PROGRAM = """
+import os
 import time
+os.environ["JOURNAL_STREAM"] = "{0.st_dev}:{0.st_ino}".format(os.fstat(1))  # as systemd does for a service
 from tracer.journal import Journal
 from tracer.verdict import Finding, Verdict, Violation
 finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "shape", "one line", {}, ("f+0x1",), {"long": "x" * 100_000})
