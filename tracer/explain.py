@@ -4,6 +4,7 @@ beside the nearest legal one, the trail, the stacks."""
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from tracer.errors import RmapdError
 from tracer.invariant import Invariant
 from tracer.notation import parse
 
-_MOST_HOURS = 6
+_ADDRESSED = re.compile(r":| at 0x")
+_MOST_HOURS, _MOST_STEPS, _MOST_FRAMES = 6, 12, 6
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,23 @@ def _promised(invariant: Invariant) -> list[str]:
 def _seen(known: Known) -> list[str]:
     v = known.violation
     why = v["evidence"].get("culprit", {}).get("why") or next((step["why"] for step in v["trail"] if step.get("marked")), "")
-    lines = [f"{v['function']}(): {v['summary']}.", f"Function at fault: {known.culprit}()" + (f" -- {why}." if why else ".")]
+    by = _caller(known)
+    lines = [f"{v['function']}(): {v['summary']}.", f"Function at fault: {known.culprit}(){by}" + (f" -- {why}." if why else ".")]
     times = f"{v['count']:,} times" if v["count"] != 1 else "Once"
     lines.append(f"{times}, first {v['first_seen']}, last {v['last_seen']}; {v['verdict']}.")
     hours = list(v.get("hours", {}).items())[-_MOST_HOURS:]
     if hours and v["count"] > 1:
         lines.append("By hour: " + ", ".join(f"{hour[:13]}h {count:,}" for hour, count in hours) + ".")
     return lines
+
+
+def _caller(known: Known) -> str:
+    """Who called it, by the stack: what is wrong with a walk is often its caller's."""
+    names = [(frame.partition("+")[0], frame.partition(" ")[2]) for frame in known.violation["stack"]]
+    inside = next((n for n, (name, _) in enumerate(names) if name == known.culprit), None)
+    callers = () if inside is None else (each for each in names[inside:] if each[0] != known.culprit and not each[0].startswith("bpf_"))
+    name, module = next(iter(callers), ("", ""))
+    return f", called by {name}(){' ' if module else ''}{module}" if name else ""
 
 
 def _where(known: Known) -> list[str]:
@@ -133,13 +145,16 @@ def _where(known: Known) -> list[str]:
         "task": _task(v["task"]),
     }
     evidence = v["evidence"]
-    rows |= {"VMA": _vma(evidence.get("vma", {})), "folio": _folio(evidence.get("folio", {}))}
-    rows |= {name: value for name, value in evidence.get("addresses", {}).items() if name != "folio"}
-    for entry in evidence.get("entries", [evidence] if "pfn" in evidence else []):
-        rows |= {f"entry {entry['addr']}": _entry(entry)}
-        rows |= {f"  {name}": text for name, text in _entry_parts(entry) if text}
-    if "folio_now" in evidence and "entries" not in evidence:
-        rows |= {f"at {evidence.get('addr', '')}": "", **{f"  {name}": text for name, text in _entry_parts(evidence) if text}}
+    if "entries" in evidence or "pfn" in evidence:
+        for entry in evidence.get("entries", [evidence]):
+            rows |= {f"entry {entry['addr']}": _entry(entry)}
+            rows |= {f"  {name}": text for name, text in _entry_parts(entry) if text}
+    elif isinstance(evidence.get("folio"), str):
+        rows |= {"address": f"{evidence['addr']} of mm {evidence['mm']}", "VMA": f"at {evidence['vma']}", "folio": evidence["folio"]}
+        rows |= {name: text for name, text in _entry_parts(evidence) if text}
+    else:
+        rows |= {"VMA": _vma(evidence.get("vma", {})), "folio": _folio(evidence.get("folio", {}))}
+        rows |= {name: value for name, value in evidence.get("addresses", {}).items() if name != "folio" or not evidence.get("folio")}
     wide = max((len(name) for name, text in rows.items() if text), default=0)
     return [f"{name:{wide}}  {text}".rstrip() for name, text in rows.items() if text]
 
@@ -229,22 +244,23 @@ def _trail(violation: Mapping[str, Any]) -> list[str]:
     if not trail:
         return [note] if note else []
     end = max(step["time_ns"] for step in trail)
-    lines = []
-    for step in trail:
+    shown = [step for n, step in enumerate(trail) if step.get("marked") or n >= len(trail) - _MOST_STEPS]
+    lines = [f"({len(trail) - len(shown)} earlier windows: --format json)"] if len(shown) < len(trail) else []
+    for step in shown:
         task, span = step["task"], _vma({key: value for key, value in step["vma"].items() if key != "vma"})
         head = f"{'>>' if step.get('marked') else '  '} {(step['time_ns'] - end) / 1e9:+.6f} s  [{task['pid']}]  "
         lines.append(head + (step["protocol"] or f"{step['function']}() of a protocol that is not known any more"))
         lines += [f"{'':18}VMA {span}"] if span else []
         if step.get("marked"):
             lines += [f"{'':18}^ {step['why']}"]
-            lines += [f"{'':20}{frame}" for frame in step["stack"][:6]]
+            lines += [f"{'':20}{frame}" for frame in step["stack"][:_MOST_FRAMES]]
     return [*lines, *(["", *textwrap.wrap(note, 100)] if note else [])]
 
 
 def subject(known: Known) -> str:
     """The line above it all."""
     v = known.violation
-    return f"{v['invariant']} {v['verdict']} in {known.culprit}() on {known.kernel}: {v['summary'].partition(':')[0]}"
+    return f"{v['invariant']} {v['verdict']} in {known.culprit}() on {known.kernel}: {_ADDRESSED.split(v['summary'])[0]}"
 
 
 def as_text(known: Known, invariant: Invariant) -> str:

@@ -63,12 +63,16 @@ class Findings:
         self._reasons = {value: name for name, value in kernel.types.enumerators("migrate_reason").items()} | {_THP_SPLIT: "thp_split"}
         self._modes = {value: name for name, value in kernel.types.enumerators("migrate_mode").items()}
 
-    def entry(self, judged: Judged, second_walk: Mapping[Place, Ruling] = MappingProxyType({})) -> Finding:
-        """An entry that is, or may be, left behind (M1, M4); second_walk: M5's ruling on each that is proven."""
+    def entry(self, judged: Judged, second_walk: Mapping[Place, Ruling] = MappingProxyType({}), *, bare: bool = False) -> Finding:
+        """An entry that is, or may be, left behind (M1, M4); second_walk: M5's ruling on each that is proven.
+        bare: what tells its signature, and no evidence."""
         case, decision, row, event = judged.case, judged.decision, judged.row, judged.event
         found = (decision.proven or case.answers)[:_MOST_PLACES]
         holders = dict.fromkeys(f"{a.mm.comm}[{a.mm.tgid}] at {a.addr:#x}" for a in found)
         visited = _visited(second_walk.values())
+        shape = self._shape(judged) + _FARED[visited]
+        if bare:
+            return Finding(case.invariant, decision.verdict, "migrate_pages", shape, "")
         evidence: dict[str, Any] = {
             "addr": hex(case.addr),
             "age_seconds": round((self._clock() - row.first_ns) / 1e9, 6) if row else None,
@@ -82,7 +86,7 @@ class Findings:
             case.invariant,
             decision.verdict,
             "migrate_pages",
-            self._shape(judged) + _FARED[visited],
+            shape,
             "; ".join([f"{decision.reason}: {', '.join(holders) or 'in no address space that could be found'}", *visits]),
             _task(row, event) if row else {},
             self._symbols.stack(self._books.stack(event.stack)) if event else (),
@@ -130,9 +134,11 @@ class Findings:
             return out | {"culprit": {"function": step["function"], "why": step["why"]}}
         return out | ({"culprit": _CULPRITS[visited]} if visited is not None else {})
 
-    def passed_over(self, judged: Judged, row: Row, answer: Answer, ruling: Ruling) -> Finding:
+    def passed_over(self, judged: Judged, row: Row, answer: Answer, ruling: Ruling, *, bare: bool = False) -> Finding:
         """A VMA that the second walk did not visit (M5)."""
         event = judged.event
+        if bare:
+            return Finding("M5", ruling.verdict, "remove_migration_ptes", self._shape(judged), "")
         known = row.visited.get(answer.mm.mm)
         where = f"VMA {known.vm_start:#x}-{known.vm_end:#x}" if known and known.vma else "a VMA"
         came = (
@@ -151,9 +157,13 @@ class Findings:
             trail=trail.steps,
         )
 
-    def unlocked(self, event: Event) -> Finding:
+    def unlocked(self, event: Event, *, bare: bool = False) -> Finding:
         """A folio that is not locked while its migration entries are inserted or removed (M2, M3)."""
         inserted = event.kind == "INSERTED_UNLOCKED"
+        invariant, function = ("M2", "try_to_migrate_one") if inserted else ("M3", "remove_migration_pte")
+        shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
+        if bare:
+            return Finding(invariant, Verdict.VIOLATED, function, shape, "")
         did = "a migration entry is inserted" if inserted else "remove_migration_ptes() visits"
         scene: dict[str, Any] = {}
         if self._scene:
@@ -165,10 +175,10 @@ class Findings:
             entry = Entry(event.start_ns or event.time_ns, event.tid, {event.a}, [(event.addr, event.addr + 1)], {event.folio})
             trail = self._trails.of_entry(entry, event.time_ns)
         return Finding(
-            "M2" if inserted else "M3",
+            invariant,
             Verdict.VIOLATED,
-            "try_to_migrate_one" if inserted else "remove_migration_pte",
-            f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}",
+            function,
+            shape,
             f"{did} at {event.addr:#x} of mm {event.a:#x}, and folio {event.folio:#x} is not locked",
             event.task,
             self._symbols.stack(self._books.stack(event.stack)),

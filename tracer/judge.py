@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
 
 from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row, Visited
@@ -59,7 +60,7 @@ class Judge:
                 if self._docket:
                     self._docket.hear(event, raw)
             elif event.kind in ("INSERTED_UNLOCKED", "REMOVED_UNLOCKED"):
-                self._record(self._findings.unlocked(event))
+                self._record(self._evident(partial(self._findings.unlocked, event)))
             else:
                 ended.append(event)
         rows = self._books.ledger() if ended else []
@@ -116,7 +117,7 @@ class Judge:
                 self._settled(judged)
                 continue
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
-            self._record(self._findings.entry(judged, self._second_walk(judged)), proven)
+            self._record(self._evident(partial(self._findings.entry, judged, self._second_walk(judged))), proven)
             if case.count > proven:
                 gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
                 self.tally.add(case.invariant, gone, case.count - proven)
@@ -132,7 +133,7 @@ class Judge:
                 visited = None  # it may be one of those that the kernel left out
             ruling = rulings[answer.place] = second_walk.rule(visited)
             if judged.row and ruling.verdict is Verdict.VIOLATED:
-                self._record(self._findings.passed_over(judged, judged.row, answer, ruling))
+                self._record(self._evident(partial(self._findings.passed_over, judged, judged.row, answer, ruling)))
             else:
                 self.tally.add("M5", ruling.verdict)
         return rulings
@@ -164,6 +165,11 @@ class Judge:
                 self.tally.add(invariant, judged.decision.verdict, judged.case.count)
         elif judged.row:
             self._asked_late.discard(judged.row.key)
+
+    def _evident(self, make: Callable[..., Finding]) -> Finding:
+        """With evidence where its signature is new: a million of one kind are a million look-ups, not as many readings of the recorder."""
+        bare = make(bare=True)
+        return bare if bare.signature in self.tally.violations else make()
 
     def _record(self, finding: Finding, count: int = 1) -> None:
         if self.tally.record(finding, time.time(), count):
