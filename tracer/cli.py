@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, explain, check-config."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, report, explain, check-config."""
 
 from __future__ import annotations
 
@@ -54,8 +54,12 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _path(config: Path | None) -> Path | None:
+    return config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+
+
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
-    path = config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    path = _path(config)
     required = [name.strip() for name in require.split(",") if name.strip()] if require is not None else None
     settings = configuration.load(path, os.environ, require=required, **overrides)
     if unknown := [name for name in settings.require if name not in discover()]:
@@ -112,6 +116,7 @@ def run(
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_config
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the report as JSON.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write JUnit XML, a test per invariant.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
 @click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
 @_fidelity
@@ -122,6 +127,7 @@ def exec_(
     ctx: click.Context,
     config: Path | None,
     report: Path | None,
+    junit: Path | None,
     form: str,
     fail_on: str,
     fidelity: str | None,
@@ -134,21 +140,26 @@ def exec_(
     from tracer.execute import execute
 
     with only_one(Path(settings.lock_file)):
-        ctx.exit(execute(settings, command, report, form, fail_on))
+        ctx.exit(execute(settings, command, report, form, fail_on, junit))
 
 
 @main.command()
 @_config
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def doctor(config: Path | None, form: str) -> None:
-    """What this kernel lets us check, and why not the rest."""
+    """Is rmapd installed as it should be, what does this kernel let us check, and why not the rest?"""
+    from tracer import installation
+
+    checks = installation.examine(installation.Machine(), partial(_load, config, None), str(_path(config) or "no file: every default"))
+    if form == "text":
+        click.echo(installation.as_text(checks), nl=False)
     settings = _load(config, None)
     _needs_privilege()
     from tracer.doctor import as_text, examine
     from tracer.session import Session, running_kernel
 
     with Session(settings, running_kernel()) as session:
-        found = examine(session)
+        found = {"installation": installation.as_json(checks), **examine(session)}
     click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
 
 
@@ -186,12 +197,22 @@ def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | N
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     """Compare the protocols of two reports, the most alarming difference first. Exit: 3 where one alarms."""
-    from tracer.difference import as_json, as_text, compare, read
+    from tracer.difference import as_json, as_text, compare, read_both
 
-    ours, theirs = read(a), read(b)
+    ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
     click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
+def report(source: Path, output: Path | None) -> None:
+    """A run as one self-contained HTML file with plots, or as Markdown."""
+    from tracer.publish import publish
+
+    publish(source, output)
 
 
 @main.command()

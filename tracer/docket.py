@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from tracer.books import Books, Event
@@ -18,11 +17,12 @@ from tracer.verdict import Finding, Tally, Verdict
 from tracer.windows import Windows
 
 _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
+_MOST_SINGLE_LOOKUPS = 64  # a batch is cheaper from about here on
 _LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
 
 
 class Docket:
-    """hear() for every event of a new protocol, work() once a second and at the end."""
+    """hear() for every event of a new protocol, work() as soon as one of them is not well (pressing), at every tick(), and at the end."""
 
     def __init__(
         self,
@@ -33,17 +33,19 @@ class Docket:
         invariants: Mapping[str, Invariant],
         checked: Container[str],
         scene: Scene | None = None,
-        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
         self.rulings = Rulings(self.encoding, invariants, checked)
-        self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule, clock)
-        self._books, self._symbols, self._scene, self._losses = books, symbols, scene, (0, 0)
+        self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
+        self.pressing = False
+        self._books, self._symbols, self._scene = books, symbols, scene
+        self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
         key, seen = self.windows.sighting(raw)
         wrong = [f"{name}: {ruling.reason}" for name, ruling in self.rulings.rule(key).items() if ruling.verdict in _WRONG]
+        self.pressing |= bool(wrong)
         trail = self.trails.of_window(event, key, seen, f"this window broke {'; '.join(wrong)}") if wrong else Trail()
         vma = {**ranges(event.a, seen), **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {})}
         if self._scene and wrong and event.a:
@@ -61,13 +63,21 @@ class Docket:
         )
         self.rulings.sighted(key, sighting)
 
-    def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float) -> list[Finding]:
-        """Count the table into the tally; the findings that are new. Losses since the time before the last make what is new doubtful:
-        a window may have lost a step in one second and be counted in the next."""
+    def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float, *, whole: bool = True) -> list[Finding]:
+        """Count the table into the tally, or (not whole) only what is not well in it; the findings that are new.
+
+        Losses since the tick before the last make what is new doubtful: a window may have lost a step in one second and be counted in
+        the next. What holds is as good an hour later, so a tick leaves it alone; what has lost its event is in the whole table only."""
         losses = sum(counters[name] for name in _LOSSES) + missed
-        self.rulings.update(self.windows.rows(), lossy=losses > self._losses[0])
-        self._losses = (self._losses[1], losses)
+        whole |= counters["EVIDENCE_LOST"] != self._evidence_lost or len(self.rulings.wrong) > _MOST_SINGLE_LOOKUPS
+        rows = self.windows.rows() if whole else self.windows.rows_of(self.rulings.wrong)
+        self.rulings.update(rows, lossy=losses > self._losses[0])
+        self._evidence_lost, self._last_losses, self.pressing = counters["EVIDENCE_LOST"], losses, False
         return self.rulings.report(tally, wall)
+
+    def tick(self) -> None:
+        """A second has passed since the tick before."""
+        self._losses = (self._losses[1], self._last_losses)
 
 
 def _addresses(mm: int, seen: Any) -> dict[str, int]:

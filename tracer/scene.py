@@ -9,6 +9,8 @@ from tracer.bpf import Runnable, Table
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
 
+ENUM = "pageflags"
+"""What a scene names by the kernel's own words."""
 VM_LETTERS = "rd wr ex sh mr mw me ms gd um pf - uw lo io sr rr dc de lf ac nr ht sf ar wf dd sd mm hg nh mg".split()
 """A pair of letters per bit of vm_flags, as /proc/PID/smaps has them (fs/proc/task_mmu.c, show_smap_vma_flags())."""
 _MOVABLE, _ANON = 2, 1  # PAGE_MAPPING_FLAGS; both: KSM
@@ -26,7 +28,7 @@ class Scene:
 
     def __init__(self, maps: Mapping[str, Table], look: Runnable | None, layouts: Layouts, kernel: Kernel) -> None:
         self._look, self._table, self._layout = look, maps.get("scene"), layouts.structs["scene"]
-        bits = {value: name for name, value in reversed(kernel.types.enumerators("pageflags").items()) if name.startswith("PG_")}
+        bits = {value: name for name, value in reversed(kernel.enumerators(ENUM).items()) if name.startswith("PG_")}
         self._bits = {bit: name.removeprefix("PG_") for bit, name in sorted(bits.items()) if bit < 32}
 
     @property

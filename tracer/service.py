@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
+from tracer.current import Current
 from tracer.errors import RmapdError
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
@@ -21,19 +23,9 @@ from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Server, application
+from tracer.web import Application, Server
 
 log = logging.getLogger("rmapd")
-
-
-class Current:
-    """The snapshot that the HTTP threads read; one reference, replaced whole. None until the gate is open."""
-
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-
-    def __call__(self) -> Snapshot | None:
-        return self.snapshot
 
 
 @dataclass(frozen=True)
@@ -50,32 +42,42 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
     with (
-        Server(config.address, application(current)) as server,
-        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
+        otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
+        Server(config.address, Application(current)) as server,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
         Session(config, kernel) as session,
     ):
 
         def look(*, ended: bool = False) -> Snapshot:
-            return reaction.react(session.judge.tally, session.judge.new_findings, session.snapshot(), ended=ended)
+            now = session.snapshot()  # first: it may find something new
+            return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
         where = f"http://{config.address[0]}:{server.port}"
-        current.snapshot = look()
-        _announce(session, current.snapshot, where)
-        supervisor.ready(_in_a_line(current.snapshot))
+        if config.drop_privileges:
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
+        session.wake_by(current.asked)
+        latest = look()
+        _announce(session, latest, where)
+        supervisor.ready(_in_a_line(latest))
         end = time.monotonic() + duration if duration is not None else math.inf
-        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
+        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
             while not asked.stop.asked and time.monotonic() < end:
-                if session.step() or session.judge.new_findings:
-                    before, current.snapshot = current.snapshot, look()
-                    show(current.snapshot, before)
-                    supervisor.alive(_in_a_line(current.snapshot))
+                ticked = session.step()
+                if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
+                    before, latest = latest, look()
+                    if show:
+                        show(latest, before)
+                if ticked:
+                    reaction.keep(session.judge.tally)
+                    supervisor.alive(_in_a_line(latest))
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
-                    supervisor.ready(_in_a_line(current.snapshot))
+                    supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()
-        current.snapshot = look(ended=True)
+        look(ended=True)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -95,10 +97,6 @@ def _in_a_line(s: Snapshot) -> str:
     covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
     found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
     return f"gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}"
-
-
-def _no_status(_now: Snapshot, _before: Snapshot) -> None:
-    """Without a terminal the log lines are all there is."""
 
 
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:

@@ -9,7 +9,7 @@ from tracer.histogram import Histogram
 from tracer.invariant import Coverage, Invariant
 from tracer.plan import Planned
 from tracer.program import RunStatistics
-from tracer.rulings import Ruled
+from tracer.rulings import Nested, Ruled
 from tracer.verdict import Tally, Verdict, Violation
 
 
@@ -46,12 +46,14 @@ class Snapshot:
     lock_waits: Mapping[str, Histogram] = field(default_factory=dict)
     lock_holds: Mapping[str, Histogram] = field(default_factory=dict)
     protocols: tuple[Ruled, ...] = ()
+    lock_graph: tuple[Nested, ...] = ()
     unreadable: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
     outstanding: int = 0
     oldest_entry_seconds: float = 0.0
     oracle: Mapping[str, int] = field(default_factory=dict)
     oracle_reason: str = ""
+    otlp: Mapping[str, int] = field(default_factory=dict)
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
     taken_seconds: float = 0.0

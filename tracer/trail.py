@@ -7,7 +7,7 @@ touched its address space, VMA, folio, anon root or mapping from the first walk 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tracer.answer import Answer
@@ -23,7 +23,6 @@ from tracer.windows import Flight, Recorded, Windows
 _MOST_CHANGES, _MOST_WALKS = 24, 8
 _WALKS = ("rmap_walk_anon", "rmap_walk_file", "rmap_walk_ksm")
 _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
-_STALE_NS = 200_000_000  # one reading of the recorder serves what comes in a burst
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,6 @@ def entry_of(row: Row, answers: Iterable[Answer], visited: bool | None, locks: C
     return Entry(since_ns, row.tid, mms, [*places, *ranges, (row.addr, row.addr + 1)], folios, locks, brought, visited)
 
 
-@dataclass
-class _Reading:
-    """The recorder as it was read, with the protocols that its rows name."""
-
-    at_ns: int = -1
-    recorded: Recorded = field(default_factory=lambda: Recorded([], 0, 0))
-    born: Mapping[int, bytes] = field(default_factory=dict)
-
-
 class Trails:
     """Reads the recorder when there is something to explain. rule: how a protocol is ruled on, by invariant."""
 
@@ -94,44 +84,38 @@ class Trails:
         symbols: Symbols,
         encoding: Encoding,
         rule: Callable[[bytes], Mapping[str, Ruling]],
-        clock: Callable[[], int],
     ) -> None:
-        self._windows, self._books, self._symbols, self._encoding = windows, books, symbols, encoding
-        self._rule, self._clock, self._reading = rule, clock, _Reading()
-
-    def _read(self, until_ns: int) -> _Reading:
-        if until_ns > self._reading.at_ns or self._clock() - self._reading.at_ns > _STALE_NS:
-            self._reading = _Reading(self._clock(), self._windows.recorded(), self._windows.born())
-        return self._reading
+        self._windows, self._books, self._symbols, self._encoding, self._rule = windows, books, symbols, encoding, rule
 
     def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
         """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
-        reading, around = self._read(event.time_ns), {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
+        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
+        recorded, born = self._windows.recorded(around, {event.tid}), self._windows.born()
         before, own = list[Flight](), None
-        for flight in reading.recorded.flights:
-            if (flight.row.tid, flight.row.start_ns, reading.born.get(flight.row.protocol)) == (event.tid, event.start_ns, key):
+        for flight in recorded.flights:
+            if (flight.row.tid, flight.row.start_ns, born.get(flight.row.protocol)) == (event.tid, event.start_ns, key):
                 own = flight
-            elif flight.row.end_ns <= event.time_ns and (flight.concerns & around or flight.row.tid == event.tid):
+            elif flight.row.end_ns <= event.time_ns:
                 before.append(flight)
-        steps = [self._step(flight, reading.born) for flight in before[-(_MOST_CHANGES + _MOST_WALKS - 1) :]]
-        last = self._step(own, reading.born) if own else self._step_of(event, key, seen)
-        note = _reach(reading.recorded, event.time_ns, max(0, before[0].row.end_ns if before else 0))
+        steps = [self._step(flight, born) for flight in before[-(_MOST_CHANGES + _MOST_WALKS - 1) :]]
+        last = self._step(own, born) if own else self._step_of(event, key, seen)
+        note = _reach(recorded, event.time_ns, before[0].row.end_ns if before else 0)
         return Trail((*steps, last | {"marked": True, "why": why}), note)
 
     def of_entry(self, entry: Entry, now_ns: int) -> Trail:
         """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
-        reading = self._read(now_ns)
-        found = [f for f in reading.recorded.flights if entry.since_ns <= f.row.end_ns and f.row.start_ns <= now_ns and entry.concerns(f)]
+        recorded, born = self._windows.recorded({*entry.mms, *entry.folios, *entry.locks} - {0}, {entry.tid}), self._windows.born()
+        found = [f for f in recorded.flights if entry.since_ns <= f.row.end_ns and f.row.start_ns <= now_ns and entry.concerns(f)]
         changes = [flight for flight in found if flight.window not in _WALKS]
         walks = [flight for flight in found if flight.window in _WALKS]
         changes = sorted(changes, key=lambda flight: (entry.overlaps(flight), flight.row.end_ns))[-_MOST_CHANGES:]
         walks = sorted(walks, key=lambda flight: (flight.row.folio in entry.folios, flight.row.end_ns))[-_MOST_WALKS:]
         kept = sorted(changes + walks, key=lambda flight: flight.row.end_ns)
-        culprit, why = self._point_at(kept, entry, reading.born)
-        steps = [self._step(f, reading.born) | ({"marked": True, "why": why} if f is culprit else {}) for f in kept]
+        culprit, why = self._point_at(kept, entry, born)
+        steps = [self._step(f, born) | ({"marked": True, "why": why} if f is culprit else {}) for f in kept]
         left_out = len(found) - len(kept)
-        note = [_reach(reading.recorded, now_ns, entry.since_ns), f"{left_out} more windows are left out." if left_out else ""]
-        note.append("" if culprit else _without(entry, reading.recorded, bool(changes)))
+        note = [_reach(recorded, now_ns, entry.since_ns), f"{left_out} more windows are left out." if left_out else ""]
+        note.append("" if culprit else _without(entry, recorded, bool(changes)))
         return Trail(tuple(steps), " ".join(filter(None, note)))
 
     def _point_at(self, flights: Sequence[Flight], entry: Entry, born: Mapping[int, bytes]) -> tuple[Flight | None, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from tracer.bpf import Table
 from tracer.histogram import Histogram
 from tracer.layout import Books as Layouts
+
+_CONCERNS = ("mm", "vma", "anon", "i_mmap", "folio")
+"""What ties windows together: the address space, the VMA, the locks, the folio."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,6 @@ class Flight:
 
     window: str
     row: Any
-
-    @property
-    def concerns(self) -> set[int]:
-        """What ties windows together: the address space, the VMA, the locks, the folio."""
-        r = self.row
-        return {r.mm, r.vma, r.anon, r.i_mmap, r.folio} - {0}
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,17 @@ class Windows:
         self.classes = tuple(name.removeprefix("CLASS_") for name in layouts.enums["lock_class"] if name.startswith("CLASS_"))
         self.there = "protocols" in maps
         self._row, self._key = layouts.structs["protocol_row"], layouts.structs["protocol_key"]
+        self._count = self._row.place("count")
 
     def rows(self) -> dict[bytes, int]:
         """Windows counted so far, by protocol key."""
-        return {key: self._row.unpack(raw).count for key, raw in self._maps["protocols"].items()} if self.there else {}
+        unpack = self._row.code.unpack
+        return {key: unpack(raw)[self._count] for key, raw in self._maps["protocols"].items()} if self.there else {}
+
+    def rows_of(self, keys: Iterable[bytes]) -> dict[bytes, int]:
+        """The same of some protocols only."""
+        table, unpack = self._maps.get("protocols"), self._row.code.unpack
+        return {key: unpack(raw)[self._count] for key in keys if table and (raw := table.lookup(key))}
 
     def born(self) -> dict[int, bytes]:
         """Protocol keys by the time they were first seen, which is their name in the flight recorder."""
@@ -57,7 +61,7 @@ class Windows:
     def _histograms(self, book: str, names: tuple[str, ...]) -> dict[str, Histogram]:
         if book not in self._maps:
             return dict.fromkeys(names, Histogram())
-        return {name: Histogram.add_up(self._maps[book].per_cpu(struct.pack("<I", number))) for number, name in enumerate(names)}
+        return dict(zip(names, map(Histogram.add_up, self._maps[book].rows(len(names))), strict=True))
 
     def times(self) -> dict[str, Histogram]:
         """Durations by function; their count is the number of windows (a dup_mmap() is one, however many pieces it had)."""
@@ -76,17 +80,19 @@ class Windows:
         at, seen = self._layouts.structs["event"].size, self._layouts.structs["sighting"]
         return raw[at + seen.size : at + seen.size + self._key.size], seen.unpack(raw[at:])
 
-    def recorded(self) -> Recorded:
-        """All that the recorder still holds. Read only when there is something to explain."""
-        found, ends = list[Flight](), defaultdict[tuple[bool, int], list[int]](list)
+    def recorded(self, around: Collection[int] = (), tids: Collection[int] = ()) -> Recorded:
+        """What the recorder still holds: all, or what shares an address with `around` or is of one of these tasks. Read only when there is
+        something to explain."""
+        found, ends, addresses, tasks = list[Flight](), defaultdict[tuple[bool, int], list[int]](list), set(around), set(tids)
         if not self.there:
             return Recorded(found, 0, 0)
         table, layout = self._maps["flights"], self._layouts.structs["flight"]
-        for number in range(table.max_entries):
-            for cpu, raw in enumerate(table.per_cpu(struct.pack("<I", number))):
-                row = layout.unpack(raw)
-                ends[number >= table.max_entries // 2, cpu].append(row.end_ns)
-                if row.end_ns:
+        end, tid, concerns = layout.place("end_ns"), layout.place("tid"), itemgetter(*map(layout.place, _CONCERNS))
+        for number, raw in enumerate(table.rows(table.max_entries)):
+            for cpu, values in enumerate(layout.code.iter_unpack(raw)):
+                ends[number >= table.max_entries // 2, cpu].append(values[end])
+                if values[end] and (not (addresses or tasks) or values[tid] in tasks or not addresses.isdisjoint(concerns(values))):
+                    row = layout.named(values)
                     found.append(Flight(self.names[row.window], row))
         full = [(walks, min(each)) for (walks, _), each in ends.items() if 0 not in each]
         since = [max((oldest for walks, oldest in full if walks is kind), default=0) for kind in (False, True)]

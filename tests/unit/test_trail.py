@@ -27,7 +27,7 @@ MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 def trails(b: Box, rules: bool = True) -> Trails:
     books, kernel = Books(b.native.maps, LAYOUTS), synthetic_kernel()
     docket = Docket(b.windows, books, LAYOUTS, Symbols(kernel), discover(), set(discover()))
-    return Trails(b.windows, books, Symbols(kernel), ENCODING, docket.rulings.rule if rules else lambda _key: {}, lambda: b.now)
+    return Trails(b.windows, books, Symbols(kernel), ENCODING, docket.rulings.rule if rules else lambda _key: {})
 
 
 def entry(b: Box, vma: Vma, since: int, **changes: Any) -> Entry:
