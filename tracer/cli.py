@@ -85,6 +85,7 @@ def main() -> None:
 @main.command()
 @_config
 @click.option("--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743).")
+@click.option("--web-config", metavar="FILE", help="TLS and users of that port, as Prometheus's exporters take them (docs/ACCESS.md).")
 @click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time.")
 @_fidelity
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
@@ -93,6 +94,7 @@ def main() -> None:
 def run(
     config: Path | None,
     listen: str | None,
+    web_config: str | None,
     duration: float | None,
     fidelity: str | None,
     strict: bool | None,
@@ -100,7 +102,7 @@ def run(
     store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
-    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict, store=store)
+    read = partial(_load, config, require, listen=listen, web_config=web_config, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
     from tracer.service import Asked, serve
@@ -172,6 +174,10 @@ def check_config(config: Path | None, example: bool) -> None:
         click.echo(configuration.example(), nl=False)
         return
     settings = _load(config, None)
+    if settings.web_config:
+        from tracer.web import Access
+
+        Access(Path(settings.web_config))
     click.echo(configuration.in_force(settings), nl=False)
 
 
@@ -207,12 +213,17 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
 @main.command()
 @click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@_config
+@click.option("--store", metavar="FILE", help=f"What rmapd run kept, with its last run (default {configuration.STORE}).")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
-def report(source: Path, output: Path | None) -> None:
-    """A run as one self-contained HTML file with plots, or as Markdown."""
+def report(source: Path | None, config: Path | None, store: str | None, output: Path | None) -> None:
+    """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
     from tracer.publish import publish
+    from tracer.reported import of_report, of_store
 
-    publish(source, output)
+    if source and store:
+        raise RmapdError("cannot report on two things", why="there are --from and --store", hint="one of them")
+    publish(lambda: of_report(source) if source else of_store(Path(_load(config, None, store=store).store or configuration.STORE)), output)
 
 
 @main.command()

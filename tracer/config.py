@@ -53,7 +53,8 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
-    listen: Annotated[str, _says("address and port of /metrics, /-/healthy, /-/ready and the landing page")] = "127.0.0.1:9743"
+    listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = "127.0.0.1:9743"
+    web_config: Annotated[str, _says("file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody")] = ""
     fidelity: Annotated[str, _says("`migration`: the ledger and the oracle alone; `full`, `owner`, `auto`: also mmap_lock")] = "auto"
     require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
     strict: Annotated[bool, _says("any invariant that is checked less than in full is fatal, exit 4")] = False

@@ -1,4 +1,4 @@
-"""The last minutes, bounded: what rates are made of. Immutable points, replaced whole, so that HTTP threads may read them at any time."""
+"""The last ten minutes: what rates are made of. Immutable points, replaced whole, so that HTTP threads may read them at any time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from tracer.verdict import Verdict
 
 STEP_SECONDS = 2.0
 KEPT_SECONDS = 600.0
-_KEPT = int(KEPT_SECONDS / STEP_SECONDS) + 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Point:
 
 
 def longer(points: tuple[Point, ...], snapshot: Snapshot) -> tuple[Point, ...]:
-    """The points with this snapshot's, if the last one is old enough."""
-    if points and snapshot.running_seconds - points[-1].seconds < STEP_SECONDS:
+    """The points with this snapshot's, if the last one is old enough, without those that are too old."""
+    now = snapshot.running_seconds
+    if points and now - points[-1].seconds < STEP_SECONDS:
         return points
-    return (*points[1 - _KEPT :], Point.of(snapshot))
+    return (*(point for point in points if now - point.seconds <= KEPT_SECONDS), Point.of(snapshot))

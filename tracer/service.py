@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
@@ -23,7 +24,7 @@ from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Application, Server
+from tracer.web import Access, Application, Server
 
 log = logging.getLogger("rmapd")
 
@@ -41,10 +42,13 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    access = Access(Path(config.web_config) if config.web_config else None)
+    for concern in access.concerns(config.address[0]):
+        log.warning("%s", concern)
     with (
         privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
-        Server(config.address, Application(current)) as server,
+        Server(config.address, Application(current), access) as server,
         contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
         Session(config, kernel) as session,
     ):
@@ -53,7 +57,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             now = session.snapshot()  # first: it may find something new
             return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
-        where = f"http://{config.address[0]}:{server.port}"
+        where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
         if config.drop_privileges:
             log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
         session.wake_by(current.asked)
@@ -74,6 +78,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
+                    access.reread()
                     supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()

@@ -99,7 +99,7 @@ def quiet(s: Snapshot) -> Snapshot:
 
 def current(seconds: float = 4000.0, minutes: float = 10.0) -> Current:
     """With its history."""
-    made = Current()
+    made = Current(lambda: 0.0)
     at = seconds - minutes * 60
     while at <= seconds:
         made.put(snapshot(at))

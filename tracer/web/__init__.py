@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tracer.web.access import Access
 from tracer.web.application import Application, Source
 from tracer.web.message import Answer, Ask
 from tracer.web.server import Server
 
-__all__ = ["Answer", "Application", "Ask", "Server", "Source"]
+__all__ = ["Access", "Answer", "Application", "Ask", "Server", "Source"]

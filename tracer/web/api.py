@@ -79,7 +79,7 @@ def index(s: Snapshot) -> dict[str, Any]:
 
 
 def rates(points: Sequence[Point]) -> Mapping[str, Any]:
-    """Counts every two seconds over the last ten minutes, in columns; a rate is the difference of two by that of their times."""
+    """Counts over the last ten minutes, every two to ten seconds, in columns; a rate is the difference of two by that of their times."""
     return {
         "seconds": [round(p.seconds, 3) for p in points],
         "checks": {name: [p.checks[name] for p in points] for name in (points[-1].checks if points else ())},

@@ -7,11 +7,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tracer.history import KEPT_SECONDS, STEP_SECONDS, Point
+from tracer.history import KEPT_SECONDS, Point
 
 WIDTH, HEIGHT = 600, 100
 _MARGIN = 4
-_GAP = 4 * STEP_SECONDS
+_GAP_SECONDS = 30.0
+"""Nobody asking, there is a point every ten seconds: what is longer is a judge that stood still."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _pieces(values: Sequence[tuple[float, float]], now: float, top: float) -> li
     pieces: list[list[str]] = []
     before = -math.inf
     for when, value in values:
-        if when - before > _GAP:
+        if when - before > _GAP_SECONDS:
             pieces.append([])
         x = WIDTH * (1 - (now - when) / KEPT_SECONDS)
         y = HEIGHT - _MARGIN - (HEIGHT - 2 * _MARGIN) * value / top

@@ -9,6 +9,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
+from typing import Any
 
 import h11
 
@@ -51,6 +52,11 @@ class Connection:
         self._transport = transport
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
 
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """The client's, where it showed one that was verified."""
+        return self._transport.get_extra_info("peercert") if self._transport else None
+
     async def finish(self) -> None:
         """Close once all is sent."""
         self._writer.close()
@@ -73,7 +79,7 @@ class Connection:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     ask = await self._ask()
             except h11.RemoteProtocolError as error:
-                await self._refuse(Answer.say(error.error_status_hint, f"this is not a request: {error}"))
+                await self._refuse(Answer.say(error.error_status_hint, f"not a request that is answered here: {error}"))
                 return
             await self._send(await answer(ask), last=number == MOST_REQUESTS - 1)
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -104,8 +110,11 @@ class Connection:
         first = await self._event()
         if not isinstance(first, h11.Request):
             raise Gone
-        if isinstance(await self._event(), h11.Data):
-            raise h11.RemoteProtocolError("a body", error_status_hint=413)
+        if first.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("neither HTTP/1.0 nor HTTP/1.1", error_status_hint=505)
+        names = {name for name, _ in first.headers}
+        if b"transfer-encoding" in names or isinstance(await self._event(), h11.Data):
+            raise h11.RemoteProtocolError("with a body", error_status_hint=413)
         self._bodiless = first.method == b"HEAD"
         path, _, query = first.target.decode("ascii", "replace").partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in first.headers}
@@ -124,10 +133,10 @@ class Connection:
 
     async def _send(self, answer: Answer, *, last: bool) -> None:
         """In pieces, so that little is held for a client that reads slowly, and not for long."""
-        headers = {**SECURE, "Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Date": formatdate(usegmt=True)}
+        headers = {name: value for name, value in (SECURE | answer.headers).items() if value}
+        headers |= {"Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Date": formatdate(usegmt=True)}
         if last:
             headers["Connection"] = "close"
-        headers |= answer.headers
         head = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=answer.reason.encode())
         body = memoryview(b"" if self._bodiless else answer.body)
         pieces = (h11.Data(data=bytes(body[at : at + _PIECE])) for at in range(0, len(body), _PIECE))

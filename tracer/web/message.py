@@ -15,7 +15,7 @@ JSON = "application/json"
 _MOST_FIELDS = 20
 _WORTH_PACKING = 1024
 
-SECURE = {
+SECURE: dict[str, str] = {
     "Content-Security-Policy": (
         "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
@@ -56,7 +56,7 @@ class Answer:
     status: int
     body: bytes
     kind: str = TEXT
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def say(cls, status: int, text: str, **headers: str) -> Answer:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
+import re
 import socket
 import threading
+from dataclasses import replace
 from types import TracebackType
 
 from tracer.errors import RmapdError
+from tracer.web.access import Access, is_loopback
 from tracer.web.budget import Budget
 from tracer.web.connection import Connection, Gone
-from tracer.web.message import Answer, Answering, Ask
+from tracer.web.login import Entry, Logins
+from tracer.web.message import SECURE, Answer, Answering, Ask
+from tracer.web.rules import Rules
+from tracer.web.tls import may_enter
 
 log = logging.getLogger("rmapd")
 
 MOST_CONNECTIONS = 64
 _BACKLOG = 128
+_ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
 _ENDS = (Gone, TimeoutError, OSError, EOFError)
 """How a conversation ends that was not simply over: not worth a line in the log."""
 
@@ -43,8 +51,9 @@ def listening(address: tuple[str, int]) -> socket.socket:
 class Server:
     """Bound on construction, so that a busy port is an error before anything is attached; serves while the context is open."""
 
-    def __init__(self, address: tuple[str, int], application: Answering) -> None:
-        self._application = application
+    def __init__(self, address: tuple[str, int], application: Answering, access: Access | None = None) -> None:
+        self._application, self._host = application, address[0]
+        self.access = access or Access(None)
         self._socket = listening(address)
         self.port = int(self._socket.getsockname()[1])
         self._loop = asyncio.new_event_loop()
@@ -62,7 +71,7 @@ class Server:
 
     def _run(self) -> None:
         """The thread: all that is of the server happens here."""
-        self._budget = Budget()
+        self._budget, self._logins = Budget(), Logins()
         self._loop.set_exception_handler(lambda _, context: log.debug("http: %s", context.get("message")))
         with contextlib.closing(self._loop), self._socket:
             with contextlib.suppress(asyncio.CancelledError):
@@ -74,6 +83,7 @@ class Server:
         for talk in talks:
             talk.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
+        self._logins.close()
 
     async def _accept(self) -> None:
         while True:
@@ -99,7 +109,11 @@ class Server:
     async def _talk(self, connection: Connection) -> None:
         with contextlib.suppress(*_ENDS):
             try:
-                await connection.open()
+                self.access.refresh()
+                await connection.open(self.access.context)
+                named = self.access.rules.tls
+                if named and not may_enter(connection.certificate, named.client_allowed_sans):
+                    raise Gone
                 await connection.converse(self._answer)
                 await connection.finish()
             finally:
@@ -107,9 +121,36 @@ class Server:
 
     async def _answer(self, ask: Ask) -> Answer:
         await self._budget.wait()
+        self.access.refresh()
+        rules = self.access.rules
+        answer = await self._refusal(ask, rules) or self._apply(ask)
+        return replace(answer, headers={**SECURE, **answer.headers, **rules.headers})
+
+    async def _refusal(self, ask: Ask, rules: Rules) -> Answer | None:
+        """Why this request is not answered, if it is not."""
+        if not rules.asks_who and is_loopback(self._host) and not _by_address(ask.headers.get("host", "")):
+            return Answer.say(421, "ask by address or as localhost: any other name may be somebody else's, who points it here")
+        if not rules.users:
+            return None
+        entry = await self._logins.enter(rules.users, ask.headers.get("authorization", ""))
+        if entry is Entry.BUSY:
+            return Answer.say(429, "too many logins at once", Retry_After="2")
+        return None if entry is Entry.YES else Answer.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
+
+    def _apply(self, ask: Ask) -> Answer:
         try:
-            answer = self._application(ask)
+            return self._application(ask)
         except Exception:
-            log.exception("http: %s %s failed", ask.method, ask.path)
-            answer = Answer.say(500, "rmapd failed to answer this; its log says why")
-        return answer
+            log.exception("http: %s %s failed", ask.method, ask.path[:200])
+            return Answer.say(500, "rmapd failed to answer this; its log says why")
+
+
+def _by_address(host: str) -> bool:
+    """Whether a Host header is an address or localhost, and so no name that a page of somebody else had pointed at us (DNS rebinding)."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if name in ("", "localhost") or name.endswith(".localhost"):
+        return True
+    try:
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False
