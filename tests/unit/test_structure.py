@@ -24,7 +24,7 @@ FLOORS = [
     oracle loaded rulings difference html_report markdown_report scene trail aligned
     loader publish
     handover
-    snapshot
+    snapshot explain
     suspects calibrate metrics report points status history
     findings docket store journal ktap junit current
     judge reaction web
