@@ -13,7 +13,7 @@ from types import TracebackType
 
 import msgspec
 
-from tracer import calibrate, handover, program
+from tracer import calibrate, handover, program, scene
 from tracer.books import Books
 from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
@@ -24,6 +24,7 @@ from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.machine import machine
 from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
@@ -33,8 +34,8 @@ from tracer.windows import Windows
 
 _WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "oracle", "scene"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "scene", "mmap_lock", "vma", "rmap"}),
 }
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
@@ -78,7 +79,7 @@ class Session:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
         stems, sizes = _STEMS.get(self.fidelity), self.config.maps.sizes()
-        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, ENUMS)
+        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, (*ENUMS, scene.ENUM))
         attached = handover.attach(self.kernel, order)
         self.kernel.known_enums |= attached.enums
         self.loaded = self._stack.enter_context(attached.loaded)
@@ -93,9 +94,10 @@ class Session:
         checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = Symbols(self.kernel)
-        findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
+        seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
+        findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
             self.desk,
@@ -108,6 +110,7 @@ class Session:
             self._missed_orders,
             self._missed_visits,
         )
+        self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)
