@@ -9,8 +9,10 @@ from typing import Any
 
 import tracer
 from tracer import plots
+from tracer.aligned import aligned
+from tracer.beside import pair
 from tracer.drawing import duration
-from tracer.reported import Histogram, Reported, Run, Violation
+from tracer.reported import Histogram, Report, Reported, Run, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
 _MOST = 200
@@ -63,12 +65,12 @@ def _violations(reported: Reported) -> Iterator[str]:
     if not reported.violations:
         yield "\nNone."
     for v in reported.violations[:_MOST]:
-        yield from _violation(v)
+        yield from _violation(v, reported.report_of(v))
     if hidden := len(reported.violations[_MOST:]):
         yield f"\nAnd {hidden:,} signatures more: rmapd explain tells of each."
 
 
-def _violation(v: Violation) -> Iterator[str]:
+def _violation(v: Violation, report: Report) -> Iterator[str]:
     yield f"\n### {v.invariant} {v.verdict}: {_code(v.function + '()')} × {v.count:,}"
     yield f"\n{_text(v.summary)}"
     task = _code(f"{v.task.get('comm')}[{v.task.get('pid')}]") if v.task else "not known"
@@ -76,7 +78,8 @@ def _violation(v: Violation) -> Iterator[str]:
     if v.hours:
         yield "\nPer hour: " + ", ".join(f"{moment(hour)} {count:,}" for hour, count in sorted(v.hours.items()))
     if v.protocol:
-        yield from _fenced([v.protocol])
+        both = pair(v, report)
+        yield from _fenced([v.protocol, *(["", *aligned(both[0].protocol, both[1].protocol)] if both else [])])
     if v.stack:
         yield from _fenced(v.stack)
     if v.evidence:

@@ -111,7 +111,11 @@ def test_every_section_tells(page: str) -> None:
         "the recorder goes no further back",
     ):
         assert part in text, part
-    assert " ".join(SWAPPED.split()[-9:]) in text
+    assert SWAPPED.replace("]  ", "] ") in text
+    assert "The nearest that broke nothing, 900 windows of this run" in text
+    seen, legal = (re.findall(f'<mark class="{side}">(.*?)</mark>', page) for side in ("seen", "legal"))
+    assert {re.sub("<.*?>", "", step) for step in (*seen, *legal)} <= {"anon↓w", "i_mmap↓w"}
+    assert len(seen) == len(legal) == 1
     assert 'class="accused"' in page
 
 
@@ -144,6 +148,8 @@ def test_markdown_tells_the_same_and_no_cell_breaks_out(tmp_path: Path) -> None:
         "−2.5 ms",
         "**it took the locks in the other order**",
         "the recorder goes no further back",
+        "\nlegal  ",
+        " ^^^^^^^^",
     ):
         assert part in text, part
     tokens = [token for block in MarkdownIt("commonmark").enable("table").parse(text) for token in (block, *(block.children or ()))]
@@ -173,6 +179,14 @@ def test_a_trail_without_a_mark_accuses_the_window_of_the_protocol(tmp_path: Pat
     assert html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 1
     order["trail"].reverse()
     assert html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 0
+
+
+def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
+    strange = unlucky()
+    next(one for one in strange["violations"] if one["protocol"])["protocol"] = "vma_expand[of the future]  anon⇓"
+    text = Page(html_report.render(of_report(written(tmp_path / "r.json", strange)))).text
+    assert "anon⇓" in text
+    assert "broke nothing" not in text
 
 
 def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
@@ -232,7 +246,7 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
     (tmp_path / "none").write_bytes(b"nothing of the kind" * 999)
     Store(tmp_path / "young", "6.1", 64 << 20, 90, must=True).close()
     with sqlite3.connect(kept) as database:
-        database.execute("UPDATE signature SET evidence = '{\"id\": 7}'")
+        database.execute("UPDATE evidence SET evidence = '{\"id\": 7}'")
     database.close()
     for name, said in (
         ("gone", "there is no store"),

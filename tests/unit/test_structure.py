@@ -21,10 +21,10 @@ FLOORS = [
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary
-    oracle loaded rulings difference html_report markdown_report scene trail aligned
-    loader publish
-    handover
-    snapshot explain
+    oracle loaded rulings difference scene trail aligned
+    loader beside
+    handover html_report markdown_report
+    snapshot explain publish
     suspects calibrate metrics report points status history
     findings docket store journal ktap junit current
     judge reaction web
