@@ -15,7 +15,7 @@ from types import TracebackType
 
 import msgspec
 
-from tracer import calibrate, handover, program
+from tracer import calibrate, handover, program, scene
 from tracer.books import Books
 from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
@@ -26,6 +26,7 @@ from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.machine import machine
 from tracer.oracle import Oracle
 from tracer.plan import State
 from tracer.snapshot import Snapshot, checks
@@ -38,8 +39,8 @@ from tracer.windows import Windows
 log = logging.getLogger("rmapd")
 _WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "oracle", "scene"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "scene", "mmap_lock", "vma", "rmap"}),
 }
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
@@ -84,7 +85,7 @@ class Session:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
         stems, sizes = _STEMS.get(self.fidelity), self.config.maps.sizes()
-        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, ENUMS)
+        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, (*ENUMS, scene.ENUM))
         attached = handover.attach(self.kernel, order)
         self.kernel.known_enums |= attached.enums
         self.loaded = self._stack.enter_context(attached.loaded)
@@ -97,9 +98,10 @@ class Session:
         self._checked: set[str] = set()
         self._cover()
         symbols = Symbols(self.kernel)
-        findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked)
+        seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked, seen)
+        findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
             self.desk,
@@ -112,6 +114,7 @@ class Session:
             self._missed_orders,
             self._missed_visits,
         )
+        self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)

@@ -191,6 +191,20 @@ def test_a_file_that_is_removed_is_made_again(path: Path, clock: Clock) -> None:
     assert counts(path) == {finding().signature: 8}
 
 
+def test_a_row_that_somebody_deleted_is_put_again(path: Path, clock: Clock) -> None:
+    one, tally = store(path, clock), Tally()
+    for n in range(6):
+        tally.record(finding(n % 3), clock.now)
+        one.keep(tally.violations.values(), tally.rest)
+    with sqlite3.connect(path) as other:
+        other.execute("DELETE FROM signature WHERE signature = ?", (finding(1).signature,))
+    other.close()
+    for n in range(3):
+        tally.record(finding(n), clock.now)
+    one.keep(tally.violations.values(), tally.rest)
+    assert counts(path) == {finding(0).signature: 3, finding(1).signature: 1, finding(2).signature: 3}
+
+
 def test_who_locks_the_store_delays_it_only(path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 1)
     other = sqlite3.connect(path, isolation_level=None)
