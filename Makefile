@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-venv gcc libc6-dev libcap2-bin
 LIVE_APT := prometheus
-VM_APT := qemu-system-x86 kmod make linux-headers-amd64 stress-ng
+VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor

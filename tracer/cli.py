@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, explain, check-config."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, report, explain, check-config."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _FAIL_ON = ("violated", "suspect", "never")
 _config = click.option("--config", type=click.Path(path_type=Path), envvar="RMAPD_CONFIG", help="TOML configuration.")
 _fidelity = click.option("--fidelity", type=click.Choice(configuration.FIDELITIES), help="How much to probe.")
 _require = click.option("--require", help="Invariants that must be checkable, e.g. M1,L2; else exit 4.")
+_store = click.option("--store", metavar="FILE", help=f"Where what is found is kept (default {configuration.STORE}; '': nowhere).")
 
 
 class Commands(click.Group):
@@ -85,11 +86,18 @@ def main() -> None:
 @_fidelity
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
 @_require
+@_store
 def run(
-    config: Path | None, listen: str | None, duration: float | None, fidelity: str | None, strict: bool | None, require: str | None
+    config: Path | None,
+    listen: str | None,
+    duration: float | None,
+    fidelity: str | None,
+    strict: bool | None,
+    require: str | None,
+    store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
-    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict)
+    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
     from tracer.service import Asked, serve
@@ -105,6 +113,7 @@ def run(
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_config
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the report as JSON.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write JUnit XML, a test per invariant.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
 @click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
 @_fidelity
@@ -115,6 +124,7 @@ def exec_(
     ctx: click.Context,
     config: Path | None,
     report: Path | None,
+    junit: Path | None,
     form: str,
     fail_on: str,
     fidelity: str | None,
@@ -127,7 +137,7 @@ def exec_(
     from tracer.execute import execute
 
     with only_one(Path(settings.lock_file)):
-        ctx.exit(execute(settings, command, report, form, fail_on))
+        ctx.exit(execute(settings, command, report, form, fail_on, junit))
 
 
 @main.command()
@@ -179,12 +189,22 @@ def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | N
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     """Compare the protocols of two reports, the most alarming difference first. Exit: 3 where one alarms."""
-    from tracer.difference import as_json, as_text, compare, read
+    from tracer.difference import as_json, as_text, compare, read_both
 
-    ours, theirs = read(a), read(b)
+    ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
     click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
+def report(source: Path, output: Path | None) -> None:
+    """A run as one self-contained HTML file with plots, or as Markdown."""
+    from tracer.publish import publish
+
+    publish(source, output)
 
 
 @main.command()

@@ -15,6 +15,7 @@ from tracer.errors import RmapdError
 
 CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds")
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
+STORE = "/var/lib/rmapd/rmapd.db"
 FIDELITIES = ("auto", "full", "owner", "migration")
 
 
@@ -63,6 +64,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
     lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
+    store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
+    store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
+    store_days: Annotated[float, _says("how long a signature that is not met again is kept, and a run")] = 90.0
     maps: Maps = Maps()
 
     @property
@@ -166,9 +170,11 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
-    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 0.0)):
+    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 0.0), ("store_days", 0.04)):
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
+    if not 1 << 18 <= config.store_bytes <= 1 << 40:
+        raise wrong("store_bytes", f"{config.store_bytes} is not between {1 << 18} and {1 << 40}", str(64 << 20))
     for name in Maps.__struct_fields__:
         value = getattr(config.maps, name)
         if not 1 <= value <= 1 << 24:

@@ -120,6 +120,12 @@ def read(path: Path) -> Run:
         raise RmapdError(f"{path} is no report of rmapd", why=f"{type(error).__name__}: {error}", hint=hint) from error
 
 
+def read_both(a: Path, b: Path) -> tuple[Run, Run]:
+    """Two reports under names that tell them apart: those of the files, or their whole paths where those are the same."""
+    ours, theirs = read(a), read(b)
+    return (replace(ours, name=str(a)), replace(theirs, name=str(b))) if ours.name == theirs.name else (ours, theirs)
+
+
 def compare(a: Run, b: Run) -> list[Difference]:
     """All differences, the most alarming first, then by count."""
     found = [*_only(a, b), *_only(b, a), *_rates(a, b)]

@@ -165,7 +165,8 @@ class Judge:
         return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
 
     def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
-        """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it."""
+        """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it.
+        A visit at a place that it was moved to may have been of another mapping of the folio, which stood there before."""
         row, event = judged.row, judged.event
         left = self._left_by(row, answer) if row else []
         if row is None or not left:
@@ -176,7 +177,10 @@ class Judge:
         since = event.b if event else None
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
         found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
-        return True if True in found else None if None in found else False
+        moved = known.mm == answer.mm.mm and answer.addr != row.addr
+        if moved and known.visits:
+            return True
+        return None if None in found or (moved and True in found) else True in found
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import sys
@@ -16,9 +15,10 @@ from tracer.current import Current
 from tracer.errors import RmapdError
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
+from tracer.journal import Journal
 from tracer.notify import Supervisor
 from tracer.plan import State
-from tracer.report import violation_json
+from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
@@ -39,11 +39,19 @@ class Asked:
 def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    current, supervisor = Current(), Supervisor()
-    with Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
+    current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    with (
+        Server(config.address, application(current)) as server,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        Session(config, kernel) as session,
+    ):
+
+        def look(*, ended: bool = False) -> Snapshot:
+            return reaction.react(session.judge.tally, session.judge.new_findings, session.snapshot(), ended=ended)
+
         where = f"http://{config.address[0]}:{server.port}"
         session.wake_by(current.asked)
-        latest = current.put(session.snapshot())
+        latest = current.put(look())
         _announce(session, latest, where)
         supervisor.ready(_in_a_line(latest))
         end = time.monotonic() + duration if duration is not None else math.inf
@@ -51,8 +59,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             while not asked.stop.asked and time.monotonic() < end:
                 ticked = session.step()
                 if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
-                    before, latest = latest, current.put(session.snapshot())
-                    _report(session, latest)
+                    before, latest = latest, current.put(look())
                     if show:
                         show(latest, before)
                 if ticked:
@@ -63,7 +70,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                     supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()
-        _report(session, current.put(session.snapshot()))
+        current.put(look(ended=True))
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -94,14 +101,6 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, session.fidelity, where)
-
-
-def _report(session: Session, snapshot: Snapshot) -> None:
-    """A new signature is one JSON line on stdout, the same keys as in a report."""
-    for finding in session.judge.new_findings:
-        log.warning("%s %s: %s", finding.verdict, finding.invariant, finding.summary)
-        print(json.dumps(violation_json(snapshot.violations[finding.id])), flush=True)
-    session.judge.new_findings.clear()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
+from tracer.verdict import Verdict
 from tracer.windows import Windows
 
 _WINDOW_STEMS = ("vma", "locks", "rmap")
@@ -203,6 +204,15 @@ class Session:
         self.judge.close(max(1.0, self.config.settle_seconds))
         self._stopped = True
 
+    def totals(self) -> tuple[float, dict[str, int]]:
+        """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
+        self.judge.count_protocols()
+        counters = self.books.counters()
+        counted = checks(self.judge.tally, counters, {}, self._ruled)
+        totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
+        totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
+        return (self._clock() - self._started_ns) / 1e9, totals
+
     def snapshot(self) -> Snapshot:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
         self.judge.count_protocols()
@@ -228,6 +238,7 @@ class Session:
             lock_waits=self.windows.waits(),
             lock_holds=self.windows.holds(),
             protocols=tuple(self.docket.rulings.protocols()),
+            lock_graph=tuple(self.docket.rulings.lock_graph()),
             unreadable=self.docket.rulings.windows_unreadable,
             counters=counters,
             outstanding=outstanding,
@@ -238,4 +249,5 @@ class Session:
             peak_rss_bytes=usage.ru_maxrss * 1024,
             taken_seconds=time.time(),
             cpus=os.cpu_count() or 1,
+            rest=dict(self.judge.tally.rest),
         )

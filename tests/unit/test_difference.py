@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracer.difference import Difference, Grade, as_json, as_text, compare, read
+from tracer.difference import Difference, Grade, as_json, as_text, compare, read, read_both
 from tracer.errors import RmapdError
 from tracer.notation import parse
 
@@ -107,6 +107,16 @@ def test_both_forms_tell_all(tmp_path: Path) -> None:
     assert SHRUNK in as_text(a, b, found)
     (row,) = as_json(a, b, found)["differences"]
     assert (row["grade"], row["alarming"], row["protocol"], row["nearest"]) == ("unlocked", True, UNLOCKED, SHRUNK)
+
+
+def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """run 1 and run 2 both wrote r.json: 'only r.json' would say nothing."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    paths = report(tmp_path / "a/r.json", {SHRUNK: 5}), report(tmp_path / "b/r.json", {SHRUNK: 5, UNLOCKED: 1})
+    a, b = read_both(*paths)
+    assert [d.side for d in compare(a, b)] == [str(paths[1])]
+    assert [one.name for one in read_both(paths[0], report(tmp_path / "s.json", {SHRUNK: 1}))] == ["r.json", "s.json"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"kernel": 1}', "\x00", '{"hooks": {}, "protocols": [{"text": "x ? y("}]}'])

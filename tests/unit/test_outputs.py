@@ -206,7 +206,7 @@ def test_the_same_defect_is_one_violation_with_a_count() -> None:
     assert not tally.record(FINDING, 2.0, 3)
     other = type(FINDING)("M4", Verdict.SUSPECT, "f", "s", "t")
     assert not tally.record(other, 3.0)
-    assert tally.folded_away == 1
+    assert tally.rest.total() == 1
     (violation,) = tally.violations.values()
     assert (violation.count, violation.first_seen, violation.last_seen) == (4, 1.0, 2.0)
     assert tally.checks["M4", Verdict.SUSPECT] == 1
