@@ -13,7 +13,7 @@ import msgspec
 
 from tracer.errors import RmapdError
 
-CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds")
+CHANGEABLE = ("budget", "welcome_seconds", "settle_seconds", "patrol_seconds")
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 STORE = "/var/lib/rmapd/rmapd.db"
 FIDELITIES = ("auto", "full", "owner", "migration")
@@ -60,6 +60,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statistics: Annotated[
         bool, _says("the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)")
     ] = True
+    budget: Annotated[
+        float, _says("`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered")
+    ] = 0.01
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
@@ -170,6 +173,8 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
+    if not 0 < config.budget <= 1:
+        raise wrong("budget", f"{config.budget} is no share: above 0, and 1 at most", f"{Config().budget:g}")
     for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 0.0), ("store_days", 0.04)):
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")

@@ -7,7 +7,7 @@ import os
 import resource
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +19,9 @@ from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
 from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
+from tracer.fidelity import LEVELS, WINDOW_STEMS, Fidelity, stems
 from tracer.findings import ENUMS, Findings
+from tracer.governor import Governor, Pace
 from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
@@ -31,11 +33,6 @@ from tracer.symbols import Symbols
 from tracer.verdict import Verdict
 from tracer.windows import Windows
 
-_WINDOW_STEMS = ("vma", "locks", "rmap")
-_STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
-}
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 
@@ -56,7 +53,6 @@ class Session:
 
     def __init__(self, config: Config, kernel: Kernel, folders: Sequence[Path] = (), clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.config, self.kernel, self.invariants = config, kernel, discover()
-        self.fidelity = "full" if config.fidelity == "auto" else config.fidelity
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped = False
         self._stack = contextlib.ExitStack()
@@ -77,8 +73,9 @@ class Session:
     def _attach(self) -> None:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
-        stems, sizes = _STEMS.get(self.fidelity), self.config.maps.sizes()
-        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, ENUMS)
+        level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
+        sizes = self.config.maps.sizes()
+        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, ENUMS)
         attached = handover.attach(self.kernel, order)
         self.kernel.known_enums |= attached.enums
         self.loaded = self._stack.enter_context(attached.loaded)
@@ -88,9 +85,8 @@ class Session:
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
-        features = self.loaded.attached() | ({"oracle"} if oracle else set())
-        self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
-        checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+        self._fidelity = Fidelity(level, self.loaded, self.books, self.invariants, {"oracle"} if oracle else ())
+        checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = Symbols(self.kernel)
         findings = Findings(self.books, self.kernel, symbols, self._clock)
@@ -117,9 +113,25 @@ class Session:
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         self.books.set_params(gate=1)
 
+    @property
+    def fidelity(self) -> str:
+        return self._fidelity.level
+
+    @property
+    def coverage(self) -> Mapping[str, tuple[Coverage, str]]:
+        return self._fidelity.coverage
+
+    def govern(self, pace: Pace | None = None) -> list[str]:
+        """Keep within the budget by the levels that are returned, where fidelity is `auto`; it takes BPF statistics."""
+        levels = self._fidelity.offered(self.config)
+        if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
+            return levels[:1]
+        self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
+        return levels
+
     def _missed(self) -> int:
         """Runs that the kernel left out of programs that a protocol depends on."""
-        return self.loaded.missed(lambda hook: hook.stem in _WINDOW_STEMS)
+        return self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
 
     def _missed_orders(self) -> int:
         """Runs left out of the mmap_lock programs."""
@@ -166,6 +178,8 @@ class Session:
         self.config = msgspec.structs.replace(self.config, **{name: getattr(config, name) for name in CHANGEABLE})
         welcome_ns = int(config.welcome_seconds * 1e9)
         self.books.set_params(welcome_ns=welcome_ns)
+        if self._fidelity.governor:
+            self._fidelity.governor.budget = config.budget
         self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
         return stay
 
@@ -183,6 +197,7 @@ class Session:
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self.judge.tick()
         self.desk.patrol()
+        self._fidelity.look(self._clock() / 1e9, self.judge.count_protocols)
         return True
 
     def wake_by(self, fd: int) -> None:
@@ -224,7 +239,8 @@ class Session:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Snapshot(
             kernel=self.kernel.release,
-            fidelity=self.fidelity,
+            fidelity=self._fidelity.level,
+            fidelity_changes=self._fidelity.changes,
             gate_open=not self._stopped,
             running_seconds=(self._clock() - self._started_ns) / 1e9,
             hooks=tuple(self.loaded.hooks),

@@ -15,12 +15,12 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse", "governor"},
     {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing", "reported", "wire"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "plots", "summary"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "html_report", "markdown_report"},
     {"oracle", "loaded", "rulings", "difference", "publish"},
-    {"snapshot", "loader"},
+    {"snapshot", "loader", "fidelity"},
     {"suspects", "calibrate", "metrics", "report", "points", "status", "current", "handover"},
     {"findings", "docket", "web", "store", "journal", "ktap", "junit"},
     {"judge", "reaction"},
@@ -110,7 +110,7 @@ def test_layouts_round_trip_and_match_c() -> None:
     assert LAYOUTS.structs["histogram"].size == 65 * 8
     assert LAYOUTS.constants["MIGRATION_LEFT"] == 1
     state = LAYOUTS.structs["lock_state"]
-    raw = struct.pack("<15Q", *range(15))
+    raw = struct.pack("<16Q", *range(16))
     assert state.unpack(raw).n == 2
     assert len(state.unpack(raw).held) == 12
 
