@@ -56,6 +56,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         if len(levels := session.govern()) > 1:
             log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
         supervisor.ready(_in_a_line(latest))
+        session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
             while not asked.stop.asked and time.monotonic() < end:

@@ -88,7 +88,7 @@ class Session:
         self._fidelity = Fidelity(level, self.loaded, self.books, self.invariants, {"oracle"} if oracle else ())
         checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
-        symbols = Symbols(self.kernel)
+        symbols = self._symbols = Symbols(self.kernel)
         findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
         self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
@@ -128,6 +128,10 @@ class Session:
             return levels[:1]
         self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
         return levels
+
+    def warm(self) -> None:
+        """Read the kernel's symbols now: some tenth of a second, that the first violation need not wait for."""
+        self._symbols.name(0)
 
     def _missed(self) -> int:
         """Runs that the kernel left out of programs that a protocol depends on."""
