@@ -66,6 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
+    cache: Annotated[str, _says("a folder for compiled probes: the next start is a second sooner; empty: none")] = "/var/cache/rmapd"
     lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
     store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
     store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20

@@ -74,8 +74,8 @@ class Session:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
-        sizes = self.config.maps.sizes()
-        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, ENUMS)
+        sizes, cache = self.config.maps.sizes(), Path(self.config.cache) if self.config.cache else None
+        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, ENUMS, cache)
         attached = handover.attach(self.kernel, order)
         self.kernel.known_enums |= attached.enums
         self.loaded = self._stack.enter_context(attached.loaded)

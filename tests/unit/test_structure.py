@@ -15,7 +15,7 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse", "governor"},
+    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse", "governor", "cache"},
     {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing", "reported", "wire"},
     {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "plots", "summary"},
     {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "html_report", "markdown_report"},
