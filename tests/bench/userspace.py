@@ -27,10 +27,10 @@ _HEAD = (
     "| invariant | samples | log: median, ms | 90 % | 99 % | slowest | within 100 ms "
     "| metric: median, ms | 90 % | 99 % | slowest | within 100 ms |"
 )
-SAMPLES = 4  # per invariant and run: below the bound on signatures
+SAMPLES = 65  # per invariant and run: below the bound on signatures
 RUNS = 2
 RATES = (0, 10_000, 100_000, 1_000_000)
-SECONDS = 8
+SECONDS = 30
 
 
 @contextlib.contextmanager
