@@ -55,8 +55,12 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _path(config: Path | None) -> Path | None:
+    return config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+
+
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
-    path = config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    path = _path(config)
     required = [name.strip() for name in require.split(",") if name.strip()] if require is not None else None
     settings = configuration.load(path, os.environ, require=required, **overrides)
     if unknown := [name for name in settings.require if name not in discover()]:
@@ -82,6 +86,7 @@ def main() -> None:
 @main.command()
 @_config
 @click.option("--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743).")
+@click.option("--web-config", metavar="FILE", help="TLS and users of that port, as Prometheus's exporters take them (docs/ACCESS.md).")
 @click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time.")
 @_fidelity
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
@@ -90,6 +95,7 @@ def main() -> None:
 def run(
     config: Path | None,
     listen: str | None,
+    web_config: str | None,
     duration: float | None,
     fidelity: str | None,
     strict: bool | None,
@@ -97,7 +103,7 @@ def run(
     store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
-    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict, store=store)
+    read = partial(_load, config, require, listen=listen, web_config=web_config, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
     from tracer.service import Asked, serve
@@ -144,14 +150,19 @@ def exec_(
 @_config
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def doctor(config: Path | None, form: str) -> None:
-    """What this kernel lets us check, and why not the rest."""
+    """Is rmapd installed as it should be, what does this kernel let us check, and why not the rest?"""
+    from tracer import installation
+
+    checks = installation.examine(installation.Machine(), partial(_load, config, None), str(_path(config) or "no file: every default"))
+    if form == "text":
+        click.echo(installation.as_text(checks), nl=False)
     settings = _load(config, None)
     _needs_privilege()
     from tracer.doctor import as_text, examine
     from tracer.session import Session, running_kernel
 
     with Session(settings, running_kernel()) as session:
-        found = examine(session)
+        found = {"installation": installation.as_json(checks), **examine(session)}
     click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
 
 
@@ -164,6 +175,10 @@ def check_config(config: Path | None, example: bool) -> None:
         click.echo(configuration.example(), nl=False)
         return
     settings = _load(config, None)
+    if settings.web_config:
+        from tracer.web import Access
+
+        Access(Path(settings.web_config))
     click.echo(configuration.in_force(settings), nl=False)
 
 
@@ -199,12 +214,17 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
 @main.command()
 @click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@_config
+@click.option("--store", metavar="FILE", help=f"What rmapd run kept, with its last run (default {configuration.STORE}).")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
-def report(source: Path, output: Path | None) -> None:
-    """A run as one self-contained HTML file with plots, or as Markdown."""
+def report(source: Path | None, config: Path | None, store: str | None, output: Path | None) -> None:
+    """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
     from tracer.publish import publish
+    from tracer.reported import of_report, of_store
 
-    publish(source, output)
+    if source and store:
+        raise RmapdError("cannot report on two things", why="there are --from and --store", hint="one of them")
+    publish(lambda: of_report(source) if source else of_store(Path(_load(config, None, store=store).store or configuration.STORE)), output)
 
 
 @main.command()

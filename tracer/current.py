@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from tracer.history import Point, longer
 from tracer.snapshot import Snapshot
 
 _FRESH_SECONDS = 1.0
@@ -15,7 +16,8 @@ _PATIENCE_SECONDS = 0.25
 
 
 class Current:
-    """One reference, replaced whole by the judging thread; any thread calls it. None until the gate is open.
+    """One reference, replaced whole by the judging thread; any thread calls it. None until the gate is open. points: of the last
+    ten minutes, oldest first.
 
     A call that finds the snapshot older than a second asks for a new one through the descriptor `asked`, on which the judging thread
     sleeps, and waits a quarter of a second for it at most: a judge that is busy is no reason to answer nobody. So however many ask,
@@ -23,6 +25,7 @@ class Current:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._snapshot: Snapshot | None = None
+        self.points: tuple[Point, ...] = ()
         self._clock, self._taken = clock, 0.0
         self._changed = threading.Condition()
         self.asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -42,6 +45,7 @@ class Current:
         """The judging thread has a new one."""
         with self._changed:
             self._snapshot, self._taken = snapshot, self._clock()
+            self.points = longer(self.points, snapshot)
             self._changed.notify_all()
         return snapshot
 

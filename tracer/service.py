@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
@@ -22,7 +24,7 @@ from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Server, application
+from tracer.web import Access, Application, Server
 
 log = logging.getLogger("rmapd")
 
@@ -40,20 +42,29 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    access = Access(Path(config.web_config) if config.web_config else None)
+    for concern in access.concerns(config.address[0]):
+        log.warning("%s", concern)
     with (
-        Server(config.address, application(current)) as server,
-        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
+        otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
+        Server(config.address, Application(current), access) as server,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
         Session(config, kernel) as session,
     ):
 
         def look(*, ended: bool = False) -> Snapshot:
-            return reaction.react(session.judge.tally, session.judge.new_findings, session.snapshot(), ended=ended)
+            now = session.snapshot()  # first: it may find something new
+            return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
-        where = f"http://{config.address[0]}:{server.port}"
+        where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
+        levels = session.govern()
+        if config.drop_privileges:
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
         session.wake_by(current.asked)
-        latest = current.put(look())
+        latest = look()
         _announce(session, latest, where)
-        if len(levels := session.govern()) > 1:
+        if len(levels) > 1:
             log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
         supervisor.ready(_in_a_line(latest))
         session.warm()
@@ -62,7 +73,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             while not asked.stop.asked and time.monotonic() < end:
                 ticked = session.step()
                 if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
-                    before, latest = latest, current.put(look())
+                    before, latest = latest, look()
                     if show:
                         show(latest, before)
                 if ticked:
@@ -70,10 +81,11 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
+                    access.reread()
                     supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()
-        current.put(look(ended=True))
+        look(ended=True)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 

@@ -19,7 +19,7 @@ from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
 from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
-from tracer.fidelity import LEVELS, WINDOW_STEMS, Fidelity, stems
+from tracer.fidelity import LEVELS, WINDOW_STEMS, Fidelity, runs, stems
 from tracer.findings import ENUMS, Findings
 from tracer.governor import Governor, Pace
 from tracer.invariant import Coverage, discover
@@ -126,6 +126,8 @@ class Session:
         levels = self._fidelity.offered(self.config)
         if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
             return levels[:1]
+        if self.config.drop_privileges:
+            self.loaded.keep([hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])])
         self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
         return levels
 
@@ -186,6 +188,16 @@ class Session:
             self._fidelity.governor.budget = config.budget
         self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
         return stay
+
+    def rehearse(self) -> tuple[object, ...]:
+        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs."""
+        self.books.set_params(gate=1)
+        self.windows.rows()
+        statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
+        if oracle:
+            first = oracle.mms()[:1]  # init's
+            searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+        return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""

@@ -53,6 +53,7 @@ class Snapshot:
     oldest_entry_seconds: float = 0.0
     oracle: Mapping[str, int] = field(default_factory=dict)
     oracle_reason: str = ""
+    otlp: Mapping[str, int] = field(default_factory=dict)
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
     taken_seconds: float = 0.0
