@@ -13,7 +13,7 @@ import msgspec
 
 from tracer.errors import RmapdError
 
-CHANGEABLE = ("budget", "welcome_seconds", "settle_seconds", "patrol_seconds")
+CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget")
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 STORE = "/var/lib/rmapd/rmapd.db"
 FIDELITIES = ("auto", "full", "owner", "migration")
