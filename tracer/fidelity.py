@@ -14,6 +14,7 @@ from tracer.config import Config
 from tracer.governor import Governor
 from tracer.invariant import Coverage, Invariant
 from tracer.loaded import Loaded
+from tracer.plan import State
 
 log = logging.getLogger("rmapd")
 
@@ -43,11 +44,15 @@ class Fidelity:
         self.checked: set[str] = set()
         self.governor: Governor | None = None
         self._loaded, self._books, self._invariants, self._features = loaded, books, invariants, frozenset(features)
-        self._cover()
+        self.cover()
 
-    def _cover(self) -> None:
+    def cover(self) -> None:
+        """What is checked with the hooks that are on now."""
         found = self._loaded.attached() | self._features
-        self.coverage = {name: invariant.coverage(found) for name, invariant in self._invariants.items()}
+        gone = [hook for hook in self._loaded.hooks if hook.state is State.DETACHED]
+        off = {hook.hook.name: hook.reason for hook in gone}
+        of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in WINDOW_STEMS}
+        self.coverage = {name: one.coverage(found, of_windows if one.judge else off) for name, one in self._invariants.items()}
         self.checked.clear()
         self.checked |= {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
 
@@ -111,6 +116,6 @@ class Fidelity:
             count()
             self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)
-            self._cover()
+            self.cover()
         self.level = level
         return refused

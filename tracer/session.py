@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import select
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +33,10 @@ from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
 from tracer.verdict import Verdict
+from tracer.watch import Watch
 from tracer.windows import Windows
 
+log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 
@@ -55,6 +59,7 @@ class Session:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped = False
+        self._changes: Counter[str] = Counter()  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -98,7 +103,7 @@ class Session:
             findings,
             welcome_ns,
             self._clock,
-            checked,
+            self._checked,
             self.docket,
             self._missed,
             self._missed_orders,
@@ -111,6 +116,7 @@ class Session:
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        self.watch = Watch(self.loaded.attachments, self._runs)
         self.books.set_params(gate=1)
 
     @property
@@ -135,17 +141,33 @@ class Session:
         """Read the kernel's symbols now: some tenth of a second, that the first violation need not wait for."""
         self._symbols.name(0)
 
+    def _runs(self) -> dict[str, int]:
+        """How often each hook's programs ran, where it is we who have the kernel count: what others switch on they may switch off."""
+        counts = self.loaded.statistics_fd >= 0
+        return {name: one.runs + one.missed for name, one in self.loaded.statistics().items()} if counts else {}
+
+    def _look_after_hooks(self) -> None:
+        """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
+        changed = self.loaded.mark(self.watch.look())
+        for hook in changed:
+            self._changes[hook.stem] += 1
+            log.warning("hook %s is %s%s", hook.hook.name, hook.state, f": {hook.reason}" if hook.reason else " again")
+        if changed:
+            self._fidelity.cover()
+
     def _missed(self) -> int:
-        """Runs that the kernel left out of programs that a protocol depends on."""
-        return self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
+        """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
+        self._look_after_hooks()
+        changes = sum(self._changes[stem] for stem in WINDOW_STEMS)
+        return changes + self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
 
     def _missed_orders(self) -> int:
         """Runs left out of the mmap_lock programs."""
-        return self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
+        return self._changes["mmap_lock"] + self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
 
     def _missed_visits(self) -> int:
         """Runs left out of the second walk's program."""
-        return self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
+        return self._changes["ledger"] + self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
@@ -197,6 +219,7 @@ class Session:
         if oracle:
             first = oracle.mms()[:1]  # init's
             searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+        self.watch.look()
         return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
@@ -239,7 +262,8 @@ class Session:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         self.judge.count_protocols()
         counters = self.books.counters()
-        counted = checks(self.judge.tally, counters, {}, self._ruled)
+        statistics = self.loaded.statistics() if counters["M4_LATE"] else {}  # what is late is doubtful where runs were missed
+        counted = checks(self.judge.tally, counters, statistics, self._ruled)
         totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
         totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
         return (self._clock() - self._started_ns) / 1e9, totals
