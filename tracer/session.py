@@ -103,7 +103,7 @@ class Session:
             findings,
             welcome_ns,
             self._clock,
-            self._checked,
+            checked,
             self.docket,
             self._missed,
             self._missed_orders,
