@@ -159,13 +159,13 @@ class Iterated(Link):
 def attached_to(fd: int) -> tuple[int, ...]:
     """What an attachment's descriptor stands for: a link's type, id and program, or a perf event's id. Raises OSError where nothing."""
     info = ctypes.create_string_buffer(256)
-    try:
-        call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
-    except OSError as error:
+    ask = ctypes.create_string_buffer(struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)), 16)
+    if libc.syscall(SYS_BPF, _INFO, ask, 16) < 0:
+        error = _error()
         if error.errno != errno.EINVAL:
-            raise
+            raise error
         return struct.unpack("<Q", fcntl.ioctl(fd, _PERF_ID, bytes(8)))
-    return struct.unpack_from("<III", info.raw)
+    return struct.unpack_from("<III", info)
 
 
 def enable_statistics() -> int:
