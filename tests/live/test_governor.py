@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import daemon, fetch, remaining, sample
+from tests.live.conftest import daemon, fetch, sample
+from tests.live.test_privileges import loaded_by, still_loaded
 from tracer.session import probes_folder
 
 PACE = {"look": 0.5, "over": 2, "under": 2, "rest": 4}
@@ -89,14 +90,17 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(slow_probes: Path, load:
         for invariant in ("M1", "L2"):
             for verdict in ("violated", "suspect"):
                 assert sample(url, f'rmapd_checks_total{{invariant="{invariant}",verdict="{verdict}"}}') == 0
+        programs = loaded_by(process.pid)
+        assert len(programs) > 10
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr
         said = process.stderr.read()
+        assert "privileges dropped; kept: no capability" in said
         assert "governor: programs may take 5 % of the machine's CPU time; levels full, migration" in said
         assert "fidelity migration instead of full: programs take" in said
         assert "fidelity full instead of migration: programs would take" in said
-    assert not remaining()
+    assert not still_loaded(programs), "the keeper has let go, too"
 
 
 def test_what_is_required_is_never_taken_off(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
@@ -107,3 +111,26 @@ def test_what_is_required_is_never_taken_off(slow_probes: Path, load: subprocess
         time.sleep(8)
         assert sample(url, 'rmapd_probe_run_seconds_total{hook="mmap_lock_released"}') > 0.05 * 4 * (os.cpu_count() or 1), "well over it"
         assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, L2)) == (1, 0.5)
+
+
+def test_without_its_keeper_it_stays_low_and_says_so(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+    altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
+    with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
+        load.send_signal(signal.SIGCONT)
+        until(url, 'rmapd_fidelity{level="migration"}', 1)
+        load.send_signal(signal.SIGSTOP)
+        os.kill(keeper_of(process.pid), signal.SIGKILL)
+        time.sleep(12)
+        assert (sample(url, 'rmapd_fidelity{level="migration"}'), sample(url, L2), sample(url, ATTACHED)) == (1, 0, 0)
+        assert sample(url, 'rmapd_fidelity_changes_total{direction="raise"}') == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr
+        assert process.stderr.read().count("fidelity stays migration: ") == 1
+
+
+def keeper_of(pid: int) -> int:
+    """The daemon's one child."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert b"tracer.keeper" in Path(f"/proc/{child}/cmdline").read_bytes()
+    return int(child)
