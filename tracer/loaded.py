@@ -27,7 +27,8 @@ def fasten(points: Sequence[Fastened], keeper: Keeper | None = None) -> None:
     """Attach all, a return before its entry: no window opens that cannot close. Where one is refused (OSError) none stays."""
     try:
         for point in reversed(points):
-            point.link = keeper.attach(point.program) if keeper else point.program.attach(point.how, point.symbol)
+            kept = keeper if point.how != "run" else None
+            point.link = kept.attach(point.program) if kept else point.program.attach(point.how, point.symbol)
     except OSError:
         unfasten(points)
         raise

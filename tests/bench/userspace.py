@@ -104,9 +104,9 @@ def own(pid: int) -> float:
 
 def rate() -> None:
     """CPU of the daemon at so many windows a second, of 300 protocols that hold; then the same with a scrape every 15 seconds. Without the
-    patrol, whose cost is that of the machine's page tables."""
+    patrol, whose cost is that of the machine's page tables, and the governor, who would take off the programs of so many windows."""
     keys = [variant(line, n) for line in _HOLDING for n in range(100)]
-    with rehearsing(RMAPD_PATROL_SECONDS="0") as (process, url), contextlib.closing(Stage.find()) as stage:
+    with rehearsing(RMAPD_PATROL_SECONDS="0", RMAPD_FIDELITY="full") as (process, url), contextlib.closing(Stage.find()) as stage:
         for n, key in enumerate(keys):
             stage.cast.update(n.to_bytes(4, "little"), key)
         assert len(keys) <= CAST_ROWS
