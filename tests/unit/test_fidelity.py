@@ -15,7 +15,8 @@ from tracer.config import Config
 from tracer.fidelity import Fidelity
 from tracer.governor import Governor, Pace
 from tracer.invariant import Coverage, discover
-from tracer.loaded import Fastened, Loaded
+from tracer.keeper import Keeper
+from tracer.loaded import Fastened, Loaded, fasten
 from tracer.plan import Planned, State, Way
 from tracer.program import Link, Program, RunStatistics
 
@@ -206,6 +207,28 @@ def test_a_fork_does_not_go_on_for_ever() -> None:
 def replace_end(row: object) -> object:
     vars(row)["end_ns"] = 0
     return row
+
+
+class Refusing(Keeper):
+    """A keeper that was given nothing."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def attach(self, program: Program) -> Link:
+        self.asked += 1
+        raise OSError(1, "Operation not permitted")
+
+
+def test_the_keeper_is_asked_for_what_is_attached() -> None:
+    """What is run on demand is nowhere attached: nobody is asked."""
+    keeper = Refusing()
+    on_demand, kept = Fastened(Fake(), "run", "x"), Fastened(Fake(), "kprobe", "x")
+    fasten([on_demand], keeper)
+    assert keeper.asked == 0
+    with pytest.raises(OSError, match="not permitted"):
+        fasten([kept], keeper)
+    assert (keeper.asked, kept.link) == (1, None)
 
 
 def test_a_resting_hook_says_why() -> None:
