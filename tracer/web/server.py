@@ -25,6 +25,8 @@ log = logging.getLogger("rmapd")
 
 MOST_CONNECTIONS = 64
 _BACKLOG = 128
+_FOR_ANSWERS_SECONDS = 0.1
+"""CPU time that new connections leave to those that are there."""
 _ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
 _ENDS = (Gone, TimeoutError, OSError, EOFError)
 """How a conversation ends that was not simply over: not worth a line in the log."""
@@ -87,7 +89,7 @@ class Server:
 
     async def _accept(self) -> None:
         while True:
-            await self._budget.wait()
+            await self._budget.wait(_FOR_ANSWERS_SECONDS)
             try:
                 client, _ = await self._loop.sock_accept(self._socket)
             except OSError as error:
@@ -101,10 +103,10 @@ class Server:
             talk.add_done_callback(self._talks.pop)
 
     def _make_room(self) -> None:
-        """Give up the connection that did nothing useful for longest, where there are too many."""
-        open_talks = [(one.since, number, talk) for number, (talk, one) in enumerate(self._talks.items()) if not talk.cancelling()]
-        if len(open_talks) >= MOST_CONNECTIONS:
-            min(open_talks)[2].cancel()
+        """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first."""
+        kept = {talk: one.worth for talk, one in self._talks.items() if not talk.cancelling()}
+        if len(kept) >= MOST_CONNECTIONS:
+            min(kept, key=kept.__getitem__).cancel()
 
     async def _talk(self, connection: Connection) -> None:
         with contextlib.suppress(*_ENDS):
