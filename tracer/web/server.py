@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from dataclasses import replace
 from types import TracebackType
 
@@ -24,7 +25,8 @@ from tracer.web.tls import may_enter
 log = logging.getLogger("rmapd")
 
 MOST_CONNECTIONS = 64
-_BACKLOG = 128
+_MOMENT_SECONDS = 0.1
+_BACKLOG = 1024
 _FOR_ANSWERS_SECONDS = 0.1
 """CPU time that new connections leave to those that are there."""
 _ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
@@ -96,17 +98,27 @@ class Server:
                 log.warning("http: cannot take a connection: %s", error)
                 await asyncio.sleep(1)
                 continue
-            self._make_room()
+            await self._make_room()
             connection = Connection(client)
             talk = self._loop.create_task(self._talk(connection))
             self._talks[talk] = connection
             talk.add_done_callback(self._talks.pop)
 
-    def _make_room(self) -> None:
-        """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first."""
-        kept = {talk: one.worth for talk, one in self._talks.items() if not talk.cancelling()}
-        if len(kept) >= MOST_CONNECTIONS:
-            min(kept, key=kept.__getitem__).cancel()
+    async def _make_room(self) -> None:
+        """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
+
+        Everybody has a moment to say something before: in a flood of connections, one with a request is not swept away."""
+        while True:
+            await asyncio.sleep(0)  # accepting does not let anybody else run while there is more to accept
+            kept = {talk: one.worth for talk, one in self._talks.items() if not talk.cancelling()}
+            if len(kept) < MOST_CONNECTIONS:
+                return
+            least = min(kept, key=kept.__getitem__)
+            moment = kept[least][1] + _MOMENT_SECONDS - time.monotonic()
+            if moment <= 0:
+                least.cancel()
+                return
+            await asyncio.sleep(moment)
 
     async def _talk(self, connection: Connection) -> None:
         with contextlib.suppress(*_ENDS):
