@@ -55,8 +55,12 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _path(config: Path | None) -> Path | None:
+    return config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+
+
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
-    path = config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    path = _path(config)
     required = [name.strip() for name in require.split(",") if name.strip()] if require is not None else None
     settings = configuration.load(path, os.environ, require=required, **overrides)
     if unknown := [name for name in settings.require if name not in discover()]:
@@ -146,14 +150,19 @@ def exec_(
 @_config
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def doctor(config: Path | None, form: str) -> None:
-    """What this kernel lets us check, and why not the rest."""
+    """Is rmapd installed as it should be, what does this kernel let us check, and why not the rest?"""
+    from tracer import installation
+
+    checks = installation.examine(installation.Machine(), partial(_load, config, None), str(_path(config) or "no file: every default"))
+    if form == "text":
+        click.echo(installation.as_text(checks), nl=False)
     settings = _load(config, None)
     _needs_privilege()
     from tracer.doctor import as_text, examine
     from tracer.session import Session, running_kernel
 
     with Session(settings, running_kernel()) as session:
-        found = examine(session)
+        found = {"installation": installation.as_json(checks), **examine(session)}
     click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
 
 
@@ -205,12 +214,17 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
 @main.command()
 @click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@_config
+@click.option("--store", metavar="FILE", help=f"What rmapd run kept, with its last run (default {configuration.STORE}).")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
-def report(source: Path, output: Path | None) -> None:
-    """A run as one self-contained HTML file with plots, or as Markdown."""
+def report(source: Path | None, config: Path | None, store: str | None, output: Path | None) -> None:
+    """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
     from tracer.publish import publish
+    from tracer.reported import of_report, of_store
 
-    publish(source, output)
+    if source and store:
+        raise RmapdError("cannot report on two things", why="there are --from and --store", hint="one of them")
+    publish(lambda: of_report(source) if source else of_store(Path(_load(config, None, store=store).store or configuration.STORE)), output)
 
 
 @main.command()

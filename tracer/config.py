@@ -61,9 +61,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statistics: Annotated[
         bool, _says("the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)")
     ] = True
+    drop_privileges: Annotated[
+        bool, _says("`run`: once attached, give up every capability that judging does not need, and never have one again (OPERATING.md)")
+    ] = True
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
+    otlp_endpoint: Annotated[
+        str, _says("`run`: where violations go as OTLP logs, e.g. `http://collector:4318/v1/logs`; empty: nowhere (FLEET.md)")
+    ] = ""
+    otlp_timeout_seconds: Annotated[float, _says("how long one attempt to send to `otlp_endpoint` may take")] = 10.0
     lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
     store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
     store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
@@ -171,7 +178,10 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
-    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 0.0), ("store_days", 0.04)):
+    if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
+        raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
+    least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}
+    for name, least in least_of.items():
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
     if not 1 << 18 <= config.store_bytes <= 1 << 40:

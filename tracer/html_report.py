@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import tracer
 from tracer import plots
-from tracer.errors import RmapdError
+from tracer.drawing import not_installed
 from tracer.reported import Edge, Report, Reported, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_OPEN = 5
+_OPEN, _SHOWN, _MOST = 5, 8, 200
+"""Violations that are open, windows of a trail that are not folded, violations of a page."""
 _WIDE, _NARROW, _GRAPH = 640, 350, 270
 
 
@@ -21,8 +23,7 @@ def render(reported: Reported) -> str:
     try:
         import jinja2
     except ImportError as error:
-        hint = "pip install 'rmapd[report]'; Markdown, --output FILE.md, needs no more"
-        raise RmapdError("cannot make an HTML report", why=f"{error.name} is not installed", hint=hint) from error
+        raise not_installed(error) from error
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     templates.filters |= {"moment": moment, "protocol": _protocol}
@@ -37,7 +38,7 @@ def _page(reported: Reported) -> dict[str, Any]:
     wide, narrow = (Markup(plots.timeline(f"t{width}", reported, width)) for width in (_WIDE, _NARROW))  # noqa: S704 - drawn here
     return {
         "report": report,
-        "runs": reported.runs,
+        "runs": reported.runs[::-1],
         "source": reported.source,
         "version": tracer.__version__,
         "css": Markup((_TEMPLATES / "report.css").read_text()),  # noqa: S704 - ours
@@ -45,8 +46,10 @@ def _page(reported: Reported) -> dict[str, Any]:
         "tiles": tiles(reported),
         "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],
         "timeline": {"wide": wide, "narrow": narrow, "caption": _caption(reported)},
-        "violations": [_violation(v, titles) for v in reported.violations],
+        "violations": [_violation(v, titles) for v in reported.violations[:_MOST]],
+        "hidden": len(reported.violations[_MOST:]),
         "open": _OPEN,
+        "shown": _SHOWN,
         "lock_graph": Markup(plots.lock_graph("locks", report.lock_graph, _GRAPH)) if report.lock_graph.edges else "",  # noqa: S704
         "edges": [_edge(edge, report) for edge in sorted(report.lock_graph.edges, key=lambda edge: -edge.count)],
         "plots": [each | {"svg": Markup(each["svg"])} for each in _durations(report)],  # noqa: S704
@@ -59,11 +62,11 @@ def _page(reported: Reported) -> dict[str, Any]:
 _SECTIONS = (
     ("time", "Over time"),
     ("violations", "Violations"),
+    ("runs", "Runs"),
     ("coverage", "Coverage"),
     ("locks", "Locks"),
     ("durations", "Durations"),
     ("protocols", "Protocols"),
-    ("runs", "Runs"),
     ("hooks", "Hooks and cost"),
 )
 
@@ -82,7 +85,10 @@ def _protocol(said: str) -> Any:
     function, _, context = head.partition("[")
     out = Markup("<b>{}</b>").format(function)
     out += Markup("<i>[{}]</i> ").format(context) if bracket else Markup("")
-    return out + Markup(" ").join(_step(word, escape) for word in steps.split())
+    return out + Markup(" ").join(_step(word, escape) for word in _WORD.findall(steps))
+
+
+_WORD = re.compile(r"commit\([^)]*\)|\S+")
 
 
 def _step(word: str, escape: Any) -> Any:
@@ -112,7 +118,7 @@ def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
     return {
         "when": "" if before is None else span(before),
         "function": str(step.get("function", "")),
-        "task": task.get("pid", "") if isinstance(task, dict) else "",
+        "task": f"{task.get('comm', '')}[{task['pid']}]" if isinstance(task, dict) and "pid" in task else "",
         "vma": _range(vma) if isinstance(vma, dict) else "",
         "protocol": str(step.get("protocol", "")),
         "accused": False,
@@ -122,7 +128,7 @@ def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
 def _range(vma: dict[str, Any]) -> str:
     """start-end, and what it was before where that is another."""
     was, now = (f"{vma[a]}-{vma[b]}" if a in vma and b in vma else "" for a, b in (("was_start", "was_end"), ("vm_start", "vm_end")))
-    return f"{was} → {now}" if was and now and was != now else now or was
+    return f"{was} →\n{now}" if was and now and was != now else now or was
 
 
 def _edge(edge: Edge, report: Report) -> dict[str, Any]:

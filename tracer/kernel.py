@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from tracer.btf import Btf
 from tracer.errors import RmapdError
@@ -72,14 +74,24 @@ class Kernel:
         """(address, name) of everything that is code, read now: modules and BPF programs come and go."""
         return ((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
 
+    @cached_property
+    def _kallsyms_file(self) -> TextIO:
+        """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read."""
+        return (self.proc_root / "kallsyms").open()
+
     def _kallsyms(self) -> Iterator[tuple[int, str, str]]:
         try:
-            with (self.proc_root / "kallsyms").open() as lines:
-                for line in lines:
-                    address, kind, name = line.split(None, 2)
-                    yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
+            lines = self._kallsyms_file
+            lines.seek(0)
+            for line in lines:
+                address, kind, name = line.split(None, 2)
+                yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
         except OSError:
             return
+
+    def shows_addresses(self) -> bool:
+        """Whether kallsyms tells where symbols are."""
+        return any(address for address, _, _ in islice(self._kallsyms(), 64))
 
     @cached_property
     def traceable(self) -> frozenset[str] | None:

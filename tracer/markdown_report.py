@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import tracer
 from tracer import plots
 from tracer.drawing import duration
-from tracer.reported import Histogram, Reported, Violation
+from tracer.reported import Histogram, Reported, Run, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
+_MOST = 200
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def render(reported: Reported) -> str:
     """The document."""
-    parts = (_head, _violations, _coverage, _locks, _durations, _protocols, _runs, _hooks)
+    parts = (_head, _violations, _runs, _coverage, _locks, _durations, _protocols, _hooks)
     return "\n".join(line for part in parts for line in part(reported)) + "\n"
 
 
@@ -60,8 +61,10 @@ def _violations(reported: Reported) -> Iterator[str]:
     yield "\n## Violations and suspects"
     if not reported.violations:
         yield "\nNone."
-    for v in reported.violations:
+    for v in reported.violations[:_MOST]:
         yield from _violation(v)
+    if hidden := len(reported.violations[_MOST:]):
+        yield f"\nAnd {hidden:,} signatures more: rmapd explain tells of each."
 
 
 def _violation(v: Violation) -> Iterator[str]:
@@ -106,7 +109,7 @@ def _locks(reported: Reported) -> Iterator[str]:
         yield "\nNo window took a lock while it held another."
         return
     rank, name = {one.id: one.rank for one in graph.classes}, {one.id: one.name for one in graph.classes}
-    against = [n for n, edge in enumerate(graph.edges) if rank[edge.taken] < rank[edge.held] or edge.in_cycle]
+    against = [n for n, edge in enumerate(graph.edges) if rank[edge.taken] < rank[edge.held]]
     lines = ["flowchart TD", *(f'  c{one.rank}["{_label(one.name)}"]' for one in sorted(graph.classes, key=lambda one: one.rank))]
     lines += [f'  c{rank[edge.held]} -->|"{edge.count:,}"| c{rank[edge.taken]}' for edge in graph.edges]
     yield from _fenced([*lines, *(f"  linkStyle {n} stroke:#c0272d,stroke-width:3px" for n in against)], "mermaid")
@@ -177,9 +180,19 @@ def _protocols(reported: Reported) -> Iterator[str]:
 def _runs(reported: Reported) -> Iterator[str]:
     if reported.runs:
         yield "\n## Runs"
-        ended = [moment(run.ended) if run.ended else "it runs, or was killed" for run in reported.runs]
-        rows = ((moment(run.started), end, _code(run.kernel), _text(run.rmapd)) for run, end in zip(reported.runs, ended, strict=True))
-        yield from _table(("started", "ended", "kernel", "rmapd"), rows)
+        yield from _table(("started", "ended", "kernel", "rmapd", *_VERDICTS[:3]), map(_run, reversed(reported.runs)), "....rrr")
+        yield "\nWhat follows is of the last run."
+
+
+def _run(run: Run) -> tuple[str, ...]:
+    ended = moment(run.ended) if run.ended else "it runs, or was killed"
+    return (
+        moment(run.started),
+        ended,
+        _code(run.kernel),
+        _text(run.rmapd),
+        *(f"{run.report.checked(verdict):,}" for verdict in _VERDICTS[:3]),
+    )
 
 
 def _hooks(reported: Reported) -> Iterator[str]:

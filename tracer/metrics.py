@@ -171,6 +171,10 @@ def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | Inf
         yield _counter("rmapd_store_forgotten_signatures", text, (), [((), float(s.store.forgotten))])
         yield _counter("rmapd_store_write_seconds", "Time the judge spent writing the store.", (), [((), s.store.seconds)])
     yield _gauge("rmapd_oracle_ready", "1 where the page-table oracle is calibrated.", (), [((), float(not s.oracle_reason))])
+    sent = (((result,), count) for result, count in s.otlp.items())
+    yield _counter(
+        "rmapd_otlp_records", "Violations for the OTLP collector, by what became of them; none where there is none.", ("result",), sent
+    )
     yield _counter("rmapd_user_seconds", "User CPU time of the daemon since the gate opened.", (), [((), s.user_seconds)])
     yield _gauge("rmapd_peak_rss_bytes", "Peak resident set of the daemon.", (), [((), s.peak_rss_bytes)])
     yield InfoMetricFamily("rmapd_build", "Version and kernel.", {"version": tracer.__version__, "kernel": s.kernel})

@@ -13,15 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_SPANS = 14
+_MOST_SPANS = 24
 _VERDICT = {"violated": "bad", "suspect": "warn"}
 _ROW = 33.0
 
 
 def timeline(name: str, reported: Reported, width: float) -> str:
     """Rates over the run, or violations by the hour where a store kept them; below, from when to when each signature was seen."""
-    spans = sorted(reported.violations, key=lambda v: (v.verdict != "violated", -v.count))[:_MOST_SPANS]
-    spans.sort(key=lambda v: v.first_seen)
+    spans = sorted(reported.violations[:_MOST_SPANS], key=lambda v: v.first_seen)
     rated = len(reported.report.timeline.seconds) > 2 and not reported.runs
     upper = rated or any(v.hours for v in reported.violations)
     if not upper and not spans:
@@ -265,7 +264,7 @@ def _arrow(axes: Axes, edge: Edge, place: dict[str, float], most: int, gid: str)
     side = 1 if out > 0 else -1
     x, lean = side * (_BOX + 0.02), side * 0.08
     way = Path([(x, start - lean), (x + out * 4 / 3, start - lean), (x + out * 4 / 3, end + lean), (x, end + lean)], [1, 4, 4, 4])
-    colour = COLOUR["bad" if side < 0 or edge.in_cycle else "blue"]
+    colour = COLOUR["bad" if side < 0 else "blue"]
     wide = 0.8 + 2 * log10(1 + edge.count) / log10(1 + most) if edge.count else 0.8
     axes.add_patch(
         arrow := FancyArrowPatch(path=way, arrowstyle="-|>", mutation_scale=9 + 2 * wide, linewidth=wide, color=colour, zorder=2)

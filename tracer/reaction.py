@@ -1,4 +1,7 @@
-"""What the daemon does about what was found: stored first, then logged. The judging thread calls react() after each look at the books."""
+"""What the daemon does about what was found: stored first, then logged, then handed to the OTLP collector.
+
+The judging thread calls react() after each look at the books.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from pathlib import Path
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 from tracer.journal import Journal
-from tracer.report import as_json
+from tracer.otlp import Sender
+from tracer.report import as_json, violation_json
 from tracer.snapshot import Snapshot
 from tracer.store import Store
 from tracer.verdict import Finding, Tally
@@ -37,10 +41,10 @@ def open_store(config: Config, kernel: str) -> Store | None:
 
 
 class Reaction:
-    """The store and the log of one run."""
+    """The store, the log and the collector of one run."""
 
-    def __init__(self, store: Store | None, journal: Journal) -> None:
-        self._store, self._journal = store, journal
+    def __init__(self, store: Store | None, journal: Journal, collector: Sender) -> None:
+        self._store, self._journal, self._collector = store, journal, collector
         self._next_run = 0.0
 
     def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
@@ -50,10 +54,13 @@ class Reaction:
             if ended or time.monotonic() >= self._next_run:
                 self._next_run = time.monotonic() + _RUN_SECONDS
                 self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
-        self._journal.new(tally.violations[finding.signature] for finding in new)
+        found = [tally.violations[finding.signature] for finding in new]
         new.clear()
+        self._journal.new(found)
+        for violation in found:
+            self._collector.offer(violation_json(violation))
         self._journal.repeats(tally.violations.values(), now=ended)
-        return replace(snapshot, store=self._store.state) if self._store else snapshot
+        return replace(snapshot, store=self._store.state if self._store else None, otlp=self._collector.counts())
 
     def close(self) -> None:
         if self._store:

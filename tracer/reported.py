@@ -5,11 +5,13 @@ Reports of an older rmapd lack keys; what depends on them is empty. What no repo
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from tracer import stored
 from tracer.errors import RmapdError
 
 _HINT = "a file of rmapd exec --report, rmapd protocols --save or rmapd exec --format json"
@@ -216,29 +218,40 @@ class Report(msgspec.Struct, frozen=True):
     timeline: Timeline = Timeline()
     lost: dict[str, int] = {}
     overhead: Overhead = Overhead()
+    beyond: dict[str, int] = {}
 
     def checked(self, verdict: str) -> int:
         return sum(getattr(one.checks, verdict) for one in self.invariants.values())
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run as a store knows it; report is None where it never came to its end."""
+    """A run as a store knows it; ended is None where it runs, or was killed."""
 
-    id: int | str
+    id: str
     kernel: str
     started: Time
+    rmapd: str
+    report: Report
     ended: Time | None = None
-    rmapd: str = ""
-    report: Report | None = None
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """All that a page is made of: where it comes from, the run that is shown in full, all runs, and violations of all of them."""
+    """All that a page is made of: where it comes from, the run that is shown in full, violations, and of a store all its runs.
+    rest: findings that have no signature of their own, by invariant and verdict."""
 
     source: str
     report: Report
-    runs: list[Run]
     violations: list[Violation]
+    rest: dict[str, int]
+    runs: list[Run] = []
+
+    @property
+    def reports(self) -> list[Report]:
+        return [run.report for run in self.runs] or [self.report]
+
+    def checked(self, verdict: str) -> int:
+        """Of all runs."""
+        return sum(report.checked(verdict) for report in self.reports)
 
 
 def of_report(path: Path) -> Reported:
@@ -251,4 +264,22 @@ def of_report(path: Path) -> Reported:
         raise RmapdError(f"cannot read {path}", why=error.strerror or str(error), hint=_HINT) from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise RmapdError(f"{path} is no report of rmapd", why=str(error), hint=_HINT) from error
-    return Reported(path.name, report, [], report.violations)
+    return Reported(path.name, report, sorted(report.violations, key=lambda v: (v.verdict != "violated", v.first_seen)), report.beyond)
+
+
+def of_store(path: Path) -> Reported:
+    """Of a store, with its last run in full and its violations, the last met first. RmapdError where it cannot be read or has no run."""
+    found = stored.read(path)
+    if not found.runs:
+        raise RmapdError(f"there is no run in the store {path}", why="none was written yet", hint="the same in a minute, with rmapd run")
+    try:
+        runs = [msgspec.convert(run | {"report": run["report"] | {"violations": []}}, Run) for run in found.runs]
+        violations = msgspec.convert(found.violations, list[Violation])
+    except msgspec.ValidationError as error:
+        raise RmapdError(f"the store {path} has what no rmapd wrote", why=str(error), hint="another one with --store") from error
+    rest = Counter[str]()
+    for (_, invariant, verdict), count in found.rest.items():
+        rest[f"{invariant} {verdict}"] += count
+    violations.sort(key=lambda v: v.last_seen, reverse=True)
+    violations.sort(key=lambda v: v.verdict != "violated")
+    return Reported(str(path), runs[-1].report, violations, dict(rest), runs)

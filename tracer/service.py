@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
@@ -45,8 +46,10 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
     with (
+        privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
+        otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current), access) as server,
-        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time))) as reaction,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
         Session(config, kernel) as session,
     ):
 
@@ -55,6 +58,8 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
         where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
+        if config.drop_privileges:
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
         session.wake_by(current.asked)
         latest = look()
         _announce(session, latest, where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,19 +22,33 @@ class Headline:
 
 def headline(reported: Reported) -> Headline:
     """The one sentence, and what it must not be read without."""
-    report = reported.report
-    found = {verdict: [v for v in reported.violations if v.verdict == verdict] for verdict in ("violated", "suspect")}
-    lines = [_coverage(report), *_losses(report)]
-    checks = sum(one.checks.all for one in report.invariants.values())
+    lines = [*_further(reported), _coverage(reported.report), *_losses(reported)]
     for verdict, said in (("violated", "violated"), ("suspect", "under suspicion")):
-        if found[verdict]:
-            invariants = sorted({v.invariant for v in found[verdict]})
-            where = sorted({f"{v.function}()" for v in found[verdict]})
-            seen = f"{sum(v.count for v in found[verdict]):,} findings of {_number(len(found[verdict]), 'signature')}"
-            return Headline(verdict, f"{_and(invariants)} {said}", [f"{seen}, in {_and(where)}.", *lines])
-    if not checks:
-        return Headline("nothing", "Nothing was checked", lines)
+        invariants = _with(reported, verdict)
+        if invariants:
+            return Headline(verdict, f"{_and(invariants)} {said}", [*_findings(reported, verdict), *lines])
+    checks = sum(reported.checked(verdict) for verdict in ("holds", "unverifiable"))
+    if not reported.checked("holds"):
+        return Headline("nothing", "Nothing was checked" if not checks else f"None of {checks:,} checks could be verified", lines)
     return Headline("holds", f"Nothing violated in {checks:,} checks", lines)
+
+
+def _with(reported: Reported, verdict: str) -> list[str]:
+    """Invariants with that verdict: by a finding, by one that has no signature of its own, or by the count of checks alone."""
+    found = {v.invariant for v in reported.violations if v.verdict == verdict}
+    found |= {name.partition(" ")[0] for name, count in reported.rest.items() if count and name.endswith(f" {verdict}")}
+    return sorted(found | {id for report in reported.reports for id, one in report.invariants.items() if getattr(one.checks, verdict)})
+
+
+def _findings(reported: Reported, verdict: str) -> list[str]:
+    found = [v for v in reported.violations if v.verdict == verdict]
+    where = sorted({f"{v.function}()" for v in found})
+    return [f"{sum(v.count for v in found):,} findings of {_number(len(found), 'signature')}, in {_and(where)}."] if found else []
+
+
+def _further(reported: Reported) -> list[str]:
+    said = ", ".join(f"{name} {count:,}" for name, count in sorted(reported.rest.items()) if count)
+    return [f"Further findings whose evidence was not kept: {said}."] if said else []
 
 
 def _coverage(report: Report) -> str:
@@ -45,9 +59,11 @@ def _coverage(report: Report) -> str:
     return "Checked " + "; ".join(f"{how}: {' '.join(by_level[level])}" for level, how in said if by_level[level]) + "."
 
 
-def _losses(report: Report) -> list[str]:
-    lost = {book: count for book, count in report.lost.items() if count}
-    unverifiable = report.checked("unverifiable")
+def _losses(reported: Reported) -> list[str]:
+    lost = Counter[str]()
+    for report in reported.reports:
+        lost.update({book: count for book, count in report.lost.items() if count})
+    unverifiable = reported.checked("unverifiable")
     if not lost and not unverifiable:
         return []
     books = ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in lost.items())
@@ -63,20 +79,19 @@ def _number(count: int, what: str) -> str:
 
 
 def tiles(reported: Reported) -> list[dict[str, str]]:
-    """A few numbers in large type; kind: how alarming."""
-    report = reported.report
+    """A few numbers in large type, of all runs; kind: how alarming."""
     counts = {verdict: sum(v.count for v in reported.violations if v.verdict == verdict) for verdict in ("violated", "suspect")}
+    for name, count in reported.rest.items():
+        counts[name.partition(" ")[2]] = counts.get(name.partition(" ")[2], 0) + count
     rows = [
         ("violations", f"{counts['violated']:,}", "bad" if counts["violated"] else ""),
         ("suspects", f"{counts['suspect']:,}", "warn" if counts["suspect"] else ""),
-        ("checks that hold", f"{report.checked('holds'):,}", ""),
-        ("windows", f"{sum(report.windows.values()):,}", ""),
-        ("protocols", f"{len(report.protocols):,}", ""),
-        ("duration", lasted(report.duration_seconds), ""),
-        ("fidelity", report.fidelity or "–", ""),
+        ("checks that hold", f"{reported.checked('holds'):,}", ""),
+        ("windows", f"{sum(sum(report.windows.values()) for report in reported.reports):,}", ""),
+        ("protocols", f"{len({one.said for report in reported.reports for one in report.protocols}):,}", ""),
+        ("duration", lasted(sum(report.duration_seconds for report in reported.reports)), ""),
+        ("runs", f"{len(reported.runs):,}", "") if reported.runs else ("fidelity", reported.report.fidelity or "–", ""),
     ]
-    if reported.runs:
-        rows.append(("runs", f"{len(reported.runs):,}", ""))
     return [{"name": name, "value": value, "kind": kind} for name, value, kind in rows]
 
 

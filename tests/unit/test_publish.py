@@ -7,9 +7,11 @@ import json
 import os
 import re
 import resource
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,17 @@ from click.testing import CliRunner
 from markdown_it import MarkdownIt
 
 from tests.support.reports import HOSTILE, LEGAL, SWAPPED, unlucky, written
+from tests.support.snapshots import FINDING, snapshot
 from tracer import html_report, markdown_report, whole
 from tracer.cli import main
 from tracer.errors import RmapdError
-from tracer.reported import of_report
+from tracer.report import as_json
+from tracer.reported import of_report, of_store
+from tracer.store import Store
+from tracer.summary import headline, tiles
+from tracer.verdict import Verdict, Violation
 
+T0 = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 _VOID = {"meta", "link", "br"}
 
 
@@ -93,7 +101,7 @@ def test_every_section_tells(page: str) -> None:
         "L1 violated",
         "3 findings of 1 signature, in vma_expand().",
         "−2.5 ms",
-        "0x1000-0x2000 → 0x1000-0x3000",
+        "0x1000-0x2000 →\n0x1000-0x3000",
         "against the order",
         "violates L1",
         "half below",
@@ -160,6 +168,79 @@ def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
     text = Page(html_report.render(of_report(written(tmp_path / "q.json", quiet)))).text
     assert "Nothing was checked" in text
     assert "nothing to put on a time line" in text
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A store of two runs, three days apart, of which the second found nothing; two findings have no row of their own."""
+    path, hour = tmp_path / "rmapd.db", 3600.0
+    violations = [Violation(replace(FINDING, shape=f"shape {n}", function=f"f{n}"), T0, T0 + n * hour, 1) for n in range(3)]
+    now = T0
+
+    def clock() -> float:
+        return now
+
+    for run, found in enumerate((violations, [])):
+        now = T0 + run * 72 * hour
+        store = Store(path, f"6.1.{run}", 64 << 20, 90, must=True, clock=clock, monotonic=clock)
+        for passed in range(4 if found else 1):
+            now = T0 + run * 72 * hour + passed * hour
+            for violation in found[passed:]:
+                violation.count += 10**passed
+                violation.last_seen = now
+            store.keep(found, {("V1", Verdict.VIOLATED): 2} if found else {})
+        seen = snapshot(kernel=f"6.1.{run}", taken_seconds=now, running_seconds=hour, checks={("L1", Verdict.HOLDS): 5 + run})
+        store.keep_run(as_json(seen, ["rmapd", "run"], 0), ended=bool(run))
+        store.close()
+    return path
+
+
+def test_a_store_tells_of_all_its_runs(kept: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["report", "--store", str(kept), "--output", str(tmp_path / "s.html")])
+    assert (done.exit_code, done.stderr) == (0, "")
+    page = (tmp_path / "s.html").read_text()
+    text = Page(page).text
+    for part in (
+        "M1 and V1 violated",
+        "126 findings of 3 signatures, in f0(), f1() and f2().",
+        "Further findings whose evidence was not kept: V1 violated 2.",
+        "The last of 2 runs: rmapd",
+        "it runs, or was killed",
+        "2026-01-04 00:00:00 UTC",
+        "per hour",
+    ):
+        assert part in text, part
+    assert (tiles(of_store(kept))[0]["value"], tiles(of_store(kept))[2]["value"]) == ("128", "11")
+    assert "violated" in CliRunner().invoke(main, ["report", "--store", str(kept)]).stdout.splitlines()[0]
+
+
+def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> None:
+    (tmp_path / "none").write_bytes(b"nothing of the kind" * 999)
+    Store(tmp_path / "young", "6.1", 64 << 20, 90, must=True).close()
+    with sqlite3.connect(kept) as database:
+        database.execute("UPDATE signature SET evidence = '{\"id\": 7}'")
+    database.close()
+    for name, said in (
+        ("gone", "there is no store"),
+        ("none", "cannot read the store"),
+        ("young", "no run in the store"),
+        (kept.name, "no rmapd wrote"),
+    ):
+        done = CliRunner().invoke(main, ["report", "--store", str(tmp_path / name), "--output", str(tmp_path / "s.html")])
+        assert (done.exit_code, said in done.stderr, (tmp_path / "s.html").exists()) == (2, True, False), done.stderr
+    done = CliRunner().invoke(main, ["report", "--store", "a", "--from", "b"])
+    assert (done.exit_code, "cannot report on two things" in done.stderr) == (2, True)
+
+
+def test_what_only_the_counts_know_is_not_called_well(tmp_path: Path) -> None:
+    """More signatures than are kept, or a check that was counted and left no finding."""
+    quiet = unlucky() | {"violations": [], "beyond": {"L5 suspect": 7}}
+    quiet["invariants"] = {name: one | {"checks": {"holds": 5}} for name, one in quiet["invariants"].items()}
+    assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "L5 under suspicion"
+    quiet["invariants"]["V2"]["checks"] = {"violated": 1}
+    assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "V2 violated"
+    quiet["invariants"] = {name: one | {"checks": {"unverifiable": 2}} for name, one in quiet["invariants"].items()}
+    assert headline(of_report(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text == "None of 36 checks could be verified"
 
 
 def damaged() -> list[tuple[str, Any]]:

@@ -15,20 +15,23 @@ from tracer.layout import parse
 
 # Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
 FLOORS = [
-    {"errors", "answer", "histogram", "stubs", "monitors", "notify", "schema", "pulse"},
-    {"stored", "database", "btf", "layout", "bpf", "verdict", "config", "template", "whole", "drawing", "reported", "wire"},
-    {"slices", "kernel", "instance", "protocol", "signature", "program", "compiler", "plots", "summary"},
-    {"plan", "symbols", "books", "windows", "encoding", "notation", "invariant", "html_report", "markdown_report"},
-    {"oracle", "loaded", "rulings", "difference", "publish"},
-    {"loader"},
-    {"handover"},
-    {"snapshot"},
-    {"suspects", "calibrate", "metrics", "report", "points", "status", "history"},
-    {"findings", "docket", "store", "journal", "ktap", "junit", "current"},
-    {"judge", "reaction", "web"},
-    {"session"},
-    {"service", "execute", "doctor"},
-    {"cli"},
+    floor.split()
+    for floor in """
+    errors answer histogram stubs monitors notify schema pulse syscalls
+    stored database btf layout bpf verdict config template whole drawing wire privileges otlp
+    slices kernel instance installation protocol signature program compiler reported
+    plan symbols books windows encoding notation invariant plots summary watch
+    oracle loaded rulings difference html_report markdown_report
+    loader publish
+    handover
+    snapshot
+    suspects calibrate metrics report points status history
+    findings docket store journal ktap junit current
+    judge reaction web
+    session
+    service execute doctor
+    cli
+    """.strip().splitlines()
 ]
 
 
