@@ -102,7 +102,11 @@ class Server:
             connection = Connection(client)
             talk = self._loop.create_task(self._talk(connection))
             self._talks[talk] = connection
-            talk.add_done_callback(self._talks.pop)
+            talk.add_done_callback(self._end)
+
+    def _end(self, talk: asyncio.Task[None]) -> None:
+        """Also of one that was given up before it began."""
+        self._talks.pop(talk).close()
 
     async def _make_room(self) -> None:
         """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
@@ -122,16 +126,13 @@ class Server:
 
     async def _talk(self, connection: Connection) -> None:
         with contextlib.suppress(*_ENDS):
-            try:
-                self.access.refresh()
-                await connection.open(self.access.context)
-                named = self.access.rules.tls
-                if named and not may_enter(connection.certificate, named.client_allowed_sans):
-                    raise Gone
-                await connection.converse(self._answer)
-                await connection.finish()
-            finally:
-                connection.close()
+            self.access.refresh()
+            await connection.open(self.access.context)
+            named = self.access.rules.tls
+            if named and not may_enter(connection.certificate, named.client_allowed_sans):
+                return
+            await connection.converse(self._answer)
+            await connection.finish()
 
     async def _answer(self, ask: Ask) -> Answer:
         await self._budget.wait()
