@@ -216,7 +216,8 @@ class Session:
         return stay
 
     def rehearse(self) -> tuple[object, ...]:
-        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs."""
+        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs. /proc/kallsyms is opened the
+        first time and kept, so a stack that is explained later has its names."""
         self.books.set_params(gate=1)
         self.windows.rows()
         statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
