@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tracer import stored
-from tracer.aligned import aligned, differences
-from tracer.difference import Seen, nearest
+from tracer.aligned import aligned, differences, likeness
+from tracer.difference import Seen
 from tracer.errors import RmapdError
 from tracer.invariant import Invariant
 from tracer.notation import parse
@@ -49,7 +49,7 @@ class Known:
             for one in protocols
             if one["function"] == self.violation["function"] and not one["violates"] and not one["suspect"]
         ]
-        return nearest(Seen(own, 1, (), parse(own)), others)
+        return max(others, key=lambda other: (likeness(parse(own), other.protocol), other.count), default=None)
 
 
 def find(id: str, store: Path, report: Path | None) -> Known:
@@ -224,8 +224,12 @@ def _protocol(known: Known) -> list[str]:
         "",
         *lines,
         "",
-        f"legal: the nearest of this function that broke nothing, {legal.count:,} windows of this run",
+        f"legal: the nearest of this function that broke nothing, {_windows(legal.count)} of this run",
     ]
+
+
+def _windows(count: int) -> str:
+    return f"{count:,} windows" if count != 1 else "one window"
 
 
 def _cycle(evidence: Mapping[str, Any]) -> list[Section]:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.snapshots import snapshot
-from tracer.aligned import aligned, differences
+from tracer.aligned import aligned, differences, likeness
 from tracer.cli import main
 from tracer.notation import parse
 from tracer.report import as_json, violation_json
@@ -143,19 +143,31 @@ def test_invariants_are_explained_as_before() -> None:
 
 
 def test_steps_stand_above_each_other_and_every_difference_is_marked() -> None:
-    seen, legal = (
-        parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w → [mmap:w anon:w]"),
-        parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon↑w"),
-    )
-    lines = aligned(seen, legal)
-    assert lines == [
-        "seen   [anon] [mmap:w] -ENOMEM anon↓w → [mmap:w anon:w]",
-        "legal  [anon] [mmap:w] -ENOMEM anon↓w anon↑w",
-        "                                      ^^^^^^^^^^^^^^^^^",
+    kept = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w → [mmap:w anon:w]")
+    given_back = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon↑w")
+    assert aligned(kept, given_back) == [
+        "seen   [anon] [mmap:w] anon↓w ·      → [mmap:w anon:w] -ENOMEM",
+        "legal  [anon] [mmap:w] anon↓w anon↑w ·                 -ENOMEM",
+        "                              ^^^^^^ ^^^^^^^^^^^^^^^^^",
     ]
-    assert differences(seen, seen) == [
-        {"op": "equal", "seen": ["[anon]", "[mmap:w]", "-ENOMEM", "anon↓w", "→ [mmap:w anon:w]"]}
-        | {"legal": ["[anon]", "[mmap:w]", "-ENOMEM", "anon↓w", "→ [mmap:w anon:w]"]}
-    ]
-    assert all("^" not in line for line in aligned(legal, legal))
+    assert {run["op"] for run in differences(kept, kept)} == {"equal"}
+    assert all("^" not in line for line in aligned(given_back, given_back))
     assert all(len(line) <= 110 for line in aligned(parse(SWAPPED), parse(HEALTHY)))
+
+
+def test_what_is_the_same_thing_stands_under_itself_whoever_held_the_lock() -> None:
+    unlocked = parse("__vma_adjust[anon moved mmap:w geometry=pgoff]  anon-(-) commit(mmap:w anon:-) anon+(-)")
+    locked = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    assert aligned(unlocked, locked) == [
+        "seen   [anon] [moved] [mmap:w] [geometry=pgoff] ·      anon-(-) commit(mmap:w anon:-) anon+(-) ·",
+        "legal  [anon] [moved] [mmap:w] [ok]             anon↓w anon-    commit(mmap:w anon:w) anon+    anon↑w",
+        "                               ^^^^^^^^^^^^^^^^ ^^^^^^ ^^^^^^^^ ^^^^^^^^^^^^^^^^^^^^^ ^^^^^^^^ ^^^^^^",
+    ]
+
+
+def test_the_legal_protocol_is_one_about_the_same_that_did_the_same() -> None:
+    own = parse("__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)")
+    same = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    file = parse("__vma_adjust[file moved mmap:w ok]  commit(mmap:w anon:-)")
+    split = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon↑w")
+    assert max((file, split, same), key=lambda other: likeness(own, other)) is same

@@ -21,8 +21,8 @@ FLOORS = [
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary
-    oracle loaded rulings difference html_report markdown_report scene trail aligned
-    loader publish
+    oracle loaded rulings difference html_report markdown_report scene trail
+    loader publish aligned
     handover
     snapshot explain
     suspects calibrate metrics report points status history
