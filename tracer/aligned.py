@@ -55,8 +55,9 @@ def differences(seen: Protocol, legal: Protocol) -> list[dict[str, Any]]:
         ours, theirs = of(seen), of(legal)
         matcher = SequenceMatcher(None, [kind for _, kind in ours], [kind for _, kind in theirs], autojunk=False)
         for op, a, b, c, d in matcher.get_opcodes():
-            if op != "equal":
-                found.append({"op": op, "seen": [word for word, _ in ours[a:b]], "legal": [word for word, _ in theirs[c:d]]})
+            if op != "equal":  # unlike things stand beside each other
+                found += [{"op": "insert", "seen": [], "legal": [word for word, _ in theirs[c:d]]}] * (d > c)
+                found += [{"op": "delete", "seen": [word for word, _ in ours[a:b]], "legal": []}] * (b > a)
                 continue
             for (own, _), (other, _) in zip(ours[a:b], theirs[c:d], strict=True):
                 found.append({"op": "equal" if own == other else "replace", "seen": [own], "legal": [other]})
