@@ -19,6 +19,8 @@ from tracer.invariant import Invariant
 from tracer.notation import parse
 
 _ADDRESSED = re.compile(r":| at 0x")
+_PLAIN = ("outer_mm", "inner_mm", "opposite_task", "age_seconds", "entries_outstanding")
+"""Numbers of the evidence that need no words."""
 _MOST_HOURS, _MOST_STEPS, _MOST_FRAMES = 6, 12, 6
 
 
@@ -155,6 +157,7 @@ def _where(known: Known) -> list[str]:
     else:
         rows |= {"VMA": _vma(evidence.get("vma", {})), "folio": _folio(evidence.get("folio", {}))}
         rows |= {name: value for name, value in evidence.get("addresses", {}).items() if name != "folio" or not evidence.get("folio")}
+    rows |= {name.replace("_", " "): str(evidence[name]) for name in _PLAIN if evidence.get(name) is not None}
     wide = max((len(name) for name, text in rows.items() if text), default=0)
     return [f"{name:{wide}}  {text}".rstrip() for name, text in rows.items() if text]
 

@@ -218,7 +218,7 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
     (tmp_path / "none").write_bytes(b"nothing of the kind" * 999)
     Store(tmp_path / "young", "6.1", 64 << 20, 90, must=True).close()
     with sqlite3.connect(kept) as database:
-        database.execute("UPDATE signature SET evidence = '{\"id\": 7}'")
+        database.execute("UPDATE evidence SET evidence = '{\"id\": 7}'")
     database.close()
     for name, said in (
         ("gone", "there is no store"),

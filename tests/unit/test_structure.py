@@ -20,7 +20,7 @@ FLOORS = [
     errors answer histogram stubs monitors notify schema pulse syscalls machine
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
-    plan symbols books windows encoding notation invariant plots summary
+    plan symbols books windows encoding notation invariant plots summary watch
     oracle loaded rulings difference html_report markdown_report scene trail
     loader publish aligned
     handover
