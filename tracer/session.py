@@ -98,7 +98,7 @@ class Session:
         symbols = self._symbols = Symbols(self.kernel)
         self.windows = Windows(self.loaded.maps, layouts)
         seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked, seen)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
         findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
