@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracer.aligned import likeness
+from tracer.aligned import nearest
 from tracer.difference import Seen
 from tracer.errors import RmapdError
 from tracer.notation import parse
@@ -17,8 +17,7 @@ def pair(v: Violation, report: Report) -> tuple[Seen, Seen] | None:
     legal = [one for one in report.protocols if one.function == v.function and not one.violates and not one.suspect]
     try:
         seen = Seen(v.protocol, v.count, (v.invariant,), parse(v.protocol))
-        others = [Seen(one.said, one.count, (), parse(one.said)) for one in legal]
+        near = nearest(seen.protocol, [Seen(one.said, one.count, (), parse(one.said)) for one in legal])
     except RmapdError:
         return None
-    near = max(others, key=lambda other: (likeness(seen.protocol, other.protocol), other.count), default=None)
     return (seen, near) if near else None

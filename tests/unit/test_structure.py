@@ -22,10 +22,11 @@ FLOORS = [
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
     oracle loaded rulings difference scene trail
-    loader fidelity aligned
-    handover beside
-    snapshot explain html_report markdown_report
-    suspects calibrate metrics report points status history publish
+    aligned fidelity
+    loader beside
+    handover html_report markdown_report
+    snapshot explain publish
+    suspects calibrate metrics report points status history
     findings docket store journal ktap junit current
     judge reaction web
     session
