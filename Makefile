@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-seccomp python3-venv gcc libc6-dev libcap2-bin
 LIVE_APT := chromium prometheus
 DEB_APT := dpkg-dev debhelper
-VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng
+VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng flex bison rsync libnuma-dev libcap-dev
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor

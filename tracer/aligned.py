@@ -7,27 +7,61 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Any
 
+from tracer.difference import bare
 from tracer.notation import parts, text, words
-from tracer.protocol import Protocol
+from tracer.protocol import Locking, Protocol, Step
 
 _WIDTH = 96
 _GAP = "·"
 
+Token = tuple[str, str]
+"""What stands there, and what it is, whatever its lock states: tokens that are the same thing stand under each other."""
 
-def _tokens(protocol: Protocol) -> list[str]:
-    """The words of the context, then the steps, then the states at return: as the text has them."""
-    head, _ = parts(protocol)
+
+def _skeleton(protocol: Protocol) -> list[str]:
+    """What it did besides locking, whoever held which lock."""
+    return words(bare(step) for step in protocol.flat() if not isinstance(step, Locking))
+
+
+def likeness(one: Protocol, other: Protocol) -> float:
+    """How much two protocols of a function are alike: first in what they were about, then in what they did, then in how they locked."""
+    pairs = ((parts(one)[0], parts(other)[0]), (_skeleton(one), _skeleton(other)), (words(one.flat()), words(other.flat())))
+    about, did, locked = (SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs)
+    return 3 * about + 2 * did + locked
+
+
+def _head(protocol: Protocol) -> list[Token]:
+    """The words of the context; of geometry and follows what they say is the state."""
+    names = {"ok": "geometry", "anon=imported": "anon"}
+    return [(f"[{word}]", names.get(word, word.partition("=")[0].partition(":")[0])) for word in parts(protocol)[0]]
+
+
+def _step(step: Step) -> Token:
+    return words([step])[0], words([bare(step)])[0]
+
+
+def _tail(protocol: Protocol) -> list[Token]:
+    """How it ended: the states at return, where they are not those at entry, and the error."""
     line = text(protocol)
-    left = line.rpartition("→ ")[2] if "→ " in line else ""
-    error = [word for word in line.partition("]")[2].split()[:1] if protocol.error]
-    return [*(f"[{word}]" for word in head), *error, *words(protocol.steps), *([f"→ {left}"] if left else [])]
+    left = f"→ {line.rpartition('→ ')[2]}" if "→ " in line else ""
+    error = line.partition("]")[2].split()[0] if protocol.error else ""
+    return [(word, kind) for word, kind in ((left, "left"), (error, "error")) if word]
 
 
 def differences(seen: Protocol, legal: Protocol) -> list[dict[str, Any]]:
-    """The runs of steps that are equal or differ, in order."""
-    ours, theirs = _tokens(seen), _tokens(legal)
-    matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
-    return [{"op": op, "seen": ours[a:b], "legal": theirs[c:d]} for op, a, b, c, d in matcher.get_opcodes()]
+    """The runs of context, steps and end that are equal or differ, in order."""
+    found = list[dict[str, Any]]()
+    for of in (_head, lambda protocol: [_step(step) for step in protocol.steps], _tail):
+        ours, theirs = of(seen), of(legal)
+        matcher = SequenceMatcher(None, [kind for _, kind in ours], [kind for _, kind in theirs], autojunk=False)
+        for op, a, b, c, d in matcher.get_opcodes():
+            if op != "equal":  # unlike things stand beside each other
+                found += [{"op": "insert", "seen": [], "legal": [word for word, _ in theirs[c:d]]}] * (d > c)
+                found += [{"op": "delete", "seen": [word for word, _ in ours[a:b]], "legal": []}] * (b > a)
+                continue
+            for (own, _), (other, _) in zip(ours[a:b], theirs[c:d], strict=True):
+                found.append({"op": "equal" if own == other else "replace", "seen": [own], "legal": [other]})
+    return found
 
 
 def aligned(seen: Protocol, legal: Protocol, width: int = _WIDTH) -> list[str]:

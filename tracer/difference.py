@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -144,16 +144,16 @@ def _only(a: Run, b: Run) -> Iterable[Difference]:
         for one in a.of(function):
             if one.same in known:
                 continue
-            near = nearest(one, others, gone, common)
+            nearest = _nearest(one, others, gone, common)
             if one.wrong:
                 why = f"violates {', '.join(one.wrong)}"
-                yield Difference(Grade.RULED, a.name, function, one.text, one.count, near.text if near else "", why)
-            elif near:
-                grade, why = _grade(one, near, a, b)
-                yield Difference(grade, a.name, function, one.text, one.count, near.text, why)
+                yield Difference(Grade.RULED, a.name, function, one.text, one.count, nearest.text if nearest else "", why)
+            elif nearest:
+                grade, why = _grade(one, nearest, a, b)
+                yield Difference(grade, a.name, function, one.text, one.count, nearest.text, why)
 
 
-def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: Collection[Lock]) -> list[Step]:
+def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: set[Lock]) -> list[Step]:
     """Without calls of functions that the other does not have, and locks that the function never takes there."""
     return [
         step
@@ -162,8 +162,7 @@ def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: Collectio
     ]
 
 
-def nearest(one: Seen, others: Sequence[Seen], absent: Iterable[str] = (), classes: Collection[Lock] = frozenset(Lock)) -> Seen | None:
-    """Of these of the same function the one that is most like it, one that broke nothing first. absent, classes: as compare() has them."""
+def _nearest(one: Seen, others: Sequence[Seen], absent: Iterable[str], classes: set[Lock]) -> Seen | None:
     own = words(_comparable(one.protocol.flat(), absent, classes))
 
     def near(other: Seen) -> tuple[bool, float, float, int]:
@@ -192,7 +191,7 @@ def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
     if not any(isinstance(step, TreeStep | Commit | Visit) for step in mine):
         return []
     (own, locking), (other, wanted) = _parted(mine), _parted(theirs)
-    if [_bare(step) for step in own] != [_bare(step) for step in other]:
+    if [bare(step) for step in own] != [bare(step) for step in other]:
         return []
     differing = [(ours, their) for ours, their in zip(own, other, strict=True) if ours != their]
     lacking = Counter(words(wanted))
@@ -207,7 +206,7 @@ def _parted(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
     return [step for step in steps if not isinstance(step, Locking)], [step for step in steps if isinstance(step, Locking)]
 
 
-def _bare(step: Step) -> Step:
+def bare(step: Step) -> Step:
     """Without the states of its locks."""
     match step:
         case TreeStep(tree, enters, owner) if owner is not None:

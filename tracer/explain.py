@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tracer import stored
-from tracer.aligned import aligned, differences
-from tracer.difference import Seen, nearest
+from tracer.aligned import aligned, differences, likeness
+from tracer.difference import Seen
 from tracer.errors import RmapdError
 from tracer.invariant import Invariant
 from tracer.notation import parse
 
 _ADDRESSED = re.compile(r":| at 0x")
+_PLAIN = ("outer_mm", "inner_mm", "opposite_task", "age_seconds", "entries_outstanding")
+"""Numbers of the evidence that need no words."""
 _MOST_HOURS, _MOST_STEPS, _MOST_FRAMES = 6, 12, 6
 
 
@@ -49,7 +51,7 @@ class Known:
             for one in protocols
             if one["function"] == self.violation["function"] and not one["violates"] and not one["suspect"]
         ]
-        return nearest(Seen(own, 1, (), parse(own)), others)
+        return max(others, key=lambda other: (likeness(parse(own), other.protocol), other.count), default=None)
 
 
 def find(id: str, store: Path, report: Path | None) -> Known:
@@ -155,6 +157,7 @@ def _where(known: Known) -> list[str]:
     else:
         rows |= {"VMA": _vma(evidence.get("vma", {})), "folio": _folio(evidence.get("folio", {}))}
         rows |= {name: value for name, value in evidence.get("addresses", {}).items() if name != "folio" or not evidence.get("folio")}
+    rows |= {name.replace("_", " "): str(evidence[name]) for name in _PLAIN if evidence.get(name) is not None}
     wide = max((len(name) for name, text in rows.items() if text), default=0)
     return [f"{name:{wide}}  {text}".rstrip() for name, text in rows.items() if text]
 
@@ -224,8 +227,12 @@ def _protocol(known: Known) -> list[str]:
         "",
         *lines,
         "",
-        f"legal: the nearest of this function that broke nothing, {legal.count:,} windows of this run",
+        f"legal: the nearest of this function that broke nothing, {_windows(legal.count)} of this run",
     ]
+
+
+def _windows(count: int) -> str:
+    return f"{count:,} windows" if count != 1 else "one window"
 
 
 def _cycle(evidence: Mapping[str, Any]) -> list[Section]:

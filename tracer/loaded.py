@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tracer.bpf import Map, Ring
 from tracer.plan import Planned, State
 from tracer.program import Iterated, Link, Program, RunStatistics
+from tracer.watch import Attachment
 
 
 @dataclass
@@ -65,6 +66,21 @@ class Loaded:
 
     def attached(self) -> frozenset[str]:
         return frozenset(h.hook.name for h in self.hooks if h.on)
+
+    def attachments(self) -> list[Attachment]:
+        """What is attached now, point by point."""
+        every = ((name, point) for name, points in self.points.items() for point in points)
+        return [Attachment(name, point.how, point.symbol, point.link) for name, point in every if point.link]
+
+    def mark(self, off: Mapping[str, str]) -> list[Planned]:
+        """hook -> why it is off now, though we left it on; those that were and are not named are on again. The hooks that changed."""
+        changed = []
+        for n, hook in enumerate(self.hooks):
+            why = off.get(hook.hook.name, "")
+            if (why and hook.on) or (not why and hook.state is State.DETACHED):
+                self.hooks[n] = replace(hook, state=State.DETACHED, reason=why) if why else hook.attached(hook.taken)
+                changed.append(self.hooks[n])
+        return changed
 
     def statistics(self) -> dict[str, RunStatistics]:
         """By hook name; the programs at entry and return of one function together."""

@@ -18,6 +18,7 @@ _RAW_TRACEPOINT_OPEN, _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 17, 28, 32, 33
 _TRACE_ITER, _TRACE_FENTRY, _TRACE_FEXIT = 28, 24, 25
 _TYPE_KPROBE, _TYPE_RAW_TRACEPOINT, _TYPE_TRACING = 2, 17, 26
 _SYS_PERF_EVENT_OPEN, _PERF_ENABLE, _PERF_SET_BPF = 298, 0x2400, 0x40042408
+_PERF_ID = 0x80082407
 _INFO_SIZE = 232  # struct bpf_prog_info up to recursion_misses and verified_insns
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 
@@ -147,6 +148,18 @@ class Iterated(Link):
         finally:
             os.close(fd)
         return b"".join(parts)
+
+
+def attached_to(fd: int) -> tuple[int, ...]:
+    """What an attachment's descriptor stands for: a link's type, id and program, or a perf event's id. Raises OSError where nothing."""
+    info = ctypes.create_string_buffer(256)
+    try:
+        call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return struct.unpack("<Q", fcntl.ioctl(fd, _PERF_ID, bytes(8)))
+    return struct.unpack_from("<III", info.raw)
 
 
 def enable_statistics() -> int:

@@ -54,7 +54,16 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
     }
 
 
-_LEDGER = ("ENTRIES_BOOKED", "ENTRIES_COPIED", "ENTRIES_REMOVED", "REMOVALS_UNBOOKED", "MIGRATIONS_ENDED", "FORKS_SEEN", "MMS_EXITED")
+_LEDGER = (
+    "ENTRIES_BOOKED",
+    "ENTRIES_COPIED",
+    "ENTRIES_REMOVED",
+    "REMOVALS_UNBOOKED",
+    "MIGRATIONS_ENDED",
+    "MIGRATIONS_UNENDED",
+    "FORKS_SEEN",
+    "MMS_EXITED",
+)
 
 
 def _histograms(s: Snapshot) -> list[dict[str, Any]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import select
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +28,15 @@ from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
 from tracer.machine import machine
 from tracer.oracle import Oracle
+from tracer.plan import State
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
 from tracer.verdict import Verdict
+from tracer.watch import Watch
 from tracer.windows import Windows
 
+log = logging.getLogger("rmapd")
 _WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
     "migration": frozenset({"migration", "ledger", "oracle", "scene"}),
@@ -60,6 +65,7 @@ class Session:
         self.fidelity = "full" if config.fidelity == "auto" else config.fidelity
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped = False
+        self._changes: Counter[str] = Counter()  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -89,14 +95,12 @@ class Session:
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
-        features = self.loaded.attached() | ({"oracle"} if oracle else set())
-        self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
-        checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
-        self._ruled = [name for name in checked if self.invariants[name].judge]
+        self._checked: set[str] = set()
+        self._cover()
         symbols = Symbols(self.kernel)
         self.windows = Windows(self.loaded.maps, layouts)
         seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked, seen)
         findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
@@ -104,7 +108,7 @@ class Session:
             findings,
             welcome_ns,
             self._clock,
-            checked,
+            self._checked,
             self.docket,
             self._missed,
             self._missed_orders,
@@ -118,19 +122,47 @@ class Session:
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        self.watch = Watch(self.loaded.attachments, self._runs)
         self.books.set_params(gate=1)
 
+    def _cover(self) -> None:
+        """What is checked with the hooks that are on now."""
+        features = self.loaded.attached() | ({"oracle"} if self.desk.oracle else set())
+        gone = [hook for hook in self.loaded.hooks if hook.state is State.DETACHED]
+        off = {hook.hook.name: hook.reason for hook in gone}
+        of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in _WINDOW_STEMS}
+        self.coverage = {name: inv.coverage(features, of_windows if inv.judge else off) for name, inv in self.invariants.items()}
+        self._checked.clear()
+        self._checked.update(name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE)
+        self._ruled = [name for name in self._checked if self.invariants[name].judge]
+
+    def _runs(self) -> dict[str, int]:
+        """How often each hook's programs ran, where it is we who have the kernel count: what others switch on they may switch off."""
+        counts = self.loaded.statistics_fd >= 0
+        return {name: one.runs + one.missed for name, one in self.loaded.statistics().items()} if counts else {}
+
+    def _look_after_hooks(self) -> None:
+        """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
+        changed = self.loaded.mark(self.watch.look())
+        for hook in changed:
+            self._changes[hook.stem] += 1
+            log.warning("hook %s is %s%s", hook.hook.name, hook.state, f": {hook.reason}" if hook.reason else " again")
+        if changed:
+            self._cover()
+
     def _missed(self) -> int:
-        """Runs that the kernel left out of programs that a protocol depends on."""
-        return self.loaded.missed(lambda hook: hook.stem in _WINDOW_STEMS)
+        """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
+        self._look_after_hooks()
+        changes = sum(self._changes[stem] for stem in _WINDOW_STEMS)
+        return changes + self.loaded.missed(lambda hook: hook.stem in _WINDOW_STEMS)
 
     def _missed_orders(self) -> int:
         """Runs left out of the mmap_lock programs."""
-        return self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
+        return self._changes["mmap_lock"] + self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
 
     def _missed_visits(self) -> int:
         """Runs left out of the second walk's program."""
-        return self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
+        return self._changes["ledger"] + self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
@@ -180,6 +212,7 @@ class Session:
         if oracle:
             first = oracle.mms()[:1]  # init's
             searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+        self.watch.look()
         return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
@@ -220,7 +253,8 @@ class Session:
     def totals(self) -> tuple[float, dict[str, int]]:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         counters = self.books.counters()
-        counted = checks(self.judge.tally, counters, {}, self._ruled)
+        statistics = self.loaded.statistics() if counters["M4_LATE"] else {}  # what is late is doubtful where runs were missed
+        counted = checks(self.judge.tally, counters, statistics, self._ruled)
         totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
         totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
         return (self._clock() - self._started_ns) / 1e9, totals

@@ -13,6 +13,7 @@ from tracer.kernel import Kernel
 
 _LONGEST_FUNCTION = 1 << 17  # bytes; beyond, the address is of something that kallsyms does not list
 _AGAIN_SECONDS = 60.0
+_NOT_THE_KERNELS = ("0x", "bpf_prog_", "bpf_trampoline_", "bpf_trace_run")
 
 
 class Symbols:
@@ -51,6 +52,6 @@ class Symbols:
         return f"{name}+{address - self._addresses[at]:#x}{' ' if module else ''}{module}"
 
     def stack(self, addresses: Sequence[int]) -> tuple[str, ...]:
-        """Innermost first, without the trampoline and the program that took it (they have no name, or one that begins with bpf_)."""
+        """Innermost first, without the program that took it and what called that."""
         names = [self.name(address) for address in addresses]
-        return tuple(dropwhile(lambda name: name.startswith(("0x", "bpf_prog_", "bpf_trampoline_")), names)) or tuple(names)
+        return tuple(dropwhile(lambda name: name.startswith(_NOT_THE_KERNELS), names)) or tuple(names)

@@ -20,10 +20,12 @@ enum counter {
   M1_UNVERIFIABLE,        /* settled in a migration that lost an event */
   M4_HOLDS,
   M4_LATE,                /* settled, but after welcome_ns */
+  M4_UNTOLD,              /* settled, and which of several entries it was, an old one or a young one, cannot be told */
   LEDGER_LOST,            /* insertions that found the ledger full */
   MIGRATIONS_LOST,        /* migrations that found their map full */
   EVIDENCE_LOST,          /* events that found the ring full */
   MIGRATIONS_ENDED,
+  MIGRATIONS_UNENDED,     /* migrations whose end was not seen: their task has begun another that is not inside */
   MMS_EXITED,
   MMS_LOST,               /* exiting mms that found their map full */
   LOCKS_LOST,             /* acquisitions that found lock_states full or four locks held already */
@@ -54,7 +56,8 @@ struct ledger_key {
   u32 level;          /* 1: PTE, 2: PMD, 3: a PMD that a THP split froze (struct frozen) */
 };
 struct ledger_row {
-  u64 first_ns;
+  u64 first_ns;       /* of the oldest entry */
+  u64 last_ns;        /* of the insertion that came last */
   u64 entry;          /* as inserted last */
   u64 copied_to;      /* mm 0: bit per fork window whose copy is counted already */
   u64 folio;          /* 0 from here on where the mm is not known */
@@ -87,6 +90,7 @@ struct migration {
   u64 start_ns;
   u64 outstanding;
   u64 visits;         /* the clock of visits when it began */
+  u64 mark;           /* where on the stack it began */
   u32 depth;          /* migrate_pages() can nest: allocating a target may compact */
   u32 lossy;
   u32 mode;

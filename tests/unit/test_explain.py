@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.support.snapshots import snapshot
-from tracer.aligned import aligned, differences
+from tracer.aligned import aligned, differences, likeness
 from tracer.cli import main
 from tracer.notation import parse
 from tracer.report import as_json, violation_json
@@ -143,19 +144,43 @@ def test_invariants_are_explained_as_before() -> None:
 
 
 def test_steps_stand_above_each_other_and_every_difference_is_marked() -> None:
-    seen, legal = (
-        parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w → [mmap:w anon:w]"),
-        parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon↑w"),
-    )
-    lines = aligned(seen, legal)
-    assert lines == [
-        "seen   [anon] [mmap:w] -ENOMEM anon↓w → [mmap:w anon:w]",
-        "legal  [anon] [mmap:w] -ENOMEM anon↓w anon↑w",
-        "                                      ^^^^^^^^^^^^^^^^^",
+    kept = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w → [mmap:w anon:w]")
+    given_back = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon↑w")
+    assert aligned(kept, given_back) == [
+        "seen   [anon] [mmap:w] anon↓w ·      → [mmap:w anon:w] -ENOMEM",
+        "legal  [anon] [mmap:w] anon↓w anon↑w ·                 -ENOMEM",
+        "                              ^^^^^^ ^^^^^^^^^^^^^^^^^",
     ]
-    assert differences(seen, seen) == [
-        {"op": "equal", "seen": ["[anon]", "[mmap:w]", "-ENOMEM", "anon↓w", "→ [mmap:w anon:w]"]}
-        | {"legal": ["[anon]", "[mmap:w]", "-ENOMEM", "anon↓w", "→ [mmap:w anon:w]"]}
-    ]
-    assert all("^" not in line for line in aligned(legal, legal))
+    assert {run["op"] for run in differences(kept, kept)} == {"equal"}
+    assert all("^" not in line for line in aligned(given_back, given_back))
     assert all(len(line) <= 110 for line in aligned(parse(SWAPPED), parse(HEALTHY)))
+
+
+def test_what_is_the_same_thing_stands_under_itself_whoever_held_the_lock() -> None:
+    unlocked = parse("__vma_adjust[anon moved mmap:w geometry=pgoff]  anon-(-) commit(mmap:w anon:-) anon+(-)")
+    locked = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    assert aligned(unlocked, locked) == [
+        "seen   [anon] [moved] [mmap:w] [geometry=pgoff] ·      anon-(-) commit(mmap:w anon:-) anon+(-) ·",
+        "legal  [anon] [moved] [mmap:w] [ok]             anon↓w anon-    commit(mmap:w anon:w) anon+    anon↑w",
+        "                               ^^^^^^^^^^^^^^^^ ^^^^^^ ^^^^^^^^ ^^^^^^^^^^^^^^^^^^^^^ ^^^^^^^^ ^^^^^^",
+    ]
+
+
+def test_the_legal_protocol_is_one_about_the_same_that_did_the_same() -> None:
+    own = parse("__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)")
+    same = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    file = parse("__vma_adjust[file moved mmap:w ok]  commit(mmap:w anon:-)")
+    split = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon↑w")
+    assert max((file, split, same), key=lambda other: likeness(own, other)) is same
+
+
+def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
+    evidence = {"outer_mm": "0xa", "inner_mm": "0xb", "opposite_task": 77, "opposite_stack": ["dup_mmap+0x9", "fork+0x1"]}
+    finding = Finding("L2", Verdict.SUSPECT, "mmap_lock", "nested", "task x[1] took two", {"pid": 1}, ("mmap_write_lock+0x1",), evidence)
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({"violations": [violation_json(Violation(finding, 1.0, 1.0))]}))
+    said = explain("L2-", "--report", str(path))
+    assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
+    assert "Stack of the opposite order, task 77" in said
+    assert "dup_mmap+0x9" in said
+    assert "It is a suspect, not proven." in said

@@ -20,12 +20,12 @@ FLOORS = [
     errors answer histogram stubs monitors notify schema pulse syscalls machine
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
-    plan symbols books windows encoding notation invariant plots summary
-    oracle loaded rulings difference scene trail aligned
-    loader beside
-    handover html_report markdown_report
-    snapshot explain publish
-    suspects calibrate metrics report points status history
+    plan symbols books windows encoding notation invariant plots summary watch
+    oracle loaded rulings difference scene trail
+    loader aligned
+    handover beside
+    snapshot explain html_report markdown_report
+    suspects calibrate metrics report points status history publish
     findings docket store journal ktap junit current
     judge reaction web
     session
