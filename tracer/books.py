@@ -27,7 +27,7 @@ class Visited:
     """Where the first walk left an entry: the mm, the VMA as it was then, and the address at which it met the folio there.
 
     visits: how often the second walk came to that very address; None where it is not counted (a fork's copy, a page inside of a large
-    folio)."""
+    folio). to: the folio that it brought."""
 
     mm: int
     entry: int
@@ -37,6 +37,7 @@ class Visited:
     folio: int
     at: int
     visits: int | None = None
+    to: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ class Event:
     reason: int
     addr: int = 0
     folio: int = 0
+    cgroup: int = 0
+    cgroup_name: str = ""
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task that met it, as it was then."""
+        group = {"cgroup": {"id": self.cgroup, "name": self.cgroup_name or "/"}} if self.cgroup else {}
+        return {"pid": self.tid, "tgid": self.tgid, "comm": self.comm} | group
 
 
 class Books:
@@ -170,7 +179,8 @@ class Books:
     def _row(
         raw_key: bytes, key: Any, row: Any, addr: int, level: int, entry: int, count: int, nth: int, at: int, visits: int | None
     ) -> Row:
-        visited = {key.mm: Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits)} if key.mm else {}
+        to = getattr(row, "to", 0)
+        visited = {key.mm: Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits, to)} if key.mm else {}
         name = struct.pack("<QQII", key.start_ns, addr, key.tid, level)
         found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
         return Row(name, *found, ((raw_key, nth),), visited)
@@ -231,7 +241,20 @@ class Books:
         stacks = (e.stack, e.first_stack)
         tasks = (e.tid, e.tgid, e.first_tid, e.comm)
         return Event(
-            self._kinds.get(e.kind, "?"), e.time_ns, e.start_ns, e.a, e.b, e.first_ns, *tasks, *stacks, e.mode, e.reason, e.addr, e.folio
+            self._kinds.get(e.kind, "?"),
+            e.time_ns,
+            e.start_ns,
+            e.a,
+            e.b,
+            e.first_ns,
+            *tasks,
+            *stacks,
+            e.mode,
+            e.reason,
+            e.addr,
+            e.folio,
+            e.cgroup,
+            e.cgroup_name,
         )
 
     def stack(self, stack: int, book: str = "stacks") -> list[int]:

@@ -67,30 +67,31 @@ class Kernel:
 
     def address_of(self, symbol: str) -> int:
         """One address from kallsyms, 0 where it is hidden or not there."""
-        return next((address for address, _, name in self._kallsyms() if name == symbol), 0)
+        return next((address for address, _, name, _ in self._kallsyms() if name == symbol), 0)
 
-    def functions(self) -> Iterator[tuple[int, str]]:
-        """(address, name) of everything that is code, read now: modules and BPF programs come and go."""
-        return ((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
+    def functions(self) -> Iterator[tuple[int, str, str]]:
+        """(address, name, `[module]`) of everything that is code, read now: modules and BPF programs come and go."""
+        return ((address, name, module) for address, kind, name, module in self._kallsyms() if kind in "tTwW" and address)
 
     @cached_property
     def _kallsyms_file(self) -> TextIO:
         """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read."""
         return (self.proc_root / "kallsyms").open()
 
-    def _kallsyms(self) -> Iterator[tuple[int, str, str]]:
+    def _kallsyms(self) -> Iterator[tuple[int, str, str, str]]:
         try:
             lines = self._kallsyms_file
             lines.seek(0)
             for line in lines:
                 address, kind, name = line.split(None, 2)
-                yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
+                name, _, module = name.rstrip("\n").partition("\t")
+                yield int(address, 16), kind, name, module
         except OSError:
             return
 
     def shows_addresses(self) -> bool:
         """Whether kallsyms tells where symbols are."""
-        return any(address for address, _, _ in islice(self._kallsyms(), 64))
+        return any(address for address, _, _, _ in islice(self._kallsyms(), 64))
 
     @cached_property
     def traceable(self) -> frozenset[str] | None:

@@ -77,6 +77,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                     if show:
                         show(latest, before)
                 if ticked:
+                    reaction.keep(session.judge.tally)
                     supervisor.alive(_in_a_line(latest))
                 if asked.reload.taken():
                     supervisor.reloading()

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import msgspec
 
-from tracer import calibrate, handover, program
+from tracer import calibrate, handover, program, scene
 from tracer.books import Books
 from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
@@ -28,6 +28,7 @@ from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.machine import machine
 from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
@@ -80,7 +81,8 @@ class Session:
         layouts = Layouts.read(include / "books.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
         sizes, cache = self.config.maps.sizes(), Path(self.config.cache) if self.config.cache else None
-        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, ENUMS, cache)
+        enums = (*ENUMS, scene.ENUM)
+        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, enums, cache)
         attached = handover.attach(self.kernel, order)
         self.kernel.known_enums |= attached.enums
         self.loaded = self._stack.enter_context(attached.loaded)
@@ -94,9 +96,10 @@ class Session:
         checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = self._symbols = Symbols(self.kernel)
-        findings = Findings(self.books, self.kernel, symbols, self._clock)
         self.windows = Windows(self.loaded.maps, layouts)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
+        seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked, seen)
+        findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
             self.desk,
@@ -109,6 +112,7 @@ class Session:
             self._missed_orders,
             self._missed_visits,
         )
+        self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)
@@ -212,7 +216,8 @@ class Session:
         return stay
 
     def rehearse(self) -> tuple[object, ...]:
-        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs."""
+        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs. /proc/kallsyms is opened the
+        first time and kept, so a stack that is explained later has its names."""
         self.books.set_params(gate=1)
         self.windows.rows()
         statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False

@@ -21,8 +21,8 @@ BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);    /* wha
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
-BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
-BPF_PERCPU_ARRAY(next_flight, u32, 1);
+BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS + FLIGHT_ROWS);
+BPF_PERCPU_ARRAY(next_flight, u32, 2);
 /* Not among the events' stacks: a stack that finds its bucket taken is lost, and every window would take one. */
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, flight_stacks, STACK_ROWS);
 
@@ -274,6 +274,7 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
   s->event.stack = stacks.get_stackid(ctx, 0);
   s->event.a = vma;
   __builtin_memset(&s->seen, 0, sizeof(s->seen));
+  if (vma) s->seen.vm_flags = READ(vm_area_struct, vma, vm_flags);
   __builtin_memcpy(&s->key, key, sizeof(s->key));
   return s;
 }
@@ -298,9 +299,10 @@ static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, 
     s->seen.i_mmap = f->i_mmap;
     events.ringbuf_submit(s, 0);
   }
-  u32 *next = next_flight.lookup(&zero);
+  u32 walks = f->flags & WINDOW_WALKS ? 1 : 0;
+  u32 *next = next_flight.lookup(&walks);
   if (!next) return;
-  u32 at = *next & (FLIGHT_ROWS - 1);
+  u32 at = (*next & (FLIGHT_ROWS - 1)) + walks * FLIGHT_ROWS;
   *next += 1;
   struct flight *flight = flights.lookup(&at);
   if (!flight) return;
@@ -320,7 +322,7 @@ static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, 
   flight->tid = task;
   flight->tgid = task >> 32;
   flight->window = f->key.window;
-  flight->stack = f->flags & WINDOW_WALKS ? -1 : flight_stacks.get_stackid(ctx, 0);
+  flight->stack = walks ? -1 : flight_stacks.get_stackid(ctx, 0);
 }
 
 static __always_inline void note_exit(struct frame *f) {

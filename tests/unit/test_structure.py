@@ -17,14 +17,14 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    errors answer histogram stubs monitors notify schema pulse syscalls governor cache
+    errors answer histogram stubs monitors notify schema pulse syscalls machine governor cache
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
-    oracle loaded rulings difference html_report markdown_report
-    loader publish fidelity
-    handover
-    snapshot
+    oracle loaded rulings difference scene trail aligned
+    loader beside fidelity
+    handover html_report markdown_report
+    snapshot explain publish
     suspects calibrate metrics report points status history
     findings docket store journal ktap junit current
     judge reaction web
