@@ -70,8 +70,8 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
         holds, sweeps = 'rmapd_checks_total{invariant="M1",verdict="holds"}', 'rmapd_oracle_questions_total{kind="sweeps"}'
         cleared = 'rmapd_migration_entries_total{event="cleared_by_oracle"}'
         before = {name: sample(url, name) for name in (holds, sweeps, cleared)}
-        for _ in range(8):  # until an entry is zapped in mid-migration
-            subprocess.run([*WORKLOAD, "20000", "128"], check=True, stdout=subprocess.DEVNULL)
+        for _ in range(10):  # until an entry is zapped in mid-migration
+            subprocess.run([*WORKLOAD, "60000"], check=True, stdout=subprocess.DEVNULL)
             time.sleep(2.5)
             if sample(url, cleared) > before[cleared]:
                 break
