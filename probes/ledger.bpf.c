@@ -61,7 +61,10 @@ HOOK(second_walk) {
     row_key.level = 2;
     row = ledger.lookup(&row_key);
   }
-  if (row && row->folio == m->folio) row->visits++;
+  if (row && row->folio == m->folio) {
+    row->visits++;
+    row->to = folio;
+  }
   return 0;
 }
 

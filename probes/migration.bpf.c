@@ -26,6 +26,7 @@ static __always_inline void note_insertion(struct ledger_row *row, struct migrat
   row->vm_start = READ(vm_area_struct, visiting->vma, vm_start);
   row->vm_end = READ(vm_area_struct, visiting->vma, vm_end);
   row->visits = 0;
+  row->to = 0;
 #endif
 }
 

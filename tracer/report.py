@@ -143,6 +143,7 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "stack": list(f.stack),
         "evidence": f.evidence,
         "trail": [dict(step) for step in f.trail],
+        "machine": dict(v.machine),
     }
 
 

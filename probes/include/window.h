@@ -10,6 +10,7 @@ struct frame {                                          /* one open window */
   u64 source;                                           /* root of the anon_vma whose pages are taken over */
   u64 stored, stored_last;                              /* VMAs stored into the tree: one that is not `vma`, and the last one */
   u32 n, visits, flags, asked, returns, stored_at;
+  u64 epoch;                                            /* params.window_epoch when it was opened */
 };
 
 BPF_HASH(insiders, u32, struct insider, TASK_ROWS);
@@ -20,8 +21,8 @@ BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);    /* wha
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
-BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
-BPF_PERCPU_ARRAY(next_flight, u32, 1);
+BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS + FLIGHT_ROWS);
+BPF_PERCPU_ARRAY(next_flight, u32, 2);
 /* Not among the events' stacks: a stack that finds its bucket taken is lost, and every window would take one. */
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, flight_stacks, STACK_ROWS);
 
@@ -149,7 +150,9 @@ static __always_inline void note_entry(struct frame *f) {
 
 /* Open a window. `vma` may be 0; mm is then the task's own. */
 static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
-  if (!open_gate()) return;
+  struct params *p = open_gate();
+  u64 epoch = p ? p->window_epoch : 1;
+  if (epoch & 1) return;
   u32 tid = bpf_get_current_pid_tgid(), zero = 0;
   struct insider *t = insiders.lookup(&tid);
   if (!t) {
@@ -177,6 +180,7 @@ static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u3
   struct frame *f = frames.lookup(&key);
   if (!f) return;
   t->depth = key.depth + 1;
+  f->epoch = epoch;
   f->mark = flags & WINDOW_REBUILT ? mark + 512 : mark;     /* it began in a call that the function made, beside those to come */
   f->key.window = window;
   f->flags = flags;
@@ -270,13 +274,16 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
   s->event.stack = stacks.get_stackid(ctx, 0);
   s->event.a = vma;
   __builtin_memset(&s->seen, 0, sizeof(s->seen));
+  if (vma) s->seen.vm_flags = READ(vm_area_struct, vma, vm_flags);
   __builtin_memcpy(&s->key, key, sizeof(s->key));
   return s;
 }
 
 /* Count the window (or a piece of it) under its protocol, and keep it in the flight recorder. */
 static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
-  u32 is_new = 0;
+  u32 is_new = 0, zero = 0;
+  struct params *p = params.lookup(&zero);
+  if (!p || f->epoch != p->window_epoch) return;        /* hooks have changed since: a part of it may be missing */
   u64 first_ns = first_seen(&f->key, now, &is_new);
   if (!first_ns) return;
   struct sighting_event *s = is_new ? new_sighting(ctx, &f->key, f->vma) : 0;
@@ -292,10 +299,10 @@ static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, 
     s->seen.i_mmap = f->i_mmap;
     events.ringbuf_submit(s, 0);
   }
-  u32 zero = 0;
-  u32 *next = next_flight.lookup(&zero);
+  u32 walks = f->flags & WINDOW_WALKS ? 1 : 0;
+  u32 *next = next_flight.lookup(&walks);
   if (!next) return;
-  u32 at = *next & (FLIGHT_ROWS - 1);
+  u32 at = (*next & (FLIGHT_ROWS - 1)) + walks * FLIGHT_ROWS;
   *next += 1;
   struct flight *flight = flights.lookup(&at);
   if (!flight) return;
@@ -315,7 +322,7 @@ static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, 
   flight->tid = task;
   flight->tgid = task >> 32;
   flight->window = f->key.window;
-  flight->stack = f->flags & WINDOW_WALKS ? -1 : flight_stacks.get_stackid(ctx, 0);
+  flight->stack = walks ? -1 : flight_stacks.get_stackid(ctx, 0);
 }
 
 static __always_inline void note_exit(struct frame *f) {
