@@ -5,11 +5,12 @@ BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS
 BPF_ARRAY(next_fork_window, u64, 1);
 
 HOOK(mmap_lock_start_locking) {
-  if (!open_gate()) return 0;
+  struct params *p = open_gate();
+  if (!p) return 0;
   u32 tid = bpf_get_current_pid_tgid();
   struct lock_state *state = lock_states.lookup(&tid);
   u64 now = bpf_ktime_get_ns();
-  if (state) {
+  if (state && state->epoch == p->mmap_epoch) {
     state->waiting = ARG(mmap_lock_start_locking, mm);
     state->since_ns = now;
     return 0;
@@ -17,6 +18,7 @@ HOOK(mmap_lock_start_locking) {
   struct lock_state fresh = {};
   fresh.waiting = ARG(mmap_lock_start_locking, mm);
   fresh.since_ns = now;
+  fresh.epoch = p->mmap_epoch;
   if (lock_states.update(&tid, &fresh)) count(LOCKS_LOST);
   return 0;
 }
@@ -77,12 +79,13 @@ static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
 }
 
 HOOK(mmap_lock_acquire_returned) {
-  if (!open_gate()) return 0;
+  struct params *p = open_gate();
+  if (!p) return 0;
   u64 mm = ARG(mmap_lock_acquire_returned, mm), now = bpf_ktime_get_ns();
   u64 write = ARG(mmap_lock_acquire_returned, write) & 1, got = ARG(mmap_lock_acquire_returned, success) & 1;
   u32 tid = bpf_get_current_pid_tgid();
   struct lock_state *state = lock_states.lookup(&tid);
-  if (!state) return 0;
+  if (!state || state->epoch != p->mmap_epoch) return 0;
   if (state->waiting != mm) {                           /* nothing was started: mmap_write_downgrade() */
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
@@ -124,12 +127,13 @@ HOOK(mmap_lock_acquire_returned) {
 }
 
 HOOK(mmap_lock_released) {
-  if (!open_gate()) return 0;
+  struct params *p = open_gate();
+  if (!p) return 0;
   u64 mm = ARG(mmap_lock_released, mm), now = bpf_ktime_get_ns();
   u32 tid = bpf_get_current_pid_tgid();
   struct lock_state *state = lock_states.lookup(&tid);
   u32 found = 0;
-  if (!state) { count(LOCKS_UNBOOKED); return 0; }
+  if (!state || state->epoch != p->mmap_epoch) { count(LOCKS_UNBOOKED); return 0; }
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     struct held_lock *held = &state->held[i];

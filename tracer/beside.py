@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracer.aligned import likeness
+from tracer.aligned import nearest
 from tracer.difference import Seen
 from tracer.errors import RmapdError
 from tracer.notation import parse
@@ -10,15 +10,14 @@ from tracer.reported import Report, Violation
 
 
 def pair(v: Violation, report: Report) -> tuple[Seen, Seen] | None:
-    """What was seen, and the nearest legal protocol of the same function in that run, as explain has it. None where there is none, or
-    where a report of another rmapd has a notation that this one does not know."""
+    """What was seen, and the nearest legal protocol of the same function in that run. None where there is none, or where a report of
+    another rmapd has a notation that this one does not know."""
     if not v.protocol:
         return None
     legal = [one for one in report.protocols if one.function == v.function and not one.violates and not one.suspect]
     try:
         seen = Seen(v.protocol, v.count, (v.invariant,), parse(v.protocol))
-        others = [Seen(one.said, one.count, (), parse(one.said)) for one in legal]
+        near = nearest(seen.protocol, [Seen(one.said, one.count, (), parse(one.said)) for one in legal])
     except RmapdError:
         return None
-    near = max(others, key=lambda other: (likeness(seen.protocol, other.protocol), other.count), default=None)
     return (seen, near) if near else None

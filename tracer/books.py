@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -104,6 +106,33 @@ class Books:
         params = self._layouts.structs["params"]
         now = vars(params.unpack(self._maps["params"].lookup(_key(0)) or bytes(params.size)))
         self._maps["params"].update(_key(0), params.pack(**(now | values)))
+
+    @contextlib.contextmanager
+    def change_of_hooks(self, *, windows: bool, mmap_locks: bool) -> Iterator[None]:
+        """Hooks are attached and detached in here. The epoch of what they book is odd meanwhile and another one afterwards, so what began
+        before or in here is not counted: its other half may not have been seen."""
+        layout = self._layouts.structs["params"]
+        now = layout.unpack(self._maps["params"].lookup(_key(0)) or bytes(layout.size))
+        epochs = {"window_epoch": now.window_epoch} if windows else {}
+        epochs |= {"mmap_epoch": now.mmap_epoch} if mmap_locks else {}
+        self.set_params(**{name: epoch + 1 for name, epoch in epochs.items()})
+        try:
+            yield
+        finally:
+            if windows and "holds" in self._maps:
+                for key, _ in list(self._maps["holds"].items()):
+                    self._maps["holds"].delete(key)
+            if mmap_locks:
+                self._end_forks()
+            self.set_params(**{name: epoch + 2 for name, epoch in epochs.items()})
+
+    def _end_forks(self) -> None:
+        """A fork whose end is not seen would be taken for one that goes on for ever."""
+        table, layout = self._maps["fork_windows"], self._layouts.structs["fork_window"]
+        for n in range(table.max_entries):
+            window = layout.unpack(table.lookup(_key(n)) or bytes(layout.size))
+            if window.start_ns and not window.end_ns:
+                table.update(_key(n), layout.pack(**vars(window) | {"end_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC)}))
 
     def counters(self) -> dict[str, int]:
         """Every counter by its name in books.h, summed over the CPUs."""

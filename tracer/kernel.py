@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -18,7 +18,7 @@ from tracer.btf import Btf
 from tracer.errors import RmapdError
 
 _CLONE = re.compile(r"(.+)\.(?:isra|constprop|part)\.\d+")
-_SYMBOL = re.compile(r"^([0-9a-f]+) \S (\S+)", re.MULTILINE)
+_SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 
 
 @dataclass
@@ -58,13 +58,12 @@ class Kernel:
         return self.known_enums[enum] if enum in self.known_enums else self.types.enumerators(enum)
 
     @cached_property
-    def symbols(self) -> dict[str, int]:
-        """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
+    def symbols(self) -> Collection[str]:
+        """Every name in /proc/kallsyms."""
         try:
-            found = _SYMBOL.findall((self.proc_root / "kallsyms").read_text())
+            return frozenset(_SYMBOL.findall((self.proc_root / "kallsyms").read_text()))
         except OSError:
-            return {}
-        return {name: int(address, 16) for address, name in reversed(found)}
+            return frozenset()
 
     def address_of(self, symbol: str) -> int:
         """One address from kallsyms, 0 where it is hidden or not there."""

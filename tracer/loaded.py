@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tracer.bpf import Map, Ring
+from tracer.keeper import Keeper
 from tracer.plan import Planned, State
 from tracer.program import Iterated, Link, Program, RunStatistics
 from tracer.watch import Attachment
@@ -22,11 +23,12 @@ class Fastened:
     link: Link | None = None
 
 
-def fasten(points: Sequence[Fastened]) -> None:
+def fasten(points: Sequence[Fastened], keeper: Keeper | None = None) -> None:
     """Attach all, a return before its entry: no window opens that cannot close. Where one is refused (OSError) none stays."""
     try:
         for point in reversed(points):
-            point.link = point.program.attach(point.how, point.symbol)
+            kept = keeper if point.how != "run" else None
+            point.link = kept.attach(point.program) if kept else point.program.attach(point.how, point.symbol)
     except OSError:
         unfasten(points)
         raise
@@ -49,13 +51,14 @@ def close_all(points: Sequence[Fastened]) -> None:
 
 @dataclass
 class Loaded:
-    """Close it (or die) and nothing of it remains."""
+    """Close it (or die) and nothing of it remains. keeper: who attaches what has rested, if it is not us."""
 
     hooks: list[Planned] = field(default_factory=list)
     maps: dict[str, Map] = field(default_factory=dict)
     points: dict[str, list[Fastened]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     statistics_fd: int = -1
+    keeper: Keeper | None = None
 
     @property
     def programs(self) -> dict[str, list[Program]]:
@@ -98,7 +101,7 @@ class Loaded:
     def rest(self, stems: Collection[str], reason: str) -> None:
         """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""
         for n, hook in enumerate(self.hooks):
-            if hook.stem in stems and hook.on:
+            if hook.stem in stems and (hook.on or hook.state is State.DETACHED):
                 unfasten(self.points[hook.hook.name])
                 self.hooks[n] = replace(hook, state=State.RESTING, reason=reason)
 
@@ -108,11 +111,17 @@ class Loaded:
         for n, hook in enumerate(self.hooks):
             if hook.stem in stems and hook.state is State.RESTING:
                 try:
-                    fasten(self.points[hook.hook.name])
+                    fasten(self.points[hook.hook.name], self.keeper)
                     self.hooks[n] = hook.attached(hook.taken)
                 except OSError as error:
                     refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
         return refused
+
+    def keep(self, stems: Collection[str]) -> None:
+        """Start a keeper of the hooks of these stems: from now on it attaches them, and this process needs no privilege for it."""
+        names = [hook.hook.name for hook in self.hooks if hook.on and hook.stem in stems]
+        points = [point for name in names for point in self.points[name] if point.link]
+        self.keeper = Keeper([(point.program, point.how, point.symbol) for point in points])
 
     def detach(self) -> None:
         """Take every program off its function; programs and maps stay."""
@@ -121,6 +130,8 @@ class Loaded:
 
     def close(self) -> None:
         """Detach everything, then let go of programs and maps."""
+        if self.keeper:
+            self.keeper.close()
         for points in reversed(self.points.values()):
             close_all(points)
         for table in self.maps.values():

@@ -16,13 +16,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ended TEXT, report TEXT NOT NULL)",
         "CREATE TABLE signature (number INTEGER PRIMARY KEY, signature TEXT NOT NULL UNIQUE, id TEXT NOT NULL, invariant TEXT NOT NULL, "
         "verdict TEXT NOT NULL, function TEXT NOT NULL, first_seen TEXT NOT NULL, last_seen TEXT NOT NULL, count INTEGER NOT NULL, "
-        "first_run TEXT NOT NULL, last_run TEXT NOT NULL)",
-        "CREATE TABLE evidence (number INTEGER PRIMARY KEY REFERENCES signature, evidence TEXT NOT NULL)",
+        "first_run TEXT NOT NULL, last_run TEXT NOT NULL, evidence TEXT NOT NULL)",
         "CREATE INDEX signature_id ON signature (id)",
+        "CREATE INDEX signature_last_seen ON signature (last_seen)",
         "CREATE TABLE hour (number INTEGER NOT NULL REFERENCES signature, hour TEXT NOT NULL, count INTEGER NOT NULL, "
         "PRIMARY KEY (number, hour)) WITHOUT ROWID",
         "CREATE TABLE rest (why TEXT NOT NULL, invariant TEXT NOT NULL, verdict TEXT NOT NULL, count INTEGER NOT NULL, "
         "PRIMARY KEY (why, invariant, verdict)) WITHOUT ROWID",
+    ),
+    (  # a repeat writes its row anew, and with it all that the row has
+        "CREATE TABLE evidence (number INTEGER PRIMARY KEY REFERENCES signature, evidence TEXT NOT NULL)",
+        "INSERT INTO evidence SELECT number, evidence FROM signature",
+        "ALTER TABLE signature DROP COLUMN evidence",
+        "DROP INDEX signature_last_seen",
     ),
 )
 """The statements that lead from one version to the next."""

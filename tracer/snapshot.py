@@ -58,6 +58,7 @@ class Snapshot:
     peak_rss_bytes: int = 0
     taken_seconds: float = 0.0
     cpus: int = 1
+    fidelity_changes: Mapping[str, int] = field(default_factory=dict)
     rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
     store: StoreState | None = None
 

@@ -8,6 +8,8 @@ struct params {
   u64 levels;         /* page-table levels: 4 or 5 */
   u64 welcome_ns;     /* M4: an entry settled within this time holds */
   u64 types_known;    /* every swap type of migration entries was seen inserted */
+  u64 window_epoch;   /* odd while hooks of windows change: none is opened then, and what began in another epoch is not counted */
+  u64 mmap_epoch;     /* the same of mmap_lock */
 };
 
 /* Per-CPU sums; Python adds the CPUs up. */
@@ -193,6 +195,7 @@ struct lock_state {
   u64 since_ns;
   u64 n;
   struct held_lock held[4];
+  u64 epoch;
 };
 struct order_key {
   u64 outer;              /* mm->context.ctx_id: never reused, unlike the address of an mm */

@@ -10,6 +10,7 @@ struct frame {                                          /* one open window */
   u64 source;                                           /* root of the anon_vma whose pages are taken over */
   u64 stored, stored_last;                              /* VMAs stored into the tree: one that is not `vma`, and the last one */
   u32 n, visits, flags, asked, returns, stored_at;
+  u64 epoch;                                            /* params.window_epoch when it was opened */
 };
 
 BPF_HASH(insiders, u32, struct insider, TASK_ROWS);
@@ -149,7 +150,9 @@ static __always_inline void note_entry(struct frame *f) {
 
 /* Open a window. `vma` may be 0; mm is then the task's own. */
 static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
-  if (!open_gate()) return;
+  struct params *p = open_gate();
+  u64 epoch = p ? p->window_epoch : 1;
+  if (epoch & 1) return;
   u32 tid = bpf_get_current_pid_tgid(), zero = 0;
   struct insider *t = insiders.lookup(&tid);
   if (!t) {
@@ -177,6 +180,7 @@ static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u3
   struct frame *f = frames.lookup(&key);
   if (!f) return;
   t->depth = key.depth + 1;
+  f->epoch = epoch;
   f->mark = flags & WINDOW_REBUILT ? mark + 512 : mark;     /* it began in a call that the function made, beside those to come */
   f->key.window = window;
   f->flags = flags;
@@ -277,7 +281,9 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
 
 /* Count the window (or a piece of it) under its protocol, and keep it in the flight recorder. */
 static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
-  u32 is_new = 0;
+  u32 is_new = 0, zero = 0;
+  struct params *p = params.lookup(&zero);
+  if (!p || f->epoch != p->window_epoch) return;        /* hooks have changed since: a part of it may be missing */
   u64 first_ns = first_seen(&f->key, now, &is_new);
   if (!first_ns) return;
   struct sighting_event *s = is_new ? new_sighting(ctx, &f->key, f->vma) : 0;

@@ -83,6 +83,7 @@ def test_labels_come_from_closed_sets() -> None:
         "version",
         "kernel",
         "le",
+        "direction",
     }
     assert {key for _, labels in exposition(snapshot()) for key, _ in labels} <= allowed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -271,6 +272,22 @@ def test_an_older_store_is_migrated_and_goes_on(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(RmapdError, match="written by a newer rmapd"):
         store(path, clock)
     assert not list(path.parent.glob("*.broken-*"))
+
+
+def test_what_the_first_schema_kept_is_still_there(monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock) -> None:
+    """Version 1 had the evidence in the signature's row."""
+    violation = Violation(finding(), T0, T0, 4)
+    with sqlite3.connect(path, isolation_level=None) as old:
+        for statement in (*schema.MIGRATIONS[0], f"PRAGMA application_id = {schema.APPLICATION}", "PRAGMA user_version = 1"):
+            old.execute(statement)
+        row = violation_json(violation)
+        columns = [row[name] for name in ("signature", "id", "invariant", "verdict", "function", "first_seen", "last_seen", "count")]
+        old.execute("INSERT INTO signature VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, 'run', 'run', ?)", (*columns, json.dumps(row)))
+    old.close()
+    store(path, clock).keep([Violation(finding(), T0, T0, 3)], {})
+    (kept,) = stored.read(path).violations
+    assert kept["count"] == 7
+    assert kept["evidence"] == row["evidence"]
 
 
 def test_another_programs_database_is_not_touched(path: Path, clock: Clock) -> None:
