@@ -57,19 +57,14 @@ def draw(name: str, width: float, height: float, said: str, paint: Callable[[Fig
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise not_installed(error) from error
+        hint = f"{sys.executable} -m pip install matplotlib (the extra rmapd[report]); Markdown, --output FILE.md, needs none"
+        raise RmapdError("cannot draw an HTML report", why=f"{error.name} is not installed", hint=hint) from error
     with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         titles = paint(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _inline(file.getvalue(), said, titles or {})
-
-
-def not_installed(error: ImportError) -> RmapdError:
-    """What to do about a library of the extra `report` that is not there."""
-    hint = f"{sys.executable} -m pip install jinja2 matplotlib (the extra rmapd[report]); Markdown, --output FILE.md, needs neither"
-    return RmapdError("cannot make an HTML report", why=f"{error.name} is not installed", hint=hint)
 
 
 def _inline(text: str, said: str, titles: dict[str, str]) -> str:

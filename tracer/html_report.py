@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup, escape
+
 import tracer
 from tracer import plots
 from tracer.aligned import differences
 from tracer.beside import pair
 from tracer.difference import Seen
-from tracer.drawing import not_installed
 from tracer.reported import Edge, Report, Reported, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
@@ -23,10 +25,6 @@ _WIDE, _NARROW, _GRAPH = 640, 350, 270
 
 def render(reported: Reported) -> str:
     """The page. RmapdError where what draws it is not installed."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise not_installed(error) from error
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     templates = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     templates.filters |= {"moment": moment, "protocol": _protocol}
@@ -34,8 +32,6 @@ def render(reported: Reported) -> str:
 
 
 def _page(reported: Reported) -> dict[str, Any]:
-    from markupsafe import Markup
-
     report = reported.report
     titles = {id: one.title for id, one in report.invariants.items()}
     wide, narrow = (Markup(plots.timeline(f"t{width}", reported, width)) for width in (_WIDE, _NARROW))  # noqa: S704 - drawn here
@@ -82,21 +78,17 @@ def _caption(reported: Reported) -> str:
 
 def _protocol(said: str) -> Any:
     """A protocol with what takes and what gives back told apart."""
-    from markupsafe import Markup, escape
-
     head, bracket, steps = said.partition("]")
     function, _, context = head.partition("[")
     out = Markup("<b>{}</b>").format(function)
     out += Markup("<i>[{}]</i> ").format(context) if bracket else Markup("")
-    return out + Markup(" ").join(_step(word, escape) for word in _WORD.findall(steps))
+    return out + Markup(" ").join(_step(word) for word in _WORD.findall(steps))
 
 
 _WORD = re.compile(r"commit\([^)]*\)|\S+")
 
 
-def _step(word: str, escape: Any) -> Any:
-    from markupsafe import Markup
-
+def _step(word: str) -> Markup:
     kind = "take" if "↓" in word else "give" if "↑" in word else "commit" if word.startswith("commit") else ""
     return Markup('<span class="{}">{}</span>').format(kind, word) if kind else escape(word)
 
@@ -117,12 +109,10 @@ def _violation(v: Violation, titles: dict[str, str], reported: Reported) -> dict
 
 def _marked(seen: Seen, legal: Seen) -> tuple[Any, Any]:
     """Both, with the steps marked that only one has."""
-    from markupsafe import Markup, escape
-
     lines: dict[str, list[Any]] = {"seen": [], "legal": []}
     for run in differences(seen.protocol, legal.protocol):
         for side, line in lines.items():
-            steps = [_step(word, escape) for word in run[side]]
+            steps = [_step(word) for word in run[side]]
             line.extend(steps if run["op"] == "equal" else [Markup('<mark class="{}">{}</mark>').format(side, step) for step in steps])
     head = Markup("<b>{}</b> ").format(seen.function)
     return head + Markup(" ").join(lines["seen"]), head + Markup(" ").join(lines["legal"])

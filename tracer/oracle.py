@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from tracer.answer import Answer, Mm
 from tracer.books import Books
@@ -85,7 +86,10 @@ class Oracle:
 
     def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[Answer]:
         """The migration entries (and possible ones) that stand at these addresses in any of these mms."""
-        return [answer for answer in self.ask([(mm, addr) for addr in addresses for mm in mms]) if answer.migration or answer.possible]
+        questions, out = ((mm, addr) for addr in addresses for mm in mms), list[Answer]()
+        while chunk := list(islice(questions, self._maps["queries"].max_entries)):
+            out += [answer for answer in self.ask(chunk) if answer.migration or answer.possible]
+        return out
 
     def _answer(self, mm: Mm, addr: int, raw: bytes) -> Answer:
         q = self._query.unpack(raw)

@@ -18,6 +18,7 @@ from tracer.verdict import Verdict
 
 _REST = 100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
 _MOST_ADDRESSES = 1024
+_MOST_QUESTIONS = 32_768  # an address is asked for in every mm: where there are thousands, few addresses; the sweep is for the others
 
 Key = tuple[str, bytes]
 """(invariant, ledger key)"""
@@ -99,7 +100,8 @@ class Desk:
     def _ask(self, oracle: Oracle) -> list[Answer]:
         oracle.learn()
         start, mms = self.clock(), oracle.mms()
-        addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:_MOST_ADDRESSES]
+        most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
+        addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:most]
         present = {mm.mm: mm for mm in mms}
         known = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers}
         questions = [(present[mm], addr) for mm, addr in known if mm in present]

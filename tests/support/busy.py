@@ -40,6 +40,7 @@ def violations() -> list[Violation]:
         "stack": ["__split_vma+0x1c5", "vma_modify+0x13b", "mprotect_fixup+0x101", "do_mprotect_pkey+0x243", "__x64_sys_mprotect+0x1b"],
     }
     trail = tuple(step | {"time_ns": 81_000_000_000 + 7_300_000 * n, "protocol": text(parse(LEGAL[n % 7][0]))} for n in range(5))
+    trail = (*trail[:2], trail[2] | {"marked": True, "why": "a boundary moved between the two walks"}, *trail[3:])
     order = Finding(
         "L1",
         Verdict.VIOLATED,
@@ -48,7 +49,13 @@ def violations() -> list[Violation]:
         "anon_vma rwsem is taken before i_mmap_rwsem, which waits while the other is held",
         {"pid": 4711, "tgid": 4711, "comm": HOSTILE},
         ("vma_expand+0x8e", "vma_merge_new_range+0x1c2", "__mmap_region+0x5f4", "do_mmap+0x4c3", f"vm_mmap_pgoff+0x11d [{HOSTILE}]"),
-        {"proven": True, "sighted": True, "vma": step["vma"], "addresses": {"mm": "0xffff888103b4d400", "file": f"/tmp/{HOSTILE}"}},
+        {
+            "proven": True,
+            "sighted": True,
+            "trail_note": "The recorder goes back 9 s.",
+            "vma": step["vma"],
+            "addresses": {"mm": "0xffff888103b4d400", "file": f"/tmp/{HOSTILE}"},
+        },
         text(parse(SEED[2][0])),
         trail,
     )

@@ -326,20 +326,19 @@ def test_files_that_cannot_be(tmp_path: Path, source: str, output: str, said: st
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json"]
 
 
-@pytest.mark.parametrize("absent", ["jinja2", "matplotlib"])
-def test_without_the_extra_its_name_is_told_and_markdown_works(tmp_path: Path, absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_its_name_is_told_and_markdown_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
     def missing(name: str, *rest: Any) -> Any:
-        if name.partition(".")[0] == absent:
-            raise ModuleNotFoundError(f"No module named {absent!r}", name=absent)
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
         return original(name, *rest)
 
     source = str(written(tmp_path / "r.json"))
     monkeypatch.setattr(builtins, "__import__", missing)
     done = CliRunner().invoke(main, ["report", "--from", source, "--output", str(tmp_path / "r.html")])
     assert done.exit_code == 2
-    assert f"{absent} is not installed" in done.stderr
+    assert "matplotlib is not installed" in done.stderr
     assert "rmapd[report]" in done.stderr
     done = CliRunner().invoke(main, ["report", "--from", source, "--output", str(tmp_path / "r.md")])
     assert (done.exit_code, done.stderr) == (0, "")

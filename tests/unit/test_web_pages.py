@@ -20,7 +20,7 @@ from tracer.current import Current
 from tracer.history import KEPT_SECONDS
 from tracer.notation import parse, text
 from tracer.snapshot import Snapshot, StoreState
-from tracer.verdict import Verdict
+from tracer.verdict import Verdict, Violation
 from tracer.web import Answer, Application, Ask, api, chart, pages, search
 
 
@@ -185,6 +185,10 @@ def test_a_violation_has_a_page(app: Application, current: Current) -> None:
     trail = page(app, f"/violations/{next(iter(s.violations))}").text
     assert "−29.2 ms" in trail
     assert "12.3 µs" in trail
+    assert "The evidence points here: a boundary moved between the two walks." in trail
+    assert "The recorder goes back 9 s." in trail
+    bare = replace(next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},))
+    assert "vma_expand" in page(over(replace(s, violations={bare.id: Violation(bare, 0.0, 0.0)})), f"/violations/{bare.id}").text
     page(app, "/violations/M1-nothing", 404)
     page(app, "/violations/", 404)
     page(app, "/violations/<script>alert(1)</script>", 404)

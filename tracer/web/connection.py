@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import socket
 import ssl
 import time
@@ -22,6 +23,8 @@ REQUEST_SECONDS = 5.0
 """From a request's first byte to its last; for the first request, from the connection."""
 IDLE_SECONDS = 75.0
 """Between two requests. A Prometheus that scrapes once a minute keeps its connection."""
+HASTE_SECONDS = 1.0
+"""Nothing new is known before that: who asks again sooner on the same connection lets others go first."""
 SEND_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 LINGER_PIECES = 512
@@ -83,8 +86,9 @@ class Connection:
         else:
             self._client.close()
 
-    async def converse(self, answer: Callable[[Ask], Awaitable[Answer]]) -> None:
-        """Until the client closes, breaks the protocol, is too slow, or has asked enough."""
+    async def converse(self, answer: Callable[[Ask, bool], Awaitable[Answer]]) -> None:
+        """Until the client closes, breaks the protocol, is too slow, or has asked enough. answer() is told of who asks again in haste."""
+        answered_at = -math.inf
         for number in range(MOST_REQUESTS):
             try:
                 async with asyncio.timeout(IDLE_SECONDS if number else REQUEST_SECONDS):
@@ -95,9 +99,10 @@ class Connection:
                 await self._refuse(Answer.say(error.error_status_hint, f"not a request that is answered here: {error}"))
                 return
             self._is(Doing.ANSWERING)
-            answered = await answer(ask)
+            answered = await answer(ask, time.monotonic() - answered_at < HASTE_SECONDS)
             self._is(Doing.SENDING)
             await self._send(answered, last=number == MOST_REQUESTS - 1)
+            answered_at = time.monotonic()
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 return
             self._http.start_next_cycle()

@@ -26,6 +26,9 @@ STALE_SECONDS = 5.0
 _REFRESH = ("5", "30")
 _COSTLIEST = 8
 
+_STEP: dict[str, Any] = {"function": "", "task": {}, "vma": {}, "protocol": "", "stack": [], "marked": False, "why": ""}
+"""What a step of a trail may leave out."""
+
 LOSSES = {
     "evidence": "stack and task of something new: the event ring was full (maps.ring_pages)",
     "protocols": "windows not counted, or whose end was missed (maps.protocol_rows, task_rows, frame_rows)",
@@ -160,8 +163,8 @@ def _share(points: Sequence[Point], counted: Callable[[Point], float]) -> float 
 
 def _steps(trail: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A trail's steps with the time before the last one."""
-    last = trail[-1]["time_ns"] if trail else 0
-    return [{**step, "before": (last - step["time_ns"]) / 1e9} for step in trail]
+    last = trail[-1].get("time_ns", 0) if trail else 0
+    return [_STEP | step | {"before": (last - step.get("time_ns", 0)) / 1e9} for step in trail]
 
 
 def number(value: float) -> str:

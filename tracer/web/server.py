@@ -28,7 +28,8 @@ MOST_CONNECTIONS = 64
 _MOMENT_SECONDS = 0.1
 _BACKLOG = 1024
 _FOR_ANSWERS_SECONDS = 0.1
-"""CPU time that new connections leave to those that are there."""
+_FOR_OTHERS_SECONDS = 0.2
+"""CPU time that new connections leave to those that are there, and those who ask in haste to both."""
 _ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
 _ENDS = (Gone, TimeoutError, OSError, EOFError)
 """How a conversation ends that was not simply over: not worth a line in the log."""
@@ -134,8 +135,8 @@ class Server:
             await connection.converse(self._answer)
             await connection.finish()
 
-    async def _answer(self, ask: Ask) -> Answer:
-        await self._budget.wait()
+    async def _answer(self, ask: Ask, hasty: bool) -> Answer:
+        await self._budget.wait(_FOR_OTHERS_SECONDS if hasty else 0.0)
         self.access.refresh()
         rules = self.access.rules
         answer = await self._refusal(ask, rules) or self._apply(ask)
