@@ -65,6 +65,11 @@ class Kernel:
         except OSError:
             return frozenset()
 
+    def page_tables(self) -> int:
+        """How many page tables there are, by /proc/vmstat (NR_PAGETABLE: not all upper levels are counted)."""
+        counted = re.search(r"^nr_page_table_pages (\d+)$", (self.proc_root / "vmstat").read_text(), re.M)
+        return int(counted[1]) if counted else 1 << 24
+
     def address_of(self, symbol: str) -> int:
         """One address from kallsyms, 0 where it is hidden or not there."""
         return next((address for address, _, name, _ in self._kallsyms() if name == symbol), 0)

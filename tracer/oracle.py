@@ -7,7 +7,7 @@ What it reads of an mm that goes away meanwhile may be stale, so nothing is beli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +18,7 @@ from tracer.layout import Books as Layouts
 
 _MIGRATION_TYPES = 3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
 _SWAP_TYPES = 32  # five bits
+_TABLES_FACTOR, _TABLES_PER_MM = 4, 64  # a sweep opens no more than that many times what the kernel counts, and for upper levels
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,10 @@ class Oracle:
         books: Books,
         layouts: Layouts,
         levels: int,
+        page_tables: Callable[[], int],
     ) -> None:
-        self._maps, self._programs, self._tasks = maps, programs, tasks
+        """page_tables: how many the kernel counts now."""
+        self._maps, self._programs, self._tasks, self._page_tables = maps, programs, tasks, page_tables
         self._books, self._layouts, self._levels = books, layouts, levels
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
@@ -97,24 +100,28 @@ class Oracle:
         return Answer(mm, addr, found, q.entry, q.level, q.pfn, self._locks.get(q.lock), bool(q.stable))
 
     def sweep(self, mms: Sequence[Mm]) -> Sweep:
-        """Search all page tables of these mms."""
+        """Search all page tables of these mms. What was the page table of an mm that died meanwhile may lead anywhere: who finds far more
+        tables than the kernel has is lost, and gives up."""
         answers: list[Answer] = []
         complete, tables = True, 0
+        most = _TABLES_FACTOR * self._page_tables() + _TABLES_PER_MM * len(mms)
         room = max(1, self._maps["uppers"].max_entries // 16)
         waiting = [mms[start : start + room] for start in range(0, len(mms), room)]
         while waiting:
+            if tables > most:
+                return Sweep(tuple(answers), False, tables)
             chunk = waiting.pop()
-            hits, whole, opened = self._sweep_some(chunk)
+            hits, whole, opened = self._sweep_some(chunk, most - tables)
+            tables += opened
             if not whole and len(chunk) > 1:
                 waiting += [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
                 continue
             again = self.ask([(chunk[hit.mm.mm], hit.addr) for hit in hits])
             answers += [answer for answer in again if answer.migration or answer.possible]
             complete &= whole
-            tables += opened
         return Sweep(tuple(answers), complete, tables)
 
-    def _sweep_some(self, mms: Sequence[Mm]) -> tuple[list[Answer], bool, int]:
+    def _sweep_some(self, mms: Sequence[Mm], most: int) -> tuple[list[Answer], bool, int]:
         layout, state = self._layouts.structs["table"], self._maps["sweep_state"]
         counts = self._layouts.structs["sweep_state"]
         tops = b"".join(layout.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms))
@@ -123,7 +130,7 @@ class Oracle:
         upper, leaf, tables = self._programs["sweep_upper"], self._programs["sweep_leaf"], 0
         hits: list[Answer] = []
         opened, now = 0, counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
-        while opened < now.uppers:
+        while opened < now.uppers and tables + opened <= most:
             stop = min(now.uppers, opened + (self._maps["leaves"].max_entries - now.leaves) // 512)
             for index in range(opened, stop):
                 for first in range(0, 512 if index >= len(mms) else 256, self._upper_entries_a_run):
@@ -141,4 +148,4 @@ class Oracle:
         for n in range(now.hits):
             q = self._query.unpack(raw[n * self._query.size : (n + 1) * self._query.size])
             hits.append(Answer(Mm(q.pgd, 0, 0), q.addr, "FOUND_MIGRATION", q.entry, q.level, q.pfn))
-        return hits, not now.lost, tables + opened
+        return hits, not now.lost and opened >= now.uppers, tables + opened

@@ -183,7 +183,7 @@ class Session:
                 "; ".join(f"{name}: {hooks[name].reason}" for name in sorted(absent & set(hooks))) or "its probes are missing"
             )
             return None
-        oracle = Oracle(maps, programs, self.loaded.iterator("tasks"), self.books, layouts, levels)
+        oracle = Oracle(maps, programs, self.loaded.iterator("tasks"), self.books, layouts, levels, self.kernel.page_tables)
         found = calibrate.calibrate(maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of)
         self.oracle_reason = found.reason
         return oracle if found.ready else None

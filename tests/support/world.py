@@ -59,7 +59,7 @@ class World:
 
     def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
         self.native, self.levels, self.now = Native(**sizes), levels, 1_000_000_000
-        self.hooks = hooks
+        self.hooks, self.page_tables = hooks, POOL_PAGES
         self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * PAGE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._pool = (base + PAGE - 1) // PAGE * PAGE
@@ -77,7 +77,7 @@ class World:
         self.missing, self.missed = set[str](), 0  # hooks whose next run the kernel leaves out; runs that it left out
         self.inside: Counter[int] = Counter()  # tid -> migrations that it is in: each a page deeper on the stack
         self.books = Books(self.native.maps, LAYOUTS)
-        self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels)
+        self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels, lambda: self.page_tables)
         self.books.set_params(gate=1, levels=levels, welcome_ns=10**10, page_offset=self.page_offset, vmemmap=self.vmemmap)
         self._offsets = synthetic_kernel().types
 
