@@ -55,7 +55,7 @@ static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   struct order_row *row = lock_order.lookup(&key);
   u32 tid = bpf_get_current_pid_tgid();
   s32 stack = -1;
-  if (!row || opposite) stack = stacks.get_stackid(ctx, 0);
+  if (!row || opposite) stack = stack_of(ctx);
   if (row) {
     row->count++;
   } else {

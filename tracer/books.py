@@ -259,5 +259,7 @@ class Books:
 
     def stack(self, stack: int, book: str = "stacks") -> list[int]:
         """Kernel addresses, innermost first, of an event or (flight_stacks) of a flight; empty where none was taken."""
+        if book == "stacks" and stack >= (rows := self._maps[book].max_entries):
+            stack, book = stack - rows, "more_stacks"
         raw = self._maps[book].lookup(struct.pack("<i", stack)) if stack >= 0 else None
         return [address for (address,) in struct.iter_unpack("<Q", raw or b"") if address]

@@ -24,7 +24,7 @@ static __always_inline void tell_of_left(void *ctx, struct migration *m, u32 kin
   e->b = m->visits;
   e->mode = m->mode;
   e->reason = m->reason;
-  e->stack = stacks.get_stackid(ctx, 0);
+  e->stack = stack_of(ctx);
   events.ringbuf_submit(e, 0);
 }
 
@@ -102,7 +102,7 @@ static __always_inline void tell_of_unlocked(void *ctx, struct migration *m, u32
   e->b = vma;
   e->addr = addr;
   e->folio = folio;
-  e->stack = stacks.get_stackid(ctx, 0);
+  e->stack = stack_of(ctx);
   events.ringbuf_submit(e, 0);
 }
 

@@ -6,11 +6,22 @@ BPF_ARRAY(entry_types, u64, 32);                        /* how often each swap t
 BPF_ARRAY(fork_windows, struct fork_window, FORK_WINDOWS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
+enum { MORE_STACKS = 512 };
+BPF_TABLE("stacktrace", int, struct bpf_stacktrace, more_stacks, MORE_STACKS);
 
 /* A call that is not inlined is a program of its own, which BCC does not link. */
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif
+
+/* An event's stack. One that finds its bucket taken by another would be lost; of some two hundred distinct ones a few do: a second, smaller
+   table is for them, and its numbers follow those of the first. */
+static __always_inline s32 stack_of(void *ctx) {
+  s32 stack = stacks.get_stackid(ctx, 0);
+  if (stack >= 0) return stack;
+  stack = more_stacks.get_stackid(ctx, 0);
+  return stack >= 0 ? STACK_ROWS + stack : stack;
+}
 
 #define HOOK(name) int rmapd_##name(struct bpf_raw_tracepoint_args *ctx)
 

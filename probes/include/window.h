@@ -271,7 +271,7 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
   struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
   if (!s) { count(EVIDENCE_LOST); return 0; }
   fill_event(&s->event, PROTOCOL_NEW);
-  s->event.stack = stacks.get_stackid(ctx, 0);
+  s->event.stack = stack_of(ctx);
   s->event.a = vma;
   __builtin_memset(&s->seen, 0, sizeof(s->seen));
   if (vma) s->seen.vm_flags = READ(vm_area_struct, vma, vm_flags);

@@ -102,3 +102,13 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
     assert [step["protocol"] for step in finding.trail] == [healthy, broken]
     assert finding.stack == ("0x1111",), "what fills with the stacks of all windows has no room for those of violations"
     assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
+
+
+def test_a_stack_that_found_its_bucket_taken_is_in_the_second_table() -> None:
+    b = box()
+    books, rows = Books(b.native.maps, LAYOUTS), b.native.maps["stacks"].max_entries
+    for at, address, book in ((7, 0x1111, "stacks"), (rows + 7, 0x2222, "more_stacks")):
+        b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
+        assert books.stack(at) == [address]
+    assert not books.stack(rows + 8)
+    assert not books.stack(-17)
