@@ -1,0 +1,75 @@
+"""Rounds: each variant between two goes with nothing on, so that what drifts on a shared machine falls out of the ratio."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tests.bench.loads import Loads, Took
+from tests.bench.variants import Nothing
+
+
+@dataclass
+class Measured:
+    """One load under one variant, a ratio a round: of the time on the clock, of the load's own CPU time, and of the whole: with the
+    CPU time of the tracer's processes."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    whole: list[float] = field(default_factory=list)
+    bare_ns: list[float] = field(default_factory=list)
+
+    def add(self, before: Took, took: Took, after: Took, tracer_ns: float) -> None:
+        bare_cpu, bare_wall = (before.cpu_ns + after.cpu_ns) / 2, (before.wall_ns + after.wall_ns) / 2
+        self.wall.append(took.wall_ns / bare_wall)
+        self.cpu.append(took.cpu_ns / bare_cpu)
+        self.whole.append((took.cpu_ns + tracer_ns / took.operations) / bare_cpu)
+        self.bare_ns.append(bare_cpu)
+
+    def summary(self) -> dict[str, object]:
+        return {
+            "rounds": len(self.cpu),
+            "bare_cpu_ns": round(statistics.median(self.bare_ns)),
+            **{name: spread(getattr(self, name)) for name in ("cpu", "whole", "wall")},
+            "each": {name: [round(x, 3) for x in getattr(self, name)] for name in ("cpu", "whole", "wall")},
+        }
+
+
+def spread(numbers: Sequence[float]) -> list[float]:
+    """(first quartile, median, third quartile)."""
+    if len(numbers) < 2:
+        return [round(n, 3) for n in (*numbers, *numbers, *numbers)]
+    return [round(quartile, 3) for quartile in statistics.quantiles(numbers, n=4, method="inclusive")]
+
+
+Results = dict[str, dict[str, Measured]]
+"""By variant, then by load."""
+
+
+def rounds(variants: Sequence[Nothing], loads: Loads, names: Sequence[str], count: int, say: Callable[[str], None]) -> Results:
+    """`count` rounds; in each, every variant in turn, from another one each time."""
+    nothing = Nothing()
+    found: Results = {variant.name: {name: Measured() for name in names} for variant in variants}
+    before = _go(nothing, loads, names)[0]
+    for number in range(count):
+        started, first = time.monotonic(), number % len(variants)
+        for variant in [*variants[first:], *variants[:first]]:
+            with variant.on():
+                took, tracer_ns = _go(variant, loads, names)
+            after = _go(nothing, loads, names)[0]
+            for name in names:
+                found[variant.name][name].add(before[name], took[name], after[name], tracer_ns[name])
+            before = after
+        say(f"round {number + 1} of {count}: {time.monotonic() - started:.0f} s")
+    return found
+
+
+def _go(variant: Nothing, loads: Loads, names: Sequence[str]) -> tuple[dict[str, Took], dict[str, float]]:
+    took, tracer_ns = {}, {}
+    for name in names:
+        used = variant.cpu_seconds()
+        took[name] = loads.run(name, variant.meanwhile)
+        tracer_ns[name] = 1e9 * (variant.cpu_seconds() - used)
+    return took, tracer_ns
