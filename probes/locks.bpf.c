@@ -67,28 +67,25 @@ static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rw
 }
 
 HOOK(rwsem) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
-  struct frame *f = t ? alive(t, tid, ON_STACK(ctx)) : 0;
+  struct insider *t = insider();
+  struct frame *f = t ? alive(t, ON_STACK(ctx)) : 0;
   if (f) lock_step(t, f, ARGUMENT(rwsem), CONSTANT(kind));
   return 0;
 }
 
 HOOK(rwsem_trying) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (t) t->trying = ARGUMENT(rwsem);
   return 0;
 }
 
 /* Killable forms return 0 when they have the lock, try forms 1. */
 HOOK(rwsem_tried) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t) return 0;
   if ((u32)PLACE(returned) != CONSTANT(success)) { t->waited = 0; return 0; }
   u64 rwsem = ARGUMENT(rwsem);
-  struct frame *f = alive(t, tid, ON_STACK(ctx));
+  struct frame *f = alive(t, ON_STACK(ctx));
   if (!rwsem) rwsem = t->trying;
   if (f && rwsem) lock_step(t, f, rwsem, CONSTANT(kind));
   return 0;
@@ -98,8 +95,7 @@ HOOK(rwsem_tried) {
 
 /* Who waits for an rwsem may spin for others meanwhile: the rwsem's own wait_lock, those of an interrupt. */
 HOOK(contention_begin) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t || !t->depth || ARG(contention_begin, flags) & LCB_F_SPIN) return 0;
   t->contended = ARG(contention_begin, lock);
   t->contended_ns = bpf_ktime_get_ns();
@@ -108,12 +104,11 @@ HOOK(contention_begin) {
 }
 
 HOOK(contention_end) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t || t->waited || !t->contended || t->contended != ARG(contention_end, lock)) return 0;
   struct hold_key key = {};
   key.rwsem = t->contended;
-  key.tid = tid;
+  key.tid = (u32)bpf_get_current_pid_tgid();
   struct hold *held = holds.lookup(&key);
   u64 wait = bpf_ktime_get_ns() - t->contended_ns;
   if (held) {

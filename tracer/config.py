@@ -31,14 +31,11 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     visit_rows: Annotated[int, _says("a VMA visited by a second rmap walk (the oldest gives way)")] = 131072
     migration_rows: Annotated[int, _says("a task inside migrate_pages()")] = 4096
     mm_rows: Annotated[int, _says("an mm between its last task's exit and exit_mmap()")] = 16384
-    lock_rows: Annotated[int, _says("a task that waits for or holds an mmap_lock")] = 16384
     order_rows: Annotated[int, _says("a pair of mmap_locks that were nested (the oldest gives way)")] = 4096
     stack_rows: Annotated[
         int, _says("a distinct kernel stack of an event, and another of a window in the flight recorder; a power of two")
     ] = 4096
     ring_pages: Annotated[int, _says("a page of the event ring; a power of two")] = 16
-    task_rows: Annotated[int, _says("a task inside a window")] = 4096
-    frame_rows: Annotated[int, _says("an open window (windows nest)")] = 8192
     protocol_rows: Annotated[int, _says("a distinct protocol")] = 4096
     hold_rows: Annotated[int, _says("an rwsem held by a task in a window (the oldest gives way)")] = 16384
     flight_rows: Annotated[int, _says("a window in the flight recorder, per CPU; a power of two")] = 1024

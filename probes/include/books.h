@@ -291,18 +291,6 @@ enum window_flags {
 };
 enum flight_limits { DEEPEST_WINDOW = 8, MOST_STEPS = 55 };
 
-/* A task inside at least one window. */
-struct insider {
-  u64 trying;             /* the rwsem of a killable or try form, where its return does not show it */
-  u64 contended;          /* the rwsem that is waited for */
-  u64 contended_ns;       /* when the wait began; how long it was, with `waited` */
-  u32 depth;
-  u32 waited;             /* the wait is over, and the lock not booked yet (killable forms are at their return) */
-};
-struct frame_key {
-  u32 tid;
-  u32 depth;
-};
 struct hold_key {
   u64 rwsem;
   u64 tid;

@@ -58,7 +58,7 @@ def measure(wanted: list[str], names: list[str], count: int, scale: float) -> di
                 absent[name] = str(error)
                 continue
             variants.append(variant)
-            print(f"{name}: ready after {seconds[name]} s", flush=True)
+            print(f"{name}: {variant.facts().get('points', '')} ready after {seconds[name]} s", flush=True)
         loads = Loads(Path(folder), scale)
         found = rounds(variants, loads, names, count, lambda text: print(text, flush=True))
         return {

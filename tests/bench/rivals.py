@@ -121,7 +121,7 @@ def _bpftrace(kernel: Kernel, scratch: Path) -> Tracer | None:
     return Tracer("bpftrace", [*limits, "bpftrace", str(script)], "ready", r"Lost (\d+) events", scratch, lambda: None)
 
 
-def _events(kernel: Kernel) -> tuple[list[str], Callable[[], None]]:
+def _events(kernel: Kernel, group: str) -> tuple[list[str], Callable[[], None]]:
     """Names of trace events for all points, those on functions made here; and what takes these away again."""
     names, made = [], []
     for how, symbol in points(kernel):
@@ -130,14 +130,14 @@ def _events(kernel: Kernel) -> tuple[list[str], Callable[[], None]]:
             continue
         at_return = how in ("kretprobe", "fexit")
         name = f"{symbol.replace('.', '_')}_{'return' if at_return else 'entry'}"
-        made.append((f"{'r' if at_return else 'p'}:rival/{name} {symbol}" + ("" if at_return else " a=%di b=%si c=%dx"), name))
+        made.append((f"{'r' if at_return else 'p'}:{group}/{name} {symbol}" + ("" if at_return else " a=%di b=%si c=%dx"), name))
     kept = [name for line, name in made if _kprobe_event(line)]
 
     def undo() -> None:
         for name in kept:
-            _kprobe_event(f"-:rival/{name}")
+            _kprobe_event(f"-:{group}/{name}")
 
-    return names + [f"rival:{name}" for name in kept], undo
+    return names + [f"{group}:{name}" for name in kept], undo
 
 
 def _trace_events(name: str) -> list[str]:
@@ -159,14 +159,14 @@ def _kprobe_event(line: str) -> bool:
 def _perf(kernel: Kernel, scratch: Path) -> Tracer | None:
     if not shutil.which("perf"):
         return None
-    names, undo = _events(kernel)
+    names, undo = _events(kernel, "rival_perf")
     return Tracer("perf", ["perf", "trace", "-a", "-e", ",".join(names), "-o", "OUT"], "", r"LOST (\d+) events", scratch, undo)
 
 
 def _trace_cmd(kernel: Kernel, scratch: Path) -> Tracer | None:
     if not shutil.which("trace-cmd"):
         return None
-    names, undo = _events(kernel)
+    names, undo = _events(kernel, "rival_trace_cmd")
     flags = [word for name in names for word in ("-e", name)]
     return Tracer("trace-cmd", ["trace-cmd", "record", "-o", "OUT", *flags], "", r"overrun: (\d+)", scratch, undo)
 

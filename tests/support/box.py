@@ -224,6 +224,13 @@ class Box:
         """How many rows a map has."""
         return len(list(self.native.maps[name].items()))
 
+    def open_windows(self) -> int:
+        """How many windows the tasks are in."""
+        return sum(int.from_bytes(value[_DEPTH : _DEPTH + 4], "little") for _, value in self.native.maps["insiders"].items())
+
+
+_DEPTH = 24  # of struct insider (probes/include/window.h)
+
 
 def box(ways: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
     return Box(Native(types, **sizes), types, ways)

@@ -25,7 +25,6 @@ SIZES = {
     "VISIT_ROWS": 256,
     "MIGRATION_ROWS": 16,
     "MM_ROWS": 64,
-    "LOCK_ROWS": 64,
     "ORDER_ROWS": 64,
     "STACK_ROWS": 16,
     "RING_PAGES": 16,
@@ -34,8 +33,7 @@ SIZES = {
     "HITS": 64,
     "UPPERS": 256,
     "LEAVES": 1024,
-    "TASK_ROWS": 16,
-    "FRAME_ROWS": 64,
+    "TASKS": 64,
     "PROTOCOL_ROWS": 32,
     "HOLD_ROWS": 64,
     "FLIGHT_ROWS": 8,
@@ -180,7 +178,7 @@ class NativeProgram:
 MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders frames blank_frame protocols holds window_times lock_waits lock_holds flights next_flight flight_stacks""".split()
+    insiders protocols holds window_times lock_waits lock_holds flights next_flight flight_stacks""".split()
 )
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(

@@ -213,7 +213,7 @@ class KernelWithoutHooks(Kernel):
 class LossyKernel(Kernel):
     """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is not guilty."""
 
-    SIZES: ClassVar[dict[str, int]] = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "LOCK_ROWS": 1, "VISIT_ROWS": 2}
+    SIZES: ClassVar[dict[str, int]] = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "TASKS": 1, "VISIT_ROWS": 2}
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         assert self.court.proven() - before <= truth, "a false violation"
