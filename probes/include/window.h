@@ -29,7 +29,17 @@ struct insider {
 };
 BPF_TASK_STORAGE(insiders, struct insider);
 BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
-BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);    /* what is released outside of any window ages out */
+/* The rwsems that a task took in windows: the last eight by task, those before in an LRU map (mm_take_all_locks() takes thousands), where what
+   is released outside of any window ages out. */
+enum { HELD_RWSEMS = 8 };
+struct held_rwsems {
+  u64 rwsem[HELD_RWSEMS];
+  struct hold hold[HELD_RWSEMS];
+  u32 oldest;
+  u32 spilled;            /* how many went to the LRU map and were not seen to be given back */
+};
+BPF_TASK_STORAGE(held_rwsems, struct held_rwsems);
+BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);

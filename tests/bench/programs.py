@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tracer import loader, plan
+from tracer import loader, plan, stubs
 from tracer.books import Books
 from tracer.config import Config
 from tracer.kernel import Kernel
@@ -82,7 +82,7 @@ class Runs:
         self._kit = loader.Kit(kernel.types, layouts.constants, folder / "include", Config().maps.sizes(), kernel.release)
         usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
         with tempfile.TemporaryDirectory() as headers:
-            loader.stubs.write(Path(headers), kernel.release)
+            stubs.write(Path(headers), kernel.release)
             compiled = loader._compile(planned.header, usable, self._kit, headers)
         self.maps = compiled.maps
         self._maker = loader._Maker(compiled.code, planned.names, self._kit)

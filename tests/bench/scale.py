@@ -101,45 +101,47 @@ def opened() -> Iterator[tuple[Session, float]]:
         session.stop()
 
 
-def measure(folder: str, processes: int, vmas: int) -> dict[str, Any]:
-    """The population is made and stirred under rmapd, then rmapd is started beside it."""
-    with opened() as (session, gate):
-        before = kernel_bytes()
-        alone = looked_at(session)
-        with population(folder, processes, vmas) as many:
-            made = many.await_word(session)
-            stirred = many.stir(session)
-            kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
-            under = looked_at(session)
+def _under(session: Session, folder: str, processes: int, vmas: int) -> dict[str, Any]:
+    """A population is made and stirred under rmapd."""
+    before = kernel_bytes()
     with population(folder, processes, vmas) as many:
-        before = kernel_bytes()
-        bare_made = many.await_word(None)
-        bare_stirred = many.stir(None)
-        bare = {name: after - before[name] for name, after in kernel_bytes().items()}
-        with opened() as (session, beside):
-            late = looked_at(session)
-    seconds = {"made": [made, bare_made], "stirred": [stirred, bare_stirred]}
-    return {
-        "processes": processes,
-        "vmas": processes * vmas,
-        "gate_seconds": {"alone": gate, "beside": beside},
-        "seconds_with_and_without": {name: [round(s, 3) for s in both] for name, both in seconds.items()},
-        "kernel_bytes_with": kernel,
-        "kernel_bytes_without": bare,
-        "alone": alone,
-        "under": under,
-        "beside": late,
-    }
+        made = many.await_word(session)
+        stirred = many.stir(session)
+        kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
+        return {"made_seconds": made, "stirred_seconds": stirred, "kernel_bytes": kernel, **looked_at(session)}
+
+
+def _bare(folder: str, processes: int, vmas: int) -> dict[str, Any]:
+    """The same without."""
+    before = kernel_bytes()
+    with population(folder, processes, vmas) as many:
+        made = many.await_word(None)
+        stirred = many.stir(None)
+        kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
+        return {"made_seconds": made, "stirred_seconds": stirred, "kernel_bytes": kernel}
 
 
 def main(out: str, *sizes: str) -> None:
-    found = []
-    for size in sizes:
-        processes, vmas = map(int, size.split(":"))
-        with tempfile.TemporaryDirectory() as folder:
-            found.append(measure(folder, processes, vmas))
-        print(json.dumps(found[-1]), flush=True)
-        Path(out).write_text(json.dumps({"kernel": running_kernel().release, "found": found}, indent=1))
+    """All sizes under one session, then without; at last a session is started beside the largest."""
+    wanted, found = [tuple(map(int, size.split(":"))) for size in sizes], dict[str, Any]()
+
+    def note(name: str, what: object) -> None:
+        found[name] = what
+        print(name, json.dumps(what), flush=True)
+        Path(out).write_text(json.dumps(found, indent=1))
+
+    with tempfile.TemporaryDirectory() as folder:
+        note("kernel", running_kernel().release)
+        with opened() as (session, gate):
+            note("alone", {"gate_seconds": gate, **looked_at(session)})
+            for processes, vmas in wanted:
+                note(f"under {processes}:{vmas}", _under(session, folder, processes, vmas))
+        for processes, vmas in wanted:
+            note(f"without {processes}:{vmas}", _bare(folder, processes, vmas))
+        with population(folder, *max(wanted)) as many:
+            many.await_word(None)
+            with opened() as (session, gate):
+                note("beside the largest", {"gate_seconds": gate, **looked_at(session)})
 
 
 if __name__ == "__main__":

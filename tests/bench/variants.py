@@ -16,7 +16,7 @@ from tracer.config import Config
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
 from tracer.loader import Loaded
-from tracer.program import Link, enable_statistics
+from tracer.program import Iterated, Link, enable_statistics
 from tracer.session import Session, probes_folder
 
 FAMILIES: dict[str, frozenset[str]] = {
@@ -57,7 +57,12 @@ class Attachable(Nothing):
 
     def __init__(self, name: str, loaded: Loaded, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
+        self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
+        self._books.set_params(gate=0)
+        iterators = [link for link in loaded._links if isinstance(link, Iterated)]
+        loaded._links = [link for link in loaded._links if link not in iterators]
         loaded.detach()
+        loaded._links = list[Link](iterators)
 
     @contextlib.contextmanager
     def on(self) -> Iterator[Nothing]:
@@ -66,6 +71,8 @@ class Attachable(Nothing):
                 stack.callback(os.close, enable_statistics())
             for link in _attached(self._loaded):
                 stack.callback(link.close)
+            self._books.set_params(gate=1)
+            stack.callback(self._books.set_params, gate=0)
             yield self
 
     def facts(self) -> Mapping[str, object]:
@@ -132,7 +139,7 @@ class Maker:
         kit = loader.Kit(self.kernel.types, self._layouts.constants, folder / "include", Config().maps.sizes(), self.kernel.release)
         loaded = loader.load(planned, kit, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Books(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10, gate=1)
+        Books(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
         return loaded
 
 

@@ -178,7 +178,7 @@ class NativeProgram:
 MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders protocols holds window_times lock_waits lock_holds flights next_flight flight_stacks""".split()
+    insiders protocols held_rwsems holds window_times lock_waits lock_holds flights next_flight flight_stacks""".split()
 )
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
