@@ -2,7 +2,6 @@
 
 BPF_TASK_STORAGE(lock_states, struct lock_state);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
-BPF_ARRAY(next_fork_window, u64, 1);
 
 HOOK(mmap_lock_start_locking) {
   if (!open_gate()) return 0;
@@ -13,22 +12,8 @@ HOOK(mmap_lock_start_locking) {
   return 0;
 }
 
-/* dup_mmap() is the one place that takes the write lock of a second mm: the child's, which nobody else can know yet. */
-static __always_inline void forking(u64 mm, u64 now) {
-  u32 zero = 0;
-  u64 *next = next_fork_window.lookup(&zero);
-  if (!next) return;
-  u32 slot = *next % FORK_WINDOWS;
-  *next += 1;                                           /* two forks in the same instant may share a slot: see ARCHITECTURE.md */
-  struct fork_window window = {};
-  window.mm = mm;
-  window.pgd = READ(mm_struct, mm, pgd);
-  window.id = READ(mm_struct, mm, id);
-  window.start_ns = now;
-  fork_windows.update(&slot, &window);
-  count(FORKS_SEEN);
-}
-
+/* dup_mmap() is the one place that takes the write lock of a second mm: the child's, which nobody else can know yet. Its end is told by mm
+   here, and by task where it can be hooked itself (forks.bpf.c). */
 static __always_inline void forked(u64 mm, u64 now) {
   for (u32 i = 0; i < FORK_WINDOWS; i++) {
     u32 slot = i;

@@ -50,7 +50,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
     listen: Annotated[str, _says("address and port of /metrics, /-/healthy, /-/ready and the landing page")] = "127.0.0.1:9743"
-    fidelity: Annotated[str, _says("`migration`: the ledger and the oracle alone; `full`, `owner`, `auto`: also mmap_lock")] = "auto"
+    fidelity: Annotated[
+        str,
+        _says(
+            "`migration`: the ledger and the oracle; `owner`: also windows, trees and who owns their locks; `full`, `auto`: also all rwsems"
+        ),
+    ] = "auto"
     require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
     strict: Annotated[bool, _says("any invariant that is checked less than in full is fatal, exit 4")] = False
     statistics: Annotated[

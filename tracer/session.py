@@ -32,8 +32,8 @@ from tracer.windows import Windows
 
 _WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "mmap_lock", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "oracle", "forks"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "forks", "vma", "rmap"}),
 }
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02

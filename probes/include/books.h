@@ -113,13 +113,15 @@ struct visit {
   u64 vma;
 };
 
-/* A dup_mmap() seen as mmap_lock of a second mm taken for write under the first. */
+/* A dup_mmap(): seen by what it calls, or as mmap_lock of a second mm taken for write under the first. */
 struct fork_window {
   u64 mm;
   u64 pgd;
   u64 id;             /* mm->context.ctx_id */
   u64 start_ns;
   u64 end_ns;         /* 0: still copying */
+  u32 tid;            /* who forks */
+  u32 pad;
 };
 
 /* An mm whose last task may be gone while its page tables are not. */

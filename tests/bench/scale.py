@@ -133,7 +133,10 @@ def main(out: str, *sizes: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         note("kernel", running_kernel().release)
         with opened() as (session, gate):
-            note("alone", {"gate_seconds": gate, **looked_at(session)})
+            refused = {hook.hook.name: hook.reason for hook in session.loaded.hooks if not hook.on and "refused at" in hook.reason}
+            note(
+                "alone", {"gate_seconds": gate, "hooks": sum(h.on for h in session.loaded.hooks), "refused": refused, **looked_at(session)}
+            )
             for processes, vmas in wanted:
                 note(f"under {processes}:{vmas}", _under(session, folder, processes, vmas))
         for processes, vmas in wanted:

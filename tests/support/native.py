@@ -197,7 +197,7 @@ class Native:
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
         stems = attach_plan(types).stems
-        ways = [hook.ways[0] for stem in stems if stem.name == "ledger" for hook in stem.hooks]
+        ways = [hook.ways[0] for stem in stems if stem.name in ("ledger", "forks") for hook in stem.hooks]
         self.programs |= {point.program: NativeProgram(self.lib, point.program, point) for way in ways for point in way.points}
         windows = [way for stem in stems if stem.name in WINDOW_STEMS for hook in stem.hooks for way in hook.ways]
         self.points = {

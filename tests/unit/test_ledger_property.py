@@ -25,10 +25,12 @@ class Kernel(RuleBasedStateMachine):
     SIZES: ClassVar[dict[str, int]] = {}
     PATROL = True
     HOOKS = True
+    MMAP_LOCK = True
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World(4, self.HOOKS, **self.SIZES)
+        self.world.mmap_lock = self.MMAP_LOCK
         self.court = Court(self.world, patrol=self.PATROL)
         self.warm_up(self.world.new_mm())
         self.migrations: list[SimMigration] = []
@@ -210,6 +212,12 @@ class KernelWithoutHooks(Kernel):
     HOOKS = False
 
 
+class KernelWithoutMmapLock(KernelWithoutPatrol):
+    """Fidelity `owner` or `migration`: forks are known by what dup_mmap() calls."""
+
+    MMAP_LOCK = False
+
+
 class LossyKernel(Kernel):
     """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is not guilty."""
 
@@ -226,5 +234,7 @@ TestKernelWithoutPatrol = KernelWithoutPatrol.TestCase
 TestKernelWithoutPatrol.settings = _LIMITS
 TestKernelWithoutHooks = KernelWithoutHooks.TestCase
 TestKernelWithoutHooks.settings = _LIMITS
+TestKernelWithoutMmapLock = KernelWithoutMmapLock.TestCase
+TestKernelWithoutMmapLock.settings = _LIMITS
 TestLossyKernel = LossyKernel.TestCase
 TestLossyKernel.settings = _LIMITS

@@ -201,10 +201,13 @@ class TestEntriesOfOnePage:
         assert [court.tally.checks["M1", verdict] for verdict in Verdict] == [0, 1, 0, 1]
 
 
-def test_a_copy_made_by_fork_is_booked_and_its_removal_expected() -> None:
-    world = World()
+@pytest.mark.parametrize("told_by", ["both", "mmap_lock", "dup_mmap"])
+def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) -> None:
+    world = World(4, told_by != "mmap_lock")
+    world.mmap_lock = told_by != "dup_mmap"
     forked_in_between(world, skip=0)
     counters = world.books.counters()
+    assert counters["FORKS_SEEN"] == 1
     assert (counters["ENTRIES_BOOKED"], counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"]) == (1, 1, 2)
     assert judged(world).checks()["M1", Verdict.HOLDS] == 2
 
