@@ -58,8 +58,9 @@ class Loads:
     def _count(self, name: str) -> int:
         return max(1, round(COUNTS[name] * self._scale))
 
-    def run(self, name: str, meanwhile: Callable[[], object]) -> Took:
-        """Do one load; `meanwhile` is called until it is over (a session reads its books there)."""
+    def run(self, name: str, meanwhile: Callable[[], object]) -> Took | None:
+        """Do one load; `meanwhile` is called until it is over (a session reads its books there). None where nothing could be done: memory
+        with nothing to compact."""
         if name == "compile":
             return self._compile(meanwhile)
         command = [str(self._program), name, str(self._count(name))]
@@ -70,6 +71,8 @@ class Loads:
         if load.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {load.returncode}")
         took = json.loads(said)
+        if took["operations"] < 1:
+            return None
         return Took(took["operations"], took["wall_ns"] / took["operations"], took["cpu_ns"] / took["operations"])
 
     def _compile(self, meanwhile: Callable[[], object]) -> Took:

@@ -20,8 +20,13 @@ class Measured:
     cpu: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     bare_ns: list[float] = field(default_factory=list)
+    skipped: int = 0
 
-    def add(self, before: Took, took: Took, after: Took, tracer_ns: float) -> None:
+    def add(self, before: Took | None, took: Took | None, after: Took | None, tracer_ns: float) -> None:
+        """A go that could not be done costs its round, which is counted."""
+        if not (before and took and after):
+            self.skipped += 1
+            return
         bare_cpu, bare_wall = (before.cpu_ns + after.cpu_ns) / 2, (before.wall_ns + after.wall_ns) / 2
         self.wall.append(took.wall_ns / bare_wall)
         self.cpu.append(took.cpu_ns / bare_cpu)
@@ -29,8 +34,11 @@ class Measured:
         self.bare_ns.append(bare_cpu)
 
     def summary(self) -> dict[str, object]:
+        if not self.cpu:
+            return {"rounds": 0, "skipped": self.skipped}
         return {
             "rounds": len(self.cpu),
+            "skipped": self.skipped,
             "bare_cpu_ns": round(statistics.median(self.bare_ns)),
             **{name: spread(getattr(self, name)) for name in ("cpu", "whole", "wall")},
             "each": {name: [round(x, 3) for x in getattr(self, name)] for name in ("cpu", "whole", "wall")},
@@ -66,8 +74,8 @@ def rounds(variants: Sequence[Nothing], loads: Loads, names: Sequence[str], coun
     return found
 
 
-def _go(variant: Nothing, loads: Loads, names: Sequence[str]) -> tuple[dict[str, Took], dict[str, float]]:
-    took, tracer_ns = {}, {}
+def _go(variant: Nothing, loads: Loads, names: Sequence[str]) -> tuple[dict[str, Took | None], dict[str, float]]:
+    took, tracer_ns = dict[str, Took | None](), dict[str, float]()
     for name in names:
         used = variant.cpu_seconds()
         took[name] = loads.run(name, variant.meanwhile)

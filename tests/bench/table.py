@@ -18,13 +18,15 @@ def _one(run: dict[str, Any]) -> str:
     loads = list(next(iter(run["results"].values())))
     lines = ["| load (CPU time without) | " + " | ".join(variants) + " |", "|---" * (len(variants) + 1) + "|"]
     for load in loads:
-        bare = next(iter(run["results"].values()))[load]["bare_cpu_ns"]
+        bare = next((by_load[load]["bare_cpu_ns"] for by_load in run["results"].values() if by_load[load]["rounds"]), 0)
         cells = (_cell(run["results"][variant][load]) for variant in variants)
         lines.append(f"| {SAID[load]} ({_time(bare)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _cell(found: dict[str, Any]) -> str:
+    if not found["rounds"]:
+        return "not done"
     low, middle, high = found["cpu"]
     whole = found["whole"][1]
     return f"{middle:.2f} ({low:.2f}-{high:.2f})" + (f", whole {whole:.2f}" if whole - middle > 0.02 else "")

@@ -21,6 +21,7 @@ static u64 harness_constant(u32 number) { return harness_constants[number & 1023
 static u64 harness_place(void *ctx, u32 number) { s64 at = harness_places[(number & 0xfff) >> 3]; return at < 0 ? 0 : *(u64 *)((u8 *)ctx + at); }
 
 /* What the kernel would know; the test sets it. */
+u64 harness_stack_id = 7;
 u64 harness_regs[2];                                    /* orig_ax and ip of the system call */
 u64 harness_pid_tgid, harness_task, harness_now, harness_stack;
 u32 harness_ring_room = 1 << 20;
@@ -82,7 +83,7 @@ static int map_update(struct map *m, const void *key, const void *value) {
   static int nm##_update(K *k, V *v) { return map_update(&nm##_map, k, v); } \
   static int nm##_insert(K *k, V *v) { return map_lookup(&nm##_map, k) ? -17 : map_update(&nm##_map, k, v); } \
   static int nm##_delete(K *k) { return map_delete(&nm##_map, k); } \
-  static int nm##_stackid(void *ctx, u64 flags) { return 7; } \
+  static int nm##_stackid(void *ctx, u64 flags) { return harness_stack_id; } \
   static struct { V *(*lookup)(K *); int (*update)(K *, V *); int (*insert)(K *, V *); int (*delete)(K *); int (*get_stackid)(void *, u64); } nm = \
     {nm##_lookup, nm##_update, nm##_insert, nm##_delete, nm##_stackid};
 #define BPF_HASH(nm, K, V, N) MAP(nm, K, V, N, HASH)
@@ -141,5 +142,7 @@ void harness_reset(void) {
     if (m->kind != ARRAY) m->used = 0;
   }
   ring_used = ring_count = sequence_used = 0;
+  harness_stack_id = 7;
+  harness_regs[0] = harness_regs[1] = 0;
   harness_ring_room = 1 << 20;
 }
