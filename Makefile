@@ -4,14 +4,16 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-APT := python3-bpfcc python3-venv gcc libc6-dev libcap2-bin
-LIVE_APT := prometheus
-VM_APT := qemu-system-x86 kmod make linux-headers-amd64 stress-ng
+APT := python3-bpfcc python3-seccomp python3-venv gcc libc6-dev libcap2-bin
+LIVE_APT := chromium prometheus
+DEB_APT := dpkg-dev debhelper
+VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
+EXTRAS ?=
 
 # Install what is missing of the Debian packages named.
 define install
@@ -22,7 +24,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels check unit live vm bench dashboards install uninstall setup vm-setup clean
+.PHONY: run test test-kernels check unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -32,7 +34,12 @@ test: check live
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
 
 test-kernels: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm --ignore tests/vm/test_systemd.py
+
+# The package and its unit on a Debian of its own, under systemd: two boots of some minutes.
+test-systemd: vm-setup
+	$(call install,$(DEB_APT) mmdebstrap e2fsprogs)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 $(PYTHON) -m pytest -s tests/vm/test_systemd.py
 
 check: setup
 	$(VENV)/bin/ruff check .
@@ -60,7 +67,7 @@ bench: setup
 install:
 	$(call install,$(APT))
 	$(SUDO) /usr/bin/python3 -m venv --clear --system-site-packages $(PREFIX)/lib/rmapd
-	$(SUDO) $(PREFIX)/lib/rmapd/bin/pip install -q --disable-pip-version-check .
+	$(SUDO) $(PREFIX)/lib/rmapd/bin/pip install -q --disable-pip-version-check '.$(if $(EXTRAS),[$(EXTRAS)])'
 	$(SUDO) install -d $(PREFIX)/bin $(PREFIX)/share/doc/rmapd
 	$(SUDO) ln -sfn ../lib/rmapd/bin/rmapd $(PREFIX)/bin/rmapd
 	$(SUDO) cp -r README.md docs dashboards/grafana dashboards/prometheus $(PREFIX)/share/doc/rmapd
@@ -73,6 +80,15 @@ uninstall:
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --now rmapd || true
 	$(SUDO) rm -rf $(PREFIX)/lib/rmapd $(PREFIX)/share/doc/rmapd $(PREFIX)/bin/rmapd $(SYSCONF)/systemd/system/rmapd.service
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
+
+# build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this machine.
+deb: setup
+	$(call install,$(DEB_APT))
+	rm -rf build/deb
+	mkdir -p build/deb/source
+	cp -r README.md LICENSE pyproject.toml tracer probes systemd docs dashboards debian build/deb/source
+	cd build/deb/source && EXTRAS=$(EXTRAS) dpkg-buildpackage -b -us -uc >../build.log 2>&1 || { tail -40 ../build.log; exit 1; }
+	ls -l build/deb/*.deb
 
 setup: $(VENV)/.installed
 

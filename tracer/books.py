@@ -98,17 +98,14 @@ class Books:
 
     def counters(self) -> dict[str, int]:
         """Every counter by its name in books.h, summed over the CPUs."""
-        table = self._maps["counters"]
         names = self._layouts.enums["counter"][:-1]
-        return {name: sum(int.from_bytes(v, "little") for v in table.per_cpu(_key(n))) for n, name in enumerate(names)}
+        rows = self._maps["counters"].rows(len(names))
+        return {name: sum(struct.unpack(f"<{len(raw) // 8}Q", raw)) for name, raw in zip(names, rows, strict=True)}
 
     def histograms(self) -> dict[str, Histogram]:
         """Every histogram by its name in `enum hist`."""
-        return {name: self.histogram(name) for name in self._layouts.enums["hist"][:-1]}
-
-    def histogram(self, name: str) -> Histogram:
-        """One of `enum hist`, summed over the CPUs."""
-        return Histogram.add_up(self._maps["histograms"].per_cpu(_key(self._layouts.constants[name])))
+        names = self._layouts.enums["hist"][:-1]
+        return dict(zip(names, map(Histogram.add_up, self._maps["histograms"].rows(len(names))), strict=True))
 
     def entry_types(self) -> dict[int, int]:
         """Swap types that the kernel inserted as migration entries -> how often (at least)."""

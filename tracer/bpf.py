@@ -11,10 +11,12 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
-_SYS_BPF = 321  # x86-64
+SYS_BPF = 321  # x86-64
 _LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH, _UPDATE_BATCH = 1, 2, 3, 24, 26
+_BATCH_BYTES = 1 << 18
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -22,11 +24,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 def call(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
     """One call; returns (result, attributes as the kernel left them). Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes, 144)
-    result = libc.syscall(_SYS_BPF, command, buffer, size)
+    result = libc.syscall(SYS_BPF, command, buffer, size)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result, buffer.raw
+
+
+def possible_cpus() -> int:
+    """How many values a row of a per-CPU map has."""
+    last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
+    return int(last.split("-")[-1]) + 1
 
 
 class Table(Protocol):
@@ -40,7 +48,7 @@ class Table(Protocol):
     def update(self, key: bytes, value: bytes) -> None: ...
     def delete(self, key: bytes) -> bool: ...
     def items(self) -> Iterator[tuple[bytes, bytes]]: ...
-    def per_cpu(self, key: bytes) -> list[bytes]: ...
+    def rows(self, count: int) -> list[bytes]: ...
     def prefix(self, count: int) -> bytes: ...
     def load(self, values: bytes) -> None: ...
 
@@ -79,12 +87,14 @@ class Map:
             return None
         return self._value.raw[: self.value_size]
 
-    def per_cpu(self, key: bytes) -> list[bytes]:
-        """The value of each possible CPU."""
-        self._key.raw = key.ljust(len(self._key), b"\0")
-        call(_LOOKUP, self._element())
-        step, raw = self._per_cpu_value, self._value.raw
-        return [raw[n * step : n * step + self.value_size] for n in range(self._cpus)]
+    def rows(self, count: int) -> list[bytes]:
+        """The rows 0 … count-1 of a per-CPU array, read in batches: in each the values of all possible CPUs, padded to eight bytes."""
+        size, found = self._per_cpu_value * self._cpus, list[bytes]()
+        for _, values, some in self._batch(_LOOKUP_BATCH, min(count, max(1, _BATCH_BYTES // size)), size):
+            found += [values[n * size : (n + 1) * size] for n in range(some)]
+            if len(found) >= count:
+                break
+        return found[:count]
 
     def update(self, key: bytes, value: bytes) -> None:
         self._key.raw = key.ljust(len(self._key), b"\0")
@@ -100,9 +110,9 @@ class Map:
             return False
         return True
 
-    def _batch(self, command: int, limit: int) -> Iterator[tuple[bytes, bytes, int]]:
+    def _batch(self, command: int, limit: int, value_size: int) -> Iterator[tuple[bytes, bytes, int]]:
         keys = ctypes.create_string_buffer(self.key_size * limit)
-        values = ctypes.create_string_buffer(self.value_size * limit)
+        values = ctypes.create_string_buffer(value_size * limit)
         token, first = ctypes.create_string_buffer(max(self.key_size, 8)), True
         while True:
             attributes = struct.pack(
@@ -117,13 +127,13 @@ class Map:
                 0,
             )
             buffer = ctypes.create_string_buffer(attributes, 128)
-            result = libc.syscall(_SYS_BPF, command, buffer, 56)
+            result = libc.syscall(SYS_BPF, command, buffer, 56)
             number = ctypes.get_errno() if result < 0 else 0
             if number not in (0, errno.ENOENT):
                 raise OSError(number, os.strerror(number))
             count = struct.unpack_from("<I", buffer.raw, 32)[0]
             if count:
-                yield keys.raw[: count * self.key_size], values.raw[: count * self.value_size], count
+                yield ctypes.string_at(keys, count * self.key_size), ctypes.string_at(values, count * value_size), count
             first = False
             if number == errno.ENOENT:
                 return
@@ -131,7 +141,7 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row of a hash map, read in batches (rows that change meanwhile may be met or missed)."""
         limit = min(self.max_entries, 4096)
-        for keys, values, count in self._batch(_LOOKUP_BATCH, max(limit, 64)):
+        for keys, values, count in self._batch(_LOOKUP_BATCH, max(limit, 64), self.value_size):
             k, v = self.key_size, self.value_size
             for n in range(count):
                 yield keys[n * k : n * k + k], values[n * v : n * v + v]
@@ -143,7 +153,7 @@ class Map:
         if count < 4:
             found = (self.lookup(struct.pack("<I", n)) for n in range(count))
             return b"".join(value or b"" for value in found)
-        return b"".join(values for _, values, _ in self._batch(_LOOKUP_BATCH, count))[: count * self.value_size]
+        return b"".join(values for _, values, _ in self._batch(_LOOKUP_BATCH, count, self.value_size))[: count * self.value_size]
 
     def load(self, values: bytes) -> None:
         """Write the values 0 … n-1 of an array map."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 from tracer.errors import RmapdError
@@ -94,10 +96,16 @@ class Btf:
 
     def _find_string(self, name: str) -> list[int]:
         """Every offset at which the exact string stands (the section is usually deduplicated)."""
-        needle, found, at = b"\0" + name.encode() + b"\0", [], self._strings - 1
-        while (at := self._blob.find(needle, max(at, self._strings), self._strings_end)) >= 0:
-            found.append(at + 1 - self._strings)
-            at += 1
+        return self._offsets.get(name.encode(), [])
+
+    @cached_property
+    def _offsets(self) -> dict[bytes, list[int]]:
+        """Every string of the section with its offsets."""
+        strings = self._blob[self._strings : self._strings_end].split(b"\0")
+        starts = accumulate((len(string) + 1 for string in strings), initial=0)
+        found: dict[bytes, list[int]] = {}
+        for string, start in zip(strings, starts, strict=False):
+            found.setdefault(string, []).append(start)
         return found
 
     def _header(self, type_id: int) -> tuple[str, int, int, int, int, int]:

@@ -55,7 +55,7 @@ def calibrate(
     books: Books,
     layouts: Layouts,
     page_size_of_struct: int,
-    symbols: Callable[[], Mapping[str, int]],
+    address_of: Callable[[str], int],
 ) -> Calibration:
     """Find both bases, set them in params, and check them; on failure params stay without."""
     layout, table, run = layouts.structs["calibration"], maps["calibration"], programs["calibrate"]
@@ -85,7 +85,7 @@ def calibrate(
     books.set_params(vmemmap=vmemmap)
     guesses = ((found.pgd >> 30 << 30) - (n << 30) for n in range(_GUESSES))
     page_offset = next((base for base in guesses if ask(*files, 0, base).owner == found.mm), 0)
-    if not page_offset and (symbol := symbols().get("page_offset_base", 0)):
+    if not page_offset and (symbol := address_of("page_offset_base")):
         page_offset = ask(*files, symbol, 0).value
     books.set_params(page_offset=page_offset)
     if not page_offset or not _agrees(oracle, found.mm, found.pgd):

@@ -1,4 +1,4 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, explain, check-config."""
+"""The command line: rmapd run, exec, doctor, protocols, diff, report, explain, check-config."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _FAIL_ON = ("violated", "suspect", "never")
 _config = click.option("--config", type=click.Path(path_type=Path), envvar="RMAPD_CONFIG", help="TOML configuration.")
 _fidelity = click.option("--fidelity", type=click.Choice(configuration.FIDELITIES), help="How much to probe.")
 _require = click.option("--require", help="Invariants that must be checkable, e.g. M1,L2; else exit 4.")
+_store = click.option("--store", metavar="FILE", help=f"Where what is found is kept (default {configuration.STORE}; '': nowhere).")
 
 
 class Commands(click.Group):
@@ -54,8 +55,12 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _path(config: Path | None) -> Path | None:
+    return config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+
+
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
-    path = config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    path = _path(config)
     required = [name.strip() for name in require.split(",") if name.strip()] if require is not None else None
     settings = configuration.load(path, os.environ, require=required, **overrides)
     if unknown := [name for name in settings.require if name not in discover()]:
@@ -81,15 +86,24 @@ def main() -> None:
 @main.command()
 @_config
 @click.option("--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743).")
+@click.option("--web-config", metavar="FILE", help="TLS and users of that port, as Prometheus's exporters take them (docs/ACCESS.md).")
 @click.option("--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time.")
 @_fidelity
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
 @_require
+@_store
 def run(
-    config: Path | None, listen: str | None, duration: float | None, fidelity: str | None, strict: bool | None, require: str | None
+    config: Path | None,
+    listen: str | None,
+    web_config: str | None,
+    duration: float | None,
+    fidelity: str | None,
+    strict: bool | None,
+    require: str | None,
+    store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
-    read = partial(_load, config, require, listen=listen, fidelity=fidelity, strict=strict)
+    read = partial(_load, config, require, listen=listen, web_config=web_config, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
     from tracer.service import Asked, serve
@@ -105,6 +119,7 @@ def run(
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_config
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write the report as JSON.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write JUnit XML, a test per invariant.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
 @click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
 @_fidelity
@@ -115,6 +130,7 @@ def exec_(
     ctx: click.Context,
     config: Path | None,
     report: Path | None,
+    junit: Path | None,
     form: str,
     fail_on: str,
     fidelity: str | None,
@@ -127,21 +143,26 @@ def exec_(
     from tracer.execute import execute
 
     with only_one(Path(settings.lock_file)):
-        ctx.exit(execute(settings, command, report, form, fail_on))
+        ctx.exit(execute(settings, command, report, form, fail_on, junit))
 
 
 @main.command()
 @_config
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def doctor(config: Path | None, form: str) -> None:
-    """What this kernel lets us check, and why not the rest."""
+    """Is rmapd installed as it should be, what does this kernel let us check, and why not the rest?"""
+    from tracer import installation
+
+    checks = installation.examine(installation.Machine(), partial(_load, config, None), str(_path(config) or "no file: every default"))
+    if form == "text":
+        click.echo(installation.as_text(checks), nl=False)
     settings = _load(config, None)
     _needs_privilege()
     from tracer.doctor import as_text, examine
     from tracer.session import Session, running_kernel
 
     with Session(settings, running_kernel()) as session:
-        found = examine(session)
+        found = {"installation": installation.as_json(checks), **examine(session)}
     click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
 
 
@@ -154,6 +175,10 @@ def check_config(config: Path | None, example: bool) -> None:
         click.echo(configuration.example(), nl=False)
         return
     settings = _load(config, None)
+    if settings.web_config:
+        from tracer.web import Access
+
+        Access(Path(settings.web_config))
     click.echo(configuration.in_force(settings), nl=False)
 
 
@@ -179,12 +204,27 @@ def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | N
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     """Compare the protocols of two reports, the most alarming difference first. Exit: 3 where one alarms."""
-    from tracer.difference import as_json, as_text, compare, read
+    from tracer.difference import as_json, as_text, compare, read_both
 
-    ours, theirs = read(a), read(b)
+    ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
     click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT.json", help="A report of rmapd exec.")
+@_config
+@click.option("--store", metavar="FILE", help=f"What rmapd run kept, with its last run (default {configuration.STORE}).")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.html|FILE.md", help="Markdown to stdout without.")
+def report(source: Path | None, config: Path | None, store: str | None, output: Path | None) -> None:
+    """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
+    from tracer.publish import publish
+    from tracer.reported import of_report, of_store
+
+    if source and store:
+        raise RmapdError("cannot report on two things", why="there are --from and --store", hint="one of them")
+    publish(lambda: of_report(source) if source else of_store(Path(_load(config, None, store=store).store or configuration.STORE)), output)
 
 
 @main.command()

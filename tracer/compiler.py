@@ -23,9 +23,9 @@ from typing import Any
 from tracer.bpf import Map
 from tracer.errors import RmapdError
 from tracer.template import WIDE, instructions
+from tracer.wire import exactly, receive_descriptors, send_descriptors
 
 _DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
-_FDS_AT_ONCE = 64  # SCM_MAX_FD is 253
 _PSEUDO_MAP_FD = 1
 
 
@@ -53,7 +53,7 @@ def compile_text(text: str, flags: Sequence[str], programs: Iterable[str], heade
         )
         theirs.close()
         answer = _answer(ours)
-        fds = _descriptors(ours, len(answer["maps"])) if answer and "maps" in answer else []
+        fds = receive_descriptors(ours, len(answer["maps"])) if answer and "maps" in answer else []
         code = child.wait()
         said.seek(0)
         complaint = said.read().decode(errors="replace")
@@ -71,25 +71,8 @@ def compile_text(text: str, flags: Sequence[str], programs: Iterable[str], heade
 
 def _answer(ours: socket.socket) -> Any:
     """None where the child died before it answered."""
-    head = _exactly(ours, 8)
-    return json.loads(_exactly(ours, struct.unpack("<Q", head)[0])) if len(head) == 8 else None
-
-
-def _exactly(ours: socket.socket, size: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < size and (part := ours.recv(min(size - len(parts), 1 << 16))):
-        parts += part
-    return bytes(parts)
-
-
-def _descriptors(ours: socket.socket, count: int) -> list[int]:
-    found: list[int] = []
-    while len(found) < count:
-        _, fds, _, _ = socket.recv_fds(ours, 1, _FDS_AT_ONCE)
-        if not fds:
-            raise RmapdError("the compiler gave no answer", why=f"{len(found)} of {count} maps came")
-        found += fds
-    return found
+    head = exactly(ours, 8)
+    return json.loads(exactly(ours, struct.unpack("<Q", head)[0])) if len(head) == 8 else None
 
 
 def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:
@@ -115,8 +98,7 @@ def main(descriptor: int) -> None:
     answer, fds, keep = _compiled(request)
     data = json.dumps(answer).encode()
     theirs.sendall(struct.pack("<Q", len(data)) + data)
-    for first in range(0, len(fds), _FDS_AT_ONCE):
-        socket.send_fds(theirs, [b"m"], fds[first : first + _FDS_AT_ONCE])
+    send_descriptors(theirs, fds)
     theirs.close()
     del keep
 

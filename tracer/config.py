@@ -15,6 +15,7 @@ from tracer.errors import RmapdError
 
 CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds")
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
+STORE = "/var/lib/rmapd/rmapd.db"
 FIDELITIES = ("auto", "full", "owner", "migration")
 
 
@@ -49,7 +50,8 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
-    listen: Annotated[str, _says("address and port of /metrics, /-/healthy, /-/ready and the landing page")] = "127.0.0.1:9743"
+    listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = "127.0.0.1:9743"
+    web_config: Annotated[str, _says("file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody")] = ""
     fidelity: Annotated[
         str,
         _says(
@@ -61,10 +63,20 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statistics: Annotated[
         bool, _says("the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)")
     ] = True
+    drop_privileges: Annotated[
+        bool, _says("`run`: once attached, give up every capability that judging does not need, and never have one again (OPERATING.md)")
+    ] = True
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
+    otlp_endpoint: Annotated[
+        str, _says("`run`: where violations go as OTLP logs, e.g. `http://collector:4318/v1/logs`; empty: nowhere (FLEET.md)")
+    ] = ""
+    otlp_timeout_seconds: Annotated[float, _says("how long one attempt to send to `otlp_endpoint` may take")] = 10.0
     lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
+    store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
+    store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
+    store_days: Annotated[float, _says("how long a signature that is not met again is kept, and a run")] = 90.0
     maps: Maps = Maps()
 
     @property
@@ -168,9 +180,14 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
-    for name, least in (("welcome_seconds", 0.1), ("settle_seconds", 0.0), ("patrol_seconds", 0.0)):
+    if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
+        raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
+    least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}
+    for name, least in least_of.items():
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
+    if not 1 << 18 <= config.store_bytes <= 1 << 40:
+        raise wrong("store_bytes", f"{config.store_bytes} is not between {1 << 18} and {1 << 40}", str(64 << 20))
     for name in Maps.__struct_fields__:
         value = getattr(config.maps, name)
         if not 1 <= value <= 1 << 24:

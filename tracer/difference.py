@@ -120,6 +120,12 @@ def read(path: Path) -> Run:
         raise RmapdError(f"{path} is no report of rmapd", why=f"{type(error).__name__}: {error}", hint=hint) from error
 
 
+def read_both(a: Path, b: Path) -> tuple[Run, Run]:
+    """Two reports under names that tell them apart: those of the files, or their whole paths where those are the same."""
+    ours, theirs = read(a), read(b)
+    return (replace(ours, name=str(a)), replace(theirs, name=str(b))) if ours.name == theirs.name else (ours, theirs)
+
+
 def compare(a: Run, b: Run) -> list[Difference]:
     """All differences, the most alarming first, then by count."""
     found = [*_only(a, b), *_only(b, a), *_rates(a, b)]
@@ -181,18 +187,23 @@ def _grade(one: Seen, nearest: Seen, a: Run, b: Run) -> tuple[Grade, str]:
 
 
 def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
-    """The lock steps, or lock states, that mine lacks, where it does something under locks and nothing else is different."""
+    """The lock steps and lock states that mine lacks, where it does something under locks and nothing else is different."""
     if not any(isinstance(step, TreeStep | Commit | Visit) for step in mine):
         return []
-    if [step for step in mine if not isinstance(step, Locking)] == [step for step in theirs if not isinstance(step, Locking)]:
-        lacking = Counter(words(step for step in theirs if isinstance(step, Locking)))
-        lacking.subtract(Counter(words(step for step in mine if isinstance(step, Locking))))
-        return sorted(lacking.elements()) if all(count >= 0 for count in lacking.values()) else []
-    if [_bare(step) for step in mine] != [_bare(step) for step in theirs]:
+    (own, locking), (other, wanted) = _parted(mine), _parted(theirs)
+    if [_bare(step) for step in own] != [_bare(step) for step in other]:
         return []
-    pairs = [(own, other) for own, other in zip(mine, theirs, strict=True) if own != other]
-    weaker = all(_held(own) < _held(other) for own, other in pairs)
-    return words(other for _, other in pairs) if weaker else []
+    differing = [(ours, their) for ours, their in zip(own, other, strict=True) if ours != their]
+    lacking = Counter(words(wanted))
+    lacking.subtract(Counter(words(locking)))
+    if any(count < 0 for count in lacking.values()) or any(_held(ours) >= _held(their) for ours, their in differing):
+        return []
+    return [*sorted(lacking.elements()), *words(their for _, their in differing)]
+
+
+def _parted(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """What is done, and the locking around it."""
+    return [step for step in steps if not isinstance(step, Locking)], [step for step in steps if isinstance(step, Locking)]
 
 
 def _bare(step: Step) -> Step:

@@ -17,11 +17,12 @@ from tracer.verdict import Finding, Tally, Verdict
 from tracer.windows import Flight, Windows
 
 _TRAIL = 32
+_MOST_SINGLE_LOOKUPS = 64  # a batch is cheaper from about here on
 _LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
 
 
 class Docket:
-    """hear() for every event of a new protocol, work() once a second and at the end."""
+    """hear() for every event of a new protocol, work() as soon as one of them is not well (pressing), at every tick(), and at the end."""
 
     def __init__(
         self,
@@ -34,13 +35,16 @@ class Docket:
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
         self.rulings = Rulings(self.encoding, invariants, checked)
-        self._books, self._symbols, self._losses = books, symbols, (0, 0)
+        self.pressing = False
+        self._books, self._symbols = books, symbols
+        self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
         key, seen = self.windows.sighting(raw)
         known = self.rulings.rule(key).values()
         wrong = any(ruling.verdict in (Verdict.VIOLATED, Verdict.SUSPECT) for ruling in known)
+        self.pressing |= wrong
         around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
         sighting = Sighting(
             task={"pid": event.tid, "tgid": event.tgid, "comm": event.comm},
@@ -53,10 +57,9 @@ class Docket:
 
     def trail(self, around: set[int], until_ns: int | None = None) -> tuple[Mapping[str, Any], ...]:
         """The last windows that ended by then and shared an address with this one, oldest first: what came later led to nothing."""
-        born = self.windows.born()
-        ended = (flight for flight in self.windows.flights() if until_ns is None or flight.row.end_ns <= until_ns)
-        related = [flight for flight in ended if flight.concerns & around]
-        return tuple(self._step(flight, born) for flight in related[-_TRAIL:])
+        related = self.windows.flights(around, until_ns)[-_TRAIL:] if around else []
+        born = self.windows.born() if related else {}
+        return tuple(self._step(flight, born) for flight in related)
 
     def _step(self, flight: Flight, born: Mapping[int, bytes]) -> dict[str, Any]:
         row = flight.row
@@ -78,13 +81,21 @@ class Docket:
         except RmapdError as error:
             return str(error)
 
-    def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float) -> list[Finding]:
-        """Count the table into the tally; the findings that are new. Losses since the time before the last make what is new doubtful:
-        a window may have lost a step in one second and be counted in the next."""
+    def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float, *, whole: bool = True) -> list[Finding]:
+        """Count the table into the tally, or (not whole) only what is not well in it; the findings that are new.
+
+        Losses since the tick before the last make what is new doubtful: a window may have lost a step in one second and be counted in
+        the next. What holds is as good an hour later, so a tick leaves it alone; what has lost its event is in the whole table only."""
         losses = sum(counters[name] for name in _LOSSES) + missed
-        self.rulings.update(self.windows.rows(), lossy=losses > self._losses[0])
-        self._losses = (self._losses[1], losses)
+        whole |= counters["EVIDENCE_LOST"] != self._evidence_lost or len(self.rulings.wrong) > _MOST_SINGLE_LOOKUPS
+        rows = self.windows.rows() if whole else self.windows.rows_of(self.rulings.wrong)
+        self.rulings.update(rows, lossy=losses > self._losses[0])
+        self._evidence_lost, self._last_losses, self.pressing = counters["EVIDENCE_LOST"], losses, False
         return self.rulings.report(tally, wall)
+
+    def tick(self) -> None:
+        """A second has passed since the tick before."""
+        self._losses = (self._losses[1], self._last_losses)
 
 
 def _ranges(vma: int, seen: Any) -> dict[str, str]:

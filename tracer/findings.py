@@ -13,6 +13,8 @@ from tracer.suspects import Judged
 from tracer.symbols import Symbols
 from tracer.verdict import Finding, Ruling, Verdict
 
+ENUMS = ("migrate_reason", "migrate_mode")
+"""What findings name by the kernel's own words."""
 _MOST_PLACES = 16
 _THP_SPLIT = 1000  # REASON_THP_SPLIT, books.h
 
@@ -26,8 +28,8 @@ class Findings:
 
     def __init__(self, books: Books, kernel: Kernel, symbols: Symbols, clock: Callable[[], int]) -> None:
         self._books, self._clock, self._symbols = books, clock, symbols
-        self._reasons = {value: name for name, value in kernel.types.enumerators("migrate_reason").items()} | {_THP_SPLIT: "thp_split"}
-        self._modes = {value: name for name, value in kernel.types.enumerators("migrate_mode").items()}
+        reasons, self._modes = ({value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS)
+        self._reasons = reasons | {_THP_SPLIT: "thp_split"}
 
     def entry(self, judged: Judged, second_walk: Mapping[Place, Ruling] = MappingProxyType({})) -> Finding:
         """An entry that is, or may be, left behind (M1, M4); second_walk: M5's ruling on each that is proven."""

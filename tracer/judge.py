@@ -19,7 +19,8 @@ _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no en
 
 
 class Judge:
-    """Fed by read_events() at a wake-up, look_for_late() once a second, work() whenever the desk is due, and close() at the end."""
+    """Fed by read_events() at a wake-up, tick() once a second, work() whenever the desk is due, and close() at the end.
+    count_protocols() before its tally is read."""
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Judge:
                 self._record(self._findings.unlocked(event))
             else:
                 ended.append(event)
+        if self._docket and self._docket.pressing:
+            self._count(whole=False)
         rows = self._books.ledger() if ended else []
         for event in ended:
             self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
@@ -76,9 +79,20 @@ class Judge:
             self._record(self._findings.order(event))
 
     def count_protocols(self) -> None:
-        """Bring the protocol table before the rulings: what is new, and how often what is known."""
+        """Bring the whole protocol table before the rulings: what is new, and how often what is known."""
+        self._count(whole=True)
+
+    def tick(self) -> None:
+        """Once a second: what is not well in the protocol table, and what is late in the ledger."""
+        self._count(whole=False)
         if self._docket:
-            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), time.time())
+            self._docket.tick()
+        self.look_for_late()
+
+    def _count(self, *, whole: bool) -> None:
+        if self._docket:
+            now = time.time()
+            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), now, whole=whole)
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
@@ -151,7 +165,8 @@ class Judge:
         return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
 
     def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
-        """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it."""
+        """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it.
+        A visit at a place that it was moved to may have been of another mapping of the folio, which stood there before."""
         row, event = judged.row, judged.event
         left = self._left_by(row, answer) if row else []
         if row is None or not left:
@@ -162,7 +177,10 @@ class Judge:
         since = event.b if event else None
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
         found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
-        return True if True in found else None if None in found else False
+        moved = known.mm == answer.mm.mm and answer.addr != row.addr
+        if moved and known.visits:
+            return True
+        return None if None in found or (moved and True in found) else True in found
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""

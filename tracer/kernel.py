@@ -10,27 +10,32 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from tracer.btf import Btf
 from tracer.errors import RmapdError
 
-_CLONE = re.compile(r"\.(isra|constprop|part)\.\d+")
+_CLONE = re.compile(r"(.+)\.(?:isra|constprop|part)\.\d+")
+_SYMBOL = re.compile(r"^([0-9a-f]+) \S (\S+)", re.MULTILINE)
 
 
 @dataclass
 class Kernel:
-    """One kernel, read lazily. `fentry_refused` answers why a fentry program cannot be loaded (empty: it can)."""
+    """One kernel, read lazily. `fentry_refused` answers why a fentry program cannot be loaded (empty: it can).
+    known_enums: what another process has read from the types already, so that this one need not parse them."""
 
     release: str
-    types: Btf
+    btf: Btf | Callable[[], Btf]
     sys_root: Path = Path("/sys")
     proc_root: Path = Path("/proc")
     fentry_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
+    known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def running(cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None) -> Kernel:
-        """The running kernel. Raises RmapdError without BTF or on another machine than x86-64."""
+        """The running kernel. Raises RmapdError on another machine than x86-64, and without BTF when the types are asked for."""
         machine = os.uname().machine
         if machine != "x86_64":
             raise RmapdError(
@@ -38,31 +43,55 @@ class Kernel:
                 why="migration entries and page tables are decoded for x86-64",
                 hint="an x86-64 machine",
             )
-        kernel = cls(os.uname().release, Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root)
+        kernel = cls(os.uname().release, lambda: Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root)
         if fentry_probe:
             kernel.fentry_probe = fentry_probe
         return kernel
 
     @cached_property
+    def types(self) -> Btf:
+        """The kernel's types, parsed when they are first asked for."""
+        return self.btf if isinstance(self.btf, Btf) else self.btf()
+
+    def enumerators(self, enum: str) -> dict[str, int]:
+        """name -> value of an enum of this kernel."""
+        return self.known_enums[enum] if enum in self.known_enums else self.types.enumerators(enum)
+
+    @cached_property
     def symbols(self) -> dict[str, int]:
         """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
-        found: dict[str, int] = {}
-        for address, _, name in self._kallsyms():
-            found.setdefault(name, address)
-        return found
+        try:
+            found = _SYMBOL.findall((self.proc_root / "kallsyms").read_text())
+        except OSError:
+            return {}
+        return {name: int(address, 16) for address, name in reversed(found)}
 
-    def functions(self) -> list[tuple[int, str]]:
+    def address_of(self, symbol: str) -> int:
+        """One address from kallsyms, 0 where it is hidden or not there."""
+        return next((address for address, _, name in self._kallsyms() if name == symbol), 0)
+
+    def functions(self) -> Iterator[tuple[int, str]]:
         """(address, name) of everything that is code, read now: modules and BPF programs come and go."""
-        return sorted((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
+        return ((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
+
+    @cached_property
+    def _kallsyms_file(self) -> TextIO:
+        """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read."""
+        return (self.proc_root / "kallsyms").open()
 
     def _kallsyms(self) -> Iterator[tuple[int, str, str]]:
         try:
-            with (self.proc_root / "kallsyms").open() as lines:
-                for line in lines:
-                    address, kind, name = line.split(None, 2)
-                    yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
+            lines = self._kallsyms_file
+            lines.seek(0)
+            for line in lines:
+                address, kind, name = line.split(None, 2)
+                yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
         except OSError:
             return
+
+    def shows_addresses(self) -> bool:
+        """Whether kallsyms tells where symbols are."""
+        return any(address for address, _, _ in islice(self._kallsyms(), 64))
 
     @cached_property
     def traceable(self) -> frozenset[str] | None:
@@ -99,8 +128,16 @@ class Kernel:
 
     def clones(self, name: str) -> list[str]:
         """The function itself and the copies the compiler made of it (`.isra.0`, `.constprop.0`, `.part.0`)."""
-        copies = (s for s in self.symbols if s.startswith(f"{name}.") and _CLONE.fullmatch(s[len(name) :]))
-        return ([name] if name in self.symbols else []) + sorted(copies)
+        return ([name] if name in self.symbols else []) + sorted(self._copies.get(name, ()))
+
+    @cached_property
+    def _copies(self) -> dict[str, list[str]]:
+        """The compiler's copies by the function that they are of."""
+        found: dict[str, list[str]] = {}
+        for symbol in self.symbols:
+            if "." in symbol and (copy := _CLONE.fullmatch(symbol)):
+                found.setdefault(copy[1], []).append(symbol)
+        return found
 
     @property
     def five_level_paging(self) -> bool:

@@ -1,18 +1,30 @@
-"""A run as KTAP (Documentation/dev-tools/ktap.rst): one test point per invariant, SKIP where nothing was checked."""
+"""A run as KTAP (Documentation/dev-tools/ktap.rst): one test point per invariant, SKIP where nothing was decided."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from tracer.points import Point, points
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
 
-def as_ktap(s: Snapshot) -> str:
-    """`not ok` for violated; suspects and unverifiable checks are diagnostics."""
-    lines = ["KTAP version 1", f"1..{len(s.invariants)}"]
-    for number, (name, invariant) in enumerate(s.invariants.items(), 1):
-        counts = {verdict: s.checked(name, verdict) for verdict in Verdict}
-        coverage, reason = s.coverage[name]
-        lines.append("# " + name + " " + " ".join(f"{verdict}={count}" for verdict, count in counts.items()) + f" coverage={coverage}")
-        skip = "" if any(counts.values()) else f" # SKIP {reason or 'nothing of the kind happened'}"
-        lines.append(f"{'not ok' if counts[Verdict.VIOLATED] else 'ok'} {number} {name}: {invariant.title}{skip}")
+def as_ktap(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> str:
+    """`not ok` for what is bad; counts and signatures are diagnostics, before the point that they are of."""
+    found = points(s, bad)
+    lines = ["KTAP version 1", f"1..{len(found)}"]
+    for number, point in enumerate(found, 1):
+        lines += _point(number, point)
     return "\n".join(lines) + "\n"
+
+
+def _point(number: int, point: Point) -> list[str]:
+    said = [f"{v.first.verdict} {v.first.id} x{v.count} {v.first.function}: {v.first.summary}" for v in point.found]
+    skip = f" # SKIP {_plain(point.skip)}" if point.skip else ""
+    diagnostics = [f"# {point.id} {point.seen}", *(f"# {_plain(line)}" for line in said)]
+    return [*diagnostics, f"{'not ok' if point.failed else 'ok'} {number} {point.id}: {point.title}{skip}"]
+
+
+def _plain(text: str) -> str:
+    """One line: a name that a task gave itself must not end it, and begin a test point."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("#", "\\#")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,8 +31,16 @@ class Layout:
     def size(self) -> int:
         return self.code.size
 
+    def place(self, member: str) -> int:
+        """Where a member is among the values that `code` unpacks; no array comes before it."""
+        return [name for name, _, _ in self.members].index(member)
+
     def unpack(self, blob: bytes) -> Any:
-        values, out = iter(self.code.unpack_from(blob)), SimpleNamespace()
+        return self.named(self.code.unpack_from(blob))
+
+    def named(self, unpacked: Iterable[Any]) -> Any:
+        """What `code` unpacked, by the names of the members."""
+        values, out = iter(unpacked), SimpleNamespace()
         for name, kind, count in self.members:
             if kind == "char":
                 setattr(out, name, next(values).split(b"\0")[0].decode(errors="replace"))

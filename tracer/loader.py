@@ -1,77 +1,22 @@
-"""Load, attach, detach. What the compiler gave goes in; maps and programs by file descriptor come out."""
+"""Load and attach. What the compiler gave goes in; maps, programs and links by file descriptor come out (tracer.loaded)."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tracer import stubs
-from tracer.bpf import Map, Ring
+from tracer.bpf import possible_cpus
 from tracer.btf import FUNC, Btf
 from tracer.compiler import Compiled, compile_text
 from tracer.errors import RmapdError
+from tracer.loaded import Fastened, Loaded, close_all, fasten
 from tracer.plan import Plan, Planned, Point, State, StemPlan
-from tracer.program import Iterated, Link, Program, Refused, RunStatistics, enable_statistics, load_program
+from tracer.program import Program, Refused, enable_statistics, load_program
 from tracer.template import Names
-
-
-@dataclass
-class Loaded:
-    """What runs in the kernel. Close it (or die) and nothing of it remains."""
-
-    hooks: list[Planned] = field(default_factory=list)
-    maps: dict[str, Map] = field(default_factory=dict)
-    programs: dict[str, list[Program]] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-    _links: list[Link] = field(default_factory=list)
-    _statistics: int = -1
-
-    def iterator(self, name: str) -> Iterated | None:
-        return next((link for link in self._links if isinstance(link, Iterated)), None) if name in self.attached() else None
-
-    def attached(self) -> frozenset[str]:
-        return frozenset(h.hook.name for h in self.hooks if h.on)
-
-    def statistics(self) -> dict[str, RunStatistics]:
-        """By hook name; the programs at entry and return of one function together."""
-        return {name: RunStatistics.total([program.statistics() for program in programs]) for name, programs in self.programs.items()}
-
-    def missed(self, of: Callable[[Planned], bool]) -> int:
-        """Runs that the kernel left out of the programs of those hooks."""
-        programs = (program for hook in self.hooks if of(hook) for program in self.programs.get(hook.hook.name, ()))
-        return sum(program.statistics().missed for program in programs)
-
-    def ring(self, name: str) -> Ring:
-        ring = self.maps[name]
-        return Ring(ring.fd, ring.max_entries)
-
-    def detach(self) -> None:
-        """Take every program off its function; programs and maps stay."""
-        for link in reversed(self._links):
-            link.close()
-        self._links = []
-
-    def close(self) -> None:
-        """Detach everything, then let go of programs and maps."""
-        self.detach()
-        for programs in self.programs.values():
-            for program in programs:
-                program.close()
-        for table in self.maps.values():
-            table.close()
-        if self._statistics >= 0:
-            os.close(self._statistics)
-        self.programs, self.maps, self._statistics = {}, {}, -1
-
-    def __enter__(self) -> Loaded:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)
@@ -122,7 +67,7 @@ def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> 
     flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
     points = (point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points)
     try:
-        return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, _possible_cpus())
+        return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, possible_cpus())
     except RmapdError as error:
         names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
         raise RmapdError(error.what.replace("the probes", names), why=error.why, hint=error.hint) from error
@@ -153,7 +98,7 @@ def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str
 def _attach(code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool) -> None:
     if statistics:
         with contextlib.suppress(OSError):
-            loaded._statistics = enable_statistics()
+            loaded.statistics_fd = enable_statistics()
     maker = _Maker(code, plan.names, kit)
     for stem in plan.stems:
         for hook in stem.hooks:
@@ -184,32 +129,20 @@ class _Maker:
 
 
 def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
-    """The first way whose points all attach. A return is attached before its entry: no window opens that cannot close."""
+    """The first way whose points all attach."""
     reasons = []
     for number, way in enumerate(hook.ways):
-        programs: list[Program] = []
-        links: list[Link] = []
+        points: list[Fastened] = []
         step = "load"
         try:
-            programs.extend(maker.program(point) for point in way.points)
+            points.extend(Fastened(maker.program(point), point.how, point.symbol) for point in way.points)
             step = "attach"
-            for program, point in reversed(list(zip(programs, way.points, strict=True))):
-                link = program.attach(point.how, point.symbol)
-                links += [link] if link else []
+            fasten(points)
         except (OSError, Refused) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
-            for link in links:
-                link.close()
-            for program in programs:
-                program.close()
+            close_all(points)
             continue
-        loaded.programs[hook.hook.name] = programs
-        loaded._links += links
+        loaded.points[hook.hook.name] = points
         return hook.attached(number)
     return hook.failed(State.DENIED, "; ".join(reasons))
-
-
-def _possible_cpus() -> int:
-    last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
-    return int(last.split("-")[-1]) + 1

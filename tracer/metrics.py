@@ -160,7 +160,21 @@ def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | Inf
     verdicts = Counter(v.first.verdict for v in s.violations.values())
     found = (((v.value,), float(verdicts[v])) for v in (Verdict.VIOLATED, Verdict.SUSPECT))
     yield _gauge("rmapd_signatures", "Distinct defects seen, by verdict.", ("verdict",), found)
+    text = "Findings of signatures beyond the bound on them: counted, without evidence of their own."
+    yield _counter("rmapd_findings_unsigned", text, (), [((), float(sum(s.rest.values())))])
+    if s.store:
+        yield _gauge("rmapd_store_writable", "1 where what is found can be stored.", (), [((), float(not s.store.reason))])
+        text = "Findings that are counted in memory and not stored yet."
+        yield _gauge("rmapd_store_unwritten_findings", text, (), [((), float(s.store.unwritten))])
+        yield _counter("rmapd_store_failures", "Attempts to write the store that failed.", (), [((), float(s.store.failures))])
+        text = "Signatures that the store has forgotten for size or age."
+        yield _counter("rmapd_store_forgotten_signatures", text, (), [((), float(s.store.forgotten))])
+        yield _counter("rmapd_store_write_seconds", "Time the judge spent writing the store.", (), [((), s.store.seconds)])
     yield _gauge("rmapd_oracle_ready", "1 where the page-table oracle is calibrated.", (), [((), float(not s.oracle_reason))])
+    sent = (((result,), count) for result, count in s.otlp.items())
+    yield _counter(
+        "rmapd_otlp_records", "Violations for the OTLP collector, by what became of them; none where there is none.", ("result",), sent
+    )
     yield _counter("rmapd_user_seconds", "User CPU time of the daemon since the gate opened.", (), [((), s.user_seconds)])
     yield _gauge("rmapd_peak_rss_bytes", "Peak resident set of the daemon.", (), [((), s.peak_rss_bytes)])
     yield InfoMetricFamily("rmapd_build", "Version and kernel.", {"version": tracer.__version__, "kernel": s.kernel})

@@ -20,13 +20,15 @@ from tracer.kernel import Kernel
 
 
 class State(enum.StrEnum):
-    """Where a hook stands. `READY` becomes ATTACHED or SUBSTITUTED when the kernel took it, DENIED when it refused."""
+    """Where a hook stands. `READY` becomes ATTACHED or SUBSTITUTED when the kernel took it, DENIED when it refused. RESTING: it was
+    attached, and the governor has taken it off for now."""
 
     READY = "ready"
     ATTACHED = "attached"
     SUBSTITUTED = "substituted"
     MISSING = "missing"
     DENIED = "denied"
+    RESTING = "resting"
 
 
 class Rebuilt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

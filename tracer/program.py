@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer.bpf import call, libc
+from tracer.bpf import SYS_BPF, call, libc
 
 _PROG_LOAD, _TEST_RUN, _NEXT_PROG_ID, _PROG_BY_ID, _INFO = 5, 10, 11, 13, 15
 _RAW_TRACEPOINT_OPEN, _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 17, 28, 32, 33
 _TRACE_ITER, _TRACE_FENTRY, _TRACE_FEXIT = 28, 24, 25
 _TYPE_KPROBE, _TYPE_RAW_TRACEPOINT, _TYPE_TRACING = 2, 17, 26
 _SYS_PERF_EVENT_OPEN, _PERF_ENABLE, _PERF_SET_BPF = 298, 0x2400, 0x40042408
+_INFO_SIZE = 232  # struct bpf_prog_info up to recursion_misses and verified_insns
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 
 KINDS = {
@@ -53,6 +54,8 @@ class Program:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._context = (ctypes.c_uint64 * 12)()
+        self._info = ctypes.create_string_buffer(_INFO_SIZE)
+        self._ask = ctypes.create_string_buffer(struct.pack("<IIQ", fd, _INFO_SIZE, ctypes.addressof(self._info)), 16)
 
     def run(self, *args: int) -> None:
         """Run a raw tracepoint program once, here and now, with these arguments (BPF_PROG_TEST_RUN)."""
@@ -99,11 +102,24 @@ class Program:
         return Iterated(fd)
 
     def statistics(self) -> RunStatistics:
-        info = ctypes.create_string_buffer(232)
-        call(_INFO, struct.pack("<IIQ", self.fd, len(info), ctypes.addressof(info)))
-        (program_id,) = struct.unpack_from("<I", info.raw, 4)
-        run_ns, runs, missed = struct.unpack_from("<QQQ", info.raw, 192)
+        self._inform()
+        (program_id,) = struct.unpack_from("<I", self._info, 4)
+        run_ns, runs, missed = struct.unpack_from("<QQQ", self._info, 192)
         return RunStatistics(program_id, runs, run_ns / 1e9, missed)
+
+    def missed(self) -> int:
+        """Runs that the kernel left out because the program was running already."""
+        self._inform()
+        (missed,) = struct.unpack_from("<Q", self._info, 208)
+        return int(missed)
+
+    def _inform(self) -> None:
+        """Fill in struct bpf_prog_info, which must come empty: lengths in it would ask for instructions too. Some hundred programs are
+        asked every second, so nothing is allocated here."""
+        ctypes.memset(self._info, 0, _INFO_SIZE)
+        if libc.syscall(SYS_BPF, _INFO, self._ask, 16) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
         os.close(self.fd)
@@ -162,10 +178,10 @@ def program_ids() -> Iterator[tuple[int, str]]:
 def load_program(name: str, how: str, code: bytes, function_id: int = 0) -> Program:
     """Load instructions. function_id: the BTF id that fentry, fexit and iter attach to. Raises Refused with the verifier's last words."""
     kind, attach_type = KINDS[how]
-    log = ctypes.create_string_buffer(1 << 24)
     try:
         return Program(_load(name, kind, attach_type, code, function_id))
     except OSError as error:
+        log = ctypes.create_string_buffer(1 << 24)
         try:
             os.close(_load(name, kind, attach_type, code, function_id, log))
         except OSError:

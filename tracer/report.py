@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import tracer
+from tracer.histogram import Histogram
+from tracer.monitors.lock_order import classes
 from tracer.notation import parts, text
 from tracer.plan import State
 from tracer.rulings import Ruled
@@ -20,6 +22,8 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
     return {
         "rmapd": tracer.__version__,
         "kernel": s.kernel,
+        "started": iso(s.taken_seconds - s.running_seconds),
+        "ended": iso(s.taken_seconds),
         "fidelity": s.fidelity,
         "duration_seconds": round(s.running_seconds, 3),
         "command": {"argv": list(argv), "exit_code": exit_code},
@@ -36,6 +40,9 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
         "windows": {name: histogram.count for name, histogram in s.window_times.items() if histogram.count},
         "protocols": [protocol_json(ruled) for ruled in sorted(s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows))],
         "violations": [violation_json(v) for v in s.violations.values()],
+        "beyond": {f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()},
+        "histograms": _histograms(s),
+        "lock_graph": _lock_graph(s),
         "lost": s.lost,
         "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters} | {"outstanding": s.outstanding},
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
@@ -48,6 +55,49 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
 
 
 _LEDGER = ("ENTRIES_BOOKED", "ENTRIES_COPIED", "ENTRIES_REMOVED", "REMOVALS_UNBOOKED", "MIGRATIONS_ENDED", "FORKS_SEEN", "MMS_EXITED")
+
+
+def _histograms(s: Snapshot) -> list[dict[str, Any]]:
+    """What the kernel counted in histograms, of those that counted anything. Lock classes other than mmap_lock inside of windows only."""
+    found: list[tuple[str, dict[str, str], Histogram | None]] = [("migration_entry_seconds", {}, s.histograms.get("HIST_MIGRATION_ENTRY"))]
+    for what, inside in (("wait", s.lock_waits), ("hold", s.lock_holds)):
+        for mode in ("read", "write"):
+            labels = {"class": "mmap", "mode": mode}
+            found.append((f"lock_{what}_seconds", labels, s.histograms.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}")))
+        found += [(f"lock_{what}_seconds", {"class": name}, one) for name, one in inside.items() if not name.startswith("mmap")]
+    found += [("window_seconds", {"function": name}, one) for name, one in s.window_times.items()]
+    found += [("rmap_walk_vmas", {"kind": kind}, s.histograms.get(f"HIST_WALK_{kind.upper()}")) for kind in ("anon", "file", "ksm")]
+    return [{"name": name, "labels": labels} | histogram_json(one, name) for name, labels, one in found if one and one.count]
+
+
+def histogram_json(histogram: Histogram, name: str) -> dict[str, Any]:
+    """counts[n] are the values below bounds[n] and not below the bound before; in seconds, or in VMAs (below 2 is 1)."""
+    used = [n for n, count in enumerate(histogram.slots) if count]
+    scale = 1e9 if name.endswith("_seconds") else 1
+    first, last = used[0], used[-1]
+    bounds = [2**n / scale for n in range(first, last + 1)]
+    return {"bounds": bounds, "counts": list(histogram.slots[first : last + 1]), "sum": histogram.sum_ns / scale, "count": histogram.count}
+
+
+def _lock_graph(s: Snapshot) -> dict[str, Any]:
+    """Which class was waited for while which was held, inside of windows; mmap_nestings: two mmap_locks, of all tasks."""
+    met = {node for one in s.lock_graph for node in (one.held, one.taken)}
+    return {
+        "classes": [{"class": name, "name": spoken, "rank": rank} for name, (spoken, rank) in classes().items() if name in met],
+        "edges": [
+            {
+                "held": one.held,
+                "taken": one.taken,
+                "modes": dict(one.modes),
+                "functions": dict(one.functions),
+                "in_cycle": one.cycle,
+                "protocol": text(one.first),
+                "stack": list(one.stack),
+            }
+            for one in s.lock_graph
+        ],
+        "mmap_nestings": s.counters.get("NESTED_HOLDS", 0),
+    }
 
 
 def protocol_json(ruled: Ruled) -> dict[str, Any]:
@@ -76,8 +126,8 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "function": f.function,
         "signature": f.signature,
         "count": v.count,
-        "first_seen": _iso(v.first_seen),
-        "last_seen": _iso(v.last_seen),
+        "first_seen": iso(v.first_seen),
+        "last_seen": iso(v.last_seen),
         "summary": f.summary,
         "task": f.task,
         "protocol": f.protocol,
@@ -87,7 +137,8 @@ def violation_json(v: Violation) -> dict[str, Any]:
     }
 
 
-def _iso(seconds: float) -> str:
+def iso(seconds: float) -> str:
+    """A moment as reports and the store write it."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
@@ -102,6 +153,11 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     none = [name for name in s.invariants if s.coverage[name][0] == "none"]
     lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
     lines += _windows_text(s)
+    if s.rest:
+        lines += [
+            "",
+            f"{sum(s.rest.values()):,} findings of further signatures, beyond the {len(s.violations):,} that are kept with evidence",
+        ]
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from tracer.encoding import Encoding
 from tracer.errors import RmapdError
 from tracer.invariant import Invariant
-from tracer.monitors.lock_order import Edge, LockGraph
+from tracer.monitors.lock_order import Edge, LockGraph, nestings
 from tracer.notation import text
 from tracer.protocol import Protocol
 from tracer.verdict import Finding, Ruling, Tally, Verdict
@@ -43,6 +43,20 @@ class Ruled:
         return [invariant for invariant, ruling in self.rulings.items() if ruling.verdict in verdicts]
 
 
+@dataclass(frozen=True)
+class Nested:
+    """An edge of the lock graph: windows in which `taken` was waited for with `held` held, by mode of `taken` and by function; the first
+    protocol that did so, and its stack."""
+
+    held: str
+    taken: str
+    modes: Mapping[str, int]
+    functions: Mapping[str, int]
+    first: Protocol
+    stack: tuple[str, ...]
+    cycle: bool
+
+
 @dataclass
 class _Known:
     """A protocol with its rulings by invariant."""
@@ -50,6 +64,7 @@ class _Known:
     protocol: Protocol
     rulings: dict[str, Ruling]
     cycle: tuple[Edge, ...] = ()
+    nested: tuple[tuple[Edge, str], ...] = ()
 
 
 class Rulings:
@@ -58,6 +73,7 @@ class Rulings:
 
     def __init__(self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
+        self.wrong: set[bytes] = set()  # keys of protocols that some invariant finds violated or suspect
         self.unreadable: dict[bytes, str] = {}
         self.windows_unreadable = 0
         self._encoding, self._checked = encoding, checked
@@ -106,6 +122,8 @@ class Rulings:
         self._keys[protocol] = key
         known = self._known[key] = _Known(protocol, rulings)
         self._rule_on_cycles(known)
+        if any(ruling.verdict in _FOUND for ruling in known.rulings.values()):
+            self.wrong.add(key)
         return known
 
     def _rule_on_cycles(self, known: _Known) -> None:
@@ -113,7 +131,7 @@ class Rulings:
         cycle = self._graph.add(known.protocol)
         if cycle is None:
             return
-        known.cycle = cycle
+        known.cycle, known.nested = cycle, nestings(known.protocol)
         known.rulings["L2"] = (
             Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}") if cycle else Ruling(Verdict.HOLDS)
         )
@@ -175,6 +193,26 @@ class Rulings:
         protocol = self._graph.first[edge]
         sighting = self._sightings.get(self._keys[protocol], Sighting())
         return {"held": edge[0], "taken": edge[1], "protocol": text(protocol), "stack": list(sighting.stack)}
+
+    def lock_graph(self) -> list[Nested]:
+        """The classes' edges in the order in which they were met, each window counted once per edge and mode."""
+        modes, functions, closed = defaultdict[Edge, Counter[str]](Counter), defaultdict[Edge, Counter[str]](Counter), set[Edge]()
+        for key, known in self._known.items():
+            closed |= {*known.cycle}
+            for edge, mode in known.nested:
+                modes[edge][mode] += self._counts[key]
+            for edge in {edge for edge, _ in known.nested}:
+                functions[edge][known.protocol.window] += self._counts[key]
+        found = []
+        for edge, first in self._graph.first.items():
+            stack = self._sightings.get(self._keys[first], Sighting()).stack
+            found.append(Nested(*edge, modes[edge], functions[edge], first, stack, edge in closed))
+        return found
+
+    @property
+    def windows(self) -> int:
+        """All windows counted so far."""
+        return self._counts.total()
 
     def protocols(self) -> list[Ruled]:
         """Every protocol counted so far, with its windows and how it was ruled on."""

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
+from tracer.current import Current
 from tracer.errors import RmapdError
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
+from tracer.journal import Journal
 from tracer.notify import Supervisor
 from tracer.plan import State
-from tracer.report import violation_json
+from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-from tracer.web import Server, application
+from tracer.web import Access, Application, Server
 
 log = logging.getLogger("rmapd")
-
-
-class Current:
-    """The snapshot that the HTTP threads read; one reference, replaced whole. None until the gate is open."""
-
-    def __init__(self) -> None:
-        self.snapshot: Snapshot | None = None
-
-    def __call__(self) -> Snapshot | None:
-        return self.snapshot
 
 
 @dataclass(frozen=True)
@@ -48,28 +41,47 @@ class Asked:
 def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    current, supervisor = Current(), Supervisor()
-    with Server(config.address, application(current)) as server, Session(config, running_kernel()) as session:
-        where = f"http://{config.address[0]}:{server.port}"
-        current.snapshot = session.snapshot()
-        _announce(session, current.snapshot, where)
-        supervisor.ready(_in_a_line(current.snapshot))
+    current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    access = Access(Path(config.web_config) if config.web_config else None)
+    for concern in access.concerns(config.address[0]):
+        log.warning("%s", concern)
+    with (
+        privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
+        otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
+        Server(config.address, Application(current), access) as server,
+        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
+        Session(config, kernel) as session,
+    ):
+
+        def look(*, ended: bool = False) -> Snapshot:
+            now = session.snapshot()  # first: it may find something new
+            return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
+
+        where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
+        if config.drop_privileges:
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
+        session.wake_by(current.asked)
+        latest = look()
+        _announce(session, latest, where)
+        supervisor.ready(_in_a_line(latest))
         end = time.monotonic() + duration if duration is not None else math.inf
-        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(_no_status) as show:
+        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
             while not asked.stop.asked and time.monotonic() < end:
-                if session.step() or session.judge.new_findings:
-                    before, current.snapshot = current.snapshot, session.snapshot()
-                    _report(session, current.snapshot)
-                    show(current.snapshot, before)
-                    supervisor.alive(_in_a_line(current.snapshot))
+                ticked = session.step()
+                if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
+                    before, latest = latest, look()
+                    if show:
+                        show(latest, before)
+                if ticked:
+                    supervisor.alive(_in_a_line(latest))
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
-                    supervisor.ready(_in_a_line(current.snapshot))
+                    access.reread()
+                    supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()
-        current.snapshot = session.snapshot()
-        _report(session, current.snapshot)
+        look(ended=True)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -91,10 +103,6 @@ def _in_a_line(s: Snapshot) -> str:
     return f"gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}"
 
 
-def _no_status(_now: Snapshot, _before: Snapshot) -> None:
-    """Without a terminal the log lines are all there is."""
-
-
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     for hook in snapshot.hooks:
         if hook.state in (State.MISSING, State.DENIED):
@@ -104,14 +112,6 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, session.fidelity, where)
-
-
-def _report(session: Session, snapshot: Snapshot) -> None:
-    """A new signature is one JSON line on stdout, the same keys as in a report."""
-    for finding in session.judge.new_findings:
-        log.warning("%s %s: %s", finding.verdict, finding.invariant, finding.summary)
-        print(json.dumps(violation_json(snapshot.violations[finding.id])), flush=True)
-    session.judge.new_findings.clear()
 
 
 @contextlib.contextmanager

@@ -13,13 +13,13 @@ from types import TracebackType
 
 import msgspec
 
-from tracer import calibrate, loader, plan, program
+from tracer import calibrate, handover, program
 from tracer.books import Books
-from tracer.btf import FUNC, STRUCT
+from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
 from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
-from tracer.findings import Findings
+from tracer.findings import ENUMS, Findings
 from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
@@ -28,6 +28,7 @@ from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
+from tracer.verdict import Verdict
 from tracer.windows import Windows
 
 _WINDOW_STEMS = ("vma", "locks", "rmap")
@@ -76,15 +77,16 @@ class Session:
     def _attach(self) -> None:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
-        planned = plan.make(self.kernel, self._folders, _STEMS.get(self.fidelity))
-        kit = loader.Kit(self.kernel.types, layouts.constants, include, self.config.maps.sizes(), self.kernel.release)
-        self.loaded = loader.load(planned, kit, statistics=self.config.statistics)
-        self._stack.enter_context(self.loaded)
+        stems, sizes = _STEMS.get(self.fidelity), self.config.maps.sizes()
+        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, ENUMS)
+        attached = handover.attach(self.kernel, order)
+        self.kernel.known_enums |= attached.enums
+        self.loaded = self._stack.enter_context(attached.loaded)
         self.books = Books(self.loaded.maps, layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.welcome_seconds * 1e9)
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
-        oracle = self._oracle(layouts, levels)
+        oracle = self._oracle(layouts, levels, attached.page_size)
         self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
         features = self.loaded.attached() | ({"oracle"} if oracle else set())
         self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
@@ -127,7 +129,7 @@ class Session:
         """Runs left out of the second walk's program."""
         return self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
 
-    def _oracle(self, layouts: Layouts, levels: int) -> Oracle | None:
+    def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
         needed = {"walk", "sweep_upper", "sweep_leaf", "calibrate", "tasks"}
         self.oracle_reason = ""
@@ -138,8 +140,7 @@ class Session:
             )
             return None
         oracle = Oracle(maps, programs, self.loaded.iterator("tasks"), self.books, layouts, levels)
-        size = self.kernel.types.size(self.kernel.types.find("page", STRUCT) or 0)
-        found = calibrate.calibrate(maps, programs, oracle, self.books, layouts, size, lambda: self.kernel.symbols)
+        found = calibrate.calibrate(maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of)
         self.oracle_reason = found.reason
         return oracle if found.ready else None
 
@@ -168,21 +169,35 @@ class Session:
         self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
         return stay
 
+    def rehearse(self) -> tuple[object, ...]:
+        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs."""
+        self.books.set_params(gate=1)
+        self.windows.rows()
+        statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
+        if oracle:
+            first = oracle.mms()[:1]  # init's
+            searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+        return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
+
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
         now, due = self._clock(), self.desk.due_ns()
         until = min(self._next_tick_ns, due if due is not None else self._next_tick_ns, now + int(timeout * 1e9))
-        if self._poll.poll(max(0.0, (until - now) / 1e6)) and due is None:
+        ready = self._poll.poll(max(0.0, (until - now) / 1e6))
+        if due is None and any(fd == self._ring.fd for fd, _ in ready):
             time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
         self.judge.read_events(self._ring.read())
         self.judge.work()
         if self._clock() < self._next_tick_ns:
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
-        self.judge.look_for_late()
-        self.judge.count_protocols()
+        self.judge.tick()
         self.desk.patrol()
         return True
+
+    def wake_by(self, fd: int) -> None:
+        """From now on step() also wakes when this descriptor can be read; it is the caller who reads it."""
+        self._poll.register(fd, select.POLLIN)
 
     def settle(self, seconds: float) -> None:
         """Let migrations that are under way end, and decide what is on the desk."""
@@ -199,8 +214,17 @@ class Session:
         self.judge.close(max(1.0, self.config.settle_seconds))
         self._stopped = True
 
+    def totals(self) -> tuple[float, dict[str, int]]:
+        """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
+        counters = self.books.counters()
+        counted = checks(self.judge.tally, counters, {}, self._ruled)
+        totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
+        totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
+        return (self._clock() - self._started_ns) / 1e9, totals
+
     def snapshot(self) -> Snapshot:
-        """Read everything once."""
+        """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
+        self.judge.count_protocols()
         counters = self.books.counters()
         outstanding = self.judge.outstanding(counters)
         rows = self.books.ledger() if outstanding else []
@@ -223,6 +247,7 @@ class Session:
             lock_waits=self.windows.waits(),
             lock_holds=self.windows.holds(),
             protocols=tuple(self.docket.rulings.protocols()),
+            lock_graph=tuple(self.docket.rulings.lock_graph()),
             unreadable=self.docket.rulings.windows_unreadable,
             counters=counters,
             outstanding=outstanding,
@@ -233,4 +258,5 @@ class Session:
             peak_rss_bytes=usage.ru_maxrss * 1024,
             taken_seconds=time.time(),
             cpus=os.cpu_count() or 1,
+            rest=dict(self.judge.tally.rest),
         )

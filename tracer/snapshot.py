@@ -9,13 +9,27 @@ from tracer.histogram import Histogram
 from tracer.invariant import Coverage, Invariant
 from tracer.plan import Planned
 from tracer.program import RunStatistics
-from tracer.rulings import Ruled
+from tracer.rulings import Nested, Ruled
 from tracer.verdict import Tally, Verdict, Violation
 
 
 @dataclass(frozen=True)
+class StoreState:
+    """For metrics and log. reason: why it cannot be written now; unwritten: findings that are counted in memory only;
+    seconds: spent writing; forgotten: signatures dropped for size or age."""
+
+    path: str = ""
+    reason: str = ""
+    unwritten: int = 0
+    writes: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    forgotten: int = 0
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """times in seconds, taken_seconds since the epoch; counts since the gate opened."""
+    """times in seconds, taken_seconds since the epoch; counts since the gate opened. rest: findings beyond the bound on signatures."""
 
     kernel: str
     fidelity: str
@@ -32,16 +46,20 @@ class Snapshot:
     lock_waits: Mapping[str, Histogram] = field(default_factory=dict)
     lock_holds: Mapping[str, Histogram] = field(default_factory=dict)
     protocols: tuple[Ruled, ...] = ()
+    lock_graph: tuple[Nested, ...] = ()
     unreadable: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
     outstanding: int = 0
     oldest_entry_seconds: float = 0.0
     oracle: Mapping[str, int] = field(default_factory=dict)
     oracle_reason: str = ""
+    otlp: Mapping[str, int] = field(default_factory=dict)
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
     taken_seconds: float = 0.0
     cpus: int = 1
+    rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
+    store: StoreState | None = None
 
     @property
     def lost(self) -> dict[str, int]:

@@ -65,12 +65,13 @@ class Violation:
 
 
 class Tally:
-    """Checks per invariant and verdict, and findings folded by signature (bounded)."""
+    """Checks per invariant and verdict, and findings folded by signature (bounded). rest: findings beyond the bound, counted without
+    evidence."""
 
     def __init__(self, most_signatures: int = 1000) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
         self.violations: dict[str, Violation] = {}
-        self.folded_away = 0
+        self.rest: Counter[tuple[str, Verdict]] = Counter()
         self._most = most_signatures
 
     def add(self, invariant: str, verdict: Verdict, count: int = 1) -> None:
@@ -85,7 +86,7 @@ class Tally:
             known.last_seen = wall
             return False
         if len(self.violations) >= self._most:
-            self.folded_away += count
+            self.rest[finding.invariant, finding.verdict] += count
             return False
         self.violations[finding.signature] = Violation(finding, wall, wall, count)
         return True

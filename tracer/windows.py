@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from tracer.bpf import Table
 from tracer.histogram import Histogram
 from tracer.layout import Books as Layouts
+
+_CONCERNS = ("mm", "vma", "anon", "i_mmap", "folio")
+"""What ties windows together: the address space, the VMA, the locks, the folio."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,6 @@ class Flight:
 
     window: str
     row: Any
-
-    @property
-    def concerns(self) -> set[int]:
-        """What ties windows together: the address space, the VMA, the locks, the folio."""
-        r = self.row
-        return {r.mm, r.vma, r.anon, r.i_mmap, r.folio} - {0}
 
 
 class Windows:
@@ -35,10 +32,17 @@ class Windows:
         self.classes = tuple(name.removeprefix("CLASS_") for name in layouts.enums["lock_class"] if name.startswith("CLASS_"))
         self.there = "protocols" in maps
         self._row, self._key = layouts.structs["protocol_row"], layouts.structs["protocol_key"]
+        self._count = self._row.place("count")
 
     def rows(self) -> dict[bytes, int]:
         """Windows counted so far, by protocol key."""
-        return {key: self._row.unpack(raw).count for key, raw in self._maps["protocols"].items()} if self.there else {}
+        unpack = self._row.code.unpack
+        return {key: unpack(raw)[self._count] for key, raw in self._maps["protocols"].items()} if self.there else {}
+
+    def rows_of(self, keys: Iterable[bytes]) -> dict[bytes, int]:
+        """The same of some protocols only."""
+        table, unpack = self._maps.get("protocols"), self._row.code.unpack
+        return {key: unpack(raw)[self._count] for key in keys if table and (raw := table.lookup(key))}
 
     def born(self) -> dict[int, bytes]:
         """Protocol keys by the time they were first seen, which is their name in the flight recorder."""
@@ -47,7 +51,7 @@ class Windows:
     def _histograms(self, book: str, names: tuple[str, ...]) -> dict[str, Histogram]:
         if book not in self._maps:
             return dict.fromkeys(names, Histogram())
-        return {name: Histogram.add_up(self._maps[book].per_cpu(struct.pack("<I", number))) for number, name in enumerate(names)}
+        return dict(zip(names, map(Histogram.add_up, self._maps[book].rows(len(names))), strict=True))
 
     def times(self) -> dict[str, Histogram]:
         """Durations by function; their count is the number of windows (a dup_mmap() is one, however many pieces it had)."""
@@ -66,14 +70,18 @@ class Windows:
         at, seen = self._layouts.structs["event"].size, self._layouts.structs["sighting"]
         return raw[at + seen.size : at + seen.size + self._key.size], seen.unpack(raw[at:])
 
-    def flights(self) -> list[Flight]:
-        """Every window that the recorder still holds, oldest first. Read only when there is something to explain."""
-        return sorted(self._flights(), key=lambda flight: flight.row.end_ns) if self.there else []
+    def flights(self, around: Collection[int] = (), until_ns: int | None = None) -> list[Flight]:
+        """The windows that the recorder still holds, oldest first: all, or those that share an address with `around`, and that ended
+        by then. Read only when there is something to explain."""
+        found = self._flights(set(around), until_ns) if self.there else ()
+        return sorted(found, key=lambda flight: flight.row.end_ns)
 
-    def _flights(self) -> Iterator[Flight]:
+    def _flights(self, around: set[int], until_ns: int | None) -> Iterator[Flight]:
         table, layout = self._maps["flights"], self._layouts.structs["flight"]
-        for number in range(table.max_entries):
-            for raw in table.per_cpu(struct.pack("<I", number)):
-                row = layout.unpack(raw)
-                if row.end_ns:
+        ended, concerns = layout.place("end_ns"), itemgetter(*map(layout.place, _CONCERNS))
+        for raw in table.rows(table.max_entries):
+            for values in layout.code.iter_unpack(raw):
+                late = until_ns is not None and values[ended] > until_ns
+                if values[ended] and not late and not (around and around.isdisjoint(concerns(values))):
+                    row = layout.named(values)
                     yield Flight(self.names[row.window], row)

@@ -20,6 +20,7 @@ from tests.bench.measure import rounds
 from tests.bench.table import table
 from tests.bench.variants import FAMILIES, Maker, Nothing
 from tracer import session
+from tracer.program import program_ids
 
 _FIDELITIES = ("full", "owner", "migration")
 _FLOORS = tuple(f"floor:{name}" for name in _FIDELITIES)
@@ -36,6 +37,11 @@ def made(maker: Maker, name: str) -> Nothing | None:
     if name in rivals.RIVALS:
         return rivals.made(name, maker)
     return maker.session(name, name.partition("+")[0], statistics="+" in name)
+
+
+def _programs() -> set[int]:
+    """Ids of the tracing programs in this kernel, by the names that rmapd gives them. Those of rivals go with their processes."""
+    return {number for number, name in program_ids() if name.startswith("rmapd_")}
 
 
 def measure(wanted: list[str], names: list[str], count: int, scale: float) -> dict[str, object]:
@@ -59,8 +65,8 @@ def measure(wanted: list[str], names: list[str], count: int, scale: float) -> di
                 continue
             variants.append(variant)
             print(f"{name}: {variant.facts().get('points', '')} ready after {seconds[name]} s", flush=True)
-        loads = Loads(Path(folder), scale)
-        found = rounds(variants, loads, names, count, lambda text: print(text, flush=True))
+        loads, ours = Loads(Path(folder), scale), {number for variant in variants for number in variant.program_ids()}
+        found = rounds(variants, loads, names, count, lambda: not _programs() - ours, lambda text: print(text, flush=True))
         return {
             "kernel": kernel.release,
             "cpus": os.cpu_count(),

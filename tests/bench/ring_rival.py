@@ -14,7 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 
 from tests.bench.variants import Attachable, Nothing
-from tracer.loader import Loaded
+from tracer.books import Books
+from tracer.layout import Books as Layouts
+from tracer.loaded import Loaded
+from tracer.session import probes_folder
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
@@ -75,13 +78,6 @@ class RingRival(Attachable):
         return time.clock_gettime(~self._child << 3 | 2) if self._child else 0.0
 
     def facts(self) -> Mapping[str, object]:
-        counters = self._loaded.maps["counters"]
-        sent, lost = (sum(int.from_bytes(v, "little") for v in counters.per_cpu(struct.pack("<I", n))) for n in (0, self._lost))
-        return {**super().facts(), "sent": sent, "lost": lost}
-
-    @property
-    def _lost(self) -> int:
-        from tracer.layout import Books
-        from tracer.session import probes_folder
-
-        return Books.read(probes_folder() / "include/books.h").constants["EVIDENCE_LOST"]
+        layouts = Layouts.read(probes_folder() / "include/books.h")
+        counters = Books(self._loaded.maps, layouts).counters()
+        return {**super().facts(), "sent": counters[layouts.enums["counter"][0]], "lost": counters["EVIDENCE_LOST"]}

@@ -9,7 +9,8 @@ from tests.bench.loads import SAID
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One table a run: the load's own CPU time with a variant over that without, and what the tracer's processes add where that shows."""
+    """One table a run: the load's own CPU time with a variant over that without (median, quartiles; least over least), and the whole with
+    what the tracer's processes take, where that shows."""
     return "\n\n".join(f"### {run['kernel']}, {run['cpus']} CPUs\n\n{_one(run)}" for run in runs)
 
 
@@ -28,8 +29,9 @@ def _cell(found: dict[str, Any]) -> str:
     if not found["rounds"]:
         return "not done"
     low, middle, high = found["cpu"]
-    whole = found["whole"][1]
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})" + (f", whole {whole:.2f}" if whole - middle > 0.02 else "")
+    whole, quiet = found["whole"][1], found["quiet"]
+    alone = f", alone {quiet[1]:.2f} ({found['quiet_rounds']})" if quiet and found["quiet_rounds"] < found["rounds"] else ""
+    return f"{middle:.2f} ({low:.2f}-{high:.2f}; {found['best']:.2f})" + alone + (f", whole {whole:.2f}" if whole - middle > 0.02 else "")
 
 
 def _time(ns: float) -> str:

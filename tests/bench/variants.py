@@ -15,8 +15,8 @@ from tracer.books import Books
 from tracer.config import Config
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
-from tracer.loader import Loaded
-from tracer.program import Iterated, Link, enable_statistics
+from tracer.loaded import Loaded, fasten, unfasten
+from tracer.program import enable_statistics
 from tracer.session import Session, probes_folder
 
 FAMILIES: dict[str, frozenset[str]] = {
@@ -48,6 +48,10 @@ class Nothing:
     def facts(self) -> Mapping[str, object]:
         return {}
 
+    def program_ids(self) -> set[int]:
+        """Of its programs in this kernel."""
+        return set()
+
     def close(self) -> None:
         pass
 
@@ -59,40 +63,31 @@ class Attachable(Nothing):
         self.name, self._loaded, self._statistics = name, loaded, statistics
         self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
         self._books.set_params(gate=0)
-        iterators = [link for link in loaded._links if isinstance(link, Iterated)]
-        loaded._links = [link for link in loaded._links if link not in iterators]
-        loaded.detach()
-        loaded._links = list[Link](iterators)
+        self._passed = [loaded.points[hook.hook.name] for hook in loaded.hooks if hook.on and hook.how not in ("run", "iter")]
+        for points in self._passed:
+            unfasten(points)
 
     @contextlib.contextmanager
     def on(self) -> Iterator[Nothing]:
         with contextlib.ExitStack() as stack:
             if self._statistics:
                 stack.callback(os.close, enable_statistics())
-            for link in _attached(self._loaded):
-                stack.callback(link.close)
+            for points in self._passed:
+                fasten(points)
+                stack.callback(unfasten, points)
             self._books.set_params(gate=1)
             stack.callback(self._books.set_params, gate=0)
             yield self
 
     def facts(self) -> Mapping[str, object]:
         runs = {name: [s.runs, round(1e9 * s.seconds / s.runs), s.missed] for name, s in self._loaded.statistics().items() if s.runs}
-        points = sum(len(hook.ways[hook.taken].points) for hook in self._loaded.hooks if hook.on and hook.how not in ("run", "iter"))
-        return {"points": points} | ({"programs": runs} if runs else {})
+        return {"points": sum(map(len, self._passed))} | ({"programs": runs} if runs else {})
+
+    def program_ids(self) -> set[int]:
+        return {point.program.statistics().program_id for points in self._loaded.points.values() for point in points}
 
     def close(self) -> None:
         self._loaded.close()
-
-
-def _attached(loaded: Loaded) -> Iterator[Link]:
-    """Attach again what `load` attached: a return before its entry."""
-    for hook in loaded.hooks:
-        if not hook.on or hook.how in ("run", "iter"):
-            continue
-        for program, point in reversed(list(zip(loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True))):
-            link = program.attach(point.how, point.symbol)
-            if link:
-                yield link
 
 
 @dataclass
@@ -123,12 +118,16 @@ class Maker:
         return Attachable(name, loaded) if loaded else None
 
     def replaced(self, name: str, stems: frozenset[str] | None, text: str) -> Loaded | None:
-        """The hooks of those stems (none named: of all) with another program at each: `text`, with {program} and {number} filled in."""
+        """The hooks of those stems (none named: of all) with another program at each: `text`, with {program} and {number} filled in.
+
+        A program that a stem shares with the one it needs is that one's."""
         folder = self.scratch / name
         shutil.copytree(probes_folder(), folder)
-        for path in folder.glob("*.toml"):
-            stem = plan.read_stem(path)
-            path.with_suffix(".bpf.c").write_text("".join(text.format(program=p, number=n) for n, p in enumerate(_programs(stem))))
+        made = set[str]()
+        for path in sorted(folder.glob("*.toml"), key=lambda path: bool(plan.read_stem(path).needs)):
+            programs = [program for program in _programs(plan.read_stem(path)) if program not in made]
+            path.with_suffix(".bpf.c").write_text("".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made))))
+            made |= {*programs}
         return self._loaded(stems, folder)
 
     def _loaded(self, stems: frozenset[str] | None, folder: Path) -> Loaded | None:

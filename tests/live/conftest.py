@@ -20,6 +20,7 @@ from tracer import program
 
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
+os.environ.setdefault("RMAPD_STORE", "")  # not the machine's own
 WORKLOAD = [sys.executable, str(ROOT / "tests/workloads/migrate.py")]
 
 

@@ -27,7 +27,7 @@ from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch
 from tests.support.promql import expand
 from tests.support.snapshots import full
 from tracer.metrics import SnapshotCollector
-from tracer.web import Server
+from tracer.web import Answer, Ask, Server
 
 RULES = ROOT / "dashboards/prometheus"
 SCRAPE_SECONDS = 1
@@ -121,9 +121,8 @@ def running(folder: Path, config: dict[str, Any], *flags: str) -> Iterator[Prome
 def replayed(page: Callable[[], bytes]) -> Iterator[str]:
     """An address that serves this text as /metrics, by the daemon's own server."""
 
-    def app(_environ: Any, start: Any) -> list[bytes]:
-        start("200 OK", [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")])
-        return [page()]
+    def app(_: Ask) -> Answer:
+        return Answer(200, page(), "text/plain; version=0.0.4; charset=utf-8")
 
     with Server(("127.0.0.1", 0), app) as server:
         yield f"127.0.0.1:{server.port}"

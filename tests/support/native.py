@@ -106,8 +106,9 @@ class NativeMap:
         at = self._lib.harness_lookup(self._map, key)
         return ctypes.string_at(at, self.value_size) if at else None
 
-    def per_cpu(self, key: bytes) -> list[bytes]:
-        return [self.lookup(key) or b""]
+    def rows(self, count: int) -> list[bytes]:
+        found = (self.lookup(struct.pack("<I", n)) or b"" for n in range(count))
+        return [row.ljust((len(row) + 7) // 8 * 8, b"\0") for row in found]
 
     def update(self, key: bytes, value: bytes) -> None:
         if self._lib.harness_update(self._map, key, value):

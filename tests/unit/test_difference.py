@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracer.difference import Difference, Grade, as_json, as_text, compare, read
+from tracer.difference import Difference, Grade, as_json, as_text, compare, read, read_both
 from tracer.errors import RmapdError
 from tracer.notation import parse
 
@@ -109,6 +109,16 @@ def test_both_forms_tell_all(tmp_path: Path) -> None:
     assert (row["grade"], row["alarming"], row["protocol"], row["nearest"]) == ("unlocked", True, UNLOCKED, SHRUNK)
 
 
+def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """run 1 and run 2 both wrote r.json: 'only r.json' would say nothing."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    paths = report(tmp_path / "a/r.json", {SHRUNK: 5}), report(tmp_path / "b/r.json", {SHRUNK: 5, UNLOCKED: 1})
+    a, b = read_both(*paths)
+    assert [d.side for d in compare(a, b)] == [str(paths[1])]
+    assert [one.name for one in read_both(paths[0], report(tmp_path / "s.json", {SHRUNK: 1}))] == ["r.json", "s.json"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"kernel": 1}', "\x00", '{"hooks": {}, "protocols": [{"text": "x ? y("}]}'])
 def test_what_is_no_report_is_said_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "r").write_text(text)
@@ -119,3 +129,30 @@ def test_what_is_no_report_is_said_so(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RmapdError, match="cannot read"):
         read(tmp_path / "none")
+
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+"""What two kernels without a fault were seen to do: vma.py and a minute of soak.py in a guest, of the report what diff reads."""
+
+
+def test_between_two_healthy_kernels_renamed_functions_are_shown_and_nothing_alarms() -> None:
+    a, b = read(FIXTURES / "healthy-6.1.json"), read(FIXTURES / "healthy-6.12.json")
+    found = compare(a, b)
+    assert len(found) > 50
+    assert [d for d in found if d.grade.alarms] == []
+    renamed = {(d.side, d.function): d.why for d in found if d.grade is Grade.FUNCTION}
+    for side, function in (("6.1", "__vma_adjust"), ("6.1", "vma_merge"), ("6.12", "commit_merge"), ("6.12", "vma_merge_new_range")):
+        assert f"no function {function} in this kernel" in renamed[f"healthy-{side}.json", function]
+
+
+def test_a_lock_left_out_of_what_a_real_kernel_does_is_still_seen(tmp_path: Path) -> None:
+    """That nothing alarms above is not because nothing could: each window of 6.12 that takes the anon_vma lock, without it."""
+    real = json.loads((FIXTURES / "healthy-6.12.json").read_text())
+    locked = [one for one in real["protocols"] if "anon↓w anon- commit" in one["text"]]
+    assert len(locked) > 3
+    for one in locked:
+        broken = one | {"text": one["text"].replace("anon↓w ", "").replace(" anon↑w", "").replace("anon:w)", "anon:-)"), "count": 1}
+        (tmp_path / "broken.json").write_text(json.dumps(real | {"protocols": [*real["protocols"], broken]}))
+        worst, *_ = compare(read(FIXTURES / "healthy-6.12.json"), read(tmp_path / "broken.json"))
+        assert worst.grade.alarms, broken
+        assert worst.text == broken["text"]

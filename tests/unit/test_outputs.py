@@ -15,12 +15,13 @@ from tests.support.snapshots import FINDING, full, snapshot
 from tracer import report
 from tracer.errors import RmapdError
 from tracer.histogram import SLOTS, Histogram
+from tracer.history import Point
 from tracer.ktap import as_ktap
 from tracer.metrics import SnapshotCollector
 from tracer.snapshot import Snapshot
 from tracer.status import table
 from tracer.verdict import Tally, Verdict
-from tracer.web import Server, application
+from tracer.web import Application, Server
 
 PROCESS_AND_SCRAPE = 6 + 5
 """process_* of the client library, and what Prometheus itself adds to each target: up and scrape_*."""
@@ -112,6 +113,8 @@ def test_lock_classes_are_added_up() -> None:
 
 
 class Box:
+    points: tuple[Point, ...] = ()
+
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = snapshot()
 
@@ -122,7 +125,7 @@ class Box:
 @pytest.fixture
 def served() -> Iterator[tuple[Box, str]]:
     box = Box()
-    with Server(("127.0.0.1", 0), application(box)) as server:
+    with Server(("127.0.0.1", 0), Application(box)) as server:
         yield box, f"http://127.0.0.1:{server.port}"
 
 
@@ -160,7 +163,7 @@ def test_endpoints(served: tuple[Box, str]) -> None:
 def test_a_busy_port_is_a_clear_error(served: tuple[Box, str]) -> None:
     port = int(served[1].rsplit(":", 1)[1])
     with pytest.raises(RmapdError, match=f"cannot listen on 127.0.0.1:{port}"):
-        Server(("127.0.0.1", port), application(served[0]))
+        Server(("127.0.0.1", port), Application(served[0]))
 
 
 def test_the_report_keeps_the_contract() -> None:
@@ -206,7 +209,7 @@ def test_the_same_defect_is_one_violation_with_a_count() -> None:
     assert not tally.record(FINDING, 2.0, 3)
     other = type(FINDING)("M4", Verdict.SUSPECT, "f", "s", "t")
     assert not tally.record(other, 3.0)
-    assert tally.folded_away == 1
+    assert tally.rest.total() == 1
     (violation,) = tally.violations.values()
     assert (violation.count, violation.first_seen, violation.last_seen) == (4, 1.0, 2.0)
     assert tally.checks["M4", Verdict.SUSPECT] == 1

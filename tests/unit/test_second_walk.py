@@ -191,6 +191,21 @@ class TestM5:
         assert not findings(court, "M5")
         assert findings(court, "M1")
 
+    def test_an_entry_that_was_moved_to_where_its_page_was_visited(self) -> None:
+        """One page twice in an mm: the mapping that was restored is zapped, the entry left behind moves to its place."""
+        world = World()
+        mm = world.new_mm()
+        pfn = world.map_page(mm, ADDR)
+        world.map_page(mm, ADDR + HUGE, pfn)
+        migration = world.start(77)
+        world.unmap_folio(migration, pfn)
+        world.remap_folio(migration, pfn, skip=1)
+        world.zap(mm, ADDR)
+        world.move(mm, ADDR + HUGE, ADDR)
+        world.end(migration)
+        checks = judged(world).checks()
+        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.HOLDS], checks["M5", Verdict.UNVERIFIABLE]) == (1, 1, 1)
+
     def test_a_visit_that_aged_out_is_counted_in_its_row(self) -> None:
         """More visits than the map of visits holds: seen on 6.1, where compaction went on while the case was examined."""
         for blind, verdict in ((0, Verdict.VIOLATED), (1, Verdict.HOLDS)):

@@ -443,7 +443,7 @@ def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
     world.unmap_folio(migration, pfn)
     world.tick(5000)
     world.remap_folio(migration, pfn)
-    histogram = world.books.histogram("HIST_MIGRATION_ENTRY")
+    histogram = world.books.histograms()["HIST_MIGRATION_ENTRY"]
     assert histogram.count == 1
     assert histogram.slots[(histogram.sum_ns).bit_length()] == 1
 
@@ -499,9 +499,9 @@ class TestMmapLock:
         world.fire("mmap_lock_acquire_returned", mm.at, 1, 1)
         world.tick(1 << 25)
         world.unlock_mm(mm)
-        wait, hold = world.books.histogram("HIST_MMAP_WAIT_WRITE"), world.books.histogram("HIST_MMAP_HOLD_WRITE")
+        wait, hold = world.books.histograms()["HIST_MMAP_WAIT_WRITE"], world.books.histograms()["HIST_MMAP_HOLD_WRITE"]
         assert (wait.slots[21], hold.slots[26]) == (1, 1)
-        assert not world.books.histogram("HIST_MMAP_HOLD_READ").count
+        assert not world.books.histograms()["HIST_MMAP_HOLD_READ"].count
         assert not held(world)
 
     def test_a_downgrade_ends_the_write_hold(self) -> None:
@@ -511,8 +511,8 @@ class TestMmapLock:
         world.lock_mm(mm)
         world.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
         world.unlock_mm(mm, write=False)
-        assert world.books.histogram("HIST_MMAP_HOLD_WRITE").count == 1
-        assert world.books.histogram("HIST_MMAP_HOLD_READ").count == 1
+        assert world.books.histograms()["HIST_MMAP_HOLD_WRITE"].count == 1
+        assert world.books.histograms()["HIST_MMAP_HOLD_READ"].count == 1
 
     def test_a_failed_trylock_leaves_nothing(self) -> None:
         world = World()
@@ -520,7 +520,7 @@ class TestMmapLock:
         world.become(5)
         world.fire("mmap_lock_start_locking", mm.at, 0)
         world.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
-        assert not world.books.histogram("HIST_MMAP_WAIT_READ").count
+        assert not world.books.histograms()["HIST_MMAP_WAIT_READ"].count
         assert not held(world)
 
     def test_a_release_from_before_the_gate_is_counted_only(self) -> None:

@@ -34,10 +34,10 @@ def main(out: str, times: int) -> None:
     kit = loader.Kit(kernel.types, Books.read(include / "books.h").constants, include, Maps().sizes(), kernel.release)
     load = subprocess.Popen(LOAD)
     try:
-        with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=False) as loaded:
+        with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=True) as loaded:
             on = [hook for hook in loaded.hooks if hook.on]
             pairs = [pair for hook in on for pair in zip(loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True)]
-            busiest, left, seconds = hooked(), [], []
+            busiest, left, runs, seconds = hooked(), [], [], []
             loaded.detach()
             left.append(hooked() - before)
             for _ in range(times):
@@ -47,16 +47,18 @@ def main(out: str, times: int) -> None:
                     link.close()
                 seconds.append(time.monotonic() - start)
                 left.append(hooked() - before)
+                runs.append(sum(one.runs for one in loaded.statistics().values()))
                 print(f"{len(seconds)}: {seconds[-1]:.2f} s, {left[-1]} left", flush=True)
     finally:
         load.terminate()
         load.wait()
-    time.sleep(1)
+    time.sleep(2)  # what is let go of is freed after a grace period
     found = {
         "kernel": kernel.release,
         "programs": len(pairs),
         "hooked": busiest - before,
         "left": left,
+        "runs": runs,
         "left_programs": len(list(program_ids())) - programs,
         "left_hooked": hooked() - before,
         "slowest_seconds": max(seconds),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -137,6 +138,25 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
     written, bug = dmesg.find("rmapd-vm: the report is written"), dmesg.find("kernel BUG at include/linux/swapops.h")
     assert bug > 0, "the kernel's own BUG was expected when the victim died"
     assert 0 < written < bug
+
+
+def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_window(module: Path) -> None:
+    """What a kernel developer does with a suspect: the same workload on a kernel that is trusted, and the difference."""
+    command = (
+        "rmapd exec --report $OUT/well.json -- python tests/workloads/vma.py 23 >/dev/null; echo exit $?; "
+        f"insmod {module}; "
+        "rmapd exec --report $OUT/broken.json -- sh -c 'python tests/workloads/vma.py 23; python -m tests.workloads.faults adjust_swapped' "
+        ">/dev/null; echo exit $?; rmapd diff $OUT/well.json $OUT/broken.json"
+    )
+    result = run("6.1", command, append="rmapd_faults=guest", label="diff", timeout=900)
+    assert "exit 0" in result.output, result.output
+    assert "exit 3" in result.output, result.output
+    print(result.output)
+    first = result.output.partition("!! ruled a violation or suspect\n")[2].splitlines()
+    assert re.match(r" +1  only broken.json: __vma_adjust\[file anon moved .*\]  anon↓w i_mmap↓w ", first[0]), result.output
+    assert first[1].strip() == "violates L1, L2"
+    assert re.match(r" +nearest:   __vma_adjust\[file anon moved .*\]  i_mmap↓w anon↓w ", first[2])
+    assert "1 of them alarming" in result.output, result.output
 
 
 def test_the_module_refuses_an_ordinary_machine(module: Path) -> None:

@@ -21,6 +21,7 @@ _RANKS = {
 """mm/rmap.c, 'Lock ordering in mm', outermost first; the folio lock would be 3. vma_start_write() stands between the i_mmap_rwsem
 of hugetlbfs and that of other files; hugetlb's own vma_lock before either ('hugetlbfs PageHuge() take locks in this order')."""
 _HUGETLB_I_MMAP = 5
+_HUGETLB_NODE = "hugetlb_i_mmap"
 
 _INSTANCES = (Lock.MMAP, Lock.I_MMAP, Lock.ANON)
 """Classes of which one task holds one instance at a time."""
@@ -47,8 +48,8 @@ def _readers(protocol: Protocol) -> set[Lock]:
     return found
 
 
-def acquisitions(protocol: Protocol) -> Iterator[tuple[Lock, tuple[Lock, ...], tuple[Lock, ...]]]:
-    """Every acquisition that may wait: (what, what this task holds, what it may hold for read since before the window)."""
+def acquisitions(protocol: Protocol) -> Iterator[tuple[Locking, tuple[Lock, ...], tuple[Lock, ...]]]:
+    """Every acquisition that may wait: (its step, what this task holds, what it may hold for read since before the window)."""
     held = Counter({lock: 1 for lock, owner in protocol.context.entry.items() if owner is Owner.SELF})
     readers = _readers(protocol)
     for step in protocol.flat(2):
@@ -56,7 +57,7 @@ def acquisitions(protocol: Protocol) -> Iterator[tuple[Lock, tuple[Lock, ...], t
             continue
         if step.kind.acquires:
             if step.kind.blocks:
-                yield step.lock, tuple(+held), tuple(sorted(readers))
+                yield step, tuple(+held), tuple(sorted(readers))
             held[step.lock] += 1
         elif held[step.lock]:
             held[step.lock] -= 1
@@ -82,7 +83,7 @@ def judge_order(protocol: Protocol) -> Ruling | None:
         return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
     if _after_the_folio(protocol):
         return Ruling(Verdict.VIOLATED, "hugetlb: i_mmap_rwsem is taken with the folio locked")
-    rulings = [_order(protocol, *each) for each in acquisitions(protocol) if _rank(each[0], protocol) is not None]
+    rulings = [_order(protocol, step.lock, *held) for step, *held in acquisitions(protocol) if _rank(step.lock, protocol) is not None]
     for verdict in (Verdict.VIOLATED, Verdict.SUSPECT):
         for ruling in rulings:
             if ruling.verdict is verdict:
@@ -160,19 +161,30 @@ def _turned(cycle: tuple[Edge, ...]) -> tuple[Edge, ...]:
 
 
 def _edges(protocol: Protocol) -> tuple[Edge, ...]:
-    """`other` is no class, and two instances of one class are L1's."""
-    found = dict[Edge, None]()
-    for taken, held, _ in acquisitions(protocol):
+    return tuple(dict.fromkeys(edge for edge, _ in nestings(protocol)))
+
+
+def nestings(protocol: Protocol) -> tuple[tuple[Edge, str], ...]:
+    """The protocol's edges, each with the modes in which the inner lock is taken. `other` is no class, and two instances of one class
+    are L1's."""
+    found = dict[tuple[Edge, str], None]()
+    for step, held, _ in acquisitions(protocol):
         for lock in held:
-            edge = _node(lock, protocol), _node(taken, protocol)
-            if Lock.OTHER not in (lock, taken) and edge[0] != edge[1]:
-                found[edge] = None
+            edge = _node(lock, protocol), _node(step.lock, protocol)
+            if Lock.OTHER not in (lock, step.lock) and edge[0] != edge[1]:
+                found[edge, "write" if step.kind.writes else "read"] = None
     return tuple(found)
+
+
+def classes() -> dict[str, tuple[str, int]]:
+    """Every class that the graph may have -> its name as a kernel developer says it, its rank in the documented order."""
+    known = {str(lock): (lock.spoken, rank) for lock, rank in _RANKS.items()}
+    return known | {_HUGETLB_NODE: ("i_mmap_rwsem of hugetlbfs", _HUGETLB_I_MMAP)}
 
 
 def _node(lock: Lock, protocol: Protocol) -> str:
     """hugetlbfs has a lockdep class of its own, hugetlbfs_i_mmap_rwsem_key."""
-    return "hugetlb_i_mmap" if lock.family is Lock.I_MMAP and protocol.context.hugetlb else str(lock.family)
+    return _HUGETLB_NODE if lock.family is Lock.I_MMAP and protocol.context.hugetlb else str(lock.family)
 
 
 _RWSEM = ("down_write", "up_write", "down_read", "up_read")

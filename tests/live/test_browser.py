@@ -1,0 +1,193 @@
+"""The page of a real run in a real browser: without scripts, without an error, without asking anybody else, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from tests.live.conftest import WORKLOAD, daemon
+from tests.support import busy
+from tracer.web import Application, Server
+
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+--disable-sync""".split()
+NO_SCRIPTS = {"profile.managed_default_content_settings.javascript": 2}
+DESK, PHONE = (1280, 900, False), (390, 844, True)
+CONTRAST = """
+const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+const numbers = text => text.match(/[\\d.]+/g).map(Number);
+const back = e => {
+  for (; e; e = e.parentElement) { const c = numbers(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
+  return [255, 255, 255];
+};
+const bad = [];
+for (const e of document.querySelectorAll('body *')) {
+  const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  if (!own || !e.checkVisibility() || e.closest('.unseen, .skip, option, svg')) continue;
+  const a = light(numbers(getComputedStyle(e).color)), b = light(back(e));
+  const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  if (ratio < 4.5) bad.push([e.outerHTML.slice(0, 90), ratio]);
+}
+return bad;
+"""
+"""Text whose contrast with its background is under the 4.5 of WCAG AA."""
+
+
+class Browser(webdriver.Chrome):
+    """Chromium with a new profile."""
+
+    def __init__(self, folder: Path, *, scripts: bool = True) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = shutil.which("chromium") or pytest.fail("no chromium: make live installs it")
+        for flag in [*FLAGS, f"--user-data-dir={folder}"]:
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        if not scripts:
+            options.add_experimental_option("prefs", NO_SCRIPTS)
+        super().__init__(options=options, service=Service(shutil.which("chromedriver")))
+
+    def be(self, width: int, height: int, mobile: bool, scheme: str = "light") -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+
+    def said(self) -> list[Any]:
+        """The console, since the last time."""
+        return list(self.get_log("browser"))  # type: ignore[no-untyped-call]
+
+    def asked(self) -> set[str]:
+        """Addresses that were asked for, since the last time."""
+        events = [json.loads(entry["message"])["message"] for entry in self.get_log("performance")]  # type: ignore[no-untyped-call]
+        return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+
+
+@contextlib.contextmanager
+def browser(folder: Path, **how: bool) -> Iterator[Browser]:
+    made = Browser(folder, **how)
+    try:
+        yield made
+    finally:
+        made.quit()
+
+
+@pytest.fixture
+def served() -> Iterator[str]:
+    """A host with defects, by the daemon's own server."""
+    with Server(("127.0.0.1", 0), Application(busy.current())) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+def pages() -> list[str]:
+    return ["/", "/protocols", "/protocols?q=anon", "/hooks", "/invariants/L1", *(f"/violations/{v.first.id}" for v in busy.violations())]
+
+
+def test_what_is_asked_of_the_page_can_be_missed(tmp_path: Path) -> None:
+    """The checks below, of a page that is everything it should not be."""
+    poor = "<p style='color:%23999;width:3000px'>grey</p><script>document.title='owned'; console.error('x'); fetch('http://127.0.0.1:9/')</script>"
+    with browser(tmp_path / "on") as seen:
+        seen.be(*PHONE)
+        seen.get(f"data:text/html,{poor}")
+        assert seen.title == "owned"
+        assert seen.execute_script(CONTRAST) != []
+        assert not seen.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert seen.said() != []
+        assert "http://127.0.0.1:9/" in seen.asked()
+    with browser(tmp_path / "off", scripts=False) as seen:
+        seen.get(f"data:text/html,{poor}")
+        assert seen.title != "owned"
+
+
+def test_a_real_run_without_scripts(tmp_path: Path) -> None:
+    """The essentials: state, verdicts, rates, protocols found by words, with a browser that runs no script at all."""
+    with daemon() as (_, url), browser(tmp_path, scripts=False) as seen:
+        subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
+        seen.get(f"{url}/?refresh=5")
+        ends = 40
+        while not seen.find_elements(By.CSS_SELECTOR, "polyline") and ends:
+            seen.implicitly_wait(1)
+            ends -= 1
+        assert seen.find_element(By.TAG_NAME, "h1").text == "Nothing violated, nothing suspect"
+        row = next(row for row in seen.find_elements(By.CSS_SELECTOR, "table.rows tbody tr") if row.text.startswith("M1"))
+        holds = row.find_element(By.CSS_SELECTOR, "[data-label=Holds]").text
+        assert int(holds.replace(",", "")) > 5000
+        assert seen.find_elements(By.CSS_SELECTOR, "polyline")
+        seen.find_element(By.LINK_TEXT, "Protocols").click()
+        seen.find_element(By.NAME, "q").send_keys("no such word")
+        seen.find_element(By.TAG_NAME, "button").click()
+        assert "q=no+such+word" in seen.current_url
+        assert "0 of" in seen.find_element(By.TAG_NAME, "main").text
+        seen.find_element(By.LINK_TEXT, "Hooks").click()
+        assert "set_migration_pte" in seen.find_element(By.TAG_NAME, "table").text
+        assert {address for address in seen.asked() if not address.startswith((url, "data:", "chrome:"))} == set()
+        assert seen.said() == []
+
+
+def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
+    with browser(tmp_path, scripts=False) as seen:
+        seen.get(served)
+        seen.find_element(By.PARTIAL_LINK_TEXT, "in vma_expand").click()
+        text = seen.find_element(By.TAG_NAME, "main").text
+        assert busy.HOSTILE in text
+        assert "__mmap_region+0x5f4" in text
+        steps = seen.find_elements(By.CSS_SELECTOR, ".trail > li")
+        assert len(steps) == 5
+        steps[0].find_element(By.TAG_NAME, "summary").click()
+        assert "mprotect_fixup+0x101" in steps[0].text, "a stack opens without a script"
+        seen.find_element(By.PARTIAL_LINK_TEXT, "documented lock order").click()
+        assert "Not violations" in seen.find_element(By.TAG_NAME, "main").text
+        seen.get(f"{served}/protocols")
+        seen.find_element(By.NAME, "q").send_keys("LOCK(i_mmap:w) commit")
+        Select(seen.find_element(By.NAME, "function")).select_by_visible_text("vma_expand")
+        Select(seen.find_element(By.NAME, "ruled")).select_by_visible_text("violated")
+        seen.find_element(By.TAG_NAME, "button").click()
+        rows = seen.find_elements(By.CSS_SELECTOR, "table tbody tr")
+        assert len(rows) == 1
+        assert "L1 violated" in rows[0].text
+        assert seen.find_element(By.NAME, "q").get_attribute("value") == "lock(i_mmap:w) commit"
+
+
+def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path) -> None:
+    """With scripts on, too: nothing is said on the console, nothing hostile runs, nobody else is asked, all text can be read."""
+    with browser(tmp_path) as seen:
+        for size in (DESK, PHONE):
+            for scheme in ("light", "dark"):
+                seen.be(*size, scheme)
+                for path in pages():
+                    seen.get(served + path)
+                    assert seen.title != "owned"
+                    assert seen.execute_script("return document.documentElement.scrollWidth <= innerWidth"), (path, size)
+                    assert seen.execute_script(CONTRAST) == [], (path, size, scheme)
+                    small = "return [...document.querySelectorAll('nav a, button, input, select')].filter(e => e.offsetHeight < 24).length"
+                    assert seen.execute_script(small) == 0
+                    assert seen.execute_script("return document.styleSheets.length") == 1
+        assert seen.said() == []
+        assert {address for address in seen.asked() if not address.startswith((served, "data:", "chrome:"))} == set()
+
+
+def test_a_reader_of_screens_has_tables(served: str, tmp_path: Path) -> None:
+    """Also on a phone, where rows are drawn as cards, the accessibility tree has a table with headers."""
+    with browser(tmp_path) as seen:
+        seen.be(*PHONE)
+        seen.get(served)
+        nodes = seen.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        roles = [node["role"]["value"] for node in nodes if not node["ignored"]]
+        assert roles.count("table") == 3
+        assert roles.count("rowheader") >= 18
+        assert roles.count("columnheader") >= 7
+        for role in ("banner", "main", "navigation", "contentinfo"):
+            assert roles.count(role) >= 1, role
+        drawings = [node for node in nodes if not node["ignored"] and node["role"]["value"] in ("image", "img")]
+        assert all("over the last ten minutes" in node["name"]["value"] for node in drawings)
+        assert len(drawings) == 5

@@ -1,0 +1,67 @@
+"""The page of `rmapd report` in a browser: no word on its console, no request, and to be read on a screen, a phone, in the dark."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.chromium import CHROMIUM, scroll_width, visit
+from tests.support.reports import written
+from tracer import html_report
+from tracer.reported import of_report
+
+RGB = tuple[int, ...]
+LIGHT, DARK = ((255, 255, 255), (192, 39, 45), (47, 98, 181)), ((20, 23, 27), (255, 123, 118), (122, 167, 240))
+"""--paper, --bad, --blue of report.css."""
+
+
+@pytest.fixture(autouse=True)
+def chromium() -> None:
+    if not CHROMIUM:
+        if os.environ.get("RMAPD_REQUIRE_KERNEL") == "1":
+            pytest.fail("RMAPD_REQUIRE_KERNEL=1 and no chromium: make live")
+        pytest.skip("no chromium")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "r.html").write_text(html_report.render(of_report(written(folder / "r.json"))))
+    return folder / "r.html"
+
+
+def shares(picture: Path) -> dict[RGB, float]:
+    """Colours and how much of the picture has them."""
+    image = Image.open(picture).convert("RGB")
+    found = image.getcolors(image.width * image.height) or []
+    return {colour: count / (image.width * image.height) for count, colour in found if isinstance(colour, tuple)}
+
+
+def test_a_page_that_asks_and_complains_is_noticed(tmp_path: Path) -> None:
+    """What the other tests rely on: this browser would tell."""
+    bad = tmp_path / "bad.html"
+    bad.write_text('<body style="width:900px"><img src="http://127.0.0.1:1/x"><script>console.error("oh no")</script>')
+    seen = visit(bad, tmp_path)
+    assert seen.requests == ["http://127.0.0.1:1/x"]
+    assert any("oh no" in message for message in seen.console)
+    assert scroll_width(bad, tmp_path, 390) > 390
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_is_quiet_and_drawn_in_its_colours(page: Path, tmp_path: Path, dark: bool) -> None:
+    seen = visit(page, tmp_path, height=5000, dark=dark)
+    assert (seen.console, seen.requests) == ([], [])
+    found = shares(seen.screenshot)
+    paper, bad, blue = DARK if dark else LIGHT
+    assert found[paper] > 0.6
+    assert found[bad] > 0.0005
+    assert found[blue] > 0.002
+    assert not {*(LIGHT if dark else DARK)[1:]} & found.keys()
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1024])
+def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path, width: int) -> None:
+    assert scroll_width(page, tmp_path, width) == width

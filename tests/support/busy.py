@@ -1,0 +1,107 @@
+"""A busy host with defects, as the page would have it: real protocols really ruled on, hostile names, ten minutes of history."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from tests.support.snapshots import full
+from tests.unit.test_golden import LEGAL, SEED
+from tracer.current import Current
+from tracer.invariant import discover
+from tracer.notation import parse, text
+from tracer.program import RunStatistics
+from tracer.rulings import Ruled
+from tracer.snapshot import Snapshot
+from tracer.verdict import Finding, Verdict, Violation
+
+HOSTILE = "<script>document.title='owned'</script>"
+"""What a task may call itself, but for the length."""
+_NOW = 1_767_225_600.0
+
+
+def protocols() -> list[Ruled]:
+    judges = {name: invariant.judge for name, invariant in discover().items() if invariant.judge}
+    found = []
+    for number, (line, _) in enumerate([*LEGAL, *SEED]):
+        protocol = parse(line)
+        found.append(Ruled(protocol, 9**7 // (number + 1) ** 3, {name: r for name, judge in judges.items() if (r := judge(protocol))}))
+    return found
+
+
+def violations() -> list[Violation]:
+    step = {
+        "time_ns": 81_000_000_000,
+        "duration_ns": 12_345,
+        "function": "__split_vma",
+        "task": {"pid": 4711, "tgid": 4711, "comm": HOSTILE},
+        "vma": {"vma": "0xffff888104a1c000", "was_start": "0x7f1000000000", "was_end": "0x7f1000400000"},
+        "protocol": text(parse(LEGAL[0][0])),
+        "stack": ["__split_vma+0x1c5", "vma_modify+0x13b", "mprotect_fixup+0x101", "do_mprotect_pkey+0x243", "__x64_sys_mprotect+0x1b"],
+    }
+    trail = tuple(step | {"time_ns": 81_000_000_000 + 7_300_000 * n, "protocol": text(parse(LEGAL[n % 7][0]))} for n in range(5))
+    order = Finding(
+        "L1",
+        Verdict.VIOLATED,
+        "vma_expand",
+        text(parse(SEED[2][0]), ascii=True),
+        "anon_vma rwsem is taken before i_mmap_rwsem, which waits while the other is held",
+        {"pid": 4711, "tgid": 4711, "comm": HOSTILE},
+        ("vma_expand+0x8e", "vma_merge_new_range+0x1c2", "__mmap_region+0x5f4", "do_mmap+0x4c3", f"vm_mmap_pgoff+0x11d [{HOSTILE}]"),
+        {"proven": True, "sighted": True, "vma": step["vma"], "addresses": {"mm": "0xffff888103b4d400", "file": f"/tmp/{HOSTILE}"}},
+        text(parse(SEED[2][0])),
+        trail,
+    )
+    entry = Finding(
+        "M1", Verdict.SUSPECT, "migrate_pages", "level=PTE reason=numa_misplaced mode=MIGRATE_ASYNC",
+        f"a migration entry is left behind and its page is not locked: {HOSTILE}[4711] at 0x7f1000002000",
+        {"pid": 812, "tgid": 812, "comm": "kcompactd0"}, ("migrate_pages+0x9a1", "compact_zone+0x7d5", "kcompactd+0x2f2"),
+        {"addr": "0x7f1000002000", "age_seconds": None, "booked": True, "entries": [
+            {"tgid": 4711, "comm": HOSTILE, "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
+            {"tgid": 4712, "comm": "x", "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
+        ]},
+    )  # fmt: skip
+    return [Violation(order, _NOW - 500, _NOW - 20, 3), Violation(entry, _NOW - 60, _NOW - 60, 1)]
+
+
+def snapshot(seconds: float = 4000.0) -> Snapshot:
+    """So long after the gate opened."""
+    base, load = full(), seconds * 900 + 40_000 * math.sin(seconds / 40) + 15_000 * math.sin(seconds / 9)
+    hooks = {name: RunStatistics(1, int(load * 3 / (n + 1)), load * 9e-7 / (n + 1), 3 * (n == 2)) for n, name in enumerate(base.statistics)}
+    checks = {(name, Verdict.HOLDS): int(load / (n + 2)) for n, name in enumerate(base.invariants)}
+    found = {("L1", Verdict.VIOLATED): 3, ("M1", Verdict.SUSPECT): 1, ("L2", Verdict.UNVERIFIABLE): int(seconds / 30)}
+    coverage = {name: inv.coverage({hook.hook.name for hook in base.hooks} | {"oracle"}) for name, inv in base.invariants.items()}
+    times = {name: replace(one, slots=(int(load / (n + 3)), *one.slots[1:])) for n, (name, one) in enumerate(base.window_times.items())}
+    return replace(
+        base,
+        kernel="6.12.95-amd64",
+        running_seconds=seconds,
+        checks=checks | found,
+        coverage=coverage,
+        statistics=hooks,
+        window_times=times,
+        protocols=tuple(protocols()),
+        violations={v.first.id: v for v in violations()},
+        counters={"ENTRIES_BOOKED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
+        user_seconds=seconds * 0.004,
+        peak_rss_bytes=86 << 20,
+        taken_seconds=_NOW + seconds - 4000,
+        outstanding=12,
+        oldest_entry_seconds=0.0042,
+    )
+
+
+def quiet(s: Snapshot) -> Snapshot:
+    """The same without a defect."""
+    held = {key: count for key, count in s.checks.items() if key[1] in (Verdict.HOLDS, Verdict.UNVERIFIABLE)}
+    return replace(s, checks=held, violations={})
+
+
+def current(seconds: float = 4000.0, minutes: float = 10.0) -> Current:
+    """With its history."""
+    made = Current(lambda: 0.0)
+    at = seconds - minutes * 60
+    while at <= seconds:
+        made.put(snapshot(at))
+        at += 2.0
+    return made

@@ -1,0 +1,102 @@
+"""A whole Debian: user space, systemd as init and its own kernel, on a disk of its own, for what virtme-ng's guests cannot show.
+
+The disk is made once by mmdebstrap through the machine's own apt sources; a run writes to a layer over it that is thrown away.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.vm.guest import CACHE, RESULTS, GuestError, Result
+
+SUITE = "bookworm"
+HOME = CACHE / f"debian-{SUITE}"
+_PACKAGES = (
+    "systemd systemd-sysv udev dbus kmod procps iproute2 curl bpftool libcap2-bin linux-image-amd64 initramfs-tools "
+    "python3 python3-bpfcc python3-seccomp"
+).split()
+_DISK_BYTES = 4 << 30
+_RUNNER = """[Unit]
+Description=The command of the test
+After=basic.target
+[Service]
+Environment=OUT=/mnt
+ExecStartPre=/sbin/modprobe 9pnet_virtio
+ExecStartPre=/bin/mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 shared /mnt
+ExecStart=/bin/sh -c 'sh /mnt/command.sh >/mnt/output 2>&1; echo $? >/mnt/code'
+ExecStopPost=/bin/sh -c 'dmesg >/mnt/dmesg; journalctl -b --no-pager >/mnt/journal; umount /mnt; systemctl poweroff --force'
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def disk() -> Path:
+    """The disk, made on first use (minutes); kernel and initrd beside it."""
+    if (HOME / "root.ext4").exists():
+        return HOME / "root.ext4"
+    new = HOME.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    sources = [str(path) for path in Path("/etc/apt/sources.list.d").glob("debian*.sources")]
+    made = ["mmdebstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", SUITE, str(new / "root.tar"), *sources]
+    subprocess.run(made, check=True, capture_output=True)
+    root = new / "root"
+    root.mkdir()
+    subprocess.run(["tar", "-xf", str(new / "root.tar"), "-C", str(root)], check=True)
+    (new / "root.tar").unlink()
+    units = root / "etc/systemd/system"
+    (units / "rmapd-test.service").write_text(_RUNNER)
+    (units / "multi-user.target.wants").mkdir(exist_ok=True)
+    (units / "multi-user.target.wants/rmapd-test.service").symlink_to("../rmapd-test.service")
+    (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
+    (root / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
+    for kind in ("vmlinuz", "initrd.img"):
+        (found,) = root.glob(f"boot/{kind}-*")
+        shutil.copy(found, new / kind)
+    with (new / "root.ext4").open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-d", str(root), str(new / "root.ext4")], check=True)
+    shutil.rmtree(root)
+    new.rename(HOME)
+    return HOME / "root.ext4"
+
+
+def run(command: str, files: Sequence[Path], *, label: str, append: str = "", timeout: float = 1800) -> Result:
+    """Boot to multi-user.target, run a shell command with these files in $OUT, and come back with what it wrote there."""
+    base, folder = disk(), RESULTS / f"debian-{label}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copy(file, folder)
+    (folder / "command.sh").write_text(f"cd $OUT\n{command}\n")
+    qemu = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G", "-nodefaults", "-no-reboot"]
+    qemu += [
+        "-display",
+        "none",
+        "-serial",
+        f"file:{folder / 'console'}",
+        "-kernel",
+        str(HOME / "vmlinuz"),
+        "-initrd",
+        str(HOME / "initrd.img"),
+    ]
+    qemu += ["-append", f"root=/dev/vda rw console=ttyS0 {append}".strip(), "-drive", f"file={base},if=virtio,format=raw,snapshot=on"]
+    qemu += ["-fsdev", f"local,id=shared,path={folder},security_model=none", "-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared"]
+    qemu += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
+    try:
+        subprocess.run(qemu, stdin=subprocess.DEVNULL, check=True, timeout=timeout)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        raise GuestError(f"{error}\n{_tail(folder)}") from error
+    if not (folder / "code").exists():
+        raise GuestError(f"the guest ended before its command did\n{_tail(folder)}")
+    return Result(int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder)
+
+
+def _tail(folder: Path) -> str:
+    files = [folder / name for name in ("console", "output") if (folder / name).exists()]
+    return "\n".join(
+        [*(f"--- {file}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-40:]) for file in files), f"logs: {folder}"]
+    )

@@ -1,0 +1,207 @@
+"""Runs in the guest of test_systemd.py, as root on a fresh Debian, with the package beside it: everything systemd can ask of the unit.
+
+Prints each command with what it said, and leaves what the test asserts on in facts.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+URL = "http://127.0.0.1:9743"
+CONFIG = Path("/etc/rmapd/rmapd.toml")
+facts: dict[str, Any] = {}
+
+
+def say(command: str, lines: int = 12) -> tuple[int, str]:
+    """Run it, print it and the end of what it printed."""
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    shown = done.stdout.splitlines()
+    print(f"$ {command}" + (f"   (exit {done.returncode})" if done.returncode else ""))
+    print("\n".join(["  …"] * (len(shown) > lines) + [f"  {line}" for line in shown[-lines:]]), flush=True)
+    return done.returncode, done.stdout
+
+
+def shown(*names: str) -> dict[str, str]:
+    command = ["systemctl", "show", "rmapd", *(f"-p{name}" for name in names)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def pid() -> int:
+    return int(shown("MainPID")["MainPID"])
+
+
+def ready() -> int:
+    """What /-/ready answers, 0 for nothing."""
+    try:
+        with urllib.request.urlopen(f"{URL}/-/ready", timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
+
+
+def samples() -> dict[str, float]:
+    with urllib.request.urlopen(f"{URL}/metrics", timeout=20) as answer:
+        rows = (line.rpartition(" ") for line in answer.read().decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in rows}
+
+
+def programs() -> dict[str, int]:
+    """BPF programs in this kernel: how many, and how many of ours."""
+    text = subprocess.run(["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True).stdout
+    every = json.loads(text or "[]")
+    return {"all": len(every), "ours": sum(one.get("name", "").startswith("rmapd_") for one in every)}
+
+
+def settled() -> dict[str, int]:
+    """Once the kernel had time to free what was let go."""
+    for _ in range(60):
+        if not programs()["ours"]:
+            break
+        time.sleep(1)
+    return programs()
+
+
+def rights(of: int) -> dict[str, str]:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{of}/status").read_text().splitlines())
+    return {name: fields[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")}
+
+
+def install() -> None:
+    facts["before"] = programs()
+    say("uname -r; systemctl --version | head -1; systemctl is-system-running --wait; bpftool prog show | grep -c .")
+    facts["install"] = say("dpkg -i /mnt/rmapd_*.deb")[0]
+    code, text = say("rmapd doctor --format json", lines=1)
+    facts["doctor"] = json.loads(text) if code == 0 else text
+    say("rmapd doctor | sed -n '/installation/,/^$/p'", lines=40)
+    facts["after doctor"] = settled()
+
+
+def start() -> None:
+    """READY only with an open gate: what systemd says and what /-/ready says, asked again and again meanwhile."""
+    seen, rights_before = [], {}
+    began = time.monotonic()
+    with subprocess.Popen(["systemctl", "start", "rmapd"]) as starting:
+        while starting.poll() is None:
+            state = shown("ActiveState", "MainPID")
+            seen.append((state["ActiveState"], ready()))
+            with contextlib.suppress(OSError):
+                if state["ActiveState"] == "activating" and int(state["MainPID"]):
+                    rights_before = rights(int(state["MainPID"]))
+            time.sleep(0.2)
+    facts["start"] = {
+        "code": starting.returncode,
+        "seconds": round(time.monotonic() - began, 1),
+        "seen": sorted(set(seen)),
+        "ready": ready(),
+    }
+    print(f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; meanwhile {sorted(set(seen))})")
+    facts["rights"] = {"attaching": rights_before, "judging": rights(pid())}
+    say("systemctl status --no-pager -n 0 rmapd")
+    say("journalctl -u rmapd -o cat --no-pager | grep -E 'INFO|not calibrated'")
+    say("curl -s -o /dev/null -w '%{http_code}\\n' 127.0.0.1:9743/-/ready")
+    print("capabilities while attaching", rights_before)
+    say("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
+    say("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
+    facts["threads"] = sorted({rights(int(task.name))["CapPrm"] for task in Path(f"/proc/{pid()}/task").iterdir()})
+    facts["running"] = programs()
+    say("bpftool prog show | grep rmapd_ | awk '{print $2}' | sort | uniq -c")
+    kinds = subprocess.run(["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True).stdout
+    facts["kinds"] = sorted({one["type"] for one in json.loads(kinds) if one.get("name", "").startswith("rmapd_")})
+
+
+def judge() -> None:
+    before = samples()
+    say("python3 /mnt/migrate.py 8000 96")
+    time.sleep(5)
+    after = samples()
+    wanted = (
+        'rmapd_checks_total{invariant="M1",',
+        "rmapd_violations_total{",
+        "rmapd_oracle_ready",
+        'rmapd_probe_runs_total{hook="set_migration_pte"',
+    )
+    facts["judged"] = {
+        name: value - (before.get(name, 0) if "_total" in name else 0) for name, value in after.items() if name.startswith(wanted)
+    }
+    facts["coverage"] = {name: value for name, value in after.items() if name.startswith("rmapd_invariant_coverage")}
+    facts["attached"] = sum(value for name, value in after.items() if name.startswith("rmapd_probe_attached"))
+
+
+def reload() -> None:
+    before, main = CONFIG.read_text(), pid()
+    CONFIG.write_text(before + "\npatrol_seconds = 30.0\n[maps]\nledger_rows = 32768\n")
+    good = say("systemctl reload rmapd")[0]
+    time.sleep(4)
+    taken = say("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
+    CONFIG.write_text(before + "\npatrol_second = 30.0\n")
+    bad = say("systemctl reload rmapd")[0]
+    said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[1]
+    CONFIG.write_text(before)
+    state = shown("ActiveState")["ActiveState"]
+    facts["reload"] = {"good": good, "taken": taken, "bad": bad, "said": said, "same": pid() == main, "state": state, "ready": ready()}
+
+
+def watchdog() -> None:
+    """A daemon that is stopped does not ping; systemd kills it and starts another."""
+    main, began = pid(), time.monotonic()
+    print(f"$ kill -STOP {main}")
+    os.kill(main, signal.SIGSTOP)
+    killed = 0.0
+    while time.monotonic() - began < 400:
+        state = shown("ActiveState", "MainPID", "NRestarts", "Result")
+        killed = killed or (round(time.monotonic() - began, 1) if state["MainPID"] != str(main) else 0.0)
+        if state["MainPID"] not in ("0", str(main)) and state["ActiveState"] == "active":
+            break
+        time.sleep(0.5)
+    facts["watchdog"] = {"killed": killed, "back": round(time.monotonic() - began, 1), "restarts": state["NRestarts"], "ready": ready()}
+    print(f"killed after {killed} s, ready again after {facts['watchdog']['back']} s")
+    say("journalctl -u rmapd -o short-monotonic --no-pager | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'")
+    facts["after restart"] = programs()
+
+
+def stop() -> None:
+    code = say("systemctl stop rmapd")[0]
+    say("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
+    say("journalctl -u rmapd -o cat --no-pager -n 4")
+    facts["stop"] = {"code": code, **shown("ActiveState", "Result", "ExecMainStatus"), "programs": settled()}
+    say("bpftool prog show | grep -c rmapd_")
+
+
+def remove() -> None:
+    code, text = say("systemd-analyze security --no-pager rmapd", lines=60)
+    found = re.search(r"Overall exposure level for rmapd.service: ([\d.]+)", text)
+    facts["security"] = float(found[1]) if found else text
+    facts["enable"] = say("systemctl enable rmapd")[0]
+    say("rmapd doctor | grep -E '^  (unit|configuration|state)'")
+    say("systemctl start rmapd")
+    facts["remove"] = say("dpkg -r rmapd")[0]
+    facts["removed"] = {"programs": settled(), "unit": Path("/lib/systemd/system/rmapd.service").exists(), "configuration": CONFIG.exists()}
+    print("after dpkg -r:", facts["removed"], code)
+
+
+def main(*parts: str) -> None:
+    try:
+        for part in parts or ("install", "start", "judge", "reload", "watchdog", "stop", "remove"):
+            print(f"\n# {part}", flush=True)
+            globals()[part]()
+    finally:
+        Path("/mnt/facts.json").write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

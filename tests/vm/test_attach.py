@@ -1,0 +1,29 @@
+"""The whole plan attached and detached again and again under load: nothing is left behind, and the kernel says nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import pairwise
+
+import pytest
+
+from tests.vm.guest import run
+
+KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+ROUNDS = int(os.environ.get("RMAPD_ATTACH_ROUNDS") or 5)
+"""100 is what docs/KERNELS.md tells of; that takes half an hour or more a kernel under emulation."""
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_is_left_behind(kernel: str) -> None:
+    result = run(kernel, f"python -m tests.vm.attach $OUT/a.json {ROUNDS}", label="attach", timeout=300 + 60 * ROUNDS)
+    assert result.code == 0, result.output
+    found = json.loads((result.folder / "a.json").read_text())
+    print(f"\n{found['kernel']}: {found['programs']} programs, {ROUNDS} rounds in {found['seconds']:.0f} s")
+    assert found["programs"] >= 100
+    assert found["hooked"] >= 60, "or hooked() does not see what is attached"
+    assert found["left"] == [0] * (ROUNDS + 1)
+    assert (found["left_hooked"], found["left_programs"]) == (0, 0)
+    assert len(found["runs"]) == ROUNDS
+    assert all(later > earlier for earlier, later in pairwise([0, *found["runs"]])), "each round's programs ran"

@@ -1,0 +1,156 @@
+"""Attaching in a process of its own, which hands over file descriptors and ends.
+
+The kernel's types and symbols, the plan and what the compiler answers take some 100 MB, and none of it is needed once all is attached.
+The child is a fork. Through a Unix socket come eight bytes of length, then the answer (msgpack of `_Answer`), then the descriptors: maps,
+programs, links, and the one that keeps BPF statistics on. What they stand for lives in the kernel as long as one process has them open.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from tracer import loader, plan
+from tracer.bpf import Map, possible_cpus
+from tracer.btf import STRUCT
+from tracer.errors import RmapdError
+from tracer.kernel import Kernel
+from tracer.loaded import Fastened, Loaded
+from tracer.plan import Planned
+from tracer.program import Iterated, Link, Program
+from tracer.wire import exactly, receive_descriptors, send_descriptors
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be attached: the stems of these folders (or only those named), with books.h's constants and the maps' sizes.
+    enums: of the kernel, that will be asked for afterwards."""
+
+    folders: Sequence[Path]
+    only: frozenset[str] | None
+    constants: Mapping[str, int]
+    sizes: Mapping[str, int]
+    statistics: bool
+    enums: Sequence[str] = ()
+
+
+class _Point(msgspec.Struct, frozen=True):
+    """A program, and whether its link comes with it."""
+
+    hook: str
+    how: str
+    symbol: str
+    linked: bool
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What the descriptors are, in their order; or why there are none."""
+
+    hooks: list[Planned] = []
+    maps: dict[str, tuple[int, int, int, int]] = {}
+    points: list[_Point] = []
+    statistics: bool = False
+    page_size: int = 0
+    enums: dict[str, dict[str, int]] = {}
+    error: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Everything that runs, sizeof(struct page), and the enums that were asked for."""
+
+    loaded: Loaded
+    page_size: int
+    enums: Mapping[str, dict[str, int]]
+
+
+def attach(kernel: Kernel, order: Order) -> Attached:
+    """Plan, compile, load and attach. RmapdError as the child raised it, or that it died."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if not child:
+        try:
+            ours.close()
+            _serve(theirs, kernel, order)
+        finally:
+            os._exit(0)
+    theirs.close()
+    with ours:
+        try:
+            answer, fds = _receive(ours)
+        finally:
+            _, status = os.waitpid(child, 0)
+    if answer is None:
+        code = os.waitstatus_to_exitcode(status)
+        why = f"it died of {signal.Signals(-code).name}" if code < 0 else "it ended without a word"
+        raise RmapdError("the process that attaches gave no answer", why=why, hint="memory: it needs 150 MB for a second")
+    if answer.error:
+        what, why, hint = answer.error
+        raise RmapdError(what, why=why, hint=hint)
+    return Attached(_taken_over(answer, fds), answer.page_size, answer.enums)
+
+
+def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
+    """The child's side."""
+    fds: list[int] = []
+    try:
+        planned = plan.make(kernel, order.folders, order.only)
+        kit = loader.Kit(kernel.types, order.constants, order.folders[0] / "include", order.sizes, kernel.release)
+        loaded = loader.load(planned, kit, statistics=order.statistics)
+        answer, fds = _described(loaded, kernel, order.enums)
+    except RmapdError as error:
+        answer = _Answer(error=(error.what, error.why, error.hint))
+    except Exception as error:
+        answer = _Answer(error=(f"unexpected {type(error).__name__} while attaching", str(error), "report it"))
+    text = msgspec.msgpack.encode(answer)
+    theirs.sendall(struct.pack("<Q", len(text)) + text)
+    send_descriptors(theirs, fds)
+
+
+def _described(loaded: Loaded, kernel: Kernel, enums: Sequence[str]) -> tuple[_Answer, list[int]]:
+    """The answer, and the descriptors in its order."""
+    maps = {name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in loaded.maps.items()}
+    points, fds = [], [table.fd for table in loaded.maps.values()]
+    for name, fastened in loaded.points.items():
+        for point in fastened:
+            points.append(_Point(name, point.how, point.symbol, point.link is not None))
+            fds += [point.program.fd] + ([point.link.fd] if point.link else [])
+    fds += [loaded.statistics_fd] * (loaded.statistics_fd >= 0)
+    page_size = kernel.types.size(kernel.types.find("page", STRUCT) or 0)
+    return _Answer(
+        loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, {name: kernel.enumerators(name) for name in enums}
+    ), fds
+
+
+def _count(answer: _Answer) -> int:
+    return len(answer.maps) + sum(1 + point.linked for point in answer.points) + answer.statistics
+
+
+def _receive(ours: socket.socket) -> tuple[_Answer | None, list[int]]:
+    head = exactly(ours, 8)
+    if len(head) < 8:
+        return None, []
+    text = exactly(ours, struct.unpack("<Q", head)[0])
+    answer = msgspec.msgpack.decode(text, type=_Answer)
+    return answer, receive_descriptors(ours, _count(answer))
+
+
+def _taken_over(answer: _Answer, fds: Collection[int]) -> Loaded:
+    """The same as the child had it, by our descriptors."""
+    left, cpus = iter(fds), possible_cpus()
+    loaded = Loaded(hooks=answer.hooks)
+    for name, (kind, key_size, value_size, rows) in answer.maps.items():
+        loaded.maps[name] = Map(next(left), kind, key_size, value_size, rows, cpus)
+    for point in answer.points:
+        program = Program(next(left))
+        link = (Iterated if point.how == "iter" else Link)(next(left)) if point.linked else None
+        loaded.points.setdefault(point.hook, []).append(Fastened(program, point.how, point.symbol, link))
+    loaded.statistics_fd = next(left) if answer.statistics else -1
+    return loaded

@@ -1,0 +1,120 @@
+"""What runs in the kernel, held by file descriptors: maps, programs, and where each program is attached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from tracer.bpf import Map, Ring
+from tracer.plan import Planned, State
+from tracer.program import Iterated, Link, Program, RunStatistics
+
+
+@dataclass
+class Fastened:
+    """A loaded program, the place that it is for, and its link there while it is attached."""
+
+    program: Program
+    how: str
+    symbol: str
+    link: Link | None = None
+
+
+def fasten(points: Sequence[Fastened]) -> None:
+    """Attach all, a return before its entry: no window opens that cannot close. Where one is refused (OSError) none stays."""
+    try:
+        for point in reversed(points):
+            point.link = point.program.attach(point.how, point.symbol)
+    except OSError:
+        unfasten(points)
+        raise
+
+
+def unfasten(points: Sequence[Fastened]) -> None:
+    """Detach all, an entry before its return."""
+    for point in points:
+        if point.link:
+            point.link.close()
+        point.link = None
+
+
+def close_all(points: Sequence[Fastened]) -> None:
+    """Detach, and let go of the programs."""
+    unfasten(points)
+    for point in points:
+        point.program.close()
+
+
+@dataclass
+class Loaded:
+    """Close it (or die) and nothing of it remains."""
+
+    hooks: list[Planned] = field(default_factory=list)
+    maps: dict[str, Map] = field(default_factory=dict)
+    points: dict[str, list[Fastened]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    statistics_fd: int = -1
+
+    @property
+    def programs(self) -> dict[str, list[Program]]:
+        return {name: [point.program for point in points] for name, points in self.points.items()}
+
+    def iterator(self, name: str) -> Iterated | None:
+        return next((point.link for point in self.points.get(name, ()) if isinstance(point.link, Iterated)), None)
+
+    def attached(self) -> frozenset[str]:
+        return frozenset(h.hook.name for h in self.hooks if h.on)
+
+    def statistics(self) -> dict[str, RunStatistics]:
+        """By hook name; the programs at entry and return of one function together."""
+        return {name: RunStatistics.total([point.program.statistics() for point in points]) for name, points in self.points.items()}
+
+    def missed(self, of: Callable[[Planned], bool]) -> int:
+        """Runs that the kernel left out of the programs of those hooks."""
+        points = (point for hook in self.hooks if of(hook) for point in self.points.get(hook.hook.name, ()))
+        return sum(point.program.missed() for point in points)
+
+    def ring(self, name: str) -> Ring:
+        ring = self.maps[name]
+        return Ring(ring.fd, ring.max_entries)
+
+    def rest(self, stems: Collection[str], reason: str) -> None:
+        """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""
+        for n, hook in enumerate(self.hooks):
+            if hook.stem in stems and hook.on:
+                unfasten(self.points[hook.hook.name])
+                self.hooks[n] = replace(hook, state=State.RESTING, reason=reason)
+
+    def resume(self, stems: Collection[str]) -> list[str]:
+        """Attach the hooks of these stems that rest; why for each that the kernel refuses now."""
+        refused = []
+        for n, hook in enumerate(self.hooks):
+            if hook.stem in stems and hook.state is State.RESTING:
+                try:
+                    fasten(self.points[hook.hook.name])
+                    self.hooks[n] = hook.attached(hook.taken)
+                except OSError as error:
+                    refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
+        return refused
+
+    def detach(self) -> None:
+        """Take every program off its function; programs and maps stay."""
+        for points in reversed(self.points.values()):
+            unfasten(points)
+
+    def close(self) -> None:
+        """Detach everything, then let go of programs and maps."""
+        for points in reversed(self.points.values()):
+            close_all(points)
+        for table in self.maps.values():
+            table.close()
+        if self.statistics_fd >= 0:
+            os.close(self.statistics_fd)
+        self.points, self.maps, self.statistics_fd = {}, {}, -1
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

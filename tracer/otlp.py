@@ -1,0 +1,151 @@
+"""Violations as OTLP logs, for whatever OpenTelemetry collector a fleet has: the optional extra `otlp`.
+
+The judge hands over and goes on: a bounded queue, and a thread of its own that sends, waits and tries again. What does not fit or
+is never taken is counted, and it is in the log of the host all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+import tracer
+from tracer.errors import RmapdError
+
+log = logging.getLogger("rmapd")
+
+_ROOM = 256
+_TRIES = 8
+_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 60.0
+_AT_THE_END_SECONDS = 5.0
+
+
+Exporter = Callable[[Mapping[str, Any]], bool]
+"""Takes one violation (the keys of a report's `violations`); whether it has arrived. May take its time."""
+
+
+class Sender:
+    """Use as a context manager; without an exporter it does nothing. offer() never waits."""
+
+    def __init__(self, exporter: Exporter | None, room: int = _ROOM, wait_seconds: float = _WAIT_SECONDS) -> None:
+        self._exporter, self._wait_seconds = exporter, wait_seconds
+        self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue(room)
+        self._counts = {"sent": 0, "failed": 0, "dropped": 0}
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="rmapd-otlp", daemon=True)
+
+    def offer(self, violation: Mapping[str, Any]) -> None:
+        """Take it along, or count it as dropped where there is no room."""
+        if self._exporter is None:
+            return
+        try:
+            self._waiting.put_nowait(violation)
+        except queue.Full:
+            self._counts["dropped"] += 1
+
+    def counts(self) -> dict[str, int]:
+        """By result; empty where nothing is sent anywhere."""
+        return dict(self._counts) if self._exporter else {}
+
+    def __enter__(self) -> Sender:
+        if self._exporter:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._exporter:
+            return
+        end = time.monotonic() + _AT_THE_END_SECONDS
+        while self._waiting.unfinished_tasks and time.monotonic() < end:
+            time.sleep(0.02)
+        self._closing.set()
+        if left := self._waiting.unfinished_tasks:
+            self._counts["dropped"] += left
+            log.warning("%d violations were not taken by the OTLP collector before the end; they are in this log", left)
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            try:
+                violation = self._waiting.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            result = "sent" if self._exporter and self._delivered(self._exporter, violation) else "failed"
+            if not self._closing.is_set():
+                self._counts[result] += 1
+                self._waiting.task_done()
+
+    def _delivered(self, export: Exporter, violation: Mapping[str, Any]) -> bool:
+        wait = self._wait_seconds
+        for number in range(_TRIES):
+            if number and self._closing.wait(wait):
+                return False
+            wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+            try:
+                if export(violation):
+                    return True
+            except Exception as error:
+                log.warning("OTLP: %s is not sent: %s: %s", violation["id"], type(error).__name__, error)
+                return False
+        log.warning("OTLP: %s was not taken in %d tries; it is in this log", violation["id"], _TRIES)
+        return False
+
+
+def sender(endpoint: str, timeout_seconds: float, kernel: str) -> Sender:
+    """To this collector; RmapdError where the extra is not installed. No endpoint: to nobody."""
+    return Sender(_exporter(endpoint, timeout_seconds, kernel) if endpoint else None)
+
+
+def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
+    try:
+        from opentelemetry._logs import LogRecord, SeverityNumber
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+        from opentelemetry.sdk._logs import ReadableLogRecord
+        from opentelemetry.sdk._logs.export import LogRecordExportResult
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    except ImportError as error:
+        raise RmapdError(
+            f"otlp_endpoint is {endpoint}, and nothing here speaks OTLP",
+            why=str(error),
+            hint="pip install 'rmapd[otlp]', or otlp_endpoint = \"\"",
+        ) from error
+    exporter = OTLPLogExporter(endpoint=endpoint, timeout=timeout_seconds)
+    host, version = os.uname().nodename, tracer.__version__
+    named = {"service.name": "rmapd", "service.version": version, "service.instance.id": host, "host.name": host}
+    resource = Resource.create({**named, "os.type": "linux", "os.version": kernel})
+    scope = InstrumentationScope("rmapd", version)
+
+    def send(violation: Mapping[str, Any]) -> bool:
+        violated = violation["verdict"] == "violated"
+        record = LogRecord(
+            timestamp=_nanoseconds(violation["first_seen"]),
+            observed_timestamp=time.time_ns(),
+            severity_number=SeverityNumber.ERROR if violated else SeverityNumber.WARN,
+            severity_text="ERROR" if violated else "WARN",
+            event_name="rmapd.violation",
+            body=violation["summary"],
+            attributes=attributes(violation),
+        )
+        return exporter.export([ReadableLogRecord(record, resource, scope)]) is LogRecordExportResult.SUCCESS
+
+    return send
+
+
+def attributes(violation: Mapping[str, Any]) -> dict[str, str | int]:
+    """A violation as flat attributes; what has a structure of its own (trail, evidence, stack) as JSON."""
+    plain = {f"rmapd.{name}": violation[name] for name in ("id", "invariant", "verdict", "function", "signature", "count", "protocol")}
+    task = {f"rmapd.task.{name}": value for name, value in violation["task"].items()}
+    structured = {f"rmapd.{name}": json.dumps(violation[name]) for name in ("trail", "evidence", "stack")}
+    return plain | task | structured
+
+
+def _nanoseconds(iso: str) -> int:
+    return int(datetime.fromisoformat(iso).timestamp() * 1_000_000) * 1000

@@ -1,0 +1,67 @@
+"""What the daemon does about what was found: stored first, then logged, then handed to the OTLP collector.
+
+The judging thread calls react() after each look at the books.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tracer.config import STORE, Config
+from tracer.errors import RmapdError
+from tracer.journal import Journal
+from tracer.otlp import Sender
+from tracer.report import as_json, violation_json
+from tracer.snapshot import Snapshot
+from tracer.store import Store
+from tracer.verdict import Finding, Tally
+
+log = logging.getLogger("rmapd")
+
+_RUN_SECONDS = 60.0  # how often the run's report is written
+
+
+def open_store(config: Config, kernel: str) -> Store | None:
+    """The store that the configuration names. The default one may be out of reach; one that was asked for may not."""
+    path = Path(config.store)
+    if not config.store:
+        log.info("no store: what is found is in the log only")
+        return None
+    if config.store != STORE:
+        return Store(path, kernel, config.store_bytes, config.store_days, must=True)
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        return Store(path, kernel, config.store_bytes, config.store_days, must=True)
+    except (OSError, RmapdError) as error:
+        log.warning("no store: %s; what is found is in the log only. --store FILE for another place", error)
+        return None
+
+
+class Reaction:
+    """The store, the log and the collector of one run."""
+
+    def __init__(self, store: Store | None, journal: Journal, collector: Sender) -> None:
+        self._store, self._journal, self._collector = store, journal, collector
+        self._next_run = 0.0
+
+    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
+        """Store, then log; the snapshot with the state of the store."""
+        if self._store:
+            self._store.keep(tally.violations.values(), tally.rest)
+            if ended or time.monotonic() >= self._next_run:
+                self._next_run = time.monotonic() + _RUN_SECONDS
+                self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
+        found = [tally.violations[finding.signature] for finding in new]
+        new.clear()
+        self._journal.new(found)
+        for violation in found:
+            self._collector.offer(violation_json(violation))
+        self._journal.repeats(tally.violations.values(), now=ended)
+        return replace(snapshot, store=self._store.state if self._store else None, otlp=self._collector.counts())
+
+    def close(self) -> None:
+        if self._store:
+            self._store.close()

@@ -1,0 +1,92 @@
+"""The same as JSON under /api/v1/: what a report has under its keys, each at its own path, and the rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tracer
+from tracer import report
+from tracer.history import Point
+from tracer.snapshot import Snapshot
+from tracer.web.message import JSON, Answer, Ask
+from tracer.web.search import Query, Search
+
+ROOT = "/api/v1"
+PARTS = ("hooks", "invariants", "windows", "violations", "lost", "migration", "oracle", "overhead")
+"""Keys of a report that are paths as well."""
+_DESCRIPTION = Path(__file__).parent / "openapi.json"
+
+
+def answer(data: object, status: int = 200) -> Answer:
+    return Answer(status, json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n", JSON)
+
+
+def problem(status: int, what: str) -> Answer:
+    return answer({"error": what}, status)
+
+
+class Api:
+    """Answers for a snapshot."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+
+    def __call__(self, ask: Ask, s: Snapshot, points: Sequence[Point]) -> Answer:
+        """For any path under /api/."""
+        path = ask.path.removeprefix(ROOT).strip("/")
+        if not ask.path.startswith(ROOT) or (path and not ask.path.startswith(f"{ROOT}/")):
+            return problem(404, f"no such path: {ROOT}/ has an index")
+        if path.startswith("violations/"):
+            found = s.violations.get(path.removeprefix("violations/"))
+            return answer(report.violation_json(found)) if found else problem(404, "no violation of this id")
+        if path == "protocols":
+            return answer(self._search.all_found(s, Query.of(ask.fields)))
+        if path == "openapi.json":
+            return Answer(200, _DESCRIPTION.read_bytes(), JSON)
+        if path == "report":
+            return answer(self._report(s))
+        if path in ("", "rates"):
+            return answer(rates(points) if path else index(s))
+        return answer(_parts(s)[path]) if path in PARTS else problem(404, f"no such path: {ROOT}/ has an index")
+
+    def _report(self, s: Snapshot) -> dict[str, Any]:
+        """Like that of `exec`, but for the command: there is none."""
+        return _parts(s) | {"command": {"argv": [], "exit_code": None}, "protocols": self._search.everything(s)}
+
+
+def _parts(s: Snapshot) -> dict[str, Any]:
+    """A report without its protocols, which cost most."""
+    return report.as_json(dataclasses.replace(s, protocols=()), [], 0)
+
+
+def index(s: Snapshot) -> dict[str, Any]:
+    """What is served, and of what."""
+    taken = datetime.datetime.fromtimestamp(s.taken_seconds, datetime.UTC).isoformat(timespec="milliseconds")
+    return {
+        "rmapd": tracer.__version__,
+        "kernel": s.kernel,
+        "fidelity": s.fidelity,
+        "gate_open": s.gate_open,
+        "duration_seconds": round(s.running_seconds, 3),
+        "taken": taken.replace("+00:00", "Z"),
+        "paths": [f"{ROOT}/{part}" for part in ("report", *PARTS, "violations/{id}", "protocols", "rates", "openapi.json")],
+    }
+
+
+def rates(points: Sequence[Point]) -> Mapping[str, Any]:
+    """Counts over the last ten minutes, every two to ten seconds, in columns; a rate is the difference of two by that of their times."""
+    return {
+        "seconds": [round(p.seconds, 3) for p in points],
+        "checks": {name: [p.checks[name] for p in points] for name in (points[-1].checks if points else ())},
+        "unverifiable": [p.unverifiable for p in points],
+        "windows": [p.windows for p in points],
+        "entries": [p.entries for p in points],
+        "lost": [p.lost for p in points],
+        "probe_seconds": [round(p.probe_seconds, 6) for p in points],
+        "user_seconds": [round(p.user_seconds, 3) for p in points],
+    }

@@ -1,0 +1,91 @@
+"""What is at which path. Answers are kept for as long as their snapshot is the current one: asking often costs little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from tracer.history import Point
+from tracer.metrics import SnapshotCollector
+from tracer.snapshot import Snapshot
+from tracer.web.api import Api, problem
+from tracer.web.message import Answer, Ask
+from tracer.web.pages import Pages
+from tracer.web.search import Search
+
+_STATIC = {
+    "/static/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+_FOLDER = Path(__file__).parent / "static"
+_FRESH = {"Cache-Control": "max-age=3600"}
+_MOST_KEPT = 64
+_MOST_KEPT_BYTES = 4 << 20
+
+
+class Source(Protocol):
+    """Where the snapshot and the last minutes are read."""
+
+    @property
+    def points(self) -> tuple[Point, ...]: ...
+    def __call__(self) -> Snapshot | None: ...
+
+
+class Application:
+    """Answers requests from the current snapshot. Called from one thread."""
+
+    def __init__(self, current: Source) -> None:
+        self._current = current
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(SnapshotCollector(current))
+        ProcessCollector(registry=self._registry)
+        search = Search()
+        self._pages, self._api = Pages(search), Api(search)
+        self._static = {path: Answer(200, (_FOLDER / name).read_bytes(), kind, _FRESH) for path, (name, kind) in _STATIC.items()}
+        self._kept: dict[tuple[str, ...], Answer] = {}
+        self._kept_of: Snapshot | None = None
+
+    def __call__(self, ask: Ask) -> Answer:
+        if ask.method not in ("GET", "HEAD"):
+            return Answer.say(405, "GET or HEAD only", Allow="GET, HEAD")
+        if ask.path == "/-/healthy":
+            return Answer.say(200, "healthy")
+        if ask.path in self._static:
+            return self._static[ask.path]
+        s = self._current()
+        if ask.path == "/-/ready":
+            return Answer.say(200, "ready") if s and s.gate_open else Answer.say(503, "the gate is not open")
+        return self._once(ask, s, lambda: self._make(ask, s))
+
+    def _once(self, ask: Ask, s: Snapshot | None, make: Callable[[], Answer]) -> Answer:
+        """From what is kept, or made and kept."""
+        if s is not self._kept_of:
+            self._kept, self._kept_of = {}, s
+        packed = "gzip" in ask.headers.get("accept-encoding", "")
+        accept = ask.headers.get("accept", "") if ask.path == "/metrics" else ""
+        key = (ask.path, ask.query, accept, "gzip" * packed)
+        if key not in self._kept:
+            answer = make().packed() if packed else make()
+            answer = replace(answer, headers={**answer.headers, "Vary": "Accept-Encoding"})
+            self._keep(key, answer)
+            return answer
+        return self._kept[key]
+
+    def _keep(self, key: tuple[str, ...], answer: Answer) -> None:
+        """For as long as there is room; the oldest gives way."""
+        self._kept[key] = answer
+        while len(self._kept) > _MOST_KEPT or sum(len(one.body) for one in self._kept.values()) > _MOST_KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+
+    def _make(self, ask: Ask, s: Snapshot | None) -> Answer:
+        if ask.path == "/metrics":
+            encode, kind = choose_encoder(ask.headers.get("accept", ""))
+            return Answer(200, encode(self._registry), kind)
+        if ask.path.startswith("/api"):
+            return self._api(ask, s, self._current.points) if s else problem(503, "the gate is not open")
+        return self._pages(ask, s, self._current.points)

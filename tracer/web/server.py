@@ -1,0 +1,156 @@
+"""A listening socket and the thread that serves it. Clients are bounded in number, time and CPU; who is slow loses its place, not ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import socket
+import threading
+from dataclasses import replace
+from types import TracebackType
+
+from tracer.errors import RmapdError
+from tracer.web.access import Access, is_loopback
+from tracer.web.budget import Budget
+from tracer.web.connection import Connection, Gone
+from tracer.web.login import Entry, Logins
+from tracer.web.message import SECURE, Answer, Answering, Ask
+from tracer.web.rules import Rules
+from tracer.web.tls import may_enter
+
+log = logging.getLogger("rmapd")
+
+MOST_CONNECTIONS = 64
+_BACKLOG = 128
+_ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
+_ENDS = (Gone, TimeoutError, OSError, EOFError)
+"""How a conversation ends that was not simply over: not worth a line in the log."""
+
+
+def listening(address: tuple[str, int]) -> socket.socket:
+    """A socket bound to this address; RmapdError says what is in the way."""
+    try:
+        family, kind, number, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
+    except OSError as error:
+        raise RmapdError(f"cannot listen on {address[0]}:{address[1]}", why=str(error), hint="--listen with another address") from error
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(where)
+        made.listen(_BACKLOG)
+    except OSError as error:
+        made.close()
+        hint = "--listen with another port, or stop what uses it"
+        raise RmapdError(f"cannot listen on {address[0]}:{address[1]}", why=error.strerror or str(error), hint=hint) from error
+    return made
+
+
+class Server:
+    """Bound on construction, so that a busy port is an error before anything is attached; serves while the context is open."""
+
+    def __init__(self, address: tuple[str, int], application: Answering, access: Access | None = None) -> None:
+        self._application, self._host = application, address[0]
+        self.access = access or Access(None)
+        self._socket = listening(address)
+        self.port = int(self._socket.getsockname()[1])
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="rmapd-http", daemon=True)
+        self._talks: dict[asyncio.Task[None], Connection] = {}
+
+    def __enter__(self) -> Server:
+        self._accepting = self._loop.create_task(self._accept())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._loop.call_soon_threadsafe(self._accepting.cancel)
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        """The thread: all that is of the server happens here."""
+        self._budget, self._logins = Budget(), Logins()
+        self._loop.set_exception_handler(lambda _, context: log.debug("http: %s", context.get("message")))
+        with contextlib.closing(self._loop), self._socket:
+            with contextlib.suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._accepting)
+            self._loop.run_until_complete(self._hang_up())
+
+    async def _hang_up(self) -> None:
+        talks = list(self._talks)
+        for talk in talks:
+            talk.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+        self._logins.close()
+
+    async def _accept(self) -> None:
+        while True:
+            await self._budget.wait()
+            try:
+                client, _ = await self._loop.sock_accept(self._socket)
+            except OSError as error:
+                log.warning("http: cannot take a connection: %s", error)
+                await asyncio.sleep(1)
+                continue
+            self._make_room()
+            connection = Connection(client)
+            talk = self._loop.create_task(self._talk(connection))
+            self._talks[talk] = connection
+            talk.add_done_callback(self._talks.pop)
+
+    def _make_room(self) -> None:
+        """Give up the connection that did nothing useful for longest, where there are too many."""
+        open_talks = [(one.since, number, talk) for number, (talk, one) in enumerate(self._talks.items()) if not talk.cancelling()]
+        if len(open_talks) >= MOST_CONNECTIONS:
+            min(open_talks)[2].cancel()
+
+    async def _talk(self, connection: Connection) -> None:
+        with contextlib.suppress(*_ENDS):
+            try:
+                self.access.refresh()
+                await connection.open(self.access.context)
+                named = self.access.rules.tls
+                if named and not may_enter(connection.certificate, named.client_allowed_sans):
+                    raise Gone
+                await connection.converse(self._answer)
+                await connection.finish()
+            finally:
+                connection.close()
+
+    async def _answer(self, ask: Ask) -> Answer:
+        await self._budget.wait()
+        self.access.refresh()
+        rules = self.access.rules
+        answer = await self._refusal(ask, rules) or self._apply(ask)
+        return replace(answer, headers={**SECURE, **answer.headers, **rules.headers})
+
+    async def _refusal(self, ask: Ask, rules: Rules) -> Answer | None:
+        """Why this request is not answered, if it is not."""
+        if not rules.asks_who and is_loopback(self._host) and not _by_address(ask.headers.get("host", "")):
+            return Answer.say(421, "ask by address or as localhost: any other name may be somebody else's, who points it here")
+        if not rules.users:
+            return None
+        entry = await self._logins.enter(rules.users, ask.headers.get("authorization", ""))
+        if entry is Entry.BUSY:
+            return Answer.say(429, "too many logins at once", Retry_After="2")
+        return None if entry is Entry.YES else Answer.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
+
+    def _apply(self, ask: Ask) -> Answer:
+        try:
+            return self._application(ask)
+        except Exception:
+            log.exception("http: %s %s failed", ask.method, ask.path[:200])
+            return Answer.say(500, "rmapd failed to answer this; its log says why")
+
+
+def _by_address(host: str) -> bool:
+    """Whether a Host header is an address or localhost, and so no name that a page of somebody else had pointed at us (DNS rebinding)."""
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if name in ("", "localhost") or name.endswith(".localhost"):
+        return True
+    try:
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False

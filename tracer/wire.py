@@ -1,0 +1,34 @@
+"""What comes through a Unix socket from a process of our own: bytes of a known length, and file descriptors."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from tracer.errors import RmapdError
+
+_FDS_AT_ONCE = 64  # SCM_MAX_FD is 253
+
+
+def exactly(ours: socket.socket, size: int) -> bytes:
+    """That many bytes, or fewer where the other side died."""
+    parts = bytearray()
+    while len(parts) < size and (part := ours.recv(min(size - len(parts), 1 << 16))):
+        parts += part
+    return bytes(parts)
+
+
+def send_descriptors(theirs: socket.socket, fds: Sequence[int]) -> None:
+    for first in range(0, len(fds), _FDS_AT_ONCE):
+        socket.send_fds(theirs, [b"m"], fds[first : first + _FDS_AT_ONCE])
+
+
+def receive_descriptors(ours: socket.socket, count: int) -> list[int]:
+    """Raises RmapdError where fewer come."""
+    found: list[int] = []
+    while len(found) < count:
+        _, fds, _, _ = socket.recv_fds(ours, 1, _FDS_AT_ONCE)
+        if not fds:
+            raise RmapdError("a process of ours died while it handed over", why=f"{len(found)} of {count} file descriptors came")
+        found += fds
+    return found
