@@ -61,7 +61,10 @@ HOOK(second_walk) {
     row_key.level = 2;
     row = ledger.lookup(&row_key);
   }
-  if (row && row->folio == m->folio) row->visits++;
+  if (row && row->folio == m->folio) {
+    row->visits++;
+    row->to = folio;
+  }
   return 0;
 }
 
@@ -149,5 +152,5 @@ HOOK(freeze_leave) {
   return 0;
 }
 
-HOOK(thp_split) { begin_migration(0, REASON_THP_SPLIT); return 0; }
+HOOK(thp_split) { begin_migration(ctx, 0, REASON_THP_SPLIT); return 0; }
 HOOK(thp_split_leave) { end_migration(ctx, SPLITS_ENDED); return 0; }

@@ -44,6 +44,13 @@ static __always_inline u32 slot_of(struct held_rwsems *h, u64 rwsem) {
   return at;
 }
 
+/* Where hooks have changed since, what was held then may have been given back unseen. */
+static __always_inline void forget_old(struct held_rwsems *h, u64 epoch) {
+  if (h->epoch == epoch) return;
+  __builtin_memset(h, 0, sizeof(*h));
+  h->epoch = epoch;
+}
+
 static __always_inline void fill_hold_key(struct hold_key *key, u64 rwsem) {
   key->rwsem = rwsem;
   key->tid = (u32)bpf_get_current_pid_tgid();
@@ -88,6 +95,7 @@ static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rw
   u32 class = class_of(f, rwsem);
   struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, CREATED);
   struct hold held = {};
+  if (h) forget_old(h, f->epoch);
   if (!h) {
     count(LOCKS_LOST);
   } else if (kind < KIND_up_read) {

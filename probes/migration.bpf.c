@@ -4,7 +4,7 @@
 BPF_HASH(dying_mms, u64, struct dying_mm, MM_ROWS);
 
 HOOK(mm_migrate_pages_start) {
-  begin_migration(ARG(mm_migrate_pages_start, mode), ARG(mm_migrate_pages_start, reason));
+  begin_migration(ctx, ARG(mm_migrate_pages_start, mode), ARG(mm_migrate_pages_start, reason));
   return 0;
 }
 
@@ -15,6 +15,7 @@ HOOK(mm_migrate_pages) {
 
 /* What the row says of the VMA is of the insertion that came last. */
 static __always_inline void note_insertion(struct ledger_row *row, struct migration *visiting, u64 entry) {
+  row->last_ns = bpf_ktime_get_ns();
   row->entry = entry;
   row->count += 1;
 #ifdef HAVE_folio_flags
@@ -25,6 +26,7 @@ static __always_inline void note_insertion(struct ledger_row *row, struct migrat
   row->vm_start = READ(vm_area_struct, visiting->vma, vm_start);
   row->vm_end = READ(vm_area_struct, visiting->vma, vm_end);
   row->visits = 0;
+  row->to = 0;
 #endif
 }
 
@@ -70,7 +72,7 @@ static __always_inline void removed_copy(struct params *p, struct migration *m) 
   if (!m->copied_ns) { count(REMOVALS_UNBOOKED); return; }
   count(ENTRIES_COPIED);
   m->outstanding += 1;
-  settle(p, m, m->mm, m->copied_ns);
+  settle(p, m, m->mm, m->copied_ns, m->copied_ns);
 }
 
 static __always_inline void removed(u64 addr, u32 level) {

@@ -4,9 +4,14 @@ BPF_TASK_STORAGE(lock_states, struct lock_state);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
 
 HOOK(mmap_lock_start_locking) {
-  if (!open_gate()) return 0;
+  struct params *p = open_gate();
+  if (!p) return 0;
   struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, CREATED);
   if (!state) { count(LOCKS_LOST); return 0; }
+  if (state->epoch != p->mmap_epoch) {                  /* what it held then may be given back */
+    __builtin_memset(state, 0, sizeof(*state));
+    state->epoch = p->mmap_epoch;
+  }
   state->waiting = ARG(mmap_lock_start_locking, mm);
   state->since_ns = bpf_ktime_get_ns();
   return 0;
@@ -92,10 +97,11 @@ static __always_inline void downgraded(struct lock_state *state, u64 mm) {
 }
 
 HOOK(mmap_lock_acquire_returned) {
-  if (!open_gate()) return 0;
+  struct params *p = open_gate();
+  if (!p) return 0;
   u64 mm = ARG(mmap_lock_acquire_returned, mm), write = ARG(mmap_lock_acquire_returned, write) & 1;
   struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
-  if (!state) return 0;
+  if (!state || state->epoch != p->mmap_epoch) return 0;
   if (state->waiting != mm) {
     if (!write) downgraded(state, mm);
     return 0;
@@ -117,10 +123,11 @@ HOOK(mmap_lock_acquire_returned) {
 }
 
 HOOK(mmap_lock_released) {
-  if (!open_gate()) return 0;
+  struct params *p = open_gate();
+  if (!p) return 0;
   u64 mm = ARG(mmap_lock_released, mm);
   struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
-  if (!state || !state->n) { count(LOCKS_UNBOOKED); return 0; }
+  if (!state || !state->n || state->epoch != p->mmap_epoch) { count(LOCKS_UNBOOKED); return 0; }
   u64 now = bpf_ktime_get_ns();
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {

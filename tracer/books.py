@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +27,7 @@ class Visited:
     """Where the first walk left an entry: the mm, the VMA as it was then, and the address at which it met the folio there.
 
     visits: how often the second walk came to that very address; None where it is not counted (a fork's copy, a page inside of a large
-    folio)."""
+    folio). to: the folio that it brought."""
 
     mm: int
     entry: int
@@ -35,6 +37,7 @@ class Visited:
     folio: int
     at: int
     visits: int | None = None
+    to: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Event:
     reason: int
     addr: int = 0
     folio: int = 0
+    cgroup: int = 0
+    cgroup_name: str = ""
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task that met it, as it was then."""
+        group = {"cgroup": {"id": self.cgroup, "name": self.cgroup_name or "/"}} if self.cgroup else {}
+        return {"pid": self.tid, "tgid": self.tgid, "comm": self.comm} | group
 
 
 class Books:
@@ -95,6 +106,33 @@ class Books:
         params = self._layouts.structs["params"]
         now = vars(params.unpack(self._maps["params"].lookup(_key(0)) or bytes(params.size)))
         self._maps["params"].update(_key(0), params.pack(**(now | values)))
+
+    @contextlib.contextmanager
+    def change_of_hooks(self, *, windows: bool, mmap_locks: bool) -> Iterator[None]:
+        """Hooks are attached and detached in here. The epoch of what they book is odd meanwhile and another one afterwards, so what began
+        before or in here is not counted: its other half may not have been seen."""
+        layout = self._layouts.structs["params"]
+        now = layout.unpack(self._maps["params"].lookup(_key(0)) or bytes(layout.size))
+        epochs = {"window_epoch": now.window_epoch} if windows else {}
+        epochs |= {"mmap_epoch": now.mmap_epoch} if mmap_locks else {}
+        self.set_params(**{name: epoch + 1 for name, epoch in epochs.items()})
+        try:
+            yield
+        finally:
+            if windows and "holds" in self._maps:
+                for key, _ in list(self._maps["holds"].items()):
+                    self._maps["holds"].delete(key)
+            if mmap_locks:
+                self._end_forks()
+            self.set_params(**{name: epoch + 2 for name, epoch in epochs.items()})
+
+    def _end_forks(self) -> None:
+        """A fork whose end is not seen would be taken for one that goes on for ever."""
+        table, layout = self._maps["fork_windows"], self._layouts.structs["fork_window"]
+        for n in range(table.max_entries):
+            window = layout.unpack(table.lookup(_key(n)) or bytes(layout.size))
+            if window.start_ns and not window.end_ns:
+                table.update(_key(n), layout.pack(**vars(window) | {"end_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC)}))
 
     def counters(self) -> dict[str, int]:
         """Every counter by its name in books.h, summed over the CPUs."""
@@ -141,7 +179,8 @@ class Books:
     def _row(
         raw_key: bytes, key: Any, row: Any, addr: int, level: int, entry: int, count: int, nth: int, at: int, visits: int | None
     ) -> Row:
-        visited = {key.mm: Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits)} if key.mm else {}
+        to = getattr(row, "to", 0)
+        visited = {key.mm: Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits, to)} if key.mm else {}
         name = struct.pack("<QQII", key.start_ns, addr, key.tid, level)
         found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
         return Row(name, *found, ((raw_key, nth),), visited)
@@ -202,7 +241,20 @@ class Books:
         stacks = (e.stack, e.first_stack)
         tasks = (e.tid, e.tgid, e.first_tid, e.comm)
         return Event(
-            self._kinds.get(e.kind, "?"), e.time_ns, e.start_ns, e.a, e.b, e.first_ns, *tasks, *stacks, e.mode, e.reason, e.addr, e.folio
+            self._kinds.get(e.kind, "?"),
+            e.time_ns,
+            e.start_ns,
+            e.a,
+            e.b,
+            e.first_ns,
+            *tasks,
+            *stacks,
+            e.mode,
+            e.reason,
+            e.addr,
+            e.folio,
+            e.cgroup,
+            e.cgroup_name,
         )
 
     def stack(self, stack: int, book: str = "stacks") -> list[int]:

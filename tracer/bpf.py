@@ -16,6 +16,7 @@ from typing import Protocol
 
 SYS_BPF = 321  # x86-64
 _LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH, _UPDATE_BATCH = 1, 2, 3, 24, 26
+_MAP_CREATE, _INFO, _BTF_LOAD, _BTF_BY_ID = 0, 15, 18, 19
 _BATCH_BYTES = 1 << 18
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -166,6 +167,42 @@ class Map:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def shape_of(fd: int) -> tuple[int, int, int, int, int, int, int, int]:
+    """(kind, key size, value size, rows, flags, id of its BTF, type ids of key and value) of a map (struct bpf_map_info)."""
+    info = ctypes.create_string_buffer(88)
+    call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+    kind, _, key_size, value_size, rows, flags = struct.unpack_from("<IIIIII", info)
+    return kind, key_size, value_size, rows, flags, *struct.unpack_from("<III", info, 64)
+
+
+def types_of(btf_id: int) -> bytes:
+    """BTF that is loaded, by its id."""
+    fd, _ = call(_BTF_BY_ID, struct.pack("<I", btf_id))
+    try:
+        info = ctypes.create_string_buffer(32)
+        call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+        (size,) = struct.unpack_from("<I", info, 8)
+        blob = ctypes.create_string_buffer(size)
+        ctypes.memset(info, 0, len(info))
+        struct.pack_into("<QI", info, 0, ctypes.addressof(blob), size)
+        call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+        return blob.raw
+    finally:
+        os.close(fd)
+
+
+def load_types(blob: bytes) -> int:
+    """A file descriptor of BTF."""
+    text = ctypes.create_string_buffer(blob, len(blob))
+    return call(_BTF_LOAD, struct.pack("<QQIII", ctypes.addressof(text), 0, len(blob), 0, 0))[0]
+
+
+def create_map(name: str, kind: int, sizes: tuple[int, int, int], flags: int, types: tuple[int, int, int] = (0, 0, 0)) -> int:
+    """A new map's file descriptor. sizes: of key and value, and rows; types: file descriptor of BTF, type ids of key and value."""
+    title = name.encode()[:15]
+    return call(_MAP_CREATE, struct.pack("<IIIIIII16sIIII", kind, *sizes, flags, 0, 0, title, 0, *types), 72)[0]
 
 
 class Ring:

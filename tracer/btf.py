@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import add
 from pathlib import Path
 
 from tracer.errors import RmapdError
@@ -96,17 +97,20 @@ class Btf:
 
     def _find_string(self, name: str) -> list[int]:
         """Every offset at which the exact string stands (the section is usually deduplicated)."""
-        return self._offsets.get(name.encode(), [])
+        once, doubled = self._offsets
+        text = name.encode()
+        return doubled.get(text) or ([once[text]] if text in once else [])
 
     @cached_property
-    def _offsets(self) -> dict[bytes, list[int]]:
-        """Every string of the section with its offsets."""
+    def _offsets(self) -> tuple[dict[bytes, int], dict[bytes, list[int]]]:
+        """Where each string of the section is, and all places of those that are there more than once."""
         strings = self._blob[self._strings : self._strings_end].split(b"\0")
-        starts = accumulate((len(string) + 1 for string in strings), initial=0)
-        found: dict[bytes, list[int]] = {}
-        for string, start in zip(strings, starts, strict=False):
-            found.setdefault(string, []).append(start)
-        return found
+        starts = list(map(add, accumulate(map(len, strings), initial=0), range(len(strings))))
+        once, doubled = dict(zip(strings, starts, strict=True)), dict[bytes, list[int]]()
+        if len(once) < len(strings) - 1:  # the empty one is both the first and, after the last zero, the last
+            for string, start in zip(strings, starts, strict=True):
+                doubled.setdefault(string, []).append(start)
+        return once, doubled
 
     def _header(self, type_id: int) -> tuple[str, int, int, int, int, int]:
         """(name, kind, vlen, kind_flag, size_or_type, offset of the trailer)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,22 +228,21 @@ def report(source: Path | None, config: Path | None, store: str | None, output: 
 
 @main.command()
 @click.argument("id")
-def explain(id: str) -> None:
-    """Explain an invariant (M1, L2, …)."""
+@_config
+@_store
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="A report of rmapd exec, not the store.")
+@click.option("--format", "form", type=click.Choice(["text", "json", "md"]), default="text", show_default=True)
+def explain(id: str, config: Path | None, store: str | None, report: Path | None, form: str) -> None:
+    """Explain an invariant (M1, L2, …), or a violation by its id: as one would send it to linux-mm."""
+    from tracer import explain as explanation
+
     known = discover()
-    invariant = known.get(id.upper())
-    if invariant is None:
-        raise RmapdError(f"no invariant {id!r}", hint=f"one of {', '.join(known)}")
-    click.echo(f"{invariant.id}: {invariant.title}\n")
-    parts = (
-        ("claim", invariant.claim),
-        ("stated in", invariant.stated),
-        ("not violations", invariant.not_violations),
-        ("how confirmed", invariant.confirmed),
-        ("blind spots", invariant.blind_spots),
-        ("hooks", ", ".join(invariant.needs).replace("|", " or ") or f"none in this version; will need {', '.join(invariant.awaits)}"),
-        ("without", "\n".join(f"{name}: {cost}".replace("|", " or ") for name, cost in (invariant.lacking or {}).items())),
-    )
-    for name, text in parts:
-        for n, line in enumerate(text.splitlines()):
-            click.echo(textwrap.fill(line, 100, initial_indent=f"{name if n == 0 else '':16}", subsequent_indent=" " * 16))
+    if invariant := known.get(id.upper()):
+        shown: Any = explanation.invariant_json(invariant) if form == "json" else explanation.invariant_text(invariant)
+    elif "-" not in id:
+        raise RmapdError(f"no invariant {id!r}", hint=f"one of {', '.join(known)}, or a violation's id")
+    else:
+        found = explanation.find(id, Path(_load(config, None, store=store).store), report)
+        said = {"json": explanation.as_json, "md": explanation.as_markdown, "text": explanation.as_text}[form]
+        shown = said(found, known[found.violation["invariant"]])
+    click.echo(shown if isinstance(shown, str) else json.dumps(shown, indent=1, ensure_ascii=False), nl=not isinstance(shown, str))

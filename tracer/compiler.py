@@ -7,8 +7,10 @@ The instructions name maps by the child's descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,10 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.bpf import Map
+from tracer.bpf import Map, create_map, load_types, shape_of, types_of
+from tracer.cache import Cache, Entry, MapShape, compiler_identity
 from tracer.errors import RmapdError
 from tracer.template import WIDE, instructions
 from tracer.wire import exactly, receive_descriptors, send_descriptors
+
+log = logging.getLogger("rmapd")
 
 _DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 _PSEUDO_MAP_FD = 1
@@ -37,11 +42,63 @@ class Compiled:
     code: dict[str, bytes]
 
 
-def compile_text(text: str, flags: Sequence[str], programs: Iterable[str], headers: str, cpus: int) -> Compiled:
-    """Compile one translation unit in a child; `headers` is the stub header tree. RmapdError with clang's first error."""
+def compile_text(text: str, flags: Sequence[str], programs: Iterable[str], headers: str, cpus: int, cache: Cache | None = None) -> Compiled:
+    """One translation unit, compiled or (with a cache) taken from what was compiled before. `headers` is the stub header tree.
+    RmapdError with clang's first error."""
+    wanted, compiler = sorted(set(programs)), compiler_identity()
+    if cache is None or not compiler:
+        return _compile(text, flags, wanted, headers, cpus)
+    kernel = os.uname()
+    name = cache.name({"text": text, "flags": list(flags), "programs": wanted, "compiler": compiler, "kernel": [*kernel[2:4]]})
+    entry = cache.read(name)
+    if entry:
+        try:
+            return _restored(entry, cpus)
+        except OSError as error:
+            log.info("what was compiled before does not load (%s): compiled anew", error)
+    compiled = _compile(text, flags, wanted, headers, cpus)
+    with contextlib.suppress(OSError):
+        cache.write(name, _entry(compiled))
+    return compiled
+
+
+def _entry(compiled: Compiled) -> Entry:
+    """For the cache: maps as they were created, and numbers instead of our file descriptors."""
+    shapes, numbers, types = {}, {}, set[int]()
+    for number, (name, table) in enumerate(compiled.maps.items()):
+        kind, key_size, value_size, rows, flags, btf_id, key_type, value_type = shape_of(table.fd)
+        shapes[name] = MapShape(kind, key_size, value_size, rows, flags, key_type, value_type)
+        numbers[table.fd] = number
+        types |= {btf_id} - {0}
+    blob = types_of(types.pop()) if types else b""
+    return Entry(shapes, {name: _with_our_maps(code, numbers) for name, code in compiled.code.items()}, blob)
+
+
+def _restored(entry: Entry, cpus: int) -> Compiled:
+    """New maps of the same shapes, and the instructions with their file descriptors."""
+    maps, fds = dict[str, Map](), dict[int, int]()
+    btf = load_types(entry.types) if entry.types else 0
+    try:
+        for number, (name, shape) in enumerate(entry.maps.items()):
+            sizes, typed = (shape.key_size, shape.value_size, shape.max_entries), bool(shape.value_type)
+            types = (btf, shape.key_type, shape.value_type) if typed else (0, 0, 0)
+            fds[number] = create_map(name, shape.kind, sizes, shape.flags, types)
+            maps[name] = Map(fds[number], shape.kind, *sizes, cpus)
+    except OSError:
+        for table in maps.values():
+            table.close()
+        raise
+    finally:
+        if btf:
+            os.close(btf)
+    return Compiled(maps, {name: _with_our_maps(code, fds) for name, code in entry.code.items()})
+
+
+def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: str, cpus: int) -> Compiled:
+    """In a child."""
     ours, theirs = socket.socketpair()
     with ours, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as request:
-        request.write(json.dumps({"text": text, "flags": list(flags), "programs": sorted(set(programs))}).encode())
+        request.write(json.dumps({"text": text, "flags": list(flags), "programs": programs}).encode())
         request.seek(0)
         child = subprocess.Popen(
             [sys.executable, "-m", "tracer.compiler", str(theirs.fileno())],

@@ -13,7 +13,7 @@ import msgspec
 
 from tracer.errors import RmapdError
 
-CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds")
+CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget")
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 STORE = "/var/lib/rmapd/rmapd.db"
 FIDELITIES = ("auto", "full", "owner", "migration")
@@ -66,6 +66,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop_privileges: Annotated[
         bool, _says("`run`: once attached, give up every capability that judging does not need, and never have one again (OPERATING.md)")
     ] = True
+    budget: Annotated[
+        float, _says("`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered")
+    ] = 0.01
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
@@ -73,6 +76,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str, _says("`run`: where violations go as OTLP logs, e.g. `http://collector:4318/v1/logs`; empty: nowhere (FLEET.md)")
     ] = ""
     otlp_timeout_seconds: Annotated[float, _says("how long one attempt to send to `otlp_endpoint` may take")] = 10.0
+    cache: Annotated[str, _says("a folder for compiled probes: the next start is a second sooner; empty: none")] = "/var/cache/rmapd"
     lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
     store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
     store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
@@ -180,6 +184,8 @@ def _check(config: Config, where: str) -> None:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
+    if not 0 < config.budget <= 1:
+        raise wrong("budget", f"{config.budget} is no share: above 0, and 1 at most", f"{Config().budget:g}")
     if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
         raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
     least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}

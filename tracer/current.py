@@ -20,13 +20,13 @@ class Current:
     ten minutes, oldest first.
 
     A call that finds the snapshot older than a second asks for a new one through the descriptor `asked`, on which the judging thread
-    sleeps, and waits a quarter of a second for it at most: a judge that is busy is no reason to answer nobody. So however many ask,
-    there is one snapshot a second. Once the gate is closed nobody is asked: the last one stays."""
+    sleeps, and waits a quarter of a second for it at most, once a second: a judge that is busy is no reason to answer nobody. So however
+    many ask, there is one snapshot a second. Once the gate is closed nobody is asked: the last one stays."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._snapshot: Snapshot | None = None
         self.points: tuple[Point, ...] = ()
-        self._clock, self._taken = clock, 0.0
+        self._clock, self._taken, self._gave_up = clock, 0.0, -_FRESH_SECONDS
         self._changed = threading.Condition()
         self.asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -35,7 +35,9 @@ class Current:
             known = self._snapshot
             if known is not None and known.gate_open and self._age() >= _FRESH_SECONDS:
                 os.eventfd_write(self.asked, 1)
-                self._changed.wait_for(lambda: self._snapshot is not known, _PATIENCE_SECONDS)
+                if self._clock() - self._gave_up >= _FRESH_SECONDS:
+                    came = self._changed.wait_for(lambda: self._snapshot is not known, _PATIENCE_SECONDS)
+                    self._gave_up = self._gave_up if came else self._clock()
             return self._snapshot
 
     def _age(self) -> float:

@@ -7,7 +7,7 @@ import datetime
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,13 @@ _PRAGMAS = (
     "temp_store = MEMORY",
 )
 
-_MORE = """UPDATE signature SET count = count + :more, last_seen = max(last_seen, :last_seen), last_run = :run
-WHERE signature = :signature RETURNING number"""
-_SIGNATURE = """INSERT INTO signature
-(signature, id, invariant, verdict, function, first_seen, last_seen, count, first_run, last_run, evidence)
-VALUES (:signature, :id, :invariant, :verdict, :function, :first_seen, :last_seen, :more, :run, :run, :evidence)
+_MORE = "UPDATE signature SET count = count + ?, last_seen = max(last_seen, ?), last_run = ? WHERE number = ?"
+_SIGNATURE = """INSERT INTO signature (signature, id, invariant, verdict, function, first_seen, last_seen, count, first_run, last_run)
+VALUES (:signature, :id, :invariant, :verdict, :function, :first_seen, :last_seen, :more, :run, :run)
 ON CONFLICT (signature) DO UPDATE SET count = count + excluded.count, last_seen = max(last_seen, excluded.last_seen),
-last_run = excluded.last_run, evidence = CASE WHEN first_run = excluded.first_run
-OR (json_array_length(evidence, '$.stack') = 0 AND json_array_length(excluded.evidence, '$.stack') > 0)
-THEN excluded.evidence ELSE evidence END RETURNING number"""
+last_run = excluded.last_run RETURNING number, first_run"""
+_EVIDENCE = """INSERT INTO evidence VALUES (:number, :evidence) ON CONFLICT DO UPDATE SET evidence = excluded.evidence
+WHERE :first OR (json_array_length(evidence, '$.stack') = 0 AND json_array_length(excluded.evidence, '$.stack') > 0)"""
 _HOUR = "INSERT INTO hour VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
 _REST = "INSERT INTO rest VALUES ('over', ?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count"
 _RUN = """INSERT INTO run VALUES (:id, :kernel, :rmapd, :started, :written, :ended, :report)
@@ -150,17 +148,19 @@ class Database:
             if self._sql.in_transaction:
                 self._sql.execute("ROLLBACK")
 
-    def more(self, given: Mapping[str, Any]) -> int | None:
-        """A repeat; the row's number, None where there is no row (any more)."""
-        numbers = self._sql.execute(_MORE, given).fetchall()
-        return int(numbers[0][0]) if numbers else None
+    def more(self, rows: Sequence[tuple[int, str, str, int]]) -> bool:
+        """Repeats: (more, last_seen, run, number) each; False where a row is not there any more."""
+        return not rows or self._sql.executemany(_MORE, rows).rowcount == len(rows)
 
     def put(self, given: Mapping[str, Any]) -> int:
         """A signature with its evidence. A row of an earlier run goes on, with the evidence that it has, if that has a stack."""
-        return int(self._sql.execute(_SIGNATURE, given).fetchall()[0][0])
+        ((number, first_run),) = self._sql.execute(_SIGNATURE, given).fetchall()
+        self._sql.execute(_EVIDENCE, {"number": number, "evidence": given["evidence"], "first": first_run == given["run"]})
+        return int(number)
 
-    def put_hours(self, number: int, hours: Mapping[str, int]) -> None:
-        self._sql.executemany(_HOUR, [(number, hour, count) for hour, count in hours.items() if count])
+    def put_hours(self, rows: Iterable[tuple[int, str, int]]) -> None:
+        """(number, hour, count) each."""
+        self._sql.executemany(_HOUR, rows)
 
     def put_rest(self, rest: Mapping[tuple[str, str], int]) -> None:
         self._sql.executemany(_REST, [(*key, count) for key, count in rest.items()])
@@ -206,5 +206,7 @@ class Database:
             f"WHERE {which} GROUP BY invariant, verdict ON CONFLICT DO UPDATE SET count = count + excluded.count",
             tuple(values),
         )
-        self._sql.execute(f"DELETE FROM hour WHERE number IN (SELECT number FROM signature WHERE {which})", tuple(values))  # noqa: S608
+        for table in ("hour", "evidence"):
+            of_these = f"number IN (SELECT number FROM signature WHERE {which})"  # noqa: S608
+            self._sql.execute(f"DELETE FROM {table} WHERE {of_these}", tuple(values))  # noqa: S608
         return self._sql.execute(f"DELETE FROM signature WHERE {which}", tuple(values)).rowcount  # noqa: S608

@@ -191,7 +191,7 @@ def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
     if not any(isinstance(step, TreeStep | Commit | Visit) for step in mine):
         return []
     (own, locking), (other, wanted) = _parted(mine), _parted(theirs)
-    if [_bare(step) for step in own] != [_bare(step) for step in other]:
+    if [bare(step) for step in own] != [bare(step) for step in other]:
         return []
     differing = [(ours, their) for ours, their in zip(own, other, strict=True) if ours != their]
     lacking = Counter(words(wanted))
@@ -206,7 +206,7 @@ def _parted(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
     return [step for step in steps if not isinstance(step, Locking)], [step for step in steps if isinstance(step, Locking)]
 
 
-def _bare(step: Step) -> Step:
+def bare(step: Step) -> Step:
     """Without the states of its locks."""
     match step:
         case TreeStep(tree, enters, owner) if owner is not None:

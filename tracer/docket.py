@@ -7,16 +7,16 @@ from typing import Any
 
 from tracer.books import Books, Event
 from tracer.encoding import Encoding
-from tracer.errors import RmapdError
 from tracer.invariant import Invariant
 from tracer.layout import Books as Layouts
-from tracer.notation import text
 from tracer.rulings import Rulings, Sighting
+from tracer.scene import Scene, vm_letters
 from tracer.symbols import Symbols
+from tracer.trail import Trail, Trails, ranges
 from tracer.verdict import Finding, Tally, Verdict
-from tracer.windows import Flight, Windows
+from tracer.windows import Windows
 
-_TRAIL = 32
+_WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
 _MOST_SINGLE_LOOKUPS = 64  # a batch is cheaper from about here on
 _LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
 
@@ -32,54 +32,36 @@ class Docket:
         symbols: Symbols,
         invariants: Mapping[str, Invariant],
         checked: Container[str],
+        scene: Scene | None = None,
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
         self.rulings = Rulings(self.encoding, invariants, checked)
+        self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
         self.pressing = False
-        self._books, self._symbols = books, symbols
+        self._books, self._symbols, self._scene = books, symbols, scene
         self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
         key, seen = self.windows.sighting(raw)
-        known = self.rulings.rule(key).values()
-        wrong = any(ruling.verdict in (Verdict.VIOLATED, Verdict.SUSPECT) for ruling in known)
-        self.pressing |= wrong
-        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
+        wrong = [f"{name}: {ruling.reason}" for name, ruling in self.rulings.rule(key).items() if ruling.verdict in _WRONG]
+        self.pressing |= bool(wrong)
+        trail = self.trails.of_window(event, key, seen, f"this window broke {'; '.join(wrong)}") if wrong else Trail()
+        vma = {**ranges(event.a, seen), **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {})}
+        if self._scene and wrong and event.a:
+            now = self._scene.vma(event.a, event.b)
+            vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
+        folio = self._scene.folio(seen.folio, vm_flags=seen.vm_flags) if self._scene and wrong and seen.folio else {}
         sighting = Sighting(
-            task={"pid": event.tid, "tgid": event.tgid, "comm": event.comm},
+            task=event.task,
             stack=self._symbols.stack(self._books.stack(event.stack)),
-            vma=_ranges(event.a, seen),
+            vma=vma,
             addresses={name: hex(value) for name, value in _addresses(event.b, seen).items() if value},
-            trail=self.trail(around, event.time_ns) if wrong else (),
+            trail=trail.steps,
+            note=trail.note,
+            folio=folio,
         )
         self.rulings.sighted(key, sighting)
-
-    def trail(self, around: set[int], until_ns: int | None = None) -> tuple[Mapping[str, Any], ...]:
-        """The last windows that ended by then and shared an address with this one, oldest first: what came later led to nothing."""
-        related = self.windows.flights(around, until_ns)[-_TRAIL:] if around else []
-        born = self.windows.born() if related else {}
-        return tuple(self._step(flight, born) for flight in related)
-
-    def _step(self, flight: Flight, born: Mapping[int, bytes]) -> dict[str, Any]:
-        row = flight.row
-        return {
-            "time_ns": row.end_ns,
-            "duration_ns": row.end_ns - row.start_ns,
-            "function": flight.window,
-            "task": {"pid": row.tid, "tgid": row.tgid},
-            "vma": _ranges(row.vma, row),
-            "protocol": self._text(born.get(row.protocol)),
-            "stack": list(self._symbols.stack(self._books.stack(row.stack, "flight_stacks"))),
-        }
-
-    def _text(self, key: bytes | None) -> str:
-        if key is None:
-            return ""
-        try:
-            return text(self.encoding.decode(key))
-        except RmapdError as error:
-            return str(error)
 
     def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float, *, whole: bool = True) -> list[Finding]:
         """Count the table into the tally, or (not whole) only what is not well in it; the findings that are new.
@@ -96,12 +78,6 @@ class Docket:
     def tick(self) -> None:
         """A second has passed since the tick before."""
         self._losses = (self._losses[1], self._last_losses)
-
-
-def _ranges(vma: int, seen: Any) -> dict[str, str]:
-    """A VMA's address and its range before and after, as far as known."""
-    numbers = {"vma": vma, "was_start": seen.was_start, "was_end": seen.was_end, "vm_start": seen.vm_start, "vm_end": seen.vm_end}
-    return {name: hex(value) for name, value in numbers.items() if value}
 
 
 def _addresses(mm: int, seen: Any) -> dict[str, int]:

@@ -20,6 +20,7 @@ import msgspec
 from tracer import loader, plan
 from tracer.bpf import Map, possible_cpus
 from tracer.btf import STRUCT
+from tracer.cache import Cache
 from tracer.errors import RmapdError
 from tracer.kernel import Kernel
 from tracer.loaded import Fastened, Loaded
@@ -39,6 +40,7 @@ class Order:
     sizes: Mapping[str, int]
     statistics: bool
     enums: Sequence[str] = ()
+    cache: Path | None = None
 
 
 class _Point(msgspec.Struct, frozen=True):
@@ -102,7 +104,8 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
     fds: list[int] = []
     try:
         planned = plan.make(kernel, order.folders, order.only)
-        kit = loader.Kit(kernel.types, order.constants, order.folders[0] / "include", order.sizes, kernel.release)
+        include, cache = order.folders[0] / "include", Cache(order.cache) if order.cache else None
+        kit = loader.Kit(kernel.types, order.constants, include, order.sizes, kernel.release, cache)
         loaded = loader.load(planned, kit, statistics=order.statistics)
         answer, fds = _described(loaded, kernel, order.enums)
     except RmapdError as error:

@@ -8,6 +8,9 @@ from typing import Any
 
 import tracer
 from tracer import plots
+from tracer.aligned import differences
+from tracer.beside import pair
+from tracer.difference import Seen
 from tracer.drawing import not_installed
 from tracer.reported import Edge, Report, Reported, Violation
 from tracer.summary import functions, headline, moment, span, tiles
@@ -46,7 +49,7 @@ def _page(reported: Reported) -> dict[str, Any]:
         "tiles": tiles(reported),
         "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],
         "timeline": {"wide": wide, "narrow": narrow, "caption": _caption(reported)},
-        "violations": [_violation(v, titles) for v in reported.violations[:_MOST]],
+        "violations": [_violation(v, titles, reported) for v in reported.violations[:_MOST]],
         "hidden": len(reported.violations[_MOST:]),
         "open": _OPEN,
         "shown": _SHOWN,
@@ -98,18 +101,35 @@ def _step(word: str, escape: Any) -> Any:
     return Markup('<span class="{}">{}</span>').format(kind, word) if kind else escape(word)
 
 
-def _violation(v: Violation, titles: dict[str, str]) -> dict[str, Any]:
+def _violation(v: Violation, titles: dict[str, str], reported: Reported) -> dict[str, Any]:
     """With the title of its invariant, and its trail told backwards in time from its last window."""
     ends = [step["time_ns"] for step in v.trail if isinstance(step.get("time_ns"), int)]
     trail = [_step_of_trail(step, max(ends, default=0)) for step in v.trail]
-    if trail and v.protocol and (trail[-1]["function"], trail[-1]["protocol"]) == (v.function, v.protocol):
-        trail[-1]["accused"] = True
+    if trail and not any(step["accused"] for step in trail):  # rmapd did not mark it before it kept trails of entries
+        trail[-1]["accused"] = bool(v.protocol) and (trail[-1]["function"], trail[-1]["protocol"]) == (v.function, v.protocol)
     known = {name: getattr(v, name) for name in v.__struct_fields__}
-    return known | {"title": titles.get(v.invariant, ""), "trail": trail, "evidence": _shown(v.evidence)}
+    told: dict[str, Any] = {"title": titles.get(v.invariant, ""), "trail": trail, "note": str(v.evidence.get("trail_note", ""))}
+    told |= {"seen": _protocol(v.protocol), "legal": "", "windows": 0}
+    if both := pair(v, reported.report_of(v)):
+        told |= {"windows": both[1].count} | dict(zip(("seen", "legal"), _marked(*both), strict=True))
+    return known | told | {"evidence": _shown(v.evidence), "machine": _shown(v.machine)}
+
+
+def _marked(seen: Seen, legal: Seen) -> tuple[Any, Any]:
+    """Both, with the steps marked that only one has."""
+    from markupsafe import Markup, escape
+
+    lines: dict[str, list[Any]] = {"seen": [], "legal": []}
+    for run in differences(seen.protocol, legal.protocol):
+        for side, line in lines.items():
+            steps = [_step(word, escape) for word in run[side]]
+            line.extend(steps if run["op"] == "equal" else [Markup('<mark class="{}">{}</mark>').format(side, step) for step in steps])
+    head = Markup("<b>{}</b> ").format(seen.function)
+    return head + Markup(" ").join(lines["seen"]), head + Markup(" ").join(lines["legal"])
 
 
 def _shown(evidence: dict[str, Any]) -> dict[str, Any]:
-    return {name: each for name, each in evidence.items() if each not in ({}, [], "", None)}
+    return {name: each for name, each in evidence.items() if each not in ({}, [], "", None) and name != "trail_note"}
 
 
 def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
@@ -121,7 +141,8 @@ def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
         "task": f"{task.get('comm', '')}[{task['pid']}]" if isinstance(task, dict) and "pid" in task else "",
         "vma": _range(vma) if isinstance(vma, dict) else "",
         "protocol": str(step.get("protocol", "")),
-        "accused": False,
+        "accused": step.get("marked") is True,
+        "why": str(step.get("why", "")),
     }
 
 

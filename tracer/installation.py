@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tracer.config import Config
+from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -43,7 +43,7 @@ class Machine:
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
-    state: Path = Path("/var/lib/rmapd")
+    state: Path = Path(STORE).parent
     run: Path = Path("/run")
     systemctl: Callable[[], str] = field(default=_systemctl)
     has: Callable[[str], bool] = field(default=_module)

@@ -48,16 +48,28 @@ class Invariant:
     def built(self) -> bool:
         return bool(self.needs)
 
-    def coverage(self, attached: Collection[str]) -> tuple[Coverage, str]:
-        """Coverage with these hooks and features, and the reason for anything less than full."""
+    def coverage(self, attached: Collection[str], off: Mapping[str, str] | None = None) -> tuple[Coverage, str]:
+        """Coverage with these hooks and features, and the reason for anything less than full. off: hooks that were taken away -> why;
+        what is judged by protocols is judged by all windows, so none of their hooks may be missing unnoticed."""
         if not self.built:
             return Coverage.NONE, "not checked by this version of rmapd"
+        named = {name for names in (*self.needs, *(self.lacking or {})) for name in names.split("|")}
+        away = _taken_away({name: why for name, why in (off or {}).items() if self.judge or name in named})
         absent = [names.replace("|", " or ") for names in self.needs if not _any_of(names, attached)]
         if absent:
-            return Coverage.NONE, f"needs {', '.join(absent)}"
+            return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}", *away])
         costs = [cost for names, cost in (self.lacking or {}).items() if not _any_of(names, attached)]
-        costs = list(dict.fromkeys(costs))
+        costs = list(dict.fromkeys(costs + away))
         return (Coverage.PARTIAL, "; ".join(costs)) if costs else (Coverage.FULL, "")
+
+
+def _taken_away(off: Mapping[str, str]) -> list[str]:
+    """One reason for all hooks that have it."""
+    hooks: dict[str, list[str]] = {}
+    for name, why in off.items():
+        hooks.setdefault(why, []).append(name)
+    some = {why: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") for why, names in hooks.items()}
+    return [f"taken away: {names} ({why})" for why, names in some.items()]
 
 
 def _any_of(names: str, attached: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -18,7 +18,7 @@ from tracer.btf import Btf
 from tracer.errors import RmapdError
 
 _CLONE = re.compile(r"(.+)\.(?:isra|constprop|part)\.\d+")
-_SYMBOL = re.compile(r"^([0-9a-f]+) \S (\S+)", re.MULTILINE)
+_SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 
 
 @dataclass
@@ -58,40 +58,40 @@ class Kernel:
         return self.known_enums[enum] if enum in self.known_enums else self.types.enumerators(enum)
 
     @cached_property
-    def symbols(self) -> dict[str, int]:
-        """/proc/kallsyms as name -> address (0 where kptr_restrict hides it); the first of equal names wins."""
+    def symbols(self) -> Collection[str]:
+        """Every name in /proc/kallsyms."""
         try:
-            found = _SYMBOL.findall((self.proc_root / "kallsyms").read_text())
+            return frozenset(_SYMBOL.findall((self.proc_root / "kallsyms").read_text()))
         except OSError:
-            return {}
-        return {name: int(address, 16) for address, name in reversed(found)}
+            return frozenset()
 
     def address_of(self, symbol: str) -> int:
         """One address from kallsyms, 0 where it is hidden or not there."""
-        return next((address for address, _, name in self._kallsyms() if name == symbol), 0)
+        return next((address for address, _, name, _ in self._kallsyms() if name == symbol), 0)
 
-    def functions(self) -> Iterator[tuple[int, str]]:
-        """(address, name) of everything that is code, read now: modules and BPF programs come and go."""
-        return ((address, name) for address, kind, name in self._kallsyms() if kind in "tTwW" and address)
+    def functions(self) -> Iterator[tuple[int, str, str]]:
+        """(address, name, `[module]`) of everything that is code, read now: modules and BPF programs come and go."""
+        return ((address, name, module) for address, kind, name, module in self._kallsyms() if kind in "tTwW" and address)
 
     @cached_property
     def _kallsyms_file(self) -> TextIO:
         """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read."""
         return (self.proc_root / "kallsyms").open()
 
-    def _kallsyms(self) -> Iterator[tuple[int, str, str]]:
+    def _kallsyms(self) -> Iterator[tuple[int, str, str, str]]:
         try:
             lines = self._kallsyms_file
             lines.seek(0)
             for line in lines:
                 address, kind, name = line.split(None, 2)
-                yield int(address, 16), kind, name.partition("\t")[0].rstrip("\n")
+                name, _, module = name.rstrip("\n").partition("\t")
+                yield int(address, 16), kind, name, module
         except OSError:
             return
 
     def shows_addresses(self) -> bool:
         """Whether kallsyms tells where symbols are."""
-        return any(address for address, _, _ in islice(self._kallsyms(), 64))
+        return any(address for address, _, _, _ in islice(self._kallsyms(), 64))
 
     @cached_property
     def traceable(self) -> frozenset[str] | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tracer.bpf import Map, Ring
+from tracer.keeper import Keeper
 from tracer.plan import Planned, State
 from tracer.program import Iterated, Link, Program, RunStatistics
+from tracer.watch import Attachment
 
 
 @dataclass
@@ -21,11 +23,12 @@ class Fastened:
     link: Link | None = None
 
 
-def fasten(points: Sequence[Fastened]) -> None:
+def fasten(points: Sequence[Fastened], keeper: Keeper | None = None) -> None:
     """Attach all, a return before its entry: no window opens that cannot close. Where one is refused (OSError) none stays."""
     try:
         for point in reversed(points):
-            point.link = point.program.attach(point.how, point.symbol)
+            kept = keeper if point.how != "run" else None
+            point.link = kept.attach(point.program) if kept else point.program.attach(point.how, point.symbol)
     except OSError:
         unfasten(points)
         raise
@@ -48,13 +51,14 @@ def close_all(points: Sequence[Fastened]) -> None:
 
 @dataclass
 class Loaded:
-    """Close it (or die) and nothing of it remains."""
+    """Close it (or die) and nothing of it remains. keeper: who attaches what has rested, if it is not us."""
 
     hooks: list[Planned] = field(default_factory=list)
     maps: dict[str, Map] = field(default_factory=dict)
     points: dict[str, list[Fastened]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     statistics_fd: int = -1
+    keeper: Keeper | None = None
 
     @property
     def programs(self) -> dict[str, list[Program]]:
@@ -65,6 +69,21 @@ class Loaded:
 
     def attached(self) -> frozenset[str]:
         return frozenset(h.hook.name for h in self.hooks if h.on)
+
+    def attachments(self) -> list[Attachment]:
+        """What is attached now, point by point."""
+        every = ((name, point) for name, points in self.points.items() for point in points)
+        return [Attachment(name, point.how, point.symbol, point.link) for name, point in every if point.link]
+
+    def mark(self, off: Mapping[str, str]) -> list[Planned]:
+        """hook -> why it is off now, though we left it on; those that were and are not named are on again. The hooks that changed."""
+        changed = []
+        for n, hook in enumerate(self.hooks):
+            why = off.get(hook.hook.name, "")
+            if (why and hook.on) or (not why and hook.state is State.DETACHED):
+                self.hooks[n] = replace(hook, state=State.DETACHED, reason=why) if why else hook.attached(hook.taken)
+                changed.append(self.hooks[n])
+        return changed
 
     def statistics(self) -> dict[str, RunStatistics]:
         """By hook name; the programs at entry and return of one function together."""
@@ -82,7 +101,7 @@ class Loaded:
     def rest(self, stems: Collection[str], reason: str) -> None:
         """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""
         for n, hook in enumerate(self.hooks):
-            if hook.stem in stems and hook.on:
+            if hook.stem in stems and (hook.on or hook.state is State.DETACHED):
                 unfasten(self.points[hook.hook.name])
                 self.hooks[n] = replace(hook, state=State.RESTING, reason=reason)
 
@@ -92,11 +111,17 @@ class Loaded:
         for n, hook in enumerate(self.hooks):
             if hook.stem in stems and hook.state is State.RESTING:
                 try:
-                    fasten(self.points[hook.hook.name])
+                    fasten(self.points[hook.hook.name], self.keeper)
                     self.hooks[n] = hook.attached(hook.taken)
                 except OSError as error:
                     refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
         return refused
+
+    def keep(self, stems: Collection[str]) -> None:
+        """Start a keeper of the hooks of these stems: from now on it attaches them, and this process needs no privilege for it."""
+        names = [hook.hook.name for hook in self.hooks if hook.on and hook.stem in stems]
+        points = [point for name in names for point in self.points[name] if point.link]
+        self.keeper = Keeper([(point.program, point.how, point.symbol) for point in points])
 
     def detach(self) -> None:
         """Take every program off its function; programs and maps stay."""
@@ -105,6 +130,8 @@ class Loaded:
 
     def close(self) -> None:
         """Detach everything, then let go of programs and maps."""
+        if self.keeper:
+            self.keeper.close()
         for points in reversed(self.points.values()):
             close_all(points)
         for table in self.maps.values():

@@ -11,6 +11,7 @@ from pathlib import Path
 from tracer import stubs
 from tracer.bpf import possible_cpus
 from tracer.btf import FUNC, Btf
+from tracer.cache import Cache
 from tracer.compiler import Compiled, compile_text
 from tracer.errors import RmapdError
 from tracer.loaded import Fastened, Loaded, close_all, fasten
@@ -21,13 +22,15 @@ from tracer.template import Names
 
 @dataclass(frozen=True)
 class Kit:
-    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps."""
+    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps.
+    cache: where what is compiled is kept."""
 
     types: Btf
     constants: Mapping[str, int]
     include: Path
     sizes: Mapping[str, int]
     release: str
+    cache: Cache | None = None
 
 
 def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
@@ -67,7 +70,7 @@ def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> 
     flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
     points = (point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points)
     try:
-        return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, possible_cpus())
+        return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, possible_cpus(), kit.cache)
     except RmapdError as error:
         names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
         raise RmapdError(error.what.replace("the probes", names), why=error.why, hint=error.hint) from error

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import tracer
 from tracer import plots
+from tracer.aligned import aligned
+from tracer.beside import pair
 from tracer.drawing import duration
-from tracer.reported import Histogram, Reported, Run, Violation
+from tracer.reported import Histogram, Report, Reported, Run, Violation
 from tracer.summary import functions, headline, moment, span, tiles
 
 _MOST = 200
@@ -62,12 +65,12 @@ def _violations(reported: Reported) -> Iterator[str]:
     if not reported.violations:
         yield "\nNone."
     for v in reported.violations[:_MOST]:
-        yield from _violation(v)
+        yield from _violation(v, reported.report_of(v))
     if hidden := len(reported.violations[_MOST:]):
         yield f"\nAnd {hidden:,} signatures more: rmapd explain tells of each."
 
 
-def _violation(v: Violation) -> Iterator[str]:
+def _violation(v: Violation, report: Report) -> Iterator[str]:
     yield f"\n### {v.invariant} {v.verdict}: {_code(v.function + '()')} × {v.count:,}"
     yield f"\n{_text(v.summary)}"
     task = _code(f"{v.task.get('comm')}[{v.task.get('pid')}]") if v.task else "not known"
@@ -75,19 +78,23 @@ def _violation(v: Violation) -> Iterator[str]:
     if v.hours:
         yield "\nPer hour: " + ", ".join(f"{moment(hour)} {count:,}" for hour, count in sorted(v.hours.items()))
     if v.protocol:
-        yield from _fenced([v.protocol])
+        both = pair(v, report)
+        yield from _fenced([v.protocol, *(["", *aligned(both[0].protocol, both[1].protocol)] if both else [])])
     if v.stack:
         yield from _fenced(v.stack)
     if v.evidence:
         yield from _fenced(json.dumps(v.evidence, indent=1, ensure_ascii=False).splitlines(), "json")
     if v.trail:
-        ends = [step.get("time_ns", 0) for step in v.trail]
-        steps = [
-            (span(max(ends) - end), _code(step.get("function", "")), _code(step.get("protocol", "")))
-            for step, end in zip(v.trail, ends, strict=True)
-        ]
+        end = max(step.get("time_ns", 0) for step in v.trail)
         yield f"\nThe trail, {len(v.trail)} windows:"
-        yield from _table(("when", "function", "protocol"), steps, "r")
+        yield from _table(("when", "function", "protocol", ""), [_step(step, end) for step in v.trail], "r")
+    if note := v.evidence.get("trail_note"):
+        yield f"\n{_text(note)}"
+
+
+def _step(step: dict[str, Any], end: int) -> tuple[str, ...]:
+    why = f"**{_text(step.get('why', 'accused'))}**" if step.get("marked") else ""
+    return span(end - step.get("time_ns", end)), _code(step.get("function", "")), _code(step.get("protocol", "")), why
 
 
 def _coverage(reported: Reported) -> Iterator[str]:

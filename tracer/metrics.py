@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 import tracer
 from tracer.histogram import Histogram
+from tracer.plan import State
 from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
@@ -79,7 +80,8 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     names = [h.hook.name for h in s.hooks]
     on = {h.hook.name for h in s.hooks if h.on}
     yield _gauge("rmapd_probe_attached", "1 where the hook is attached.", ("hook",), (((n,), float(n in on)) for n in names))
-    stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in on}
+    loaded = on | {h.hook.name for h in s.hooks if h.state is State.RESTING}
+    stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in loaded}
     seconds = (((n,), one.seconds) for n, one in stats.items())
     yield _counter("rmapd_probe_run_seconds", "Time in the hook's BPF program, by the kernel's account.", ("hook",), seconds)
     runs = (((n,), float(one.runs)) for n, one in stats.items())
@@ -93,7 +95,7 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
 
 def _windows(s: Snapshot) -> dict[str, Histogram]:
     """Times by function, of those that are hooked here or were seen all the same."""
-    hooked = {h.hook.window for h in s.hooks if h.on}
+    hooked = {h.hook.window for h in s.hooks if h.on or h.state is State.RESTING}
     return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
 
 
@@ -155,6 +157,8 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
 def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
     level = (((f,), float(f == s.fidelity)) for f in _FIDELITIES)
     yield _gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
+    changes = (((way,), float(s.fidelity_changes.get(way, 0))) for way in ("lower", "raise"))
+    yield _counter("rmapd_fidelity_changes", "Decisions of the governor, by direction.", ("direction",), changes)
     yield _gauge("rmapd_snapshot_time_seconds", "Unix time at which the judge last looked at the books.", (), [((), s.taken_seconds)])
     yield _gauge("rmapd_cpus", "CPUs of this machine that are online.", (), [((), float(s.cpus))])
     verdicts = Counter(v.first.verdict for v in s.violations.values())

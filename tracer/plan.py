@@ -21,7 +21,7 @@ from tracer.kernel import Kernel
 
 class State(enum.StrEnum):
     """Where a hook stands. `READY` becomes ATTACHED or SUBSTITUTED when the kernel took it, DENIED when it refused. RESTING: it was
-    attached, and the governor has taken it off for now."""
+    attached, and the governor has taken it off for now. DETACHED: somebody else has."""
 
     READY = "ready"
     ATTACHED = "attached"
@@ -29,6 +29,7 @@ class State(enum.StrEnum):
     MISSING = "missing"
     DENIED = "denied"
     RESTING = "resting"
+    DETACHED = "detached"
 
 
 class Rebuilt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,6 +18,8 @@ _RAW_TRACEPOINT_OPEN, _LINK_CREATE, _ENABLE_STATS, _ITER_CREATE = 17, 28, 32, 33
 _TRACE_ITER, _TRACE_FENTRY, _TRACE_FEXIT = 28, 24, 25
 _TYPE_KPROBE, _TYPE_RAW_TRACEPOINT, _TYPE_TRACING = 2, 17, 26
 _SYS_PERF_EVENT_OPEN, _PERF_ENABLE, _PERF_SET_BPF = 298, 0x2400, 0x40042408
+_PERF_ID = 0x80082407
+_RUN_SIZE = 72  # of union bpf_attr
 _INFO_SIZE = 232  # struct bpf_prog_info up to recursion_misses and verified_insns
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 
@@ -48,12 +50,20 @@ class RunStatistics:
         return cls(parts[0].program_id, sum(p.runs for p in parts), sum(p.seconds for p in parts), sum(p.missed for p in parts))
 
 
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
 class Program:
-    """A loaded program behind a file descriptor."""
+    """A loaded program behind a file descriptor. A hundred are asked every second, and a sweep runs one some thousand times: what goes
+    to the kernel is laid out once."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._context = (ctypes.c_uint64 * 12)()
+        run = struct.pack("<IIIIQQIIIIQQ", fd, 0, 0, 0, 0, 0, 0, 0, 96, 0, ctypes.addressof(self._context), 0)
+        self._run = ctypes.create_string_buffer(run, _RUN_SIZE)
         self._info = ctypes.create_string_buffer(_INFO_SIZE)
         self._ask = ctypes.create_string_buffer(struct.pack("<IIQ", fd, _INFO_SIZE, ctypes.addressof(self._info)), 16)
 
@@ -61,8 +71,8 @@ class Program:
         """Run a raw tracepoint program once, here and now, with these arguments (BPF_PROG_TEST_RUN)."""
         for index, value in enumerate(args):
             self._context[index] = value
-        context = ctypes.addressof(self._context)
-        call(_TEST_RUN, struct.pack("<IIIIQQIIIIQQ", self.fd, 0, 0, 0, 0, 0, 0, 0, 96, 0, context, 0))
+        if libc.syscall(SYS_BPF, _TEST_RUN, self._run, _RUN_SIZE) < 0:
+            raise _error()
 
     def attach_raw_tracepoint(self, name: str | None) -> Link:
         """Attach to a raw tracepoint, or (name None) where the program itself says."""
@@ -79,8 +89,7 @@ class Program:
         buffer = ctypes.create_string_buffer(bytes(attributes), len(attributes))
         fd = libc.syscall(_SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, 8)
         if fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise _error()
         try:
             fcntl.ioctl(fd, _PERF_SET_BPF, self.fd)
             fcntl.ioctl(fd, _PERF_ENABLE, 0)
@@ -114,12 +123,10 @@ class Program:
         return int(missed)
 
     def _inform(self) -> None:
-        """Fill in struct bpf_prog_info, which must come empty: lengths in it would ask for instructions too. Some hundred programs are
-        asked every second, so nothing is allocated here."""
+        """Fill in struct bpf_prog_info, which must come empty: lengths in it would ask for instructions too."""
         ctypes.memset(self._info, 0, _INFO_SIZE)
         if libc.syscall(SYS_BPF, _INFO, self._ask, 16) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+            raise _error()
 
     def close(self) -> None:
         os.close(self.fd)
@@ -147,6 +154,18 @@ class Iterated(Link):
         finally:
             os.close(fd)
         return b"".join(parts)
+
+
+def attached_to(fd: int) -> tuple[int, ...]:
+    """What an attachment's descriptor stands for: a link's type, id and program, or a perf event's id. Raises OSError where nothing."""
+    info = ctypes.create_string_buffer(256)
+    ask = ctypes.create_string_buffer(struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)), 16)
+    if libc.syscall(SYS_BPF, _INFO, ask, 16) < 0:
+        error = _error()
+        if error.errno != errno.EINVAL:
+            raise error
+        return struct.unpack("<Q", fcntl.ioctl(fd, _PERF_ID, bytes(8)))
+    return struct.unpack_from("<III", info)
 
 
 def enable_statistics() -> int:

@@ -47,13 +47,17 @@ class Reaction:
         self._store, self._journal, self._collector = store, journal, collector
         self._next_run = 0.0
 
-    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
-        """Store, then log; the snapshot with the state of the store."""
+    def keep(self, tally: Tally) -> None:
+        """What was counted in this tick: little enough to lose nothing by a kill, and nothing to do where nothing is new."""
         if self._store:
             self._store.keep(tally.violations.values(), tally.rest)
-            if ended or time.monotonic() >= self._next_run:
-                self._next_run = time.monotonic() + _RUN_SECONDS
-                self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
+
+    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
+        """Store, then log; the snapshot with the state of the store."""
+        self.keep(tally)
+        if self._store and (ended or time.monotonic() >= self._next_run):
+            self._next_run = time.monotonic() + _RUN_SECONDS
+            self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
         found = [tally.violations[finding.signature] for finding in new]
         new.clear()
         self._journal.new(found)

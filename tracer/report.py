@@ -54,7 +54,16 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
     }
 
 
-_LEDGER = ("ENTRIES_BOOKED", "ENTRIES_COPIED", "ENTRIES_REMOVED", "REMOVALS_UNBOOKED", "MIGRATIONS_ENDED", "FORKS_SEEN", "MMS_EXITED")
+_LEDGER = (
+    "ENTRIES_BOOKED",
+    "ENTRIES_COPIED",
+    "ENTRIES_REMOVED",
+    "REMOVALS_UNBOOKED",
+    "MIGRATIONS_ENDED",
+    "MIGRATIONS_UNENDED",
+    "FORKS_SEEN",
+    "MMS_EXITED",
+)
 
 
 def _histograms(s: Snapshot) -> list[dict[str, Any]]:
@@ -134,6 +143,7 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "stack": list(f.stack),
         "evidence": f.evidence,
         "trail": [dict(step) for step in f.trail],
+        "machine": dict(v.machine),
     }
 
 

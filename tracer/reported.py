@@ -69,7 +69,7 @@ class Protocol(msgspec.Struct, frozen=True):
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """A violation or suspect. hours: how often in each hour, where a store kept it."""
+    """A violation or suspect. hours: how often in each hour, runs: the first and the last run that met it, where a store kept it."""
 
     id: str
     invariant: str
@@ -85,6 +85,8 @@ class Violation(msgspec.Struct, frozen=True):
     stack: list[str] = []
     evidence: dict[str, Any] = {}
     trail: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    runs: dict[str, str] = {}
     hours: dict[Time, int] = {}
 
 
@@ -248,6 +250,10 @@ class Reported(msgspec.Struct, frozen=True):
     @property
     def reports(self) -> list[Report]:
         return [run.report for run in self.runs] or [self.report]
+
+    def report_of(self, v: Violation) -> Report:
+        """Of the last run that met it, if it is not forgotten."""
+        return next((run.report for run in self.runs if run.id == v.runs.get("last")), self.report)
 
     def checked(self, verdict: str) -> int:
         """Of all runs."""

@@ -22,13 +22,15 @@ _BY_ITSELF = "L4"  # a tree step and its lock's owner are one moment; all else d
 @dataclass(frozen=True)
 class Sighting:
     """A protocol's first window, as its event tells: task, symbolised stack, the VMA before and after, addresses by name.
-    trail: the windows before it, from the flight recorder."""
+    trail: the windows before it, from the flight recorder, and a note on it; folio: what it is, where the window has one."""
 
     task: Mapping[str, Any] = field(default_factory=dict)
     stack: tuple[str, ...] = ()
     vma: Mapping[str, Any] = field(default_factory=dict)
     addresses: Mapping[str, str] = field(default_factory=dict)
     trail: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
+    folio: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ class Rulings:
             "vma": dict(sighting.vma),
             "addresses": dict(sighting.addresses),
         }
+        evidence |= {name: value for name, value in (("trail_note", sighting.note), ("folio", dict(sighting.folio))) if value}
         shape = text(known.protocol, ascii=True)
         if invariant == "L2":
             evidence["edges"] = [self._edge(edge) for edge in known.cycle]

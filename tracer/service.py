@@ -58,12 +58,16 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
         where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
+        levels = session.govern()
         if config.drop_privileges:
             log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
         session.wake_by(current.asked)
         latest = look()
         _announce(session, latest, where)
+        if len(levels) > 1:
+            log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
         supervisor.ready(_in_a_line(latest))
+        session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
             while not asked.stop.asked and time.monotonic() < end:
@@ -73,6 +77,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                     if show:
                         show(latest, before)
                 if ticked:
+                    reaction.keep(session.judge.tally)
                     supervisor.alive(_in_a_line(latest))
                 if asked.reload.taken():
                     supervisor.reloading()
@@ -111,7 +116,7 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
         log.warning("the page-table oracle is not calibrated (%s): suspects stay suspects", snapshot.oracle_reason)
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
-    log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, session.fidelity, where)
+    log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, where)
 
 
 @contextlib.contextmanager

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import select
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
-from tracer import calibrate, handover, program
+from tracer import calibrate, handover, program, scene
 from tracer.books import Books
 from tracer.btf import FUNC
 from tracer.config import CHANGEABLE, Config
 from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
+from tracer.fidelity import LEVELS, WINDOW_STEMS, Fidelity, runs, stems
 from tracer.findings import ENUMS, Findings
+from tracer.governor import Governor, Pace
 from tracer.invariant import Coverage, discover
 from tracer.judge import Judge
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.machine import machine
 from tracer.oracle import Oracle
 from tracer.snapshot import Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
 from tracer.verdict import Verdict
+from tracer.watch import Watch
 from tracer.windows import Windows
 
-_WINDOW_STEMS = ("vma", "locks", "rmap")
-_STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "forks"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "forks", "vma", "rmap"}),
-}
+log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 
@@ -56,9 +58,9 @@ class Session:
 
     def __init__(self, config: Config, kernel: Kernel, folders: Sequence[Path] = (), clock: Callable[[], int] = time.monotonic_ns) -> None:
         self.config, self.kernel, self.invariants = config, kernel, discover()
-        self.fidelity = "full" if config.fidelity == "auto" else config.fidelity
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped = False
+        self._changes: Counter[str] = Counter()  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -77,8 +79,10 @@ class Session:
     def _attach(self) -> None:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
-        stems, sizes = _STEMS.get(self.fidelity), self.config.maps.sizes()
-        order = handover.Order(self._folders, stems, layouts.constants, sizes, self.config.statistics, ENUMS)
+        level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
+        sizes, cache = self.config.maps.sizes(), Path(self.config.cache) if self.config.cache else None
+        enums = (*ENUMS, scene.ENUM)
+        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, enums, cache)
         attached = handover.attach(self.kernel, order)
         self.kernel.known_enums |= attached.enums
         self.loaded = self._stack.enter_context(attached.loaded)
@@ -88,14 +92,14 @@ class Session:
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
-        features = self.loaded.attached() | ({"oracle"} if oracle else set())
-        self.coverage = {name: inv.coverage(features) for name, inv in self.invariants.items()}
-        checked = {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+        self._fidelity = Fidelity(level, self.loaded, self.books, self.invariants, {"oracle"} if oracle else ())
+        checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
-        symbols = Symbols(self.kernel)
-        findings = Findings(self.books, self.kernel, symbols, self._clock)
+        symbols = self._symbols = Symbols(self.kernel)
         self.windows = Windows(self.loaded.maps, layouts)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked)
+        seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked, seen)
+        findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
             self.desk,
@@ -108,6 +112,7 @@ class Session:
             self._missed_orders,
             self._missed_visits,
         )
+        self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._check_required()
         self._ring = self.loaded.ring("events")
         self._stack.callback(self._ring.close)
@@ -115,19 +120,58 @@ class Session:
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        self.watch = Watch(self.loaded.attachments, self._runs)
         self.books.set_params(gate=1)
 
+    @property
+    def fidelity(self) -> str:
+        return self._fidelity.level
+
+    @property
+    def coverage(self) -> Mapping[str, tuple[Coverage, str]]:
+        return self._fidelity.coverage
+
+    def govern(self, pace: Pace | None = None) -> list[str]:
+        """Keep within the budget by the levels that are returned, where fidelity is `auto`; it takes BPF statistics."""
+        levels = self._fidelity.offered(self.config)
+        if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
+            return levels[:1]
+        if self.config.drop_privileges:
+            self.loaded.keep([hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])])
+        self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
+        return levels
+
+    def warm(self) -> None:
+        """Read the kernel's symbols now: some tenth of a second, that the first violation need not wait for."""
+        self._symbols.name(0)
+
+    def _runs(self) -> dict[str, int]:
+        """How often each hook's programs ran, where it is we who have the kernel count: what others switch on they may switch off."""
+        counts = self.loaded.statistics_fd >= 0
+        return {name: one.runs + one.missed for name, one in self.loaded.statistics().items()} if counts else {}
+
+    def _look_after_hooks(self) -> None:
+        """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
+        changed = self.loaded.mark(self.watch.look())
+        for hook in changed:
+            self._changes[hook.stem] += 1
+            log.warning("hook %s is %s%s", hook.hook.name, hook.state, f": {hook.reason}" if hook.reason else " again")
+        if changed:
+            self._fidelity.cover()
+
     def _missed(self) -> int:
-        """Runs that the kernel left out of programs that a protocol depends on."""
-        return self.loaded.missed(lambda hook: hook.stem in _WINDOW_STEMS)
+        """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
+        self._look_after_hooks()
+        changes = sum(self._changes[stem] for stem in WINDOW_STEMS)
+        return changes + self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
 
     def _missed_orders(self) -> int:
         """Runs left out of the mmap_lock programs."""
-        return self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
+        return self._changes["mmap_lock"] + self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
 
     def _missed_visits(self) -> int:
         """Runs left out of the second walk's program."""
-        return self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
+        return self._changes["ledger"] + self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
@@ -166,17 +210,21 @@ class Session:
         self.config = msgspec.structs.replace(self.config, **{name: getattr(config, name) for name in CHANGEABLE})
         welcome_ns = int(config.welcome_seconds * 1e9)
         self.books.set_params(welcome_ns=welcome_ns)
+        if self._fidelity.governor:
+            self._fidelity.governor.budget = config.budget
         self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
         return stay
 
     def rehearse(self) -> tuple[object, ...]:
-        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs."""
+        """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs. /proc/kallsyms is opened the
+        first time and kept, so a stack that is explained later has its names."""
         self.books.set_params(gate=1)
         self.windows.rows()
         statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
         if oracle:
             first = oracle.mms()[:1]  # init's
             searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+        self.watch.look()
         return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
@@ -193,6 +241,7 @@ class Session:
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self.judge.tick()
         self.desk.patrol()
+        self._fidelity.look(self._clock() / 1e9, self.judge.count_protocols)
         return True
 
     def wake_by(self, fd: int) -> None:
@@ -216,8 +265,10 @@ class Session:
 
     def totals(self) -> tuple[float, dict[str, int]]:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
+        self.judge.count_protocols()
         counters = self.books.counters()
-        counted = checks(self.judge.tally, counters, {}, self._ruled)
+        statistics = self.loaded.statistics() if counters["M4_LATE"] else {}  # what is late is doubtful where runs were missed
+        counted = checks(self.judge.tally, counters, statistics, self._ruled)
         totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
         totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
         return (self._clock() - self._started_ns) / 1e9, totals
@@ -233,7 +284,8 @@ class Session:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Snapshot(
             kernel=self.kernel.release,
-            fidelity=self.fidelity,
+            fidelity=self._fidelity.level,
+            fidelity_changes=self._fidelity.changes,
             gate_open=not self._stopped,
             running_seconds=(self._clock() - self._started_ns) / 1e9,
             hooks=tuple(self.loaded.hooks),

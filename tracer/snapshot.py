@@ -58,6 +58,7 @@ class Snapshot:
     peak_rss_bytes: int = 0
     taken_seconds: float = 0.0
     cpus: int = 1
+    fidelity_changes: Mapping[str, int] = field(default_factory=dict)
     rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
     store: StoreState | None = None
 
@@ -82,6 +83,13 @@ class Snapshot:
         return self.checks.get((invariant, verdict), 0)
 
 
+_OF_THE_LEDGER = tuple(
+    "mm_migrate_pages_start mm_migrate_pages set_migration_pte set_migration_pmd remove_migration_pte remove_migration_pmd".split()
+    + "first_walk second_walk thp_split freeze".split()
+)
+"""Hooks whose missed run may leave an entry in the ledger that is long gone, or give it another's removal."""
+
+
 def checks(
     tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics], ruled: Iterable[str] = ()
 ) -> dict[tuple[str, Verdict], int]:
@@ -91,13 +99,14 @@ def checks(
         return sum(statistics[name].missed for name in hooks if name in statistics)
 
     lost = counters["LEDGER_LOST"] + missed("set_migration_pte", "set_migration_pmd")
+    late = Verdict.UNVERIFIABLE if missed(*_OF_THE_LEDGER) else Verdict.SUSPECT
     out = dict(tally.checks)
     for invariant, verdict, count in (
         ("M1", Verdict.HOLDS, counters["M1_HOLDS"]),
         ("M1", Verdict.UNVERIFIABLE, counters["M1_UNVERIFIABLE"] + lost),
         ("M4", Verdict.HOLDS, counters["M4_HOLDS"]),
-        ("M4", Verdict.SUSPECT, counters["M4_LATE"]),
-        ("M4", Verdict.UNVERIFIABLE, lost),
+        ("M4", late, counters["M4_LATE"]),
+        ("M4", Verdict.UNVERIFIABLE, lost + counters["M4_UNTOLD"]),
         ("M2", Verdict.HOLDS, counters["M2_HOLDS"]),
         ("M2", Verdict.VIOLATED, max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED])),
         ("M2", Verdict.UNVERIFIABLE, missed("first_walk")),

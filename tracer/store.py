@@ -52,6 +52,7 @@ class Store:
         self._database: Database | None = None
         self._violations: dict[str, Violation] = {}
         self._evidence: dict[str, Finding] = {}  # as written last
+        self._numbers: dict[str, int] = {}  # of the rows
         self._changed: set[str] = set()
         self._counted, self._written = Counter[str](), Counter[str]()  # by signature, this run
         self._hours: defaultdict[str, Counter[str]] = defaultdict(Counter)  # not written yet
@@ -105,7 +106,11 @@ class Store:
         begin = time.perf_counter()
         try:
             database = self._open()
-            self._write_findings(database)
+            try:
+                self._write_findings(database)
+            except LookupError:  # somebody removed rows: all that changed is put anew
+                self._numbers.clear()
+                self._write_findings(database)
             if self._run:
                 database.put_run(self._run)
                 self._run = None
@@ -150,32 +155,37 @@ class Store:
         self._written.clear()
         self._rest_written.clear()
         self._evidence.clear()
+        self._numbers.clear()
         self._changed = set(self._violations)
 
     def _write_findings(self, database: Database) -> None:
+        """Evidence is written once, or when it was completed; after that a repeat is two numbers."""
         rest = self._rest - self._rest_written
         if not self._changed and not rest:
             return
+        numbers = dict(self._numbers)
+        more = {signature: self._counted[signature] - self._written[signature] for signature in self._changed}
+        known = {name for name in self._changed if name in numbers and self._evidence.get(name) is self._violations[name].first}
         with database.transaction():
-            for signature in self._changed:
-                self._write_signature(database, signature, self._violations[signature])
+            repeats = [(more[name], iso(self._violations[name].last_seen), self.run, numbers[name]) for name in known]
+            if not database.more(repeats):
+                raise LookupError
+            for name in self._changed - known:
+                numbers[name] = self._put(database, self._violations[name], more[name])
+            hours = self._hours.items()
+            database.put_hours((numbers[name], hour, count) for name, each in hours for hour, count in each.items() if count)
             database.put_rest(rest)
+        self._numbers = numbers
         self._evidence |= {signature: self._violations[signature].first for signature in self._changed}
         self._written |= self._counted
         self._rest_written = self._rest
         self._hours.clear()
         self._changed.clear()
 
-    def _write_signature(self, database: Database, signature: str, violation: Violation) -> None:
-        """Evidence is written once, or when it was completed; after that a repeat is two numbers."""
-        more = self._counted[signature] - self._written[signature]
-        given = {"signature": signature, "more": more, "run": self.run, "last_seen": iso(violation.last_seen)}
-        number = database.more(given) if self._evidence.get(signature) is violation.first else None
-        if number is None:
-            row = violation_json(violation)
-            columns = {key: row[key] for key in ("id", "invariant", "verdict", "function", "first_seen")}
-            number = database.put(given | columns | {"evidence": json.dumps(row, ensure_ascii=False)})
-        database.put_hours(number, self._hours[signature])
+    def _put(self, database: Database, violation: Violation, more: int) -> int:
+        row = violation_json(violation)
+        columns = {key: row[key] for key in ("id", "invariant", "verdict", "function", "signature", "first_seen", "last_seen")}
+        return database.put(columns | {"more": more, "run": self.run, "evidence": json.dumps(row, ensure_ascii=False)})
 
     def _tidy(self, database: Database) -> None:
         """Keep within size and age; once a minute, or at once where there was no room."""
@@ -188,6 +198,7 @@ class Store:
     def _say_forgotten(self, signatures: int, why: str) -> None:
         self._forgotten += signatures
         if signatures:
+            self._numbers.clear()
             log.warning("the store %s: %d signatures are forgotten, %s; their counts are kept", self.path, signatures, why)
 
     def _failed(self, error: sqlite3.Error) -> None:

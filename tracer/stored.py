@@ -94,7 +94,7 @@ def _violations(database: sqlite3.Connection) -> list[dict[str, Any]]:
     for number, hour, count in database.execute("SELECT number, hour, count FROM hour ORDER BY number, hour"):
         hours[number][hour] = count
     found = []
-    for row in database.execute("SELECT * FROM signature ORDER BY last_seen"):
+    for row in database.execute("SELECT * FROM signature JOIN evidence USING (number) ORDER BY last_seen"):
         now = {key: row[key] for key in ("first_seen", "last_seen", "count")}
         runs = {"first": row["first_run"], "last": row["last_run"]}
         found.append(json.loads(row["evidence"]) | now | {"hours": hours[row["number"]], "runs": runs})

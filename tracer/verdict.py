@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +56,13 @@ class Finding:
 
 @dataclass
 class Violation:
-    """All findings of one signature; the first one's evidence is kept."""
+    """All findings of one signature; the first one's evidence is kept, and what the machine was then."""
 
     first: Finding
     first_seen: float
     last_seen: float
     count: int = 1
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Tally:
@@ -72,6 +73,7 @@ class Tally:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
         self.violations: dict[str, Violation] = {}
         self.rest: Counter[tuple[str, Verdict]] = Counter()
+        self.machine: Callable[[], Mapping[str, Any]] = dict
         self._most = most_signatures
 
     def add(self, invariant: str, verdict: Verdict, count: int = 1) -> None:
@@ -88,7 +90,7 @@ class Tally:
         if len(self.violations) >= self._most:
             self.rest[finding.invariant, finding.verdict] += count
             return False
-        self.violations[finding.signature] = Violation(finding, wall, wall, count)
+        self.violations[finding.signature] = Violation(finding, wall, wall, count, self.machine())
         return True
 
     def any(self, verdict: Verdict) -> bool:

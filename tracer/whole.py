@@ -13,7 +13,7 @@ from tracer.errors import RmapdError
 
 def writable(path: Path, what: str) -> None:
     """Find out before the work, not after it. RmapdError where `what` could not be written there."""
-    with _said(path, what, "a folder that exists and has room"):
+    with _said(path, what, "a folder that exists, has room and may be written to"):
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
         if not _special(path):
@@ -21,7 +21,7 @@ def writable(path: Path, what: str) -> None:
                 pass
 
 
-def write(path: Path, text: str, what: str, hint: str = "a folder that exists and has room") -> None:
+def write(path: Path, text: str, what: str, hint: str = "a folder that exists, has room and may be written to") -> None:
     """The old file stays until the new one is whole and on the disk; a device or a pipe is written to as it is."""
     with _said(path, what, hint):
         if _special(path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -21,6 +22,15 @@ class Flight:
 
     window: str
     row: Any
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """flights: oldest first; changes_ns, walks_ns: since when none is missing that ended on any CPU, 0: since the gate opened."""
+
+    flights: list[Flight]
+    changes_ns: int
+    walks_ns: int
 
 
 class Windows:
@@ -70,18 +80,24 @@ class Windows:
         at, seen = self._layouts.structs["event"].size, self._layouts.structs["sighting"]
         return raw[at + seen.size : at + seen.size + self._key.size], seen.unpack(raw[at:])
 
-    def flights(self, around: Collection[int] = (), until_ns: int | None = None) -> list[Flight]:
-        """The windows that the recorder still holds, oldest first: all, or those that share an address with `around`, and that ended
-        by then. Read only when there is something to explain."""
-        found = self._flights(set(around), until_ns) if self.there else ()
-        return sorted(found, key=lambda flight: flight.row.end_ns)
-
-    def _flights(self, around: set[int], until_ns: int | None) -> Iterator[Flight]:
+    def recorded(self, around: Collection[int] = (), tids: Collection[int] = ()) -> Recorded:
+        """What the recorder still holds: all, or what shares an address with `around` or is of one of these tasks. Read only when there is
+        something to explain."""
+        found, ends, addresses, tasks = list[Flight](), defaultdict[tuple[bool, int], list[int]](list), set(around), set(tids)
+        if not self.there:
+            return Recorded(found, 0, 0)
         table, layout = self._maps["flights"], self._layouts.structs["flight"]
-        ended, concerns = layout.place("end_ns"), itemgetter(*map(layout.place, _CONCERNS))
-        for raw in table.rows(table.max_entries):
-            for values in layout.code.iter_unpack(raw):
-                late = until_ns is not None and values[ended] > until_ns
-                if values[ended] and not late and not (around and around.isdisjoint(concerns(values))):
+        end, tid, concerns = layout.place("end_ns"), layout.place("tid"), itemgetter(*map(layout.place, _CONCERNS))
+        for number, raw in enumerate(table.rows(table.max_entries)):
+            for cpu, values in enumerate(layout.code.iter_unpack(raw)):
+                ends[number >= table.max_entries // 2, cpu].append(values[end])
+                if values[end] and (not (addresses or tasks) or values[tid] in tasks or not addresses.isdisjoint(concerns(values))):
                     row = layout.named(values)
-                    yield Flight(self.names[row.window], row)
+                    found.append(Flight(self.names[row.window], row))
+        full = [(walks, min(each)) for (walks, _), each in ends.items() if 0 not in each]
+        since = [max((oldest for walks, oldest in full if walks is kind), default=0) for kind in (False, True)]
+        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1])
+
+    def flights(self) -> list[Flight]:
+        """Every window that the recorder still holds, oldest first."""
+        return self.recorded().flights

@@ -8,6 +8,8 @@ struct params {
   u64 levels;         /* page-table levels: 4 or 5 */
   u64 welcome_ns;     /* M4: an entry settled within this time holds */
   u64 types_known;    /* every swap type of migration entries was seen inserted */
+  u64 window_epoch;   /* odd while hooks of windows change: none is opened then, and what began in another epoch is not counted */
+  u64 mmap_epoch;     /* the same of mmap_lock */
 };
 
 /* Per-CPU sums; Python adds the CPUs up. */
@@ -20,10 +22,12 @@ enum counter {
   M1_UNVERIFIABLE,        /* settled in a migration that lost an event */
   M4_HOLDS,
   M4_LATE,                /* settled, but after welcome_ns */
+  M4_UNTOLD,              /* settled, and which of several entries it was, an old one or a young one, cannot be told */
   LEDGER_LOST,            /* insertions that found the ledger full */
   MIGRATIONS_LOST,        /* migrations that found their map full */
   EVIDENCE_LOST,          /* events that found the ring full */
   MIGRATIONS_ENDED,
+  MIGRATIONS_UNENDED,     /* migrations whose end was not seen: their task has begun another that is not inside */
   MMS_EXITED,
   MMS_LOST,               /* exiting mms that found their map full */
   LOCKS_LOST,             /* acquisitions that found lock_states full or four locks held already */
@@ -54,7 +58,8 @@ struct ledger_key {
   u32 level;          /* 1: PTE, 2: PMD, 3: a PMD that a THP split froze (struct frozen) */
 };
 struct ledger_row {
-  u64 first_ns;
+  u64 first_ns;       /* of the oldest entry */
+  u64 last_ns;        /* of the insertion that came last */
   u64 entry;          /* as inserted last */
   u64 copied_to;      /* mm 0: bit per fork window whose copy is counted already */
   u64 folio;          /* 0 from here on where the mm is not known */
@@ -66,6 +71,7 @@ struct ledger_row {
   u32 tgid;
   u32 visits;         /* by the second walk since the insertion, where `at` is this address */
   u32 pad;
+  u64 to;             /* the folio that its last visit brought */
 };
 struct frozen {
   u64 first_ns;
@@ -86,6 +92,7 @@ struct migration {
   u64 start_ns;
   u64 outstanding;
   u64 visits;         /* the clock of visits when it began */
+  u64 mark;           /* where on the stack it began */
   u32 depth;          /* migrate_pages() can nest: allocating a target may compact */
   u32 lossy;
   u32 mode;
@@ -159,6 +166,8 @@ struct event {
   u32 reason;
   u32 first_tid;
   char comm[16];
+  u64 cgroup;             /* id of the task's cgroup in the unified hierarchy: the inode of its folder; 0 unknown */
+  char cgroup_name[48];   /* the last part of its path */
 };
 
 enum hist {
@@ -188,6 +197,7 @@ struct lock_state {
   u64 since_ns;
   u64 n;
   struct held_lock held[4];
+  u64 epoch;
 };
 struct order_key {
   u64 outer;              /* mm->context.ctx_id: never reused, unlike the address of an mm */
@@ -312,9 +322,11 @@ struct sighting {
   u64 folio;
   u64 anon;
   u64 i_mmap;
+  u64 vm_flags;
 };
 
-/* Book 3, the flight recorder: what the last windows were. */
+/* Book 3, the flight recorder: what the last windows were. Rmap walks have rows of their own (the second half): there are many, and it is
+   the changes of VMAs between two of them that explain what the second one missed. */
 struct flight {
   u64 start_ns;
   u64 end_ns;
@@ -332,6 +344,20 @@ struct flight {
   u32 tgid;
   u32 window;
   s32 stack;
+};
+
+/* What a suspect's VMA and folio are, read on demand: no lock, no fault, and perhaps no longer what they were. */
+struct scene {
+  u64 vm_mm;
+  u64 vm_start;
+  u64 vm_end;
+  u64 vm_flags;
+  u64 anon;               /* the root's rwsem */
+  u64 i_mmap;
+  u64 folio_flags;
+  u64 folio_mapping;
+  u64 folio_order;
+  char file[48];          /* the last part of the mapped file's path */
 };
 
 /* The oracle's questions and answers. */

@@ -15,20 +15,6 @@ static __always_inline u64 visits_so_far(void) {
   return clock ? *clock : 0;
 }
 
-static __always_inline void begin_migration(u32 mode, u32 reason) {
-  if (!open_gate()) return;
-  u32 tid = bpf_get_current_pid_tgid();
-  struct migration *m = migrations.lookup(&tid);
-  if (m) { m->depth++; return; }
-  struct migration fresh = {};
-  fresh.start_ns = bpf_ktime_get_ns();
-  fresh.visits = visits_so_far();
-  fresh.depth = 1;
-  fresh.mode = mode;
-  fresh.reason = reason;
-  if (migrations.update(&tid, &fresh)) count(MIGRATIONS_LOST);
-}
-
 static __always_inline void tell_of_left(void *ctx, struct migration *m, u32 kind) {
   if (!m->outstanding) return;
   struct event *e = new_event(kind);
@@ -40,6 +26,27 @@ static __always_inline void tell_of_left(void *ctx, struct migration *m, u32 kin
   e->reason = m->reason;
   e->stack = stacks.get_stackid(ctx, 0);
   events.ringbuf_submit(e, 0);
+}
+
+/* What is inside of a migration begins deeper on the stack. What does not, through the same hook, shows that the end was missed: without
+   that, a kernel thread would be in its migration for ever, and nothing left in it would be judged. */
+static __always_inline void begin_migration(void *ctx, u32 mode, u32 reason) {
+  if (!open_gate()) return;
+  u32 tid = bpf_get_current_pid_tgid();
+  struct migration *m = migrations.lookup(&tid);
+  if (m && (ON_STACK(ctx) < m->mark || (m->reason == REASON_THP_SPLIT) != (reason == REASON_THP_SPLIT))) { m->depth++; return; }
+  if (m) {
+    count(MIGRATIONS_UNENDED);
+    tell_of_left(ctx, m, MIGRATION_LEFT);
+  }
+  struct migration fresh = {};
+  fresh.mark = ON_STACK(ctx);
+  fresh.start_ns = bpf_ktime_get_ns();
+  fresh.visits = visits_so_far();
+  fresh.depth = 1;
+  fresh.mode = mode;
+  fresh.reason = reason;
+  if (migrations.update(&tid, &fresh)) count(MIGRATIONS_LOST);
 }
 
 /* The outermost end: whatever its rows still hold is a suspect, and Python is woken for it. */
@@ -125,7 +132,7 @@ static __always_inline void book_copies(struct params *p, struct migration *m, s
   if (!p->page_offset || !copied) return;
   struct ledger_key copy_key = *key;
   struct ledger_row copy = {};
-  copy.first_ns = first_ns;
+  copy.first_ns = copy.last_ns = first_ns;
   copy.folio = folio;
   copy.at = at;
   copy.count = 1;
@@ -153,18 +160,20 @@ static __always_inline void book_copies(struct params *p, struct migration *m, s
   }
 }
 
-static __always_inline void settle(struct params *p, struct migration *m, u64 mm, u64 first_ns) {
-  u64 age = bpf_ktime_get_ns() - first_ns;
-  observe(HIST_MIGRATION_ENTRY, age);
+/* last_ns: of the youngest entry that it may be. */
+static __always_inline void settle(struct params *p, struct migration *m, u64 mm, u64 first_ns, u64 last_ns) {
+  u64 now = bpf_ktime_get_ns();
+  observe(HIST_MIGRATION_ENTRY, now - last_ns);
   count(ENTRIES_REMOVED);
   count(m && m->lossy ? M1_UNVERIFIABLE : M1_HOLDS);
-  count(age <= p->welcome_ns ? M4_HOLDS : M4_LATE);
+  count(now - first_ns <= p->welcome_ns ? M4_HOLDS : now - last_ns <= p->welcome_ns ? M4_UNTOLD : M4_LATE);
   if (mm) count(M5_HOLDS);                              /* what the first walk left here, the second one visits */
   if (m) m->outstanding -= 1;
 }
 
+/* An address of an mm has one entry at a time: what was there before the last insertion is gone, though nothing told of it. */
 static __always_inline void settle_row(struct params *p, struct migration *m, struct ledger_key *key, struct ledger_row *row) {
-  settle(p, m, key->mm, row->first_ns);
+  settle(p, m, key->mm, key->mm ? row->last_ns : row->first_ns, row->last_ns);
   row->count -= 1;
   if (!row->count) ledger.delete(key);
 }
@@ -175,6 +184,6 @@ static __always_inline void settle_frozen(struct params *p, struct migration *m,
   BOUND(word, 7);
   f->settled[word] |= 1ULL << (n & 63);
   f->count -= 1;
-  settle(p, m, key->mm, f->first_ns);
+  settle(p, m, key->mm, f->first_ns, f->first_ns);
   if (!f->count) frozen.delete(key);
 }

@@ -89,6 +89,15 @@ static __always_inline void observe(u32 which, u64 value) {
   if (h) add_to(h, value);
 }
 
+/* Which cgroup the current task is in, from the kernel's own memory: a look into /sys/fs/cgroup may wait for a lock that a suspect holds. */
+static __always_inline void fill_cgroup(struct event *e) {
+#if defined(HAVE_kernfs_node_name) && defined(HAVE_kernfs_node_id)
+  u64 group = READ(css_set, READ(task_struct, bpf_get_current_task(), cgroups), dfl_cgrp), node = READ(cgroup, group, kn);
+  e->cgroup = READ(kernfs_node, node, id);
+  bpf_probe_read_kernel_str(&e->cgroup_name, sizeof(e->cgroup_name), (void *)READ(kernfs_node, node, name));
+#endif
+}
+
 /* What every event has. */
 static __always_inline void fill_event(struct event *e, u32 kind) {
   u64 task = bpf_get_current_pid_tgid();
@@ -98,6 +107,7 @@ static __always_inline void fill_event(struct event *e, u32 kind) {
   e->tid = task;
   e->tgid = task >> 32;
   bpf_get_current_comm(&e->comm, sizeof(e->comm));
+  fill_cgroup(e);
 }
 
 /* The caller adds the rest and submits. A full ring is counted, never waited for. */

@@ -9,9 +9,9 @@ struct frame {                                          /* one open window */
   u64 mmap, mmap2, i_mmap, anon;                        /* rwsems by class */
   u64 source;                                           /* root of the anon_vma whose pages are taken over */
   u64 stored, stored_last;                              /* VMAs stored into the tree: one that is not `vma`, and the last one */
-  u32 n, visits;
+  u32 visits, epoch;                                    /* params.window_epoch when it was opened */
   u16 stored_at;
-  u8 flags, asked, returns, pad[3];
+  u8 n, flags, asked, returns, pad[2];
 };
 
 /* A task that was in a window once. */
@@ -35,6 +35,7 @@ enum { HELD_RWSEMS = 8 };
 struct held_rwsems {
   u64 rwsem[HELD_RWSEMS];
   struct hold hold[HELD_RWSEMS];
+  u64 epoch;              /* of the frames that took them */
   u32 oldest;
   u32 spilled;            /* how many went to the LRU map and were not seen to be given back */
 };
@@ -43,8 +44,8 @@ BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
-BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS);
-BPF_PERCPU_ARRAY(next_flight, u32, 1);
+BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS + FLIGHT_ROWS);
+BPF_PERCPU_ARRAY(next_flight, u32, 2);
 /* Not among the events' stacks: a stack that finds its bucket taken is lost, and every window would take one. */
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, flight_stacks, STACK_ROWS);
 
@@ -182,7 +183,9 @@ static __always_inline void note_entry(struct frame *f) {
 
 /* Open a window. `vma` may be 0; mm is then the task's own. */
 static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
-  if (!open_gate()) return;
+  struct params *p = open_gate();
+  u64 epoch = p ? p->window_epoch : 1;
+  if (epoch & 1) return;
   struct insider *t = insiders.task_storage_get(CURRENT, 0, CREATED);
   if (!t) { count(WINDOWS_LOST); return; }
   struct frame *outer = alive(t, mark);
@@ -207,6 +210,7 @@ static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u3
   struct frame *f = frame_at(t, depth);
   t->depth = depth + 1;
   __builtin_memset(f, 0, sizeof(*f));
+  f->epoch = epoch;
   f->mark = flags & WINDOW_REBUILT ? mark + 512 : mark;     /* it began in a call that the function made, beside those to come */
   f->key.window = window;
   f->flags = flags;
@@ -302,13 +306,16 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
   s->event.stack = stacks.get_stackid(ctx, 0);
   s->event.a = vma;
   __builtin_memset(&s->seen, 0, sizeof(s->seen));
+  if (vma) s->seen.vm_flags = READ(vm_area_struct, vma, vm_flags);
   __builtin_memcpy(&s->key, key, sizeof(s->key));
   return s;
 }
 
 /* Count the window (or a piece of it) under its protocol, and keep it in the flight recorder. */
 static __always_inline void count_protocol(void *ctx, struct insider *t, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
-  u32 is_new = 0;
+  u32 is_new = 0, zero = 0;
+  struct params *p = params.lookup(&zero);
+  if (!p || f->epoch != (u32)p->window_epoch) return;   /* hooks have changed since: a part of it may be missing */
   u64 first_ns = first_seen(&f->key, now, &is_new);
   if (!first_ns) return;
   struct sighting_event *s = is_new ? new_sighting(ctx, &f->key, f->vma) : 0;
@@ -324,10 +331,10 @@ static __always_inline void count_protocol(void *ctx, struct insider *t, struct 
     s->seen.i_mmap = f->i_mmap;
     events.ringbuf_submit(s, 0);
   }
-  u32 zero = 0;
-  u32 *next = next_flight.lookup(&zero);
+  u32 walks = f->flags & WINDOW_WALKS ? 1 : 0;
+  u32 *next = next_flight.lookup(&walks);
   if (!next) return;
-  u32 at = *next & (FLIGHT_ROWS - 1);
+  u32 at = (*next & (FLIGHT_ROWS - 1)) + walks * FLIGHT_ROWS;
   *next += 1;
   struct flight *flight = flights.lookup(&at);
   if (!flight) return;
@@ -347,7 +354,7 @@ static __always_inline void count_protocol(void *ctx, struct insider *t, struct 
   flight->tid = task;
   flight->tgid = task >> 32;
   flight->window = f->key.window;
-  flight->stack = f->flags & WINDOW_WALKS ? -1 : t->stack;
+  flight->stack = walks ? -1 : t->stack;
 }
 
 static __always_inline void note_exit(struct frame *f) {

@@ -19,7 +19,7 @@ from tests.bench.loads import COUNTS, Loads
 from tests.bench.measure import rounds
 from tests.bench.table import table
 from tests.bench.variants import FAMILIES, Maker, Nothing
-from tracer import session
+from tracer import fidelity, session
 from tracer.program import program_ids
 
 _FIDELITIES = ("full", "owner", "migration")
@@ -31,7 +31,7 @@ def made(maker: Maker, name: str) -> Nothing | None:
     """A variant by its name; None where this kernel or machine cannot have it."""
     kind, _, what = name.partition(":")
     if kind == "floor":
-        return maker.floor(name, session._STEMS.get(what))
+        return maker.floor(name, fidelity.stems(what))
     if kind == "only":
         return maker.family(what)
     if name in rivals.RIVALS:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tracer import program
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
 os.environ.setdefault("RMAPD_STORE", "")  # not the machine's own
+os.environ.setdefault("RMAPD_CACHE", "")  # a compiler that a test breaks is asked
 WORKLOAD = [sys.executable, str(ROOT / "tests/workloads/migrate.py")]
 
 
@@ -71,12 +72,14 @@ def fetch(url: str) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def daemon(*args: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def daemon(
+    *args: str, command: Sequence[str] = (RMAPD,), env: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`rmapd run` with an open gate, and its URL."""
     port = 20000 + os.getpid() % 20000
     url = f"http://127.0.0.1:{port}"
-    command = [RMAPD, "run", "--listen", f"127.0.0.1:{port}", *args]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    run, environment = [*command, "run", "--listen", f"127.0.0.1:{port}", *args], {**os.environ, **(env or {})}
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             for _ in range(600):
                 if process.poll() is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -62,6 +65,14 @@ class Browser(webdriver.Chrome):
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+
+    def picture(self, name: str) -> None:
+        """The whole page as a PNG in the folder that RMAPD_SCREENSHOTS names, for people to look at."""
+        if folder := os.environ.get("RMAPD_SCREENSHOTS"):
+            size = self.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+            clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+            made = self.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+            (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(made["data"]))
 
     def said(self) -> list[Any]:
         """The console, since the last time."""
@@ -172,6 +183,7 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
                     small = "return [...document.querySelectorAll('nav a, button, input, select')].filter(e => e.offsetHeight < 24).length"
                     assert seen.execute_script(small) == 0
                     assert seen.execute_script("return document.styleSheets.length") == 1
+                    seen.picture(f"{'phone' if size is PHONE else 'desk'}-{scheme}{re.sub('[^a-zA-Z0-9]', '-', path)}")
         assert seen.said() == []
         assert {address for address in seen.asked() if not address.startswith((served, "data:", "chrome:"))} == set()
 

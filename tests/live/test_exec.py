@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from junitparser import JUnitXml
+from tap.parser import Parser
+
 from tests.live.conftest import WORKLOAD, remaining, rmapd, run_exec
 
 
@@ -63,3 +66,36 @@ def test_lower_fidelity_probes_less(tmp_path: Path) -> None:
     assert "mmap_lock_released" not in report["hooks"]
     assert report["invariants"]["L2"]["coverage"] == "none"
     assert "forks are not seen" in report["invariants"]["M1"]["reason"]
+
+
+def test_what_a_ci_is_given(tmp_path: Path) -> None:
+    junit, report = tmp_path / "r.xml", tmp_path / "r.json"
+    done = rmapd("exec", "--format", "ktap", "--junit", str(junit), "--report", str(report), "--", *WORKLOAD, "5000")
+    assert done.returncode == 0, done.stderr
+    tests = [line for line in Parser().parse_text(done.stdout) if line.category == "test"]
+    (suite,) = JUnitXml.fromfile(str(junit))
+    assert len(tests) == len(list(suite)) == 18
+    decided = {test.description.partition(":")[0] for test in tests if not test.skip}
+    assert decided >= {"M1", "M4"}
+    assert decided == {case.name.partition(":")[0] for case in suite if not case.result}
+    found = json.loads(report.read_text())
+    entries = next(one for one in found["histograms"] if one["name"] == "migration_entry_seconds")
+    assert entries["count"] >= 5000
+    assert found["timeline"]["totals"]["holds"][-1] == sum(one["checks"]["holds"] for one in found["invariants"].values())
+    assert rmapd("report", "--from", str(report), "--output", str(tmp_path / "r.html")).returncode == 0
+
+
+def test_a_place_that_cannot_be_written_to_is_found_out_before_the_command_runs(tmp_path: Path) -> None:
+    for option in ("--report", "--junit"):
+        done = rmapd("exec", option, str(tmp_path / "none/r"), "--", "touch", str(tmp_path / "ran"))
+        assert done.returncode == 2
+        assert "cannot write" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_loses_a_file_and_not_the_run(tmp_path: Path) -> None:
+    done = rmapd("exec", "--report", "/dev/full", "--", "true")
+    assert done.returncode == 2
+    assert "M1" in done.stdout
+    assert "cannot write the report /dev/full: No space left on device" in done.stderr
+    assert Path("/dev/full").is_char_device()

@@ -62,7 +62,7 @@ def config(tmp_path: Path) -> Path:
 def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     with daemon("--config", str(config)) as (process, url):
         found = threads(process.pid)
-        assert len(found) > 4, "the server's threads are among them"
+        assert len(found) > 1, "the server's thread is among them"
         for one in found:
             assert {int(one[name], 16) for name in SETS} == {0}, one
             assert one["NoNewPrivs"] == "1"

@@ -107,12 +107,19 @@ def kernel_types(vma_locks: bool = False) -> bytes:
             ("tgid", s32, 320),
             ("pid", s32, 352),
             ("comm", comm, 512),
+            ("cgroups", void, 704),
         ],
     )
     task_pointer = blob.pointer(task)
     blob.record("files_struct", 64, [("fdt", void, 256)])
     blob.record("fdtable", 64, [("fd", void, 64)])
-    file = blob.pointer(blob.record("file", 64, [("f_mapping", void, 128)]))
+    blob.record("css_set", 64, [("dfl_cgrp", void, 64)])
+    blob.record("cgroup", 64, [("kn", void, 128)])
+    blob.record("kernfs_node", 64, [("name", void, 64), ("id", u64, 128)])
+    quick = blob.record("qstr", 16, [("name", void, 64)])
+    blob.record("dentry", 64, [("d_name", quick, 128)])
+    where = blob.record("path", 16, [("mnt", void, 0), ("dentry", void, 64)])
+    file = blob.pointer(blob.record("file", 64, [("f_mapping", void, 128), ("f_path", where, 192)]))
     xarray = blob.record("xarray", 16, [("xa_head", void, 64)])
     rb_root = blob.record("rb_root", 8, [("rb_node", void, 0)])
     cached = blob.record("rb_root_cached", 16, [("rb_root", rb_root, 0)])
@@ -125,7 +132,7 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     flags = blob.typedef("memdesc_flags_t", blob.record("", 8, [("f", u64, 0)]))
     blob.record("page", 64, [("flags", flags, 0), ("compound_head", u64, 64)])
     blob.record("ptdesc", 64, [("pt_mm", mm_pointer, 256)])
-    blob.enum("pageflags", {"PG_locked": 0, "PG_writeback": 1})
+    blob.enum("pageflags", {"PG_locked": 0, "PG_writeback": 1, "PG_head": 6, "PG_uptodate": 8, "PG_swapbacked": 9, "__NR_PAGEFLAGS": 10})
     mode = blob.enum("migrate_mode", {"MIGRATE_ASYNC": 0, "MIGRATE_SYNC": 2})
     blob.enum("migrate_reason", {"MR_COMPACTION": 0, "MR_SYSCALL": 3})
     blob.tracepoint("mm_migrate_pages_start", [mode, s32])
@@ -153,7 +160,7 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         blob.record("vma_lock", 16, [("lock", rwsem, 0)])
         blob.record("hugetlb_vma_lock", 32, [("rw_sema", rwsem, 64), ("vma", void, 192)])
     vma = blob.pointer(blob.record("vm_area_struct", 96, vma_members))
-    folio = blob.pointer(blob.record("folio", 64, [("flags", flags, 0), ("mapping", void, 192)]))
+    folio = blob.pointer(blob.record("folio", 128, [("flags", flags, 0), ("mapping", void, 192), ("_flags_1", u64, 512)]))
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
     blob.tracepoint("contention_begin", [void, u32])

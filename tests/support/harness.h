@@ -41,6 +41,15 @@ static int bpf_probe_read_kernel(void *to, u32 size, const void *from) {
   return -14;
 }
 
+static int bpf_probe_read_kernel_str(void *to, u32 size, const void *from) {
+  char *at = to;
+  for (u32 i = 0; i < size; i++) {
+    if (i == size - 1 || bpf_probe_read_kernel(at + i, 1, (const char *)from + i)) at[i] = 0;
+    if (!at[i]) return i + 1;
+  }
+  return 0;
+}
+
 struct map { const char *name; u32 key, value, max, used, kind; u8 *keys, *values; };
 enum { HASH, ARRAY, LRU };
 static struct map *all_maps[64];

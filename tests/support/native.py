@@ -179,13 +179,13 @@ class NativeProgram:
 MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks ledger migrations dying_mms lock_states lock_order next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders protocols held_rwsems holds window_times lock_waits lock_holds flights next_flight flight_stacks""".split()
+    insiders protocols held_rwsems holds window_times lock_waits lock_holds flights next_flight flight_stacks scene""".split()
 )
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
     """mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
     sched_process_exit exit_mmap mmap_lock_start_locking mmap_lock_acquire_returned mmap_lock_released
-    walk sweep_upper sweep_leaf calibrate""".split()
+    walk sweep_upper sweep_leaf calibrate look""".split()
 )
 
 

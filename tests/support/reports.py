@@ -38,12 +38,23 @@ def _unlucky() -> str:
             "task": {"pid": 7},
             "vma": {"was_start": "0x1000", "was_end": "0x2000", "vm_start": "0x1000", "vm_end": "0x3000"},
             "protocol": SWAPPED,
+            "marked": True,
+            "why": "it took the locks in the other order",
         },
     )
     order = replace(
         FINDING, invariant="L1", function="vma_expand", shape=SWAPPED, summary=HOSTILE, task={"pid": 7, "comm": HOSTILE}, protocol=SWAPPED
     )
-    order = replace(order, trail=trail, evidence={"edges": [{"held": "anon", "stack": ["a+0x1", "b+0x2"]}], "name": HOSTILE, "none": None})
+    order = replace(
+        order,
+        trail=trail,
+        evidence={
+            "edges": [{"held": "anon", "stack": ["a+0x1", "b+0x2"]}],
+            "name": HOSTILE,
+            "none": None,
+            "trail_note": "the recorder goes no further back",
+        },
+    )
     late = replace(FINDING, invariant="M4", verdict=Verdict.SUSPECT, summary="an entry is old")
     tally, pulse = Tally(), Pulse()
     for seconds in range(6):

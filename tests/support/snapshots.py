@@ -11,7 +11,7 @@ from tracer.invariant import discover
 from tracer.plan import Hook, Planned, State, Way
 from tracer.program import RunStatistics
 from tracer.session import probes_folder
-from tracer.snapshot import Snapshot
+from tracer.snapshot import Snapshot, StoreState
 from tracer.verdict import Finding, Tally, Verdict
 
 FINDING = Finding(
@@ -76,4 +76,5 @@ def full() -> Snapshot:
         lock_waits=classes,
         lock_holds=classes,
         checks={(name, verdict): 1 for name in known for verdict in Verdict},
+        store=StoreState("/var/lib/rmapd/rmapd.db"),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.support.native import LAYOUTS, Native, synthetic_kernel
@@ -18,6 +19,7 @@ from tracer.oracle import Oracle
 PAGE, HUGE = 4096, 512 * 4096
 POOL_PAGES = 512
 VMEMMAP_PAGES = 34
+STACK = 1 << 40
 MIGRATION_WRITE, MIGRATION_READ = 30, 28
 USER_BITS = 0x67  # present, writable, user, accessed, dirty
 _U64 = (1 << 64) - 1
@@ -72,6 +74,8 @@ class World:
         self.passed: set[tuple[int, int]] = set()  # and of those that it passed over
         self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
         self.names: dict[tuple[int, int], int] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
+        self.missing, self.missed = set[str](), 0  # hooks whose next run the kernel leaves out; runs that it left out
+        self.inside: Counter[int] = Counter()  # tid -> migrations that it is in: each a page deeper on the stack
         self.books = Books(self.native.maps, LAYOUTS)
         self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels)
         self.books.set_params(gate=1, levels=levels, welcome_ns=10**10, page_offset=self.page_offset, vmemmap=self.vmemmap)
@@ -147,6 +151,10 @@ class World:
 
     def fire(self, hook: str, *args: int) -> None:
         self.tick()
+        if hook in self.missing:
+            self.missing.discard(hook)
+            self.missed += 1
+            return
         self.native.programs[hook].run(*args)
 
     def call(self, program: str, *args: int) -> None:
@@ -176,9 +184,14 @@ class World:
 
     # migrations
     def start(self, tid: int) -> SimMigration:
-        self.become(tid)
+        self._enter(tid)
         self.fire("mm_migrate_pages_start", 2, 0)
         return SimMigration(tid)
+
+    def _enter(self, tid: int) -> None:
+        self.become(tid)
+        self.native.set("harness_stack", STACK - self.inside[tid] * PAGE)
+        self.inside[tid] += 1
 
     def unmap_folio(self, migration: SimMigration, pfn: int, kind: int = MIGRATION_WRITE) -> None:
         """try_to_migrate(): every mapping of the page becomes a migration entry, the page stays locked."""
@@ -201,11 +214,12 @@ class World:
         self.call("second_walk", self.folio(dst), mm.vma, addr, self._walk_arg)
 
     def remap_folio(
-        self, migration: SimMigration, pfn: int, skip: int = 0, backwards: bool = False, blind: int = 0
+        self, migration: SimMigration, pfn: int, skip: int = 0, backwards: bool = False, blind: int = 0, seen: bool = True
     ) -> list[tuple[SimMm, int]]:
         """remove_migration_ptes(): the second walk; the last `skip` entries it should visit are missed. The page is unlocked.
 
         blind: this many of those before are visited and not restored.
+        seen: whether the kernel runs the tracepoint's program.
         backwards: children before their parents, as when a parent's VMA left the tree and came back after the fork."""
         self.become(migration.tid)
         new, self.next_pfn = self.next_pfn, self.next_pfn + 1
@@ -224,7 +238,8 @@ class World:
             self.put(self.slot(mm, addr), new << 12 | USER_BITS)
             mm.entries[addr] = new
             mm.migrating.discard(addr)
-            self.fire("remove_migration_pte", addr, new << 12 | USER_BITS, 0)
+            if seen:
+                self.fire("remove_migration_pte", addr, new << 12 | USER_BITS, 0)
             self.call("second_walk_leave")
         self.lock(pfn, False)
         self.lock(new, False)
@@ -233,12 +248,13 @@ class World:
 
     def start_split(self, tid: int) -> SimMigration:
         """split_huge_page_to_list_to_order() is entered."""
-        self.become(tid)
+        self._enter(tid)
         self.call("thp_split", 0, 0, 0)
         return SimMigration(tid)
 
     def end_split(self, split: SimMigration) -> None:
         self.become(split.tid)
+        self.inside[split.tid] -= 1
         self.call("thp_split_leave", 0, 0, 0, 0)
 
     def map_huge(self, mm: SimMm, addr: int, pfn: int) -> None:
@@ -267,9 +283,12 @@ class World:
             self.fire("remove_migration_pte", addr, pfn << 12 | USER_BITS, 0)
         self.call("second_walk_leave")
 
-    def end(self, migration: SimMigration) -> None:
+    def end(self, migration: SimMigration, *, seen: bool = True) -> None:
+        """seen: whether the kernel ran the hook; it leaves runs out (prog->active, lazy preemption)."""
         self.become(migration.tid)
-        self.fire("mm_migrate_pages", 0, 0, 0, 0, 0, 0, 2, 0)
+        self.inside[migration.tid] -= 1
+        if seen:
+            self.fire("mm_migrate_pages", 0, 0, 0, 0, 0, 0, 2, 0)
 
     # what others do meanwhile
     def zap(self, mm: SimMm, addr: int) -> None:

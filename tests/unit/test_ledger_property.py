@@ -228,6 +228,29 @@ class LossyKernel(Kernel):
         assert truth <= self.court.proven(), "the last sweep finds even what was never booked"
 
 
+class KernelThatMissesRuns(Kernel):
+    """The kernel leaves out runs of programs (lazy preemption): nothing is accused that is not guilty, and the patrol finds what is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.court._missed_visits = lambda: self.world.missed
+
+    @rule(
+        hook=st.sampled_from(
+            "mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte first_walk first_walk_leave".split()
+            + "second_walk second_walk_leave".split()
+        )
+    )
+    def miss(self, hook: str) -> None:
+        self.world.missing.add(hook)
+
+    def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
+        assert self.court.proven() - before <= truth, "a false violation"
+        assert truth <= self.court.proven(), "the last sweep finds even what was never booked"
+        for (_, _, number, _, pfn), ruling in self.court.second_walks.items():
+            assert ruling.verdict is not Verdict.VIOLATED or (number, pfn) in self.world.passed, "M5 accuses a walk that was there"
+
+
 TestKernel = Kernel.TestCase
 TestKernel.settings = _LIMITS
 TestKernelWithoutPatrol = KernelWithoutPatrol.TestCase
@@ -236,5 +259,7 @@ TestKernelWithoutHooks = KernelWithoutHooks.TestCase
 TestKernelWithoutHooks.settings = _LIMITS
 TestKernelWithoutMmapLock = KernelWithoutMmapLock.TestCase
 TestKernelWithoutMmapLock.settings = _LIMITS
+TestKernelThatMissesRuns = KernelThatMissesRuns.TestCase
+TestKernelThatMissesRuns.settings = _LIMITS
 TestLossyKernel = LossyKernel.TestCase
 TestLossyKernel.settings = _LIMITS

@@ -18,7 +18,7 @@ from tracer.histogram import SLOTS, Histogram
 from tracer.history import Point
 from tracer.ktap import as_ktap
 from tracer.metrics import SnapshotCollector
-from tracer.snapshot import Snapshot
+from tracer.snapshot import Snapshot, StoreState
 from tracer.status import table
 from tracer.verdict import Tally, Verdict
 from tracer.web import Application, Server
@@ -83,6 +83,7 @@ def test_labels_come_from_closed_sets() -> None:
         "version",
         "kernel",
         "le",
+        "direction",
     }
     assert {key for _, labels in exposition(snapshot()) for key, _ in labels} <= allowed
 
@@ -213,3 +214,16 @@ def test_the_same_defect_is_one_violation_with_a_count() -> None:
     (violation,) = tally.violations.values()
     assert (violation.count, violation.first_seen, violation.last_seen) == (4, 1.0, 2.0)
     assert tally.checks["M4", Verdict.SUSPECT] == 1
+
+
+def test_a_store_that_cannot_be_written_shows() -> None:
+    state = StoreState("/x", "database or disk is full", 7, 1, 3, 0.5, 2)
+    samples = exposition(snapshot(store=state, rest={("L1", Verdict.VIOLATED): 40, ("L2", Verdict.SUSPECT): 2}))
+    assert samples["rmapd_store_writable", ()] == 0
+    assert samples["rmapd_store_unwritten_findings", ()] == 7
+    assert samples["rmapd_store_failures_total", ()] == 3
+    assert samples["rmapd_store_forgotten_signatures_total", ()] == 2
+    assert samples["rmapd_findings_unsigned_total", ()] == 42
+    assert ("rmapd_store_writable", ()) not in exposition(snapshot())
+    found = report.as_json(snapshot(rest={("L1", Verdict.VIOLATED): 40}), [], 0)
+    assert found["beyond"] == {"L1 violated": 40}

@@ -107,9 +107,15 @@ def test_every_section_tells(page: str) -> None:
         "half below",
         "i_mmap_rwsem",
         "hooks attached",
+        "it took the locks in the other order",
+        "the recorder goes no further back",
     ):
         assert part in text, part
-    assert " ".join(SWAPPED.split()[-9:]) in text
+    assert SWAPPED.replace("]  ", "] ") in text
+    assert "The nearest that broke nothing, 900 windows of this run" in text
+    seen, legal = (re.findall(f'<mark class="{side}">(.*?)</mark>', page) for side in ("seen", "legal"))
+    assert {re.sub("<.*?>", "", step) for step in (*seen, *legal)} <= {"anon↓w", "i_mmap↓w"}
+    assert len(seen) == len(legal) == 1
     assert 'class="accused"' in page
 
 
@@ -140,6 +146,10 @@ def test_markdown_tells_the_same_and_no_cell_breaks_out(tmp_path: Path) -> None:
         "linkStyle",
         "| i_mmap_rwsem | anon_vma rwsem | 900 | 0 |",
         "−2.5 ms",
+        "**it took the locks in the other order**",
+        "the recorder goes no further back",
+        "\nlegal  ",
+        " ^^^^^^^^",
     ):
         assert part in text, part
     tokens = [token for block in MarkdownIt("commonmark").enable("table").parse(text) for token in (block, *(block.children or ()))]
@@ -159,6 +169,24 @@ def test_a_report_of_the_past_still_reads(tmp_path: Path) -> None:
     assert "No histogram" in html_report.render(reported)
     assert "seconds since the first violation" in html_report.render(reported)
     assert "No window took a lock" in markdown_report.render(reported)
+
+
+def test_a_trail_without_a_mark_accuses_the_window_of_the_protocol(tmp_path: Path) -> None:
+    """As rmapd wrote it at first; and accuses nobody where the last window is another one."""
+    old = unlucky()
+    order = next(one for one in old["violations"] if one["trail"])
+    order["trail"][-1].pop("marked")
+    assert html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 1
+    order["trail"].reverse()
+    assert html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 0
+
+
+def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
+    strange = unlucky()
+    next(one for one in strange["violations"] if one["protocol"])["protocol"] = "vma_expand[of the future]  anon⇓"
+    text = Page(html_report.render(of_report(written(tmp_path / "r.json", strange)))).text
+    assert "anon⇓" in text
+    assert "broke nothing" not in text
 
 
 def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
@@ -218,7 +246,7 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
     (tmp_path / "none").write_bytes(b"nothing of the kind" * 999)
     Store(tmp_path / "young", "6.1", 64 << 20, 90, must=True).close()
     with sqlite3.connect(kept) as database:
-        database.execute("UPDATE signature SET evidence = '{\"id\": 7}'")
+        database.execute("UPDATE evidence SET evidence = '{\"id\": 7}'")
     database.close()
     for name, said in (
         ("gone", "there is no store"),

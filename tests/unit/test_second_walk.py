@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support.court import Court
-from tests.support.world import HUGE, MIGRATION_READ, PAGE, SimMigration, SimMm, World, swap_entry
+from tests.support.world import HUGE, MIGRATION_READ, MIGRATION_WRITE, PAGE, SimMigration, SimMm, World, swap_entry
 from tests.unit.test_world import ADDR, judged, left_in
+from tracer.books import Event
 from tracer.monitors.second_walk import rule
 from tracer.verdict import Finding, Verdict
 
@@ -478,3 +479,51 @@ class TestThpSplit:
         world.call("freeze_leave", mm.vma, 0, THP, 1)
         world.end_split(split)
         assert not world.books.ledger()
+
+
+def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> None:
+    found = {}
+    for how in ("blind", "skip"):
+        world = World()
+        court = Court(world)
+        migrated(world, **{how: 1})
+        court.end()
+        (found[how],) = findings(court, "M1")
+    assert found["blind"].id != found["skip"].id
+    assert found["blind"].signature.endswith("second_walk=came")
+    assert found["skip"].signature.endswith("second_walk=passed_over")
+    assert found["blind"].evidence["culprit"]["function"] == "remove_migration_pte"
+    assert found["skip"].evidence["culprit"]["function"] == "remove_migration_ptes"
+
+
+def test_the_row_knows_the_folio_that_the_second_walk_brought() -> None:
+    world = World()
+    mm = migrated(world, blind=1)
+    rows = [row for row in world.books.ledger() if mm.at in row.visited]
+    assert [row.visited[mm.at].to for row in rows] == [world.folio(world.next_pfn - 1)]
+
+
+def test_repeats_of_one_kind_read_no_evidence() -> None:
+    """Each event of M2 is counted; only the first one's signature is explained."""
+    world = World()
+    court, explained = Court(world), list[object]()
+    unlocked = court._findings.unlocked
+
+    def counting(event: Event, *, bare: bool = False) -> Finding:
+        explained.extend([] if bare else [event])
+        return unlocked(event, bare=bare)
+
+    court._findings.unlocked = counting  # type: ignore[method-assign]
+    mm = world.new_mm()
+    migration = world.start(77)
+    for n in range(40):
+        pfn = world.map_page(mm, ADDR + n * 4096)
+        world.become(77)
+        world.call("first_walk", world.folio(pfn), mm.vma, ADDR + n * 4096)
+        world.fire("set_migration_pte", ADDR + n * 4096, swap_entry(MIGRATION_WRITE, pfn), 0)
+        world.call("first_walk_leave")
+    court.hear()
+    world.end(migration)
+    (violation,) = [v for v in court.tally.violations.values() if v.first.invariant == "M2"]
+    assert violation.count == 40
+    assert len(explained) == 1

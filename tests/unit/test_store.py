@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -191,6 +192,20 @@ def test_a_file_that_is_removed_is_made_again(path: Path, clock: Clock) -> None:
     assert counts(path) == {finding().signature: 8}
 
 
+def test_a_row_that_somebody_deleted_is_put_again(path: Path, clock: Clock) -> None:
+    one, tally = store(path, clock), Tally()
+    for n in range(6):
+        tally.record(finding(n % 3), clock.now)
+        one.keep(tally.violations.values(), tally.rest)
+    with sqlite3.connect(path) as other:
+        other.execute("DELETE FROM signature WHERE signature = ?", (finding(1).signature,))
+    other.close()
+    for n in range(3):
+        tally.record(finding(n), clock.now)
+    one.keep(tally.violations.values(), tally.rest)
+    assert counts(path) == {finding(0).signature: 3, finding(1).signature: 1, finding(2).signature: 3}
+
+
 def test_who_locks_the_store_delays_it_only(path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 1)
     other = sqlite3.connect(path, isolation_level=None)
@@ -257,6 +272,22 @@ def test_an_older_store_is_migrated_and_goes_on(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(RmapdError, match="written by a newer rmapd"):
         store(path, clock)
     assert not list(path.parent.glob("*.broken-*"))
+
+
+def test_what_the_first_schema_kept_is_still_there(monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock) -> None:
+    """Version 1 had the evidence in the signature's row."""
+    violation = Violation(finding(), T0, T0, 4)
+    with sqlite3.connect(path, isolation_level=None) as old:
+        for statement in (*schema.MIGRATIONS[0], f"PRAGMA application_id = {schema.APPLICATION}", "PRAGMA user_version = 1"):
+            old.execute(statement)
+        row = violation_json(violation)
+        columns = [row[name] for name in ("signature", "id", "invariant", "verdict", "function", "first_seen", "last_seen", "count")]
+        old.execute("INSERT INTO signature VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, 'run', 'run', ?)", (*columns, json.dumps(row)))
+    old.close()
+    store(path, clock).keep([Violation(finding(), T0, T0, 3)], {})
+    (kept,) = stored.read(path).violations
+    assert kept["count"] == 7
+    assert kept["evidence"] == row["evidence"]
 
 
 def test_another_programs_database_is_not_touched(path: Path, clock: Clock) -> None:

@@ -17,14 +17,14 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    errors answer histogram stubs monitors notify schema pulse syscalls
+    errors answer histogram stubs monitors notify schema pulse syscalls machine governor cache
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
-    plan symbols books windows encoding notation invariant plots summary
-    oracle loaded rulings difference html_report markdown_report
-    loader publish
-    handover
-    snapshot
+    plan symbols books windows encoding notation invariant plots summary watch keeper
+    oracle loaded rulings difference scene trail aligned
+    loader beside fidelity
+    handover html_report markdown_report
+    snapshot explain publish
     suspects calibrate metrics report points status history
     findings docket store journal ktap junit current
     judge reaction web
@@ -116,7 +116,7 @@ def test_layouts_round_trip_and_match_c() -> None:
     assert LAYOUTS.structs["histogram"].size == 65 * 8
     assert LAYOUTS.constants["MIGRATION_LEFT"] == 1
     state = LAYOUTS.structs["lock_state"]
-    raw = struct.pack("<15Q", *range(15))
+    raw = struct.pack("<16Q", *range(16))
     assert state.unpack(raw).n == 2
     assert len(state.unpack(raw).held) == 12
 

@@ -19,7 +19,7 @@ from tracer import difference, report
 from tracer.current import Current
 from tracer.history import KEPT_SECONDS
 from tracer.notation import parse, text
-from tracer.snapshot import Snapshot
+from tracer.snapshot import Snapshot, StoreState
 from tracer.verdict import Verdict
 from tracer.web import Answer, Application, Ask, api, chart, pages, search
 
@@ -149,6 +149,16 @@ def test_the_overview_says_how_it_is(app: Application, current: Current) -> None
     assert "Nothing to judge yet" in empty
     none = replace(s, coverage={name: inv.coverage(()) for name, inv in s.invariants.items()}, checks={}, violations={})
     assert "Nothing is checked here" in page(over(none), "/").text
+
+
+def test_what_is_not_kept_is_said(current: Current) -> None:
+    s = current()
+    assert s
+    store = StoreState("/var/lib/rmapd/<x>.db", "No space left on device", unwritten=2)
+    told = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
+    assert "1,200 more are counted without their evidence" in told
+    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in told
+    assert "cannot be written" not in page(over(s), "/").text
 
 
 def test_what_is_not_the_present_is_said(current: Current) -> None:

@@ -210,9 +210,10 @@ def test_the_flight_recorder_keeps_the_last_windows() -> None:
     flights = b.windows.flights()
     assert [flight.row.end_ns - flight.row.start_ns for flight in flights] == list(range(4, 12)), "8 rows on one CPU"
     assert {flight.row.protocol for flight in flights} == set(b.windows.born())
-    assert b.windows.flights({b.mm}) == b.windows.flights({vma.at, 0xBAD}) == flights
-    assert b.windows.flights({0xBAD}) == []
-    assert b.windows.flights({vma.at}, flights[5].row.end_ns) == flights[:6], "what ended later led to nothing"
+    recorded = b.windows.recorded
+    assert recorded({b.mm}).flights == recorded({vma.at, 0xBAD}).flights == recorded({0xBAD}, {7}).flights == flights
+    assert recorded({0xBAD}).flights == recorded(tids={8}).flights == []
+    assert (recorded({0xBAD}).changes_ns, recorded().walks_ns) == (flights[0].row.end_ns, 0), "how far back it goes, whatever is asked for"
 
 
 def test_times_of_windows() -> None:

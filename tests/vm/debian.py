@@ -64,7 +64,7 @@ def disk() -> Path:
     return HOME / "root.ext4"
 
 
-def run(command: str, files: Sequence[Path], *, label: str, append: str = "", timeout: float = 1800) -> Result:
+def run(command: str, files: Sequence[Path], *, label: str, append: str = "", timeout: float = 5400) -> Result:
     """Boot to multi-user.target, run a shell command with these files in $OUT, and come back with what it wrote there."""
     base, folder = disk(), RESULTS / f"debian-{label}"
     shutil.rmtree(folder, ignore_errors=True)

@@ -35,6 +35,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     package: str
     suite: str
+    source: str = ""
 
 
 class _Ladder(msgspec.Struct, forbid_unknown_fields=True):
@@ -64,7 +65,7 @@ def kernels() -> dict[str, Entry]:
     return ladder() | _listed("bugs.toml")
 
 
-def _apt(suite: str, state: Path) -> list[str]:
+def apt(suite: str, state: Path) -> list[str]:
     """apt options that see the machine's own mirror, in another suite where one is named, without touching the machine's lists."""
     if not suite:
         return []
@@ -97,7 +98,7 @@ def image(name: str) -> Path:
     if found:
         return found[0]
     shutil.rmtree(home, ignore_errors=True)
-    flags = _apt(entry.suite, CACHE / f"{name}.apt")
+    flags = apt(entry.suite, CACHE / f"{name}.apt")
     unpacked = CACHE / f"{name}.new"
     shutil.rmtree(unpacked, ignore_errors=True)
     (unpacked / "boot").mkdir(parents=True)
@@ -123,6 +124,7 @@ def run(
     *,
     memory: str = "3G",
     nodes: int = 1,
+    cpus: int = 2,
     timeout: float = 900,
     label: str = "run",
     append: str = "",
@@ -141,7 +143,7 @@ def run(
     )
     (folder / "command.sh").write_text(body)
     tools = str(Path(sys.executable).parent)
-    vng = [f"{tools}/vng", "--disable-kvm", "--verbose", "--run", str(image(name)), "--cpus", "2"]
+    vng = [f"{tools}/vng", "--disable-kvm", "--verbose", "--run", str(image(name)), "--cpus", str(cpus)]
     vng += ["--memory", memory, "--force-9p", "--rwdir", str(folder), "--exec", f"sh {shlex.quote(str(folder / 'command.sh'))}"]
     if append:
         vng += ["--append", append]

@@ -33,6 +33,7 @@ def asked(session: Session) -> dict[str, Callable[[], object]]:
     assert oracle
     assert iterator
     first = oracle.mms()[:1]
+    session.rehearse()  # opens /proc/kallsyms, as the daemon does before it gives anything up
     return {
         "attached: look a map up": lambda: table.lookup(bytes(4)),
         "attached: write a map": lambda: _rewritten(table),

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from tests.vm.guest import ROOT, Result, image, run
+from tracer.explain import Known, as_text
+from tracer.invariant import discover
 
 WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "walk_unlocked": (5, 5, {("L6", "rmap_walk_anon")}),
@@ -67,6 +69,14 @@ def culprit(violation: dict[str, Any]) -> str:
     return "right" if last and (last["function"], last["task"]["pid"], last["protocol"]) == own else "pushed out"
 
 
+def fault_named(report: dict[str, Any], violation: dict[str, Any]) -> str:
+    """The function that `rmapd explain` says is at fault; its text is kept beside the report with the others."""
+    said = as_text(Known(violation, report), discover()[violation["invariant"]])
+    (name,) = re.findall(r"^Function at fault: (\w+)\(\)", said, re.MULTILINE)
+    assert all(part in said for part in ("What was promised", "Proof", "Trail", "Stack", report["kernel"]))
+    return str(name)
+
+
 def row(fault: dict[str, Any], violation: dict[str, Any]) -> str:
     """A row of the detection matrix."""
     after, times = seconds(violation) - fault["first"], f"{fault['struck']} | {violation['count']}"
@@ -94,8 +104,9 @@ def test_every_broken_window_is_found_and_named(module: Path) -> None:
             assert (violation["verdict"], violation["count"]) == ("violated", windows), violation["signature"]
             assert violation["task"]["pid"] == fault["pid"]
             assert seconds(violation) - fault["first"] < 60
+            assert fault_named(report, violation) == violation["function"]
             assert any(frame.startswith(f"{violation['function']}+") for frame in violation["stack"])
-            if violation["protocol"] and not violation["function"].startswith("rmap_walk"):
+            if violation["protocol"]:
                 assert culprit(violation) == "right", violation["trail"]
     assert not found, "what no fault explains"
     assert set(report["lost"].values()) == {0}
@@ -134,6 +145,9 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
         assert f"victim[{struck['victim']}]" in violation["summary"]
     assert any(frame.startswith("migrate_pages+") for frame in violation["stack"])
     assert violation["evidence"]["entries"][0]["locked"] is False
+    at_fault = "remove_migration_pte" if fault == "left_behind" else "remove_migration_ptes"
+    assert {fault_named(report, each) for each in report["violations"]} == {at_fault}
+    assert all(each["evidence"]["trail_note"] for each in report["violations"])
     dmesg = (result.folder / "dmesg").read_text()
     written, bug = dmesg.find("rmapd-vm: the report is written"), dmesg.find("kernel BUG at include/linux/swapops.h")
     assert bug > 0, "the kernel's own BUG was expected when the victim died"

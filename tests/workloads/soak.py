@@ -28,6 +28,7 @@ from tests.workloads.numa import HUGE, move
 
 # One instance each, small: two emulated CPUs and 3 GiB have to carry it all. Debian 12's stress-ng has no ksm stressor: same_pages().
 STRESSORS = {"rmap": "", "mremap": "16M", "pagemove": "4M", "brk": "", "munmap": "", "madvise": "", "mmapfork": "", "numa": ""}
+MOVED = 512  # pages between the nodes at a time: the more, the less of the time is Python's
 DATA_LIMIT = 256 << 20  # what brk may grow to
 VMSTAT = (
     "pgmigrate_success pgmigrate_fail compact_success thp_fault_alloc thp_split_page thp_split_pmd thp_migration_success oom_kill".split()
@@ -106,7 +107,7 @@ def splitter() -> None:
 def between_nodes(first: int, node: list[int]) -> None:
     """Small pages and a huge one go to the other node."""
     node[0] ^= 1
-    if not move([first + page * PAGE for page in range(64)] + [first + HUGE], node[0]):
+    if not move([first + page * PAGE for page in range(MOVED)] + [first + HUGE], node[0]):
         raise OSError("no page moved")
 
 
@@ -123,7 +124,7 @@ def parts() -> dict[str, Callable[[], None]]:
     mine, node, first = touched(16 << 20), [0], huge_area(2)
     libc.madvise(first, HUGE, mmap.MADV_NOHUGEPAGE)
     libc.madvise(first, HUGE, mmap.MADV_DONTNEED)
-    for page in range(64):
+    for page in range(MOVED):
         ctypes.memset(first + page * PAGE, 1, 1)
     return {
         "compaction": compaction,

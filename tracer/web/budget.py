@@ -26,7 +26,7 @@ class Budget:
         self._was_used, self._was = used, now
         return self._left
 
-    async def wait(self) -> None:
-        """Every client waits alike: who asks much makes the page slow, never the judge."""
-        while (left := self.left()) < 0:
+    async def wait(self, reserve: float = 0.0) -> None:
+        """Until more than the reserve is left. Every client waits alike: who asks much makes the page slow, never the judge."""
+        while (left := self.left() - reserve) < 0:
             await asyncio.sleep(min(1.0, -left / SHARE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import socket
 import ssl
 import time
@@ -28,19 +29,31 @@ MOST_REQUESTS = 1000
 _PIECE = 32 * 1024
 
 
+class Doing(enum.IntEnum):
+    """What a connection is at, the least valuable first."""
+
+    WAITING = 0
+    """for a request, or for the rest of one"""
+    SENDING = 1
+    ANSWERING = 2
+
+
 class Gone(Exception):
     """The client went away or broke the protocol: there is nothing more to say to it."""
 
 
 class Connection:
-    """Speaks HTTP/1.1 over a stream. `since`: when it last did anything useful, for whoever looks for a connection to give up."""
+    """Speaks HTTP/1.1 over a stream. `worth`: what it is at and since when, for whoever looks for a connection to give up."""
 
     def __init__(self, client: socket.socket) -> None:
-        self.since = time.monotonic()
+        self._is(Doing.WAITING)
         self._client = client
         self._transport: asyncio.WriteTransport | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEADER_BYTES)
         self._bodiless = False
+
+    def _is(self, doing: Doing) -> None:
+        self.worth = (doing, time.monotonic())
 
     async def open(self, tls: ssl.SSLContext | None = None) -> None:
         """Shake hands, where there is TLS."""
@@ -81,11 +94,14 @@ class Connection:
             except h11.RemoteProtocolError as error:
                 await self._refuse(Answer.say(error.error_status_hint, f"not a request that is answered here: {error}"))
                 return
-            await self._send(await answer(ask), last=number == MOST_REQUESTS - 1)
+            self._is(Doing.ANSWERING)
+            answered = await answer(ask)
+            self._is(Doing.SENDING)
+            await self._send(answered, last=number == MOST_REQUESTS - 1)
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 return
             self._http.start_next_cycle()
-            self.since = time.monotonic()
+            self._is(Doing.WAITING)
 
     async def _some(self) -> None:
         """Wait for the first bytes of a request, unless they came with the one before."""

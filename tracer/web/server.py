@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 import threading
+import time
 from dataclasses import replace
 from types import TracebackType
 
@@ -24,7 +25,10 @@ from tracer.web.tls import may_enter
 log = logging.getLogger("rmapd")
 
 MOST_CONNECTIONS = 64
-_BACKLOG = 128
+_MOMENT_SECONDS = 0.1
+_BACKLOG = 1024
+_FOR_ANSWERS_SECONDS = 0.1
+"""CPU time that new connections leave to those that are there."""
 _ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
 _ENDS = (Gone, TimeoutError, OSError, EOFError)
 """How a conversation ends that was not simply over: not worth a line in the log."""
@@ -87,37 +91,48 @@ class Server:
 
     async def _accept(self) -> None:
         while True:
-            await self._budget.wait()
+            await self._budget.wait(_FOR_ANSWERS_SECONDS)
             try:
                 client, _ = await self._loop.sock_accept(self._socket)
             except OSError as error:
                 log.warning("http: cannot take a connection: %s", error)
                 await asyncio.sleep(1)
                 continue
-            self._make_room()
+            await self._make_room()
             connection = Connection(client)
             talk = self._loop.create_task(self._talk(connection))
             self._talks[talk] = connection
-            talk.add_done_callback(self._talks.pop)
+            talk.add_done_callback(self._end)
 
-    def _make_room(self) -> None:
-        """Give up the connection that did nothing useful for longest, where there are too many."""
-        open_talks = [(one.since, number, talk) for number, (talk, one) in enumerate(self._talks.items()) if not talk.cancelling()]
-        if len(open_talks) >= MOST_CONNECTIONS:
-            min(open_talks)[2].cancel()
+    def _end(self, talk: asyncio.Task[None]) -> None:
+        """Also of one that was given up before it began."""
+        self._talks.pop(talk).close()
+
+    async def _make_room(self) -> None:
+        """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
+
+        Everybody has a moment to say something before: in a flood of connections, one with a request is not swept away."""
+        while True:
+            await asyncio.sleep(0)  # accepting does not let anybody else run while there is more to accept
+            kept = {talk: one.worth for talk, one in self._talks.items() if not talk.cancelling()}
+            if len(kept) < MOST_CONNECTIONS:
+                return
+            least = min(kept, key=kept.__getitem__)
+            moment = kept[least][1] + _MOMENT_SECONDS - time.monotonic()
+            if moment <= 0:
+                least.cancel()
+                return
+            await asyncio.sleep(moment)
 
     async def _talk(self, connection: Connection) -> None:
         with contextlib.suppress(*_ENDS):
-            try:
-                self.access.refresh()
-                await connection.open(self.access.context)
-                named = self.access.rules.tls
-                if named and not may_enter(connection.certificate, named.client_allowed_sans):
-                    raise Gone
-                await connection.converse(self._answer)
-                await connection.finish()
-            finally:
-                connection.close()
+            self.access.refresh()
+            await connection.open(self.access.context)
+            named = self.access.rules.tls
+            if named and not may_enter(connection.certificate, named.client_allowed_sans):
+                return
+            await connection.converse(self._answer)
+            await connection.finish()
 
     async def _answer(self, ask: Ask) -> Answer:
         await self._budget.wait()

@@ -1,0 +1,200 @@
+"""What the daemon itself costs, and how soon it tells the truth. Printed, never asserted; with rehearsal probes where windows are needed.
+
+usage: python -m tests.bench.userspace [truth|rate|memory|start]…     (root)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+from tests.live.conftest import RMAPD, WORKLOAD, daemon, fetch, sample
+from tests.support.rehearsal import A_RUN, CAST_ROWS, Stage, make
+from tests.support.violations import ENCODING, VIOLATING, variant
+from tracer.notation import text
+
+_HEAD = (
+    "| invariant | samples | log: median, ms | 90 % | 99 % | slowest | within 100 ms "
+    "| metric: median, ms | 90 % | 99 % | slowest | within 100 ms |"
+)
+SAMPLES = 65  # per invariant and run: below the bound on signatures
+RUNS = 2
+RATES = (0, 10_000, 100_000, 1_000_000)
+SECONDS = 30
+
+
+@contextlib.contextmanager
+def rehearsing(**env: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        probes = make(Path(folder) / "probes")
+        command = [sys.executable, "-m", "tests.support.altered", str(probes), "{}"]
+        with daemon(command=command, env={"RMAPD_STORE": f"{folder}/store.db", **env}) as running:
+            yield running
+
+
+def percentiles(milliseconds: Sequence[float]) -> str:
+    ordered = sorted(milliseconds)
+    at = {share: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.9, 0.99)}
+    within = sum(one <= 100 for one in ordered) / len(ordered)
+    return f"{len(ordered)} | " + " | ".join(f"{value:.0f}" for value in at.values()) + f" | {ordered[-1]:.0f} | {within:.1%}"
+
+
+def truth() -> None:
+    """From the run of the program that books a violating window to the log line in our hands, and to the metric in an answer."""
+    found: dict[str, tuple[list[float], list[float]]] = {invariant: ([], []) for invariant in VIOLATING}
+    for run in range(RUNS):
+        with rehearsing() as (process, url), contextlib.closing(Stage.find()) as stage:
+            assert process.stdout
+            lines: Queue[tuple[int, dict[str, Any]]] = Queue()
+            threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
+            for number in range(SAMPLES):
+                for invariant, line in VIOLATING.items():
+                    key = variant(line, run * SAMPLES + number)
+                    logged, shown = _one(stage, url, lines, invariant, key)
+                    found[invariant][0].append(logged)
+                    found[invariant][1].append(shown)
+    print(_HEAD)
+    every = ([one for logs, _ in found.values() for one in logs], [one for _, metrics in found.values() for one in metrics])
+    for name, (logs, metrics) in [*found.items(), ("all", every)]:
+        print(f"| {name} | {percentiles(logs)} | {percentiles(metrics).partition(' | ')[2]} |")
+
+
+def _listen(stream: Any, lines: Queue[tuple[int, dict[str, Any]]]) -> None:
+    for line in stream:
+        lines.put((time.monotonic_ns(), json.loads(line)))
+
+
+def _one(stage: Stage, url: str, lines: Queue[tuple[int, dict[str, Any]]], invariant: str, key: bytes) -> tuple[float, float]:
+    """Milliseconds to the log and to the metric."""
+    metric = f'rmapd_violations_total{{invariant="{invariant}"}}'
+    before, protocol = sample(url, metric), text(ENCODING.decode(key))
+    time.sleep(0.02)
+    start = time.monotonic_ns()
+    stage.book(key)
+    while True:
+        at, row = lines.get(timeout=30)
+        if (row.get("invariant"), row.get("protocol")) == (invariant, protocol):
+            break
+    while sample(url, metric) == before:
+        pass
+    return (at - start) / 1e6, (time.monotonic_ns() - start) / 1e6
+
+
+def cpu(pid: int) -> float:
+    """User and system seconds of a process and its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def own(pid: int) -> float:
+    """The same of its main thread, which judges."""
+    fields = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
+    return int(fields[0]) / 1e9
+
+
+def rate() -> None:
+    """CPU of the daemon at so many windows a second, of 300 protocols that hold; then the same with a scrape every 15 seconds. Without the
+    patrol, whose cost is that of the machine's page tables, and the governor, who would take off the programs of so many windows."""
+    keys = [variant(line, n) for line in _HOLDING for n in range(100)]
+    with rehearsing(RMAPD_PATROL_SECONDS="0", RMAPD_FIDELITY="full") as (process, url), contextlib.closing(Stage.find()) as stage:
+        for n, key in enumerate(keys):
+            stage.cast.update(n.to_bytes(4, "little"), key)
+        assert len(keys) <= CAST_ROWS
+        stage.many.run(0, len(keys))
+        stage.many.run(A_RUN, len(keys))
+        time.sleep(12)
+        print("| windows a second | asked for | daemon's CPU, % of one core | of that judging |")
+        for scraped in (False, True):
+            for wanted in RATES:
+                done, spent, judged = _at_rate(stage, process.pid, url, wanted, len(keys), scraped=scraped)
+                print(f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} | {spent:.3f} | {judged:.3f} |", flush=True)
+        print(f"windows counted: {sum_of(url, 'rmapd_windows_total'):,.0f}; peak RSS {sample(url, 'rmapd_peak_rss_bytes') / 1e6:.0f} MB")
+
+
+_HOLDING = (
+    "vma_expand[file anon mmap:w]  {} i_mmap↓w anon↓w anon↑w i_mmap↑w",
+    "unlink_anon_vmas[anon]  {} anon↓w anon- anon↑w",
+    "__anon_vma_prepare[mmap:r]  {} anon↓w anon+ anon↑w",
+)
+
+
+def _at_rate(stage: Stage, pid: int, url: str, wanted: int, rows: int, *, scraped: bool) -> tuple[float, float, float]:
+    """(windows a second, CPU % of the daemon, of its judging thread)"""
+    begin, spent, judged, booked = time.monotonic(), cpu(pid), own(pid), 0
+    next_scrape = begin + 5
+    while (now := time.monotonic()) - begin < SECONDS:
+        while booked < wanted * (now - begin):
+            stage.many.run(booked, rows)
+            booked += A_RUN
+        if scraped and now >= next_scrape:
+            fetch(f"{url}/metrics")
+            next_scrape += 15
+        time.sleep(0.01)
+    seconds = time.monotonic() - begin
+    return booked / seconds, 100 * (cpu(pid) - spent) / seconds, 100 * (own(pid) - judged) / seconds
+
+
+def sum_of(url: str, metric: str) -> float:
+    return sum(float(line.split()[1]) for line in fetch(f"{url}/metrics")[1].splitlines() if line.startswith(metric + "{"))
+
+
+def memory() -> None:
+    """VmRSS and VmHWM after load, and with a stack symbolised and a page served."""
+    for name, running in (("this kernel's hooks", daemon()), ("a hundred programs", rehearsing())):
+        with running as (process, url):
+            time.sleep(2)
+            print(name, "after load:", _resident(process.pid))
+            for _ in range(20):
+                fetch(f"{url}/metrics")
+                fetch(f"{url}/")
+            subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
+            if name != "this kernel's hooks":
+                with contextlib.closing(Stage.find()) as stage:
+                    for line in VIOLATING.values():
+                        stage.book(variant(line, 7))
+            time.sleep(3)
+            print(name, "after scrapes, pages, migrations and violations:", _resident(process.pid))
+
+
+def _resident(pid: int) -> str:
+    lines = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Vm"))
+    return ", ".join(f"{name} {int(lines[name].split()[0]) / 1024:.1f} MB" for name in ("VmRSS", "VmHWM"))
+
+
+def start() -> None:
+    """From starting the process to /-/ready, and the CPU of all processes until it has ended again."""
+    with tempfile.TemporaryDirectory() as folder:
+        for n in range(6):
+            before, begin = os.times(), time.monotonic()
+            with daemon(env={"RMAPD_CACHE": f"{folder}/cache"}):
+                took = time.monotonic() - begin
+            after, load = os.times(), os.getloadavg()[0]
+            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            name = "from the cache" if n else "compiled"
+            print(f"{name}: gate open after {took:.2f} s at a load of {load:.1f}, CPU of all processes {spent:.2f} s")
+
+
+PARTS = {"truth": truth, "rate": rate, "memory": memory, "start": start}
+
+
+def main(wanted: Sequence[str]) -> None:
+    version = subprocess.run([RMAPD, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    print(f"{version}, kernel {os.uname().release}, {os.cpu_count()} CPUs")
+    for name in wanted or PARTS:
+        load = " ".join(f"{one:.1f}" for one in os.getloadavg())
+        print(f"\n## {name} (load averages {load})", flush=True)
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

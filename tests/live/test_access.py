@@ -1,0 +1,151 @@
+"""Who may read, on a real run: the real Prometheus by its own TLS and basic_auth settings, and nobody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import bcrypt
+import pytest
+import trustme
+
+from tests.live.conftest import RMAPD
+from tests.live.test_prometheus import Prometheus, free_port, prometheus, run_at, until
+from tracer import program
+
+USER, PASSWORD = "prometheus", "correct horse battery"
+RULES = """
+tls_server_config:
+  cert_file: server.pem
+  key_file: server.key
+  client_auth_type: {auth}
+  client_ca_file: ca.pem
+basic_auth_users:
+  {user}: {hash}
+"""
+
+
+class Site:
+    """Certificates, passwords and the web configuration of one host."""
+
+    def __init__(self, folder: Path, auth: str = "RequireAndVerifyClientCert") -> None:
+        self.folder, self.ca = folder, trustme.CA()
+        self.ca.cert_pem.write_to_path(folder / "ca.pem")
+        self.renew()
+        client = self.ca.issue_cert("prometheus.test")
+        client.private_key_pem.write_to_path(folder / "client.key")
+        client.cert_chain_pems[0].write_to_path(folder / "client.pem")
+        hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode().replace("$2b$", "$2y$")
+        self.rules = folder / "web.yml"
+        self.rules.write_text(RULES.format(auth=auth, user=USER, hash=hashed))
+
+    def renew(self) -> None:
+        server = self.ca.issue_cert("127.0.0.1", "localhost")
+        server.private_key_pem.write_to_path(self.folder / "server.key")
+        server.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
+
+    def scrape(self, at: str, **changes: object) -> dict[str, object]:
+        """A job as Prometheus's documentation writes it."""
+        tls = {"ca_file": "ca.pem", "cert_file": "client.pem", "key_file": "client.key"}
+        job: dict[str, object] = {"job_name": "secured", "scheme": "https", "static_configs": [{"targets": [at]}]}
+        files = {name: str(self.folder / file) for name, file in tls.items()}
+        return job | {"tls_config": files, "basic_auth": {"username": USER, "password": PASSWORD}} | changes
+
+    def status(self, at: str, path: str, *, certificate: bool = True, password: str = PASSWORD) -> int | str:
+        """What a client gets: a status, or why there was none."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+        if certificate:
+            context.load_cert_chain(self.folder / "client.pem", self.folder / "client.key")
+        passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
+        passwords.add_password(None, f"https://{at}/", USER, password, is_authenticated=True)
+        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), urllib.request.HTTPBasicAuthHandler(passwords))
+        try:
+            with opener.open(f"https://{at}{path}", timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except (urllib.error.URLError, OSError) as error:
+            return type(error).__name__
+
+
+def up(api: Prometheus, job: str) -> bool:
+    return bool(api.query(f'up{{job="{job}"}} == 1'))
+
+
+def test_prometheus_scrapes_with_a_certificate_and_a_password(tmp_path: Path) -> None:
+    site, at = Site(tmp_path), f"127.0.0.1:{free_port()}"
+    wrong = site.scrape(at, job_name="wrong", basic_auth={"username": USER, "password": "x"})
+    nobody = site.scrape(at, job_name="nobody", tls_config={"ca_file": str(tmp_path / "ca.pem")})
+    jobs = {"scrape_configs": [site.scrape(at), wrong, nobody]}
+    with run_at(at, "--web-config", str(site.rules)), prometheus(tmp_path, **jobs) as api:
+        until(lambda: up(api, "secured"), 120, "scraped")
+        until(lambda: api.query('rmapd_gate_open{job="secured"} == 1'), 60, "the gate is open")
+        until(lambda: api.query('up{job="wrong"} == 0') and api.query('up{job="nobody"} == 0'), 20, "the others are refused")
+        targets = {target["labels"]["job"]: target["lastError"] for target in api.get("/api/v1/targets")["activeTargets"]}
+        assert "401" in targets["wrong"]
+        assert targets["nobody"]
+        (served,) = api.query('scrape_samples_scraped{job="secured"}')
+        assert int(served["value"][1]) < 700
+        for path in ("/metrics", "/", "/protocols", "/api/v1/report", "/-/healthy", "/-/ready", "/static/style.css", "/nothing"):
+            assert site.status(at, path, password="x") == 401
+            assert isinstance(site.status(at, path, certificate=False), str), "no handshake, no status"
+            assert site.status(at, path) == (404 if path == "/nothing" else 200)
+        text = subprocess.run(
+            ["curl", "-s", "--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key", "-u", f"{USER}:{PASSWORD}", f"https://{at}/metrics"],
+            cwd=tmp_path, capture_output=True, check=True,
+        ).stdout  # fmt: skip
+        checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+        assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+        site.renew()
+        site.ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+        time.sleep(4)
+        until(lambda: up(api, "secured"), 20, "still scraped after the certificate was renewed")
+
+
+def test_a_reload_says_what_is_in_force(tmp_path: Path) -> None:
+    site, at = Site(tmp_path, "VerifyClientCertIfGiven"), f"127.0.0.1:{free_port()}"
+    environment = os.environ | {"NOTIFY_SOCKET": ""}
+    command = [RMAPD, "run", "--listen", at, "--web-config", str(site.rules)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            until(lambda: site.status(at, "/-/ready", certificate=False) == 200, 120, "ready")
+            good = site.rules.read_text()
+            site.rules.write_text(good + "rate_limits: {}\n")
+            process.send_signal(signal.SIGHUP)
+            time.sleep(1.5)
+            assert site.status(at, "/metrics", certificate=False) == 200
+            site.rules.write_text(good.replace(f"  {USER}:", "  somebody:"))
+            process.send_signal(signal.SIGHUP)
+            until(lambda: site.status(at, "/metrics", certificate=False) == 401, 10, "a removed user reads nothing")
+        finally:
+            process.terminate()
+            assert process.stderr
+            said = process.stderr.read()
+            process.wait(30)
+    assert "who may read stays as it was" in said
+    assert "try: rate_limit" in said
+    assert "read again: TLS, VerifyClientCertIfGiven, 1 users" in said
+
+
+def test_an_open_door_is_said_at_the_start(tmp_path: Path) -> None:
+    """Only for as long as nothing is attached: rmapd ends before it would listen for longer."""
+    (tmp_path / "web.yml").write_text("basic_auth_users: {a: x}")
+    done = subprocess.run([RMAPD, "run", "--web-config", str(tmp_path / "web.yml")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "not a bcrypt hash" in done.stderr
+    assert not [name for _, name in program.program_ids() if name == "rmapd_never"]
+    if shutil.which("unshare") is None:
+        pytest.fail("unshare is part of util-linux")
+    alone = ["unshare", "-n", "sh", "-c", f"ip link set lo up && exec {RMAPD} run --listen 0.0.0.0:0 --duration 0"]
+    done = subprocess.run(alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "anybody who reaches 0.0.0.0 may read" in done.stderr
+    assert "in clear" in done.stderr

@@ -1,0 +1,136 @@
+"""The governor on this kernel: a probe that a test made slow costs too much, and is taken off until the load has gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import daemon, fetch, sample
+from tests.live.test_privileges import loaded_by, still_loaded
+from tracer.session import probes_folder
+
+PACE = {"look": 0.5, "over": 2, "under": 2, "rest": 4}
+SLOW = """
+  char comm[16] = {};
+  bpf_get_current_comm(&comm, sizeof(comm));
+  if (*(u64 *)comm == 0x776f6c732d73692dULL) {
+#pragma nounroll
+    for (u32 i = 0; i < 2000; i++) bpf_ktime_get_ns();
+  }
+"""
+COMM = (0x776F6C732D73692D).to_bytes(8, "little")
+LOAD = f"import ctypes, mmap\nctypes.CDLL(None).prctl(15, {COMM!r}, 0, 0, 0)\nwhile True: mmap.mmap(-1, 4096).close()"
+L2, ATTACHED = 'rmapd_invariant_coverage{invariant="L2"}', 'rmapd_probe_attached{hook="mmap_lock_released"}'
+RUNS = 'rmapd_probe_runs_total{hook="mmap_lock_released"}'
+HELD = 'rmapd_lock_hold_seconds_count{class="mmap_lock",mode="write"}'
+
+
+@pytest.fixture
+def slow_probes(tmp_path: Path) -> Path:
+    """The probes, with a release of mmap_lock that takes some fifty microseconds in tasks of one name."""
+    copy = tmp_path / "probes"
+    shutil.copytree(probes_folder(), copy)
+    source = copy / "mmap_lock.bpf.c"
+    head = "HOOK(mmap_lock_released) {\n"
+    text = source.read_text()
+    assert head in text
+    source.write_text(text.replace(head, head + SLOW))
+    return copy
+
+
+@pytest.fixture
+def load() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", LOAD]) as process:
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(url: str, line: str, value: float, seconds: float = 60) -> None:
+    for _ in range(int(seconds / 0.25)):
+        if sample(url, line) == value:
+            return
+        time.sleep(0.25)
+    pytest.fail(f"{line} is not {value}:\n{fetch(f'{url}/metrics')[1]}")
+
+
+def test_a_slow_hook_lowers_the_fidelity_and_comes_back(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+    altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
+    with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
+        until(url, 'rmapd_fidelity{level="full"}', 1)
+        assert (sample(url, L2), sample(url, ATTACHED)) == (0.5, 1)
+        load.send_signal(signal.SIGCONT)
+        until(url, 'rmapd_fidelity{level="migration"}', 1)
+        assert (sample(url, L2), sample(url, ATTACHED)) == (0, 0)
+        assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, 'rmapd_fidelity_changes_total{direction="lower"}')) == (0, 1)
+        assert sample(url, 'rmapd_invariant_coverage{invariant="M4"}') == 0.5, "forks are not seen now"
+        held, runs = sample(url, HELD), sample(url, RUNS)
+        time.sleep(2)
+        assert (sample(url, HELD), sample(url, RUNS)) == (held, runs), "detached"
+        load.send_signal(signal.SIGSTOP)
+        until(url, 'rmapd_fidelity{level="full"}', 1)
+        assert (sample(url, L2), sample(url, ATTACHED)) == (0.5, 1)
+        assert sample(url, 'rmapd_fidelity_changes_total{direction="raise"}') >= 1
+        subprocess.run(
+            [sys.executable, "-c", "import os\nfor _ in range(50):\n p = os.fork()\n p or os._exit(0)\n os.waitpid(p, 0)"], check=True
+        )
+        assert sample(url, HELD) > held
+        time.sleep(1.1)
+        for invariant in ("M1", "L2"):
+            for verdict in ("violated", "suspect"):
+                assert sample(url, f'rmapd_checks_total{{invariant="{invariant}",verdict="{verdict}"}}') == 0
+        programs = loaded_by(process.pid)
+        assert len(programs) > 10
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr
+        said = process.stderr.read()
+        assert "privileges dropped; kept: no capability" in said
+        assert "governor: programs may take 5 % of the machine's CPU time; levels full, migration" in said
+        assert "fidelity migration instead of full: programs take" in said
+        assert "fidelity full instead of migration: programs would take" in said
+    assert not still_loaded(programs), "the keeper has let go, too"
+
+
+def test_what_is_required_is_never_taken_off(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+    altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
+    with daemon("--require", "L2", command=altered, env={"RMAPD_BUDGET": "0.05"}) as (_, url):
+        until(url, 'rmapd_fidelity{level="full"}', 1)
+        load.send_signal(signal.SIGCONT)
+        time.sleep(8)
+        assert sample(url, 'rmapd_probe_run_seconds_total{hook="mmap_lock_released"}') > 0.05 * 4 * (os.cpu_count() or 1), "well over it"
+        assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, L2)) == (1, 0.5)
+
+
+def test_without_its_keeper_it_stays_low_and_says_so(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+    altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
+    with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
+        load.send_signal(signal.SIGCONT)
+        until(url, 'rmapd_fidelity{level="migration"}', 1)
+        load.send_signal(signal.SIGSTOP)
+        os.kill(keeper_of(process.pid), signal.SIGKILL)
+        time.sleep(12)
+        assert (sample(url, 'rmapd_fidelity{level="migration"}'), sample(url, L2), sample(url, ATTACHED)) == (1, 0, 0)
+        assert sample(url, 'rmapd_fidelity_changes_total{direction="raise"}') == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr
+        assert process.stderr.read().count("fidelity stays migration: ") == 1
+
+
+def keeper_of(pid: int) -> int:
+    """The daemon's one child."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert b"tracer.keeper" in Path(f"/proc/{child}/cmdline").read_bytes()
+    return int(child)

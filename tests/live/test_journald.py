@@ -1,0 +1,48 @@
+"""The log under a real journald: one of its own, in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOURNALD = Path("/lib/systemd/systemd-journald")
+SCRIPT = """
+mount -t tmpfs none /run && mount -t tmpfs none /var/log && mkdir -p /run/systemd/journal /run/log/journal
+{journald} & J=$!
+for _ in $(seq 100); do [ -S /run/systemd/journal/stdout ] && break; sleep 0.1; done
+systemd-cat {python} {program}
+for _ in $(seq 50); do journalctl --directory=/run/log/journal -q RMAPD_INVARIANT=L1 | grep -q . && break; sleep 0.1; done
+journalctl --directory=/run/log/journal RMAPD_INVARIANT=L1 -o json --all --no-pager > {out}
+kill $J; wait $J
+"""
+PROGRAM = """
+import os
+import time
+os.environ["JOURNAL_STREAM"] = "{0.st_dev}:{0.st_ino}".format(os.fstat(1))  # as systemd does for a service
+from tracer.journal import Journal
+from tracer.verdict import Finding, Verdict, Violation
+finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "shape", "one line", {}, ("f+0x1",), {"long": "x" * 100_000})
+Journal(time.time).new([Violation(finding, 1.0, 2.0, 3)])
+"""
+
+
+@pytest.mark.skipif(not JOURNALD.exists() or not shutil.which("systemd-cat"), reason="no systemd here")
+def test_a_finding_is_one_entry_that_can_be_searched_for(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    script = SCRIPT.format(journald=JOURNALD, python=sys.executable, program=program, out=tmp_path / "out")
+    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    (line,) = (tmp_path / "out").read_text().splitlines() or [done.stderr]
+    entry = json.loads(line)
+    assert (entry["RMAPD_VERDICT"], entry["RMAPD_FUNCTION"], entry["RMAPD_COUNT"], entry["_TRANSPORT"]) == (
+        "violated",
+        "vma_expand",
+        "3",
+        "journal",
+    )
+    assert json.loads(entry["MESSAGE"])["id"] == entry["RMAPD_ID"], "whole, where a line on stdout would be cut into pieces"

@@ -1,0 +1,76 @@
+"""From a violating window to the log line and the metric: at once, not at the next tick. The window is made up, the books are real."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+from tests.live.conftest import RMAPD, daemon, sample
+from tests.support.rehearsal import Stage, make
+from tests.support.violations import ENCODING, VIOLATING, variant
+from tracer.notation import text
+
+ROUNDS = 3
+
+
+def listen(stream: Iterable[str], lines: Queue[dict[str, Any]]) -> None:
+    for line in stream:
+        lines.put(json.loads(line))
+
+
+def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
+    """A tick comes once a second: by it alone half of these would take longer than half of one."""
+    altered = [sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"]
+    logged, shown = [], []
+    with daemon(command=altered) as (process, url), contextlib.closing(Stage.find()) as stage:
+        assert process.stdout
+        lines: Queue[dict[str, Any]] = Queue()
+        Thread(target=listen, args=(process.stdout, lines), daemon=True).start()
+        time.sleep(2)
+        for number in range(ROUNDS):
+            for invariant, line in VIOLATING.items():
+                metric, key = f'rmapd_violations_total{{invariant="{invariant}"}}', variant(line, number)
+                before, start = sample(url, metric), time.monotonic()
+                stage.book(key)
+                row = lines.get(timeout=20)
+                while row["invariant"] != invariant or row["protocol"] != text(ENCODING.decode(key)):
+                    row = lines.get(timeout=20)
+                logged.append(time.monotonic() - start)
+                assert (row["verdict"], row["count"]) == ("violated", 1)
+                assert row["trail"][-1]["protocol"] == row["protocol"], "the trail ends with it"
+                while sample(url, metric) != before + 1:
+                    assert time.monotonic() - start < 20
+                shown.append(time.monotonic() - start)
+        again, before = variant(VIOLATING["L3"], 0), sample(url, 'rmapd_violations_total{invariant="L3"}')
+        for _ in range(100):
+            stage.book(again)
+        time.sleep(1.1)
+        assert sample(url, 'rmapd_violations_total{invariant="L3"}') == before + 100, "who asks after a second sees all"
+        assert lines.empty(), "a known signature is no new line"
+    for milliseconds in (logged, shown):
+        assert sorted(milliseconds)[len(milliseconds) * 3 // 4] < 0.4, milliseconds
+
+
+def test_the_second_start_needs_no_compiler(tmp_path: Path) -> None:
+    (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
+    environment = os.environ | {"RMAPD_CACHE": str(tmp_path / "cache")}
+    command = [RMAPD, "exec", "--format", "json", "--", "true"]
+    first = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    broken = environment | {"PYTHONPATH": str(tmp_path)}
+    second = subprocess.run(command, capture_output=True, text=True, check=True, env=broken)
+    hooks = [{name: hook["state"] for name, hook in json.loads(done.stdout)["hooks"].items()} for done in (first, second)]
+    assert hooks[0] == hooks[1]
+    for entry in (tmp_path / "cache").iterdir():
+        entry.chmod(0o666)
+    third = subprocess.run(command, capture_output=True, text=True, check=False, env=broken)
+    assert third.returncode == 2
+    assert "cannot import bcc" in third.stderr

@@ -1,0 +1,26 @@
+"""Protocols that violate one invariant each, in any number of variants."""
+
+from __future__ import annotations
+
+from tests.support.native import LAYOUTS
+from tracer.encoding import Encoding
+from tracer.notation import parse
+
+ENCODING = Encoding(LAYOUTS)
+VIOLATING = {
+    "L1": "vma_expand[file anon mmap:w]  {} anon↓w i_mmap↓w i_mmap↑w anon↑w",
+    "L3": "do_brk_flags[anon mmap:w] -ENOMEM  {} anon↓w anon- → [mmap:w anon:w]",
+    "L4": "unlink_anon_vmas[anon]  {} anon-(-)",
+    "L5": "vma_expand[anon=imported moved mmap:w ok follows]  {} anon_vma_clone() commit(mmap:w anon:-)",
+    "L6": "rmap_walk_anon[folio:locked try_to_migrate]  {} visit(-)",
+    "V1": "vma_expand[anon=imported moved mmap:w geometry=overlap]  {} commit_merge()",
+    "V2": "do_brk_flags[anon moved mmap:w ok]  {} anon↓w commit(mmap:w anon:w) anon↑w",
+    "V5": "copy_vma[anon mmap:w ok follows=missing]  {}",
+}
+_PAIRS = ("other↓r other↑r", "other↓w other↑w", "other↓rk other↑r", "other↓wk other↑w")
+
+
+def variant(line: str, number: int) -> bytes:
+    """The key of this protocol with locks of no known class taken and given back before: one of 256 ways that no folding makes equal."""
+    digits = [number >> 2 * n & 3 for n in range(4)]
+    return ENCODING.encode(parse(line.format(" ".join(_PAIRS[digit] for digit in digits))))

@@ -1,0 +1,59 @@
+"""Run in a guest: change the fidelity of a session again and again under load, and say what was checked meanwhile.
+
+usage: fidelity.py OUT.json ROUNDS
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.vm.attach import LOAD, hooked
+from tracer.config import Config
+from tracer.session import Session, running_kernel
+from tracer.verdict import Verdict
+
+LEVELS = ("owner", "migration", "full")
+SECONDS = 6
+
+
+def holds(session: Session) -> Counter[str]:
+    """What was counted as fine, by invariant; and all windows."""
+    session.judge.count_protocols()
+    checks = session.judge.tally.checks
+    return Counter({name: checks[name, Verdict.HOLDS] for name in ("L1", "L3", "L4", "L5")} | {"windows": session.docket.rulings.windows})
+
+
+def main(out: str, rounds: int) -> None:
+    before, found = hooked(), list[dict[str, Any]]()
+    load = subprocess.Popen(LOAD)
+    try:
+        with Session(Config(), running_kernel()) as session:
+            for level in LEVELS[2:] + LEVELS * rounds:
+                start, fidelity = time.monotonic(), session._fidelity
+                refused = fidelity.change(level, "a test", session.judge.count_protocols)
+                took, counted, end = time.monotonic() - start, holds(session), time.monotonic() + SECONDS
+                while time.monotonic() < end:
+                    session.step(0.2)
+                row = {"level": level, "seconds": took, "refused": refused, "hooked": hooked() - before, "held": holds(session) - counted}
+                found.append(row | {"coverage": {name: level.value for name, (level, _) in session.coverage.items()}})
+                print({name: value for name, value in found[-1].items() if name != "coverage"}, flush=True)
+            session.stop()
+            snapshot = session.snapshot()
+    finally:
+        load.terminate()
+        load.wait()
+    wrong = {f"{name} {verdict}": count for (name, verdict), count in snapshot.checks.items() if verdict is not Verdict.HOLDS and count}
+    summaries = [violation.first.summary for violation in snapshot.violations.values()]
+    print(wrong, snapshot.lost, flush=True)
+    text = {"kernel": snapshot.kernel, "rounds": found, "wrong": wrong, "violations": summaries, "lost": snapshot.lost}
+    Path(out).write_text(json.dumps(text, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,85 @@
+"""The kernel's own tests of mm (tools/testing/selftests/mm), built here from Debian's linux-source package, to be run in a guest.
+
+usage: python -m tests.vm.selftests KERNEL...       (prints the folder of each)
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.vm.guest import CACHE, GuestError, apt, kernels, ladder
+
+PROGRAMS = (
+    "rmap",
+    "merge",
+    "mremap_test",
+    "mremap_dontunmap",
+    "migration",
+    "split_huge_page_test",
+    "folio_split_race_test",
+    "khugepaged",
+    "ksm_tests",
+    "ksm_functional_tests",
+)
+"""Those that walk rmap, migrate, move, merge or split; a source has the ones of its time."""
+_WANTED = ("Makefile", "scripts", "include", "arch/x86", "tools", "mm/*.h")
+
+
+def built(name: str) -> Path:
+    """The folder of the programs for that kernel, built on first use. Raises GuestError where none can be."""
+    entry = kernels()[name]
+    if not entry.source:
+        raise GuestError(f"no source is named for kernel {name} in kernels.toml")
+    home = CACHE / "selftests" / entry.source
+    if not home.exists():
+        made = home.with_name(f"{home.name}.new")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        _build(_unpacked(entry.source, entry.suite, CACHE / f"{name}.apt", made), made)
+        shutil.rmtree(made / "source")
+        made.rename(home)
+    return home
+
+
+def _unpacked(package: str, suite: str, state: Path, folder: Path) -> Path:
+    """What the tests need of the source."""
+    tree = folder / "source"
+    tree.mkdir()
+    subprocess.run(["apt-get", *apt(suite, state), "-q", "download", package], check=True, capture_output=True, cwd=tree)
+    (archive,) = tree.glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", str(archive), "deb"], check=True, cwd=tree)
+    archive.unlink()
+    (packed,) = tree.glob("deb/usr/src/*.tar.xz")
+    wanted = [f"{package}/{one}" for one in _WANTED]
+    unpack = ["tar", "-xf", str(packed), "--strip-components=1", "--wildcards", "--no-wildcards-match-slash", *wanted]
+    subprocess.run(unpack, check=True, cwd=tree)
+    shutil.rmtree(tree / "deb")
+    return tree
+
+
+def _build(tree: Path, out: Path) -> None:
+    subprocess.run(["make", "-s", "headers"], check=True, capture_output=True, cwd=tree)
+    tests = next(folder for name in ("mm", "vm") if (folder := tree / "tools/testing/selftests" / name).exists())
+    there = [str(out / name) for name in PROGRAMS if (tests / f"{name}.c").exists()]
+    command = ["make", "-s", "-k", "-C", str(tests), f"OUTPUT={out}", f"KHDR_INCLUDES=-isystem {tree}/usr/include", *there]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    (out / "build.log").write_text(done.stdout + done.stderr)
+    if not any((out / name).exists() for name in PROGRAMS):
+        raise GuestError(f"none of the kernel's tests could be built in {out}:\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def main(names: list[str]) -> int:
+    if not names or {*names} - {*ladder()}:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for name in names:
+        folder = built(name)
+        print(f"{name}: {folder}: {' '.join(program for program in PROGRAMS if (folder / program).exists())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""Attacks on the checker itself that need kprobes, or a machine that may be hurt: one boot, one session, one after the other under load."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import run
+
+KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+BY_WINDOWS = {"L1", "L3", "L4", "L5", "L6", "V1", "V2", "V5"}
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def found(request: pytest.FixtureRequest) -> dict[str, Any]:
+    result = run(request.param, "python -m tests.vm.attacks $OUT/found.json", label="attacks", timeout=2400)
+    assert result.code == 0, result.output
+    print(f"\n{request.param}\n{result.output}")
+    return dict(json.loads((result.folder / "found.json").read_text()))
+
+
+def test_nobody_is_accused_and_nothing_remains(found: dict[str, Any]) -> None:
+    assert found["after"]["accused"] == []
+    assert found["left"] == []
+    assert found["after"]["checks"] > found["before"]["checks"] > 0
+
+
+def test_switching_kprobes_off_costs_coverage_and_back(found: dict[str, Any]) -> None:
+    before, off, on = found["before"], found["kprobes"]["off"], found["kprobes"]["on"]
+    assert before["full"]
+    assert len(off["detached"]) > 10
+    assert not BY_WINDOWS & set(off["full"])
+    assert any("kprobes/enabled" in reason for reason in off["reasons"])
+    assert on["detached"] == []
+    assert on["full"] == before["full"]
+
+
+def test_switching_ftrace_off_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:
+    tried = found["ftrace"]
+    assert tried.get("refused") or (tried["off"]["detached"] and not BY_WINDOWS & set(tried["off"]["full"]))
+
+
+def test_detaching_links_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:
+    tried = found["links"]
+    assert sum(tried["answers"].values()) > 50
+    assert len(tried["detached"]) >= bool(tried["answers"].get("taken"))
+
+
+@pytest.mark.parametrize("attack", ["hotplug", "clock", "memory"])
+def test_the_session_goes_on(found: dict[str, Any], attack: str) -> None:
+    assert found[attack]["accused"] == []
+    assert found[attack]["full"] == found["before"]["full"]
+    assert found[attack]["checks"] > found["kprobes"]["on"]["checks"]
+
+
+def test_memory_did_run_out(found: dict[str, Any]) -> None:
+    assert found["memory"]["killed"] >= 2
+
+
+def test_tiny_maps_make_checks_unverifiable_and_accuse_nobody(found: dict[str, Any]) -> None:
+    tiny = found["tiny"]
+    assert tiny["accused"] == []
+    assert tiny["lost"]["ledger"] > 0
+    assert tiny["lost"]["protocols"] > 0
+    assert tiny["unverifiable"] > 100
+    assert tiny["checks"] > tiny["unverifiable"]

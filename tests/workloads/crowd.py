@@ -1,0 +1,76 @@
+"""A workload: thousands of processes that live at once, or that exit as fast as they come, while memory is compacted.
+
+usage: crowd.py live COUNT | exit SECONDS     (root; prints one JSON line)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.workloads.migrate import PAGE, migrated, touched
+
+COMPACT = Path("/proc/sys/vm/compact_memory")
+
+
+def live(count: int) -> int:
+    """Children that share our pages, each with one of its own, all there while memory is compacted; how many there were."""
+    mine, children = touched(1 << 20), list[int]()
+    try:
+        while len(children) < count:
+            if not (child := os.fork()):
+                mine[0] = 2
+                signal.pause()
+                os._exit(0)
+            children.append(child)
+        for _ in range(3):
+            holes = [touched(1 << 20) for _ in range(64)][::2]
+            COMPACT.write_text("1")
+            del holes
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.waitpid(child, 0)
+    return len(children)
+
+
+def exits(seconds: float) -> int:
+    """Children that write to our pages and exit at once, so that entries vanish while they are asked about; how many."""
+    compacting = os.fork()
+    if not compacting:
+        while True:
+            holes = [touched(1 << 20) for _ in range(64)][::2]
+            COMPACT.write_text("1")
+            del holes
+    mine, count, until = touched(8 << 20), 0, time.monotonic() + seconds
+    try:
+        while time.monotonic() < until:
+            children = []
+            for _ in range(4):
+                if not (child := os.fork()):
+                    for offset in range(0, len(mine), 2 * PAGE):
+                        mine[offset] = 2
+                    os._exit(0)
+                children.append(child)
+            for child in children:
+                os.waitpid(child, 0)
+            count += len(children)
+    finally:
+        os.kill(compacting, signal.SIGKILL)
+        os.waitpid(compacting, 0)
+    return count
+
+
+def main(what: str, much: float) -> None:
+    before = migrated()
+    count = live(int(much)) if what == "live" else exits(much)
+    print(json.dumps({"processes": count, "migrated": migrated() - before}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

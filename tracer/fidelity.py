@@ -1,0 +1,121 @@
+"""Fidelity: how much is probed, what is covered with that, and how a running session changes it.
+
+A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (books.h: epochs); what was
+counted before it is judged by what was covered then; what a task holds is forgotten where its release may go unseen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from tracer.books import Books
+from tracer.config import Config
+from tracer.governor import Governor
+from tracer.invariant import Coverage, Invariant
+from tracer.loaded import Loaded
+from tracer.plan import State
+
+log = logging.getLogger("rmapd")
+
+LEVELS = ("full", "owner", "migration")
+WINDOW_STEMS = ("vma", "locks", "rmap")
+_STEMS = {
+    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
+}
+
+
+def stems(level: str) -> frozenset[str] | None:
+    """The stems that run at this level; None: all."""
+    return _STEMS.get(level)
+
+
+def runs(stem: str, level: str) -> bool:
+    return level not in _STEMS or stem in _STEMS[level]
+
+
+class Fidelity:
+    """The level in force. `checked` is one set for the whole session: those who judge look into it."""
+
+    def __init__(self, level: str, loaded: Loaded, books: Books, invariants: Mapping[str, Invariant], features: Collection[str]) -> None:
+        self.level = level
+        self.coverage: dict[str, tuple[Coverage, str]] = {}
+        self.checked: set[str] = set()
+        self.governor: Governor | None = None
+        self._loaded, self._books, self._invariants, self._features = loaded, books, invariants, frozenset(features)
+        self.cover()
+
+    def cover(self) -> None:
+        """What is checked with the hooks that are on now."""
+        found = self._loaded.attached() | self._features
+        gone = [hook for hook in self._loaded.hooks if hook.state is State.DETACHED]
+        off = {hook.hook.name: hook.reason for hook in gone}
+        of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in WINDOW_STEMS}
+        self.coverage = {name: one.coverage(found, of_windows if one.judge else off) for name, one in self._invariants.items()}
+        self.checked.clear()
+        self.checked |= {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+
+    def offered(self, config: Config) -> list[str]:
+        """The levels that a governor may choose: each takes some hooks off, and nothing from what is required (strict: from anything)."""
+        needed = list(self._invariants) if config.strict else config.require
+        offered, before = [LEVELS[0]], self._attached_at(LEVELS[0])
+        for level in LEVELS[1:]:
+            left = self._attached_at(level)
+            if any(self._invariants[name].coverage(left | self._features)[0] is not self.coverage[name][0] for name in needed):
+                break
+            if left != before:
+                offered.append(level)
+                before = left
+        return offered
+
+    def _attached_at(self, level: str) -> frozenset[str]:
+        return frozenset(h.hook.name for h in self._loaded.hooks if h.on and runs(h.stem, level))
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """How often the governor did what."""
+        governor = self.governor
+        return {"lower": governor.lowered if governor else 0, "raise": governor.raised if governor else 0}
+
+    def look(self, now: float, count: Callable[[], None]) -> None:
+        """What the governor makes of the programs' run times. count: brings all that is booked before the judge, by today's coverage."""
+        governor = self.governor
+        if governor is None or not governor.due(now):
+            return
+        decision = governor.look(now, self._spent(governor.levels))
+        if decision is None:
+            return
+        before = self.level
+        refused = self.change(decision.level, decision.why, count)
+        if refused:
+            governor.stay()
+            self.change(before, "what that needs is refused now", count)
+            log.error("fidelity stays %s: %s; a restart may help", before, "; ".join(refused))
+            return
+        covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]
+        log.warning("fidelity %s instead of %s: %s; covered now: %s", self.level, before, decision.why, " ".join(covered) or "nothing")
+
+    def _spent(self, levels: Sequence[str]) -> dict[str, float]:
+        """Seconds in programs by the lowest of these levels that they run at."""
+        spent, statistics = dict.fromkeys(levels, 0.0), self._loaded.statistics()
+        for hook in self._loaded.hooks:
+            if hook.hook.name in statistics:
+                lowest = [level for level in levels if runs(hook.stem, level)][-1:] or levels[:1]
+                spent[lowest[0]] += statistics[hook.hook.name].seconds
+        return spent
+
+    def change(self, level: str, why: str, count: Callable[[], None]) -> list[str]:
+        """Attach and detach what differs; why for each hook that the kernel refuses to take again."""
+        every = {hook.stem for hook in self._loaded.hooks}
+        rest = {stem for stem in every if runs(stem, self.level) and not runs(stem, level)}
+        resume = {stem for stem in every if not runs(stem, self.level) and runs(stem, level)}
+        changing = rest | resume
+        windows, mmap_locks = not changing.isdisjoint(WINDOW_STEMS), "mmap_lock" in changing
+        with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):
+            count()
+            self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
+            refused = self._loaded.resume(resume)
+            self.cover()
+        self.level = level
+        return refused

@@ -1,0 +1,84 @@
+"""A process that keeps what the daemon gives up once it has attached: the privilege to attach again what the governor has taken off.
+
+It is given the loaded programs and their places at the start. All that can be asked of it afterwards is to attach one of them at its
+place, by number; the link's file descriptor comes back. It ends when the daemon does. It is started before privileges are dropped.
+
+Through the socket: eight bytes of length and JSON ([how, symbol] by number), then the programs; then for each request a number (four bytes)
+and for each answer an errno (four bytes), with the descriptor where it is 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tracer.program import Link, Program
+from tracer.wire import exactly, receive_descriptors, send_descriptors
+
+_PATIENCE_SECONDS = 10.0
+Place = tuple[Program, str, str]
+"""A program, and how and where it attaches."""
+
+
+class Keeper:
+    """The daemon's side."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._numbers = {place[0].fd: number for number, place in enumerate(places)}
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tracer.keeper", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._socket.settimeout(_PATIENCE_SECONDS)
+        text = json.dumps([[how, symbol] for _, how, symbol in places]).encode()
+        self._socket.sendall(struct.pack("<Q", len(text)) + text)
+        send_descriptors(self._socket, [program.fd for program, _, _ in places])
+
+    def attach(self, program: Program) -> Link:
+        """Raises OSError where the kernel refuses, or the keeper does not answer."""
+        self._socket.sendall(struct.pack("<I", self._numbers[program.fd]))
+        answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
+        if len(answer) < 4:
+            raise OSError(0, "the process that attaches has ended")
+        (error,) = struct.unpack("<i", answer)
+        if error:
+            raise OSError(error, os.strerror(error))
+        return Link(fds[0])
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait(_PATIENCE_SECONDS)
+
+
+def main(descriptor: int) -> None:
+    """The keeper's side."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    theirs = socket.socket(fileno=descriptor)
+    places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
+    programs = [Program(fd) for fd in receive_descriptors(theirs, len(places))]
+    while len(asked := exactly(theirs, 4)) == 4:
+        (number,) = struct.unpack("<I", asked)
+        try:
+            link = programs[number].attach(*places[number])
+        except OSError as error:
+            theirs.sendall(struct.pack("<i", error.errno or 1))
+            continue
+        if link:  # what is run on demand has none, and does not rest
+            socket.send_fds(theirs, [bytes(4)], [link.fd])
+            link.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
