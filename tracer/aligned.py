@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Any
 
-from tracer.difference import bare
+from tracer.difference import Seen, bare
 from tracer.notation import parts, text, words
 from tracer.protocol import Locking, Protocol, Step
 
@@ -28,6 +28,11 @@ def likeness(one: Protocol, other: Protocol) -> float:
     pairs = ((parts(one)[0], parts(other)[0]), (_skeleton(one), _skeleton(other)), (words(one.flat()), words(other.flat())))
     about, did, locked = (SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs)
     return 3 * about + 2 * did + locked
+
+
+def nearest(own: Protocol, others: Sequence[Seen]) -> Seen | None:
+    """The one that is most like it; of equals, the one that ran most."""
+    return max(others, key=lambda other: (likeness(own, other.protocol), other.count), default=None)
 
 
 def _head(protocol: Protocol) -> list[Token]:

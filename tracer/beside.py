@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tracer.difference import Seen, nearest
+from tracer.aligned import nearest
+from tracer.difference import Seen
 from tracer.errors import RmapdError
 from tracer.notation import parse
 from tracer.reported import Report, Violation
@@ -16,7 +17,7 @@ def pair(v: Violation, report: Report) -> tuple[Seen, Seen] | None:
     legal = [one for one in report.protocols if one.function == v.function and not one.violates and not one.suspect]
     try:
         seen = Seen(v.protocol, v.count, (v.invariant,), parse(v.protocol))
-        near = nearest(seen, [Seen(one.said, one.count, (), parse(one.said)) for one in legal])
+        near = nearest(seen.protocol, [Seen(one.said, one.count, (), parse(one.said)) for one in legal])
     except RmapdError:
         return None
     return (seen, near) if near else None

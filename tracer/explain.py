@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer import stored
-from tracer.aligned import aligned, differences, likeness
+from tracer.aligned import aligned, differences, nearest
 from tracer.difference import Seen
 from tracer.errors import RmapdError
 from tracer.invariant import Invariant
@@ -51,7 +51,7 @@ class Known:
             for one in protocols
             if one["function"] == self.violation["function"] and not one["violates"] and not one["suspect"]
         ]
-        return max(others, key=lambda other: (likeness(parse(own), other.protocol), other.count), default=None)
+        return nearest(parse(own), others)
 
 
 def find(id: str, store: Path, report: Path | None) -> Known:

@@ -98,7 +98,7 @@ class Session:
         symbols = self._symbols = Symbols(self.kernel)
         self.windows = Windows(self.loaded.maps, layouts)
         seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, self._checked, seen)
+        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
         findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
         self.judge = Judge(
             self.books,
@@ -224,8 +224,14 @@ class Session:
         if oracle:
             first = oracle.mms()[:1]  # init's
             searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
-        self.watch.look()
-        return searched, self.kernel.shows_addresses(), [(name, ran.program_id) for name, ran in statistics.items()]
+        standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
+        return (
+            searched,
+            self.kernel.shows_addresses(),
+            standing,
+            self.watch.look(),
+            [(name, ran.program_id) for name, ran in statistics.items()],
+        )
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""

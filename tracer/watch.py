@@ -83,6 +83,8 @@ class Watch:
     def _gone(self, one: Attachment) -> str:
         try:
             now = self._fastened(one.link.fd)
+        except PermissionError:
+            return ""  # nothing is said of it
         except OSError as error:
             return f"its {one.how} at {one.symbol} is gone: {error.strerror}"
         was = self._were.setdefault(one.link, now)

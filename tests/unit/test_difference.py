@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-"""What two kernels without a fault were seen to do: vma.py and a minute of soak.py in a guest, of the report what diff reads."""
+"""What two kernels without a fault were seen to do (vma.py and a minute of soak.py in a guest), and 6.1 with thirteen faults, one after the
+other (tests/vm/test_faults.py): of the reports what diff reads."""
 
 
 def test_between_two_healthy_kernels_renamed_functions_are_shown_and_nothing_alarms() -> None:
@@ -156,3 +158,36 @@ def test_a_lock_left_out_of_what_a_real_kernel_does_is_still_seen(tmp_path: Path
         worst, *_ = compare(read(FIXTURES / "healthy-6.12.json"), read(tmp_path / "broken.json"))
         assert worst.grade.alarms, broken
         assert worst.text == broken["text"]
+
+
+def only(tmp_path: Path, fault: Callable[[dict[str, Any]], bool], **changes: Any) -> list[Difference]:
+    """The healthy 6.1 against the run of faults, without what other faults than this one did: what violates, and the half of a cycle."""
+    real = json.loads((FIXTURES / "faults-6.1.json").read_text())
+    others = [one for one in real["protocols"] if not fault(one) and not one["violates"] and "invalidate↓w" not in one["text"]]
+    rows = [*others, *(one | changes for one in real["protocols"] if fault(one))]
+    (tmp_path / "broken.json").write_text(json.dumps(real | {"protocols": rows}))
+    return compare(read(FIXTURES / "healthy-6.1.json"), read(tmp_path / "broken.json"))
+
+
+def test_a_real_fault_is_the_first_difference_of_two_runs(tmp_path: Path) -> None:
+    """__vma_adjust() that takes the anon_vma lock before i_mmap_rwsem, beside what it does otherwise."""
+
+    def swapped(one: dict[str, Any]) -> bool:
+        return one["text"].startswith("__vma_adjust[") and "anon↓w i_mmap↓w anon-" in one["text"]
+
+    worst, *rest = only(tmp_path, swapped)
+    assert (worst.grade, worst.side, worst.function, worst.why) == (Grade.RULED, "broken.json", "__vma_adjust", "violates L1, L2")
+    assert "i_mmap↓w anon↓w anon-" in worst.nearest
+    assert len(rest) > 50
+    assert not any(d.grade.alarms for d in rest)
+    unruled = only(tmp_path, swapped, violates=[])  # as if no invariant knew of it: the order differs, from both sides
+    assert {(d.grade, d.function) for d in unruled if d.grade.alarms} == {(Grade.UNORDERED, "__vma_adjust")}
+    assert unruled[0].grade is Grade.UNORDERED
+
+
+def test_all_faults_of_a_run_come_before_all_else() -> None:
+    found = compare(read(FIXTURES / "healthy-6.1.json"), read(FIXTURES / "faults-6.1.json"))
+    ruled = [d for d in found if d.grade is Grade.RULED]
+    assert len(ruled) == 13
+    assert found[: len(ruled)] == ruled
+    assert {d.side for d in ruled} == {"faults-6.1.json"}

@@ -21,8 +21,9 @@ FLOORS = [
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
-    oracle loaded rulings difference scene trail aligned
-    loader beside fidelity
+    oracle loaded rulings difference scene trail
+    aligned fidelity
+    loader beside
     handover html_report markdown_report
     snapshot explain publish
     suspects calibrate metrics report points status history

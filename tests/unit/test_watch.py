@@ -76,6 +76,15 @@ def test_a_descriptor_that_is_gone_or_another(kernel: Kernel) -> None:
     }
 
 
+def test_a_descriptor_that_we_may_not_ask_about_is_not_gone(kernel: Kernel) -> None:
+    def refused(fd: int) -> tuple[int, ...]:
+        raise PermissionError(1, "Operation not permitted")
+
+    watch = kernel.watch()
+    watch._fastened = refused
+    assert watch.look() == {}
+
+
 def test_the_switch_of_all_kprobes_and_back(kernel: Kernel) -> None:
     watch = kernel.watch()
     kernel.write("sys/kernel/debug/kprobes/enabled", "0\n")
