@@ -144,7 +144,7 @@ class Maker:
 
 def _programs(stem: plan.Stem) -> list[str]:
     """The programs that its hooks name, but for those that are not attached to anything that runs by itself."""
-    hooks = [hook for hook in stem.hook if not hook.candidates[0].startswith(("run:", "iter:"))]
+    hooks = [hook for hook in stem.hook if not "".join(hook.candidates).startswith(("run:", "iter:"))]
     names = {name for hook in hooks for name in (hook.at_entry, hook.at_return, hook.before) if name}
     return sorted(names | ({"window_end"} if any(hook.rebuilt for hook in hooks) else set()))
 
