@@ -37,58 +37,108 @@ static __always_inline u32 class_of(struct frame *f, u64 rwsem) {
   return CLASS_other;
 }
 
+static __always_inline u32 slot_of(struct held_rwsems *h, u64 rwsem) {
+  u32 at = 0;
+#pragma unroll
+  for (at = 0; at < HELD_RWSEMS; at++) if (h->rwsem[at] == rwsem) break;
+  return at;
+}
+
+/* Where hooks have changed since, what was held then may have been given back unseen. */
+static __always_inline void forget_old(struct held_rwsems *h, u64 epoch) {
+  if (h->epoch == epoch) return;
+  __builtin_memset(h, 0, sizeof(*h));
+  h->epoch = epoch;
+}
+
+static __always_inline void fill_hold_key(struct hold_key *key, u64 rwsem) {
+  key->rwsem = rwsem;
+  key->tid = (u32)bpf_get_current_pid_tgid();
+}
+
+static __always_inline void take_down(struct held_rwsems *h, u64 rwsem, struct hold *fresh) {
+  u32 at = slot_of(h, rwsem);
+  if (at == HELD_RWSEMS) at = slot_of(h, 0);
+  if (at == HELD_RWSEMS) {                              /* the oldest makes room */
+    struct hold_key key = {};
+    at = h->oldest++;
+    BOUND(at, 7);
+    fill_hold_key(&key, h->rwsem[at]);
+    holds.update(&key, &h->hold[at]);
+    h->spilled++;
+  }
+  BOUND(at, 7);
+  h->rwsem[at] = rwsem;
+  h->hold[at] = *fresh;
+}
+
+/* Whether it was down as held; it no longer is, and `found` says how. */
+static __always_inline u32 take_off(struct held_rwsems *h, u64 rwsem, struct hold *found) {
+  u32 at = slot_of(h, rwsem);
+  if (at < HELD_RWSEMS) {
+    BOUND(at, 7);
+    *found = h->hold[at];
+    h->rwsem[at] = 0;
+    return 1;
+  }
+  struct hold_key key = {};
+  fill_hold_key(&key, rwsem);
+  struct hold *spilled = h->spilled ? holds.lookup(&key) : 0;
+  if (!spilled) return 0;
+  *found = *spilled;
+  h->spilled--;
+  holds.delete(&key);
+  return 1;
+}
+
 static __always_inline void lock_step(struct insider *t, struct frame *f, u64 rwsem, u32 kind) {
   u32 class = class_of(f, rwsem);
-  struct hold_key key = {};
-  key.rwsem = rwsem;
-  key.tid = (u32)bpf_get_current_pid_tgid();
-  struct hold *held = holds.lookup(&key);
-  u64 now = bpf_ktime_get_ns();
-  if (kind < KIND_up_read) {
-    if (held && kind != KIND_down_read) put(f, STEP_LOST);    /* its release was missed; a reader may come twice */
-    struct hold fresh = {};
-    fresh.since_ns = now;
-    fresh.lock_class = class;
+  struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, CREATED);
+  struct hold held = {};
+  if (h) forget_old(h, f->epoch);
+  if (!h) {
+    count(LOCKS_LOST);
+  } else if (kind < KIND_up_read) {
+    if (take_off(h, rwsem, &held) && kind != KIND_down_read) put(f, STEP_LOST);    /* its release was missed; a reader may come twice */
+    held.wait_ns = 0;
+    held.since_ns = bpf_ktime_get_ns();
+    held.lock_class = class;
     if (t->waited && t->contended == rwsem) {           /* booked where it succeeded, the wait is over */
-      fresh.wait_ns = t->contended_ns;
-      fresh.since_ns = now - fresh.wait_ns;
+      held.wait_ns = t->contended_ns;
+      held.since_ns -= held.wait_ns;
     }
     t->waited = 0;
-    holds.update(&key, &fresh);
-  } else if (held && kind != KIND_downgrade_write) {
-    u32 which = held->lock_class;
-    struct histogram *h = lock_holds.lookup(&which);
-    if (h) add_to(h, now - held->since_ns - held->wait_ns);
-    h = lock_waits.lookup(&which);
-    if (h) add_to(h, held->wait_ns);
-    holds.delete(&key);
+    take_down(h, rwsem, &held);
+  } else if (kind != KIND_downgrade_write && take_off(h, rwsem, &held)) {
+    u32 which = held.lock_class;
+    struct histogram *sums = lock_holds.lookup(&which);
+    if (sums) add_to(sums, bpf_ktime_get_ns() - held.since_ns - held.wait_ns);
+    sums = lock_waits.lookup(&which);
+    if (sums) add_to(sums, held.wait_ns);
   }
   put(f, STEP_LOCK + class * LOCK_KINDS + kind);
 }
 
 HOOK(rwsem) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
-  struct frame *f = t ? alive(t, tid, ON_STACK(ctx)) : 0;
+  struct insider *t = insider();
+  struct frame *f = t ? alive(t, ON_STACK(ctx)) : 0;
   if (f) lock_step(t, f, ARGUMENT(rwsem), CONSTANT(kind));
   return 0;
 }
 
 HOOK(rwsem_trying) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (t) t->trying = ARGUMENT(rwsem);
   return 0;
 }
 
 /* Killable forms return 0 when they have the lock, try forms 1. */
 HOOK(rwsem_tried) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t) return 0;
   if ((u32)PLACE(returned) != CONSTANT(success)) { t->waited = 0; return 0; }
   u64 rwsem = ARGUMENT(rwsem);
-  struct frame *f = alive(t, tid, ON_STACK(ctx));
+  struct frame *f = alive(t, ON_STACK(ctx));
   if (!rwsem) rwsem = t->trying;
   if (f && rwsem) lock_step(t, f, rwsem, CONSTANT(kind));
   return 0;
@@ -98,8 +148,7 @@ HOOK(rwsem_tried) {
 
 /* Who waits for an rwsem may spin for others meanwhile: the rwsem's own wait_lock, those of an interrupt. */
 HOOK(contention_begin) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t || !t->depth || ARG(contention_begin, flags) & LCB_F_SPIN) return 0;
   t->contended = ARG(contention_begin, lock);
   t->contended_ns = bpf_ktime_get_ns();
@@ -108,16 +157,14 @@ HOOK(contention_begin) {
 }
 
 HOOK(contention_end) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t || t->waited || !t->contended || t->contended != ARG(contention_end, lock)) return 0;
-  struct hold_key key = {};
-  key.rwsem = t->contended;
-  key.tid = tid;
-  struct hold *held = holds.lookup(&key);
+  struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, 0);
   u64 wait = bpf_ktime_get_ns() - t->contended_ns;
-  if (held) {
-    held->wait_ns = wait;
+  u32 at = h ? slot_of(h, t->contended) : HELD_RWSEMS;
+  if (h && at < HELD_RWSEMS) {                          /* booked where it was asked for: lately */
+    BOUND(at, 7);
+    h->hold[at].wait_ns = wait;
     t->contended = 0;
   } else {
     t->contended_ns = wait;

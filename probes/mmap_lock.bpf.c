@@ -1,44 +1,24 @@
 /* mmap_lock from its tracepoints: wait and hold times, forks, and the order of two mmap_locks taken by one task. */
 
-BPF_HASH(lock_states, u32, struct lock_state, LOCK_ROWS);
+BPF_TASK_STORAGE(lock_states, struct lock_state);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
-BPF_ARRAY(next_fork_window, u64, 1);
 
 HOOK(mmap_lock_start_locking) {
   struct params *p = open_gate();
   if (!p) return 0;
-  u32 tid = bpf_get_current_pid_tgid();
-  struct lock_state *state = lock_states.lookup(&tid);
-  u64 now = bpf_ktime_get_ns();
-  if (state && state->epoch == p->mmap_epoch) {
-    state->waiting = ARG(mmap_lock_start_locking, mm);
-    state->since_ns = now;
-    return 0;
+  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, CREATED);
+  if (!state) { count(LOCKS_LOST); return 0; }
+  if (state->epoch != p->mmap_epoch) {                  /* what it held then may be given back */
+    __builtin_memset(state, 0, sizeof(*state));
+    state->epoch = p->mmap_epoch;
   }
-  struct lock_state fresh = {};
-  fresh.waiting = ARG(mmap_lock_start_locking, mm);
-  fresh.since_ns = now;
-  fresh.epoch = p->mmap_epoch;
-  if (lock_states.update(&tid, &fresh)) count(LOCKS_LOST);
+  state->waiting = ARG(mmap_lock_start_locking, mm);
+  state->since_ns = bpf_ktime_get_ns();
   return 0;
 }
 
-/* dup_mmap() is the one place that takes the write lock of a second mm: the child's, which nobody else can know yet. */
-static __always_inline void forking(u64 mm, u64 now) {
-  u32 zero = 0;
-  u64 *next = next_fork_window.lookup(&zero);
-  if (!next) return;
-  u32 slot = *next % FORK_WINDOWS;
-  *next += 1;                                           /* two forks in the same instant may share a slot: see ARCHITECTURE.md */
-  struct fork_window window = {};
-  window.mm = mm;
-  window.pgd = READ(mm_struct, mm, pgd);
-  window.id = READ(mm_struct, mm, id);
-  window.start_ns = now;
-  fork_windows.update(&slot, &window);
-  count(FORKS_SEEN);
-}
-
+/* dup_mmap() is the one place that takes the write lock of a second mm: the child's, which nobody else can know yet. Its end is told by mm
+   here, and by task where it can be hooked itself (forks.bpf.c). */
 static __always_inline void forked(u64 mm, u64 now) {
   for (u32 i = 0; i < FORK_WINDOWS; i++) {
     u32 slot = i;
@@ -78,31 +58,8 @@ static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   events.ringbuf_submit(e, 0);
 }
 
-HOOK(mmap_lock_acquire_returned) {
-  struct params *p = open_gate();
-  if (!p) return 0;
-  u64 mm = ARG(mmap_lock_acquire_returned, mm), now = bpf_ktime_get_ns();
-  u64 write = ARG(mmap_lock_acquire_returned, write) & 1, got = ARG(mmap_lock_acquire_returned, success) & 1;
-  u32 tid = bpf_get_current_pid_tgid();
-  struct lock_state *state = lock_states.lookup(&tid);
-  if (!state || state->epoch != p->mmap_epoch) return 0;
-  if (state->waiting != mm) {                           /* nothing was started: mmap_write_downgrade() */
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-      struct held_lock *held = &state->held[i];
-      if (held->mm != mm || !held->write || write) continue;
-      observe(HIST_MMAP_HOLD_WRITE, now - held->since_ns);
-      held->write = 0;
-      held->since_ns = now;
-    }
-    return 0;
-  }
-  state->waiting = 0;
-  if (!got) {
-    if (!state->n) lock_states.delete(&tid);
-    return 0;
-  }
-  observe(write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ, now - state->since_ns);
+/* A lock is taken under others: a fork, or an order to remember. */
+static __always_inline void take_another(void *ctx, struct lock_state *state, u64 mm, u64 write, u64 now) {
   u64 outer = 0, outer_write = 0;
   u32 placed = 0;
 #pragma unroll
@@ -118,33 +75,70 @@ HOOK(mmap_lock_acquire_returned) {
       placed = 1;
     }
   }
-  if (!placed) { count(LOCKS_LOST); return 0; }
+  if (!placed) { count(LOCKS_LOST); return; }
   state->n++;
-  if (!outer || outer == mm) return 0;
+  if (!outer || outer == mm) return;
   if (write && outer_write) forking(mm, now);
   nested(ctx, outer, mm, now);
+}
+
+/* mmap_write_downgrade(): nothing was started. */
+static __always_inline void downgraded(struct lock_state *state, u64 mm) {
+  u64 now = bpf_ktime_get_ns();
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) {
+    struct held_lock *held = &state->held[i];
+    if (held->mm != mm || !held->write) continue;
+    observe(HIST_MMAP_HOLD_WRITE, now - held->since_ns);
+    held->write = 0;
+    held->since_ns = now;
+    return;
+  }
+}
+
+HOOK(mmap_lock_acquire_returned) {
+  struct params *p = open_gate();
+  if (!p) return 0;
+  u64 mm = ARG(mmap_lock_acquire_returned, mm), write = ARG(mmap_lock_acquire_returned, write) & 1;
+  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
+  if (!state || state->epoch != p->mmap_epoch) return 0;
+  if (state->waiting != mm) {
+    if (!write) downgraded(state, mm);
+    return 0;
+  }
+  state->waiting = 0;
+  if (!(ARG(mmap_lock_acquire_returned, success) & 1)) return 0;
+  u64 now = bpf_ktime_get_ns();
+  observe(write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ, now - state->since_ns);
+  struct held_lock *first = &state->held[0];
+  if (!state->n) {                                      /* the usual case */
+    first->mm = mm;
+    first->write = write;
+    first->since_ns = now;
+    state->n = 1;
+    return 0;
+  }
+  take_another(ctx, state, mm, write, now);
   return 0;
 }
 
 HOOK(mmap_lock_released) {
   struct params *p = open_gate();
   if (!p) return 0;
-  u64 mm = ARG(mmap_lock_released, mm), now = bpf_ktime_get_ns();
-  u32 tid = bpf_get_current_pid_tgid();
-  struct lock_state *state = lock_states.lookup(&tid);
-  u32 found = 0;
-  if (!state || state->epoch != p->mmap_epoch) { count(LOCKS_UNBOOKED); return 0; }
+  u64 mm = ARG(mmap_lock_released, mm);
+  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
+  if (!state || !state->n || state->epoch != p->mmap_epoch) { count(LOCKS_UNBOOKED); return 0; }
+  u64 now = bpf_ktime_get_ns();
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     struct held_lock *held = &state->held[i];
-    if (found || held->mm != mm) continue;
+    if (held->mm != mm) continue;
     observe(held->write ? HIST_MMAP_HOLD_WRITE : HIST_MMAP_HOLD_READ, now - held->since_ns);
     if (held->write && state->n > 1) forked(mm, now);
     held->mm = 0;
-    found = 1;
+    state->n--;
+    return 0;
   }
-  if (!found) { count(LOCKS_UNBOOKED); return 0; }
-  state->n--;
-  if (!state->n && !state->waiting) lock_states.delete(&tid);
+  count(LOCKS_UNBOOKED);
   return 0;
 }

@@ -1,7 +1,7 @@
 /* Windows of rmap walks: the lock they run under, the folio's lock, and every VMA they visit. */
 
 HOOK(walk_enter) {
-  enter(STACK_MARK(), CONSTANT(window), CONSTANT(flags), ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
+  enter(ctx, STACK_MARK(), CONSTANT(window), CONSTANT(flags), ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
   return 0;
 }
 

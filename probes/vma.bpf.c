@@ -1,6 +1,6 @@
 /* Windows of functions that change VMAs, the trees they leave and enter, and what they store. */
 
-#define ENTER_VMA(vma_) enter(STACK_MARK(), CONSTANT(window), CONSTANT(flags), CONSTANT(asked), CONSTANT(returns), vma_, ARGUMENT(mm), ARGUMENT(mm2), \
+#define ENTER_VMA(vma_) enter(ctx, STACK_MARK(), CONSTANT(window), CONSTANT(flags), CONSTANT(asked), CONSTANT(returns), vma_, ARGUMENT(mm), ARGUMENT(mm2), \
                               0, ARGUMENT(mapping), ARGUMENT(start), ARGUMENT(end), 0)
 
 HOOK(window_enter) {
@@ -22,11 +22,12 @@ HOOK(window_end) {
 
 /* dup_mmap() copies one VMA after the other: each copy ends a piece, or no two processes would have the same protocol. */
 HOOK(vm_area_dup) {
-  struct frame *f = here(ctx);
+  struct insider *t = insider();
+  struct frame *f = t ? alive(t, ON_STACK(ctx)) : 0;
   if (!f || f->key.window != WINDOW_dup_mmap) return 0;
   f->key.context |= CONTEXT_PIECE;
   note_exit(f);
-  count_protocol(ctx, f, bpf_ktime_get_ns(), 0, 0);
+  count_protocol(ctx, t, f, bpf_ktime_get_ns(), 0, 0);
   __builtin_memset(f->key.steps, 0, sizeof(f->key.steps));
   f->key.context = (f->key.context & CONTEXT_REBUILT) | CONTEXT_PIECE;
   f->n = 0;
@@ -102,16 +103,9 @@ HOOK(commit) {
 }
 
 HOOK(task_exit) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
-  if (!t) return 0;
-  if (t->depth) count(WINDOWS_UNCLOSED);
-  for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
-    struct frame_key key = {};
-    key.tid = tid;
-    key.depth = i;
-    frames.delete(&key);
-  }
-  insiders.delete(&tid);
+  struct insider *t = insider();
+  if (!t || !t->depth) return 0;
+  count(WINDOWS_UNCLOSED);
+  t->depth = 0;
   return 0;
 }

@@ -32,14 +32,11 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     visit_rows: Annotated[int, _says("a VMA visited by a second rmap walk (the oldest gives way)")] = 131072
     migration_rows: Annotated[int, _says("a task inside migrate_pages()")] = 4096
     mm_rows: Annotated[int, _says("an mm between its last task's exit and exit_mmap()")] = 16384
-    lock_rows: Annotated[int, _says("a task that waits for or holds an mmap_lock")] = 16384
     order_rows: Annotated[int, _says("a pair of mmap_locks that were nested (the oldest gives way)")] = 4096
     stack_rows: Annotated[
         int, _says("a distinct kernel stack of an event, and another of a window in the flight recorder; a power of two")
     ] = 4096
     ring_pages: Annotated[int, _says("a page of the event ring; a power of two")] = 16
-    task_rows: Annotated[int, _says("a task inside a window")] = 4096
-    frame_rows: Annotated[int, _says("an open window (windows nest)")] = 8192
     protocol_rows: Annotated[int, _says("a distinct protocol")] = 4096
     hold_rows: Annotated[int, _says("an rwsem held by a task in a window (the oldest gives way)")] = 16384
     flight_rows: Annotated[int, _says("a window in the flight recorder, per CPU; a power of two")] = 1024
@@ -55,7 +52,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = "127.0.0.1:9743"
     web_config: Annotated[str, _says("file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody")] = ""
-    fidelity: Annotated[str, _says("`migration`: the ledger and the oracle alone; `full`, `owner`, `auto`: also mmap_lock")] = "auto"
+    fidelity: Annotated[
+        str,
+        _says(
+            "`migration`: the ledger and the oracle; `owner`: also windows, trees and who owns their locks; `full`, `auto`: also all rwsems"
+        ),
+    ] = "auto"
     require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
     strict: Annotated[bool, _says("any invariant that is checked less than in full is fatal, exit 4")] = False
     statistics: Annotated[

@@ -21,8 +21,8 @@ log = logging.getLogger("rmapd")
 LEVELS = ("full", "owner", "migration")
 WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "scene"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "scene", "mmap_lock", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
+    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
 }
 
 

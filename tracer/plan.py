@@ -323,7 +323,7 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:
             continue
-        ends = tuple(Point("window_end", how, name, {}, {}, hook.numbers) for name in made.ends)
+        ends = tuple(Point(hook.leave or "window_end", how, name, {}, {}, hook.numbers) for name in made.ends)
         ways.append(Way(how, made.begin, points[:1] + ends, f"rebuilt: from {made.begin} to {' or '.join(made.ends)}"))
     return ways
 
@@ -348,7 +348,7 @@ def _wrong_types(kernel: Kernel, name: str, hook: Hook) -> str:
 def _arguments(kernel: Kernel, planned: Planned) -> str:
     """`#define ARG_<hook>_<arg> <index>`: the index of a raw tracepoint's argument on this kernel."""
     name = planned.hook.name
-    if not planned.hook.candidates[0].startswith("raw_tp:"):
+    if not planned.hook.candidates or not planned.hook.candidates[0].startswith("raw_tp:"):
         return ""
     prototype = (kernel.types.raw_tracepoint(planned.symbol) or []) if planned.how == "raw_tp" else []
     indexes = ((arg, _index_of(prototype, kind) or 0) for arg, kind in planned.hook.args.items())

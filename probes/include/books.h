@@ -120,13 +120,15 @@ struct visit {
   u64 vma;
 };
 
-/* A dup_mmap() seen as mmap_lock of a second mm taken for write under the first. */
+/* A dup_mmap(): seen by what it calls, or as mmap_lock of a second mm taken for write under the first. */
 struct fork_window {
   u64 mm;
   u64 pgd;
   u64 id;             /* mm->context.ctx_id */
   u64 start_ns;
   u64 end_ns;         /* 0: still copying */
+  u32 tid;            /* who forks */
+  u32 pad;
 };
 
 /* An mm whose last task may be gone while its page tables are not. */
@@ -301,18 +303,6 @@ enum window_flags {
 };
 enum flight_limits { DEEPEST_WINDOW = 8, MOST_STEPS = 55 };
 
-/* A task inside at least one window. */
-struct insider {
-  u64 trying;             /* the rwsem of a killable or try form, where its return does not show it */
-  u64 contended;          /* the rwsem that is waited for */
-  u64 contended_ns;       /* when the wait began; how long it was, with `waited` */
-  u32 depth;
-  u32 waited;             /* the wait is over, and the lock not booked yet (killable forms are at their return) */
-};
-struct frame_key {
-  u32 tid;
-  u32 depth;
-};
 struct hold_key {
   u64 rwsem;
   u64 tid;

@@ -43,9 +43,9 @@ static __always_inline s32 stack_of(void *ctx) {
    on the stack at the same place for both; a kretprobe finds the stack pointer one word above where the kprobe did. */
 #define STACK_MARK() ({ u64 s_ = PLACE(stack); s_ ? s_ - CONSTANT(popped) : ON_STACK(ctx); })
 /* An argument, or a member of the struct it points to; 0 where this function has none. Read as a number: the verifier knows the type of
-   a pointer in a trampoline's context, and lets nothing be computed with it. */
+   a pointer in a trampoline's context, and lets nothing be computed with it. Where there is none the verifier sees a 0, and drops the read. */
 #define ARGUMENT(name) ({ u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0; \
-    bpf_probe_read_kernel(&m_, 8, o_ == NO_OFFSET ? (void *)&a_ : (void *)(a_ + o_)); m_; })
+    if (a_) bpf_probe_read_kernel(&m_, 8, o_ == NO_OFFSET ? (void *)&a_ : (void *)(a_ + o_)); m_; })
 #define ARG(hook, arg) (ctx->args[ARG_##hook##_##arg])
 #define READ(type, at, member) ({ __typeof__(((struct type *)0)->member) v_ = 0; \
     bpf_probe_read_kernel(&v_, sizeof(v_), (void *)((u64)(at) + __builtin_offsetof(struct type, member))); v_; })
@@ -63,6 +63,11 @@ static __always_inline s32 stack_of(void *ctx) {
 #else
 #define TESTED(pointer)
 #endif
+
+/* A map of kind TASK_STORAGE has a value per task: no key to hash, no bucket to lock, and it is gone with the task. With CREATED none is
+   given only where none could be made: no memory, or this CPU was interrupted while it made one. */
+#define CURRENT bpf_get_current_task_btf()
+#define CREATED BPF_LOCAL_STORAGE_GET_F_CREATE
 
 static __always_inline struct params *open_gate(void) {
   u32 zero = 0;

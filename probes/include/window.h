@@ -2,22 +2,45 @@
    All members are read with bpf_probe_read_kernel: a stale pointer gives a wrong byte at worst, never a fault. */
 
 struct frame {                                          /* one open window */
-  u8 before[16];                                        /* zeros: the eight bytes before any step can be read */
+  u8 before[8];                                         /* zeros: the eight bytes before any step can be read */
   struct protocol_key key;
   u64 mark;                                             /* STACK_MARK() at entry */
   u64 start_ns, vma, mm, folio, was_start, was_end, was_pgoff, asked_start, asked_end;
   u64 mmap, mmap2, i_mmap, anon;                        /* rwsems by class */
   u64 source;                                           /* root of the anon_vma whose pages are taken over */
   u64 stored, stored_last;                              /* VMAs stored into the tree: one that is not `vma`, and the last one */
-  u32 n, visits, flags, asked, returns, stored_at;
-  u64 epoch;                                            /* params.window_epoch when it was opened */
+  u32 visits, epoch;                                    /* params.window_epoch when it was opened */
+  u16 stored_at;
+  u8 n, flags, asked, returns, pad[2];
 };
 
-BPF_HASH(insiders, u32, struct insider, TASK_ROWS);
-BPF_HASH(frames, struct frame_key, struct frame, FRAME_ROWS);
-BPF_ARRAY(blank_frame, struct frame, 1);
+/* A task that was in a window once. */
+struct insider {
+  u64 trying;             /* the rwsem of a killable or try form, where its return does not show it */
+  u64 contended;          /* the rwsem that is waited for */
+  u64 contended_ns;       /* when the wait began; how long it was, with `waited` */
+  u32 depth;              /* of windows open now */
+  u32 waited;             /* the wait is over, and the lock not booked yet (killable forms are at their return) */
+  s32 stack;              /* of the outermost window's entry: what runs in it runs below */
+  u32 window;             /* which that was, */
+  u64 mark;               /* where on the stack, */
+  u64 came_by[2];         /* and by which system call: struct pt_regs' orig_ax and ip */
+  struct frame frames[DEEPEST_WINDOW];
+};
+BPF_TASK_STORAGE(insiders, struct insider);
 BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
-BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);    /* what is released outside of any window ages out */
+/* The rwsems that a task took in windows: the last eight by task, those before in an LRU map (mm_take_all_locks() takes thousands), where what
+   is released outside of any window ages out. */
+enum { HELD_RWSEMS = 8 };
+struct held_rwsems {
+  u64 rwsem[HELD_RWSEMS];
+  struct hold hold[HELD_RWSEMS];
+  u64 epoch;              /* of the frames that took them */
+  u32 oldest;
+  u32 spilled;            /* how many went to the LRU map and were not seen to be given back */
+};
+BPF_TASK_STORAGE(held_rwsems, struct held_rwsems);
+BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
@@ -44,10 +67,8 @@ static __always_inline u64 root_lock_of(u64 anon_vma) {
   u64 root = anon_vma ? READ(anon_vma, anon_vma, root) : 0;
   return root ? root + OFFSET(anon_vma, rwsem) : 0;
 }
-static __always_inline u64 file_lock_of(u64 vma) {
-  u64 file = READ(vm_area_struct, vma, vm_file);
-  return file ? i_mmap_of(READ(file, file, f_mapping)) : 0;
-}
+static __always_inline u64 lock_of_file(u64 file) { return file ? i_mmap_of(READ(file, file, f_mapping)) : 0; }
+static __always_inline u64 file_lock_of(u64 vma) { return lock_of_file(READ(vm_area_struct, vma, vm_file)); }
 
 /* The eight steps before position `end`. */
 static __always_inline u64 steps_before(struct frame *f, u64 end) {
@@ -93,40 +114,52 @@ static __always_inline void put(struct frame *f, u32 step) {
   f->n = n;
 }
 
-static __always_inline struct frame *innermost(struct insider *t, u32 tid) {
-  struct frame_key key = {};
-  key.tid = tid;
-  key.depth = t->depth - 1;
-  return t->depth ? frames.lookup(&key) : 0;
+static __always_inline struct insider *insider(void) { return insiders.task_storage_get(CURRENT, 0, 0); }
+
+static __always_inline struct frame *frame_at(struct insider *t, u32 depth) {
+  BOUND(depth, 7);
+  return &t->frames[depth];
 }
 
-/* The innermost window's return was missed. Its frame goes too, or frames that no window uses again would fill their map. */
-static __always_inline void leave_behind(struct insider *t, u32 tid) {
-  struct frame_key key = {};
-  key.tid = tid;
-  key.depth = t->depth - 1;
+static __always_inline struct frame *innermost(struct insider *t) { return t->depth ? frame_at(t, t->depth - 1) : 0; }
+
+/* The innermost window's return was missed. */
+static __always_inline void leave_behind(struct insider *t) {
   count(WINDOWS_UNCLOSED);
-  frames.delete(&key);
-  t->depth = key.depth;
+  t->depth -= 1;
 }
 
 /* The innermost window, or the one around it: a window whose return was missed is left behind by its task, what runs now runs no deeper
    on the stack. */
-static __always_inline struct frame *alive(struct insider *t, u32 tid, u64 mark) {
-  struct frame *f = innermost(t, tid);
+static __always_inline struct frame *alive(struct insider *t, u64 mark) {
+  struct frame *f = innermost(t);
   if (!f || mark < f->mark) return f;
-  leave_behind(t, tid);
-  f = innermost(t, tid);
+  leave_behind(t);
+  f = innermost(t);
   if (!f || mark < f->mark) return f;
-  leave_behind(t, tid);
+  leave_behind(t);
   return 0;
 }
 
 /* The window that the current task is in, or none: one look-up for a task that is in none. */
 static __always_inline struct frame *here(void *ctx) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
-  return t ? alive(t, tid, ON_STACK(ctx)) : 0;
+  struct insider *t = insider();
+  return t ? alive(t, ON_STACK(ctx)) : 0;
+}
+
+#define PT_REGS_ORIG_AX 120                             /* arch/x86/include/asm/ptrace.h; ip follows */
+
+/* The stack of an outermost window. It takes longer than all the rest of a window, and one system call may open thousands by the same way, as
+   exit does: the same function, as deep on the stack, in a call of the same number from the same place has the stack that was taken then. */
+static __always_inline void take_stack(void *ctx, struct insider *t, u64 mark, u32 window) {
+  u64 came_by[2] = {};
+  bpf_probe_read_kernel(came_by, sizeof(came_by), (void *)(bpf_task_pt_regs(CURRENT) + PT_REGS_ORIG_AX));
+  if (t->mark == mark && t->window == window && t->came_by[0] == came_by[0] && t->came_by[1] == came_by[1]) return;
+  t->mark = mark;
+  t->window = window;
+  t->came_by[0] = came_by[0];
+  t->came_by[1] = came_by[1];
+  t->stack = flight_stacks.get_stackid(ctx, 0);
 }
 
 static __always_inline void shift_in(u32 *context, u32 value, u32 shift) { *context |= value << shift; }
@@ -149,21 +182,17 @@ static __always_inline void note_entry(struct frame *f) {
 #define VM_STACK_SETUP 0x00018000ULL                    /* VM_SEQ_READ | VM_RAND_READ: execve() has not placed this stack yet */
 
 /* Open a window. `vma` may be 0; mm is then the task's own. */
-static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
+static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
   struct params *p = open_gate();
   u64 epoch = p ? p->window_epoch : 1;
   if (epoch & 1) return;
-  u32 tid = bpf_get_current_pid_tgid(), zero = 0;
-  struct insider *t = insiders.lookup(&tid);
-  if (!t) {
-    struct insider fresh = {};
-    if (insiders.update(&tid, &fresh) || !(t = insiders.lookup(&tid))) { count(WINDOWS_LOST); return; }
-  }
-  struct frame *outer = alive(t, tid, mark);
+  struct insider *t = insiders.task_storage_get(CURRENT, 0, CREATED);
+  if (!t) { count(WINDOWS_LOST); return; }
+  struct frame *outer = alive(t, mark);
   if (outer) {
     if (flags & WINDOW_REBUILT) return;                 /* the function that is rebuilt is not called by a window */
     if (outer->key.window == window) {                  /* none of these functions recurses: its return was missed */
-      leave_behind(t, tid);
+      leave_behind(t);
     } else {
       put(outer, STEP_CALL + window);
       if (window == WINDOW_unlink_anon_vmas && outer->flags & WINDOW_MERGES) {
@@ -172,14 +201,15 @@ static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u3
       }
     }
   }
-  struct frame_key key = {};
-  key.tid = tid;
-  key.depth = t->depth;
-  struct frame *blank = blank_frame.lookup(&zero);
-  if (key.depth >= DEEPEST_WINDOW || !blank || frames.update(&key, blank)) { count(WINDOWS_LOST); return; }
-  struct frame *f = frames.lookup(&key);
-  if (!f) return;
-  t->depth = key.depth + 1;
+  u32 depth = t->depth;
+  if (depth >= DEEPEST_WINDOW) { count(WINDOWS_LOST); return; }
+  if (!depth) {
+    t->trying = t->contended = t->waited = 0;
+    if (!(flags & WINDOW_WALKS)) take_stack(ctx, t, mark, window);
+  }
+  struct frame *f = frame_at(t, depth);
+  t->depth = depth + 1;
+  __builtin_memset(f, 0, sizeof(*f));
   f->epoch = epoch;
   f->mark = flags & WINDOW_REBUILT ? mark + 512 : mark;     /* it began in a call that the function made, beside those to come */
   f->key.window = window;
@@ -194,13 +224,15 @@ static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u3
   u32 context = flags & WINDOW_REBUILT ? CONTEXT_REBUILT : 0;
   if (locked & 0xff) context |= CONTEXT_LOCKED;
   if (vma) {
-    mm = READ(vm_area_struct, vma, vm_mm);
-    f->was_start = READ(vm_area_struct, vma, vm_start);
-    f->was_end = READ(vm_area_struct, vma, vm_end);
-    f->was_pgoff = READ(vm_area_struct, vma, vm_pgoff);
-    f->i_mmap = file_lock_of(vma);
-    f->anon = root_lock_of(READ(vm_area_struct, vma, anon_vma));
-    if (READ(vm_area_struct, vma, vm_flags) & VM_HUGETLB) context |= CONTEXT_HUGETLB;
+    struct vm_area_struct was = {};
+    bpf_probe_read_kernel(&was, sizeof(was), (void *)vma);
+    mm = (u64)was.vm_mm;
+    f->was_start = was.vm_start;
+    f->was_end = was.vm_end;
+    f->was_pgoff = was.vm_pgoff;
+    f->i_mmap = lock_of_file((u64)was.vm_file);
+    f->anon = root_lock_of((u64)was.anon_vma);
+    if (was.vm_flags & VM_HUGETLB) context |= CONTEXT_HUGETLB;
     if (f->i_mmap) context |= CONTEXT_FILE;
     if (f->anon) context |= CONTEXT_ANON;
     if (flags & WINDOW_COPIES) f->source = f->anon;
@@ -223,12 +255,12 @@ static __always_inline void enter(u64 mark, u32 window, u32 flags, u32 asked, u3
 }
 
 /* Does the VMA look as it must when the window has ended (V1)? */
-static __always_inline u32 geometry_of(struct frame *f, u64 start, u64 end) {
-  u64 d = (s64)(start - f->was_start) >> 12, placing = READ(vm_area_struct, f->vma, vm_flags) & VM_STACK_SETUP;
+static __always_inline u32 geometry_of(struct frame *f, struct vm_area_struct *is) {
+  u64 start = is->vm_start, end = is->vm_end, d = (s64)(start - f->was_start) >> 12, placing = is->vm_flags & VM_STACK_SETUP;
   if (start >= end) return GEOMETRY_EMPTY;
   if ((start | end) & 0xfff) return GEOMETRY_UNALIGNED;
   /* execve() moves its stack with the pages in it: shift_arg_pages(), relocate_vma_down() */
-  if (placing != VM_STACK_SETUP && READ(vm_area_struct, f->vma, vm_pgoff) - f->was_pgoff != d) return GEOMETRY_PGOFF;
+  if (placing != VM_STACK_SETUP && is->vm_pgoff - f->was_pgoff != d) return GEOMETRY_PGOFF;
   if (f->asked == ASKED_RANGE && ((f->asked_start && start != f->asked_start) || end != f->asked_end)) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_SPLIT && ((u32)f->asked_end ? start : end) != f->asked_start) return GEOMETRY_NOT_AS_ASKED;
   if (f->asked == ASKED_BELOW && start > f->asked_start) return GEOMETRY_NOT_AS_ASKED;
@@ -280,10 +312,10 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
 }
 
 /* Count the window (or a piece of it) under its protocol, and keep it in the flight recorder. */
-static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
+static __always_inline void count_protocol(void *ctx, struct insider *t, struct frame *f, u64 now, u64 vm_start, u64 vm_end) {
   u32 is_new = 0, zero = 0;
   struct params *p = params.lookup(&zero);
-  if (!p || f->epoch != p->window_epoch) return;        /* hooks have changed since: a part of it may be missing */
+  if (!p || f->epoch != (u32)p->window_epoch) return;   /* hooks have changed since: a part of it may be missing */
   u64 first_ns = first_seen(&f->key, now, &is_new);
   if (!first_ns) return;
   struct sighting_event *s = is_new ? new_sighting(ctx, &f->key, f->vma) : 0;
@@ -322,7 +354,7 @@ static __always_inline void count_protocol(void *ctx, struct frame *f, u64 now, 
   flight->tid = task;
   flight->tgid = task >> 32;
   flight->window = f->key.window;
-  flight->stack = walks ? -1 : flight_stacks.get_stackid(ctx, 0);
+  flight->stack = walks ? -1 : t->stack;
 }
 
 static __always_inline void note_exit(struct frame *f) {
@@ -332,18 +364,20 @@ static __always_inline void note_exit(struct frame *f) {
 }
 
 /* The window's return: what it left, against what it found. */
-static __always_inline void finish(void *ctx, struct frame *f, u64 value) {
+static __always_inline void finish(void *ctx, struct insider *t, struct frame *f, u64 value) {
   u64 now = bpf_ktime_get_ns(), vm_start = 0, vm_end = 0;
   u32 context = 0, window = f->key.window;
   f->key.error = error_of(f->returns, value);
   u64 heir = f->flags & WINDOW_COPIES ? value : f->vma;
   if (f->flags & WINDOW_SHAPES && f->vma) {
-    vm_start = READ(vm_area_struct, f->vma, vm_start);
-    vm_end = READ(vm_area_struct, f->vma, vm_end);
+    struct vm_area_struct is = {};
+    bpf_probe_read_kernel(&is, sizeof(is), (void *)f->vma);
+    vm_start = is.vm_start;
+    vm_end = is.vm_end;
     if (vm_start != f->was_start || vm_end != f->was_end) context |= CONTEXT_MOVED;
-    u64 anon = root_lock_of(READ(vm_area_struct, f->vma, anon_vma));
+    u64 anon = root_lock_of((u64)is.anon_vma);
     if (anon && !(f->key.context & CONTEXT_ANON)) { context |= CONTEXT_IMPORTED; f->anon = anon; }
-    if (!f->key.error) shift_in(&context, geometry_of(f, vm_start, vm_end), CONTEXT_GEOMETRY_SHIFT);
+    if (!f->key.error) shift_in(&context, geometry_of(f, &is), CONTEXT_GEOMETRY_SHIFT);
   }
   if (f->source && !f->key.error && heir && f->flags & (WINDOW_COPIES | WINDOW_MERGES)) {
     u64 root = root_lock_of(READ(vm_area_struct, heir, anon_vma));
@@ -351,7 +385,7 @@ static __always_inline void finish(void *ctx, struct frame *f, u64 value) {
   }
   f->key.context |= context;
   note_exit(f);
-  count_protocol(ctx, f, now, vm_start, vm_end);
+  count_protocol(ctx, t, f, now, vm_start, vm_end);
   struct histogram *h = window_times.lookup(&window);
   if (h) add_to(h, now - f->start_ns);
   if (f->flags & WINDOW_WALKS) observe(window == WINDOW_rmap_walk_anon ? HIST_WALK_ANON : window == WINDOW_rmap_walk_file ? HIST_WALK_FILE : HIST_WALK_KSM, f->visits);
@@ -359,29 +393,19 @@ static __always_inline void finish(void *ctx, struct frame *f, u64 value) {
 
 /* Close the window that this call opened (mark 0: the innermost of this function); windows inside it whose return was missed go with it. */
 static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value) {
-  u32 tid = bpf_get_current_pid_tgid();
-  struct insider *t = insiders.lookup(&tid);
+  struct insider *t = insider();
   if (!t) return;
   struct frame *f = 0;
-  struct frame_key key = {};
-  key.tid = tid;
-  u32 depth = t->depth;
+  u32 depth = t->depth, at = depth;
 #pragma unroll
   for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
-    if (f || depth <= i) continue;
-    key.depth = depth - 1 - i;
-    f = frames.lookup(&key);
-    if (f && (f->key.window != window || (mark && f->mark != mark))) f = 0;
+    if (f || !at) continue;
+    at -= 1;
+    f = frame_at(t, at);
+    if (f->key.window != window || (mark && f->mark != mark)) f = 0;
   }
   if (!f) return;                                       /* it began before the gate opened, or was lost */
-  finish(ctx, f, value);
-  if (key.depth + 1 != depth) count(WINDOWS_UNCLOSED);
-  t->depth = key.depth;
-#pragma unroll
-  for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
-    if (key.depth >= depth) continue;
-    frames.delete(&key);
-    key.depth += 1;
-  }
-  if (!t->depth) insiders.delete(&tid);
+  finish(ctx, t, f, value);
+  if (at + 1 != depth) count(WINDOWS_UNCLOSED);
+  t->depth = at;
 }

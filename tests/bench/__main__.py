@@ -1,91 +1,99 @@
-"""What rmapd costs: printed, never asserted. Ratios are between runs that alternate in one go, as times on a shared machine drift.
+"""What rmapd costs, beside rivals that do comparable work: printed and written, never asserted.
 
-usage: python -m tests.bench     (root)
+usage: python -m tests.bench [--rounds N] [--scale F] [--loads A,B] [--variants A,B] [--out FILE.json]     (root)
+       python -m tests.bench --table FILE.json...
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.live.conftest import RMAPD, WORKLOAD, daemon, sample
+from tests.bench import rivals
+from tests.bench.loads import COUNTS, Loads
+from tests.bench.measure import rounds
+from tests.bench.table import table
+from tests.bench.variants import FAMILIES, Maker, Nothing
+from tracer import fidelity, session
+from tracer.program import program_ids
 
-ROUNDS = 5
-FORKS = [sys.executable, "-c", "import os\nfor _ in range(600):\n p=os.fork()\n if not p: os._exit(0)\n os.waitpid(p,0)"]
-FAULTS = [
-    sys.executable,
-    "-c",
-    "import mmap\nfor _ in range(60):\n b=mmap.mmap(-1,8<<20,flags=34)\n for o in range(0,8<<20,4096): b[o]=1\n b.close()",
-]
-MAPS = [sys.executable, "-c", "import mmap\nfor _ in range(60000):\n mmap.mmap(-1,4096,flags=34).close()"]
-
-
-def seconds(command: list[str]) -> float:
-    start = time.monotonic()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - start
+_FIDELITIES = ("full", "owner", "migration")
+_FLOORS = tuple(f"floor:{name}" for name in _FIDELITIES)
+VARIANTS = (*_FIDELITIES, "full+statistics", *_FLOORS, *(f"only:{name}" for name in FAMILIES), *rivals.RIVALS)
 
 
-def gate() -> list[float]:
-    """From starting the process to /-/ready."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.monotonic()
-        with daemon():
-            times.append(time.monotonic() - start)
-    return times
+def made(maker: Maker, name: str) -> Nothing | None:
+    """A variant by its name; None where this kernel or machine cannot have it."""
+    kind, _, what = name.partition(":")
+    if kind == "floor":
+        return maker.floor(name, fidelity.stems(what))
+    if kind == "only":
+        return maker.family(what)
+    if name in rivals.RIVALS:
+        return rivals.made(name, maker)
+    return maker.session(name, name.partition("+")[0], statistics="+" in name)
 
 
-def workload() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "r.json"
-        command = [RMAPD, "exec", "--report", str(report), "--", *WORKLOAD, "200000"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        found = json.loads(report.read_text())
-    checks, overhead = found["invariants"]["M1"]["checks"], found["overhead"]
-    share = 100 * overhead["user_seconds"] / found["duration_seconds"]
-    print(f"workload: {checks} in {found['duration_seconds']:.1f} s, cleared by the oracle {found['oracle'].get('cleared', 0)}")
-    print(f"  peak RSS {overhead['rss_bytes'] / 1e6:.0f} MB, user CPU {overhead['user_seconds']:.3f} s = {share:.2f} % of one core")
-    for name, hook in sorted(overhead["hooks"].items(), key=lambda item: -item[1]["seconds"]):
-        if hook["runs"]:
-            print(f"  {name:28} {hook['runs']:9,} runs {hook['seconds'] / hook['runs'] * 1e9:7.0f} ns each, {hook['missed']} missed")
+def _programs() -> set[int]:
+    """Ids of the tracing programs in this kernel, by the names that rmapd gives them. Those of rivals go with their processes."""
+    return {number for number, name in program_ids() if name.startswith("rmapd_")}
 
 
-def ratio(name: str, command: list[str], *flags: str) -> None:
-    """The command with rmapd over the command without, alternating."""
-    off, on = [], []
-    for _ in range(ROUNDS):
-        off.append(seconds(command))
-        with daemon(*flags):
-            on.append(seconds(command))
-    spread = f"without {min(off):.2f}-{max(off):.2f} s, with {min(on):.2f}-{max(on):.2f} s"
-    print(f"{name}: {statistics.median(on) / statistics.median(off):.3f} times ({spread})")
-
-
-def idle() -> None:
-    with daemon() as (_, url):
-        time.sleep(3)
-        before = sample(url, "rmapd_user_seconds_total")
-        time.sleep(20)
-        used = sample(url, "rmapd_user_seconds_total") - before
-        print(f"idle: user CPU {100 * used / 20:.2f} % of one core, peak RSS {sample(url, 'rmapd_peak_rss_bytes') / 1e6:.0f} MB")
+def measure(wanted: list[str], names: list[str], count: int, scale: float) -> dict[str, object]:
+    kernel = session.running_kernel()
+    with tempfile.TemporaryDirectory(prefix="rmapd-bench-") as folder, contextlib.ExitStack() as stack:
+        maker, variants, absent, seconds = Maker(kernel, Path(folder)), [], {}, {}
+        for name in wanted:
+            started = time.monotonic()
+            variant = made(maker, name)
+            seconds[name] = round(time.monotonic() - started, 2)
+            if variant is None:
+                absent[name] = "no hook of it on this kernel, or not installed"
+                continue
+            variant.name = name
+            stack.callback(variant.close)
+            try:
+                with variant.on():
+                    pass
+            except (OSError, RuntimeError) as error:
+                absent[name] = str(error)
+                continue
+            variants.append(variant)
+            print(f"{name}: {variant.facts().get('points', '')} ready after {seconds[name]} s", flush=True)
+        loads, ours = Loads(Path(folder), scale), {number for variant in variants for number in variant.program_ids()}
+        found = rounds(variants, loads, names, count, lambda: not _programs() - ours, lambda text: print(text, flush=True))
+        return {
+            "kernel": kernel.release,
+            "cpus": os.cpu_count(),
+            "scale": scale,
+            "ready_seconds": seconds,
+            "absent": absent,
+            "results": {name: {load: each.summary() for load, each in by_load.items()} for name, by_load in found.items()},
+            "facts": {variant.name: variant.facts() for variant in variants},
+        }
 
 
 def main() -> None:
-    print(f"kernel {os.uname().release}, {os.cpu_count()} CPUs")
-    times = gate()
-    print(f"gate open after {min(times):.2f}-{max(times):.2f} s, median {statistics.median(times):.2f} s")
-    workload()
-    idle()
-    for name, command in (("fork and exit", FORKS), ("anonymous faults", FAULTS), ("mmap and munmap", MAPS)):
-        ratio(name, command)
-        ratio(f"{name}, fidelity migration", command, "--fidelity", "migration")
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies how often each load is done in one go")
+    parser.add_argument("--loads", default=",".join(COUNTS))
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", nargs="+", type=Path, help="print the Markdown table of runs that were written")
+    options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(path.read_text()) for path in options.table]))
+        return
+    found = measure(options.variants.split(","), options.loads.split(","), options.rounds, options.scale)
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=1))
+    print(table([found]))
 
 
 if __name__ == "__main__":

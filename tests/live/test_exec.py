@@ -34,7 +34,7 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
 
 def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
-    config.write_text("[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\nlock_rows = 4\norder_rows = 2\nring_pages = 1\n")
+    config.write_text("[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\norder_rows = 2\nring_pages = 1\n")
     done, report = run_exec(tmp_path, "--config", str(config), command=[*WORKLOAD, "20000"])
     assert done.returncode == 0, done.stdout + done.stderr
     checks = report["invariants"]["M1"]["checks"]

@@ -224,6 +224,18 @@ class Box:
         """How many rows a map has."""
         return len(list(self.native.maps[name].items()))
 
+    def held_rwsems(self) -> int:
+        """How many rwsems are down as held: by task, and of those the ones that made room."""
+        states = (struct.unpack_from("<8Q", value) for _, value in self.native.maps["held_rwsems"].items())
+        return sum(bool(rwsem) for state in states for rwsem in state) + self.rows("holds")
+
+    def open_windows(self) -> int:
+        """How many windows the tasks are in."""
+        return sum(int.from_bytes(value[_DEPTH : _DEPTH + 4], "little") for _, value in self.native.maps["insiders"].items())
+
+
+_DEPTH = 24  # of struct insider (probes/include/window.h)
+
 
 def box(ways: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
     return Box(Native(types, **sizes), types, ways)

@@ -193,6 +193,7 @@ def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64:
     blob.function("rmap_walk_anon", {"folio": folio, "rwc": void, "locked": boolean})
     blob.function("uprobe_start_dup_mmap", {})
     blob.function("uprobe_end_dup_mmap", {})
+    blob.function("uprobe_dup_mmap", {"oldmm": mm, "newmm": mm})
     blob.function("rmap_walk_file", {"folio": folio, "rwc": void, "locked": boolean})
     blob.function("rmap_walk_ksm", {"folio": folio, "rwc": void})
     blob.function("try_to_migrate", {"folio": folio, "flags": u64})

@@ -21,12 +21,17 @@ static u64 harness_constant(u32 number) { return harness_constants[number & 1023
 static u64 harness_place(void *ctx, u32 number) { s64 at = harness_places[(number & 0xfff) >> 3]; return at < 0 ? 0 : *(u64 *)((u8 *)ctx + at); }
 
 /* What the kernel would know; the test sets it. */
+u64 harness_stack_id = 7;
+u64 harness_regs[2];                                    /* orig_ax and ip of the system call */
 u64 harness_pid_tgid, harness_task, harness_now, harness_stack;
 u32 harness_ring_room = 1 << 20;
 
 #define bpf_get_current_pid_tgid() harness_pid_tgid
 #define bpf_get_current_task() harness_task
 #define bpf_ktime_get_ns() harness_now
+#define bpf_get_current_task_btf() harness_task
+#define bpf_task_pt_regs(task) ((u64)harness_regs - 120)
+#define BPF_LOCAL_STORAGE_GET_F_CREATE 1
 #define bpf_get_current_comm(to, size) (memcpy((to), "harness", 8), 0)
 
 static int bpf_probe_read_kernel(void *to, u32 size, const void *from) {
@@ -87,13 +92,26 @@ static int map_update(struct map *m, const void *key, const void *value) {
   static int nm##_update(K *k, V *v) { return map_update(&nm##_map, k, v); } \
   static int nm##_insert(K *k, V *v) { return map_lookup(&nm##_map, k) ? -17 : map_update(&nm##_map, k, v); } \
   static int nm##_delete(K *k) { return map_delete(&nm##_map, k); } \
-  static int nm##_stackid(void *ctx, u64 flags) { return 7; } \
+  static int nm##_stackid(void *ctx, u64 flags) { return harness_stack_id; } \
   static struct { V *(*lookup)(K *); int (*update)(K *, V *); int (*insert)(K *, V *); int (*delete)(K *); int (*get_stackid)(void *, u64); } nm = \
     {nm##_lookup, nm##_update, nm##_insert, nm##_delete, nm##_stackid};
 #define BPF_HASH(nm, K, V, N) MAP(nm, K, V, N, HASH)
 #define BPF_ARRAY(nm, V, N) MAP(nm, u32, V, N, ARRAY)
 #define BPF_PERCPU_ARRAY(nm, V, N) MAP(nm, u32, V, N, ARRAY)
 #define BPF_TABLE(kind, K, V, nm, N) MAP(nm, K, V, N, LRU)
+
+/* A value per task: by tid here. TASKS of them can be made; the test sets it. */
+static void *map_own(struct map *m, u64 flags) {
+  u32 tid = harness_pid_tgid;
+  static u8 zeros[1 << 16];
+  if (flags && !map_lookup(m, &tid)) map_update(m, &tid, zeros);
+  return map_lookup(m, &tid);
+}
+#define BPF_TASK_STORAGE(nm, V) \
+  static struct map nm##_map; \
+  static __attribute__((constructor)) void nm##_new(void) { map_new(&nm##_map, #nm, 4, sizeof(V), TASKS, HASH); } \
+  static void *nm##_own(u64 task, void *value, u64 flags) { return map_own(&nm##_map, flags); } \
+  static struct { void *(*task_storage_get)(u64, void *, u64); } nm = {nm##_own};
 
 static u8 ring[1 << 16], ring_pending[512];
 static u32 ring_used, ring_sizes[512], ring_count;
@@ -133,5 +151,7 @@ void harness_reset(void) {
     if (m->kind != ARRAY) m->used = 0;
   }
   ring_used = ring_count = sequence_used = 0;
+  harness_stack_id = 7;
+  harness_regs[0] = harness_regs[1] = 0;
   harness_ring_room = 1 << 20;
 }

@@ -25,7 +25,6 @@ SIZES = {
     "VISIT_ROWS": 256,
     "MIGRATION_ROWS": 16,
     "MM_ROWS": 64,
-    "LOCK_ROWS": 64,
     "ORDER_ROWS": 64,
     "STACK_ROWS": 16,
     "RING_PAGES": 16,
@@ -34,8 +33,7 @@ SIZES = {
     "HITS": 64,
     "UPPERS": 256,
     "LEAVES": 1024,
-    "TASK_ROWS": 16,
-    "FRAME_ROWS": 64,
+    "TASKS": 64,
     "PROTOCOL_ROWS": 32,
     "HOLD_ROWS": 64,
     "FLIGHT_ROWS": 8,
@@ -182,7 +180,7 @@ MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks more_stacks ledger migrations dying_mms lock_states lock_order
     next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders frames blank_frame protocols holds window_times lock_waits lock_holds flights next_flight flight_stacks scene""".split()
+    insiders protocols held_rwsems holds window_times lock_waits lock_holds flights next_flight flight_stacks scene""".split()
 )
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
@@ -201,7 +199,7 @@ class Native:
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
         stems = attach_plan(types).stems
-        ways = [hook.ways[0] for stem in stems if stem.name == "ledger" for hook in stem.hooks]
+        ways = [hook.ways[0] for stem in stems if stem.name in ("ledger", "forks") for hook in stem.hooks]
         self.programs |= {point.program: NativeProgram(self.lib, point.program, point) for way in ways for point in way.points}
         windows = [way for stem in stems if stem.name in WINDOW_STEMS for hook in stem.hooks for way in hook.ways]
         self.points = {

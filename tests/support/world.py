@@ -59,7 +59,7 @@ class World:
 
     def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
         self.native, self.levels, self.now = Native(**sizes), levels, 1_000_000_000
-        self.hooks, self.page_tables = hooks, POOL_PAGES
+        self.hooks, self.mmap_lock, self.page_tables = hooks, True, POOL_PAGES
         self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * PAGE)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._pool = (base + PAGE - 1) // PAGE * PAGE
@@ -306,11 +306,14 @@ class World:
         self.zap(mm, addr)
 
     def lock_mm(self, mm: SimMm, write: bool = True) -> None:
+        if not self.mmap_lock:
+            return
         self.fire("mmap_lock_start_locking", mm.at, int(write))
         self.fire("mmap_lock_acquire_returned", mm.at, int(write), 1)
 
     def unlock_mm(self, mm: SimMm, write: bool = True) -> None:
-        self.fire("mmap_lock_released", mm.at, int(write))
+        if self.mmap_lock:
+            self.fire("mmap_lock_released", mm.at, int(write))
 
     def begin_fork(self, parent: SimMm) -> SimMm:
         self.become(parent.tgid)
@@ -318,6 +321,7 @@ class World:
         self.tasks.pop(child.tgid)  # not in the task list before copy_process() ends
         self.mms.remove(child)
         self.lock_mm(parent)
+        self.call("fork", parent.at, child.at)
         self.lock_mm(child)
         return child
 
@@ -341,6 +345,7 @@ class World:
         self.become(parent.tgid)
         self.unlock_mm(child)
         self.unlock_mm(parent)
+        self.call("fork_end")
         if child not in self.mms:
             self.mms.append(child)
         self.tasks[child.tgid] = self._new_task(child.tgid, child), child

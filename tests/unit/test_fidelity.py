@@ -82,7 +82,7 @@ def test_what_is_offered() -> None:
     assert full.offered(Config(require=["L1"])) == ["full"]
     assert full.offered(Config(require=["L2"])) == ["full"], "of L2 a part would stay"
     assert full.offered(Config(strict=True)) == ["full"]
-    assert fidelity(loaded("vma", "locks", "rmap"))[0].offered(Config()) == ["full", "migration"], "owner would take nothing off"
+    assert fidelity(loaded("vma", "locks", "rmap"))[0].offered(Config()) == ["full", "owner"], "migration would take no more off"
     assert fidelity(loaded("vma", "locks", "rmap", "mmap_lock"))[0].offered(Config()) == ["full"]
 
 
@@ -96,10 +96,10 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
         counted.append((epochs(books), "L1" in checked))
 
     assert one.change("owner", "too dear", count) == []
-    assert counted == [((1, 0), True)], "by what was covered, and with no window opening"
-    assert epochs(books) == (2, 0)
-    assert not any(fake.attached for fake in fakes(made, "locks"))
-    assert all(fake.attached == 1 for stem in ("vma", "mmap_lock", "migration") for fake in fakes(made, stem))
+    assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
+    assert epochs(books) == (2, 2)
+    assert not any(fake.attached for stem in ("locks", "mmap_lock") for fake in fakes(made, stem))
+    assert all(fake.attached == 1 for stem in ("vma", "forks", "migration") for fake in fakes(made, stem))
     assert (one.level, one.coverage["L1"][0], one.coverage["L4"][0]) == ("owner", Coverage.NONE, Coverage.FULL)
     assert "L1" not in checked
     assert "L4" in checked
@@ -167,7 +167,7 @@ def test_a_window_that_a_change_cuts_is_not_counted(when: str) -> None:
     assert b.native.events() == []
     window_of(b)
     assert list(b.seen().values()) == [1], "the next one is"
-    assert b.rows("holds") == 0
+    assert b.held_rwsems() == 0
 
 
 def window_of(b: Box) -> None:

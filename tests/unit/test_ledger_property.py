@@ -25,10 +25,12 @@ class Kernel(RuleBasedStateMachine):
     SIZES: ClassVar[dict[str, int]] = {}
     PATROL = True
     HOOKS = True
+    MMAP_LOCK = True
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World(4, self.HOOKS, **self.SIZES)
+        self.world.mmap_lock = self.MMAP_LOCK
         self.court = Court(self.world, patrol=self.PATROL)
         self.warm_up(self.world.new_mm())
         self.migrations: list[SimMigration] = []
@@ -210,10 +212,16 @@ class KernelWithoutHooks(Kernel):
     HOOKS = False
 
 
+class KernelWithoutMmapLock(KernelWithoutPatrol):
+    """Fidelity `owner` or `migration`: forks are known by what dup_mmap() calls."""
+
+    MMAP_LOCK = False
+
+
 class LossyKernel(Kernel):
     """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is not guilty."""
 
-    SIZES: ClassVar[dict[str, int]] = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "LOCK_ROWS": 1, "VISIT_ROWS": 2}
+    SIZES: ClassVar[dict[str, int]] = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "TASKS": 1, "VISIT_ROWS": 2}
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         assert self.court.proven() - before <= truth, "a false violation"
@@ -249,6 +257,8 @@ TestKernelWithoutPatrol = KernelWithoutPatrol.TestCase
 TestKernelWithoutPatrol.settings = _LIMITS
 TestKernelWithoutHooks = KernelWithoutHooks.TestCase
 TestKernelWithoutHooks.settings = _LIMITS
+TestKernelWithoutMmapLock = KernelWithoutMmapLock.TestCase
+TestKernelWithoutMmapLock.settings = _LIMITS
 TestKernelThatMissesRuns = KernelThatMissesRuns.TestCase
 TestKernelThatMissesRuns.settings = _LIMITS
 TestLossyKernel = LossyKernel.TestCase

@@ -120,7 +120,7 @@ def test_what_did_not_get_the_lock_is_no_step(function: str, failed: int, ways: 
     vma = b.vma(0x1000, 0x3000)
     with b.call("expand_downwards", vma.at, 0x1000):
         b.touch(function, b.anon_lock(b.anon_vma()), returned=failed)
-    assert (steps(b), b.rows("holds")) == ("", 0)
+    assert (steps(b), b.held_rwsems()) == ("", 0)
 
 
 def test_the_upper_half_of_what_a_try_returns_is_anything() -> None:
@@ -140,7 +140,7 @@ def test_locks_outside_of_windows_are_nobodys_business() -> None:
         b.touch(function, b.mmap_lock, returned=1)
     b.fire("contention_begin", b.mmap_lock, LCB_WRITE)
     b.fire("contention_end", b.mmap_lock, 0)
-    assert (b.seen(), b.rows("holds"), b.rows("insiders")) == ({}, 0, 0)
+    assert (b.seen(), b.held_rwsems(), b.open_windows()) == ({}, 0, 0)
 
 
 def test_an_acquisition_without_the_release_before_it() -> None:
@@ -238,4 +238,34 @@ def test_a_lock_kept_over_the_end_of_its_window_has_its_time() -> None:
     with b.call("vma_shrink", 0, vma.at, 0, 0x3000):
         b.touch("up_write", lock)
     assert b.seen() == {"expand_downwards[ok]  anon↓w": 1, "vma_shrink[ok]  anon↑w": 1}
-    assert (b.windows.holds()["anon"].sum_ns, b.rows("holds")) == (70, 0)
+    assert (b.windows.holds()["anon"].sum_ns, b.held_rwsems()) == (70, 0)
+
+
+@each_way
+def test_more_locks_than_a_task_has_places_for(ways: tuple[str, str]) -> None:
+    """mm_take_all_locks() takes thousands: what makes room is still known when it is given back, in whatever order."""
+    b = box(ways)
+    vma, locks = b.vma(0x1000, 0x3000), [b.anon_lock(b.anon_vma()) for _ in range(20)]
+    with b.call("expand_downwards", vma.at, 0x1000):
+        for lock in locks:
+            b.touch("down_write", lock)
+        assert (b.held_rwsems(), b.rows("holds")) == (20, 12)
+        b.tick(5)
+        for lock in locks[::3] + locks[1::3] + locks[2::3]:
+            b.touch("up_write", lock)
+    assert (b.held_rwsems(), b.windows.holds()["anon"].count + b.windows.holds()["anon2"].count) == (0, 20)
+    assert "?" not in steps(b)
+
+
+def test_a_lock_that_made_room_and_is_taken_again_was_missed_once() -> None:
+    b = box()
+    vma, locks = b.vma(0x1000, 0x3000), [b.anon_lock(b.anon_vma()) for _ in range(9)]
+    with b.call("expand_downwards", vma.at, 0x1000):
+        for lock in locks:
+            b.touch("down_write", lock)
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.touch("down_write", locks[0])
+        b.touch("up_write", locks[0])
+        b.touch("down_write", locks[0])
+    assert b.seen() == {"expand_downwards[ok]  anon↓w {anon2↓w}*": 1, "expand_downwards[ok]  ? anon↓w anon↑w anon↓w": 1}
+    assert b.held_rwsems() == 9

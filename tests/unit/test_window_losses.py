@@ -22,7 +22,7 @@ def windowed(b: Box, vma: Vma) -> None:
 
 
 def nothing_is_left(b: Box) -> bool:
-    return (b.rows("frames"), b.rows("insiders")) == (0, 0)
+    return b.open_windows() == 0
 
 
 @each_way
@@ -99,7 +99,7 @@ def test_a_step_that_is_no_deeper_on_the_stack_closes_a_window_left_behind() -> 
     program = b.point("fentry", "down_write")
     assert program
     program.run(b.anon_lock(vma.anon_vma))
-    assert (lost(b), b.seen(), b.rows("frames")) == ({"WINDOWS_UNCLOSED": 1}, {}, 0)
+    assert (lost(b), b.seen(), b.open_windows()) == ({"WINDOWS_UNCLOSED": 1}, {}, 0)
 
 
 @each_way
@@ -139,8 +139,8 @@ def test_windows_left_behind_at_two_depths_are_both_forgotten() -> None:
     assert nothing_is_left(b)
 
 
-def test_windows_left_behind_do_not_fill_the_map_of_frames() -> None:
-    b = box(FRAME_ROWS=8)
+def test_windows_left_behind_do_not_add_up() -> None:
+    b = box()
     vma = b.vma(0x1000, 0x3000)
     for tid in range(100, 140):
         b.become(tid)
@@ -215,8 +215,8 @@ def test_protocols_that_found_the_table_full() -> None:
     assert len(b.windows.flights()) == 3
 
 
-def test_more_tasks_than_rows() -> None:
-    b = box(TASK_ROWS=2)
+def test_tasks_for_which_there_is_no_memory() -> None:
+    b = box(TASKS=2)
     vma = b.vma(0x1000, 0x3000)
     for tid in (1, 2, 3):
         b.become(tid)

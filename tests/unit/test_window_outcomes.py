@@ -224,7 +224,7 @@ def test_a_rebuilt_window(ways: tuple[str, str]) -> None:
     b.touch("perf_event_mmap", vma.at)
     b.touch("khugepaged_enter_vma", vma.at)
     assert b.seen() == {"vma_expand[anon moved rebuilt ok]  anon↓w commit(mmap:- anon:w) anon↑w": 1}
-    assert (b.rows("frames"), b.counter("WINDOWS_UNCLOSED")) == (0, 0)
+    assert (b.open_windows(), b.counter("WINDOWS_UNCLOSED")) == (0, 0)
 
 
 def test_a_rebuilt_window_that_is_not_as_asked() -> None:

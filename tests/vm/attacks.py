@@ -29,8 +29,8 @@ from tracer.verdict import Verdict
 LOAD = "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 --temp-path /tmp --timeout 0".split()
 KPROBES, FTRACE = Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled")
 CPU = Path("/sys/devices/system/cpu/cpu1/online")
-TINY = {"ledger_rows": 16, "frozen_rows": 1, "visit_rows": 2, "migration_rows": 1, "mm_rows": 1, "lock_rows": 2, "order_rows": 1}
-TINY |= {"ring_pages": 1, "task_rows": 2, "frame_rows": 3, "protocol_rows": 8, "hold_rows": 1, "flight_rows": 2}
+TINY = {"ledger_rows": 16, "frozen_rows": 1, "visit_rows": 2, "migration_rows": 1, "mm_rows": 1, "order_rows": 1}
+TINY |= {"ring_pages": 1, "protocol_rows": 8, "hold_rows": 1, "flight_rows": 2}
 _LINK_DETACH = 34
 _DAY = 86400
 

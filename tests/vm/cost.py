@@ -1,56 +1,34 @@
-"""Run in a guest: how much longer an exact VMA workload and page migration take with each fidelity. Ratios only: the clock is emulated.
+"""tests.bench in guests, all hooks attached: ratios within one kernel only, for the clock and the caches are emulated.
 
-usage: cost.py OUT.json [ROUNDS]
+usage: python -m tests.vm.cost KERNEL [what tests.bench takes: --rounds N --scale F --loads A,B --variants A,B]
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import shlex
 import sys
-import time
 from pathlib import Path
-from statistics import median
 
-from tracer.config import Config
-from tracer.session import Session, running_kernel
+from tests.vm.guest import GuestError, ladder, run
 
-WORKLOADS = Path(__file__).parent.parent / "workloads"
-LOADS = {
-    **{name: [str(WORKLOADS / "vma.py"), "300", name] for name in ("split_merge", "expand", "brk", "fork", "move")},
-    "migrate": [str(WORKLOADS / "migrate.py"), "20000", "64"],
-}
-_TIMES = 3
+_SECONDS = 7200
+_DEFAULTS = ["--rounds", "5", "--scale", "0.03"]
 
 
-def timed(load: list[str]) -> float:
-    start = time.monotonic()
-    subprocess.run([sys.executable, *load], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - start
-
-
-def measure() -> dict[str, float]:
-    """Seconds per load, the median of a few."""
-    return {name: median(timed(load) for _ in range(_TIMES)) for name, load in LOADS.items()}
-
-
-def main(out: str) -> None:
-    kernel = running_kernel()
-    for load in LOADS.values():
-        timed(load)  # what is compiled and read once
-    seconds, programs = {"none": measure()}, {}
-    for fidelity in ("migration", "owner", "full"):
-        with Session(Config(fidelity=fidelity, lock_file="/tmp/rmapd-cost.lock"), kernel) as session:
-            seconds[fidelity] = measure()
-            programs[fidelity] = {
-                name: [s.runs, round(1e9 * s.seconds / max(1, s.runs))] for name, s in session.loaded.statistics().items()
-            }
-            session.stop()
-    seconds["none again"] = measure()
-    ratios = {fidelity: {name: round(s / seconds["none"][name], 2) for name, s in each.items()} for fidelity, each in seconds.items()}
-    Path(out).write_text(json.dumps({"kernel": kernel.release, "ratios": ratios, "programs": programs}, indent=1))
-    print(json.dumps(ratios, indent=1))
+def main(name: str, arguments: list[str], memory: str = "4G") -> int:
+    if name not in ladder():
+        print(f"no kernel {name} in tests/vm/kernels.toml; there is {', '.join(ladder())}", file=sys.stderr)
+        return 2
+    command = f"python -u -m tests.bench --out $OUT/cost.json {shlex.join([*_DEFAULTS, *arguments])}"
+    try:
+        result = run(name, command, label="cost", memory=memory, timeout=_SECONDS)
+    except GuestError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(result.output)
+    print(f"exit {result.code}, {Path(result.folder) / 'cost.json'}", file=sys.stderr)
+    return result.code
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -19,7 +19,7 @@ _LACKING = {
     "oracle": "no page-table oracle: what is left over stays a suspect",
     "walk": "no page-table oracle: what is left over stays a suspect",
     "tasks": "no BPF task iterator: the oracle cannot list the mms",
-    "mmap_lock_acquire_returned": "forks are not seen: a copy that fork made and the second walk missed goes unnoticed",
+    "fork|mmap_lock_acquire_returned": "forks are not seen: a copy that fork made and the second walk missed goes unnoticed",
     "sched_process_exit": "exiting mms are not seen",
     "exit_mmap": "exiting mms are not seen",
     "set_migration_pmd": "PMD entries are not booked",

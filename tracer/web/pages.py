@@ -31,10 +31,10 @@ _STEP: dict[str, Any] = {"function": "", "task": {}, "vma": {}, "protocol": "", 
 
 LOSSES = {
     "evidence": "stack and task of something new: the event ring was full (maps.ring_pages)",
-    "protocols": "windows not counted, or whose end was missed (maps.protocol_rows, task_rows, frame_rows)",
+    "protocols": "windows not counted, or whose end was missed (maps.protocol_rows)",
     "unreadable": "windows whose protocol rmapd could not read: a defect of rmapd",
     "ledger": "migration entries or migrations not booked (maps.ledger_rows, migration_rows)",
-    "locks": "mmap_locks not booked (maps.lock_rows)",
+    "locks": "mmap_locks not booked: no memory for a task, or five held at once",
     "mms": "dying address spaces not noted (maps.mm_rows)",
     "missed_runs": "runs of a probe that the kernel left out, because it was running already on that CPU",
 }

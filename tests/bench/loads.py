@@ -1,0 +1,104 @@
+"""The loads: what is done over and over, how often in one go, and what it took."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).with_suffix(".c")
+COUNTS = {
+    "map": 30_000,
+    "protect": 20_000,
+    "brk": 30_000,
+    "move": 20_000,
+    "fork": 60,
+    "exec": 400,
+    "faults": 150_000,
+    "compact": 40_000,
+    "compile": 30,
+}
+"""Operations in one go at scale 1: a tenth of a second or two on this kind of machine."""
+SAID = {
+    "map": "mmap and munmap of one page",
+    "protect": "mprotect: split and merge",
+    "brk": "brk: grow and shrink",
+    "move": "mremap of 16 pages",
+    "fork": "fork and exit, 1,000 VMAs",
+    "exec": "fork and exec",
+    "faults": "page faults",
+    "compact": "compaction, per page",
+    "compile": "compile, per C file",
+}
+
+
+@dataclass(frozen=True)
+class Took:
+    """Nanoseconds per operation: on the clock, and of the load's own CPU time (in user space and kernel, its children's too)."""
+
+    operations: int
+    wall_ns: float
+    cpu_ns: float
+
+
+class Loads:
+    """The compiled loads in a folder; `scale` multiplies how often each is done."""
+
+    def __init__(self, folder: Path, scale: float = 1.0) -> None:
+        self._program, self._scale = folder / "loads", scale
+        flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
+        subprocess.run(["gcc", *flags, "-o", str(self._program), str(SOURCE)], check=True)
+        self._files = [_c_file(folder / f"unit{n}.c", n) for n in range(self._count("compile"))]
+
+    def _count(self, name: str) -> int:
+        return max(1, round(COUNTS[name] * self._scale))
+
+    def run(self, name: str, meanwhile: Callable[[], object]) -> Took | None:
+        """Do one load; `meanwhile` is called until it is over (a session reads its books there). None where nothing could be done: memory
+        with nothing to compact."""
+        if name == "compile":
+            return self._compile(meanwhile)
+        command = [str(self._program), name, str(self._count(name))]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+            while load.poll() is None:
+                meanwhile()
+            said = load.stdout.read() if load.stdout else ""
+        if load.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {load.returncode}")
+        took = json.loads(said)
+        if took["operations"] < 1:
+            return None
+        return Took(took["operations"], took["wall_ns"] / took["operations"], took["cpu_ns"] / took["operations"])
+
+    def _compile(self, meanwhile: Callable[[], object]) -> Took:
+        before, start = _children_seconds(), time.monotonic()
+        for file in self._files:
+            with subprocess.Popen(["gcc", "-O1", "-c", "-o", os.devnull, str(file)]) as compiler:
+                while compiler.poll() is None:
+                    meanwhile()
+            if compiler.returncode:
+                raise RuntimeError(f"gcc ended with {compiler.returncode}")
+        wall, cpu, files = time.monotonic() - start, _children_seconds() - before, len(self._files)
+        return Took(files, 1e9 * wall / files, 1e9 * cpu / files)
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+_FUNCTION = "static int f{n}(int x) {{ for (int i = 0; i < {turns}; i++) x = x * {n} + (x >> {shift}); return x; }}"
+_HEADERS = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n"
+
+
+def _c_file(path: Path, number: int) -> Path:
+    """A small translation unit with the usual headers; no two are alike."""
+    functions = "\n".join(_FUNCTION.format(n=n, turns=n + number, shift=n % 7) for n in range(20))
+    calls = " + ".join(f"f{n}(x)" for n in range(20))
+    path.write_text(f"{_HEADERS}{functions}\nint unit{number}(int x) {{ return {calls}; }}\n")
+    return path

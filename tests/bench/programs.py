@@ -1,0 +1,154 @@
+"""What one run of each window program takes on this machine, whether it can be hooked here or not. They are loaded as raw tracepoint
+programs, and run on demand with what a fentry program would find, over a VMA of this very process.
+
+usage: python -m tests.bench.programs [RUNS]     (root; prints nanoseconds per run above an empty program, by BPF statistics)
+
+The locks are not held, so the steps say so; the work is the same. What it takes to get to a program (a trampoline, a breakpoint) is
+not in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tracer import loader, plan, stubs
+from tracer.books import Books
+from tracer.config import Config
+from tracer.kernel import Kernel
+from tracer.layout import Books as Layouts
+from tracer.program import Program, enable_statistics, load_program
+from tracer.session import Session, probes_folder, running_kernel
+
+_STACK, _MARK = 88, (1 << 64) - 1  # the twelfth argument stands for the stack pointer; no address is above it
+_LEAF_SLOTS, _INNER_SLOTS = 8 + 15 * 8, 8 + 9 * 8 + 8  # struct maple_range_64, struct maple_arange_64
+_EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+
+
+class Reader:
+    """Reads this kernel's memory by the oracle's own `calibrate` program."""
+
+    def __init__(self, session: Session) -> None:
+        self._maps, self._program = session.loaded.maps, session.loaded.programs["calibrate"][0]
+        self._layout = session.books._layouts.structs["calibration"]
+        self._types = session.kernel.types
+
+    def at(self, address: int) -> int:
+        self._program.run(0, 0, address, 0)
+        return int(self._layout.unpack(self._maps["calibration"].lookup(bytes(4)) or b"").value)
+
+    def offset(self, path: str) -> int:
+        found = self._types.resolve(path)
+        assert found, path
+        return found.bit_offset // 8
+
+    def own_mm(self) -> int:
+        self._program.run(0, 0, 0, 0)
+        return int(self._layout.unpack(self._maps["calibration"].lookup(bytes(4)) or b"").mm)
+
+    def vmas(self) -> Iterator[int]:
+        """Of this process, in the leaves of its maple tree that are first at each level."""
+        node = self.at(self.own_mm() + self.offset("mm_struct.mm_mt.ma_root"))
+        while node >> 3 & 15 > 1:  # enum maple_type: leaf_64 is 1
+            slots = _INNER_SLOTS if node >> 3 & 15 == 3 else _LEAF_SLOTS
+            node = self.at((node & ~0xFF) + slots)
+        for slot in range(16):
+            vma = self.at((node & ~0xFF) + _LEAF_SLOTS + 8 * slot)
+            if vma and not vma & 3 and self.at(vma + self.offset("vm_area_struct.vm_mm")) == self.own_mm():
+                yield vma
+
+
+def _kernel() -> Kernel:
+    """One that is said to take fentry programs: the instructions are the same, and are loaded as another type."""
+    kernel = running_kernel()
+    kernel.__dict__["fentry_refused"], kernel.__dict__["kprobe_refused"] = "", "not here"
+    return kernel
+
+
+class Runs:
+    """The programs of the window stems, by `how:function`."""
+
+    def __init__(self, layouts: Layouts) -> None:
+        kernel, folder = _kernel(), probes_folder()
+        planned = plan.make(kernel, [folder], frozenset({"vma", "locks", "rmap"}))
+        self._kit = loader.Kit(kernel.types, layouts.constants, folder / "include", Config().maps.sizes(), kernel.release)
+        usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
+        with tempfile.TemporaryDirectory() as headers:
+            stubs.write(Path(headers), kernel.release)
+            compiled = loader._compile(planned.header, usable, self._kit, headers)
+        self.maps = compiled.maps
+        self._maker = loader._Maker(compiled.code, planned.names, self._kit)
+        self._points = {f"{p.how}:{p.symbol}": p for s in usable for h in s.hooks for w in h.ways for p in w.points}
+        self.made: dict[str, Program] = {}
+        Books(self.maps, layouts).set_params(gate=1)
+
+    def has(self, name: str) -> bool:
+        return name in self._points
+
+    def run(self, name: str, *args: int, inner: int = 0) -> None:
+        """Run the program at that function's entry or return with its arguments (and what it returns) in a trampoline's context."""
+        if name not in self.made:
+            point = self._points[name]
+            places = point.places | ({} if point.how == "raw_tp" else {"stack": _STACK})
+            self.made[name] = self._maker.program(replace(point, how="run", symbol="", places=places))
+        self.made[name].run(*args, *[0] * (11 - len(args)), _MARK - inner)
+
+
+def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
+    """A window of an anonymous VMA with locks, trees and a store, one in it, and an rmap walk."""
+    touched = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    touched[0] = 1
+    anon_of = read.offset("vm_area_struct.anon_vma")
+    vma = next(vma for vma in read.vmas() if read.at(vma + anon_of))
+    anon_vma = read.at(vma + anon_of)
+    rwsem = read.at(anon_vma) + read.offset("anon_vma.rwsem")
+    chain = read.at(vma + read.offset("vm_area_struct.anon_vma_chain.next")) - read.offset("anon_vma_chain.same_vma")
+    root = anon_vma + read.offset("anon_vma.rb_root")
+
+    def go() -> None:
+        runs.run("fentry:down_read", rwsem)  # outside
+        runs.run("fentry:expand_downwards", vma, 0)
+        runs.run("fentry:down_write", rwsem)
+        runs.run("fentry:anon_vma_interval_tree_remove", chain, root)
+        runs.run("fentry:anon_vma_interval_tree_insert", chain, root)
+        runs.run("fentry:up_write", rwsem)
+        runs.run("fentry:unlink_anon_vmas", vma, inner=1)
+        runs.run("fexit:unlink_anon_vmas", vma, 0, inner=1)
+        runs.run("fexit:expand_downwards", vma, 0, 0)
+        runs.run("fentry:try_to_migrate_one", 0, vma, 0, 0)
+
+    return go
+
+
+def main(count: int) -> None:
+    layouts = Layouts.read(probes_folder() / "include/books.h")
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(Session(Config(fidelity="migration", statistics=False, patrol_seconds=0), running_kernel()))
+        go = _sequence(runs := Runs(layouts), Reader(session))
+        go()
+        empty = load_program("empty", "run", _EMPTY)
+        stack.callback(os.close, enable_statistics())
+        before = {name: program.statistics() for name, program in runs.made.items()}
+        for _ in range(count):
+            empty.run(0)
+            go()
+        floor = empty.statistics()
+        floor_ns = 1e9 * floor.seconds / floor.runs
+        found = {}
+        for name, program in runs.made.items():
+            after = program.statistics()
+            found[name] = round(1e9 * (after.seconds - before[name].seconds) / (after.runs - before[name].runs) - floor_ns)
+        print(json.dumps({"empty_ns": round(floor_ns), "above_it_ns": found}, indent=1))
+        session.stop()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)

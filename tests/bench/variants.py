@@ -1,0 +1,181 @@
+"""What is on while a load runs: rmapd at each fidelity, one family of hooks alone, empty programs at the same hooks, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tracer import loader, plan
+from tracer.books import Books
+from tracer.config import Config
+from tracer.kernel import Kernel
+from tracer.layout import Books as Layouts
+from tracer.loaded import Loaded, fasten, unfasten
+from tracer.program import enable_statistics
+from tracer.session import Session, probes_folder
+
+FAMILIES: dict[str, frozenset[str]] = {
+    "mmap_lock": frozenset({"mmap_lock"}),
+    "ledger": frozenset({"migration", "ledger"}),
+    "vma": frozenset({"vma"}),
+    "locks": frozenset({"vma", "locks"}),
+    "rmap": frozenset({"vma", "rmap"}),
+}
+"""A stem alone, or with the one that it needs."""
+_BRIEF_SECONDS = 0.02
+
+
+class Nothing:
+    """The measure of all others."""
+
+    name = "none"
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[Nothing]:
+        yield self
+
+    def meanwhile(self) -> None:
+        time.sleep(_BRIEF_SECONDS)
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def facts(self) -> Mapping[str, object]:
+        return {}
+
+    def program_ids(self) -> set[int]:
+        """Of its programs in this kernel."""
+        return set()
+
+    def close(self) -> None:
+        pass
+
+
+class Attachable(Nothing):
+    """Programs that stay loaded, and are attached only while they are measured."""
+
+    def __init__(self, name: str, loaded: Loaded, *, statistics: bool = False) -> None:
+        self.name, self._loaded, self._statistics = name, loaded, statistics
+        self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
+        self._books.set_params(gate=0)
+        self._passed = [loaded.points[hook.hook.name] for hook in loaded.hooks if hook.on and hook.how not in ("run", "iter")]
+        for points in self._passed:
+            unfasten(points)
+
+    @contextlib.contextmanager
+    def on(self) -> Iterator[Nothing]:
+        with contextlib.ExitStack() as stack:
+            if self._statistics:
+                stack.callback(os.close, enable_statistics())
+            for points in self._passed:
+                fasten(points)
+                stack.callback(unfasten, points)
+            self._books.set_params(gate=1)
+            stack.callback(self._books.set_params, gate=0)
+            yield self
+
+    def facts(self) -> Mapping[str, object]:
+        runs = {name: [s.runs, round(1e9 * s.seconds / s.runs), s.missed] for name, s in self._loaded.statistics().items() if s.runs}
+        return {"points": sum(map(len, self._passed))} | ({"programs": runs} if runs else {})
+
+    def program_ids(self) -> set[int]:
+        return {point.program.statistics().program_id for points in self._loaded.points.values() for point in points}
+
+    def close(self) -> None:
+        self._loaded.close()
+
+
+@dataclass
+class Maker:
+    """Makes the variants for one kernel. Each is loaded once."""
+
+    kernel: Kernel
+    scratch: Path
+    say: Callable[[str], None] = print
+    _layouts: Layouts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._layouts = Layouts.read(probes_folder() / "include/books.h")
+
+    def session(self, name: str, fidelity: str, *, statistics: bool = False) -> Nothing:
+        """rmapd as it runs, without its HTTP server."""
+        config = Config(fidelity=fidelity, statistics=False, patrol_seconds=0)
+        return _Running(name, Session(config, self.kernel), statistics=statistics)
+
+    def family(self, name: str) -> Attachable | None:
+        """The stems of a family, gate open; None where this kernel has none of its hooks."""
+        loaded = self._loaded(FAMILIES[name], probes_folder())
+        return Attachable(name, loaded) if loaded else None
+
+    def floor(self, name: str, stems: frozenset[str] | None) -> Attachable | None:
+        """Empty programs at the hooks of those stems: what it costs to be called at all."""
+        loaded = self.replaced(f"floor-{name}", stems, "HOOK({program}) {{ return 0; }}\n")
+        return Attachable(name, loaded) if loaded else None
+
+    def replaced(self, name: str, stems: frozenset[str] | None, text: str) -> Loaded | None:
+        """The hooks of those stems (none named: of all) with another program at each: `text`, with {program} and {number} filled in.
+
+        A program that a stem shares with the one it needs is that one's."""
+        folder = self.scratch / name
+        shutil.copytree(probes_folder(), folder)
+        made = set[str]()
+        for path in sorted(folder.glob("*.toml"), key=lambda path: bool(plan.read_stem(path).needs)):
+            programs = [program for program in _programs(plan.read_stem(path)) if program not in made]
+            path.with_suffix(".bpf.c").write_text("".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made))))
+            made |= {*programs}
+        return self._loaded(stems, folder)
+
+    def _loaded(self, stems: frozenset[str] | None, folder: Path) -> Loaded | None:
+        planned = plan.make(self.kernel, [folder], stems)
+        wanted = {stem.name for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)}
+        if not wanted or (stems and len(stems) > 1 and len(wanted) < len(stems)):
+            return None
+        kit = loader.Kit(self.kernel.types, self._layouts.constants, folder / "include", Config().maps.sizes(), self.kernel.release)
+        loaded = loader.load(planned, kit, statistics=False)
+        levels = 5 if self.kernel.five_level_paging else 4
+        Books(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
+        return loaded
+
+
+def _programs(stem: plan.Stem) -> list[str]:
+    """The programs that its hooks name, but for those that are not attached to anything that runs by itself."""
+    hooks = [hook for hook in stem.hook if not "".join(hook.candidates).startswith(("run:", "iter:"))]
+    names = {name for hook in hooks for name in (hook.at_entry, hook.at_return, hook.before) if name}
+    return sorted(names | ({"window_end"} if any(hook.rebuilt for hook in hooks) else set()))
+
+
+class _Running(Attachable):
+    """A session whose loop runs meanwhile; its CPU time counts as the tracer's."""
+
+    def __init__(self, name: str, session: Session, *, statistics: bool) -> None:
+        self._session = session.__enter__()
+        super().__init__(name, session.loaded, statistics=statistics)
+        self._used = 0.0
+
+    def meanwhile(self) -> None:
+        before = time.process_time()
+        self._session.step(_BRIEF_SECONDS)
+        self._used += time.process_time() - before
+
+    def cpu_seconds(self) -> float:
+        return self._used
+
+    def facts(self) -> Mapping[str, object]:
+        snapshot = self._session.snapshot()
+        lost = {name: count for name, count in snapshot.counters.items() if count and name.endswith(("LOST", "UNCLOSED", "OVERLONG"))}
+        checks = {f"{name} {verdict}": count for (name, verdict), count in snapshot.checks.items() if count}
+        return {
+            **super().facts(),
+            "coverage": {n: str(level) for n, (level, _) in snapshot.coverage.items()},
+            "checks": checks,
+            "lost": lost,
+        }
+
+    def close(self) -> None:
+        self._session.stop()
+        self._session.__exit__(None, None, None)
