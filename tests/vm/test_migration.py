@@ -16,6 +16,8 @@ from tests.vm.guest import Result, run
 
 FULL = "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V5".split()
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+PREEMPT = ("6.18", "7.2", "7.3")
+"""Lazily, and then they leave out runs of programs (docs/KERNELS.md): checks that depend on these are unverifiable."""
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -30,6 +32,16 @@ def report(result: Result, name: str) -> dict[str, Any]:
     assert (result.folder / name).exists(), result.output
     found: dict[str, Any] = json.loads((result.folder / name).read_text())
     return found
+
+
+def nothing_wrong(found: dict[str, Any], kernel: str) -> None:
+    """No entry was accused, nothing but runs was lost, and what could not be verified is explained by that."""
+    checks, lost = found["invariants"]["M1"]["checks"], dict(found["lost"])
+    missed = lost.pop("missed_runs")
+    assert set(lost.values()) == {0}
+    assert not missed or kernel in PREEMPT
+    assert (checks["violated"], checks["suspect"]) == (0, 0)
+    assert not checks["unverifiable"] or missed
 
 
 def test_small_pages(kernel: str) -> None:
@@ -49,8 +61,7 @@ def test_small_pages(kernel: str) -> None:
     found = report(result, "r.json")
     checks = found["invariants"]["M1"]["checks"]
     assert checks["holds"] >= 4000, checks
-    assert (checks["violated"], checks["suspect"], checks["unverifiable"]) == (0, 0, 0)
-    assert set(found["lost"].values()) == {0}
+    nothing_wrong(found, kernel)
 
 
 def test_huge_pages_between_two_nodes(kernel: str) -> None:
@@ -62,5 +73,4 @@ def test_huge_pages_between_two_nodes(kernel: str) -> None:
     assert hooks["remove_migration_pmd"]["runs"] == hooks["set_migration_pmd"]["runs"]
     assert "80 hugetlb" in result.output
     assert checks["holds"] >= 200
-    assert (checks["violated"], checks["suspect"], checks["unverifiable"]) == (0, 0, 0)
-    assert set(found["lost"].values()) == {0}
+    nothing_wrong(found, kernel)
