@@ -219,6 +219,19 @@ class Books:
             return True if row.keys[0][1] >= 0 or folio in {known.folio for known in row.visited.values()} else None
         return None if since is None or self.visits() - since > table.max_entries // 2 else False
 
+    def was_visited_elsewhere(self, row: Row, mm: int, folio: int) -> bool:
+        """Whether that walk visited the folio anywhere in that mm; a split THP is visited page by page: that tells nothing of others.
+        Reads all visits: for who is about to accuse."""
+        if row.keys[0][1] >= 0:
+            return False
+        key, value = self._layouts.structs["visit_key"], self._layouts.structs["visit"]
+        whose = (row.start_ns, row.tid, mm, folio)
+        for raw, visit in self._maps["visits"].items():
+            at = key.unpack(raw)
+            if (at.start_ns, at.tid, at.mm, value.unpack(visit).folio) == whose:
+                return True
+        return False
+
     def migration_start(self, tid: int) -> int | None:
         """start_ns of the migration in which the task is now; None if it is in none."""
         raw = self._maps["migrations"].lookup(_key(tid))

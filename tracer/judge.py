@@ -171,9 +171,13 @@ class Judge:
         if row is None or not left:
             return None
         known = left[0]
+        visited = self._was_visited_there(row, known, answer, event.b if event else None)
+        # moved away, visited there and moved back; or another mapping of the folio: nobody can tell
+        return None if visited is False and self._books.was_visited_elsewhere(row, answer.mm.mm, known.folio) else visited
+
+    def _was_visited_there(self, row: Row, known: Visited, answer: Answer, since: int | None) -> bool | None:
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
-        since = event.b if event else None
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
         found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
         moved = known.mm == answer.mm.mm and answer.addr != row.addr

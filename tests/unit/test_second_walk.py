@@ -207,6 +207,19 @@ class TestM5:
         checks = judged(world).checks()
         assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.HOLDS], checks["M5", Verdict.UNVERIFIABLE]) == (1, 1, 1)
 
+    def test_an_entry_that_was_moved_visited_and_moved_back(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        pfn = world.map_page(mm, ADDR)
+        migration = world.start(77)
+        world.unmap_folio(migration, pfn)
+        world.move(mm, ADDR, ADDR + HUGE)
+        world.remap_folio(migration, pfn, blind=1)
+        world.move(mm, ADDR + HUGE, ADDR)
+        world.end(migration)
+        checks = judged(world).checks()
+        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (1, 0, 1)
+
     def test_a_visit_that_aged_out_is_counted_in_its_row(self) -> None:
         """More visits than the map of visits holds: seen on 6.1, where compaction went on while the case was examined."""
         for blind, verdict in ((0, Verdict.VIOLATED), (1, Verdict.HOLDS)):

@@ -44,8 +44,9 @@ INVARIANTS = (
         confirmed="An entry that the second walk removes where it was inserted, or copied by a fork, holds. Of an entry that M1 proves to "
         "be left behind, the visits of the second walk in that mm, at that address, are looked up: none is the proof.",
         blind_spots="An entry that was moved, copied, or is inside of a large folio, where so many visits came since the migration began "
-        "that one there may have aged out of its map (maps.visit_rows), one that was moved to where the walk visited its folio, and any "
-        "entry where the kernel left out runs of the second walk's program: unverifiable. " + _MIGRATE_DEVICE,
+        "that one there may have aged out of its map (maps.visit_rows), one whose folio the walk visited elsewhere in that mm "
+        "(it was moved meanwhile, or the page is mapped twice), and any entry where the kernel left out runs of the second walk's "
+        "program: unverifiable. " + _MIGRATE_DEVICE,
         needs=("first_walk", "second_walk", "set_migration_pte", "remove_migration_pte", "mm_migrate_pages_start"),
         lacking={"walk": "no page-table oracle: a VMA that is passed over is not proven", **_SPLITS},
     ),
