@@ -21,6 +21,8 @@
 #include <linux/pagemap.h>
 #include <linux/rmap.h>
 #include <linux/sched.h>
+#include <linux/swap.h>
+#include <linux/swapops.h>
 #include <linux/timekeeping.h>
 
 enum fault {
@@ -265,11 +267,26 @@ static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bo
 	second_walk = false;
 }
 
+/* A VMA in the tree need not map the page: one of a child does not, once its parent has written to it. */
+static bool has_entry(struct vm_area_struct *vma, unsigned long pgoff)
+{
+	unsigned long addr = vma->vm_start + ((pgoff - vma->vm_pgoff) << PAGE_SHIFT);
+	pgd_t *pgd = pgd_offset(vma->vm_mm, addr);
+	p4d_t *p4d = pgd_present(*pgd) ? p4d_offset(pgd, addr) : NULL;
+	pud_t *pud = p4d && p4d_present(*p4d) ? pud_offset(p4d, addr) : NULL;
+	pmd_t *pmd = pud && pud_present(*pud) && !pud_large(*pud) ? pmd_offset(pud, addr) : NULL;
+	pte_t pte = pmd && pmd_present(*pmd) && !pmd_large(*pmd) ? READ_ONCE(*pte_offset_kernel(pmd, addr)) : __pte(0);
+
+	return is_swap_pte(pte) && is_migration_entry(pte_to_swp_entry(pte));
+}
+
 static struct anon_vma_chain *our_next(struct anon_vma_chain *node, unsigned long start, unsigned long last)
 {
 	struct anon_vma_chain *next = real_next(node, start, last);
 
-	return current == by && second_walk && next && !real_next(next, start, last) && strike(ONE_SKIPPED) ? NULL : next;
+	if (current != by || !second_walk || !next || real_next(next, start, last) || !has_entry(next->vma, start))
+		return next;
+	return strike(ONE_SKIPPED) ? NULL : next;
 }
 
 static void our_try_to_migrate(struct folio *folio, enum ttu_flags flags)
