@@ -24,7 +24,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels check unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
+.PHONY: run test test-kernels test-hard check unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -34,7 +34,11 @@ test: check live
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
 
 test-kernels: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm --ignore tests/vm/test_systemd.py
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
+
+# What takes long: attaching again and again, attacks on the checker, fidelity changed under load.
+test-hard: vm-setup
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_attach.py tests/vm/test_attacks.py tests/vm/test_fidelity.py
 
 # The package and its unit under systemd: on this kernel in namespaces (three minutes), then on a Debian of its own, two boots of some minutes.
 test-systemd: vm-setup
