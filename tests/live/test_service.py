@@ -124,7 +124,7 @@ mount -t tmpfs none /home
 mount -t tmpfs none /var/tmp
 mkdir -p /usr/lib/modules && mount -t tmpfs none /usr/lib/modules
 mount --bind /run /run
-for part in /sys /proc/sys; do mount --bind $part $part; mount -o remount,bind,ro $part; done
+for part in /sys /proc/sys; do mount --rbind $part $part; mount -o remount,bind,ro $part; done
 for part in /sys/kernel/tracing /sys/kernel/debug; do ! mountpoint -q $part || mount -o remount,bind,ro $part; done
 mount -o remount,bind,ro /
 ! touch /etc/rmapd-was-here 2>/dev/null
