@@ -231,7 +231,10 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
             reasons.append(trial.reason)
             denied |= trial.refused
     if hook.rebuilt:
-        ways += _rebuilt(kernel, hook, hook.rebuilt)
+        rebuilt, refused = _rebuilt(kernel, hook, hook.rebuilt)
+        ways += rebuilt
+        reasons += [] if rebuilt else [trial.reason for trial in refused]
+        denied |= not rebuilt and not hook.candidates and any(trial.refused for trial in refused)
     if kernel.preempts:
         ways.sort(key=lambda way: way.how == "fentry")
     reason = "; ".join(dict.fromkeys(reasons))
@@ -312,20 +315,23 @@ def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, a
     return tuple(points), ""
 
 
-def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> list[Way]:
-    """The ways to make a window from what surrounds it; every end must be there."""
-    ways = []
+def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> tuple[list[Way], list[_Trial]]:
+    """The ways to make a window from what surrounds it, and what was in the way of others; every end must be there."""
+    ways, misses = [], []
     for how in ("fentry", "kprobe"):
-        symbols = [_TRIALS[how](kernel, name).symbol for name in (made.begin, *made.ends)]
+        trials = [_TRIALS[how](kernel, name) for name in (made.begin, *made.ends)]
+        symbols = [trial.symbol for trial in trials]
+        misses += [trial for trial in trials if trial.symbol is None]
         begin = msgspec.structs.replace(hook, constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"})
         if symbols != [made.begin, *made.ends]:  # a clone may stand for some of the calls only
             continue
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:
+            misses.append(_Trial(reason=wrong))
             continue
         ends = tuple(Point(hook.leave or "window_end", how, name, {}, {}, hook.numbers) for name in made.ends)
         ways.append(Way(how, made.begin, points[:1] + ends, f"rebuilt: from {made.begin} to {' or '.join(made.ends)}"))
-    return ways
+    return ways, misses
 
 
 def _index_of(prototype: list[str], wanted: str) -> int | None:

@@ -29,20 +29,23 @@ _STUB = "HOOK({}) {{ return 0; }}\n"
 _PROGRAMS = f"""
 BPF_ARRAY(staged, struct protocol_key, 1);
 BPF_ARRAY(actor, struct frame, 1);
+BPF_ARRAY(task, struct insider, 1);
 BPF_ARRAY(cast, struct protocol_key, {CAST_ROWS});
 
 HOOK(violate) {{
   u32 zero = 0;
   struct protocol_key *key = staged.lookup(&zero);
   struct frame *f = actor.lookup(&zero);
+  struct insider *t = task.lookup(&zero);
   struct params *p = open_gate();
-  if (!key || !f || !p) return 0;
+  if (!key || !f || !t || !p) return 0;
+  t->stack = -1;
   __builtin_memcpy(&f->key, key, sizeof(*key));
   f->epoch = p->window_epoch;
   f->start_ns = bpf_ktime_get_ns();
   f->mm = ctx->args[0];
   f->vma = ctx->args[1];
-  count_protocol(ctx, f, bpf_ktime_get_ns(), 0, 0);
+  count_protocol(ctx, t, f, bpf_ktime_get_ns(), 0, 0);
   return 0;
 }}
 

@@ -87,6 +87,19 @@ def test_a_kernel_that_refuses(tmp_path: Path) -> None:
     assert found.reason == "EPERM; this kernel is built without CONFIG_KPROBES"
 
 
+def test_a_window_that_cannot_be_rebuilt_says_what_is_in_the_way(tmp_path: Path) -> None:
+    """forks.toml: no candidate but the calls around it."""
+    rebuilt = plan.Rebuilt("vma_expand", ["nothing"])
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    found = plan.resolve(kernel(tmp_path / "1"), "x", Hook("fork", [], "", {}, rebuilt=rebuilt))
+    assert found.state is State.MISSING
+    assert "no symbol nothing" in found.reason
+    refused = plan.resolve(kernel(tmp_path / "2", kprobes=False, fentry="EPERM"), "x", Hook("fork", [], "", {}, rebuilt=rebuilt))
+    assert refused.state is State.DENIED
+    assert "EPERM" in refused.reason
+
+
 def test_arguments_by_type_follow_the_kernel(tmp_path: Path) -> None:
     """6.1 passes memcg_path between mm and write; 6.18 does not."""
     old, new = kernel(tmp_path), Kernel("new", Btf(kernel_types()), tmp_path, tmp_path)
