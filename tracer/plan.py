@@ -320,10 +320,9 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> tuple[list[Way], list
     ways, misses = [], []
     for how in ("fentry", "kprobe"):
         trials = [_TRIALS[how](kernel, name) for name in (made.begin, *made.ends)]
-        symbols = [trial.symbol for trial in trials]
         misses += [trial for trial in trials if trial.symbol is None]
         begin = msgspec.structs.replace(hook, constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"})
-        if symbols != [made.begin, *made.ends]:  # a clone may stand for some of the calls only
+        if [trial.symbol for trial in trials] != [made.begin, *made.ends]:  # a clone may stand for some of the calls only
             continue
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:

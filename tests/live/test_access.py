@@ -17,7 +17,8 @@ import pytest
 import trustme
 
 from tests.live.conftest import RMAPD
-from tests.live.test_prometheus import Prometheus, free_port, prometheus, run_at, until
+from tests.live.test_prometheus import run_at
+from tests.support.prometheus import Prometheus, free_port, prometheus, until
 from tracer import program
 
 USER, PASSWORD = "prometheus", "correct horse battery"

@@ -4,117 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 import dashboards
 from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch
+from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheus, running, until
 from tests.support.promql import expand
 from tests.support.snapshots import full
 from tracer.metrics import SnapshotCollector
 from tracer.web import Answer, Ask, Server
 
-RULES = ROOT / "dashboards/prometheus"
-SCRAPE_SECONDS = 1
 HOOKED_ONLY = ("rmapd_windows_total", "rmapd_window_seconds", "rmapd_protocols")
 """Metrics of which a kernel that lets no function be hooked has no series."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Prometheus:
-    """Its HTTP API."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def get(self, path: str, **parameters: str) -> Any:
-        status, body = fetch(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}")
-        assert status == 200, body
-        return json.loads(body).get("data")
-
-    def query(self, expr: str) -> list[Any]:
-        return list(self.get("/api/v1/query", query=expr)["result"])
-
-    def firing(self) -> dict[tuple[str, str], dict[str, str]]:
-        """Labels of the alerts that fire, by name and instance."""
-        alerts = self.get("/api/v1/alerts")["alerts"]
-        return {
-            (a["labels"]["alertname"], a["labels"].get("instance", "")): a["labels"] | a["annotations"]
-            for a in alerts
-            if a["state"] == "firing"
-        }
-
-
-def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    return pytest.fail(f"not within {seconds:g} s: {why}")
-
-
-def hurried(text: str) -> str:
-    """The alerts with `for` cut to a scrape interval: what is waited for is shortened, what is asked is not."""
-    loaded = yaml.safe_load(text)
-    for group in loaded["groups"]:
-        for rule in group["rules"]:
-            if "for" in rule:
-                rule["for"] = f"{SCRAPE_SECONDS}s"
-    return yaml.safe_dump(loaded)
-
-
-def prometheus(folder: Path, *targets: str, **more: Any) -> contextlib.AbstractContextManager[Prometheus]:
-    """Debian's Prometheus over these targets, with our rules; alerts without their patience."""
-    for name in ("rules.yaml", "alerts.yaml"):
-        (folder / name).write_text(hurried((RULES / name).read_text()))
-    scrape = {"job_name": "rmapd", "static_configs": [{"targets": list(targets)}]}
-    return running(folder, {"rule_files": ["rules.yaml", "alerts.yaml"], "scrape_configs": [scrape], **more})
-
-
-@contextlib.contextmanager
-def running(folder: Path, config: dict[str, Any], *flags: str) -> Iterator[Prometheus]:
-    """A Prometheus with this configuration."""
-    times = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
-    whole = {**config, "global": {**times, **config.get("global", {})}}
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(whole))
-    port = free_port()
-    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", *flags]
-    command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        api = Prometheus(f"http://127.0.0.1:{port}")
-
-        def ready() -> bool:
-            with contextlib.suppress(OSError):
-                return fetch(f"{api.url}/-/ready")[0] == 200
-            return False
-
-        try:
-            until(ready, 30, "prometheus is ready")
-            yield api
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 @contextlib.contextmanager
