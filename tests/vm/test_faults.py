@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vm.guest import ROOT, Result, image, run
+from tests.vm.guest import Result, run
 from tracer.explain import Known, as_text
 from tracer.invariant import discover
 
@@ -36,19 +33,6 @@ WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "pgoff_lost": (1, 1, {("V1", "__vma_adjust")}),
 }
 """Fault -> how often it strikes, how many windows are violated by that, and what rmapd must find: (invariant, function)."""
-
-
-@pytest.fixture(scope="module")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    release = image("6.1").name.removeprefix("vmlinuz-")
-    headers = Path("/usr/src") / f"linux-headers-{release}"
-    if not headers.exists() and os.environ.get("RMAPD_REQUIRE_KERNEL") != "1":
-        pytest.skip(f"no {headers}: make vm-setup")
-    folder = tmp_path_factory.mktemp("faults")
-    shutil.copytree(ROOT / "tests/faults", folder, dirs_exist_ok=True)
-    done = subprocess.run(["make", "-s", "-C", str(headers), f"M={folder}", "modules"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "rmapd_faults.ko"
 
 
 def met(result: Result) -> list[dict[str, Any]]:

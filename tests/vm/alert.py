@@ -1,0 +1,108 @@
+"""Run in a guest with rmapd_faults loaded: rmapd and Debian's Prometheus with our rules; from a fault to the log, the page and the alert.
+
+usage: alert.py OUT.json FAULT...
+
+Times are seconds from the strike by the guest's clock. The alerts keep their patience: the one for a violation has none.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from threading import Thread
+from typing import IO, Any
+
+from tests.live.conftest import RMAPD, fetch, sample
+from tests.support import prometheus
+from tests.support.prometheus import RULES, Prometheus, until
+from tests.workloads.faults import OPERATIONS, arm
+from tests.workloads.victim import struck
+
+SCRAPE_SECONDS = 15
+AT = "127.0.0.1:9533"
+ALERT = "RmapdInvariantViolated"
+
+
+def listen(stream: IO[str], logged: dict[str, float]) -> None:
+    """When the first line of each invariant came."""
+    for line in stream:
+        logged.setdefault(json.loads(line)["invariant"], time.time())
+
+
+def ready() -> bool:
+    try:
+        return fetch(f"http://{AT}/-/ready")[0] == 200
+    except OSError:
+        return False
+
+
+def violated(api: Prometheus) -> set[str]:
+    """The invariants whose alert fires."""
+    return {
+        alert["labels"]["invariant"]
+        for alert in api.get("/api/v1/alerts")["alerts"]
+        if alert["labels"]["alertname"] == ALERT and alert["state"] == "firing"
+    }
+
+
+def meet(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any]:
+    """Strike once, and see the log, the page and the alert follow, for what was not violated before."""
+    before, counted = violated(api), pages()
+    OPERATIONS[fault](fault)
+    arm(f"{fault} 0")
+    times, first = struck(fault)
+    shown: dict[str, float] = {}
+    fired: dict[str, float] = {}
+    end = time.monotonic() + 4 * SCRAPE_SECONDS
+    while time.monotonic() < end:
+        now = time.time()
+        for name in {name for name, count in pages().items() if count > counted[name]} - {*shown}:
+            shown[name] = now - first
+        for name in violated(api) - before - {*fired}:
+            fired[name] = now - first
+        if shown and {*shown} - before == {*fired}:
+            break
+        time.sleep(0.2)
+    told = {name: logged[name] - first for name in shown if name in logged and logged[name] >= first}
+    return {"fault": fault, "struck": times, "logged": told, "shown": shown, "fired": fired, "already": sorted(before)}
+
+
+def pages() -> dict[str, float]:
+    """Violations by invariant as the page has them now."""
+    head = 'rmapd_violations_total{invariant="'
+    rows = [line for line in fetch(f"http://{AT}/metrics")[1].splitlines() if line.startswith(head)]
+    return {line[len(head) :].partition('"')[0]: float(line.split()[1]) for line in rows}
+
+
+def main(out: str, faults: list[str]) -> None:
+    logged: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen([RMAPD, "run", "--listen", AT], stdout=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout
+        Thread(target=listen, args=(process.stdout, logged), daemon=True).start()
+        try:
+            until(ready, 300, "the gate is open")
+            config = {
+                "rule_files": [str(RULES / "rules.yaml"), str(RULES / "alerts.yaml")],
+                "scrape_configs": [{"job_name": "rmapd", "static_configs": [{"targets": [AT]}]}],
+                "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
+            }
+            with prometheus.running(Path(folder), config) as api:
+                until(lambda: api.query("rmapd_violations_total"), 8 * SCRAPE_SECONDS, "the page is scraped")
+                time.sleep(2 * SCRAPE_SECONDS)
+                quiet, took = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
+                met = [meet(fault, api, logged) for fault in faults]
+        finally:
+            process.terminate()
+            code = process.wait(120)
+    Path(out).write_text(json.dumps({"before": sorted(quiet), "gate": took, "met": met, "exit": code}, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
