@@ -1,7 +1,8 @@
 """A process that keeps what the daemon gives up once it has attached: the privilege to attach again what the governor has taken off.
 
 It is given the loaded programs and their places at the start. All that can be asked of it afterwards is to attach one of them at its
-place, by number; the link's file descriptor comes back. It ends when the daemon does. It is started before privileges are dropped.
+place, by number; the link's file descriptor comes back. It ends when the daemon does. It is started before privileges are dropped,
+and keeps but two capabilities itself once it knows its programs.
 
 Through the socket: eight bytes of length and JSON ([how, symbol] by number), then the programs; then for each request a number (four bytes)
 and for each answer an errno (four bytes), with the descriptor where it is 0.
@@ -18,10 +19,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from pyprctl import Cap
+
+from tracer import privileges
 from tracer.program import Link, Program
 from tracer.wire import exactly, receive_descriptors, send_descriptors
 
 _PATIENCE_SECONDS = 10.0
+ATTACHING = frozenset({Cap.BPF, Cap.PERFMON})
+"""kernel/bpf/syscall.c: bpf_link_create(); kernel/events/core.c: perf_kprobe_event_init()."""
 Place = tuple[Program, str, str]
 """A program, and how and where it attaches."""
 
@@ -67,6 +73,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     theirs = socket.socket(fileno=descriptor)
     places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
+    privileges.keep(ATTACHING)
     programs = [Program(fd) for fd in receive_descriptors(theirs, len(places))]
     while len(asked := exactly(theirs, 4)) == 4:
         (number,) = struct.unpack("<I", asked)

@@ -48,13 +48,13 @@ def threads_without() -> Iterator[None]:
 
 def _at_birth(_frame: FrameType, _event: str, _argument: object) -> None:
     sys.setprofile(None)
-    _give_up(frozenset())
+    keep(frozenset())
 
 
 def drop(rehearse: Callable[[], object]) -> str:
     """Keep what the rehearsal needs, give up the rest, and say so. Threads must have been started in threads_without()."""
     kept = _needed(rehearse)
-    _give_up(kept)
+    keep(kept)
     unfiltered = syscalls.forbid()
     if stray := [name for name, held in of_threads().items() if held & ~_mask(kept)]:
         log.warning("threads %s still have capabilities that they do not need", ", ".join(stray))
@@ -82,7 +82,7 @@ def _needed(rehearse: Callable[[], object]) -> frozenset[Cap]:
     return frozenset(whole.permitted)
 
 
-def _give_up(kept: frozenset[Cap]) -> None:
+def keep(kept: frozenset[Cap]) -> None:
     """This thread's capabilities but `kept`, and every way to get one back. Without CAP_SETPCAP the way by the bounding set stays, and
     no_new_privs is what closes it."""
     with contextlib.suppress(PermissionError):
@@ -91,7 +91,8 @@ def _give_up(kept: frozenset[Cap]) -> None:
         set_securebits(_LOCKED)
     cap_ambient_clear_all()
     set_no_new_privs()
-    CapState(effective=set(kept), permitted=set(kept), inheritable=set()).set_current()
+    held = CapState.get_current().permitted
+    CapState(effective=set(kept & held), permitted=set(kept & held), inheritable=set()).set_current()
 
 
 def of_threads(process: Path = Path("/proc/self")) -> dict[str, int]:

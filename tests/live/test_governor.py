@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyprctl import Cap
 
 from tests.live.conftest import daemon, fetch, sample
 from tests.live.test_privileges import loaded_by, still_loaded
+from tracer.privileges import of_threads
 from tracer.session import probes_folder
 
 PACE = {"look": 0.5, "over": 2, "under": 2, "rest": 4}
@@ -95,6 +97,7 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(slow_probes: Path, load:
                 assert sample(url, f'rmapd_checks_total{{invariant="{invariant}",verdict="{verdict}"}}') == 0
         programs = loaded_by(process.pid)
         assert len(programs) > 10
+        assert set(of_threads(Path(f"/proc/{keeper_of(process.pid)}")).values()) == {1 << Cap.BPF.value | 1 << Cap.PERFMON.value}
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr

@@ -65,7 +65,7 @@ def test_what_nobody_foresaw_keeps_all(root: set[Cap]) -> None:
 
 def test_threads_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
     given_up: list[str] = []
-    monkeypatch.setattr(privileges, "_give_up", lambda kept: given_up.append(f"{threading.current_thread().name} {len(kept)}"))
+    monkeypatch.setattr(privileges, "keep", lambda kept: given_up.append(f"{threading.current_thread().name} {len(kept)}"))
     with privileges.threads_without():
         inside = threading.Thread(target=lambda: threading.Event().wait(0), name="inside")
         inside.start()
