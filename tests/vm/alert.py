@@ -87,7 +87,7 @@ def main(out: str, faults: list[str]) -> None:
         assert process.stdout
         Thread(target=listen, args=(process.stdout, logged), daemon=True).start()
         try:
-            until(ready, 300, "the gate is open")
+            until(ready, 900, "the gate is open")
             config = {
                 "rule_files": [str(RULES / "rules.yaml"), str(RULES / "alerts.yaml")],
                 "scrape_configs": [{"job_name": "rmapd", "static_configs": [{"targets": [AT]}]}],
