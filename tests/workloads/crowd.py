@@ -6,6 +6,7 @@ usage: crowd.py live COUNT | exit SECONDS     (root; prints one JSON line)
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -15,22 +16,29 @@ from pathlib import Path
 from tests.workloads.migrate import PAGE, migrated, touched
 
 COMPACT = Path("/proc/sys/vm/compact_memory")
+MANY = 50000
 
 
 def live(count: int) -> int:
-    """Children that share our pages, each with one of its own, all there while memory is compacted; how many there were."""
-    mine, children = touched(1 << 20), list[int]()
+    """Children that share our pages, each with one of its own, all there while memory is compacted; how many there were. The pages lie far
+    apart with nothing between them, so that some are where compaction empties memory."""
+    areas, children = [touched(1 << 20) for _ in range(64)], list[int]()
+    for area in areas:
+        area.madvise(mmap.MADV_DONTNEED, PAGE, len(area) - PAGE)
     try:
         while len(children) < count:
             if not (child := os.fork()):
-                mine[0] = 2
+                areas[0][0] = 2
                 signal.pause()
                 os._exit(0)
             children.append(child)
-        for _ in range(3):
-            holes = [touched(1 << 20) for _ in range(64)][::2]
+        before = migrated()
+        for _ in range(300):  # the kernel ends a round early where pages with so many mappings do not come loose
+            holes = [touched(1 << 20) for _ in range(256)][::2]
             COMPACT.write_text("1")
             del holes
+            if migrated() - before > MANY:
+                break
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
