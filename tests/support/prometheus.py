@@ -79,8 +79,8 @@ def prometheus(folder: Path, *targets: str, **more: Any) -> contextlib.AbstractC
 
 
 @contextlib.contextmanager
-def running(folder: Path, config: dict[str, Any], *flags: str) -> Iterator[Prometheus]:
-    """A Prometheus with this configuration."""
+def running(folder: Path, config: dict[str, Any], *flags: str, patience: float = 30) -> Iterator[Prometheus]:
+    """A Prometheus with this configuration, ready within so many seconds."""
     times = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
     whole = {**config, "global": {**times, **config.get("global", {})}}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(whole))
@@ -96,8 +96,8 @@ def running(folder: Path, config: dict[str, Any], *flags: str) -> Iterator[Prome
             return False
 
         try:
-            until(ready, 30, "prometheus is ready")
+            until(ready, patience, "prometheus is ready")
             yield api
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(patience)

@@ -82,25 +82,25 @@ def main(out: str, faults: list[str]) -> None:
     logged: dict[str, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen([RMAPD, "run", "--listen", AT], stdout=subprocess.PIPE, text=True) as process,
+        subprocess.Popen([RMAPD, "run", "--listen", AT, "--fidelity", "full"], stdout=subprocess.PIPE, text=True) as process,
     ):
         assert process.stdout
         Thread(target=listen, args=(process.stdout, logged), daemon=True).start()
         try:
-            until(ready, 900, "the gate is open")
             config = {
                 "rule_files": [str(RULES / "rules.yaml"), str(RULES / "alerts.yaml")],
                 "scrape_configs": [{"job_name": "rmapd", "static_configs": [{"targets": [AT]}]}],
                 "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
             }
-            with prometheus.running(Path(folder), config) as api:
+            with prometheus.running(Path(folder), config, patience=600) as api:
+                until(ready, 900, "the gate is open")
                 until(lambda: api.query("rmapd_violations_total"), 8 * SCRAPE_SECONDS, "the page is scraped")
                 time.sleep(2 * SCRAPE_SECONDS)
                 quiet, took = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
                 met = [meet(fault, api, logged) for fault in faults]
         finally:
             process.terminate()
-            code = process.wait(120)
+            code = process.wait(300)
     Path(out).write_text(json.dumps({"before": sorted(quiet), "gate": took, "met": met, "exit": code}, indent=1))
 
 
