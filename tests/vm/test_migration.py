@@ -65,7 +65,7 @@ def test_small_pages(kernel: str) -> None:
 
 
 def test_huge_pages_between_two_nodes(kernel: str) -> None:
-    result = run(kernel, "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20", nodes=2, label="huge")
+    result = run(kernel, "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20", nodes=2, memory="4G", label="huge")
     assert result.code == 0, result.output
     found = report(result, "r.json")
     hooks, checks = found["overhead"]["hooks"], found["invariants"]["M1"]["checks"]

@@ -56,7 +56,14 @@ def hugetlb(size: int) -> tuple[mmap.mmap | None, list[int]]:
     return block, [address(block) + offset for offset in range(0, size, HUGE)]
 
 
+def make_room() -> None:
+    """Free huge pages on both nodes: for a page that is to be moved the kernel does not compact, it splits the huge page (mm/migrate.c)."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    Path("/proc/sys/vm/compact_memory").write_text("1")
+
+
 def main(rounds: int) -> None:
+    make_room()
     kept, addresses = transparent(8 * HUGE)
     more, large = hugetlb(4 * HUGE)
     sharing = os.fork()
