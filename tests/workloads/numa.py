@@ -6,25 +6,30 @@ usage: numa.py [ROUNDS]     (root, two memory nodes; prints how many pages moved
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 HUGE, PAGE = 2 << 20, mmap.PAGESIZE
 MPOL_MF_MOVE_ALL = 4
 SYS_MOVE_PAGES = 279  # x86-64
+BALANCING = Path("/proc/sys/kernel/numa_balancing")
+"""It makes pages PROT_NONE to see who comes by, and move_pages(2) refuses those with EFAULT (mm/gup.c, no_page_table())."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def move(addresses: list[int], node: int) -> int:
-    """move_pages(2) of our own pages, shared ones too; how many are on the node afterwards."""
+def move(addresses: list[int], node: int, refused: Counter[str]) -> int:
+    """move_pages(2) of our own pages, shared ones too; how many are on the node afterwards, and what was said of the others."""
     count = len(addresses)
     pages, nodes = (ctypes.c_void_p * count)(*addresses), (ctypes.c_int * count)(*[node] * count)
     status = (ctypes.c_int * count)(*[-1] * count)
     if libc.syscall(SYS_MOVE_PAGES, 0, count, pages, nodes, status, MPOL_MF_MOVE_ALL) < 0:
         raise OSError(ctypes.get_errno(), "move_pages")
+    refused.update(errno.errorcode[-one] for one in status if one < 0)
     return sum(1 for one in status if one == node)
 
 
@@ -56,31 +61,25 @@ def hugetlb(size: int) -> tuple[mmap.mmap | None, list[int]]:
     return block, [address(block) + offset for offset in range(0, size, HUGE)]
 
 
-def make_room() -> None:
-    """Free huge pages on both nodes: for a page that is to be moved the kernel does not compact, it splits the huge page (mm/migrate.c)."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-    Path("/proc/sys/vm/compact_memory").write_text("1")
-
-
 def main(rounds: int) -> None:
-    make_room()
+    BALANCING.write_text("0")
     kept, addresses = transparent(8 * HUGE)
     more, large = hugetlb(4 * HUGE)
     sharing = os.fork()
     if not sharing:
         signal.pause()
-    moved = [0, 0]
+    moved, refused = [0, 0], Counter[str]()
     try:
         for number in range(rounds):
             node = 1 - number % 2
-            moved[0] += move(addresses, node)
+            moved[0] += move(addresses, node, refused)
             if large:
-                moved[1] += move(large, node)
+                moved[1] += move(large, node, refused)
     finally:
         os.kill(sharing, signal.SIGKILL)
         os.waitpid(sharing, 0)
         Path("/proc/sys/vm/nr_hugepages").write_text("0")
-    print(f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds", flush=True)
+    print(f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds; {dict(refused)}", flush=True)
     del kept, more
 
 

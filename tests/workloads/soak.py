@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,8 +108,9 @@ def splitter() -> None:
 def between_nodes(first: int, node: list[int]) -> None:
     """Small pages and a huge one go to the other node."""
     node[0] ^= 1
-    if not move([first + page * PAGE for page in range(MOVED)] + [first + HUGE], node[0]):
-        raise OSError("no page moved")
+    refused = Counter[str]()
+    if not move([first + page * PAGE for page in range(MOVED)] + [first + HUGE], node[0], refused):
+        raise OSError(f"no page moved: {dict(refused)}")
 
 
 def same_pages() -> None:
