@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-seccomp python3-venv gcc libc6-dev libcap2-bin
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus
 DEB_APT := dpkg-dev debhelper
-VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng flex bison rsync libnuma-dev libcap-dev
+VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
 CROWD := tests/live/test_attacks.py::test_ten_thousand_processes
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
