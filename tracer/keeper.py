@@ -2,7 +2,7 @@
 
 It is given the loaded programs and their places at the start. All that can be asked of it afterwards is to attach one of them at its
 place, by number; the link's file descriptor comes back. It ends when the daemon does. It is started before privileges are dropped,
-and keeps but two capabilities itself once it knows its programs.
+and keeps what that attaching needs and no more, once it knows its programs.
 
 Through the socket: eight bytes of length and JSON ([how, symbol] by number), then the programs; then for each request a number (four bytes)
 and for each answer an errno (four bytes), with the descriptor where it is 0.
@@ -17,7 +17,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from pyprctl import Cap
 
@@ -26,10 +27,15 @@ from tracer.program import Link, Program
 from tracer.wire import exactly, receive_descriptors, send_descriptors
 
 _PATIENCE_SECONDS = 10.0
-ATTACHING = frozenset({Cap.BPF, Cap.PERFMON})
-"""kernel/bpf/syscall.c: bpf_link_create(); kernel/events/core.c: perf_kprobe_event_init()."""
 Place = tuple[Program, str, str]
 """A program, and how and where it attaches."""
+
+
+def needed(ways: Collection[str], paranoid: Path = Path("/proc/sys/kernel/perf_event_paranoid")) -> frozenset[Cap]:
+    """To attach by these: kernel/bpf/syscall.c, bpf_link_create(); kernel/events/core.c, perf_kprobe_event_init(). Debian adds a level 3 of
+    perf_event_paranoid, above which perf_event_open() is for CAP_SYS_ADMIN."""
+    admin = bool({"kprobe", "kretprobe"} & set(ways)) and int(paranoid.read_text()) > 2
+    return frozenset({Cap.BPF, Cap.PERFMON} | ({Cap.SYS_ADMIN} if admin else set()))
 
 
 class Keeper:
@@ -73,7 +79,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     theirs = socket.socket(fileno=descriptor)
     places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
-    privileges.keep(ATTACHING)
+    privileges.keep(needed({how for how, _ in places}))
     programs = [Program(fd) for fd in receive_descriptors(theirs, len(places))]
     while len(asked := exactly(theirs, 4)) == 4:
         (number,) = struct.unpack("<I", asked)

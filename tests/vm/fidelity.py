@@ -34,7 +34,7 @@ def main(out: str, rounds: int) -> None:
     load = subprocess.Popen(LOAD)
     try:
         with Session(Config(), running_kernel()) as session:
-            session.loaded.keep({hook.stem for hook in session.loaded.hooks})  # it attaches with two capabilities, as in the daemon
+            session.loaded.keep({hook.stem for hook in session.loaded.hooks})  # it attaches with its few capabilities, as in the daemon
             for level in LEVELS[2:] + LEVELS * rounds:
                 start, fidelity = time.monotonic(), session._fidelity
                 refused = fidelity.change(level, "a test", session.judge.count_protocols)
