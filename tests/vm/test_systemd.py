@@ -51,7 +51,8 @@ def lived(found: dict[str, Any]) -> None:
     assert set(map(tuple, attached.values())) == {("none",)}
     reloaded = found["reload"]
     assert reloaded["good"] == 0
-    assert "patrol_seconds 30; a restart is needed for require" in reloaded["taken"]
+    assert "patrol_seconds 30, " in reloaded["taken"]
+    assert "; a restart is needed for require" in reloaded["taken"]
     assert reloaded["bad"] != 0
     assert "patrol_seconds" in reloaded["said"], "the nearest key is named"
     assert (reloaded["same"], reloaded["state"], reloaded["ready"]) == (True, "active", 200)
