@@ -109,7 +109,7 @@ def checks(
         ("M4", Verdict.UNVERIFIABLE, lost + counters["M4_UNTOLD"]),
         ("M2", Verdict.HOLDS, counters["M2_HOLDS"]),
         ("M2", Verdict.VIOLATED, max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED])),
-        ("M2", Verdict.UNVERIFIABLE, missed("first_walk")),
+        ("M2", Verdict.UNVERIFIABLE, missed("first_walk") + counters["M2_UNSURE"]),
         ("M3", Verdict.HOLDS, counters["M3_HOLDS"]),
         ("M3", Verdict.VIOLATED, max(0, counters["M3_VIOLATED"] - tally.checks["M3", Verdict.VIOLATED])),
         ("M3", Verdict.UNVERIFIABLE, missed("second_walk")),

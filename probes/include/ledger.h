@@ -108,6 +108,7 @@ static __always_inline void tell_of_unlocked(void *ctx, struct migration *m, u32
 
 static __always_inline void check_insertion(void *ctx, struct migration *m, u64 addr) {
   if (is_locked(m->folio)) { count(M2_HOLDS); return; }
+  if (addr != m->at) { count(M2_UNSURE); return; }      /* this visit's entry may have been missed: then that folio is another visit's */
   count(M2_VIOLATED);
   tell_of_unlocked(ctx, m, INSERTED_UNLOCKED, m->vma, m->mm, addr, m->folio);
 }
