@@ -40,7 +40,7 @@ enum counter {
   WINDOWS_OVERLONG,       /* windows with more steps than a protocol holds; their protocol says so */
   M2_HOLDS,
   M2_VIOLATED,
-  M2_UNSURE,
+  M2_UNSURE,              /* the folio that is known is not locked, and may be that of another visit */
   M3_HOLDS,
   M3_VIOLATED,
   M5_HOLDS,

@@ -20,7 +20,8 @@ INVARIANTS = (
         not_violations="None known.",
         confirmed="By the hook itself: PG_locked is read where set_migration_pte fires, under the page-table lock, after the entry is set; "
         "for a frozen PMD when the split of it returns, once for its 512 entries.",
-        blind_spots="Who holds the lock cannot be told: PG_locked has no owner. " + _MIGRATE_DEVICE,
+        blind_spots="Who holds the lock cannot be told: PG_locked has no owner. An unlocked folio proves something only where the entry is "
+        "at the address of the visit; elsewhere (in a large folio, or where a visit was not seen) it is unverifiable. " + _MIGRATE_DEVICE,
         needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
         lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
     ),
