@@ -96,12 +96,12 @@ def main(out: str, faults: list[str]) -> None:
                 until(ready, 900, "the gate is open")
                 until(lambda: api.query("rmapd_violations_total"), 8 * SCRAPE_SECONDS, "the page is scraped")
                 time.sleep(2 * SCRAPE_SECONDS)
-                quiet, took = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
+                quiet, gate = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
                 met = [meet(fault, api, logged) for fault in faults]
         finally:
             process.terminate()
             code = process.wait(300)
-    Path(out).write_text(json.dumps({"before": sorted(quiet), "gate": took, "met": met, "exit": code}, indent=1))
+    Path(out).write_text(json.dumps({"before": sorted(quiet), "gate": gate, "met": met, "exit": code}, indent=1))
 
 
 if __name__ == "__main__":

@@ -22,15 +22,14 @@ BALANCING = Path("/proc/sys/kernel/numa_balancing")
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def move(addresses: list[int], node: int, refused: Counter[str]) -> int:
-    """move_pages(2) of our own pages, shared ones too; how many are on the node afterwards, and what was said of the others."""
+def move(addresses: list[int], node: int) -> Counter[int]:
+    """move_pages(2) of our own pages, shared ones too; how many are on which node afterwards, or have which errno, negative."""
     count = len(addresses)
     pages, nodes = (ctypes.c_void_p * count)(*addresses), (ctypes.c_int * count)(*[node] * count)
     status = (ctypes.c_int * count)(*[-1] * count)
     if libc.syscall(SYS_MOVE_PAGES, 0, count, pages, nodes, status, MPOL_MF_MOVE_ALL) < 0:
         raise OSError(ctypes.get_errno(), "move_pages")
-    refused.update(errno.errorcode[-one] for one in status if one < 0)
-    return sum(1 for one in status if one == node)
+    return Counter(status)
 
 
 def address(block: mmap.mmap) -> int:
@@ -68,18 +67,20 @@ def main(rounds: int) -> None:
     sharing = os.fork()
     if not sharing:
         signal.pause()
-    moved, refused = [0, 0], Counter[str]()
+    moved, answers = [0, 0], Counter[int]()
     try:
         for number in range(rounds):
             node = 1 - number % 2
-            moved[0] += move(addresses, node, refused)
-            if large:
-                moved[1] += move(large, node, refused)
+            for kind, pages in enumerate((addresses, large)):
+                said = move(pages, node) if pages else Counter[int]()
+                moved[kind] += said[node]
+                answers += said
     finally:
         os.kill(sharing, signal.SIGKILL)
         os.waitpid(sharing, 0)
         Path("/proc/sys/vm/nr_hugepages").write_text("0")
-    print(f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds; {dict(refused)}", flush=True)
+    refused = {errno.errorcode[-one]: count for one, count in answers.items() if one < 0}
+    print(f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds; {refused}", flush=True)
     del kept, more
 
 
