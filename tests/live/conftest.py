@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,24 @@ def remaining() -> list[str]:
             return []
         time.sleep(0.1)
     return ours()
+
+
+def loaded_by(process: int | str) -> set[int]:
+    """Ids of the programs that a process holds."""
+    found = set()
+    for descriptor in Path(f"/proc/{process}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # one of a moment: a request, a file that is read
+            found |= {int(line.split()[1]) for line in descriptor.read_text().splitlines() if line.startswith("prog_id:")}
+    return found
+
+
+def still_loaded(programs: set[int]) -> set[int]:
+    """Those that are there after the time that the kernel takes to free what was let go."""
+    for _ in range(100):
+        if not (left := {number for number, _ in program.program_ids()} & programs):
+            break
+        time.sleep(0.1)
+    return left
 
 
 def rmapd(*args: str, timeout: float = 180, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -101,3 +119,24 @@ def sample(url: str, line: str) -> float:
     """The value of one exposition line."""
     text = fetch(f"{url}/metrics")[1]
     return float(next(row for row in text.splitlines() if row.startswith(line + " ")).split()[1])
+
+
+def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    return pytest.fail(f"not within {seconds:g} s: {why}")
+
+
+def entries_hold(url: str, more: float) -> None:
+    """Memory is compacted until M1 holds for that many entries more. How many of the pages that are moved somebody maps is for chance."""
+    line = 'rmapd_checks_total{invariant="M1",verdict="holds"}'
+    before = sample(url, line)
+    for _ in range(10):
+        subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
+        time.sleep(2.5)
+        if sample(url, line) > before + more:
+            return
+    pytest.fail(f"{sample(url, line) - before:g} entries of {more:g} hold")

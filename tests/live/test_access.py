@@ -16,9 +16,9 @@ import bcrypt
 import pytest
 import trustme
 
-from tests.live.conftest import RMAPD
+from tests.live.conftest import RMAPD, until
 from tests.live.test_prometheus import run_at
-from tests.support.prometheus import Prometheus, free_port, prometheus, until
+from tests.support.prometheus import Prometheus, free_port, prometheus
 from tracer import program
 
 USER, PASSWORD = "prometheus", "correct horse battery"

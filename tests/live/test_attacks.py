@@ -5,7 +5,6 @@ Those that need kprobes, or a machine that may be hurt, are in tests/vm/test_att
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import ROOT, WORKLOAD, daemon, fetch, rmapd, run_exec, sample
+from tests.live.conftest import ROOT, WORKLOAD, daemon, fetch, loaded_by, rmapd, run_exec, sample, still_loaded
 from tracer.config import Config, load
 from tracer.invariant import Coverage
 from tracer.plan import State
-from tracer.program import program_ids
 from tracer.session import Session, running_kernel
 from tracer.watch import Watch
 
@@ -33,24 +31,6 @@ def accused(found: dict[str, Any]) -> dict[str, Any]:
     """What is violated or suspect, which must be nothing."""
     wrong = {name: one["checks"] for name, one in found["invariants"].items() if one["checks"]["violated"] or one["checks"]["suspect"]}
     return wrong | {violation["signature"]: violation for violation in found["violations"]}
-
-
-def programs(process: int | str = "self") -> set[int]:
-    """Programs that a process holds. Another rmapd may run at the same time: only our own must be gone in the end."""
-    found = set()
-    for file in Path(f"/proc/{process}/fdinfo").iterdir():
-        with contextlib.suppress(OSError):
-            found |= {int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("prog_id:")}
-    return found
-
-
-def remaining(of: set[int]) -> set[int]:
-    """Those that the kernel still has after some seconds: it frees them after a grace period."""
-    for _ in range(100):
-        if not (left := of & {number for number, _ in program_ids()}):
-            break
-        time.sleep(0.1)
-    return left
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +53,7 @@ def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
     with daemon() as (process, url):
-        held = programs(process.pid)
+        held = loaded_by(process.pid)
         load_ = subprocess.Popen([*WORKLOAD, "1000000"], stdout=subprocess.DEVNULL)
         try:
             time.sleep(3)
@@ -94,7 +74,7 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
         process.terminate()
         assert process.wait(60) == 0
     assert held
-    assert not remaining(held)
+    assert not still_loaded(held)
 
 
 def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
@@ -117,9 +97,9 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
         session._next_tick_ns = 0
         session.step(0)
         assert session.coverage["M1"] == before
-        held = programs()
+        held = loaded_by("self")
     assert held
-    assert not remaining(held)
+    assert not still_loaded(held)
 
 
 def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
@@ -130,7 +110,7 @@ def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
         assert not watch.look()
         session.loaded.detach()
         off = [watch.look() for _ in range(50)][-1]
-        assert {"mmap_lock_start_locking", "mmap_lock_released"} <= set(off)
+        assert {"mmap_lock_acquire_returned", "mmap_lock_released"} <= set(off)
 
 
 @pytest.mark.parametrize("statistics", [True, False])

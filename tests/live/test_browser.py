@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.expected_conditions import staleness_of
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.live.conftest import WORKLOAD, daemon
+from tests.live.conftest import daemon, entries_hold
 from tests.support import busy
 from tracer.web import Application, Server
 
@@ -60,6 +60,12 @@ class Browser(webdriver.Chrome):
         if not scripts:
             options.add_experimental_option("prefs", NO_SCRIPTS)
         super().__init__(options=options, service=Service(shutil.which("chromedriver")))
+
+    def follow(self, by: str, what: str) -> None:
+        """Click on what leads to another page, and be there: a click is over when its navigation may not have begun."""
+        clicked = self.find_element(by, what)
+        clicked.click()
+        WebDriverWait(self, 30).until(staleness_of(clicked))
 
     def be(self, width: int, height: int, mobile: bool, scheme: str = "light") -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
@@ -123,23 +129,24 @@ def test_what_is_asked_of_the_page_can_be_missed(tmp_path: Path) -> None:
 def test_a_real_run_without_scripts(tmp_path: Path) -> None:
     """The essentials: state, verdicts, rates, protocols found by words, with a browser that runs no script at all."""
     with daemon() as (_, url), browser(tmp_path, scripts=False) as seen:
-        subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
+        entries_hold(url, 5000)
         seen.get(f"{url}/?refresh=5")
         ends = 40
         while not seen.find_elements(By.CSS_SELECTOR, "polyline") and ends:
             seen.implicitly_wait(1)
             ends -= 1
+        seen.get(url)  # no page that is replaced while it is read
         assert seen.find_element(By.TAG_NAME, "h1").text == "Nothing violated, nothing suspect"
         row = next(row for row in seen.find_elements(By.CSS_SELECTOR, "table.rows tbody tr") if row.text.startswith("M1"))
         holds = row.find_element(By.CSS_SELECTOR, "[data-label=Holds]").text
         assert int(holds.replace(",", "")) > 5000
         assert seen.find_elements(By.CSS_SELECTOR, "polyline")
-        seen.find_element(By.LINK_TEXT, "Protocols").click()
+        seen.follow(By.LINK_TEXT, "Protocols")
         seen.find_element(By.NAME, "q").send_keys("no such word")
-        seen.find_element(By.TAG_NAME, "button").click()
+        seen.follow(By.TAG_NAME, "button")
         assert "q=no+such+word" in seen.current_url
         assert "0 of" in seen.find_element(By.TAG_NAME, "main").text
-        seen.find_element(By.LINK_TEXT, "Hooks").click()
+        seen.follow(By.LINK_TEXT, "Hooks")
         assert "set_migration_pte" in seen.find_element(By.TAG_NAME, "table").text
         assert {address for address in seen.asked() if not address.startswith((url, "data:", "chrome:"))} == set()
         assert seen.said() == []
@@ -148,7 +155,7 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
 def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
     with browser(tmp_path, scripts=False) as seen:
         seen.get(served)
-        seen.find_element(By.PARTIAL_LINK_TEXT, "in vma_expand").click()
+        seen.follow(By.PARTIAL_LINK_TEXT, "in vma_expand")
         text = seen.find_element(By.TAG_NAME, "main").text
         assert busy.HOSTILE in text
         assert "__mmap_region+0x5f4" in text
@@ -156,13 +163,13 @@ def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
         assert len(steps) == 5
         steps[0].find_element(By.TAG_NAME, "summary").click()
         assert "mprotect_fixup+0x101" in steps[0].text, "a stack opens without a script"
-        seen.find_element(By.PARTIAL_LINK_TEXT, "documented lock order").click()
+        seen.follow(By.PARTIAL_LINK_TEXT, "documented lock order")
         assert "Not violations" in seen.find_element(By.TAG_NAME, "main").text
         seen.get(f"{served}/protocols")
         seen.find_element(By.NAME, "q").send_keys("LOCK(i_mmap:w) commit")
         Select(seen.find_element(By.NAME, "function")).select_by_visible_text("vma_expand")
         Select(seen.find_element(By.NAME, "ruled")).select_by_visible_text("violated")
-        seen.find_element(By.TAG_NAME, "button").click()
+        seen.follow(By.TAG_NAME, "button")
         rows = seen.find_elements(By.CSS_SELECTOR, "table tbody tr")
         assert len(rows) == 1
         assert "L1 violated" in rows[0].text

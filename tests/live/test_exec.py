@@ -35,7 +35,7 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
 def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
     config.write_text("[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\norder_rows = 2\nring_pages = 1\n")
-    done, report = run_exec(tmp_path, "--config", str(config), command=[*WORKLOAD, "20000"])
+    done, report = run_exec(tmp_path, "--config", str(config), command=[*WORKLOAD, "100000"])
     assert done.returncode == 0, done.stdout + done.stderr
     checks = report["invariants"]["M1"]["checks"]
     assert checks["unverifiable"] > 0
@@ -70,7 +70,7 @@ def test_lower_fidelity_probes_less(tmp_path: Path) -> None:
 
 def test_what_a_ci_is_given(tmp_path: Path) -> None:
     junit, report = tmp_path / "r.xml", tmp_path / "r.json"
-    done = rmapd("exec", "--format", "ktap", "--junit", str(junit), "--report", str(report), "--", *WORKLOAD, "5000")
+    done = rmapd("exec", "--format", "ktap", "--junit", str(junit), "--report", str(report), "--", *WORKLOAD, "20000")
     assert done.returncode == 0, done.stderr
     tests = [line for line in Parser().parse_text(done.stdout) if line.category == "test"]
     (suite,) = JUnitXml.fromfile(str(junit))

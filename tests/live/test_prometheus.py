@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.parser import text_string_to_metric_families
 
 import dashboards
-from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch
-from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheus, running, until
+from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, until
+from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheus, running
 from tests.support.promql import expand
 from tests.support.snapshots import full
 from tracer.metrics import SnapshotCollector

@@ -6,16 +6,14 @@ import contextlib
 import json
 import socket
 import subprocess
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from tests.live.conftest import ROOT, fetch
+from tests.live.conftest import ROOT, fetch, until
 
 RULES = ROOT / "dashboards/prometheus"
 SCRAPE_SECONDS = 1
@@ -49,15 +47,6 @@ class Prometheus:
             for a in alerts
             if a["state"] == "firing"
         }
-
-
-def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    return pytest.fail(f"not within {seconds:g} s: {why}")
 
 
 def hurried(text: str) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
-from tests.live.conftest import RMAPD, fetch, sample
+from tests.live.conftest import RMAPD, fetch, sample, until
 from tests.support import prometheus
-from tests.support.prometheus import RULES, Prometheus, until
+from tests.support.prometheus import RULES, Prometheus
 from tests.workloads.faults import OPERATIONS, arm
 from tests.workloads.victim import struck
 
