@@ -113,9 +113,9 @@ class Case:
         return (self.addr, page), (None, page), (self.addr, None)
 
     def lacks(self, answers: Iterable[Answer]) -> bool:
-        """Whether fewer were found than may be left: the others must be looked for elsewhere."""
+        """Whether fewer were found than may be left, or not everywhere was looked: the others must be looked for elsewhere."""
         first_look = not (self.looks or self.gone)
-        return pages(a for a in answers if first_look or a.left_behind or a.place in self.standing) < self.left
+        return not self.sweep_complete or pages(a for a in answers if first_look or a.left_behind or a.place in self.standing) < self.left
 
     def swept(self, answers: Sequence[Answer], complete: bool) -> None:
         """A sweep found these of its entries, and they are asked about again where it found them; the others are gone."""
@@ -185,8 +185,8 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
         return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
     if ours:
         return _stubborn(case, ours) if late else None
-    if not case.sweep_complete:
-        return Decision(Verdict.UNVERIFIABLE, "not at its address, and the sweep could not search every page table")
+    if not case.sweep_complete:  # an mm that died under the sweep leads it astray: the next one may see everything
+        return Decision(Verdict.UNVERIFIABLE, "not at its address, and no sweep could search every page table") if late else None
     return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")
 
 
