@@ -111,10 +111,15 @@ class Kernel:
 
     @cached_property
     def kprobe_refused(self) -> str:
-        """Why no kprobe can be set, or empty."""
-        if (self.sys_root / "bus/event_source/devices/kprobe").exists():
-            return ""
-        return "this kernel is built without CONFIG_KPROBES"
+        """Why no kprobe can be set, or would be trusted, or empty.
+
+        trace_call_bpf() counts what it leaves out since Linux 6.7, which also gave struct bpf_link_info its counter of a kprobe's.
+        Where nothing counts and tasks are preempted in bpf(2) calls on maps, whole windows are missing without a trace."""
+        if not (self.sys_root / "bus/event_source/devices/kprobe").exists():
+            return "this kernel is built without CONFIG_KPROBES"
+        if self.preempts and not self.types.resolve("bpf_link_info.perf_event.kprobe.missed"):
+            return "before 6.7 a kernel that preempts does not count what it leaves out of kprobes: boot with preempt=voluntary"
+        return ""
 
     @cached_property
     def preempts(self) -> bool:

@@ -87,6 +87,21 @@ def test_kprobes_first_where_programs_are_preempted() -> None:
     ]
 
 
+@pytest.mark.parametrize(("mode", "counts", "trusted"), [("full", False, False), ("full", True, True), ("voluntary", False, True)])
+def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(tmp_path: Path, mode: str, counts: bool, trusted: bool) -> None:
+    """6.1 with preempt=full: a healthy kernel was accused by visits that nobody saw (tests/unit/test_second_walk.py)."""
+    blob = Blob()
+    kprobe = blob.record("", 8, [("missed", blob.integer("unsigned long long", 8), 0)] if counts else [])
+    perf_event = blob.record("", 8, [("", blob.record("", 8, [("kprobe", kprobe, 0)], union=True), 0)])
+    blob.record("bpf_link_info", 8, [("", blob.record("", 8, [("perf_event", perf_event, 0)], union=True), 0)])
+    made = Kernel("test", Btf(blob.bytes()), tmp_path, tmp_path, lambda _types: "")
+    (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
+    (tmp_path / "kernel/debug/sched").mkdir(parents=True)
+    (tmp_path / "kernel/debug/sched/preempt").write_text("none voluntary full\n".replace(mode, f"({mode})"))
+    assert (made.kprobe_refused == "") is trusted
+    assert trusted or "before 6.7" in made.kprobe_refused
+
+
 def test_other_names_of_a_function_come_later_and_are_substitutes() -> None:
     hook = window(candidates=["fentry:gone", "kprobe:gone", "fentry:grow", "kprobe:grow"])
     found = resolved(kernel(), hook)

@@ -169,7 +169,7 @@ def under_load(session: Session) -> Iterator[None]:
 
 def main(out: str) -> None:
     kernel = running_kernel()
-    kernel.__dict__["preempts"] = True
+    kernel.__dict__.update(preempts=True, kprobe_refused="")
     config = msgspec.structs.replace(Config(), welcome_seconds=120.0, lock_file="/tmp/rmapd-attacks.lock")
     found: dict[str, Any] = {}
 

@@ -27,7 +27,7 @@ _FLIGHTS = 16384
 
 def main(out: str, count: str, how: str) -> None:
     kernel = running_kernel()
-    kernel.__dict__["preempts"] = how == "kprobe"
+    kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
     config = msgspec.structs.replace(Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock")
     started = time.monotonic()
     with Session(config, kernel) as session:

@@ -64,7 +64,7 @@ def disk() -> Path:
     return HOME / "root.ext4"
 
 
-def run(command: str, files: Sequence[Path], *, label: str, append: str = "", timeout: float = 5400) -> Result:
+def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 5400) -> Result:
     """Boot to multi-user.target, run a shell command with these files in $OUT, and come back with what it wrote there."""
     base, folder = disk(), RESULTS / f"debian-{label}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +83,7 @@ def run(command: str, files: Sequence[Path], *, label: str, append: str = "", ti
         "-initrd",
         str(HOME / "initrd.img"),
     ]
-    qemu += ["-append", f"root=/dev/vda rw console=ttyS0 {append}".strip(), "-drive", f"file={base},if=virtio,format=raw,snapshot=on"]
+    qemu += ["-append", "root=/dev/vda rw console=ttyS0", "-drive", f"file={base},if=virtio,format=raw,snapshot=on"]
     qemu += ["-fsdev", f"local,id=shared,path={folder},security_model=none", "-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared"]
     qemu += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
     try:
