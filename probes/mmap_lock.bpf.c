@@ -3,16 +3,18 @@
 BPF_TASK_STORAGE(lock_states, struct lock_state);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
 
-HOOK(mmap_lock_start_locking) {
+#define LCB_F_READ 2                                    /* include/trace/events/lock.h; an rwsem has one of the two and nothing else */
+#define LCB_F_WRITE 4
+
+/* Some rwsem must be waited for: which is told when the lock is had. Called with the rwsem's wait_lock held, so nothing is made here: who waits
+   for the very first mmap_lock of its life is taken not to have waited. */
+HOOK(mmap_lock_contended) {
   struct params *p = open_gate();
-  if (!p) return 0;
-  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, CREATED);
-  if (!state) { count(LOCKS_LOST); return 0; }
-  if (state->epoch != p->mmap_epoch) {                  /* what it held then may be given back */
-    __builtin_memset(state, 0, sizeof(*state));
-    state->epoch = p->mmap_epoch;
-  }
-  state->waiting = ARG(mmap_lock_start_locking, mm);
+  u64 flags = ARG(mmap_lock_contended, flags);
+  if (!p || (flags != LCB_F_READ && flags != LCB_F_WRITE)) return 0;
+  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
+  if (!state) return 0;
+  state->contended = ARG(mmap_lock_contended, lock);
   state->since_ns = bpf_ktime_get_ns();
   return 0;
 }
@@ -82,9 +84,8 @@ static __always_inline void take_another(void *ctx, struct lock_state *state, u6
   nested(ctx, outer, mm, now);
 }
 
-/* mmap_write_downgrade(): nothing was started. */
-static __always_inline void downgraded(struct lock_state *state, u64 mm) {
-  u64 now = bpf_ktime_get_ns();
+/* Who has the write lock and says to have a read lock went through mmap_write_downgrade(): nobody can wait for its own lock. */
+static __always_inline u64 downgraded(struct lock_state *state, u64 mm, u64 now) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     struct held_lock *held = &state->held[i];
@@ -92,24 +93,28 @@ static __always_inline void downgraded(struct lock_state *state, u64 mm) {
     observe(HIST_MMAP_HOLD_WRITE, now - held->since_ns);
     held->write = 0;
     held->since_ns = now;
-    return;
+    return 1;
   }
+  return 0;
 }
 
 HOOK(mmap_lock_acquire_returned) {
   struct params *p = open_gate();
   if (!p) return 0;
   u64 mm = ARG(mmap_lock_acquire_returned, mm), write = ARG(mmap_lock_acquire_returned, write) & 1;
-  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
-  if (!state || state->epoch != p->mmap_epoch) return 0;
-  if (state->waiting != mm) {
-    if (!write) downgraded(state, mm);
-    return 0;
+  struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, CREATED);
+  if (!state) { count(LOCKS_LOST); return 0; }
+  if (state->epoch != p->mmap_epoch) {                  /* what it held then may be given back */
+    __builtin_memset(state, 0, sizeof(*state));
+    state->epoch = p->mmap_epoch;
   }
-  state->waiting = 0;
+  u64 waited_for = state->contended;
+  state->contended = 0;
   if (!(ARG(mmap_lock_acquire_returned, success) & 1)) return 0;
   u64 now = bpf_ktime_get_ns();
-  observe(write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ, now - state->since_ns);
+  if (!write && state->n && downgraded(state, mm, now)) return 0;
+  u64 waited = waited_for == mm + OFFSET(mm_struct, mmap_lock) ? now - state->since_ns : 0;
+  observe(write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ, waited);
   struct held_lock *first = &state->held[0];
   if (!state->n) {                                      /* the usual case */
     first->mm = mm;

@@ -17,7 +17,7 @@ from tracer.program import Link, attached_to
 
 _PROBES = frozenset({"kprobe", "kretprobe"})
 _PATCHED = _PROBES | {"fentry", "fexit"}
-_ANSWERING = frozenset({"mmap_lock_start_locking", "mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
+_ANSWERING = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
 """Hooks that a pulse certainly runs. Others may run at the same time for other reasons, and not the next time."""
 _PULSE_NS = 10_000_000_000
 _SILENT = 2  # pulses that a hook must miss in a row: a kernel may leave out a run

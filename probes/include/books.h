@@ -194,7 +194,7 @@ struct held_lock {
   u64 write;
 };
 struct lock_state {
-  u64 waiting;
+  u64 contended;          /* an rwsem that it waits for, or waited for before its last mmap_lock */
   u64 since_ns;
   u64 n;
   struct held_lock held[4];

@@ -47,8 +47,9 @@ static __always_inline s32 stack_of(void *ctx) {
 #define ARGUMENT(name) ({ u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0; \
     if (a_) bpf_probe_read_kernel(&m_, 8, o_ == NO_OFFSET ? (void *)&a_ : (void *)(a_ + o_)); m_; })
 #define ARG(hook, arg) (ctx->args[ARG_##hook##_##arg])
+#define OFFSET(type, member) __builtin_offsetof(struct type, member)
 #define READ(type, at, member) ({ __typeof__(((struct type *)0)->member) v_ = 0; \
-    bpf_probe_read_kernel(&v_, sizeof(v_), (void *)((u64)(at) + __builtin_offsetof(struct type, member))); v_; })
+    bpf_probe_read_kernel(&v_, sizeof(v_), (void *)((u64)(at) + OFFSET(type, member))); v_; })
 
 /* A bound that the verifier sees: the compiler knows it already and would leave it out (6.1 forgets it, 6.18 does not). */
 #ifndef HARNESS

@@ -49,7 +49,6 @@ BPF_PERCPU_ARRAY(next_flight, u32, 2);
 /* Not among the events' stacks: a stack that finds its bucket taken is lost, and every window would take one. */
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, flight_stacks, STACK_ROWS);
 
-#define OFFSET(type, member) __builtin_offsetof(struct type, member)
 /* rwsem.owner without RWSEM_NONSPINNABLE. RWSEM_READER_OWNED stays in: a reader's name stands there until the next owner writes its own, and
    a writer has the lock before it has written (kernel/locking/rwsem.c): for that moment the last reader would pass for the writer. */
 #define OWNER_TASK (~2ULL)

@@ -143,7 +143,6 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         blob.tracepoint(name, [u64, u64])
     blob.tracepoint("sched_process_exit", [task_pointer, boolean])
     blob.tracepoint("exit_mmap", [mm_pointer])
-    blob.tracepoint("mmap_lock_start_locking", [mm_pointer, boolean])
     blob.tracepoint("mmap_lock_acquire_returned", [mm_pointer, boolean, boolean])
     blob.tracepoint("mmap_lock_released", [mm_pointer, boolean])
     blob.function("bpf_iter_task", [void])

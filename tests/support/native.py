@@ -185,7 +185,7 @@ MAPS = tuple(
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
     """mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
-    sched_process_exit exit_mmap mmap_lock_start_locking mmap_lock_acquire_returned mmap_lock_released
+    sched_process_exit exit_mmap mmap_lock_contended mmap_lock_acquire_returned mmap_lock_released
     walk sweep_upper sweep_leaf calibrate look""".split()
 )
 

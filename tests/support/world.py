@@ -308,7 +308,6 @@ class World:
     def lock_mm(self, mm: SimMm, write: bool = True) -> None:
         if not self.mmap_lock:
             return
-        self.fire("mmap_lock_start_locking", mm.at, int(write))
         self.fire("mmap_lock_acquire_returned", mm.at, int(write), 1)
 
     def unlock_mm(self, mm: SimMm, write: bool = True) -> None:

@@ -483,10 +483,13 @@ def test_a_table_that_cannot_be_read_hides_none_beside_it() -> None:
     assert [answer.addr for answer in answers] == [ADDR + 512 * PAGE]
 
 
+MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/events/lock.h
+
+
 def held(world: World) -> int:
-    """How many mmap_locks the books say are held or waited for."""
+    """How many mmap_locks the books say are held."""
     states = [LAYOUTS.structs["lock_state"].unpack(raw) for _, raw in world.native.maps["lock_states"].items()]
-    return sum(state.n + bool(state.waiting) for state in states)
+    return sum(state.n for state in states)
 
 
 class TestMmapLock:
@@ -494,15 +497,35 @@ class TestMmapLock:
         world = World()
         mm = world.new_mm()
         world.become(5)
-        world.fire("mmap_lock_start_locking", mm.at, 1)
+        world.lock_mm(mm)
+        world.unlock_mm(mm)
+        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK, LCB_F_WRITE)
         world.tick(1 << 20)
         world.fire("mmap_lock_acquire_returned", mm.at, 1, 1)
         world.tick(1 << 25)
         world.unlock_mm(mm)
         wait, hold = world.books.histograms()["HIST_MMAP_WAIT_WRITE"], world.books.histograms()["HIST_MMAP_HOLD_WRITE"]
-        assert (wait.slots[21], hold.slots[26]) == (1, 1)
+        assert (wait.slots[0], wait.slots[21], hold.slots[26]) == (1, 1, 1)
         assert not world.books.histograms()["HIST_MMAP_HOLD_READ"].count
         assert not held(world)
+
+    def test_who_waited_for_something_else_did_not_wait_for_mmap_lock(self) -> None:
+        """Another rwsem; a killed wait; a spinlock."""
+        world = World()
+        mm = world.new_mm()
+        world.become(5)
+        world.lock_mm(mm)
+        world.unlock_mm(mm)
+        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK + 8, LCB_F_WRITE)
+        world.lock_mm(mm)
+        world.unlock_mm(mm)
+        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK, LCB_F_WRITE)
+        world.fire("mmap_lock_acquire_returned", mm.at, 1, 0)
+        world.lock_mm(mm)
+        world.unlock_mm(mm)
+        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK, LCB_F_WRITE | 1)
+        world.lock_mm(mm)
+        assert world.books.histograms()["HIST_MMAP_WAIT_WRITE"].slots[0] == 4
 
     def test_a_downgrade_ends_the_write_hold(self) -> None:
         world = World()
@@ -518,7 +541,6 @@ class TestMmapLock:
         world = World()
         mm = world.new_mm()
         world.become(5)
-        world.fire("mmap_lock_start_locking", mm.at, 0)
         world.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
         assert not world.books.histograms()["HIST_MMAP_WAIT_READ"].count
         assert not held(world)

@@ -225,7 +225,7 @@ INVARIANTS = (
         "from tracepoints alone, a trylock looks like any acquisition, so a reversed pair is a suspect, with both stacks.",
         blind_spots="Pairs older than the last order_rows nestings; a lock taken again by its own holder (a legal trylock looks the same); "
         "locks of one class, except mmap_lock.",
-        needs=("mmap_lock_start_locking", "mmap_lock_acquire_returned", "mmap_lock_released"),
+        needs=("mmap_lock_acquire_returned", "mmap_lock_released"),
         lacking=dict.fromkeys(_RWSEM, "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint"),
     ),
 )
