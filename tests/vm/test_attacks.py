@@ -16,7 +16,7 @@ BY_WINDOWS = {"L1", "L3", "L4", "L5", "L6", "V1", "V2", "V5"}
 
 @pytest.fixture(scope="module", params=KERNELS)
 def found(request: pytest.FixtureRequest) -> dict[str, Any]:
-    result = run(request.param, "python -m tests.vm.attacks $OUT/found.json", label="attacks", timeout=2400)
+    result = run(request.param, "python -m tests.vm.attacks $OUT/found.json", label="attacks", memory="2G", timeout=2400)
     assert result.code == 0, result.output
     print(f"\n{request.param}\n{result.output}")
     return dict(json.loads((result.folder / "found.json").read_text()))
