@@ -1,6 +1,6 @@
 """Run in a guest: attach and detach the whole plan again and again under load, and look for what is left behind.
 
-usage: attach.py OUT.json TIMES
+usage: attach.py OUT.json TIMES fentry|kprobe       (the one preferred to the other, whatever this kernel preempts)
 
 After the first rounds grace periods are expedited: letting go of a hundred probes waits for a hundred of them, and an emulated one is slow.
 """
@@ -19,7 +19,7 @@ from tracer.layout import Books
 from tracer.program import program_ids
 from tracer.session import probes_folder, running_kernel
 
-LOAD = ["stress-ng", "--quiet", "--rmap", "1", "--munmap", "1", "--mmapfork", "1", "--fork", "1", "--timeout", "0", "--temp-path", "/tmp"]
+LOAD = ["stress-ng", "--quiet", "--rmap", "1", "--fork", "1", "--timeout", "0", "--temp-path", "/tmp"]
 TRACING, EXPEDITED = Path("/sys/kernel/tracing"), Path("/sys/kernel/rcu_expedited")
 ORDINARY_ROUNDS = 3
 
@@ -31,13 +31,15 @@ def hooked() -> int:
     return len(functions) + (len(probes.read_text().splitlines()) if probes.exists() else 0)
 
 
-def main(out: str, times: int) -> None:
+def main(out: str, times: int, how: str) -> None:
     kernel, include = running_kernel(), probes_folder() / "include"
+    kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
     before, programs = hooked(), len(list(program_ids()))
     kit = loader.Kit(kernel.types, Books.read(include / "books.h").constants, include, Maps().sizes(), kernel.release)
-    load = subprocess.Popen(LOAD)
-    try:
-        with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=True) as loaded:
+    with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=True) as loaded:
+        print("the gate is open", flush=True)
+        load = subprocess.Popen(LOAD)
+        try:
             on = [hook for hook in loaded.hooks if hook.on]
             pairs = [pair for hook in on for pair in zip(loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True)]
             busiest, left, runs, seconds = hooked(), [], [], []
@@ -53,9 +55,9 @@ def main(out: str, times: int) -> None:
                 left.append(hooked() - before)
                 runs.append(sum(one.runs for one in loaded.statistics().values()))
                 print(f"{len(seconds)}: {seconds[-1]:.2f} s, {left[-1]} left", flush=True)
-    finally:
-        load.terminate()
-        load.wait()
+        finally:
+            load.terminate()
+            load.wait()
     time.sleep(2)  # what is let go of is freed after a grace period
     found = {
         "kernel": kernel.release,
@@ -73,4 +75,4 @@ def main(out: str, times: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

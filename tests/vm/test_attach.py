@@ -15,12 +15,13 @@ ROUNDS = int(os.environ.get("RMAPD_ATTACH_ROUNDS") or 5)
 """100 is what docs/KERNELS.md tells of; that takes half an hour or more a kernel under emulation."""
 
 
+@pytest.mark.parametrize("how", ["kprobe", "fentry"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_nothing_is_left_behind(kernel: str) -> None:
-    result = run(kernel, f"python -m tests.vm.attach $OUT/a.json {ROUNDS}", label="attach", timeout=300 + 60 * ROUNDS)
+def test_nothing_is_left_behind(kernel: str, how: str) -> None:
+    result = run(kernel, f"python -m tests.vm.attach $OUT/a.json {ROUNDS} {how}", label=f"attach-{how}", timeout=600 + 120 * ROUNDS)
     assert result.code == 0, result.output
     found = json.loads((result.folder / "a.json").read_text())
-    print(f"\n{found['kernel']}: {found['programs']} programs, {ROUNDS} rounds in {found['seconds']:.0f} s")
+    print(f"\n{found['kernel']}: {found['programs']} programs by {how}, {ROUNDS} rounds in {found['seconds']:.0f} s")
     assert found["programs"] >= 100
     assert found["hooked"] >= 60, "or hooked() does not see what is attached"
     assert found["left"] == [0] * (ROUNDS + 1)
