@@ -5,10 +5,12 @@ A guest that dies, hangs or oopses is an error that shows its console.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -151,19 +153,18 @@ def run(
         share = int(memory.rstrip("G")) * 1024 // nodes
         vng += [word for node in range(nodes) for word in ("--numa", f"{share}M,cpus={node}")]
     with open(folder / "console", "wb") as console:
+        path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+        boot = subprocess.Popen(
+            vng, stdin=subprocess.DEVNULL, stdout=console, stderr=console, cwd=ROOT, env=os.environ | path, start_new_session=True
+        )
         try:
-            subprocess.run(
-                vng,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                timeout=timeout,
-                check=False,
-                cwd=ROOT,
-                env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
-            )
+            boot.wait(timeout)
         except subprocess.TimeoutExpired as error:
             raise GuestError(f"kernel {name} did not end within {timeout:.0f} s\n{_tail(folder)}") from error
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(boot.pid, signal.SIGKILL)  # vng starts qemu by way of others, which do not take it along
+            boot.wait()
     if not (folder / "code").exists() or not (folder / "code").read_text().strip():
         raise GuestError(f"kernel {name} died\n{_tail(folder)}")
     dmesg = (folder / "dmesg").read_text(errors="replace").partition(_START)[2] if (folder / "dmesg").exists() else ""

@@ -43,6 +43,7 @@ def main(pages: int, mib: int) -> None:
     churning = os.fork()
     if not churning:
         churn()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # who is told to end takes that process along
     start, began, rounds = migrated(), time.monotonic(), 0
     try:
         while migrated() - start < pages:
