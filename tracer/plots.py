@@ -169,6 +169,8 @@ def durations(name: str, rows: Sequence[tuple[str, Histogram]], width: float, *,
             axes.annotate(label, (0, row + 0.96), weight="bold", **place)
             axes.annotate(_said(histogram, say), (1, row + 0.96), ha="right", color=COLOUR["muted"], fontsize=8, **place)
         _seconds_axis(axes, vmas=vmas)
+        if not any(histogram.some.bounds for _, histogram in rows):  # an axis of logarithms has no place for nothing but 0
+            axes.set_xlim(rows[0][1].unit, 1000 * rows[0][1].unit)
         axes.set_ylim(0, len(rows))
         axes.set_yticks([])
         plain(axes, grid=False)

@@ -381,6 +381,17 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
         whole.write(Path("/dev/full"), "new", "the report")
 
 
+def test_locks_that_nobody_had_to_wait_for(tmp_path: Path) -> None:
+    """An axis of logarithms with nothing on it (rmapd report ended with exit 2, 6.18)."""
+    found = unlucky()
+    for one in found["histograms"]:
+        if one["name"] == "lock_wait_seconds":
+            one |= {"bounds": [1e-9], "counts": [one["count"]], "sum": 0.0}
+    reported = of_report(written(tmp_path / "r.json", found))
+    assert "Waiting for locks" in html_report.render(reported)
+    assert "| i_mmap_rwsem | 140 | 0 |  |  |  |" in markdown_report.render(reported)
+
+
 def test_the_json_of_a_run_has_what_is_drawn() -> None:
     found = unlucky()
     waits = [one for one in found["histograms"] if one["name"] == "lock_wait_seconds" and one["labels"] == {"class": "i_mmap"}]
