@@ -176,7 +176,11 @@ _ROWS = (
         "Waiting for locks",
         "From asking for a lock to having it: mmap_lock of all tasks, other classes inside windows.",
     ),
-    ("lock_hold_seconds", "Holding locks", "From having a lock to giving it back: mmap_lock of all tasks, other classes inside windows."),
+    (
+        "lock_hold_seconds",
+        "Holding locks",
+        "From having a lock to giving it back: mmap_lock of all tasks (one in seven is timed), other classes inside windows.",
+    ),
     ("window_seconds", "Windows", "One call of the function, from entry to return."),
     ("rmap_walk_vmas", "VMAs visited by an rmap walk", "A number, not a time."),
 )

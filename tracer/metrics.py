@@ -139,7 +139,7 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
     yield window
     for what, text, of_class in (
         ("wait", "Time from asking for a lock to having it: mmap_lock everywhere, other classes inside windows.", s.lock_waits),
-        ("hold", "Time a lock was held: mmap_lock everywhere, other classes inside windows.", s.lock_holds),
+        ("hold", "Time a lock was held: mmap_lock everywhere (one in seven is timed), other classes inside windows.", s.lock_holds),
     ):
         family = HistogramMetricFamily(f"rmapd_lock_{what}_seconds", text, labels=("class", "mode"))
         for mode in ("read", "write"):

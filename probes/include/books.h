@@ -190,7 +190,7 @@ struct histogram {
 /* mmap_lock: what a task waits for and holds. */
 struct held_lock {
   u64 mm;
-  u64 since_ns;
+  u64 since_ns;           /* 0: not timed */
   u64 write;
 };
 struct lock_state {

@@ -81,7 +81,8 @@ static __always_inline void count(u32 which) {
   if (sum) *sum += 1;
 }
 
-static __always_inline void add_to(struct histogram *h, u64 value) {
+/* times: how many values this one stands for. */
+static __always_inline void add_times(struct histogram *h, u64 value, u64 times) {
   u32 slot = 0;
   u64 rest = value;
   if (rest >> 32) { slot += 32; rest >>= 32; }
@@ -92,14 +93,18 @@ static __always_inline void add_to(struct histogram *h, u64 value) {
   if (rest >> 1) { slot += 1; rest >>= 1; }
   slot += rest;                                         /* the number of bits in value */
   BOUND(slot, 63);
-  h->slot[slot] += 1;
-  h->sum_ns += value;
+  h->slot[slot] += times;
+  h->sum_ns += value * times;
 }
 
-static __always_inline void observe(u32 which, u64 value) {
+static __always_inline void add_to(struct histogram *h, u64 value) { add_times(h, value, 1); }
+
+static __always_inline void observe_times(u32 which, u64 value, u64 times) {
   struct histogram *h = histograms.lookup(&which);
-  if (h) add_to(h, value);
+  if (h) add_times(h, value, times);
 }
+
+static __always_inline void observe(u32 which, u64 value) { observe_times(which, value, 1); }
 
 /* Which cgroup the current task is in, from the kernel's own memory: a look into /sys/fs/cgroup may wait for a lock that a suspect holds. */
 static __always_inline void fill_cgroup(struct event *e) {

@@ -505,27 +505,27 @@ class TestMmapLock:
         world.tick(1 << 25)
         world.unlock_mm(mm)
         wait, hold = world.books.histograms()["HIST_MMAP_WAIT_WRITE"], world.books.histograms()["HIST_MMAP_HOLD_WRITE"]
-        assert (wait.slots[0], wait.slots[21], hold.slots[26]) == (1, 1, 1)
+        assert (wait.slots[0], wait.slots[21]) == (7, 1), "who waited counts for itself"
+        assert hold.count == 7, "the first of two is timed, for seven"
         assert not world.books.histograms()["HIST_MMAP_HOLD_READ"].count
         assert not held(world)
 
-    def test_who_waited_for_something_else_did_not_wait_for_mmap_lock(self) -> None:
-        """Another rwsem; a killed wait; a spinlock."""
+    @pytest.mark.parametrize("lock", [MMAP_LOCK, MMAP_LOCK + 8])
+    @pytest.mark.parametrize("flags", [LCB_F_WRITE, LCB_F_WRITE | 1])
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_only_who_waited_for_this_lock_did(self, lock: int, flags: int, killed: bool) -> None:
+        """Not for another rwsem, for a spinlock, or before a wait that was killed."""
         world = World()
         mm = world.new_mm()
         world.become(5)
         world.lock_mm(mm)
         world.unlock_mm(mm)
-        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK + 8, LCB_F_WRITE)
+        world.fire("mmap_lock_contended", mm.at + lock, flags)
+        if killed:
+            world.fire("mmap_lock_acquire_returned", mm.at, 1, 0)
         world.lock_mm(mm)
-        world.unlock_mm(mm)
-        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK, LCB_F_WRITE)
-        world.fire("mmap_lock_acquire_returned", mm.at, 1, 0)
-        world.lock_mm(mm)
-        world.unlock_mm(mm)
-        world.fire("mmap_lock_contended", mm.at + MMAP_LOCK, LCB_F_WRITE | 1)
-        world.lock_mm(mm)
-        assert world.books.histograms()["HIST_MMAP_WAIT_WRITE"].slots[0] == 4
+        waited = world.books.histograms()["HIST_MMAP_WAIT_WRITE"].count - 7
+        assert waited == (lock == MMAP_LOCK and flags == LCB_F_WRITE and not killed)
 
     def test_a_downgrade_ends_the_write_hold(self) -> None:
         world = World()
@@ -534,8 +534,20 @@ class TestMmapLock:
         world.lock_mm(mm)
         world.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
         world.unlock_mm(mm, write=False)
-        assert world.books.histograms()["HIST_MMAP_HOLD_WRITE"].count == 1
-        assert world.books.histograms()["HIST_MMAP_HOLD_READ"].count == 1
+        assert world.books.histograms()["HIST_MMAP_HOLD_WRITE"].count == 7
+        assert not held(world)
+
+    def test_one_hold_in_seven_is_timed_and_stands_for_all(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        world.become(5)
+        for _ in range(70):
+            world.lock_mm(mm)
+            world.tick(1 << 25)
+            world.unlock_mm(mm)
+        hold, wait = world.books.histograms()["HIST_MMAP_HOLD_WRITE"], world.books.histograms()["HIST_MMAP_WAIT_WRITE"]
+        assert (hold.slots[26], hold.count, wait.slots[0]) == (70, 70, 70)
+        assert hold.sum_ns / 70 == pytest.approx(1 << 25, rel=0.01)
 
     def test_a_failed_trylock_leaves_nothing(self) -> None:
         world = World()
