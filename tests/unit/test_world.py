@@ -572,6 +572,16 @@ class TestMmapLock:
         assert (counters["NESTED_HOLDS"], counters["FORKS_SEEN"]) == (1, 1)
         assert not world.native.events()
 
+    @pytest.mark.parametrize(("users", "stacks"), [(1, 0), (2, 1)])
+    def test_only_an_mm_that_others_know_of_is_worth_a_stack(self, users: int, stacks: int) -> None:
+        world = World()
+        parent, child = world.new_mm(), world.new_mm()
+        world._field("mm_struct.mm_users.counter", child.at, users, 4)
+        for mm in (parent, child):
+            world.lock_mm(mm)
+        (row,) = (LAYOUTS.structs["order_row"].unpack(raw) for _, raw in world.native.maps["lock_order"].items())
+        assert (row.stack >= 0) == stacks
+
     def test_reversed_nesting_is_told_with_both_sides(self) -> None:
         world = World()
         one, two = world.new_mm(), world.new_mm()
