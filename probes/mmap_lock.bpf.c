@@ -102,20 +102,21 @@ static __always_inline void take_another(void *ctx, struct lock_state *state, u6
   }
   if (!placed) { count(LOCKS_LOST); return; }
   state->n++;
-  if (!outer || outer == mm) return;
+  if (!outer) return;
   u64 now = bpf_ktime_get_ns();
   if (write && outer_write) forking(mm, now);
   nested(ctx, outer, mm, now);
 }
 
-/* Who has the write lock and says to have a read lock went through mmap_write_downgrade(): nobody can wait for its own lock. */
-static __always_inline u64 downgraded(struct lock_state *state, u64 mm, u64 since) {
+/* Nobody waits for its own lock. Who has it for write and says to have it for read went through mmap_write_downgrade(); else a release was
+   missed: after four of them nothing more would be booked. */
+static __always_inline u64 held_already(struct lock_state *state, u64 mm, u64 write, u64 since) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     struct held_lock *held = &state->held[i];
-    if (held->mm != mm || !held->write) continue;
-    held_for(held);
-    held->write = 0;
+    if (held->mm != mm) continue;
+    if (held->write && !write) held_for(held);
+    held->write = write;
     held->since_ns = since;
     return 1;
   }
@@ -136,7 +137,7 @@ HOOK(mmap_lock_acquire_returned) {
   state->contended = 0;
   if (!(ARG(mmap_lock_acquire_returned, success) & 1)) return 0;
   u64 since = timed();
-  if (!write && state->n && downgraded(state, mm, since)) return 0;
+  if (state->n && held_already(state, mm, write, since)) return 0;
   u32 waits = write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ;
   if (waited_for == mm + OFFSET(mm_struct, mmap_lock)) observe(waits, bpf_ktime_get_ns() - state->since_ns);
   else if (since) observe_times(waits, 0, HOLDS_A_CLOCK);

@@ -549,6 +549,22 @@ class TestMmapLock:
         assert (hold.slots[26], hold.count, wait.slots[0]) == (70, 70, 70)
         assert hold.sum_ns / 70 == pytest.approx(1 << 25, rel=0.01)
 
+    def test_a_release_that_was_missed_is_made_good_by_the_next_acquisition(self) -> None:
+        world = World()
+        mm = world.new_mm()
+        world.become(5)
+        other = world.new_mm()
+        world.lock_mm(other)
+        for _ in range(9):
+            world.lock_mm(mm)
+        assert held(world) == 2
+        world.unlock_mm(other)
+        world.lock_mm(mm)
+        assert held(world) == 1
+        assert not world.books.counters()["LOCKS_LOST"]
+        world.unlock_mm(mm)
+        assert not held(world)
+
     def test_a_failed_trylock_leaves_nothing(self) -> None:
         world = World()
         mm = world.new_mm()
