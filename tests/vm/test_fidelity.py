@@ -15,7 +15,7 @@ ROUNDS = int(os.environ.get("RMAPD_FIDELITY_ROUNDS") or 3)
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_changes_under_load_are_no_alarm(kernel: str) -> None:
-    result = run(kernel, f"python -m tests.vm.fidelity $OUT/f.json {ROUNDS}", label="fidelity", timeout=600 + 300 * ROUNDS)
+    result = run(kernel, f"python -m tests.vm.fidelity $OUT/f.json {ROUNDS}", label="fidelity", one_thread=True, timeout=600 + 300 * ROUNDS)
     assert result.code == 0, result.output
     found = json.loads((result.folder / "f.json").read_text())
     rows = found["rounds"]
