@@ -24,7 +24,7 @@ def test_nothing_is_left_behind(kernel: str, how: str) -> None:
     assert result.code == 0, result.output
     found = json.loads((result.folder / "a.json").read_text())
     print(f"\n{found['kernel']}: {found['programs']} programs by {how}, {ROUNDS} rounds in {found['seconds']:.0f} s")
-    assert found["programs"] >= 100
+    assert found["programs"] >= 90
     assert found["hooked"] >= 60, "or hooked() does not see what is attached"
     assert found["left"] == [0] * (ROUNDS + 1)
     assert (found["left_hooked"], found["left_programs"]) == (0, 0)
