@@ -115,10 +115,12 @@ def install() -> None:
 
 def kprobes() -> None:
     """The unit's daemon prefers kprobes from now on, as it does on a kernel that preempts and counts what it leaves out of them."""
-    script = Path("/usr/lib/rmapd/kprobes.py")
-    script.write_text("from tracer import cli, kernel\nkernel.Kernel.preempts, kernel.Kernel.kprobe_refused = True, ''\ncli.main()\n")
-    command = f"/usr/lib/rmapd/bin/python3 {script} run"
-    Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(f"[Service]\nExecStart=\nExecStart={command}\n")
+    script = Path("/usr/lib/rmapd/kprobes/rmapd")
+    script.parent.mkdir()
+    prefer = "kernel.Kernel.preempts, kernel.Kernel.kprobe_refused = True, ''"
+    script.write_text(f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli, kernel\n{prefer}\ncli.main()\n")
+    script.chmod(0o755)
+    Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(f"[Service]\nExecStart=\nExecStart={script} run\n")
     say("systemctl daemon-reload; systemctl cat rmapd | grep Exec")
 
 
