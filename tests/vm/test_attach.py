@@ -12,7 +12,7 @@ from tests.vm.guest import run
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 ROUNDS = int(os.environ.get("RMAPD_ATTACH_ROUNDS") or 5)
-"""100 is what docs/KERNELS.md tells of; that takes half an hour or more a kernel under emulation."""
+"""20 take 17 minutes under emulation."""
 
 
 @pytest.mark.parametrize("how", ["kprobe", "fentry"])
@@ -24,7 +24,7 @@ def test_nothing_is_left_behind(kernel: str, how: str) -> None:
     assert result.code == 0, result.output
     found = json.loads((result.folder / "a.json").read_text())
     print(f"\n{found['kernel']}: {found['programs']} programs by {how}, {ROUNDS} rounds in {found['seconds']:.0f} s")
-    assert found["programs"] >= 90
+    assert found["programs"] >= 100
     assert found["hooked"] >= 60, "or hooked() does not see what is attached"
     assert found["left"] == [0] * (ROUNDS + 1)
     assert (found["left_hooked"], found["left_programs"]) == (0, 0)
