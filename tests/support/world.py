@@ -306,9 +306,8 @@ class World:
         self.zap(mm, addr)
 
     def lock_mm(self, mm: SimMm, write: bool = True) -> None:
-        if not self.mmap_lock:
-            return
-        self.fire("mmap_lock_acquire_returned", mm.at, int(write), 1)
+        if self.mmap_lock:
+            self.fire("mmap_lock_acquire_returned", mm.at, int(write), 1)
 
     def unlock_mm(self, mm: SimMm, write: bool = True) -> None:
         if self.mmap_lock:

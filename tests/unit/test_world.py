@@ -492,11 +492,16 @@ def held(world: World) -> int:
     return sum(state.n for state in states)
 
 
+def one_task() -> tuple[World, SimMm]:
+    world = World()
+    mm = world.new_mm()
+    world.become(5)
+    return world, mm
+
+
 class TestMmapLock:
     def test_waits_and_holds(self) -> None:
-        world = World()
-        mm = world.new_mm()
-        world.become(5)
+        world, mm = one_task()
         world.lock_mm(mm)
         world.unlock_mm(mm)
         world.fire("mmap_lock_contended", mm.at + MMAP_LOCK, LCB_F_WRITE)
@@ -515,9 +520,7 @@ class TestMmapLock:
     @pytest.mark.parametrize("killed", [False, True])
     def test_only_who_waited_for_this_lock_did(self, lock: int, flags: int, killed: bool) -> None:
         """Not for another rwsem, for a spinlock, or before a wait that was killed."""
-        world = World()
-        mm = world.new_mm()
-        world.become(5)
+        world, mm = one_task()
         world.lock_mm(mm)
         world.unlock_mm(mm)
         world.fire("mmap_lock_contended", mm.at + lock, flags)
@@ -528,19 +531,17 @@ class TestMmapLock:
         assert waited == (lock == MMAP_LOCK and flags == LCB_F_WRITE and not killed)
 
     def test_a_downgrade_ends_the_write_hold(self) -> None:
-        world = World()
-        mm = world.new_mm()
-        world.become(5)
-        world.lock_mm(mm)
-        world.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
-        world.unlock_mm(mm, write=False)
+        world, mm = one_task()
+        for _ in range(7):
+            world.lock_mm(mm)
+            world.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
+            world.unlock_mm(mm, write=False)
         assert world.books.histograms()["HIST_MMAP_HOLD_WRITE"].count == 7
+        assert world.books.histograms()["HIST_MMAP_HOLD_READ"].count == 7
         assert not held(world)
 
     def test_one_hold_in_seven_is_timed_and_stands_for_all(self) -> None:
-        world = World()
-        mm = world.new_mm()
-        world.become(5)
+        world, mm = one_task()
         for _ in range(70):
             world.lock_mm(mm)
             world.tick(1 << 25)
@@ -550,9 +551,7 @@ class TestMmapLock:
         assert hold.sum_ns / 70 == pytest.approx(1 << 25, rel=0.01)
 
     def test_a_release_that_was_missed_is_made_good_by_the_next_acquisition(self) -> None:
-        world = World()
-        mm = world.new_mm()
-        world.become(5)
+        world, mm = one_task()
         other = world.new_mm()
         world.lock_mm(other)
         for _ in range(9):
@@ -566,9 +565,7 @@ class TestMmapLock:
         assert not held(world)
 
     def test_a_failed_trylock_leaves_nothing(self) -> None:
-        world = World()
-        mm = world.new_mm()
-        world.become(5)
+        world, mm = one_task()
         world.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
         assert not world.books.histograms()["HIST_MMAP_WAIT_READ"].count
         assert not held(world)

@@ -222,7 +222,8 @@ INVARIANTS = (
         not_violations="A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so cannot deadlock. "
         "An mm whose address is reused: mms are told apart by mm->context.ctx_id.",
         confirmed="Between classes by the operations themselves, with the first protocol and stack of every edge. Between two mmap_locks, "
-        "from tracepoints alone, a trylock looks like any acquisition, so a reversed pair is a suspect, with both stacks.",
+        "from tracepoints alone, a trylock looks like any acquisition, so a reversed pair is a suspect, with both stacks; "
+        "the nesting of a fork has none.",
         blind_spots="Pairs older than the last order_rows nestings; a lock taken again by its own holder (a legal trylock looks the same); "
         "locks of one class, except mmap_lock.",
         needs=("mmap_lock_acquire_returned", "mmap_lock_released"),
