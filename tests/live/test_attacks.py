@@ -42,7 +42,7 @@ def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, rows in {"LEDGER": 16, "FROZEN": 1, "VISIT": 2, "MIGRATION": 1, "MM": 1, "ORDER": 1, "HOLD": 1, "PROTOCOL": 2}.items():
         monkeypatch.setenv(f"RMAPD_MAPS_{name}_ROWS", str(rows))
     monkeypatch.setenv("RMAPD_MAPS_RING_PAGES", "1")
-    done, found = run_exec(tmp_path, command=[*WORKLOAD, "300000"])
+    done, found = run_exec(tmp_path, command=[*WORKLOAD, "100000"])
     assert done.returncode == 0, done.stderr
     assert not accused(found)
     assert found["lost"]["ledger"] > 100

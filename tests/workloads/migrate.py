@@ -52,7 +52,7 @@ def main(pages: int, mib: int) -> None:
             for block in blocks[::2]:
                 block.close()
             Path("/proc/sys/vm/compact_memory").write_text("1")
-            if rounds > 200:
+            if rounds > 1000:
                 sys.exit(f"only {migrated() - start} pages migrated in {rounds} rounds")
     finally:
         os.kill(churning, signal.SIGKILL)
