@@ -36,9 +36,11 @@ HOOK(vm_area_dup) {
   return 0;
 }
 
-/* A tree step in no window is a protocol by itself. */
-static __always_inline void outside(void *ctx, u32 step, u64 vma) {
+/* A tree step in no window is a protocol by itself; so is one in a window that is not booked, unless the lock is held as it must be (or none
+   need be: a new tree). */
+static __always_inline void outside(void *ctx, struct insider *t, u32 step, u64 vma) {
   struct protocol_key key = {};
+  if (unsampled(t, ON_STACK(ctx)) && (step < STEP_LOCK || (step & 3) == OWNER_SELF)) return;
   u32 is_new = 0;
   key.steps[0] = step;
   first_seen(&key, bpf_ktime_get_ns(), &is_new);
@@ -50,8 +52,9 @@ HOOK(file_tree_step) {
   if (!open_gate()) return 0;
   u64 mapping = ARGUMENT(mapping), rwsem = i_mmap_of(mapping ? mapping : ARGUMENT(root) - OFFSET(address_space, i_mmap));
   u32 step = STEP_TREE + (TREE_FILE * 2 + CONSTANT(entering)) * 4 + owner_of(rwsem);
-  struct frame *f = here(ctx);
-  if (!f) { outside(ctx, step, ARGUMENT(node)); return 0; }
+  struct insider *t = insider();
+  struct frame *f = t ? alive(t, ON_STACK(ctx)) : 0;
+  if (!f) { outside(ctx, t, step, ARGUMENT(node)); return 0; }
   if (!f->i_mmap) f->i_mmap = rwsem;
   put(f, step);
   return 0;
@@ -67,8 +70,9 @@ HOOK(anon_tree_step) {
   /* an empty tree of an anon_vma that the VMA does not point to yet: no walk can come here (mm/rmap.c) */
   if (owner != OWNER_SELF && entering && !READ(anon_vma, anon_vma, rb_node) && READ(vm_area_struct, vma, anon_vma) != anon_vma)
     step = STEP_TREE_NEW + TREE_ANON * 2 + 1;
-  struct frame *f = here(ctx);
-  if (!f) { outside(ctx, step, vma); return 0; }
+  struct insider *t = insider();
+  struct frame *f = t ? alive(t, ON_STACK(ctx)) : 0;
+  if (!f) { outside(ctx, t, step, vma); return 0; }
   if (!f->anon) f->anon = rwsem;
   put(f, step);
   return 0;

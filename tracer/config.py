@@ -13,10 +13,12 @@ import msgspec
 
 from tracer.errors import RmapdError
 
-CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget")
+CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget", "sampled_windows")
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 STORE = "/var/lib/rmapd/rmapd.db"
-FIDELITIES = ("auto", "full", "owner", "migration")
+LEVELS = ("full", "sampled", "owner", "migration")
+"""Levels of fidelity, the one that costs the most first."""
+FIDELITIES = ("auto", *LEVELS)
 
 
 def _says(meaning: str) -> msgspec.Meta:
@@ -55,7 +57,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fidelity: Annotated[
         str,
         _says(
-            "`migration`: the ledger and the oracle; `owner`: also windows, trees and who owns their locks; `full`, `auto`: also all rwsems"
+            "`migration`: the ledger and the oracle; `owner`: also windows, trees and who owns their locks; `sampled`: also all rwsems, in "
+            "some of the windows; `full`, `auto`: in all"
         ),
     ] = "auto"
     require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
@@ -69,6 +72,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget: Annotated[
         float, _says("`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered")
     ] = 0.01
+    sampled_windows: Annotated[
+        int, _says("where windows are sampled: how many of one function are booked a second, on each CPU, at most")
+    ] = 1000
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
     patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
@@ -186,6 +192,8 @@ def _check(config: Config, where: str) -> None:
         raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
     if not 0 < config.budget <= 1:
         raise wrong("budget", f"{config.budget} is no share: above 0, and 1 at most", f"{Config().budget:g}")
+    if not 1 <= config.sampled_windows <= 10**9:
+        raise wrong("sampled_windows", f"{config.sampled_windows} is not between 1 and 1000000000", str(Config().sampled_windows))
     if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
         raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
     least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}

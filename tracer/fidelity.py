@@ -10,15 +10,15 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tracer.books import Books
-from tracer.config import Config
+from tracer.config import LEVELS, Config
 from tracer.governor import Governor
 from tracer.invariant import Coverage, Invariant
 from tracer.loaded import Loaded
 from tracer.plan import State
+from tracer.windows import Windows
 
 log = logging.getLogger("rmapd")
 
-LEVELS = ("full", "owner", "migration")
 WINDOW_STEMS = ("vma", "locks", "rmap")
 _STEMS = {
     "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
@@ -38,13 +38,34 @@ def runs(stem: str, level: str) -> bool:
 class Fidelity:
     """The level in force. `checked` is one set for the whole session: those who judge look into it."""
 
-    def __init__(self, level: str, loaded: Loaded, books: Books, invariants: Mapping[str, Invariant], features: Collection[str]) -> None:
+    def __init__(
+        self,
+        level: str,
+        loaded: Loaded,
+        books: Books,
+        windows: Windows,
+        invariants: Mapping[str, Invariant],
+        features: Collection[str],
+        sampled_windows: int = Config().sampled_windows,
+    ) -> None:
         self.level = level
         self.coverage: dict[str, tuple[Coverage, str]] = {}
         self.checked: set[str] = set()
         self.governor: Governor | None = None
         self._loaded, self._books, self._invariants, self._features = loaded, books, invariants, frozenset(features)
+        self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
+        self._counted = (0, 0)
+        self._sample()
         self.cover()
+
+    def sample(self, rate: int) -> None:
+        """From now on so many windows of a function are booked a second, on each CPU, where windows are sampled."""
+        self._rate = rate
+        self._sample()
+        self.cover()
+
+    def _sample(self) -> None:
+        self._books.set_params(window_ns=10**9 // self._rate if self._sampled else 0)
 
     def cover(self) -> None:
         """What is checked with the hooks that are on now."""
@@ -52,19 +73,29 @@ class Fidelity:
         gone = [hook for hook in self._loaded.hooks if hook.state is State.DETACHED]
         off = {hook.hook.name: hook.reason for hook in gone}
         of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in WINDOW_STEMS}
-        self.coverage = {name: one.coverage(found, of_windows if one.judge else off) for name, one in self._invariants.items()}
+        sampled = self._how_sampled() if self._sampled else ""
+        self.coverage = {name: one.coverage(found, of_windows if one.judge else off, sampled) for name, one in self._invariants.items()}
         self.checked.clear()
         self.checked |= {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
 
+    def _how_sampled(self) -> str:
+        """Empty where no window is seen."""
+        if not any(hook.on and hook.stem in WINDOW_STEMS for hook in self._loaded.hooks):
+            return ""
+        return f"windows are sampled: {self._rate:,} of a function are booked a second, on each CPU, at most"
+
     def offered(self, config: Config) -> list[str]:
-        """The levels that a governor may choose: each takes some hooks off, and nothing from what is required (strict: from anything)."""
+        """The levels that a governor may choose: each takes some hooks off, or books fewer windows, and takes nothing from what is required
+        (strict: from anything). From `sampled` on windows are sampled at all levels."""
         needed = list(self._invariants) if config.strict else config.require
         offered, before = [LEVELS[0]], self._attached_at(LEVELS[0])
+        sampled = self._how_sampled()
         for level in LEVELS[1:]:
             left = self._attached_at(level)
-            if any(self._invariants[name].coverage(left | self._features)[0] is not self.coverage[name][0] for name in needed):
+            covered = {name: self._invariants[name].coverage(left | self._features, None, sampled)[0] for name in needed}
+            if any(covered[name] is not self.coverage[name][0] for name in needed):
                 break
-            if left != before:
+            if left != before or (sampled and level == "sampled"):
                 offered.append(level)
                 before = left
         return offered
@@ -83,7 +114,7 @@ class Fidelity:
         governor = self.governor
         if governor is None or not governor.due(now):
             return
-        decision = governor.look(now, self._spent(governor.levels))
+        decision = governor.look(now, self._spent(governor.levels), self._more())
         if decision is None:
             return
         before = self.level
@@ -95,6 +126,15 @@ class Fidelity:
             return
         covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]
         log.warning("fidelity %s instead of %s: %s; covered now: %s", self.level, before, decision.why, " ".join(covered) or "nothing")
+
+    def _more(self) -> float:
+        """At `sampled`: how many windows there were since the last time for each that was booked."""
+        if self.level != "sampled":
+            return 1.0
+        counted = (sum(times.count for times in self._windows.times().values()), sum(self._windows.unsampled().values()))
+        booked, unsampled = (now - before for now, before in zip(counted, self._counted, strict=True))
+        self._counted = counted
+        return 1.0 + unsampled / max(1, booked)
 
     def _spent(self, levels: Sequence[str]) -> dict[str, float]:
         """Seconds in programs by the lowest of these levels that they run at."""
@@ -116,6 +156,8 @@ class Fidelity:
             count()
             self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)
+            self._sampled = level != LEVELS[0]
+            self._sample()
             self.cover()
         self.level = level
         return refused

@@ -1,7 +1,8 @@
 """The governor: how much to probe for the budget. Pure decisions from what programs cost; it attaches nothing and reads no clock.
 
 Levels are in order, the one that costs the most first. A group is what runs at a level and not at the next one below: its cost can be
-measured while it is attached only. So what the cost would be at the level above is guessed from what it was of the whole when it was
+measured while it is attached only (a level may also have no group of its own, and do all of the next one's work where that does a
+part). So what the cost would be at the level above is guessed from what it was of the whole when it was
 last there, and where that cannot tell (nothing else ran), from trying, more and more rarely.
 """
 
@@ -52,6 +53,7 @@ class Governor:
         self._changed: float = float("-inf")
         self._tried: float = float("-inf")
         self._rest = self.pace.rest
+        self._more = 1.0
         self._whole_by_left: list[float | None] = []  # per step down: what the cost was, over what was left of it
 
     @property
@@ -62,8 +64,9 @@ class Governor:
         """Whether look() would look: what it needs costs something, too."""
         return self._last is None or now - self._last[0] >= self.pace.look
 
-    def look(self, now: float, spent: Mapping[str, float]) -> Decision | None:
-        """spent: seconds in programs since they were loaded, by the lowest level that they run at."""
+    def look(self, now: float, spent: Mapping[str, float], more: float = 1.0) -> Decision | None:
+        """spent: seconds in programs since they were loaded, by the lowest level that they run at. more: how many times as much they would
+        do at the level above, where they do a part of it here."""
         if not self.due(now):
             return None
         last, self._last = self._last, (now, spent)
@@ -71,6 +74,7 @@ class Governor:
             return None
         self.share = (sum(spent.values()) - sum(last[1].values())) / (now - last[0]) / self._cpus
         self._over = (self._over or last) if self.share > self.budget else None
+        self._more = more
         fits = self._guess() <= self.pace.ease * self.budget
         self._under = (self._under or last) if fits else None
         if self._over and now - self._over[0] >= self.pace.over and self._at + 1 < len(self.levels):
@@ -83,7 +87,7 @@ class Governor:
     def _guess(self) -> float:
         """The share that the level above would cost; what there is where nobody knows."""
         factor = self._whole_by_left[-1] if self._whole_by_left else 1.0
-        return self.share * (factor or 1.0)
+        return self.share * (factor or 1.0) * self._more
 
     def _lower(self, now: float, spent: Mapping[str, float], then: Mapping[str, float]) -> Decision:
         whole = sum(spent.values()) - sum(then.values())

@@ -30,7 +30,8 @@ class Invariant:
     """One invariant. `needs`: hooks without which nothing is checked. `lacking`: hook or feature -> what its absence costs.
     A name may be alternatives, `__vma_adjust|commit_merge`: any of them will do, for kernels have different ones.
     `awaits`: kernel functions whose probing it waits for, where this version of rmapd has no monitor for it yet.
-    `judge`: the ruling on a protocol, where the invariant is checked by protocols; None where it says nothing of this one."""
+    `judge`: the ruling on a protocol, where the invariant is checked by protocols; None where it says nothing of this one.
+    `whole_windows`: it depends on what all windows did from beginning to end; None: where it has a judge."""
 
     id: str
     title: str
@@ -43,14 +44,21 @@ class Invariant:
     lacking: Mapping[str, str] | None = None
     awaits: tuple[str, ...] = ()
     judge: Callable[[Protocol], Ruling | None] | None = None
+    whole_windows: bool | None = None
+
+    @property
+    def by_windows(self) -> bool:
+        """Whether a window that is not booked, or not to its end, is one that was not checked."""
+        return bool(self.judge) if self.whole_windows is None else self.whole_windows
 
     @property
     def built(self) -> bool:
         return bool(self.needs)
 
-    def coverage(self, attached: Collection[str], off: Mapping[str, str] | None = None) -> tuple[Coverage, str]:
+    def coverage(self, attached: Collection[str], off: Mapping[str, str] | None = None, sampled: str = "") -> tuple[Coverage, str]:
         """Coverage with these hooks and features, and the reason for anything less than full. off: hooks that were taken away -> why;
-        what is judged by protocols is judged by all windows, so none of their hooks may be missing unnoticed."""
+        what is judged by protocols is judged by all windows, so none of their hooks may be missing unnoticed. sampled: how, where not all
+        windows are booked."""
         if not self.built:
             return Coverage.NONE, "not checked by this version of rmapd"
         named = {name for names in (*self.needs, *(self.lacking or {})) for name in names.split("|")}
@@ -59,6 +67,8 @@ class Invariant:
         if absent:
             return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}", *away])
         costs = [cost for names, cost in (self.lacking or {}).items() if not _any_of(names, attached)]
+        if self.by_windows and sampled:
+            costs.append(sampled)
         costs = list(dict.fromkeys(costs + away))
         return (Coverage.PARTIAL, "; ".join(costs)) if costs else (Coverage.FULL, "")
 

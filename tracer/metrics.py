@@ -12,20 +12,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 import tracer
+from tracer.config import LEVELS
 from tracer.histogram import Histogram
 from tracer.plan import State
 from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
-_FIDELITIES = ("full", "owner", "migration")
 _WALKS = ("anon", "file", "ksm")
 _NOTHING = Histogram()
 _NO_RUNS = RunStatistics(0, 0, 0.0, 0)
 _ENTRY_POWERS = range(12, 37, 3)  # 4 µs to 69 s
 _WINDOW_POWERS = (20,)  # 1 ms: how often each of some twenty functions is slow
 _LOCK_POWERS = (10, 15, 20, 25, 28, 31)  # 1 µs, 33 µs, 1 ms, 34 ms, 268 ms, 2.1 s
-_WALK_POWERS = (1, 4, 7, 10, 13)  # up to 1, 15, 127, 1,023, 8,191 VMAs
+_WALK_POWERS = (1, 4, 7, 10)  # up to 1, 15, 127, 1,023 VMAs
 _LOCK_CLASSES = {
     "i_mmap": ("i_mmap", "i_mmap2"),
     "anon": ("anon", "anon2"),
@@ -102,7 +102,9 @@ def _windows(s: Snapshot) -> dict[str, Histogram]:
 def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     times = _windows(s)
     windows = (((name,), histogram.count) for name, histogram in times.items())
-    yield _counter("rmapd_windows", "Windows seen, by function.", ("function",), windows)
+    yield _counter("rmapd_windows", "Windows booked, by function.", ("function",), windows)
+    text = "Windows that were not booked because windows are sampled; those inside of them, too."
+    yield _counter("rmapd_windows_unsampled", text, (), [((), float(sum(s.windows_unsampled.values())))])
     distinct = Counter(ruled.protocol.window for ruled in s.protocols)
     seen = (((name,), float(distinct[name])) for name in times)
     yield _gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), seen)
@@ -155,7 +157,7 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
 
 
 def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
-    level = (((f,), float(f == s.fidelity)) for f in _FIDELITIES)
+    level = (((f,), float(f == s.fidelity)) for f in LEVELS)
     yield _gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
     changes = (((way,), float(s.fidelity_changes.get(way, 0))) for way in ("lower", "raise"))
     yield _counter("rmapd_fidelity_changes", "Decisions of the governor, by direction.", ("direction",), changes)

@@ -38,6 +38,7 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
             for name, invariant in s.invariants.items()
         },
         "windows": {name: histogram.count for name, histogram in s.window_times.items() if histogram.count},
+        "windows_unsampled": {name: count for name, count in s.windows_unsampled.items() if count},
         "protocols": [protocol_json(ruled) for ruled in sorted(s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows))],
         "violations": [violation_json(v) for v in s.violations.values()],
         "beyond": {f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()},
@@ -181,7 +182,9 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
 
 def _windows_text(s: Snapshot) -> list[str]:
     """Windows by function, each with its protocols and how often each ran."""
-    lines = [""]
+    lines, unsampled = [""], sum(s.windows_unsampled.values())
+    if unsampled:
+        lines.append(f"{unsampled:10,} windows are not booked: {s.fidelity} fidelity samples them")
     for name, histogram in s.window_times.items():
         ruled = sorted((one for one in s.protocols if one.protocol.window == name), key=lambda one: -one.windows)
         if histogram.count:

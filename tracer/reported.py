@@ -215,6 +215,7 @@ class Report(msgspec.Struct, frozen=True):
     command: Command = Command()
     hooks: dict[str, Hook] = {}
     windows: dict[str, int] = {}
+    windows_unsampled: dict[str, int] = {}
     histograms: list[Histogram] = []
     lock_graph: LockGraph = LockGraph()
     timeline: Timeline = Timeline()

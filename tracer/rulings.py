@@ -16,7 +16,6 @@ from tracer.protocol import Protocol
 from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
-_BY_ITSELF = "L4"  # a tree step and its lock's owner are one moment; all else depends on where a window began and ended
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Rulings:
         self.unreadable: dict[bytes, str] = {}
         self.windows_unreadable = 0
         self._encoding, self._checked = encoding, checked
+        self._momentary = {invariant.id for invariant in invariants.values() if not invariant.by_windows}
         self._judges = {invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge}
         self._graph = LockGraph()
         self._known: dict[bytes, _Known] = {}
@@ -92,7 +92,7 @@ class Rulings:
         """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
 
         The same rows again change nothing. lossy: events were lost lately, so what is new and not well counts as
-        unverifiable: a window whose return was missed ends in another one. What a single moment proves (L4) stays."""
+        unverifiable: a window whose return was missed ends in another one. What a single moment proves stays."""
         for key, count in rows.items():
             new = count - self._counts[key]
             if new <= 0:
@@ -105,7 +105,7 @@ class Rulings:
             for invariant, ruling in known.rulings.items():
                 if invariant not in self._checked:
                     continue
-                doubtful = lossy and ruling.verdict in _FOUND and invariant != _BY_ITSELF
+                doubtful = lossy and ruling.verdict in _FOUND and invariant not in self._momentary
                 verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
                 self.checks[invariant, verdict] += new
                 self._unreported[key, invariant, verdict] += new

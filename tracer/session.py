@@ -18,10 +18,10 @@ import msgspec
 from tracer import calibrate, handover, program, scene
 from tracer.books import Books
 from tracer.btf import FUNC
-from tracer.config import CHANGEABLE, Config
+from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.docket import Docket
 from tracer.errors import NotCheckable, RmapdError
-from tracer.fidelity import LEVELS, WINDOW_STEMS, Fidelity, runs, stems
+from tracer.fidelity import WINDOW_STEMS, Fidelity, runs, stems
 from tracer.findings import ENUMS, Findings
 from tracer.governor import Governor, Pace
 from tracer.invariant import Coverage, discover
@@ -92,11 +92,12 @@ class Session:
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
-        self._fidelity = Fidelity(level, self.loaded, self.books, self.invariants, {"oracle"} if oracle else ())
+        self.windows = Windows(self.loaded.maps, layouts)
+        features = {"oracle"} if oracle else ()
+        self._fidelity = Fidelity(level, self.loaded, self.books, self.windows, self.invariants, features, self.config.sampled_windows)
         checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = self._symbols = Symbols(self.kernel)
-        self.windows = Windows(self.loaded.maps, layouts)
         seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
         self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
         findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
@@ -210,6 +211,7 @@ class Session:
         self.config = msgspec.structs.replace(self.config, **{name: getattr(config, name) for name in CHANGEABLE})
         welcome_ns = int(config.welcome_seconds * 1e9)
         self.books.set_params(welcome_ns=welcome_ns)
+        self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
         self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
@@ -302,6 +304,7 @@ class Session:
             statistics=statistics,
             histograms=self.books.histograms(),
             window_times=self.windows.times(),
+            windows_unsampled=self.windows.unsampled(),
             lock_waits=self.windows.waits(),
             lock_holds=self.windows.holds(),
             protocols=tuple(self.docket.rulings.protocols()),

@@ -43,6 +43,7 @@ class Snapshot:
     statistics: Mapping[str, RunStatistics] = field(default_factory=dict)
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
     window_times: Mapping[str, Histogram] = field(default_factory=dict)
+    windows_unsampled: Mapping[str, int] = field(default_factory=dict)
     lock_waits: Mapping[str, Histogram] = field(default_factory=dict)
     lock_holds: Mapping[str, Histogram] = field(default_factory=dict)
     protocols: tuple[Ruled, ...] = ()

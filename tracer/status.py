@@ -33,9 +33,10 @@ def table(now: Snapshot, before: Snapshot | None, where: str) -> Table:
         ]
         out.add_row(name, invariant.title, Text(level.value, style=_COLOURS[level.value]), *cells, f"{rate:,.0f}")
     none = [name for name in now.invariants if now.coverage[name][0] == "none"]
-    lost = sum(now.lost.values())
+    lost, unsampled = sum(now.lost.values()), sum(now.windows_unsampled.values())
     out.caption = (
         f"not checked here: {' '.join(none)} · entries outstanding {now.outstanding} · cleared by the oracle {now.oracle.get('cleared', 0)}"
-        f" · lost {lost} · signatures {len(now.violations)} · Ctrl-C ends"
+        + (f" · windows not sampled {unsampled:,}" if unsampled else "")
+        + f" · lost {lost} · signatures {len(now.violations)} · Ctrl-C ends"
     )
     return out

@@ -83,11 +83,13 @@ def tiles(reported: Reported) -> list[dict[str, str]]:
     counts = {verdict: sum(v.count for v in reported.violations if v.verdict == verdict) for verdict in ("violated", "suspect")}
     for name, count in reported.rest.items():
         counts[name.partition(" ")[2]] = counts.get(name.partition(" ")[2], 0) + count
+    unsampled = sum(sum(report.windows_unsampled.values()) for report in reported.reports)
     rows = [
         ("violations", f"{counts['violated']:,}", "bad" if counts["violated"] else ""),
         ("suspects", f"{counts['suspect']:,}", "warn" if counts["suspect"] else ""),
         ("checks that hold", f"{reported.checked('holds'):,}", ""),
         ("windows", f"{sum(sum(report.windows.values()) for report in reported.reports):,}", ""),
+        *([("not sampled", f"{unsampled:,}", "warn")] if unsampled else []),
         ("protocols", f"{len({one.said for report in reported.reports for one in report.protocols}):,}", ""),
         ("duration", lasted(sum(report.duration_seconds for report in reported.reports)), ""),
         ("runs", f"{len(reported.runs):,}", "") if reported.runs else ("fidelity", reported.report.fidelity or "–", ""),

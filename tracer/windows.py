@@ -26,11 +26,13 @@ class Flight:
 
 @dataclass(frozen=True)
 class Recorded:
-    """flights: oldest first; changes_ns, walks_ns: since when none is missing that ended on any CPU, 0: since the gate opened."""
+    """flights: oldest first; changes_ns, walks_ns: since when none is missing that ended on any CPU, 0: since the gate opened; unsampled:
+    how many windows were not booked since then, all in all."""
 
     flights: list[Flight]
     changes_ns: int
     walks_ns: int
+    unsampled: int = 0
 
 
 class Windows:
@@ -67,6 +69,15 @@ class Windows:
         """Durations by function; their count is the number of windows (a dup_mmap() is one, however many pieces it had)."""
         return {name: times for name, times in self._histograms("window_times", self.names).items() if name != "outside"}
 
+    def unsampled(self) -> dict[str, int]:
+        """Windows that were not booked because windows are sampled, by function; those in them count, too."""
+        if "allowances" not in self._maps:
+            return {}
+        layout = self._layouts.structs["allowance"]
+        place = layout.place("unsampled")
+        sums = [sum(values[place] for values in layout.code.iter_unpack(raw)) for raw in self._maps["allowances"].rows(len(self.names))]
+        return dict(zip(self.names, sums, strict=True))
+
     def waits(self) -> dict[str, Histogram]:
         """Time from asking for an rwsem inside a window to having it, by class."""
         return self._histograms("lock_waits", self.classes)
@@ -96,7 +107,7 @@ class Windows:
                     found.append(Flight(self.names[row.window], row))
         full = [(walks, min(each)) for (walks, _), each in ends.items() if 0 not in each]
         since = [max((oldest for walks, oldest in full if walks is kind), default=0) for kind in (False, True)]
-        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1])
+        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1], sum(self.unsampled().values()))
 
     def flights(self) -> list[Flight]:
         """Every window that the recorder still holds, oldest first."""

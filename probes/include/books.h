@@ -10,6 +10,7 @@ struct params {
   u64 types_known;    /* every swap type of migration entries was seen inserted */
   u64 window_epoch;   /* odd while hooks of windows change: none is opened then, and what began in another epoch is not counted */
   u64 mmap_epoch;     /* the same of mmap_lock */
+  u64 window_ns;      /* sampling: one window per function, CPU and so long is booked, on the average; 0: all are */
 };
 
 /* Per-CPU sums; Python adds the CPUs up. */
@@ -303,6 +304,14 @@ enum window_flags {
   WINDOW_SHAPES = 16      /* `vma` outlives the window: its geometry is judged (V1) */
 };
 enum flight_limits { DEEPEST_WINDOW = 8, MOST_STEPS = 55 };
+
+/* Sampling, per function and CPU: what may still be booked, and what was not. */
+struct allowance {
+  u64 jiffy;              /* when more was last asked for */
+  u64 since_ns;           /* what is given was earned by then */
+  u64 left;
+  u64 unsampled;           /* windows that were not booked, and those in them */
+};
 
 struct hold_key {
   u64 rwsem;

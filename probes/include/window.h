@@ -25,6 +25,9 @@ struct insider {
   u32 window;             /* which that was, */
   u64 mark;               /* where on the stack, */
   u64 came_by[2];         /* and by which system call: struct pt_regs' orig_ax and ip */
+  u64 unsampled;          /* sampling: where on the stack the window is that is not booked, 0: none; */
+  u32 unsampled_window;   /* of which function, */
+  u32 unsampled_epoch;    /* and params.window_epoch then */
   struct frame frames[DEEPEST_WINDOW];
 };
 BPF_TASK_STORAGE(insiders, struct insider);
@@ -42,6 +45,7 @@ struct held_rwsems {
 BPF_TASK_STORAGE(held_rwsems, struct held_rwsems);
 BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
+BPF_PERCPU_ARRAY(allowances, struct allowance, WINDOWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(flights, struct flight, FLIGHT_ROWS + FLIGHT_ROWS);
@@ -161,6 +165,44 @@ static __always_inline void take_stack(void *ctx, struct insider *t, u64 mark, u
   t->stack = flight_stacks.get_stackid(ctx, 0);
 }
 
+/* Sampling: whether the allowance of this function on this CPU has room for one more window; what was saved up is a second's worth at most.
+   The clock is read once a jiffy, when nothing is left. Another task may come in between on this CPU: `left` may fall below 0. */
+static __always_inline u32 may_book(struct params *p, u32 window) {
+  u64 each = p->window_ns;
+  struct allowance *a = each ? allowances.lookup(&window) : 0;
+  if (!a) return 1;
+  if ((s64)a->left <= 0) {
+    u64 jiffy = bpf_jiffies64();
+    if (jiffy != a->jiffy) {
+      u64 now = bpf_ktime_get_ns(), earned = (now - a->since_ns) / each, most = 1000000000 / each + 1;
+      a->jiffy = jiffy;
+      a->left = earned < most ? earned : most;
+      a->since_ns = earned < most ? a->since_ns + earned * each : now;
+    }
+  }
+  if ((s64)a->left <= 0) { a->unsampled += 1; return 0; }
+  a->left -= 1;
+  return 1;
+}
+
+/* Whether this runs in a window that is not booked. Who left it unseen runs no deeper on the stack. */
+static __always_inline u32 unsampled(struct insider *t, u64 mark) { return t && t->unsampled && mark < t->unsampled; }
+
+/* The same of a window that is about to be opened, which is then not booked either. */
+static __always_inline u32 opens_unsampled(struct insider *t, u64 mark, u32 window, u32 flags, u64 epoch) {
+  if (!t->unsampled) return 0;
+  if (unsampled(t, mark) && t->unsampled_epoch == (u32)epoch) {
+    if (flags & WINDOW_REBUILT) return 1;               /* the function that is rebuilt is not called by a window */
+    if (t->unsampled_window != window) {                /* none of these functions recurses: else its return was missed */
+      struct allowance *a = allowances.lookup(&window);
+      if (a) a->unsampled += 1;
+      return 1;
+    }
+  }
+  t->unsampled = 0;
+  return 0;
+}
+
 static __always_inline void shift_in(u32 *context, u32 value, u32 shift) { *context |= value << shift; }
 
 /* Whether the lock is held by another writer or by nobody is chance: it would make many protocols of one. */
@@ -183,7 +225,8 @@ static __always_inline void note_entry(struct frame *f) {
 /* Open a window. `vma` may be 0; mm is then the task's own. */
 static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
   struct params *p = open_gate();
-  u64 epoch = p ? p->window_epoch : 1;
+  if (!p) return;
+  u64 epoch = p->window_epoch;
   if (epoch & 1) return;
   struct insider *t = insiders.task_storage_get(CURRENT, 0, CREATED);
   if (!t) { count(WINDOWS_LOST); return; }
@@ -201,8 +244,16 @@ static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u3
     }
   }
   u32 depth = t->depth;
+  u64 own_mark = flags & WINDOW_REBUILT ? mark + 512 : mark;    /* it began in a call that the function made, beside those to come */
   if (depth >= DEEPEST_WINDOW) { count(WINDOWS_LOST); return; }
   if (!depth) {
+    if (opens_unsampled(t, mark, window, flags, epoch)) return;
+    if (!may_book(p, window)) {
+      t->unsampled = own_mark;
+      t->unsampled_window = window;
+      t->unsampled_epoch = epoch;
+      return;
+    }
     t->trying = t->contended = t->waited = 0;
     if (!(flags & WINDOW_WALKS)) take_stack(ctx, t, mark, window);
   }
@@ -210,7 +261,7 @@ static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u3
   t->depth = depth + 1;
   __builtin_memset(f, 0, sizeof(*f));
   f->epoch = epoch;
-  f->mark = flags & WINDOW_REBUILT ? mark + 512 : mark;     /* it began in a call that the function made, beside those to come */
+  f->mark = own_mark;
   f->key.window = window;
   f->flags = flags;
   f->asked = asked;
@@ -396,6 +447,7 @@ static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value) {
   if (!t) return;
   struct frame *f = 0;
   u32 depth = t->depth, at = depth;
+  if (!depth && t->unsampled_window == window && (!mark || mark == t->unsampled)) t->unsampled = 0;
 #pragma unroll
   for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
     if (f || !at) continue;

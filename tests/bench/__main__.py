@@ -20,11 +20,11 @@ from tests.bench.measure import rounds
 from tests.bench.table import table
 from tests.bench.variants import FAMILIES, Maker, Nothing
 from tracer import fidelity, session
+from tracer.config import LEVELS
 from tracer.program import program_ids
 
-_FIDELITIES = ("full", "owner", "migration")
-_FLOORS = tuple(f"floor:{name}" for name in _FIDELITIES)
-VARIANTS = (*_FIDELITIES, "full+statistics", *_FLOORS, *(f"only:{name}" for name in FAMILIES), *rivals.RIVALS)
+_FLOORS = tuple(f"floor:{name}" for name in LEVELS if name != "sampled")
+VARIANTS = (*LEVELS, "full+statistics", *_FLOORS, *(f"only:{name}" for name in FAMILIES), *rivals.RIVALS)
 
 
 def made(maker: Maker, name: str) -> Nothing | None:

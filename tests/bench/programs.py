@@ -1,7 +1,8 @@
 """What one run of each window program takes on this machine, whether it can be hooked here or not. They are loaded as raw tracepoint
 programs, and run on demand with what a fentry program would find, over a VMA of this very process.
 
-usage: python -m tests.bench.programs [RUNS]     (root; prints nanoseconds per run above an empty program, by BPF statistics)
+usage: python -m tests.bench.programs [RUNS] [WINDOWS]     (root; prints nanoseconds per run above an empty program, by BPF statistics.
+WINDOWS: sampled, so many of a function a second; 0, as if not given: all are booked)
 
 The locks are not held, so the steps say so; the work is the same. What it takes to get to a program (a trampoline, a breakpoint) is
 not in it.
@@ -76,7 +77,7 @@ def _kernel() -> Kernel:
 class Runs:
     """The programs of the window stems, by `how:function`."""
 
-    def __init__(self, layouts: Layouts) -> None:
+    def __init__(self, layouts: Layouts, a_second: int) -> None:
         kernel, folder = _kernel(), probes_folder()
         planned = plan.make(kernel, [folder], frozenset({"vma", "locks", "rmap"}))
         self._kit = loader.Kit(kernel.types, layouts.constants, folder / "include", Config().maps.sizes(), kernel.release)
@@ -88,7 +89,7 @@ class Runs:
         self._maker = loader._Maker(compiled.code, planned.names, self._kit)
         self._points = {f"{p.how}:{p.symbol}": p for s in usable for h in s.hooks for w in h.ways for p in w.points}
         self.made: dict[str, Program] = {}
-        Books(self.maps, layouts).set_params(gate=1)
+        Books(self.maps, layouts).set_params(gate=1, window_ns=10**9 // a_second if a_second else 0)
 
     def has(self, name: str) -> bool:
         return name in self._points
@@ -128,11 +129,11 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
     return go
 
 
-def main(count: int) -> None:
+def main(count: int = 20_000, a_second: int = 0) -> None:
     layouts = Layouts.read(probes_folder() / "include/books.h")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(Session(Config(fidelity="migration", statistics=False, patrol_seconds=0), running_kernel()))
-        go = _sequence(runs := Runs(layouts), Reader(session))
+        go = _sequence(runs := Runs(layouts, a_second), Reader(session))
         go()
         empty = load_program("empty", "run", _EMPTY)
         stack.callback(os.close, enable_statistics())
@@ -151,4 +152,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    main(*map(int, sys.argv[1:]))

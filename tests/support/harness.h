@@ -29,6 +29,7 @@ u32 harness_ring_room = 1 << 20;
 #define bpf_get_current_pid_tgid() harness_pid_tgid
 #define bpf_get_current_task() harness_task
 #define bpf_ktime_get_ns() harness_now
+#define bpf_jiffies64() (harness_now / 4000000)          /* HZ 250 */
 #define bpf_get_current_task_btf() harness_task
 #define bpf_task_pt_regs(task) ((u64)harness_regs - 120)
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1

@@ -180,7 +180,7 @@ MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks more_stacks ledger migrations dying_mms lock_states lock_order hold_turn
     next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders protocols held_rwsems holds window_times lock_waits lock_holds flights next_flight flight_stacks scene""".split()
+    insiders protocols held_rwsems holds window_times allowances lock_waits lock_holds flights next_flight flight_stacks scene""".split()
 )
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(

@@ -40,7 +40,7 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         ("[maps]\nledger_rows = 0", "maps.ledger_rows"),
         ("listen = '9743'", "ADDR:PORT"),
         ("listen = 'localhost:99999'", "ADDR:PORT"),
-        ("fidelity = 'most'", "auto, full, owner, migration"),
+        ("fidelity = 'most'", "auto, full, sampled, owner, migration"),
         ("welcome_seconds = -1.0", "welcome_seconds"),
         ("welcome_seconds = nan", "welcome_seconds"),
         ("= 3", "rmapd.toml"),
@@ -98,7 +98,7 @@ def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> No
         ("RMAPD_MAPS_LEDGER_ROW", "8", "RMAPD_MAPS_LEDGER_ROWS"),
         ("RMAPD_STRICT", "perhaps", "RMAPD_STRICT in the environment is wrong"),
         ("RMAPD_WELCOME_SECONDS", "ten", "RMAPD_WELCOME_SECONDS in the environment is wrong"),
-        ("RMAPD_FIDELITY", "most", "auto, full, owner, migration"),
+        ("RMAPD_FIDELITY", "most", "auto, full, sampled, owner, migration"),
     ],
 )
 def test_what_is_wrong_in_the_environment_is_named(variable: str, value: str, expected: str) -> None:

@@ -19,6 +19,9 @@ from tracer.keeper import Keeper
 from tracer.loaded import Fastened, Loaded, fasten
 from tracer.plan import Planned, State, Way
 from tracer.program import Link, Program, RunStatistics
+from tracer.windows import Windows
+
+SAMPLED = "windows are sampled: 1,000 of a function are booked a second, on each CPU, at most"
 
 
 class Fake(Program):
@@ -61,7 +64,7 @@ def loaded(*without: str) -> Loaded:
 
 def fidelity(made: Loaded, level: str = "full") -> tuple[Fidelity, Books]:
     books = Books(World().native.maps, LAYOUTS)
-    return Fidelity(level, made, books, discover(), {"oracle"}), books
+    return Fidelity(level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}), books
 
 
 def fakes(made: Loaded, stem: str) -> list[Fake]:
@@ -76,13 +79,18 @@ def epochs(books: Books) -> tuple[int, int]:
 
 def test_what_is_offered() -> None:
     full = fidelity(loaded())[0]
-    assert full.offered(Config()) == ["full", "owner", "migration"]
-    assert full.offered(Config(require=["M1", "L4"])) == ["full", "owner"], "L4 needs no rwsem hooks, and the trees"
-    assert full.offered(Config(require=["M2"])) == ["full", "owner", "migration"]
+    assert full.offered(Config()) == ["full", "sampled", "owner", "migration"]
+    assert full.offered(Config(require=["M1", "L4"])) == ["full", "sampled", "owner"], (
+        "L4 needs no rwsem hooks, each tree step, and no window"
+    )
+    assert full.offered(Config(require=["M2"])) == ["full", "sampled", "owner", "migration"]
+    assert full.offered(Config(require=["L5"])) == ["full"], "some windows would not be seen"
     assert full.offered(Config(require=["L1"])) == ["full"]
     assert full.offered(Config(require=["L2"])) == ["full"], "of L2 a part would stay"
     assert full.offered(Config(strict=True)) == ["full"]
-    assert fidelity(loaded("vma", "locks", "rmap"))[0].offered(Config()) == ["full", "owner"], "migration would take no more off"
+    assert fidelity(loaded("vma", "locks", "rmap"))[0].offered(Config()) == ["full", "owner"], (
+        "no windows to sample; migration would take no more off"
+    )
     assert fidelity(loaded("vma", "locks", "rmap", "mmap_lock"))[0].offered(Config()) == ["full"]
 
 
@@ -101,6 +109,7 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert not any(fake.attached for stem in ("locks", "mmap_lock") for fake in fakes(made, stem))
     assert all(fake.attached == 1 for stem in ("vma", "forks", "migration") for fake in fakes(made, stem))
     assert (one.level, one.coverage["L1"][0], one.coverage["L4"][0]) == ("owner", Coverage.NONE, Coverage.FULL)
+    assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), "below `sampled` they go on being sampled"
     assert "L1" not in checked
     assert "L4" in checked
     assert one.change("migration", "too dear", count) == []
@@ -121,30 +130,53 @@ def test_the_governor_is_obeyed_and_counted() -> None:
     one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=3, under=3, rest=5))
     cost = 0.5
     seen = []
-    for now in range(60):
+    for now in range(90):
         for fake in fakes(made, "locks"):
             fake.seconds += cost * bool(fake.attached) / len(fakes(made, "locks"))
-        cost = 0.0 if now > 4 else cost
+        cost = 0.0 if now > 8 else cost
         one.look(float(now), lambda: None)
         seen.append(one.level)
-    assert list(dict.fromkeys(seen)) == ["full", "owner"]
-    assert (seen[-1], one.changes) == ("full", {"lower": 1, "raise": 1})
+    assert list(dict.fromkeys(seen)) == ["full", "sampled", "owner"]
+    assert (seen[-1], one.changes) == ("full", {"lower": 2, "raise": 2})
 
 
 def test_a_hook_that_is_refused_leaves_it_low() -> None:
     made = loaded()
     one, _ = fidelity(made)
     one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=2, under=2, rest=4))
-    for now in range(4):
+    for now in range(6):
         fakes(made, "locks")[0].seconds += 0.5
         one.look(float(now), lambda: None)
     assert one.level == "owner"
     fakes(made, "locks")[3].refused = True
-    for now in range(4, 40):
+    for now in range(6, 40):
         one.look(float(now), lambda: None)
-    assert (one.level, one.changes, one.governor.levels) == ("owner", {"lower": 1, "raise": 0}, ["owner", "migration"])
+    assert (one.level, one.changes, one.governor.levels) == ("owner", {"lower": 2, "raise": 0}, ["owner", "migration"])
     assert not any(fake.attached for fake in fakes(made, "locks")), "all or none"
     assert one.coverage["L1"][0] is Coverage.NONE
+
+
+def test_at_sampled_everything_stays_attached() -> None:
+    made = loaded()
+    one, books = fidelity(made)
+    assert one.change("sampled", "too dear", lambda: None) == []
+    assert all(fake.attached == 1 for points in made.points.values() for fake in [points[0].program] if isinstance(fake, Fake))
+    assert (epochs(books), window_ns(books)) == ((0, 0), 1_000_000)
+    assert {name for name, (level, _) in one.coverage.items() if level is Coverage.FULL} >= {"M1", "M2", "M3", "L4"}
+    assert all(one.coverage[name] == (Coverage.PARTIAL, SAMPLED) for name in ("L1", "L2", "L3", "L5", "L6", "V2"))
+    one.sample(50)
+    assert (window_ns(books), one.coverage["L1"][1]) == (20_000_000, SAMPLED.replace("1,000", "50"))
+    assert one.change("full", "there is room", lambda: None) == []
+    assert (window_ns(books), one.coverage) == (0, fidelity(loaded())[0].coverage)
+
+
+def test_a_session_may_begin_sampled() -> None:
+    one, books = fidelity(loaded(), "sampled")
+    assert (window_ns(books), one.coverage["L1"]) == (1_000_000, (Coverage.PARTIAL, SAMPLED))
+
+
+def window_ns(books: Books) -> int:
+    return int(LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"").window_ns)
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])

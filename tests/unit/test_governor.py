@@ -132,3 +132,18 @@ def test_looks_that_come_too_soon_change_nothing() -> None:
     for now in range(4):
         assert g.look(float(now), {"full": 1e6 * now}) is None
     assert g.share == 0.0
+
+
+def test_where_windows_are_sampled_what_all_of_them_would_cost_is_guessed() -> None:
+    """`sampled` has no hooks of its own: it does a part of what `full` does with the same."""
+    levels = ("full", "sampled", "owner")
+    governor, spent, seen = Governor(levels, 0.01, 1), 0.0, []
+    for now in range(400):
+        # 40 ms a second for all windows, a tenth of them booked at the level below; from 200 s on there is a tenth of the load
+        at_all, load = governor.level == "full", 0.04 if now < 200 else 0.004
+        spent += load if at_all else load / 10
+        decision = governor.look(float(now), {"full": 0.0, "sampled": spent, "owner": 0.0}, 1.0 if at_all else 10.0)
+        seen += [(now, decision.level)] if decision else []
+    assert [level for _, level in seen] == ["sampled", "full"], seen
+    assert seen[1][0] >= 200
+    assert (governor.lowered, governor.raised) == (1, 1)

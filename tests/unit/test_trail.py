@@ -107,7 +107,7 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
     trail = trails(b, rules=False).of_entry(entry(b, vma, since, visited=True), b.now)
     assert len(trail.steps) == 8, "the rows of one CPU"
     assert "The flight recorder has wrapped: VMA changes that ended more than 0.008 s before are overwritten" in trail.note
-    assert "What was overwritten may be what explains it." in trail.note
+    assert "What is not in the recorder may be what explains it." in trail.note
 
 
 def test_walks_do_not_push_changes_out() -> None:

@@ -64,6 +64,7 @@ INVARIANTS = (
             "vma_interval_tree_remove",
         ),
         judge=judge_trees,
+        whole_windows=False,
     ),
     Invariant(
         id="L5",

@@ -228,5 +228,6 @@ INVARIANTS = (
         "locks of one class, except mmap_lock.",
         needs=("mmap_lock_acquire_returned", "mmap_lock_released"),
         lacking=dict.fromkeys(_RWSEM, "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint"),
+        whole_windows=True,
     ),
 )
