@@ -239,9 +239,13 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Windows by function",
-                    "Calls per second of functions that change VMAs or walk rmap. Empty on a kernel without fentry and kprobes.",
+                    "Calls per second of functions that change VMAs or walk rmap. Empty on a kernel without fentry and kprobes. Unsampled: "
+                    "not booked, because fidelity is sampled or below.",
                     "ops",
-                    (Query(f"sum by (function) (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))", "{{function}}"),),
+                    (
+                        Query(f"sum by (function) (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))", "{{function}}"),
+                        Query(f"sum (rate(rmapd_windows_unsampled_total{{{_H}}}[$__rate_interval]))", "unsampled"),
+                    ),
                 ),
                 Panel(
                     "graph",

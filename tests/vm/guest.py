@@ -185,3 +185,18 @@ def _tail(folder: Path) -> str:
         if (folder / file).exists():
             parts.append(f"--- {file}\n" + "\n".join((folder / file).read_text(errors="replace").splitlines()[-40:]))
     return "\n".join([*parts, f"logs: {folder}"])
+
+
+def headers() -> Path:
+    """Where the headers of the 6.1 kernel are, if they are installed."""
+    return Path("/usr/src") / f"linux-headers-{image('6.1').name.removeprefix('vmlinuz-')}"
+
+
+def faults(folder: Path) -> Path:
+    """Build tests/faults for the 6.1 kernel in this folder."""
+    shutil.copytree(ROOT / "tests/faults", folder, dirs_exist_ok=True)
+    command = ["make", "-s", "-C", str(headers()), f"M={folder}", "modules"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise GuestError(f"the fault module was not built:\n{done.stdout}{done.stderr}")
+    return folder / "rmapd_faults.ko"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -88,3 +89,26 @@ def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> No
     assert state in ("substituted", "attached")
     wanted = replace(golden.context, rebuilt=state == "substituted")
     assert any(_bare(p) == _bare(golden) and p.window == window and p.context == wanted for p in seen)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sampled_windows_are_few_and_accuse_nobody(kernel: str) -> None:
+    """The same operations again and again, of which one window a second of each function is booked on each CPU."""
+    load = "for _ in 1 2 3; do python -m tests.workloads.vma 1000; done"
+    command = f"RMAPD_SAMPLED_WINDOWS=1 rmapd exec --fidelity sampled --report $OUT/r.json -- sh -c {shlex.quote(load)}"
+    result = run(kernel, command, label="sampled", timeout=1200)
+    assert result.code == 0, result.output
+    report = json.loads((result.folder / "r.json").read_text())
+    booked, unsampled = report["windows"], report["windows_unsampled"]
+    print(f"\n{report['kernel']}, {report['duration_seconds']:.0f} s: {sum(booked.values())} windows booked, {sum(unsampled.values())} not")
+    assert sum(unsampled.values()) > 10 * sum(booked.values())
+    once_a_second = {name: count for name, count in booked.items() if count <= 2 * (report["duration_seconds"] + 2)}
+    assert {"__split_vma", "do_brk_flags", "copy_vma", "expand_downwards", "dup_mmap"} <= {*once_a_second}
+    covered = {name: (one["coverage"], one["reason"]) for name, one in report["invariants"].items()}
+    assert covered["L4"] == ("full", "")
+    assert {covered[name] for name in FULL if name != "L4"} == {
+        ("partial", "windows are sampled: 1 of a function are booked a second, on each CPU, at most")
+    }
+    counts = {verdict: sum(one["checks"][verdict] for one in report["invariants"].values()) for verdict in ("violated", "suspect")}
+    assert (counts, report["violations"]) == ({"violated": 0, "suspect": 0}, [])
+    assert not [one["text"] for one in report["protocols"] if one["function"] == "outside" and "(" in one["text"].replace("(new)", "")]

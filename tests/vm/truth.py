@@ -1,0 +1,102 @@
+"""Run in a guest with rmapd_faults loaded: how long it takes from a strike to the log line and the metric, again and again.
+
+usage: truth.py OUT.json ROUNDS FAULT...     (or `python -m tests.vm.truth ROUNDS` on the host, which boots the guest and prints a table)
+
+A daemon is started for each round, for a violation that it knows is counted, not logged again. Times are seconds by the guest's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Thread
+from typing import IO
+
+from tests.live.conftest import RMAPD, until
+from tests.vm.alert import AT, pages, ready
+from tests.vm.guest import faults as build
+from tests.vm.guest import run
+from tests.workloads.faults import OPERATIONS, SPACE, arm
+from tests.workloads.victim import struck
+
+FAULTS = "walk_unlocked entry_unlocked restored_unlocked adjust_swapped commit_unlocked error_locked not_paired import_lost pgoff_lost"
+"""Each violates something that none before it did: M2, M3, L1, L2, L3, L4, L5, L6, V1, V2 and V5 once a round. M1 and M5 kill the guest."""
+_LATEST_SECONDS = 10
+Told = dict[str, tuple[float, float]]
+"""Invariant -> seconds to the log line and to the metric."""
+
+
+def listen(stream: IO[str], logged: list[tuple[float, str]]) -> None:
+    for line in stream:
+        logged.append((time.time(), json.loads(line)["invariant"]))
+
+
+def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Told:
+    """Strike, and see what was not violated before it."""
+    counted = pages()
+    OPERATIONS[fault](fault)
+    arm(f"{fault} 0")
+    first = struck(fault)[1]
+    shown: dict[str, float] = {}
+    while time.time() - first < (SPACE if shown else _LATEST_SECONDS):
+        now = time.time()
+        for name in {name for name, count in pages().items() if count and not counted[name]} - {*shown}:
+            shown[name] = now - first
+        time.sleep(0.05)
+    return {name: (min(at for at, of in logged if of == name) - first, seconds) for name, seconds in shown.items()}
+
+
+def one_round(faults: Sequence[str]) -> Told:
+    logged: list[tuple[float, str]] = []
+    command = [RMAPD, "run", "--listen", AT, "--fidelity", "full", "--store", ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        Thread(target=listen, args=(process.stdout, logged), daemon=True).start()
+        try:
+            until(ready, 900, "the gate is open")
+            time.sleep(5)
+            return {name: told for fault in faults for name, told in meet(fault, logged).items()}
+        finally:
+            process.terminate()
+            process.wait(300)
+
+
+def main(out: str, rounds: int, faults: Sequence[str]) -> None:
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for number in range(rounds):
+        for name, told in one_round(faults).items():
+            found[name].append(told)
+        print(f"round {number + 1} of {rounds}", flush=True)
+        Path(out).write_text(json.dumps(found, indent=1))
+
+
+def _row(name: str, told: Sequence[tuple[float, float]]) -> str:
+    cells = [name, str(len(told))]
+    for which in (0, 1):
+        ordered = sorted(each[which] for each in told)
+        cells += [f"{ordered[len(ordered) // 2]:.2f}", f"{ordered[-1]:.2f}", f"{sum(one <= 1 for one in ordered)}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def on_host(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = f"insmod {build(Path(folder))} && python -u -m tests.vm.truth $OUT/truth.json {rounds} {FAULTS}"
+        result = run("6.1", command, append="rmapd_faults=guest", label="truth", timeout=900 + 300 * rounds)
+    print(result.output)
+    found = json.loads((result.folder / "truth.json").read_text())
+    print("| invariant | strikes | log: median, s | slowest | within a tick | metric: median, s | slowest | within a tick |")
+    for name, told in sorted(found.items()):
+        print(_row(name, told))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        on_host(int(sys.argv[1]))
+    else:
+        main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
