@@ -1,7 +1,9 @@
 /* Windows of rmap walks: the lock they run under, the folio's lock, and every VMA they visit. */
 
 HOOK(walk_enter) {
-  enter(ctx, STACK_MARK(), CONSTANT(window), CONSTANT(flags), ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
+  u32 window = CONSTANT(window), flags = CONSTANT(flags);
+  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, &outer);
+  if (f) fill(f, outer, window, flags, ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
   return 0;
 }
 

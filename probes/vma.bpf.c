@@ -1,11 +1,11 @@
 /* Windows of functions that change VMAs, the trees they leave and enter, and what they store. */
 
-#define ENTER_VMA(vma_) enter(ctx, STACK_MARK(), CONSTANT(window), CONSTANT(flags), CONSTANT(asked), CONSTANT(returns), vma_, ARGUMENT(mm), ARGUMENT(mm2), \
-                              0, ARGUMENT(mapping), ARGUMENT(start), ARGUMENT(end), 0)
-
 HOOK(window_enter) {
+  u32 window = CONSTANT(window), flags = CONSTANT(flags);
+  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, &outer);
+  if (!f) return 0;
   u64 vma = ARGUMENT(vma), heir = ARGUMENT(heir);
-  ENTER_VMA(heir ? heir : vma);
+  fill(f, outer, window, flags, CONSTANT(asked), CONSTANT(returns), heir ? heir : vma, ARGUMENT(mm), ARGUMENT(mm2), 0, ARGUMENT(mapping), ARGUMENT(start), ARGUMENT(end), 0);
   return 0;
 }
 

@@ -222,37 +222,34 @@ static __always_inline void note_entry(struct frame *f) {
 #define VM_HUGETLB 0x00400000ULL
 #define VM_STACK_SETUP 0x00018000ULL                    /* VM_SEQ_READ | VM_RAND_READ: execve() has not placed this stack yet */
 
-/* Open a window. `vma` may be 0; mm is then the task's own. */
-static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
+/* Open a window, which fill() then fills in: what it is about is read only if it is booked. outer: the window around it. */
+static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window, u32 flags, struct frame **outer_) {
   struct params *p = open_gate();
-  if (!p) return;
+  if (!p) return 0;
   u64 epoch = p->window_epoch;
-  if (epoch & 1) return;
+  if (epoch & 1) return 0;
   struct insider *t = insiders.task_storage_get(CURRENT, 0, CREATED);
-  if (!t) { count(WINDOWS_LOST); return; }
+  if (!t) { count(WINDOWS_LOST); return 0; }
   struct frame *outer = alive(t, mark);
   if (outer) {
-    if (flags & WINDOW_REBUILT) return;                 /* the function that is rebuilt is not called by a window */
+    if (flags & WINDOW_REBUILT) return 0;               /* the function that is rebuilt is not called by a window */
     if (outer->key.window == window) {                  /* none of these functions recurses: its return was missed */
       leave_behind(t);
     } else {
       put(outer, STEP_CALL + window);
-      if (window == WINDOW_unlink_anon_vmas && outer->flags & WINDOW_MERGES) {
-        u64 root = root_lock_of(READ(vm_area_struct, vma, anon_vma));
-        if (root) outer->source = root;                 /* of two VMAs that are removed, one may have none */
-      }
+      *outer_ = outer;
     }
   }
   u32 depth = t->depth;
   u64 own_mark = flags & WINDOW_REBUILT ? mark + 512 : mark;    /* it began in a call that the function made, beside those to come */
-  if (depth >= DEEPEST_WINDOW) { count(WINDOWS_LOST); return; }
+  if (depth >= DEEPEST_WINDOW) { count(WINDOWS_LOST); return 0; }
   if (!depth) {
-    if (opens_unsampled(t, mark, window, flags, epoch)) return;
+    if (opens_unsampled(t, mark, window, flags, epoch)) return 0;
     if (!may_book(p, window)) {
       t->unsampled = own_mark;
       t->unsampled_window = window;
       t->unsampled_epoch = epoch;
-      return;
+      return 0;
     }
     t->trying = t->contended = t->waited = 0;
     if (!(flags & WINDOW_WALKS)) take_stack(ctx, t, mark, window);
@@ -264,6 +261,11 @@ static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u3
   f->mark = own_mark;
   f->key.window = window;
   f->flags = flags;
+  return f;
+}
+
+/* `vma` may be 0; mm is then the task's own. */
+static __always_inline void fill(struct frame *f, struct frame *outer, u32 window, u32 flags, u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio, u64 mapping, u64 start, u64 end, u64 locked) {
   f->asked = asked;
   f->returns = returns;
   f->asked_start = start;
@@ -286,6 +288,8 @@ static __always_inline void enter(void *ctx, u64 mark, u32 window, u32 flags, u3
     if (f->i_mmap) context |= CONTEXT_FILE;
     if (f->anon) context |= CONTEXT_ANON;
     if (flags & WINDOW_COPIES) f->source = f->anon;
+    /* of two VMAs that are removed, one may have none */
+    if (window == WINDOW_unlink_anon_vmas && f->anon && outer && outer->flags & WINDOW_MERGES) outer->source = f->anon;
   }
   if (folio) {
     u64 of = READ(folio, folio, mapping);
@@ -447,7 +451,10 @@ static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value) {
   if (!t) return;
   struct frame *f = 0;
   u32 depth = t->depth, at = depth;
-  if (!depth && t->unsampled_window == window && (!mark || mark == t->unsampled)) t->unsampled = 0;
+  if (!depth) {
+    if (t->unsampled_window == window && (!mark || mark == t->unsampled)) t->unsampled = 0;
+    return;
+  }
 #pragma unroll
   for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
     if (f || !at) continue;
