@@ -21,7 +21,7 @@ from tracer.kernel import Kernel
 from tracer.session import probes_folder
 
 _TRACING = Path("/sys/kernel/tracing")
-_PATIENCE_SECONDS = 300
+_PATIENCE_SECONDS = 900
 _UNSAID_SECONDS = 1.0  # perf and trace-cmd do not say when they are ready
 _NOT_ATTACHED = ("run", "iter")
 
