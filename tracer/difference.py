@@ -75,13 +75,15 @@ class Seen:
 
 @dataclass(frozen=True)
 class Run:
-    """What a report says of protocols. absent: functions that its kernel does not have, or does not let be probed, with the reason."""
+    """What a report says of protocols. absent: functions that its kernel does not have, or does not let be probed, with the reason.
+    unsampled: windows that were not booked: what is in one run only may be so by chance."""
 
     name: str
     kernel: str
     seen: tuple[Seen, ...]
     windows: Mapping[str, int]
     absent: Mapping[str, str]
+    unsampled: int = 0
 
     def of(self, function: str) -> list[Seen]:
         return [one for one in self.seen if one.function == function]
@@ -112,7 +114,7 @@ def read(path: Path) -> Run:
         seen = tuple(
             Seen(one["text"], one["count"], tuple(one["violates"] + one["suspect"]), parse(one["text"])) for one in found["protocols"]
         )
-        return Run(path.name, found["kernel"], seen, found["windows"], hooks)
+        return Run(path.name, found["kernel"], seen, found["windows"], hooks, sum(found.get("windows_unsampled", {}).values()))
     except OSError as error:
         raise RmapdError(f"cannot read {path}", why=error.strerror or str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -260,7 +262,10 @@ def as_json(a: Run, b: Run, found: Sequence[Difference]) -> dict[str, Any]:
 def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
     """For people: what alarms in full, of the rest a line each."""
     alarming = sum(d.grade.alarms for d in found)
-    lines = [f"{a.name}: {a.kernel}, {len(a.seen)} protocols", f"{b.name}: {b.kernel}, {len(b.seen)} protocols"]
+    lines = [
+        f"{run.name}: {run.kernel}, {len(run.seen)} protocols" + (f"; {run.unsampled:,} windows were not sampled" if run.unsampled else "")
+        for run in (a, b)
+    ]
     lines += [f"{len(found)} differences, {alarming} of them alarming"]
     grade = None
     for d in found:

@@ -191,3 +191,14 @@ def test_all_faults_of_a_run_come_before_all_else() -> None:
     assert len(ruled) == 13
     assert found[: len(ruled)] == ruled
     assert {d.side for d in ruled} == {"faults-6.1.json"}
+
+
+def test_a_run_that_was_sampled_says_so(tmp_path: Path) -> None:
+    """What is in the other one only may be what it did not book."""
+    one, other = report(tmp_path / "a.json", {LEGAL: 5}), report(tmp_path / "b.json", {LEGAL: 5})
+    one.write_text(json.dumps(json.loads(one.read_text()) | {"windows_unsampled": {"vma_expand": 1000, "vma_shrink": 234}}))
+    a, b = read(one), read(other)
+    assert as_text(a, b, compare(a, b)).splitlines()[:2] == [
+        "a.json: a, 1 protocols; 1,234 windows were not sampled",
+        "b.json: b, 1 protocols",
+    ]

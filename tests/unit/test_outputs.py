@@ -227,3 +227,15 @@ def test_a_store_that_cannot_be_written_shows() -> None:
     assert ("rmapd_store_writable", ()) not in exposition(snapshot())
     found = report.as_json(snapshot(rest={("L1", Verdict.VIOLATED): 40}), [], 0)
     assert found["beyond"] == {"L1 violated": 40}
+
+
+def test_what_was_not_sampled_is_told_everywhere() -> None:
+    taken = snapshot(fidelity="sampled", windows_unsampled={"vma_expand": 1000, "copy_vma": 234, "vma_shrink": 0})
+    assert report.as_json(taken, [], 0)["windows_unsampled"] == {"vma_expand": 1000, "copy_vma": 234}
+    assert "1,234 windows are not booked: sampled fidelity samples them" in report.as_text(taken, ["x"], 0)
+    assert (exposition(taken)["rmapd_windows_unsampled_total", ()], exposition(snapshot())["rmapd_windows_unsampled_total", ()]) == (
+        1234,
+        0,
+    )
+    assert "windows not sampled 1,234" in str(table(taken, None, "").caption)
+    assert "windows not sampled" not in str(table(snapshot(), None, "").caption)

@@ -110,6 +110,20 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
     assert "What is not in the recorder may be what explains it." in trail.note
 
 
+def test_where_windows_are_sampled_it_says_so() -> None:
+    """That no window is there is no proof that none was."""
+    b, vma, since = world()
+    Books(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
+    for end in (0x5000, 0x6000, 0x7000):
+        grow(b, vma, end)
+    trail = trails(b, rules=False).of_entry(entry(b, vma, since, mms={1}, locks=(), visited=False), b.now)
+    assert not trail.steps
+    assert trail.note == (
+        "Nothing since then is overwritten. Windows are sampled: 3 so far are not in it. "
+        "What is not in the recorder may be what explains it."
+    )
+
+
 def test_walks_do_not_push_changes_out() -> None:
     b, vma, since = world()
     grow(b, vma, 0x5000)
