@@ -20,7 +20,7 @@ from tests.bench.measure import rounds
 from tests.bench.table import table
 from tests.bench.variants import FAMILIES, Maker, Nothing
 from tracer import fidelity, session
-from tracer.config import LEVELS
+from tracer.config import LEVELS, Config
 from tracer.program import program_ids
 
 _FLOORS = tuple(f"floor:{name}" for name in LEVELS if name != "sampled")
@@ -28,12 +28,14 @@ VARIANTS = (*LEVELS, "full+statistics", *_FLOORS, *(f"only:{name}" for name in F
 
 
 def made(maker: Maker, name: str) -> Nothing | None:
-    """A variant by its name; None where this kernel or machine cannot have it."""
+    """A variant by its name; None where this kernel or machine cannot have it. sampled:N books N windows of a function a second and CPU."""
     kind, _, what = name.partition(":")
     if kind == "floor":
         return maker.floor(name, fidelity.stems(what))
     if kind == "only":
         return maker.family(what)
+    if kind == "sampled":
+        return maker.session(name, kind, sampled_windows=int(what) if what else Config().sampled_windows)
     if name in rivals.RIVALS:
         return rivals.made(name, maker)
     return maker.session(name, name.partition("+")[0], statistics="+" in name)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from tracer import loader, plan
 from tracer.books import Books
 from tracer.config import Config
@@ -102,9 +104,9 @@ class Maker:
     def __post_init__(self) -> None:
         self._layouts = Layouts.read(probes_folder() / "include/books.h")
 
-    def session(self, name: str, fidelity: str, *, statistics: bool = False) -> Nothing:
+    def session(self, name: str, fidelity: str, *, statistics: bool = False, **settings: int) -> Nothing:
         """rmapd as it runs, without its HTTP server."""
-        config = Config(fidelity=fidelity, statistics=False, patrol_seconds=0)
+        config = msgspec.structs.replace(Config(fidelity=fidelity, statistics=False, patrol_seconds=0), **settings)
         return _Running(name, Session(config, self.kernel), statistics=statistics)
 
     def family(self, name: str) -> Attachable | None:
@@ -173,6 +175,7 @@ class _Running(Attachable):
             **super().facts(),
             "coverage": {n: str(level) for n, (level, _) in snapshot.coverage.items()},
             "checks": checks,
+            "windows": [sum(one.count for one in snapshot.window_times.values()), sum(snapshot.windows_unsampled.values())],
             "lost": lost,
         }
 
