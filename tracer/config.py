@@ -17,7 +17,7 @@ CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget", "
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 STORE = "/var/lib/rmapd/rmapd.db"
 LEVELS = ("full", "sampled", "owner", "migration")
-"""Levels of fidelity, the one that costs the most first."""
+"""Levels of fidelity, in the governor's order."""
 FIDELITIES = ("auto", *LEVELS)
 
 
@@ -73,7 +73,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, _says("`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered")
     ] = 0.01
     sampled_windows: Annotated[
-        int, _says("where windows are sampled: how many of one function are booked a second, on each CPU, at most")
+        int, _says("where windows are sampled: of each function how many outermost windows are booked a second, on each CPU")
     ] = 1000
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0

@@ -20,6 +20,8 @@ from tracer.windows import Windows
 log = logging.getLogger("rmapd")
 
 WINDOW_STEMS = ("vma", "locks", "rmap")
+_UNSAMPLED_COST = 1 / 7
+"""What a window that is not booked costs of one that is (tests.bench.programs)."""
 _STEMS = {
     "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
     "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
@@ -54,7 +56,7 @@ class Fidelity:
         self.governor: Governor | None = None
         self._loaded, self._books, self._invariants, self._features = loaded, books, invariants, frozenset(features)
         self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
-        self._counted = (0, 0)
+        self._counted = (0.0, 0.0, 0.0, 0.0)
         self._sample()
         self.cover()
 
@@ -82,7 +84,7 @@ class Fidelity:
         """Empty where no window is seen."""
         if not any(hook.on and hook.stem in WINDOW_STEMS for hook in self._loaded.hooks):
             return ""
-        return f"windows are sampled: {self._rate:,} of a function are booked a second, on each CPU, at most"
+        return f"windows are sampled: {self._rate:,} outermost ones of a function a second, on each CPU"
 
     def offered(self, config: Config) -> list[str]:
         """The levels that a governor may choose: each takes some hooks off, or books fewer windows, and takes nothing from what is required
@@ -128,13 +130,23 @@ class Fidelity:
         log.warning("fidelity %s instead of %s: %s; covered now: %s", self.level, before, decision.why, " ".join(covered) or "nothing")
 
     def _more(self) -> float:
-        """At `sampled`: how many windows there were since the last time for each that was booked."""
+        """At `sampled`: what all windows would cost, over what they cost now."""
         if self.level != "sampled":
             return 1.0
-        counted = (sum(times.count for times in self._windows.times().values()), sum(self._windows.unsampled().values()))
-        booked, unsampled = (now - before for now, before in zip(counted, self._counted, strict=True))
-        self._counted = counted
-        return 1.0 + unsampled / max(1, booked)
+        now = self._sampled_so_far()
+        booked, unsampled, in_windows, whole = (after - before for after, before in zip(now, self._counted, strict=True))
+        self._counted = now
+        if booked + unsampled <= 0 or whole <= 0:
+            return 1.0
+        times = (booked + unsampled) / (booked + _UNSAMPLED_COST * unsampled)
+        return 1.0 + (times - 1.0) * in_windows / whole
+
+    def _sampled_so_far(self) -> tuple[float, float, float, float]:
+        """Windows booked, those that were not, seconds in programs of windows, in all programs."""
+        booked, unsampled = sum(times.count for times in self._windows.times().values()), sum(self._windows.unsampled().values())
+        seconds, stem = self._loaded.statistics(), {hook.hook.name: hook.stem for hook in self._loaded.hooks}
+        in_windows = sum(one.seconds for name, one in seconds.items() if stem.get(name) in WINDOW_STEMS)
+        return booked, unsampled, in_windows, sum(one.seconds for one in seconds.values())
 
     def _spent(self, levels: Sequence[str]) -> dict[str, float]:
         """Seconds in programs by the lowest of these levels that they run at."""
@@ -151,13 +163,15 @@ class Fidelity:
         rest = {stem for stem in every if runs(stem, self.level) and not runs(stem, level)}
         resume = {stem for stem in every if not runs(stem, self.level) and runs(stem, level)}
         changing = rest | resume
-        windows, mmap_locks = not changing.isdisjoint(WINDOW_STEMS), "mmap_lock" in changing
+        resampled = self._sampled != (level != LEVELS[0])
+        windows, mmap_locks = resampled or not changing.isdisjoint(WINDOW_STEMS), "mmap_lock" in changing
         with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):
             count()
             self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)
             self._sampled = level != LEVELS[0]
             self._sample()
+            self._counted = self._sampled_so_far()
             self.cover()
         self.level = level
         return refused

@@ -208,7 +208,7 @@ def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
         for what, horizon in (("VMA changes", recorded.changes_ns), ("rmap walks", recorded.walks_ns))
         if horizon > since_ns
     ]
-    sampled = f" Windows are sampled: {recorded.unsampled:,} so far are not in it." if recorded.unsampled else ""
+    sampled = " Windows were sampled: not all are in it." if recorded.unsampled_ns > since_ns else ""
     if gone:
         return f"The flight recorder has wrapped: {' and '.join(gone)} are overwritten.{sampled}"
     return f"Nothing since then is overwritten.{sampled}" if sampled else "The flight recorder has all since then."
@@ -216,7 +216,7 @@ def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
 
 def _without(entry: Entry, recorded: Recorded, changed: bool) -> str:
     """What the trail says where it marks nothing."""
-    if recorded.changes_ns > entry.since_ns or recorded.unsampled:
+    if max(recorded.changes_ns, recorded.unsampled_ns) > entry.since_ns:
         return "What is not in the recorder may be what explains it."
     if entry.visited is False and not changed:
         return "No window changed the address space between the two walks: the second walk itself passed the VMA over."

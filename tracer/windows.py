@@ -12,6 +12,8 @@ from tracer.bpf import Table
 from tracer.histogram import Histogram
 from tracer.layout import Books as Layouts
 
+_JIFFY_NS = 10_000_000
+"""At most, with HZ 100."""
 _CONCERNS = ("mm", "vma", "anon", "i_mmap", "folio")
 """What ties windows together: the address space, the VMA, the locks, the folio."""
 
@@ -26,13 +28,13 @@ class Flight:
 
 @dataclass(frozen=True)
 class Recorded:
-    """flights: oldest first; changes_ns, walks_ns: since when none is missing that ended on any CPU, 0: since the gate opened; unsampled:
-    how many windows were not booked since then, all in all."""
+    """flights: oldest first; changes_ns, walks_ns: since when none is missing that ended on any CPU, 0: since the gate opened;
+    unsampled_ns: when the last window was not booked because windows were sampled, 0: never."""
 
     flights: list[Flight]
     changes_ns: int
     walks_ns: int
-    unsampled: int = 0
+    unsampled_ns: int = 0
 
 
 class Windows:
@@ -71,12 +73,15 @@ class Windows:
 
     def unsampled(self) -> dict[str, int]:
         """Windows that were not booked because windows are sampled, by function; those in them count, too."""
+        return dict(zip(self.names, map(sum, self._allowances("unsampled")), strict=False))
+
+    def _allowances(self, member: str) -> list[list[int]]:
+        """That member, by function and CPU."""
         if "allowances" not in self._maps:
-            return {}
+            return []
         layout = self._layouts.structs["allowance"]
-        place = layout.place("unsampled")
-        sums = [sum(values[place] for values in layout.code.iter_unpack(raw)) for raw in self._maps["allowances"].rows(len(self.names))]
-        return dict(zip(self.names, sums, strict=True))
+        place = layout.place(member)
+        return [[values[place] for values in layout.code.iter_unpack(raw)] for raw in self._maps["allowances"].rows(len(self.names))]
 
     def waits(self) -> dict[str, Histogram]:
         """Time from asking for an rwsem inside a window to having it, by class."""
@@ -107,7 +112,11 @@ class Windows:
                     found.append(Flight(self.names[row.window], row))
         full = [(walks, min(each)) for (walks, _), each in ends.items() if 0 not in each]
         since = [max((oldest for walks, oldest in full if walks is kind), default=0) for kind in (False, True)]
-        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1], sum(self.unsampled().values()))
+        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1], self._unsampled_ns())
+
+    def _unsampled_ns(self) -> int:
+        last = max(map(max, self._allowances("unsampled_ns")), default=0)
+        return last + _JIFFY_NS if last else 0
 
     def flights(self) -> list[Flight]:
         """Every window that the recorder still holds, oldest first."""

@@ -307,10 +307,12 @@ enum flight_limits { DEEPEST_WINDOW = 8, MOST_STEPS = 55 };
 
 /* Sampling, per function and CPU: what may still be booked, and what was not. */
 struct allowance {
-  u64 jiffy;              /* when more was last asked for */
-  u64 since_ns;           /* what is given was earned by then */
+  u64 jiffy;              /* when it was last refilled, */
+  u64 looked_ns;          /* by the clock, */
+  u64 since_ns;           /* and up to when that was earned */
   u64 left;
-  u64 unsampled;           /* windows that were not booked, and those in them */
+  u64 unsampled;          /* windows that were not booked, and those in them */
+  u64 unsampled_ns;       /* when the last one was, or a jiffy before */
 };
 
 struct hold_key {

@@ -26,6 +26,7 @@ struct insider {
   u64 mark;               /* where on the stack, */
   u64 came_by[2];         /* and by which system call: struct pt_regs' orig_ax and ip */
   u64 unsampled;          /* sampling: where on the stack the window is that is not booked, 0: none; */
+  u64 unsampled_jiffy;    /* since when, */
   u32 unsampled_window;   /* of which function, */
   u32 unsampled_epoch;    /* and params.window_epoch then */
   struct frame frames[DEEPEST_WINDOW];
@@ -165,22 +166,32 @@ static __always_inline void take_stack(void *ctx, struct insider *t, u64 mark, u
   t->stack = flight_stacks.get_stackid(ctx, 0);
 }
 
-/* Sampling: whether the allowance of this function on this CPU has room for one more window; what was saved up is a second's worth at most.
-   The clock is read once a jiffy, when nothing is left. Another task may come in between on this CPU: `left` may fall below 0. */
+/* Sampling. Once a jiffy what was earned meanwhile is added to what is left; a second's worth is saved up at most. Another task may come in
+   between on this CPU: `left` may fall below 0. */
+static __always_inline void refill(struct allowance *a, u64 each) {
+  u64 jiffy = bpf_jiffies64();
+  if (jiffy == a->jiffy) return;
+  u64 now = bpf_ktime_get_ns(), earned = (now - a->since_ns) / each, most = 1000000000 / each + 1;
+  u64 left = (s64)a->left > 0 ? a->left + earned : earned;
+  a->jiffy = jiffy;
+  a->looked_ns = now;
+  a->since_ns = earned < most ? a->since_ns + earned * each : now;
+  a->left = left < most ? left : most;
+}
+
+static __always_inline void note_unsampled(struct allowance *a) {
+  a->unsampled += 1;
+  a->unsampled_ns = a->looked_ns;
+}
+
+/* Whether the allowance of this function on this CPU has room for one more window. What mm_take_all_locks() takes mm_drop_all_locks() gives back. */
 static __always_inline u32 may_book(struct params *p, u32 window) {
   u64 each = p->window_ns;
+  if (window == WINDOW_mm_take_all_locks || window == WINDOW_mm_drop_all_locks) return 1;
   struct allowance *a = each ? allowances.lookup(&window) : 0;
   if (!a) return 1;
-  if ((s64)a->left <= 0) {
-    u64 jiffy = bpf_jiffies64();
-    if (jiffy != a->jiffy) {
-      u64 now = bpf_ktime_get_ns(), earned = (now - a->since_ns) / each, most = 1000000000 / each + 1;
-      a->jiffy = jiffy;
-      a->left = earned < most ? earned : most;
-      a->since_ns = earned < most ? a->since_ns + earned * each : now;
-    }
-  }
-  if ((s64)a->left <= 0) { a->unsampled += 1; return 0; }
+  refill(a, each);
+  if ((s64)a->left <= 0) { note_unsampled(a); return 0; }
   a->left -= 1;
   return 1;
 }
@@ -188,17 +199,22 @@ static __always_inline u32 may_book(struct params *p, u32 window) {
 /* Whether this runs in a window that is not booked. Who left it unseen runs no deeper on the stack. */
 static __always_inline u32 unsampled(struct insider *t, u64 mark) { return t && t->unsampled && mark < t->unsampled; }
 
+enum { OVER_AFTER_JIFFIES = 1000 };                     /* one to ten seconds: an unbooked window's return was missed, or it is a slow one */
+
 /* The same of a window that is about to be opened, which is then not booked either. */
-static __always_inline u32 opens_unsampled(struct insider *t, u64 mark, u32 window, u32 flags, u64 epoch) {
+static __always_inline u32 opens_unsampled(struct insider *t, u64 mark, u32 window, u32 flags, struct params *p) {
   if (!t->unsampled) return 0;
-  if (unsampled(t, mark) && t->unsampled_epoch == (u32)epoch) {
+  u64 each = p->window_ns;
+  if (unsampled(t, mark)) {
     if (flags & WINDOW_REBUILT) return 1;               /* the function that is rebuilt is not called by a window */
-    if (t->unsampled_window != window) {                /* none of these functions recurses: else its return was missed */
+    if (each && t->unsampled_epoch == (u32)p->window_epoch && t->unsampled_window != window &&      /* none of these functions recurses */
+        bpf_jiffies64() - t->unsampled_jiffy < OVER_AFTER_JIFFIES) {
       struct allowance *a = allowances.lookup(&window);
-      if (a) a->unsampled += 1;
+      if (a) { refill(a, each); note_unsampled(a); }
       return 1;
     }
   }
+  if (t->unsampled_epoch == (u32)p->window_epoch) count(WINDOWS_UNCLOSED);
   t->unsampled = 0;
   return 0;
 }
@@ -244,9 +260,10 @@ static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window
   u64 own_mark = flags & WINDOW_REBUILT ? mark + 512 : mark;    /* it began in a call that the function made, beside those to come */
   if (depth >= DEEPEST_WINDOW) { count(WINDOWS_LOST); return 0; }
   if (!depth) {
-    if (opens_unsampled(t, mark, window, flags, epoch)) return 0;
+    if (opens_unsampled(t, mark, window, flags, p)) return 0;
     if (!may_book(p, window)) {
       t->unsampled = own_mark;
+      t->unsampled_jiffy = bpf_jiffies64();
       t->unsampled_window = window;
       t->unsampled_epoch = epoch;
       return 0;

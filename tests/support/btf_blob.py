@@ -188,6 +188,8 @@ def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64:
     blob.function("copy_vma", {"vmap": blob.pointer(vma), "addr": u64, "len": u64}, vma)
     blob.function("anon_vma_clone", {"dst": vma, "src": vma}, s32)
     blob.function("dup_mmap", {"mm": mm, "oldmm": mm}, s32)
+    blob.function("mm_take_all_locks", {"mm": mm}, s32)
+    blob.function("mm_drop_all_locks", {"mm": mm})
     blob.function("vm_area_dup", {"orig": vma}, vma)
     blob.function("rmap_walk_anon", {"folio": folio, "rwc": void, "locked": boolean})
     blob.function("uprobe_start_dup_mmap", {})

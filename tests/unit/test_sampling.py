@@ -77,6 +77,26 @@ def test_the_allowance_comes_back_with_time() -> None:
     assert grown(b) - before == 11, "what was not used in an hour is not saved up"
 
 
+def test_what_is_left_and_what_was_earned_are_not_both_saved_up() -> None:
+    b = sampling(10)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
+    grow(b, vma)
+    b.tick(3600 * SECOND)
+    for _ in range(50):
+        grow(b, vma)
+    assert grown(b) == 1 + 11
+
+
+def test_what_takes_all_locks_is_always_booked() -> None:
+    """mm_drop_all_locks() gives back what mm_take_all_locks() took: one without the other would leave them down as held."""
+    b = sampling(1)
+    for _ in range(20):
+        for name in ("mm_take_all_locks", "mm_drop_all_locks"):
+            with b.call(name, b.mm):
+                pass
+    assert (sum(b.seen().values()), unsampled(b)) == (40, {})
+
+
 def test_each_function_has_its_own() -> None:
     b = sampling(1)
     vma = spent(b)
@@ -124,6 +144,7 @@ def test_a_return_that_is_missed_does_not_blind(ways: tuple[str, str]) -> None:
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
     assert b.seen()["__split_vma[anon ok]"] == 1, "no deeper on the stack: the other is over"
+    assert b.counter("WINDOWS_UNCLOSED") == 1
 
 
 def test_nor_for_longer_than_its_function_stays_away() -> None:
@@ -135,6 +156,20 @@ def test_nor_for_longer_than_its_function_stays_away() -> None:
     before = grown(b)
     grow(b, vma)
     assert grown(b) == before + 1, "none of these functions recurses"
+
+
+@pytest.mark.parametrize(("seconds", "a_second", "booked"), [(3, 1, 0), (30, 1, 1), (3, 0, 1)], ids=["soon", "later", "no more sampled"])
+def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
+    b = sampling(1)
+    vma = spent(b)
+    b.miss("expand_downwards", vma.at, 0x1000)
+    b.tick(seconds * SECOND)
+    Books(b.native.maps, LAYOUTS).set_params(window_ns=a_second * SECOND)
+    b.calls.append("a system call with more on the stack")
+    with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
+        pass
+    assert sum(count for line, count in b.seen().items() if line.startswith("__split_vma")) == booked
+    assert b.counter("WINDOWS_UNCLOSED") == booked
 
 
 def test_nor_from_before_a_change_of_hooks() -> None:
@@ -161,7 +196,7 @@ def test_one_task_in_such_a_window_is_not_all() -> None:
 
 def test_the_sum_of_all_cpus() -> None:
     """rows() brings the values of all CPUs, one after the other."""
-    row = struct.pack("<4Q", 1, 2, 3, 40) + struct.pack("<4Q", 5, 6, 7, 2)
+    row = struct.pack("<6Q", 1, 2, 3, 4, 40, 5) + struct.pack("<6Q", 6, 7, 8, 9, 2, 0)
 
     class Two:
         def rows(self, count: int) -> list[bytes]:

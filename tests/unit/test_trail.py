@@ -110,17 +110,30 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
     assert "What is not in the recorder may be what explains it." in trail.note
 
 
+def test_where_windows_were_sampled_before_it_says_nothing() -> None:
+    b, vma, _ = world()
+    books = Books(b.native.maps, LAYOUTS)
+    books.set_params(window_ns=10**9)
+    b.tick(10_000_000)
+    for end in (0x5000, 0x6000, 0x7000):
+        grow(b, vma, end)
+    books.set_params(window_ns=0)
+    b.tick(1_000_000_000)
+    trail = trails(b, rules=False).of_entry(entry(b, vma, b.now, mms={1}, locks=(), visited=False), b.now)
+    assert trail.note.startswith("The flight recorder has all since then. No window changed the address space")
+
+
 def test_where_windows_are_sampled_it_says_so() -> None:
     """That no window is there is no proof that none was."""
     b, vma, since = world()
+    b.tick(10_000_000)
     Books(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
     trail = trails(b, rules=False).of_entry(entry(b, vma, since, mms={1}, locks=(), visited=False), b.now)
     assert not trail.steps
     assert trail.note == (
-        "Nothing since then is overwritten. Windows are sampled: 3 so far are not in it. "
-        "What is not in the recorder may be what explains it."
+        "Nothing since then is overwritten. Windows were sampled: not all are in it. What is not in the recorder may be what explains it."
     )
 
 

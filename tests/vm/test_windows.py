@@ -107,7 +107,7 @@ def test_sampled_windows_are_few_and_accuse_nobody(kernel: str) -> None:
     covered = {name: (one["coverage"], one["reason"]) for name, one in report["invariants"].items()}
     assert covered["L4"] == ("full", "")
     assert {covered[name] for name in FULL if name != "L4"} == {
-        ("partial", "windows are sampled: 1 of a function are booked a second, on each CPU, at most")
+        ("partial", "windows are sampled: 1 outermost ones of a function a second, on each CPU")
     }
     counts = {verdict: sum(one["checks"][verdict] for one in report["invariants"].values()) for verdict in ("violated", "suspect")}
     assert (counts, report["violations"]) == ({"violated": 0, "suspect": 0}, [])
