@@ -20,7 +20,7 @@ static __always_inline u32 class_of(struct frame *f, u64 rwsem) {
   }
   if (f->key.window == WINDOW_dup_mmap) {               /* rebuilt: the child's mm is in no argument; nobody else knows it yet */
     u64 mm = rwsem - OFFSET(mm_struct, mmap_lock);
-    if (READ(mm_struct, mm, mm_users) == 1 && READ(mm_struct, mm, id) > READ(mm_struct, f->mm, id)) { f->mmap2 = rwsem; return CLASS_mmap2; }
+    if (NEWBORN(mm, READ(mm_struct, mm, id), READ(mm_struct, f->mm, id))) { f->mmap2 = rwsem; return CLASS_mmap2; }
   }
 #ifdef HAVE_vm_area_struct_vm_lock
   if (f->vma && READ(vm_area_struct, f->vma, vm_lock) + OFFSET(vma_lock, lock) == rwsem) return CLASS_vma;
@@ -143,8 +143,6 @@ HOOK(rwsem_tried) {
   if (f && rwsem) lock_step(t, f, rwsem, CONSTANT(kind));
   return 0;
 }
-
-#define LCB_F_SPIN 1                                    /* include/trace/events/lock.h */
 
 /* Who waits for an rwsem may spin for others meanwhile: the rwsem's own wait_lock, those of an interrupt. */
 HOOK(contention_begin) {

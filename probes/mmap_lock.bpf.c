@@ -4,9 +4,6 @@ BPF_TASK_STORAGE(lock_states, struct lock_state);
 BPF_PERCPU_ARRAY(hold_turn, u32, 1);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
 
-#define LCB_F_READ 2                                    /* include/trace/events/lock.h; an rwsem has one of the two and nothing else */
-#define LCB_F_WRITE 4
-
 /* Some rwsem must be waited for: which is told when the lock is had. Called with the rwsem's wait_lock held, so nothing is made here: who waits
    for the very first mmap_lock of its life is taken not to have waited. */
 HOOK(mmap_lock_contended) {
@@ -49,9 +46,6 @@ static __always_inline void forked(u64 mm, u64 now) {
   }
 }
 
-/* A stack takes longer than all the rest of it, and an mm that nobody else can know of is nested by dup_mmap(), always by the same way. */
-static __always_inline u64 newborn(u64 mm, u64 id, u64 outer_id) { return id > outer_id && READ(mm_struct, mm, mm_users) == 1; }
-
 static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   struct order_key key = {}, reverse = {};
   key.outer = reverse.inner = READ(mm_struct, outer, id);
@@ -60,7 +54,8 @@ static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   struct order_row *row = lock_order.lookup(&key);
   u32 tid = bpf_get_current_pid_tgid();
   s32 stack = -1;
-  if (opposite || (!row && !newborn(inner, key.inner, key.outer))) stack = stack_of(ctx);
+  /* a stack takes longer than all the rest of it, and a newborn mm is nested by dup_mmap(), always by the same way */
+  if (opposite || (!row && !NEWBORN(inner, key.inner, key.outer))) stack = stack_of(ctx);
   if (row) {
     row->count++;
   } else {

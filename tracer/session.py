@@ -40,6 +40,7 @@ from tracer.windows import Windows
 log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
+_ORDERS = ("mmap_lock_acquire_returned", "mmap_lock_released")
 
 
 def probes_folder() -> Path:
@@ -167,8 +168,8 @@ class Session:
         return changes + self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
 
     def _missed_orders(self) -> int:
-        """Runs left out of the mmap_lock programs."""
-        return self._changes["mmap_lock"] + self.loaded.missed(lambda hook: hook.stem == "mmap_lock")
+        """Runs left out of the programs that see who takes an mmap_lock and who gives it back."""
+        return self._changes["mmap_lock"] + self.loaded.missed(lambda hook: hook.hook.name in _ORDERS)
 
     def _missed_visits(self) -> int:
         """Runs left out of the second walk's program."""

@@ -51,6 +51,14 @@ static __always_inline s32 stack_of(void *ctx) {
 #define READ(type, at, member) ({ __typeof__(((struct type *)0)->member) v_ = 0; \
     bpf_probe_read_kernel(&v_, sizeof(v_), (void *)((u64)(at) + OFFSET(type, member))); v_; })
 
+/* include/trace/events/lock.h: how somebody waits; an rwsem has READ or WRITE and nothing else. */
+#define LCB_F_SPIN 1
+#define LCB_F_READ 2
+#define LCB_F_WRITE 4
+
+/* An mm younger than the outer one, with one user: nobody else can know of it yet. */
+#define NEWBORN(mm, id, outer_id) ((id) > (outer_id) && READ(mm_struct, mm, mm_users) == 1)
+
 /* A bound that the verifier sees: the compiler knows it already and would leave it out (6.1 forgets it, 6.18 does not). */
 #ifndef HARNESS
 #define BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))

@@ -40,12 +40,15 @@ def churn() -> None:
 
 
 def main(pages: int, mib: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     churning = os.fork()
     if not churning:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         churn()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # who is told to end takes that process along
     start, began, rounds = migrated(), time.monotonic(), 0
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         while migrated() - start < pages:
             rounds += 1
             blocks = [touched(1 << 20) for _ in range(mib)]
