@@ -11,10 +11,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from tests.vm.guest import GuestError, ladder, run
+from tests.vm.guest import TSC, GuestError, ladder, run
 
 _SECONDS = 7200
-_TSC = "tsc=reliable clocksource=tsc"
 _DEFAULTS = ["--rounds", "5", "--scale", "0.03"]
 
 
@@ -24,7 +23,7 @@ def main(name: str, arguments: list[str], memory: str = "4G") -> int:
         return 2
     command = f"python -u -m tests.bench --out $OUT/cost.json {shlex.join([*_DEFAULTS, *arguments])}"
     try:
-        result = run(name, command, label="cost", memory=memory, append=_TSC, timeout=_SECONDS)
+        result = run(name, command, label="cost", memory=memory, append=TSC, timeout=_SECONDS)
     except GuestError as error:
         print(error, file=sys.stderr)
         return 1

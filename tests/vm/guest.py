@@ -22,6 +22,8 @@ import msgspec
 ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
+TSC = "tsc=reliable clocksource=tsc"
+"""For the kernel's command line: the clock of real machines, instead of an emulated HPET (docs/KERNELS.md)."""
 _BAD = re.compile(r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic|WARNING: CPU")
 _PART = re.compile(r"Depends: (linux-(?:image|binary|modules|base)-\S+)")
 _START = "rmapd-vm: the command starts here"  # what the emulated machine complained about before is not ours
