@@ -17,7 +17,7 @@ from tests.vm.alert import AT, ready
 from tracer.session import probes_folder
 
 PACE = {"look": 1, "over": 5, "under": 5, "rest": 10}
-SETTINGS = ["env", "RMAPD_BUDGET=0.05", "RMAPD_SAMPLED_WINDOWS=5", sys.executable, "-m", "tests.support.altered", str(probes_folder())]
+SETTINGS = ["env", "RMAPD_BUDGET=0.005", "RMAPD_SAMPLED_WINDOWS=5", sys.executable, "-m", "tests.support.altered", str(probes_folder())]
 STORM = "while :; do python -m tests.workloads.vma 1000 expand split_merge; done"
 STORM_SECONDS, PATIENCE_SECONDS = 90, 600
 
