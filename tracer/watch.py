@@ -16,6 +16,8 @@ from pathlib import Path
 from tracer.program import Link, attached_to
 
 _PROBES = frozenset({"kprobe", "kretprobe"})
+_KINDS = {"k": "kprobe", "r": "kretprobe"}
+"""As report_probe(), kernel/kprobes.c, calls them."""
 _PATCHED = _PROBES | {"fentry", "fexit"}
 _ANSWERING = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
 """Hooks that a pulse certainly runs. Others may run at the same time for other reasons, and not the next time."""
@@ -70,7 +72,7 @@ class Watch:
         switches = self._switched_off(attached)
         off: dict[str, str] = {}
         for one in attached:
-            if why := switches.get(one.how) or switches.get(one.symbol, "") * (one.how in _PROBES) or self._gone(one):
+            if why := switches.get(one.how) or switches.get(f"{one.how} {one.symbol}") or self._gone(one):
                 off.setdefault(one.hook, why)
         if self._clock() >= self._next_pulse_ns:
             self._next_pulse_ns = self._clock() + _PULSE_NS
@@ -91,17 +93,23 @@ class Watch:
         return "" if now == was else f"its {one.how} at {one.symbol} is not the one that was attached"
 
     def _switched_off(self, attached: Iterable[Attachment]) -> dict[str, str]:
-        """Ways, and symbols, that are off."""
+        """Ways, and ways at a symbol, that are off. Others' probes on the same function are in the kernel's list beside ours, and may be
+        switched off there: ours is where none of them is on."""
         off: dict[str, str] = {}
         if _read(self._ftrace).strip() == "0":
             off |= dict.fromkeys(_PATCHED, "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)")
         if _read(self._all_kprobes).strip() == "0":
             off |= dict.fromkeys(_PROBES, "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)")
         elif any(one.how in _PROBES for one in attached):
-            for line in _read(self._list).splitlines():
-                if "[DISABLED]" in line or "[GONE]" in line:
-                    symbol = line.split()[2].partition("+")[0]
-                    off[symbol] = f"the kprobe at {symbol} is {'gone' if '[GONE]' in line else 'disabled'} (/sys/kernel/debug/kprobes/list)"
+            on = set[str]()
+            for line in filter(str.strip, _read(self._list).splitlines()):
+                _, kind, place, *_ = line.split()
+                point = f"{_KINDS.get(kind, kind)} {place.partition('+')[0]}"
+                if state := next((state for state in ("GONE", "DISABLED") if f"[{state}]" in line), ""):
+                    off[point] = f"the {point.replace(' ', ' at ')} is {state.lower()} (/sys/kernel/debug/kprobes/list)"
+                else:
+                    on.add(point)
+            off = {point: why for point, why in off.items() if point not in on}
         return off
 
     def _feel(self, attached: frozenset[str]) -> None:

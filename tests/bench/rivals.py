@@ -22,7 +22,8 @@ from tracer.session import probes_folder
 
 _TRACING = Path("/sys/kernel/tracing")
 _PATIENCE_SECONDS = 900
-_UNSAID_SECONDS = 1.0  # perf and trace-cmd do not say when they are ready
+_UNSAID_SECONDS = 2.0  # perf and trace-cmd do not say when they are ready: then they rest,
+_RESTING = 0.1  # and take a tenth of a CPU at most
 _NOT_ATTACHED = ("run", "iter")
 
 
@@ -67,6 +68,10 @@ class Tracer(Nothing):
             if tracer.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"{self.name} did not start: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}")
             time.sleep(0.05)
+        used = -1.0
+        while not self._ready and (now := self.cpu_seconds()) > used + _RESTING * _UNSAID_SECONDS and time.monotonic() < end:
+            used = now
+            time.sleep(_UNSAID_SECONDS)
         time.sleep(_UNSAID_SECONDS)
         if tracer.poll() is not None:
             raise RuntimeError(f"{self.name} ended: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}")
@@ -108,11 +113,11 @@ def _cpu_seconds(pid: int) -> float:
 def _bpftrace(kernel: Kernel, scratch: Path) -> Tracer | None:
     if not shutil.which("bpftrace"):
         return None
-    kinds = {"fentry": "kfunc", "fexit": "kretfunc"}
+    kinds = {"fentry": "kprobe", "fexit": "kretprobe"}  # it takes no kfunc of more than six arguments
     lines = ['BEGIN { printf("ready\\n"); }']
     for how, symbol in points(kernel):
         where = next((f"tracepoint:{name}" for name in _trace_events(symbol)), "") if how == "raw_tp" else f"{kinds.get(how, how)}:{symbol}"
-        argument = {"kprobe": "arg0", "kretprobe": "retval"}.get(how, "0")
+        argument = {"kprobe": "arg0", "kretprobe": "retval"}.get(kinds.get(how, how), "0")
         if where:
             lines.append(f'{where} {{ printf("%llu %d %s {symbol} %llx\\n", nsecs, tid, comm, {argument}); }}')
     script = scratch / "rival.bt"

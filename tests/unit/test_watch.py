@@ -100,6 +100,16 @@ def test_a_kprobe_that_the_list_calls_off(kernel: Kernel, flag: str) -> None:
     assert set(watch.look()) == {"copy_vma"}
 
 
+def test_anothers_kprobe_on_the_same_function_is_not_ours(kernel: Kernel) -> None:
+    """trace-cmd and perf make theirs switched off, and switch them on when they are read. Seen on 6.1: `copy_vma` was said to be off."""
+    watch = kernel.watch()
+    ours = "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff81000000  r  copy_vma+0x0    [FTRACE]\n"
+    anothers = "ffffffff81000000  k  copy_vma+0x0    [DISABLED][FTRACE]\nffffffff81000000  r  copy_vma+0x0    [DISABLED][FTRACE]\n"
+    for text in (ours + anothers, anothers + ours):
+        kernel.write("sys/kernel/debug/kprobes/list", text)
+        assert watch.look() == {}
+
+
 def test_ftrace_switched_off_takes_kprobes_and_trampolines(kernel: Kernel) -> None:
     watch = kernel.watch()
     kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
