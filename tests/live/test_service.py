@@ -84,8 +84,8 @@ def test_ready_watched_reloaded_stopped(manager: Manager, tmp_path: Path) -> Non
         assert process.stderr
         said = process.stderr.read()
     assert (
-        "configuration read again: welcome_seconds 10, settle_seconds 5, patrol_seconds 30, budget 0.01; a restart is needed for fidelity"
-        in said
+        "configuration read again: welcome_seconds 10, settle_seconds 5, patrol_seconds 30, budget 0.01, sampled_windows 1000; "
+        "a restart is needed for fidelity" in said
     )
     assert "the configuration stays as it was" in said
     assert "  try: patrol_seconds" in said
