@@ -15,6 +15,7 @@ from tracer.governor import Governor
 from tracer.invariant import Coverage, Invariant
 from tracer.loaded import Loaded
 from tracer.plan import State
+from tracer.program import RunStatistics
 from tracer.windows import Windows
 
 log = logging.getLogger("rmapd")
@@ -116,7 +117,8 @@ class Fidelity:
         governor = self.governor
         if governor is None or not governor.due(now):
             return
-        decision = governor.look(now, self._spent(governor.levels), self._more())
+        statistics = self._loaded.statistics()
+        decision = governor.look(now, self._spent(governor.levels, statistics), self._more(statistics))
         if decision is None:
             return
         before = self.level
@@ -129,11 +131,11 @@ class Fidelity:
         covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]
         log.warning("fidelity %s instead of %s: %s; covered now: %s", self.level, before, decision.why, " ".join(covered) or "nothing")
 
-    def _more(self) -> float:
+    def _more(self, statistics: Mapping[str, RunStatistics]) -> float:
         """At `sampled`: what all windows would cost, over what they cost now."""
         if self.level != "sampled":
             return 1.0
-        now = self._sampled_so_far()
+        now = self._sampled_so_far(statistics)
         booked, unsampled, in_windows, whole = (after - before for after, before in zip(now, self._counted, strict=True))
         self._counted = now
         if booked + unsampled <= 0 or whole <= 0:
@@ -141,16 +143,16 @@ class Fidelity:
         times = (booked + unsampled) / (booked + _UNSAMPLED_COST * unsampled)
         return 1.0 + (times - 1.0) * in_windows / whole
 
-    def _sampled_so_far(self) -> tuple[float, float, float, float]:
+    def _sampled_so_far(self, statistics: Mapping[str, RunStatistics]) -> tuple[float, float, float, float]:
         """Windows booked, those that were not, seconds in programs of windows, in all programs."""
         booked, unsampled = sum(times.count for times in self._windows.times().values()), sum(self._windows.unsampled().values())
-        seconds, stem = self._loaded.statistics(), {hook.hook.name: hook.stem for hook in self._loaded.hooks}
-        in_windows = sum(one.seconds for name, one in seconds.items() if stem.get(name) in WINDOW_STEMS)
-        return booked, unsampled, in_windows, sum(one.seconds for one in seconds.values())
+        names = {hook.hook.name for hook in self._loaded.hooks if hook.stem in WINDOW_STEMS}
+        in_windows = sum(one.seconds for name, one in statistics.items() if name in names)
+        return booked, unsampled, in_windows, sum(one.seconds for one in statistics.values())
 
-    def _spent(self, levels: Sequence[str]) -> dict[str, float]:
+    def _spent(self, levels: Sequence[str], statistics: Mapping[str, RunStatistics]) -> dict[str, float]:
         """Seconds in programs by the lowest of these levels that they run at."""
-        spent, statistics = dict.fromkeys(levels, 0.0), self._loaded.statistics()
+        spent = dict.fromkeys(levels, 0.0)
         for hook in self._loaded.hooks:
             if hook.hook.name in statistics:
                 lowest = [level for level in levels if runs(hook.stem, level)][-1:] or levels[:1]
@@ -171,7 +173,7 @@ class Fidelity:
             refused = self._loaded.resume(resume)
             self._sampled = level != LEVELS[0]
             self._sample()
-            self._counted = self._sampled_so_far()
+            self._counted = self._sampled_so_far(self._loaded.statistics())
             self.cover()
         self.level = level
         return refused
