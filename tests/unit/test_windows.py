@@ -213,6 +213,9 @@ def test_the_flight_recorder_keeps_the_last_windows() -> None:
     recorded = b.windows.recorded
     assert recorded({b.mm}).flights == recorded({vma.at, 0xBAD}).flights == recorded({0xBAD}, {7}).flights == flights
     assert recorded({0xBAD}).flights == recorded(tids={8}).flights == []
+    ends = [flight.row.end_ns for flight in flights]
+    assert recorded(since_ns=ends[2], until_ns=ends[6]).flights == flights[2:7]
+    assert recorded({b.mm}, until_ns=ends[6], last=2).flights == flights[5:7]
     assert (recorded({0xBAD}).changes_ns, recorded().walks_ns) == (flights[0].row.end_ns, 0), "how far back it goes, whatever is asked for"
 
 
