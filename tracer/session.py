@@ -243,7 +243,10 @@ class Session:
         ready = self._poll.poll(max(0.0, (until - now) / 1e6))
         if due is None and any(fd == self._ring.fd for fd, _ in ready):
             time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
+        known = len(self.judge.new_findings)
         self.judge.read_events(self._ring.read())
+        if len(self.judge.new_findings) > known:
+            return False  # to be told before suspects are asked about and swept for: that may take long
         self.judge.work()
         if self._clock() < self._next_tick_ns:
             return False

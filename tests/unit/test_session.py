@@ -1,0 +1,34 @@
+"""The order of what a step does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from tracer.session import Session
+
+
+def session(said: list[str], finds: list[str]) -> Session:
+    """One whose ring has something that is worth these findings."""
+
+    def read_events(_ring: object) -> None:
+        said.append("read")
+        judge.new_findings += finds
+
+    judge: Any = SimpleNamespace(new_findings=["not told yet"], read_events=read_events, count_protocols=None)
+    judge.work, judge.tick = (lambda: said.append("work")), (lambda: said.append("tick"))
+    made = cast(Any, object.__new__(Session))
+    made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, 0
+    made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
+    made._poll, made._ring = SimpleNamespace(poll=lambda _ms: []), SimpleNamespace(fd=3, read=lambda: [])
+    made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"))
+    return cast(Session, made)
+
+
+@pytest.mark.parametrize("finds", [[], ["a violation"]])
+def test_what_is_found_is_told_before_suspects_are_asked_about(finds: list[str]) -> None:
+    said = list[str]()
+    ticked = session(said, finds).step()
+    assert (ticked, said) == ((False, ["read"]) if finds else (True, ["read", "work", "tick", "patrol", "govern"]))
