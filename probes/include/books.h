@@ -301,7 +301,9 @@ enum window_flags {
   WINDOW_COPIES = 2,      /* the VMA returned takes over the pages of `vma` (V5) */
   WINDOW_REBUILT = 4,
   WINDOW_WALKS = 8,       /* an rmap walk of `folio` */
-  WINDOW_SHAPES = 16      /* `vma` outlives the window: its geometry is judged (V1) */
+  WINDOW_SHAPES = 16,     /* `vma` outlives the window: its geometry is judged (V1) */
+  WINDOW_OF_ANON = 32,    /* there is none where `vma` has neither anon_vma nor chain: the function returns at once (mm/rmap.c) */
+  WINDOW_OF_FILE = 64     /* there is none where `vma` has no vm_file: the function returns at once (unlink_file_vma()) */
 };
 enum flight_limits { DEEPEST_WINDOW = 8, MOST_STEPS = 55 };
 

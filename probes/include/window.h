@@ -305,7 +305,6 @@ static __always_inline void fill(struct frame *f, struct frame *outer, u32 windo
     if (f->i_mmap) context |= CONTEXT_FILE;
     if (f->anon) context |= CONTEXT_ANON;
     if (flags & WINDOW_COPIES) f->source = f->anon;
-    /* of two VMAs that are removed, one may have none */
     if (window == WINDOW_unlink_anon_vmas && f->anon && outer && outer->flags & WINDOW_MERGES) outer->source = f->anon;
   }
   if (folio) {

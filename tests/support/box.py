@@ -97,7 +97,12 @@ class Box:
         members = {"vm_mm": mm or self.mm, "vm_start": start, "vm_end": end, "vm_file": file, "vm_pgoff": start >> 12}
         for name, value in (members | {"anon_vma": anon, "vm_flags": flags}).items():
             self.set(at, f"vm_area_struct.{name}", value)
+        self.chain(at, anon)
         return Vma(at, anon, mapping)
+
+    def chain(self, vma: int, to: int) -> None:
+        """The VMA's anon_vma_chain begins there; 0: it is empty."""
+        self.set(vma, "vm_area_struct.anon_vma_chain", to or vma + self.offset("vm_area_struct.anon_vma_chain"))
 
     def change(self, vma: Vma, **members: int) -> None:
         for name, value in members.items():

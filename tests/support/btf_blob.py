@@ -153,12 +153,13 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ("vm_flags", u64, 320),
         ("vm_file", file, 384),
     ]
-    vma_members += [("vm_pgoff", u64, 448), ("anon_vma", blob.pointer(anon_vma), 512)]
+    chain = blob.record("list_head", 16, [("next", void, 0), ("prev", void, 64)])
+    vma_members += [("vm_pgoff", u64, 448), ("anon_vma", blob.pointer(anon_vma), 512), ("anon_vma_chain", chain, 768)]
     if vma_locks:
         vma_members += [("vm_lock_seq", s32, 576), ("vm_lock", void, 640), ("vm_private_data", void, 704)]
         blob.record("vma_lock", 16, [("lock", rwsem, 0)])
         blob.record("hugetlb_vma_lock", 32, [("rw_sema", rwsem, 64), ("vma", void, 192)])
-    vma = blob.pointer(blob.record("vm_area_struct", 96, vma_members))
+    vma = blob.pointer(blob.record("vm_area_struct", 112, vma_members))
     folio = blob.pointer(blob.record("folio", 128, [("flags", flags, 0), ("mapping", void, 192), ("_flags_1", u64, 512)]))
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
@@ -178,8 +179,9 @@ def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64:
     blob.function("__vma_adjust", adjust, s32)
     blob.function("__split_vma", {"mm": mm, "vma": vma, "addr": u64, "new_below": s32}, s32)
     blob.function("vma_adjust_trans_huge", {"vma": vma, "start": u64, "end": u64, "adjust_next": u64})
-    for name in ("khugepaged_enter_vma", "perf_event_mmap", "unlink_anon_vmas"):
+    for name in ("khugepaged_enter_vma", "perf_event_mmap", "unlink_anon_vmas", "unlink_file_vma"):
         blob.function(name, {"vma": vma})
+    blob.function("anon_vma_fork", {"vma": vma, "pvma": vma}, s32)
     blob.function("lru_add_drain", {})
     blob.function("vma_shrink", {"vmi": void, "vma": vma, "start": u64, "end": u64, "pgoff": u64}, s32)
     blob.function("do_brk_flags", {"vmi": void, "vma": vma, "addr": u64, "len": u64, "flags": u64}, s32)

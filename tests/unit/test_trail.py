@@ -160,7 +160,7 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
     for _ in range(20):  # another task's, elsewhere: they push the window out of its row
         b.tick(1000)
         b.become(8)
-        other = b.vma(0x1000, 0x3000)
+        other = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", other.at):
             pass
     books = Books(b.native.maps, LAYOUTS)

@@ -115,6 +115,7 @@ def test_a_vma_that_is_null() -> None:
 def test_errors_by_what_a_function_returns(ways: tuple[str, str]) -> None:
     b = box(ways)
     vma, pointer = b.vma(0x1000, 0x3000), b.take(8)
+    b.chain(vma.at, to=b.take(64))
     b.put(pointer, vma.at)
     for function, args in (("copy_vma", (pointer, 0, 0)), ("vma_merge", (b.mm, 0, 0, 0))):
         for returned in (0, ENOMEM_POINTER, vma.at, ENOMEM):
@@ -171,16 +172,48 @@ def test_the_anon_vma_that_a_merge_lost() -> None:
     other = b.anon_vma()
     gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
     assert merged(b, b.vma(0x1000, 0x3000, anon=other), gone, anon=other) == f"__vma_adjust[anon moved ok follows=other]{calls}"
-    b = box()
-    assert merged(b, b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)) == f"__vma_adjust[moved ok]{calls}", "no anon_vma, no pages"
 
 
-def test_the_second_vma_that_a_merge_removes_has_no_anon_vma() -> None:
-    """__vma_adjust() with remove_next 2: what the first one had is still to be followed."""
+def test_a_vma_that_has_no_anon_vma_has_no_pages_to_follow() -> None:
+    """__vma_adjust() with remove_next 2: of the VMAs that it removes one has an anon_vma, the other none, or none has."""
     b = box()
     gone = b.vma(0x3000, 0x4000, anon=b.anon_vma())
     line = merged(b, b.vma(0x1000, 0x3000), gone, b.vma(0x4000, 0x5000))
-    assert line == "__vma_adjust[moved ok follows=missing]  {unlink_anon_vmas()}*"
+    assert line == "__vma_adjust[moved ok follows=missing]  unlink_anon_vmas()"
+    b = box()
+    assert merged(b, b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)) == "__vma_adjust[moved ok]"
+
+
+@each_way
+def test_what_has_nothing_to_do_is_no_window(ways: tuple[str, str]) -> None:
+    """A VMA without anon_vma and vm_file. One with a chain and no anon_vma would be wrong: it is looked at."""
+    b = box(ways)
+    idle, wrong = b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)
+    b.chain(wrong.at, to=b.take(64))
+    anon, file = b.vma(0x5000, 0x7000, anon=b.anon_vma()), b.vma(0x7000, 0x9000, mapping=b.mapping())
+    for vma in (idle, wrong, anon, file):
+        for function, *args in (("unlink_anon_vmas", vma.at), ("unlink_file_vma", vma.at), ("anon_vma_fork", b.vma(0, 0x1000).at, vma.at)):
+            with b.call(function, *args):
+                pass
+    assert b.seen() == {
+        "unlink_anon_vmas[]": 1,
+        "unlink_anon_vmas[anon]": 1,
+        "anon_vma_fork[]": 1,
+        "anon_vma_fork[anon]": 1,
+        "unlink_file_vma[file]": 1,
+    }
+    assert b.counter("WINDOWS_UNCLOSED") == 0
+
+
+def test_a_window_in_which_there_is_nothing_to_do_goes_on_when_that_returns() -> None:
+    b = box()
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
+    with b.call("__vma_adjust", vma.at, 0x1000, 0x3000, 1, 0, 0):
+        with b.call("unlink_anon_vmas", b.vma(0x3000, 0x5000).at):
+            pass
+        with b.locked(b.anon_lock(vma.anon_vma)):
+            pass
+    assert one(b) == "__vma_adjust[anon ok]  anon↓w anon↑w"
 
 
 def test_a_merge_that_failed_has_nothing_to_follow() -> None:
