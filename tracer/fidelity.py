@@ -126,7 +126,8 @@ class Fidelity:
         if refused:
             governor.stay()
             self.change(before, "what that needs is refused now", count)
-            log.error("fidelity stays %s: %s; a restart may help", before, "; ".join(refused))
+            still = ", windows stay sampled" if self._sampled else ""
+            log.error("fidelity stays %s: %s%s; a restart may help", before, "; ".join(refused), still)
             return
         covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]
         log.warning("fidelity %s instead of %s: %s; covered now: %s", self.level, before, decision.why, " ".join(covered) or "nothing")

@@ -184,7 +184,7 @@ def _windows_text(s: Snapshot) -> list[str]:
     """Windows by function, each with its protocols and how often each ran."""
     lines, unsampled = [""], sum(s.windows_unsampled.values())
     if unsampled:
-        lines.append(f"{unsampled:10,} windows are not booked: {s.fidelity} fidelity samples them")
+        lines.append(f"{unsampled:10,} windows were not booked: windows were sampled")
     for name, histogram in s.window_times.items():
         ruled = sorted((one for one in s.protocols if one.protocol.window == name), key=lambda one: -one.windows)
         if histogram.count:

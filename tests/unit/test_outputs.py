@@ -232,7 +232,7 @@ def test_a_store_that_cannot_be_written_shows() -> None:
 def test_what_was_not_sampled_is_told_everywhere() -> None:
     taken = snapshot(fidelity="sampled", windows_unsampled={"vma_expand": 1000, "copy_vma": 234, "vma_shrink": 0})
     assert report.as_json(taken, [], 0)["windows_unsampled"] == {"vma_expand": 1000, "copy_vma": 234}
-    assert "1,234 windows are not booked: sampled fidelity samples them" in report.as_text(taken, ["x"], 0)
+    assert "1,234 windows were not booked: windows were sampled" in report.as_text(taken, ["x"], 0)
     assert (exposition(taken)["rmapd_windows_unsampled_total", ()], exposition(snapshot())["rmapd_windows_unsampled_total", ()]) == (
         1234,
         0,
