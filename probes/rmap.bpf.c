@@ -2,7 +2,7 @@
 
 HOOK(walk_enter) {
   u32 window = CONSTANT(window), flags = CONSTANT(flags);
-  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, &outer);
+  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, 0, &outer);
   if (f) fill(f, outer, window, flags, ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
   return 0;
 }

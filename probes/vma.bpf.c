@@ -3,16 +3,16 @@
 /* Functions that the kernel calls for every VMA, and that have nothing to do for most: no lock, no tree, nothing that could be wrong. */
 static __always_inline u32 is_idle(u64 vma, u32 flags) {
   if (flags & WINDOW_OF_FILE) return !READ(vm_area_struct, vma, vm_file);
-  if (!(flags & WINDOW_OF_ANON) || READ(vm_area_struct, vma, anon_vma)) return 0;
+  if (READ(vm_area_struct, vma, anon_vma)) return 0;
   return READ(vm_area_struct, vma, anon_vma_chain) == vma + OFFSET(vm_area_struct, anon_vma_chain);
 }
 
 HOOK(window_enter) {
   u32 window = CONSTANT(window), flags = CONSTANT(flags);
-  u64 vma = ARGUMENT(vma), heir = ARGUMENT(heir);
-  if (is_idle(vma, flags)) return 0;
-  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, &outer);
+  u32 idle = flags & (WINDOW_OF_ANON | WINDOW_OF_FILE) ? is_idle(ARGUMENT(vma), flags) : 0;
+  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, idle, &outer);
   if (!f) return 0;
+  u64 vma = ARGUMENT(vma), heir = ARGUMENT(heir);
   fill(f, outer, window, flags, CONSTANT(asked), CONSTANT(returns), heir ? heir : vma, ARGUMENT(mm), ARGUMENT(mm2), 0, ARGUMENT(mapping), ARGUMENT(start), ARGUMENT(end), 0);
   return 0;
 }

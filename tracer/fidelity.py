@@ -126,7 +126,7 @@ class Fidelity:
         if refused:
             governor.stay()
             self.change(before, "what that needs is refused now", count)
-            still = ", windows stay sampled" if self._sampled else ""
+            still = ", windows stay sampled" if self._how_sampled() else ""
             log.error("fidelity stays %s: %s%s; a restart may help", before, "; ".join(refused), still)
             return
         covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]

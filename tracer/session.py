@@ -245,7 +245,7 @@ class Session:
             time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
         known = len(self.judge.new_findings)
         self.judge.read_events(self._ring.read())
-        if len(self.judge.new_findings) > known:
+        if len(self.judge.new_findings) > known and self._clock() < self._next_tick_ns:
             return False  # to be told before suspects are asked about and swept for: that may take long
         self.judge.work()
         if self._clock() < self._next_tick_ns:

@@ -98,7 +98,8 @@ class Trails:
                 own = flight
             else:
                 before.append(flight)
-        steps = [self._step(flight, born) for flight in before[-(_MOST_CHANGES + _MOST_WALKS - 1) :]]
+        before = before[-(_MOST_CHANGES + _MOST_WALKS - 1) :]
+        steps = [self._step(flight, born) for flight in before]
         last = self._step(own, born) if own else self._step_of(event, key, seen)
         note = _reach(recorded, event.time_ns, before[0].row.end_ns if before else 0)
         return Trail((*steps, last | {"marked": True, "why": why}), note)

@@ -201,15 +201,15 @@ static __always_inline u32 unsampled(struct insider *t, u64 mark) { return t && 
 
 enum { OVER_AFTER_JIFFIES = 1000 };                     /* one to ten seconds: an unbooked window's return was missed, or it is a slow one */
 
-/* The same of a window that is about to be opened, which is then not booked either. */
-static __always_inline u32 opens_unsampled(struct insider *t, u64 mark, u32 window, u32 flags, struct params *p) {
+/* The same of a window that is about to be opened, which is then not booked either (idle: it would not be anyway). */
+static __always_inline u32 opens_unsampled(struct insider *t, u64 mark, u32 window, u32 flags, u32 idle, struct params *p) {
   if (!t->unsampled) return 0;
   u64 each = p->window_ns;
   if (unsampled(t, mark)) {
     if (flags & WINDOW_REBUILT) return 1;               /* the function that is rebuilt is not called by a window */
     if (each && t->unsampled_epoch == (u32)p->window_epoch && t->unsampled_window != window &&      /* none of these functions recurses */
         bpf_jiffies64() - t->unsampled_jiffy < OVER_AFTER_JIFFIES) {
-      struct allowance *a = allowances.lookup(&window);
+      struct allowance *a = idle ? 0 : allowances.lookup(&window);
       if (a) { refill(a, each); note_unsampled(a); }
       return 1;
     }
@@ -238,29 +238,31 @@ static __always_inline void note_entry(struct frame *f) {
 #define VM_HUGETLB 0x00400000ULL
 #define VM_STACK_SETUP 0x00018000ULL                    /* VM_SEQ_READ | VM_RAND_READ: execve() has not placed this stack yet */
 
-/* Open a window, which fill() then fills in: what it is about is read only if it is booked. outer: the window around it. */
-static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window, u32 flags, struct frame **outer_) {
+/* Open a window, which fill() then fills in: what it is about is read only if it is booked. outer: the window around it. idle: open none, but
+   see what the call tells of those before it: the missed return of one of the same function would be taken for seen when this one returns. */
+static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window, u32 flags, u32 idle, struct frame **outer_) {
   struct params *p = open_gate();
   if (!p) return 0;
   u64 epoch = p->window_epoch;
   if (epoch & 1) return 0;
-  struct insider *t = insiders.task_storage_get(CURRENT, 0, CREATED);
-  if (!t) { count(WINDOWS_LOST); return 0; }
+  struct insider *t = insiders.task_storage_get(CURRENT, 0, idle ? 0 : CREATED);
+  if (!t) { if (!idle) count(WINDOWS_LOST); return 0; }
   struct frame *outer = alive(t, mark);
   if (outer) {
     if (flags & WINDOW_REBUILT) return 0;               /* the function that is rebuilt is not called by a window */
     if (outer->key.window == window) {                  /* none of these functions recurses: its return was missed */
       leave_behind(t);
-    } else {
+    } else if (!idle) {
       put(outer, STEP_CALL + window);
       *outer_ = outer;
     }
   }
   u32 depth = t->depth;
   u64 own_mark = flags & WINDOW_REBUILT ? mark + 512 : mark;    /* it began in a call that the function made, beside those to come */
+  if (!depth && opens_unsampled(t, mark, window, flags, idle, p)) return 0;
+  if (idle) return 0;
   if (depth >= DEEPEST_WINDOW) { count(WINDOWS_LOST); return 0; }
   if (!depth) {
-    if (opens_unsampled(t, mark, window, flags, p)) return 0;
     if (!may_book(p, window)) {
       t->unsampled = own_mark;
       t->unsampled_jiffy = bpf_jiffies64();

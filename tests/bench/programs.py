@@ -94,21 +94,24 @@ class Runs:
     def has(self, name: str) -> bool:
         return name in self._points
 
-    def run(self, name: str, *args: int, inner: int = 0) -> None:
-        """Run the program at that function's entry or return with its arguments (and what it returns) in a trampoline's context."""
-        if name not in self.made:
+    def run(self, name: str, *args: int, inner: int = 0, apart: str = "") -> None:
+        """Run the program at that function's entry or return with its arguments (and what it returns) in a trampoline's context.
+        apart: counted under this name of its own."""
+        known = name + apart
+        if known not in self.made:
             point = self._points[name]
             places = point.places | ({} if point.how == "raw_tp" else {"stack": _STACK})
-            self.made[name] = self._maker.program(replace(point, how="run", symbol="", places=places))
-        self.made[name].run(*args, *[0] * (11 - len(args)), _MARK - inner)
+            self.made[known] = self._maker.program(replace(point, how="run", symbol="", places=places))
+        self.made[known].run(*args, *[0] * (11 - len(args)), _MARK - inner)
 
 
 def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
-    """A window of an anonymous VMA with locks, trees and a store, one in it, and an rmap walk."""
+    """A window of an anonymous VMA with locks, trees and a store, one in it, an rmap walk, and a call with nothing to do."""
     touched = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     touched[0] = 1
     anon_of = read.offset("vm_area_struct.anon_vma")
     vma = next(vma for vma in read.vmas() if read.at(vma + anon_of))
+    idle = next(vma for vma in read.vmas() if not read.at(vma + anon_of))
     anon_vma = read.at(vma + anon_of)
     rwsem = read.at(anon_vma) + read.offset("anon_vma.rwsem")
     chain = read.at(vma + read.offset("vm_area_struct.anon_vma_chain.next")) - read.offset("anon_vma_chain.same_vma")
@@ -124,6 +127,8 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
         runs.run("fentry:unlink_anon_vmas", vma, inner=1)
         runs.run("fexit:unlink_anon_vmas", vma, 0, inner=1)
         runs.run("fexit:expand_downwards", vma, 0, 0)
+        runs.run("fentry:unlink_anon_vmas", idle, apart=" idle")
+        runs.run("fexit:unlink_anon_vmas", idle, 0, apart=" idle")
         runs.run("fentry:try_to_migrate_one", 0, vma, 0, 0)
 
     return go

@@ -117,6 +117,22 @@ def test_what_runs_in_such_a_window_opens_none(ways: tuple[str, str]) -> None:
     assert b.open_windows() == 0
 
 
+@each_way
+def test_what_has_nothing_to_do_is_not_counted_and_ends_what_was_left_unseen(ways: tuple[str, str]) -> None:
+    b = sampling(1, ways)
+    vma, idle = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x5000)
+    for _ in range(3):
+        with b.call("unlink_anon_vmas", vma.at), b.call("unlink_file_vma", idle.at):
+            pass
+        with b.call("unlink_anon_vmas", idle.at):
+            pass
+    assert (b.seen(), unsampled(b), b.counter("WINDOWS_UNCLOSED")) == ({"unlink_anon_vmas[anon]": 2}, {"unlink_anon_vmas": 1}, 0)
+    b.miss("unlink_anon_vmas", vma.at)
+    with b.call("unlink_anon_vmas", idle.at):
+        pass
+    assert b.counter("WINDOWS_UNCLOSED") == 1
+
+
 @pytest.mark.parametrize(("state", "said"), [("own", ""), ("free", "anon-(-)"), ("other", "anon-(x)"), ("read", "anon-(r)")])
 def test_a_tree_that_changes_without_its_lock_is_booked_by_itself(state: str, said: str) -> None:
     b = sampling(1)

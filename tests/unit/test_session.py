@@ -10,7 +10,7 @@ import pytest
 from tracer.session import Session
 
 
-def session(said: list[str], finds: list[str]) -> Session:
+def session(said: list[str], finds: list[str], next_tick_ns: int) -> Session:
     """One whose ring has something that is worth these findings."""
 
     def read_events(_ring: object) -> None:
@@ -20,7 +20,7 @@ def session(said: list[str], finds: list[str]) -> Session:
     judge: Any = SimpleNamespace(new_findings=["not told yet"], read_events=read_events, count_protocols=None)
     judge.work, judge.tick = (lambda: said.append("work")), (lambda: said.append("tick"))
     made = cast(Any, object.__new__(Session))
-    made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, 0
+    made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, next_tick_ns
     made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
     made._poll, made._ring = SimpleNamespace(poll=lambda _ms: []), SimpleNamespace(fd=3, read=lambda: [])
     made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"))
@@ -30,5 +30,12 @@ def session(said: list[str], finds: list[str]) -> Session:
 @pytest.mark.parametrize("finds", [[], ["a violation"]])
 def test_what_is_found_is_told_before_suspects_are_asked_about(finds: list[str]) -> None:
     said = list[str]()
-    ticked = session(said, finds).step()
-    assert (ticked, said) == ((False, ["read"]) if finds else (True, ["read", "work", "tick", "patrol", "govern"]))
+    assert session(said, finds, next_tick_ns=6).step() is False
+    assert said == ["read", *([] if finds else ["work"])]
+
+
+def test_a_tick_that_is_due_is_not_put_off_by_what_is_found() -> None:
+    """Or a kernel that breaks a rule in many ways would keep the watchdog waiting."""
+    said = list[str]()
+    assert session(said, ["a violation"], next_tick_ns=5).step() is True
+    assert said == ["read", "work", "tick", "patrol", "govern"]

@@ -175,6 +175,29 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
     assert "has wrapped" in finding.evidence["trail_note"]
 
 
+def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
+    """Of many windows of its address space the last before it, itself, and none that came after."""
+    b = box(FLIGHT_ROWS=64)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
+    ends = []
+    for number in range(60):
+        b.tick(1000)
+        grow(b, vma, 0x4000 + number * 0x1000)
+        ends.append(b.now)
+        if number == 49:
+            b.native.events()
+            b.tick(1000)
+            with b.call("unlink_anon_vmas", vma.at):
+                b.tree(vma, vma.anon_vma, enter=False)
+            accused, (raw,) = b.now, b.native.events()
+    docket = Docket(b.windows, Books(b.native.maps, LAYOUTS), LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"})
+    docket.hear(Books(b.native.maps, LAYOUTS).event(raw), raw)
+    (finding,) = docket.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
+    assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
+    assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]
+    assert finding.evidence["trail_note"] == "The flight recorder has all since then."
+
+
 def test_the_ledgers_row_says_what_an_entry_is_tied_to() -> None:
     visited = {5: Visited(5, 1, 0xAA, 0x1000, 0x9000, FOLIO, 0x2000, 1, NEW_FOLIO)}
     row = Row(b"", MIGRATOR, MIGRATOR, 7, 0x2000, 1, 8, 1, 1, visited=visited)

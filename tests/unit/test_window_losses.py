@@ -105,13 +105,30 @@ def test_a_step_that_is_no_deeper_on_the_stack_closes_a_window_left_behind() -> 
 @each_way
 def test_an_inner_return_is_missed_and_the_outer_one_closes_both(ways: tuple[str, str]) -> None:
     b = box(ways)
-    vma = b.vma(0x1000, 0x3000)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         b.enter("anon_vma_clone", 0, vma.at)
         b.miss("unlink_anon_vmas", vma.at)
         b.calls.pop()
-    assert (b.counter("WINDOWS_UNCLOSED") > 0, b.seen()) == (True, {"__split_vma[ok]  anon_vma_clone()": 1})
+    assert (b.counter("WINDOWS_UNCLOSED") > 0, b.seen()) == (True, {"__split_vma[anon ok]  anon_vma_clone()": 1})
     assert nothing_is_left(b)
+
+
+@each_way
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_call_that_has_nothing_to_do_does_not_return_for_one_that_was_missed(ways: tuple[str, str], outer: bool) -> None:
+    """free_pgtables() calls it from the same place for one VMA after the other."""
+    b = box(ways)
+    vma, idle = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x5000)
+    if outer:
+        b.enter("__split_vma", b.mm, vma.at, 0x3000, 0)
+    b.miss("unlink_anon_vmas", vma.at)
+    with b.call("unlink_anon_vmas", idle.at):
+        pass
+    if outer:
+        b.leave("__split_vma", b.mm, vma.at, 0x3000, 0)
+    assert (lost(b), b.open_windows()) == ({"WINDOWS_UNCLOSED": 1}, 0)
+    assert b.seen() == ({"__split_vma[anon ok]  unlink_anon_vmas()": 1} if outer else {})
 
 
 def test_the_step_that_shows_an_inner_return_was_missed_is_the_outer_windows() -> None:

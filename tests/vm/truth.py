@@ -51,7 +51,7 @@ def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Told:
         now = time.time()
         for name in {name for name, count in found.items() if count and not counted[name]} - {*shown}:
             shown[name] = now
-        time.sleep(0.1)
+        time.sleep(0.02)
     arm(f"{fault} 0")
     first = struck(fault)[1]
     return {name: (min(when for when, of in logged if of == name) - first, at - first) for name, at in shown.items()}
