@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import struct
-from array import array
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -40,15 +39,14 @@ class Layout:
 
     @cached_property
     def record(self) -> Callable[..., Any]:
-        """Makes an immutable of the values that `code` unpacked, in a tenth of the time of named(). Only structs without arrays."""
+        """Makes an immutable of the values that `code` unpacked, in a fifth of the time of named(). Only structs without arrays."""
         return namedtuple(self.name, [name for name, _, _ in self.members])
 
     def column(self, member: str, blob: bytes) -> Sequence[int]:
-        """One member of each of the structs that follow one another in there. Only structs of u64 and u32 without arrays."""
-        place = self.place(member)
-        kind = self.code.format[1 + place]
+        """One member of each of the structs that follow one another in there; nothing is copied. Only structs of u64, u32, no arrays."""
+        before, kind = self.code.format[: 1 + self.place(member)], self.code.format[1 + self.place(member)]
         size = struct.calcsize(kind)
-        return array(kind, blob)[struct.calcsize(self.code.format[: 1 + place]) // size :: self.size // size]
+        return memoryview(blob).cast("Q" if kind == "Q" else "I")[struct.calcsize(before) // size :: self.size // size]
 
     def unpack(self, blob: bytes) -> Any:
         return self.named(self.code.unpack_from(blob))
