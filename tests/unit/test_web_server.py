@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import gzip
 import http.client
 import logging
+import selectors
 import socket
 import ssl
 import threading
@@ -19,7 +21,7 @@ import pytest
 import trustme
 
 from tracer.web import Access, Answer, Ask, Server, connection, login, server
-from tracer.web.budget import Budget
+from tracer.web.budget import SAVED_SECONDS, SHARE, Budget
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 BODY = b"hello " * 100
@@ -197,6 +199,38 @@ def test_the_cpu_is_bounded() -> None:
     assert budget.left() == pytest.approx(0.0)
     now[0] += 100
     assert budget.left() == 1.0, "no more than that is saved up"
+
+
+@pytest.mark.parametrize("waiters", [1, 64])
+def test_those_who_wait_do_not_use_up_what_they_wait_for(waiters: int) -> None:
+    """By a clock of its own, on a machine where each turn of the loop takes a millisecond of CPU."""
+    used, now = 0.0, 0.0
+
+    class Turns(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            nonlocal used, now
+            used, now = used + 0.001, now + 0.001 + max(0.0, timeout or 0.0)
+            assert now < 1000, "they wait for ever"
+            return super().select(0)
+
+    async def all_waited() -> list[float]:
+        async def wait() -> float:
+            await budget.wait(0.1)
+            nonlocal used
+            used += 0.01
+            return now
+
+        return await asyncio.gather(*(wait() for _ in range(waiters)))
+
+    loop = asyncio.SelectorEventLoop(Turns())
+    loop.time = lambda: now  # type: ignore[method-assign]
+    budget = Budget(lambda: used, lambda: now)
+    used = SAVED_SECONDS
+    with contextlib.closing(loop):
+        ends = loop.run_until_complete(all_waited())
+    assert ends == sorted(ends), "who came first"
+    assert 0.5 <= ends[0] < 0.7, "0.1 s of CPU at a share of 0.2"
+    assert ends[-1] < 0.7 + 1.2 * (waiters - 1) * 0.01 / SHARE
 
 
 def test_users(tmp_path: Path) -> None:

@@ -41,13 +41,13 @@ def listen(stream: IO[str], logged: list[tuple[float, str]]) -> None:
 
 
 def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Told:
-    """Strike, and see what was not violated before it. Nobody asks for the page before there is a line: it takes the CPUs that make one."""
+    """Strike, and see what was not violated before it. The page is asked for while a line is not on it: it takes the CPUs that make one."""
     counted, shown, before = pages(), dict[str, float](), len(logged)
     operation = Thread(target=OPERATIONS[fault], args=(fault,))
     operation.start()
     end = time.time() + _LATEST_SECONDS
     while operation.is_alive() or time.time() < (max(shown.values()) + SPACE if shown else end):
-        found = pages() if len(logged) > before else counted
+        found = pages() if {of for _, of in logged[before:] if not counted[of]} - {*shown} else counted
         now = time.time()
         for name in {name for name, count in found.items() if count and not counted[name]} - {*shown}:
             shown[name] = now
