@@ -44,7 +44,8 @@ class Layout:
 
     def column(self, member: str, blob: bytes) -> Sequence[int]:
         """One member of each of the structs that follow one another in there; nothing is copied. Only structs of u64, u32, no arrays."""
-        before, kind = self.code.format[: 1 + self.place(member)], self.code.format[1 + self.place(member)]
+        at = 1 + self.place(member)
+        before, kind = self.code.format[:at], self.code.format[at]
         size = struct.calcsize(kind)
         return memoryview(blob).cast("Q" if kind == "Q" else "I")[struct.calcsize(before) // size :: self.size // size]
 

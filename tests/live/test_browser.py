@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.live.conftest import daemon, entries_hold
+from tests.live.conftest import daemon, entries_hold, until
 from tests.support import busy
 from tracer.web import Application, Server
 
@@ -144,11 +143,12 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
         entries_hold(url, 5000)
         seen.get(f"{url}/?refresh=5")
         seen.leave(seen.shown())  # by itself
-        for _ in range(40):  # no page that is replaced while it is read
-            seen.get(url)
-            if seen.find_elements(By.CSS_SELECTOR, "polyline"):
-                break
-            time.sleep(1)
+
+        def drawn() -> list[Any]:
+            seen.get(url)  # no page that is replaced while it is read
+            return seen.find_elements(By.CSS_SELECTOR, "polyline")
+
+        until(drawn, 40, "rates are drawn")
         assert seen.find_element(By.TAG_NAME, "h1").text == "Nothing violated, nothing suspect"
         row = next(row for row in seen.find_elements(By.CSS_SELECTOR, "table.rows tbody tr") if row.text.startswith("M1"))
         holds = row.find_element(By.CSS_SELECTOR, "[data-label=Holds]").text

@@ -215,8 +215,8 @@ def test_those_who_wait_do_not_use_up_what_they_wait_for(waiters: int) -> None:
 
     async def all_waited() -> list[float]:
         async def wait() -> float:
-            await budget.wait(0.1)
             nonlocal used
+            await budget.wait(0.1)
             used += 0.01
             return now
 
