@@ -150,7 +150,8 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Entries by what happened to them",
-                    "inserted and copied (by fork) are settled by removed and by cleared_by_oracle. removed_unbooked were inserted unseen.",
+                    "What is inserted or copied (by fork) is removed, cleared_by_oracle, left_behind, unverifiable or outstanding. "
+                    "removed_unbooked were inserted unseen.",
                     "ops",
                     (Query(f"sum by (event) (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))", "{{event}}"),),
                 ),

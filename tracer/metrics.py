@@ -80,22 +80,22 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     names = [h.hook.name for h in s.hooks]
     on = {h.hook.name for h in s.hooks if h.on}
     yield _gauge("rmapd_probe_attached", "1 where the hook is attached.", ("hook",), (((n,), float(n in on)) for n in names))
-    loaded = on | {h.hook.name for h in s.hooks if h.state is State.RESTING}
+    loaded = on | {h.hook.name for h in s.hooks if h.state in (State.RESTING, State.DETACHED)}
     stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in loaded}
     seconds = (((n,), one.seconds) for n, one in stats.items())
     yield _counter("rmapd_probe_run_seconds", "Time in the hook's BPF program, by the kernel's account.", ("hook",), seconds)
     runs = (((n,), float(one.runs)) for n, one in stats.items())
     yield _counter("rmapd_probe_runs", "Runs of the hook's BPF program, by the kernel's account.", ("hook",), runs)
     missed = Counter({h.stem: 0 for h in s.hooks})
-    for h in s.hooks:
-        missed[h.stem] += stats[h.hook.name].missed if h.hook.name in stats else 0
+    for h in s.hooks:  # also of those that were taken away: the count of a stem never falls
+        missed[h.stem] += s.statistics.get(h.hook.name, _NO_RUNS).missed
     text = "Runs of a stem's BPF programs that the kernel left out because the program was running already."
     yield _counter("rmapd_probe_missed_runs", text, ("stem",), (((stem,), float(count)) for stem, count in missed.items()))
 
 
 def _windows(s: Snapshot) -> dict[str, Histogram]:
     """Times by function, of those that are hooked here or were seen all the same."""
-    hooked = {h.hook.window for h in s.hooks if h.on or h.state is State.RESTING}
+    hooked = {h.hook.window for h in s.hooks if h.on or h.state in (State.RESTING, State.DETACHED)}
     return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
 
 
@@ -118,8 +118,15 @@ def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         ("removed", "ENTRIES_REMOVED"),
         ("removed_unbooked", "REMOVALS_UNBOOKED"),
     )
-    values = [((event,), c.get(name, 0)) for event, name in entries] + [(("cleared_by_oracle",), s.oracle.get("cleared", 0))]
-    yield _counter("rmapd_migration_entries", "Migration entries by what happened to them.", ("event",), values)
+    values = [((event,), c.get(name, 0)) for event, name in entries]
+    decided = s.decided
+    values += [
+        (("cleared_by_oracle",), decided["cleared"]),
+        (("left_behind",), decided["violated"] + decided["suspect"]),
+        (("unverifiable",), decided["unverifiable"]),
+    ]
+    text = "Migration entries by what happened to them: inserted + copied = removed + the last three + outstanding."
+    yield _counter("rmapd_migration_entries", text, ("event",), values)
     asked = (((kind,), s.oracle.get(kind, 0)) for kind in ("asked", "sweeps"))
     yield _counter("rmapd_oracle_questions", "Addresses asked about, and sweeps of all page tables.", ("kind",), asked)
     text = "Events lost, by book. A lost event turns checks unverifiable, never into a violation."

@@ -45,7 +45,9 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
         "histograms": _histograms(s),
         "lock_graph": _lock_graph(s),
         "lost": s.lost,
-        "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters} | {"outstanding": s.outstanding},
+        "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters}
+        | {f"entries_{name}": count for name, count in s.decided.items()}
+        | {"outstanding": s.outstanding},
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
         "overhead": {
             "hooks": {name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed} for name, st in s.statistics.items()},
