@@ -5,6 +5,7 @@ needs them."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -13,10 +14,13 @@ from prometheus_client.registry import Collector
 
 import tracer
 from tracer.config import LEVELS
+from tracer.facts import standing
 from tracer.histogram import Histogram
+from tracer.history import Point
 from tracer.plan import State
 from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
+from tracer.standing import Standing
 from tracer.verdict import Verdict
 
 _WALKS = ("anon", "file", "ksm")
@@ -37,14 +41,20 @@ _LOCK_CLASSES = {
 class SnapshotCollector(Collector):
     """Collects from whatever snapshot is current; that the gate is not open while there is none."""
 
-    def __init__(self, current: Callable[[], Snapshot | None]) -> None:
-        self._current = current
+    def __init__(
+        self,
+        current: Callable[[], Snapshot | None],
+        points: Callable[[], Sequence[Point]] = tuple,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._current, self._points, self._clock = current, points, clock
 
     def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily]:
         snapshot = self._current()
         yield _gauge("rmapd_gate_open", "1 while events are booked.", (), [((), float(snapshot is not None and snapshot.gate_open))])
         if snapshot is None:
             return
+        yield from _standing(standing(snapshot, self._points(), self._clock() - snapshot.taken_seconds))
         yield from _invariants(snapshot)
         yield from _hooks(snapshot)
         yield from _books(snapshot)
@@ -64,6 +74,13 @@ def _gauge(name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple
     for label_values, value in values:
         family.add_metric(label_values, value)
     return family
+
+
+def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
+    text = "How it stands, as the page says it: 0 green, 1 amber (not all is known, or something is suspect), 2 red (violated)."
+    yield _gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
+    text = "Reasons why it is not green, or worth less than its colour: the page and /api/v1/ say which."
+    yield _gauge("rmapd_standing_reasons", text, (), [((), float(len(stands.reasons)))])
 
 
 def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:

@@ -15,6 +15,7 @@ from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
+from tracer.facts import standing
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.journal import Journal
@@ -23,6 +24,7 @@ from tracer.plan import State
 from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
+from tracer.standing import entries
 from tracer.verdict import Verdict
 from tracer.web import Access, Application, Server
 
@@ -86,7 +88,8 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                     supervisor.ready(_in_a_line(latest))
         supervisor.stopping()
         session.stop()
-        look(ended=True)
+        for line in standing(look(ended=True)).lines():
+            log.info("%s", line)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -105,7 +108,10 @@ def _in_a_line(s: Snapshot) -> str:
     """For `systemctl status`."""
     covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
     found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
-    return f"gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}"
+    stands = standing(s)
+    why = f" ({', '.join(stands.reasons)})" if stands.reasons else ""
+    there = f"{entries(s.outstanding)} outstanding"
+    return f"{stands.colour}{why}: gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}; {there}"
 
 
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
@@ -116,6 +122,8 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
         log.warning("the page-table oracle is not calibrated (%s): suspects stay suspects", snapshot.oracle_reason)
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
+    for line in standing(snapshot).lines():
+        log.info("%s", line)
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, where)
 
 

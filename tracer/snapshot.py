@@ -29,7 +29,8 @@ class StoreState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """times in seconds, taken_seconds since the epoch; counts since the gate opened. rest: findings beyond the bound on signatures."""
+    """times in seconds, taken_seconds since the epoch; counts since the gate opened. rest: findings beyond the bound on signatures.
+    required: invariants that must be checkable; ended_early: why the run was cut short, in a sentence."""
 
     kernel: str
     fidelity: str
@@ -62,6 +63,9 @@ class Snapshot:
     fidelity_changes: Mapping[str, int] = field(default_factory=dict)
     rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
     store: StoreState | None = None
+    required: tuple[str, ...] = ()
+    age_limit_seconds: float = 10.0
+    ended_early: str = ""
 
     @property
     def lost(self) -> dict[str, int]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from tracer.facts import standing
 from tracer.snapshot import Snapshot
+from tracer.standing import Colour
 from tracer.verdict import Verdict
 
 _COLOURS = {"full": "green", "partial": "yellow", "none": "dim"}
+_STANDS = {Colour.GREEN: "green", Colour.AMBER: "yellow", Colour.RED: "bold red"}
 
 
 def table(now: Snapshot, before: Snapshot | None, where: str) -> Table:
@@ -34,7 +37,9 @@ def table(now: Snapshot, before: Snapshot | None, where: str) -> Table:
         out.add_row(name, invariant.title, Text(level.value, style=_COLOURS[level.value]), *cells, f"{rate:,.0f}")
     none = [name for name in now.invariants if now.coverage[name][0] == "none"]
     lost, unsampled = sum(now.lost.values()), sum(now.windows_unsampled.values())
-    out.caption = (
+    stands = standing(now)
+    said = Text("\n".join(stands.lines()) + "\n", style=_STANDS[stands.colour])
+    out.caption = said + Text(
         f"not checked here: {' '.join(none)} · entries outstanding {now.outstanding} · cleared by the oracle {now.oracle.get('cleared', 0)}"
         + (f" · windows not sampled {unsampled:,}" if unsampled else "")
         + f" · lost {lost} · signatures {len(now.violations)} · Ctrl-C ends"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class Box:
     points: tuple[Point, ...] = ()
 
     def __init__(self) -> None:
-        self.snapshot: Snapshot | None = snapshot()
+        self.snapshot: Snapshot | None = snapshot(taken_seconds=time.time())
 
     def __call__(self) -> Snapshot | None:
         return self.snapshot
