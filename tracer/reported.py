@@ -212,7 +212,7 @@ class Migration(msgspec.Struct, frozen=True):
 class EndedEarly(msgspec.Struct, frozen=True):
     """Why a run was cut short."""
 
-    reason: str
+    reason: str = "nobody knows why"
 
 
 class Report(msgspec.Struct, frozen=True):

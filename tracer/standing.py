@@ -58,7 +58,8 @@ class Facts:
     missing or denied, with the reason; taken_away: hooks that somebody else has switched off.
 
     outstanding: entries of a run that goes on, oldest_seconds: the age of the oldest, floors: the fewest of each of the last three minutes;
-    unsettled: entries of a run that has ended. stale, ended_early: how, in a sentence; gate_closed: of a daemon that still answers.
+    unsettled: entries of a run that has ended. stale: how, in a sentence; gate_closed: of a daemon that still answers; ended_early: why, of
+    each run that was cut short; killed: runs before the last one without an end.
     """
 
     coverage: Mapping[str, str]
@@ -76,6 +77,7 @@ class Facts:
     gate_closed: bool = False
     stale: str = ""
     ended_early: Sequence[str] = ()
+    killed: int = 0
 
     def total(self, verdict: str) -> int:
         return sum(count for (_, found), count in self.checks.items() if found == verdict)
@@ -141,7 +143,11 @@ def _suspect(facts: Facts) -> str:
 
 
 def _ended_early(facts: Facts) -> str:
-    return " ".join(f"{reason.rstrip('.')}." for reason in facts.ended_early)
+    said = [f"The run ended early: {reason.rstrip('.')}." for reason in facts.ended_early]
+    if facts.killed:
+        runs = "1 run before the last one has" if facts.killed == 1 else f"{facts.killed} runs before the last one have"
+        said.append(f"{runs} no end: killed, with whatever was not judged yet.")
+    return " ".join(said)
 
 
 def _gate(facts: Facts) -> str:

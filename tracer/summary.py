@@ -53,7 +53,8 @@ def facts(reported: Reported) -> Facts:
         unsettled=sum(report.migration.outstanding for report in ended),
         lowered_to=last.fidelity if changes.get("lower", 0) > changes.get("raise", 0) else "",
         stale=_silent(reported),
-        ended_early=[*(report.ended_early.reason for report in reports if report.ended_early), *_killed(reported)],
+        ended_early=[report.ended_early.reason for report in reports if report.ended_early],
+        killed=sum(run.ended is None and not run.report.ended_early for run in reported.runs[:-1]),
     )
 
 
@@ -69,12 +70,6 @@ def _checks(reported: Reported) -> dict[tuple[str, str], int]:
         name, _, verdict = key.partition(" ")
         found[name, verdict] += count
     return dict(counted | found)
-
-
-def _killed(reported: Reported) -> list[str]:
-    """Runs before the last one that have no end. Nobody can say what they had not judged yet."""
-    killed = [run for run in reported.runs[:-1] if run.ended is None and not run.report.ended_early]
-    return [f"{_number(len(killed), 'run')} before the last one did not end by itself"] if killed else []
 
 
 def _silent(reported: Reported) -> str:

@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support import busy
+from tests.support.busy import NO_HOOKS, tracepoints_only, well
 from tests.support.reports import written
 from tracer import html_report, markdown_report, report
 from tracer.current import Current
@@ -31,23 +30,6 @@ from tracer.summary import facts, headline
 from tracer.verdict import Verdict
 from tracer.web import Application, Ask
 
-NO_HOOKS = "fentry programs are refused (EPERM: Operation not permitted); this kernel is built without CONFIG_KPROBES"
-
-
-def well(**changes: Any) -> Snapshot:
-    """Most invariants are checked in full, all checks hold, nothing is lost or outstanding."""
-    changed: dict[str, Any] = {"counters": {}, "outstanding": 0, "oldest_entry_seconds": 0.0} | changes
-    return replace(busy.quiet(busy.snapshot()), **changed)
-
-
-def tracepoints_only() -> Snapshot:
-    """A kernel without kprobes and fentry."""
-    s = well()
-    coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
-    coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))
-    hooks = [replace(hook, state=State.DENIED, reason=NO_HOOKS) if n > 20 else hook for n, hook in enumerate(s.hooks)]
-    return replace(s, coverage=coverage, hooks=tuple(hooks), checks={("M1", Verdict.HOLDS): 989, ("M4", Verdict.HOLDS): 989})
-
 
 def taken_away() -> Snapshot:
     s = well()
@@ -65,7 +47,7 @@ def unverifiable(share: float) -> Snapshot:
 
 CASES: list[tuple[str, Snapshot, Kind, str]] = [
     ("suspect", well(checks={("M1", Verdict.HOLDS): 9, ("M1", Verdict.SUSPECT): 2}), Kind.SUSPECT, "2 checks are suspect"),
-    ("ended early", well(ended_early="the judge died by signal 9"), Kind.ENDED_EARLY, "the judge died by signal 9."),
+    ("ended early", well(ended_early="the judge died by signal 9"), Kind.ENDED_EARLY, "The run ended early: the judge died by signal 9."),
     ("nothing happened", well(checks={}), Kind.NOTHING, "0 checks"),
     ("tracepoints only", tracepoints_only(), Kind.COVERAGE, "3 of 18 invariants are checked here, in part; 15 are not: M2 "),
     ("required", required_in_part(), Kind.REQUIRED, "Required, and not checked in full: L1 in part."),
@@ -245,7 +227,7 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     assert stands((True, True)) == ("green", [])
     assert stands((True, False), 60.0) == ("green", [])
     assert stands((True, False), 7200.0) == ("amber", ["The last run has no end and wrote nothing for 2 h 0 min: it was killed, or hangs."])
-    assert stands((False, True)) == ("amber", ["1 run before the last one did not end by itself."])
+    assert stands((False, True)) == ("amber", ["1 run before the last one has no end: killed, with whatever was not judged yet."])
 
 
 def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
