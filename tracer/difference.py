@@ -116,7 +116,8 @@ def read(path: Path) -> Run:
             Seen(one["text"], one["count"], tuple(one["violates"] + one["suspect"]), parse(one["text"])) for one in found["protocols"]
         )
         unsampled = sum(found.get("windows_unsampled", {}).values())
-        return Run(path.name, found["kernel"], seen, found["windows"], hooks, unsampled, _why_none(found, hooks))
+        why_none = _why_none(found.get("fidelity", ""), float(found.get("duration_seconds", 0)), hooks)
+        return Run(path.name, found["kernel"], seen, found["windows"], hooks, unsampled, why_none)
     except OSError as error:
         raise RmapdError(f"cannot read {path}", why=error.strerror or str(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -124,14 +125,14 @@ def read(path: Path) -> Run:
         raise RmapdError(f"{path} is no report of rmapd", why=f"{type(error).__name__}: {error}", hint=hint) from error
 
 
-def _why_none(found: Mapping[str, Any], absent: Mapping[str, str]) -> str:
+def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
     """Why a run may have seen no window: its fidelity, what its kernel refuses, or that nothing happened."""
-    if found.get("fidelity") == "migration":
+    if fidelity == "migration":
         return "at fidelity migration no window is recorded"
     reason, count = next(iter(Counter(absent.values()).most_common(1)), ("", 0))
     if 2 * count > len(absent):
         return f"{count} of its hooks are missing: {reason}"
-    return f"no window ended in its {float(found.get('duration_seconds', 0)):.3g} s"
+    return f"no window ended in its {seconds:.3g} s"
 
 
 def nothing_to_compare(a: Run, b: Run) -> str:

@@ -79,8 +79,6 @@ def _gauge(name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple
 def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
     text = "How it stands, as the page says it: 0 green, 1 amber (not all is known, or something is suspect), 2 red (violated)."
     yield _gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
-    text = "Reasons why it is not green, or worth less than its colour: the page and /api/v1/ say which."
-    yield _gauge("rmapd_standing_reasons", text, (), [((), float(len(stands.reasons)))])
 
 
 def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
