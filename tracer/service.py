@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
 from tracer.facts import standing
+from tracer.history import Point
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.journal import Journal
@@ -68,7 +69,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         _announce(session, latest, where)
         if len(levels) > 1:
             log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
-        supervisor.ready(_in_a_line(latest))
+        supervisor.ready(_in_a_line(latest, current.points))
         session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
@@ -77,15 +78,15 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                 if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
                     before, latest = latest, look()
                     if show:
-                        show(latest, before)
+                        show(latest, before, current.points)
                 if ticked:
                     reaction.keep(session.judge.tally)
-                    supervisor.alive(_in_a_line(latest))
+                    supervisor.alive(_in_a_line(latest, current.points))
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
                     access.reread()
-                    supervisor.ready(_in_a_line(latest))
+                    supervisor.ready(_in_a_line(latest, current.points))
         supervisor.stopping()
         session.stop()
         for line in standing(look(ended=True)).lines():
@@ -104,11 +105,11 @@ def _reload(session: Session, configuration: Callable[[], Config]) -> None:
     log.info("configuration read again: %s%s", now, f"; a restart is needed for {', '.join(stay)}" if stay else "")
 
 
-def _in_a_line(s: Snapshot) -> str:
+def _in_a_line(s: Snapshot, points: Sequence[Point] = ()) -> str:
     """For `systemctl status`."""
     covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
     found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
-    stands = standing(s)
+    stands = standing(s, points)
     why = f" ({', '.join(stands.reasons)})" if stands.reasons else ""
     there = f"{entries(s.outstanding)} outstanding"
     return f"{stands.colour}{why}: gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}; {there}"
@@ -128,11 +129,11 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot], None]]:
+def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot, Sequence[Point]], None]]:
     """A table that redraws itself; only on a terminal."""
     from rich.live import Live
 
     from tracer.status import table
 
     with Live(auto_refresh=False) as live:
-        yield lambda now, before: live.update(table(now, before, where), refresh=True)
+        yield lambda now, before, points: live.update(table(now, before, where, points), refresh=True)

@@ -201,6 +201,8 @@ def _outstanding(facts: Facts) -> str:
     there = f"{entries(facts.outstanding)} outstanding"
     if facts.oldest_seconds > facts.age_limit_seconds:
         return f"{there}, the oldest for {facts.oldest_seconds:,.0f} s: longer than the age limit of {facts.age_limit_seconds:g} s."
+    if facts.outstanding > MOST_OUTSTANDING and not facts.oldest_seconds:
+        return f"{there}, and the ledger has no row of them: they get no verdict."
     floors = facts.floors
     if floors and all(later - sooner >= LEAST_GROWTH for sooner, later in pairwise(floors)):
         return f"{there}, and the number grows: at least {', then '.join(f'{floor:,}' for floor in floors)} in the last three minutes."

@@ -95,7 +95,7 @@ def history(outstanding: list[int]) -> tuple[Point, ...]:
 @pytest.mark.parametrize(
     ("outstanding", "colour"),
     [
-        ([142_520] * 100, Colour.AMBER),  # as seen: it stays for ever, and the oldest is 0.0 s old
+        ([142_520] * 100, Colour.AMBER),
         ([100 * n for n in range(100)], Colour.AMBER),
         ([100 * (n % 50) for n in range(100)], Colour.GREEN),
         ([MOST_OUTSTANDING * 2] * 99 + [0], Colour.GREEN),
@@ -103,7 +103,16 @@ def history(outstanding: list[int]) -> tuple[Point, ...]:
     ],
 )
 def test_entries_that_pile_up_are_amber(outstanding: list[int], colour: Colour) -> None:
-    assert standing(well(outstanding=outstanding[-1]), history(outstanding), 0.0).colour is colour
+    s = well(outstanding=outstanding[-1], oldest_entry_seconds=0.2)
+    assert standing(s, history(outstanding), 0.0).colour is colour
+    assert _in_a_line(s, history(outstanding)).startswith(colour)
+
+
+def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
+    """As seen: 142,520 outstanding, the oldest 0.0 s old, for ever."""
+    found = standing(well(outstanding=142_520), (), 0.0)
+    assert (found.colour, list(found.reasons)) == (Colour.AMBER, [Kind.OUTSTANDING])
+    assert "142,520 migration entries outstanding, and the ledger has no row of them" in found.reasons[Kind.OUTSTANDING]
 
 
 def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
