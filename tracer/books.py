@@ -198,6 +198,16 @@ class Books:
         found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
         return Row(name, *found, ((raw_key, nth),), visited)
 
+    def left_of(self, row: Row) -> int:
+        """How many entries of a row are outstanding now."""
+        layout = self._layouts.structs["ledger_row"]
+        found = (self._maps["ledger"].lookup(key) for key, nth in row.keys if nth < 0)
+        return sum(layout.unpack(raw).count for raw in found if raw) + sum(not self._is_settled(key, nth) for key, nth in row.keys if nth >= 0)
+
+    def _is_settled(self, key: bytes, nth: int) -> bool:
+        raw = self._maps["frozen"].lookup(key)
+        return raw is None or bool(self._layouts.structs["frozen"].unpack(raw).settled[nth // 64] >> nth % 64 & 1)
+
     def settle(self, row: Row) -> Taken:
         """Take a judged row out of the ledger. A row of no migration can grow and shrink until it is taken."""
         layout, found = self._layouts.structs["ledger_row"], Taken()
@@ -215,8 +225,9 @@ class Books:
         """One entry of a frozen PMD. Its migration has ended: nobody else writes this row."""
         layout, table = self._layouts.structs["frozen"], self._maps["frozen"]
         raw = table.lookup(key)
-        if raw is None or (row := layout.unpack(raw)).settled[nth // 64] >> nth % 64 & 1:
+        if raw is None or self._is_settled(key, nth):
             return False
+        row = layout.unpack(raw)
         row.settled[nth // 64] |= 1 << nth % 64
         row.count -= 1
         if row.count:

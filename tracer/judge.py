@@ -187,13 +187,15 @@ class Judge:
     def _take(self, decided: Iterable[Judged]) -> None:
         for judged in decided:
             case, verdict = judged.case, judged.decision.verdict
-            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE):
+            late = case.invariant == "M4"
+            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE) or (late and not judged.entries):
                 self._settled(judged)
                 continue
             proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else judged.entries)
+            proven = min(proven, judged.entries) if late else proven
             self._record(self._evident(partial(self._findings.entry, judged, self._second_walk(judged))), proven)
             accused = min(proven, judged.entries)
-            if case.invariant == "M4":  # the others of its row are left to M1, or to their removal
+            if late:  # the others of its row are left to M1, or to their removal
                 if judged.row:
                     self._late.judge(judged.row.key, accused)
                 continue

@@ -5,6 +5,7 @@ needs them."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -13,16 +14,19 @@ from prometheus_client.registry import Collector
 
 import tracer
 from tracer.config import LEVELS
+from tracer.facts import standing
 from tracer.histogram import Histogram
+from tracer.history import Point
 from tracer.plan import State
 from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
+from tracer.standing import Standing
 from tracer.verdict import Verdict
 
 _WALKS = ("anon", "file", "ksm")
 _NOTHING = Histogram()
 _NO_RUNS = RunStatistics(0, 0, 0.0, 0)
-_ENTRY_POWERS = range(12, 37, 3)  # 4 µs to 69 s
+_ENTRY_POWERS = range(15, 37, 3)  # 33 µs to 69 s
 _WINDOW_POWERS = (20,)  # 1 ms: how often each of some twenty functions is slow
 _LOCK_POWERS = (10, 15, 20, 25, 28, 31)  # 1 µs, 33 µs, 1 ms, 34 ms, 268 ms, 2.1 s
 _WALK_POWERS = (1, 4, 7, 10)  # up to 1, 15, 127, 1,023 VMAs
@@ -37,14 +41,20 @@ _LOCK_CLASSES = {
 class SnapshotCollector(Collector):
     """Collects from whatever snapshot is current; that the gate is not open while there is none."""
 
-    def __init__(self, current: Callable[[], Snapshot | None]) -> None:
-        self._current = current
+    def __init__(
+        self,
+        current: Callable[[], Snapshot | None],
+        points: Callable[[], Sequence[Point]] = tuple,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._current, self._points, self._clock = current, points, clock
 
     def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily]:
         snapshot = self._current()
         yield _gauge("rmapd_gate_open", "1 while events are booked.", (), [((), float(snapshot is not None and snapshot.gate_open))])
         if snapshot is None:
             return
+        yield from _standing(standing(snapshot, self._points(), self._clock() - snapshot.taken_seconds))
         yield from _invariants(snapshot)
         yield from _hooks(snapshot)
         yield from _books(snapshot)
@@ -64,6 +74,11 @@ def _gauge(name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple
     for label_values, value in values:
         family.add_metric(label_values, value)
     return family
+
+
+def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
+    text = "How it stands, as the page says it: 0 green, 1 amber (not all is known, or something is suspect), 2 red (violated)."
+    yield _gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
 
 
 def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:

@@ -5,6 +5,7 @@ Reports of an older rmapd lack keys; what depends on them is empty. What no repo
 from __future__ import annotations
 
 import datetime
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -200,6 +201,20 @@ class Command(msgspec.Struct, frozen=True):
     exit_code: int = 0
 
 
+class Migration(msgspec.Struct, frozen=True):
+    """Migration entries that were recorded and neither removed nor judged."""
+
+    outstanding: int = 0
+    oldest_entry_seconds: float = 0.0
+    age_limit_seconds: float = 10.0
+
+
+class EndedEarly(msgspec.Struct, frozen=True):
+    """Why a run was cut short."""
+
+    reason: str = "nobody knows why"
+
+
 class Report(msgspec.Struct, frozen=True):
     """A run."""
 
@@ -209,6 +224,10 @@ class Report(msgspec.Struct, frozen=True):
     violations: list[Violation]
     rmapd: str = ""
     fidelity: str = ""
+    fidelity_changes: dict[str, int] = {}
+    gate_open: bool = False
+    required: list[str] = []
+    ended_early: EndedEarly | None = None
     duration_seconds: float = 0.0
     started: Time | None = None
     ended: Time | None = None
@@ -220,6 +239,7 @@ class Report(msgspec.Struct, frozen=True):
     lock_graph: LockGraph = LockGraph()
     timeline: Timeline = Timeline()
     lost: dict[str, int] = {}
+    migration: Migration = Migration()
     overhead: Overhead = Overhead()
     beyond: dict[str, int] = {}
 
@@ -240,13 +260,15 @@ class Run(msgspec.Struct, frozen=True):
 
 class Reported(msgspec.Struct, frozen=True):
     """All that a page is made of: where it comes from, the run that is shown in full, violations, and of a store all its runs.
-    rest: findings that have no signature of their own, by invariant and verdict."""
+    rest: findings that have no signature of their own, by invariant and verdict. silent_seconds: for how long the last run has written
+    nothing, where it has no end."""
 
     source: str
     report: Report
     violations: list[Violation]
     rest: dict[str, int]
     runs: list[Run] = []
+    silent_seconds: float = 0.0
 
     @property
     def reports(self) -> list[Report]:
@@ -289,4 +311,6 @@ def of_store(path: Path) -> Reported:
         rest[f"{invariant} {verdict}"] += count
     violations.sort(key=lambda v: v.last_seen, reverse=True)
     violations.sort(key=lambda v: v.verdict != "violated")
-    return Reported(str(path), runs[-1].report, violations, dict(rest), runs)
+    last = runs[-1]
+    silent = time.time() - last.report.ended.timestamp() if last.ended is None and last.report.ended else 0.0
+    return Reported(str(path), last.report, violations, dict(rest), runs, silent)

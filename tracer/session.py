@@ -192,6 +192,10 @@ class Session:
         self.oracle_reason = found.reason
         return oracle if found.ready else None
 
+    def _required(self) -> tuple[str, ...]:
+        """The invariants whose coverage somebody counts on; strict: all that this version can check."""
+        return tuple(name for name, one in self.invariants.items() if name in self.config.require or (self.config.strict and one.built))
+
     def _check_required(self) -> None:
         unknown = [name for name in self.config.require if name not in self.invariants]
         if unknown:
@@ -330,4 +334,6 @@ class Session:
             taken_seconds=time.time(),
             cpus=os.cpu_count() or 1,
             rest=dict(self.judge.tally.rest),
+            required=self._required(),
+            age_limit_seconds=self.config.welcome_seconds,
         )

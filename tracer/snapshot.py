@@ -31,6 +31,7 @@ class StoreState:
 class Snapshot:
     """times in seconds, taken_seconds since the epoch; counts since the gate opened. rest: findings beyond the bound on signatures.
 
+    required: invariants that must be checkable; ended_early: why the run was cut short, in a sentence.
     entries: recorded migration entries whose removal was not seen, by M1's verdict on them. At every moment, recorded and copied entries
     are those removed, those in `entries`, and those outstanding."""
 
@@ -66,6 +67,9 @@ class Snapshot:
     fidelity_changes: Mapping[str, int] = field(default_factory=dict)
     rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
     store: StoreState | None = None
+    required: tuple[str, ...] = ()
+    age_limit_seconds: float = 10.0
+    ended_early: str = ""
 
     @property
     def lost(self) -> dict[str, int]:

@@ -206,8 +206,10 @@ class Desk:
         Entries that came after the case was opened were not looked for. That all are gone is not known of them: they get a case of
         their own, which cannot grow, for its row is no longer in the ledger."""
         case, row = judged.case, judged.row
-        if not row or case.invariant != "M1" or not row.keys:
+        if not row or not row.keys:
             return case.count
+        if case.invariant != "M1":  # what was removed meanwhile has the kernel's verdict
+            return min(case.count, self.books.left_of(row))
         taken = self.books.settle(row)
         if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
             return taken.count

@@ -17,7 +17,7 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    errors answer histogram stubs monitors missed_runs notify schema pulse syscalls machine governor cache
+    errors answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
@@ -26,7 +26,9 @@ FLOORS = [
     loader beside
     handover html_report markdown_report
     snapshot explain publish
-    suspects calibrate metrics report points status history
+    suspects calibrate history
+    facts
+    metrics report points status
     findings docket store journal ktap junit current
     judge reaction web
     session
