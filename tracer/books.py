@@ -203,7 +203,7 @@ class Books:
         layout = self._layouts.structs["ledger_row"]
         found = (self._maps["ledger"].lookup(key) for key, nth in row.keys if nth < 0)
         frozen = [not self._is_settled(key, nth) for key, nth in row.keys if nth >= 0]
-        return sum(layout.unpack(raw).count for raw in found if raw) + sum(frozen)
+        return sum(int(layout.unpack(raw).count) for raw in found if raw) + sum(frozen)
 
     def _is_settled(self, key: bytes, nth: int) -> bool:
         raw = self._maps["frozen"].lookup(key)

@@ -120,7 +120,10 @@ class Judge:
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, rows older than their age limit, entries that are in no row."""
+        counters = self._books.counters()
         rows = self.count_late()
+        if "M1" in self._checked:
+            self._count_lost(counters, rows)
         if not rows:
             self._asked_late.clear()
         now = self._clock()
@@ -140,8 +143,6 @@ class Judge:
         rows = self._books.ledger() if self.outstanding(counters) else []
         for verdict, count in self._late.count(counters, {row.key: row.count for row in rows}, self._clock()):
             self.tally.add("M4", verdict, count)
-        if "M1" in self._checked:
-            self._count_lost(counters, rows)
         if self._missed.ledger.last_ns is not None:
             self._books.set_params(missed_ns=self._missed.ledger.last_ns)
         return rows
