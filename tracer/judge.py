@@ -136,7 +136,7 @@ class Judge:
                 self._open("M4", [row])
 
     def count_late(self) -> list[Row]:
-        """Count what the kernel removed late and what is lost; the ledger as it is now.
+        """Count what the kernel removed late. Returns the ledger as it is now.
 
         The counters are read before the ledger, so a removal that is in them is not in the ledger any more."""
         counters = self._books.counters()
