@@ -8,7 +8,7 @@ thp=/sys/kernel/mm/transparent_hugepage/enabled
 before=$(sed 's/.*\[\(.*\)\].*/\1/' "$thp")
 trap 'echo "$before" >"$thp"' EXIT
 echo always >"$thp"
-stress-ng --mremap 1 --mremap-bytes 32M --madvise 1 --mmaphuge 1 --fork 1 --munmap 1 --timeout "$seconds" --quiet &
+stress-ng --mremap 1 --mremap-bytes 32M --madvise 1 --mmaphuge 1 --fork 1 --munmap 1 --timeout "$seconds" --temp-path "${TMPDIR:-/tmp}" --quiet &
 stressors=$!
 while kill -0 "$stressors" 2>/dev/null; do
   echo 1 >/proc/sys/vm/compact_memory
