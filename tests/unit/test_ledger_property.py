@@ -32,7 +32,7 @@ class Kernel(RuleBasedStateMachine):
         super().__init__()
         self.world = World(4, self.HOOKS, **self.SIZES)
         self.world.mmap_lock = self.MMAP_LOCK
-        self.checked = Counter[tuple[str, Verdict]]()
+        self.checked, self.slow = Counter[tuple[str, Verdict]](), False
         self.court = Court(self.world, patrol=self.PATROL)
         self.warm_up(self.world.new_mm())
         self.migrations: list[SimMigration] = []
@@ -179,7 +179,9 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 11]))
     def time_passes(self, seconds: int) -> None:
-        """A tick of the daemon: entries grow older than their age limit, splits are judged after a second."""
+        """A tick of the daemon: entries grow older than their age limit, splits are judged after a second. A page that is locked for so long
+        may be taken for that of an earlier entry at its address, which is a suspect then."""
+        self.slow |= seconds > 10 and bool(self._busy())
         self.world.tick(seconds * 10**9)
         before = len(self.court.judged)
         self.court.tick()
@@ -242,8 +244,9 @@ class Kernel(RuleBasedStateMachine):
         unbooked = sum(max(0, len(one.decision.proven) - one.entries) for one in self.court.judged if one.case.invariant == "M1")
         violated = self.court.tally.checks["M1", Verdict.VIOLATED]
         assert violated == len(self.court.accused)
-        assert not checks["M1", Verdict.SUSPECT], "what could be proven was not"
-        assert checks["M1", Verdict.HOLDS] + violated == booked + unbooked
+        suspects = checks["M1", Verdict.SUSPECT]
+        assert self.slow or not suspects, "what could be proven was not"
+        assert checks["M1", Verdict.HOLDS] + violated + suspects == booked + unbooked
         assert booked == counters["ENTRIES_REMOVED"] + self.court.entries.total()
 
 
