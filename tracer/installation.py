@@ -51,7 +51,7 @@ class Machine:
     def text(self, path: Path) -> str:
         """What a file of the kernel says; empty where it does not."""
         try:
-            return path.read_text().strip()
+            return path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return ""
 
@@ -187,7 +187,7 @@ def as_text(checks: list[Check]) -> str:
         lines.append(f"  {check.name:18} {check.state:5} {check.says}")
         if check.hint and check.state != OK:
             lines.append(f"  {'':24} try: {check.hint}")
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(map(printable, lines)) + "\n\n"
 
 
 def as_json(checks: list[Check]) -> dict[str, dict[str, str]]:

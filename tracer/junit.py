@@ -6,11 +6,10 @@ import xml.etree.ElementTree as ET
 from collections.abc import Collection, Sequence
 
 from tracer.points import Point, points
+from tracer.printable import printable
 from tracer.report import violation_text
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-
-_TAB_AND_NEWLINE = "\t\n"
 
 
 def as_junit(s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> str:
@@ -33,13 +32,13 @@ def _case(suite: ET.Element, point: Point) -> None:
     case = ET.SubElement(suite, "testcase", classname="rmapd", name=f"{point.id}: {point.title}", time="0")
     if point.failed:
         text = "\n\n".join("\n".join(violation_text(v)) for v in point.found)
-        ET.SubElement(case, "failure", type=point.id, message=point.failed).text = _xml(text)
+        ET.SubElement(case, "failure", type=point.id, message=_xml(point.failed)).text = _xml(text)
     elif point.skip:
         ET.SubElement(case, "skipped", message=_xml(point.skip))
-    said = [f"{v.first.verdict} {v.first.id} ×{v.count} {v.first.function}: {v.first.summary}" for v in point.found]
+    said = [printable(f"{v.first.verdict} {v.first.id} ×{v.count} {v.first.function}: {v.first.summary}") for v in point.found]
     ET.SubElement(case, "system-out").text = _xml("\n".join([point.seen, *said]))
 
 
 def _xml(text: str) -> str:
-    """Without the characters that XML has no way to write."""
-    return "".join(letter if letter.isprintable() or letter in _TAB_AND_NEWLINE else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    """With escapes in place of the characters that XML has no way to write, and of those that a terminal would obey."""
+    return printable(text, keep="\t\n")

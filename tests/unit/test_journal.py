@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tracer.journal import Journal, datagram, is_journal, to_journald
+from tracer.journal import Journal, datagram, to_journald
+from tracer.logs import is_journal
 from tracer.verdict import Finding, Tally, Verdict, Violation
 
 

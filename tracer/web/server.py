@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from types import TracebackType
 
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary, of_os
 from tracer.web.access import Access, is_loopback
 from tracer.web.budget import Budget
 from tracer.web.connection import Connection, Gone
@@ -41,7 +41,8 @@ def listening(address: tuple[str, int]) -> socket.socket:
         family, kind, number, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
     except OSError as error:
-        raise RmapdError(f"cannot listen on {address[0]}:{address[1]}", why=str(error), hint="--listen with another address") from error
+        unnamed = Temporary if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN else RmapdError
+        raise unnamed(f"cannot listen on {address[0]}:{address[1]}", why=str(error), hint="--listen with another address") from error
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(where)
@@ -49,7 +50,7 @@ def listening(address: tuple[str, int]) -> socket.socket:
     except OSError as error:
         made.close()
         hint = "--listen with another port, or stop what uses it"
-        raise RmapdError(f"cannot listen on {address[0]}:{address[1]}", why=error.strerror or str(error), hint=hint) from error
+        raise of_os(error, f"cannot listen on {address[0]}:{address[1]}", hint) from error
     return made
 
 
