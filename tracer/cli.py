@@ -68,11 +68,10 @@ def _load(config: Path | None, require: str | None, **overrides: object) -> conf
 
 
 def _needs_privilege() -> None:
-    """CAP_SYS_ADMIN (21), or CAP_BPF (39) with CAP_PERFMON (38)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
-    if not effective >> 21 & 1 and not (effective >> 39 & 1 and effective >> 38 & 1):
-        raise RmapdError("not enough privilege to load BPF programs", why="CAP_SYS_ADMIN is missing", hint="sudo rmapd …")
+    from tracer.installation import cannot_attach, effective
+
+    if why := cannot_attach(effective(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))):
+        raise RmapdError("not enough privilege to load BPF programs", why=why, hint="sudo rmapd …")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

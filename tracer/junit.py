@@ -18,7 +18,7 @@ def as_junit(s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[V
     counts = {"tests": len(found), "failures": sum(bool(p.failed) for p in found), "errors": 0, "skipped": sum(bool(p.skip) for p in found)}
     attributes = {name: str(count) for name, count in counts.items()} | {"time": f"{s.running_seconds:.3f}"}
     root = ET.Element("testsuites", attributes | {"name": "rmapd"})
-    suite = ET.SubElement(root, "testsuite", attributes | {"name": f"rmapd on {s.kernel}"})
+    suite = ET.SubElement(root, "testsuite", attributes | {"name": _xml(f"rmapd on {s.kernel}")})
     properties = ET.SubElement(suite, "properties")
     for name, value in (("kernel", s.kernel), ("fidelity", s.fidelity), ("command", " ".join(argv)), ("exit_code", str(exit_code))):
         ET.SubElement(properties, "property", name=name, value=_xml(value))

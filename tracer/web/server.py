@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.web.access import Access, is_loopback
@@ -78,7 +79,7 @@ class Server:
     def _run(self) -> None:
         """The thread: all that is of the server happens here."""
         self._budget, self._logins = Budget(), Logins()
-        self._loop.set_exception_handler(lambda _, context: log.debug("http: %s", context.get("message")))
+        self._loop.set_exception_handler(_noted)
         with contextlib.closing(self._loop), self._socket:
             with contextlib.suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._accepting)
@@ -109,6 +110,8 @@ class Server:
     def _end(self, talk: asyncio.Task[None]) -> None:
         """Also of one that was given up before it began."""
         self._talks.pop(talk).close()
+        if not talk.cancelled() and (error := talk.exception()):
+            log.error("a defect of rmapd ended a connection: %s: %s", type(error).__name__, error, exc_info=error)
 
     async def _make_room(self) -> None:
         """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
@@ -160,6 +163,15 @@ class Server:
         except Exception:
             log.exception("http: %s %s failed", ask.method, ask.path[:200])
             return Answer.say(500, "rmapd failed to answer this; its log says why")
+
+
+def _noted(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio has nobody to tell: clients that went away are no news, anything else is a defect."""
+    error = context.get("exception")
+    if error is None or isinstance(error, _ENDS):
+        log.debug("http: %s", context.get("message"))
+    else:
+        log.error("a defect of rmapd: %s", context.get("message"), exc_info=error)
 
 
 def _by_address(host: str) -> bool:
