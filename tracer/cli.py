@@ -54,7 +54,11 @@ class Commands(click.Group):
 
 
 def _path(config: Path | None) -> Path | None:
-    return config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    try:
+        there = _DEFAULT_CONFIG.exists()
+    except PermissionError:  # it may be there: whoever needs it is told that it cannot be read
+        there = True
+    return config or (_DEFAULT_CONFIG if there else None)
 
 
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:

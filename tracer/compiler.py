@@ -131,7 +131,9 @@ def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: 
 def _answer(ours: socket.socket) -> Any:
     """None where the child died before it answered."""
     head = exactly(ours, 8)
-    return json.loads(exactly(ours, struct.unpack("<Q", head)[0])) if len(head) == 8 else None
+    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    text = exactly(ours, size)
+    return json.loads(text) if size and len(text) == size else None
 
 
 def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:

@@ -152,7 +152,10 @@ def _receive(ours: socket.socket) -> tuple[_Answer | None, list[int]]:
     head = exactly(ours, 8)
     if len(head) < 8:
         return None, []
-    text = exactly(ours, struct.unpack("<Q", head)[0])
+    (size,) = struct.unpack("<Q", head)
+    text = exactly(ours, size)
+    if len(text) < size:
+        return None, []
     answer = msgspec.msgpack.decode(text, type=_Answer)
     return answer, receive_descriptors(ours, _count(answer))
 

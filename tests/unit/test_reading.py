@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from tests.support.reports import unlucky, written
 from tests.unit.test_explain import left_behind, lock_order
-from tracer import reading, reported, whole
+from tracer import cli, reading, reported, whole
 from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.report import violation_json
+from tracer.store import Store
 
 DEEP = "[" * 200_000
 NOBODY = 65534
@@ -292,3 +293,36 @@ def test_a_locale_without_utf_8(tmp_path: Path, extra: dict[str, str]) -> None:
         )
         assert (done.returncode, done.stderr) == (0, b""), done.stderr
     assert not drawn or "↓" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_certificate_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cert.pem")
+    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: cert.pem, key_file: cert.pem}")
+    (tmp_path / "rmapd.toml").write_text(f'web_config = "{tmp_path}/web.yml"')
+    done = rmapd("check-config", "--config", tmp_path / "rmapd.toml")
+    assert (done.exit_code, "cert.pem cannot be used for TLS: it is no regular file" in done.stderr) == (2, True), done.output
+
+
+def test_a_store_that_is_a_pipe_or_a_device_is_no_store(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        done = rmapd("report", "--store", path)
+        assert (done.exit_code, f"there is no store {path}" in done.stderr) == (2, True), done.output
+        with pytest.raises(RmapdError, match="store"):
+            Store(path, "6.1", 1 << 20, 90, must=True)
+
+
+def test_a_default_configuration_that_may_not_be_looked_for_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Locked:
+        def exists(self) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        def __fspath__(self) -> str:
+            return "/proc/self/no/such"
+
+        __str__ = __fspath__
+
+    monkeypatch.setattr(cli, "_DEFAULT_CONFIG", Locked())
+    done = rmapd("check-config")
+    assert (done.exit_code, "cannot read the configuration /proc/self/no/such" in done.stderr) == (2, True), done.output
+    assert rmapd("explain", "L1").exit_code == 0, "which needs none"
