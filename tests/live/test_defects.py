@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import remaining
+from tests.live.conftest import remaining, rmapd
 
 RUN = "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', '20'], prog_name='rmapd')"
 FAILING = {
@@ -63,3 +64,12 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert "stdout does not take a line" in done.stderr
     assert "gate closed" in done.stderr
+
+
+def test_a_report_whose_folder_is_gone_at_the_end_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = rmapd("exec", "--report", str(folder / "r.json"), "--", "rm", "-rf", str(folder), env={"TMPDIR": str(tmp_path)})
+    assert f"cannot write the report {folder / 'r.json'}: No such file or directory" in done.stderr
+    kept = Path(done.stderr.rpartition("it is kept in ")[2].strip())
+    assert json.loads(kept.read_text())["command"]["argv"][0] == "rm"

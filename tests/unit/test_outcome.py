@@ -111,6 +111,7 @@ def test_a_server_whose_thread_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
     done = ending(monkeypatch, serving)
     assert (done.exit_code, "LookupError: no such room" in done.stderr) == (70, True), done.stderr
+    assert done.stderr.count("Traceback") == 1, "and to leave it is no second defect"
 
 
 def test_the_unit_is_not_started_again_after_2_and_4_only() -> None:

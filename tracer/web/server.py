@@ -73,7 +73,8 @@ class Server:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._accepting.cancel)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: a defect has ended the thread
+            self._loop.call_soon_threadsafe(self._accepting.cancel)
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
