@@ -22,6 +22,8 @@ _TAG = "rmapd"
 Thresholds = tuple[tuple[float, str], ...]
 GOOD_IS_ZERO: Thresholds = ((1, "red"),)
 GOOD_IS_ONE: Thresholds = ((0.5, "orange"), (1, "green"))
+STANDING: Thresholds = ((0, "green"), (1, "orange"), (2, "red"))
+STANDING_TEXTS = {"0": "green", "1": "amber", "2": "red"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Query:
 @dataclass(frozen=True)
 class Panel:
     """One panel. kind: stat, graph, states or bars. unit: Grafana's name. runbook: a file of docs/runbooks/ without its suffix.
-    thresholds: colour from this value on, green below the first unless `base` says otherwise. texts: what to show for a value."""
+    thresholds: colour from this value on; below the first it is `base`, which is never green: zero of something is no proof that all is
+    well, and Grafana shows the base where there is no data. texts: what to show for a value."""
 
     kind: str
     title: str
@@ -44,7 +47,7 @@ class Panel:
     queries: tuple[Query, ...]
     runbook: str = ""
     thresholds: Thresholds = ()
-    base: str = "green"
+    base: str = "text"
     texts: Mapping[str, str] | None = None
     span: int = 12
     height: int = 8
@@ -116,13 +119,24 @@ def _states() -> _Made:
 _KINDS: dict[str, Callable[[], _Made]] = {"stat": _stat, "graph": _graph, "states": _states, "bars": _bars}
 
 
+def _texts(panel: Panel) -> list[model.ValueMap]:
+    if not panel.texts:
+        return []
+    return [model.ValueMap({value: model.ValueMappingResult(text=text) for value, text in panel.texts.items()})]
+
+
+def _no_data() -> model.SpecialValueMap:
+    """Neither a number nor a colour that says that all is well, where there is no series, or nothing to divide by."""
+    result = model.ValueMappingResult(text="no data", color="orange")
+    return model.SpecialValueMap(model.DashboardSpecialValueMapOptions(model.SpecialValueMatch.NULL_AND_NAN, result))
+
+
 def _panel(number: int, panel: Panel) -> _Made:
     made = _KINDS[panel.kind]().id(number)
     made.title(panel.title).description(panel.description).datasource(_SOURCE).unit(panel.unit).span(panel.span).height(panel.height)
     steps = [model.Threshold(None, panel.base), *(model.Threshold(value, colour) for value, colour in panel.thresholds)]
     made.thresholds(build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps))
-    if panel.texts:
-        made.mappings([model.ValueMap({value: model.ValueMappingResult(text=text) for value, text in panel.texts.items()})])
+    made.mappings([*_texts(panel), *([_no_data()] if panel.kind in ("stat", "bars") else [])])
     if panel.runbook:
         link = build.DashboardLink("Runbook").type(model.DashboardLinkType.LINK).url(f"{RUNBOOKS}/{panel.runbook}.md").target_blank(True)
         made.links([link])

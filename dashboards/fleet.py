@@ -27,7 +27,7 @@ BOARD = Board(
                     "short",
                     (Query(f"sum(kernel:rmapd_hosts:count{{{_K}}})"),),
                     "RmapdDown",
-                    span=4,
+                    span=3,
                     height=5,
                 ),
                 Panel(
@@ -38,7 +38,18 @@ BOARD = Board(
                     (Query(f"sum(instance_kernel:rmapd_violations:sum{{{_K}}} > bool 0)"),),
                     "RmapdInvariantViolated",
                     GOOD_IS_ZERO,
-                    span=4,
+                    span=3,
+                    height=5,
+                ),
+                Panel(
+                    "stat",
+                    "Hosts not green",
+                    "Hosts whose silence is no proof, or that are red: their page has the reasons.",
+                    "short",
+                    (Query(f"sum(instance_kernel:rmapd_standing:max{{{_K}}} > bool 0)"),),
+                    "RmapdNotAllKnown",
+                    ((1, "orange"),),
+                    span=3,
                     height=5,
                 ),
                 Panel(
@@ -47,7 +58,7 @@ BOARD = Board(
                     "Releases that rmapd runs on.",
                     "short",
                     (Query(f"count(kernel:rmapd_hosts:count{{{_K}}})"),),
-                    span=4,
+                    span=3,
                     height=5,
                 ),
                 Panel(

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from dashboards.board import GOOD_IS_ONE, GOOD_IS_ZERO, HOST, INVARIANT, KERNEL, Board, Panel, Query, Row
+from dashboards.board import (
+    GOOD_IS_ONE,
+    GOOD_IS_ZERO,
+    HOST,
+    INVARIANT,
+    KERNEL,
+    STANDING,
+    STANDING_TEXTS,
+    Board,
+    Panel,
+    Query,
+    Row,
+)
 
 _H = 'instance=~"$host"'
 _HI = 'instance=~"$host", invariant=~"$invariant"'
@@ -25,13 +37,27 @@ BOARD = Board(
             (
                 Panel(
                     "stat",
+                    "Standing",
+                    "As the daemon's page says it, of the worst host. Red: violated. Amber: not all is known, or something is suspect; the "
+                    "page and /api/v1/ have the reasons.",
+                    "short",
+                    (Query(f"max(rmapd_standing{{{_H}}})"),),
+                    "RmapdNotAllKnown",
+                    STANDING,
+                    "orange",
+                    STANDING_TEXTS,
+                    3,
+                    5,
+                ),
+                Panel(
+                    "stat",
                     "Violations",
                     "Proven violations since the daemon started. Worth as much as the checks, the coverage and the losses beside it.",
                     "short",
                     (Query(f"sum(rmapd_violations_total{{{_HI}}})"),),
                     "RmapdInvariantViolated",
                     GOOD_IS_ZERO,
-                    span=4,
+                    span=3,
                     height=5,
                 ),
                 Panel(
@@ -42,7 +68,7 @@ BOARD = Board(
                     (Query(f'sum(rmapd_checks_total{{{_HI}, verdict="suspect"}})'),),
                     "RmapdInvariantSuspect",
                     ((1, "orange"),),
-                    span=4,
+                    span=3,
                     height=5,
                 ),
                 Panel(
@@ -51,22 +77,25 @@ BOARD = Board(
                     "Checks evaluated and true since the daemon started.",
                     "short",
                     (Query(f'sum(rmapd_checks_total{{{_HI}, verdict="holds"}})'),),
-                    span=4,
+                    "RmapdNotAllKnown",
+                    ((1, "text"),),
+                    "orange",
+                    span=3,
                     height=5,
                 ),
                 Panel(
                     "stat",
                     "Unverifiable",
-                    "Share of all checks since the daemon started for which an event was lost: neither good nor bad.",
+                    "Share of all checks since the daemon started for which an event was lost: neither good nor bad. No checks, no share.",
                     "percentunit",
                     (
                         Query(
-                            f'sum(rmapd_checks_total{{{_HI}, verdict="unverifiable"}}) / clamp_min(sum(rmapd_checks_total{{{_HI}}}), 1)',
+                            f'sum(rmapd_checks_total{{{_HI}, verdict="unverifiable"}}) / sum(rmapd_checks_total{{{_HI}}})',
                         ),
                     ),
                     "RmapdChecksUnverifiable",
                     ((0.01, "orange"), (0.1, "red")),
-                    span=4,
+                    span=3,
                     height=5,
                 ),
                 Panel(
@@ -79,7 +108,7 @@ BOARD = Board(
                     GOOD_IS_ONE,
                     "red",
                     {"0": "closed", "1": "open"},
-                    4,
+                    3,
                     5,
                 ),
                 Panel(
@@ -92,8 +121,19 @@ BOARD = Board(
                     GOOD_IS_ONE,
                     "red",
                     {"0": "not calibrated", "1": "ready"},
-                    4,
+                    3,
                     5,
+                ),
+                Panel(
+                    "stat",
+                    "Last look",
+                    "How long ago the checker last looked: everything here is that old.",
+                    "s",
+                    (Query(f"max(time() - rmapd_snapshot_time_seconds{{{_H}}})"),),
+                    "RmapdStalled",
+                    ((10, "orange"), (60, "red")),
+                    span=3,
+                    height=5,
                 ),
             ),
         ),
@@ -150,7 +190,8 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Entries by what happened to them",
-                    "inserted and copied (by fork) are settled by removed and by cleared_by_oracle. removed_unbooked were inserted unseen.",
+                    "What is inserted or copied (by fork) is removed, cleared_by_oracle, left_behind, unverifiable or outstanding. "
+                    "removed_unbooked were inserted unseen.",
                     "ops",
                     (Query(f"sum by (event) (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))", "{{event}}"),),
                 ),

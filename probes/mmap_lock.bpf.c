@@ -20,7 +20,7 @@ HOOK(mmap_lock_contended) {
 /* Reading the clock is half of what a program does here. Of so many acquisitions on a CPU the hold of one is timed, and stands for all, as it
    does among those that did not wait: the mean, the shares and the count stay right. A prime: what is done over and over takes each of its
    acquisitions in turn. */
-enum { HOLDS_A_CLOCK = 7 };
+enum { HOLDS_A_CLOCK = 7, JIFFY_MOST_NS = 10000000 };
 
 static __always_inline u64 timed(void) {
   u32 zero = 0;
@@ -46,7 +46,13 @@ static __always_inline void forked(u64 mm, u64 now) {
   }
 }
 
-static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
+/* Since when, at the latest, a lock was held that was taken in this jiffy: HZ is 100 at least. */
+static __always_inline u64 held_since(u64 jiffy, u64 now) {
+  u64 most = (bpf_jiffies64() - jiffy + 1) * JIFFY_MOST_NS;
+  return most < now ? now - most : 0;
+}
+
+static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 held_ns, u64 now) {
   struct order_key key = {}, reverse = {};
   key.outer = reverse.inner = READ(mm_struct, outer, id);
   key.inner = reverse.outer = READ(mm_struct, inner, id);
@@ -58,9 +64,12 @@ static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   if (opposite || (!row && !NEWBORN(inner, key.inner, key.outer))) stack = stack_of(ctx);
   if (row) {
     row->count++;
+    row->last_ns = now;
+    row->last_held_ns = held_ns;
   } else {
     struct order_row fresh = {};
-    fresh.first_ns = now;
+    fresh.first_ns = fresh.last_ns = now;
+    fresh.first_held_ns = fresh.last_held_ns = held_ns;
     fresh.count = 1;
     fresh.stack = stack;
     fresh.tid = tid;
@@ -73,14 +82,18 @@ static __always_inline void nested(void *ctx, u64 outer, u64 inner, u64 now) {
   e->b = inner;
   e->stack = stack;
   e->first_stack = opposite->stack;
+  e->held_ns = held_ns;
   e->first_ns = opposite->first_ns;
+  e->first_held_ns = opposite->first_held_ns;
+  e->last_ns = opposite->last_ns;
+  e->last_held_ns = opposite->last_held_ns;
   e->first_tid = opposite->tid;
   events.ringbuf_submit(e, 0);
 }
 
 /* A lock is taken under others: a fork, or an order to remember. */
-static __always_inline void take_another(void *ctx, struct lock_state *state, u64 mm, u64 write, u64 since) {
-  u64 outer = 0, outer_write = 0;
+static __always_inline void take_another(void *ctx, struct lock_state *state, u64 mm, u64 write, u64 since, u64 jiffy) {
+  u64 outer = 0, outer_write = 0, outer_jiffy = 0;
   u32 placed = 0;
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
@@ -88,10 +101,12 @@ static __always_inline void take_another(void *ctx, struct lock_state *state, u6
     if (held->mm) {
       outer = held->mm;
       outer_write = held->write;
+      outer_jiffy = held->jiffy;
     } else if (!placed) {
       held->mm = mm;
       held->write = write;
       held->since_ns = since;
+      held->jiffy = jiffy;
       placed = 1;
     }
   }
@@ -100,12 +115,12 @@ static __always_inline void take_another(void *ctx, struct lock_state *state, u6
   if (!outer) return;
   u64 now = bpf_ktime_get_ns();
   if (write && outer_write) forking(mm, now);
-  nested(ctx, outer, mm, now);
+  nested(ctx, outer, mm, held_since(outer_jiffy, now), now);
 }
 
 /* Nobody waits for its own lock. Who has it for write and says to have it for read went through mmap_write_downgrade(); else a release was
    missed: after four of them nothing more would be booked. */
-static __always_inline u64 held_already(struct lock_state *state, u64 mm, u64 write, u64 since) {
+static __always_inline u64 held_already(struct lock_state *state, u64 mm, u64 write, u64 since, u64 jiffy) {
 #pragma unroll
   for (u32 i = 0; i < 4; i++) {
     struct held_lock *held = &state->held[i];
@@ -113,6 +128,7 @@ static __always_inline u64 held_already(struct lock_state *state, u64 mm, u64 wr
     if (held->write && !write) held_for(held);
     held->write = write;
     held->since_ns = since;
+    held->jiffy = jiffy;
     return 1;
   }
   return 0;
@@ -131,8 +147,8 @@ HOOK(mmap_lock_acquire_returned) {
   u64 waited_for = state->contended;
   state->contended = 0;
   if (!(ARG(mmap_lock_acquire_returned, success) & 1)) return 0;
-  u64 since = timed();
-  if (state->n && held_already(state, mm, write, since)) return 0;
+  u64 since = timed(), jiffy = bpf_jiffies64();
+  if (state->n && held_already(state, mm, write, since, jiffy)) return 0;
   u32 waits = write ? HIST_MMAP_WAIT_WRITE : HIST_MMAP_WAIT_READ;
   if (waited_for == mm + OFFSET(mm_struct, mmap_lock)) observe(waits, bpf_ktime_get_ns() - state->since_ns);
   else if (since) observe_times(waits, 0, HOLDS_A_CLOCK);
@@ -141,10 +157,11 @@ HOOK(mmap_lock_acquire_returned) {
     first->mm = mm;
     first->write = write;
     first->since_ns = since;
+    first->jiffy = jiffy;
     state->n = 1;
     return 0;
   }
-  take_another(ctx, state, mm, write, since);
+  take_another(ctx, state, mm, write, since, jiffy);
   return 0;
 }
 

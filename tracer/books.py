@@ -65,6 +65,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What settle() took out of the ledger: how many entries, when the last of them was inserted, and its value."""
+
+    count: int = 0
+    last_ns: int = 0
+    entry: int = 0
+
+
+@dataclass(frozen=True)
 class Event:
     """A wake-up from the kernel; `a` and `b` mean what `kind` says (books.h)."""
 
@@ -86,6 +95,10 @@ class Event:
     folio: int = 0
     cgroup: int = 0
     cgroup_name: str = ""
+    held_ns: int = 0
+    first_held_ns: int = 0
+    last_ns: int = 0
+    last_held_ns: int = 0
 
     @property
     def task(self) -> dict[str, Any]:
@@ -185,16 +198,37 @@ class Books:
         found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
         return Row(name, *found, ((raw_key, nth),), visited)
 
-    def settle(self, row: Row) -> bool:
-        """Take a judged row out; whether it was still there."""
-        return any([self._settle_frozen(key, nth) if nth >= 0 else self._maps["ledger"].delete(key) for key, nth in row.keys])
+    def left_of(self, row: Row) -> int:
+        """How many entries of a row are outstanding now."""
+        layout = self._layouts.structs["ledger_row"]
+        found = (self._maps["ledger"].lookup(key) for key, nth in row.keys if nth < 0)
+        frozen = [not self._is_settled(key, nth) for key, nth in row.keys if nth >= 0]
+        return sum(int(layout.unpack(raw).count) for raw in found if raw) + sum(frozen)
+
+    def _is_settled(self, key: bytes, nth: int) -> bool:
+        raw = self._maps["frozen"].lookup(key)
+        return raw is None or bool(self._layouts.structs["frozen"].unpack(raw).settled[nth // 64] >> nth % 64 & 1)
+
+    def settle(self, row: Row) -> Taken:
+        """Take a judged row out of the ledger. A row of no migration can grow and shrink until it is taken."""
+        layout, found = self._layouts.structs["ledger_row"], Taken()
+        for key, nth in row.keys:
+            if nth >= 0:
+                found = replace(found, count=found.count + self._settle_frozen(key, nth))
+            elif raw := self._maps["ledger"].take(key):
+                taken = layout.unpack(raw)
+                newer = taken.last_ns > found.last_ns
+                last = (taken.last_ns, taken.entry) if newer else (found.last_ns, found.entry)
+                found = Taken(found.count + taken.count, *last)
+        return found
 
     def _settle_frozen(self, key: bytes, nth: int) -> bool:
         """One entry of a frozen PMD. Its migration has ended: nobody else writes this row."""
         layout, table = self._layouts.structs["frozen"], self._maps["frozen"]
         raw = table.lookup(key)
-        if raw is None or (row := layout.unpack(raw)).settled[nth // 64] >> nth % 64 & 1:
+        if raw is None or self._is_settled(key, nth):
             return False
+        row = layout.unpack(raw)
         row.settled[nth // 64] |= 1 << nth % 64
         row.count -= 1
         if row.count:
@@ -268,6 +302,10 @@ class Books:
             e.folio,
             e.cgroup,
             e.cgroup_name,
+            e.held_ns,
+            e.first_held_ns,
+            e.last_ns,
+            e.last_held_ns,
         )
 
     def stack(self, stack: int, book: str = "stacks") -> list[int]:

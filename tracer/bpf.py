@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 SYS_BPF = 321  # x86-64
-_LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH, _UPDATE_BATCH = 1, 2, 3, 24, 26
+_LOOKUP, _UPDATE, _DELETE, _TAKE, _LOOKUP_BATCH, _UPDATE_BATCH = 1, 2, 3, 21, 24, 26
 _MAP_CREATE, _INFO, _BTF_LOAD, _BTF_BY_ID = 0, 15, 18, 19
 _BATCH_BYTES = 1 << 18
 
@@ -48,6 +48,7 @@ class Table(Protocol):
     def lookup(self, key: bytes) -> bytes | None: ...
     def update(self, key: bytes, value: bytes) -> None: ...
     def delete(self, key: bytes) -> bool: ...
+    def take(self, key: bytes) -> bytes | None: ...
     def items(self) -> Iterator[tuple[bytes, bytes]]: ...
     def rows(self, count: int) -> list[bytes]: ...
     def prefix(self, count: int) -> bytes: ...
@@ -110,6 +111,15 @@ class Map:
         except FileNotFoundError:
             return False
         return True
+
+    def take(self, key: bytes) -> bytes | None:
+        """Look up and delete in one step (BPF_MAP_LOOKUP_AND_DELETE_ELEM, hash maps since 5.14): what a program changes is not lost."""
+        self._key.raw = key.ljust(len(self._key), b"\0")
+        try:
+            call(_TAKE, self._element())
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self.value_size]
 
     def _batch(self, command: int, limit: int, value_size: int) -> Iterator[tuple[bytes, bytes, int]]:
         keys = ctypes.create_string_buffer(self.key_size * limit)

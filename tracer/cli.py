@@ -205,13 +205,16 @@ def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | N
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
-    """Compare the protocols of two reports, the most alarming difference first. Exit: 3 where one alarms."""
-    from tracer.difference import as_json, as_text, compare, read_both
+    """Compare the protocols of two reports, the most alarming difference first.
+
+    Exit: 3 where a difference alarms, 4 where there was nothing to compare."""
+    from tracer.difference import as_json, as_text, compare, nothing_to_compare, read_both
 
     ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
     click.echo(json_text(as_json(ours, theirs, found)) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
-    ctx.exit(3 if any(difference.grade.alarms for difference in found) else 0)
+    alarming = any(difference.grade.alarms for difference in found)
+    ctx.exit(3 if alarming else 4 if nothing_to_compare(ours, theirs) else 0)
 
 
 @main.command()

@@ -76,7 +76,7 @@ class Seen:
 @dataclass(frozen=True)
 class Run:
     """What a report says of protocols. absent: functions that its kernel does not have, or does not let be probed, with the reason.
-    unsampled: windows that were not booked: what is in one run only may be so by chance."""
+    unsampled: windows that were not booked: what is in one run only may be so by chance. why_none: why no window may have been seen."""
 
     name: str
     kernel: str
@@ -84,6 +84,7 @@ class Run:
     windows: Mapping[str, int]
     absent: Mapping[str, str]
     unsampled: int = 0
+    why_none: str = ""
 
     def of(self, function: str) -> list[Seen]:
         return [one for one in self.seen if one.function == function]
@@ -111,7 +112,31 @@ def read(path: Path) -> Run:
     report = reported.as_given(path)
     hooks = {name: hook.reason for name, hook in report.hooks.items() if hook.state in ("missing", "denied")}
     seen = tuple(Seen(one.said, one.count, (*one.violates, *one.suspect), parse(one.said)) for one in report.protocols)
-    return Run(path.name, report.kernel, seen, report.windows, hooks, sum(report.windows_unsampled.values()))
+    why_none = _why_none(report.fidelity, report.duration_seconds, hooks)
+    return Run(path.name, report.kernel, seen, report.windows, hooks, sum(report.windows_unsampled.values()), why_none)
+
+
+def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
+    """Why a run may have seen no window: its fidelity, what its kernel refuses, or that nothing happened."""
+    if fidelity == "migration":
+        return "at fidelity migration no window is recorded"
+    reason, count = next(iter(Counter(absent.values()).most_common(1)), ("", 0))
+    if 2 * count > len(absent):
+        return f"{count} of its hooks are missing: {reason}"
+    return f"no window ended in its {seconds:.3g} s"
+
+
+def nothing_to_compare(a: Run, b: Run) -> str:
+    """Why two runs cannot be compared: which side has no windows and why, or that no function is in both. Empty where they can be."""
+    blind = [run for run in (a, b) if not run.seen]
+    if blind:
+        what = {run.name: "protocols" if run.windows else "windows" for run in blind}
+        return " ".join(f"{run.name} ({run.kernel}) has no {what[run.name]}: {run.why_none}." for run in blind)
+    ours, theirs = ({one.function for one in run.seen} for run in (a, b))
+    if ours & theirs:
+        return ""
+    own, other = ", ".join(sorted(ours)), ", ".join(sorted(theirs))
+    return f"No function is in both: {a.name} has windows of {own}; {b.name} of {other}."
 
 
 def read_both(a: Path, b: Path) -> tuple[Run, Run]:
@@ -248,7 +273,8 @@ def as_json(a: Run, b: Run, found: Sequence[Difference]) -> dict[str, Any]:
         | {"count": d.count, "nearest": d.nearest, "why": d.why}
         for d in found
     ]
-    return {"a": {"file": a.name, "kernel": a.kernel}, "b": {"file": b.name, "kernel": b.kernel}, "differences": rows}
+    compared = {"comparable": not (why := nothing_to_compare(a, b)), "reason": why}
+    return compared | {"a": {"file": a.name, "kernel": a.kernel}, "b": {"file": b.name, "kernel": b.kernel}, "differences": rows}
 
 
 def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
@@ -258,7 +284,9 @@ def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
         f"{run.name}: {run.kernel}, {len(run.seen)} protocols" + (f"; {run.unsampled:,} windows were not sampled" if run.unsampled else "")
         for run in (a, b)
     ]
-    lines += [f"{len(found)} differences, {alarming} of them alarming"]
+    counted = f"{len(found)} differences, {alarming} of them alarming"
+    why = nothing_to_compare(a, b)
+    lines += [f"There was nothing to compare. {why}"] if why and not alarming else [why, counted] if why else [counted]
     grade = None
     for d in found:
         if d.grade is not grade:

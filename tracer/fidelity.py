@@ -58,6 +58,7 @@ class Fidelity:
         self._loaded, self._books, self._invariants, self._features = loaded, books, invariants, frozenset(features)
         self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
         self._counted = (0.0, 0.0, 0.0, 0.0)
+        self._doubts: dict[str, str] = {}
         self._sample()
         self.cover()
 
@@ -78,8 +79,18 @@ class Fidelity:
         of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in WINDOW_STEMS}
         sampled = self._how_sampled() if self._sampled else ""
         self.coverage = {name: one.coverage(found, of_windows if one.judge else off, sampled) for name, one in self._invariants.items()}
+        for name, why in self._doubts.items():
+            level, reason = self.coverage[name]
+            if level is not Coverage.NONE:
+                self.coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
         self.checked.clear()
         self.checked |= {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+
+    def doubt(self, doubts: Mapping[str, str]) -> None:
+        """invariant -> why it is checked in part only, for now."""
+        if doubts != self._doubts:
+            self._doubts = dict(doubts)
+            self.cover()
 
     def _how_sampled(self) -> str:
         """Empty where no window is seen."""

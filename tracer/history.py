@@ -24,6 +24,7 @@ class Point:
     lost: int
     probe_seconds: float
     user_seconds: float
+    outstanding: int = 0
 
     @classmethod
     def of(cls, s: Snapshot) -> Point:
@@ -36,6 +37,7 @@ class Point:
             lost=sum(s.lost.values()),
             probe_seconds=sum(one.seconds for one in s.statistics.values()),
             user_seconds=s.user_seconds,
+            outstanding=s.outstanding,
         )
 
 

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row, Visited
 from tracer.docket import Docket
 from tracer.findings import Findings
+from tracer.late import LateRemovals
+from tracer.missed_runs import MissedRuns
 from tracer.monitors import second_walk
 from tracer.suspects import Desk, Judged, entry_pfn
 from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
+_LOOKS_FOR_LOST = 3  # ticks in a row in which an entry is in no row and no case, before it counts as lost
+_OF_ENTRIES = ("M1", "M4")
+
+
+@dataclass(frozen=True)
+class Missed:
+    """Runs that the kernel left out, of the programs that judging depends on.
+
+    ledger: insertions, removals, and the migrations that they are in. visits: the second walk. orders: who holds an mmap_lock.
+    windows: how many runs so far of all programs of windows."""
+
+    ledger: MissedRuns
+    visits: MissedRuns
+    orders: MissedRuns
+    windows: Callable[[], int]
 
 
 class Judge:
@@ -28,17 +47,18 @@ class Judge:
         findings: Findings,
         welcome_ns: int,
         clock: Callable[[], int],
+        missed: Missed,
         checked: Container[str] = ("M1", "M4", "M5"),
         docket: Docket | None = None,
-        missed: Callable[[], int] = lambda: 0,
-        missed_orders: Callable[[], int] = lambda: 0,
-        missed_visits: Callable[[], int] = lambda: 0,
     ) -> None:
         self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
+        self.entries = Counter[Verdict]()  # recorded entries by the verdict that M1 gave them here
         self._books, self._findings, self._welcome_ns, self._clock = books, findings, welcome_ns, clock
         self._asked_late: set[bytes] = set()
         self._checked, self._docket = checked, docket
-        self._missed, self._missed_orders, self._missed_visits = missed, missed_orders, missed_visits
+        self._missed = missed
+        self._late = LateRemovals(self._missed.ledger)
+        self._unheld = deque[int](maxlen=_LOOKS_FOR_LOST)
 
     def change(self, welcome_ns: int, patrol_ns: int) -> None:
         """From now on other times."""
@@ -71,8 +91,11 @@ class Judge:
             self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
 
     def _record_order(self, event: Event) -> None:
-        """Where releases were missed, two locks look nested that never were."""
-        if self._missed_orders():
+        """Where a release was missed while the outer lock was held, two locks look nested that never were. Of the opposite order two
+        nestings are known, the first and the last: one that is beyond doubt is enough."""
+        missed = self._missed.orders.during
+        opposite = missed(event.first_held_ns, event.first_ns) and missed(event.last_held_ns, event.last_ns)
+        if opposite or missed(event.held_ns, event.time_ns):
             self.tally.add("L2", Verdict.UNVERIFIABLE)
         else:
             self._record(self._findings.order(event))
@@ -83,6 +106,8 @@ class Judge:
 
     def tick(self) -> None:
         """Once a second: what is not well in the protocol table, and what is late in the ledger."""
+        for missed in (self._missed.ledger, self._missed.visits, self._missed.orders):
+            missed.look()
         self._count(whole=False)
         if self._docket:
             self._docket.tick()
@@ -91,21 +116,53 @@ class Judge:
     def _count(self, *, whole: bool) -> None:
         if self._docket:
             now = time.time()
-            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed(), now, whole=whole)
+            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed.windows(), now, whole=whole)
 
     def look_for_late(self) -> None:
-        """The timer's part: rows whose migration ended without waking us, and rows past their welcome."""
-        if not self.outstanding(self._books.counters()):
+        """The timer's part: rows whose migration ended without waking us, rows older than their age limit, entries that are in no row."""
+        rows = self.count_late()
+        if not rows:
             self._asked_late.clear()
-            return
         now = self._clock()
-        for row in self._books.ledger():
+        for row in rows:
             age = now - row.first_ns
             if not self._running(row) and age > _SPLIT_NS:
                 self._open("M1", [row])
             elif age > self._welcome_ns and row.key not in self._asked_late:
                 self._asked_late.add(row.key)
                 self._open("M4", [row])
+
+    def count_late(self) -> list[Row]:
+        """Count what the kernel removed late and what is lost; the ledger as it is now.
+
+        The counters are read before the ledger, so a removal that is in them is not in the ledger any more."""
+        counters = self._books.counters()
+        rows = self._books.ledger() if self.outstanding(counters) else []
+        for verdict, count in self._late.count(counters, {row.key: row.count for row in rows}, self._clock()):
+            self.tally.add("M4", verdict, count)
+        if "M1" in self._checked:
+            self._count_lost(counters, rows)
+        if self._missed.ledger.last_ns is not None:
+            self._books.set_params(missed_ns=self._missed.ledger.last_ns)
+        return rows
+
+    def _count_lost(self, before: Mapping[str, int], rows: Iterable[Row]) -> None:
+        """An entry that was recorded, and is in no row and in no case, never gets a verdict: it is unverifiable.
+
+        Recorded before the ledger was read, removed until after it: at least so many are lost, whatever goes on meanwhile."""
+        removed = self._books.counters()["ENTRIES_REMOVED"]
+        held = sum(row.count for row in rows) + self.desk.held()
+        self._unheld.append(before["ENTRIES_BOOKED"] + before["ENTRIES_COPIED"] - removed - self.entries.total() - held)
+        if len(self._unheld) == _LOOKS_FOR_LOST and (lost := min(self._unheld)) > 0:
+            self._unheld.clear()
+            self._unverifiable(lost)
+
+    def _unverifiable(self, entries: int) -> None:
+        """Entries that nobody can say anything about any more."""
+        self.entries[Verdict.UNVERIFIABLE] += entries
+        for invariant in _OF_ENTRIES:
+            if invariant in self._checked:
+                self.tally.add(invariant, Verdict.UNVERIFIABLE, entries)
 
     def _running(self, row: Row) -> bool:
         return bool(row.start_ns) and self._books.migration_start(row.tid) == row.start_ns
@@ -116,30 +173,39 @@ class Judge:
     def close(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """With the gate closed: judge what is left, search everything once more, decide within this time."""
         self.count_protocols()
-        rows = self._books.ledger()
-        running = [row for row in rows if self._running(row)]
-        self._open("M1", [row for row in rows if row not in running])
+        rows = self.count_late()
+        self._open("M1", [row for row in rows if not self._running(row)])
         self.desk.patrol(now=True)
         end = self._clock() + int(seconds * 1e9)
         while self.desk.cases and self._clock() < end:
             self.work(hurry=True)
             sleep(0.006)
         self._take(self.desk.finish())
-        for invariant in ("M1", "M4"):
-            if invariant in self._checked:  # their removal was not waited for, or the end of their migration was missed
-                self.tally.add(invariant, Verdict.UNVERIFIABLE, sum(row.count for row in running))
+        # what is left: their removal was not waited for, the end of their migration was missed, or they are in no row
+        self._unverifiable(self.outstanding(self._books.counters()))
 
     def _take(self, decided: Iterable[Judged]) -> None:
         for judged in decided:
             case, verdict = judged.case, judged.decision.verdict
-            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE):
+            late = case.invariant == "M4"
+            if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE) or (late and not judged.entries):
                 self._settled(judged)
                 continue
-            proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else case.count)
+            proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else judged.entries)
+            proven = min(proven, judged.entries) if late else proven
             self._record(self._evident(partial(self._findings.entry, judged, self._second_walk(judged))), proven)
-            if case.count > proven:
+            accused = min(proven, judged.entries)
+            if late:  # the others of its row are left to M1, or to their removal
+                if judged.row:
+                    self._late.judge(judged.row.key, accused)
+                continue
+            self.entries[verdict] += accused
+            if judged.row:
+                self._late.settle(judged.row.key, judged.entries)
+            if judged.entries > accused:
                 gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
-                self.tally.add(case.invariant, gone, case.count - proven)
+                self.entries[gone] += judged.entries - accused
+                self.tally.add(case.invariant, gone, judged.entries - accused)
 
     def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""
@@ -148,7 +214,7 @@ class Judge:
         rulings = {}
         for answer in judged.decision.proven:
             visited = self._was_visited(judged, answer)
-            if visited is False and self._missed_visits():
+            if visited is False and self._missed_a_visit(judged):
                 visited = None  # it may be one of those that the kernel left out
             ruling = rulings[answer.place] = second_walk.rule(visited)
             if judged.row and ruling.verdict is Verdict.VIOLATED:
@@ -156,6 +222,12 @@ class Judge:
             else:
                 self.tally.add("M5", ruling.verdict)
         return rulings
+
+    def _missed_a_visit(self, judged: Judged) -> bool:
+        """Whether the kernel left out a run of the second walk's program during this migration."""
+        row, event = judged.row, judged.event
+        since = (row.start_ns or row.first_ns) if row else 0
+        return self._missed.visits.during(since, event.time_ns if event else self._clock())
 
     def _left_by(self, row: Row, answer: Answer) -> list[Visited]:
         """What the first walk of this row's migration left of this page, in the mm of the answer first."""
@@ -187,11 +259,14 @@ class Judge:
 
     def _settled(self, judged: Judged) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""
-        if judged.case.invariant == "M1":
-            for invariant in ("M1", "M4"):
-                self.tally.add(invariant, judged.decision.verdict, judged.case.count)
-        elif judged.row:
-            self._asked_late.discard(judged.row.key)
+        if judged.case.invariant == "M4":
+            if judged.row:
+                self._asked_late.discard(judged.row.key)
+            return
+        verdict, entries = judged.decision.verdict, judged.entries
+        self.entries[verdict] += entries
+        self.tally.add("M1", verdict, entries)
+        self.tally.add("M4", verdict, self._late.settle(judged.row.key, entries) if judged.row else entries)
 
     def _evident(self, make: Callable[..., Finding]) -> Finding:
         """With evidence where its signature is new: a million of one kind are a million look-ups, not as many readings of the recorder."""
@@ -202,7 +277,19 @@ class Judge:
         if self.tally.record(finding, time.time(), count):
             self.new_findings.append(finding)
 
+    def doubts(self) -> dict[str, str]:
+        """invariant -> why less is known of it now: the kernel left out runs lately, and what was under way then is unverifiable."""
+        found, now = {}, self._clock()
+        for invariant, missed, what in (
+            ("M4", self._missed.ledger, "insertions, removals or migrations"),
+            ("M5", self._missed.visits, "the second walk"),
+            ("L2", self._missed.orders, "mmap_lock"),
+        ):
+            if missed.last_ns is not None and now - missed.last_ns < self._welcome_ns:
+                found[invariant] = f"the kernel has just left out runs of the programs of {what}: what was under way is unverifiable"
+        return found
+
     def outstanding(self, counters: Mapping[str, int]) -> int:
         """Entries booked and neither removed nor judged."""
         booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
-        return max(0, booked - counters["ENTRIES_REMOVED"] - self.desk.settled)
+        return max(0, booked - counters["ENTRIES_REMOVED"] - self.entries.total())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Sequence
 
+from tracer.facts import standing
 from tracer.points import Point, points
 from tracer.printable import printable
 from tracer.report import violation_text
@@ -20,12 +21,25 @@ def as_junit(s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[V
     root = ET.Element("testsuites", attributes | {"name": "rmapd"})
     suite = ET.SubElement(root, "testsuite", attributes | {"name": _xml(f"rmapd on {s.kernel}")})
     properties = ET.SubElement(suite, "properties")
-    for name, value in (("kernel", s.kernel), ("fidelity", s.fidelity), ("command", " ".join(argv)), ("exit_code", str(exit_code))):
+    for name, value in (
+        ("kernel", s.kernel),
+        ("fidelity", s.fidelity),
+        ("command", " ".join(argv)),
+        ("exit_code", str(exit_code)),
+        *_standing(s),
+    ):
         ET.SubElement(properties, "property", name=name, value=_xml(value))
     for point in found:
         _case(suite, point)
     ET.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'
+
+
+def _standing(s: Snapshot) -> list[tuple[str, str]]:
+    """Properties: the colour and its sentence, a property for each reason, and entries without a verdict."""
+    stands = standing(s)
+    reasons = [(f"reason.{kind}", text) for kind, text in stands.reasons.items()]
+    return [("standing", stands.colour), ("standing.title", stands.title), *reasons, ("outstanding", str(s.outstanding))]
 
 
 def _case(suite: ET.Element, point: Point) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tracer.points import Point, points
+from tracer.points import Point, points, said
 from tracer.printable import printable
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
@@ -13,16 +13,16 @@ from tracer.verdict import Verdict
 def as_ktap(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> str:
     """`not ok` for what is bad; counts and signatures are diagnostics, before the point that they are of."""
     found = points(s, bad)
-    lines = ["KTAP version 1", f"1..{len(found)}"]
+    lines = ["KTAP version 1", f"1..{len(found)}", *(f"# {_plain(line)}" for line in said(s))]
     for number, point in enumerate(found, 1):
         lines += _point(number, point)
     return "\n".join(lines) + "\n"
 
 
 def _point(number: int, point: Point) -> list[str]:
-    said = [f"{v.first.verdict} {v.first.id} x{v.count} {v.first.function}: {v.first.summary}" for v in point.found]
+    seen = [f"{v.first.verdict} {v.first.id} x{v.count} {v.first.function}: {v.first.summary}" for v in point.found]
     skip = f" # SKIP {_plain(point.skip)}" if point.skip else ""
-    diagnostics = [f"# {point.id} {point.seen}", *(f"# {_plain(line)}" for line in said)]
+    diagnostics = [f"# {point.id} {point.seen}", *(f"# {_plain(line)}" for line in seen)]
     return [*diagnostics, f"{'not ok' if point.failed else 'ok'} {number} {point.id}: {point.title}{skip}"]
 
 

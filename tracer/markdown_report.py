@@ -53,6 +53,9 @@ def _head(reported: Reported) -> Iterator[str]:
     yield ""
     started = f", {moment(report.started)}" if report.started else ""
     yield f"rmapd {report.rmapd} on Linux {_code(report.kernel)}{started}; from {_code(reported.source)}, by rmapd {tracer.__version__}."
+    yield f"\nStanding: **{said.colour}**" + (", because:" if said.reasons else "")
+    if said.reasons:
+        yield "\n" + "\n".join(f"- {_text(reason)}" for reason in said.reasons)
     for line in said.lines:
         yield f"\n{_text(line)}"
     yield "\n" + ", ".join(f"{tile['name']} **{tile['value']}**" for tile in tiles(reported))

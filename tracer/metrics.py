@@ -5,6 +5,7 @@ needs them."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -13,16 +14,19 @@ from prometheus_client.registry import Collector
 
 import tracer
 from tracer.config import LEVELS
+from tracer.facts import standing
 from tracer.histogram import Histogram
+from tracer.history import Point
 from tracer.plan import State
 from tracer.program import RunStatistics
 from tracer.snapshot import Snapshot
+from tracer.standing import Standing
 from tracer.verdict import Verdict
 
 _WALKS = ("anon", "file", "ksm")
 _NOTHING = Histogram()
 _NO_RUNS = RunStatistics(0, 0, 0.0, 0)
-_ENTRY_POWERS = range(12, 37, 3)  # 4 µs to 69 s
+_ENTRY_POWERS = range(15, 37, 3)  # 33 µs to 69 s
 _WINDOW_POWERS = (20,)  # 1 ms: how often each of some twenty functions is slow
 _LOCK_POWERS = (10, 15, 20, 25, 28, 31)  # 1 µs, 33 µs, 1 ms, 34 ms, 268 ms, 2.1 s
 _WALK_POWERS = (1, 4, 7, 10)  # up to 1, 15, 127, 1,023 VMAs
@@ -37,14 +41,20 @@ _LOCK_CLASSES = {
 class SnapshotCollector(Collector):
     """Collects from whatever snapshot is current; that the gate is not open while there is none."""
 
-    def __init__(self, current: Callable[[], Snapshot | None]) -> None:
-        self._current = current
+    def __init__(
+        self,
+        current: Callable[[], Snapshot | None],
+        points: Callable[[], Sequence[Point]] = tuple,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._current, self._points, self._clock = current, points, clock
 
     def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily]:
         snapshot = self._current()
         yield _gauge("rmapd_gate_open", "1 while events are booked.", (), [((), float(snapshot is not None and snapshot.gate_open))])
         if snapshot is None:
             return
+        yield from _standing(standing(snapshot, self._points(), self._clock() - snapshot.taken_seconds))
         yield from _invariants(snapshot)
         yield from _hooks(snapshot)
         yield from _books(snapshot)
@@ -66,6 +76,11 @@ def _gauge(name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple
     return family
 
 
+def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
+    text = "How it stands, as the page says it: 0 green, 1 amber (not all is known, or something is suspect), 2 red (violated)."
+    yield _gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
+
+
 def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     each = tuple(s.invariants)
     checked = (((i, v.value), s.checked(i, v)) for i in each for v in Verdict)
@@ -80,22 +95,22 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     names = [h.hook.name for h in s.hooks]
     on = {h.hook.name for h in s.hooks if h.on}
     yield _gauge("rmapd_probe_attached", "1 where the hook is attached.", ("hook",), (((n,), float(n in on)) for n in names))
-    loaded = on | {h.hook.name for h in s.hooks if h.state is State.RESTING}
+    loaded = on | {h.hook.name for h in s.hooks if h.state in (State.RESTING, State.DETACHED)}
     stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in loaded}
     seconds = (((n,), one.seconds) for n, one in stats.items())
     yield _counter("rmapd_probe_run_seconds", "Time in the hook's BPF program, by the kernel's account.", ("hook",), seconds)
     runs = (((n,), float(one.runs)) for n, one in stats.items())
     yield _counter("rmapd_probe_runs", "Runs of the hook's BPF program, by the kernel's account.", ("hook",), runs)
     missed = Counter({h.stem: 0 for h in s.hooks})
-    for h in s.hooks:
-        missed[h.stem] += stats[h.hook.name].missed if h.hook.name in stats else 0
+    for h in s.hooks:  # also of those that were taken away: the count of a stem never falls
+        missed[h.stem] += s.statistics.get(h.hook.name, _NO_RUNS).missed
     text = "Runs of a stem's BPF programs that the kernel left out because the program was running already."
     yield _counter("rmapd_probe_missed_runs", text, ("stem",), (((stem,), float(count)) for stem, count in missed.items()))
 
 
 def _windows(s: Snapshot) -> dict[str, Histogram]:
     """Times by function, of those that are hooked here or were seen all the same."""
-    hooked = {h.hook.window for h in s.hooks if h.on or h.state is State.RESTING}
+    hooked = {h.hook.window for h in s.hooks if h.on or h.state in (State.RESTING, State.DETACHED)}
     return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
 
 
@@ -118,8 +133,15 @@ def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         ("removed", "ENTRIES_REMOVED"),
         ("removed_unbooked", "REMOVALS_UNBOOKED"),
     )
-    values = [((event,), c.get(name, 0)) for event, name in entries] + [(("cleared_by_oracle",), s.oracle.get("cleared", 0))]
-    yield _counter("rmapd_migration_entries", "Migration entries by what happened to them.", ("event",), values)
+    values = [((event,), c.get(name, 0)) for event, name in entries]
+    decided = s.decided
+    values += [
+        (("cleared_by_oracle",), decided["cleared"]),
+        (("left_behind",), decided["violated"] + decided["suspect"]),
+        (("unverifiable",), decided["unverifiable"]),
+    ]
+    text = "Migration entries by what happened to them: inserted + copied = removed + the last three + outstanding."
+    yield _counter("rmapd_migration_entries", text, ("event",), values)
     asked = (((kind,), s.oracle.get(kind, 0)) for kind in ("asked", "sweeps"))
     yield _counter("rmapd_oracle_questions", "Addresses asked about, and sweeps of all page tables.", ("kind",), asked)
     text = "Events lost, by book. A lost event turns checks unverifiable, never into a violation."

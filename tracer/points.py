@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from tracer.facts import standing
 from tracer.snapshot import Snapshot
+from tracer.standing import entries
 from tracer.verdict import Verdict, Violation
 
 
@@ -49,10 +51,18 @@ def points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[
     return found
 
 
+def said(s: Snapshot) -> list[str]:
+    """What concerns no single point: how the run stands, with its reasons, and what is left without a verdict."""
+    return [*standing(s).lines(), f"outstanding: {entries(s.outstanding)}"]
+
+
 def _skipped(counts: dict[Verdict, int], reason: str) -> str:
     """A point at which nothing was decided is neither ok nor not ok."""
     if not any(counts.values()):
         return reason or "nothing of the kind happened"
-    if counts[Verdict.UNVERIFIABLE] == sum(counts.values()):
-        return f"none of {counts[Verdict.UNVERIFIABLE]} checks could be verified, events were lost"
+    unverifiable, all_ = counts[Verdict.UNVERIFIABLE], sum(counts.values())
+    if unverifiable == all_:
+        return f"none of {all_} checks could be verified, events were lost"
+    if unverifiable > all_ / 2:
+        return f"{unverifiable} of {all_} checks could not be verified, events were lost"
     return ""

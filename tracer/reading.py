@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 from tracer.errors import RmapdError, of_os
 
@@ -16,6 +18,7 @@ PATIENCE_SECONDS = 10.0
 MOST_CONFIGURATION = 1 << 20
 _MOST_UNSEEKABLE = 64 << 20
 _PIECE = 1 << 20
+_MOST_DEEP = 64
 
 
 def read(path: Path, what: str, most: int, hint: str = "") -> bytes:
@@ -80,3 +83,22 @@ class _Descriptor:
 
 def _size(most: int) -> str:
     return f"{most >> 30} GiB" if most >= 1 << 30 else f"{most >> 20} MiB"
+
+
+def json_value(data: bytes) -> Any:
+    """What JSON has in it, without what is no JSON (NaN) and bounded in depth. ValueError or RecursionError where it is none."""
+    found = json.loads(data, parse_constant=_no_number)
+    _bounded(found, _MOST_DEEP)
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _bounded(found: Any, left: int) -> None:
+    if not left:
+        raise ValueError(f"it is nested more than {_MOST_DEEP} deep")
+    for each in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        if isinstance(each, dict | list):
+            _bounded(each, left - 1)

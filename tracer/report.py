@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tracer
+from tracer.facts import standing
 from tracer.histogram import Histogram
 from tracer.monitors.lock_order import classes
 from tracer.notation import parts, text
@@ -15,17 +16,23 @@ from tracer.plan import State
 from tracer.printable import printable
 from tracer.rulings import Ruled
 from tracer.snapshot import Snapshot
+from tracer.standing import Standing, entries
 from tracer.verdict import Verdict, Violation
 
 
-def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
-    """The report as the contract names its keys."""
+def as_json(s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing | None = None) -> dict[str, Any]:
+    """The report as the contract names its keys. stands: how it stands, where more is known of that than the snapshot says."""
     return {
         "rmapd": tracer.__version__,
         "kernel": s.kernel,
         "started": iso(s.taken_seconds - s.running_seconds),
         "ended": iso(s.taken_seconds),
         "fidelity": s.fidelity,
+        "fidelity_changes": dict(s.fidelity_changes),
+        "gate_open": s.gate_open,
+        "standing": (stands or standing(s)).as_json(),
+        "required": list(s.required),
+        **({"ended_early": {"reason": s.ended_early}} if s.ended_early else {}),
         "duration_seconds": round(s.running_seconds, 3),
         "command": {"argv": list(argv), "exit_code": exit_code},
         "hooks": {h.hook.name: {"state": h.state.value, "how": h.how, "symbol": h.symbol, "reason": h.reason} for h in s.hooks},
@@ -46,7 +53,9 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int) -> dict[str, Any]:
         "histograms": _histograms(s),
         "lock_graph": _lock_graph(s),
         "lost": s.lost,
-        "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters} | {"outstanding": s.outstanding},
+        "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters}
+        | {f"entries_{name}": count for name, count in s.decided.items()}
+        | _outstanding(s),
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
         "overhead": {
             "hooks": {name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed} for name, st in s.statistics.items()},
@@ -66,6 +75,12 @@ _LEDGER = (
     "FORKS_SEEN",
     "MMS_EXITED",
 )
+
+
+def _outstanding(s: Snapshot) -> dict[str, float]:
+    """Entries that were recorded and neither removed nor judged."""
+    age = {"oldest_entry_seconds": round(s.oldest_entry_seconds, 3), "age_limit_seconds": s.age_limit_seconds}
+    return {"outstanding": s.outstanding, **age}
 
 
 def _histograms(s: Snapshot) -> list[dict[str, Any]]:
@@ -157,6 +172,7 @@ def iso(seconds: float) -> str:
 def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     """A summary for people."""
     lines = [f"rmapd {tracer.__version__} on {s.kernel}, {s.running_seconds:.1f} s: {' '.join(argv)} (exit {exit_code})", ""]
+    lines += [*standing(s).lines(), ""]
     lines.append(f"{'':4} {'coverage':8} {'holds':>10} {'violated':>9} {'suspect':>8} {'unverifiable':>13}")
     for name in s.invariants:
         if sum(s.checked(name, verdict) for verdict in Verdict) or s.coverage[name][0] != "none":
@@ -171,6 +187,8 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
             f"{sum(s.rest.values()):,} findings of further signatures, beyond the {len(s.violations):,} that are kept with evidence",
         ]
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
+    oldest = f", the oldest for {s.oldest_entry_seconds:.3g} s" if s.outstanding else ""
+    lines.append(f"outstanding: {entries(s.outstanding)} recorded, and neither removed nor judged{oldest}")
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"
     )

@@ -6,7 +6,7 @@ all read by this: what one of them takes, the others take."""
 from __future__ import annotations
 
 import datetime
-import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,6 @@ from tracer.printable import shown
 
 _HINT = "a file of rmapd exec --report, rmapd protocols --save or rmapd exec --format json"
 _MOST_BYTES = 1 << 30
-_MOST_DEEP = 64
 
 Time = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
 
@@ -219,6 +218,20 @@ class Command(msgspec.Struct, frozen=True):
     exit_code: int | None = 0
 
 
+class Migration(msgspec.Struct, frozen=True):
+    """Migration entries that were recorded and neither removed nor judged."""
+
+    outstanding: int = 0
+    oldest_entry_seconds: float = 0.0
+    age_limit_seconds: float = 10.0
+
+
+class EndedEarly(msgspec.Struct, frozen=True):
+    """Why a run was cut short."""
+
+    reason: str = "nobody knows why"
+
+
 class Report(msgspec.Struct, frozen=True):
     """A run."""
 
@@ -228,6 +241,10 @@ class Report(msgspec.Struct, frozen=True):
     violations: list[Violation] = []
     rmapd: str = ""
     fidelity: str = ""
+    fidelity_changes: dict[str, int] = {}
+    gate_open: bool = False
+    required: list[str] = []
+    ended_early: EndedEarly | None = None
     duration_seconds: float = 0.0
     started: Time | None = None
     ended: Time | None = None
@@ -239,6 +256,7 @@ class Report(msgspec.Struct, frozen=True):
     lock_graph: LockGraph = LockGraph()
     timeline: Timeline = Timeline()
     lost: dict[str, int] = {}
+    migration: Migration = Migration()
     overhead: Overhead = Overhead()
     beyond: dict[str, int] = {}
 
@@ -259,13 +277,15 @@ class Run(msgspec.Struct, frozen=True):
 
 class Reported(msgspec.Struct, frozen=True):
     """All that a page is made of: where it comes from, the run that is shown in full, violations, and of a store all its runs.
-    rest: findings that have no signature of their own, by invariant and verdict."""
+    rest: findings that have no signature of their own, by invariant and verdict. silent_seconds: for how long the last run has written
+    nothing, where it has no end."""
 
     source: str
     report: Report
     violations: list[Violation]
     rest: dict[str, int]
     runs: list[Run] = []
+    silent_seconds: float = 0.0
 
     @property
     def reports(self) -> list[Report]:
@@ -283,25 +303,11 @@ class Reported(msgspec.Struct, frozen=True):
 def read(path: Path) -> dict[str, Any]:
     """A report file as it is, once it is known to be one: names in it are not escaped."""
     try:
-        found = json.loads(reading.read(path, "", _MOST_BYTES, _HINT), parse_constant=_no_number)
-        _bounded(found, _MOST_DEEP)
+        found = reading.json_value(reading.read(path, "", _MOST_BYTES, _HINT))
         msgspec.convert(shown(found), Report)  # not as it is: half a surrogate pair, which argv may have, is no key to msgspec
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise RmapdError(f"{path} is no report of rmapd", why=str(error), hint=_HINT) from error
     return dict(found)
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _bounded(found: Any, left: int) -> None:
-    inside = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
-    if not left:
-        raise ValueError(f"it is nested more than {_MOST_DEEP} deep")
-    for each in inside:
-        if isinstance(each, dict | list):
-            _bounded(each, left - 1)
 
 
 def as_given(path: Path) -> Report:
@@ -336,4 +342,6 @@ def of_store(path: Path) -> Reported:
         rest[f"{invariant} {verdict}"] += count
     violations.sort(key=lambda v: v.last_seen, reverse=True)
     violations.sort(key=lambda v: v.verdict != "violated")
-    return Reported(shown(str(path)), runs[-1].report, violations, dict(rest), runs)
+    last = runs[-1]
+    silent = time.time() - last.report.ended.timestamp() if last.ended is None and last.report.ended else 0.0
+    return Reported(shown(str(path)), last.report, violations, dict(rest), runs, silent)

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
+from tracer.facts import standing
+from tracer.history import Point
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.journal import Journal
@@ -24,6 +26,7 @@ from tracer.plan import State
 from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
+from tracer.standing import entries
 from tracer.verdict import Verdict
 from tracer.web import Access, Application, Server
 
@@ -66,7 +69,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         _announce(session, latest, where)
         if len(levels) > 1:
             log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
-        supervisor.ready(_in_a_line(latest))
+        supervisor.ready(_in_a_line(latest, current.points))
         session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
@@ -75,18 +78,19 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                 if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
                     before, latest = latest, look()
                     if show:
-                        show(latest, before)
+                        show(latest, before, current.points)
                 if ticked:
                     reaction.keep(session.judge.tally)
-                    supervisor.alive(_in_a_line(latest))
+                    supervisor.alive(_in_a_line(latest, current.points))
                 if asked.reload.taken():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
                     access.reread()
-                    supervisor.ready(_in_a_line(latest))
+                    supervisor.ready(_in_a_line(latest, current.points))
         supervisor.stopping()
         session.stop()
-        look(ended=True)
+        for line in standing(look(ended=True)).lines():
+            log.info("%s", line)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
 
 
@@ -101,11 +105,14 @@ def _reload(session: Session, configuration: Callable[[], Config]) -> None:
     log.info("configuration read again: %s%s", now, f"; a restart is needed for {', '.join(stay)}" if stay else "")
 
 
-def _in_a_line(s: Snapshot) -> str:
+def _in_a_line(s: Snapshot, points: Sequence[Point] = ()) -> str:
     """For `systemctl status`."""
     covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
     found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
-    return f"gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}"
+    stands = standing(s, points)
+    why = f" ({', '.join(stands.reasons)})" if stands.reasons else ""
+    there = f"{entries(s.outstanding)} outstanding"
+    return f"{stands.colour}{why}: gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}; {there}"
 
 
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
@@ -120,15 +127,17 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
         log.warning("the page-table oracle is not calibrated (%s): suspects stay suspects", snapshot.oracle_reason)
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
     log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
+    for line in standing(snapshot).lines():
+        log.info("%s", line)
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, where)
 
 
 @contextlib.contextmanager
-def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot], None]]:
+def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot, Sequence[Point]], None]]:
     """A table that redraws itself; only on a terminal."""
     from rich.live import Live
 
     from tracer.status import table
 
     with Live(auto_refresh=False) as live:
-        yield lambda now, before: live.update(table(now, before, where), refresh=True)
+        yield lambda now, before, points: live.update(table(now, before, where, points), refresh=True)

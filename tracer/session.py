@@ -9,7 +9,8 @@ import resource
 import select
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -25,12 +26,13 @@ from tracer.fidelity import WINDOW_STEMS, Fidelity, runs, stems
 from tracer.findings import ENUMS, Findings
 from tracer.governor import Governor, Pace
 from tracer.invariant import Coverage, discover
-from tracer.judge import Judge
+from tracer.judge import Judge, Missed
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
 from tracer.machine import machine
+from tracer.missed_runs import MissedRuns
 from tracer.oracle import Oracle
-from tracer.snapshot import Snapshot, checks
+from tracer.snapshot import OF_THE_LEDGER, Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
 from tracer.verdict import Verdict
@@ -40,7 +42,12 @@ from tracer.windows import Windows
 log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
-_ORDERS = ("mmap_lock_acquire_returned", "mmap_lock_released")
+_MISSED = {
+    "ledger": ("migration", OF_THE_LEDGER),
+    "visits": ("ledger", ("second_walk",)),
+    "orders": ("mmap_lock", ("mmap_lock_acquire_returned", "mmap_lock_released")),
+}
+"""What judging depends on: the stem whose hooks may come and go, and the hooks whose runs the kernel may leave out."""
 
 
 def probes_folder() -> Path:
@@ -102,17 +109,16 @@ class Session:
         seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
         self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
         findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
+        missed = {name: MissedRuns(partial(self._missed_runs, *on), self._clock) for name, on in _MISSED.items()}
         self.judge = Judge(
             self.books,
             self.desk,
             findings,
             welcome_ns,
             self._clock,
+            Missed(windows=self._missed, **missed),
             checked,
             self.docket,
-            self._missed,
-            self._missed_orders,
-            self._missed_visits,
         )
         self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._check_required()
@@ -167,13 +173,9 @@ class Session:
         changes = sum(self._changes[stem] for stem in WINDOW_STEMS)
         return changes + self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
 
-    def _missed_orders(self) -> int:
-        """Runs left out of the programs that see who takes an mmap_lock and who gives it back."""
-        return self._changes["mmap_lock"] + self.loaded.missed(lambda hook: hook.hook.name in _ORDERS)
-
-    def _missed_visits(self) -> int:
-        """Runs left out of the second walk's program."""
-        return self._changes["ledger"] + self.loaded.missed(lambda hook: hook.hook.name == "second_walk")
+    def _missed_runs(self, stem: str, hooks: Collection[str]) -> int:
+        """Runs left out of these hooks' programs, and how often hooks of this stem were taken away or came back."""
+        return self._changes[stem] + self.loaded.missed(lambda hook: hook.hook.name in hooks)
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
@@ -189,6 +191,10 @@ class Session:
         found = calibrate.calibrate(maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of)
         self.oracle_reason = found.reason
         return oracle if found.ready else None
+
+    def _required(self) -> tuple[str, ...]:
+        """The invariants whose coverage somebody counts on; strict: all that this version can check."""
+        return tuple(name for name, one in self.invariants.items() if name in self.config.require or (self.config.strict and one.built))
 
     def _check_required(self) -> None:
         unknown = [name for name in self.config.require if name not in self.invariants]
@@ -223,12 +229,15 @@ class Session:
         first time and kept, so a stack that is explained later has its names."""
         self.books.set_params(gate=1)
         self.windows.rows()
+        ledger = self.loaded.maps.get("ledger")
+        taken = ledger.take(bytes(ledger.key_size)) if ledger else None  # no row has this key
         statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
         if oracle:
             first = oracle.mms()[:1]  # init's
             searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
         standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
         return (
+            taken,
             searched,
             self.kernel.shows_addresses(),
             standing,
@@ -252,6 +261,7 @@ class Session:
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self.judge.tick()
+        self._fidelity.doubt(self.judge.doubts())
         self.desk.patrol()
         self._fidelity.look(self._clock() / 1e9, self.judge.count_protocols)
         return True
@@ -279,8 +289,7 @@ class Session:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         self.judge.count_protocols()
         counters = self.books.counters()
-        statistics = self.loaded.statistics() if counters["M4_LATE"] else {}  # what is late is doubtful where runs were missed
-        counted = checks(self.judge.tally, counters, statistics, self._ruled)
+        counted = checks(self.judge.tally, counters, self.loaded.statistics(), self._ruled)
         totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
         totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
         return (self._clock() - self._started_ns) / 1e9, totals
@@ -288,9 +297,9 @@ class Session:
     def snapshot(self) -> Snapshot:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
         self.judge.count_protocols()
+        rows = [] if self._stopped else self.judge.count_late()
         counters = self.books.counters()
         outstanding = self.judge.outstanding(counters)
-        rows = self.books.ledger() if outstanding else []
         oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9
         statistics = self.loaded.statistics()
         usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -315,6 +324,7 @@ class Session:
             lock_graph=tuple(self.docket.rulings.lock_graph()),
             unreadable=self.docket.rulings.windows_unreadable,
             counters=counters,
+            entries=dict(self.judge.entries),
             outstanding=outstanding,
             oldest_entry_seconds=oldest,
             oracle={**self.desk.answers, "sweeps": self.desk.sweeps},
@@ -324,4 +334,6 @@ class Session:
             taken_seconds=time.time(),
             cpus=os.cpu_count() or 1,
             rest=dict(self.judge.tally.rest),
+            required=self._required(),
+            age_limit_seconds=self.config.welcome_seconds,
         )

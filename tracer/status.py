@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
+from tracer.facts import standing
+from tracer.history import Point
 from tracer.snapshot import Snapshot
+from tracer.standing import Colour
 from tracer.verdict import Verdict
 
 _COLOURS = {"full": "green", "partial": "yellow", "none": "dim"}
+_STANDS = {Colour.GREEN: "green", Colour.AMBER: "yellow", Colour.RED: "bold red"}
 
 
-def table(now: Snapshot, before: Snapshot | None, where: str) -> Table:
+def table(now: Snapshot, before: Snapshot | None, where: str, points: Sequence[Point] = ()) -> Table:
     """Coverage, counts and rates since the snapshot before."""
     seconds = max(now.running_seconds - before.running_seconds, 1e-9) if before else 1.0
     out = Table(title=f"rmapd on {now.kernel}, {now.running_seconds:.0f} s, fidelity {now.fidelity}, {where}", title_justify="left")
@@ -34,7 +40,9 @@ def table(now: Snapshot, before: Snapshot | None, where: str) -> Table:
         out.add_row(name, invariant.title, Text(level.value, style=_COLOURS[level.value]), *cells, f"{rate:,.0f}")
     none = [name for name in now.invariants if now.coverage[name][0] == "none"]
     lost, unsampled = sum(now.lost.values()), sum(now.windows_unsampled.values())
-    out.caption = (
+    stands = standing(now, points)
+    said = Text("\n".join(stands.lines()) + "\n", style=_STANDS[stands.colour])
+    out.caption = said + Text(
         f"not checked here: {' '.join(none)} · entries outstanding {now.outstanding} · cleared by the oracle {now.oracle.get('cleared', 0)}"
         + (f" · windows not sampled {unsampled:,}" if unsampled else "")
         + f" · lost {lost} · signatures {len(now.violations)} · Ctrl-C ends"

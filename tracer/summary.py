@@ -9,41 +9,78 @@ from itertools import pairwise
 from typing import Any
 
 from tracer.reported import Protocol, Report, Reported
+from tracer.standing import Facts, listed, stand
 
 
 @dataclass(frozen=True)
 class Headline:
-    """verdict: violated, suspect, holds, or nothing where nothing was checked."""
+    """colour: red, amber or green; reasons: why not green; lines: what the sentence must not be read without."""
 
-    verdict: str
+    colour: str
     text: str
+    reasons: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
 
 def headline(reported: Reported) -> Headline:
-    """The one sentence, and what it must not be read without."""
-    lines = [*_further(reported), _coverage(reported.report), *_losses(reported)]
-    for verdict, said in (("violated", "violated"), ("suspect", "under suspicion")):
-        invariants = _with(reported, verdict)
-        if invariants:
-            return Headline(verdict, f"{_and(invariants)} {said}", [*_findings(reported, verdict), *lines])
-    checks = sum(reported.checked(verdict) for verdict in ("holds", "unverifiable"))
-    if not reported.checked("holds"):
-        return Headline("nothing", "Nothing was checked" if not checks else f"None of {checks:,} checks could be verified", lines)
-    return Headline("holds", f"Nothing violated in {checks:,} checks", lines)
+    """How all runs stand, as every output says it, and the findings behind it."""
+    found = stand(facts(reported))
+    worst = next((verdict for verdict in _WORST if reported.violations and any(v.verdict == verdict for v in reported.violations)), "")
+    lines = [*_findings(reported, worst), *_further(reported), _coverage(reported.report), *_losses(reported)]
+    return Headline(found.colour.value, found.title, list(found.reasons.values()), lines)
 
 
-def _with(reported: Reported, verdict: str) -> list[str]:
-    """Invariants with that verdict: by a finding, by one that has no signature of its own, or by the count of checks alone."""
-    found = {v.invariant for v in reported.violations if v.verdict == verdict}
-    found |= {name.partition(" ")[0] for name, count in reported.rest.items() if count and name.endswith(f" {verdict}")}
-    return sorted(found | {id for report in reported.reports for id, one in report.invariants.items() if getattr(one.checks, verdict)})
+_WORST = ("violated", "suspect")
+_SILENT_SECONDS = 180.0
+"""A daemon writes its run into the store once a minute."""
+
+
+def facts(reported: Reported) -> Facts:
+    """What the standing depends on: coverage and what is under way of the last run, everything else of all runs."""
+    last, reports = reported.report, reported.reports
+    changes = last.fidelity_changes
+    ended = [report for report in reports if report is not last or not report.gate_open]
+    return Facts(
+        coverage={name: one.coverage for name, one in last.invariants.items()},
+        checks=_checks(reported),
+        off={name: hook.reason for name, hook in last.hooks.items() if hook.state in ("missing", "denied")},
+        taken_away=[name for name, hook in last.hooks.items() if hook.state == "detached"],
+        lost=_lost(reported),
+        required=last.required,
+        outstanding=last.migration.outstanding if last.gate_open else 0,
+        oldest_seconds=last.migration.oldest_entry_seconds if last.gate_open else 0.0,
+        age_limit_seconds=last.migration.age_limit_seconds,
+        unsettled=sum(report.migration.outstanding for report in ended),
+        lowered_to=last.fidelity if changes.get("lower", 0) > changes.get("raise", 0) else "",
+        stale=_silent(reported),
+        ended_early=[report.ended_early.reason for report in reports if report.ended_early],
+        killed=sum(run.ended is None and not run.report.ended_early for run in reported.runs[:-1]),
+    )
+
+
+def _checks(reported: Reported) -> dict[tuple[str, str], int]:
+    """By the counts of checks; by findings where there are more, as in a store whose first runs are forgotten."""
+    counted, found = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for report in reported.reports:
+        for name, one in report.invariants.items():
+            counted.update({(name, verdict): getattr(one.checks, verdict) for verdict in ("holds", *_WORST, "unverifiable")})
+    for v in reported.violations:
+        found[v.invariant, v.verdict] += v.count
+    for key, count in reported.rest.items():
+        name, _, verdict = key.partition(" ")
+        found[name, verdict] += count
+    return dict(counted | found)
+
+
+def _silent(reported: Reported) -> str:
+    silent = reported.silent_seconds
+    return f"The last run has no end and wrote nothing for {lasted(silent)}: it was killed, or hangs." if silent > _SILENT_SECONDS else ""
 
 
 def _findings(reported: Reported, verdict: str) -> list[str]:
     found = [v for v in reported.violations if v.verdict == verdict]
     where = sorted({f"{v.function}()" for v in found})
-    return [f"{sum(v.count for v in found):,} findings of {_number(len(found), 'signature')}, in {_and(where)}."] if found else []
+    return [f"{sum(v.count for v in found):,} findings of {_number(len(found), 'signature')}, in {listed(where)}."] if found else []
 
 
 def _further(reported: Reported) -> list[str]:
@@ -59,19 +96,20 @@ def _coverage(report: Report) -> str:
     return "Checked " + "; ".join(f"{how}: {' '.join(by_level[level])}" for level, how in said if by_level[level]) + "."
 
 
-def _losses(reported: Reported) -> list[str]:
+def _lost(reported: Reported) -> Counter[str]:
     lost = Counter[str]()
     for report in reported.reports:
-        lost.update({book: count for book, count in report.lost.items() if count})
+        lost.update({table: count for table, count in report.lost.items() if count})
+    return lost
+
+
+def _losses(reported: Reported) -> list[str]:
+    lost = _lost(reported)
     unverifiable = reported.checked("unverifiable")
     if not lost and not unverifiable:
         return []
     books = ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in lost.items())
     return [f"{unverifiable:,} checks could not be verified" + (f"; events lost: {books}." if books else ".")]
-
-
-def _and(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def _number(count: int, what: str) -> str:
@@ -84,10 +122,12 @@ def tiles(reported: Reported) -> list[dict[str, str]]:
     for name, count in reported.rest.items():
         counts[name.partition(" ")[2]] = counts.get(name.partition(" ")[2], 0) + count
     unsampled = sum(sum(report.windows_unsampled.values()) for report in reported.reports)
+    outstanding = sum(report.migration.outstanding for report in reported.reports)
     rows = [
         ("violations", f"{counts['violated']:,}", "bad" if counts["violated"] else ""),
         ("suspects", f"{counts['suspect']:,}", "warn" if counts["suspect"] else ""),
         ("checks that hold", f"{reported.checked('holds'):,}", ""),
+        ("entries outstanding", f"{outstanding:,}", "warn" if outstanding else ""),
         ("windows", f"{sum(sum(report.windows.values()) for report in reported.reports):,}", ""),
         *([("not sampled", f"{unsampled:,}", "warn")] if unsampled else []),
         ("protocols", f"{len({one.said for report in reported.reports for one in report.protocols}):,}", ""),

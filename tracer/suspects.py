@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from tracer.answer import Answer, Place
@@ -26,12 +26,15 @@ Key = tuple[str, bytes]
 
 @dataclass
 class Judged:
-    """A decided case with what was known about it; row is None for an entry that only a sweep found."""
+    """A decided case with what was known about it; row is None for an entry that only a sweep found.
+
+    entries: recorded entries that this verdict is about. For M1 they are out of the ledger now."""
 
     case: Case
     decision: Decision
     row: Row | None
     event: Event | None
+    entries: int = 0
 
 
 @dataclass
@@ -48,7 +51,7 @@ class Desk:
     answers: Counter[str] = field(default_factory=Counter)
     proven: set[tuple[str, Place]] = field(default_factory=set)
     sweeps: int = 0
-    settled: int = 0
+    reopened: int = 0
     _next_ask_ns: int = 0
     _next_sweep_ns: int = 0
     _next_patrol_ns: int = 0
@@ -72,6 +75,10 @@ class Desk:
                 pfn = entry_pfn(row.entry, self.levels)
                 pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
                 self.cases[invariant, row.key] = Case(invariant, row.addr, pfns, row.count, now, row.level), row, event
+
+    def held(self) -> int:
+        """Entries that are in a case and no longer in the ledger."""
+        return sum(case.count for case, row, _ in self.cases.values() if row and not row.keys)
 
     def due_ns(self) -> int | None:
         """When work() has something to do; None while the desk is empty."""
@@ -187,11 +194,29 @@ class Desk:
     def _close(self, key: Key, judged: Judged) -> Judged:
         del self.cases[key]
         self.proven |= {(judged.case.invariant, answer.place) for answer in judged.decision.proven}
+        judged = replace(judged, entries=self._take_out(judged))
         kind = "present" if judged.decision.proven or judged.case.answers else "gone"
-        self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += judged.case.count
-        if judged.row and judged.case.invariant == "M1" and self.books.settle(judged.row):
-            self.settled += judged.case.count
+        self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += judged.entries
         return judged
+
+    def _take_out(self, judged: Judged) -> int:
+        """How many recorded entries the verdict is about.
+
+        The row of an entry that was inserted outside of a migration goes on: the same task may insert at the same address again and again.
+        Entries that came after the case was opened were not looked for. That all are gone is not known of them: they get a case of
+        their own, which cannot grow, for its row is no longer in the ledger."""
+        case, row = judged.case, judged.row
+        if not row or not row.keys:
+            return case.count
+        if case.invariant != "M1":  # what was removed meanwhile has the kernel's verdict
+            return min(case.count, self.books.left_of(row))
+        taken = self.books.settle(row)
+        if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
+            return taken.count
+        self.reopened += 1
+        known = replace(row, key=row.key + self.reopened.to_bytes(8, "little"), keys=(), count=taken.count, entry=taken.entry)
+        self.open(case.invariant, [known], judged.event)
+        return 0
 
 
 def entry_pfn(entry: int, levels: int) -> int:

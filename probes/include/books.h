@@ -10,6 +10,7 @@ struct params {
   u64 types_known;    /* every swap type of migration entries was seen inserted */
   u64 window_epoch;   /* odd while hooks of windows change: none is opened then, and what began in another epoch is not counted */
   u64 mmap_epoch;     /* the same of mmap_lock */
+  u64 missed_ns;      /* up to when runs of the ledger's programs were missed: an entry from before it may have the age of another */
   u64 window_ns;      /* sampling: one window per function, CPU and so long is booked, on the average; 0: all are */
 };
 
@@ -23,7 +24,8 @@ enum counter {
   M1_UNVERIFIABLE,        /* settled in a migration that lost an event */
   M4_HOLDS,
   M4_LATE,                /* settled, but after welcome_ns */
-  M4_UNTOLD,              /* settled, and which of several entries it was, an old one or a young one, cannot be told */
+  M4_UNTOLD,              /* settled late, if at all: which of several entries it was, an old one or a young one, cannot be told, or a run
+                             was missed while it was there */
   LEDGER_LOST,            /* insertions that found the ledger full */
   MIGRATIONS_LOST,        /* migrations that found their map full */
   EVIDENCE_LOST,          /* events that found the ring full */
@@ -157,6 +159,10 @@ struct event {
   u64 a;                  /* entries outstanding, or the outer mm, or the mm */
   u64 b;                  /* or the clock of visits when the migration began, or the inner mm, or the VMA */
   u64 first_ns;           /* when the opposite order was first seen */
+  u64 first_held_ns;      /* and since when, at the latest, its outer lock was held then */
+  u64 last_ns;            /* the same of the last time before this one */
+  u64 last_held_ns;
+  u64 held_ns;            /* and of this time */
   u64 addr;               /* M2, M3: the address */
   u64 folio;              /* and the folio that is not locked */
   u32 kind;
@@ -192,6 +198,7 @@ struct histogram {
 struct held_lock {
   u64 mm;
   u64 since_ns;           /* 0: not timed */
+  u64 jiffy;              /* when it was taken: reading the clock takes longer */
   u64 write;
 };
 struct lock_state {
@@ -207,6 +214,9 @@ struct order_key {
 };
 struct order_row {
   u64 first_ns;
+  u64 first_held_ns;      /* since when the outer lock was held then, at the latest */
+  u64 last_ns;
+  u64 last_held_ns;
   u64 count;
   s32 stack;
   u32 tid;

@@ -167,7 +167,8 @@ static __always_inline void settle(struct params *p, struct migration *m, u64 mm
   observe(HIST_MIGRATION_ENTRY, now - last_ns);
   count(ENTRIES_REMOVED);
   count(m && m->lossy ? M1_UNVERIFIABLE : M1_HOLDS);
-  count(now - first_ns <= p->welcome_ns ? M4_HOLDS : now - last_ns <= p->welcome_ns ? M4_UNTOLD : M4_LATE);
+  u32 untold = now - last_ns <= p->welcome_ns || first_ns <= p->missed_ns;
+  count(now - first_ns <= p->welcome_ns ? M4_HOLDS : untold ? M4_UNTOLD : M4_LATE);
   if (mm) count(M5_HOLDS);                              /* what the first walk left here, the second one visits */
   if (m) m->outstanding -= 1;
 }

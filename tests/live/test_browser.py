@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.live.conftest import daemon, entries_hold, until
 from tests.support import busy
+from tracer.current import Current
 from tracer.web import Application, Server
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
@@ -149,7 +150,7 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
             return seen.find_elements(By.CSS_SELECTOR, "polyline")
 
         until(drawn, 40, "rates are drawn")
-        assert seen.find_element(By.TAG_NAME, "h1").text == "Nothing violated, nothing suspect"
+        assert re.search(r"nothing violated in [\d,]+ checks", seen.find_element(By.TAG_NAME, "h1").text, re.I)
         row = next(row for row in seen.find_elements(By.CSS_SELECTOR, "table.rows tbody tr") if row.text.startswith("M1"))
         holds = row.find_element(By.CSS_SELECTOR, "[data-label=Holds]").text
         assert int(holds.replace(",", "")) > 5000
@@ -206,6 +207,32 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
                     seen.picture(f"{'phone' if size is PHONE else 'desk'}-{scheme}{re.sub('[^a-zA-Z0-9]', '-', path)}")
         assert seen.said() == []
         assert {address for address in seen.asked() if not address.startswith((served, "data:", "chrome:"))} == set()
+
+
+@pytest.mark.parametrize(
+    ("age", "reason"), [(0.0, "3 of 18 invariants are checked here, in part; 15 are not"), (14.0, "The checker has not looked for 14 s")]
+)
+def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: str) -> None:
+    """Of a kernel with tracepoints only, and where the judge hangs: the word, the reason and the colour, on a desk and on a phone."""
+    s = busy.tracepoints_only() if not age else busy.well()
+    current = Current(lambda: 0.0)
+    current.put(s)
+    with Server(("127.0.0.1", 0), Application(current, lambda: s.taken_seconds + age)) as server, browser(tmp_path) as seen:
+        for size in (DESK, PHONE):
+            for scheme, amber in (("light", "rgba(122, 79, 0, 1)"), ("dark", "rgba(242, 192, 99, 1)")):
+                seen.be(*size, scheme)
+                seen.get(f"http://127.0.0.1:{server.port}")
+                card = seen.find_element(By.CSS_SELECTOR, ".verdict")
+                badge, head = card.find_element(By.CSS_SELECTOR, ".badge"), card.find_element(By.TAG_NAME, "h1")
+                assert badge.is_displayed()
+                assert badge.text == "amber"
+                assert head.text.startswith("Not all is known: nothing violated in ")
+                assert {one.value_of_css_property("color") for one in (badge, head)} == {amber}
+                assert any(one.text.startswith(reason) for one in card.find_elements(By.TAG_NAME, "li"))
+                assert badge.location["y"] < size[1], "without scrolling"
+                assert seen.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+                assert seen.execute_script(CONTRAST) == []
+                seen.picture(f"amber-{age:.0f}-{'phone' if size is PHONE else 'desk'}-{scheme}")
 
 
 def test_a_reader_of_screens_has_tables(served: str, tmp_path: Path) -> None:

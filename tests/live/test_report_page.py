@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support import busy
 from tests.support.chromium import CHROMIUM, scroll_width, visit
 from tests.support.reports import written
-from tracer import html_report
+from tracer import html_report, report
 from tracer.reported import of_report
 
 RGB = tuple[int, ...]
 LIGHT, DARK = ((255, 255, 255), (192, 39, 45), (47, 98, 181)), ((20, 23, 27), (255, 123, 118), (122, 167, 240))
 """--paper, --bad, --blue of report.css."""
+AMBER_AND_GOOD = {False: ((154, 98, 0), (26, 127, 69)), True: ((232, 176, 74), (92, 201, 138))}
+"""--warn and --good, light and dark."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,4 +67,20 @@ def test_the_page_is_quiet_and_drawn_in_its_colours(page: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1024])
 def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path, width: int) -> None:
+    assert scroll_width(page, tmp_path, width) == width
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_report_that_is_amber_looks_so(tmp_path: Path, dark: bool, width: int) -> None:
+    """Its border and its badge are drawn in the colour of warnings, and nothing in that of what is good."""
+    found = report.as_json(busy.tracepoints_only(), ["true"], 0) | {"ended_early": {"reason": "the judge was killed by SIGKILL"}}
+    page = tmp_path / "amber.html"
+    page.write_text(html_report.render(of_report(written(tmp_path / "r.json", found))))
+    seen = visit(page, tmp_path, width=width, height=700, dark=dark)
+    assert (seen.console, seen.requests) == ([], [])
+    colours = shares(seen.screenshot)
+    amber, good = AMBER_AND_GOOD[dark]
+    assert colours[amber] > 0.0005
+    assert colours.get(good, 0) == 0
     assert scroll_width(page, tmp_path, width) == width

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from tests.support.snapshots import full
 from tests.unit.test_golden import LEGAL, SEED
 from tracer.current import Current
-from tracer.invariant import discover
+from tracer.invariant import Coverage, discover
 from tracer.notation import parse, text
+from tracer.plan import State
 from tracer.program import RunStatistics
 from tracer.rulings import Ruled
 from tracer.snapshot import Snapshot
@@ -18,6 +20,7 @@ from tracer.verdict import Finding, Verdict, Violation
 HOSTILE = "<script>document.title='owned'</script>"
 """What a task may call itself, but for the length."""
 _NOW = 1_767_225_600.0
+NO_HOOKS = "fentry programs are refused (EPERM: Operation not permitted); this kernel is built without CONFIG_KPROBES"
 
 
 def protocols() -> list[Ruled]:
@@ -112,3 +115,18 @@ def current(seconds: float = 4000.0, minutes: float = 10.0) -> Current:
         made.put(snapshot(at))
         at += 2.0
     return made
+
+
+def well(**changes: Any) -> Snapshot:
+    """Most invariants are checked in full, all checks hold, nothing is lost or outstanding."""
+    changed: dict[str, Any] = {"counters": {}, "outstanding": 0, "oldest_entry_seconds": 0.0} | changes
+    return replace(quiet(snapshot()), **changed)
+
+
+def tracepoints_only() -> Snapshot:
+    """A kernel without kprobes and fentry."""
+    s = well()
+    coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
+    coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))
+    hooks = [replace(hook, state=State.DENIED, reason=NO_HOOKS) if n > 20 else hook for n, hook in enumerate(s.hooks)]
+    return replace(s, coverage=coverage, hooks=tuple(hooks), checks={("M1", Verdict.HOLDS): 989, ("M4", Verdict.HOLDS): 989})

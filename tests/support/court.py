@@ -9,7 +9,8 @@ from tests.support.native import synthetic_kernel
 from tests.support.world import World
 from tracer.answer import Place
 from tracer.findings import Findings
-from tracer.judge import Judge
+from tracer.judge import Judge, Missed
+from tracer.missed_runs import MissedRuns
 from tracer.snapshot import checks
 from tracer.suspects import Desk, Judged
 from tracer.symbols import Symbols
@@ -28,7 +29,9 @@ class Court(Judge):
         desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
         kernel = synthetic_kernel()
         findings = Findings(world.books, kernel, Symbols(kernel), lambda: world.now)
-        super().__init__(world.books, desk, findings, WELCOME_NS, lambda: world.now, checked)
+        ledger, visits, orders = (MissedRuns(lambda: world.missed, lambda: world.now) for _ in range(3))
+        missed = Missed(ledger, visits, orders, windows=lambda: 0)
+        super().__init__(world.books, desk, findings, WELCOME_NS, lambda: world.now, missed, checked)
 
     def _take(self, decided: Iterable[Judged]) -> None:
         decided = list(decided)
@@ -54,6 +57,7 @@ class Court(Judge):
         self.close(1.0, lambda seconds: self.world.tick(int(seconds * 1e9)))
 
     def checks(self) -> Counter[tuple[str, Verdict]]:
+        self.count_late()
         return Counter(checks(self.tally, self.world.books.counters(), {}))
 
     def proven(self) -> set[tuple[int, int]]:

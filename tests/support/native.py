@@ -117,6 +117,11 @@ class NativeMap:
     def delete(self, key: bytes) -> bool:
         return not self._lib.harness_delete(self._map, key)
 
+    def take(self, key: bytes) -> bytes | None:
+        found = self.lookup(key)
+        self.delete(key)
+        return found
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         m = self._map.contents
         keys, values = ctypes.string_at(m.keys, m.used * m.key), ctypes.string_at(m.values, m.used * m.value)

@@ -80,6 +80,28 @@ def test_queries_ask_for_what_is_exported(board: Board, panel: Panel, exported: 
         assert not exported.wrong(expand(query.expr, VARIABLES)), query.expr
 
 
+SHOWN = [(board, panel) for board, panel in PANELS if panel.kind in ("stat", "bars")]
+
+
+@pytest.mark.parametrize(("board", "panel"), SHOWN, ids=lambda one: getattr(one, "title", ""))
+def test_no_panel_is_green_without_data(board: Board, panel: Panel) -> None:
+    """Grafana shows null in the colour of the lowest step, unless a mapping says otherwise."""
+    found = json.loads((dashboards.FOLDER / f"{board.uid}.json").read_text())["panels"]
+    (own,) = [one for one in found if (one["title"], one["type"]) == (panel.title, {"stat": "stat", "bars": "bargauge"}[panel.kind])]
+    defaults = own["fieldConfig"]["defaults"]
+    (lowest,) = [step for step in defaults["thresholds"]["steps"] if step["value"] is None]
+    assert lowest["color"] != "green"
+    (nothing,) = [one["options"] for one in defaults["mappings"] if one["type"] == "special"]
+    assert (nothing["match"], nothing["result"]["text"], nothing["result"]["color"]) == ("null+nan", "no data", "orange")
+    assert panel.base != "green"
+
+
+def test_zero_is_green_where_it_is_the_standing_alone() -> None:
+    """Zero violations are as many where nothing is checked."""
+    green = {panel.title for _, panel in SHOWN if any(value <= 0 and colour == "green" for value, colour in panel.thresholds)}
+    assert green == {"Standing"}
+
+
 def test_fleet_needs_recorded_series_only(exported: Exported) -> None:
     recorded = {rule["record"] for rule in RECORDED}
     fleet = next(board for board in dashboards.BOARDS if board.uid == "rmapd-fleet")

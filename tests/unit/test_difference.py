@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from tracer.cli import main
 from tracer.difference import Difference, Grade, as_json, as_text, compare, read, read_both
 from tracer.errors import RmapdError
 from tracer.notation import parse
@@ -202,3 +204,64 @@ def test_a_run_that_was_sampled_says_so(tmp_path: Path) -> None:
         "a.json: a, 1 protocols; 1,234 windows were not sampled",
         "b.json: b, 1 protocols",
     ]
+
+
+NO_HOOKS = "fentry programs are refused (EPERM); this kernel is built without CONFIG_KPROBES"
+
+
+def blind(path: Path, **changes: Any) -> Path:
+    """A run in which no window was seen, on a kernel where only tracepoints can be hooked."""
+    hooks = {name: {"state": "denied", "reason": NO_HOOKS} for name in ("vma_expand", "vma_shrink", "down_write")}
+    hooks["vma_merge"] = {"state": "missing", "reason": "no function vma_merge"}
+    found = {"kernel": "6.18", "protocols": [], "windows": {}, "hooks": hooks, "fidelity": "full", "duration_seconds": 3.2}
+    path.write_text(json.dumps(found | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, f"has no windows: 3 of its hooks are missing: {NO_HOOKS}."),
+        ({"fidelity": "migration"}, "has no windows: at fidelity migration no window is recorded."),
+        ({"hooks": {}}, "has no windows: no window ended in its 3.2 s."),
+        ({"hooks": {}, "windows": {"vma_expand": 3}}, "has no protocols: no window ended in its 3.2 s."),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_run_without_windows_is_not_comparable(tmp_path: Path, changes: dict[str, Any], why: str, turned: bool) -> None:
+    sides = [str(blind(tmp_path / "blind.json", **changes)), str(report(tmp_path / "seeing.json", {SHRUNK: 5}))]
+    done = CliRunner().invoke(main, ["diff", *(sides[::-1] if turned else sides)])
+    assert done.exit_code == 4
+    assert f"There was nothing to compare. blind.json (6.18) {why}" in done.stdout
+    assert "0 of them alarming" not in done.stdout
+    done = CliRunner().invoke(main, ["diff", *sides, "--format", "json"])
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["comparable"], why in found["reason"]) == (4, False, True)
+
+
+def test_runs_without_a_function_in_common_are_not_comparable(tmp_path: Path) -> None:
+    sides = [str(report(tmp_path / "a.json", {SHRUNK: 5})), str(report(tmp_path / "b.json", {LEGAL: 5}))]
+    done = CliRunner().invoke(main, ["diff", *sides])
+    assert done.exit_code == 4
+    assert "No function is in both: a.json has windows of vma_shrink; b.json of vma_expand." in done.stdout
+
+
+def test_two_blind_runs_are_both_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["diff", str(blind(tmp_path / "a.json")), str(blind(tmp_path / "b.json"))])
+    assert done.exit_code == 4
+    assert "a.json (6.18) has no windows" in done.stdout
+    assert "b.json (6.18) has no windows" in done.stdout
+
+
+def test_what_is_ruled_a_violation_alarms_also_where_the_other_is_blind(tmp_path: Path) -> None:
+    bad = report(tmp_path / "bad.json", {SWAPPED: 5}, {SWAPPED: ["L1"]})
+    done = CliRunner().invoke(main, ["diff", str(bad), str(blind(tmp_path / "blind.json"))])
+    assert done.exit_code == 3
+    assert "2 differences, 1 of them alarming" in done.stdout
+    assert "blind.json (6.18) has no windows" in done.stdout
+
+
+def test_comparable_runs_say_so(tmp_path: Path) -> None:
+    sides = [str(report(tmp_path / f"{name}.json", {SHRUNK: 5})) for name in "ab"]
+    done = CliRunner().invoke(main, ["diff", *sides, "--format", "json"])
+    assert (done.exit_code, json.loads(done.stdout)["comparable"]) == (0, True)

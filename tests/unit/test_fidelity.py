@@ -77,6 +77,16 @@ def epochs(books: Books) -> tuple[int, int]:
     return params.window_epoch, params.mmap_epoch
 
 
+def test_coverage_is_partial_while_there_is_doubt_and_whole_again_after_it() -> None:
+    one, _ = fidelity(loaded())
+    before = dict(one.coverage)
+    one.doubt({"M5": "runs were left out", "R1": "not built: stays none"})
+    assert one.coverage["M5"] == (Coverage.PARTIAL, "runs were left out")
+    assert one.coverage["R1"] == before["R1"]
+    one.doubt({})
+    assert one.coverage == before
+
+
 def test_what_is_offered() -> None:
     full = fidelity(loaded())[0]
     assert full.offered(Config()) == ["full", "sampled", "owner", "migration"]

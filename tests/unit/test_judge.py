@@ -58,6 +58,15 @@ def test_a_locked_page_waits_and_is_a_suspect_in_the_end() -> None:
     assert decision.verdict is Verdict.SUSPECT
 
 
+def test_an_entry_whose_page_is_unlocked_at_last_is_proven_although_patience_has_run_out() -> None:
+    c = case()
+    assert looks(c, [replace(LEFT, locked=True)], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS]) == [None] * 3
+    first, second, third = looks(c, [LEFT], [PATIENCE, PATIENCE + LOOK_GAP_NS, PATIENCE + 2 * LOOK_GAP_NS])
+    assert (first, second) == (None, None)
+    assert third
+    assert third.verdict is Verdict.VIOLATED
+
+
 def test_an_unstable_entry_is_no_look() -> None:
     assert looks(case(), [replace(LEFT, stable=False)], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS, 3 * LOOK_GAP_NS]) == [None] * 4
 

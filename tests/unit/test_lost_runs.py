@@ -5,16 +5,12 @@ Golden traces: what happened, what was not seen of it, and the verdict that is h
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tests.support.court import Court
 from tests.support.world import SimMigration, SimMm, World
 from tests.unit.test_world import ADDR
-from tracer.program import RunStatistics
-from tracer.snapshot import checks
-from tracer.verdict import Tally, Verdict
+from tracer.verdict import Verdict
 
 MINUTES = 200 * 10**9
 KCOMPACTD = 77
@@ -31,6 +27,13 @@ def moved(world: World, mm: SimMm, migration: SimMigration, *, seen: bool = True
     pfn = mm.entries[ADDR]
     world.unmap_folio(migration, pfn)
     world.remap_folio(migration, pfn, seen=seen)
+
+
+def passes(court: Court, *, missed: bool = False) -> None:
+    """A second, in which the kernel may leave out a run."""
+    court.world.tick(10**9)
+    court.world.missed += missed
+    court.tick()
 
 
 def m4(world: World) -> tuple[int, int, int]:
@@ -69,15 +72,51 @@ class TestAnOldEntryAndAYoungOne:
         assert m4(world) == (0, 0, 1)
         assert Court(world).checks()["M4", Verdict.SUSPECT] == 1
 
-    def test_where_runs_were_missed_a_late_removal_proves_nothing(self) -> None:
+    @pytest.mark.parametrize(("missed_after_s", "verdict"), [(-5, Verdict.SUSPECT), (5, Verdict.UNVERIFIABLE), (200, Verdict.UNVERIFIABLE)])
+    def test_only_a_late_removal_whose_life_a_missed_run_touches_is_doubted(self, missed_after_s: int, verdict: Verdict) -> None:
+        """missed_after_s: seconds from the insertion to the missed run; the daemon looks once a second."""
         world = World()
-        counters = world.books.counters() | {"M4_LATE": 3}
-        whole = RunStatistics(1, 1000, 0.1, 0)
-        for name in ("set_migration_pte", "remove_migration_pte", "mm_migrate_pages", "first_walk"):
-            clean = checks(Tally(), counters, {name: whole})
-            doubtful = checks(Tally(), counters, {name: replace(whole, missed=2)})
-            assert (clean["M4", Verdict.SUSPECT], doubtful.get(("M4", Verdict.SUSPECT), 0)) == (3, 0)
-            assert doubtful["M4", Verdict.UNVERIFIABLE] - clean["M4", Verdict.UNVERIFIABLE] >= 3
+        court = Court(world)
+        mm, migration = begun(world)
+        pfn = world.map_page(mm, ADDR)
+        for second in range(-10, 0):
+            passes(court, missed=second == missed_after_s)
+        world.unmap_folio(migration, pfn)
+        for second in range(1, 200):
+            passes(court, missed=second == missed_after_s)
+        world.missed += missed_after_s == 200
+        world.remap_folio(migration, pfn)
+        passes(court)
+        checked = court.checks()
+        assert checked["M4", verdict] == 1
+        assert checked["M4", Verdict.SUSPECT] + checked["M4", Verdict.UNVERIFIABLE] == 1
+
+    def test_what_was_counted_before_a_run_was_missed_stays_counted(self) -> None:
+        """It was counted anew at each scrape: three suspects became none, and a counter fell."""
+        world = World()
+        court = Court(world)
+        mm, migration = begun(world)
+        pfn = world.map_page(mm, ADDR)
+        world.unmap_folio(migration, pfn)
+        world.tick(MINUTES)
+        world.remap_folio(migration, pfn)
+        passes(court)
+        before = court.checks()
+        passes(court, missed=True)
+        assert court.checks()["M4", Verdict.SUSPECT] == before["M4", Verdict.SUSPECT] == 1
+
+
+def test_coverage_says_for_ten_seconds_that_a_run_was_missed() -> None:
+    court = Court(World())
+    passes(court)
+    assert court.doubts() == {}
+    passes(court, missed=True)
+    assert court.doubts().keys() == {"M4", "M5", "L2"}
+    for _ in range(9):
+        passes(court)
+        assert court.doubts()
+    passes(court)
+    assert court.doubts() == {}
 
 
 class TestAnEndThatWasMissed:

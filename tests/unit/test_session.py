@@ -23,7 +23,8 @@ def session(said: list[str], finds: list[str], next_tick_ns: int) -> Session:
     made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, next_tick_ns
     made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
     made._poll, made._ring = SimpleNamespace(poll=lambda _ms: []), SimpleNamespace(fd=3, read=lambda: [])
-    made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"))
+    judge.doubts = dict
+    made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"), doubt=lambda _doubts: None)
     return cast(Session, made)
 
 

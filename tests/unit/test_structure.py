@@ -17,18 +17,20 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    printable evidence answer histogram stubs monitors notify schema pulse syscalls machine governor cache
+    printable evidence answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache
     errors logs
     outcome reading
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
     oracle loaded rulings difference scene trail
-    aligned fidelity
+    aligned fidelity late
     loader beside
     handover html_report markdown_report
     snapshot explain publish
-    suspects calibrate metrics report points status history
+    suspects calibrate history
+    facts
+    metrics report points status
     findings docket store journal ktap junit current
     judge reaction web
     session
@@ -120,9 +122,9 @@ def test_layouts_round_trip_and_match_c() -> None:
     assert LAYOUTS.structs["histogram"].size == 65 * 8
     assert LAYOUTS.constants["MIGRATION_LEFT"] == 1
     state = LAYOUTS.structs["lock_state"]
-    raw = struct.pack("<16Q", *range(16))
+    raw = struct.pack("<20Q", *range(20))
     assert state.unpack(raw).n == 2
-    assert len(state.unpack(raw).held) == 12
+    assert len(state.unpack(raw).held) == 16
 
 
 def test_a_member_that_cannot_be_read_is_an_error() -> None:

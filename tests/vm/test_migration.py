@@ -64,6 +64,20 @@ def test_small_pages(kernel: str) -> None:
     nothing_wrong(found, kernel)
 
 
+def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
+    """tests/live/test_accounting.py has the same with tracepoints alone."""
+    result = run(kernel, "rmapd exec --report $OUT/r.json -- tests/workloads/five_stressors.sh 40; echo exit $?", label="five")
+    assert "exit 0" in result.output, result.output
+    found = report(result, "r.json")
+    migration, checks = found["migration"], found["invariants"]["M1"]["checks"]
+    recorded = migration["entries_booked"] + migration["entries_copied"]
+    judged = sum(migration[f"entries_{verdict}"] for verdict in ("cleared", "violated", "suspect", "unverifiable"))
+    assert recorded >= 5_000, migration
+    assert (recorded, migration["outstanding"]) == (migration["entries_removed"] + judged, 0)
+    assert sum(checks.values()) >= recorded
+    nothing_wrong(found, kernel)
+
+
 def test_huge_pages_between_two_nodes(kernel: str) -> None:
     result = run(kernel, "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20", nodes=2, label="huge")
     assert result.code == 0, result.output

@@ -183,8 +183,8 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
     late = now_ns - case.opened_ns >= patience_ns
     if proven and (late or len(proven) == len(ours)):
         return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
-    if ours:
-        return _stubborn(case, ours) if late else None
+    if ours:  # one whose page was unlocked just now is proven soon, or locked again
+        return _stubborn(case, ours) if late and not any(case.looks[a.place].free for a in ours) else None
     if not case.sweep_complete:  # an mm that died under the sweep leads it astray: the next one may see everything
         return Decision(Verdict.UNVERIFIABLE, "not at its address, and no sweep could search every page table") if late else None
     return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")

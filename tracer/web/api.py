@@ -10,9 +10,11 @@ from typing import Any
 
 import tracer
 from tracer import report
+from tracer.facts import standing
 from tracer.history import Point
 from tracer.printable import json_text
 from tracer.snapshot import Snapshot
+from tracer.standing import Standing
 from tracer.web.message import JSON, Answer, Ask
 from tracer.web.search import Query, Search
 
@@ -36,8 +38,8 @@ class Api:
     def __init__(self, search: Search) -> None:
         self._search = search
 
-    def __call__(self, ask: Ask, s: Snapshot, points: Sequence[Point]) -> Answer:
-        """For any path under /api/."""
+    def __call__(self, ask: Ask, s: Snapshot, points: Sequence[Point], age: float = 0.0) -> Answer:
+        """For any path under /api/. age: seconds since the snapshot was taken."""
         path = ask.path.removeprefix(ROOT).strip("/")
         if not ask.path.startswith(ROOT) or (path and not ask.path.startswith(f"{ROOT}/")):
             return problem(404, f"no such path: {ROOT}/ has an index")
@@ -49,22 +51,22 @@ class Api:
         if path == "openapi.json":
             return Answer(200, _DESCRIPTION.read_bytes(), JSON)
         if path == "report":
-            return answer(self._report(s))
+            return answer(self._report(s, standing(s, points, age)))
         if path in ("", "rates"):
-            return answer(rates(points) if path else index(s))
+            return answer(rates(points) if path else index(s, standing(s, points, age)))
         return answer(_parts(s)[path]) if path in PARTS else problem(404, f"no such path: {ROOT}/ has an index")
 
-    def _report(self, s: Snapshot) -> dict[str, Any]:
+    def _report(self, s: Snapshot, stands: Standing) -> dict[str, Any]:
         """Like that of `exec`, but for the command: there is none."""
-        return _parts(s) | {"command": {"argv": [], "exit_code": None}, "protocols": self._search.everything(s)}
+        return _parts(s, stands) | {"command": {"argv": [], "exit_code": None}, "protocols": self._search.everything(s)}
 
 
-def _parts(s: Snapshot) -> dict[str, Any]:
+def _parts(s: Snapshot, stands: Standing | None = None) -> dict[str, Any]:
     """A report without its protocols, which cost most."""
-    return report.as_json(dataclasses.replace(s, protocols=()), [], 0)
+    return report.as_json(dataclasses.replace(s, protocols=()), [], 0, stands)
 
 
-def index(s: Snapshot) -> dict[str, Any]:
+def index(s: Snapshot, stands: Standing) -> dict[str, Any]:
     """What is served, and of what."""
     taken = datetime.datetime.fromtimestamp(s.taken_seconds, datetime.UTC).isoformat(timespec="milliseconds")
     return {
@@ -72,6 +74,7 @@ def index(s: Snapshot) -> dict[str, Any]:
         "kernel": s.kernel,
         "fidelity": s.fidelity,
         "gate_open": s.gate_open,
+        "standing": stands.as_json(),
         "duration_seconds": round(s.running_seconds, 3),
         "taken": taken.replace("+00:00", "Z"),
         "paths": [f"{ROOT}/{part}" for part in ("report", *PARTS, "violations/{id}", "protocols", "rates", "openapi.json")],
@@ -86,6 +89,7 @@ def rates(points: Sequence[Point]) -> Mapping[str, Any]:
         "unverifiable": [p.unverifiable for p in points],
         "windows": [p.windows for p in points],
         "entries": [p.entries for p in points],
+        "outstanding": [p.outstanding for p in points],
         "lost": [p.lost for p in points],
         "probe_seconds": [round(p.probe_seconds, 6) for p in points],
         "user_seconds": [round(p.user_seconds, 3) for p in points],

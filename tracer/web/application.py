@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from tracer.history import Point
 from tracer.metrics import SnapshotCollector
 from tracer.snapshot import Snapshot
+from tracer.standing import STALE_SECONDS, STALLED_SECONDS
 from tracer.web.api import Api, problem
 from tracer.web.message import Answer, Ask
 from tracer.web.pages import Pages
@@ -39,13 +41,13 @@ class Source(Protocol):
 class Application:
     """Answers requests from the current snapshot. Called from one thread."""
 
-    def __init__(self, current: Source) -> None:
-        self._current = current
+    def __init__(self, current: Source, clock: Callable[[], float] = time.time) -> None:
+        self._current, self._clock = current, clock
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(SnapshotCollector(current))
+        self._registry.register(SnapshotCollector(current, lambda: current.points, clock))
         ProcessCollector(registry=self._registry)
         search = Search()
-        self._pages, self._api = Pages(search), Api(search)
+        self._pages, self._api = Pages(search, clock), Api(search)
         self._static = {path: Answer(200, (_FOLDER / name).read_bytes(), kind, _FRESH) for path, (name, kind) in _STATIC.items()}
         self._kept: dict[tuple[str, ...], Answer] = {}
         self._kept_of: Snapshot | None = None
@@ -53,14 +55,26 @@ class Application:
     def __call__(self, ask: Ask) -> Answer:
         if ask.method not in ("GET", "HEAD"):
             return Answer.say(405, "GET or HEAD only", Allow="GET, HEAD")
-        if ask.path == "/-/healthy":
-            return Answer.say(200, "healthy")
         if ask.path in self._static:
             return self._static[ask.path]
         s = self._current()
+        if ask.path == "/-/healthy":
+            return self._healthy(s)
         if ask.path == "/-/ready":
             return Answer.say(200, "ready") if s and s.gate_open else Answer.say(503, "the gate is not open")
         return self._once(ask, s, lambda: self._make(ask, s))
+
+    def _age(self, s: Snapshot | None) -> float:
+        """Seconds since the snapshot was taken: a new one was just asked for, so an old one means a judging loop that is busy or hangs."""
+        return self._clock() - s.taken_seconds if s else 0.0
+
+    def _healthy(self, s: Snapshot | None) -> Answer:
+        """Not healthy where the judging loop hangs: all answers are from before that."""
+        age = self._age(s)
+        if s is None or not s.gate_open or age <= STALE_SECONDS:
+            return Answer.say(200, "healthy")
+        said = f"the checker has not looked for {age:,.0f} s"
+        return Answer.say(200, f"healthy, but {said}") if age <= STALLED_SECONDS else Answer.say(503, f"not healthy: {said}")
 
     def _once(self, ask: Ask, s: Snapshot | None, make: Callable[[], Answer]) -> Answer:
         """From what is kept, or made and kept."""
@@ -68,7 +82,9 @@ class Application:
             self._kept, self._kept_of = {}, s
         packed = "gzip" in ask.headers.get("accept-encoding", "")
         accept = ask.headers.get("accept", "") if ask.path == "/metrics" else ""
-        key = (ask.path, ask.query, accept, "gzip" * packed)
+        age = self._age(s)
+        stale = f"{age:.0f}" if age > STALE_SECONDS else ""  # an answer that says how old it is, is a new one every second
+        key = (ask.path, ask.query, accept, "gzip" * packed, stale)
         if key not in self._kept:
             answer = make().packed() if packed else make()
             answer = replace(answer, headers={**answer.headers, "Vary": "Accept-Encoding"})
@@ -87,5 +103,5 @@ class Application:
             encode, kind = choose_encoder(ask.headers.get("accept", ""))
             return Answer(200, encode(self._registry), kind)
         if ask.path.startswith("/api"):
-            return self._api(ask, s, self._current.points) if s else problem(503, "the gate is not open")
+            return self._api(ask, s, self._current.points, self._age(s)) if s else problem(503, "the gate is not open")
         return self._pages(ask, s, self._current.points)

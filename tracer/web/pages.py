@@ -14,16 +14,17 @@ import jinja2
 
 import tracer
 from tracer import report
+from tracer.facts import standing
 from tracer.history import Point
 from tracer.printable import printable
 from tracer.snapshot import Snapshot
+from tracer.standing import STALE_SECONDS
 from tracer.verdict import Verdict
 from tracer.web import chart
 from tracer.web.message import HTML, Answer, Ask
 from tracer.web.search import RULED, Query, Search
 
 RATE_SECONDS = 60.0
-STALE_SECONDS = 5.0
 _REFRESH = ("5", "30")
 _COSTLIEST = 8
 
@@ -64,7 +65,8 @@ class Pages:
             return self._page(503, "problem.html", None, title="Not yet", text="The gate is not open: rmapd is compiling or attaching.")
         room, _, name = ask.path.strip("/").partition("/")
         if ask.path == "/":
-            return self._page(200, "overview.html", s, **self._overview(ask, s, points))
+            stands = standing(s, points, self._age(s))
+            return self._page(200, "overview.html", s, stands=stands, **self._overview(ask, s, points))
         if ask.path == "/protocols":
             return self._page(200, "protocols.html", s, **self._protocols(ask, s))
         if ask.path == "/hooks":
@@ -78,8 +80,11 @@ class Pages:
             return self._page(200, "invariant.html", s, i=_row(s, name, points), full=s.invariants[name], violations=mine)
         return self._page(404, "problem.html", s, title="Nothing here", text="There is no page at this address, or not any more.")
 
+    def _age(self, s: Snapshot) -> float:
+        return self._clock() - s.taken_seconds
+
     def _page(self, status: int, template: str, s: Snapshot | None, **values: Any) -> Answer:
-        age = self._clock() - s.taken_seconds if s else 0.0
+        age = self._age(s) if s else 0.0
         common = {"s": s, "host": self._host, "stale": age if age > STALE_SECONDS else 0.0, "refresh": ""}
         text = self._templates.get_template(template).render(common | values)
         return Answer(status, text.encode(), HTML, {"Retry-After": "2"} if status == 503 else {})

@@ -1,0 +1,51 @@
+"""Every migration entry that is recorded gets a verdict: five stressors, whose entries end in five ways, on this kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.conftest import ROOT, daemon, fetch, remaining, run_exec, until
+
+STRESSORS = str(ROOT / "tests/workloads/five_stressors.sh")
+
+
+def accounted(migration: dict[str, int]) -> bool:
+    """The law: recorded and copied entries are removed, judged, or outstanding."""
+    judged = sum(migration[f"entries_{verdict}"] for verdict in ("cleared", "violated", "suspect", "unverifiable"))
+    recorded = migration["entries_booked"] + migration["entries_copied"]
+    return recorded == migration["entries_removed"] + judged + migration["outstanding"]
+
+
+def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> None:
+    done, report = run_exec(tmp_path, command=[STRESSORS, "20"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    migration, checks = report["migration"], report["invariants"]["M1"]["checks"]
+    assert migration["entries_booked"] > 20_000
+    assert accounted(migration), migration
+    assert migration["outstanding"] == 0
+    assert sum(checks.values()) == migration["entries_booked"] + migration["entries_copied"] + report["lost"]["ledger"], (checks, migration)
+    assert (checks["violated"], checks["suspect"]) == (0, 0), report["violations"]
+    assert not remaining()
+
+
+def test_while_a_daemon_runs_entries_are_outstanding_for_seconds_only() -> None:
+    def migration(url: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(fetch(f"{url}/api/v1/migration")[1])
+        return found
+
+    with daemon() as (_, url), subprocess.Popen([STRESSORS, "20"]) as stressors:
+        seen = []
+        while stressors.poll() is None:
+            seen.append(migration(url))
+            assert accounted(seen[-1]), seen[-1]
+            time.sleep(0.5)
+        assert stressors.returncode == 0
+        if not max(one["outstanding"] for one in seen):
+            pytest.fail("no entry was ever seen outstanding: this test saw nothing")
+        until(lambda: migration(url)["outstanding"] == 0, 30, "every entry judged")

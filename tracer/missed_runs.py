@@ -1,0 +1,49 @@
+"""When the kernel left out runs of programs, so that only what was under way then is doubted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+_MOST_SPANS = 256
+
+
+class MissedRuns:
+    """Spans of time in which a count of missed runs grew.
+
+    count: missed runs so far; it never falls. clock: CLOCK_MONOTONIC in nanoseconds, as the kernel's events have it.
+    A run was missed at some moment between two looks, so look() at least once a second keeps the spans short.
+    """
+
+    def __init__(self, count: Callable[[], int], clock: Callable[[], int]) -> None:
+        self._count, self._clock = count, clock
+        self._known, self._looked_ns = count(), clock()
+        self._spans: list[tuple[int, int]] = []
+
+    def look(self) -> None:
+        """Note a span if the count has grown since the last look."""
+        before, count, after = self._clock(), self._count(), self._clock()
+        if count > self._known:
+            if self._spans and self._spans[-1][1] >= self._looked_ns:
+                self._spans[-1] = self._spans[-1][0], after
+            else:
+                self._spans.append((self._looked_ns, after))
+            if len(self._spans) > _MOST_SPANS:
+                self._join_nearest()
+        self._known, self._looked_ns = count, before
+
+    def _join_nearest(self) -> None:
+        """Two spans become one, which doubts the time between them as well: the list is bounded, and nothing is forgotten."""
+        gaps = [later[0] - earlier[1] for earlier, later in pairwise(self._spans)]
+        at = gaps.index(min(gaps))
+        self._spans[at : at + 2] = [(self._spans[at][0], self._spans[at + 1][1])]
+
+    def during(self, since_ns: int, until_ns: int) -> bool:
+        """Whether a run may have been missed in this time, both ends included."""
+        self.look()
+        return any(start < until_ns and since_ns <= end for start, end in self._spans)
+
+    @property
+    def last_ns(self) -> int | None:
+        """The end of the last span; None where no run was ever missed."""
+        return self._spans[-1][1] if self._spans else None
