@@ -97,7 +97,11 @@ def _rescued(path: Path, text: str) -> str:
     for folder in (tempfile.gettempdir(), os.curdir):
         with contextlib.suppress(OSError):
             handle, name = tempfile.mkstemp(prefix="rmapd-", suffix=path.suffix or ".json", dir=folder)
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-            return name
+            try:
+                with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(text)
+                return name
+            except OSError:
+                os.unlink(name)
+                raise
     return ""

@@ -348,6 +348,17 @@ def test_what_took_a_minute_is_not_lost(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_half_of_it_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel refuses to let any file grow: nothing is left in the folders that were tried."""
+    script = "from pathlib import Path; from tracer import whole; whole.write(Path('r.md'), 'n' * 100_000, 'the report')"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); {script}"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert "cannot write the report r.md" in done.stderr
+    assert "kept in" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pipe_that_nobody_reads_is_refused_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "fifo.md")
     for write in (whole.writable, lambda path, what: whole.write(path, "x", what)):
