@@ -34,7 +34,7 @@ def call(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
 
 def possible_cpus() -> int:
     """How many values a row of a per-CPU map has."""
-    last = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")[-1]
+    last = Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8").strip().split(",")[-1]
     return int(last.split("-")[-1]) + 1
 
 

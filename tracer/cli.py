@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import click
 
 import tracer
 from tracer import config as configuration
-from tracer.errors import NotCheckable, RmapdError
+from tracer import logs, outcome
+from tracer.errors import DEFECT, RmapdError
 from tracer.instance import ReloadSignal, StopSignal, only_one
 from tracer.invariant import discover
+from tracer.printable import json_text
 
 _DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
 _FAIL_ON = ("violated", "suspect", "never")
@@ -27,35 +30,35 @@ _store = click.option("--store", metavar="FILE", help=f"Where what is found is k
 
 
 class Commands(click.Group):
-    """Turns every expected failure into one message and its exit code."""
+    """Turns every failure into one message and its exit code (tracer.errors). What nobody expected is a defect: its traceback is logged."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Also where click itself writes: help and version to a disk that is full."""
+        try:
+            return super().main(*args, **kwargs)
+        except outcome.Unwritten as error:
+            sys.exit(outcome.of(error))
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except NotCheckable as error:
-            _say(f"rmapd: {error}")
-            ctx.exit(4)
-        except RmapdError as error:
-            _say(f"rmapd: {error}")
-            ctx.exit(2)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            ctx.exit(0)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
-            raise
-        except Exception as error:
-            if os.environ.get("RMAPD_DEBUG"):
+        with logs.to_stderr(), outcome.interruptible(), logs.Threads() as threads:
+            code = 0
+            try:
+                super().invoke(ctx)
+            except click.exceptions.Exit as ended:
+                code = ended.exit_code
+            except click.ClickException:
                 raise
-            _say(f"rmapd: unexpected {type(error).__name__}: {error}\n  try: the same with RMAPD_DEBUG=1, and report what it prints")
-            ctx.exit(2)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
+            except BaseException as error:
+                code = outcome.of(error)
+        ctx.exit(DEFECT if threads.failed else code)
 
 
 def _path(config: Path | None) -> Path | None:
-    return config or (_DEFAULT_CONFIG if _DEFAULT_CONFIG.exists() else None)
+    try:
+        there = _DEFAULT_CONFIG.exists()
+    except PermissionError:  # it may be there: whoever needs it is told that it cannot be read
+        there = True
+    return config or (_DEFAULT_CONFIG if there else None)
 
 
 def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
@@ -69,11 +72,10 @@ def _load(config: Path | None, require: str | None, **overrides: object) -> conf
 
 
 def _needs_privilege() -> None:
-    """CAP_SYS_ADMIN (21), or CAP_BPF (39) with CAP_PERFMON (38)."""
-    status = Path("/proc/self/status").read_text()
-    effective = int(next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff")), 16)
-    if not effective >> 21 & 1 and not (effective >> 39 & 1 and effective >> 38 & 1):
-        raise RmapdError("not enough privilege to load BPF programs", why="CAP_SYS_ADMIN is missing", hint="sudo rmapd …")
+    from tracer.installation import cannot_attach, effective
+
+    if why := cannot_attach(effective(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))):
+        raise RmapdError("not enough privilege to load BPF programs", why=why, hint="sudo rmapd …")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,6 +104,7 @@ def run(
     store: str | None,
 ) -> None:
     """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
+    logging.getLogger().setLevel(logging.INFO)
     read = partial(_load, config, require, listen=listen, web_config=web_config, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
@@ -162,7 +165,7 @@ def doctor(config: Path | None, form: str) -> None:
 
     with Session(settings, running_kernel()) as session:
         found = {"installation": installation.as_json(checks), **examine(session)}
-    click.echo(json.dumps(found, indent=1) if form == "json" else as_text(found), nl=form == "json")
+    click.echo(json_text(found) if form == "json" else as_text(found), nl=form == "json")
 
 
 @main.command("check-config")
@@ -209,7 +212,7 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
     ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
-    click.echo(json.dumps(as_json(ours, theirs, found), indent=1) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
+    click.echo(json_text(as_json(ours, theirs, found)) if form == "json" else as_text(ours, theirs, found), nl=form == "json")
     alarming = any(difference.grade.alarms for difference in found)
     ctx.exit(3 if alarming else 4 if nothing_to_compare(ours, theirs) else 0)
 
@@ -238,14 +241,22 @@ def report(source: Path | None, config: Path | None, store: str | None, output: 
 def explain(id: str, config: Path | None, store: str | None, report: Path | None, form: str) -> None:
     """Explain an invariant (M1, L2, …), or a violation by its id: as one would send it to linux-mm."""
     from tracer import explain as explanation
+    from tracer import reported, stored
 
-    known = discover()
-    if invariant := known.get(id.upper()):
+    if store is not None and report:
+        raise RmapdError("cannot explain from two things", why="there are --store and --report", hint="one of them")
+    known, invariant = discover(), discover().get(id.upper())
+    if invariant or "-" not in id:  # a file that was named is looked at, whatever else was asked
+        _ = reported.read(report) if report else stored.read(Path(store)) if store else None
+    if invariant:
         shown: Any = explanation.invariant_json(invariant) if form == "json" else explanation.invariant_text(invariant)
     elif "-" not in id:
         raise RmapdError(f"no invariant {id!r}", hint=f"one of {', '.join(known)}, or a violation's id")
     else:
-        found = explanation.find(id, Path(_load(config, None, store=store).store), report)
+        found = explanation.find(id, Path(_load(config, None, store=store).store or configuration.STORE), report)
+        if found.violation.invariant not in known:
+            why = f"it is of the invariant {found.violation.invariant}, which this rmapd does not know"
+            raise RmapdError(f"cannot explain {found.violation.id}", why=why, hint=f"rmapd {found.report.rmapd}, which wrote it")
         said = {"json": explanation.as_json, "md": explanation.as_markdown, "text": explanation.as_text}[form]
-        shown = said(found, known[found.violation["invariant"]])
-    click.echo(shown if isinstance(shown, str) else json.dumps(shown, indent=1, ensure_ascii=False), nl=not isinstance(shown, str))
+        shown = said(found, known[found.violation.invariant])
+    click.echo(shown if isinstance(shown, str) else json_text(shown), nl=not isinstance(shown, str))

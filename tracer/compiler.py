@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -24,9 +24,9 @@ from typing import Any
 
 from tracer.bpf import Map, create_map, load_types, shape_of, types_of
 from tracer.cache import Cache, Entry, MapShape, compiler_identity
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary
 from tracer.template import WIDE, instructions
-from tracer.wire import exactly, receive_descriptors, send_descriptors
+from tracer.wire import died, exactly, receive_descriptors, send_descriptors
 
 log = logging.getLogger("rmapd")
 
@@ -115,10 +115,12 @@ def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: 
         said.seek(0)
         complaint = said.read().decode(errors="replace")
     if answer is None:
-        why = f"it died of {signal.Signals(-code).name}" if code < 0 else _last_line(complaint) or f"it ended with {code}"
-        raise RmapdError("the compiler gave no answer", why=why, hint="memory, and python3-bpfcc")
+        if complaint:
+            log.error("the compiler's last words: %s", complaint[-4000:])
+        raise died("the compiler gave no answer", code, "the same again later; it needs 150 MB", _last_line(complaint))
     if "error" in answer:
-        raise RmapdError(answer["error"], why=_first_error(complaint) or answer["why"], hint=answer["hint"])
+        kind = Temporary if os.strerror(errno.ENOMEM) in complaint else RmapdError  # bcc prints what the kernel says of a map
+        raise kind(answer["error"], why=_first_error(complaint) or answer["why"], hint=answer["hint"])
     maps, ours_by_theirs = {}, {}
     for fd, (name, (their_fd, kind, key_size, value_size, rows)) in zip(fds, answer["maps"].items(), strict=True):
         maps[name] = Map(fd, kind, key_size, value_size, rows, cpus)
@@ -129,7 +131,9 @@ def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: 
 def _answer(ours: socket.socket) -> Any:
     """None where the child died before it answered."""
     head = exactly(ours, 8)
-    return json.loads(exactly(ours, struct.unpack("<Q", head)[0])) if len(head) == 8 else None
+    size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    text = exactly(ours, size)
+    return json.loads(text) if size and len(text) == size else None
 
 
 def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
+from tracer import reading
 from tracer.errors import RmapdError
 
 CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget", "sampled_windows")
@@ -19,6 +20,7 @@ STORE = "/var/lib/rmapd/rmapd.db"
 LEVELS = ("full", "sampled", "owner", "migration")
 """Levels of fidelity, in the governor's order."""
 FIDELITIES = ("auto", *LEVELS)
+_FILES = ("web_config", "cache", "lock_file", "store")
 
 
 def _says(meaning: str) -> msgspec.Meta:
@@ -100,10 +102,8 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None, /, **overr
     config = Config()
     if path is not None:
         try:
-            config = msgspec.toml.decode(path.read_bytes(), type=Config)
-        except OSError as error:
-            raise RmapdError(f"cannot read the configuration {path}", why=error.strerror or str(error)) from error
-        except msgspec.DecodeError as error:
+            config = msgspec.toml.decode(reading.text(path, "the configuration", reading.MOST_CONFIGURATION), type=Config)
+        except (msgspec.DecodeError, RecursionError) as error:
             raise RmapdError(f"the configuration {path} is wrong", why=str(error), hint=_suggestion(str(error))) from error
     config = _from_environment(config, environ or {})
     config = msgspec.structs.replace(config, **{key: value for key, value in overrides.items() if value is not None})
@@ -202,11 +202,17 @@ def _check(config: Config, where: str) -> None:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
     if not 1 << 18 <= config.store_bytes <= 1 << 40:
         raise wrong("store_bytes", f"{config.store_bytes} is not between {1 << 18} and {1 << 40}", str(64 << 20))
+    if unclean := [name for name in _FILES if "\0" in getattr(config, name)]:
+        raise wrong(unclean[0], f"{getattr(config, unclean[0])!r} has a character that no file name can have", "without it")
+    _check_maps(config.maps, wrong)
+
+
+def _check_maps(maps: Maps, wrong: Callable[[str, str, str], RmapdError]) -> None:
     for name in Maps.__struct_fields__:
-        value = getattr(config.maps, name)
+        value = getattr(maps, name)
         if not 1 <= value <= 1 << 24:
             raise wrong(f"maps.{name}", f"{value} is not between 1 and {1 << 24}", str(getattr(Maps(), name)))
     for name in ("ring_pages", "stack_rows", "flight_rows"):
-        value = getattr(config.maps, name)
+        value = getattr(maps, name)
         if value & (value - 1):
             raise wrong(f"maps.{name}", f"{value} is not a power of two", str(getattr(Maps(), name)))

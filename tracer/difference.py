@@ -7,7 +7,6 @@ kernels does not alarm: calls of functions that the other kernel does not have, 
 from __future__ import annotations
 
 import enum
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from tracer.errors import RmapdError
+from tracer import reported
 from tracer.notation import parse, text, words
+from tracer.printable import printable
 from tracer.protocol import Call, Commit, Kind, Lock, Locking, Owner, Protocol, Step, TreeStep, Visit
 
 _ENOUGH = 100  # windows of a function on either side, before their shares say anything
@@ -109,20 +109,11 @@ class Difference:
 
 def read(path: Path) -> Run:
     """A report of `rmapd exec --report` or `rmapd protocols --save`. RmapdError where it is none."""
-    try:
-        found = json.loads(path.read_text())
-        hooks = {name: hook["reason"] for name, hook in found["hooks"].items() if hook["state"] in ("missing", "denied")}
-        seen = tuple(
-            Seen(one["text"], one["count"], tuple(one["violates"] + one["suspect"]), parse(one["text"])) for one in found["protocols"]
-        )
-        unsampled = sum(found.get("windows_unsampled", {}).values())
-        why_none = _why_none(found.get("fidelity", ""), float(found.get("duration_seconds", 0)), hooks)
-        return Run(path.name, found["kernel"], seen, found["windows"], hooks, unsampled, why_none)
-    except OSError as error:
-        raise RmapdError(f"cannot read {path}", why=error.strerror or str(error)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "a file of rmapd exec --report or rmapd protocols --save"
-        raise RmapdError(f"{path} is no report of rmapd", why=f"{type(error).__name__}: {error}", hint=hint) from error
+    report = reported.as_given(path)
+    hooks = {name: hook.reason for name, hook in report.hooks.items() if hook.state in ("missing", "denied")}
+    seen = tuple(Seen(one.said, one.count, (*one.violates, *one.suspect), parse(one.said)) for one in report.protocols)
+    why_none = _why_none(report.fidelity, report.duration_seconds, hooks)
+    return Run(path.name, report.kernel, seen, report.windows, hooks, sum(report.windows_unsampled.values()), why_none)
 
 
 def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
@@ -306,4 +297,4 @@ def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
             lines.append(f"{'':14}{d.why}")
         if d.grade.alarms and d.nearest:
             lines.append(f"{'':14}nearest:   {d.nearest}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"

@@ -6,6 +6,7 @@ from typing import Any
 
 from tracer.invariant import Invariant
 from tracer.kernel import Kernel
+from tracer.printable import printable
 from tracer.session import Session
 
 
@@ -65,4 +66,4 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"  {name:3} {invariant['coverage']:8} {invariant['title']}")
         if invariant["reason"]:
             lines.append(f"      {'':8} {invariant['reason']}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"

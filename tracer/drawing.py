@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,8 @@ def draw(name: str, width: float, height: float, said: str, paint: Callable[[Fig
     except ImportError as error:
         hint = f"{sys.executable} -m pip install matplotlib (the extra rmapd[report]); Markdown, --output FILE.md, needs none"
         raise RmapdError("cannot draw an HTML report", why=f"{error.name} is not installed", hint=hint) from error
-    with matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
+    with warnings.catch_warnings(), matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
+        warnings.simplefilter("ignore", UserWarning)  # names that are too long for a plot, or in letters that its font lacks
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         titles = paint(figure)
         file = io.StringIO()

@@ -9,6 +9,7 @@ from typing import Any
 from tracer.answer import Answer, Place
 from tracer.books import Books, Event, Row, Visited
 from tracer.kernel import Kernel
+from tracer.printable import printable
 from tracer.scene import Scene
 from tracer.suspects import Judged
 from tracer.symbols import Symbols
@@ -70,7 +71,7 @@ class Findings:
         bare: what tells its signature, and no evidence."""
         case, decision, row, event = judged.case, judged.decision, judged.row, judged.event
         found = (decision.proven or case.answers)[:_MOST_PLACES]
-        holders = dict.fromkeys(f"{a.mm.comm}[{a.mm.tgid}] at {a.addr:#x}" for a in found)
+        holders = dict.fromkeys(f"{printable(a.mm.comm)}[{a.mm.tgid}] at {a.addr:#x}" for a in found)
         visited = _visited(second_walk.values())
         shape = self._shape(judged) + _FARED[visited]
         if bare:
@@ -152,7 +153,7 @@ class Findings:
             ruling.verdict,
             "remove_migration_ptes",
             self._shape(judged),
-            f"{ruling.reason}: {where} of {answer.mm.comm}[{answer.mm.tgid}] holds one at {answer.addr:#x}{came}",
+            f"{ruling.reason}: {where} of {printable(answer.mm.comm)}[{answer.mm.tgid}] holds one at {answer.addr:#x}{came}",
             _task(row, event),
             self._symbols.stack(self._books.stack(event.stack)) if event else (),
             self._found(answer, row, {}) | {"migration_start_ns": row.start_ns} | self._culprit(trail, False),
@@ -208,7 +209,7 @@ class Findings:
             Verdict.SUSPECT,
             "mmap_lock",
             "two mms nested in both orders",
-            f"task {event.comm}[{event.tid}] took two mmap_locks in the opposite order of task {event.first_tid}; "
+            f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order of task {event.first_tid}; "
             "tracepoints cannot tell whether either was a trylock",
             event.task,
             self._symbols.stack(self._books.stack(event.stack)),

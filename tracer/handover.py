@@ -7,8 +7,8 @@ programs, links, and the one that keeps BPF statistics on. What they stand for l
 
 from __future__ import annotations
 
+import logging
 import os
-import signal
 import socket
 import struct
 from collections.abc import Collection, Mapping, Sequence
@@ -21,12 +21,16 @@ from tracer import loader, plan
 from tracer.bpf import Map, possible_cpus
 from tracer.btf import STRUCT
 from tracer.cache import Cache
-from tracer.errors import RmapdError
+from tracer.errors import Defect, RmapdError, Temporary, of_kind, of_os, passes
 from tracer.kernel import Kernel
 from tracer.loaded import Fastened, Loaded
 from tracer.plan import Planned
 from tracer.program import Iterated, Link, Program
-from tracer.wire import exactly, receive_descriptors, send_descriptors
+from tracer.wire import died, exactly, receive_descriptors, send_descriptors
+
+log = logging.getLogger("rmapd")
+
+_MEMORY = "the same again later; it needs 150 MB for a second"
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class _Answer(msgspec.Struct, frozen=True):
     statistics: bool = False
     page_size: int = 0
     enums: dict[str, dict[str, int]] = {}
-    error: tuple[str, str, str] | None = None
+    error: tuple[str, str, str, int] | None = None  # the last is the exit code
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,10 @@ class Attached:
 def attach(kernel: Kernel, order: Order) -> Attached:
     """Plan, compile, load and attach. RmapdError as the child raised it, or that it died."""
     ours, theirs = socket.socketpair()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        raise of_os(error, "cannot start the process that attaches", _MEMORY) from error
     if not child:
         try:
             ours.close()
@@ -90,12 +97,10 @@ def attach(kernel: Kernel, order: Order) -> Attached:
         finally:
             _, status = os.waitpid(child, 0)
     if answer is None:
-        code = os.waitstatus_to_exitcode(status)
-        why = f"it died of {signal.Signals(-code).name}" if code < 0 else "it ended without a word"
-        raise RmapdError("the process that attaches gave no answer", why=why, hint="memory: it needs 150 MB for a second")
+        raise died("the process that attaches gave no answer", os.waitstatus_to_exitcode(status), _MEMORY)
     if answer.error:
-        what, why, hint = answer.error
-        raise RmapdError(what, why=why, hint=hint)
+        what, why, hint, exit_code = answer.error
+        raise of_kind(exit_code)(what, why=why, hint=hint)
     return Attached(_taken_over(answer, fds), answer.page_size, answer.enums)
 
 
@@ -109,12 +114,19 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
         loaded = loader.load(planned, kit, statistics=order.statistics)
         answer, fds = _described(loaded, kernel, order.enums)
     except RmapdError as error:
-        answer = _Answer(error=(error.what, error.why, error.hint))
+        answer = _refusal(error)
     except Exception as error:
-        answer = _Answer(error=(f"unexpected {type(error).__name__} while attaching", str(error), "report it"))
+        if not passes(error):
+            log.critical("a defect of rmapd, while attaching: %s: %s", type(error).__name__, error, exc_info=error)
+        kind = Temporary if passes(error) else Defect
+        answer = _refusal(kind("cannot attach", why=f"{type(error).__name__}: {error}", hint=_MEMORY if passes(error) else "report it"))
     text = msgspec.msgpack.encode(answer)
     theirs.sendall(struct.pack("<Q", len(text)) + text)
     send_descriptors(theirs, fds)
+
+
+def _refusal(error: RmapdError) -> _Answer:
+    return _Answer(error=(error.what, error.why, error.hint, error.exit_code))
 
 
 def _described(loaded: Loaded, kernel: Kernel, enums: Sequence[str]) -> tuple[_Answer, list[int]]:
@@ -140,7 +152,10 @@ def _receive(ours: socket.socket) -> tuple[_Answer | None, list[int]]:
     head = exactly(ours, 8)
     if len(head) < 8:
         return None, []
-    text = exactly(ours, struct.unpack("<Q", head)[0])
+    (size,) = struct.unpack("<Q", head)
+    text = exactly(ours, size)
+    if len(text) < size:
+        return None, []
     answer = msgspec.msgpack.decode(text, type=_Answer)
     return answer, receive_descriptors(ours, _count(answer))
 

@@ -40,7 +40,7 @@ def _page(reported: Reported) -> dict[str, Any]:
         "runs": reported.runs[::-1],
         "source": reported.source,
         "version": tracer.__version__,
-        "css": Markup((_TEMPLATES / "report.css").read_text()),  # noqa: S704 - ours
+        "css": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
         "headline": headline(reported),
         "tiles": tiles(reported),
         "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],

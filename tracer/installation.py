@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
+from tracer.printable import printable
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 _CAPABILITIES = {"SETPCAP": 8, "SYS_ADMIN": 21, "SYSLOG": 34, "PERFMON": 38, "BPF": 39}
-_ATTACHING = ("SYS_ADMIN", "SYSLOG", "PERFMON", "BPF")
+_WITHOUT = {
+    "SYS_ADMIN": "without CAP_SYS_ADMIN no run times of programs, and no page-table oracle",
+    "SYSLOG": "without CAP_SYSLOG no addresses of kernel symbols: stacks have no names",
+    "SETPCAP": "without CAP_SETPCAP the bounding set stays as it is",
+}
+"""What is lost where all can be attached, by the capability that is missing."""
+DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http._log_exporter"
+_IMPORT_SECONDS = 20.0
 _UNIT = ("LoadState", "UnitFileState", "ActiveState", "Result", "NRestarts")
 
 
@@ -33,8 +42,21 @@ def _systemctl() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout
 
 
-def _module(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
+def _unimportable(name: str) -> str:
+    """Why the module cannot be imported, tried in a process of its own as the compiler does it (bcc may crash); empty: it can."""
+    path = os.pathsep.join([*filter(None, sys.path), DEBIAN_PACKAGES])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {name}"],
+            capture_output=True,
+            check=False,
+            timeout=_IMPORT_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if not done.returncode else said[-1] if said else f"importing it ends with {done.returncode}"
 
 
 @dataclass(frozen=True)
@@ -46,12 +68,12 @@ class Machine:
     state: Path = Path(STORE).parent
     run: Path = Path("/run")
     systemctl: Callable[[], str] = field(default=_systemctl)
-    has: Callable[[str], bool] = field(default=_module)
+    unimportable: Callable[[str], str] = field(default=_unimportable)
 
     def text(self, path: Path) -> str:
         """What a file of the kernel says; empty where it does not."""
         try:
-            return path.read_text().strip()
+            return path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return ""
 
@@ -72,14 +94,11 @@ def examine(machine: Machine, configuration: Callable[[], Config], where: str) -
 
 
 def _bcc(machine: Machine) -> Check:
-    if machine.has("bcc"):
+    why = machine.unimportable("bcc")
+    if not why:
         return Check("bcc", OK, "installed")
-    return Check(
-        "bcc",
-        WRONG,
-        "this Python has no module bcc",
-        "apt-get install python3-bpfcc, and a virtual environment with --system-site-packages",
-    )
+    hint = "apt-get install python3-bpfcc, and a virtual environment with --system-site-packages"
+    return Check("bcc", WRONG, f"this Python cannot import bcc: {why}", hint)
 
 
 def _configuration(configuration: Callable[[], Config], where: str) -> Check:
@@ -117,16 +136,26 @@ def _state(machine: Machine) -> Check:
 
 
 def _capabilities(machine: Machine) -> Check:
-    status = machine.text(machine.proc / "self/status")
-    held = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
-    missing = [f"CAP_{name}" for name in _ATTACHING if not held >> _CAPABILITIES[name] & 1]
-    if missing:
-        return Check("privileges", WRONG, f"{', '.join(missing)} missing here", "sudo rmapd doctor")
-    if not held >> _CAPABILITIES["SETPCAP"] & 1:
-        return Check(
-            "privileges", NOTE, "enough to attach; without CAP_SETPCAP the bounding set stays as it is", "the unit as it was installed"
-        )
+    """Attaching takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON; to see all, CAP_SYS_ADMIN and CAP_SYSLOG."""
+    held = effective(machine.text(machine.proc / "self/status"))
+    if why := cannot_attach(held):
+        return Check("privileges", WRONG, why, "sudo rmapd doctor")
+    if lost := [says for name, says in _WITHOUT.items() if not held >> _CAPABILITIES[name] & 1]:
+        return Check("privileges", NOTE, f"enough to attach; {'; '.join(lost)}", "sudo, or the unit as it was installed")
     return Check("privileges", OK, "enough to attach; `rmapd run` then gives them up")
+
+
+def effective(status: str) -> int:
+    """The effective capabilities in a /proc/PID/status, as a mask."""
+    return next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+
+
+def cannot_attach(held: int) -> str:
+    """What is missing of the capabilities that loading BPF programs takes; empty: nothing is."""
+    missing = [f"CAP_{name}" for name in ("BPF", "PERFMON") if not held >> _CAPABILITIES[name] & 1]
+    if not missing or held >> _CAPABILITIES["SYS_ADMIN"] & 1:
+        return ""
+    return f"{' and '.join(missing)} missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)"
 
 
 def _types(machine: Machine) -> Check:
@@ -164,9 +193,9 @@ def _kernel_settings(machine: Machine) -> Iterator[Check]:
 
 
 def _seccomp(machine: Machine) -> Check:
-    if machine.has("seccomp"):
-        return Check("seccomp", OK, "libseccomp for Python is installed")
-    return Check("seccomp", NOTE, "no filter of rmapd's own: this Python has no module seccomp", "apt-get install python3-seccomp")
+    if why := machine.unimportable("seccomp"):
+        return Check("seccomp", NOTE, f"no filter of rmapd's own: {why}", "apt-get install python3-seccomp")
+    return Check("seccomp", OK, "libseccomp for Python is installed")
 
 
 def _otlp(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Check]:
@@ -174,10 +203,10 @@ def _otlp(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Che
         endpoint = configuration().otlp_endpoint
     except RmapdError:
         return
-    if endpoint and machine.has("opentelemetry"):
-        yield Check("OTLP", OK, f"violations go to {endpoint}")
+    if endpoint and (why := machine.unimportable(_EXPORTER)):
+        yield Check("OTLP", WRONG, f"otlp_endpoint is {endpoint} and the exporter cannot be used: {why}", "pip install 'rmapd[otlp]'")
     elif endpoint:
-        yield Check("OTLP", WRONG, f"otlp_endpoint is {endpoint} and the exporter is not installed", "pip install 'rmapd[otlp]'")
+        yield Check("OTLP", OK, f"violations go to {endpoint}")
 
 
 def as_text(checks: list[Check]) -> str:
@@ -187,7 +216,7 @@ def as_text(checks: list[Check]) -> str:
         lines.append(f"  {check.name:18} {check.state:5} {check.says}")
         if check.hint and check.state != OK:
             lines.append(f"  {'':24} try: {check.hint}")
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(map(printable, lines)) + "\n\n"
 
 
 def as_json(checks: list[Check]) -> dict[str, dict[str, str]]:

@@ -8,30 +8,37 @@ import os
 from pathlib import Path
 from types import FrameType
 
-from tracer.errors import RmapdError
+from tracer.errors import Temporary, of_os
 
 
 def only_one(path: Path) -> contextlib.ExitStack:
     """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it."""
     stack = contextlib.ExitStack()
     try:
-        file = stack.enter_context(path.open("a+"))
+        file = stack.enter_context(path.open("a+", encoding="ascii", errors="replace"))
     except OSError as error:
-        raise RmapdError(f"cannot write the lock file {path}", why=error.strerror or "", hint="lock_file in the configuration") from error
+        raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
     try:
+        if not path.is_file():
+            raise OSError(0, "it is no file")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    except BlockingIOError as error:
         file.seek(0)
-        owner = file.read().strip() or "unknown"
+        owner = file.read(20).strip()
         stack.close()
-        raise RmapdError(
-            f"another rmapd is tracing this kernel (pid {owner})",
+        known = owner.isascii() and owner.isdigit()
+        raise Temporary(
+            f"another rmapd is tracing this kernel (pid {owner if known else 'unknown'})",
             why=f"it holds {path}",
-            hint=f"its /metrics, or stop it first: kill {owner}",
+            hint="its /metrics, or stop it first" + (f": kill {owner}" if known else ""),
         ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what could not be written is tried once more
+            stack.close()
+        raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
     return stack
 
 

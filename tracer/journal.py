@@ -1,5 +1,7 @@
 """The log of findings: a JSON line for each new signature, an hourly line for each that went on. Lines are limited, counts never.
 
+A line about what is violated is critical, about a suspect a warning: whoever is woken by one is woken by the kernel, not by a missing hook.
+
 Under systemd (JOURNAL_STREAM) a line goes to journald by its native protocol, with fields to search for: `journalctl RMAPD_INVARIANT=L1`.
 Not by libsystemd: its datagrams wait for a journald that hangs, and the judging thread must not.
 """
@@ -14,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from tracer.logs import is_journal, priority
 from tracer.report import iso, violation_json
-from tracer.verdict import Violation
+from tracer.verdict import Verdict, Violation
 
 log = logging.getLogger("rmapd")
 
@@ -23,16 +26,7 @@ _SOCKET = "/run/systemd/journal/socket"
 _FIELDS = ("id", "invariant", "verdict", "function", "signature", "count")
 _MOST_A_MINUTE = 30
 _HOUR, _MINUTE = 3600.0, 60.0
-_WARNING = "4"  # syslog's
-
-
-def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Whether this stream is the one that journald reads: JOURNAL_STREAM is its device and inode (systemd.exec(5))."""
-    try:
-        found = os.fstat(fd)
-    except OSError:
-        return False
-    return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
+_LEVELS = {Verdict.VIOLATED: logging.CRITICAL, Verdict.SUSPECT: logging.WARNING}
 
 
 def datagram(fields: Mapping[str, str]) -> bytes:
@@ -67,17 +61,19 @@ class Journal:
         self._next_hour = clock() + _HOUR
         self._minute, self._in_minute = clock(), 0
         self._withheld: list[str] = []
+        self._worst = logging.WARNING  # of what is withheld
 
     def new(self, violations: Iterable[Violation]) -> None:
         """A line each; beyond a number in a minute one line for all."""
         for violation in violations:
-            row = violation_json(violation)
+            row, level = violation_json(violation), _LEVELS[violation.first.verdict]
             self._told[violation.first.signature] = violation.count
             if self._may():
-                log.warning("%s %s: %s", row["verdict"], row["invariant"], row["summary"])
-                self._line(row)
+                log.log(level, "%s %s: %s", row["verdict"], row["invariant"], row["summary"])
+                self._line(row, level)
             else:
                 self._withheld.append(row["id"])
+                self._worst = max(self._worst, level)
 
     def _may(self) -> bool:
         now = self._clock()
@@ -89,10 +85,9 @@ class Journal:
     def repeats(self, violations: Iterable[Violation], *, now: bool = False) -> None:
         """What was withheld, once its minute is over; once an hour (or now) how often each known signature was met since."""
         if self._withheld and (now or self._clock() - self._minute >= _MINUTE):
-            self._line(
-                {"withheld": len(self._withheld), "ids": self._withheld, "why": f"more than {_MOST_A_MINUTE} new signatures in a minute"}
-            )
-            self._withheld = []
+            why = f"more than {_MOST_A_MINUTE} new signatures in a minute"
+            self._line({"withheld": len(self._withheld), "ids": self._withheld, "why": why}, self._worst)
+            self._withheld, self._worst = [], logging.WARNING
         if not now and self._clock() < self._next_hour:
             return
         self._next_hour = self._clock() + _HOUR
@@ -102,15 +97,19 @@ class Journal:
                 self._told[finding.signature] = violation.count
                 known = {"id": finding.id, "invariant": finding.invariant, "verdict": finding.verdict.value, "function": finding.function}
                 seen = {"repeats": more, "count": violation.count, "first_seen": iso(violation.first_seen)}
-                self._line(known | {"signature": finding.signature} | seen | {"last_seen": iso(violation.last_seen)})
+                row = known | {"signature": finding.signature} | seen | {"last_seen": iso(violation.last_seen)}
+                self._line(row, _LEVELS[finding.verdict])
 
-    def _line(self, row: dict[str, Any]) -> None:
+    def _line(self, row: dict[str, Any], level: int) -> None:
         line = json.dumps(row)
         if self._native:
             fields = {f"RMAPD_{name.upper()}": str(row[name]) for name in _FIELDS if name in row}
             try:
-                self._send({"MESSAGE": line, "PRIORITY": _WARNING, "SYSLOG_IDENTIFIER": "rmapd"} | fields)
+                self._send({"MESSAGE": line, "PRIORITY": str(priority(level)), "SYSLOG_IDENTIFIER": "rmapd"} | fields)
                 return
             except OSError as error:
                 log.warning("journald does not take an entry (%s): it goes to stdout", error)
-        self._write(line)
+        try:
+            self._write(line)
+        except OSError as error:  # whoever reads stdout went away, or its disk is full: no reason to stop watching
+            log.error("stdout does not take a line (%s): what it would say is in the store, if there is one", error)

@@ -7,11 +7,10 @@ from collections.abc import Collection, Sequence
 
 from tracer.facts import standing
 from tracer.points import Point, points
+from tracer.printable import printable
 from tracer.report import violation_text
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
-
-_TAB_AND_NEWLINE = "\t\n"
 
 
 def as_junit(s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> str:
@@ -20,7 +19,7 @@ def as_junit(s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[V
     counts = {"tests": len(found), "failures": sum(bool(p.failed) for p in found), "errors": 0, "skipped": sum(bool(p.skip) for p in found)}
     attributes = {name: str(count) for name, count in counts.items()} | {"time": f"{s.running_seconds:.3f}"}
     root = ET.Element("testsuites", attributes | {"name": "rmapd"})
-    suite = ET.SubElement(root, "testsuite", attributes | {"name": f"rmapd on {s.kernel}"})
+    suite = ET.SubElement(root, "testsuite", attributes | {"name": _xml(f"rmapd on {s.kernel}")})
     properties = ET.SubElement(suite, "properties")
     for name, value in (
         ("kernel", s.kernel),
@@ -47,13 +46,13 @@ def _case(suite: ET.Element, point: Point) -> None:
     case = ET.SubElement(suite, "testcase", classname="rmapd", name=f"{point.id}: {point.title}", time="0")
     if point.failed:
         text = "\n\n".join("\n".join(violation_text(v)) for v in point.found)
-        ET.SubElement(case, "failure", type=point.id, message=point.failed).text = _xml(text)
+        ET.SubElement(case, "failure", type=point.id, message=_xml(point.failed)).text = _xml(text)
     elif point.skip:
         ET.SubElement(case, "skipped", message=_xml(point.skip))
-    said = [f"{v.first.verdict} {v.first.id} ×{v.count} {v.first.function}: {v.first.summary}" for v in point.found]
+    said = [printable(f"{v.first.verdict} {v.first.id} ×{v.count} {v.first.function}: {v.first.summary}") for v in point.found]
     ET.SubElement(case, "system-out").text = _xml("\n".join([point.seen, *said]))
 
 
 def _xml(text: str) -> str:
-    """Without the characters that XML has no way to write."""
-    return "".join(letter if letter.isprintable() or letter in _TAB_AND_NEWLINE else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    """With escapes in place of the characters that XML has no way to write, and of those that a terminal would obey."""
+    return printable(text, keep="\t\n")

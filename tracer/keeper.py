@@ -34,7 +34,7 @@ Place = tuple[Program, str, str]
 def needed(ways: Collection[str], paranoid: Path = Path("/proc/sys/kernel/perf_event_paranoid")) -> frozenset[Cap]:
     """To attach by these: kernel/bpf/syscall.c, bpf_link_create(); kernel/events/core.c, perf_kprobe_event_init(). Debian adds a level 3 of
     perf_event_paranoid, above which perf_event_open() is for CAP_SYS_ADMIN."""
-    admin = bool({"kprobe", "kretprobe"} & set(ways)) and int(paranoid.read_text()) > 2
+    admin = bool({"kprobe", "kretprobe"} & set(ways)) and int(paranoid.read_text(encoding="utf-8")) > 2
     return frozenset({Cap.BPF, Cap.PERFMON} | ({Cap.SYS_ADMIN} if admin else set()))
 
 

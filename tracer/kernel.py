@@ -61,13 +61,13 @@ class Kernel:
     def symbols(self) -> Collection[str]:
         """Every name in /proc/kallsyms."""
         try:
-            return frozenset(_SYMBOL.findall((self.proc_root / "kallsyms").read_text()))
+            return frozenset(_SYMBOL.findall((self.proc_root / "kallsyms").read_text(encoding="utf-8", errors="replace")))
         except OSError:
             return frozenset()
 
     def page_tables(self) -> int:
         """How many page tables there are, by /proc/vmstat (NR_PAGETABLE: not all upper levels are counted)."""
-        counted = re.search(r"^nr_page_table_pages (\d+)$", (self.proc_root / "vmstat").read_text(), re.M)
+        counted = re.search(r"^nr_page_table_pages (\d+)$", (self.proc_root / "vmstat").read_text(encoding="utf-8"), re.M)
         return int(counted[1]) if counted else 1 << 24
 
     def address_of(self, symbol: str) -> int:
@@ -81,7 +81,7 @@ class Kernel:
     @cached_property
     def _kallsyms_file(self) -> TextIO:
         """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read."""
-        return (self.proc_root / "kallsyms").open()
+        return (self.proc_root / "kallsyms").open(encoding="utf-8", errors="replace")
 
     def _kallsyms(self) -> Iterator[tuple[int, str, str, str]]:
         try:
@@ -103,7 +103,7 @@ class Kernel:
         """ftrace's available_filter_functions, or None where tracefs does not show it."""
         for place in ("kernel/tracing", "kernel/debug/tracing"):
             try:
-                text = (self.sys_root / place / "available_filter_functions").read_text()
+                text = (self.sys_root / place / "available_filter_functions").read_text(encoding="utf-8")
             except OSError:
                 continue
             return frozenset(line.split()[0] for line in text.splitlines() if line)
@@ -127,7 +127,7 @@ class Kernel:
         that is already running on the CPU: fentry programs then miss many. A kprobe's handler runs with preemption off; it is left out
         only while another program or a bpf(2) call on a map is under way on that CPU (bpf_prog_active), which is rare."""
         try:
-            mode = (self.sys_root / "kernel/debug/sched/preempt").read_text()
+            mode = (self.sys_root / "kernel/debug/sched/preempt").read_text(encoding="utf-8")
         except OSError:
             return False
         return "(full)" in mode or "(lazy)" in mode
@@ -153,7 +153,7 @@ class Kernel:
     def five_level_paging(self) -> bool:
         """Whether page tables have five levels: the kernel clears `la57` from the flags when it does not use it."""
         try:
-            text = (self.proc_root / "cpuinfo").read_text()
+            text = (self.proc_root / "cpuinfo").read_text(encoding="utf-8")
         except OSError:
             return False
         flags = next((line for line in text.splitlines() if line.startswith("flags")), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from tracer.points import Point, points, said
+from tracer.printable import printable
 from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
@@ -27,4 +28,4 @@ def _point(number: int, point: Point) -> list[str]:
 
 def _plain(text: str) -> str:
     """One line: a name that a task gave itself must not end it, and begin a test point."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("#", "\\#")
+    return printable(text).replace("#", "\\#")

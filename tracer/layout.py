@@ -81,7 +81,7 @@ class Books:
     @classmethod
     def read(cls, header: Path) -> Books:
         try:
-            return parse(header.read_text())
+            return parse(header.read_text(encoding="utf-8"))
         except OSError as error:
             raise RmapdError(f"cannot read {header}", why=str(error), hint="reinstall rmapd") from error
 

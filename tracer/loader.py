@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tracer.bpf import possible_cpus
 from tracer.btf import FUNC, Btf
 from tracer.cache import Cache
 from tracer.compiler import Compiled, compile_text
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary, of_os
 from tracer.loaded import Fastened, Loaded, close_all, fasten
 from tracer.plan import Plan, Planned, Point, State, StemPlan
 from tracer.program import Program, Refused, enable_statistics, load_program
@@ -41,6 +42,8 @@ def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
         stubs.write(Path(folder), kit.release)
         try:
             compiled = _compile(plan.header, usable, kit, folder)
+        except Temporary:
+            raise
         except RmapdError:
             loaded.broken = _broken_stems(plan.header, usable, kit, folder)
             usable = [stem for stem in usable if stem.name not in loaded.broken]
@@ -60,9 +63,9 @@ def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
     """The one translation unit: what all share, then each stem."""
     parts = []
     for name in ("books.h", "rmapd.h", "walk.h", *filter(None, (stem.include for stem in stems))):
-        parts.append(f'#line 1 "{name}"\n{(include / name).read_text()}')
+        parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
     parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
-    parts += [f'#line 1 "{stem.source.name}"\n{stem.source.read_text()}' for stem in stems]
+    parts += [f'#line 1 "{stem.source.name}"\n{stem.source.read_text(encoding="utf-8")}' for stem in stems]
     return "\n".join(parts)
 
 
@@ -73,7 +76,7 @@ def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> 
         return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, possible_cpus(), kit.cache)
     except RmapdError as error:
         names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
-        raise RmapdError(error.what.replace("the probes", names), why=error.why, hint=error.hint) from error
+        raise type(error)(error.what.replace("the probes", names), why=error.why, hint=error.hint) from error
 
 
 def _function(point: Point) -> str:
@@ -90,6 +93,8 @@ def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str
             continue
         try:
             alone = _compile(header, [*needed, stem], kit, headers)
+        except Temporary:
+            raise
         except RmapdError as error:
             broken[stem.name] = error.why
             continue
@@ -107,7 +112,7 @@ def _attach(code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, 
         for hook in stem.hooks:
             if hook.state is State.READY and stem.name in loaded.broken:
                 reason = f"{stem.name}.bpf.c does not compile: {loaded.broken[stem.name]}"
-                loaded.hooks.append(hook.failed(State.MISSING, reason))
+                loaded.hooks.append(hook.failed(State.MISSING, reason, tried=True))
             elif hook.state is State.READY:
                 loaded.hooks.append(_attach_hook(maker, hook, loaded))
             else:
@@ -145,7 +150,9 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
             why = error.strerror if isinstance(error, OSError) else str(error)
             reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
             close_all(points)
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # to go on without it would be a coverage lost by chance
+                raise of_os(error, f"cannot {step} the programs of {hook.hook.name}", "the same again later") from error
             continue
         loaded.points[hook.hook.name] = points
         return hook.attached(number)
-    return hook.failed(State.DENIED, "; ".join(reasons))
+    return hook.failed(State.DENIED, "; ".join(reasons), tried=True)

@@ -38,6 +38,6 @@ def machine(release: str, proc: Path = Path("/proc")) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""

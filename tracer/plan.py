@@ -116,7 +116,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Planned:
-    """A hook resolved (or not) on this kernel; `ways` in order of preference."""
+    """A hook resolved (or not) on this kernel; `ways` in order of preference. tried: this kernel could have it, and loading it failed."""
 
     stem: str
     hook: Hook
@@ -124,6 +124,7 @@ class Planned:
     ways: tuple[Way, ...] = ()
     reason: str = ""
     taken: int = 0
+    tried: bool = False
 
     @property
     def how(self) -> str:
@@ -141,8 +142,8 @@ class Planned:
         instead = self.ways[way].instead
         return replace(self, state=State.SUBSTITUTED if instead else State.ATTACHED, reason=instead, taken=way)
 
-    def failed(self, state: State, reason: str) -> Planned:
-        return replace(self, state=state, reason=reason)
+    def failed(self, state: State, reason: str, *, tried: bool = False) -> Planned:
+        return replace(self, state=state, reason=reason, tried=tried)
 
 
 @dataclass
@@ -251,8 +252,7 @@ class _Trial:
 
 
 def _raw_tracepoint(kernel: Kernel, name: str) -> _Trial:
-    known = kernel.types.raw_tracepoint(name) is not None
-    return _Trial(name) if known else _Trial(reason=f"no raw tracepoint {name} in this kernel")
+    return _Trial(name) if kernel.types.raw_tracepoint(name) is not None else _Trial(reason=f"no raw tracepoint {name} in this kernel")
 
 
 def _iterator(kernel: Kernel, name: str) -> _Trial:

@@ -84,7 +84,7 @@ class Program:
         """A kprobe of the perf PMU: the kernel takes it away with the file descriptor, unlike one made through tracefs."""
         function = ctypes.create_string_buffer(symbol.encode())
         attributes = bytearray(128)
-        struct.pack_into("<IIQ", attributes, 0, int((_KPROBE_PMU / "type").read_text()), len(attributes), int(at_return))
+        struct.pack_into("<IIQ", attributes, 0, int((_KPROBE_PMU / "type").read_text(encoding="utf-8")), len(attributes), int(at_return))
         struct.pack_into("<QQ", attributes, 56, ctypes.addressof(function), 0)
         buffer = ctypes.create_string_buffer(bytes(attributes), len(attributes))
         fd = libc.syscall(_SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, 8)
@@ -195,11 +195,14 @@ def program_ids() -> Iterator[tuple[int, str]]:
 
 
 def load_program(name: str, how: str, code: bytes, function_id: int = 0) -> Program:
-    """Load instructions. function_id: the BTF id that fentry, fexit and iter attach to. Raises Refused with the verifier's last words."""
+    """Load instructions. function_id: the BTF id that fentry, fexit and iter attach to. Raises Refused with the verifier's last words,
+    OSError where there is no memory."""
     kind, attach_type = KINDS[how]
     try:
         return Program(_load(name, kind, attach_type, code, function_id))
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise
         log = ctypes.create_string_buffer(1 << 24)
         try:
             os.close(_load(name, kind, attach_type, code, function_id, log))

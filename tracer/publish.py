@@ -22,4 +22,4 @@ def publish(read: Callable[[], Reported], output: Path | None) -> None:
     if output.suffix.lower() not in _FORMS:
         raise RmapdError(f"cannot tell what {output} should be", why="it ends neither in .html nor in .md", hint="--output report.html")
     whole.writable(output, "the report")
-    whole.write(output, _FORMS[output.suffix.lower()](read()), "the report")
+    whole.write(output, _FORMS[output.suffix.lower()](read()), "the report", rescue=False)

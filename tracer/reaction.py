@@ -36,7 +36,8 @@ def open_store(config: Config, kernel: str) -> Store | None:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         return Store(path, kernel, config.store_bytes, config.store_days, must=True)
     except (OSError, RmapdError) as error:
-        log.warning("no store: %s; what is found is in the log only. --store FILE for another place", error)
+        said = error.in_a_line if isinstance(error, RmapdError) else error
+        log.warning("no store: %s; what is found is in the log only. --store FILE for another place", said)
         return None
 
 

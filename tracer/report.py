@@ -13,6 +13,7 @@ from tracer.histogram import Histogram
 from tracer.monitors.lock_order import classes
 from tracer.notation import parts, text
 from tracer.plan import State
+from tracer.printable import printable
 from tracer.rulings import Ruled
 from tracer.snapshot import Snapshot
 from tracer.standing import Standing, entries
@@ -195,7 +196,7 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     lines += [f"hook: {line}" for line in absent]
     for violation in s.violations.values():
         lines += ["", *violation_text(violation)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _windows_text(s: Snapshot) -> list[str]:
@@ -214,10 +215,10 @@ def _windows_text(s: Snapshot) -> list[str]:
 
 
 def violation_text(v: Violation) -> list[str]:
-    """A violation as a few lines."""
+    """A violation as a few lines; names in them are printable."""
     f = v.first
     lines = [f"{f.verdict.upper()} {f.invariant} ×{v.count} [{f.id}] {f.function}: {f.summary}", f"    {f.signature}"]
     if f.task:
         lines.append(f"    task {f.task.get('comm')}[{f.task.get('pid')}]")
     lines += [f"    {line}" for line in f.stack]
-    return [*lines, f"    evidence: {json.dumps(f.evidence)}"]
+    return list(map(printable, [*lines, f"    evidence: {json.dumps(f.evidence)}"]))

@@ -1,6 +1,7 @@
 """What a report file or a store says of runs, read back and checked: what is drawn from it need not ask again.
 
-Reports of an older rmapd lack keys; what depends on them is empty. What no report ever was is an RmapdError."""
+Reports of an older rmapd lack keys; what depends on them is empty. What no report ever was is an RmapdError. `report`, `explain` and `diff`
+all read by this: what one of them takes, the others take."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tracer import stored
+from tracer import reading, stored
 from tracer.errors import RmapdError
+from tracer.evidence import Told, told
+from tracer.printable import shown
 
 _HINT = "a file of rmapd exec --report, rmapd protocols --save or rmapd exec --format json"
 _MOST_BYTES = 1 << 30
@@ -53,16 +56,22 @@ class Hook(msgspec.Struct, frozen=True):
 
 
 class Protocol(msgspec.Struct, frozen=True):
-    """A protocol of the table."""
+    """A protocol of the table; text, or function, context and steps."""
 
-    function: str
-    context: list[str]
-    steps: str
     count: int
-    violates: list[str]
+    function: str = ""
+    context: list[str] = []
+    steps: str = ""
+    violates: list[str] = []
     suspect: list[str] = []
     unverifiable: list[str] = []
     text: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.function:
+            msgspec.structs.force_setattr(self, "function", self.text.partition("[")[0])
+        if not self.function:
+            raise ValueError("a protocol without its function")
 
     @property
     def said(self) -> str:
@@ -89,6 +98,14 @@ class Violation(msgspec.Struct, frozen=True):
     machine: dict[str, Any] = {}
     runs: dict[str, str] = {}
     hours: dict[Time, int] = {}
+
+    def __post_init__(self) -> None:
+        told(self)
+
+    @property
+    def told(self) -> Told:
+        """Its evidence, trail, task and machine with their types."""
+        return told(self)
 
 
 class Histogram(msgspec.Struct, frozen=True):
@@ -195,10 +212,10 @@ class Overhead(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What exec ran."""
+    """What exec ran; exit_code is None in what a daemon serves."""
 
     argv: list[str] = []
-    exit_code: int = 0
+    exit_code: int | None = 0
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -219,9 +236,9 @@ class Report(msgspec.Struct, frozen=True):
     """A run."""
 
     kernel: str
-    invariants: dict[str, Invariant]
-    protocols: list[Protocol]
-    violations: list[Violation]
+    invariants: dict[str, Invariant] = {}
+    protocols: list[Protocol] = []
+    violations: list[Violation] = []
     rmapd: str = ""
     fidelity: str = ""
     fidelity_changes: dict[str, int] = {}
@@ -283,17 +300,31 @@ class Reported(msgspec.Struct, frozen=True):
         return sum(report.checked(verdict) for report in self.reports)
 
 
-def of_report(path: Path) -> Reported:
-    """Of one report file. RmapdError where it cannot be read or is none."""
+def read(path: Path) -> dict[str, Any]:
+    """A report file as it is, once it is known to be one: names in it are not escaped."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise RmapdError(f"{path} is no report of rmapd", why="it is larger than 1 GiB", hint=_HINT)
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
-    except OSError as error:
-        raise RmapdError(f"cannot read {path}", why=error.strerror or str(error), hint=_HINT) from error
-    except (msgspec.DecodeError, RecursionError) as error:
+        found = reading.json_value(reading.read(path, "", _MOST_BYTES, _HINT))
+        msgspec.convert(shown(found), Report)  # not as it is: half a surrogate pair, which argv may have, is no key to msgspec
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise RmapdError(f"{path} is no report of rmapd", why=str(error), hint=_HINT) from error
-    return Reported(path.name, report, sorted(report.violations, key=lambda v: (v.verdict != "violated", v.first_seen)), report.beyond)
+    return dict(found)
+
+
+def as_given(path: Path) -> Report:
+    """A report file, names as they are, without its violations."""
+    found = read(path) | {"violations": []}
+    try:
+        return msgspec.convert(found, Report)
+    except msgspec.ValidationError:
+        return msgspec.convert(shown(found), Report)
+
+
+def of_report(path: Path) -> Reported:
+    """Of one report file, for people: every name in it is printable. RmapdError where it cannot be read or is none."""
+    report = msgspec.convert(shown(read(path)), Report)
+    return Reported(
+        shown(path.name), report, sorted(report.violations, key=lambda v: (v.verdict != "violated", v.first_seen)), report.beyond
+    )
 
 
 def of_store(path: Path) -> Reported:
@@ -302,9 +333,9 @@ def of_store(path: Path) -> Reported:
     if not found.runs:
         raise RmapdError(f"there is no run in the store {path}", why="none was written yet", hint="the same in a minute, with rmapd run")
     try:
-        runs = [msgspec.convert(run | {"report": run["report"] | {"violations": []}}, Run) for run in found.runs]
-        violations = msgspec.convert(found.violations, list[Violation])
-    except msgspec.ValidationError as error:
+        runs = [msgspec.convert(shown(run | {"report": run["report"] | {"violations": []}}), Run) for run in found.runs]
+        violations = msgspec.convert(shown(found.violations), list[Violation])
+    except (msgspec.ValidationError, TypeError, RecursionError) as error:
         raise RmapdError(f"the store {path} has what no rmapd wrote", why=str(error), hint="another one with --store") from error
     rest = Counter[str]()
     for (_, invariant, verdict), count in found.rest.items():
@@ -313,4 +344,4 @@ def of_store(path: Path) -> Reported:
     violations.sort(key=lambda v: v.verdict != "violated")
     last = runs[-1]
     silent = time.time() - last.report.ended.timestamp() if last.ended is None and last.report.ended else 0.0
-    return Reported(str(path), last.report, violations, dict(rest), runs, silent)
+    return Reported(shown(str(path)), last.report, violations, dict(rest), runs, silent)

@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,6 @@ class Asked:
 
 def serve(config: Config, asked: Asked, duration: float | None) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
@@ -99,7 +99,7 @@ def _reload(session: Session, configuration: Callable[[], Config]) -> None:
     try:
         stay = session.change(configuration())
     except RmapdError as error:
-        log.error("the configuration stays as it was: %s", error)
+        log.error("the configuration stays as it was: %s", error.in_a_line)
         return
     now = ", ".join(f"{name} {getattr(session.config, name):g}" for name in CHANGEABLE)
     log.info("configuration read again: %s%s", now, f"; a restart is needed for {', '.join(stay)}" if stay else "")
@@ -116,9 +116,13 @@ def _in_a_line(s: Snapshot, points: Sequence[Point] = ()) -> str:
 
 
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
+    absent = defaultdict[tuple[bool, str], list[str]](list)
     for hook in snapshot.hooks:
         if hook.state in (State.MISSING, State.DENIED):
-            log.warning("hook %s is %s: %s", hook.hook.name, hook.state, hook.reason)
+            absent[hook.tried, hook.reason].append(hook.hook.name)
+    for (tried, reason), names in absent.items():  # what this kernel cannot have is no event; what it should have had is
+        level, said = (logging.WARNING, "could not be attached") if tried else (logging.INFO, "not in this kernel")
+        log.log(level, "hook%s %s: %s (%s)", "s" if len(names) > 1 else "", said, ", ".join(names), reason)
     if snapshot.oracle_reason:
         log.warning("the page-table oracle is not calibrated (%s): suspects stay suspects", snapshot.oracle_reason)
     covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}

@@ -19,7 +19,7 @@ from typing import Any
 
 import tracer
 from tracer.database import Database, Foreign, code, is_broken, set_aside
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary, passes
 from tracer.report import iso, violation_json
 from tracer.snapshot import StoreState
 from tracer.verdict import Finding, Verdict, Violation
@@ -28,6 +28,7 @@ log = logging.getLogger("rmapd")
 
 _RETRY_SECONDS = 5.0
 _TIDY_SECONDS = 60.0
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
 
 
 class Store:
@@ -67,9 +68,8 @@ class Store:
             if must and isinstance(error, Foreign):
                 raise
             if must and code(error) != sqlite3.SQLITE_FULL:
-                raise RmapdError(
-                    f"cannot write the store {path}", why=str(error), hint="a folder that exists and can be written"
-                ) from error
+                kind = Temporary if code(error) in _PASSING or passes(error) else RmapdError
+                raise kind(f"cannot write the store {path}", why=str(error), hint="a folder that exists and can be written") from error
             self._trouble(str(error))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import stat
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary, of_os, passes
 from tracer.schema import APPLICATION, MIGRATIONS
 
 _BESIDE = ("-wal", "-shm")
 _WAIT_SECONDS = 5.0
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,15 @@ class Stored:
 
 def read(path: Path) -> Stored:
     """Read a store. RmapdError where there is none, or nothing that can be read."""
-    if not path.is_file():
+    try:
+        there = stat.S_ISREG(path.stat().st_mode)
+        if there:
+            path.open("rb").close()
+    except FileNotFoundError:
+        there = False
+    except OSError as error:
+        raise of_os(error, f"cannot read the store {path}", "sudo, or the user that rmapd run keeps it as") from error
+    if not there:
         raise RmapdError(
             f"there is no store {path}", why="rmapd run writes it", hint="--store FILE, or the key `store` of the configuration"
         )
@@ -46,10 +56,11 @@ def read(path: Path) -> Stored:
         with _open(path) as database:
             _check(database, path)
             return Stored(path, _violations(database), _runs(database), _rest(database))
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise RmapdError(
-            f"cannot read the store {path}", why=str(error), hint="rmapd run sets a broken store aside and begins a new one"
-        ) from error
+    except (sqlite3.Error, OSError, ValueError, RecursionError) as error:
+        if passes(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+            raise Temporary(f"cannot read the store {path} now", why=str(error), hint="the same again later") from error
+        hint = "rmapd run sets a broken store aside and begins a new one"
+        raise RmapdError(f"cannot read the store {path}", why=str(error), hint=hint) from error
 
 
 @contextlib.contextmanager

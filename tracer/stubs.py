@@ -43,4 +43,4 @@ def write(root: Path, release: str) -> None:
     for name, text in files.items():
         path = root / "include" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")

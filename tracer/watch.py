@@ -126,6 +126,6 @@ class Watch:
 def _read(path: Path) -> str:
     """A switch that cannot be read says nothing."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -53,8 +53,8 @@ def test_duration_ends_the_run() -> None:
 
 def test_a_second_rmapd_is_refused_by_name() -> None:
     with daemon() as (process, _):
-        done = rmapd("exec", "--", "true")
-        assert done.returncode == 2
+        done = rmapd("run", "--listen", "127.0.0.1:0")
+        assert done.returncode == 75
         assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
 
 
@@ -64,7 +64,7 @@ def test_a_busy_port() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = rmapd("run", "--listen", f"127.0.0.1:{port}")
-    assert done.returncode == 2
+    assert done.returncode == 75
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -95,6 +95,7 @@ def test_not_enough_privilege() -> None:
     )
     assert done.returncode == 2
     assert "not enough privilege" in done.stderr
+    assert "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_a_compiler_that_crashes_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run([RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 2
+    assert done.returncode == 70
     assert "the compiler gave no answer: it died of SIGSEGV" in done.stderr
     assert not remaining()
 

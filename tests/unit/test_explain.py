@@ -178,7 +178,7 @@ def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
     evidence = {"outer_mm": "0xa", "inner_mm": "0xb", "opposite_task": 77, "opposite_stack": ["dup_mmap+0x9", "fork+0x1"]}
     finding = Finding("L2", Verdict.SUSPECT, "mmap_lock", "nested", "task x[1] took two", {"pid": 1}, ("mmap_write_lock+0x1",), evidence)
     path = tmp_path / "r.json"
-    path.write_text(json.dumps({"violations": [violation_json(Violation(finding, 1.0, 1.0))]}))
+    path.write_text(json.dumps({"kernel": "6.1.0-test", "violations": [violation_json(Violation(finding, 1.0, 1.0))]}))
     said = explain("L2-", "--report", str(path))
     assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
     assert "Stack of the opposite order, task 77" in said

@@ -19,7 +19,7 @@ RUNS = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nResult=succ
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     """A machine on which all is well."""
-    made = Machine(tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: True)
+    made = Machine(tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: "")
     write(made.proc / "self/status", "Name:\trmapd\nCapEff:\t000001ffffffffff\n")
     write(made.proc / "sys/kernel/kptr_restrict", "1\n")
     write(made.sys / "kernel/btf/vmlinux", "types")
@@ -49,7 +49,17 @@ def test_all_is_well(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("path", "text", "name", "state", "says"),
     [
-        ("proc/self/status", "CapEff:\t0000000000200000\n", "privileges", WRONG, "CAP_SYSLOG, CAP_PERFMON, CAP_BPF missing"),
+        (
+            "proc/self/status",
+            "CapEff:\t0000000000000000\n",
+            "privileges",
+            WRONG,
+            "CAP_BPF and CAP_PERFMON missing (CAP_BPF",
+        ),
+        ("proc/self/status", "CapEff:\t0000008000000000\n", "privileges", WRONG, "CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough"),
+        ("proc/self/status", "CapEff:\t0000004000000000\n", "privileges", WRONG, "CAP_BPF missing (CAP_BPF and"),
+        ("proc/self/status", "CapEff:\t000000c000000000\n", "privileges", NOTE, "without CAP_SYS_ADMIN no run times"),
+        ("proc/self/status", "CapEff:\t0000000000200000\n", "privileges", NOTE, "without CAP_SYSLOG no addresses"),
         ("proc/self/status", "CapEff:\t000000c400200000\n", "privileges", NOTE, "without CAP_SETPCAP"),
         ("proc/sys/kernel/kptr_restrict", "2\n", "kptr_restrict", WRONG, "no addresses"),
         ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n", "lockdown", WRONG, "may not read kernel memory"),
@@ -87,7 +97,9 @@ def test_no_systemd(machine: Machine) -> None:
 
 
 def test_what_python_lacks(machine: Machine) -> None:
-    found = examined(replace(machine, has=lambda _name: False), lambda: Config(otlp_endpoint="http://c:4318/v1/logs"))
+    found = examined(
+        replace(machine, unimportable=lambda name: f"No module named {name!r}"), lambda: Config(otlp_endpoint="http://c:4318/v1/logs")
+    )
     assert (found["bcc"].state, found["seccomp"].state, found["OTLP"].state) == (WRONG, NOTE, WRONG)
 
 
@@ -103,3 +115,25 @@ def test_a_wrong_configuration_hides_nothing_else(machine: Machine) -> None:
 def test_a_state_directory_that_is_not_there_yet(machine: Machine) -> None:
     machine.state.rmdir()
     assert examined(machine)["state directory"].state == NOTE
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("raise ImportError('libbcc.so.0: cannot open shared object file')", "libbcc.so.0: cannot open shared object file"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ends with -11"),
+        ("syntax error", "SyntaxError"),
+    ],
+)
+def test_a_bcc_that_is_there_and_cannot_be_imported_is_not_installed(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, says: str
+) -> None:
+    """A file is there (find_spec finds it), and the compiler could not use it."""
+    write(tmp_path / "python/bcc.py", content)
+    monkeypatch.syspath_prepend(tmp_path / "python")
+    found = examined(replace(machine, unimportable=Machine().unimportable))["bcc"]
+    assert (found.state, says in found.says) == (WRONG, True), found
+
+
+def test_a_name_from_outside_does_not_reach_the_terminal() -> None:
+    assert "\x1b" not in installation.as_text([Check("OTLP", WRONG, "http://\x1b[2J", "\x1b[31m")])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from tracer.journal import Journal, datagram, is_journal, to_journald
+from tracer.journal import Journal, datagram, to_journald
+from tracer.logs import is_journal
 from tracer.verdict import Finding, Tally, Verdict, Violation
 
 
@@ -91,3 +92,44 @@ def test_under_systemd_a_line_has_fields_and_goes_to_stdout_where_journald_is_de
 
     Journal(Time(), {"JOURNAL_STREAM": "1:2"}, lines.append, deaf).new([violation()])
     assert len(lines) == 1
+
+
+def suspected(n: int = 0) -> Violation:
+    return Violation(Finding("M4", Verdict.SUSPECT, "migrate_pages", f"shape {n}", "old"), 1.0, 2.0)
+
+
+def test_a_violation_is_critical_and_a_suspect_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Not the level of a hook that is missing: whoever is woken by one is woken by the kernel."""
+    clock, sent = Time(), list[Mapping[str, str]]()
+    journal = Journal(clock, {}, print, sent.append)
+    journal._native = True
+    journal.new([violation(), suspected()])
+    assert [record.levelname for record in caplog.records] == ["CRITICAL", "WARNING"]
+    assert [fields["PRIORITY"] for fields in sent] == ["2", "4"]
+    again = violation(), suspected()
+    for one in again:
+        one.count = 9
+    clock.now += 3601
+    journal.repeats(again)
+    assert [fields["PRIORITY"] for fields in sent[2:]] == ["2", "4"], "it goes on"
+
+
+@pytest.mark.parametrize(("make", "priority"), [(violation, "2"), (suspected, "4")])
+def test_what_is_withheld_has_the_level_of_its_worst(make: Callable[[int], Violation], priority: str) -> None:
+    clock, sent = Time(), list[Mapping[str, str]]()
+    journal = Journal(clock, {}, print, sent.append)
+    journal._native = True
+    journal.new([suspected(n) for n in range(35)])
+    journal.new([make(99)])
+    clock.now += 61
+    journal.repeats([])
+    assert "withheld" in sent[-1]["MESSAGE"]
+    assert sent[-1]["PRIORITY"] == priority
+
+
+def test_a_stdout_that_takes_nothing_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    def full(_line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    Journal(Time(), {}, full).new([violation()])
+    assert "stdout does not take a line" in caplog.text

@@ -17,7 +17,9 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    errors answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache
+    printable evidence answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache
+    errors logs
+    outcome reading
     stored database btf layout bpf verdict config template whole drawing wire privileges otlp
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
@@ -34,6 +36,7 @@ FLOORS = [
     session
     service execute doctor
     cli
+    __main__
     """.strip().splitlines()
 ]
 

@@ -76,7 +76,7 @@ class Access:
             if (context is None) != (self.context is None):
                 raise RmapdError(f"TLS cannot be turned on or off by {self._path} while rmapd runs", hint="a restart")
         except RmapdError as error:
-            log.error("who may read stays as it was: %s", error)
+            log.error("who may read stays as it was: %s", error.in_a_line)
         else:
             self.rules, self.context = rules, context
             log.info("%s read again: %s", self._path, self.in_a_line())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import tracer
 from tracer import report
 from tracer.facts import standing
 from tracer.history import Point
+from tracer.printable import json_text
 from tracer.snapshot import Snapshot
 from tracer.standing import Standing
 from tracer.web.message import JSON, Answer, Ask
@@ -25,7 +25,7 @@ _DESCRIPTION = Path(__file__).parent / "openapi.json"
 
 
 def answer(data: object, status: int = 200) -> Answer:
-    return Answer(status, json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n", JSON)
+    return Answer(status, json_text(data, indent=None, separators=(",", ":")).encode() + b"\n", JSON)
 
 
 def problem(status: int, what: str) -> Answer:

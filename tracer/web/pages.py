@@ -16,6 +16,7 @@ import tracer
 from tracer import report
 from tracer.facts import standing
 from tracer.history import Point
+from tracer.printable import printable
 from tracer.snapshot import Snapshot
 from tracer.standing import STALE_SECONDS
 from tracer.verdict import Verdict
@@ -54,6 +55,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
+            finalize=_shown,
         )
         self._templates.filters |= {"number": number, "share": share, "span": span, "rate": rate, "moment": moment}
         self._templates.globals |= {"Verdict": Verdict, "version": tracer.__version__}
@@ -121,6 +123,11 @@ class Pages:
 
         functions = sorted({one.protocol.window for one in s.protocols})
         return {"page": page, "asked": asked, "functions": functions, "ruled": RULED, "at": at, "total": len(s.protocols)}
+
+
+def _shown(value: Any) -> Any:
+    """What a template says of a name. Markup is ours, and its names are escaped already."""
+    return printable(value, keep="\n\t") if type(value) is str else value
 
 
 def _worst_first(s: Snapshot) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from tracer import reading
 from tracer.errors import RmapdError
 
 MOST_COST = 14
@@ -109,11 +110,10 @@ class _Strict(yaml.SafeLoader):
 def read(path: Path) -> Rules:
     """The file's rules; RmapdError names the file, the key and what to try."""
     try:
-        given = yaml.load(path.read_text(), Loader=_Strict) or {}  # noqa: S506 -- a SafeLoader
+        text = reading.text(path, "the web configuration", reading.MOST_CONFIGURATION)
+        given = yaml.load(text, Loader=_Strict) or {}  # noqa: S506 -- a SafeLoader
         config = msgspec.convert(given, WebConfig)
-    except OSError as error:
-        raise RmapdError(f"cannot read the web configuration {path}", why=error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, msgspec.ValidationError) as error:
         raise RmapdError(f"the web configuration {path} is wrong", why=_in_a_line(error), hint=_nearest(str(error))) from error
     return _Check(path).rules(config)
 

@@ -12,8 +12,9 @@ import threading
 import time
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary, of_os
 from tracer.web.access import Access, is_loopback
 from tracer.web.budget import Budget
 from tracer.web.connection import Connection, Gone
@@ -41,7 +42,8 @@ def listening(address: tuple[str, int]) -> socket.socket:
         family, kind, number, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
     except OSError as error:
-        raise RmapdError(f"cannot listen on {address[0]}:{address[1]}", why=str(error), hint="--listen with another address") from error
+        unnamed = Temporary if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN else RmapdError
+        raise unnamed(f"cannot listen on {address[0]}:{address[1]}", why=str(error), hint="--listen with another address") from error
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(where)
@@ -49,7 +51,7 @@ def listening(address: tuple[str, int]) -> socket.socket:
     except OSError as error:
         made.close()
         hint = "--listen with another port, or stop what uses it"
-        raise RmapdError(f"cannot listen on {address[0]}:{address[1]}", why=error.strerror or str(error), hint=hint) from error
+        raise of_os(error, f"cannot listen on {address[0]}:{address[1]}", hint) from error
     return made
 
 
@@ -71,13 +73,14 @@ class Server:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._loop.call_soon_threadsafe(self._accepting.cancel)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: a defect has ended the thread
+            self._loop.call_soon_threadsafe(self._accepting.cancel)
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
         """The thread: all that is of the server happens here."""
         self._budget, self._logins = Budget(), Logins()
-        self._loop.set_exception_handler(lambda _, context: log.debug("http: %s", context.get("message")))
+        self._loop.set_exception_handler(_noted)
         with contextlib.closing(self._loop), self._socket:
             with contextlib.suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._accepting)
@@ -108,6 +111,8 @@ class Server:
     def _end(self, talk: asyncio.Task[None]) -> None:
         """Also of one that was given up before it began."""
         self._talks.pop(talk).close()
+        if not talk.cancelled() and (error := talk.exception()):
+            log.error("a defect of rmapd ended a connection: %s: %s", type(error).__name__, error, exc_info=error)
 
     async def _make_room(self) -> None:
         """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
@@ -159,6 +164,15 @@ class Server:
         except Exception:
             log.exception("http: %s %s failed", ask.method, ask.path[:200])
             return Answer.say(500, "rmapd failed to answer this; its log says why")
+
+
+def _noted(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio has nobody to tell: clients that went away are no news, anything else is a defect."""
+    error = context.get("exception")
+    if error is None or isinstance(error, _ENDS):
+        log.debug("http: %s", context.get("message"))
+    else:
+        log.error("a defect of rmapd: %s", context.get("message"), exc_info=error)
 
 
 def _by_address(host: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import ssl
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -29,6 +30,9 @@ def context(tls: Tls) -> ssl.SSLContext:
     made.set_ciphers(":".join(dict.fromkeys(CIPHERS[name] for name in tls.cipher_suites or CIPHERS)))
     if tls.curve_preferences:
         made.set_ecdh_curve(CURVES[tls.curve_preferences[0]])
+    for name in filter(os.path.exists, (tls.cert_file, tls.key_file, tls.client_ca_file)):
+        if not os.path.isfile(name):  # OpenSSL would wait for a pipe to end
+            raise RmapdError(f"{name} cannot be used for TLS", why="it is no regular file", hint="a PEM file that rmapd may read")
     try:
         made.load_cert_chain(tls.cert_file, tls.key_file, password=_no_password)
     except (OSError, ValueError) as error:

@@ -1,0 +1,75 @@
+"""A daemon that fails says why and ends with the code that systemd tries again; nothing stays attached."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import remaining, rmapd
+
+RUN = "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', '20'], prog_name='rmapd')"
+FAILING = {
+    "the judging loop": "from tracer import session\ndef fail(*_): raise ZeroDivisionError('day 30')\nsession.Session.step = fail",
+    "the server's thread": "from tracer.web import server\nasync def fail(_): 1 / 0 * len('day 30')\nserver.Server._accept = fail",
+    "the store": "from tracer import reaction\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nreaction.Reaction.react = fail",
+    "attaching": "from tracer import loader\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nloader.load = fail",
+}
+
+
+def run(before: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RMAPD_DEBUG"}
+    script = f"from tracer import cli\n{before}\n{RUN}"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+@pytest.mark.parametrize("where", FAILING)
+def test_a_defect_is_70_with_its_traceback(where: str) -> None:
+    done = run(FAILING[where])
+    assert done.returncode == 70, done.stderr
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ZeroDivisionError: " in done.stderr
+    assert where != "the server's thread" or "gate closed, detached on signal 15" in done.stderr, "in good order"
+    assert not remaining()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "import os\nfrom tracer import handover\nhandover._serve = lambda *_: os.kill(os.getpid(), 9)",
+        "from tracer import loader\ndef load_program(*_): raise OSError(12, 'Cannot allocate memory')\nloader.load_program = load_program",
+        "from tracer import compiler, loader\ndef short(*_): raise MemoryError\nloader.compile_text = short",
+    ],
+)
+def test_what_ran_out_of_memory_may_pass(before: str) -> None:
+    done = run(before)
+    assert done.returncode == 75, done.stderr
+    assert "try: the same again later" in done.stderr
+    assert not remaining()
+
+
+def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) -> None:
+    script = (
+        "from tracer import cli, journal\nfrom tests.support.snapshots import FINDING\nfrom tracer.verdict import Violation\n"
+        "from tracer import reaction\nreact = reaction.Reaction.react\n"
+        "def loud(self, *a, **k):\n    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n    return react(self, *a, **k)\n"
+        "reaction.Reaction.react = loud\nfrom tracer import outcome\noutcome.watch_stdout()\n" + RUN.replace("'20'", "'2'")
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "stdout does not take a line" in done.stderr
+    assert "gate closed" in done.stderr
+
+
+def test_a_report_whose_folder_is_gone_at_the_end_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    done = rmapd("exec", "--report", str(folder / "r.json"), "--", "rm", "-rf", str(folder), env={"TMPDIR": str(tmp_path)})
+    assert f"cannot write the report {folder / 'r.json'}: No such file or directory" in done.stderr
+    kept = Path(done.stderr.rpartition("it is kept in ")[2].strip())
+    assert json.loads(kept.read_text())["command"]["argv"][0] == "rm"

@@ -1,0 +1,138 @@
+"""What a violation's evidence, trail, task and machine say (EVIDENCE.md), read back from a report or a store. Each may leave out what is
+not known; what is there has its type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Cgroup(msgspec.Struct, frozen=True):
+    """By inode."""
+
+    id: int | None = None
+    name: str = ""
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A task as the kernel's event named it."""
+
+    pid: int | None = None
+    tgid: int | None = None
+    comm: str = ""
+    cgroup: Cgroup | None = None
+
+
+class Vma(msgspec.Struct, frozen=True):
+    """Its range before and after; same: it is still a VMA of the same mm."""
+
+    vma: str = ""
+    was_start: str = ""
+    was_end: str = ""
+    vm_start: str = ""
+    vm_end: str = ""
+    flags: str = ""
+    file: str = ""
+    same: bool = True
+
+
+class Folio(msgspec.Struct, frozen=True):
+    """What a folio was when it was looked at."""
+
+    folio: str = ""
+    kind: str = ""
+    order: int | None = None
+    flags: list[str] = []
+    pfn: str = ""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A migration entry that was found. locked: whether its page is; None: not known."""
+
+    addr: str = ""
+    entry: str = ""
+    pfn: str | None = None
+    tgid: int | None = None
+    comm: str = ""
+    locked: bool | None = None
+    first_walk: Vma = Vma()
+    vma_now: Vma = Vma()
+    folio_now: Folio = Folio()
+    to_folio_now: Folio = Folio()
+    second_walk: str = ""
+
+
+class CycleEdge(msgspec.Struct, frozen=True):
+    """`taken` waited for with `held` held, first by this protocol."""
+
+    held: str = ""
+    taken: str = ""
+    protocol: str = ""
+    stack: list[str] = []
+
+
+class Culprit(msgspec.Struct, frozen=True):
+    """The function that the evidence points at."""
+
+    function: str = ""
+    why: str = ""
+
+
+class Evidence(Entry, frozen=True):
+    """Of any invariant. An entry's own members where there is one entry; vma and folio are addresses or what was read there."""
+
+    entries: list[Entry] | None = None
+    mm: str = ""
+    vma: Vma | str = Vma()
+    folio: Folio | str = Folio()
+    addresses: dict[str, str] = {}
+    proven: bool | None = None
+    edges: list[CycleEdge] = []
+    culprit: Culprit = Culprit()
+    trail_note: str = ""
+    opposite_stack: list[str] = []
+    outer_mm: str | None = None
+    inner_mm: str | None = None
+    opposite_task: int | None = None
+    age_seconds: float | None = None
+    entries_outstanding: int | None = None
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A window of a trail; marked: the evidence points at it."""
+
+    time_ns: int = 0
+    function: str = ""
+    task: Task = Task()
+    vma: Vma = Vma()
+    protocol: str = ""
+    marked: bool = False
+    why: str = ""
+    stack: list[str] = []
+
+
+class MachineState(msgspec.Struct, frozen=True):
+    """The kernel that it was found on."""
+
+    kernel: str = ""
+    tainted: str = ""
+    command_line: list[str] = []
+
+
+class Told(msgspec.Struct, frozen=True):
+    """All of it, of one violation."""
+
+    evidence: Evidence = Evidence()
+    trail: list[Step] = []
+    task: Task = Task()
+    machine: MachineState = MachineState()
+
+
+def told(violation: Any) -> Told:
+    """Of an object with these members. ValueError names the member that is wrong."""
+    given = {name: getattr(violation, name) for name in Told.__struct_fields__}
+    try:
+        return msgspec.convert(given, Told)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error
