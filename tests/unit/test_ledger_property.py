@@ -179,8 +179,9 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 11]))
     def time_passes(self, seconds: int) -> None:
-        """A tick of the daemon: entries grow older than their age limit, splits are judged after a second. A page that is locked for so long
-        may be taken for that of an earlier entry at its address, which is a suspect then."""
+        """A tick of the daemon: entries grow older than their age limit, splits are judged after a second.
+
+        A page that is locked for so long may be taken for that of an earlier entry at its address, which is a suspect then."""
         self.slow |= seconds > 10 and bool(self._busy())
         self.world.tick(seconds * 10**9)
         before = len(self.court.judged)

@@ -75,7 +75,8 @@ def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
     assert recorded >= 5_000, migration
     assert (recorded, migration["outstanding"]) == (migration["entries_removed"] + judged, 0)
     assert sum(checks.values()) >= recorded
-    nothing_wrong(found, kernel)
+    assert (checks["violated"], checks["suspect"], found["lost"]["ledger"]) == (0, 0, 0)
+    assert not checks["unverifiable"] or (kernel in PREEMPT and found["lost"]["missed_runs"])
 
 
 def test_huge_pages_between_two_nodes(kernel: str) -> None:

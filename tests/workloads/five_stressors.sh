@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Five stressors under compaction: five_stressors.sh [SECONDS]. Each makes migration entries end in another way: moved by mremap,
 # dropped by madvise, split and replaced by the zeropage (THP), copied by fork, zapped by munmap.
-# Transparent huge pages are `always` meanwhile. Nothing outlives it.
+# Transparent huge pages are `always` meanwhile. Nothing outlives it. The stressors run without privilege: as root, stress-ng's madvise
+# tells the kernel that pages of this machine are broken (MADV_HWPOISON).
 set -u
 seconds=${1:-10}
 thp=/sys/kernel/mm/transparent_hugepage/enabled
 before=$(sed 's/.*\[\(.*\)\].*/\1/' "$thp")
 trap 'echo "$before" >"$thp"' EXIT
 echo always >"$thp"
-stress-ng --mremap 1 --mremap-bytes 32M --madvise 1 --mmaphuge 1 --fork 1 --munmap 1 --timeout "$seconds" --temp-path "${TMPDIR:-/tmp}" --quiet &
+setpriv --reuid=65534 --regid=65534 --clear-groups \
+  stress-ng --mremap 1 --mremap-bytes 32M --madvise 1 --mmaphuge 1 --fork 1 --munmap 1 --timeout "$seconds" --temp-path /tmp --quiet &
 stressors=$!
 while kill -0 "$stressors" 2>/dev/null; do
   echo 1 >/proc/sys/vm/compact_memory
