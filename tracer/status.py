@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -9,6 +13,14 @@ from tracer.snapshot import Snapshot
 from tracer.verdict import Verdict
 
 _COLOURS = {"full": "green", "partial": "yellow", "none": "dim"}
+
+
+def warm() -> None:
+    """Draw a table to nowhere. rich imports modules when it first needs them; later the daemon's user may not be able to read them."""
+    drawn = Table(title="12:30 · é:x:", caption="·")
+    drawn.add_row(Text("x", style="bold red"))
+    with Live(drawn, console=Console(file=io.StringIO(), force_terminal=True, width=40)):
+        pass
 
 
 def table(now: Snapshot, before: Snapshot | None, where: str) -> Table:
