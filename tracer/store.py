@@ -67,9 +67,8 @@ class Store:
             if must and isinstance(error, Foreign):
                 raise
             if must and code(error) != sqlite3.SQLITE_FULL:
-                raise RmapdError(
-                    f"cannot write the store {path}", why=str(error), hint="a folder that exists and can be written"
-                ) from error
+                hint = "a folder that exists, and that the user of rmapd run can write"
+                raise RmapdError(f"cannot write the store {path}", why=str(error), hint=hint) from error
             self._trouble(str(error))
 
     @property

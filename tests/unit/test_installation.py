@@ -19,7 +19,9 @@ RUNS = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nResult=succ
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     """A machine on which all is well."""
-    made = Machine(tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: True)
+    made = Machine(
+        tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: True, lambda _name: True
+    )
     write(made.proc / "self/status", "Name:\trmapd\nCapEff:\t000001ffffffffff\n")
     write(made.proc / "sys/kernel/kptr_restrict", "1\n")
     write(made.sys / "kernel/btf/vmlinux", "types")
@@ -103,3 +105,9 @@ def test_a_wrong_configuration_hides_nothing_else(machine: Machine) -> None:
 def test_a_state_directory_that_is_not_there_yet(machine: Machine) -> None:
     machine.state.rmdir()
     assert examined(machine)["state directory"].state == NOTE
+
+
+def test_a_machine_without_the_user_of_the_daemon(machine: Machine) -> None:
+    found = examined(replace(machine, knows=lambda name: name != "rmapd"))
+    assert found["user"].state == NOTE
+    assert "there is no user rmapd" in found["user"].says
