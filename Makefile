@@ -68,22 +68,24 @@ vm: vm-setup
 bench: setup
 	$(SUDO) $(PYTHON) -m tests.bench
 
-# A copy of its own, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
+# A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
 install:
 	$(call install,$(APT))
-	$(SUDO) /usr/bin/python3 -m venv --clear --system-site-packages $(PREFIX)/lib/rmapd
-	$(SUDO) $(PREFIX)/lib/rmapd/bin/pip install -q --disable-pip-version-check '.$(if $(EXTRAS),[$(EXTRAS)])'
+	umask 022; $(SUDO) /usr/bin/python3 -m venv --clear --system-site-packages $(PREFIX)/lib/rmapd
+	umask 022; $(SUDO) $(PREFIX)/lib/rmapd/bin/pip install -q --disable-pip-version-check '.$(if $(EXTRAS),[$(EXTRAS)])'
 	$(SUDO) install -d $(PREFIX)/bin $(PREFIX)/share/doc/rmapd
 	$(SUDO) ln -sfn ../lib/rmapd/bin/rmapd $(PREFIX)/bin/rmapd
 	$(SUDO) cp -r README.md docs dashboards/grafana dashboards/prometheus $(PREFIX)/share/doc/rmapd
+	getent passwd rmapd >/dev/null || $(SUDO) useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rmapd
 	sed 's,/usr/local,$(PREFIX),' systemd/rmapd.service | $(SUDO) install -D -m 644 /dev/stdin $(SYSCONF)/systemd/system/rmapd.service
 	[ -e $(SYSCONF)/rmapd/rmapd.toml ] || $(SUDO) install -D -m 644 docs/rmapd.toml $(SYSCONF)/rmapd/rmapd.toml
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
 
-# Leaves the configuration and the state.
+# Leaves the configuration, the state, and the user that owns it.
 uninstall:
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl disable --now rmapd || true
 	$(SUDO) rm -rf $(PREFIX)/lib/rmapd $(PREFIX)/share/doc/rmapd $(PREFIX)/bin/rmapd $(SYSCONF)/systemd/system/rmapd.service
+	$(SUDO) rm -rf /var/cache/rmapd
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
 
 # build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this machine.

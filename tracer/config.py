@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import grp
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -69,8 +71,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bool, _says("the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)")
     ] = True
     drop_privileges: Annotated[
-        bool, _says("`run`: once attached, give up every capability that judging does not need, and never have one again (OPERATING.md)")
+        bool,
+        _says("`run`: once attached, give up root's user id and every capability that judging does not need, for good (OPERATING.md)"),
     ] = True
+    user: Annotated[
+        str, _says("`run`, started by root: the user that it becomes with drop_privileges; where there is no `rmapd`, `nobody`")
+    ] = "rmapd"
     budget: Annotated[
         float, _says("`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered")
     ] = 0.01
@@ -85,7 +91,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     otlp_timeout_seconds: Annotated[float, _says("how long one attempt to send to `otlp_endpoint` may take")] = 10.0
     cache: Annotated[str, _says("a folder for compiled probes: the next start is a second sooner; empty: none")] = "/var/cache/rmapd"
-    lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd.lock"
+    lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd/rmapd.lock"
     store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
     store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
     store_days: Annotated[float, _says("how long a signature that is not met again is kept, and a run")] = 90.0
@@ -102,13 +108,24 @@ def load(path: Path | None, environ: Mapping[str, str] | None = None, /, **overr
     config = Config()
     if path is not None:
         try:
-            config = msgspec.toml.decode(reading.text(path, "the configuration", reading.MOST_CONFIGURATION), type=Config)
+            closed = os.access(path, os.F_OK, effective_ids=True) and not os.access(path, os.R_OK, effective_ids=True)
+            hint = f"chgrp {_group()} {path} && chmod g+r {path}" if closed else ""
+            content = reading.text(path, "the configuration", reading.MOST_CONFIGURATION, hint)
+            config = msgspec.toml.decode(content, type=Config)
         except (msgspec.DecodeError, RecursionError) as error:
             raise RmapdError(f"the configuration {path} is wrong", why=str(error), hint=_suggestion(str(error))) from error
     config = _from_environment(config, environ or {})
     config = msgspec.structs.replace(config, **{key: value for key, value in overrides.items() if value is not None})
     _check(config, str(path) if path else "the command line or the environment")
     return config
+
+
+def _group() -> str:
+    """Of this process."""
+    try:
+        return grp.getgrgid(os.getegid()).gr_name
+    except KeyError:
+        return str(os.getegid())
 
 
 def _keys(of: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, Any]]:

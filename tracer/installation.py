@@ -12,6 +12,7 @@ from pathlib import Path
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 from tracer.printable import printable
+from tracer.privileges import is_user
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 _CAPABILITIES = {"SETPCAP": 8, "SYS_ADMIN": 21, "SYSLOG": 34, "PERFMON": 38, "BPF": 39}
@@ -69,6 +70,7 @@ class Machine:
     run: Path = Path("/run")
     systemctl: Callable[[], str] = field(default=_systemctl)
     unimportable: Callable[[str], str] = field(default=_unimportable)
+    knows: Callable[[str], bool] = field(default=is_user)
 
     def text(self, path: Path) -> str:
         """What a file of the kernel says; empty where it does not."""
@@ -89,6 +91,7 @@ def examine(machine: Machine, configuration: Callable[[], Config], where: str) -
         _types(machine),
         *_kernel_settings(machine),
         _seccomp(machine),
+        *_user(machine, configuration),
         *_otlp(machine, configuration),
     ]
 
@@ -131,7 +134,7 @@ def _state(machine: Machine) -> Check:
     if not machine.state.exists():
         return Check("state directory", NOTE, f"{machine.state} is not there yet: the unit makes it at its first start")
     if not os.access(machine.state, os.W_OK | os.X_OK):
-        return Check("state directory", WRONG, f"{machine.state} cannot be written", f"chown root {machine.state}")
+        return Check("state directory", WRONG, f"{machine.state} cannot be written", f"chown rmapd {machine.state}")
     return Check("state directory", OK, f"{machine.state} can be written")
 
 
@@ -196,6 +199,18 @@ def _seccomp(machine: Machine) -> Check:
     if why := machine.unimportable("seccomp"):
         return Check("seccomp", NOTE, f"no filter of rmapd's own: {why}", "apt-get install python3-seccomp")
     return Check("seccomp", OK, "libseccomp for Python is installed")
+
+
+def _user(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Check]:
+    try:
+        name = configuration().user
+    except RmapdError:
+        return
+    if machine.knows(name):
+        yield Check("user", OK, f"rmapd run becomes {name} once attached")
+    else:
+        says = f"there is no user {name}: the unit does not start, and rmapd run becomes nobody"
+        yield Check("user", NOTE, says, "make install, or the Debian package")
 
 
 def _otlp(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Check]:

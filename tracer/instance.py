@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from pathlib import Path
 from types import FrameType
 
-from tracer.errors import Temporary, of_os
+from tracer.errors import RmapdError, Temporary, of_os
 
 
 def only_one(path: Path) -> contextlib.ExitStack:
     """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it."""
     stack = contextlib.ExitStack()
+    file = stack.enter_context(os.fdopen(_opened(path), "r+", encoding="ascii", errors="replace"))
     try:
-        file = stack.enter_context(path.open("a+", encoding="ascii", errors="replace"))
-    except OSError as error:
-        raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
-    try:
-        if not path.is_file():
-            raise OSError(0, "it is no file")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -40,6 +36,23 @@ def only_one(path: Path) -> contextlib.ExitStack:
             stack.close()
         raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
     return stack
+
+
+def _opened(path: Path) -> int:
+    """The lock file, made where there is none, its folder too. Whoever can open it can hold the lock: it is closed to other users.
+    The folder is the daemon's user's: what root writes must not go through a link to a file of root's."""
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid not in (0, os.geteuid(), path.parent.stat().st_uid):
+            os.close(fd)
+            raise RmapdError(f"{path} is no lock file", why="somebody else put it there", hint="remove it, or another lock_file")
+        if found.st_mode & 0o077:
+            os.fchmod(fd, 0o600)
+    except OSError as error:
+        raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
+    return fd
 
 
 class ReloadSignal:

@@ -2,10 +2,11 @@
 
 It is given the loaded programs and their places at the start. All that can be asked of it afterwards is to attach one of them at its
 place, by number; the link's file descriptor comes back. It ends when the daemon does. It is started before privileges are dropped,
-and keeps what that attaching needs and no more, once it knows its programs.
+becomes the daemon's user, and keeps the capabilities which that attaching needs, once it knows its programs.
 
-Through the socket: eight bytes of length and JSON ([how, symbol] by number), then the programs; then for each request a number (four bytes)
-and for each answer an errno (four bytes), with the descriptor where it is 0.
+Through the socket: eight bytes of length and JSON (the user: name, uid and gid, or null; [how, symbol] by number), then the programs. Four
+bytes come back once it has nothing left that it does not need. Then for each request a number (four bytes) and for each answer an errno
+(four bytes), with the descriptor where it is 0.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import struct
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from pyprctl import Cap
 
 from tracer import privileges
+from tracer.privileges import User
 from tracer.program import Link, Program
 from tracer.wire import exactly, receive_descriptors, send_descriptors
 
+_START_SECONDS = 120.0  # of a Python where CPUs are emulated
 _PATIENCE_SECONDS = 10.0
 Place = tuple[Program, str, str]
 """A program, and how and where it attaches."""
@@ -41,7 +45,7 @@ def needed(ways: Collection[str], paranoid: Path = Path("/proc/sys/kernel/perf_e
 class Keeper:
     """The daemon's side."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Sequence[Place], who: User | None = None) -> None:
         self._numbers = {place[0].fd: number for number, place in enumerate(places)}
         self._socket, theirs = socket.socketpair()
         with theirs:
@@ -52,10 +56,15 @@ class Keeper:
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        self._socket.settimeout(_PATIENCE_SECONDS)
-        text = json.dumps([[how, symbol] for _, how, symbol in places]).encode()
+        self._socket.settimeout(_START_SECONDS)
+        text = json.dumps([who and astuple(who), [[how, symbol] for _, how, symbol in places]]).encode()
         self._socket.sendall(struct.pack("<Q", len(text)) + text)
         send_descriptors(self._socket, [program.fd for program, _, _ in places])
+        try:
+            exactly(self._socket, 4)  # fewer where it has ended: attach() finds out
+        except OSError:
+            self._process.kill()
+        self._socket.settimeout(_PATIENCE_SECONDS)
 
     def attach(self, program: Program) -> Link:
         """Raises OSError where the kernel refuses, or the keeper does not answer."""
@@ -78,9 +87,10 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     theirs = socket.socket(fileno=descriptor)
-    places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
-    privileges.keep(needed({how for how, _ in places}))
+    who, places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
+    privileges.become(who and User(*who), needed({how for how, _ in places}))
     programs = [Program(fd) for fd in receive_descriptors(theirs, len(places))]
+    theirs.sendall(bytes(4))
     while len(asked := exactly(theirs, 4)) == 4:
         (number,) = struct.unpack("<I", asked)
         try:

@@ -5,6 +5,7 @@ Roots are passed in (a test gives a folder), nothing is read at import.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -61,7 +62,8 @@ class Kernel:
     def symbols(self) -> Collection[str]:
         """Every name in /proc/kallsyms."""
         try:
-            return frozenset(_SYMBOL.findall((self.proc_root / "kallsyms").read_text(encoding="utf-8", errors="replace")))
+            self._kallsyms_file.seek(0)
+            return frozenset(_SYMBOL.findall(self._kallsyms_file.read()))
         except OSError:
             return frozenset()
 
@@ -80,8 +82,13 @@ class Kernel:
 
     @cached_property
     def _kallsyms_file(self) -> TextIO:
-        """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read."""
-        return (self.proc_root / "kallsyms").open(encoding="utf-8", errors="replace")
+        """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read. The unit gives it
+        to us as standard input, opened by systemd, and we need no CAP_SYSLOG."""
+        path = self.proc_root / "kallsyms"
+        with contextlib.suppress(OSError):
+            if os.readlink("/proc/self/fd/0") == str(path):
+                return os.fdopen(os.dup(0), encoding="utf-8", errors="replace")
+        return path.open(encoding="utf-8", errors="replace")
 
     def _kallsyms(self) -> Iterator[tuple[int, str, str, str]]:
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from tracer.bpf import Map, Ring
 from tracer.keeper import Keeper
 from tracer.plan import Planned, State
+from tracer.privileges import User
 from tracer.program import Iterated, Link, Program, RunStatistics
 from tracer.watch import Attachment
 
@@ -117,11 +118,11 @@ class Loaded:
                     refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
         return refused
 
-    def keep(self, stems: Collection[str]) -> None:
-        """Start a keeper of the hooks of these stems: from now on it attaches them, and this process needs no privilege for it."""
+    def keep(self, stems: Collection[str], who: User | None = None) -> None:
+        """Start a keeper of the hooks of these stems, which becomes `who`: it attaches them, and we need no privilege for it."""
         names = [hook.hook.name for hook in self.hooks if hook.on and hook.stem in stems]
         points = [point for name in names for point in self.points[name] if point.link]
-        self.keeper = Keeper([(point.program, point.how, point.symbol) for point in points])
+        self.keeper = Keeper([(point.program, point.how, point.symbol) for point in points], who)
 
     def detach(self) -> None:
         """Take every program off its function; programs and maps stay."""

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tracer.config import STORE, Config
+from tracer.database import Foreign
 from tracer.errors import RmapdError
 from tracer.journal import Journal
 from tracer.otlp import Sender
+from tracer.privileges import User, files_as, hand_over
 from tracer.report import as_json, violation_json
 from tracer.snapshot import Snapshot
 from tracer.store import Store
@@ -24,21 +26,34 @@ log = logging.getLogger("rmapd")
 _RUN_SECONDS = 60.0  # how often the run's report is written
 
 
-def open_store(config: Config, kernel: str) -> Store | None:
-    """The store that the configuration names. The default one may be out of reach; one that was asked for may not."""
+def open_store(config: Config, kernel: str, who: User | None = None) -> Store | None:
+    """The store that the configuration names, opened as the user that the daemon becomes. The default one may be out of reach, one
+    that was asked for may not; and one that was root's is handed over."""
     path = Path(config.store)
     if not config.store:
         log.info("no store: what is found is in the log only")
         return None
     if config.store != STORE:
-        return Store(path, kernel, config.store_bytes, config.store_days, must=True)
+        return _opened(config, kernel, who)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        return Store(path, kernel, config.store_bytes, config.store_days, must=True)
+        hand_over(path.parent, path.name, who)
+        return _opened(config, kernel, who)
     except (OSError, RmapdError) as error:
         said = error.in_a_line if isinstance(error, RmapdError) else error
         log.warning("no store: %s; what is found is in the log only. --store FILE for another place", said)
         return None
+
+
+def _opened(config: Config, kernel: str, who: User | None) -> Store:
+    try:
+        with files_as(who):
+            return Store(Path(config.store), kernel, config.store_bytes, config.store_days, must=True)
+    except Foreign:
+        raise
+    except RmapdError as error:
+        why = f"{error.why}, to the user {who.name} that rmapd becomes" if who else error.why
+        raise RmapdError(error.what, why=why, hint=error.hint) from error
 
 
 class Reaction:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from tracer import otlp, privileges
@@ -48,11 +50,14 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
+    who = privileges.user(config.user) if config.drop_privileges else None
+    if sys.stdout.isatty():
+        import_module("tracer.status").warm()
     with (
-        privileges.threads_without() if config.drop_privileges else contextlib.nullcontext(),
+        privileges.threads_without(who) if config.drop_privileges else contextlib.nullcontext(),
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current), access) as server,
-        contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
+        contextlib.closing(Reaction(open_store(config, kernel.release, who), Journal(time.time), collector)) as reaction,
         Session(config, kernel) as session,
     ):
 
@@ -61,9 +66,10 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
             return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
 
         where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
-        levels = session.govern()
+        levels = session.govern(who=who)
         if config.drop_privileges:
-            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
+            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse, who))
+            _foresee(asked, access)
         session.wake_by(current.asked)
         latest = look()
         _announce(session, latest, where)
@@ -92,6 +98,19 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         for line in standing(look(ended=True)).lines():
             log.info("%s", line)
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
+
+
+def _foresee(asked: Asked, access: Access) -> None:
+    """What the user that we are now cannot read: better said at the start than at the first SIGHUP."""
+    if not os.access(__file__, os.R_OK):
+        user = privileges.name_of(os.getuid())
+        log.warning("%s cannot be read by the user %s: it goes on with what it has read. Try: make install", Path(__file__).parent, user)
+    try:
+        asked.configuration()
+    except RmapdError as error:
+        log.warning("SIGHUP would change nothing: %s", error)
+    if why := access.unreadable():
+        log.warning("SIGHUP would not change who may read: %s", why)
 
 
 def _reload(session: Session, configuration: Callable[[], Config]) -> None:

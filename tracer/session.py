@@ -32,6 +32,7 @@ from tracer.layout import Books as Layouts
 from tracer.machine import machine
 from tracer.missed_runs import MissedRuns
 from tracer.oracle import Oracle
+from tracer.privileges import User
 from tracer.snapshot import OF_THE_LEDGER, Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
@@ -139,13 +140,14 @@ class Session:
     def coverage(self) -> Mapping[str, tuple[Coverage, str]]:
         return self._fidelity.coverage
 
-    def govern(self, pace: Pace | None = None) -> list[str]:
-        """Keep within the budget by the levels that are returned, where fidelity is `auto`; it takes BPF statistics."""
+    def govern(self, pace: Pace | None = None, who: User | None = None) -> list[str]:
+        """Keep within the budget by the levels that are returned, where fidelity is `auto`; it takes BPF statistics.
+        who: the user of the process that attaches again."""
         levels = self._fidelity.offered(self.config)
         if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
             return levels[:1]
         if self.config.drop_privileges:
-            self.loaded.keep([hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])])
+            self.loaded.keep([hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])], who)
         self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
         return levels
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +18,14 @@ from tracer.verdict import Verdict
 
 _COLOURS = {"full": "green", "partial": "yellow", "none": "dim"}
 _STANDS = {Colour.GREEN: "green", Colour.AMBER: "yellow", Colour.RED: "bold red"}
+
+
+def warm() -> None:
+    """Draw a table to nowhere. rich imports modules when it first needs them; later the daemon's user may not be able to read them."""
+    drawn = Table(title="12:30 · é:x:", caption="·")
+    drawn.add_row(Text("x", style="bold red"))
+    with Live(drawn, console=Console(file=io.StringIO(), force_terminal=True, width=40)):
+        pass
 
 
 def table(now: Snapshot, before: Snapshot | None, where: str, points: Sequence[Point] = ()) -> Table:

@@ -69,7 +69,8 @@ class Store:
                 raise
             if must and code(error) != sqlite3.SQLITE_FULL:
                 kind = Temporary if code(error) in _PASSING or passes(error) else RmapdError
-                raise kind(f"cannot write the store {path}", why=str(error), hint="a folder that exists and can be written") from error
+                hint = "a folder that exists, and that the user of rmapd run can write"
+                raise kind(f"cannot write the store {path}", why=str(error), hint=hint) from error
             self._trouble(str(error))
 
     @property

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tracer.program import Link, attached_to
 
@@ -58,8 +59,8 @@ class Watch:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._attachments, self._runs, self._fastened, self._beat, self._clock = attachments, runs, fastened, beat, clock
-        self._all_kprobes, self._list = root / "sys/kernel/debug/kprobes/enabled", root / "sys/kernel/debug/kprobes/list"
-        self._ftrace = root / "proc/sys/kernel/ftrace_enabled"
+        self._all_kprobes, self._list = _Switch(root / "sys/kernel/debug/kprobes/enabled"), _Switch(root / "sys/kernel/debug/kprobes/list")
+        self._ftrace = _Switch(root / "proc/sys/kernel/ftrace_enabled")
         self._were: dict[Link, tuple[int, ...]] = {one.link: fastened(one.link.fd) for one in attachments()}
         self._answers: frozenset[str] | None = None
         self._silent: dict[str, int] = {}
@@ -96,13 +97,13 @@ class Watch:
         """Ways, and ways at a symbol, that are off. Others' probes on the same function are in the kernel's list beside ours, and may be
         switched off there: ours is where none of them is on."""
         off: dict[str, str] = {}
-        if _read(self._ftrace).strip() == "0":
+        if self._ftrace.read().strip() == "0":
             off |= dict.fromkeys(_PATCHED, "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)")
-        if _read(self._all_kprobes).strip() == "0":
+        if self._all_kprobes.read().strip() == "0":
             off |= dict.fromkeys(_PROBES, "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)")
         elif any(one.how in _PROBES for one in attached):
             on = set[str]()
-            for line in filter(str.strip, _read(self._list).splitlines()):
+            for line in filter(str.strip, self._list.read().splitlines()):
                 _, kind, place, *_ = line.split()
                 point = f"{_KINDS.get(kind, kind)} {place.partition('+')[0]}"
                 if state := next((state for state in ("GONE", "DISABLED") if f"[{state}]" in line), ""):
@@ -123,9 +124,18 @@ class Watch:
         self._silent = {hook: 0 if hook in answered else self._silent.get(hook, 0) + 1 for hook in self._answers & attached}
 
 
-def _read(path: Path) -> str:
-    """A switch that cannot be read says nothing."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+class _Switch:
+    """A file of the kernel's, opened while we may and kept: debugfs is root's. One that cannot be read says nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self.read()
+
+    def read(self) -> str:
+        try:
+            self._file = self._file or self._path.open(encoding="utf-8", errors="replace")
+            self._file.seek(0)
+            return self._file.read()
+        except OSError:
+            return ""

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from tests.live.conftest import RMAPD, WORKLOAD, daemon, fetch, sample
+from tests.live.conftest import RMAPD, WORKLOAD, daemon, daemons_user, fetch, sample
 from tests.support.rehearsal import A_RUN, CAST_ROWS, Stage, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.notation import text
@@ -36,6 +36,7 @@ SECONDS = 30
 @contextlib.contextmanager
 def rehearsing(**env: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, daemons_user().pw_uid, daemons_user().pw_gid)
         probes = make(Path(folder) / "probes")
         command = [sys.executable, "-m", "tests.support.altered", str(probes), "{}"]
         with daemon(command=command, env={"RMAPD_STORE": f"{folder}/store.db", **env}) as running:

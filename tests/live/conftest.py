@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -34,6 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"RMAPD_REQUIRE_KERNEL=1 and {reason}")
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def daemons_user() -> pwd.struct_passwd:
+    """Who `rmapd run` becomes on this machine."""
+    try:
+        return pwd.getpwnam("rmapd")
+    except KeyError:
+        return pwd.getpwnam("nobody")
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that the daemon's user owns and everybody can reach; pytest's own are closed to all but root."""
+    with tempfile.TemporaryDirectory(prefix="rmapd-test-") as name:
+        os.chown(name, daemons_user().pw_uid, daemons_user().pw_gid)
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
 def ours() -> list[str]:

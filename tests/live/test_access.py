@@ -81,12 +81,12 @@ def up(api: Prometheus, job: str) -> bool:
     return bool(api.query(f'up{{job="{job}"}} == 1'))
 
 
-def test_prometheus_scrapes_with_a_certificate_and_a_password(tmp_path: Path) -> None:
-    site, at = Site(tmp_path), f"127.0.0.1:{free_port()}"
+def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -> None:
+    site, at = Site(reachable), f"127.0.0.1:{free_port()}"
     wrong = site.scrape(at, job_name="wrong", basic_auth={"username": USER, "password": "x"})
-    nobody = site.scrape(at, job_name="nobody", tls_config={"ca_file": str(tmp_path / "ca.pem")})
+    nobody = site.scrape(at, job_name="nobody", tls_config={"ca_file": str(reachable / "ca.pem")})
     jobs = {"scrape_configs": [site.scrape(at), wrong, nobody]}
-    with run_at(at, "--web-config", str(site.rules)), prometheus(tmp_path, **jobs) as api:
+    with run_at(at, "--web-config", str(site.rules)), prometheus(reachable, **jobs) as api:
         until(lambda: up(api, "secured"), 120, "scraped")
         until(lambda: api.query('rmapd_gate_open{job="secured"} == 1'), 60, "the gate is open")
         until(lambda: api.query('up{job="wrong"} == 0') and api.query('up{job="nobody"} == 0'), 20, "the others are refused")
@@ -101,18 +101,18 @@ def test_prometheus_scrapes_with_a_certificate_and_a_password(tmp_path: Path) ->
             assert site.status(at, path) == (404 if path == "/nothing" else 200)
         text = subprocess.run(
             ["curl", "-s", "--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key", "-u", f"{USER}:{PASSWORD}", f"https://{at}/metrics"],
-            cwd=tmp_path, capture_output=True, check=True,
+            cwd=reachable, capture_output=True, check=True,
         ).stdout  # fmt: skip
         checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
         site.renew()
-        site.ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+        site.ca.cert_pem.write_to_path(reachable / "ca.pem")
         time.sleep(4)
         until(lambda: up(api, "secured"), 20, "still scraped after the certificate was renewed")
 
 
-def test_a_reload_says_what_is_in_force(tmp_path: Path) -> None:
-    site, at = Site(tmp_path, "VerifyClientCertIfGiven"), f"127.0.0.1:{free_port()}"
+def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
+    site, at = Site(reachable, "VerifyClientCertIfGiven"), f"127.0.0.1:{free_port()}"
     environment = os.environ | {"NOTIFY_SOCKET": ""}
     command = [RMAPD, "run", "--listen", at, "--web-config", str(site.rules)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:

@@ -118,7 +118,7 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
     try:
-        with Session(Config(lock_file="/run/rmapd-attacks.lock", statistics=statistics), running_kernel()) as session:
+        with Session(Config(statistics=statistics), running_kernel()) as session:
             for value in ("1", "0"):
                 switch.write_text(value)
                 for _ in range(25):

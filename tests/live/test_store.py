@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import daemon, fetch, rmapd, sample
+from tests.live.conftest import daemon, daemons_user, fetch, rmapd, sample
 from tracer import stored
 from tracer.store import Store
 from tracer.verdict import Finding, Tally, Verdict
@@ -25,6 +26,7 @@ MIB = 1 << 20
 def mounted(folder: Path, *options: str) -> Iterator[Path]:
     folder.mkdir()
     subprocess.run(["mount", *options, str(folder)], check=True)
+    os.chown(folder, daemons_user().pw_uid, daemons_user().pw_gid)
     try:
         yield folder
     finally:
@@ -32,19 +34,19 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])
-def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
+def small(request: pytest.FixtureRequest, reachable: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, of the daemon's user."""
     if request.param == "tmpfs":
-        with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "none") as folder:
+        with mounted(reachable / "small", "-t", "tmpfs", "-o", "size=1m", "none") as folder:
             yield folder
         return
-    image = tmp_path / "image"
+    image = reachable / "image"
     with image.open("wb") as file:
         file.truncate(MIB)
     made = subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(image)], capture_output=True, text=True, check=False)
     if made.returncode or not list(Path("/dev").glob("loop-control")):
         pytest.skip(f"no ext4 on a loop device here: {made.stderr}")
-    with mounted(tmp_path / "small", "-o", "loop", str(image)) as folder:
+    with mounted(reachable / "small", "-o", "loop", str(image)) as folder:
         yield folder
 
 
@@ -110,8 +112,8 @@ def test_the_daemon_goes_on_with_a_full_disk_and_says_so(small: Path) -> None:
         assert f"the store {path} cannot be written (database or disk is full)" in process.stderr.read()
 
 
-def test_a_run_is_kept_and_the_next_one_beside_it(tmp_path: Path) -> None:
-    path = tmp_path / "rmapd.db"
+def test_a_run_is_kept_and_the_next_one_beside_it(reachable: Path) -> None:
+    path = reachable / "rmapd.db"
     for _ in range(2):
         done = rmapd("run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(path))
         assert done.returncode == 0, done.stderr
@@ -123,8 +125,8 @@ def test_a_run_is_kept_and_the_next_one_beside_it(tmp_path: Path) -> None:
     assert "not be written" not in done.stderr
 
 
-def test_a_killed_run_is_there_without_an_end(tmp_path: Path) -> None:
-    path = tmp_path / "rmapd.db"
+def test_a_killed_run_is_there_without_an_end(reachable: Path) -> None:
+    path = reachable / "rmapd.db"
     with daemon("--store", str(path)) as (process, url):
         assert sample(url, "rmapd_store_writable") == 1
         process.kill()
@@ -134,17 +136,18 @@ def test_a_killed_run_is_there_without_an_end(tmp_path: Path) -> None:
     assert run["report"]["kernel"] == run["kernel"]
 
 
-def test_a_store_that_was_asked_for_and_cannot_be_is_exit_2(tmp_path: Path) -> None:
-    done = rmapd("run", "--store", str(tmp_path / "no/such/folder.db"), "--listen", "127.0.0.1:0")
+def test_a_store_that_was_asked_for_and_cannot_be_is_exit_2(reachable: Path) -> None:
+    done = rmapd("run", "--store", str(reachable / "no/such/folder.db"), "--listen", "127.0.0.1:0")
     assert done.returncode == 2
     assert "cannot write the store" in done.stderr
-    other = tmp_path / "theirs.db"
+    other = reachable / "theirs.db"
     with contextlib.closing(sqlite3.connect(other)) as database:
         database.execute("CREATE TABLE theirs (x)")
+    os.chown(other, daemons_user().pw_uid, daemons_user().pw_gid)
     assert "another program's database" in rmapd("run", "--store", str(other), "--listen", "127.0.0.1:0").stderr
 
 
-def test_the_line_of_a_report_can_be_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "rmapd.db"
+def test_the_line_of_a_report_can_be_read_back(reachable: Path) -> None:
+    path = reachable / "rmapd.db"
     rmapd("run", "--duration", "0", "--listen", "127.0.0.1:0", "--store", str(path))
     assert json.dumps(stored.read(path).runs[0]["report"])

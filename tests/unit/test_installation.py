@@ -19,7 +19,9 @@ RUNS = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nResult=succ
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     """A machine on which all is well."""
-    made = Machine(tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: "")
+    made = Machine(
+        tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: "", lambda _name: True
+    )
     write(made.proc / "self/status", "Name:\trmapd\nCapEff:\t000001ffffffffff\n")
     write(made.proc / "sys/kernel/kptr_restrict", "1\n")
     write(made.sys / "kernel/btf/vmlinux", "types")
@@ -137,3 +139,9 @@ def test_a_bcc_that_is_there_and_cannot_be_imported_is_not_installed(
 
 def test_a_name_from_outside_does_not_reach_the_terminal() -> None:
     assert "\x1b" not in installation.as_text([Check("OTLP", WRONG, "http://\x1b[2J", "\x1b[31m")])
+
+
+def test_a_machine_without_the_user_of_the_daemon(machine: Machine) -> None:
+    found = examined(replace(machine, knows=lambda name: name != "rmapd"))
+    assert found["user"].state == NOTE
+    assert "there is no user rmapd" in found["user"].says

@@ -141,8 +141,14 @@ def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) 
             only_one(tmp_path / "lock")
     assert "rm -rf" not in str(caught.value)
     os.mkfifo(tmp_path / "fifo")
-    for path in (tmp_path, tmp_path / "fifo", tmp_path / "none/lock", Path("/dev/full")):
-        with pytest.raises(RmapdError, match="cannot write the lock file"):
+    refused = "cannot write the lock file"
+    for path, why in (
+        (tmp_path, refused),
+        (tmp_path / "fifo", "is no lock file"),
+        (tmp_path / "none/none/lock", refused),
+        (Path("/dev/full"), "is no lock file"),
+    ):
+        with pytest.raises(RmapdError, match=why):
             only_one(path)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ import pytest
 from pyprctl import Cap
 
 from tracer import bpf, privileges, program, syscalls
+from tracer.errors import RmapdError
 
 
 class State:
@@ -81,6 +84,46 @@ def test_all_that_judging_calls_is_allowed_and_no_more() -> None:
     used |= {program._TEST_RUN, program._INFO, program._ITER_CREATE}
     assert used <= syscalls._BPF_ALLOWED
     assert not syscalls._BPF_ALLOWED & {program._PROG_LOAD, program._RAW_TRACEPOINT_OPEN, program._LINK_CREATE, program._ENABLE_STATS}
+
+
+def passwd(monkeypatch: pytest.MonkeyPatch, **known: int) -> None:
+    def getpwnam(name: str) -> pwd.struct_passwd:
+        return pwd.struct_passwd((name, "x", known[name], known[name], "", "/", "/bin/false"))
+
+    monkeypatch.setattr(pwd, "getpwnam", getpwnam)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    State.current.permitted |= {Cap.SETUID, Cap.SETGID}
+
+
+def test_root_becomes_the_user_or_nobody(root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    passwd(monkeypatch, rmapd=990, nobody=65534)
+    assert privileges.user("rmapd") == privileges.User("rmapd", 990, 990)
+    assert not caplog.records
+    passwd(monkeypatch, nobody=65534)
+    assert privileges.user("rmapd") == privileges.User("nobody", 65534, 65534)
+    assert "there is no user rmapd: rmapd becomes nobody" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "why"), [("watcher", "there is no such user"), ("root", "it is root")])
+def test_a_user_that_was_asked_for_must_be_one(root: set[Cap], monkeypatch: pytest.MonkeyPatch, name: str, why: str) -> None:
+    passwd(monkeypatch, root=0, nobody=65534)
+    with pytest.raises(RmapdError, match=f"rmapd cannot become {name}: {why}"):
+        privileges.user(name)
+
+
+def test_who_is_not_root_or_cannot_change_stays(root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    passwd(monkeypatch, rmapd=990)
+    State.current.permitted -= {Cap.SETUID}
+    assert privileges.user("rmapd") is None
+    assert "stays uid 0, which owns root's files: CAP_SETUID missing" in caplog.text
+    monkeypatch.setattr(os, "geteuid", lambda: 990)
+    assert privileges.user("rmapd") is None
+
+
+def test_what_nobody_foresaw_keeps_no_capability_over_files(root: set[Cap]) -> None:
+    more = {Cap.DAC_OVERRIDE, Cap.CHOWN, Cap.SETUID, Cap.KILL}
+    State.current = State(root | more, root | more, set())
+    assert privileges._needed(lambda: len(State.current.effective)) == root
 
 
 SEALED = """

@@ -22,6 +22,7 @@ from typing import Any
 URL = "http://127.0.0.1:9743"
 CONFIG = Path("/etc/rmapd/rmapd.toml")
 EMULATED_WATCHDOG_SECONDS = 150
+CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 facts: dict[str, Any] = {}
 
 
@@ -96,8 +97,7 @@ def left(of: set[int]) -> list[int]:
 def rights(of: int) -> dict[str, str]:
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{of}/status").read_text().splitlines())
     return {
-        name: fields[name].strip()
-        for name in ("Name", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters")
+        name: fields[name].strip() for name in ("Name", "Uid", "Gid", "Groups", *CAPABILITIES, "NoNewPrivs", "Seccomp", "Seccomp_filters")
     }
 
 
@@ -130,6 +130,18 @@ def needs() -> None:
     facts["needs"] = json.loads(Path("/mnt/needs.json").read_text())["needs"]
 
 
+def older() -> None:
+    """What an rmapd that stayed root leaves: a store of root's."""
+    say("RMAPD_DROP_PRIVILEGES=false rmapd run --duration 1 --listen 127.0.0.1:0")
+    facts["older"] = owners("/var/lib/rmapd", "/var/lib/rmapd/rmapd.db")
+
+
+def owners(*paths: str) -> dict[str, str]:
+    found = {path: f"{Path(path).owner()} {Path(path).stat().st_mode & 0o777:o}" for path in paths}
+    print(found)
+    return found
+
+
 def start() -> None:
     """READY only with an open gate: what systemd says and what /-/ready says, asked again and again meanwhile."""
     seen, rights_before = [], {}
@@ -157,7 +169,16 @@ def start() -> None:
     print("capabilities while attaching", rights_before)
     say("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
     say("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
-    facts["threads"] = sorted({rights(int(task.name))["CapPrm"] for task in Path(f"/proc/{pid()}/task").iterdir()})
+    daemon = [int(task.name) for task in Path(f"/proc/{pid()}/task").iterdir()]
+    helpers = [int(child) for child in Path(f"/proc/{pid()}/task/{pid()}/children").read_text().split()]
+    facts["threads"] = sorted({rights(task)["CapPrm"] for task in daemon})
+    facts["helpers"] = [rights(helper) for helper in helpers]
+    facts["ids"] = sorted({f"{one['Uid']} {one['Gid']} {one['Groups']}".strip() for one in map(rights, daemon + helpers)})
+    say("id rmapd; ps -o user,pid,args -p $(pgrep -d, -x rmapd)")
+    facts["owners"] = owners("/var/lib/rmapd", "/var/lib/rmapd/rmapd.db", "/run/rmapd", "/run/rmapd/rmapd.lock", "/var/cache/rmapd")
+    facts["cached"] = sorted({path.owner() for path in Path("/var/cache/rmapd").iterdir()})
+    facts["exec"] = say("rmapd exec -- true")
+    say("systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax -p TasksCurrent -p TasksMax")
     ours = loaded_by(pid())
     kinds = Counter(kind for number, kind in programs().items() if number in ours)
     print(f"{len(ours)} BPF programs are open in the daemon: {dict(kinds)}")
@@ -244,7 +265,7 @@ def remove() -> None:
 
 def main(*parts: str) -> None:
     try:
-        for part in parts or ("install", "needs", "start", "judge", "reload", "watchdog", "stop", "remove"):
+        for part in parts or ("install", "needs", "older", "start", "judge", "reload", "watchdog", "stop", "remove"):
             print(f"\n# {part}", flush=True)
             globals()[part]()
     finally:

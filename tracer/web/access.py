@@ -82,6 +82,15 @@ class Access:
             log.info("%s read again: %s", self._path, self.in_a_line())
         self._stamp = self._seen = self._look()
 
+    def unreadable(self) -> str:
+        """Why reread() would change nothing now, or empty."""
+        try:
+            if self._path:
+                self._read(self._path)
+        except RmapdError as error:
+            return str(error)
+        return ""
+
     def in_a_line(self) -> str:
         named = self.rules.tls
         parts = [f"TLS, {named.client_auth_type}" if named else "no TLS", f"{len(self.rules.users)} users"]

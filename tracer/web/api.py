@@ -21,7 +21,7 @@ from tracer.web.search import Query, Search
 ROOT = "/api/v1"
 PARTS = ("hooks", "invariants", "windows", "violations", "lost", "migration", "oracle", "overhead")
 """Keys of a report that are paths as well."""
-_DESCRIPTION = Path(__file__).parent / "openapi.json"
+_DESCRIPTION = (Path(__file__).parent / "openapi.json").read_bytes()
 
 
 def answer(data: object, status: int = 200) -> Answer:
@@ -49,7 +49,7 @@ class Api:
         if path == "protocols":
             return answer(self._search.all_found(s, Query.of(ask.fields)))
         if path == "openapi.json":
-            return Answer(200, _DESCRIPTION.read_bytes(), JSON)
+            return Answer(200, _DESCRIPTION, JSON)
         if path == "report":
             return answer(self._report(s, standing(s, points, age)))
         if path in ("", "rates"):

@@ -59,6 +59,8 @@ class Pages:
         )
         self._templates.filters |= {"number": number, "share": share, "span": span, "rate": rate, "moment": moment}
         self._templates.globals |= {"Verdict": Verdict, "version": tracer.__version__}
+        for name in self._templates.list_templates(["html"]):  # now: the user that the daemon becomes may not be able to read them
+            self._templates.get_template(name)
 
     def __call__(self, ask: Ask, s: Snapshot | None, points: Sequence[Point]) -> Answer:
         if s is None:
