@@ -46,13 +46,19 @@ def daemons_user() -> pwd.struct_passwd:
         return pwd.getpwnam("nobody")
 
 
-@pytest.fixture
-def reachable() -> Iterator[Path]:
+@contextlib.contextmanager
+def reachable_folder() -> Iterator[Path]:
     """A folder that the daemon's user owns and everybody can reach; pytest's own are closed to all but root."""
     with tempfile.TemporaryDirectory(prefix="rmapd-test-") as name:
         os.chown(name, daemons_user().pw_uid, daemons_user().pw_gid)
         os.chmod(name, 0o755)
         yield Path(name)
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    with reachable_folder() as folder:
+        yield folder
 
 
 def ours() -> list[str]:

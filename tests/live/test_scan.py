@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import WORKLOAD, daemon, fetch
+from tests.live.conftest import WORKLOAD, daemon, fetch, reachable_folder
 
 SECONDS = 8.0
 MARGIN_SECONDS = 1.0
@@ -46,6 +46,7 @@ class Judge:
         self.name = str(folder / "notify")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.name)
+        os.chmod(self.name, 0o666)  # as systemd's: the daemon is a user of its own
         self._socket.settimeout(0.1)
         self._heard: list[float] = []
         self._ends = threading.Event()
@@ -206,9 +207,9 @@ def own_process(attack: Attack, port: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int, Judge]]:
+def run() -> Iterator[tuple[int, int, Judge]]:
     """(pid, port, judge) of one daemon for all attacks, with something to judge."""
-    with pytest.MonkeyPatch.context() as patch, Judge(tmp_path_factory.mktemp("judge")) as judge:
+    with pytest.MonkeyPatch.context() as patch, reachable_folder() as folder, Judge(folder) as judge:
         patch.setenv("NOTIFY_SOCKET", judge.name)
         patch.setenv("RMAPD_PATROL_SECONDS", "0")  # sweeping all page tables takes its time, whoever asks
         with daemon() as (process, url):
