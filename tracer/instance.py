@@ -11,8 +11,9 @@ from types import FrameType
 from tracer.errors import RmapdError
 
 
-def only_one(path: Path) -> contextlib.ExitStack:
-    """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it."""
+def only_one(path: Path, owner: int = 0) -> contextlib.ExitStack:
+    """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it. owner: who is to be named,
+    if it is not this process."""
     stack = contextlib.ExitStack()
     try:
         file = stack.enter_context(path.open("a+"))
@@ -22,15 +23,15 @@ def only_one(path: Path) -> contextlib.ExitStack:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
-        owner = file.read().strip() or "unknown"
+        other = file.read().strip() or "unknown"
         stack.close()
         raise RmapdError(
-            f"another rmapd is tracing this kernel (pid {owner})",
+            f"another rmapd is tracing this kernel (pid {other})",
             why=f"it holds {path}",
-            hint=f"its /metrics, or stop it first: kill {owner}",
+            hint=f"its /metrics, or stop it first: kill {other}",
         ) from error
     file.truncate(0)
-    file.write(str(os.getpid()))
+    file.write(str(owner or os.getpid()))
     file.flush()
     return stack
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,17 +25,24 @@ log = logging.getLogger("rmapd")
 _RUN_SECONDS = 60.0  # how often the run's report is written
 
 
-def open_store(config: Config, kernel: str) -> Store | None:
-    """The store that the configuration names. The default one may be out of reach; one that was asked for may not."""
+def open_store(
+    config: Config, kernel: str, run: str = "", counted: Mapping[str, int] | None = None, rest: Iterable[tuple[str, str, int]] = ()
+) -> Store | None:
+    """The store that the configuration names. The default one may be out of reach; one that was asked for may not. run and what comes after
+    it: see Store."""
     path = Path(config.store)
+
+    def opened() -> Store:
+        return Store(path, kernel, config.store_bytes, config.store_days, must=True, run=run, counted=counted, rest=rest)
+
     if not config.store:
         log.info("no store: what is found is in the log only")
         return None
     if config.store != STORE:
-        return Store(path, kernel, config.store_bytes, config.store_days, must=True)
+        return opened()
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        return Store(path, kernel, config.store_bytes, config.store_days, must=True)
+        return opened()
     except (OSError, RmapdError) as error:
         log.warning("no store: %s; what is found is in the log only. --store FILE for another place", error)
         return None
@@ -47,17 +55,28 @@ class Reaction:
         self._store, self._journal, self._collector = store, journal, collector
         self._next_run = 0.0
 
+    @property
+    def run(self) -> str:
+        """The run's name in the store."""
+        return self._store.run if self._store else ""
+
+    @property
+    def stored(self) -> bool:
+        """Whether all that it was given is in the store."""
+        return self._store is not None and not self._store.state.unwritten
+
     def keep(self, tally: Tally) -> None:
         """What was counted in this tick: little enough to lose nothing by a kill, and nothing to do where nothing is new."""
         if self._store:
             self._store.keep(tally.violations.values(), tally.rest)
 
-    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
-        """Store, then log; the snapshot with the state of the store."""
+    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False, early: str = "") -> Snapshot:
+        """Store, then log; the snapshot with the state of the store. early: why the run did not end as it should."""
         self.keep(tally)
         if self._store and (ended or time.monotonic() >= self._next_run):
             self._next_run = time.monotonic() + _RUN_SECONDS
-            self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
+            report = as_json(snapshot, ["rmapd", "run"], 0) | ({"ended_early": {"reason": early}} if early else {})
+            self._store.keep_run(report, ended=ended)
         found = [tally.violations[finding.signature] for finding in new]
         new.clear()
         self._journal.new(found)

@@ -194,10 +194,10 @@ class Overhead(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What exec ran."""
+    """What exec ran. exit_code: None where it had not ended."""
 
     argv: list[str] = []
-    exit_code: int = 0
+    exit_code: int | None = 0
 
 
 class Report(msgspec.Struct, frozen=True):

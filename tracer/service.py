@@ -15,14 +15,16 @@ from tracer import otlp, privileges
 from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
+from tracer.found_after import keep_from_systemd
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.journal import Journal
-from tracer.notify import Supervisor
+from tracer.notify import Supervisor, taken_back
 from tracer.plan import State
 from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
+from tracer.supervisor import Supervised
 from tracer.verdict import Verdict
 from tracer.web import Access, Application, Server
 
@@ -38,10 +40,11 @@ class Asked:
     configuration: Callable[[], Config]
 
 
-def serve(config: Config, asked: Asked, duration: float | None) -> None:
+def serve(config: Config, asked: Asked, duration: float | None, judge: Supervised) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    _take_back(config, supervisor)
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
@@ -50,23 +53,30 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current), access) as server,
         contextlib.closing(Reaction(open_store(config, kernel.release), Journal(time.time), collector)) as reaction,
-        Session(config, kernel) as session,
+        Session(config, kernel, memory=judge.memory) as session,
     ):
 
         def look(*, ended: bool = False) -> Snapshot:
             now = session.snapshot()  # first: it may find something new
-            return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
+            session.recorder.commit()
+            now = reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended)
+            session.recorder.commit(stored=reaction.stored)
+            return current.put(now)
 
         where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
         levels = session.govern()
         if config.drop_privileges:
             log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse))
+            judge.gave_up()
+        judge.survive()
+        session.recorder.run = reaction.run
         session.wake_by(current.asked)
         latest = look()
         _announce(session, latest, where)
         if len(levels) > 1:
             log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
         supervisor.ready(_in_a_line(latest))
+        supervisor.keep(session.recorder.descriptors)
         session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
@@ -78,6 +88,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                         show(latest, before)
                 if ticked:
                     reaction.keep(session.judge.tally)
+                    session.recorder.commit(stored=reaction.stored)
                     supervisor.alive(_in_a_line(latest))
                 if asked.reload.taken():
                     supervisor.reloading()
@@ -87,7 +98,15 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         supervisor.stopping()
         session.stop()
         look(ended=True)
+        supervisor.forget()
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
+
+
+def _take_back(config: Config, supervisor: Supervisor) -> None:
+    """What the last run left when it died, if systemd kept it: before anything begins anew."""
+    if kept := taken_back():
+        keep_from_systemd(config, kept)
+        supervisor.forget()
 
 
 def _reload(session: Session, configuration: Callable[[], Config]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from tracer.recorder import Recorder
 from tracer.session import Session
 
 
@@ -23,6 +24,7 @@ def session(said: list[str], finds: list[str], next_tick_ns: int) -> Session:
     made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, next_tick_ns
     made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
     made._poll, made._ring = SimpleNamespace(poll=lambda _ms: []), SimpleNamespace(fd=3, read=lambda: [])
+    made.recorder = Recorder(None)
     made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"))
     return cast(Session, made)
 

@@ -17,20 +17,27 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    errors answer histogram stubs monitors notify schema pulse syscalls machine governor cache
-    stored database btf layout bpf verdict config template whole drawing wire privileges otlp
+    errors answer histogram stubs monitors notify schema pulse syscalls machine governor cache child
+    stored database btf layout bpf verdict config template whole drawing wire privileges otlp command
+    checkpoint exec_order
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
     oracle loaded rulings difference scene trail
     aligned fidelity
     loader beside
     handover html_report markdown_report
+    handed_down
+    supervisor
     snapshot explain publish
     suspects calibrate metrics report points status history
     findings docket store journal ktap junit current
     judge reaction web
+    recorder
     session
+    after_death
+    found_after
     service execute doctor
+    exec_supervisor run_supervisor
     cli
     """.strip().splitlines()
 ]
