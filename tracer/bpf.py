@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -179,6 +179,24 @@ class Map:
         os.close(self.fd)
 
 
+def close_gate(params: int) -> None:
+    """Without reading a layout: the gate is the first member of the map's one row."""
+    kind, key_size, value_size, rows, *_ = shape_of(params)
+    table = Map(params, kind, key_size, value_size, rows)
+    if (row := table.lookup(bytes(key_size))) is not None:
+        table.update(bytes(key_size), bytes(8) + row[8:])
+
+
+def object_name(fd: int) -> str:
+    """What a map or a program is called in this kernel, by its id: the same for every descriptor of it. Empty for any other file."""
+    kind = os.readlink(f"/proc/self/fd/{fd}")
+    if kind not in ("anon_inode:bpf-map", "anon_inode:bpf-prog"):
+        return ""
+    info = ctypes.create_string_buffer(256)
+    call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
+    return f"{kind} {struct.unpack_from('<I', info, 4)[0]}"
+
+
 def shape_of(fd: int) -> tuple[int, int, int, int, int, int, int, int]:
     """(kind, key size, value size, rows, flags, id of its BTF, type ids of key and value) of a map (struct bpf_map_info)."""
     info = ctypes.create_string_buffer(88)
@@ -216,20 +234,27 @@ def create_map(name: str, kind: int, sizes: tuple[int, int, int], flags: int, ty
 
 
 class Ring:
-    """The consumer's side of a BPF ring buffer (kernel/bpf/ringbuf.c): a page for our position, one for the kernel's, the data twice."""
+    """The consumer's side of a BPF ring buffer (kernel/bpf/ringbuf.c): a page for our position, one for the kernel's, the data twice.
+
+    keep: is given each event and its position before it is taken out."""
 
     _BUSY, _DISCARD, _HEADER = 1 << 31, 1 << 30, 8
 
-    def __init__(self, fd: int, size: int) -> None:
-        self.fd, self._size = fd, size
+    def __init__(self, fd: int, size: int, keep: Callable[[int, bytes], None] | None = None) -> None:
+        self.fd, self._size, self._keep = fd, size, keep
         self._consumer = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         data = mmap.PAGESIZE + 2 * size
         self._producer = mmap.mmap(fd, data, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
 
+    @property
+    def at(self) -> int:
+        """The position of the next event."""
+        return int(struct.unpack_from("<Q", self._consumer)[0])
+
     def read(self) -> Iterator[bytes]:
         """Every event that is committed now."""
         while True:
-            (at,) = struct.unpack_from("<Q", self._consumer)
+            at = self.at
             (end,) = struct.unpack_from("<Q", self._producer)
             if at >= end:
                 return
@@ -239,6 +264,8 @@ class Ring:
                 return
             length = header & ~(self._BUSY | self._DISCARD)
             record = self._producer[offset + self._HEADER : offset + self._HEADER + length]
+            if self._keep and not header & self._DISCARD:
+                self._keep(at, record)
             struct.pack_into("<Q", self._consumer, 0, at + (length + self._HEADER + 7) // 8 * 8)
             if not header & self._DISCARD:
                 yield record

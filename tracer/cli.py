@@ -93,7 +93,9 @@ def main() -> None:
 @click.option("--strict", is_flag=True, default=None, help="Any invariant checked less than in full is fatal (exit 4).")
 @_require
 @_store
+@click.pass_context
 def run(
+    ctx: click.Context,
     config: Path | None,
     listen: str | None,
     web_config: str | None,
@@ -108,14 +110,24 @@ def run(
     read = partial(_load, config, require, listen=listen, web_config=web_config, fidelity=fidelity, strict=strict, store=store)
     settings = read()
     _needs_privilege()
+    from tracer import run_supervisor
+
+    judge = run_supervisor.start(settings)
+    if isinstance(judge, int):
+        ctx.exit(judge)
     from tracer.service import Asked, serve
 
     asked = Asked(StopSignal(), ReloadSignal(), read)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, asked.stop)
     signal.signal(signal.SIGHUP, asked.reload)
-    with only_one(Path(settings.lock_file)):
-        serve(settings, asked, duration)
+    try:
+        with only_one(Path(settings.lock_file), judge.owner):
+            serve(settings, asked, duration, judge)
+    except RmapdError:
+        judge.done()
+        raise
+    judge.done()
 
 
 @main.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -124,6 +136,9 @@ def run(
 @click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write JUnit XML, a test per invariant.")
 @click.option("--format", "form", type=click.Choice(["text", "json", "ktap"]), default="text", show_default=True)
 @click.option("--fail-on", type=click.Choice(_FAIL_ON), default="violated", show_default=True, help="What makes the exit code 3.")
+@click.option("--violation-exit-code", "code", type=click.IntRange(0, 255), default=3, show_default=True, help="That code.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="End COMMAND after this time: exit 124.")
+@click.option("--grace", type=click.FloatRange(min=0), default=5, show_default=True, metavar="SECONDS", help="From a signal to SIGKILL.")
 @_fidelity
 @_require
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -135,17 +150,32 @@ def exec_(
     junit: Path | None,
     form: str,
     fail_on: str,
+    code: int,
+    timeout: float | None,
+    grace: float,
     fidelity: str | None,
     require: str | None,
     command: tuple[str, ...],
 ) -> None:
-    """Trace while COMMAND runs (system-wide), then report. Exit: 3 violated, 4 not checkable, else COMMAND's own."""
+    """Trace while COMMAND runs (system-wide), then report.
+
+    \b
+    Exit: COMMAND's own, but 3 violated, 4 not checkable, 2 usage or configuration, 71 the judge died;
+    as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run, 127 not found, 128+N signal N.
+    """
+    from tracer import exec_supervisor
+    from tracer.exec_order import Order
+
     settings = _load(config, require, fidelity=fidelity)
     _needs_privilege()
-    from tracer.execute import execute
-
-    with only_one(Path(settings.lock_file)):
-        ctx.exit(execute(settings, command, report, form, fail_on, junit))
+    order = Order(settings, command, report, form, fail_on, junit, code, timeout, grace)
+    try:
+        with only_one(Path(settings.lock_file)):
+            ctx.exit(exec_supervisor.run(order))
+    except click.exceptions.Exit:
+        raise
+    except Exception as error:
+        ctx.exit(exec_supervisor.exit_code(outcome.of(error)))
 
 
 @main.command()
@@ -189,14 +219,16 @@ def check_config(config: Path | None, example: bool) -> None:
 @click.option("--seconds", type=click.FloatRange(min=0), default=60, show_default=True, help="How long to watch.")
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="Where the report goes.")
 @_fidelity
-def protocols(config: Path | None, seconds: float, save: Path, fidelity: str | None) -> None:
+@click.pass_context
+def protocols(ctx: click.Context, config: Path | None, seconds: float, save: Path, fidelity: str | None) -> None:
     """Save what this kernel's windows do, for rmapd diff."""
     settings = _load(config, None, fidelity=fidelity)
     _needs_privilege()
-    from tracer.execute import execute
+    from tracer import exec_supervisor
+    from tracer.exec_order import Order
 
     with only_one(Path(settings.lock_file)):
-        execute(settings, ["sleep", str(seconds)], save, "text", "never")
+        ctx.exit(exec_supervisor.run(Order(settings, ["sleep", str(seconds)], save, fail_on="never")))
 
 
 @main.command()

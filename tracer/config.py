@@ -95,6 +95,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
     store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
     store_days: Annotated[float, _says("how long a signature that is not met again is kept, and a run")] = 90.0
+    hang_seconds: Annotated[
+        float, _says("how long a judge may give no sign of life before it counts as dead, where rmapd supervises itself (OPERATING.md)")
+    ] = 300.0
     maps: Maps = Maps()
 
     @property
@@ -214,6 +217,7 @@ def _check(config: Config, where: str) -> None:
     if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
         raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
     least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}
+    least_of["hang_seconds"] = 5.0
     for name, least in least_of.items():
         if not least <= getattr(config, name) <= 1e6:
             raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")

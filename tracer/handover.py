@@ -1,7 +1,7 @@
 """Attaching in a process of its own, which hands over file descriptors and ends.
 
 The kernel's types and symbols, the plan and what the compiler answers take some 100 MB, and none of it is needed once all is attached.
-The child is a fork. Through a Unix socket come eight bytes of length, then the answer (msgpack of `_Answer`), then the descriptors: maps,
+The child is a fork. Through a Unix socket come eight bytes of length, then the answer (msgpack of `Answer`), then the descriptors: maps,
 programs, links, and the one that keeps BPF statistics on. What they stand for lives in the kernel as long as one process has them open.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import struct
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,7 @@ from tracer import loader, plan
 from tracer.bpf import Map, possible_cpus
 from tracer.btf import STRUCT
 from tracer.cache import Cache
+from tracer.child import die_with_parent
 from tracer.errors import Defect, RmapdError, Temporary, of_kind, of_os, passes
 from tracer.kernel import Kernel
 from tracer.loaded import Fastened, Loaded
@@ -56,7 +58,7 @@ class _Point(msgspec.Struct, frozen=True):
     linked: bool
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True):
     """What the descriptors are, in their order; or why there are none."""
 
     hooks: list[Planned] = []
@@ -80,12 +82,14 @@ class Attached:
 def attach(kernel: Kernel, order: Order) -> Attached:
     """Plan, compile, load and attach. RmapdError as the child raised it, or that it died."""
     ours, theirs = socket.socketpair()
+    parent = os.getpid()
     try:
         child = os.fork()
     except OSError as error:
         raise of_os(error, "cannot start the process that attaches", _MEMORY) from error
     if not child:
         try:
+            die_with_parent(signal.SIGKILL, parent)
             ours.close()
             _serve(theirs, kernel, order)
         finally:
@@ -101,7 +105,7 @@ def attach(kernel: Kernel, order: Order) -> Attached:
     if answer.error:
         what, why, hint, exit_code = answer.error
         raise of_kind(exit_code)(what, why=why, hint=hint)
-    return Attached(_taken_over(answer, fds), answer.page_size, answer.enums)
+    return Attached(taken_over(answer, fds), answer.page_size, answer.enums)
 
 
 def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
@@ -112,7 +116,9 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
         include, cache = order.folders[0] / "include", Cache(order.cache) if order.cache else None
         kit = loader.Kit(kernel.types, order.constants, include, order.sizes, kernel.release, cache)
         loaded = loader.load(planned, kit, statistics=order.statistics)
-        answer, fds = _described(loaded, kernel, order.enums)
+        page_size = kernel.types.size(kernel.types.find("page", STRUCT) or 0)
+        enums = {name: kernel.enumerators(name) for name in order.enums}
+        answer, fds = describe(loaded, page_size, enums)
     except RmapdError as error:
         answer = _refusal(error)
     except Exception as error:
@@ -125,30 +131,28 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
     send_descriptors(theirs, fds)
 
 
-def _refusal(error: RmapdError) -> _Answer:
-    return _Answer(error=(error.what, error.why, error.hint, error.exit_code))
+def _refusal(error: RmapdError) -> Answer:
+    return Answer(error=(error.what, error.why, error.hint, error.exit_code))
 
 
-def _described(loaded: Loaded, kernel: Kernel, enums: Sequence[str]) -> tuple[_Answer, list[int]]:
-    """The answer, and the descriptors in its order."""
+def describe(loaded: Loaded, page_size: int, enums: Mapping[str, dict[str, int]], *, links: bool = True) -> tuple[Answer, list[int]]:
+    """The answer, and the descriptors in its order. links: with what keeps programs attached; else only iterators, which run when read."""
     maps = {name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in loaded.maps.items()}
     points, fds = [], [table.fd for table in loaded.maps.values()]
     for name, fastened in loaded.points.items():
         for point in fastened:
-            points.append(_Point(name, point.how, point.symbol, point.link is not None))
-            fds += [point.program.fd] + ([point.link.fd] if point.link else [])
+            link = point.link if links or point.how == "iter" else None
+            points.append(_Point(name, point.how, point.symbol, link is not None))
+            fds += [point.program.fd] + ([link.fd] if link else [])
     fds += [loaded.statistics_fd] * (loaded.statistics_fd >= 0)
-    page_size = kernel.types.size(kernel.types.find("page", STRUCT) or 0)
-    return _Answer(
-        loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, {name: kernel.enumerators(name) for name in enums}
-    ), fds
+    return Answer(loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, dict(enums)), fds
 
 
-def _count(answer: _Answer) -> int:
+def _count(answer: Answer) -> int:
     return len(answer.maps) + sum(1 + point.linked for point in answer.points) + answer.statistics
 
 
-def _receive(ours: socket.socket) -> tuple[_Answer | None, list[int]]:
+def _receive(ours: socket.socket) -> tuple[Answer | None, list[int]]:
     head = exactly(ours, 8)
     if len(head) < 8:
         return None, []
@@ -156,12 +160,12 @@ def _receive(ours: socket.socket) -> tuple[_Answer | None, list[int]]:
     text = exactly(ours, size)
     if len(text) < size:
         return None, []
-    answer = msgspec.msgpack.decode(text, type=_Answer)
+    answer = msgspec.msgpack.decode(text, type=Answer)
     return answer, receive_descriptors(ours, _count(answer))
 
 
-def _taken_over(answer: _Answer, fds: Collection[int]) -> Loaded:
-    """The same as the child had it, by our descriptors."""
+def taken_over(answer: Answer, fds: Collection[int]) -> Loaded:
+    """The same as who described it had it, by our descriptors."""
     left, cpus = iter(fds), possible_cpus()
     loaded = Loaded(hooks=answer.hooks)
     for name, (kind, key_size, value_size, rows) in answer.maps.items():

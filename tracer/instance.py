@@ -12,24 +12,25 @@ from types import FrameType
 from tracer.errors import RmapdError, Temporary, of_os
 
 
-def only_one(path: Path) -> contextlib.ExitStack:
-    """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it."""
+def only_one(path: Path, owner: int = 0) -> contextlib.ExitStack:
+    """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it. owner: who is to be named,
+    if it is not this process."""
     stack = contextlib.ExitStack()
     file = stack.enter_context(os.fdopen(_opened(path), "r+", encoding="ascii", errors="replace"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(str(owner or os.getpid()))
         file.flush()
     except BlockingIOError as error:
         file.seek(0)
-        owner = file.read(20).strip()
+        other = file.read(20).strip()
         stack.close()
-        known = owner.isascii() and owner.isdigit()
+        known = other.isascii() and other.isdigit()
         raise Temporary(
-            f"another rmapd is tracing this kernel (pid {owner if known else 'unknown'})",
+            f"another rmapd is tracing this kernel (pid {other if known else 'unknown'})",
             why=f"it holds {path}",
-            hint="its /metrics, or stop it first" + (f": kill {owner}" if known else ""),
+            hint="its /metrics, or stop it first" + (f": kill {other}" if known else ""),
         ) from error
     except OSError as error:
         with contextlib.suppress(OSError):  # what could not be written is tried once more

@@ -57,7 +57,7 @@ class Judge:
         self._asked_late: set[bytes] = set()
         self._checked, self._docket = checked, docket
         self._missed = missed
-        self._late = LateRemovals(self._missed.ledger)
+        self.late = LateRemovals(self._missed.ledger)
         self._unheld = deque[int](maxlen=_LOOKS_FOR_LOST)
 
     def change(self, welcome_ns: int, patrol_ns: int) -> None:
@@ -141,7 +141,7 @@ class Judge:
         The counters are read before the ledger, so a removal that is in them is not in the ledger any more."""
         counters = self._books.counters()
         rows = self._books.ledger() if self.outstanding(counters) else []
-        for verdict, count in self._late.count(counters, {row.key: row.count for row in rows}, self._clock()):
+        for verdict, count in self.late.count(counters, {row.key: row.count for row in rows}, self._clock()):
             self.tally.add("M4", verdict, count)
         if self._missed.ledger.last_ns is not None:
             self._books.set_params(missed_ns=self._missed.ledger.last_ns)
@@ -198,11 +198,11 @@ class Judge:
             accused = min(proven, judged.entries)
             if late:  # the others of its row are left to M1, or to their removal
                 if judged.row:
-                    self._late.judge(judged.row.key, accused)
+                    self.late.judge(judged.row.key, accused)
                 continue
             self.entries[verdict] += accused
             if judged.row:
-                self._late.settle(judged.row.key, judged.entries)
+                self.late.settle(judged.row.key, judged.entries)
             if judged.entries > accused:
                 gone = Verdict.HOLDS if case.sweep_complete else Verdict.UNVERIFIABLE
                 self.entries[gone] += judged.entries - accused
@@ -267,7 +267,7 @@ class Judge:
         verdict, entries = judged.decision.verdict, judged.entries
         self.entries[verdict] += entries
         self.tally.add("M1", verdict, entries)
-        self.tally.add("M4", verdict, self._late.settle(judged.row.key, entries) if judged.row else entries)
+        self.tally.add("M4", verdict, self.late.settle(judged.row.key, entries) if judged.row else entries)
 
     def _evident(self, make: Callable[..., Finding]) -> Finding:
         """With evidence where its signature is new: a million of one kind are a million look-ups, not as many readings of the recorder."""

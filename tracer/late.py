@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from tracer.missed_runs import MissedRuns
 from tracer.verdict import Verdict
@@ -23,9 +23,13 @@ class LateRemovals:
         self._counted_ns = (0, 0)  # when count() was called last, and before that
 
     @property
-    def judged(self) -> Collection[bytes]:
-        """Keys of the rows with entries that M4 has judged."""
-        return self._judged.keys()
+    def state(self) -> tuple[dict[str, int], dict[bytes, int], int]:
+        """For another one, that goes on from here with resume()."""
+        return dict(self._seen), dict(self._judged), self._removed
+
+    def resume(self, seen: Mapping[str, int], judged: Mapping[bytes, int], removed: int) -> None:
+        self._seen |= seen
+        self._judged, self._removed = dict(judged), removed
 
     def judge(self, key: bytes, entries: int) -> None:
         """M4 has given these entries of a row a verdict."""

@@ -95,9 +95,9 @@ class Loaded:
         points = (point for hook in self.hooks if of(hook) for point in self.points.get(hook.hook.name, ()))
         return sum(point.program.missed() for point in points)
 
-    def ring(self, name: str) -> Ring:
+    def ring(self, name: str, keep: Callable[[int, bytes], None] | None = None) -> Ring:
         ring = self.maps[name]
-        return Ring(ring.fd, ring.max_entries)
+        return Ring(ring.fd, ring.max_entries, keep)
 
     def rest(self, stems: Collection[str], reason: str) -> None:
         """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""

@@ -11,13 +11,14 @@ _MOST_SPANS = 256
 class MissedRuns:
     """Spans of time in which a count of missed runs grew.
 
-    count: missed runs so far; it never falls. clock: CLOCK_MONOTONIC in nanoseconds, as the kernel's events have it.
-    A run was missed at some moment between two looks, so look() at least once a second keeps the spans short.
+    count: missed runs since the programs were loaded; it never falls. clock: CLOCK_MONOTONIC in nanoseconds, as the kernel's
+    events have it. What was missed before the first look may have been missed at any time before. A run was missed at some moment
+    between two looks, so look() at least once a second keeps the spans short.
     """
 
     def __init__(self, count: Callable[[], int], clock: Callable[[], int]) -> None:
         self._count, self._clock = count, clock
-        self._known, self._looked_ns = count(), clock()
+        self._known = self._looked_ns = 0
         self._spans: list[tuple[int, int]] = []
 
     def look(self) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tracer.config import STORE, Config
 from tracer.database import Foreign
@@ -26,29 +28,29 @@ log = logging.getLogger("rmapd")
 _RUN_SECONDS = 60.0  # how often the run's report is written
 
 
-def open_store(config: Config, kernel: str, who: User | None = None) -> Store | None:
+def open_store(config: Config, kernel: str, who: User | None = None, **earlier: Any) -> Store | None:
     """The store that the configuration names, opened as the user that the daemon becomes. The default one may be out of reach, one
-    that was asked for may not; and one that was root's is handed over."""
+    that was asked for may not; and one that was root's is handed over. earlier: of a run that goes on (run, counted and rest of Store)."""
     path = Path(config.store)
     if not config.store:
         log.info("no store: what is found is in the log only")
         return None
     if config.store != STORE:
-        return _opened(config, kernel, who)
+        return _opened(config, kernel, who, earlier)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         hand_over(path.parent, path.name, who)
-        return _opened(config, kernel, who)
+        return _opened(config, kernel, who, earlier)
     except (OSError, RmapdError) as error:
         said = error.in_a_line if isinstance(error, RmapdError) else error
         log.warning("no store: %s; what is found is in the log only. --store FILE for another place", said)
         return None
 
 
-def _opened(config: Config, kernel: str, who: User | None) -> Store:
+def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str, Any]) -> Store:
     try:
         with files_as(who):
-            return Store(Path(config.store), kernel, config.store_bytes, config.store_days, must=True)
+            return Store(Path(config.store), kernel, config.store_bytes, config.store_days, must=True, **earlier)
     except Foreign:
         raise
     except RmapdError as error:
@@ -63,17 +65,28 @@ class Reaction:
         self._store, self._journal, self._collector = store, journal, collector
         self._next_run = 0.0
 
+    @property
+    def run(self) -> str:
+        """The run's name in the store."""
+        return self._store.run if self._store else ""
+
+    @property
+    def stored(self) -> bool:
+        """Whether all that it was given is in the store."""
+        return self._store is not None and not self._store.state.unwritten
+
     def keep(self, tally: Tally) -> None:
         """What was counted in this tick: little enough to lose nothing by a kill, and nothing to do where nothing is new."""
         if self._store:
             self._store.keep(tally.violations.values(), tally.rest)
 
-    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False) -> Snapshot:
-        """Store, then log; the snapshot with the state of the store."""
+    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False, early: str = "") -> Snapshot:
+        """Store, then log; the snapshot with the state of the store. early: why the run did not end as it should."""
         self.keep(tally)
         if self._store and (ended or time.monotonic() >= self._next_run):
             self._next_run = time.monotonic() + _RUN_SECONDS
-            self._store.keep_run(as_json(snapshot, ["rmapd", "run"], 0), ended=ended)
+            report = as_json(snapshot, ["rmapd", "run"], 0) | ({"ended_early": {"reason": early}} if early else {})
+            self._store.keep_run(report, ended=ended)
         found = [tally.violations[finding.signature] for finding in new]
         new.clear()
         self._journal.new(found)

@@ -87,6 +87,7 @@ class Rulings:
         self._sightings: dict[bytes, Sighting] = {}
         self._unreported: Counter[tuple[bytes, str, Verdict]] = Counter()
         self._bare: dict[bytes, set[tuple[str, Verdict]]] = {}  # recorded before their sighting came
+        self._moved: dict[bytes, int] = {}
 
     def update(self, rows: Mapping[bytes, int], *, lossy: bool = False) -> Mapping[tuple[str, Verdict], int]:
         """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
@@ -97,7 +98,7 @@ class Rulings:
             new = count - self._counts[key]
             if new <= 0:
                 continue
-            self._counts[key] = count
+            self._counts[key] = self._moved[key] = count
             known = self._ruled(key)
             if known is None:
                 self.windows_unreadable += new
@@ -110,6 +111,18 @@ class Rulings:
                 self.checks[invariant, verdict] += new
                 self._unreported[key, invariant, verdict] += new
         return dict(self.checks)
+
+    def moved(self, every: bool = False) -> dict[bytes, int]:
+        """The counts that have changed since they were asked for last, or all; by key."""
+        found, self._moved = dict(self._counts) if every else self._moved, {}
+        return found
+
+    def resume(self, counts: Mapping[bytes, int]) -> None:
+        """Go on from counts that another has ruled on already."""
+        for key, count in counts.items():
+            self._counts[key] = count
+            if self._ruled(key) is None:
+                self.windows_unreadable += count
 
     def _ruled(self, key: bytes) -> _Known | None:
         """The protocol of this key, ruled on where it was never met before; None where the key cannot be read."""

@@ -19,16 +19,18 @@ from tracer.config import CHANGEABLE, Config
 from tracer.current import Current
 from tracer.errors import RmapdError
 from tracer.facts import standing
+from tracer.found_after import keep_from_systemd
 from tracer.history import Point
 from tracer.instance import ReloadSignal, StopSignal
 from tracer.invariant import Coverage
 from tracer.journal import Journal
-from tracer.notify import Supervisor
+from tracer.notify import Supervisor, taken_back
 from tracer.plan import State
 from tracer.reaction import Reaction, open_store
 from tracer.session import Session, running_kernel
 from tracer.snapshot import Snapshot
 from tracer.standing import entries
+from tracer.supervisor import Supervised
 from tracer.verdict import Verdict
 from tracer.web import Access, Application, Server
 
@@ -44,9 +46,10 @@ class Asked:
     configuration: Callable[[], Config]
 
 
-def serve(config: Config, asked: Asked, duration: float | None) -> None:
+def serve(config: Config, asked: Asked, duration: float | None, judge: Supervised) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
     current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    _take_back(config, supervisor)
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
@@ -58,24 +61,29 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current), access) as server,
         contextlib.closing(Reaction(open_store(config, kernel.release, who), Journal(time.time), collector)) as reaction,
-        Session(config, kernel) as session,
+        Session(config, kernel, memory=judge.memory) as session,
     ):
 
         def look(*, ended: bool = False) -> Snapshot:
             now = session.snapshot()  # first: it may find something new
-            return current.put(reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended))
+            session.recorder.commit()
+            now = reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended)
+            session.recorder.commit(stored=reaction.stored)
+            return current.put(now)
 
-        where = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}"
-        levels = session.govern(who=who)
+        where, levels = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}", session.govern(who=who)
         if config.drop_privileges:
-            log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse, who))
+            _drop(session, judge, who)
             _foresee(asked, access)
+        judge.survive()
+        session.recorder.run = reaction.run
         session.wake_by(current.asked)
         latest = look()
         _announce(session, latest, where)
         if len(levels) > 1:
             log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
         supervisor.ready(_in_a_line(latest, current.points))
+        supervisor.keep(session.recorder.descriptors)
         session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
@@ -87,6 +95,7 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
                         show(latest, before, current.points)
                 if ticked:
                     reaction.keep(session.judge.tally)
+                    session.recorder.commit(stored=reaction.stored)
                     supervisor.alive(_in_a_line(latest, current.points))
                 if asked.reload.taken():
                     supervisor.reloading()
@@ -97,7 +106,13 @@ def serve(config: Config, asked: Asked, duration: float | None) -> None:
         session.stop()
         for line in standing(look(ended=True)).lines():
             log.info("%s", line)
+        supervisor.forget()
     log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
+
+
+def _drop(session: Session, judge: Supervised, who: privileges.User | None) -> None:
+    log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse, who))
+    judge.gave_up(who)
 
 
 def _foresee(asked: Asked, access: Access) -> None:
@@ -111,6 +126,13 @@ def _foresee(asked: Asked, access: Access) -> None:
         log.warning("SIGHUP would change nothing: %s", error)
     if why := access.unreadable():
         log.warning("SIGHUP would not change who may read: %s", why)
+
+
+def _take_back(config: Config, supervisor: Supervisor) -> None:
+    """What the last run left when it died, if systemd kept it: before anything begins anew."""
+    if kept := taken_back():
+        keep_from_systemd(config, kept)
+        supervisor.forget()
 
 
 def _reload(session: Session, configuration: Callable[[], Config]) -> None:

@@ -16,15 +16,17 @@ from types import TracebackType
 
 import msgspec
 
-from tracer import calibrate, handover, program, scene
+from tracer import calibrate, handover, program, required, scene
 from tracer.books import Books
+from tracer.bpf import Map
 from tracer.btf import FUNC
+from tracer.checkpoint import Memory
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.docket import Docket
-from tracer.errors import NotCheckable, RmapdError
 from tracer.fidelity import WINDOW_STEMS, Fidelity, runs, stems
 from tracer.findings import ENUMS, Findings
 from tracer.governor import Governor, Pace
+from tracer.handed_down import HandedDown
 from tracer.invariant import Coverage, discover
 from tracer.judge import Judge, Missed
 from tracer.kernel import Kernel
@@ -33,6 +35,8 @@ from tracer.machine import machine
 from tracer.missed_runs import MissedRuns
 from tracer.oracle import Oracle
 from tracer.privileges import User
+from tracer.program import Program
+from tracer.recorder import Recorder
 from tracer.snapshot import OF_THE_LEDGER, Snapshot, checks
 from tracer.suspects import Desk
 from tracer.symbols import Symbols
@@ -63,12 +67,21 @@ def running_kernel() -> Kernel:
 
 
 class Session:
-    """Everything between attaching and detaching. Use as a context manager; the gate opens on entry."""
+    """Everything between attaching and detaching. Use as a context manager; the gate opens on entry.
 
-    def __init__(self, config: Config, kernel: Kernel, folders: Sequence[Path] = (), clock: Callable[[], int] = time.monotonic_ns) -> None:
+    memory: where what is recorded outlives this process."""
+
+    def __init__(
+        self,
+        config: Config,
+        kernel: Kernel,
+        folders: Sequence[Path] = (),
+        clock: Callable[[], int] = time.monotonic_ns,
+        memory: Memory | None = None,
+    ) -> None:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
-        self._stopped = False
+        self._stopped, self.recorder = False, Recorder(memory)
         self._changes: Counter[str] = Counter()  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
@@ -92,10 +105,18 @@ class Session:
         sizes, cache = self.config.maps.sizes(), Path(self.config.cache) if self.config.cache else None
         enums = (*ENUMS, scene.ENUM)
         order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, enums, cache)
-        attached = handover.attach(self.kernel, order)
+        self._build(handover.attach(self.kernel, order), layouts, level)
+        required.check(self.config, self.invariants, self.coverage, self.oracle_reason)
+        described = handover.describe(self.loaded, self._page_size, self.kernel.known_enums, links=False)
+        self.recorder.begin(HandedDown.of(*described, self.fidelity, self._started_ns, self.oracle_reason))
+        self.books.set_params(gate=1)
+
+    def _build(self, attached: handover.Attached, layouts: Layouts, level: str) -> None:
+        """All that judges, over what is attached."""
         self.kernel.known_enums |= attached.enums
+        self._page_size = attached.page_size
         self.loaded = self._stack.enter_context(attached.loaded)
-        self.books = Books(self.loaded.maps, layouts)
+        self.books = Books(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.welcome_seconds * 1e9)
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
@@ -122,15 +143,14 @@ class Session:
             self.docket,
         )
         self.judge.tally.machine = lambda: machine(self.kernel.release)
-        self._check_required()
-        self._ring = self.loaded.ring("events")
+        self._ring = self.loaded.ring("events", self.recorder.note_event)
         self._stack.callback(self._ring.close)
         self._poll = select.poll()
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         self.watch = Watch(self.loaded.attachments, self._runs)
-        self.books.set_params(gate=1)
+        self.recorder.bind(self.judge, self.docket.rulings, self._fidelity)
 
     @property
     def fidelity(self) -> str:
@@ -190,29 +210,12 @@ class Session:
             )
             return None
         oracle = Oracle(maps, programs, self.loaded.iterator("tasks"), self.books, layouts, levels, self.kernel.page_tables)
-        found = calibrate.calibrate(maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of)
-        self.oracle_reason = found.reason
-        return oracle if found.ready else None
+        self.oracle_reason = self._calibrate(maps, programs, oracle, layouts, page_size)
+        return None if self.oracle_reason else oracle
 
-    def _required(self) -> tuple[str, ...]:
-        """The invariants whose coverage somebody counts on; strict: all that this version can check."""
-        return tuple(name for name, one in self.invariants.items() if name in self.config.require or (self.config.strict and one.built))
-
-    def _check_required(self) -> None:
-        unknown = [name for name in self.config.require if name not in self.invariants]
-        if unknown:
-            raise RmapdError(f"--require {','.join(unknown)}: no such invariant", hint=f"some of {', '.join(self.invariants)}")
-        for name in self.config.require:
-            level, reason = self.coverage[name]
-            if level is Coverage.NONE:
-                raise NotCheckable(f"{name} is required and cannot be checked here", why=reason, hint="rmapd doctor")
-        if self.config.strict:
-            short = [f"{name}: {level} ({reason})" for name, (level, reason) in self.coverage.items() if level is not Coverage.FULL]
-            lost = [text for text in short if self.invariants[text.partition(":")[0]].built]
-            if lost or self.oracle_reason:
-                raise NotCheckable(
-                    "--strict: coverage is lost", why="; ".join([*lost, *filter(None, [self.oracle_reason])]), hint="rmapd doctor"
-                )
+    def _calibrate(self, maps: Mapping[str, Map], programs: Mapping[str, Program], oracle: Oracle, layouts: Layouts, page_size: int) -> str:
+        """Why the oracle cannot be used, or empty."""
+        return calibrate.calibrate(maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of).reason
 
     def change(self, config: Config) -> list[str]:
         """Take over from `config` what a running session can change (config.CHANGEABLE); the names of what differs and needs a restart."""
@@ -249,6 +252,7 @@ class Session:
 
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
+        self.recorder.beat()
         now, due = self._clock(), self.desk.due_ns()
         until = min(self._next_tick_ns, due if due is not None else self._next_tick_ns, now + int(timeout * 1e9))
         ready = self._poll.poll(max(0.0, (until - now) / 1e6))
@@ -257,15 +261,19 @@ class Session:
         known = len(self.judge.new_findings)
         self.judge.read_events(self._ring.read())
         if len(self.judge.new_findings) > known and self._clock() < self._next_tick_ns:
+            self.recorder.commit()
             return False  # to be told before suspects are asked about and swept for: that may take long
         self.judge.work()
         if self._clock() < self._next_tick_ns:
+            if len(self.judge.new_findings) > known:
+                self.recorder.commit()
             return False
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self.judge.tick()
         self._fidelity.doubt(self.judge.doubts())
         self.desk.patrol()
         self._fidelity.look(self._clock() / 1e9, self.judge.count_protocols)
+        self.recorder.commit()
         return True
 
     def wake_by(self, fd: int) -> None:
@@ -285,6 +293,7 @@ class Session:
         self.books.set_params(gate=0)
         self.judge.read_events(self._ring.read())
         self.judge.close(max(1.0, self.config.settle_seconds))
+        self.recorder.commit()
         self._stopped = True
 
     def totals(self) -> tuple[float, dict[str, int]]:
@@ -336,6 +345,6 @@ class Session:
             taken_seconds=time.time(),
             cpus=os.cpu_count() or 1,
             rest=dict(self.judge.tally.rest),
-            required=self._required(),
+            required=required.required(self.config, self.invariants),
             age_limit_seconds=self.config.welcome_seconds,
         )

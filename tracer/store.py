@@ -34,7 +34,8 @@ _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
 class Store:
     """One run's part in the store. keep() whenever there may be something new, keep_run() now and then, close() at the end.
 
-    No method raises for what happens to the file; but with `must`, one that cannot be opened at the start is an error."""
+    No method raises for what happens to the file; but with `must`, one that cannot be opened at the start is an error.
+    run, counted, rest: of a run that another process has begun, and of which the file has so much."""
 
     def __init__(
         self,
@@ -44,10 +45,13 @@ class Store:
         most_days: float,
         *,
         must: bool = False,
+        run: str = "",
+        counted: Mapping[str, int] | None = None,
+        rest: Iterable[tuple[str, str, int]] = (),
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path, self.run = path, uuid.uuid4().hex[:16]
+        self.path, self.run = path, run or uuid.uuid4().hex[:16]
         self._most_bytes, self._most_seconds, self._clock, self._monotonic = most_bytes, most_days * 86400, clock, monotonic
         self._kernel, self._started = kernel, iso(clock())
         self._database: Database | None = None
@@ -55,9 +59,10 @@ class Store:
         self._evidence: dict[str, Finding] = {}  # as written last
         self._numbers: dict[str, int] = {}  # of the rows
         self._changed: set[str] = set()
-        self._counted, self._written = Counter[str](), Counter[str]()  # by signature, this run
+        self._counted, self._written = Counter(counted or {}), Counter(counted or {})  # by signature, this run
         self._hours: defaultdict[str, Counter[str]] = defaultdict(Counter)  # not written yet
-        self._rest, self._rest_written = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        known = {(invariant, str(verdict)): count for invariant, verdict, count in rest}
+        self._rest, self._rest_written = Counter(known), Counter(known)
         self._run: dict[str, Any] | None = None  # not written yet
         self._reason, self._next_try, self._next_tidy = "", 0.0, 0.0
         self._writes = self._failures = self._forgotten = 0

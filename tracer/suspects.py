@@ -76,9 +76,13 @@ class Desk:
                 pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
                 self.cases[invariant, row.key] = Case(invariant, row.addr, pfns, row.count, now, row.level), row, event
 
+    def held_rows(self) -> list[Row]:
+        """Rows that are in a case and no longer in the ledger."""
+        return [row for _, row, _ in self.cases.values() if row and not row.keys]
+
     def held(self) -> int:
-        """Entries that are in a case and no longer in the ledger."""
-        return sum(case.count for case, row, _ in self.cases.values() if row and not row.keys)
+        """Entries in these rows."""
+        return sum(row.count for row in self.held_rows())
 
     def due_ns(self) -> int | None:
         """When work() has something to do; None while the desk is empty."""

@@ -5,7 +5,7 @@
  *
  * `echo NAME [N] > parameters/arm` lets the writing task, and no other, meet the fault N times; `parameters/struck` has a line per fault:
  * name, how often it struck, when first (CLOCK_REALTIME, ns). What is broken in a migration is broken for anonymous pages of processes named
- * `victim`. `release` gives back the lock that error_locked kept, and puts the vm_pgoff right that pgoff_lost left wrong.
+ * `victim`, or as parameters/victim says. `release` gives back the lock that error_locked kept, and puts the vm_pgoff right that pgoff_lost left wrong.
  *
  * Calls are redirected where they are made (`sites`), not where they arrive: a tracer at the entry of down_write() must not see a call that
  * a redirection there then takes back. Only remove_migration_pte() is called through a pointer, and redirected by ftrace.
@@ -55,6 +55,7 @@ static enum fault armed;
 static int left;
 static unsigned long struck[FAULTS];
 static u64 first_ns[FAULTS];
+static char victim[TASK_COMM_LEN] = "victim";
 static struct rw_semaphore *kept;
 static struct vm_area_struct *adjusted, *wrong;
 
@@ -106,6 +107,7 @@ static int get_struck(char *buffer, const struct kernel_param *parameter)
 static const struct kernel_param_ops arm_ops = { .set = set_arm }, struck_ops = { .get = get_struck };
 module_param_cb(arm, &arm_ops, NULL, 0200);
 module_param_cb(struck, &struck_ops, NULL, 0444);
+module_param_string(victim, victim, sizeof(victim), 0600);
 
 /* Functions of the kernel that are not exported, found when the module is loaded. */
 static typeof(anon_vma_clone) *real_clone;
@@ -222,7 +224,7 @@ static bool is_victim(struct vm_area_struct *vma)
 	if (!vma_is_anonymous(vma)) /* a file's page is looked for in every VMA of the file, mapped there or not */
 		return false;
 	owner = READ_ONCE(vma->vm_mm->owner);
-	return owner && !strcmp(owner->comm, "victim");
+	return owner && !strcmp(owner->comm, victim);
 }
 
 /* The tree is read without its lock: the victim sleeps, and its anon_vmas are its own or its sleeping child's. */

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tracer import program
+from tracer.supervisor import JUDGE
 
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
@@ -73,6 +74,20 @@ def remaining() -> list[str]:
             return []
         time.sleep(0.1)
     return ours()
+
+
+def child_of(parent: int, name: str) -> int:
+    """A child of this name, 0 while there is none."""
+    for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                return child
+    return 0
+
+
+def judge_of(supervisor: int) -> int:
+    """The judging process, 0 while there is none: it is a child of the one that people know."""
+    return child_of(supervisor, JUDGE)
 
 
 def loaded_by(process: int | str) -> set[int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import ROOT, WORKLOAD, daemon, fetch, loaded_by, rmapd, run_exec, sample, still_loaded
+from tests.live.conftest import ROOT, WORKLOAD, daemon, fetch, judge_of, loaded_by, rmapd, run_exec, sample, still_loaded
 from tracer.config import Config, load
 from tracer.invariant import Coverage
 from tracer.plan import State
@@ -58,9 +58,9 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
         try:
             time.sleep(3)
             before = sample(url, CHECKS.format("M1", "holds"))
-            process.send_signal(signal.SIGSTOP)
+            os.kill(judge_of(process.pid), signal.SIGSTOP)
             time.sleep(30)
-            process.send_signal(signal.SIGCONT)
+            os.kill(judge_of(process.pid), signal.SIGCONT)
             time.sleep(10)
         finally:
             load_.terminate()

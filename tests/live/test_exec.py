@@ -47,7 +47,8 @@ def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) ->
 def test_the_commands_own_exit_code_and_formats() -> None:
     done = rmapd("exec", "--format", "json", "--", "sh", "-c", "exit 7")
     assert done.returncode == 7
-    assert json.loads(done.stdout)["command"] == {"argv": ["sh", "-c", "exit 7"], "exit_code": 7}
+    assert json.loads(done.stdout)["command"] == {"argv": ["sh", "-c", "exit 7"], "exit_code": 7, "ended": "it exited"}
+    assert json.loads(done.stdout)["exit"] == {"code": 7, "reason": "the command's own"}
     done = rmapd("exec", "--format", "ktap", "--", "true")
     assert done.stdout.startswith("KTAP version 1\n")
     done = rmapd("exec", "--", "sh", "-c", "kill -9 $$")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from pyprctl import Cap
 
-from tests.live.conftest import daemon, fetch, loaded_by, sample, still_loaded, until
+from tests.live.conftest import daemon, fetch, judge_of, loaded_by, sample, still_loaded, until
 from tracer.privileges import of_threads
 from tracer.session import probes_folder
 
@@ -134,7 +134,8 @@ def test_without_its_keeper_it_stays_low_and_says_so(slow_probes: Path, load: su
 
 
 def keeper_of(pid: int) -> int:
-    """The daemon's one child."""
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """The judge's one child."""
+    judge = judge_of(pid)
+    (child,) = Path(f"/proc/{judge}/task/{judge}/children").read_text().split()
     assert b"tracer.keeper" in Path(f"/proc/{child}/cmdline").read_bytes()
     return int(child)

@@ -15,7 +15,20 @@ from pathlib import Path
 import pytest
 from pyprctl import Cap
 
-from tests.live.conftest import RMAPD, ROOT, daemon, daemons_user, entries_hold, fetch, loaded_by, rmapd, sample, still_loaded, until
+from tests.live.conftest import (
+    RMAPD,
+    ROOT,
+    daemon,
+    daemons_user,
+    entries_hold,
+    fetch,
+    judge_of,
+    loaded_by,
+    rmapd,
+    sample,
+    still_loaded,
+    until,
+)
 from tests.live.test_governor import keeper_of
 from tests.live.test_otlp import DAEMON
 from tests.support.collector import collector
@@ -115,8 +128,9 @@ cli.main()
 
 def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     with daemon("--config", str(config)) as (process, url):
-        found = threads(process.pid)
+        found = threads(judge_of(process.pid))
         assert len(found) > 1, "the server's thread is among them"
+        found += threads(process.pid)  # the supervisor's one
         for one in found:
             assert {int(one[name], 16) for name in SETS} == {0}, one
             assert one["NoNewPrivs"] == "1"
@@ -142,8 +156,9 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     assert not still_loaded(programs)
     config.write_text("patrol_seconds = 2.0\ndrop_privileges = false\n")
     with daemon("--config", str(config)) as (process, _):
-        assert all(int(one["CapEff"], 16) == int(status(Path("/proc/self"))["CapEff"], 16) for one in threads(process.pid))
-        assert threads(process.pid)[0]["NoNewPrivs"] == "0"
+        judge = judge_of(process.pid)
+        assert all(int(one["CapEff"], 16) == int(status(Path("/proc/self"))["CapEff"], 16) for one in threads(judge))
+        assert threads(judge)[0]["NoNewPrivs"] == "0"
         assert coverage(process) == dropped
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import RMAPD, ROOT, daemons_user
+from tests.live.conftest import RMAPD, ROOT, daemons_user, remaining
+from tests.support.rehearsal import Stage, make
+from tests.support.violations import VIOLATING, variant
+from tracer import stored
 
 
 class Manager:
@@ -26,9 +31,25 @@ class Manager:
         self.socket.bind(self.name)
         os.chmod(self.name, 0o777)  # as systemd's: whoever serves may tell it
         self.socket.settimeout(60)
+        self.kept, self.removals = list[int](), 0
 
     def next(self) -> dict[str, str]:
-        return dict(line.split("=", 1) for line in self.socket.recv(4096).decode().splitlines())
+        """What is said of the descriptors that it keeps comes in between; they are in `kept`."""
+        while True:
+            raw, fds, _, _ = socket.recv_fds(self.socket, 4096, 253)
+            heard = dict(line.split("=", 1) for line in raw.decode().splitlines())
+            if "FDSTORE" in heard:
+                self.kept += fds
+            elif "FDSTOREREMOVE" in heard:
+                self.removals += 1
+                self.forget()
+            else:
+                return heard
+
+    def forget(self) -> None:
+        for fd in self.kept:
+            os.close(fd)
+        self.kept = []
 
     def drain(self) -> None:
         self.socket.setblocking(False)
@@ -158,3 +179,75 @@ def test_what_the_unit_leaves_is_enough() -> None:
     assert said == [line.partition(" INFO ")[2] for line in free.stderr.splitlines() if "coverage: " in line]
     assert len(said) == 1
     assert "not calibrated" not in done.stderr
+
+
+PASSING = """
+import os, sys
+first, count = int(sys.argv[1]), int(sys.argv[2])
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(count), "LISTEN_FDNAMES": ":".join(["rmapd"] * count)}
+for number in range(count):
+    os.dup2(first + number, 3 + number)
+os.closerange(3 + count, 1024)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+@contextlib.contextmanager
+def passing(fds: list[int]) -> Iterator[list[str]]:
+    """A start as systemd makes it, with these descriptors from 3 on."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 500 + number) for number, fd in enumerate(fds)]
+    for fd in high:
+        os.set_inheritable(fd, True)
+    yield [sys.executable, "-c", PASSING, str(high[0]), str(len(high))]
+    for fd in high:
+        os.close(fd)
+
+
+def test_what_a_killed_run_has_left_is_read_by_the_next_start(manager: Manager, tmp_path: Path) -> None:
+    """systemd's part, the descriptor store, is played by the test."""
+    probes, store = make(tmp_path / "probes"), tmp_path / "rmapd.db"
+    altered = [sys.executable, "-m", "tests.support.altered", str(probes), "{}", "run", "--store", str(store)]
+    environment = os.environ | {"NOTIFY_SOCKET": manager.name, "RMAPD_LISTEN": "127.0.0.1:0"}
+    key = variant(VIOLATING["L3"], 0)
+    with subprocess.Popen(altered, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        manager.until("WATCHDOG")
+        with contextlib.closing(Stage.find()) as stage:
+            stage.book(key)
+            time.sleep(2.2)
+            for _ in range(41):
+                stage.book(key)
+        process.kill()
+        process.communicate(timeout=30)
+    kinds = Counter(os.readlink(f"/proc/self/fd/{fd}").split(":")[-1] for fd in manager.kept)
+    assert set(kinds) <= {"bpf-map", "bpf-prog", "rmapd-judge (deleted)"}, "no link: nothing stays attached"
+    assert kinds["bpf-map"] > 20
+    with passing(manager.kept) as start_with:
+        process = subprocess.Popen([*start_with, *altered], stderr=subprocess.PIPE, text=True, env=environment, close_fds=False)
+    manager.forget()
+    manager.drain()
+    manager.socket.settimeout(60)
+    removals = manager.removals
+    with process:
+        try:
+            manager.until("READY")
+            assert manager.removals == removals + 1, "it has let go of what it was given"
+            manager.until("WATCHDOG")
+            assert manager.kept, "and has its own kept"
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    with contextlib.suppress(TimeoutError):
+        manager.socket.settimeout(1)
+        while True:
+            manager.next()
+    assert process.returncode == 0, said
+    assert not remaining()
+    assert not manager.kept, "after a stop in good order nothing is kept"
+    assert "found after a crash: systemd kept it for this start: 42 violated, 0 suspect" in said
+    found = stored.read(store)
+    assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 42)], "nothing lost, nothing counted twice"
+    first, second = found.runs
+    assert first["report"]["ended_early"]["reason"].startswith("found after a crash")
+    assert first["ended"]
+    assert "ended_early" not in second["report"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import daemon, daemons_user, fetch, rmapd, sample
+from tests.live.conftest import daemon, daemons_user, fetch, judge_of, rmapd, sample
 from tracer import stored
 from tracer.store import Store
 from tracer.verdict import Finding, Tally, Verdict
@@ -129,7 +129,9 @@ def test_a_killed_run_is_there_without_an_end(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     with daemon("--store", str(path)) as (process, url):
         assert sample(url, "rmapd_store_writable") == 1
-        process.kill()
+        judge = judge_of(process.pid)
+        process.kill()  # and who would keep what is left, before it can
+        os.kill(judge, signal.SIGKILL)
         process.wait(30)
     (run,) = stored.read(path).runs
     assert run["ended"] is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +55,38 @@ def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     gone.alive("x")
     (message,) = caplog.messages
     assert message.startswith("systemd does not hear us")
+
+
+def test_descriptors_are_kept_and_let_go(tmp_path: Path) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(name)
+        systemd = Supervisor({"NOTIFY_SOCKET": name})
+
+        given = [os.memfd_create(f"kept-{number}") for number in range(3)]
+        systemd.keep(given)
+        message, came, _, _ = socket.recv_fds(heard, 4096, 10)
+        assert message == b"FDSTORE=1\nFDNAME=rmapd\nFDPOLL=0"
+        assert [os.fstat(fd).st_ino for fd in came] == [os.fstat(fd).st_ino for fd in given]
+        systemd.forget()
+        assert heard.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=rmapd"
+        for fd in [*given, *came]:
+            os.close(fd)
+
+
+TAKING = """
+import os
+from tracer.notify import taken_back
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3", "LISTEN_FDNAMES": "rmapd:other:rmapd"}
+for number in range(3):
+    os.dup2(os.memfd_create(str(number)), 20 + number)
+for number in range(3):
+    os.dup2(20 + number, 3 + number)
+print(taken_back(), "LISTEN_FDS" in os.environ, [fd for fd in (3, 4, 5) if os.path.exists(f"/proc/self/fd/{fd}")], os.get_inheritable(3))
+print(taken_back(), taken_back({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "rmapd"}))
+"""
+
+
+def test_what_systemd_kept_is_taken_back_once() -> None:
+    done = subprocess.run([sys.executable, "-c", TAKING], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[3, 5] False [3, 5] False", "[] []"]

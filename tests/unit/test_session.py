@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from tracer.recorder import Recorder
 from tracer.session import Session
 
 
@@ -24,6 +25,7 @@ def session(said: list[str], finds: list[str], next_tick_ns: int) -> Session:
     made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
     made._poll, made._ring = SimpleNamespace(poll=lambda _ms: []), SimpleNamespace(fd=3, read=lambda: [])
     judge.doubts = dict
+    made.recorder = Recorder(None)
     made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"), doubt=lambda _doubts: None)
     return cast(Session, made)
 

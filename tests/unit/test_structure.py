@@ -17,24 +17,32 @@ from tracer.layout import parse
 FLOORS = [
     floor.split()
     for floor in """
-    printable evidence answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache
+    printable evidence answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache child
     errors logs
     outcome reading
-    stored database btf layout bpf verdict config template whole drawing wire privileges otlp
+    stored database btf layout bpf verdict config template whole drawing wire privileges otlp command
+    exec_order
     slices kernel instance installation protocol signature program compiler reported
     plan symbols books windows encoding notation invariant plots summary watch keeper
+    checkpoint required
     oracle loaded rulings difference scene trail
     aligned fidelity late
     loader beside
     handover html_report markdown_report
+    handed_down
+    supervisor
     snapshot explain publish
     suspects calibrate history
     facts
     metrics report points status
     findings docket store journal ktap junit current
     judge reaction web
+    recorder
     session
+    after_death
+    found_after
     service execute doctor
+    exec_supervisor run_supervisor
     cli
     __main__
     """.strip().splitlines()

@@ -239,14 +239,16 @@ def watchdog() -> None:
     }
     print(f"killed after {killed} s, ready again after {facts['watchdog']['back']} s")
     say("journalctl -u rmapd -o short-monotonic --no-pager | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'")
+    facts["watchdog"]["found"] = say("journalctl -u rmapd -o cat --no-pager | grep 'found after a crash'")[1]
 
 
 def stop() -> None:
-    ours = loaded_by(pid())
+    ours, kept = loaded_by(pid()), int(shown("NFileDescriptorStore")["NFileDescriptorStore"])
     code = say("systemctl stop rmapd")[0]
     say("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
     say("journalctl -u rmapd -o cat --no-pager -n 4")
     facts["stop"] = {"code": code, **shown("ActiveState", "Result", "ExecMainStatus"), "left": left(ours)}
+    facts["stop"]["kept"] = kept, int(shown("NFileDescriptorStore")["NFileDescriptorStore"])
     print(f"of its {len(ours)} BPF programs are left: {facts['stop']['left']}")
 
 

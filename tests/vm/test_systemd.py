@@ -59,7 +59,10 @@ def lived(found: dict[str, Any]) -> None:
     limit = found["watchdog"]["limit"]
     assert limit - 5 < found["watchdog"]["killed"] < limit + 100
     assert (found["watchdog"]["restarts"], found["watchdog"]["ready"]) == ("1", 200)
+    assert "found after a crash: systemd kept it for this start" in found["watchdog"]["found"]
     stopped = found["stop"]
+    assert stopped["kept"][0] > 50, "maps and programs, for the next start"
+    assert stopped["kept"][1] == 0, "none after a stop in good order"
     assert (stopped["code"], stopped["ActiveState"], stopped["Result"], stopped["ExecMainStatus"]) == (0, "inactive", "success", "0")
     assert stopped["left"] == []
     assert found["security"] <= 2.0

@@ -1,0 +1,244 @@
+"""The judge dies, hangs, or is killed at any moment: what it had recorded is reported, and nothing stays attached.
+
+RMAPD_KILLS=200 for more rounds of the first test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.conftest import RMAPD, WORKLOAD, child_of, daemon, judge_of, remaining, until
+from tests.support.rehearsal import Stage, make
+from tests.support.violations import ENCODING, VIOLATING, variant
+from tracer import stored
+from tracer.notation import text
+
+ROUNDS = int(os.environ.get("RMAPD_KILLS", "6"))
+SEED = int(os.environ.get("RMAPD_SEED", str(time.time_ns())))
+EXIT_OF_MAIN_THREAD = """
+import ctypes, sys
+from tracer import cli, session
+step, left = session.Session.step, [5]
+def dying(self, *args):
+    left[0] -= 1
+    return step(self, *args) if left[0] else ctypes.CDLL(None).syscall(60, 0)
+session.Session.step = dying
+cli.main(sys.argv[1:], prog_name="rmapd")
+"""
+
+
+@contextlib.contextmanager
+def executing(*args: str, command: tuple[str, ...] = (RMAPD,), env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, **(env or {})}
+    with subprocess.Popen([*command, "exec", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def migrating() -> Iterator[None]:
+    """Meanwhile memory is compacted, and others fork, map and exit."""
+    with subprocess.Popen([*WORKLOAD, "10000000"], stdout=subprocess.DEVNULL, start_new_session=True) as load:
+        try:
+            yield
+        finally:
+            os.killpg(load.pid, signal.SIGKILL)
+
+
+def started(process: subprocess.Popen[str], command: str = "sleep") -> None:
+    """The gate is open: the command runs."""
+    until(lambda: child_of(process.pid, command), 60, f"{command} is started")
+
+
+def read(report: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+class Bookings:
+    """Windows that violate something, booked by a thread as fast as it goes; how many of each."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.counts: Counter[str] = Counter()
+        self._stage, self._stop = stage, threading.Event()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def _work(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            for line in VIOLATING.values():
+                key = variant(line, number // 3 % 256)
+                self._stage.book(key)
+                self.counts[text(ENCODING.decode(key))] += 1
+            number += 1
+            time.sleep(random.random() / 100)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
+    print("seed", SEED)
+    chance = random.Random(SEED)
+    altered, report = (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"), tmp_path / "r.json"
+    figures: Counter[str] = Counter()
+    for _ in range(ROUNDS):
+        report.unlink(missing_ok=True)
+        with (
+            executing("--report", str(report), "--", "sleep", "60", command=altered) as process,
+            migrating(),
+        ):
+            started(process)
+            with contextlib.closing(Stage.find()) as stage:
+                bookings = Bookings(stage)
+                time.sleep(chance.uniform(0, 1.5))
+                bookings.stop()
+                os.kill(judge_of(process.pid), signal.SIGKILL)
+                said, errors = process.communicate(timeout=60)
+        assert process.returncode == 71, errors
+        found = read(report)
+        assert found["ended_early"]["signal"] == "SIGKILL", found["ended_early"]
+        assert found["ended_early"]["detached"] is True
+        assert found["exit"]["code"] == 71
+        assert "ENDED EARLY: the judge died: killed by SIGKILL" in said
+        counted = {v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"}
+        unread = set(bookings.counts) - set(counted)
+        assert not unread, "every violation is found"
+        assert counted == bookings.counts, "as often as it was booked"
+        ledger, m1 = found["migration"], found["invariants"]["M1"]["checks"]
+        assert ledger["entries_booked"] + ledger["entries_copied"] == sum(m1.values()), (ledger, m1)
+        assert m1["violated"] == 0
+        assert ledger["outstanding"] <= m1["unverifiable"], "their migration was under way when the gate closed"
+        assert (found["lost"]["ledger"], found["lost"]["protocols"]) == (0, 0)
+        figures += Counter(
+            kills=1, violations=sum(counted.values()), signatures=len(counted), entries=sum(m1.values()), unverifiable=m1["unverifiable"]
+        )
+        print(dict(figures), flush=True)
+    assert not remaining()
+
+
+def test_a_judge_that_dies_while_it_attaches(tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    with executing("--report", str(report), "--", "sleep", "60") as process:
+        os.kill(until(lambda: judge_of(process.pid), 10, "there is a judge"), signal.SIGKILL)
+        process.communicate(timeout=60)
+    assert process.returncode == 71
+    assert read(report)["command"]["ended"] == "it was not started"
+    assert read(report)["ended_early"]["reason"] == "the judge died: killed by SIGKILL"
+    assert not remaining()
+
+
+def test_a_judge_that_hangs(tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    with executing("--report", str(report), "--", "sleep", "60", env={"RMAPD_HANG_SECONDS": "5"}) as process:
+        started(process)
+        os.kill(judge_of(process.pid), signal.SIGSTOP)
+        began = time.monotonic()
+        process.communicate(timeout=60)
+    assert process.returncode == 71
+    assert 4 < time.monotonic() - began < 20
+    assert read(report)["ended_early"]["reason"].startswith("the judge died: no sign of life for ")
+    assert read(report)["command"]["exit_code"] == 143
+    assert not remaining()
+
+
+def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> None:
+    """As after a BUG: the process is a zombie behind another thread, with all its descriptors. What it attached is closed nevertheless."""
+    report, judge = tmp_path / "r.json", 0
+    try:
+        with executing("--report", str(report), "--", "sleep", "60", command=(sys.executable, "-c", EXIT_OF_MAIN_THREAD)) as process:
+            started(process)
+            judge = judge_of(process.pid)
+            process.communicate(timeout=60)
+        assert process.returncode == 71
+        assert read(report)["ended_early"]["reason"] == "the judge died: the kernel killed its main thread, and the process stays"
+        assert read(report)["invariants"]["M1"]["coverage"] == "partial"
+        assert Path(f"/proc/{judge}/task/{judge}/stat").read_text().rpartition(") ")[2][0] == "Z"
+        assert len(list(Path(f"/proc/{judge}/task").iterdir())) == 2
+        assert not remaining()
+    finally:
+        if judge:
+            os.kill(judge, signal.SIGKILL)
+
+
+def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
+    """What the first one had found is reported all the same."""
+    altered = "import os, sys; from tracer import after_death; after_death.Aftermath.__enter__ = lambda self: os.kill(os.getpid(), 9); "
+    altered += "from tests.support import altered; altered.main(*sys.argv[1:])"
+    report, command = tmp_path / "r.json", (sys.executable, "-c", altered, str(make(tmp_path / "probes")), "{}")
+    with executing("--report", str(report), "--", "sleep", "60", command=command) as process:
+        started(process)
+        with contextlib.closing(Stage.find()) as stage:
+            stage.book(variant(VIOLATING["L3"], 0))
+            time.sleep(2)
+        os.kill(judge_of(process.pid), signal.SIGKILL)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 71
+    assert [(v["invariant"], v["count"]) for v in read(report)["violations"]] == [("L3", 1)]
+    assert read(report)["ended_early"]["after_death"] == "it ended with -9"
+    assert "VIOLATED L3" in said
+    assert not remaining()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_supervisor_dies(tmp_path: Path, both: bool) -> None:
+    report = tmp_path / "r.json"
+    with executing("--report", str(report), "--", "sleep", "3") as process:
+        started(process)
+        judge = judge_of(process.pid)
+        process.kill()
+        if both:
+            os.kill(judge, signal.SIGKILL)
+        process.wait(10)
+    assert not remaining()
+    if not both:
+        until(report.exists, 20, "the judge reports")
+        assert read(report)["ended_early"]["reason"] == "the supervising process died"
+
+
+def test_a_daemon_whose_judge_is_killed(tmp_path: Path) -> None:
+    """Its supervisor stores what is left: what was stored is not counted twice, and what was not is not lost."""
+    altered, path = (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"), tmp_path / "rmapd.db"
+    chance, key = random.Random(SEED), variant(VIOLATING["L3"], 0)
+    for round_ in range(3):
+        with daemon("--store", str(path), command=altered) as (process, _), contextlib.closing(Stage.find()) as stage:
+            time.sleep(chance.uniform(0, 2))
+            for _ in range(100):
+                stage.book(key)
+                time.sleep(chance.uniform(0, 0.02))
+            judge = judge_of(process.pid)
+            os.kill(judge, signal.SIGKILL)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == 71, said
+        assert "found after a crash: the judge died: killed by SIGKILL: 100 violated" in said
+        found = stored.read(path)
+        assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 100 * (round_ + 1))]
+        assert len(found.runs) == round_ + 1
+        assert found.runs[-1]["ended"]
+        assert found.runs[-1]["report"]["ended_early"]["reason"] == "found after a crash: the judge died: killed by SIGKILL"
+        assert not remaining()
+
+
+def test_a_daemon_whose_supervisor_is_killed() -> None:
+    with daemon() as (process, _):
+        judge = judge_of(process.pid)
+        process.kill()
+        until(lambda: not Path(f"/proc/{judge}").exists(), 20, "the judge ends, too")
+    assert not remaining()

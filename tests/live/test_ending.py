@@ -1,0 +1,100 @@
+"""`rmapd exec` ends: by its time, by a signal at any moment, whatever its command does; with the exit codes of env(1) and timeout(1)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.live.conftest import remaining, rmapd, run_exec
+from tests.live.test_death import executing, read, started
+from tests.support.rehearsal import Stage, make
+from tests.support.violations import VIOLATING, variant
+
+DEAF = ["sh", "-c", "trap '' TERM INT HUP; exec sleep 60"]
+
+
+def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
+    done, report = run_exec(tmp_path, "--timeout", "0.5", command=["sleep", "60"])
+    assert done.returncode == 124, done.stderr
+    assert report["exit"] == {"code": 124, "reason": "the command's time was over (--timeout 0.5)"}
+    assert report["ended_early"] == {"reason": "the command's time was over (--timeout 0.5)"}
+    assert report["command"] == {"argv": ["sleep", "60"], "exit_code": 143, "ended": "killed by SIGTERM"}
+    assert report["invariants"]["M1"]["coverage"] == "partial"
+    assert done.stdout.startswith("ENDED EARLY: the command's time was over")
+    began = time.monotonic()
+    done, report = run_exec(tmp_path, "--timeout", "0.5", "--grace", "1", command=DEAF)
+    assert done.returncode == 124
+    assert time.monotonic() - began < 20
+    assert report["command"]["ended"] == "killed by SIGKILL"
+    assert not remaining()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_with_a_report(tmp_path: Path, number: signal.Signals) -> None:
+    report = tmp_path / "r.json"
+    with executing("--report", str(report), "--", "sleep", "60") as process:
+        started(process)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    assert said.startswith(f"ENDED EARLY: {number.name} came; the command: killed by {number.name}\n")
+    assert read(report)["ended_early"] == {"reason": f"{number.name} came", "signal": number.name}
+    assert read(report)["command"]["exit_code"] == 128 + number, "it was passed on"
+    assert "Traceback" not in errors
+
+
+def test_a_signal_at_any_moment_before_the_gate_is_open(tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    for delay in (0.25, 0.4, 0.6, 0.8):
+        report.unlink(missing_ok=True)
+        with executing("--report", str(report), "--", "sleep", "60") as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=30)
+        assert process.returncode == 143, errors
+        assert "SIGTERM came" in read(report)["ended_early"]["reason"]
+        assert "Traceback" not in errors
+    assert not remaining()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    with executing("--report", str(report), "--grace", "50", "--", *DEAF) as process:
+        started(process)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        process.communicate(timeout=10)
+    assert (process.returncode, report.exists()) == (130, False)
+    assert time.monotonic() - began < 5
+    assert not remaining()
+
+
+def test_what_cannot_be_run_is_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for command, code in (("/nonexistent/command", 127), ("no-such-command-anywhere", 127), (str(folder), 126), ("/etc/passwd", 126)):
+        done = rmapd("exec", "--", command)
+        assert (done.returncode, f"cannot run {command}" in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+    assert not remaining()
+
+
+def test_a_command_that_exits_with_3_is_told_apart(tmp_path: Path) -> None:
+    done, report = run_exec(tmp_path, command=["sh", "-c", "exit 3"])
+    assert (done.returncode, report["exit"]) == (3, {"code": 3, "reason": "the command's own"})
+    altered, out = (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"), tmp_path / "r.json"
+    with executing("--report", str(out), "--violation-exit-code", "99", "--timeout", "2", "--", "sleep", "60", command=altered) as process:
+        started(process)
+        with contextlib.closing(Stage.find()) as stage:
+            stage.book(variant(VIOLATING["L3"], 0))
+        process.communicate(timeout=30)
+    assert process.returncode == 99, "what is violated comes first"
+    assert read(out)["exit"] == {"code": 99, "reason": "violated (--fail-on)"}
+    assert read(out)["ended_early"]["reason"].startswith("the command's time was over")
