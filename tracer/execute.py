@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import click
@@ -98,6 +99,7 @@ def from_log(order: Order, memory: Memory, outcome: Outcome) -> int:
 
 def _write(order: Order, snapshot: Snapshot, outcome: Outcome, pulse: Pulse, more: Mapping[str, Any] | None = None) -> int:
     """Print, write the files, and the exit code."""
+    snapshot = replace(snapshot, ended_early=outcome.reason if outcome.early else "")
     bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(order.fail_on, ())
     fails = bad or (Verdict.VIOLATED,)  # --fail-on never is about the exit code: what is violated is not ok all the same
     code, reason = outcome.code, outcome.reason

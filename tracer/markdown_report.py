@@ -60,7 +60,7 @@ def _head(reported: Reported) -> Iterator[str]:
         yield f"\n{_text(line)}"
     yield "\n" + ", ".join(f"{tile['name']} **{tile['value']}**" for tile in tiles(reported))
     if report.command.argv:
-        yield f"\nRan {_code(' '.join(report.command.argv))}, which exited with {report.command.exit_code}."
+        yield f"\nRan {_code(' '.join(report.command.argv))}, which {report.command.ending}."
 
 
 def _violations(reported: Reported) -> Iterator[str]:

@@ -212,10 +212,15 @@ class Overhead(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What exec ran; exit_code is None in what a daemon serves."""
+    """What exec ran; exit_code is None where it had not ended, and in what a daemon serves."""
 
     argv: list[str] = []
     exit_code: int | None = 0
+
+    @property
+    def ending(self) -> str:
+        """What became of it, in words."""
+        return "had not ended" if self.exit_code is None else f"exited with {self.exit_code}"
 
 
 class Migration(msgspec.Struct, frozen=True):

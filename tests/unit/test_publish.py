@@ -27,7 +27,7 @@ from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.printable import printable
 from tracer.report import as_json
-from tracer.reported import of_report, of_store
+from tracer.reported import Command, of_report, of_store
 from tracer.store import Store
 from tracer.summary import headline, tiles
 from tracer.verdict import Verdict, Violation
@@ -411,3 +411,7 @@ def test_the_json_of_a_run_has_what_is_drawn() -> None:
     }
     assert found["started"] == "2023-11-14T22:13:20.000000Z"
     assert json.dumps(found["timeline"]["totals"]["windows"]) == "[0, 10, 20, 30, 40, 50]"
+
+
+def test_a_command_that_had_not_ended_has_no_exit_code() -> None:
+    assert [Command(["x"], code).ending for code in (0, 3, None)] == ["exited with 0", "exited with 3", "had not ended"]
