@@ -16,8 +16,18 @@ from tracer.errors import RmapdError
 from tracer.handover import Attached, taken_over
 from tracer.kernel import Kernel
 from tracer.layout import Books as Layouts
+from tracer.layout import Layout
 from tracer.recorder import resume
 from tracer.session import Session, probes_folder, running_kernel
+
+
+def put_back(layout: Layout, before: bytes, now: bytes) -> bytes:
+    """A row of the ledger as it was before it was taken out, with what the kernel has inserted since: it began another row then. now: the
+    row that is there, the same one where the judge died before it took it."""
+    was, later = layout.unpack(before), layout.unpack(now)
+    if was.first_ns == later.first_ns:
+        return now
+    return layout.pack(**vars(later) | {"first_ns": was.first_ns, "count": was.count + later.count})
 
 
 class Aftermath(Session):
@@ -36,19 +46,10 @@ class Aftermath(Session):
         self._started_ns = self._down.started_ns
         self.books.set_params(gate=0)
         for name, key, value in self.left.rows:
-            self.loaded.maps[name].update(key, value if name == "frozen" else self._with_later(layouts, key, value))
+            now = None if name == "frozen" else self.loaded.maps[name].lookup(key)
+            self.loaded.maps[name].update(key, put_back(layouts.structs["ledger_row"], value, now) if now else value)
         resume(self.left, self.judge, self.docket.rulings)
         self.judge.read_events([event for at, event in self.left.events if at < self._ring.at])
-
-    def _with_later(self, layouts: Layouts, key: bytes, value: bytes) -> bytes:
-        """A row of the ledger as it was before it was taken out, with what was inserted after that: the kernel began another row then."""
-        layout, now = layouts.structs["ledger_row"], self.loaded.maps["ledger"].lookup(key)
-        if now is None:
-            return value
-        was, later = layout.unpack(value), layout.unpack(now)
-        if was.first_ns == later.first_ns:
-            return now
-        return layout.pack(**vars(later) | {"first_ns": was.first_ns, "count": was.count + later.count})
 
     def _calibrate(self, *_: object) -> str:
         """As the dead judge found it: what it found is in the maps."""

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from tests.support.court import Court
+from tests.support.native import LAYOUTS
 from tests.support.snapshots import snapshot
 from tests.support.world import MIGRATION_WRITE, World, swap_entry
 from tests.unit.test_ledger_property import _LIMITS, KernelThatMissesRuns
 from tests.unit.test_world import ADDR
+from tracer.after_death import put_back
 from tracer.metrics import SnapshotCollector
 from tracer.plan import Hook, Planned, State, Way
 from tracer.program import RunStatistics
@@ -153,6 +155,39 @@ class TestM4HasOneVerdictOnAnEntry:
         court.end()
         checked = court.checks()
         assert (checked["M4", Verdict.SUSPECT], checked["M4", Verdict.HOLDS], checked["M1", Verdict.HOLDS]) == (1, 0, 1)
+
+
+class TestAfterTheDeathOfAJudge:
+    """Another one goes on: no entry loses its verdict, and none has two."""
+
+    @pytest.mark.parametrize(("later", "first_ns", "count"), [(9, 1, 9), (20, 1, 5 + 9)])
+    def test_a_row_that_was_taken_out_is_put_back_with_what_came_since(self, later: int, first_ns: int, count: int) -> None:
+        layout = LAYOUTS.structs["ledger_row"]
+        begun = 1 if later == 9 else later  # the very row, that grew, or another one
+        found = layout.unpack(put_back(layout, layout.pack(first_ns=1, count=5), layout.pack(first_ns=begun, last_ns=later, count=9)))
+        assert (found.first_ns, found.last_ns, found.count) == (first_ns, later, count)
+
+    def test_rows_in_cases_and_late_removals_go_on(self) -> None:
+        world = World(hooks=False)
+        first = Court(world, patrol=False)
+        pfn = world.map_page(world.new_mm(), ADDR)
+        split(world, pfn, times=5)
+        world.tick(2 * 10**9)
+        first.tick()
+        split(world, pfn, times=3)
+        first.work()
+        held = first.desk.held_rows()
+        while not held:  # until the case of the first five is decided: what came later has a case, and no row
+            world.tick(10**9)
+            first.work()
+            held = first.desk.held_rows()
+        second = Court(world, patrol=False)
+        second.entries.update(first.entries)
+        second.late.resume(*first.late.state)
+        second.desk.open("M1", held)
+        second.end()
+        assert second.entries[Verdict.HOLDS] == recorded(world) == 8
+        assert not second.entries[Verdict.UNVERIFIABLE]
 
 
 def test_the_report_says_what_became_of_each_entry() -> None:
