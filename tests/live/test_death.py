@@ -213,9 +213,9 @@ def test_the_supervisor_dies(tmp_path: Path, both: bool) -> None:
         assert read(report)["ended_early"]["reason"] == "the supervising process died"
 
 
-def test_a_daemon_whose_judge_is_killed(tmp_path: Path) -> None:
+def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
     """Its supervisor stores what is left: what was stored is not counted twice, and what was not is not lost."""
-    altered, path = (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"), tmp_path / "rmapd.db"
+    altered, path = (sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"), reachable / "rmapd.db"
     chance, key = random.Random(SEED), variant(VIOLATING["L3"], 0)
     for round_ in range(3):
         with daemon("--store", str(path), command=altered) as (process, _), contextlib.closing(Stage.find()) as stage:

@@ -34,9 +34,9 @@ def obeyed(text: str) -> set[str]:
     return {one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp") and one not in "\n\t\u2007"}
 
 
-def test_the_name_of_a_task_does_not_reach_a_terminal(tmp_path: Path) -> None:
-    altered = [sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"]
-    store = tmp_path / "rmapd.db"
+def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
+    altered = [sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"]
+    store = reachable / "rmapd.db"
     with daemon("--store", str(store), command=altered) as (process, url), contextlib.closing(Stage.find()) as stage:
         with called(NAME):
             assert Path("/proc/thread-self/comm").read_bytes() == NAME.encode() + b"\n"
@@ -61,8 +61,8 @@ def test_the_name_of_a_task_does_not_reach_a_terminal(tmp_path: Path) -> None:
         assert (done.returncode, obeyed(done.stdout)) == (0, set())
         assert form != "text" or f"{SHOWN}[" in done.stdout
         assert form != "json" or json.loads(done.stdout)["violation"]["task"]["comm"] == NAME
-    for args in (("report", "--store", str(store)), ("report", "--store", str(store), "--output", str(tmp_path / "r.html"))):
+    for args in (("report", "--store", str(store)), ("report", "--store", str(store), "--output", str(reachable / "r.html"))):
         done = rmapd(*args)
         assert (done.returncode, obeyed(done.stdout)) == (0, set())
-    assert SHOWN in (tmp_path / "r.html").read_text()
-    assert not obeyed((tmp_path / "r.html").read_text())
+    assert SHOWN in (reachable / "r.html").read_text()
+    assert not obeyed((reachable / "r.html").read_text())

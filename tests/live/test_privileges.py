@@ -180,15 +180,19 @@ def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None
     """Real, effective, saved and file-system ids, and no supplementary groups."""
     user = daemons_user()
     with daemon("--config", str(config)) as (process, _):
-        helper = keeper_of(process.pid)
-        found = [*threads(process.pid), *threads(helper)]
-        assert len(found) > 2
+        helper, judge = keeper_of(process.pid), judge_of(process.pid)
+        found = [*threads(process.pid), *threads(judge), *threads(helper)]
+        assert len(found) > 3, "the supervisor's, the judge's two, the helper's"
         for one in found:
             assert set(one["Uid"].split()) == {str(user.pw_uid)}, one
             assert set(one["Gid"].split()) == {str(user.pw_gid)}, one
             assert one["Groups"] == "", one
             assert (one["NoNewPrivs"], one["CapInh"], one["CapAmb"]) == ("1", "0" * 16, "0" * 16)
-        for pid in (process.pid, helper):  # not dumpable: /proc has it as root's, and another process of the user cannot look into it
+        for pid in (
+            process.pid,
+            judge,
+            helper,
+        ):  # not dumpable: /proc has it as root's, and another process of the user cannot look into it
             assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
             spy = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "cat", f"/proc/{pid}/environ"]
             assert subprocess.run(spy, capture_output=True, check=False).returncode != 0

@@ -110,7 +110,7 @@ def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> No
         "a restart is needed for fidelity" in said
     )
     assert "the configuration stays as it was" in said
-    assert "  try: patrol_seconds" in said
+    assert "try: patrol_seconds" in said
 
 
 def test_a_daemon_that_does_not_judge_is_not_alive(manager: Manager, reachable: Path) -> None:
@@ -203,9 +203,9 @@ def passing(fds: list[int]) -> Iterator[list[str]]:
         os.close(fd)
 
 
-def test_what_a_killed_run_has_left_is_read_by_the_next_start(manager: Manager, tmp_path: Path) -> None:
+def test_what_a_killed_run_has_left_is_read_by_the_next_start(manager: Manager, reachable: Path) -> None:
     """systemd's part, the descriptor store, is played by the test."""
-    probes, store = make(tmp_path / "probes"), tmp_path / "rmapd.db"
+    probes, store = make(reachable / "probes"), reachable / "rmapd.db"
     altered = [sys.executable, "-m", "tests.support.altered", str(probes), "{}", "run", "--store", str(store)]
     environment = os.environ | {"NOTIFY_SOCKET": manager.name, "RMAPD_LISTEN": "127.0.0.1:0"}
     key = variant(VIOLATING["L3"], 0)
