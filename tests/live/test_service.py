@@ -67,7 +67,10 @@ class Manager:
 def manager(reachable: Path) -> Iterator[Manager]:
     made = Manager(reachable)
     with made.socket:
-        yield made
+        try:
+            yield made
+        finally:
+            made.forget()
 
 
 @contextlib.contextmanager
