@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.parser import text_string_to_metric_families
 
 import dashboards
-from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, until
+from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, judge_of, until
 from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheus, running
 from tests.support.promql import expand
 from tests.support.snapshots import full
@@ -156,13 +156,17 @@ def test_alerts_fire_from_what_really_happens(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def run_at(address: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`rmapd run`, killed at the end."""
+    """`rmapd run`, killed at the end, its judge as well: nobody is left who ends in good order, and holds the lock for that long."""
     command = [RMAPD, "run", "--listen", address, *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
+            judge = judge_of(process.pid) if process.poll() is None else 0
             process.kill()
+            if judge:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(judge, signal.SIGKILL)
 
 
 def test_a_violation_fires_within_two_scrapes(tmp_path: Path) -> None:
