@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tracer.books import Row, Visited
 from tracer.checkpoint import Checkpoint, Left, Memory, State, read
 from tracer.verdict import Finding, Tally, Verdict
 
@@ -160,3 +161,15 @@ def test_what_no_judge_wrote_is_an_error() -> None:
     memory.append(b"\xc1nonsense")
     with pytest.raises(msgspec.DecodeError):
         read(memory)
+
+
+def test_a_state_comes_back_as_it_was_written() -> None:
+    memory = Memory(1 << 20)
+    visited = Visited(1 << 63, 2, 3, 4, 5, 6, 7)
+    row = Row(b"k" * 32, 1, 2, 0, 0x7F0000000000, 1, 5, 1 << 63, 9, (), {1 << 63: visited})
+    state = State(level="full", entries=[(Verdict.HOLDS, 4)], held=[row], late=({"M4_LATE": 3}, {b"x\xff": 2}, 1))
+    checkpoint = Checkpoint(memory, lambda: state, lambda _every: {}, set)
+    checkpoint.begin(b"what is attached")
+    checkpoint.commit()
+    found = read(memory).state
+    assert (found.entries, found.held, found.late) == (state.entries, state.held, state.late)
