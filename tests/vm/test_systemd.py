@@ -61,7 +61,7 @@ def lived(found: dict[str, Any]) -> None:
     assert (found["watchdog"]["restarts"], found["watchdog"]["ready"]) == ("1", 200)
     assert "found after a crash: systemd kept it for this start" in found["watchdog"]["found"]
     stopped = found["stop"]
-    assert stopped["kept"][0] > 50, "maps and programs, for the next start"
+    assert stopped["kept"][0] > 30, "maps and programs, for the next start: 44 with tracepoints alone, 136 with all hooks"
     assert stopped["kept"][1] == 0, "none after a stop in good order"
     assert (stopped["code"], stopped["ActiveState"], stopped["Result"], stopped["ExecMainStatus"]) == (0, "inactive", "success", "0")
     assert stopped["left"] == []
