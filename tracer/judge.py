@@ -58,6 +58,7 @@ class Judge:
         self._checked, self._docket = checked, docket
         self._missed = missed
         self.late = LateRemovals(self._missed.ledger)
+        self._told_missed_ns: int | None = None
         self._unheld = deque[int](maxlen=_LOOKS_FOR_LOST)
 
     def change(self, welcome_ns: int, patrol_ns: int) -> None:
@@ -143,8 +144,9 @@ class Judge:
         rows = self._books.ledger() if self.outstanding(counters) else []
         for verdict, count in self.late.count(counters, {row.key: row.count for row in rows}, self._clock()):
             self.tally.add("M4", verdict, count)
-        if self._missed.ledger.last_ns is not None:
-            self._books.set_params(missed_ns=self._missed.ledger.last_ns)
+        if (last := self._missed.ledger.last_ns) != self._told_missed_ns and last is not None:
+            self._books.set_params(missed_ns=last)
+            self._told_missed_ns = last
         return rows
 
     def _count_lost(self, before: Mapping[str, int], rows: Iterable[Row]) -> None:
