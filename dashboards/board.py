@@ -6,7 +6,14 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from grafana_foundation_sdk.builders import bargauge, common, prometheus, stat, statetimeline, timeseries
+from grafana_foundation_sdk.builders import (
+    bargauge,
+    common,
+    prometheus,
+    stat,
+    statetimeline,
+    timeseries,
+)
 from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -113,58 +120,119 @@ def _bars() -> _Made:
 
 
 def _states() -> _Made:
-    return statetimeline.Panel().merge_values(True).show_value(VisibilityMode.AUTO).fill_opacity(80).min(0).max(1)
+    return (
+        statetimeline.Panel()
+        .merge_values(True)
+        .show_value(VisibilityMode.AUTO)
+        .fill_opacity(80)
+        .min(0)
+        .max(1)
+    )
 
 
-_KINDS: dict[str, Callable[[], _Made]] = {"stat": _stat, "graph": _graph, "states": _states, "bars": _bars}
+_KINDS: dict[str, Callable[[], _Made]] = {
+    "stat": _stat,
+    "graph": _graph,
+    "states": _states,
+    "bars": _bars,
+}
 
 
 def _texts(panel: Panel) -> list[model.ValueMap]:
     if not panel.texts:
         return []
-    return [model.ValueMap({value: model.ValueMappingResult(text=text) for value, text in panel.texts.items()})]
+    return [
+        model.ValueMap(
+            {value: model.ValueMappingResult(text=text) for value, text in panel.texts.items()}
+        )
+    ]
 
 
 def _no_data() -> model.SpecialValueMap:
     """Neither a number nor a colour that says that all is well, where there is no series, or nothing to divide by."""
     result = model.ValueMappingResult(text="no data", color="orange")
-    return model.SpecialValueMap(model.DashboardSpecialValueMapOptions(model.SpecialValueMatch.NULL_AND_NAN, result))
+    return model.SpecialValueMap(
+        model.DashboardSpecialValueMapOptions(model.SpecialValueMatch.NULL_AND_NAN, result)
+    )
 
 
 def _panel(number: int, panel: Panel) -> _Made:
     made = _KINDS[panel.kind]().id(number)
-    made.title(panel.title).description(panel.description).datasource(_SOURCE).unit(panel.unit).span(panel.span).height(panel.height)
-    steps = [model.Threshold(None, panel.base), *(model.Threshold(value, colour) for value, colour in panel.thresholds)]
+    made.title(panel.title).description(panel.description).datasource(_SOURCE).unit(
+        panel.unit
+    ).span(panel.span).height(panel.height)
+    steps = [
+        model.Threshold(None, panel.base),
+        *(model.Threshold(value, colour) for value, colour in panel.thresholds),
+    ]
     made.thresholds(build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps))
     made.mappings([*_texts(panel), *([_no_data()] if panel.kind in ("stat", "bars") else [])])
     if panel.runbook:
-        link = build.DashboardLink("Runbook").type(model.DashboardLinkType.LINK).url(f"{RUNBOOKS}/{panel.runbook}.md").target_blank(True)
+        link = (
+            build.DashboardLink("Runbook")
+            .type(model.DashboardLinkType.LINK)
+            .url(f"{RUNBOOKS}/{panel.runbook}.md")
+            .target_blank(True)
+        )
         made.links([link])
     for name, query in zip("ABCDEFGH", panel.queries, strict=False):
-        target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend or "__auto").ref_id(name)
+        target = (
+            prometheus.Dataquery()
+            .expr(query.expr)
+            .legend_format(query.legend or "__auto")
+            .ref_id(name)
+        )
         made.with_target(target.instant() if panel.kind in ("stat", "bars") else target.range())
     return made
 
 
 def _variable(variable: Variable) -> build.QueryVariable:
-    made = build.QueryVariable(variable.name).label(variable.label).query(variable.query).datasource(_SOURCE)
-    made.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(model.VariableSort.ALPHABETICAL_ASC)
+    made = (
+        build.QueryVariable(variable.name)
+        .label(variable.label)
+        .query(variable.query)
+        .datasource(_SOURCE)
+    )
+    made.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(
+        model.VariableSort.ALPHABETICAL_ASC
+    )
     everything = model.VariableOption(selected=True, text="All", value="$__all")
     return made.multi(variable.multi).include_all(True).all_value(".*").current(everything)
 
 
 def _links(board: Board, boards: Sequence[Board]) -> list[Builder[model.DashboardLink]]:
     others = [other for other in boards if other is not board]
-    made = [build.DashboardLink(o.title).type(model.DashboardLinkType.LINK).url(f"/d/{o.uid}").keep_time(True) for o in others]
-    runbooks = build.DashboardLink("Runbooks").type(model.DashboardLinkType.LINK).url(f"{RUNBOOKS}/README.md").target_blank(True)
+    made = [
+        build.DashboardLink(o.title)
+        .type(model.DashboardLinkType.LINK)
+        .url(f"/d/{o.uid}")
+        .keep_time(True)
+        for o in others
+    ]
+    runbooks = (
+        build.DashboardLink("Runbooks")
+        .type(model.DashboardLinkType.LINK)
+        .url(f"{RUNBOOKS}/README.md")
+        .target_blank(True)
+    )
     return [*made, runbooks]
 
 
 def as_model(board: Board, boards: Sequence[Board]) -> model.Dashboard:
     """The SDK's own object, whose types are Grafana's schema."""
-    made = build.Dashboard(board.title).uid(board.uid).description(board.description).tags([_TAG]).readonly()
-    made.time(board.window, "now").refresh("30s").timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR)
-    made.with_variable(build.DatasourceVariable("datasource").label("Prometheus").type("prometheus"))
+    made = (
+        build.Dashboard(board.title)
+        .uid(board.uid)
+        .description(board.description)
+        .tags([_TAG])
+        .readonly()
+    )
+    made.time(board.window, "now").refresh("30s").timezone("browser").tooltip(
+        model.DashboardCursorSync.CROSSHAIR
+    )
+    made.with_variable(
+        build.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
+    )
     for variable in board.variables:
         made.with_variable(_variable(variable))
     made.links(_links(board, boards))

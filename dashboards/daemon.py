@@ -5,7 +5,9 @@ from __future__ import annotations
 from dashboards.board import GOOD_IS_ONE, HOST, KERNEL, Board, Panel, Query, Row
 
 _H = 'instance=~"$host"'
-_OURS = "and on (job, instance) rmapd_gate_open"  # process_* is exported by others on the host as well
+_OURS = (
+    "and on (job, instance) rmapd_gate_open"  # process_* is exported by others on the host as well
+)
 _UP = {"0": "no", "1": "yes"}
 
 BOARD = Board(
@@ -120,8 +122,13 @@ BOARD = Board(
                     "Of the attach plan, which has every name that any kernel has: never all of them.",
                     "short",
                     (
-                        Query(f"sum by (instance) (rmapd_probe_attached{{{_H}}})", "{{instance}} attached"),
-                        Query(f"count by (instance) (rmapd_probe_attached{{{_H}}})", "{{instance}} of"),
+                        Query(
+                            f"sum by (instance) (rmapd_probe_attached{{{_H}}})",
+                            "{{instance}} attached",
+                        ),
+                        Query(
+                            f"count by (instance) (rmapd_probe_attached{{{_H}}})", "{{instance}} of"
+                        ),
                     ),
                     "RmapdCoverageLost",
                 ),
@@ -131,8 +138,14 @@ BOARD = Board(
                     "In full, and in part.",
                     "short",
                     (
-                        Query(f"sum by (instance) (rmapd_invariant_coverage{{{_H}}} == bool 1)", "{{instance}} full"),
-                        Query(f"sum by (instance) (rmapd_invariant_coverage{{{_H}}} == bool 0.5)", "{{instance}} partial"),
+                        Query(
+                            f"sum by (instance) (rmapd_invariant_coverage{{{_H}}} == bool 1)",
+                            "{{instance}} full",
+                        ),
+                        Query(
+                            f"sum by (instance) (rmapd_invariant_coverage{{{_H}}} == bool 0.5)",
+                            "{{instance}} partial",
+                        ),
                     ),
                     "RmapdCoverageLost",
                 ),
@@ -148,7 +161,8 @@ BOARD = Board(
                     "bytes",
                     (
                         Query(
-                            f"process_resident_memory_bytes{{{_H}}} and on (job, instance) rmapd_gate_open{{{_H}}}", "{{instance}} resident"
+                            f"process_resident_memory_bytes{{{_H}}} and on (job, instance) rmapd_gate_open{{{_H}}}",
+                            "{{instance}} resident",
                         ),
                         Query(f"rmapd_peak_rss_bytes{{{_H}}}", "{{instance}} peak"),
                     ),
@@ -165,7 +179,10 @@ BOARD = Board(
                             f"rate(process_cpu_seconds_total{{{_H}}}[$__rate_interval]) {_OURS}",
                             "{{instance}} user and system",
                         ),
-                        Query(f"rate(rmapd_user_seconds_total{{{_H}}}[$__rate_interval])", "{{instance}} user"),
+                        Query(
+                            f"rate(rmapd_user_seconds_total{{{_H}}}[$__rate_interval])",
+                            "{{instance}} user",
+                        ),
                     ),
                     "RmapdOverheadOverBudget",
                 ),

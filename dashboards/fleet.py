@@ -13,7 +13,9 @@ BOARD = Board(
     description="Which kernels break which invariant, how far each lets them be checked, and which hosts stand out.",
     variables=(
         Variable("kernel", "Kernel", "label_values(kernel:rmapd_hosts:count, kernel)"),
-        Variable("invariant", "Invariant", "label_values(kernel_invariant:rmapd_coverage:avg, invariant)"),
+        Variable(
+            "invariant", "Invariant", "label_values(kernel_invariant:rmapd_coverage:avg, invariant)"
+        ),
     ),
     window="now-7d",
     rows=(
@@ -109,7 +111,12 @@ BOARD = Board(
                     "Coverage by kernel and invariant",
                     "Average over a kernel's hosts: full is 100 %, partial 50 %. Hosts of one kernel differ by configuration.",
                     "percentunit",
-                    (Query(f"avg by (kernel, invariant) (kernel_invariant:rmapd_coverage:avg{{{_KI}}})", "{{kernel}} {{invariant}}"),),
+                    (
+                        Query(
+                            f"avg by (kernel, invariant) (kernel_invariant:rmapd_coverage:avg{{{_KI}}})",
+                            "{{kernel}} {{invariant}}",
+                        ),
+                    ),
                     "RmapdCoverageLost",
                     ((0.5, "yellow"), (1, "green")),
                     "red",
@@ -120,7 +127,12 @@ BOARD = Board(
                     "Checks by kernel",
                     "Checks per second on all hosts of a kernel.",
                     "ops",
-                    (Query(f"sum by (kernel) (kernel_invariant_verdict:rmapd_checks:rate5m{{{_KI}}})", "{{kernel}}"),),
+                    (
+                        Query(
+                            f"sum by (kernel) (kernel_invariant_verdict:rmapd_checks:rate5m{{{_KI}}})",
+                            "{{kernel}}",
+                        ),
+                    ),
                     height=12,
                 ),
             ),
@@ -133,7 +145,12 @@ BOARD = Board(
                     "Violations",
                     "The ten hosts with the most.",
                     "short",
-                    (Query(f"topk(10, instance_kernel:rmapd_violations:sum{{{_K}}})", "{{instance}} {{kernel}}"),),
+                    (
+                        Query(
+                            f"topk(10, instance_kernel:rmapd_violations:sum{{{_K}}})",
+                            "{{instance}} {{kernel}}",
+                        ),
+                    ),
                     "RmapdInvariantViolated",
                     GOOD_IS_ZERO,
                 ),
@@ -169,7 +186,12 @@ BOARD = Board(
                     "Lock waits, 99 %",
                     "The ten longest tails.",
                     "s",
-                    (Query("topk(10, instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m)", "{{instance}} {{class}} {{mode}}"),),
+                    (
+                        Query(
+                            "topk(10, instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m)",
+                            "{{instance}} {{class}} {{mode}}",
+                        ),
+                    ),
                     "RmapdLockWaitTail",
                     ((0.1, "orange"),),
                 ),
@@ -178,7 +200,12 @@ BOARD = Board(
                     "Oldest migration entry",
                     "The ten oldest.",
                     "s",
-                    (Query("topk(10, instance:rmapd_migration_oldest_entry_seconds:max)", "{{instance}}"),),
+                    (
+                        Query(
+                            "topk(10, instance:rmapd_migration_oldest_entry_seconds:max)",
+                            "{{instance}}",
+                        ),
+                    ),
                     "RmapdMigrationEntryStuck",
                     ((10, "orange"),),
                 ),

@@ -145,7 +145,12 @@ BOARD = Board(
                     "Coverage by invariant",
                     "How far this kernel and this run let an invariant be checked. `rmapd doctor` on the host says why it is not full.",
                     "short",
-                    (Query(f"max by (invariant) (rmapd_invariant_coverage{{{_HI}}})", "{{invariant}}"),),
+                    (
+                        Query(
+                            f"max by (invariant) (rmapd_invariant_coverage{{{_HI}}})",
+                            "{{invariant}}",
+                        ),
+                    ),
                     "RmapdCoverageLost",
                     ((0.5, "yellow"), (1, "green")),
                     "red",
@@ -157,7 +162,12 @@ BOARD = Board(
                     "Checks by invariant",
                     "Checks per second. An idle machine migrates nothing, and then nothing is checked.",
                     "ops",
-                    (Query(f"sum by (invariant) (rate(rmapd_checks_total{{{_HI}}}[$__rate_interval]))", "{{invariant}}"),),
+                    (
+                        Query(
+                            f"sum by (invariant) (rate(rmapd_checks_total{{{_HI}}}[$__rate_interval]))",
+                            "{{invariant}}",
+                        ),
+                    ),
                     height=11,
                 ),
                 Panel(
@@ -178,7 +188,12 @@ BOARD = Board(
                     "Distinct defects",
                     "Signatures seen since the daemon started: the same defect met again counts once. The page of the daemon lists them.",
                     "short",
-                    (Query(f"sum by (instance, verdict) (rmapd_signatures{{{_H}}})", "{{instance}} {{verdict}}"),),
+                    (
+                        Query(
+                            f"sum by (instance, verdict) (rmapd_signatures{{{_H}}})",
+                            "{{instance}} {{verdict}}",
+                        ),
+                    ),
                     "RmapdInvariantViolated",
                     GOOD_IS_ZERO,
                 ),
@@ -193,7 +208,12 @@ BOARD = Board(
                     "What is inserted or copied (by fork) is removed, cleared_by_oracle, left_behind, unverifiable or outstanding. "
                     "removed_unbooked were inserted unseen.",
                     "ops",
-                    (Query(f"sum by (event) (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))", "{{event}}"),),
+                    (
+                        Query(
+                            f"sum by (event) (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))",
+                            "{{event}}",
+                        ),
+                    ),
                 ),
                 Panel(
                     "graph",
@@ -201,8 +221,14 @@ BOARD = Board(
                     "Entries booked and not yet settled, and the age of the oldest. One that stays is what M1 and M4 are about.",
                     "short",
                     (
-                        Query(f"sum by (instance) (rmapd_migration_entries_outstanding{{{_H}}})", "{{instance}} outstanding"),
-                        Query(f"max by (instance) (rmapd_migration_oldest_entry_seconds{{{_H}}})", "{{instance}} oldest, s"),
+                        Query(
+                            f"sum by (instance) (rmapd_migration_entries_outstanding{{{_H}}})",
+                            "{{instance}} outstanding",
+                        ),
+                        Query(
+                            f"max by (instance) (rmapd_migration_oldest_entry_seconds{{{_H}}})",
+                            "{{instance}} oldest, s",
+                        ),
                     ),
                     "RmapdMigrationEntryStuck",
                     ((10, "orange"),),
@@ -213,8 +239,12 @@ BOARD = Board(
                     "Insertion to removal: every fault on the page waits this long. Estimated within buckets of a factor of eight.",
                     "s",
                     (
-                        Query(_quantile(0.5, "rmapd_migration_entry_seconds"), "{{instance}} median"),
-                        Query(_quantile(0.99, "rmapd_migration_entry_seconds"), "{{instance}} 99 %"),
+                        Query(
+                            _quantile(0.5, "rmapd_migration_entry_seconds"), "{{instance}} median"
+                        ),
+                        Query(
+                            _quantile(0.99, "rmapd_migration_entry_seconds"), "{{instance}} 99 %"
+                        ),
                     ),
                     "RmapdMigrationEntryStuck",
                 ),
@@ -223,7 +253,12 @@ BOARD = Board(
                     "Oracle",
                     "Addresses asked about, and sweeps of all page tables (one a minute is the patrol).",
                     "cpm",
-                    (Query(f"sum by (kind) (rate(rmapd_oracle_questions_total{{{_H}}}[$__rate_interval])) * 60", "{{kind}}"),),
+                    (
+                        Query(
+                            f"sum by (kind) (rate(rmapd_oracle_questions_total{{{_H}}}[$__rate_interval])) * 60",
+                            "{{kind}}",
+                        ),
+                    ),
                 ),
             ),
         ),
@@ -235,7 +270,12 @@ BOARD = Board(
                     "Wait, 99 %",
                     "From asking for a lock to having it: mmap_lock everywhere, other classes inside of windows.",
                     "s",
-                    (Query(_quantile(0.99, "rmapd_lock_wait_seconds", "class, mode"), "{{instance}} {{class}} {{mode}}"),),
+                    (
+                        Query(
+                            _quantile(0.99, "rmapd_lock_wait_seconds", "class, mode"),
+                            "{{instance}} {{class}} {{mode}}",
+                        ),
+                    ),
                     "RmapdLockWaitTail",
                     ((0.1, "orange"),),
                 ),
@@ -244,7 +284,12 @@ BOARD = Board(
                     "Hold, 99 %",
                     "How long a lock was held: who waits, waits for this.",
                     "s",
-                    (Query(_quantile(0.99, "rmapd_lock_hold_seconds", "class, mode"), "{{instance}} {{class}} {{mode}}"),),
+                    (
+                        Query(
+                            _quantile(0.99, "rmapd_lock_hold_seconds", "class, mode"),
+                            "{{instance}} {{class}} {{mode}}",
+                        ),
+                    ),
                     "RmapdLockWaitTail",
                 ),
                 Panel(
@@ -284,8 +329,14 @@ BOARD = Board(
                     "not booked, because fidelity is sampled or below.",
                     "ops",
                     (
-                        Query(f"sum by (function) (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))", "{{function}}"),
-                        Query(f"sum (rate(rmapd_windows_unsampled_total{{{_H}}}[$__rate_interval]))", "unsampled"),
+                        Query(
+                            f"sum by (function) (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))",
+                            "{{function}}",
+                        ),
+                        Query(
+                            f"sum (rate(rmapd_windows_unsampled_total{{{_H}}}[$__rate_interval]))",
+                            "unsampled",
+                        ),
                     ),
                 ),
                 Panel(
@@ -314,7 +365,11 @@ BOARD = Board(
                     "VMAs per rmap walk, 99 %",
                     "How many VMAs a walk visits: long walks hold the locks of the pages that they walk for.",
                     "short",
-                    (Query(_quantile(0.99, "rmapd_rmap_walk_vmas", "kind"), "{{instance}} {{kind}}"),),
+                    (
+                        Query(
+                            _quantile(0.99, "rmapd_rmap_walk_vmas", "kind"), "{{instance}} {{kind}}"
+                        ),
+                    ),
                 ),
             ),
         ),

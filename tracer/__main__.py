@@ -7,7 +7,9 @@ import signal
 
 def main() -> None:
     """Run the command line."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as for a background job
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not where it is ignored, as for a background job
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from tracer import cli, outcome
 

@@ -33,7 +33,9 @@ def put_back(layout: Layout, before: bytes, now: bytes) -> bytes:
 class Aftermath(Session):
     """A session over what another has attached. Use as a context manager; stop() judges, snapshot() has all that is known then."""
 
-    def __init__(self, config: Config, kernel: Kernel, down: handed_down.HandedDown, left: Left) -> None:
+    def __init__(
+        self, config: Config, kernel: Kernel, down: handed_down.HandedDown, left: Left
+    ) -> None:
         super().__init__(config, kernel)
         self._down, self.left = down, left
 
@@ -47,7 +49,9 @@ class Aftermath(Session):
         self.books.set_params(gate=0)
         for name, key, value in self.left.rows:
             now = None if name == "frozen" else self.loaded.maps[name].lookup(key)
-            self.loaded.maps[name].update(key, put_back(layouts.structs["ledger_row"], value, now) if now else value)
+            self.loaded.maps[name].update(
+                key, put_back(layouts.structs["ledger_row"], value, now) if now else value
+            )
         resume(self.left, self.judge, self.docket.rulings)
         self.judge.read_events([event for at, event in self.left.events if at < self._ring.at])
 
@@ -56,7 +60,9 @@ class Aftermath(Session):
         return self._down.oracle_reason
 
 
-def aftermath(config: Config, memory: Memory, descriptors: Mapping[str, int] | None = None) -> Aftermath:
+def aftermath(
+    config: Config, memory: Memory, descriptors: Mapping[str, int] | None = None
+) -> Aftermath:
     """Of the judge that wrote this memory. descriptors: by name, where they are not those that it had. RmapdError where there is nothing
     to judge, or not all that it takes."""
     try:
@@ -64,6 +70,13 @@ def aftermath(config: Config, memory: Memory, descriptors: Mapping[str, int] | N
         if not left.state.attached:
             raise RmapdError("the judge had attached nothing yet")
         down = handed_down.read(left.state.attached)
-        return Aftermath(config, running_kernel(), down if descriptors is None else handed_down.taken_over(down, descriptors), left)
+        return Aftermath(
+            config,
+            running_kernel(),
+            down if descriptors is None else handed_down.taken_over(down, descriptors),
+            left,
+        )
     except (msgspec.DecodeError, KeyError) as error:
-        raise RmapdError("what a dead judge has left cannot be read", why=f"{type(error).__name__}: {error}") from error
+        raise RmapdError(
+            "what a dead judge has left cannot be read", why=f"{type(error).__name__}: {error}"
+        ) from error

@@ -25,7 +25,11 @@ def _skeleton(protocol: Protocol) -> list[str]:
 
 def likeness(one: Protocol, other: Protocol) -> float:
     """How much two protocols of a function are alike: first in what they were about, then in what they did, then in how they locked."""
-    pairs = ((parts(one)[0], parts(other)[0]), (_skeleton(one), _skeleton(other)), (words(one.flat()), words(other.flat())))
+    pairs = (
+        (parts(one)[0], parts(other)[0]),
+        (_skeleton(one), _skeleton(other)),
+        (words(one.flat()), words(other.flat())),
+    )
     about, did, locked = (SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs)
     return 3 * about + 2 * did + locked
 
@@ -38,7 +42,10 @@ def nearest(own: Protocol, others: Sequence[Seen]) -> Seen | None:
 def _head(protocol: Protocol) -> list[Token]:
     """The words of the context; of geometry and follows what they say is the state."""
     names = {"ok": "geometry", "anon=imported": "anon"}
-    return [(f"[{word}]", names.get(word, word.partition("=")[0].partition(":")[0])) for word in parts(protocol)[0]]
+    return [
+        (f"[{word}]", names.get(word, word.partition("=")[0].partition(":")[0]))
+        for word in parts(protocol)[0]
+    ]
 
 
 def _step(step: Step) -> Token:
@@ -58,14 +65,22 @@ def differences(seen: Protocol, legal: Protocol) -> list[dict[str, Any]]:
     found = list[dict[str, Any]]()
     for of in (_head, lambda protocol: [_step(step) for step in protocol.steps], _tail):
         ours, theirs = of(seen), of(legal)
-        matcher = SequenceMatcher(None, [kind for _, kind in ours], [kind for _, kind in theirs], autojunk=False)
+        matcher = SequenceMatcher(
+            None, [kind for _, kind in ours], [kind for _, kind in theirs], autojunk=False
+        )
         for op, a, b, c, d in matcher.get_opcodes():
             if op != "equal":  # unlike things stand beside each other
-                found += [{"op": "insert", "seen": [], "legal": [word for word, _ in theirs[c:d]]}] * (d > c)
-                found += [{"op": "delete", "seen": [word for word, _ in ours[a:b]], "legal": []}] * (b > a)
+                found += [
+                    {"op": "insert", "seen": [], "legal": [word for word, _ in theirs[c:d]]}
+                ] * (d > c)
+                found += [
+                    {"op": "delete", "seen": [word for word, _ in ours[a:b]], "legal": []}
+                ] * (b > a)
                 continue
             for (own, _), (other, _) in zip(ours[a:b], theirs[c:d], strict=True):
-                found.append({"op": "equal" if own == other else "replace", "seen": [own], "legal": [other]})
+                found.append(
+                    {"op": "equal" if own == other else "replace", "seen": [own], "legal": [other]}
+                )
     return found
 
 
@@ -79,15 +94,26 @@ def aligned(seen: Protocol, legal: Protocol, width: int = _WIDTH) -> list[str]:
     lines = []
     for row in _rows(columns, width):
         sizes = [max(len(ours), len(theirs)) for ours, theirs, _ in row]
-        marks = [("^" if differs else " ") * size for (_, _, differs), size in zip(row, sizes, strict=True)]
-        for name, cells in (("seen ", [ours for ours, _, _ in row]), ("legal", [theirs for _, theirs, _ in row]), ("     ", marks)):
-            line = f"{name}  " + " ".join(cell.ljust(size) for cell, size in zip(cells, sizes, strict=True))
+        marks = [
+            ("^" if differs else " ") * size
+            for (_, _, differs), size in zip(row, sizes, strict=True)
+        ]
+        for name, cells in (
+            ("seen ", [ours for ours, _, _ in row]),
+            ("legal", [theirs for _, theirs, _ in row]),
+            ("     ", marks),
+        ):
+            line = f"{name}  " + " ".join(
+                cell.ljust(size) for cell, size in zip(cells, sizes, strict=True)
+            )
             if line.strip():
                 lines.append(line.rstrip())
     return lines
 
 
-def _rows(columns: Sequence[tuple[str, str, bool]], width: int) -> Iterator[list[tuple[str, str, bool]]]:
+def _rows(
+    columns: Sequence[tuple[str, str, bool]], width: int
+) -> Iterator[list[tuple[str, str, bool]]]:
     row, used = list[tuple[str, str, bool]](), 0
     for column in columns:
         size = max(len(column[0]), len(column[1])) + 1

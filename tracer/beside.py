@@ -14,10 +14,16 @@ def pair(v: Violation, report: Report) -> tuple[Seen, Seen] | None:
     another rmapd has a notation that this one does not know."""
     if not v.protocol:
         return None
-    legal = [one for one in report.protocols if one.function == v.function and not one.violates and not one.suspect]
+    legal = [
+        one
+        for one in report.protocols
+        if one.function == v.function and not one.violates and not one.suspect
+    ]
     try:
         seen = Seen(v.protocol, v.count, (v.invariant,), parse(v.protocol))
-        near = nearest(seen.protocol, [Seen(one.said, one.count, (), parse(one.said)) for one in legal])
+        near = nearest(
+            seen.protocol, [Seen(one.said, one.count, (), parse(one.said)) for one in legal]
+        )
     except RmapdError:
         return None
     return (seen, near) if near else None

@@ -60,7 +60,11 @@ class Row:
     def joined(self, other: Row) -> Row:
         """The same address in another mm."""
         first = min(self.first_ns, other.first_ns)
-        count, keys, visited = self.count + other.count, self.keys + other.keys, {**self.visited, **other.visited}
+        count, keys, visited = (
+            self.count + other.count,
+            self.keys + other.keys,
+            {**self.visited, **other.visited},
+        )
         return replace(self, first_ns=first, count=count, keys=keys, visited=visited)
 
 
@@ -103,7 +107,9 @@ class Event:
     @property
     def task(self) -> dict[str, Any]:
         """The task that met it, as it was then."""
-        group = {"cgroup": {"id": self.cgroup, "name": self.cgroup_name or "/"}} if self.cgroup else {}
+        group = (
+            {"cgroup": {"id": self.cgroup, "name": self.cgroup_name or "/"}} if self.cgroup else {}
+        )
         return {"pid": self.tid, "tgid": self.tgid, "comm": self.comm} | group
 
 
@@ -145,23 +151,37 @@ class Books:
         for n in range(table.max_entries):
             window = layout.unpack(table.lookup(_key(n)) or bytes(layout.size))
             if window.start_ns and not window.end_ns:
-                table.update(_key(n), layout.pack(**vars(window) | {"end_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC)}))
+                table.update(
+                    _key(n),
+                    layout.pack(
+                        **vars(window) | {"end_ns": time.clock_gettime_ns(time.CLOCK_MONOTONIC)}
+                    ),
+                )
 
     def counters(self) -> dict[str, int]:
         """Every counter by its name in books.h, summed over the CPUs."""
         names = self._layouts.enums["counter"][:-1]
         rows = self._maps["counters"].rows(len(names))
-        return {name: sum(struct.unpack(f"<{len(raw) // 8}Q", raw)) for name, raw in zip(names, rows, strict=True)}
+        return {
+            name: sum(struct.unpack(f"<{len(raw) // 8}Q", raw))
+            for name, raw in zip(names, rows, strict=True)
+        }
 
     def histograms(self) -> dict[str, Histogram]:
         """Every histogram by its name in `enum hist`."""
         names = self._layouts.enums["hist"][:-1]
-        return dict(zip(names, map(Histogram.add_up, self._maps["histograms"].rows(len(names))), strict=True))
+        return dict(
+            zip(
+                names, map(Histogram.add_up, self._maps["histograms"].rows(len(names))), strict=True
+            )
+        )
 
     def entry_types(self) -> dict[int, int]:
         """Swap types that the kernel inserted as migration entries -> how often (at least)."""
         counts = (self._maps["entry_types"].lookup(_key(n)) or b"" for n in range(32))
-        return {n: value for n, raw in enumerate(counts) if (value := int.from_bytes(raw, "little"))}
+        return {
+            n: value for n, raw in enumerate(counts) if (value := int.from_bytes(raw, "little"))
+        }
 
     def ledger(self) -> list[Row]:
         """All entries outstanding, by migration and address; none where the migration stem is not loaded."""
@@ -178,7 +198,18 @@ class Books:
                 key, row = key_of.unpack(raw_key), row_of.unpack(raw_row)
                 if row.count:
                     visits = row.visits if row.vma and row.at == key.addr else None
-                    yield self._row(raw_key, key, row, key.addr, key.level, row.entry, row.count, -1, row.at, visits)
+                    yield self._row(
+                        raw_key,
+                        key,
+                        row,
+                        key.addr,
+                        key.level,
+                        row.entry,
+                        row.count,
+                        -1,
+                        row.at,
+                        visits,
+                    )
         if "frozen" in self._maps:
             row_of = self._layouts.structs["frozen"]
             for raw_key, raw_row in self._maps["frozen"].items():
@@ -186,14 +217,42 @@ class Books:
                 for n in range(_PMD_ENTRIES):
                     if not row.settled[n // 64] >> n % 64 & 1:
                         addr = key.addr + n * _PAGE
-                        yield self._row(raw_key, key, row, addr, 1, row.entry - (n << _PFN_SHIFT), 1, n, addr, None)
+                        yield self._row(
+                            raw_key,
+                            key,
+                            row,
+                            addr,
+                            1,
+                            row.entry - (n << _PFN_SHIFT),
+                            1,
+                            n,
+                            addr,
+                            None,
+                        )
 
     @staticmethod
     def _row(
-        raw_key: bytes, key: Any, row: Any, addr: int, level: int, entry: int, count: int, nth: int, at: int, visits: int | None
+        raw_key: bytes,
+        key: Any,
+        row: Any,
+        addr: int,
+        level: int,
+        entry: int,
+        count: int,
+        nth: int,
+        at: int,
+        visits: int | None,
     ) -> Row:
         to = getattr(row, "to", 0)
-        visited = {key.mm: Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits, to)} if key.mm else {}
+        visited = (
+            {
+                key.mm: Visited(
+                    key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, at, visits, to
+                )
+            }
+            if key.mm
+            else {}
+        )
         name = struct.pack("<QQII", key.start_ns, addr, key.tid, level)
         found = (key.tid, row.tgid, key.start_ns, addr, level, row.first_ns, entry, count)
         return Row(name, *found, ((raw_key, nth),), visited)
@@ -207,7 +266,9 @@ class Books:
 
     def _is_settled(self, key: bytes, nth: int) -> bool:
         raw = self._maps["frozen"].lookup(key)
-        return raw is None or bool(self._layouts.structs["frozen"].unpack(raw).settled[nth // 64] >> nth % 64 & 1)
+        return raw is None or bool(
+            self._layouts.structs["frozen"].unpack(raw).settled[nth // 64] >> nth % 64 & 1
+        )
 
     def settle(self, row: Row) -> Taken:
         """Take a judged row out of the ledger. A row of no migration can grow and shrink until it is taken."""
@@ -237,7 +298,11 @@ class Books:
 
     def visits(self) -> int:
         """The clock of second-walk visits."""
-        return int.from_bytes(self._maps["visit_clock"].lookup(_key(0)) or b"", "little") if "visit_clock" in self._maps else 0
+        return (
+            int.from_bytes(self._maps["visit_clock"].lookup(_key(0)) or b"", "little")
+            if "visit_clock" in self._maps
+            else 0
+        )
 
     def was_visited(self, row: Row, mm: int, at: int, since: int | None) -> bool | None:
         """Whether the second walk of this row's migration visited the VMA of that mm that maps the folio at `at`.
@@ -250,7 +315,11 @@ class Books:
         raw = table.lookup(layout.pack(start_ns=row.start_ns, mm=mm, at=at, tid=row.tid))
         if raw is not None:
             folio = self._layouts.structs["visit"].unpack(raw).folio
-            return True if row.keys[0][1] >= 0 or folio in {known.folio for known in row.visited.values()} else None
+            return (
+                True
+                if row.keys[0][1] >= 0 or folio in {known.folio for known in row.visited.values()}
+                else None
+            )
         return None if since is None or self.visits() - since > table.max_entries // 2 else False
 
     def was_visited_elsewhere(self, row: Row, mm: int, folio: int) -> bool:
@@ -276,10 +345,14 @@ class Books:
         if "dying_mms" in self._maps:
             for key, raw in self._maps["dying_mms"].items():
                 dying = self._layouts.structs["dying_mm"].unpack(raw)
-                yield Mm(int.from_bytes(key, "little"), dying.pgd, dying.tgid, "(exiting)", dying.id)
+                yield Mm(
+                    int.from_bytes(key, "little"), dying.pgd, dying.tgid, "(exiting)", dying.id
+                )
         windows = self._maps["fork_windows"]
         for n in range(windows.max_entries):
-            window = self._layouts.structs["fork_window"].unpack(windows.lookup(_key(n)) or bytes(windows.value_size))
+            window = self._layouts.structs["fork_window"].unpack(
+                windows.lookup(_key(n)) or bytes(windows.value_size)
+            )
             if window.pgd:
                 yield Mm(window.mm, window.pgd, 0, "(forked)", window.id)
 

@@ -34,7 +34,9 @@ def call(command: int, attributes: bytes, size: int = 128) -> tuple[int, bytes]:
 
 def possible_cpus() -> int:
     """How many values a row of a per-CPU map has."""
-    last = Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8").strip().split(",")[-1]
+    last = (
+        Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8").strip().split(",")[-1]
+    )
     return int(last.split("-")[-1]) + 1
 
 
@@ -70,7 +72,9 @@ class Readable(Protocol):
 class Map:
     """A map behind a file descriptor. Keys and values are bytes."""
 
-    def __init__(self, fd: int, kind: int, key_size: int, value_size: int, max_entries: int, cpus: int = 1) -> None:
+    def __init__(
+        self, fd: int, kind: int, key_size: int, value_size: int, max_entries: int, cpus: int = 1
+    ) -> None:
         self.fd, self.kind = fd, kind
         self.key_size, self.value_size, self.max_entries = key_size, value_size, max_entries
         self._cpus = cpus
@@ -79,7 +83,9 @@ class Map:
         self._value = ctypes.create_string_buffer(max(value_size, self._per_cpu_value * cpus, 8))
 
     def _element(self, flags: int = 0) -> bytes:
-        return struct.pack("<IIQQQ", self.fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), flags)
+        return struct.pack(
+            "<IIQQQ", self.fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), flags
+        )
 
     def lookup(self, key: bytes) -> bytes | None:
         self._key.raw = key.ljust(len(self._key), b"\0")
@@ -92,7 +98,9 @@ class Map:
     def rows(self, count: int) -> list[bytes]:
         """The rows 0 … count-1 of a per-CPU array, read in batches: in each the values of all possible CPUs, padded to eight bytes."""
         size, found = self._per_cpu_value * self._cpus, list[bytes]()
-        for _, values, some in self._batch(_LOOKUP_BATCH, min(count, max(1, _BATCH_BYTES // size)), size):
+        for _, values, some in self._batch(
+            _LOOKUP_BATCH, min(count, max(1, _BATCH_BYTES // size)), size
+        ):
             found += [values[n * size : (n + 1) * size] for n in range(some)]
             if len(found) >= count:
                 break
@@ -121,7 +129,9 @@ class Map:
             return None
         return self._value.raw[: self.value_size]
 
-    def _batch(self, command: int, limit: int, value_size: int) -> Iterator[tuple[bytes, bytes, int]]:
+    def _batch(
+        self, command: int, limit: int, value_size: int
+    ) -> Iterator[tuple[bytes, bytes, int]]:
         keys = ctypes.create_string_buffer(self.key_size * limit)
         values = ctypes.create_string_buffer(value_size * limit)
         token, first = ctypes.create_string_buffer(max(self.key_size, 8)), True
@@ -144,7 +154,11 @@ class Map:
                 raise OSError(number, os.strerror(number))
             count = struct.unpack_from("<I", buffer.raw, 32)[0]
             if count:
-                yield ctypes.string_at(keys, count * self.key_size), ctypes.string_at(values, count * value_size), count
+                yield (
+                    ctypes.string_at(keys, count * self.key_size),
+                    ctypes.string_at(values, count * value_size),
+                    count,
+                )
             first = False
             if number == errno.ENOENT:
                 return
@@ -164,7 +178,9 @@ class Map:
         if count < 4:
             found = (self.lookup(struct.pack("<I", n)) for n in range(count))
             return b"".join(value or b"" for value in found)
-        return b"".join(values for _, values, _ in self._batch(_LOOKUP_BATCH, count, self.value_size))[: count * self.value_size]
+        return b"".join(
+            values for _, values, _ in self._batch(_LOOKUP_BATCH, count, self.value_size)
+        )[: count * self.value_size]
 
     def load(self, values: bytes) -> None:
         """Write the values 0 … n-1 of an array map."""
@@ -172,8 +188,17 @@ class Map:
         if not count:
             return
         keys = struct.pack(f"<{count}I", *range(count))
-        k, v = ctypes.create_string_buffer(keys, len(keys)), ctypes.create_string_buffer(values, len(values))
-        call(_UPDATE_BATCH, struct.pack("<QQQQIIQQ", 0, 0, ctypes.addressof(k), ctypes.addressof(v), count, self.fd, 0, 0), 56)
+        k, v = (
+            ctypes.create_string_buffer(keys, len(keys)),
+            ctypes.create_string_buffer(values, len(values)),
+        )
+        call(
+            _UPDATE_BATCH,
+            struct.pack(
+                "<QQQQIIQQ", 0, 0, ctypes.addressof(k), ctypes.addressof(v), count, self.fd, 0, 0
+            ),
+            56,
+        )
 
     def close(self) -> None:
         os.close(self.fd)
@@ -227,10 +252,18 @@ def load_types(blob: bytes) -> int:
     return call(_BTF_LOAD, struct.pack("<QQIII", ctypes.addressof(text), 0, len(blob), 0, 0))[0]
 
 
-def create_map(name: str, kind: int, sizes: tuple[int, int, int], flags: int, types: tuple[int, int, int] = (0, 0, 0)) -> int:
+def create_map(
+    name: str,
+    kind: int,
+    sizes: tuple[int, int, int],
+    flags: int,
+    types: tuple[int, int, int] = (0, 0, 0),
+) -> int:
     """A new map's file descriptor. sizes: of key and value, and rows; types: file descriptor of BTF, type ids of key and value."""
     title = name.encode()[:15]
-    return call(_MAP_CREATE, struct.pack("<IIIIIII16sIIII", kind, *sizes, flags, 0, 0, title, 0, *types), 72)[0]
+    return call(
+        _MAP_CREATE, struct.pack("<IIIIIII16sIIII", kind, *sizes, flags, 0, 0, title, 0, *types), 72
+    )[0]
 
 
 class Ring:
@@ -240,9 +273,13 @@ class Ring:
 
     _BUSY, _DISCARD, _HEADER = 1 << 31, 1 << 30, 8
 
-    def __init__(self, fd: int, size: int, keep: Callable[[int, bytes], None] | None = None) -> None:
+    def __init__(
+        self, fd: int, size: int, keep: Callable[[int, bytes], None] | None = None
+    ) -> None:
         self.fd, self._size, self._keep = fd, size, keep
-        self._consumer = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._consumer = mmap.mmap(
+            fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+        )
         data = mmap.PAGESIZE + 2 * size
         self._producer = mmap.mmap(fd, data, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
 

@@ -21,7 +21,14 @@ VOLATILE, CONST, RESTRICT, FUNC, FUNC_PROTO, VAR, DATASEC = 9, 10, 11, 12, 13, 1
 FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = 16, 17, 18, 19
 
 _MAGIC = 0xEB9F
-_TRAILER = {INT: (4, 0), ARRAY: (12, 0), STRUCT: (0, 12), UNION: (0, 12), ENUM: (0, 8), FUNC_PROTO: (0, 8)} | {
+_TRAILER = {
+    INT: (4, 0),
+    ARRAY: (12, 0),
+    STRUCT: (0, 12),
+    UNION: (0, 12),
+    ENUM: (0, 8),
+    FUNC_PROTO: (0, 8),
+} | {
     VAR: (4, 0),
     DATASEC: (0, 12),
     DECL_TAG: (4, 0),
@@ -60,7 +67,9 @@ class Btf:
         try:
             self._index(self._types, self._types + type_len)
         except (struct.error, KeyError) as error:
-            raise RmapdError(f"{origin} cannot be read", why=f"unknown or truncated record ({error})") from error
+            raise RmapdError(
+                f"{origin} cannot be read", why=f"unknown or truncated record ({error})"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Btf:
@@ -107,7 +116,9 @@ class Btf:
         strings = self._blob[self._strings : self._strings_end].split(b"\0")
         starts = list(map(add, accumulate(map(len, strings), initial=0), range(len(strings))))
         once, doubled = dict(zip(strings, starts, strict=True)), dict[bytes, list[int]]()
-        if len(once) < len(strings) - 1:  # the empty one is both the first and, after the last zero, the last
+        if (
+            len(once) < len(strings) - 1
+        ):  # the empty one is both the first and, after the last zero, the last
             for string, start in zip(strings, starts, strict=True):
                 doubled.setdefault(string, []).append(start)
         return once, doubled
@@ -174,7 +185,9 @@ class Btf:
         for index in range(vlen if kind in (STRUCT, UNION) else 0):
             name, member, offset = struct.unpack_from("<III", self._blob, at + 12 * index)
             bits = offset >> 24 if kind_flag else 0
-            fields.append(Field(self._string(name), member, offset & 0xFFFFFF if kind_flag else offset, bits))
+            fields.append(
+                Field(self._string(name), member, offset & 0xFFFFFF if kind_flag else offset, bits)
+            )
         return fields
 
     def flat_members(self, type_id: int, base: int = 0) -> Iterator[Field]:
@@ -233,12 +246,18 @@ class Btf:
             return f"{word} {name}"
         if kind == FUNC_PROTO:
             return "function"
-        return {"long unsigned int": "unsigned long", "_Bool": "bool"}.get(name, name) if kind else "void"
+        return (
+            {"long unsigned int": "unsigned long", "_Bool": "bool"}.get(name, name)
+            if kind
+            else "void"
+        )
 
     def prototype(self, proto_id: int) -> list[str]:
         """The parameter types of a FUNC_PROTO as C spells them."""
         _, _, vlen, _, _, at = self._header(proto_id)
-        return [self.c_type(struct.unpack_from("<II", self._blob, at + 8 * i)[1]) for i in range(vlen)]
+        return [
+            self.c_type(struct.unpack_from("<II", self._blob, at + 8 * i)[1]) for i in range(vlen)
+        ]
 
     def function(self, name: str) -> list[str] | None:
         """The parameter types of a kernel function, or None if BTF does not know it."""

@@ -22,7 +22,10 @@ log = logging.getLogger("rmapd")
 
 _MOST_BYTES = 16 << 20
 _MOST_ENTRIES = 8
-_COMPILER = ("/usr/lib/x86_64-linux-gnu/libbcc.so.0", "/usr/lib/python3/dist-packages/bcc/__init__.py")
+_COMPILER = (
+    "/usr/lib/x86_64-linux-gnu/libbcc.so.0",
+    "/usr/lib/python3/dist-packages/bcc/__init__.py",
+)
 
 
 class MapShape(msgspec.Struct, frozen=True):
@@ -48,7 +51,9 @@ class Entry(msgspec.Struct, frozen=True):
 def compiler_identity(files: Iterable[str] = _COMPILER) -> list[tuple[str, int, int]]:
     """Size and time of what compiles; empty where it is not at its usual place: then nothing is kept."""
     try:
-        return [(name, found.st_size, found.st_mtime_ns) for name in files for found in [os.stat(name)]]
+        return [
+            (name, found.st_size, found.st_mtime_ns) for name in files for found in [os.stat(name)]
+        ]
     except OSError:
         return []
 
@@ -68,7 +73,9 @@ class Cache:
         try:
             if not _is_ours(os.lstat(self._folder), stat.S_ISDIR):
                 return None
-            with open(os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            with open(
+                os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb"
+            ) as file:
                 found = os.fstat(file.fileno())
                 if not _is_ours(found, stat.S_ISREG) or found.st_size > _MOST_BYTES:
                     return None
@@ -91,7 +98,9 @@ class Cache:
             if not _is_ours(os.lstat(self._folder), stat.S_ISDIR):
                 log.warning("nothing is kept in %s: others may write it", self._folder)
                 return
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as file:
+            with tempfile.NamedTemporaryFile(
+                dir=self._folder, prefix=".new-", delete=False
+            ) as file:
                 file.write(hashlib.sha256(name.encode() + content).digest() + content)
             os.replace(file.name, self._folder / name)
             self._tidy()

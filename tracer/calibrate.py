@@ -77,7 +77,9 @@ def calibrate(
         found = ask(*files, 0, 0)
         folios = (found.first_folio, found.second_folio)
     if not all(pfns):
-        return Calibration(False, "our own pagemap shows no page frame numbers (CAP_SYS_ADMIN is missing)")
+        return Calibration(
+            False, "our own pagemap shows no page frame numbers (CAP_SYS_ADMIN is missing)"
+        )
     bases = {folio - pfn * page_size_of_struct for folio, pfn in zip(folios, pfns, strict=True)}
     if len(bases) != 1 or any(folio & 3 or not folio for folio in folios):
         return Calibration(False, "the struct pages of our own pages do not lie in one array")
@@ -90,7 +92,11 @@ def calibrate(
     books.set_params(page_offset=page_offset)
     if not page_offset or not _agrees(oracle, found.mm, found.pgd):
         books.set_params(page_offset=0, vmemmap=0)
-        reason = "walks of our own pages disagree with pagemap" if page_offset else "no base of the direct map fits our own page table"
+        reason = (
+            "walks of our own pages disagree with pagemap"
+            if page_offset
+            else "no base of the direct map fits our own page table"
+        )
         return Calibration(False, reason)
     return Calibration(True, "", page_offset, vmemmap)
 
@@ -103,7 +109,10 @@ def _agrees(oracle: Oracle, mm: int, pgd: int) -> bool:
     start = _address(pages)
     addresses = [start + n * mmap.PAGESIZE for n in range(_OWN_PAGES)]
     answers = oracle.ask([(Mm(mm, pgd, os.getpid()), address) for address in addresses])
-    return all(answer.found == "FOUND_PRESENT" and frame(answer) == own_pfn(answer.addr) for answer in answers)
+    return all(
+        answer.found == "FOUND_PRESENT" and frame(answer) == own_pfn(answer.addr)
+        for answer in answers
+    )
 
 
 def frame(answer: Answer) -> int:

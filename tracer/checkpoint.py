@@ -90,7 +90,9 @@ class Memory:
         self._map[new : new + 4 + len(record)] = struct.pack("<I", len(record)) + record
         self._words[_END] = new + 4 + len(record)
         first = -(-old // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_REMOVE, first, (old + self._half - 1 - first) // mmap.PAGESIZE * mmap.PAGESIZE)
+        self._map.madvise(
+            mmap.MADV_REMOVE, first, (old + self._half - 1 - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        )
 
     def records(self) -> Iterator[bytes]:
         at, end = self._start(), self._words[_END]
@@ -132,14 +134,22 @@ class State(msgspec.Struct, array_like=True):
         self.attached = change.attached or self.attached
         self.level = change.level
         self.checks, self.rest, self.answers = change.checks, change.rest, change.answers
-        self.entries, self.held, self.late, self.sweeps = change.entries, change.held, change.late, change.sweeps
+        self.entries, self.held, self.late, self.sweeps = (
+            change.entries,
+            change.held,
+            change.late,
+            change.sweeps,
+        )
         self.violations |= change.violations
         self.run = change.run or self.run
         self.stored |= change.stored
         self.protocols |= change.protocols
         self.proven = change.proven if change.gone else self.proven + change.proven
         for signature, (count, last_seen) in change.repeats.items():
-            self.violations[signature].count, self.violations[signature].last_seen = count, last_seen
+            self.violations[signature].count, self.violations[signature].last_seen = (
+                count,
+                last_seen,
+            )
 
 
 class _Taken(msgspec.Struct, array_like=True):
@@ -185,8 +195,12 @@ def read(memory: Memory) -> Left:
 class Undoable(Map):
     """A map whose rows are noted, before they are changed, as they were."""
 
-    def __init__(self, name: str, table: Map, note: Callable[[str, bytes, bytes], None], cpus: int) -> None:
-        super().__init__(table.fd, table.kind, table.key_size, table.value_size, table.max_entries, cpus)
+    def __init__(
+        self, name: str, table: Map, note: Callable[[str, bytes, bytes], None], cpus: int
+    ) -> None:
+        super().__init__(
+            table.fd, table.kind, table.key_size, table.value_size, table.max_entries, cpus
+        )
         self._name, self._note = name, note
 
     def _keep(self, key: bytes) -> None:
@@ -211,7 +225,11 @@ class Checkpoint:
     asked last, or (True) every protocol; proven: the judge's own set, which grows, or is another one."""
 
     def __init__(
-        self, memory: Memory, look: Callable[[], State], moved: Callable[[bool], dict[bytes, int]], proven: Callable[[], set[Proven]]
+        self,
+        memory: Memory,
+        look: Callable[[], State],
+        moved: Callable[[bool], dict[bytes, int]],
+        proven: Callable[[], set[Proven]],
     ) -> None:
         self.memory, self._look, self._moved, self._proven = memory, look, moved, proven
         self._attached = self._last = b""
@@ -245,7 +263,11 @@ class Checkpoint:
         now, whole = self._look(), self.memory.full
         if stored:
             counts = {signature: violation.count for signature, violation in now.violations.items()}
-            now.stored = {signature: count for signature, count in counts.items() if self._stored.get(signature) != count}
+            now.stored = {
+                signature: count
+                for signature, count in counts.items()
+                if self._stored.get(signature) != count
+            }
             self._stored = counts
         if whole:
             now.stored = self._stored

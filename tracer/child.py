@@ -36,7 +36,9 @@ def fork_sharing_files() -> int:
         flags |= _SET_TID | _CLEAR_TID  # as fork() of the C library does: it keeps a thread's id
     python.syscall.restype = ctypes.c_long
     python.PyOS_BeforeFork()
-    pid = int(python.syscall(ctypes.c_long(_SYS_CLONE), ctypes.c_ulong(flags), None, None, place, None))
+    pid = int(
+        python.syscall(ctypes.c_long(_SYS_CLONE), ctypes.c_ulong(flags), None, None, place, None)
+    )
     if pid:
         python.PyOS_AfterFork_Parent()
     else:
@@ -61,7 +63,15 @@ def stay_on_node() -> None:
         where, rights, *_ = line.split()
         if rights == "rw-p":
             start, end = (int(part, 16) for part in where.split("-"))
-            libc.syscall(_SYS_MBIND, ctypes.c_ulong(start), ctypes.c_ulong(end - start), _LOCAL, None, ctypes.c_ulong(0), 0)
+            libc.syscall(
+                _SYS_MBIND,
+                ctypes.c_ulong(start),
+                ctypes.c_ulong(end - start),
+                _LOCAL,
+                None,
+                ctypes.c_ulong(0),
+                0,
+            )
 
 
 def call_it(name: str) -> None:
@@ -77,7 +87,13 @@ def ended(process: int) -> int | None:
     return _GONE
 
 
-def limited(work: Callable[[], int], seconds: float, *, sharing: bool = True, stopped: Callable[[], bool] = lambda: False) -> int | None:
+def limited(
+    work: Callable[[], int],
+    seconds: float,
+    *,
+    sharing: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+) -> int | None:
     """Do this in a child: its exit status, negative for a signal; None where it takes longer, or is stopped. Such a child is killed and
     not waited for: it may be one that cannot be killed. It opens no descriptor here, for the child may be there to close them."""
     process = fork_sharing_files() if sharing else os.fork()
@@ -107,7 +123,9 @@ def exiting(process: int, seconds: float = 2.0) -> bool:
 
 def _is_exiting(process: int) -> bool:
     try:
-        fields = Path(f"/proc/{process}/task/{process}/stat").read_text().rpartition(") ")[2].split()
+        fields = (
+            Path(f"/proc/{process}/task/{process}/stat").read_text().rpartition(") ")[2].split()
+        )
     except OSError:
         return False
     return fields[0] in "ZX" or bool(int(fields[6]) & _EXITING)

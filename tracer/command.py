@@ -74,7 +74,9 @@ class Command:
         except (OSError, ValueError) as error:
             kind = NotFound if getattr(error, "errno", 0) == errno.ENOENT else NotRunnable
             why = getattr(error, "strerror", None) or str(error)
-            raise kind(f"cannot run {self.argv[0]}", why=why, hint="the command's full path") from error
+            raise kind(
+                f"cannot run {self.argv[0]}", why=why, hint="the command's full path"
+            ) from error
         self.handles = (os.pidfd_open(self.process.pid),)
 
     def end(self, number: int) -> None:
@@ -115,7 +117,10 @@ class Command:
         if not self.process:
             ended, shell = "it was not started", None
         elif status is None:
-            ended, shell = "it did not end" + (", SIGKILL or not" if self._leave_at < float("inf") else ""), None
+            ended, shell = (
+                "it did not end" + (", SIGKILL or not" if self._leave_at < float("inf") else ""),
+                None,
+            )
         else:
             ended = "it exited" if status >= 0 else f"killed by {signal_name(-status)}"
             shell = status if status >= 0 else 128 - status

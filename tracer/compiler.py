@@ -42,14 +42,29 @@ class Compiled:
     code: dict[str, bytes]
 
 
-def compile_text(text: str, flags: Sequence[str], programs: Iterable[str], headers: str, cpus: int, cache: Cache | None = None) -> Compiled:
+def compile_text(
+    text: str,
+    flags: Sequence[str],
+    programs: Iterable[str],
+    headers: str,
+    cpus: int,
+    cache: Cache | None = None,
+) -> Compiled:
     """One translation unit, compiled or (with a cache) taken from what was compiled before. `headers` is the stub header tree.
     RmapdError with clang's first error."""
     wanted, compiler = sorted(set(programs)), compiler_identity()
     if cache is None or not compiler:
         return _compile(text, flags, wanted, headers, cpus)
     kernel = os.uname()
-    name = cache.name({"text": text, "flags": list(flags), "programs": wanted, "compiler": compiler, "kernel": [*kernel[2:4]]})
+    name = cache.name(
+        {
+            "text": text,
+            "flags": list(flags),
+            "programs": wanted,
+            "compiler": compiler,
+            "kernel": [*kernel[2:4]],
+        }
+    )
     entry = cache.read(name)
     if entry:
         try:
@@ -71,7 +86,9 @@ def _entry(compiled: Compiled) -> Entry:
         numbers[table.fd] = number
         types |= {btf_id} - {0}
     blob = types_of(types.pop()) if types else b""
-    return Entry(shapes, {name: _with_our_maps(code, numbers) for name, code in compiled.code.items()}, blob)
+    return Entry(
+        shapes, {name: _with_our_maps(code, numbers) for name, code in compiled.code.items()}, blob
+    )
 
 
 def _restored(entry: Entry, cpus: int) -> Compiled:
@@ -80,7 +97,10 @@ def _restored(entry: Entry, cpus: int) -> Compiled:
     btf = load_types(entry.types) if entry.types else 0
     try:
         for number, (name, shape) in enumerate(entry.maps.items()):
-            sizes, typed = (shape.key_size, shape.value_size, shape.max_entries), bool(shape.value_type)
+            sizes, typed = (
+                (shape.key_size, shape.value_size, shape.max_entries),
+                bool(shape.value_type),
+            )
             types = (btf, shape.key_type, shape.value_type) if typed else (0, 0, 0)
             fds[number] = create_map(name, shape.kind, sizes, shape.flags, types)
             maps[name] = Map(fds[number], shape.kind, *sizes, cpus)
@@ -94,11 +114,15 @@ def _restored(entry: Entry, cpus: int) -> Compiled:
     return Compiled(maps, {name: _with_our_maps(code, fds) for name, code in entry.code.items()})
 
 
-def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: str, cpus: int) -> Compiled:
+def _compile(
+    text: str, flags: Sequence[str], programs: Sequence[str], headers: str, cpus: int
+) -> Compiled:
     """In a child."""
     ours, theirs = socket.socketpair()
     with ours, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as request:
-        request.write(json.dumps({"text": text, "flags": list(flags), "programs": programs}).encode())
+        request.write(
+            json.dumps({"text": text, "flags": list(flags), "programs": programs}).encode()
+        )
         request.seek(0)
         child = subprocess.Popen(
             [sys.executable, "-m", "tracer.compiler", str(theirs.fileno())],
@@ -106,7 +130,11 @@ def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: 
             stdout=subprocess.DEVNULL,
             stderr=said,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "BCC_KERNEL_SOURCE": headers, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={
+                **os.environ,
+                "BCC_KERNEL_SOURCE": headers,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
         )
         theirs.close()
         answer = _answer(ours)
@@ -117,15 +145,32 @@ def _compile(text: str, flags: Sequence[str], programs: Sequence[str], headers: 
     if answer is None:
         if complaint:
             log.error("the compiler's last words: %s", complaint[-4000:])
-        raise died("the compiler gave no answer", code, "the same again later; it needs 150 MB", _last_line(complaint))
+        raise died(
+            "the compiler gave no answer",
+            code,
+            "the same again later; it needs 150 MB",
+            _last_line(complaint),
+        )
     if "error" in answer:
-        kind = Temporary if os.strerror(errno.ENOMEM) in complaint else RmapdError  # bcc prints what the kernel says of a map
-        raise kind(answer["error"], why=_first_error(complaint) or answer["why"], hint=answer["hint"])
+        kind = (
+            Temporary if os.strerror(errno.ENOMEM) in complaint else RmapdError
+        )  # bcc prints what the kernel says of a map
+        raise kind(
+            answer["error"], why=_first_error(complaint) or answer["why"], hint=answer["hint"]
+        )
     maps, ours_by_theirs = {}, {}
-    for fd, (name, (their_fd, kind, key_size, value_size, rows)) in zip(fds, answer["maps"].items(), strict=True):
+    for fd, (name, (their_fd, kind, key_size, value_size, rows)) in zip(
+        fds, answer["maps"].items(), strict=True
+    ):
         maps[name] = Map(fd, kind, key_size, value_size, rows, cpus)
         ours_by_theirs[their_fd] = fd
-    return Compiled(maps, {name: _with_our_maps(bytes.fromhex(found), ours_by_theirs) for name, found in answer["code"].items()})
+    return Compiled(
+        maps,
+        {
+            name: _with_our_maps(bytes.fromhex(found), ours_by_theirs)
+            for name, found in answer["code"].items()
+        },
+    )
 
 
 def _answer(ours: socket.socket) -> Any:
@@ -176,18 +221,36 @@ def _compiled(request: dict[str, Any]) -> tuple[dict[str, Any], list[int], Any]:
     try:
         unit = bcc.BPF(text=request["text"].encode(), cflags=request["flags"])
     except Exception as error:  # bcc raises bare Exception
-        return {"error": "cannot compile the probes", "why": str(error), "hint": "rmapd doctor, or reinstall rmapd"}, [], None
+        return (
+            {
+                "error": "cannot compile the probes",
+                "why": str(error),
+                "hint": "rmapd doctor, or reinstall rmapd",
+            },
+            [],
+            None,
+        )
     library, module = bcc.lib, unit.module
     library.bpf_table_name.restype = ctypes.c_char_p
     tables = range(library.bpf_num_tables(module))
-    sizes = (library.bpf_table_type_id, library.bpf_table_key_size_id, library.bpf_table_leaf_size_id, library.bpf_table_max_entries_id)
+    sizes = (
+        library.bpf_table_type_id,
+        library.bpf_table_key_size_id,
+        library.bpf_table_leaf_size_id,
+        library.bpf_table_max_entries_id,
+    )
     fds = [library.bpf_table_fd_id(module, n) for n in tables]
-    maps = {library.bpf_table_name(module, n).decode(): [fds[n], *(size(module, n) for size in sizes)] for n in tables}
+    maps = {
+        library.bpf_table_name(module, n).decode(): [fds[n], *(size(module, n) for size in sizes)]
+        for n in tables
+    }
     code = {}
     for name in request["programs"]:
         start = library.bpf_function_start(module, name.encode())
         if start:
-            code[name] = ctypes.string_at(start, library.bpf_function_size(module, name.encode())).hex()
+            code[name] = ctypes.string_at(
+                start, library.bpf_function_size(module, name.encode())
+            ).hex()
     return {"maps": maps, "code": code}, fds, unit
 
 

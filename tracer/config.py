@@ -34,18 +34,31 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows of the BPF maps: the bound on kernel memory. A full map is counted and turns checks unverifiable."""
 
     ledger_rows: Annotated[int, _says("a migration entry outstanding")] = 65536
-    frozen_rows: Annotated[int, _says("a PMD that a THP split turned into migration entries")] = 1024
-    visit_rows: Annotated[int, _says("a VMA visited by a second rmap walk (the oldest gives way)")] = 131072
+    frozen_rows: Annotated[int, _says("a PMD that a THP split turned into migration entries")] = (
+        1024
+    )
+    visit_rows: Annotated[
+        int, _says("a VMA visited by a second rmap walk (the oldest gives way)")
+    ] = 131072
     migration_rows: Annotated[int, _says("a task inside migrate_pages()")] = 4096
     mm_rows: Annotated[int, _says("an mm between its last task's exit and exit_mmap()")] = 16384
-    order_rows: Annotated[int, _says("a pair of mmap_locks that were nested (the oldest gives way)")] = 4096
+    order_rows: Annotated[
+        int, _says("a pair of mmap_locks that were nested (the oldest gives way)")
+    ] = 4096
     stack_rows: Annotated[
-        int, _says("a distinct kernel stack of an event, and another of a window in the flight recorder; a power of two")
+        int,
+        _says(
+            "a distinct kernel stack of an event, and another of a window in the flight recorder; a power of two"
+        ),
     ] = 4096
     ring_pages: Annotated[int, _says("a page of the event ring; a power of two")] = 16
     protocol_rows: Annotated[int, _says("a distinct protocol")] = 4096
-    hold_rows: Annotated[int, _says("an rwsem held by a task in a window (the oldest gives way)")] = 16384
-    flight_rows: Annotated[int, _says("a window in the flight recorder, per CPU; a power of two")] = 1024
+    hold_rows: Annotated[
+        int, _says("an rwsem held by a task in a window (the oldest gives way)")
+    ] = 16384
+    flight_rows: Annotated[
+        int, _says("a window in the flight recorder, per CPU; a power of two")
+    ] = 1024
 
     def sizes(self) -> dict[str, int]:
         """As the programs' macros name them, with the fixed ones."""
@@ -56,8 +69,15 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
-    listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = "127.0.0.1:9743"
-    web_config: Annotated[str, _says("file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody")] = ""
+    listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = (
+        "127.0.0.1:9743"
+    )
+    web_config: Annotated[
+        str,
+        _says(
+            "file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody"
+        ),
+    ] = ""
     fidelity: Annotated[
         str,
         _says(
@@ -66,37 +86,78 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = "auto"
     require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
-    strict: Annotated[bool, _says("any invariant that is checked less than in full is fatal, exit 4")] = False
+    strict: Annotated[
+        bool, _says("any invariant that is checked less than in full is fatal, exit 4")
+    ] = False
     statistics: Annotated[
-        bool, _says("the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)")
+        bool,
+        _says(
+            "the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)"
+        ),
     ] = True
     drop_privileges: Annotated[
         bool,
-        _says("`run`: once attached, give up root's user id and every capability that judging does not need, for good (OPERATING.md)"),
+        _says(
+            "`run`: once attached, give up root's user id and every capability that judging does not need, for good (OPERATING.md)"
+        ),
     ] = True
     user: Annotated[
-        str, _says("`run`, started by root: the user that it becomes with drop_privileges; where there is no `rmapd`, `nobody`")
+        str,
+        _says(
+            "`run`, started by root: the user that it becomes with drop_privileges; where there is no `rmapd`, `nobody`"
+        ),
     ] = "rmapd"
     budget: Annotated[
-        float, _says("`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered")
+        float,
+        _says(
+            "`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered"
+        ),
     ] = 0.01
     sampled_windows: Annotated[
-        int, _says("where windows are sampled: of each function how many outermost windows are booked a second, on each CPU")
+        int,
+        _says(
+            "where windows are sampled: of each function how many outermost windows are booked a second, on each CPU"
+        ),
     ] = 1000
     welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
-    settle_seconds: Annotated[float, _says("`exec`: how long to wait at the end for migrations that are under way")] = 5.0
-    patrol_seconds: Annotated[float, _says("how often all page tables are searched without a suspect; 0: never")] = 60.0
+    settle_seconds: Annotated[
+        float, _says("`exec`: how long to wait at the end for migrations that are under way")
+    ] = 5.0
+    patrol_seconds: Annotated[
+        float, _says("how often all page tables are searched without a suspect; 0: never")
+    ] = 60.0
     otlp_endpoint: Annotated[
-        str, _says("`run`: where violations go as OTLP logs, e.g. `http://collector:4318/v1/logs`; empty: nowhere (FLEET.md)")
+        str,
+        _says(
+            "`run`: where violations go as OTLP logs, e.g. `http://collector:4318/v1/logs`; empty: nowhere (FLEET.md)"
+        ),
     ] = ""
-    otlp_timeout_seconds: Annotated[float, _says("how long one attempt to send to `otlp_endpoint` may take")] = 10.0
-    cache: Annotated[str, _says("a folder for compiled probes: the next start is a second sooner; empty: none")] = "/var/cache/rmapd"
-    lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = "/run/rmapd/rmapd.lock"
-    store: Annotated[str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")] = STORE
-    store_bytes: Annotated[int, _says("the store's size; beyond it what was not met for longest is forgotten, not its counts")] = 64 << 20
-    store_days: Annotated[float, _says("how long a signature that is not met again is kept, and a run")] = 90.0
+    otlp_timeout_seconds: Annotated[
+        float, _says("how long one attempt to send to `otlp_endpoint` may take")
+    ] = 10.0
+    cache: Annotated[
+        str, _says("a folder for compiled probes: the next start is a second sooner; empty: none")
+    ] = "/var/cache/rmapd"
+    lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = (
+        "/run/rmapd/rmapd.lock"
+    )
+    store: Annotated[
+        str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")
+    ] = STORE
+    store_bytes: Annotated[
+        int,
+        _says(
+            "the store's size; beyond it what was not met for longest is forgotten, not its counts"
+        ),
+    ] = 64 << 20
+    store_days: Annotated[
+        float, _says("how long a signature that is not met again is kept, and a run")
+    ] = 90.0
     hang_seconds: Annotated[
-        float, _says("how long a judge may give no sign of life before it counts as dead, where rmapd supervises itself (OPERATING.md)")
+        float,
+        _says(
+            "how long a judge may give no sign of life before it counts as dead, where rmapd supervises itself (OPERATING.md)"
+        ),
     ] = 300.0
     maps: Maps = Maps()
 
@@ -106,19 +167,27 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return host.strip("[]"), int(port)
 
 
-def load(path: Path | None, environ: Mapping[str, str] | None = None, /, **overrides: object) -> Config:
+def load(
+    path: Path | None, environ: Mapping[str, str] | None = None, /, **overrides: object
+) -> Config:
     """Read a configuration file (none: the defaults), apply the environment, then flags; check all. RmapdError names file and key."""
     config = Config()
     if path is not None:
         try:
-            closed = os.access(path, os.F_OK, effective_ids=True) and not os.access(path, os.R_OK, effective_ids=True)
+            closed = os.access(path, os.F_OK, effective_ids=True) and not os.access(
+                path, os.R_OK, effective_ids=True
+            )
             hint = f"chgrp {_group()} {path} && chmod g+r {path}" if closed else ""
             content = reading.text(path, "the configuration", reading.MOST_CONFIGURATION, hint)
             config = msgspec.toml.decode(content, type=Config)
         except (msgspec.DecodeError, RecursionError) as error:
-            raise RmapdError(f"the configuration {path} is wrong", why=str(error), hint=_suggestion(str(error))) from error
+            raise RmapdError(
+                f"the configuration {path} is wrong", why=str(error), hint=_suggestion(str(error))
+            ) from error
     config = _from_environment(config, environ or {})
-    config = msgspec.structs.replace(config, **{key: value for key, value in overrides.items() if value is not None})
+    config = msgspec.structs.replace(
+        config, **{key: value for key, value in overrides.items() if value is not None}
+    )
     _check(config, str(path) if path else "the command line or the environment")
     return config
 
@@ -149,8 +218,12 @@ def _from_environment(config: Config, environ: Mapping[str, str]) -> Config:
         if field := known.get(variable):
             where = rows if variable.startswith("RMAPD_MAPS_") else top
             where[field.name] = _value(variable, text, field.type)
-        elif variable.startswith("RMAPD_") and (near := difflib.get_close_matches(variable, known, 1, cutoff=0.88)):
-            raise RmapdError(f"the environment has {variable}", why="there is no such key", hint=near[0])
+        elif variable.startswith("RMAPD_") and (
+            near := difflib.get_close_matches(variable, known, 1, cutoff=0.88)
+        ):
+            raise RmapdError(
+                f"the environment has {variable}", why="there is no such key", hint=near[0]
+            )
     return msgspec.structs.replace(config, **top, maps=msgspec.structs.replace(config.maps, **rows))
 
 
@@ -160,13 +233,19 @@ def _value(variable: str, text: str, kind: Any) -> Any:
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise RmapdError(f"{variable} in the environment is wrong", why=str(error), hint="docs/CONFIGURATION.md has its type") from error
+        raise RmapdError(
+            f"{variable} in the environment is wrong",
+            why=str(error),
+            hint="docs/CONFIGURATION.md has its type",
+        ) from error
 
 
 def example() -> str:
     """A commented configuration: every key with its meaning and its default, none of them set."""
     head = "# rmapd's configuration: every key with its default. Made by `rmapd check-config --example`.\n"
-    return head + _as_toml(Config(), lambda field, value: f"\n# {meaning(field)}\n#{field.name} = {value}\n")
+    return head + _as_toml(
+        Config(), lambda field, value: f"\n# {meaning(field)}\n#{field.name} = {value}\n"
+    )
 
 
 def in_force(config: Config) -> str:
@@ -209,22 +288,52 @@ def _check(config: Config, where: str) -> None:
     if not host or not port.isdigit() or int(port) > 65535:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
-        raise wrong("fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto")
+        raise wrong(
+            "fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto"
+        )
     if not 0 < config.budget <= 1:
-        raise wrong("budget", f"{config.budget} is no share: above 0, and 1 at most", f"{Config().budget:g}")
+        raise wrong(
+            "budget", f"{config.budget} is no share: above 0, and 1 at most", f"{Config().budget:g}"
+        )
     if not 1 <= config.sampled_windows <= 10**9:
-        raise wrong("sampled_windows", f"{config.sampled_windows} is not between 1 and 1000000000", str(Config().sampled_windows))
+        raise wrong(
+            "sampled_windows",
+            f"{config.sampled_windows} is not between 1 and 1000000000",
+            str(Config().sampled_windows),
+        )
     if config.otlp_endpoint and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", config.otlp_endpoint):
-        raise wrong("otlp_endpoint", f"{config.otlp_endpoint!r} is not a URL", "http://127.0.0.1:4318/v1/logs")
-    least_of = {"welcome_seconds": 0.1, "settle_seconds": 0.0, "patrol_seconds": 0.0, "otlp_timeout_seconds": 0.1, "store_days": 0.04}
+        raise wrong(
+            "otlp_endpoint",
+            f"{config.otlp_endpoint!r} is not a URL",
+            "http://127.0.0.1:4318/v1/logs",
+        )
+    least_of = {
+        "welcome_seconds": 0.1,
+        "settle_seconds": 0.0,
+        "patrol_seconds": 0.0,
+        "otlp_timeout_seconds": 0.1,
+        "store_days": 0.04,
+    }
     least_of["hang_seconds"] = 5.0
     for name, least in least_of.items():
         if not least <= getattr(config, name) <= 1e6:
-            raise wrong(name, f"{getattr(config, name)} is not between {least:g} and 1000000", f"{getattr(Config(), name):g}")
+            raise wrong(
+                name,
+                f"{getattr(config, name)} is not between {least:g} and 1000000",
+                f"{getattr(Config(), name):g}",
+            )
     if not 1 << 18 <= config.store_bytes <= 1 << 40:
-        raise wrong("store_bytes", f"{config.store_bytes} is not between {1 << 18} and {1 << 40}", str(64 << 20))
+        raise wrong(
+            "store_bytes",
+            f"{config.store_bytes} is not between {1 << 18} and {1 << 40}",
+            str(64 << 20),
+        )
     if unclean := [name for name in _FILES if "\0" in getattr(config, name)]:
-        raise wrong(unclean[0], f"{getattr(config, unclean[0])!r} has a character that no file name can have", "without it")
+        raise wrong(
+            unclean[0],
+            f"{getattr(config, unclean[0])!r} has a character that no file name can have",
+            "without it",
+        )
     _check_maps(config.maps, wrong)
 
 
@@ -232,8 +341,14 @@ def _check_maps(maps: Maps, wrong: Callable[[str, str, str], RmapdError]) -> Non
     for name in Maps.__struct_fields__:
         value = getattr(maps, name)
         if not 1 <= value <= 1 << 24:
-            raise wrong(f"maps.{name}", f"{value} is not between 1 and {1 << 24}", str(getattr(Maps(), name)))
+            raise wrong(
+                f"maps.{name}",
+                f"{value} is not between 1 and {1 << 24}",
+                str(getattr(Maps(), name)),
+            )
     for name in ("ring_pages", "stack_rows", "flight_rows"):
         value = getattr(maps, name)
         if value & (value - 1):
-            raise wrong(f"maps.{name}", f"{value} is not a power of two", str(getattr(Maps(), name)))
+            raise wrong(
+                f"maps.{name}", f"{value} is not a power of two", str(getattr(Maps(), name))
+            )

@@ -36,7 +36,9 @@ class Current:
             if known is not None and known.gate_open and self._age() >= _FRESH_SECONDS:
                 os.eventfd_write(self.asked, 1)
                 if self._clock() - self._gave_up >= _FRESH_SECONDS:
-                    came = self._changed.wait_for(lambda: self._snapshot is not known, _PATIENCE_SECONDS)
+                    came = self._changed.wait_for(
+                        lambda: self._snapshot is not known, _PATIENCE_SECONDS
+                    )
                     self._gave_up = self._gave_up if came else self._clock()
             return self._snapshot
 

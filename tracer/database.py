@@ -63,7 +63,11 @@ def set_aside(path: Path, why: str) -> Path:
     """Rename a broken database, and what belongs to it, out of the way."""
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     aside = path.with_name(f"{path.name}.broken-{stamp}")
-    for end in ("-wal", "-shm", ""):  # the file itself last: with another's WAL beside it a new one would be broken, too
+    for end in (
+        "-wal",
+        "-shm",
+        "",
+    ):  # the file itself last: with another's WAL beside it a new one would be broken, too
         if (part := Path(f"{path}{end}")).exists():
             part.rename(f"{aside}{end}")
     log.error("the store %s is broken (%s): set aside as %s, a new one is begun", path, why, aside)
@@ -74,7 +78,9 @@ class Database:
     """An open store. All methods may raise sqlite3.Error."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # evidence has kernel addresses
+        os.close(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        )  # evidence has kernel addresses
         self._path, self._most_bytes = path, most_bytes
         self._sql = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)
         try:
@@ -115,12 +121,23 @@ class Database:
         return int(self._sql.execute(f"PRAGMA {name}").fetchone()[0])
 
     def _prepare(self) -> None:
-        version, tables = self._pragma("user_version"), self._sql.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        version, tables = (
+            self._pragma("user_version"),
+            self._sql.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0],
+        )
         if tables and self._pragma("application_id") != APPLICATION:
-            raise Foreign(f"{self._path} is no store of rmapd", why="it is another program's database", hint="--store with another file")
+            raise Foreign(
+                f"{self._path} is no store of rmapd",
+                why="it is another program's database",
+                hint="--store with another file",
+            )
         if version > len(MIGRATIONS):
             why = f"its schema is {version}, this rmapd knows {len(MIGRATIONS)}"
-            raise Foreign(f"the store {self._path} was written by a newer rmapd", why=why, hint="--store with another file")
+            raise Foreign(
+                f"the store {self._path} was written by a newer rmapd",
+                why=why,
+                hint="--store with another file",
+            )
         if not tables:
             self._sql.execute("PRAGMA auto_vacuum = INCREMENTAL")
         for pragma in _PRAGMAS:
@@ -130,7 +147,9 @@ class Database:
             error = sqlite3.DatabaseError(found)
             error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
             raise error
-        for number, statements in enumerate(MIGRATIONS[version:], version + 1):  # a kill between two leaves the older schema whole
+        for number, statements in enumerate(
+            MIGRATIONS[version:], version + 1
+        ):  # a kill between two leaves the older schema whole
             with self.transaction():
                 for statement in statements:
                     self._sql.execute(statement)
@@ -155,7 +174,10 @@ class Database:
     def put(self, given: Mapping[str, Any]) -> int:
         """A signature with its evidence. A row of an earlier run goes on, with the evidence that it has, if that has a stack."""
         ((number, first_run),) = self._sql.execute(_SIGNATURE, given).fetchall()
-        self._sql.execute(_EVIDENCE, {"number": number, "evidence": given["evidence"], "first": first_run == given["run"]})
+        self._sql.execute(
+            _EVIDENCE,
+            {"number": number, "evidence": given["evidence"], "first": first_run == given["run"]},
+        )
         return int(number)
 
     def put_hours(self, rows: Iterable[tuple[int, str, int]]) -> None:
@@ -171,12 +193,16 @@ class Database:
 
     def _bound(self) -> None:
         """No page beyond most_bytes: SQLITE_FULL instead. SQLite does not go below what there is."""
-        self._sql.execute(f"PRAGMA max_page_count = {max(_LEAST_PAGES, self._most_bytes // self._pragma('page_size'))}")
+        self._sql.execute(
+            f"PRAGMA max_page_count = {max(_LEAST_PAGES, self._most_bytes // self._pragma('page_size'))}"
+        )
 
     @property
     def nearly_full(self) -> bool:
         used = self._pragma("page_count") - self._pragma("freelist_count")
-        return used >= _NEARLY_FULL * max(_LEAST_PAGES, self._most_bytes // self._pragma("page_size"))
+        return used >= _NEARLY_FULL * max(
+            _LEAST_PAGES, self._most_bytes // self._pragma("page_size")
+        )
 
     def forget_old(self, before: str, run: str) -> int:
         """Drop hours, runs and signatures from before this time (ISO 8601), but not this run; how many signatures."""

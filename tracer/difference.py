@@ -17,7 +17,18 @@ from typing import Any
 from tracer import reported
 from tracer.notation import parse, text, words
 from tracer.printable import printable
-from tracer.protocol import Call, Commit, Kind, Lock, Locking, Owner, Protocol, Step, TreeStep, Visit
+from tracer.protocol import (
+    Call,
+    Commit,
+    Kind,
+    Lock,
+    Locking,
+    Owner,
+    Protocol,
+    Step,
+    TreeStep,
+    Visit,
+)
 
 _ENOUGH = 100  # windows of a function on either side, before their shares say anything
 _TIMES = 10.0  # a share this many times another is told
@@ -110,10 +121,25 @@ class Difference:
 def read(path: Path) -> Run:
     """A report of `rmapd exec --report` or `rmapd protocols --save`. RmapdError where it is none."""
     report = reported.as_given(path)
-    hooks = {name: hook.reason for name, hook in report.hooks.items() if hook.state in ("missing", "denied")}
-    seen = tuple(Seen(one.said, one.count, (*one.violates, *one.suspect), parse(one.said)) for one in report.protocols)
+    hooks = {
+        name: hook.reason
+        for name, hook in report.hooks.items()
+        if hook.state in ("missing", "denied")
+    }
+    seen = tuple(
+        Seen(one.said, one.count, (*one.violates, *one.suspect), parse(one.said))
+        for one in report.protocols
+    )
     why_none = _why_none(report.fidelity, report.duration_seconds, hooks)
-    return Run(path.name, report.kernel, seen, report.windows, hooks, sum(report.windows_unsampled.values()), why_none)
+    return Run(
+        path.name,
+        report.kernel,
+        seen,
+        report.windows,
+        hooks,
+        sum(report.windows_unsampled.values()),
+        why_none,
+    )
 
 
 def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
@@ -131,7 +157,9 @@ def nothing_to_compare(a: Run, b: Run) -> str:
     blind = [run for run in (a, b) if not run.seen]
     if blind:
         what = {run.name: "protocols" if run.windows else "windows" for run in blind}
-        return " ".join(f"{run.name} ({run.kernel}) has no {what[run.name]}: {run.why_none}." for run in blind)
+        return " ".join(
+            f"{run.name} ({run.kernel}) has no {what[run.name]}: {run.why_none}." for run in blind
+        )
     ours, theirs = ({one.function for one in run.seen} for run in (a, b))
     if ours & theirs:
         return ""
@@ -142,7 +170,11 @@ def nothing_to_compare(a: Run, b: Run) -> str:
 def read_both(a: Path, b: Path) -> tuple[Run, Run]:
     """Two reports under names that tell them apart: those of the files, or their whole paths where those are the same."""
     ours, theirs = read(a), read(b)
-    return (replace(ours, name=str(a)), replace(theirs, name=str(b))) if ours.name == theirs.name else (ours, theirs)
+    return (
+        (replace(ours, name=str(a)), replace(theirs, name=str(b)))
+        if ours.name == theirs.name
+        else (ours, theirs)
+    )
 
 
 def compare(a: Run, b: Run) -> list[Difference]:
@@ -158,7 +190,14 @@ def _only(a: Run, b: Run) -> Iterable[Difference]:
         others, gone = b.of(function), b.absent
         if not others and function != "outside":
             count = a.windows.get(function, sum(one.count for one in a.of(function)))
-            yield Difference(Grade.FUNCTION, a.name, function, f"{function}()", count, why=b.absent.get(function, "it did not run there"))
+            yield Difference(
+                Grade.FUNCTION,
+                a.name,
+                function,
+                f"{function}()",
+                count,
+                why=b.absent.get(function, "it did not run there"),
+            )
         common = b.classes(function)
         for one in a.of(function):
             if one.same in known:
@@ -166,7 +205,15 @@ def _only(a: Run, b: Run) -> Iterable[Difference]:
             nearest = _nearest(one, others, gone, common)
             if one.wrong:
                 why = f"violates {', '.join(one.wrong)}"
-                yield Difference(Grade.RULED, a.name, function, one.text, one.count, nearest.text if nearest else "", why)
+                yield Difference(
+                    Grade.RULED,
+                    a.name,
+                    function,
+                    one.text,
+                    one.count,
+                    nearest.text if nearest else "",
+                    why,
+                )
             elif nearest:
                 grade, why = _grade(one, nearest, a, b)
                 yield Difference(grade, a.name, function, one.text, one.count, nearest.text, why)
@@ -177,16 +224,24 @@ def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: set[Lock]
     return [
         step
         for step in steps
-        if not (isinstance(step, Call) and step.window in absent) and not (isinstance(step, Locking) and step.lock.family not in classes)
+        if not (isinstance(step, Call) and step.window in absent)
+        and not (isinstance(step, Locking) and step.lock.family not in classes)
     ]
 
 
-def _nearest(one: Seen, others: Sequence[Seen], absent: Iterable[str], classes: set[Lock]) -> Seen | None:
+def _nearest(
+    one: Seen, others: Sequence[Seen], absent: Iterable[str], classes: set[Lock]
+) -> Seen | None:
     own = words(_comparable(one.protocol.flat(), absent, classes))
 
     def near(other: Seen) -> tuple[bool, float, float, int]:
         ratio = SequenceMatcher(None, own, words(other.protocol.flat()), autojunk=False).ratio()
-        heads = SequenceMatcher(None, one.text.partition("]")[0].split(), other.text.partition("]")[0].split(), autojunk=False).ratio()
+        heads = SequenceMatcher(
+            None,
+            one.text.partition("]")[0].split(),
+            other.text.partition("]")[0].split(),
+            autojunk=False,
+        ).ratio()
         return not other.wrong, ratio, heads, other.count
 
     return max(others, key=near, default=None)
@@ -200,7 +255,9 @@ def _grade(one: Seen, nearest: Seen, a: Run, b: Run) -> tuple[Grade, str]:
         return Grade.CONTEXT, ""
     if lost := _missing(mine, theirs):
         return Grade.UNLOCKED, f"without {' '.join(lost)}"
-    if (first := _acquired(mine)) != (other := _acquired(theirs)) and Counter(first) == Counter(other):
+    if (first := _acquired(mine)) != (other := _acquired(theirs)) and Counter(first) == Counter(
+        other
+    ):
         return Grade.UNORDERED, f"{' '.join(first)}, not {' '.join(other)}"
     return Grade.STEPS, ""
 
@@ -215,14 +272,18 @@ def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
     differing = [(ours, their) for ours, their in zip(own, other, strict=True) if ours != their]
     lacking = Counter(words(wanted))
     lacking.subtract(Counter(words(locking)))
-    if any(count < 0 for count in lacking.values()) or any(_held(ours) >= _held(their) for ours, their in differing):
+    if any(count < 0 for count in lacking.values()) or any(
+        _held(ours) >= _held(their) for ours, their in differing
+    ):
         return []
     return [*sorted(lacking.elements()), *words(their for _, their in differing)]
 
 
 def _parted(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
     """What is done, and the locking around it."""
-    return [step for step in steps if not isinstance(step, Locking)], [step for step in steps if isinstance(step, Locking)]
+    return [step for step in steps if not isinstance(step, Locking)], [
+        step for step in steps if isinstance(step, Locking)
+    ]
 
 
 def bare(step: Step) -> Step:
@@ -251,48 +312,86 @@ def _held(step: Step) -> int:
 
 def _acquired(steps: Iterable[Step]) -> list[str]:
     """The locks in the order in which they are waited for."""
-    return [step.lock for step in steps if isinstance(step, Locking) and step.kind.blocks and step.kind is not Kind.DOWNGRADE_WRITE]
+    return [
+        step.lock
+        for step in steps
+        if isinstance(step, Locking) and step.kind.blocks and step.kind is not Kind.DOWNGRADE_WRITE
+    ]
 
 
 def _rates(a: Run, b: Run) -> Iterable[Difference]:
     counts = {one.same: one.count for one in b.seen}
     for one in a.seen:
-        whole, there = sum(each.count for each in a.of(one.function)), sum(each.count for each in b.of(one.function))
+        whole, there = (
+            sum(each.count for each in a.of(one.function)),
+            sum(each.count for each in b.of(one.function)),
+        )
         if one.same not in counts or min(whole, there) < _ENOUGH:
             continue
         ours, theirs = one.count / whole, counts[one.same] / there
-        if max(ours, theirs) >= _TIMES * min(ours, theirs) and max(ours, theirs) * min(whole, there) >= _ENOUGH:
+        if (
+            max(ours, theirs) >= _TIMES * min(ours, theirs)
+            and max(ours, theirs) * min(whole, there) >= _ENOUGH
+        ):
             side, count = (a.name, one.count) if ours > theirs else (b.name, counts[one.same])
-            yield Difference(Grade.RATE, side, one.function, one.text, count, why=f"{ours:.2%} in {a.name}, {theirs:.2%} in {b.name}")
+            yield Difference(
+                Grade.RATE,
+                side,
+                one.function,
+                one.text,
+                count,
+                why=f"{ours:.2%} in {a.name}, {theirs:.2%} in {b.name}",
+            )
 
 
 def as_json(a: Run, b: Run, found: Sequence[Difference]) -> dict[str, Any]:
     """For machines."""
     rows = [
-        {"grade": d.grade.name.lower(), "alarming": d.grade.alarms, "side": d.side, "function": d.function, "protocol": d.text}
+        {
+            "grade": d.grade.name.lower(),
+            "alarming": d.grade.alarms,
+            "side": d.side,
+            "function": d.function,
+            "protocol": d.text,
+        }
         | {"count": d.count, "nearest": d.nearest, "why": d.why}
         for d in found
     ]
     compared = {"comparable": not (why := nothing_to_compare(a, b)), "reason": why}
-    return compared | {"a": {"file": a.name, "kernel": a.kernel}, "b": {"file": b.name, "kernel": b.kernel}, "differences": rows}
+    return compared | {
+        "a": {"file": a.name, "kernel": a.kernel},
+        "b": {"file": b.name, "kernel": b.kernel},
+        "differences": rows,
+    }
 
 
 def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
     """For people: what alarms in full, of the rest a line each."""
     alarming = sum(d.grade.alarms for d in found)
     lines = [
-        f"{run.name}: {run.kernel}, {len(run.seen)} protocols" + (f"; {run.unsampled:,} windows were not sampled" if run.unsampled else "")
+        f"{run.name}: {run.kernel}, {len(run.seen)} protocols"
+        + (f"; {run.unsampled:,} windows were not sampled" if run.unsampled else "")
         for run in (a, b)
     ]
     counted = f"{len(found)} differences, {alarming} of them alarming"
     why = nothing_to_compare(a, b)
-    lines += [f"There was nothing to compare. {why}"] if why and not alarming else [why, counted] if why else [counted]
+    lines += (
+        [f"There was nothing to compare. {why}"]
+        if why and not alarming
+        else [why, counted]
+        if why
+        else [counted]
+    )
     grade = None
     for d in found:
         if d.grade is not grade:
             grade = d.grade
             lines += ["", f"{'!! ' if grade.alarms else ''}{grade.says}"]
-        lines.append(f"{d.count:12,}  only {d.side}: {d.text}" if d.grade is not Grade.RATE else f"{d.count:12,}  {d.text}: {d.why}")
+        lines.append(
+            f"{d.count:12,}  only {d.side}: {d.text}"
+            if d.grade is not Grade.RATE
+            else f"{d.count:12,}  {d.text}: {d.why}"
+        )
         if d.grade is not Grade.RATE and d.why:
             lines.append(f"{'':14}{d.why}")
         if d.grade.alarms and d.nearest:

@@ -44,35 +44,67 @@ class Docket:
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
         key, seen = self.windows.sighting(raw)
-        wrong = [f"{name}: {ruling.reason}" for name, ruling in self.rulings.rule(key).items() if ruling.verdict in _WRONG]
+        wrong = [
+            f"{name}: {ruling.reason}"
+            for name, ruling in self.rulings.rule(key).items()
+            if ruling.verdict in _WRONG
+        ]
         self.pressing |= bool(wrong)
-        trail = self.trails.of_window(event, key, seen, f"this window broke {'; '.join(wrong)}") if wrong else Trail()
-        vma = {**ranges(event.a, seen), **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {})}
+        trail = (
+            self.trails.of_window(event, key, seen, f"this window broke {'; '.join(wrong)}")
+            if wrong
+            else Trail()
+        )
+        vma = {
+            **ranges(event.a, seen),
+            **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {}),
+        }
         if self._scene and wrong and event.a:
             now = self._scene.vma(event.a, event.b)
             vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
-        folio = self._scene.folio(seen.folio, vm_flags=seen.vm_flags) if self._scene and wrong and seen.folio else {}
+        folio = (
+            self._scene.folio(seen.folio, vm_flags=seen.vm_flags)
+            if self._scene and wrong and seen.folio
+            else {}
+        )
         sighting = Sighting(
             task=event.task,
             stack=self._symbols.stack(self._books.stack(event.stack)),
             vma=vma,
-            addresses={name: hex(value) for name, value in _addresses(event.b, seen).items() if value},
+            addresses={
+                name: hex(value) for name, value in _addresses(event.b, seen).items() if value
+            },
             trail=trail.steps,
             note=trail.note,
             folio=folio,
         )
         self.rulings.sighted(key, sighting)
 
-    def work(self, tally: Tally, counters: Mapping[str, int], missed: int, wall: float, *, whole: bool = True) -> list[Finding]:
+    def work(
+        self,
+        tally: Tally,
+        counters: Mapping[str, int],
+        missed: int,
+        wall: float,
+        *,
+        whole: bool = True,
+    ) -> list[Finding]:
         """Count the table into the tally, or (not whole) only what is not well in it; the findings that are new.
 
         Losses since the tick before the last make what is new doubtful: a window may have lost a step in one second and be counted in
         the next. What holds is as good an hour later, so a tick leaves it alone; what has lost its event is in the whole table only."""
         losses = sum(counters[name] for name in _LOSSES) + missed
-        whole |= counters["EVIDENCE_LOST"] != self._evidence_lost or len(self.rulings.wrong) > _MOST_SINGLE_LOOKUPS
+        whole |= (
+            counters["EVIDENCE_LOST"] != self._evidence_lost
+            or len(self.rulings.wrong) > _MOST_SINGLE_LOOKUPS
+        )
         rows = self.windows.rows() if whole else self.windows.rows_of(self.rulings.wrong)
         self.rulings.update(rows, lossy=losses > self._losses[0])
-        self._evidence_lost, self._last_losses, self.pressing = counters["EVIDENCE_LOST"], losses, False
+        self._evidence_lost, self._last_losses, self.pressing = (
+            counters["EVIDENCE_LOST"],
+            losses,
+            False,
+        )
         return self.rulings.report(tally, wall)
 
     def tick(self) -> None:
@@ -81,4 +113,9 @@ class Docket:
 
 
 def _addresses(mm: int, seen: Any) -> dict[str, int]:
-    return {"mm": mm, "folio": seen.folio, "anon_vma root rwsem": seen.anon, "i_mmap_rwsem": seen.i_mmap}
+    return {
+        "mm": mm,
+        "folio": seen.folio,
+        "anon_vma root rwsem": seen.anon,
+        "i_mmap_rwsem": seen.i_mmap,
+    }

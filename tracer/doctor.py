@@ -21,17 +21,28 @@ def examine(session: Session) -> dict[str, Any]:
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",
             "page-table levels": "5" if kernel.five_level_paging else "4",
-            "page-table oracle": "calibrated" if session.desk.oracle else f"not calibrated: {session.oracle_reason}",
+            "page-table oracle": "calibrated"
+            if session.desk.oracle
+            else f"not calibrated: {session.oracle_reason}",
         },
-        "hooks": {h.hook.name: {"stem": h.stem, "state": h.state.value, "how": h.how, "reason": h.reason} for h in session.loaded.hooks},
-        "invariants": {name: _invariant(session, invariant) for name, invariant in session.invariants.items()},
+        "hooks": {
+            h.hook.name: {"stem": h.stem, "state": h.state.value, "how": h.how, "reason": h.reason}
+            for h in session.loaded.hooks
+        },
+        "invariants": {
+            name: _invariant(session, invariant) for name, invariant in session.invariants.items()
+        },
     }
 
 
 def _invariant(session: Session, invariant: Invariant) -> dict[str, Any]:
     level, reason = session.coverage[invariant.id]
     allows = "" if invariant.built else allowed(session.kernel, invariant.awaits)
-    return {"title": invariant.title, "coverage": level.value, "reason": "; ".join(part for part in (reason, allows) if part)}
+    return {
+        "title": invariant.title,
+        "coverage": level.value,
+        "reason": "; ".join(part for part in (reason, allows) if part),
+    }
 
 
 def allowed(kernel: Kernel, functions: tuple[str, ...]) -> str:
@@ -39,16 +50,29 @@ def allowed(kernel: Kernel, functions: tuple[str, ...]) -> str:
     iterators = [f for f in functions if f.startswith("bpf_iter_")]
     if iterators:
         found = all(kernel.types.function(f) is not None for f in iterators)
-        return f"this kernel would allow it: it has {iterators[0]}" if found else f"this kernel has no {iterators[0]}"
+        return (
+            f"this kernel would allow it: it has {iterators[0]}"
+            if found
+            else f"this kernel has no {iterators[0]}"
+        )
     if kernel.fentry_refused and kernel.kprobe_refused:
-        refusals = f"neither by fentry ({kernel.fentry_refused}) nor by kprobe ({kernel.kprobe_refused})"
+        refusals = (
+            f"neither by fentry ({kernel.fentry_refused}) nor by kprobe ({kernel.kprobe_refused})"
+        )
         return f"this kernel does not allow it: {functions[0]} can be probed {refusals}"
     absent = [f for f in functions if not kernel.clones(f)]
     notrace = [
-        f for f in functions if f not in absent and kernel.traceable is not None and not kernel.traceable.intersection(kernel.clones(f))
+        f
+        for f in functions
+        if f not in absent
+        and kernel.traceable is not None
+        and not kernel.traceable.intersection(kernel.clones(f))
     ]
     if absent or notrace:
-        parts = [f"no {', '.join(absent)}" if absent else "", f"notrace: {', '.join(notrace)}" if notrace else ""]
+        parts = [
+            f"no {', '.join(absent)}" if absent else "",
+            f"notrace: {', '.join(notrace)}" if notrace else "",
+        ]
         return f"this kernel would allow a part of it ({'; '.join(part for part in parts if part)})"
     return "this kernel would allow it"
 

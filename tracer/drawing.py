@@ -51,7 +51,13 @@ _NUMBERS = {"d", "x", "y", "points", "transform"}
 _DIGITS = re.compile(r"(\.\d\d)\d+")
 
 
-def draw(name: str, width: float, height: float, said: str, paint: Callable[[Figure], dict[str, str] | None]) -> str:
+def draw(
+    name: str,
+    width: float,
+    height: float,
+    said: str,
+    paint: Callable[[Figure], dict[str, str] | None],
+) -> str:
     """An <svg> of this size in points that scales to its place. said: what it shows, for those who do not see it; name: one on its page.
     paint may return titles, shown when a pointer rests on an artist, by the artist's gid."""
     try:
@@ -59,13 +65,21 @@ def draw(name: str, width: float, height: float, said: str, paint: Callable[[Fig
         from matplotlib.figure import Figure
     except ImportError as error:
         hint = f"{sys.executable} -m pip install matplotlib (the extra rmapd[report]); Markdown, --output FILE.md, needs none"
-        raise RmapdError("cannot draw an HTML report", why=f"{error.name} is not installed", hint=hint) from error
+        raise RmapdError(
+            "cannot draw an HTML report", why=f"{error.name} is not installed", hint=hint
+        ) from error
     with warnings.catch_warnings(), matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
-        warnings.simplefilter("ignore", UserWarning)  # names that are too long for a plot, or in letters that its font lacks
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # names that are too long for a plot, or in letters that its font lacks
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         titles = paint(figure)
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            file,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return _inline(file.getvalue(), said, titles or {})
 
 
@@ -123,5 +137,9 @@ def duration(seconds: float) -> str:
     """Two digits and a unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
-            return f"{seconds / size:.0f} {unit}" if seconds / size >= 9.5 else f"{seconds / size:.2g} {unit}"
+            return (
+                f"{seconds / size:.0f} {unit}"
+                if seconds / size >= 9.5
+                else f"{seconds / size:.2g} {unit}"
+            )
     return f"{seconds / 1e-9:.0f} ns"

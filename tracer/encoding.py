@@ -44,7 +44,9 @@ class Encoding:
         self._key = layouts.structs["protocol_key"]
         self._most = self._key.size - 8
         self._at = layouts.constants
-        self._windows = tuple(name.removeprefix("WINDOW_") for name in layouts.enums["window"] if name != "WINDOWS")
+        self._windows = tuple(
+            name.removeprefix("WINDOW_") for name in layouts.enums["window"] if name != "WINDOWS"
+        )
         self._steps = self._every_step()
         self._codes = {step: code for code, step in self._steps.items()}
 
@@ -61,7 +63,9 @@ class Encoding:
             for enters in (False, True):
                 steps[at["STEP_TREE_NEW"] + 2 * n + enters] = TreeStep(tree, enters, None)
                 for m, owner in enumerate(_OWNERS):
-                    steps[at["STEP_TREE"] + (n * 2 + enters) * 4 + m] = TreeStep(tree, enters, owner)
+                    steps[at["STEP_TREE"] + (n * 2 + enters) * 4 + m] = TreeStep(
+                        tree, enters, owner
+                    )
         for n, lock in enumerate(_LOCKS):
             for m, kind in enumerate(_KINDS):
                 steps[at["STEP_LOCK"] + n * len(_KINDS) + m] = Locking(lock, kind)
@@ -79,7 +83,12 @@ class Encoding:
         if raw.window >= len(self._windows):
             raise _unreadable(key, f"window {raw.window} is not in enum window")
         codes = bytes(raw.steps).rstrip(b"\0")
-        return Protocol(self._windows[raw.window], self._context(key, raw.context), raw.error, self._decoded(key, codes))
+        return Protocol(
+            self._windows[raw.window],
+            self._context(key, raw.context),
+            raw.error,
+            self._decoded(key, codes),
+        )
 
     def _decoded(self, key: bytes, codes: bytes) -> tuple[Step, ...]:
         first = self._at["STEP_REPEAT"]
@@ -88,8 +97,12 @@ class Encoding:
             if first <= code < first + _MOST_IN_A_GROUP:
                 group = _taken(found, code - first + 1)
                 if not group:
-                    raise _unreadable(key, f"a repeat of {code - first + 1} steps that are not there")
-                found.append((Group(joined(step for step, _ in group)), sum(size for _, size in group) + 1))
+                    raise _unreadable(
+                        key, f"a repeat of {code - first + 1} steps that are not there"
+                    )
+                found.append(
+                    (Group(joined(step for step, _ in group)), sum(size for _, size in group) + 1)
+                )
             elif code in self._steps:
                 found.append((self._steps[code], 1))
             else:
@@ -120,7 +133,11 @@ class Encoding:
     def encode(self, protocol: Protocol) -> bytes:
         """The key of a protocol; RmapdError where the kernel could not have written it."""
         if protocol.window not in self._windows:
-            raise RmapdError(f"cannot encode {protocol.window}", why="it is not in enum window", hint=f"one of {', '.join(self._windows)}")
+            raise RmapdError(
+                f"cannot encode {protocol.window}",
+                why="it is not in enum window",
+                hint=f"one of {', '.join(self._windows)}",
+            )
         codes = self._encoded(protocol.steps)
         if len(codes) > self._most:
             raise RmapdError(
@@ -129,7 +146,11 @@ class Encoding:
                 hint="fold repeats: {anon+}*",
             )
         members = self._key.code.pack(*codes.ljust(self._most, b"\0"), 0, 0, 0)[: self._most]
-        tail = self._key.pack(context=self._bits(protocol.context), window=self._windows.index(protocol.window), error=protocol.error)
+        tail = self._key.pack(
+            context=self._bits(protocol.context),
+            window=self._windows.index(protocol.window),
+            error=protocol.error,
+        )
         return members + tail[self._most :]
 
     def _encoded(self, steps: Iterable[Step]) -> bytes:
@@ -138,12 +159,17 @@ class Encoding:
             if isinstance(step, Group):
                 inner = self._encoded(step.steps)
                 if not 1 <= len(inner) <= _MOST_IN_A_GROUP:
-                    raise RmapdError("cannot encode a repeat", why=f"{len(inner)} steps; the kernel folds 1 to {_MOST_IN_A_GROUP}")
+                    raise RmapdError(
+                        "cannot encode a repeat",
+                        why=f"{len(inner)} steps; the kernel folds 1 to {_MOST_IN_A_GROUP}",
+                    )
                 out += inner + bytes((self._at["STEP_REPEAT"] + len(inner) - 1,))
             elif isinstance(step, Commit):
                 out += bytes(self._codes[Commit((part,))] for part in step.parts)
             elif isinstance(step, Call) and step not in self._codes:
-                raise RmapdError(f"cannot encode a call of {step.window}", why="it is not in enum window")
+                raise RmapdError(
+                    f"cannot encode a call of {step.window}", why="it is not in enum window"
+                )
             else:
                 out.append(self._codes[step])
         return bytes(out)
@@ -153,7 +179,9 @@ class Encoding:
         bits = sum(at[f"CONTEXT_{name.upper()}"] for name in FLAGS if getattr(context, name))
         for when, held in (("ENTRY", context.entry), ("EXIT", context.exit)):
             for name in _HELD:
-                bits |= _OWNERS.index(getattr(held, name)) << at[f"CONTEXT_{when}_{name.upper()}_SHIFT"]
+                bits |= (
+                    _OWNERS.index(getattr(held, name)) << at[f"CONTEXT_{when}_{name.upper()}_SHIFT"]
+                )
         bits |= tuple(Geometry).index(context.geometry) << at["CONTEXT_GEOMETRY_SHIFT"]
         bits |= tuple(Follows).index(context.follows) << at["CONTEXT_FOLLOWS_SHIFT"]
         return bits | tuple(Walker).index(context.walker) << at["CONTEXT_WALKER_SHIFT"]
@@ -174,5 +202,7 @@ def _taken(found: list[tuple[Step, int]], size: int) -> Sequence[tuple[Step, int
 
 def _unreadable(key: bytes, why: str) -> RmapdError:
     return RmapdError(
-        f"cannot read the protocol {key.hex().rstrip('0') or '0'}", why=why, hint="report it: kernel side and daemon disagree"
+        f"cannot read the protocol {key.hex().rstrip('0') or '0'}",
+        why=why,
+        hint="report it: kernel side and daemon disagree",
     )

@@ -74,4 +74,7 @@ def of_os(error: OSError, what: str, hint: str = "") -> RmapdError:
 
 def of_kind(exit_code: int) -> type[RmapdError]:
     """The class with this exit code: an error that another process of ours met."""
-    return next((kind for kind in (NotCheckable, Temporary, Defect) if kind.exit_code == exit_code), RmapdError)
+    return next(
+        (kind for kind in (NotCheckable, Temporary, Defect) if kind.exit_code == exit_code),
+        RmapdError,
+    )

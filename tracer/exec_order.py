@@ -30,5 +30,11 @@ class Order:
 
 def bare(outcome: Outcome) -> dict[str, Any]:
     """A report without any book."""
-    head = {"rmapd": tracer.__version__, "kernel": os.uname().release, "invariants": {}, "protocols": [], "violations": []}
+    head = {
+        "rmapd": tracer.__version__,
+        "kernel": os.uname().release,
+        "invariants": {},
+        "protocols": [],
+        "violations": [],
+    }
     return head | outcome.as_json() | {"exit": {"code": outcome.code, "reason": outcome.reason}}

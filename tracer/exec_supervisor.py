@@ -42,7 +42,9 @@ def run(order: Order) -> int:
 class _Run:
     """The supervisor's side of one run."""
 
-    def __init__(self, order: Order, signals: supervisor.Signals, watched: supervisor.Watched) -> None:
+    def __init__(
+        self, order: Order, signals: supervisor.Signals, watched: supervisor.Watched
+    ) -> None:
         self._order, self._signals, self._watched = order, signals, watched
         self._command = Command(order.command, order.grace)
         self._opened = self._told = False
@@ -52,7 +54,10 @@ class _Run:
 
     def until_the_end(self) -> int:
         while True:
-            self._watched.wait([self._signals.woken, *self._command.handles], min(_TURN_SECONDS, self._until - time.monotonic()))
+            self._watched.wait(
+                [self._signals.woken, *self._command.handles],
+                min(_TURN_SECONDS, self._until - time.monotonic()),
+            )
             death = self._watched.death()
             for kind, what in self._watched.line.heard():  # also what it said before it died
                 if kind == "error":
@@ -65,9 +70,17 @@ class _Run:
             for number in self._signals.taken():
                 if self._early or not self._opened:
                     return self._at_once(number)
-                self._end_early(number, {"reason": f"{signal_name(number)} came", "signal": signal_name(number)}, 128 + number)
+                self._end_early(
+                    number,
+                    {"reason": f"{signal_name(number)} came", "signal": signal_name(number)},
+                    128 + number,
+                )
             if time.monotonic() >= self._until and not self._early:
-                self._end_early(signal.SIGTERM, {"reason": f"the command's time was over (--timeout {self._order.timeout:g})"}, TIMED_OUT)
+                self._end_early(
+                    signal.SIGTERM,
+                    {"reason": f"the command's time was over (--timeout {self._order.timeout:g})"},
+                    TIMED_OUT,
+                )
             if self._opened and not self._told and self._command.over():
                 self._told = True
                 self._command.let_go()
@@ -99,7 +112,9 @@ class _Run:
         self._watched.detach()
         if not self._opened:
             why = f"{signal_name(number)} came before the gate was open"
-            self._write_bare(self._command.outcome(128 + number, {"reason": why, "signal": signal_name(number)}))
+            self._write_bare(
+                self._command.outcome(128 + number, {"reason": why, "signal": signal_name(number)})
+            )
         return 128 + number
 
     def _after(self, death: supervisor.Death) -> int:
@@ -113,8 +128,17 @@ class _Run:
         def judged(how: str) -> bool:
             from tracer import execute
 
-            done = self._watched.afterwards(lambda: getattr(execute, how)(self._order, self._watched.memory, outcome), self._stopped)
-            early[how] = "done" if done == JUDGE_DIED else "it took too long" if done is None else f"it ended with {done}"
+            done = self._watched.afterwards(
+                lambda: getattr(execute, how)(self._order, self._watched.memory, outcome),
+                self._stopped,
+            )
+            early[how] = (
+                "done"
+                if done == JUDGE_DIED
+                else "it took too long"
+                if done is None
+                else f"it ended with {done}"
+            )
             return done == JUDGE_DIED
 
         if not judged("after_death") and not judged("from_log"):
@@ -131,6 +155,12 @@ class _Run:
         """What can be said by a process that knows nothing but how the run ended."""
         text = json.dumps(bare(outcome), indent=1) + "\n"
         says = {"json": text, "ktap": "KTAP version 1\n1..0\n"}
-        print(says.get(self._order.form, f"rmapd: {outcome.reason}: there is nothing else to report\n"), end="", flush=True)
+        print(
+            says.get(
+                self._order.form, f"rmapd: {outcome.reason}: there is nothing else to report\n"
+            ),
+            end="",
+            flush=True,
+        )
         if self._order.report:
             whole.write(self._order.report, text, "the report")

@@ -67,7 +67,13 @@ def _judge(order: Order, memory: Memory, line: Line) -> int:
                 outcome = msgspec.convert(said, Outcome)
             if os.getppid() != supervisor:
                 early = {"reason": "the supervising process died"}
-                outcome = Outcome(list(order.command), None, "it is not known: nobody waits for it", JUDGE_DIED, early)
+                outcome = Outcome(
+                    list(order.command),
+                    None,
+                    "it is not known: nobody waits for it",
+                    JUDGE_DIED,
+                    early,
+                )
         session.settle(order.config.settle_seconds)
         session.stop()
         pulse.add(*session.totals(), last=True)
@@ -86,9 +92,13 @@ def after_death(order: Order, memory: Memory, outcome: Outcome) -> int:
 def from_log(order: Order, memory: Memory, outcome: Outcome) -> int:
     """The judge has died, and so has who judged after it: what the judge had found."""
     state = read(memory).state
-    found = bare(outcome) | {"violations": [report.violation_json(violation) for violation in state.violations.values()]}
+    found = bare(outcome) | {
+        "violations": [report.violation_json(violation) for violation in state.violations.values()]
+    }
     for invariant, verdict, count in state.checks:
-        one = found["invariants"].setdefault(invariant, {"title": "", "coverage": "none", "reason": outcome.reason, "checks": {}})
+        one = found["invariants"].setdefault(
+            invariant, {"title": "", "coverage": "none", "reason": outcome.reason, "checks": {}}
+        )
         one["checks"][verdict.value] = count
     lines = [f"ENDED EARLY: {outcome.reason}; this is what was found until then"]
     for violation in state.violations.values():
@@ -97,15 +107,30 @@ def from_log(order: Order, memory: Memory, outcome: Outcome) -> int:
     return outcome.code
 
 
-def _write(order: Order, snapshot: Snapshot, outcome: Outcome, pulse: Pulse, more: Mapping[str, Any] | None = None) -> int:
+def _write(
+    order: Order,
+    snapshot: Snapshot,
+    outcome: Outcome,
+    pulse: Pulse,
+    more: Mapping[str, Any] | None = None,
+) -> int:
     """Print, write the files, and the exit code."""
     snapshot = replace(snapshot, ended_early=outcome.reason if outcome.early else "")
-    bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(order.fail_on, ())
-    fails = bad or (Verdict.VIOLATED,)  # --fail-on never is about the exit code: what is violated is not ok all the same
+    bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(
+        order.fail_on, ()
+    )
+    fails = bad or (
+        Verdict.VIOLATED,
+    )  # --fail-on never is about the exit code: what is violated is not ok all the same
     code, reason = outcome.code, outcome.reason
-    if code != JUDGE_DIED and any(count for (_, verdict), count in snapshot.checks.items() if verdict in bad):
+    if code != JUDGE_DIED and any(
+        count for (_, verdict), count in snapshot.checks.items() if verdict in bad
+    ):
         code, reason = order.violation_code, f"{order.fail_on} (--fail-on)"
-    command, exit_code = list(order.command), outcome.code if outcome.exit_code is None else outcome.exit_code
+    command, exit_code = (
+        list(order.command),
+        outcome.code if outcome.exit_code is None else outcome.exit_code,
+    )
     early = {"ended_early": {**outcome.early, **(more or {})}} if outcome.early else {}
     found = report.as_json(snapshot, command, exit_code) | outcome.as_json() | early
     found |= {"exit": {"code": code, "reason": reason}, "timeline": pulse.as_json()}
@@ -125,7 +150,11 @@ def _put(order: Order, as_json: str, text: str, junit: str = "") -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
-        raise RmapdError("cannot write to the standard output", why=error.strerror or str(error), hint="--report FILE") from error
+        raise RmapdError(
+            "cannot write to the standard output",
+            why=error.strerror or str(error),
+            hint="--report FILE",
+        ) from error
     finally:
         if order.report is not None:
             whole.write(order.report, as_json, "the report", hint=_ELSEWHERE)

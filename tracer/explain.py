@@ -65,7 +65,10 @@ def find(id: str, store: Path, report: Path | None) -> Known:
         everything = [(violation, found) for violation in found.get("violations", [])]
     else:
         kept = stored.read(store)
-        everything = [(violation, (kept.run_of(violation) or {}).get("report", {})) for violation in kept.violations]
+        everything = [
+            (violation, (kept.run_of(violation) or {}).get("report", {}))
+            for violation in kept.violations
+        ]
     ids = [str(violation.get("id", "")) for violation, _ in everything]
     matching = [n for n, known in enumerate(ids) if known.lower().startswith(id.lower())]
     exact = [n for n in matching if ids[n].lower() == id.lower()]
@@ -73,11 +76,21 @@ def find(id: str, store: Path, report: Path | None) -> Known:
         try:
             return Known(*everything[(exact or matching)[0]])
         except (msgspec.ValidationError, KeyError, TypeError) as error:
-            raise RmapdError(f"{where} has what no rmapd wrote", why=str(error), hint="another one") from error
+            raise RmapdError(
+                f"{where} has what no rmapd wrote", why=str(error), hint="another one"
+            ) from error
     some = [ids[n] for n in matching] or ids
-    why = f"{len(matching)} begin so" if matching else f"{where} has {len(some)} violations and suspects"
+    why = (
+        f"{len(matching)} begin so"
+        if matching
+        else f"{where} has {len(some)} violations and suspects"
+    )
     names = ", ".join(some[-10:]) + (f" and {len(some) - 10} more" if len(some) > 10 else "")
-    raise RmapdError(f"no violation {id!r}", why=why, hint=f"one of {names}" if some else "rmapd run --store FILE, or --report FILE.json")
+    raise RmapdError(
+        f"no violation {id!r}",
+        why=why,
+        hint=f"one of {names}" if some else "rmapd run --store FILE, or --report FILE.json",
+    )
 
 
 @dataclass(frozen=True)
@@ -104,24 +117,38 @@ def sections(known: Known, invariant: Invariant) -> list[Section]:
     ]
     if evidence.opposite_stack:
         other = "not known" if evidence.opposite_task is None else evidence.opposite_task
-        found.append(Section(f"Stack of the opposite order, task {other}", evidence.opposite_stack, code=True))
+        found.append(
+            Section(
+                f"Stack of the opposite order, task {other}", evidence.opposite_stack, code=True
+            )
+        )
     return [section for section in found if section.lines]
 
 
 def _promised(invariant: Invariant) -> list[str]:
-    return [f"{invariant.id}, {invariant.title}: {invariant.claim}", f"The kernel states it in {invariant.stated}."]
+    return [
+        f"{invariant.id}, {invariant.title}: {invariant.claim}",
+        f"The kernel states it in {invariant.stated}.",
+    ]
 
 
 def _seen(known: Known) -> list[str]:
     v = known.violation
-    why = known.evidence.culprit.why or next((step.why for step in known.told.trail if step.marked), "")
+    why = known.evidence.culprit.why or next(
+        (step.why for step in known.told.trail if step.marked), ""
+    )
     by = _caller(known)
-    lines = [f"{v.function}(): {v.summary}.", f"Function at fault: {known.culprit}(){by}" + (f" -- {why}." if why else ".")]
+    lines = [
+        f"{v.function}(): {v.summary}.",
+        f"Function at fault: {known.culprit}(){by}" + (f" -- {why}." if why else "."),
+    ]
     times = f"{v.count:,} times" if v.count != 1 else "Once"
     lines.append(f"{times}, first {known.first_seen}, last {known.last_seen}; {v.verdict}.")
     hours = sorted(v.hours.items())[-_MOST_HOURS:]
     if hours and v.count > 1:
-        lines.append("By hour: " + ", ".join(f"{hour:%Y-%m-%dT%H}h {count:,}" for hour, count in hours) + ".")
+        lines.append(
+            "By hour: " + ", ".join(f"{hour:%Y-%m-%dT%H}h {count:,}" for hour, count in hours) + "."
+        )
     return lines
 
 
@@ -129,26 +156,56 @@ def _caller(known: Known) -> str:
     """Who called it, by the stack: what is wrong with a walk is often its caller's."""
     names = [(frame.partition("+")[0], frame.partition(" ")[2]) for frame in known.violation.stack]
     inside = next((n for n, (name, _) in enumerate(names) if name == known.culprit), None)
-    callers = () if inside is None else (each for each in names[inside:] if each[0] != known.culprit and not each[0].startswith("bpf_"))
+    callers = (
+        ()
+        if inside is None
+        else (
+            each
+            for each in names[inside:]
+            if each[0] != known.culprit and not each[0].startswith("bpf_")
+        )
+    )
     name, module = next(iter(callers), ("", ""))
     return f", called by {name}(){' ' if module else ''}{module}" if name else ""
 
 
 def _where(known: Known) -> list[str]:
     machine, evidence = known.told.machine, known.evidence
-    taint = f", tainted {machine.tainted}" if machine.tainted else ", not tainted" if known.violation.machine else ""
-    rows = {"kernel": known.kernel + taint, "switches": " ".join(machine.command_line), "task": _task(known.told.task)}
+    taint = (
+        f", tainted {machine.tainted}"
+        if machine.tainted
+        else ", not tainted"
+        if known.violation.machine
+        else ""
+    )
+    rows = {
+        "kernel": known.kernel + taint,
+        "switches": " ".join(machine.command_line),
+        "task": _task(known.told.task),
+    }
     if evidence.entries is not None or evidence.pfn is not None:
         for entry in evidence.entries if evidence.entries is not None else [evidence]:
             rows |= {f"entry {entry.addr}": _entry(entry)}
             rows |= {f"  {name}": text for name, text in _entry_parts(entry) if text}
     elif isinstance(evidence.folio, str):
-        rows |= {"address": f"{evidence.addr} of mm {evidence.mm}", "VMA": f"at {_address(evidence.vma)}", "folio": evidence.folio}
+        rows |= {
+            "address": f"{evidence.addr} of mm {evidence.mm}",
+            "VMA": f"at {_address(evidence.vma)}",
+            "folio": evidence.folio,
+        }
         rows |= {name: text for name, text in _entry_parts(evidence) if text}
     else:
         rows |= {"VMA": _vma(evidence.vma), "folio": _folio(evidence.folio)}
-        rows |= {name: value for name, value in evidence.addresses.items() if name != "folio" or evidence.folio == Folio()}
-    rows |= {name.replace("_", " "): str(getattr(evidence, name)) for name in _PLAIN if getattr(evidence, name) is not None}
+        rows |= {
+            name: value
+            for name, value in evidence.addresses.items()
+            if name != "folio" or evidence.folio == Folio()
+        }
+    rows |= {
+        name.replace("_", " "): str(getattr(evidence, name))
+        for name in _PLAIN
+        if getattr(evidence, name) is not None
+    }
     wide = max((len(name) for name, text in rows.items() if text), default=0)
     return [f"{name:{wide}}  {text}".rstrip() for name, text in rows.items() if text]
 
@@ -170,19 +227,39 @@ def _vma(vma: Vma | str) -> str:
     was = f"{vma.was_start}-{vma.was_end}" if vma.was_start and vma.was_end else ""
     now = f"{vma.vm_start}-{vma.vm_end}" if vma.vm_start and vma.vm_end else ""
     span = f"{was}, then {now}" if was and now and was != now else now or was
-    return ", ".join(filter(None, [span, vma.flags, f"file {vma.file}" if vma.file else "", f"at {vma.vma}" if vma.vma else ""]))
+    return ", ".join(
+        filter(
+            None,
+            [
+                span,
+                vma.flags,
+                f"file {vma.file}" if vma.file else "",
+                f"at {vma.vma}" if vma.vma else "",
+            ],
+        )
+    )
 
 
 def _folio(folio: Folio) -> str:
     if folio == Folio():
         return ""
     order = f"order {folio.order}" if folio.order is not None else ""
-    words = [folio.folio, f"pfn {folio.pfn}" if folio.pfn else "", folio.kind, order, " ".join(folio.flags) or "no flags"]
+    words = [
+        folio.folio,
+        f"pfn {folio.pfn}" if folio.pfn else "",
+        folio.kind,
+        order,
+        " ".join(folio.flags) or "no flags",
+    ]
     return ", ".join(filter(None, words))
 
 
 def _entry(entry: Entry) -> str:
-    lock = {True: "its page is locked", False: "its page is not locked", None: "whether its page is locked is not known"}[entry.locked]
+    lock = {
+        True: "its page is locked",
+        False: "its page is not locked",
+        None: "whether its page is locked is not known",
+    }[entry.locked]
     return f"of {entry.comm}[{entry.tgid}]: {entry.entry}, a migration entry for pfn {entry.pfn}; {lock}"
 
 
@@ -195,8 +272,16 @@ def _entry_parts(entry: Entry) -> Iterable[tuple[str, str]]:
 
 
 def _proof(known: Known, invariant: Invariant) -> list[str]:
-    proven = "What was read from the lock or the VMA itself proves it; lost events cannot change it." if known.evidence.proven else ""
-    lines = [f"How {invariant.id} is confirmed: {invariant.confirmed}", proven, f"Not violations: {invariant.not_violations}"]
+    proven = (
+        "What was read from the lock or the VMA itself proves it; lost events cannot change it."
+        if known.evidence.proven
+        else ""
+    )
+    lines = [
+        f"How {invariant.id} is confirmed: {invariant.confirmed}",
+        proven,
+        f"Not violations: {invariant.not_violations}",
+    ]
     suspect = "It is a suspect, not proven." if known.violation.verdict == "suspect" else ""
     return [line for line in (suspect, *lines) if line]
 
@@ -208,7 +293,11 @@ def _protocol(known: Known) -> list[str]:
         return []
     both = pair(v, known.report)
     if not both:
-        return [v.protocol, "", f"No legal protocol of {v.function}() was seen in this run to put beside it."]
+        return [
+            v.protocol,
+            "",
+            f"No legal protocol of {v.function}() was seen in this run to put beside it.",
+        ]
     seen, legal = both
     said = f"legal: the nearest of this function that broke nothing, {_windows(legal.count)} of this run"
     return [v.protocol, "", *aligned(seen.protocol, legal.protocol), "", said]
@@ -229,11 +318,17 @@ def _trail(known: Known) -> list[str]:
         return [note] if note else []
     end = max(step.time_ns for step in trail)
     steps = [step for n, step in enumerate(trail) if step.marked or n >= len(trail) - _MOST_STEPS]
-    lines = [f"({len(trail) - len(steps)} earlier windows: --format json)"] if len(steps) < len(trail) else []
+    lines = (
+        [f"({len(trail) - len(steps)} earlier windows: --format json)"]
+        if len(steps) < len(trail)
+        else []
+    )
     for step in steps:
         span = _vma(msgspec.structs.replace(step.vma, vma=""))
         head = f"{'>>' if step.marked else '  '} {(step.time_ns - end) / 1e9:+.6f} s  [{step.task.pid}]  "
-        lines.append(head + (step.protocol or f"{step.function}() of a protocol that is not known any more"))
+        lines.append(
+            head + (step.protocol or f"{step.function}() of a protocol that is not known any more")
+        )
         lines += [f"{'':18}VMA {span}"] if span else []
         if step.marked:
             lines += [f"{'':18}^ {step.why}"]
@@ -251,8 +346,17 @@ def as_text(known: Known, invariant: Invariant) -> str:
     """For a mail: plain, at most a hundred columns where it is prose."""
     out = [f"Subject: {subject(known)}", ""]
     for section in sections(known, invariant):
-        body = section.lines if section.code else [part for line in section.lines for part in textwrap.wrap(line, 100)]
-        out += [section.title, "-" * len(section.title), *(f"    {line}".rstrip() if section.code else line for line in body), ""]
+        body = (
+            section.lines
+            if section.code
+            else [part for line in section.lines for part in textwrap.wrap(line, 100)]
+        )
+        out += [
+            section.title,
+            "-" * len(section.title),
+            *(f"    {line}".rstrip() if section.code else line for line in body),
+            "",
+        ]
     return "\n".join([*out, *_foot(known)]) + "\n"
 
 
@@ -280,13 +384,21 @@ def as_json(known: Known, invariant: Invariant) -> dict[str, Any]:
     """The same as data: the violation itself is exact."""
     both = pair(known.violation, known.report)
     beside = differences(both[0].protocol, both[1].protocol) if both else []
-    promised = {"id": invariant.id, "title": invariant.title, "claim": invariant.claim, "stated": invariant.stated}
+    promised = {
+        "id": invariant.id,
+        "title": invariant.title,
+        "claim": invariant.claim,
+        "stated": invariant.stated,
+    }
     return {
         "subject": subject(known),
         "function_at_fault": known.culprit,
         "kernel": known.kernel,
-        "promised": promised | {"confirmed": invariant.confirmed, "not_violations": invariant.not_violations},
-        "nearest_legal": {"protocol": both[1].text, "windows": both[1].count, "differences": beside} if both else None,
+        "promised": promised
+        | {"confirmed": invariant.confirmed, "not_violations": invariant.not_violations},
+        "nearest_legal": {"protocol": both[1].text, "windows": both[1].count, "differences": beside}
+        if both
+        else None,
         "violation": dict(known.exact),
     }
 
@@ -296,7 +408,14 @@ def invariant_text(invariant: Invariant) -> str:
     lines = [f"{invariant.id}: {invariant.title}", ""]
     for name, text in _invariant_parts(invariant).items():
         for n, line in enumerate(text.splitlines()):
-            lines.append(textwrap.fill(line, 100, initial_indent=f"{name if n == 0 else '':16}", subsequent_indent=" " * 16))
+            lines.append(
+                textwrap.fill(
+                    line,
+                    100,
+                    initial_indent=f"{name if n == 0 else '':16}",
+                    subsequent_indent=" " * 16,
+                )
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -305,7 +424,10 @@ def invariant_json(invariant: Invariant) -> dict[str, str]:
 
 
 def _invariant_parts(invariant: Invariant) -> dict[str, str]:
-    hooks = ", ".join(invariant.needs).replace("|", " or ") or f"none in this version; will need {', '.join(invariant.awaits)}"
+    hooks = (
+        ", ".join(invariant.needs).replace("|", " or ")
+        or f"none in this version; will need {', '.join(invariant.awaits)}"
+    )
     return {
         "claim": invariant.claim,
         "stated in": invariant.stated,
@@ -313,5 +435,8 @@ def _invariant_parts(invariant: Invariant) -> dict[str, str]:
         "how confirmed": invariant.confirmed,
         "blind spots": invariant.blind_spots,
         "hooks": hooks,
-        "without": "\n".join(f"{name}: {cost}".replace("|", " or ") for name, cost in (invariant.lacking or {}).items()),
+        "without": "\n".join(
+            f"{name}: {cost}".replace("|", " or ")
+            for name, cost in (invariant.lacking or {}).items()
+        ),
     }

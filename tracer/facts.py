@@ -20,7 +20,9 @@ def standing(s: Snapshot, points: Sequence[Point] = (), age: float | None = None
         Facts(
             coverage={name: level.value for name, (level, _) in s.coverage.items()},
             checks={(name, verdict.value): count for (name, verdict), count in s.checks.items()},
-            off={h.hook.name: h.reason for h in s.hooks if h.state in (State.MISSING, State.DENIED)},
+            off={
+                h.hook.name: h.reason for h in s.hooks if h.state in (State.MISSING, State.DENIED)
+            },
             taken_away=[h.hook.name for h in s.hooks if h.state is State.DETACHED],
             lost=s.lost,
             required=s.required,

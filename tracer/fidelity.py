@@ -55,7 +55,12 @@ class Fidelity:
         self.coverage: dict[str, tuple[Coverage, str]] = {}
         self.checked: set[str] = set()
         self.governor: Governor | None = None
-        self._loaded, self._books, self._invariants, self._features = loaded, books, invariants, frozenset(features)
+        self._loaded, self._books, self._invariants, self._features = (
+            loaded,
+            books,
+            invariants,
+            frozenset(features),
+        )
         self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
         self._counted = (0.0, 0.0, 0.0, 0.0)
         self._doubts: dict[str, str] = {}
@@ -78,13 +83,18 @@ class Fidelity:
         off = {hook.hook.name: hook.reason for hook in gone}
         of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in WINDOW_STEMS}
         sampled = self._how_sampled() if self._sampled else ""
-        self.coverage = {name: one.coverage(found, of_windows if one.judge else off, sampled) for name, one in self._invariants.items()}
+        self.coverage = {
+            name: one.coverage(found, of_windows if one.judge else off, sampled)
+            for name, one in self._invariants.items()
+        }
         for name, why in self._doubts.items():
             level, reason = self.coverage[name]
             if level is not Coverage.NONE:
                 self.coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
         self.checked.clear()
-        self.checked |= {name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE}
+        self.checked |= {
+            name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE
+        }
 
     def doubt(self, doubts: Mapping[str, str]) -> None:
         """invariant -> why it is checked in part only, for now."""
@@ -106,7 +116,10 @@ class Fidelity:
         sampled = self._how_sampled()
         for level in LEVELS[1:]:
             left = self._attached_at(level)
-            covered = {name: self._invariants[name].coverage(left | self._features, None, sampled)[0] for name in needed}
+            covered = {
+                name: self._invariants[name].coverage(left | self._features, None, sampled)[0]
+                for name in needed
+            }
             if any(covered[name] is not self.coverage[name][0] for name in needed):
                 break
             if left != before or (sampled and level == "sampled"):
@@ -121,7 +134,10 @@ class Fidelity:
     def changes(self) -> dict[str, int]:
         """How often the governor did what."""
         governor = self.governor
-        return {"lower": governor.lowered if governor else 0, "raise": governor.raised if governor else 0}
+        return {
+            "lower": governor.lowered if governor else 0,
+            "raise": governor.raised if governor else 0,
+        }
 
     def look(self, now: float, count: Callable[[], None]) -> None:
         """What the governor makes of the programs' run times. count: brings all that is booked before the judge, by today's coverage."""
@@ -129,7 +145,9 @@ class Fidelity:
         if governor is None or not governor.due(now):
             return
         statistics = self._loaded.statistics()
-        decision = governor.look(now, self._spent(governor.levels, statistics), self._more(statistics))
+        decision = governor.look(
+            now, self._spent(governor.levels, statistics), self._more(statistics)
+        )
         if decision is None:
             return
         before = self.level
@@ -138,31 +156,48 @@ class Fidelity:
             governor.stay()
             self.change(before, "what that needs is refused now", count)
             still = ", windows stay sampled" if self._how_sampled() else ""
-            log.error("fidelity stays %s: %s%s; a restart may help", before, "; ".join(refused), still)
+            log.error(
+                "fidelity stays %s: %s%s; a restart may help", before, "; ".join(refused), still
+            )
             return
         covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]
-        log.warning("fidelity %s instead of %s: %s; covered now: %s", self.level, before, decision.why, " ".join(covered) or "nothing")
+        log.warning(
+            "fidelity %s instead of %s: %s; covered now: %s",
+            self.level,
+            before,
+            decision.why,
+            " ".join(covered) or "nothing",
+        )
 
     def _more(self, statistics: Mapping[str, RunStatistics]) -> float:
         """At `sampled`: what all windows would cost, over what they cost now."""
         if self.level != "sampled":
             return 1.0
         now = self._sampled_so_far(statistics)
-        booked, unsampled, in_windows, whole = (after - before for after, before in zip(now, self._counted, strict=True))
+        booked, unsampled, in_windows, whole = (
+            after - before for after, before in zip(now, self._counted, strict=True)
+        )
         self._counted = now
         if booked + unsampled <= 0 or whole <= 0:
             return 1.0
         times = (booked + unsampled) / (booked + _UNSAMPLED_COST * unsampled)
         return 1.0 + (times - 1.0) * in_windows / whole
 
-    def _sampled_so_far(self, statistics: Mapping[str, RunStatistics]) -> tuple[float, float, float, float]:
+    def _sampled_so_far(
+        self, statistics: Mapping[str, RunStatistics]
+    ) -> tuple[float, float, float, float]:
         """Windows booked, those that were not, seconds in programs of windows, in all programs."""
-        booked, unsampled = sum(times.count for times in self._windows.times().values()), sum(self._windows.unsampled().values())
+        booked, unsampled = (
+            sum(times.count for times in self._windows.times().values()),
+            sum(self._windows.unsampled().values()),
+        )
         names = {hook.hook.name for hook in self._loaded.hooks if hook.stem in WINDOW_STEMS}
         in_windows = sum(one.seconds for name, one in statistics.items() if name in names)
         return booked, unsampled, in_windows, sum(one.seconds for one in statistics.values())
 
-    def _spent(self, levels: Sequence[str], statistics: Mapping[str, RunStatistics]) -> dict[str, float]:
+    def _spent(
+        self, levels: Sequence[str], statistics: Mapping[str, RunStatistics]
+    ) -> dict[str, float]:
         """Seconds in programs by the lowest of these levels that they run at."""
         spent = dict.fromkeys(levels, 0.0)
         for hook in self._loaded.hooks:
@@ -178,7 +213,10 @@ class Fidelity:
         resume = {stem for stem in every if not runs(stem, self.level) and runs(stem, level)}
         changing = rest | resume
         resampled = self._sampled != (level != LEVELS[0])
-        windows, mmap_locks = resampled or not changing.isdisjoint(WINDOW_STEMS), "mmap_lock" in changing
+        windows, mmap_locks = (
+            resampled or not changing.isdisjoint(WINDOW_STEMS),
+            "mmap_lock" in changing,
+        )
         with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):
             count()
             self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")

@@ -39,7 +39,11 @@ _CULPRITS = {
 def _visited(rulings: Collection[Ruling]) -> bool | None:
     """Whether the second walk came to all, or to none; None: not known, or both."""
     verdicts = {ruling.verdict for ruling in rulings}
-    return {Verdict.HOLDS: True, Verdict.VIOLATED: False}.get(verdicts.pop()) if len(verdicts) == 1 else None
+    return (
+        {Verdict.HOLDS: True, Verdict.VIOLATED: False}.get(verdicts.pop())
+        if len(verdicts) == 1
+        else None
+    )
 
 
 def _task(row: Row, event: Event | None) -> dict[str, Any]:
@@ -47,7 +51,11 @@ def _task(row: Row, event: Event | None) -> dict[str, Any]:
 
 
 def _vma(visited: Visited) -> dict[str, str]:
-    return {"vma": hex(visited.vma), "vm_start": hex(visited.vm_start), "vm_end": hex(visited.vm_end)}
+    return {
+        "vma": hex(visited.vma),
+        "vm_start": hex(visited.vm_start),
+        "vm_end": hex(visited.vm_end),
+    }
 
 
 class Findings:
@@ -62,16 +70,32 @@ class Findings:
         scene: Scene | None = None,
         trails: Trails | None = None,
     ) -> None:
-        self._books, self._clock, self._symbols, self._scene, self._trails = books, clock, symbols, scene, trails
-        reasons, self._modes = ({value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS)
+        self._books, self._clock, self._symbols, self._scene, self._trails = (
+            books,
+            clock,
+            symbols,
+            scene,
+            trails,
+        )
+        reasons, self._modes = (
+            {value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS
+        )
         self._reasons = reasons | {_THP_SPLIT: "thp_split"}
 
-    def entry(self, judged: Judged, second_walk: Mapping[Place, Ruling] = MappingProxyType({}), *, bare: bool = False) -> Finding:
+    def entry(
+        self,
+        judged: Judged,
+        second_walk: Mapping[Place, Ruling] = MappingProxyType({}),
+        *,
+        bare: bool = False,
+    ) -> Finding:
         """An entry that is, or may be, left behind (M1, M4); second_walk: M5's ruling on each that is proven.
         bare: what tells its signature, and no evidence."""
         case, decision, row, event = judged.case, judged.decision, judged.row, judged.event
         found = (decision.proven or case.answers)[:_MOST_PLACES]
-        holders = dict.fromkeys(f"{printable(a.mm.comm)}[{a.mm.tgid}] at {a.addr:#x}" for a in found)
+        holders = dict.fromkeys(
+            f"{printable(a.mm.comm)}[{a.mm.tgid}] at {a.addr:#x}" for a in found
+        )
         visited = _visited(second_walk.values())
         shape = self._shape(judged) + _FARED[visited]
         if bare:
@@ -90,14 +114,21 @@ class Findings:
             decision.verdict,
             "migrate_pages",
             shape,
-            "; ".join([f"{decision.reason}: {', '.join(holders) or 'in no address space that could be found'}", *visits]),
+            "; ".join(
+                [
+                    f"{decision.reason}: {', '.join(holders) or 'in no address space that could be found'}",
+                    *visits,
+                ]
+            ),
             _task(row, event) if row else {},
             self._symbols.stack(self._books.stack(event.stack)) if event else (),
             evidence | self._culprit(trail, visited),
             trail=trail.steps,
         )
 
-    def _found(self, answer: Answer, row: Row | None, second_walk: Mapping[Place, Ruling]) -> dict[str, Any]:
+    def _found(
+        self, answer: Answer, row: Row | None, second_walk: Mapping[Place, Ruling]
+    ) -> dict[str, Any]:
         """An entry where it is now, the VMA in which the first walk left it, and what VMA and page are by now."""
         found: dict[str, Any] = {
             "tgid": answer.mm.tgid,
@@ -110,18 +141,31 @@ class Findings:
         if answer.place in second_walk:
             found["second_walk"] = second_walk[answer.place].reason
         if row and (visited := row.visited.get(answer.mm.mm)):
-            found |= {"mm": hex(visited.mm), "folio": hex(visited.folio), "first_walk": _vma(visited)}
+            found |= {
+                "mm": hex(visited.mm),
+                "folio": hex(visited.folio),
+                "first_walk": _vma(visited),
+            }
             if self._scene:
                 now = self._scene.look(visited.vma)
                 vma = self._scene.vma(visited.vma, visited.mm)
-                found |= {"vma_now": vma, "folio_now": self._scene.folio(visited.folio, answer.pfn, now.vm_flags if now else 0)}
+                found |= {
+                    "vma_now": vma,
+                    "folio_now": self._scene.folio(
+                        visited.folio, answer.pfn, now.vm_flags if now else 0
+                    ),
+                }
                 found |= {"to_folio_now": self._scene.folio(visited.to)} if visited.to else {}
         return found
 
-    def _trail(self, judged: Judged, row: Row | None, found: Sequence[Answer], visited: bool | None) -> Trail:
+    def _trail(
+        self, judged: Judged, row: Row | None, found: Sequence[Answer], visited: bool | None
+    ) -> Trail:
         """What touched the entry's address space, VMA, folio, anon root or mapping since the first walk."""
         if not self._trails or not row:
-            return Trail(note="" if row else "When it was inserted is not known: only the patrol met it.")
+            return Trail(
+                note="" if row else "When it was inserted is not known: only the patrol met it."
+            )
         locks: set[int] = set()
         for known in row.visited.values():
             now = self._scene.look(known.vma) if self._scene else None
@@ -137,7 +181,9 @@ class Findings:
             return out | {"culprit": {"function": step["function"], "why": step["why"]}}
         return out | ({"culprit": _CULPRITS[visited]} if visited is not None else {})
 
-    def passed_over(self, judged: Judged, row: Row, answer: Answer, ruling: Ruling, *, bare: bool = False) -> Finding:
+    def passed_over(
+        self, judged: Judged, row: Row, answer: Answer, ruling: Ruling, *, bare: bool = False
+    ) -> Finding:
         """A VMA that the second walk did not visit (M5)."""
         event = judged.event
         if bare:
@@ -145,7 +191,9 @@ class Findings:
         known = row.visited.get(answer.mm.mm)
         where = f"VMA {known.vm_start:#x}-{known.vm_end:#x}" if known and known.vma else "a VMA"
         came = (
-            "" if known and answer.addr == row.addr else f", which the first walk left at {row.addr:#x} of mm {next(iter(row.visited)):#x}"
+            ""
+            if known and answer.addr == row.addr
+            else f", which the first walk left at {row.addr:#x} of mm {next(iter(row.visited)):#x}"
         )
         trail = self._trail(judged, row, [answer], False)
         return Finding(
@@ -156,14 +204,18 @@ class Findings:
             f"{ruling.reason}: {where} of {printable(answer.mm.comm)}[{answer.mm.tgid}] holds one at {answer.addr:#x}{came}",
             _task(row, event),
             self._symbols.stack(self._books.stack(event.stack)) if event else (),
-            self._found(answer, row, {}) | {"migration_start_ns": row.start_ns} | self._culprit(trail, False),
+            self._found(answer, row, {})
+            | {"migration_start_ns": row.start_ns}
+            | self._culprit(trail, False),
             trail=trail.steps,
         )
 
     def unlocked(self, event: Event, *, bare: bool = False) -> Finding:
         """A folio that is not locked while its migration entries are inserted or removed (M2, M3)."""
         inserted = event.kind == "INSERTED_UNLOCKED"
-        invariant, function = ("M2", "try_to_migrate_one") if inserted else ("M3", "remove_migration_pte")
+        invariant, function = (
+            ("M2", "try_to_migrate_one") if inserted else ("M3", "remove_migration_pte")
+        )
         shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
         if bare:
             return Finding(invariant, Verdict.VIOLATED, function, shape, "")
@@ -172,10 +224,18 @@ class Findings:
         if self._scene:
             now = self._scene.look(event.b)
             scene = {"vma_now": self._scene.vma(event.b, event.a)}
-            scene |= {"folio_now": self._scene.folio(event.folio, vm_flags=now.vm_flags if now else 0)}
+            scene |= {
+                "folio_now": self._scene.folio(event.folio, vm_flags=now.vm_flags if now else 0)
+            }
         trail = Trail()
         if self._trails:
-            entry = Entry(event.start_ns or event.time_ns, event.tid, {event.a}, [(event.addr, event.addr + 1)], {event.folio})
+            entry = Entry(
+                event.start_ns or event.time_ns,
+                event.tid,
+                {event.a},
+                [(event.addr, event.addr + 1)],
+                {event.folio},
+            )
             trail = self._trails.of_entry(entry, event.time_ns)
         return Finding(
             invariant,
@@ -185,7 +245,12 @@ class Findings:
             f"{did} at {event.addr:#x} of mm {event.a:#x}, and folio {event.folio:#x} is not locked",
             event.task,
             self._symbols.stack(self._books.stack(event.stack)),
-            {"addr": hex(event.addr), "mm": hex(event.a), "vma": hex(event.b), "folio": hex(event.folio)}
+            {
+                "addr": hex(event.addr),
+                "mm": hex(event.a),
+                "vma": hex(event.b),
+                "folio": hex(event.folio),
+            }
             | scene
             | ({"trail_note": trail.note} if trail.note else {}),
             trail=trail.steps,

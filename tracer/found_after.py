@@ -33,11 +33,22 @@ def keep(config: Config, memory: Memory, how: str) -> int:
 def keep_from_systemd(config: Config, descriptors: Collection[int]) -> None:
     """By the next start, in a process of its own, which what is read may kill: the memory is the one that is neither map nor program."""
     names = {fd: object_name(fd) for fd in descriptors}
-    memory = next((fd for fd, name in names.items() if not name and os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")), -1)
+    memory = next(
+        (
+            fd
+            for fd, name in names.items()
+            if not name and os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
+        ),
+        -1,
+    )
 
     def work() -> int:
         try:
-            return _keep(config, aftermath(config, Memory(fd=memory), {name: fd for fd, name in names.items()}), _KEPT)
+            return _keep(
+                config,
+                aftermath(config, Memory(fd=memory), {name: fd for fd, name in names.items()}),
+                _KEPT,
+            )
         except RmapdError as error:
             log.error("what the last run has left is lost: %s", error)
             return 0
@@ -45,7 +56,10 @@ def keep_from_systemd(config: Config, descriptors: Collection[int]) -> None:
     if memory >= 0:
         done = child.limited(work, min(_MOST_SECONDS, config.hang_seconds), sharing=False)
         if done != 0:
-            log.error("what the last run has left is lost: who judged it %s", "took too long" if done is None else f"ended with {done}")
+            log.error(
+                "what the last run has left is lost: who judged it %s",
+                "took too long" if done is None else f"ended with {done}",
+            )
     for fd in descriptors:
         os.close(fd)
 
@@ -57,9 +71,17 @@ def _keep(config: Config, session: Aftermath, how: str) -> int:
         snapshot, tally, new = session.snapshot(), session.judge.tally, session.judge.new_findings
         for finding in new:
             finding.evidence["found"] = why
-        store = open_store(config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest)
+        store = open_store(
+            config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest
+        )
         with contextlib.closing(Reaction(store, Journal(time.time), Sender(None))) as reaction:
             reaction.react(tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"
-    log.error("%s: %s of %d checks; %d entries are outstanding", why, bad, sum(snapshot.checks.values()), snapshot.outstanding)
+    log.error(
+        "%s: %s of %d checks; %d entries are outstanding",
+        why,
+        bad,
+        sum(snapshot.checks.values()),
+        snapshot.outstanding,
+    )
     return 0

@@ -28,7 +28,9 @@ class Pace:
 
 _Look = tuple[float, Mapping[str, float]]
 """When, and what was spent by then."""
-_TELLING = 0.05  # what is left must be that much of the whole, or noise in it would tell the whole's size
+_TELLING = (
+    0.05  # what is left must be that much of the whole, or noise in it would tell the whole's size
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Decision:
 class Governor:
     """look() regularly; a decision is taken as carried out, unless stay() says that it could not be."""
 
-    def __init__(self, levels: Sequence[str], budget: float, cpus: int, pace: Pace | None = None) -> None:
+    def __init__(
+        self, levels: Sequence[str], budget: float, cpus: int, pace: Pace | None = None
+    ) -> None:
         self.levels, self.budget, self.pace = list(levels), budget, pace or Pace()
         self.lowered = self.raised = 0
         self.share = 0.0
@@ -54,7 +58,9 @@ class Governor:
         self._tried: float = float("-inf")
         self._rest = self.pace.rest
         self._more = 1.0
-        self._whole_by_left: list[float | None] = []  # per step down: what the cost was, over what was left of it
+        self._whole_by_left: list[
+            float | None
+        ] = []  # per step down: what the cost was, over what was left of it
 
     @property
     def level(self) -> str:
@@ -97,7 +103,10 @@ class Governor:
         self._whole_by_left.append(whole / left if left >= _TELLING * whole else None)
         self._go(1, now)
         self.lowered += 1
-        return Decision(self.level, f"programs take {self.share:.2%} of the machine's CPU time, the budget is {self.budget:.2%}")
+        return Decision(
+            self.level,
+            f"programs take {self.share:.2%} of the machine's CPU time, the budget is {self.budget:.2%}",
+        )
 
     def _raise(self, now: float) -> Decision:
         guess = self._guess()
@@ -105,7 +114,10 @@ class Governor:
         self._go(-1, now)
         self.raised += 1
         self._tried = now
-        return Decision(self.level, f"programs would take some {guess:.2%} of the machine's CPU time, the budget is {self.budget:.2%}")
+        return Decision(
+            self.level,
+            f"programs would take some {guess:.2%} of the machine's CPU time, the budget is {self.budget:.2%}",
+        )
 
     def _go(self, steps: int, now: float) -> None:
         self._at += steps

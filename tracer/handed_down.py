@@ -22,8 +22,12 @@ class HandedDown(msgspec.Struct, frozen=True):
     names: list[str]
 
     @classmethod
-    def of(cls, answer: Answer, fds: list[int], level: str, started_ns: int, oracle_reason: str) -> HandedDown:
-        return cls(answer, fds, level, started_ns, oracle_reason, list(filter(None, map(object_name, fds))))
+    def of(
+        cls, answer: Answer, fds: list[int], level: str, started_ns: int, oracle_reason: str
+    ) -> HandedDown:
+        return cls(
+            answer, fds, level, started_ns, oracle_reason, list(filter(None, map(object_name, fds)))
+        )
 
     def kept(self) -> list[int]:
         """The descriptors of maps and programs: no attachment, and no iterator."""
@@ -37,7 +41,9 @@ def taken_over(down: HandedDown, descriptors: Mapping[str, int]) -> HandedDown:
     """The same in another process, which has these descriptors by name. KeyError: some are missing."""
     points = [msgspec.structs.replace(point, linked=False) for point in down.answer.points]
     answer = msgspec.structs.replace(down.answer, points=points, statistics=False)
-    return msgspec.structs.replace(down, answer=answer, fds=[descriptors[name] for name in down.names])
+    return msgspec.structs.replace(
+        down, answer=answer, fds=[descriptors[name] for name in down.names]
+    )
 
 
 def read(raw: bytes) -> HandedDown:

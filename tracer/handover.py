@@ -101,7 +101,9 @@ def attach(kernel: Kernel, order: Order) -> Attached:
         finally:
             _, status = os.waitpid(child, 0)
     if answer is None:
-        raise died("the process that attaches gave no answer", os.waitstatus_to_exitcode(status), _MEMORY)
+        raise died(
+            "the process that attaches gave no answer", os.waitstatus_to_exitcode(status), _MEMORY
+        )
     if answer.error:
         what, why, hint, exit_code = answer.error
         raise of_kind(exit_code)(what, why=why, hint=hint)
@@ -123,9 +125,20 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
         answer = _refusal(error)
     except Exception as error:
         if not passes(error):
-            log.critical("a defect of rmapd, while attaching: %s: %s", type(error).__name__, error, exc_info=error)
+            log.critical(
+                "a defect of rmapd, while attaching: %s: %s",
+                type(error).__name__,
+                error,
+                exc_info=error,
+            )
         kind = Temporary if passes(error) else Defect
-        answer = _refusal(kind("cannot attach", why=f"{type(error).__name__}: {error}", hint=_MEMORY if passes(error) else "report it"))
+        answer = _refusal(
+            kind(
+                "cannot attach",
+                why=f"{type(error).__name__}: {error}",
+                hint=_MEMORY if passes(error) else "report it",
+            )
+        )
     text = msgspec.msgpack.encode(answer)
     theirs.sendall(struct.pack("<Q", len(text)) + text)
     send_descriptors(theirs, fds)
@@ -135,9 +148,13 @@ def _refusal(error: RmapdError) -> Answer:
     return Answer(error=(error.what, error.why, error.hint, error.exit_code))
 
 
-def describe(loaded: Loaded, page_size: int, enums: Mapping[str, dict[str, int]], *, links: bool = True) -> tuple[Answer, list[int]]:
+def describe(
+    loaded: Loaded, page_size: int, enums: Mapping[str, dict[str, int]], *, links: bool = True
+) -> tuple[Answer, list[int]]:
     """The answer, and the descriptors in its order. links: with what keeps programs attached; else only iterators, which run when read."""
-    maps = {name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in loaded.maps.items()}
+    maps = {
+        name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in loaded.maps.items()
+    }
     points, fds = [], [table.fd for table in loaded.maps.values()]
     for name, fastened in loaded.points.items():
         for point in fastened:
@@ -145,7 +162,9 @@ def describe(loaded: Loaded, page_size: int, enums: Mapping[str, dict[str, int]]
             points.append(_Point(name, point.how, point.symbol, link is not None))
             fds += [point.program.fd] + ([link.fd] if link else [])
     fds += [loaded.statistics_fd] * (loaded.statistics_fd >= 0)
-    return Answer(loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, dict(enums)), fds
+    return Answer(
+        loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, dict(enums)
+    ), fds
 
 
 def _count(answer: Answer) -> int:
@@ -173,6 +192,8 @@ def taken_over(answer: Answer, fds: Collection[int]) -> Loaded:
     for point in answer.points:
         program = Program(next(left))
         link = (Iterated if point.how == "iter" else Link)(next(left)) if point.linked else None
-        loaded.points.setdefault(point.hook, []).append(Fastened(program, point.how, point.symbol, link))
+        loaded.points.setdefault(point.hook, []).append(
+            Fastened(program, point.how, point.symbol, link)
+        )
     loaded.statistics_fd = next(left) if answer.statistics else -1
     return loaded

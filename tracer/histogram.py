@@ -30,11 +30,19 @@ class Histogram:
         return sum(self.slots)
 
     def __add__(self, other: Histogram) -> Histogram:
-        return Histogram(tuple(a + b for a, b in zip(self.slots, other.slots, strict=True)), self.sum_ns + other.sum_ns)
+        return Histogram(
+            tuple(a + b for a, b in zip(self.slots, other.slots, strict=True)),
+            self.sum_ns + other.sum_ns,
+        )
 
-    def _below(self, powers: Sequence[int], edge: Callable[[int], float]) -> list[tuple[str, float]]:
+    def _below(
+        self, powers: Sequence[int], edge: Callable[[int], float]
+    ) -> list[tuple[str, float]]:
         """Cumulative Prometheus buckets with these powers of two as edges, then +Inf."""
-        return [*((repr(edge(n)), float(sum(self.slots[: n + 1]))) for n in powers), ("+Inf", float(self.count))]
+        return [
+            *((repr(edge(n)), float(sum(self.slots[: n + 1]))) for n in powers),
+            ("+Inf", float(self.count)),
+        ]
 
     def buckets(self, powers: Sequence[int]) -> list[tuple[str, float]]:
         """Of whole numbers: a value below 2**n is at most 2**n - 1."""

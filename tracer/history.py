@@ -30,7 +30,9 @@ class Point:
     def of(cls, s: Snapshot) -> Point:
         return cls(
             seconds=s.running_seconds,
-            checks={name: sum(s.checked(name, verdict) for verdict in Verdict) for name in s.invariants},
+            checks={
+                name: sum(s.checked(name, verdict) for verdict in Verdict) for name in s.invariants
+            },
             unverifiable=s.total(Verdict.UNVERIFIABLE),
             windows=sum(times.count for times in s.window_times.values()),
             entries=s.counters.get("ENTRIES_BOOKED", 0),

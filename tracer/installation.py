@@ -57,7 +57,13 @@ def _unimportable(name: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     said = done.stderr.decode(errors="replace").strip().splitlines()
-    return "" if not done.returncode else said[-1] if said else f"importing it ends with {done.returncode}"
+    return (
+        ""
+        if not done.returncode
+        else said[-1]
+        if said
+        else f"importing it ends with {done.returncode}"
+    )
 
 
 @dataclass(frozen=True)
@@ -114,17 +120,33 @@ def _configuration(configuration: Callable[[], Config], where: str) -> Check:
 
 def _unit(machine: Machine) -> Check:
     if not (machine.run / "systemd/system").exists():
-        return Check("unit", NOTE, "systemd does not run here", "start `rmapd run` by whatever starts daemons here")
+        return Check(
+            "unit",
+            NOTE,
+            "systemd does not run here",
+            "start `rmapd run` by whatever starts daemons here",
+        )
     try:
         shown = dict(line.split("=", 1) for line in machine.systemctl().splitlines() if "=" in line)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check("unit", NOTE, f"systemctl gave no answer: {error}")
     if shown.get("LoadState") != "loaded":
-        return Check("unit", NOTE, f"rmapd.service is {shown.get('LoadState') or 'unknown'}", "make install, or the Debian package")
-    enabled, active, result = shown.get("UnitFileState", ""), shown.get("ActiveState", ""), shown.get("Result", "")
+        return Check(
+            "unit",
+            NOTE,
+            f"rmapd.service is {shown.get('LoadState') or 'unknown'}",
+            "make install, or the Debian package",
+        )
+    enabled, active, result = (
+        shown.get("UnitFileState", ""),
+        shown.get("ActiveState", ""),
+        shown.get("Result", ""),
+    )
     says = f"rmapd.service is {enabled or 'neither enabled nor disabled'}, {active}; restarted {shown.get('NRestarts', '0')} times"
     if active == "failed" or result not in ("", "success"):
-        return Check("unit", WRONG, f"{says}; its last run ended with {result}", "journalctl -u rmapd")
+        return Check(
+            "unit", WRONG, f"{says}; its last run ended with {result}", "journalctl -u rmapd"
+        )
     if enabled == "enabled" and active == "active":
         return Check("unit", OK, says)
     return Check("unit", NOTE, says, "systemctl enable --now rmapd")
@@ -132,9 +154,18 @@ def _unit(machine: Machine) -> Check:
 
 def _state(machine: Machine) -> Check:
     if not machine.state.exists():
-        return Check("state directory", NOTE, f"{machine.state} is not there yet: the unit makes it at its first start")
+        return Check(
+            "state directory",
+            NOTE,
+            f"{machine.state} is not there yet: the unit makes it at its first start",
+        )
     if not os.access(machine.state, os.W_OK | os.X_OK):
-        return Check("state directory", WRONG, f"{machine.state} cannot be written", f"chown rmapd {machine.state}")
+        return Check(
+            "state directory",
+            WRONG,
+            f"{machine.state} cannot be written",
+            f"chown rmapd {machine.state}",
+        )
     return Check("state directory", OK, f"{machine.state} can be written")
 
 
@@ -144,13 +175,20 @@ def _capabilities(machine: Machine) -> Check:
     if why := cannot_attach(held):
         return Check("privileges", WRONG, why, "sudo rmapd doctor")
     if lost := [says for name, says in _WITHOUT.items() if not held >> _CAPABILITIES[name] & 1]:
-        return Check("privileges", NOTE, f"enough to attach; {'; '.join(lost)}", "sudo, or the unit as it was installed")
+        return Check(
+            "privileges",
+            NOTE,
+            f"enough to attach; {'; '.join(lost)}",
+            "sudo, or the unit as it was installed",
+        )
     return Check("privileges", OK, "enough to attach; `rmapd run` then gives them up")
 
 
 def effective(status: str) -> int:
     """The effective capabilities in a /proc/PID/status, as a mask."""
-    return next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0)
+    return next(
+        (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0
+    )
 
 
 def cannot_attach(held: int) -> str:
@@ -164,21 +202,41 @@ def cannot_attach(held: int) -> str:
 def _types(machine: Machine) -> Check:
     if (machine.sys / "kernel/btf/vmlinux").exists():
         return Check("BTF", OK, "the kernel describes its types")
-    return Check("BTF", WRONG, f"no {machine.sys / 'kernel/btf/vmlinux'}", "a kernel with CONFIG_DEBUG_INFO_BTF")
+    return Check(
+        "BTF",
+        WRONG,
+        f"no {machine.sys / 'kernel/btf/vmlinux'}",
+        "a kernel with CONFIG_DEBUG_INFO_BTF",
+    )
 
 
 def _kernel_settings(machine: Machine) -> Iterator[Check]:
     lockdown = machine.text(machine.sys / "kernel/security/lockdown")
     if "[confidentiality]" in lockdown:
-        yield Check("lockdown", WRONG, "confidentiality: BPF programs may not read kernel memory", "boot with lockdown=integrity or none")
+        yield Check(
+            "lockdown",
+            WRONG,
+            "confidentiality: BPF programs may not read kernel memory",
+            "boot with lockdown=integrity or none",
+        )
     else:
         yield Check("lockdown", OK, lockdown or "not in this kernel, or not to be seen here")
     hidden = machine.text(machine.proc / "sys/kernel/kptr_restrict")
     if hidden == "2":
-        yield Check("kptr_restrict", WRONG, "2: /proc/kallsyms shows no addresses to anyone", "sysctl kernel.kptr_restrict=1")
+        yield Check(
+            "kptr_restrict",
+            WRONG,
+            "2: /proc/kallsyms shows no addresses to anyone",
+            "sysctl kernel.kptr_restrict=1",
+        )
     else:
-        yield Check("kptr_restrict", OK, f"{hidden or 'unknown'}: CAP_SYSLOG is enough to see addresses")
-    places = [machine.sys / part / "available_filter_functions" for part in ("kernel/tracing", "kernel/debug/tracing")]
+        yield Check(
+            "kptr_restrict", OK, f"{hidden or 'unknown'}: CAP_SYSLOG is enough to see addresses"
+        )
+    places = [
+        machine.sys / part / "available_filter_functions"
+        for part in ("kernel/tracing", "kernel/debug/tracing")
+    ]
     if any(machine.text(place) for place in places):
         yield Check("tracefs", OK, "tells which functions can be traced")
     else:
@@ -197,7 +255,9 @@ def _kernel_settings(machine: Machine) -> Iterator[Check]:
 
 def _seccomp(machine: Machine) -> Check:
     if why := machine.unimportable("seccomp"):
-        return Check("seccomp", NOTE, f"no filter of rmapd's own: {why}", "apt-get install python3-seccomp")
+        return Check(
+            "seccomp", NOTE, f"no filter of rmapd's own: {why}", "apt-get install python3-seccomp"
+        )
     return Check("seccomp", OK, "libseccomp for Python is installed")
 
 
@@ -219,7 +279,12 @@ def _otlp(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Che
     except RmapdError:
         return
     if endpoint and (why := machine.unimportable(_EXPORTER)):
-        yield Check("OTLP", WRONG, f"otlp_endpoint is {endpoint} and the exporter cannot be used: {why}", "pip install 'rmapd[otlp]'")
+        yield Check(
+            "OTLP",
+            WRONG,
+            f"otlp_endpoint is {endpoint} and the exporter cannot be used: {why}",
+            "pip install 'rmapd[otlp]'",
+        )
     elif endpoint:
         yield Check("OTLP", OK, f"violations go to {endpoint}")
 
@@ -236,4 +301,7 @@ def as_text(checks: list[Check]) -> str:
 
 def as_json(checks: list[Check]) -> dict[str, dict[str, str]]:
     """By name."""
-    return {check.name: {"state": check.state, "says": check.says, "hint": check.hint} for check in checks}
+    return {
+        check.name: {"state": check.state, "says": check.says, "hint": check.hint}
+        for check in checks
+    }

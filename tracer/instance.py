@@ -35,7 +35,9 @@ def only_one(path: Path, owner: int = 0) -> contextlib.ExitStack:
     except OSError as error:
         with contextlib.suppress(OSError):  # what could not be written is tried once more
             stack.close()
-        raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
+        raise of_os(
+            error, f"cannot write the lock file {path}", "lock_file in the configuration"
+        ) from error
     return stack
 
 
@@ -44,15 +46,27 @@ def _opened(path: Path) -> int:
     The folder is the daemon's user's: what root writes must not go through a link to a file of root's."""
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+        )
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid not in (0, os.geteuid(), path.parent.stat().st_uid):
+        if (
+            not stat.S_ISREG(found.st_mode)
+            or found.st_nlink != 1
+            or found.st_uid not in (0, os.geteuid(), path.parent.stat().st_uid)
+        ):
             os.close(fd)
-            raise RmapdError(f"{path} is no lock file", why="somebody else put it there", hint="remove it, or another lock_file")
+            raise RmapdError(
+                f"{path} is no lock file",
+                why="somebody else put it there",
+                hint="remove it, or another lock_file",
+            )
         if found.st_mode & 0o077:
             os.fchmod(fd, 0o600)
     except OSError as error:
-        raise of_os(error, f"cannot write the lock file {path}", "lock_file in the configuration") from error
+        raise of_os(
+            error, f"cannot write the lock file {path}", "lock_file in the configuration"
+        ) from error
     return fd
 
 

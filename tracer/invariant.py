@@ -55,18 +55,28 @@ class Invariant:
     def built(self) -> bool:
         return bool(self.needs)
 
-    def coverage(self, attached: Collection[str], off: Mapping[str, str] | None = None, sampled: str = "") -> tuple[Coverage, str]:
+    def coverage(
+        self, attached: Collection[str], off: Mapping[str, str] | None = None, sampled: str = ""
+    ) -> tuple[Coverage, str]:
         """Coverage with these hooks and features, and the reason for anything less than full. off: hooks that were taken away -> why;
         what is judged by protocols is judged by all windows, so none of their hooks may be missing unnoticed. sampled: how, where not all
         windows are booked."""
         if not self.built:
             return Coverage.NONE, "not checked by this version of rmapd"
-        named = {name for names in (*self.needs, *(self.lacking or {})) for name in names.split("|")}
-        away = _taken_away({name: why for name, why in (off or {}).items() if self.judge or name in named})
-        absent = [names.replace("|", " or ") for names in self.needs if not _any_of(names, attached)]
+        named = {
+            name for names in (*self.needs, *(self.lacking or {})) for name in names.split("|")
+        }
+        away = _taken_away(
+            {name: why for name, why in (off or {}).items() if self.judge or name in named}
+        )
+        absent = [
+            names.replace("|", " or ") for names in self.needs if not _any_of(names, attached)
+        ]
         if absent:
             return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}", *away])
-        costs = [cost for names, cost in (self.lacking or {}).items() if not _any_of(names, attached)]
+        costs = [
+            cost for names, cost in (self.lacking or {}).items() if not _any_of(names, attached)
+        ]
         if self.by_windows and sampled:
             costs.append(sampled)
         costs = list(dict.fromkeys(costs + away))
@@ -78,7 +88,10 @@ def _taken_away(off: Mapping[str, str]) -> list[str]:
     hooks: dict[str, list[str]] = {}
     for name, why in off.items():
         hooks.setdefault(why, []).append(name)
-    some = {why: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") for why, names in hooks.items()}
+    some = {
+        why: ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        for why, names in hooks.items()
+    }
     return [f"taken away: {names} ({why})" for why, names in some.items()]
 
 
@@ -92,4 +105,6 @@ def discover() -> dict[str, Invariant]:
     for module in pkgutil.iter_modules(tracer.monitors.__path__):
         declared = importlib.import_module(f"tracer.monitors.{module.name}")
         found |= {invariant.id: invariant for invariant in getattr(declared, "INVARIANTS", ())}
-    return dict(sorted(found.items(), key=lambda item: ("MLVR".index(item[0][0]), int(item[0][1:]))))
+    return dict(
+        sorted(found.items(), key=lambda item: ("MLVR".index(item[0][0]), int(item[0][1:])))
+    )

@@ -34,13 +34,19 @@ def datagram(fields: Mapping[str, str]) -> bytes:
     out = b""
     for name, text in fields.items():
         value = text.encode()
-        out += name.encode() + (b"\n" + len(value).to_bytes(8, "little") + value if b"\n" in value else b"=" + value) + b"\n"
+        out += (
+            name.encode()
+            + (b"\n" + len(value).to_bytes(8, "little") + value if b"\n" in value else b"=" + value)
+            + b"\n"
+        )
     return out
 
 
 def to_journald(fields: Mapping[str, str], address: str = _SOCKET) -> None:
     """One entry, or OSError; never waits."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as out:
+    with socket.socket(
+        socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    ) as out:
         out.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
         out.sendto(datagram(fields), address)
 
@@ -86,7 +92,9 @@ class Journal:
         """What was withheld, once its minute is over; once an hour (or now) how often each known signature was met since."""
         if self._withheld and (now or self._clock() - self._minute >= _MINUTE):
             why = f"more than {_MOST_A_MINUTE} new signatures in a minute"
-            self._line({"withheld": len(self._withheld), "ids": self._withheld, "why": why}, self._worst)
+            self._line(
+                {"withheld": len(self._withheld), "ids": self._withheld, "why": why}, self._worst
+            )
             self._withheld, self._worst = [], logging.WARNING
         if not now and self._clock() < self._next_hour:
             return
@@ -95,9 +103,23 @@ class Journal:
             finding, more = violation.first, violation.count - self._told[violation.first.signature]
             if more > 0:
                 self._told[finding.signature] = violation.count
-                known = {"id": finding.id, "invariant": finding.invariant, "verdict": finding.verdict.value, "function": finding.function}
-                seen = {"repeats": more, "count": violation.count, "first_seen": iso(violation.first_seen)}
-                row = known | {"signature": finding.signature} | seen | {"last_seen": iso(violation.last_seen)}
+                known = {
+                    "id": finding.id,
+                    "invariant": finding.invariant,
+                    "verdict": finding.verdict.value,
+                    "function": finding.function,
+                }
+                seen = {
+                    "repeats": more,
+                    "count": violation.count,
+                    "first_seen": iso(violation.first_seen),
+                }
+                row = (
+                    known
+                    | {"signature": finding.signature}
+                    | seen
+                    | {"last_seen": iso(violation.last_seen)}
+                )
                 self._line(row, _LEVELS[finding.verdict])
 
     def _line(self, row: dict[str, Any], level: int) -> None:
@@ -105,11 +127,21 @@ class Journal:
         if self._native:
             fields = {f"RMAPD_{name.upper()}": str(row[name]) for name in _FIELDS if name in row}
             try:
-                self._send({"MESSAGE": line, "PRIORITY": str(priority(level)), "SYSLOG_IDENTIFIER": "rmapd"} | fields)
+                self._send(
+                    {
+                        "MESSAGE": line,
+                        "PRIORITY": str(priority(level)),
+                        "SYSLOG_IDENTIFIER": "rmapd",
+                    }
+                    | fields
+                )
                 return
             except OSError as error:
                 log.warning("journald does not take an entry (%s): it goes to stdout", error)
         try:
             self._write(line)
         except OSError as error:  # whoever reads stdout went away, or its disk is full: no reason to stop watching
-            log.error("stdout does not take a line (%s): what it would say is in the store, if there is one", error)
+            log.error(
+                "stdout does not take a line (%s): what it would say is in the store, if there is one",
+                error,
+            )

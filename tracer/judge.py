@@ -19,7 +19,9 @@ from tracer.suspects import Desk, Judged, entry_pfn
 from tracer.verdict import Finding, Ruling, Tally, Verdict
 
 _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
-_LOOKS_FOR_LOST = 3  # ticks in a row in which an entry is in no row and no case, before it counts as lost
+_LOOKS_FOR_LOST = (
+    3  # ticks in a row in which an entry is in no row and no case, before it counts as lost
+)
 _OF_ENTRIES = ("M1", "M4")
 
 
@@ -53,7 +55,12 @@ class Judge:
     ) -> None:
         self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
         self.entries = Counter[Verdict]()  # recorded entries by the verdict that M1 gave them here
-        self._books, self._findings, self._welcome_ns, self._clock = books, findings, welcome_ns, clock
+        self._books, self._findings, self._welcome_ns, self._clock = (
+            books,
+            findings,
+            welcome_ns,
+            clock,
+        )
         self._asked_late: set[bytes] = set()
         self._checked, self._docket = checked, docket
         self._missed = missed
@@ -89,13 +96,19 @@ class Judge:
             self._count(whole=False)
         rows = self._books.ledger() if ended else []
         for event in ended:
-            self._open("M1", [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)], event)
+            self._open(
+                "M1",
+                [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)],
+                event,
+            )
 
     def _record_order(self, event: Event) -> None:
         """Where a release was missed while the outer lock was held, two locks look nested that never were. Of the opposite order two
         nestings are known, the first and the last: one that is beyond doubt is enough."""
         missed = self._missed.orders.during
-        opposite = missed(event.first_held_ns, event.first_ns) and missed(event.last_held_ns, event.last_ns)
+        opposite = missed(event.first_held_ns, event.first_ns) and missed(
+            event.last_held_ns, event.last_ns
+        )
         if opposite or missed(event.held_ns, event.time_ns):
             self.tally.add("L2", Verdict.UNVERIFIABLE)
         else:
@@ -117,7 +130,9 @@ class Judge:
     def _count(self, *, whole: bool) -> None:
         if self._docket:
             now = time.time()
-            self.new_findings += self._docket.work(self.tally, self._books.counters(), self._missed.windows(), now, whole=whole)
+            self.new_findings += self._docket.work(
+                self.tally, self._books.counters(), self._missed.windows(), now, whole=whole
+            )
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, rows older than their age limit, entries that are in no row."""
@@ -142,7 +157,9 @@ class Judge:
         The counters are read before the ledger, so a removal that is in them is not in the ledger any more."""
         counters = self._books.counters()
         rows = self._books.ledger() if self.outstanding(counters) else []
-        for verdict, count in self.late.count(counters, {row.key: row.count for row in rows}, self._clock()):
+        for verdict, count in self.late.count(
+            counters, {row.key: row.count for row in rows}, self._clock()
+        ):
             self.tally.add("M4", verdict, count)
         if (last := self._missed.ledger.last_ns) != self._told_missed_ns and last is not None:
             self._books.set_params(missed_ns=last)
@@ -155,7 +172,13 @@ class Judge:
         Recorded before the ledger was read, removed until after it: at least so many are lost, whatever goes on meanwhile."""
         removed = self._books.counters()["ENTRIES_REMOVED"]
         held = sum(row.count for row in rows) + self.desk.held()
-        self._unheld.append(before["ENTRIES_BOOKED"] + before["ENTRIES_COPIED"] - removed - self.entries.total() - held)
+        self._unheld.append(
+            before["ENTRIES_BOOKED"]
+            + before["ENTRIES_COPIED"]
+            - removed
+            - self.entries.total()
+            - held
+        )
         if len(self._unheld) == _LOOKS_FOR_LOST and (lost := min(self._unheld)) > 0:
             self._unheld.clear()
             self._unverifiable(lost)
@@ -194,9 +217,14 @@ class Judge:
             if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE) or (late and not judged.entries):
                 self._settled(judged)
                 continue
-            proven = max(1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else judged.entries)
+            proven = max(
+                1, len(judged.decision.proven) if verdict is Verdict.VIOLATED else judged.entries
+            )
             proven = min(proven, judged.entries) if late else proven
-            self._record(self._evident(partial(self._findings.entry, judged, self._second_walk(judged))), proven)
+            self._record(
+                self._evident(partial(self._findings.entry, judged, self._second_walk(judged))),
+                proven,
+            )
             accused = min(proven, judged.entries)
             if late:  # the others of its row are left to M1, or to their removal
                 if judged.row:
@@ -212,7 +240,11 @@ class Judge:
 
     def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""
-        if "M5" not in self._checked or judged.case.invariant != "M1" or judged.decision.verdict is not Verdict.VIOLATED:
+        if (
+            "M5" not in self._checked
+            or judged.case.invariant != "M1"
+            or judged.decision.verdict is not Verdict.VIOLATED
+        ):
             return {}
         rulings = {}
         for answer in judged.decision.proven:
@@ -221,7 +253,11 @@ class Judge:
                 visited = None  # it may be one of those that the kernel left out
             ruling = rulings[answer.place] = second_walk.rule(visited)
             if judged.row and ruling.verdict is Verdict.VIOLATED:
-                self._record(self._evident(partial(self._findings.passed_over, judged, judged.row, answer, ruling)))
+                self._record(
+                    self._evident(
+                        partial(self._findings.passed_over, judged, judged.row, answer, ruling)
+                    )
+                )
             else:
                 self.tally.add("M5", ruling.verdict)
         return rulings
@@ -235,7 +271,11 @@ class Judge:
     def _left_by(self, row: Row, answer: Answer) -> list[Visited]:
         """What the first walk of this row's migration left of this page, in the mm of the answer first."""
         pages = 512 if row.level == 2 else 1
-        of_page = [v for v in row.visited.values() if 0 <= answer.pfn - entry_pfn(v.entry, self.desk.levels) < pages]
+        of_page = [
+            v
+            for v in row.visited.values()
+            if 0 <= answer.pfn - entry_pfn(v.entry, self.desk.levels) < pages
+        ]
         return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
 
     def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
@@ -248,9 +288,16 @@ class Judge:
         known = left[0]
         visited = self._was_visited_there(row, known, answer, event.b if event else None)
         # moved away, visited there and moved back; or another mapping of the folio: nobody can tell
-        return None if visited is False and self._books.was_visited_elsewhere(row, answer.mm.mm, known.folio) else visited
+        return (
+            None
+            if visited is False
+            and self._books.was_visited_elsewhere(row, answer.mm.mm, known.folio)
+            else visited
+        )
 
-    def _was_visited_there(self, row: Row, known: Visited, answer: Answer, since: int | None) -> bool | None:
+    def _was_visited_there(
+        self, row: Row, known: Visited, answer: Answer, since: int | None
+    ) -> bool | None:
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
@@ -269,7 +316,9 @@ class Judge:
         verdict, entries = judged.decision.verdict, judged.entries
         self.entries[verdict] += entries
         self.tally.add("M1", verdict, entries)
-        self.tally.add("M4", verdict, self.late.settle(judged.row.key, entries) if judged.row else entries)
+        self.tally.add(
+            "M4", verdict, self.late.settle(judged.row.key, entries) if judged.row else entries
+        )
 
     def _evident(self, make: Callable[..., Finding]) -> Finding:
         """With evidence where its signature is new: a million of one kind are a million look-ups, not as many readings of the recorder."""
@@ -289,7 +338,9 @@ class Judge:
             ("L2", self._missed.orders, "mmap_lock"),
         ):
             if missed.last_ns is not None and now - missed.last_ns < self._welcome_ns:
-                found[invariant] = f"the kernel has just left out runs of the programs of {what}: what was under way is unverifiable"
+                found[invariant] = (
+                    f"the kernel has just left out runs of the programs of {what}: what was under way is unverifiable"
+                )
         return found
 
     def outstanding(self, counters: Mapping[str, int]) -> int:

@@ -35,10 +35,14 @@ Place = tuple[Program, str, str]
 """A program, and how and where it attaches."""
 
 
-def needed(ways: Collection[str], paranoid: Path = Path("/proc/sys/kernel/perf_event_paranoid")) -> frozenset[Cap]:
+def needed(
+    ways: Collection[str], paranoid: Path = Path("/proc/sys/kernel/perf_event_paranoid")
+) -> frozenset[Cap]:
     """To attach by these: kernel/bpf/syscall.c, bpf_link_create(); kernel/events/core.c, perf_kprobe_event_init(). Debian adds a level 3 of
     perf_event_paranoid, above which perf_event_open() is for CAP_SYS_ADMIN."""
-    admin = bool({"kprobe", "kretprobe"} & set(ways)) and int(paranoid.read_text(encoding="utf-8")) > 2
+    admin = (
+        bool({"kprobe", "kretprobe"} & set(ways)) and int(paranoid.read_text(encoding="utf-8")) > 2
+    )
     return frozenset({Cap.BPF, Cap.PERFMON} | ({Cap.SYS_ADMIN} if admin else set()))
 
 
@@ -57,7 +61,9 @@ class Keeper:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self._socket.settimeout(_START_SECONDS)
-        text = json.dumps([who and astuple(who), [[how, symbol] for _, how, symbol in places]]).encode()
+        text = json.dumps(
+            [who and astuple(who), [[how, symbol] for _, how, symbol in places]]
+        ).encode()
         self._socket.sendall(struct.pack("<Q", len(text)) + text)
         send_descriptors(self._socket, [program.fd for program, _, _ in places])
         try:

@@ -35,7 +35,9 @@ class Kernel:
     known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
-    def running(cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None) -> Kernel:
+    def running(
+        cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None
+    ) -> Kernel:
         """The running kernel. Raises RmapdError on another machine than x86-64, and without BTF when the types are asked for."""
         machine = os.uname().machine
         if machine != "x86_64":
@@ -44,7 +46,9 @@ class Kernel:
                 why="migration entries and page tables are decoded for x86-64",
                 hint="an x86-64 machine",
             )
-        kernel = cls(os.uname().release, lambda: Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root)
+        kernel = cls(
+            os.uname().release, lambda: Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root
+        )
         if fentry_probe:
             kernel.fentry_probe = fentry_probe
         return kernel
@@ -69,7 +73,11 @@ class Kernel:
 
     def page_tables(self) -> int:
         """How many page tables there are, by /proc/vmstat (NR_PAGETABLE: not all upper levels are counted)."""
-        counted = re.search(r"^nr_page_table_pages (\d+)$", (self.proc_root / "vmstat").read_text(encoding="utf-8"), re.M)
+        counted = re.search(
+            r"^nr_page_table_pages (\d+)$",
+            (self.proc_root / "vmstat").read_text(encoding="utf-8"),
+            re.M,
+        )
         return int(counted[1]) if counted else 1 << 24
 
     def address_of(self, symbol: str) -> int:
@@ -78,7 +86,11 @@ class Kernel:
 
     def functions(self) -> Iterator[tuple[int, str, str]]:
         """(address, name, `[module]`) of everything that is code, read now: modules and BPF programs come and go."""
-        return ((address, name, module) for address, kind, name, module in self._kallsyms() if kind in "tTwW" and address)
+        return (
+            (address, name, module)
+            for address, kind, name, module in self._kallsyms()
+            if kind in "tTwW" and address
+        )
 
     @cached_property
     def _kallsyms_file(self) -> TextIO:
@@ -110,7 +122,9 @@ class Kernel:
         """ftrace's available_filter_functions, or None where tracefs does not show it."""
         for place in ("kernel/tracing", "kernel/debug/tracing"):
             try:
-                text = (self.sys_root / place / "available_filter_functions").read_text(encoding="utf-8")
+                text = (self.sys_root / place / "available_filter_functions").read_text(
+                    encoding="utf-8"
+                )
             except OSError:
                 continue
             return frozenset(line.split()[0] for line in text.splitlines() if line)

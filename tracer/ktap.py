@@ -20,10 +20,16 @@ def as_ktap(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> str:
 
 
 def _point(number: int, point: Point) -> list[str]:
-    seen = [f"{v.first.verdict} {v.first.id} x{v.count} {v.first.function}: {v.first.summary}" for v in point.found]
+    seen = [
+        f"{v.first.verdict} {v.first.id} x{v.count} {v.first.function}: {v.first.summary}"
+        for v in point.found
+    ]
     skip = f" # SKIP {_plain(point.skip)}" if point.skip else ""
     diagnostics = [f"# {point.id} {point.seen}", *(f"# {_plain(line)}" for line in seen)]
-    return [*diagnostics, f"{'not ok' if point.failed else 'ok'} {number} {point.id}: {point.title}{skip}"]
+    return [
+        *diagnostics,
+        f"{'not ok' if point.failed else 'ok'} {number} {point.id}: {point.title}{skip}",
+    ]
 
 
 def _plain(text: str) -> str:

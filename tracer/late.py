@@ -47,7 +47,9 @@ class LateRemovals:
         else:
             self._judged.pop(key, None)
 
-    def count(self, counters: Mapping[str, int], left: Mapping[bytes, int], now_ns: int) -> Iterator[tuple[Verdict, int]]:
+    def count(
+        self, counters: Mapping[str, int], left: Mapping[bytes, int], now_ns: int
+    ) -> Iterator[tuple[Verdict, int]]:
         """What the kernel has removed late since the last call. left: entries outstanding by row, read after the counters.
 
         A late removal is a suspect. It is unverifiable where its age cannot be told, or where a run was missed since the last call
@@ -58,7 +60,10 @@ class LateRemovals:
             self._keep(key, entries - gone)
         doubtful = self._missed.during(self._counted_ns[1] + 1, now_ns)
         self._counted_ns = now_ns, self._counted_ns[0]
-        for name, verdict in (("M4_LATE", Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT), ("M4_UNTOLD", Verdict.UNVERIFIABLE)):
+        for name, verdict in (
+            ("M4_LATE", Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT),
+            ("M4_UNTOLD", Verdict.UNVERIFIABLE),
+        ):
             more = counters[name] - self._seen[name]
             self._seen[name] += more
             known = min(more, self._removed)

@@ -47,7 +47,9 @@ class Layout:
         at = 1 + self.place(member)
         before, kind = self.code.format[:at], self.code.format[at]
         size = struct.calcsize(kind)
-        return memoryview(blob).cast("Q" if kind == "Q" else "I")[struct.calcsize(before) // size :: self.size // size]
+        return memoryview(blob).cast("Q" if kind == "Q" else "I")[
+            struct.calcsize(before) // size :: self.size // size
+        ]
 
     def unpack(self, blob: bytes) -> Any:
         return self.named(self.code.unpack_from(blob))
@@ -66,7 +68,13 @@ class Layout:
         """Missing members are zero, arrays of numbers are given as lists; only structs without arrays of chars are packed."""
         values: list[int | bytes] = []
         for name, kind, count in self.members:
-            values += [b""] if kind == "char" else [given.get(name, 0)] if not count else given.get(name, [0] * count)
+            values += (
+                [b""]
+                if kind == "char"
+                else [given.get(name, 0)]
+                if not count
+                else given.get(name, [0] * count)
+            )
         return self.code.pack(*values)
 
 
@@ -83,7 +91,9 @@ class Books:
         try:
             return parse(header.read_text(encoding="utf-8"))
         except OSError as error:
-            raise RmapdError(f"cannot read {header}", why=str(error), hint="reinstall rmapd") from error
+            raise RmapdError(
+                f"cannot read {header}", why=str(error), hint="reinstall rmapd"
+            ) from error
 
 
 def parse(text: str) -> Books:

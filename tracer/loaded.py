@@ -29,7 +29,11 @@ def fasten(points: Sequence[Fastened], keeper: Keeper | None = None) -> None:
     try:
         for point in reversed(points):
             kept = keeper if point.how != "run" else None
-            point.link = kept.attach(point.program) if kept else point.program.attach(point.how, point.symbol)
+            point.link = (
+                kept.attach(point.program)
+                if kept
+                else point.program.attach(point.how, point.symbol)
+            )
     except OSError:
         unfasten(points)
         raise
@@ -66,7 +70,10 @@ class Loaded:
         return {name: [point.program for point in points] for name, points in self.points.items()}
 
     def iterator(self, name: str) -> Iterated | None:
-        return next((point.link for point in self.points.get(name, ()) if isinstance(point.link, Iterated)), None)
+        return next(
+            (point.link for point in self.points.get(name, ()) if isinstance(point.link, Iterated)),
+            None,
+        )
 
     def attached(self) -> frozenset[str]:
         return frozenset(h.hook.name for h in self.hooks if h.on)
@@ -74,7 +81,11 @@ class Loaded:
     def attachments(self) -> list[Attachment]:
         """What is attached now, point by point."""
         every = ((name, point) for name, points in self.points.items() for point in points)
-        return [Attachment(name, point.how, point.symbol, point.link) for name, point in every if point.link]
+        return [
+            Attachment(name, point.how, point.symbol, point.link)
+            for name, point in every
+            if point.link
+        ]
 
     def mark(self, off: Mapping[str, str]) -> list[Planned]:
         """hook -> why it is off now, though we left it on; those that were and are not named are on again. The hooks that changed."""
@@ -82,17 +93,29 @@ class Loaded:
         for n, hook in enumerate(self.hooks):
             why = off.get(hook.hook.name, "")
             if (why and hook.on) or (not why and hook.state is State.DETACHED):
-                self.hooks[n] = replace(hook, state=State.DETACHED, reason=why) if why else hook.attached(hook.taken)
+                self.hooks[n] = (
+                    replace(hook, state=State.DETACHED, reason=why)
+                    if why
+                    else hook.attached(hook.taken)
+                )
                 changed.append(self.hooks[n])
         return changed
 
     def statistics(self) -> dict[str, RunStatistics]:
         """By hook name; the programs at entry and return of one function together."""
-        return {name: RunStatistics.total([point.program.statistics() for point in points]) for name, points in self.points.items()}
+        return {
+            name: RunStatistics.total([point.program.statistics() for point in points])
+            for name, points in self.points.items()
+        }
 
     def missed(self, of: Callable[[Planned], bool]) -> int:
         """Runs that the kernel left out of the programs of those hooks."""
-        points = (point for hook in self.hooks if of(hook) for point in self.points.get(hook.hook.name, ()))
+        points = (
+            point
+            for hook in self.hooks
+            if of(hook)
+            for point in self.points.get(hook.hook.name, ())
+        )
         return sum(point.program.missed() for point in points)
 
     def ring(self, name: str, keep: Callable[[int, bytes], None] | None = None) -> Ring:

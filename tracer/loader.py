@@ -65,18 +65,31 @@ def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
     for name in ("books.h", "rmapd.h", "walk.h", *filter(None, (stem.include for stem in stems))):
         parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
     parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
-    parts += [f'#line 1 "{stem.source.name}"\n{stem.source.read_text(encoding="utf-8")}' for stem in stems]
+    parts += [
+        f'#line 1 "{stem.source.name}"\n{stem.source.read_text(encoding="utf-8")}' for stem in stems
+    ]
     return "\n".join(parts)
 
 
 def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> Compiled:
     flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
-    points = (point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points)
+    points = (
+        point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points
+    )
     try:
-        return compile_text(source(header, stems, kit.include), flags, map(_function, points), headers, possible_cpus(), kit.cache)
+        return compile_text(
+            source(header, stems, kit.include),
+            flags,
+            map(_function, points),
+            headers,
+            possible_cpus(),
+            kit.cache,
+        )
     except RmapdError as error:
         names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
-        raise type(error)(error.what.replace("the probes", names), why=error.why, hint=error.hint) from error
+        raise type(error)(
+            error.what.replace("the probes", names), why=error.why, hint=error.hint
+        ) from error
 
 
 def _function(point: Point) -> str:
@@ -103,7 +116,9 @@ def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str
     return broken
 
 
-def _attach(code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool) -> None:
+def _attach(
+    code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool
+) -> None:
     if statistics:
         with contextlib.suppress(OSError):
             loaded.statistics_fd = enable_statistics()
@@ -130,9 +145,15 @@ class _Maker:
     def program(self, point: Point) -> Program:
         if _function(point) not in self.code:
             raise Refused(f"no program {_function(point)} was compiled")
-        code = self.names.patch(self.code[_function(point)], point.numbers(self.kit.constants), point.places)
+        code = self.names.patch(
+            self.code[_function(point)], point.numbers(self.kit.constants), point.places
+        )
         target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
-        function_id = self.kit.types.find(target, FUNC) or 0 if point.how in ("iter", "fentry", "fexit") else 0
+        function_id = (
+            self.kit.types.find(target, FUNC) or 0
+            if point.how in ("iter", "fentry", "fexit")
+            else 0
+        )
         return load_program(point.program, point.how, code, function_id)
 
 
@@ -143,15 +164,21 @@ def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
         points: list[Fastened] = []
         step = "load"
         try:
-            points.extend(Fastened(maker.program(point), point.how, point.symbol) for point in way.points)
+            points.extend(
+                Fastened(maker.program(point), point.how, point.symbol) for point in way.points
+            )
             step = "attach"
             fasten(points)
         except (OSError, Refused) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
             close_all(points)
-            if isinstance(error, OSError) and error.errno == errno.ENOMEM:  # to go on without it would be a coverage lost by chance
-                raise of_os(error, f"cannot {step} the programs of {hook.hook.name}", "the same again later") from error
+            if (
+                isinstance(error, OSError) and error.errno == errno.ENOMEM
+            ):  # to go on without it would be a coverage lost by chance
+                raise of_os(
+                    error, f"cannot {step} the programs of {hook.hook.name}", "the same again later"
+                ) from error
             continue
         loaded.points[hook.hook.name] = points
         return hook.attached(number)

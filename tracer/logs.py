@@ -21,7 +21,13 @@ from tracer.printable import printable
 log = logging.getLogger("rmapd")
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+_PRIORITIES = {
+    logging.CRITICAL: 2,
+    logging.ERROR: 3,
+    logging.WARNING: 4,
+    logging.INFO: 6,
+    logging.DEBUG: 7,
+}
 """syslog's, by level: a violation is `crit`."""
 
 
@@ -54,7 +60,11 @@ class Lines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]) -> str:
+    def formatException(
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None]
+        | tuple[None, None, None],
+    ) -> str:
         return printable(super().formatException(ei), keep="\n")
 
 
@@ -83,7 +93,12 @@ class Threads:
         threading.excepthook = self._notice
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         threading.excepthook = self._before
 
     def _notice(self, args: threading.ExceptHookArgs) -> None:
@@ -93,6 +108,10 @@ class Threads:
         name = args.thread.name if args.thread else "unknown"
         self.failed = self.failed or name
         error = args.exc_value or args.exc_type()
-        log.critical("a defect of rmapd ended its thread %s", name, exc_info=(args.exc_type, error, args.exc_traceback))
+        log.critical(
+            "a defect of rmapd ended its thread %s",
+            name,
+            exc_info=(args.exc_type, error, args.exc_traceback),
+        )
         if callable(signal.getsignal(signal.SIGTERM)):
             _thread.interrupt_main(signal.SIGTERM)

@@ -18,13 +18,18 @@ _MATTER = (
 
 def taint_letters(tainted: int) -> str:
     """As an oops has them after `Tainted:`; empty where nothing is."""
-    letters = [("P" if tainted & 1 else "G"), *(letter for bit, letter in enumerate(TAINTS) if bit and tainted >> bit & 1)]
+    letters = [
+        ("P" if tainted & 1 else "G"),
+        *(letter for bit, letter in enumerate(TAINTS) if bit and tainted >> bit & 1),
+    ]
     return "".join(letters) if tainted else ""
 
 
 def switches(command_line: str) -> list[str]:
     """Those words of a command line that change what memory management does."""
-    return [word for word in command_line.split() if word.partition("=")[0].partition(".")[0] in _MATTER]
+    return [
+        word for word in command_line.split() if word.partition("=")[0].partition(".")[0] in _MATTER
+    ]
 
 
 def machine(release: str, proc: Path = Path("/proc")) -> dict[str, Any]:

@@ -79,31 +79,50 @@ def _violation(v: Violation, report: Report) -> Iterator[str]:
     task = _code(f"{v.task.get('comm')}[{v.task.get('pid')}]") if v.task else "not known"
     yield f"\n{_code(v.id)}, first {moment(v.first_seen)}, last {moment(v.last_seen)}; task {task}"
     if v.hours:
-        yield "\nPer hour: " + ", ".join(f"{moment(hour)} {count:,}" for hour, count in sorted(v.hours.items()))
+        yield "\nPer hour: " + ", ".join(
+            f"{moment(hour)} {count:,}" for hour, count in sorted(v.hours.items())
+        )
     if v.protocol:
         both = pair(v, report)
-        yield from _fenced([v.protocol, *(["", *aligned(both[0].protocol, both[1].protocol)] if both else [])])
+        yield from _fenced(
+            [v.protocol, *(["", *aligned(both[0].protocol, both[1].protocol)] if both else [])]
+        )
     if v.stack:
         yield from _fenced(v.stack)
     if v.evidence:
-        yield from _fenced(json.dumps(v.evidence, indent=1, ensure_ascii=False).splitlines(), "json")
+        yield from _fenced(
+            json.dumps(v.evidence, indent=1, ensure_ascii=False).splitlines(), "json"
+        )
     if v.trail:
         end = max(step.get("time_ns", 0) for step in v.trail)
         yield f"\nThe trail, {len(v.trail)} windows:"
-        yield from _table(("when", "function", "protocol", ""), [_step(step, end) for step in v.trail], "r")
+        yield from _table(
+            ("when", "function", "protocol", ""), [_step(step, end) for step in v.trail], "r"
+        )
     if note := v.evidence.get("trail_note"):
         yield f"\n{_text(note)}"
 
 
 def _step(step: dict[str, Any], end: int) -> tuple[str, ...]:
     why = f"**{_text(step.get('why', 'accused'))}**" if step.get("marked") else ""
-    return span(end - step.get("time_ns", end)), _code(step.get("function", "")), _code(step.get("protocol", "")), why
+    return (
+        span(end - step.get("time_ns", end)),
+        _code(step.get("function", "")),
+        _code(step.get("protocol", "")),
+        why,
+    )
 
 
 def _coverage(reported: Reported) -> Iterator[str]:
     yield "\n## Coverage and checks"
     rows = (
-        (id, _text(one.title), one.coverage, *(f"{getattr(one.checks, verdict):,}" for verdict in _VERDICTS), _text(one.reason))
+        (
+            id,
+            _text(one.title),
+            one.coverage,
+            *(f"{getattr(one.checks, verdict):,}" for verdict in _VERDICTS),
+            _text(one.reason),
+        )
         for id, one in reported.report.invariants.items()
     )
     yield from _table(("", "invariant", "coverage", *_VERDICTS, "why not full"), rows, "...rrrr")
@@ -118,11 +137,24 @@ def _locks(reported: Reported) -> Iterator[str]:
     if not graph.edges:
         yield "\nNo window took a lock while it held another."
         return
-    rank, name = {one.id: one.rank for one in graph.classes}, {one.id: one.name for one in graph.classes}
+    rank, name = (
+        {one.id: one.rank for one in graph.classes},
+        {one.id: one.name for one in graph.classes},
+    )
     against = [n for n, edge in enumerate(graph.edges) if rank[edge.taken] < rank[edge.held]]
-    lines = ["flowchart TD", *(f'  c{one.rank}["{_label(one.name)}"]' for one in sorted(graph.classes, key=lambda one: one.rank))]
-    lines += [f'  c{rank[edge.held]} -->|"{edge.count:,}"| c{rank[edge.taken]}' for edge in graph.edges]
-    yield from _fenced([*lines, *(f"  linkStyle {n} stroke:#c0272d,stroke-width:3px" for n in against)], "mermaid")
+    lines = [
+        "flowchart TD",
+        *(
+            f'  c{one.rank}["{_label(one.name)}"]'
+            for one in sorted(graph.classes, key=lambda one: one.rank)
+        ),
+    ]
+    lines += [
+        f'  c{rank[edge.held]} -->|"{edge.count:,}"| c{rank[edge.taken]}' for edge in graph.edges
+    ]
+    yield from _fenced(
+        [*lines, *(f"  linkStyle {n} stroke:#c0272d,stroke-width:3px" for n in against)], "mermaid"
+    )
     rows = (
         (
             _text(name[edge.held]),
@@ -143,11 +175,25 @@ def _label(name: str) -> str:
 def _durations(reported: Reported) -> Iterator[str]:
     yield "\n## How long it took"
     for name, title in _HISTOGRAMS:
-        rows = [(label or "all", histogram) for label, histogram in plots.histograms(reported.report, name)]
+        rows = [
+            (label or "all", histogram)
+            for label, histogram in plots.histograms(reported.report, name)
+        ]
         if rows:
             say = duration if name.endswith("_seconds") else "{:.0f}".format
-            first = min(bound for _, histogram in rows for bound in histogram.some.bounds or histogram.bounds)
-            heads = (title, "count", "not 0", "half of them below", "99 % below", f"from {say(first / 2)}, doubling")
+            first = min(
+                bound
+                for _, histogram in rows
+                for bound in histogram.some.bounds or histogram.bounds
+            )
+            heads = (
+                title,
+                "count",
+                "not 0",
+                "half of them below",
+                "99 % below",
+                f"from {say(first / 2)}, doubling",
+            )
             yield from _table(heads, (_row(label, one, say, first) for label, one in rows), ".rrrr")
 
 
@@ -160,7 +206,9 @@ _HISTOGRAMS = (
 )
 
 
-def _row(label: str, histogram: Histogram, say: Callable[[float], str], first: float) -> tuple[str, ...]:
+def _row(
+    label: str, histogram: Histogram, say: Callable[[float], str], first: float
+) -> tuple[str, ...]:
     some = histogram.some
     spread = (say(some.below(0.5)), say(some.below(0.99))) if some.count else ("", "")
     return _text(label), f"{histogram.count:,}", f"{some.count:,}", *spread, _bars(some, first)
@@ -168,7 +216,10 @@ def _row(label: str, histogram: Histogram, say: Callable[[float], str], first: f
 
 def _bars(histogram: Histogram, first: float) -> str:
     """A block per power of two, from `first` on, as high as its share of the highest."""
-    counts = {round(bound / first, 6): count for bound, count in zip(histogram.bounds, histogram.counts, strict=True)}
+    counts = {
+        round(bound / first, 6): count
+        for bound, count in zip(histogram.bounds, histogram.counts, strict=True)
+    }
     most, at, bars = max(counts.values(), default=0), 1.0, ""
     while at <= max(counts, default=0):
         bars += _BLOCKS[-(-8 * counts.get(at, 0) // most)]
@@ -181,16 +232,29 @@ def _protocols(reported: Reported) -> Iterator[str]:
     for one in functions(reported.report):
         yield f"\n### {_code(one['function'])}: {one['windows']:,} windows"
         wrong = [
-            " ".join([*(f"violates {id}" for id in row["violates"]), *(f"suspect {id}" for id in row["suspect"])]) for row in one["rows"]
+            " ".join(
+                [
+                    *(f"violates {id}" for id in row["violates"]),
+                    *(f"suspect {id}" for id in row["suspect"]),
+                ]
+            )
+            for row in one["rows"]
         ]
-        rows = ((f"{row['count']:,}", _code(row["said"]), said) for row, said in zip(one["rows"], wrong, strict=True))
+        rows = (
+            (f"{row['count']:,}", _code(row["said"]), said)
+            for row, said in zip(one["rows"], wrong, strict=True)
+        )
         yield from _table(("windows", "protocol", ""), rows, "r")
 
 
 def _runs(reported: Reported) -> Iterator[str]:
     if reported.runs:
         yield "\n## Runs"
-        yield from _table(("started", "ended", "kernel", "rmapd", *_VERDICTS[:3]), map(_run, reversed(reported.runs)), "....rrr")
+        yield from _table(
+            ("started", "ended", "kernel", "rmapd", *_VERDICTS[:3]),
+            map(_run, reversed(reported.runs)),
+            "....rrr",
+        )
         yield "\nWhat follows is of the last run."
 
 
@@ -207,9 +271,21 @@ def _run(run: Run) -> tuple[str, ...]:
 
 def _hooks(reported: Reported) -> Iterator[str]:
     report = reported.report
-    off = [(name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")]
+    off = [
+        (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
+    ]
     yield "\n## Hooks and losses"
     yield f"\n{len(report.hooks) - len(off)} of {len(report.hooks)} hooks attached."
-    yield "\nLost: " + (", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in report.lost.items()) or "not known") + "."
+    yield (
+        "\nLost: "
+        + (
+            ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in report.lost.items())
+            or "not known"
+        )
+        + "."
+    )
     if off:
-        yield from _table(("hook", "", "why"), ((_code(name), _text(hook.state), _text(hook.reason)) for name, hook in off))
+        yield from _table(
+            ("hook", "", "why"),
+            ((_code(name), _text(hook.state), _text(hook.reason)) for name, hook in off),
+        )

@@ -72,10 +72,22 @@ _ASCII = {
     Kind.UP_WRITE: "unlock({}:w)",
     Kind.DOWNGRADE_WRITE: "downgrade({})",
 }
-_FLAG_WORDS = {name: {"imported": "anon=imported", "folio_locked": "folio:locked"}.get(name, name) for name in FLAGS}
-_GEOMETRY_WORDS = {each: f"geometry={each}" for each in Geometry} | {Geometry.NONE: "", Geometry.HOLDS: "ok"}
-_FOLLOWS_WORDS = {each: f"follows={each}" for each in Follows} | {Follows.NONE: "", Follows.HOLDS: "follows"}
-_WALKER_WORDS = {each: str(each) for each in Walker} | {Walker.NONE: "", Walker.OTHER: "other_walker"}
+_FLAG_WORDS = {
+    name: {"imported": "anon=imported", "folio_locked": "folio:locked"}.get(name, name)
+    for name in FLAGS
+}
+_GEOMETRY_WORDS = {each: f"geometry={each}" for each in Geometry} | {
+    Geometry.NONE: "",
+    Geometry.HOLDS: "ok",
+}
+_FOLLOWS_WORDS = {each: f"follows={each}" for each in Follows} | {
+    Follows.NONE: "",
+    Follows.HOLDS: "follows",
+}
+_WALKER_WORDS = {each: str(each) for each in Walker} | {
+    Walker.NONE: "",
+    Walker.OTHER: "other_walker",
+}
 _HELD_NAMES = tuple(each.name for each in fields(Held))
 
 
@@ -90,7 +102,12 @@ def parts(protocol: Protocol, *, ascii: bool = False) -> tuple[list[str], str]:
     """The words of the context, and the steps with the states at return."""
     context = protocol.context
     head = [word for name, word in _FLAG_WORDS.items() if getattr(context, name)]
-    head += [_WALKER_WORDS[context.walker], _states(context.entry), _GEOMETRY_WORDS[context.geometry], _FOLLOWS_WORDS[context.follows]]
+    head += [
+        _WALKER_WORDS[context.walker],
+        _states(context.entry),
+        _GEOMETRY_WORDS[context.geometry],
+        _FOLLOWS_WORDS[context.follows],
+    ]
     steps = " ".join(words(protocol.steps, ascii=ascii))
     if context.exit != context.entry:
         steps += f" {'->' if ascii else '→'} [{_states(context.exit)}]"
@@ -131,7 +148,9 @@ def _step(step: Step, ascii: bool) -> str:
             return f"{{{' '.join(words(steps, ascii=ascii))}}}*"
 
 
-_LINE = re.compile(r"\s*(\w+)(?:\[([^\[\]]*)\])?(?:\s+-(\w+)(?=\s|$))?(.*?)(?:(?:→|->)\s*\[([^\[\]]*)\])?\s*", re.S)
+_LINE = re.compile(
+    r"\s*(\w+)(?:\[([^\[\]]*)\])?(?:\s+-(\w+)(?=\s|$))?(.*?)(?:(?:→|->)\s*\[([^\[\]]*)\])?\s*", re.S
+)
 _TOKEN = re.compile(r"\s*(\{|\}\*|[^\s{}()\[\]]+(?:\([^()]*\))?)")
 
 
@@ -142,12 +161,16 @@ def parse(line: str) -> Protocol:
         raise _bad(line, "it does not begin with a window and its [context]")
     window, words, error, steps, leaving = matched.groups()
     context = _context(line, words or "")
-    context = replace(context, exit=context.entry if leaving is None else _held(line, leaving.split()))
+    context = replace(
+        context, exit=context.entry if leaving is None else _held(line, leaving.split())
+    )
     return Protocol(window, context, _error(line, error), _steps(line, steps))
 
 
 def _bad(line: str, why: str) -> RmapdError:
-    return RmapdError(f"cannot read the protocol {line.strip()!r}", why=why, hint="see docs/PROTOCOLS.md")
+    return RmapdError(
+        f"cannot read the protocol {line.strip()!r}", why=why, hint="see docs/PROTOCOLS.md"
+    )
 
 
 _WORDS: dict[str, dict[str, Any]] = (
@@ -183,7 +206,13 @@ def _error(line: str, name: str | None) -> int:
         return 0
     if name == "NULL":
         return NULL
-    found = getattr(errno, name, None) if name.isidentifier() and name.startswith("E") else int(name) if name.isdecimal() else None
+    found = (
+        getattr(errno, name, None)
+        if name.isidentifier() and name.startswith("E")
+        else int(name)
+        if name.isdecimal()
+        else None
+    )
     if not isinstance(found, int) or not 0 < found < NULL:
         raise _bad(line, f"there is no error {name!r}")
     return found
@@ -223,7 +252,12 @@ _SIMPLE: dict[str, Step] = (
     | {form.format(lock): Locking(lock, kind) for lock in Lock for kind, form in _ASCII.items()}
     | {f"{tree}{sign}": TreeStep(tree, sign == "+", Owner.SELF) for tree in Tree for sign in "+-"}
     | {f"{tree}{sign}(new)": TreeStep(tree, sign == "+", None) for tree in Tree for sign in "+-"}
-    | {f"{tree}{sign}({owner})": TreeStep(tree, sign == "+", owner) for tree in Tree for sign in "+-" for owner in Owner}
+    | {
+        f"{tree}{sign}({owner})": TreeStep(tree, sign == "+", owner)
+        for tree in Tree
+        for sign in "+-"
+        for owner in Owner
+    }
     | {f"visit({owner})": Visit(owner) for owner in Owner}
 )
 
@@ -248,5 +282,8 @@ def _parts(line: str, word: str) -> tuple[tuple[Part, Owner], ...]:
         parts.append((Part(name), Owner(state)))
     order = [tuple(Part).index(each) for each, _ in parts]
     if not parts or order != sorted(set(order)):
-        raise _bad(line, f"the parts of {word!r} are not some of {' '.join(Part)}, each once, in this order")
+        raise _bad(
+            line,
+            f"the parts of {word!r} are not some of {' '.join(Part)}, each once, in this order",
+        )
     return tuple(parts)

@@ -34,14 +34,18 @@ class Supervisor:
     def keep(self, descriptors: Sequence[int]) -> None:
         """systemd holds these (sd_pid_notify_with_fds(3)) for the next start, should this process die: taken_back() has them then."""
         for first in range(0, len(descriptors), _FDS_AT_ONCE):
-            self._send(f"FDSTORE=1\nFDNAME={_NAME}\nFDPOLL=0", descriptors[first : first + _FDS_AT_ONCE])
+            self._send(
+                f"FDSTORE=1\nFDNAME={_NAME}\nFDPOLL=0", descriptors[first : first + _FDS_AT_ONCE]
+            )
 
     def forget(self) -> None:
         """It lets go of them."""
         self._send(f"FDSTOREREMOVE=1\nFDNAME={_NAME}")
 
     def reloading(self) -> None:
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=reading the configuration")
+        self._send(
+            f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nSTATUS=reading the configuration"
+        )
 
     def stopping(self) -> None:
         self._send("STOPPING=1\nWATCHDOG=1\nSTATUS=judging what is left")
@@ -50,7 +54,9 @@ class Supervisor:
         if not self._address:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as out:
+            with socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            ) as out:
                 out.connect(self._address)
                 socket.send_fds(out, [message.encode()], descriptors)
         except OSError as error:

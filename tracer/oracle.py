@@ -16,9 +16,14 @@ from tracer.books import Books
 from tracer.bpf import Readable, Runnable, Table
 from tracer.layout import Books as Layouts
 
-_MIGRATION_TYPES = 3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
+_MIGRATION_TYPES = (
+    3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
+)
 _SWAP_TYPES = 32  # five bits
-_TABLES_FACTOR, _TABLES_PER_MM = 4, 64  # a sweep opens no more than that many times what the kernel counts, and for upper levels
+_TABLES_FACTOR, _TABLES_PER_MM = (
+    4,
+    64,
+)  # a sweep opens no more than that many times what the kernel counts, and for upper levels
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ class Oracle:
         page_tables: Callable[[], int],
     ) -> None:
         """page_tables: how many the kernel counts now."""
-        self._maps, self._programs, self._tasks, self._page_tables = maps, programs, tasks, page_tables
+        self._maps, self._programs, self._tasks, self._page_tables = (
+            maps,
+            programs,
+            tasks,
+            page_tables,
+        )
         self._books, self._layouts, self._levels = books, layouts, levels
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
@@ -59,7 +69,12 @@ class Oracle:
         if len(seen) >= _MIGRATION_TYPES:
             self._books.set_params(types_known=1)
         else:
-            seen = {near for kind in seen for near in range(kind - 2, kind + 3) if 0 <= near < _SWAP_TYPES}
+            seen = {
+                near
+                for kind in seen
+                for near in range(kind - 2, kind + 3)
+                if 0 <= near < _SWAP_TYPES
+            }
         return sum(1 << kind for kind in seen)
 
     def mms(self) -> list[Mm]:
@@ -84,7 +99,9 @@ class Oracle:
                 self._programs["walk"].run(first, len(chunk))
             raw = table.prefix(len(chunk))
             for n, (mm, addr) in enumerate(chunk):
-                out.append(self._answer(mm, addr, raw[n * self._query.size : (n + 1) * self._query.size]))
+                out.append(
+                    self._answer(mm, addr, raw[n * self._query.size : (n + 1) * self._query.size])
+                )
         return out
 
     def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[Answer]:
@@ -97,7 +114,9 @@ class Oracle:
     def _answer(self, mm: Mm, addr: int, raw: bytes) -> Answer:
         q = self._query.unpack(raw)
         found = self._found[q.found]
-        return Answer(mm, addr, found, q.entry, q.level, q.pfn, self._locks.get(q.lock), bool(q.stable))
+        return Answer(
+            mm, addr, found, q.entry, q.level, q.pfn, self._locks.get(q.lock), bool(q.stable)
+        )
 
     def sweep(self, mms: Sequence[Mm]) -> Sweep:
         """Search all page tables of these mms. What was the page table of an mm that died meanwhile may lead anywhere: who finds far more
@@ -124,7 +143,9 @@ class Oracle:
     def _sweep_some(self, mms: Sequence[Mm], most: int) -> tuple[list[Answer], bool, int]:
         layout, state = self._layouts.structs["table"], self._maps["sweep_state"]
         counts = self._layouts.structs["sweep_state"]
-        tops = b"".join(layout.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms))
+        tops = b"".join(
+            layout.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms)
+        )
         self._maps["uppers"].load(tops)
         state.update(bytes(4), counts.pack(uppers=len(mms), wanted=self.learn()))
         upper, leaf, tables = self._programs["sweep_upper"], self._programs["sweep_leaf"], 0

@@ -35,7 +35,9 @@ Exporter = Callable[[Mapping[str, Any]], bool]
 class Sender:
     """Use as a context manager; without an exporter it does nothing. offer() never waits."""
 
-    def __init__(self, exporter: Exporter | None, room: int = _ROOM, wait_seconds: float = _WAIT_SECONDS) -> None:
+    def __init__(
+        self, exporter: Exporter | None, room: int = _ROOM, wait_seconds: float = _WAIT_SECONDS
+    ) -> None:
         self._exporter, self._wait_seconds = exporter, wait_seconds
         self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue(room)
         self._counts = {"sent": 0, "failed": 0, "dropped": 0}
@@ -60,7 +62,12 @@ class Sender:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._exporter:
             return
         end = time.monotonic() + _AT_THE_END_SECONDS
@@ -69,7 +76,10 @@ class Sender:
         self._closing.set()
         if left := self._waiting.unfinished_tasks:
             self._counts["dropped"] += left
-            log.warning("%d violations were not taken by the OTLP collector before the end; they are in this log", left)
+            log.warning(
+                "%d violations were not taken by the OTLP collector before the end; they are in this log",
+                left,
+            )
 
     def _work(self) -> None:
         while not self._closing.is_set():
@@ -77,7 +87,11 @@ class Sender:
                 violation = self._waiting.get(timeout=0.2)
             except queue.Empty:
                 continue
-            result = "sent" if self._exporter and self._delivered(self._exporter, violation) else "failed"
+            result = (
+                "sent"
+                if self._exporter and self._delivered(self._exporter, violation)
+                else "failed"
+            )
             if not self._closing.is_set():
                 self._counts[result] += 1
                 self._waiting.task_done()
@@ -92,9 +106,13 @@ class Sender:
                 if export(violation):
                     return True
             except Exception as error:
-                log.warning("OTLP: %s is not sent: %s: %s", violation["id"], type(error).__name__, error)
+                log.warning(
+                    "OTLP: %s is not sent: %s: %s", violation["id"], type(error).__name__, error
+                )
                 return False
-        log.warning("OTLP: %s was not taken in %d tries; it is in this log", violation["id"], _TRIES)
+        log.warning(
+            "OTLP: %s was not taken in %d tries; it is in this log", violation["id"], _TRIES
+        )
         return False
 
 
@@ -119,7 +137,12 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
         ) from error
     exporter = OTLPLogExporter(endpoint=endpoint, timeout=timeout_seconds)
     host, version = os.uname().nodename, tracer.__version__
-    named = {"service.name": "rmapd", "service.version": version, "service.instance.id": host, "host.name": host}
+    named = {
+        "service.name": "rmapd",
+        "service.version": version,
+        "service.instance.id": host,
+        "host.name": host,
+    }
     resource = Resource.create({**named, "os.type": "linux", "os.version": kernel})
     scope = InstrumentationScope("rmapd", version)
 
@@ -134,16 +157,24 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
             body=violation["summary"],
             attributes=attributes(violation),
         )
-        return exporter.export([ReadableLogRecord(record, resource, scope)]) is LogRecordExportResult.SUCCESS
+        return (
+            exporter.export([ReadableLogRecord(record, resource, scope)])
+            is LogRecordExportResult.SUCCESS
+        )
 
     return send
 
 
 def attributes(violation: Mapping[str, Any]) -> dict[str, str | int]:
     """A violation as flat attributes; what has a structure of its own (trail, evidence, stack) as JSON."""
-    plain = {f"rmapd.{name}": violation[name] for name in ("id", "invariant", "verdict", "function", "signature", "count", "protocol")}
+    plain = {
+        f"rmapd.{name}": violation[name]
+        for name in ("id", "invariant", "verdict", "function", "signature", "count", "protocol")
+    }
     task = {f"rmapd.task.{name}": value for name, value in violation["task"].items()}
-    structured = {f"rmapd.{name}": json.dumps(violation[name]) for name in ("trail", "evidence", "stack")}
+    structured = {
+        f"rmapd.{name}": json.dumps(violation[name]) for name in ("trail", "evidence", "stack")
+    }
     return plain | task | structured
 
 

@@ -49,7 +49,13 @@ def watch_stdout() -> None:
     now = sys.stdout
     if isinstance(now, io.TextIOWrapper):
         encoding, by_line, through = now.encoding, now.line_buffering, now.write_through
-        sys.stdout = Stdout(now.detach(), encoding, "backslashreplace", line_buffering=by_line, write_through=through)
+        sys.stdout = Stdout(
+            now.detach(),
+            encoding,
+            "backslashreplace",
+            line_buffering=by_line,
+            write_through=through,
+        )
 
 
 def of(error: BaseException) -> int:
@@ -64,8 +70,14 @@ def of(error: BaseException) -> int:
     if isinstance(error, Unwritten):
         return _unwritten(error)
     kind, shortage = type(error).__name__, passes(error)
-    log.critical("%s: %s: %s", "not now" if shortage else "a defect of rmapd", kind, error, exc_info=error)
-    what, hint = ("rmapd cannot go on now", "the same again later") if shortage else ("rmapd failed", "report it, with this traceback")
+    log.critical(
+        "%s: %s: %s", "not now" if shortage else "a defect of rmapd", kind, error, exc_info=error
+    )
+    what, hint = (
+        ("rmapd cannot go on now", "the same again later")
+        if shortage
+        else ("rmapd failed", "report it, with this traceback")
+    )
     tell(RmapdError(what, why=f"{kind}: {error}", hint=hint))
     return TEMPORARY if shortage else DEFECT
 
@@ -96,7 +108,10 @@ def _silence(stream: TextIO) -> None:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt in here, so that what was begun is tidied up; outside it ends the process at once, without a word."""
-    quiet = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    quiet = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    )
     if quiet:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

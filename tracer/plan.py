@@ -70,7 +70,9 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def numbers(self) -> dict[str, str]:
-        return ({"window": f"WINDOW_{self.window}", "returns": "RETURNS_ERRNO"} if self.window else {}) | self.constants
+        return (
+            {"window": f"WINDOW_{self.window}", "returns": "RETURNS_ERRNO"} if self.window else {}
+        ) | self.constants
 
 
 class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,8 +102,14 @@ class Point:
 
     def numbers(self, known: Mapping[str, int]) -> dict[str, int]:
         """What the program's constants are, by name, with books.h's enumerators."""
-        words = {name: [word.strip() for word in text.split("|")] for name, text in self.constants.items()}
-        return self.offsets | {name: sum(int(w, 0) if w[:1].isdigit() else known[w] for w in each) for name, each in words.items()}
+        words = {
+            name: [word.strip() for word in text.split("|")]
+            for name, text in self.constants.items()
+        }
+        return self.offsets | {
+            name: sum(int(w, 0) if w[:1].isdigit() else known[w] for w in each)
+            for name, each in words.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,9 @@ class Planned:
 
     def attached(self, way: int) -> Planned:
         instead = self.ways[way].instead
-        return replace(self, state=State.SUBSTITUTED if instead else State.ATTACHED, reason=instead, taken=way)
+        return replace(
+            self, state=State.SUBSTITUTED if instead else State.ATTACHED, reason=instead, taken=way
+        )
 
     def failed(self, state: State, reason: str, *, tried: bool = False) -> Planned:
         return replace(self, state=state, reason=reason, tried=tried)
@@ -178,7 +188,10 @@ def read_stem(path: Path) -> Stem:
 def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = None) -> Plan:
     """Resolve all stems found in the folders (or only those named) against this kernel."""
     plan, types, enums = Plan(), dict[str, list[str]](), dict[str, list[str]]()
-    stems = {path: read_stem(path) for path in sorted(path for folder in folders for path in folder.glob("*.toml"))}
+    stems = {
+        path: read_stem(path)
+        for path in sorted(path for folder in folders for path in folder.glob("*.toml"))
+    }
     if only is not None:
         stems = {path: stem for path, stem in stems.items() if path.stem in only}
     if not stems:
@@ -193,22 +206,43 @@ def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = 
             types |= stem.types
             enums |= stem.enums
     hooks = [hook for stem in stems.values() for hook in stem.hook]
-    arguments = {name for hook in hooks for name in (*hook.args, *(hook.rebuilt.args if hook.rebuilt else ()))}
+    arguments = {
+        name
+        for hook in hooks
+        for name in (*hook.args, *(hook.rebuilt.args if hook.rebuilt else ()))
+    }
     constants = {name for hook in hooks for name in hook.numbers}
-    plan.names = template.Names(constants | {"popped"} | {f"offset_of_{name}" for name in arguments}, arguments | {"returned", "stack"})
+    plan.names = template.Names(
+        constants | {"popped"} | {f"offset_of_{name}" for name in arguments},
+        arguments | {"returned", "stack"},
+    )
     plan.header += plan.names.header + slices.make(kernel.types, types, enums).header
     return plan
 
 
 def _resolve_stem(kernel: Kernel, path: Path, stem: Stem, usable: set[str]) -> StemPlan:
     lacking = list(slices.make(kernel.types, stem.types, stem.enums).missing.values())
-    resolved = StemPlan(path.stem, path.with_suffix(".bpf.c"), stem.include, stem.needs, missing=lacking)
+    resolved = StemPlan(
+        path.stem, path.with_suffix(".bpf.c"), stem.include, stem.needs, missing=lacking
+    )
     planned = [resolve(kernel, path.stem, hook) for hook in stem.hook]
-    why = str(lacking[0]) if lacking else f"needs the stem {stem.needs}" if stem.needs and stem.needs not in usable else ""
+    why = (
+        str(lacking[0])
+        if lacking
+        else f"needs the stem {stem.needs}"
+        if stem.needs and stem.needs not in usable
+        else ""
+    )
     helped = any(p.state is State.READY and p.hook.alone for p in planned)
     for hook in planned:
-        reason = why or ("of no use: none of the functions it goes with can be hooked" if not (hook.hook.alone or helped) else "")
-        resolved.hooks.append(hook.failed(State.MISSING, reason) if hook.state is State.READY and reason else hook)
+        reason = why or (
+            "of no use: none of the functions it goes with can be hooked"
+            if not (hook.hook.alone or helped)
+            else ""
+        )
+        resolved.hooks.append(
+            hook.failed(State.MISSING, reason) if hook.state is State.READY and reason else hook
+        )
     return resolved
 
 
@@ -218,7 +252,10 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
     for index, candidate in enumerate(hook.candidates):
         how, _, name = candidate.partition(":")
         if how not in _TRIALS:
-            raise RmapdError(f"hook {hook.name} of {stem}.toml: unknown candidate {candidate!r}", hint=", ".join(_TRIALS))
+            raise RmapdError(
+                f"hook {hook.name} of {stem}.toml: unknown candidate {candidate!r}",
+                hint=", ".join(_TRIALS),
+            )
         trial = _TRIALS[how](kernel, name)
         points: tuple[Point, ...] = ()
         if trial.symbol is not None:
@@ -226,7 +263,13 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
             trial = _Trial(reason=wrong) if wrong else trial
         if trial.symbol is not None:
             other_name = index and name != hook.candidates[0].partition(":")[2]
-            note = f"instead of {hook.candidates[0]}" if other_name else f"clone of {name}" if trial.symbol != name else ""
+            note = (
+                f"instead of {hook.candidates[0]}"
+                if other_name
+                else f"clone of {name}"
+                if trial.symbol != name
+                else ""
+            )
             ways.append(Way(how, trial.symbol, points, note))
         else:
             reasons.append(trial.reason)
@@ -239,7 +282,13 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
     if kernel.preempts:
         ways.sort(key=lambda way: way.how == "fentry")
     reason = "; ".join(dict.fromkeys(reasons))
-    return Planned(stem, hook, State.READY if ways else State.DENIED if denied else State.MISSING, tuple(ways), reason)
+    return Planned(
+        stem,
+        hook,
+        State.READY if ways else State.DENIED if denied else State.MISSING,
+        tuple(ways),
+        reason,
+    )
 
 
 @dataclass(frozen=True)
@@ -252,7 +301,11 @@ class _Trial:
 
 
 def _raw_tracepoint(kernel: Kernel, name: str) -> _Trial:
-    return _Trial(name) if kernel.types.raw_tracepoint(name) is not None else _Trial(reason=f"no raw tracepoint {name} in this kernel")
+    return (
+        _Trial(name)
+        if kernel.types.raw_tracepoint(name) is not None
+        else _Trial(reason=f"no raw tracepoint {name} in this kernel")
+    )
 
 
 def _iterator(kernel: Kernel, name: str) -> _Trial:
@@ -265,15 +318,26 @@ def _trampoline(kernel: Kernel, name: str) -> _Trial:
         return _Trial(reason=f"no function {name} in this kernel's BTF")
     if kernel.traceable is not None and name not in kernel.traceable:
         return _Trial(reason=f"{name} is notrace", refused=True)
-    return _Trial(reason=kernel.fentry_refused, refused=True) if kernel.fentry_refused else _Trial(name)
+    return (
+        _Trial(reason=kernel.fentry_refused, refused=True)
+        if kernel.fentry_refused
+        else _Trial(name)
+    )
 
 
 def _breakpoint(kernel: Kernel, name: str) -> _Trial:
     clones = kernel.clones(name)
     usable = [symbol for symbol in clones if kernel.traceable is None or symbol in kernel.traceable]
     if not usable:
-        return _Trial(reason=f"{name} is notrace" if clones else f"no symbol {name} in this kernel", refused=bool(clones))
-    return _Trial(reason=kernel.kprobe_refused, refused=True) if kernel.kprobe_refused else _Trial(usable[0])
+        return _Trial(
+            reason=f"{name} is notrace" if clones else f"no symbol {name} in this kernel",
+            refused=bool(clones),
+        )
+    return (
+        _Trial(reason=kernel.kprobe_refused, refused=True)
+        if kernel.kprobe_refused
+        else _Trial(usable[0])
+    )
 
 
 _TRIALS: dict[str, Callable[[Kernel, str], _Trial]] = {
@@ -285,7 +349,9 @@ _TRIALS: dict[str, Callable[[Kernel, str], _Trial]] = {
 }
 
 
-def _points(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook) -> tuple[tuple[Point, ...], str]:
+def _points(
+    kernel: Kernel, how: str, name: str, symbol: str, hook: Hook
+) -> tuple[tuple[Point, ...], str]:
     """What a candidate attaches, or why it cannot: an argument that this kernel's function does not have."""
     if how == "raw_tp":
         return (Point(hook.at_entry, how, symbol),), _wrong_types(kernel, name, hook)
@@ -294,15 +360,22 @@ def _points(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook) -> tup
     return _on_function(kernel, how, name, symbol, hook, hook.args)
 
 
-def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, args: dict[str, str]) -> tuple[tuple[Point, ...], str]:
+def _on_function(
+    kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, args: dict[str, str]
+) -> tuple[tuple[Point, ...], str]:
     found = signature.read(kernel.types, name, args)
     if found.lacking:
         return (), f"{name}({found.parameters}) has no {', '.join(found.lacking)}"
     if symbol != name and args:
         return (), f"{symbol} is a clone: its arguments may be others than those of {name}"
     if how == "kprobe" and signature.too_far(found):
-        return (), f"{name}({found.parameters}) has {', '.join(signature.too_far(found))} behind a pointer on the stack"
-    places, offsets = (signature.in_trampoline if how == "fentry" else signature.in_registers)(found)
+        return (
+            (),
+            f"{name}({found.parameters}) has {', '.join(signature.too_far(found))} behind a pointer on the stack",
+        )
+    places, offsets = (signature.in_trampoline if how == "fentry" else signature.in_registers)(
+        found
+    )
     entry, leave, before = hook.at_entry, hook.at_return, hook.before
     points = []
     if how == "fentry":
@@ -311,7 +384,11 @@ def _on_function(kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, a
     else:
         first = entry or before
         points += [Point(first, "kprobe", symbol, places, offsets, hook.numbers)] if first else []
-        points += [Point(leave, "kretprobe", symbol, *signature.at_return(found), hook.numbers)] if leave else []
+        points += (
+            [Point(leave, "kretprobe", symbol, *signature.at_return(found), hook.numbers)]
+            if leave
+            else []
+        )
     return tuple(points), ""
 
 
@@ -321,15 +398,31 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> tuple[list[Way], list
     for how in ("fentry", "kprobe"):
         trials = [_TRIALS[how](kernel, name) for name in (made.begin, *made.ends)]
         misses += [trial for trial in trials if trial.symbol is None]
-        begin = msgspec.structs.replace(hook, constants=hook.numbers | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"})
-        if [trial.symbol for trial in trials] != [made.begin, *made.ends]:  # a clone may stand for some of the calls only
+        begin = msgspec.structs.replace(
+            hook,
+            constants=hook.numbers
+            | {"flags": f"{hook.numbers.get('flags', '0')} | WINDOW_REBUILT"},
+        )
+        if [trial.symbol for trial in trials] != [
+            made.begin,
+            *made.ends,
+        ]:  # a clone may stand for some of the calls only
             continue
         points, wrong = _on_function(kernel, how, made.begin, made.begin, begin, made.args)
         if wrong:
             misses.append(_Trial(reason=wrong))
             continue
-        ends = tuple(Point(hook.leave or "window_end", how, name, {}, {}, hook.numbers) for name in made.ends)
-        ways.append(Way(how, made.begin, points[:1] + ends, f"rebuilt: from {made.begin} to {' or '.join(made.ends)}"))
+        ends = tuple(
+            Point(hook.leave or "window_end", how, name, {}, {}, hook.numbers) for name in made.ends
+        )
+        ways.append(
+            Way(
+                how,
+                made.begin,
+                points[:1] + ends,
+                f"rebuilt: from {made.begin} to {' or '.join(made.ends)}",
+            )
+        )
     return ways, misses
 
 
@@ -346,7 +439,9 @@ def _index_of(prototype: list[str], wanted: str) -> int | None:
 
 def _wrong_types(kernel: Kernel, name: str, hook: Hook) -> str:
     prototype = kernel.types.raw_tracepoint(name) or []
-    lacking = [f"{arg} ({kind})" for arg, kind in hook.args.items() if _index_of(prototype, kind) is None]
+    lacking = [
+        f"{arg} ({kind})" for arg, kind in hook.args.items() if _index_of(prototype, kind) is None
+    ]
     return f"{name}({', '.join(prototype)}) has no {', '.join(lacking)}" if lacking else ""
 
 
@@ -355,6 +450,8 @@ def _arguments(kernel: Kernel, planned: Planned) -> str:
     name = planned.hook.name
     if not planned.hook.candidates or not planned.hook.candidates[0].startswith("raw_tp:"):
         return ""
-    prototype = (kernel.types.raw_tracepoint(planned.symbol) or []) if planned.how == "raw_tp" else []
+    prototype = (
+        (kernel.types.raw_tracepoint(planned.symbol) or []) if planned.how == "raw_tp" else []
+    )
     indexes = ((arg, _index_of(prototype, kind) or 0) for arg, kind in planned.hook.args.items())
     return "".join(f"#define ARG_{name}_{arg} {index}\n" for arg, index in indexes)

@@ -26,7 +26,12 @@ class Point:
     @property
     def seen(self) -> str:
         """Its checks, and how far the kernel let them be made."""
-        return " ".join([*(f"{verdict}={count}" for verdict, count in self.counts.items()), f"coverage={self.coverage}"])
+        return " ".join(
+            [
+                *(f"{verdict}={count}" for verdict, count in self.counts.items()),
+                f"coverage={self.coverage}",
+            ]
+        )
 
 
 def points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[Point]:

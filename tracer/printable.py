@@ -18,7 +18,10 @@ def printable(text: str, keep: str = "") -> str:
     A backslash stays as it is, so text that was escaped once does not change."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text)
+    return "".join(
+        one if one.isprintable() or one in keep else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 def shown(value: Any) -> Any:
@@ -30,7 +33,9 @@ def shown(value: Any) -> Any:
     return [shown(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def json_text(value: Any, *, indent: int | None = 1, separators: tuple[str, str] | None = None) -> str:
+def json_text(
+    value: Any, *, indent: int | None = 1, separators: tuple[str, str] | None = None
+) -> str:
     """JSON as UTF-8 readers like it (arrows stay arrows), without a character that a terminal would obey."""
     said = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False)
     return said if said.isprintable() else _UNSAFE.sub(_escaped, said)

@@ -72,16 +72,25 @@ def user(name: str, own: str = "rmapd") -> User | None:
     if os.geteuid():
         return None
     if missing := {Cap.SETUID, Cap.SETGID} - CapState.get_current().permitted:
-        names = " and ".join(f"CAP_{cap.name}" for cap in sorted(missing, key=lambda cap: cap.value, reverse=True))
+        names = " and ".join(
+            f"CAP_{cap.name}" for cap in sorted(missing, key=lambda cap: cap.value, reverse=True)
+        )
         log.warning("rmapd stays uid 0, which owns root's files: %s missing", names)
         return None
     found = _named(name)
     if found is None and name == own:
         found = _named("nobody")
-        log.warning("there is no user %s: rmapd becomes nobody, and other processes of nobody's may read its store. Try: make install", own)
+        log.warning(
+            "there is no user %s: rmapd becomes nobody, and other processes of nobody's may read its store. Try: make install",
+            own,
+        )
     if found is None or not found.uid:
         why = "it is root" if found else "there is no such user"
-        raise RmapdError(f"rmapd cannot become {name}", why=why, hint="`user` in the configuration, or drop_privileges = false")
+        raise RmapdError(
+            f"rmapd cannot become {name}",
+            why=why,
+            hint="`user` in the configuration, or drop_privileges = false",
+        )
     return found
 
 
@@ -132,7 +141,9 @@ def files_as(who: User | None) -> Iterator[None]:
 def hand_over(folder: Path, name: str, who: User | None) -> None:
     """A folder of root's, and the files in it whose names begin so, are `who`'s from now on. Where it is not root's, or others may
     write it, nothing changes: somebody may have put a link to another file there."""
-    if who is None or os.lstat(folder).st_uid:  # in a container root may not be able to look into it
+    if (
+        who is None or os.lstat(folder).st_uid
+    ):  # in a container root may not be able to look into it
         return
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -140,7 +151,9 @@ def hand_over(folder: Path, name: str, who: User | None) -> None:
         if found.st_uid or found.st_mode & 0o022:
             return
         for entry in os.scandir(opened):
-            if entry.name.startswith(name) and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            if entry.name.startswith(name) and stat.S_ISREG(
+                entry.stat(follow_symlinks=False).st_mode
+            ):
                 os.chown(entry.name, who.uid, who.gid, dir_fd=opened, follow_symlinks=False)
         os.fchown(opened, who.uid, who.gid)
     finally:
@@ -174,10 +187,19 @@ def drop(rehearse: Callable[[], object], who: User | None = None) -> str:
     uid = os.getuid()
     if stray := [name for name, held in of_threads().items() if held & ~_mask(kept)]:
         log.warning("threads %s still have capabilities that they do not need", ", ".join(stray))
-    if stray := [name for name, fields in _threads() if {int(one) for one in fields["Uid"].split()} != {uid}]:
+    if stray := [
+        name for name, fields in _threads() if {int(one) for one in fields["Uid"].split()} != {uid}
+    ]:
         log.warning("threads %s are not of user %d", ", ".join(stray), uid)
-    names = " ".join(f"CAP_{cap.name}" for cap in sorted(kept, key=lambda cap: cap.value)) or "no capability"
-    bounding = "an empty bounding set" if not capbset_probe() else "the bounding set as it was (CAP_SETPCAP is missing)"
+    names = (
+        " ".join(f"CAP_{cap.name}" for cap in sorted(kept, key=lambda cap: cap.value))
+        or "no capability"
+    )
+    bounding = (
+        "an empty bounding set"
+        if not capbset_probe()
+        else "the bounding set as it was (CAP_SETPCAP is missing)"
+    )
     filtered = unfiltered or "system calls that only attaching needs refused (seccomp)"
     return f"{names}, {bounding}, no new privileges, {filtered}; user {name_of(uid)}"
 
@@ -203,7 +225,11 @@ def _needed(rehearse: Callable[[], object]) -> frozenset[Cap]:
                 if rehearse() == expected:
                     return step
             except PermissionError as error:
-                log.info("with %s judging is refused: %s", " ".join(cap.name for cap in step) or "no capability", error)
+                log.info(
+                    "with %s judging is refused: %s",
+                    " ".join(cap.name for cap in step) or "no capability",
+                    error,
+                )
             finally:
                 whole.set_current()
     return frozenset(whole.permitted) & _MOST
@@ -219,7 +245,9 @@ def keep(kept: frozenset[Cap]) -> None:
     cap_ambient_clear_all()
     set_no_new_privs()
     held = CapState.get_current().permitted
-    CapState(effective=set(kept & held), permitted=set(kept & held), inheritable=set()).set_current()
+    CapState(
+        effective=set(kept & held), permitted=set(kept & held), inheritable=set()
+    ).set_current()
 
 
 def of_threads(process: Path = Path("/proc/self")) -> dict[str, int]:

@@ -47,7 +47,12 @@ class RunStatistics:
     @classmethod
     def total(cls, parts: Sequence[RunStatistics]) -> RunStatistics:
         """Several programs as one."""
-        return cls(parts[0].program_id, sum(p.runs for p in parts), sum(p.seconds for p in parts), sum(p.missed for p in parts))
+        return cls(
+            parts[0].program_id,
+            sum(p.runs for p in parts),
+            sum(p.seconds for p in parts),
+            sum(p.missed for p in parts),
+        )
 
 
 def _error() -> OSError:
@@ -62,10 +67,14 @@ class Program:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._context = (ctypes.c_uint64 * 12)()
-        run = struct.pack("<IIIIQQIIIIQQ", fd, 0, 0, 0, 0, 0, 0, 0, 96, 0, ctypes.addressof(self._context), 0)
+        run = struct.pack(
+            "<IIIIQQIIIIQQ", fd, 0, 0, 0, 0, 0, 0, 0, 96, 0, ctypes.addressof(self._context), 0
+        )
         self._run = ctypes.create_string_buffer(run, _RUN_SIZE)
         self._info = ctypes.create_string_buffer(_INFO_SIZE)
-        self._ask = ctypes.create_string_buffer(struct.pack("<IIQ", fd, _INFO_SIZE, ctypes.addressof(self._info)), 16)
+        self._ask = ctypes.create_string_buffer(
+            struct.pack("<IIQ", fd, _INFO_SIZE, ctypes.addressof(self._info)), 16
+        )
 
     def run(self, *args: int) -> None:
         """Run a raw tracepoint program once, here and now, with these arguments (BPF_PROG_TEST_RUN)."""
@@ -77,14 +86,23 @@ class Program:
     def attach_raw_tracepoint(self, name: str | None) -> Link:
         """Attach to a raw tracepoint, or (name None) where the program itself says."""
         text = ctypes.create_string_buffer(name.encode()) if name else None
-        fd, _ = call(_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, self.fd))
+        fd, _ = call(
+            _RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text) if text else 0, self.fd)
+        )
         return Link(fd)
 
     def attach_kprobe(self, symbol: str, *, at_return: bool) -> Link:
         """A kprobe of the perf PMU: the kernel takes it away with the file descriptor, unlike one made through tracefs."""
         function = ctypes.create_string_buffer(symbol.encode())
         attributes = bytearray(128)
-        struct.pack_into("<IIQ", attributes, 0, int((_KPROBE_PMU / "type").read_text(encoding="utf-8")), len(attributes), int(at_return))
+        struct.pack_into(
+            "<IIQ",
+            attributes,
+            0,
+            int((_KPROBE_PMU / "type").read_text(encoding="utf-8")),
+            len(attributes),
+            int(at_return),
+        )
         struct.pack_into("<QQ", attributes, 56, ctypes.addressof(function), 0)
         buffer = ctypes.create_string_buffer(bytes(attributes), len(attributes))
         fd = libc.syscall(_SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, 8)
@@ -104,7 +122,11 @@ class Program:
             return self.attach_kprobe(symbol, at_return=how == "kretprobe")
         if how == "iter":
             return self.attach_iterator()
-        return None if how == "run" else self.attach_raw_tracepoint(symbol if how == "raw_tp" else None)
+        return (
+            None
+            if how == "run"
+            else self.attach_raw_tracepoint(symbol if how == "raw_tp" else None)
+        )
 
     def attach_iterator(self) -> Iterated:
         fd, _ = call(_LINK_CREATE, struct.pack("<IIII", self.fd, 0, _TRACE_ITER, 0))
@@ -159,7 +181,9 @@ class Iterated(Link):
 def attached_to(fd: int) -> tuple[int, ...]:
     """What an attachment's descriptor stands for: a link's type, id and program, or a perf event's id. Raises OSError where nothing."""
     info = ctypes.create_string_buffer(256)
-    ask = ctypes.create_string_buffer(struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)), 16)
+    ask = ctypes.create_string_buffer(
+        struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)), 16
+    )
     if libc.syscall(SYS_BPF, _INFO, ask, 16) < 0:
         error = _error()
         if error.errno != errno.EINVAL:
@@ -207,7 +231,11 @@ def load_program(name: str, how: str, code: bytes, function_id: int = 0) -> Prog
         try:
             os.close(_load(name, kind, attach_type, code, function_id, log))
         except OSError:
-            said = [line.strip() for line in log.value.decode(errors="replace").splitlines() if line.strip()]
+            said = [
+                line.strip()
+                for line in log.value.decode(errors="replace").splitlines()
+                if line.strip()
+            ]
             words = [line for line in said if not line.startswith("processed ")]
             raise Refused(words[-1][:200] if words else error.strerror or str(error)) from error
         raise Refused(error.strerror or str(error)) from error
@@ -217,10 +245,24 @@ class Refused(Exception):
     """The kernel does not take a program; the reason in one line."""
 
 
-def _load(name: str, kind: int, attach_type: int, code: bytes, function_id: int, log: ctypes.Array[ctypes.c_char] | None = None) -> int:
-    instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
-    attributes = struct.pack("<IIQQ", kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence))
-    attributes += struct.pack("<IIQ", 1 if log else 0, len(log) if log else 0, ctypes.addressof(log) if log else 0)
+def _load(
+    name: str,
+    kind: int,
+    attach_type: int,
+    code: bytes,
+    function_id: int,
+    log: ctypes.Array[ctypes.c_char] | None = None,
+) -> int:
+    instructions, licence = (
+        ctypes.create_string_buffer(code, len(code)),
+        ctypes.create_string_buffer(b"GPL"),
+    )
+    attributes = struct.pack(
+        "<IIQQ", kind, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence)
+    )
+    attributes += struct.pack(
+        "<IIQ", 1 if log else 0, len(log) if log else 0, ctypes.addressof(log) if log else 0
+    )
     attributes += struct.pack("<II16s", 0, 0, f"rmapd_{name}".encode()[:15])
     attributes += struct.pack("<IIIIQIIQII", 0, attach_type, 0, 0, 0, 0, 0, 0, 0, function_id)
     return call(_PROG_LOAD, attributes)[0]
@@ -229,7 +271,15 @@ def _load(name: str, kind: int, attach_type: int, code: bytes, function_id: int,
 def fentry_refused(function_id: int) -> str:
     """Why a fentry program on this BTF function cannot be loaded, or empty. Loads and closes an empty program, attaches nothing."""
     try:
-        os.close(_load("probe", _TYPE_TRACING, _TRACE_FENTRY, struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0), function_id))
+        os.close(
+            _load(
+                "probe",
+                _TYPE_TRACING,
+                _TRACE_FENTRY,
+                struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0),
+                function_id,
+            )
+        )
     except OSError as error:
         return f"fentry programs are refused ({errno.errorcode.get(error.errno or 0, '?')}: {error.strerror})"
     return ""

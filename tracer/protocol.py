@@ -145,7 +145,12 @@ BOUNDARY_WINDOWS = frozenset(
 )
 """Windows that change the boundaries of a VMA that others can find. copy_vma() and dup_mmap() make new ones."""
 
-FOLIO_LOCK_WALKERS = (Walker.TRY_TO_MIGRATE, Walker.TRY_TO_UNMAP, Walker.REMOVE_MIGRATION, Walker.MKCLEAN)
+FOLIO_LOCK_WALKERS = (
+    Walker.TRY_TO_MIGRATE,
+    Walker.TRY_TO_UNMAP,
+    Walker.REMOVE_MIGRATION,
+    Walker.MKCLEAN,
+)
 """Walkers whose callers hold the folio lock: mm/rmap.c, try_to_migrate(), folio_mkclean(); mm/migrate.c, remove_migration_ptes()."""
 
 
@@ -239,7 +244,17 @@ class Context:
     walker: Walker = Walker.NONE
 
 
-FLAGS = ("file", "anon", "imported", "hugetlb", "locked", "folio_locked", "moved", "rebuilt", "piece")
+FLAGS = (
+    "file",
+    "anon",
+    "imported",
+    "hugetlb",
+    "locked",
+    "folio_locked",
+    "moved",
+    "rebuilt",
+    "piece",
+)
 """The members of Context that are one bit each, in the order of enum context."""
 
 
@@ -284,7 +299,11 @@ def joined(steps: Iterable[Step]) -> tuple[Step, ...]:
     order, out = list(Part), list[Step]()
     for step in steps:
         last = out[-1] if out else None
-        if isinstance(step, Commit) and isinstance(last, Commit) and order.index(last.parts[-1][0]) < order.index(step.parts[0][0]):
+        if (
+            isinstance(step, Commit)
+            and isinstance(last, Commit)
+            and order.index(last.parts[-1][0]) < order.index(step.parts[0][0])
+        ):
             out[-1] = Commit(last.parts + step.parts)
         else:
             out.append(step)

@@ -11,7 +11,12 @@ from tracer import html_report, markdown_report, whole
 from tracer.errors import RmapdError
 from tracer.reported import Reported
 
-_FORMS = {".html": html_report.render, ".htm": html_report.render, ".md": markdown_report.render, ".markdown": markdown_report.render}
+_FORMS = {
+    ".html": html_report.render,
+    ".htm": html_report.render,
+    ".md": markdown_report.render,
+    ".markdown": markdown_report.render,
+}
 
 
 def publish(read: Callable[[], Reported], output: Path | None) -> None:
@@ -20,6 +25,10 @@ def publish(read: Callable[[], Reported], output: Path | None) -> None:
         click.echo(markdown_report.render(read()), nl=False)
         return
     if output.suffix.lower() not in _FORMS:
-        raise RmapdError(f"cannot tell what {output} should be", why="it ends neither in .html nor in .md", hint="--output report.html")
+        raise RmapdError(
+            f"cannot tell what {output} should be",
+            why="it ends neither in .html nor in .md",
+            hint="--output report.html",
+        )
     whole.writable(output, "the report")
     whole.write(output, _FORMS[output.suffix.lower()](read()), "the report", rescue=False)

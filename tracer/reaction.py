@@ -28,7 +28,9 @@ log = logging.getLogger("rmapd")
 _RUN_SECONDS = 60.0  # how often the run's report is written
 
 
-def open_store(config: Config, kernel: str, who: User | None = None, **earlier: Any) -> Store | None:
+def open_store(
+    config: Config, kernel: str, who: User | None = None, **earlier: Any
+) -> Store | None:
     """The store that the configuration names, opened as the user that the daemon becomes. The default one may be out of reach, one
     that was asked for may not; and one that was root's is handed over. earlier: of a run that goes on (run, counted and rest of Store)."""
     path = Path(config.store)
@@ -43,14 +45,23 @@ def open_store(config: Config, kernel: str, who: User | None = None, **earlier: 
         return _opened(config, kernel, who, earlier)
     except (OSError, RmapdError) as error:
         said = error.in_a_line if isinstance(error, RmapdError) else error
-        log.warning("no store: %s; what is found is in the log only. --store FILE for another place", said)
+        log.warning(
+            "no store: %s; what is found is in the log only. --store FILE for another place", said
+        )
         return None
 
 
 def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str, Any]) -> Store:
     try:
         with files_as(who):
-            return Store(Path(config.store), kernel, config.store_bytes, config.store_days, must=True, **earlier)
+            return Store(
+                Path(config.store),
+                kernel,
+                config.store_bytes,
+                config.store_days,
+                must=True,
+                **earlier,
+            )
     except Foreign:
         raise
     except RmapdError as error:
@@ -80,12 +91,22 @@ class Reaction:
         if self._store:
             self._store.keep(tally.violations.values(), tally.rest)
 
-    def react(self, tally: Tally, new: list[Finding], snapshot: Snapshot, *, ended: bool = False, early: str = "") -> Snapshot:
+    def react(
+        self,
+        tally: Tally,
+        new: list[Finding],
+        snapshot: Snapshot,
+        *,
+        ended: bool = False,
+        early: str = "",
+    ) -> Snapshot:
         """Store, then log; the snapshot with the state of the store. early: why the run did not end as it should."""
         self.keep(tally)
         if self._store and (ended or time.monotonic() >= self._next_run):
             self._next_run = time.monotonic() + _RUN_SECONDS
-            report = as_json(snapshot, ["rmapd", "run"], 0) | ({"ended_early": {"reason": early}} if early else {})
+            report = as_json(snapshot, ["rmapd", "run"], 0) | (
+                {"ended_early": {"reason": early}} if early else {}
+            )
             self._store.keep_run(report, ended=ended)
         found = [tally.violations[finding.signature] for finding in new]
         new.clear()
@@ -93,7 +114,11 @@ class Reaction:
         for violation in found:
             self._collector.offer(violation_json(violation))
         self._journal.repeats(tally.violations.values(), now=ended)
-        return replace(snapshot, store=self._store.state if self._store else None, otlp=self._collector.counts())
+        return replace(
+            snapshot,
+            store=self._store.state if self._store else None,
+            otlp=self._collector.counts(),
+        )
 
     def close(self) -> None:
         if self._store:

@@ -29,7 +29,11 @@ def read(path: Path, what: str, most: int, hint: str = "") -> bytes:
     except OSError as error:
         raise of_os(error, f"cannot read {what}{' ' if what else ''}{path}", hint) from error
     except _Refused as error:
-        raise RmapdError(f"cannot read {what}{' ' if what else ''}{path}", why=str(error), hint=hint or "a regular file") from error
+        raise RmapdError(
+            f"cannot read {what}{' ' if what else ''}{path}",
+            why=str(error),
+            hint=hint or "a regular file",
+        ) from error
 
 
 def text(path: Path, what: str, most: int, hint: str = "") -> str:
@@ -37,7 +41,11 @@ def text(path: Path, what: str, most: int, hint: str = "") -> str:
     try:
         return read(path, what, most, hint).decode()
     except UnicodeDecodeError as error:
-        raise RmapdError(f"{what} {path} is wrong", why=f"it is not UTF-8: {error}", hint=hint or "the file saved as UTF-8") from error
+        raise RmapdError(
+            f"{what} {path} is wrong",
+            why=f"it is not UTF-8: {error}",
+            hint=hint or "the file saved as UTF-8",
+        ) from error
 
 
 class _Refused(Exception):
@@ -78,7 +86,9 @@ class _Descriptor:
         poll.register(self._fd, select.POLLIN)
         left = end - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
-            raise _Refused(f"it did not end within {PATIENCE_SECONDS:g} s, and it is no regular file")
+            raise _Refused(
+                f"it did not end within {PATIENCE_SECONDS:g} s, and it is no regular file"
+            )
 
 
 def _size(most: int) -> str:
@@ -99,6 +109,8 @@ def _no_number(name: str) -> None:
 def _bounded(found: Any, left: int) -> None:
     if not left:
         raise ValueError(f"it is nested more than {_MOST_DEEP} deep")
-    for each in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+    for each in (
+        found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+    ):
         if isinstance(each, dict | list):
             _bounded(each, left - 1)

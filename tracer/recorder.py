@@ -29,7 +29,10 @@ class Recorder:
         tables = dict[str, Table](loaded.maps)
         if self._memory:
             settled = {name: table for name, table in loaded.maps.items() if name in _SETTLED}
-            tables |= {name: Undoable(name, table, self.note_row, possible_cpus()) for name, table in settled.items()}
+            tables |= {
+                name: Undoable(name, table, self.note_row, possible_cpus())
+                for name, table in settled.items()
+            }
         return tables
 
     def note_row(self, name: str, key: bytes, value: bytes) -> None:
@@ -57,7 +60,9 @@ class Recorder:
             )
 
         if self._memory:
-            self._checkpoint = Checkpoint(self._memory, look, rulings.moved, lambda: judge.desk.proven)
+            self._checkpoint = Checkpoint(
+                self._memory, look, rulings.moved, lambda: judge.desk.proven
+            )
 
     def begin(self, handed_down: HandedDown) -> None:
         if self._memory and self._checkpoint:

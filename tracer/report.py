@@ -20,7 +20,9 @@ from tracer.standing import Standing, entries
 from tracer.verdict import Verdict, Violation
 
 
-def as_json(s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing | None = None) -> dict[str, Any]:
+def as_json(
+    s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing | None = None
+) -> dict[str, Any]:
     """The report as the contract names its keys. stands: how it stands, where more is known of that than the snapshot says."""
     return {
         "rmapd": tracer.__version__,
@@ -35,7 +37,15 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing |
         **({"ended_early": {"reason": s.ended_early}} if s.ended_early else {}),
         "duration_seconds": round(s.running_seconds, 3),
         "command": {"argv": list(argv), "exit_code": exit_code},
-        "hooks": {h.hook.name: {"state": h.state.value, "how": h.how, "symbol": h.symbol, "reason": h.reason} for h in s.hooks},
+        "hooks": {
+            h.hook.name: {
+                "state": h.state.value,
+                "how": h.how,
+                "symbol": h.symbol,
+                "reason": h.reason,
+            }
+            for h in s.hooks
+        },
         "invariants": {
             name: {
                 "title": invariant.title,
@@ -45,11 +55,20 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing |
             }
             for name, invariant in s.invariants.items()
         },
-        "windows": {name: histogram.count for name, histogram in s.window_times.items() if histogram.count},
+        "windows": {
+            name: histogram.count for name, histogram in s.window_times.items() if histogram.count
+        },
         "windows_unsampled": {name: count for name, count in s.windows_unsampled.items() if count},
-        "protocols": [protocol_json(ruled) for ruled in sorted(s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows))],
+        "protocols": [
+            protocol_json(ruled)
+            for ruled in sorted(
+                s.protocols, key=lambda ruled: (ruled.protocol.window, -ruled.windows)
+            )
+        ],
         "violations": [violation_json(v) for v in s.violations.values()],
-        "beyond": {f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()},
+        "beyond": {
+            f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()
+        },
         "histograms": _histograms(s),
         "lock_graph": _lock_graph(s),
         "lost": s.lost,
@@ -58,7 +77,10 @@ def as_json(s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing |
         | _outstanding(s),
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
         "overhead": {
-            "hooks": {name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed} for name, st in s.statistics.items()},
+            "hooks": {
+                name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed}
+                for name, st in s.statistics.items()
+            },
             "user_seconds": round(s.user_seconds, 3),
             "rss_bytes": s.peak_rss_bytes,
         },
@@ -79,21 +101,43 @@ _LEDGER = (
 
 def _outstanding(s: Snapshot) -> dict[str, float]:
     """Entries that were recorded and neither removed nor judged."""
-    age = {"oldest_entry_seconds": round(s.oldest_entry_seconds, 3), "age_limit_seconds": s.age_limit_seconds}
+    age = {
+        "oldest_entry_seconds": round(s.oldest_entry_seconds, 3),
+        "age_limit_seconds": s.age_limit_seconds,
+    }
     return {"outstanding": s.outstanding, **age}
 
 
 def _histograms(s: Snapshot) -> list[dict[str, Any]]:
     """What the kernel counted in histograms, of those that counted anything. Lock classes other than mmap_lock inside of windows only."""
-    found: list[tuple[str, dict[str, str], Histogram | None]] = [("migration_entry_seconds", {}, s.histograms.get("HIST_MIGRATION_ENTRY"))]
+    found: list[tuple[str, dict[str, str], Histogram | None]] = [
+        ("migration_entry_seconds", {}, s.histograms.get("HIST_MIGRATION_ENTRY"))
+    ]
     for what, inside in (("wait", s.lock_waits), ("hold", s.lock_holds)):
         for mode in ("read", "write"):
             labels = {"class": "mmap", "mode": mode}
-            found.append((f"lock_{what}_seconds", labels, s.histograms.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}")))
-        found += [(f"lock_{what}_seconds", {"class": name}, one) for name, one in inside.items() if not name.startswith("mmap")]
+            found.append(
+                (
+                    f"lock_{what}_seconds",
+                    labels,
+                    s.histograms.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}"),
+                )
+            )
+        found += [
+            (f"lock_{what}_seconds", {"class": name}, one)
+            for name, one in inside.items()
+            if not name.startswith("mmap")
+        ]
     found += [("window_seconds", {"function": name}, one) for name, one in s.window_times.items()]
-    found += [("rmap_walk_vmas", {"kind": kind}, s.histograms.get(f"HIST_WALK_{kind.upper()}")) for kind in ("anon", "file", "ksm")]
-    return [{"name": name, "labels": labels} | histogram_json(one, name) for name, labels, one in found if one and one.count]
+    found += [
+        ("rmap_walk_vmas", {"kind": kind}, s.histograms.get(f"HIST_WALK_{kind.upper()}"))
+        for kind in ("anon", "file", "ksm")
+    ]
+    return [
+        {"name": name, "labels": labels} | histogram_json(one, name)
+        for name, labels, one in found
+        if one and one.count
+    ]
 
 
 def histogram_json(histogram: Histogram, name: str) -> dict[str, Any]:
@@ -102,14 +146,23 @@ def histogram_json(histogram: Histogram, name: str) -> dict[str, Any]:
     scale = 1e9 if name.endswith("_seconds") else 1
     first, last = used[0], used[-1]
     bounds = [2**n / scale for n in range(first, last + 1)]
-    return {"bounds": bounds, "counts": list(histogram.slots[first : last + 1]), "sum": histogram.sum_ns / scale, "count": histogram.count}
+    return {
+        "bounds": bounds,
+        "counts": list(histogram.slots[first : last + 1]),
+        "sum": histogram.sum_ns / scale,
+        "count": histogram.count,
+    }
 
 
 def _lock_graph(s: Snapshot) -> dict[str, Any]:
     """Which class was waited for while which was held, inside of windows; mmap_nestings: two mmap_locks, of all tasks."""
     met = {node for one in s.lock_graph for node in (one.held, one.taken)}
     return {
-        "classes": [{"class": name, "name": spoken, "rank": rank} for name, (spoken, rank) in classes().items() if name in met],
+        "classes": [
+            {"class": name, "name": spoken, "rank": rank}
+            for name, (spoken, rank) in classes().items()
+            if name in met
+        ],
         "edges": [
             {
                 "held": one.held,
@@ -166,14 +219,23 @@ def violation_json(v: Violation) -> dict[str, Any]:
 
 def iso(seconds: float) -> str:
     """A moment as reports and the store write it."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return (
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        .isoformat(timespec="microseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     """A summary for people."""
-    lines = [f"rmapd {tracer.__version__} on {s.kernel}, {s.running_seconds:.1f} s: {' '.join(argv)} (exit {exit_code})", ""]
+    lines = [
+        f"rmapd {tracer.__version__} on {s.kernel}, {s.running_seconds:.1f} s: {' '.join(argv)} (exit {exit_code})",
+        "",
+    ]
     lines += [*standing(s).lines(), ""]
-    lines.append(f"{'':4} {'coverage':8} {'holds':>10} {'violated':>9} {'suspect':>8} {'unverifiable':>13}")
+    lines.append(
+        f"{'':4} {'coverage':8} {'holds':>10} {'violated':>9} {'suspect':>8} {'unverifiable':>13}"
+    )
     for name in s.invariants:
         if sum(s.checked(name, verdict) for verdict in Verdict) or s.coverage[name][0] != "none":
             h, v, u, x = (s.checked(name, verdict) for verdict in Verdict)
@@ -188,11 +250,17 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
         ]
     lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
     oldest = f", the oldest for {s.oldest_entry_seconds:.3g} s" if s.outstanding else ""
-    lines.append(f"outstanding: {entries(s.outstanding)} recorded, and neither removed nor judged{oldest}")
+    lines.append(
+        f"outstanding: {entries(s.outstanding)} recorded, and neither removed nor judged{oldest}"
+    )
     lines.append(
         f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"
     )
-    absent = [f"{h.hook.name} {h.state} ({h.reason})" for h in s.hooks if h.state in (State.MISSING, State.DENIED)]
+    absent = [
+        f"{h.hook.name} {h.state} ({h.reason})"
+        for h in s.hooks
+        if h.state in (State.MISSING, State.DENIED)
+    ]
     lines += [f"hook: {line}" for line in absent]
     for violation in s.violations.values():
         lines += ["", *violation_text(violation)]
@@ -205,7 +273,10 @@ def _windows_text(s: Snapshot) -> list[str]:
     if unsampled:
         lines.append(f"{unsampled:10,} windows were not booked: windows were sampled")
     for name, histogram in s.window_times.items():
-        ruled = sorted((one for one in s.protocols if one.protocol.window == name), key=lambda one: -one.windows)
+        ruled = sorted(
+            (one for one in s.protocols if one.protocol.window == name),
+            key=lambda one: -one.windows,
+        )
         if histogram.count:
             lines.append(f"{histogram.count:10,} {name}")
             lines += [f"{one.windows:16,}  {text(one.protocol)}" for one in ruled]
@@ -217,7 +288,10 @@ def _windows_text(s: Snapshot) -> list[str]:
 def violation_text(v: Violation) -> list[str]:
     """A violation as a few lines; names in them are printable."""
     f = v.first
-    lines = [f"{f.verdict.upper()} {f.invariant} ×{v.count} [{f.id}] {f.function}: {f.summary}", f"    {f.signature}"]
+    lines = [
+        f"{f.verdict.upper()} {f.invariant} ×{v.count} [{f.id}] {f.function}: {f.summary}",
+        f"    {f.signature}",
+    ]
     if f.task:
         lines.append(f"    task {f.task.get('comm')}[{f.task.get('pid')}]")
     lines += [f"    {line}" for line in f.stack]

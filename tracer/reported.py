@@ -119,7 +119,11 @@ class Histogram(msgspec.Struct, frozen=True):
     sum: float
 
     def __post_init__(self) -> None:
-        if len(self.bounds) != len(self.counts) or sorted(self.bounds) != self.bounds or any(bound <= 0 for bound in self.bounds):
+        if (
+            len(self.bounds) != len(self.counts)
+            or sorted(self.bounds) != self.bounds
+            or any(bound <= 0 for bound in self.bounds)
+        ):
             raise ValueError("bounds must rise, one for each count")
         if any(count < 0 for count in self.counts) or sum(self.counts) != self.count:
             raise ValueError("the counts do not add up to count")
@@ -135,7 +139,9 @@ class Histogram(msgspec.Struct, frozen=True):
         zeros = self.counts[0] if self.bounds and self.bounds[0] <= self.unit else None
         if zeros is None:
             return self
-        return msgspec.structs.replace(self, bounds=self.bounds[1:], counts=self.counts[1:], count=self.count - zeros)
+        return msgspec.structs.replace(
+            self, bounds=self.bounds[1:], counts=self.counts[1:], count=self.count - zeros
+        )
 
     def below(self, share: float) -> float:
         """The bound below which this share of the values is."""
@@ -191,7 +197,10 @@ class Timeline(msgspec.Struct, frozen=True):
     totals: dict[str, list[int]] = {}
 
     def __post_init__(self) -> None:
-        if any(len(column) != len(self.seconds) for column in self.totals.values()) or sorted(self.seconds) != self.seconds:
+        if (
+            any(len(column) != len(self.seconds) for column in self.totals.values())
+            or sorted(self.seconds) != self.seconds
+        ):
             raise ValueError("as many totals as seconds, and seconds that rise")
 
 
@@ -309,7 +318,9 @@ def read(path: Path) -> dict[str, Any]:
     """A report file as it is, once it is known to be one: names in it are not escaped."""
     try:
         found = reading.json_value(reading.read(path, "", _MOST_BYTES, _HINT))
-        msgspec.convert(shown(found), Report)  # not as it is: half a surrogate pair, which argv may have, is no key to msgspec
+        msgspec.convert(
+            shown(found), Report
+        )  # not as it is: half a surrogate pair, which argv may have, is no key to msgspec
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise RmapdError(f"{path} is no report of rmapd", why=str(error), hint=_HINT) from error
     return dict(found)
@@ -328,7 +339,10 @@ def of_report(path: Path) -> Reported:
     """Of one report file, for people: every name in it is printable. RmapdError where it cannot be read or is none."""
     report = msgspec.convert(shown(read(path)), Report)
     return Reported(
-        shown(path.name), report, sorted(report.violations, key=lambda v: (v.verdict != "violated", v.first_seen)), report.beyond
+        shown(path.name),
+        report,
+        sorted(report.violations, key=lambda v: (v.verdict != "violated", v.first_seen)),
+        report.beyond,
     )
 
 
@@ -336,17 +350,32 @@ def of_store(path: Path) -> Reported:
     """Of a store, with its last run in full and its violations, the last met first. RmapdError where it cannot be read or has no run."""
     found = stored.read(path)
     if not found.runs:
-        raise RmapdError(f"there is no run in the store {path}", why="none was written yet", hint="the same in a minute, with rmapd run")
+        raise RmapdError(
+            f"there is no run in the store {path}",
+            why="none was written yet",
+            hint="the same in a minute, with rmapd run",
+        )
     try:
-        runs = [msgspec.convert(shown(run | {"report": run["report"] | {"violations": []}}), Run) for run in found.runs]
+        runs = [
+            msgspec.convert(shown(run | {"report": run["report"] | {"violations": []}}), Run)
+            for run in found.runs
+        ]
         violations = msgspec.convert(shown(found.violations), list[Violation])
     except (msgspec.ValidationError, TypeError, RecursionError) as error:
-        raise RmapdError(f"the store {path} has what no rmapd wrote", why=str(error), hint="another one with --store") from error
+        raise RmapdError(
+            f"the store {path} has what no rmapd wrote",
+            why=str(error),
+            hint="another one with --store",
+        ) from error
     rest = Counter[str]()
     for (_, invariant, verdict), count in found.rest.items():
         rest[f"{invariant} {verdict}"] += count
     violations.sort(key=lambda v: v.last_seen, reverse=True)
     violations.sort(key=lambda v: v.verdict != "violated")
     last = runs[-1]
-    silent = time.time() - last.report.ended.timestamp() if last.ended is None and last.report.ended else 0.0
+    silent = (
+        time.time() - last.report.ended.timestamp()
+        if last.ended is None and last.report.ended
+        else 0.0
+    )
     return Reported(shown(str(path)), last.report, violations, dict(rest), runs, silent)

@@ -41,7 +41,9 @@ class Ruled:
     rulings: Mapping[str, Ruling]
 
     def by_verdict(self, *verdicts: Verdict) -> list[str]:
-        return [invariant for invariant, ruling in self.rulings.items() if ruling.verdict in verdicts]
+        return [
+            invariant for invariant, ruling in self.rulings.items() if ruling.verdict in verdicts
+        ]
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,36 @@ class Rulings:
     """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
     report() brings a Tally up to date. checked: the invariants that have coverage now."""
 
-    def __init__(self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]) -> None:
+    def __init__(
+        self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]
+    ) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
-        self.wrong: set[bytes] = set()  # keys of protocols that some invariant finds violated or suspect
+        self.wrong: set[bytes] = (
+            set()
+        )  # keys of protocols that some invariant finds violated or suspect
         self.unreadable: dict[bytes, str] = {}
         self.windows_unreadable = 0
         self._encoding, self._checked = encoding, checked
-        self._momentary = {invariant.id for invariant in invariants.values() if not invariant.by_windows}
-        self._judges = {invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge}
+        self._momentary = {
+            invariant.id for invariant in invariants.values() if not invariant.by_windows
+        }
+        self._judges = {
+            invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge
+        }
         self._graph = LockGraph()
         self._known: dict[bytes, _Known] = {}
         self._keys: dict[Protocol, bytes] = {}
         self._counts: Counter[bytes] = Counter()
         self._sightings: dict[bytes, Sighting] = {}
         self._unreported: Counter[tuple[bytes, str, Verdict]] = Counter()
-        self._bare: dict[bytes, set[tuple[str, Verdict]]] = {}  # recorded before their sighting came
+        self._bare: dict[
+            bytes, set[tuple[str, Verdict]]
+        ] = {}  # recorded before their sighting came
         self._moved: dict[bytes, int] = {}
 
-    def update(self, rows: Mapping[bytes, int], *, lossy: bool = False) -> Mapping[tuple[str, Verdict], int]:
+    def update(
+        self, rows: Mapping[bytes, int], *, lossy: bool = False
+    ) -> Mapping[tuple[str, Verdict], int]:
         """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
 
         The same rows again change nothing. lossy: events were lost lately, so what is new and not well counts as
@@ -133,7 +147,11 @@ class Rulings:
         except RmapdError as error:
             self.unreadable[key] = str(error)
             return None
-        rulings = {invariant: ruling for invariant, judge in self._judges.items() if (ruling := judge(protocol))}
+        rulings = {
+            invariant: ruling
+            for invariant, judge in self._judges.items()
+            if (ruling := judge(protocol))
+        }
         self._keys[protocol] = key
         known = self._known[key] = _Known(protocol, rulings)
         self._rule_on_cycles(known)
@@ -148,7 +166,9 @@ class Rulings:
             return
         known.cycle, known.nested = cycle, nestings(known.protocol)
         known.rulings["L2"] = (
-            Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}") if cycle else Ruling(Verdict.HOLDS)
+            Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}")
+            if cycle
+            else Ruling(Verdict.HOLDS)
         )
 
     def rule(self, key: bytes) -> Mapping[str, Ruling]:
@@ -194,25 +214,47 @@ class Rulings:
             "vma": dict(sighting.vma),
             "addresses": dict(sighting.addresses),
         }
-        evidence |= {name: value for name, value in (("trail_note", sighting.note), ("folio", dict(sighting.folio))) if value}
+        evidence |= {
+            name: value
+            for name, value in (("trail_note", sighting.note), ("folio", dict(sighting.folio)))
+            if value
+        }
         shape = text(known.protocol, ascii=True)
         if invariant == "L2":
             evidence["edges"] = [self._edge(edge) for edge in known.cycle]
             shape = _named(known.cycle)
         task, protocol = dict(sighting.task), text(known.protocol)
         return Finding(
-            invariant, verdict, known.protocol.window, shape, ruling.reason, task, sighting.stack, evidence, protocol, sighting.trail
+            invariant,
+            verdict,
+            known.protocol.window,
+            shape,
+            ruling.reason,
+            task,
+            sighting.stack,
+            evidence,
+            protocol,
+            sighting.trail,
         )
 
     def _edge(self, edge: Edge) -> dict[str, Any]:
         """One direction of a cycle: what was held, what was waited for, where first."""
         protocol = self._graph.first[edge]
         sighting = self._sightings.get(self._keys[protocol], Sighting())
-        return {"held": edge[0], "taken": edge[1], "protocol": text(protocol), "stack": list(sighting.stack)}
+        return {
+            "held": edge[0],
+            "taken": edge[1],
+            "protocol": text(protocol),
+            "stack": list(sighting.stack),
+        }
 
     def lock_graph(self) -> list[Nested]:
         """The classes' edges in the order in which they were met, each window counted once per edge and mode."""
-        modes, functions, closed = defaultdict[Edge, Counter[str]](Counter), defaultdict[Edge, Counter[str]](Counter), set[Edge]()
+        modes, functions, closed = (
+            defaultdict[Edge, Counter[str]](Counter),
+            defaultdict[Edge, Counter[str]](Counter),
+            set[Edge](),
+        )
         for key, known in self._known.items():
             closed |= {*known.cycle}
             for edge, mode in known.nested:
@@ -232,7 +274,11 @@ class Rulings:
 
     def protocols(self) -> list[Ruled]:
         """Every protocol counted so far, with its windows and how it was ruled on."""
-        return [Ruled(known.protocol, self._counts[key], dict(known.rulings)) for key, known in self._known.items() if self._counts[key]]
+        return [
+            Ruled(known.protocol, self._counts[key], dict(known.rulings))
+            for key, known in self._known.items()
+            if self._counts[key]
+        ]
 
 
 def _named(cycle: tuple[Edge, ...]) -> str:

@@ -19,17 +19,36 @@ _HUGETLB = 1 << 22  # VM_HUGETLB
 
 def vm_letters(flags: int) -> str:
     """`rw-p rd wr mr mw me ac`: access as in /proc/PID/maps, then every flag that has letters."""
-    access = "".join(letter if flags >> bit & 1 else "-" for bit, letter in enumerate("rwx")) + ("s" if flags & 8 else "p")
-    return " ".join([access, *(letters for bit, letters in enumerate(VM_LETTERS) if flags >> bit & 1 and letters != "-")])
+    access = "".join(letter if flags >> bit & 1 else "-" for bit, letter in enumerate("rwx")) + (
+        "s" if flags & 8 else "p"
+    )
+    return " ".join(
+        [
+            access,
+            *(
+                letters
+                for bit, letters in enumerate(VM_LETTERS)
+                if flags >> bit & 1 and letters != "-"
+            ),
+        ]
+    )
 
 
 class Scene:
     """look() at a VMA and a folio by address. `there` is False where the program is not loaded."""
 
-    def __init__(self, maps: Mapping[str, Table], look: Runnable | None, layouts: Layouts, kernel: Kernel) -> None:
+    def __init__(
+        self, maps: Mapping[str, Table], look: Runnable | None, layouts: Layouts, kernel: Kernel
+    ) -> None:
         self._look, self._table, self._layout = look, maps.get("scene"), layouts.structs["scene"]
-        bits = {value: name for name, value in reversed(kernel.enumerators(ENUM).items()) if name.startswith("PG_")}
-        self._bits = {bit: name.removeprefix("PG_") for bit, name in sorted(bits.items()) if bit < 32}
+        bits = {
+            value: name
+            for name, value in reversed(kernel.enumerators(ENUM).items())
+            if name.startswith("PG_")
+        }
+        self._bits = {
+            bit: name.removeprefix("PG_") for bit, name in sorted(bits.items()) if bit < 32
+        }
 
     @property
     def there(self) -> bool:
@@ -60,20 +79,36 @@ class Scene:
         }
         found |= {"flags": vm_letters(now.vm_flags), "same": mm in (0, now.vm_mm)}
         found |= {"file": now.file} if now.file else {}
-        return found | {name: hex(value) for name, value in (("anon", now.anon), ("i_mmap", now.i_mmap)) if value}
+        return found | {
+            name: hex(value)
+            for name, value in (("anon", now.anon), ("i_mmap", now.i_mmap))
+            if value
+        }
 
     def folio(self, folio: int, pfn: int | None = None, vm_flags: int = 0) -> dict[str, Any]:
         """What a folio is now. A page that was given back has other flags, or is another's."""
         now = self.look(0, folio)
         if now is None:
             return {}
-        found = {"folio": hex(folio), "kind": _kind(now.folio_mapping, vm_flags), "order": now.folio_order}
+        found = {
+            "folio": hex(folio),
+            "kind": _kind(now.folio_mapping, vm_flags),
+            "order": now.folio_order,
+        }
         found |= {"pfn": hex(pfn)} if pfn is not None else {}
-        return found | {"flags": self.flag_words(now.folio_flags), "locked": bool(now.folio_flags & 1)}
+        return found | {
+            "flags": self.flag_words(now.folio_flags),
+            "locked": bool(now.folio_flags & 1),
+        }
 
 
 def _kind(mapping: int, vm_flags: int) -> str:
     if vm_flags & _HUGETLB:
         return "hugetlb"
     low = mapping & (_ANON | _MOVABLE)
-    return {0: "file" if mapping else "free or not mapped", _ANON: "anon", _ANON | _MOVABLE: "ksm", _MOVABLE: "movable"}[low]
+    return {
+        0: "file" if mapping else "free or not mapped",
+        _ANON: "anon",
+        _ANON | _MOVABLE: "ksm",
+        _MOVABLE: "movable",
+    }[low]

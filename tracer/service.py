@@ -60,7 +60,9 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         privileges.threads_without(who) if config.drop_privileges else contextlib.nullcontext(),
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current), access) as server,
-        contextlib.closing(Reaction(open_store(config, kernel.release, who), Journal(time.time), collector)) as reaction,
+        contextlib.closing(
+            Reaction(open_store(config, kernel.release, who), Journal(time.time), collector)
+        ) as reaction,
         Session(config, kernel, memory=judge.memory) as session,
     ):
 
@@ -71,7 +73,10 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
             session.recorder.commit(stored=reaction.stored)
             return current.put(now)
 
-        where, levels = f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}", session.govern(who=who)
+        where, levels = (
+            f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}",
+            session.govern(who=who),
+        )
         if config.drop_privileges:
             _drop(session, judge, who)
             _foresee(asked, access)
@@ -81,7 +86,11 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         latest = look()
         _announce(session, latest, where)
         if len(levels) > 1:
-            log.info("governor: programs may take %.2g %% of the machine's CPU time; levels %s", 100 * config.budget, ", ".join(levels))
+            log.info(
+                "governor: programs may take %.2g %% of the machine's CPU time; levels %s",
+                100 * config.budget,
+                ", ".join(levels),
+            )
         supervisor.ready(_in_a_line(latest, current.points))
         supervisor.keep(session.recorder.descriptors)
         session.warm()
@@ -89,7 +98,11 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
             while not asked.stop.asked and time.monotonic() < end:
                 ticked = session.step()
-                if session.judge.new_findings or current.wanted() or (ticked and (show or current.old())):
+                if (
+                    session.judge.new_findings
+                    or current.wanted()
+                    or (ticked and (show or current.old()))
+                ):
                     before, latest = latest, look()
                     if show:
                         show(latest, before, current.points)
@@ -107,7 +120,9 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         for line in standing(look(ended=True)).lines():
             log.info("%s", line)
         supervisor.forget()
-    log.info("gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else "")
+    log.info(
+        "gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else ""
+    )
 
 
 def _drop(session: Session, judge: Supervised, who: privileges.User | None) -> None:
@@ -119,7 +134,11 @@ def _foresee(asked: Asked, access: Access) -> None:
     """What the user that we are now cannot read: better said at the start than at the first SIGHUP."""
     if not os.access(__file__, os.R_OK):
         user = privileges.name_of(os.getuid())
-        log.warning("%s cannot be read by the user %s: it goes on with what it has read. Try: make install", Path(__file__).parent, user)
+        log.warning(
+            "%s cannot be read by the user %s: it goes on with what it has read. Try: make install",
+            Path(__file__).parent,
+            user,
+        )
     try:
         asked.configuration()
     except RmapdError as error:
@@ -143,7 +162,11 @@ def _reload(session: Session, configuration: Callable[[], Config]) -> None:
         log.error("the configuration stays as it was: %s", error.in_a_line)
         return
     now = ", ".join(f"{name} {getattr(session.config, name):g}" for name in CHANGEABLE)
-    log.info("configuration read again: %s%s", now, f"; a restart is needed for {', '.join(stay)}" if stay else "")
+    log.info(
+        "configuration read again: %s%s",
+        now,
+        f"; a restart is needed for {', '.join(stay)}" if stay else "",
+    )
 
 
 def _in_a_line(s: Snapshot, points: Sequence[Point] = ()) -> str:
@@ -161,13 +184,36 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     for hook in snapshot.hooks:
         if hook.state in (State.MISSING, State.DENIED):
             absent[hook.tried, hook.reason].append(hook.hook.name)
-    for (tried, reason), names in absent.items():  # what this kernel cannot have is no event; what it should have had is
-        level, said = (logging.WARNING, "could not be attached") if tried else (logging.INFO, "not in this kernel")
-        log.log(level, "hook%s %s: %s (%s)", "s" if len(names) > 1 else "", said, ", ".join(names), reason)
+    for (
+        (tried, reason),
+        names,
+    ) in absent.items():  # what this kernel cannot have is no event; what it should have had is
+        level, said = (
+            (logging.WARNING, "could not be attached")
+            if tried
+            else (logging.INFO, "not in this kernel")
+        )
+        log.log(
+            level,
+            "hook%s %s: %s (%s)",
+            "s" if len(names) > 1 else "",
+            said,
+            ", ".join(names),
+            reason,
+        )
     if snapshot.oracle_reason:
-        log.warning("the page-table oracle is not calibrated (%s): suspects stay suspects", snapshot.oracle_reason)
-    covered = {level: [n for n, (found, _) in snapshot.coverage.items() if found == level] for level in ("full", "partial", "none")}
-    log.info("coverage: %s", "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names))
+        log.warning(
+            "the page-table oracle is not calibrated (%s): suspects stay suspects",
+            snapshot.oracle_reason,
+        )
+    covered = {
+        level: [n for n, (found, _) in snapshot.coverage.items() if found == level]
+        for level in ("full", "partial", "none")
+    }
+    log.info(
+        "coverage: %s",
+        "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names),
+    )
     for line in standing(snapshot).lines():
         log.info("%s", line)
     log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, where)
@@ -181,4 +227,6 @@ def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot, Sequence[Point
     from tracer.status import table
 
     with Live(auto_refresh=False) as live:
-        yield lambda now, before, points: live.update(table(now, before, where, points), refresh=True)
+        yield lambda now, before, points: live.update(
+            table(now, before, where, points), refresh=True
+        )

@@ -63,7 +63,9 @@ def probes_folder() -> Path:
 
 def running_kernel() -> Kernel:
     """The running kernel, with the one capability probe that needs bpf(2)."""
-    return Kernel.running(fentry_probe=lambda types: program.fentry_refused(types.find("schedule", FUNC) or 0))
+    return Kernel.running(
+        fentry_probe=lambda types: program.fentry_refused(types.find("schedule", FUNC) or 0)
+    )
 
 
 class Session:
@@ -82,7 +84,9 @@ class Session:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped, self.recorder = False, Recorder(memory)
-        self._changes: Counter[str] = Counter()  # stem -> hooks of it that were taken away, or came back
+        self._changes: Counter[str] = (
+            Counter()
+        )  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -93,7 +97,12 @@ class Session:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if not self._stopped:
             self.books.set_params(gate=0)
         self._stack.close()
@@ -102,13 +111,28 @@ class Session:
         include = self._folders[0] / "include"
         layouts = Layouts.read(include / "books.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
-        sizes, cache = self.config.maps.sizes(), Path(self.config.cache) if self.config.cache else None
+        sizes, cache = (
+            self.config.maps.sizes(),
+            Path(self.config.cache) if self.config.cache else None,
+        )
         enums = (*ENUMS, scene.ENUM)
-        order = handover.Order(self._folders, stems(level), layouts.constants, sizes, self.config.statistics, enums, cache)
+        order = handover.Order(
+            self._folders,
+            stems(level),
+            layouts.constants,
+            sizes,
+            self.config.statistics,
+            enums,
+            cache,
+        )
         self._build(handover.attach(self.kernel, order), layouts, level)
         required.check(self.config, self.invariants, self.coverage, self.oracle_reason)
-        described = handover.describe(self.loaded, self._page_size, self.kernel.known_enums, links=False)
-        self.recorder.begin(HandedDown.of(*described, self.fidelity, self._started_ns, self.oracle_reason))
+        described = handover.describe(
+            self.loaded, self._page_size, self.kernel.known_enums, links=False
+        )
+        self.recorder.begin(
+            HandedDown.of(*described, self.fidelity, self._started_ns, self.oracle_reason)
+        )
         self.books.set_params(gate=1)
 
     def _build(self, attached: handover.Attached, layouts: Layouts, level: str) -> None:
@@ -121,17 +145,42 @@ class Session:
         welcome_ns = int(self.config.welcome_seconds * 1e9)
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
-        self.desk = Desk(self.books, oracle, levels, welcome_ns, int(self.config.patrol_seconds * 1e9), self._clock)
+        self.desk = Desk(
+            self.books,
+            oracle,
+            levels,
+            welcome_ns,
+            int(self.config.patrol_seconds * 1e9),
+            self._clock,
+        )
         self.windows = Windows(self.loaded.maps, layouts)
         features = {"oracle"} if oracle else ()
-        self._fidelity = Fidelity(level, self.loaded, self.books, self.windows, self.invariants, features, self.config.sampled_windows)
+        self._fidelity = Fidelity(
+            level,
+            self.loaded,
+            self.books,
+            self.windows,
+            self.invariants,
+            features,
+            self.config.sampled_windows,
+        )
         checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = self._symbols = Symbols(self.kernel)
-        seen = scene.Scene(self.loaded.maps, next(iter(self.loaded.programs.get("look", [])), None), layouts, self.kernel)
-        self.docket = Docket(self.windows, self.books, layouts, symbols, self.invariants, checked, seen)
+        seen = scene.Scene(
+            self.loaded.maps,
+            next(iter(self.loaded.programs.get("look", [])), None),
+            layouts,
+            self.kernel,
+        )
+        self.docket = Docket(
+            self.windows, self.books, layouts, symbols, self.invariants, checked, seen
+        )
         findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
-        missed = {name: MissedRuns(partial(self._missed_runs, *on), self._clock) for name, on in _MISSED.items()}
+        missed = {
+            name: MissedRuns(partial(self._missed_runs, *on), self._clock)
+            for name, on in _MISSED.items()
+        }
         self.judge = Judge(
             self.books,
             self.desk,
@@ -167,7 +216,9 @@ class Session:
         if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
             return levels[:1]
         if self.config.drop_privileges:
-            self.loaded.keep([hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])], who)
+            self.loaded.keep(
+                [hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])], who
+            )
         self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
         return levels
 
@@ -178,14 +229,23 @@ class Session:
     def _runs(self) -> dict[str, int]:
         """How often each hook's programs ran, where it is we who have the kernel count: what others switch on they may switch off."""
         counts = self.loaded.statistics_fd >= 0
-        return {name: one.runs + one.missed for name, one in self.loaded.statistics().items()} if counts else {}
+        return (
+            {name: one.runs + one.missed for name, one in self.loaded.statistics().items()}
+            if counts
+            else {}
+        )
 
     def _look_after_hooks(self) -> None:
         """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
         changed = self.loaded.mark(self.watch.look())
         for hook in changed:
             self._changes[hook.stem] += 1
-            log.warning("hook %s is %s%s", hook.hook.name, hook.state, f": {hook.reason}" if hook.reason else " again")
+            log.warning(
+                "hook %s is %s%s",
+                hook.hook.name,
+                hook.state,
+                f": {hook.reason}" if hook.reason else " again",
+            )
         if changed:
             self._fidelity.cover()
 
@@ -200,27 +260,54 @@ class Session:
         return self._changes[stem] + self.loaded.missed(lambda hook: hook.hook.name in hooks)
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
-        maps, programs = self.loaded.maps, {name: points[0] for name, points in self.loaded.programs.items()}
+        maps, programs = (
+            self.loaded.maps,
+            {name: points[0] for name, points in self.loaded.programs.items()},
+        )
         needed = {"walk", "sweep_upper", "sweep_leaf", "calibrate", "tasks"}
         self.oracle_reason = ""
         if absent := needed - self.loaded.attached():
             hooks = {hook.hook.name: hook for hook in self.loaded.hooks}
             self.oracle_reason = (
-                "; ".join(f"{name}: {hooks[name].reason}" for name in sorted(absent & set(hooks))) or "its probes are missing"
+                "; ".join(f"{name}: {hooks[name].reason}" for name in sorted(absent & set(hooks)))
+                or "its probes are missing"
             )
             return None
-        oracle = Oracle(maps, programs, self.loaded.iterator("tasks"), self.books, layouts, levels, self.kernel.page_tables)
+        oracle = Oracle(
+            maps,
+            programs,
+            self.loaded.iterator("tasks"),
+            self.books,
+            layouts,
+            levels,
+            self.kernel.page_tables,
+        )
         self.oracle_reason = self._calibrate(maps, programs, oracle, layouts, page_size)
         return None if self.oracle_reason else oracle
 
-    def _calibrate(self, maps: Mapping[str, Map], programs: Mapping[str, Program], oracle: Oracle, layouts: Layouts, page_size: int) -> str:
+    def _calibrate(
+        self,
+        maps: Mapping[str, Map],
+        programs: Mapping[str, Program],
+        oracle: Oracle,
+        layouts: Layouts,
+        page_size: int,
+    ) -> str:
         """Why the oracle cannot be used, or empty."""
-        return calibrate.calibrate(maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of).reason
+        return calibrate.calibrate(
+            maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of
+        ).reason
 
     def change(self, config: Config) -> list[str]:
         """Take over from `config` what a running session can change (config.CHANGEABLE); the names of what differs and needs a restart."""
-        stay = [name for name in Config.__struct_fields__ if name not in CHANGEABLE and getattr(config, name) != getattr(self.config, name)]
-        self.config = msgspec.structs.replace(self.config, **{name: getattr(config, name) for name in CHANGEABLE})
+        stay = [
+            name
+            for name in Config.__struct_fields__
+            if name not in CHANGEABLE and getattr(config, name) != getattr(self.config, name)
+        ]
+        self.config = msgspec.structs.replace(
+            self.config, **{name: getattr(config, name) for name in CHANGEABLE}
+        )
         welcome_ns = int(config.welcome_seconds * 1e9)
         self.books.set_params(welcome_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
@@ -239,7 +326,9 @@ class Session:
         statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
         if oracle:
             first = oracle.mms()[:1]  # init's
-            searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+            searched = (
+                bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+            )
         standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
         return (
             taken,
@@ -254,10 +343,16 @@ class Session:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
         self.recorder.beat()
         now, due = self._clock(), self.desk.due_ns()
-        until = min(self._next_tick_ns, due if due is not None else self._next_tick_ns, now + int(timeout * 1e9))
+        until = min(
+            self._next_tick_ns,
+            due if due is not None else self._next_tick_ns,
+            now + int(timeout * 1e9),
+        )
         ready = self._poll.poll(max(0.0, (until - now) / 1e6))
         if due is None and any(fd == self._ring.fd for fd, _ in ready):
-            time.sleep(_COALESCE_SECONDS)  # let the rest of a burst arrive: one pass over the ledger serves it all
+            time.sleep(
+                _COALESCE_SECONDS
+            )  # let the rest of a burst arrive: one pass over the ledger serves it all
         known = len(self.judge.new_findings)
         self.judge.read_events(self._ring.read())
         if len(self.judge.new_findings) > known and self._clock() < self._next_tick_ns:
@@ -301,8 +396,14 @@ class Session:
         self.judge.count_protocols()
         counters = self.books.counters()
         counted = checks(self.judge.tally, counters, self.loaded.statistics(), self._ruled)
-        totals = {verdict.value: sum(count for (_, found), count in counted.items() if found is verdict) for verdict in Verdict}
-        totals |= {"windows": self.docket.rulings.windows, "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]}
+        totals = {
+            verdict.value: sum(count for (_, found), count in counted.items() if found is verdict)
+            for verdict in Verdict
+        }
+        totals |= {
+            "windows": self.docket.rulings.windows,
+            "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+        }
         return (self._clock() - self._started_ns) / 1e9, totals
 
     def snapshot(self) -> Snapshot:

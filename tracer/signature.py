@@ -48,7 +48,9 @@ def read(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
             found[name] = argument
         elif not text.endswith("?"):
             lacking.append(f"{name} ({text})")
-    return Signature(slots, returned != 0, ", ".join(name for name, _ in parameters), found, tuple(lacking))
+    return Signature(
+        slots, returned != 0, ", ".join(name for name, _ in parameters), found, tuple(lacking)
+    )
 
 
 def _argument(types: Btf, first: dict[str, tuple[int, int]], text: str) -> Argument | None:
@@ -72,7 +74,9 @@ def in_trampoline(signature: Signature) -> tuple[dict[str, int], dict[str, int]]
     places = {name: 8 * argument.slot for name, argument in signature.arguments.items()}
     if signature.returns:
         places["returned"] = 8 * signature.slots
-    return places, {f"offset_of_{name}": argument.offset for name, argument in signature.arguments.items()}
+    return places, {
+        f"offset_of_{name}": argument.offset for name, argument in signature.arguments.items()
+    }
 
 
 def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
@@ -81,13 +85,19 @@ def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
     for name, argument in signature.arguments.items():
         on_stack = argument.slot >= len(_REGISTERS)
         places[name] = 8 * (_SP if on_stack else _REGISTERS[argument.slot])
-        constants[f"offset_of_{name}"] = 8 * (argument.slot - len(_REGISTERS) + 1) if on_stack else argument.offset
+        constants[f"offset_of_{name}"] = (
+            8 * (argument.slot - len(_REGISTERS) + 1) if on_stack else argument.offset
+        )
     return places, constants
 
 
 def too_far(signature: Signature) -> tuple[str, ...]:
     """Arguments that a kprobe cannot give: members of what an argument on the stack points to. A program follows one pointer."""
-    return tuple(name for name, a in signature.arguments.items() if a.slot >= len(_REGISTERS) and a.offset != NO_OFFSET)
+    return tuple(
+        name
+        for name, a in signature.arguments.items()
+        if a.slot >= len(_REGISTERS) and a.offset != NO_OFFSET
+    )
 
 
 def at_return(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:

@@ -39,7 +39,9 @@ class Slices:
     found: dict[str, str] = field(default_factory=dict)
 
 
-def make(types: Btf, wanted: Mapping[str, Sequence[str]], enums: Mapping[str, Sequence[str]]) -> Slices:
+def make(
+    types: Btf, wanted: Mapping[str, Sequence[str]], enums: Mapping[str, Sequence[str]]
+) -> Slices:
     """Resolve every wanted member and enumerator; the optional ones carry a leading `?` and yield HAVE_… when found."""
     out = Slices()
     structs: dict[str, list[tuple[str, str, Field]]] = {}
@@ -56,7 +58,9 @@ def make(types: Btf, wanted: Mapping[str, Sequence[str]], enums: Mapping[str, Se
         lines.append(f"#define HAVE_{slice_name}_{member} 1")
         structs.setdefault(slice_name, []).append((member, path.split(".")[0], found))
     for name, candidates in enums.items():
-        values = (types.enumerators(path.split(".")[0]).get(path.split(".")[1]) for path in candidates)
+        values = (
+            types.enumerators(path.split(".")[0]).get(path.split(".")[1]) for path in candidates
+        )
         value = next((v for v in values if v is not None), None)
         if value is None:
             out.missing[name] = Missing(name, tuple(candidates), ())
@@ -77,7 +81,11 @@ def _inner_first(types: Btf, structs: Mapping[str, Sequence[tuple[str, str, Fiel
             bare = types.strip(found.type_id)
             if types.kind(bare) == b.ARRAY:
                 bare = types.strip(types.array(bare)[0])
-            if types.kind(bare) in (b.STRUCT, b.UNION) and types.name(bare) in structs and types.name(bare) != name:
+            if (
+                types.kind(bare) in (b.STRUCT, b.UNION)
+                and types.name(bare) in structs
+                and types.name(bare) != name
+            ):
                 visit(types.name(bare))
         if name not in ordered:
             ordered.append(name)
@@ -87,7 +95,9 @@ def _inner_first(types: Btf, structs: Mapping[str, Sequence[tuple[str, str, Fiel
     return ordered
 
 
-def _emit(types: Btf, name: str, members: list[tuple[str, str, Field]], sliced: set[str]) -> list[str]:
+def _emit(
+    types: Btf, name: str, members: list[tuple[str, str, Field]], sliced: set[str]
+) -> list[str]:
     owner = types.find(members[0][1], b.STRUCT, b.UNION)
     size = types.size(owner) if owner is not None and types.name(owner) == name else 0
     lines, getters = [f"struct {name} {{ union {{"], []
@@ -95,7 +105,10 @@ def _emit(types: Btf, name: str, members: list[tuple[str, str, Field]], sliced: 
         if found.bit_size:
             getters.append(_getter(name, member, found))
             continue
-        pad, declaration = found.bit_offset // 8, _declare(types, found.type_id, member, sliced - {name})
+        pad, declaration = (
+            found.bit_offset // 8,
+            _declare(types, found.type_id, member, sliced - {name}),
+        )
         gap = f"u8 pad_{member}[{pad}]; " if pad else ""
         lines.append(f"  struct {{ {gap}{declaration}; }} __attribute__((packed));")
     lines.append(f"  u8 whole[{size}];" if size else "")

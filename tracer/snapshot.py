@@ -77,7 +77,9 @@ class Snapshot:
         c = self.counters
         return {
             "evidence": c.get("EVIDENCE_LOST", 0),
-            "protocols": c.get("PROTOCOLS_LOST", 0) + c.get("WINDOWS_LOST", 0) + c.get("WINDOWS_UNCLOSED", 0),
+            "protocols": c.get("PROTOCOLS_LOST", 0)
+            + c.get("WINDOWS_LOST", 0)
+            + c.get("WINDOWS_UNCLOSED", 0),
             "unreadable": self.unreadable,
             "ledger": c.get("LEDGER_LOST", 0) + c.get("MIGRATIONS_LOST", 0),
             "locks": c.get("LOCKS_LOST", 0),
@@ -89,7 +91,9 @@ class Snapshot:
     def decided(self) -> dict[str, int]:
         """Recorded migration entries that were not seen removed, by what became of them."""
         words = {Verdict.HOLDS: "cleared"}
-        return {words.get(verdict, verdict.value): self.entries.get(verdict, 0) for verdict in Verdict}
+        return {
+            words.get(verdict, verdict.value): self.entries.get(verdict, 0) for verdict in Verdict
+        }
 
     def total(self, verdict: Verdict) -> int:
         return sum(count for (_, found), count in self.checks.items() if found is verdict)
@@ -106,7 +110,10 @@ OF_THE_LEDGER = tuple(
 
 
 def checks(
-    tally: Tally, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics], ruled: Iterable[str] = ()
+    tally: Tally,
+    counters: Mapping[str, int],
+    statistics: Mapping[str, RunStatistics],
+    ruled: Iterable[str] = (),
 ) -> dict[tuple[str, Verdict], int]:
     """All checks: those the kernel settled by itself, and those that were judged here. ruled: invariants that windows are judged by."""
 
@@ -121,10 +128,18 @@ def checks(
         ("M4", Verdict.HOLDS, counters["M4_HOLDS"]),
         ("M4", Verdict.UNVERIFIABLE, lost),
         ("M2", Verdict.HOLDS, counters["M2_HOLDS"]),
-        ("M2", Verdict.VIOLATED, max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED])),
+        (
+            "M2",
+            Verdict.VIOLATED,
+            max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED]),
+        ),
         ("M2", Verdict.UNVERIFIABLE, missed("first_walk") + counters["M2_UNSURE"]),
         ("M3", Verdict.HOLDS, counters["M3_HOLDS"]),
-        ("M3", Verdict.VIOLATED, max(0, counters["M3_VIOLATED"] - tally.checks["M3", Verdict.VIOLATED])),
+        (
+            "M3",
+            Verdict.VIOLATED,
+            max(0, counters["M3_VIOLATED"] - tally.checks["M3", Verdict.VIOLATED]),
+        ),
         ("M3", Verdict.UNVERIFIABLE, missed("second_walk")),
         ("M5", Verdict.HOLDS, counters["M5_HOLDS"]),
         ("M5", Verdict.UNVERIFIABLE, lost if "first_walk" in statistics else 0),

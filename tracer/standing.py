@@ -84,7 +84,9 @@ class Facts:
 
     def having(self, verdict: str) -> list[str]:
         """The invariants with that verdict."""
-        return sorted(name for (name, found), count in self.checks.items() if found == verdict and count)
+        return sorted(
+            name for (name, found), count in self.checks.items() if found == verdict and count
+        )
 
     def at(self, *levels: str) -> list[str]:
         return [name for name, level in self.coverage.items() if level in levels]
@@ -101,11 +103,19 @@ class Standing:
 
     def as_json(self) -> dict[str, object]:
         reasons = [{"kind": kind.value, "text": text} for kind, text in self.reasons.items()]
-        return {"colour": self.colour.value, "title": self.title, "reasons": reasons, "coverage": self.coverage}
+        return {
+            "colour": self.colour.value,
+            "title": self.title,
+            "reasons": reasons,
+            "coverage": self.coverage,
+        }
 
     def lines(self) -> list[str]:
         """For a terminal or a log: the colour as a word, then the reasons."""
-        return [f"{self.colour.upper()}: {self.title}", *(f"  {text}" for text in self.reasons.values())]
+        return [
+            f"{self.colour.upper()}: {self.title}",
+            *(f"  {text}" for text in self.reasons.values()),
+        ]
 
 
 def stand(facts: Facts) -> Standing:
@@ -123,35 +133,61 @@ def _title(facts: Facts, colour: Colour) -> str:
     if not holds and not facts.at("full", "partial"):
         return "Nothing is checked here"
     if not holds:
-        return f"None of {unverifiable:,} checks could be verified" if unverifiable else "Nothing was checked"
+        return (
+            f"None of {unverifiable:,} checks could be verified"
+            if unverifiable
+            else "Nothing was checked"
+        )
     if colour is Colour.GREEN:
-        return f"Nothing violated in {holds:,} checks of {len(facts.at('full', 'partial'))} invariants"
+        return (
+            f"Nothing violated in {holds:,} checks of {len(facts.at('full', 'partial'))} invariants"
+        )
     return f"Not all is known: nothing violated in {holds:,} checks"
 
 
 def _covered(facts: Facts) -> str:
     """How much is checked, in half a sentence."""
     full, part = len(facts.at("full")), len(facts.at("partial"))
-    how = f": {full} in full, {part} in part" if full and part else ", in full" if full else ", in part" if part else ""
+    how = (
+        f": {full} in full, {part} in part"
+        if full and part
+        else ", in full"
+        if full
+        else ", in part"
+        if part
+        else ""
+    )
     return f"{full + part} of {len(facts.coverage)} invariants are checked here{how}"
 
 
 def _suspect(facts: Facts) -> str:
     count = facts.total("suspect")
     are = "1 check is" if count == 1 else f"{count:,} checks are"
-    return f"{are} suspect: the events say that a promise was broken, and it could not be proven." if count else ""
+    return (
+        f"{are} suspect: the events say that a promise was broken, and it could not be proven."
+        if count
+        else ""
+    )
 
 
 def _ended_early(facts: Facts) -> str:
     said = [f"The run ended early: {reason.rstrip('.')}." for reason in facts.ended_early]
     if facts.killed:
-        runs = "1 run before the last one has" if facts.killed == 1 else f"{facts.killed} runs before the last one have"
+        runs = (
+            "1 run before the last one has"
+            if facts.killed == 1
+            else f"{facts.killed} runs before the last one have"
+        )
         said.append(f"{runs} no end: killed, with whatever was not judged yet.")
     return " ".join(said)
 
 
 def _gate(facts: Facts) -> str:
-    return "The gate is closed: nothing is recorded any more, and this is what was found." if facts.gate_closed else ""
+    return (
+        "The gate is closed: nothing is recorded any more, and this is what was found."
+        if facts.gate_closed
+        else ""
+    )
 
 
 def _nothing(facts: Facts) -> str:
@@ -166,17 +202,29 @@ def _coverage(facts: Facts) -> str:
         return ""
     said = _covered(facts) + (f"; {len(none)} are not: {' '.join(none)}." if none else ".")
     why, count = next(iter(Counter(facts.off.values()).most_common(1)), ("", 0))
-    return f"{said} {count} of {len(facts.off)} missing hooks have one reason: {why}." if 2 * count > len(facts.off) else said
+    return (
+        f"{said} {count} of {len(facts.off)} missing hooks have one reason: {why}."
+        if 2 * count > len(facts.off)
+        else said
+    )
 
 
 def _required(facts: Facts) -> str:
     said = {"partial": "in part", "none": "not at all"}
-    short = [f"{name} {said[level]}" for name in facts.required if (level := facts.coverage.get(name, "none")) in said]
+    short = [
+        f"{name} {said[level]}"
+        for name in facts.required
+        if (level := facts.coverage.get(name, "none")) in said
+    ]
     return f"Required, and not checked in full: {', '.join(short)}." if short else ""
 
 
 def _fidelity(facts: Facts) -> str:
-    return f"The governor has lowered fidelity to {facts.lowered_to}: less is probed than was asked for." if facts.lowered_to else ""
+    return (
+        f"The governor has lowered fidelity to {facts.lowered_to}: less is probed than was asked for."
+        if facts.lowered_to
+        else ""
+    )
 
 
 def _hooks(facts: Facts) -> str:
@@ -192,7 +240,11 @@ def _unverifiable(facts: Facts) -> str:
         count = facts.checks[name, "unverifiable"]
         if count > UNVERIFIABLE_SHARE * all_:
             found.append(f"{name} {count:,} of {all_:,}")
-    return f"Checks that could not be verified, more than {UNVERIFIABLE_SHARE:.0%} of all: {', '.join(found)}." if found else ""
+    return (
+        f"Checks that could not be verified, more than {UNVERIFIABLE_SHARE:.0%} of all: {', '.join(found)}."
+        if found
+        else ""
+    )
 
 
 def _outstanding(facts: Facts) -> str:

@@ -28,10 +28,15 @@ def warm() -> None:
         pass
 
 
-def table(now: Snapshot, before: Snapshot | None, where: str, points: Sequence[Point] = ()) -> Table:
+def table(
+    now: Snapshot, before: Snapshot | None, where: str, points: Sequence[Point] = ()
+) -> Table:
     """Coverage, counts and rates since the snapshot before."""
     seconds = max(now.running_seconds - before.running_seconds, 1e-9) if before else 1.0
-    out = Table(title=f"rmapd on {now.kernel}, {now.running_seconds:.0f} s, fidelity {now.fidelity}, {where}", title_justify="left")
+    out = Table(
+        title=f"rmapd on {now.kernel}, {now.running_seconds:.0f} s, fidelity {now.fidelity}, {where}",
+        title_justify="left",
+    )
     out.add_column("")
     out.add_column("invariant")
     out.add_column("coverage")
@@ -43,12 +48,22 @@ def table(now: Snapshot, before: Snapshot | None, where: str, points: Sequence[P
         if level == "none":
             continue
         counts = [now.checked(name, verdict) for verdict in Verdict]
-        rate = (sum(counts) - sum(before.checked(name, v) for v in Verdict)) / seconds if before else 0.0
+        rate = (
+            (sum(counts) - sum(before.checked(name, v) for v in Verdict)) / seconds
+            if before
+            else 0.0
+        )
         cells = [
             Text(f"{count:,}", style="bold red" if v is Verdict.VIOLATED and count else "")
             for v, count in zip(Verdict, counts, strict=True)
         ]
-        out.add_row(name, invariant.title, Text(level.value, style=_COLOURS[level.value]), *cells, f"{rate:,.0f}")
+        out.add_row(
+            name,
+            invariant.title,
+            Text(level.value, style=_COLOURS[level.value]),
+            *cells,
+            f"{rate:,.0f}",
+        )
     none = [name for name in now.invariants if now.coverage[name][0] == "none"]
     lost, unsampled = sum(now.lost.values()), sum(now.windows_unsampled.values())
     stands = standing(now, points)

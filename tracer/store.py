@@ -52,14 +52,22 @@ class Store:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path, self.run = path, run or uuid.uuid4().hex[:16]
-        self._most_bytes, self._most_seconds, self._clock, self._monotonic = most_bytes, most_days * 86400, clock, monotonic
+        self._most_bytes, self._most_seconds, self._clock, self._monotonic = (
+            most_bytes,
+            most_days * 86400,
+            clock,
+            monotonic,
+        )
         self._kernel, self._started = kernel, iso(clock())
         self._database: Database | None = None
         self._violations: dict[str, Violation] = {}
         self._evidence: dict[str, Finding] = {}  # as written last
         self._numbers: dict[str, int] = {}  # of the rows
         self._changed: set[str] = set()
-        self._counted, self._written = Counter(counted or {}), Counter(counted or {})  # by signature, this run
+        self._counted, self._written = (
+            Counter(counted or {}),
+            Counter(counted or {}),
+        )  # by signature, this run
         self._hours: defaultdict[str, Counter[str]] = defaultdict(Counter)  # not written yet
         known = {(invariant, str(verdict)): count for invariant, verdict, count in rest}
         self._rest, self._rest_written = Counter(known), Counter(known)
@@ -80,10 +88,22 @@ class Store:
 
     @property
     def state(self) -> StoreState:
-        unwritten = (self._counted - self._written).total() + (self._rest - self._rest_written).total()
-        return StoreState(str(self.path), self._reason, unwritten, self._writes, self._failures, self._seconds, self._forgotten)
+        unwritten = (self._counted - self._written).total() + (
+            self._rest - self._rest_written
+        ).total()
+        return StoreState(
+            str(self.path),
+            self._reason,
+            unwritten,
+            self._writes,
+            self._failures,
+            self._seconds,
+            self._forgotten,
+        )
 
-    def keep(self, violations: Iterable[Violation], rest: Mapping[tuple[str, Verdict], int]) -> None:
+    def keep(
+        self, violations: Iterable[Violation], rest: Mapping[tuple[str, Verdict], int]
+    ) -> None:
         """Take over what was counted since, and write it. rest: findings that have no signature of their own."""
         for violation in violations:
             signature = violation.first.signature
@@ -93,15 +113,29 @@ class Store:
                 self._hours[signature][_hour(violation.last_seen)] += more
                 self._violations[signature] = violation
                 self._changed.add(signature)
-        self._rest = Counter({(invariant, verdict.value): count for (invariant, verdict), count in rest.items()})
+        self._rest = Counter(
+            {(invariant, verdict.value): count for (invariant, verdict), count in rest.items()}
+        )
         self.write()
 
     def keep_run(self, report: dict[str, Any], *, ended: bool = False) -> None:
         """Keep the run as it is now. Violations have rows of their own: the report has them without evidence, stacks and trails."""
-        short = [violation | {"evidence": {}, "stack": [], "trail": []} for violation in report["violations"]]
+        short = [
+            violation | {"evidence": {}, "stack": [], "trail": []}
+            for violation in report["violations"]
+        ]
         now = iso(self._clock())
-        run = {"id": self.run, "kernel": self._kernel, "rmapd": tracer.__version__, "started": self._started, "written": now}
-        self._run = run | {"ended": now if ended else None, "report": json.dumps(report | {"violations": short}, ensure_ascii=False)}
+        run = {
+            "id": self.run,
+            "kernel": self._kernel,
+            "rmapd": tracer.__version__,
+            "started": self._started,
+            "written": now,
+        }
+        self._run = run | {
+            "ended": now if ended else None,
+            "report": json.dumps(report | {"violations": short}, ensure_ascii=False),
+        }
         self.write()
 
     def write(self) -> None:
@@ -128,7 +162,10 @@ class Store:
         else:
             self._writes += 1
             if self._reason:
-                log.info("the store %s is written again, and nothing that was counted meanwhile is missing", self.path)
+                log.info(
+                    "the store %s is written again, and nothing that was counted meanwhile is missing",
+                    self.path,
+                )
                 self._reason = ""
         self._seconds += time.perf_counter() - begin
 
@@ -139,7 +176,12 @@ class Store:
         if not self._database:  # the first try met a broken file and set it aside
             self.write()
         if self._reason:
-            log.error("the store %s ends without %d findings: %s", self.path, self.state.unwritten, self._reason)
+            log.error(
+                "the store %s ends without %d findings: %s",
+                self.path,
+                self.state.unwritten,
+                self._reason,
+            )
         self._drop()
 
     def _drop(self) -> None:
@@ -170,19 +212,36 @@ class Store:
         if not self._changed and not rest:
             return
         numbers = dict(self._numbers)
-        more = {signature: self._counted[signature] - self._written[signature] for signature in self._changed}
-        known = {name for name in self._changed if name in numbers and self._evidence.get(name) is self._violations[name].first}
+        more = {
+            signature: self._counted[signature] - self._written[signature]
+            for signature in self._changed
+        }
+        known = {
+            name
+            for name in self._changed
+            if name in numbers and self._evidence.get(name) is self._violations[name].first
+        }
         with database.transaction():
-            repeats = [(more[name], iso(self._violations[name].last_seen), self.run, numbers[name]) for name in known]
+            repeats = [
+                (more[name], iso(self._violations[name].last_seen), self.run, numbers[name])
+                for name in known
+            ]
             if not database.more(repeats):
                 raise LookupError
             for name in self._changed - known:
                 numbers[name] = self._put(database, self._violations[name], more[name])
             hours = self._hours.items()
-            database.put_hours((numbers[name], hour, count) for name, each in hours for hour, count in each.items() if count)
+            database.put_hours(
+                (numbers[name], hour, count)
+                for name, each in hours
+                for hour, count in each.items()
+                if count
+            )
             database.put_rest(rest)
         self._numbers = numbers
-        self._evidence |= {signature: self._violations[signature].first for signature in self._changed}
+        self._evidence |= {
+            signature: self._violations[signature].first for signature in self._changed
+        }
         self._written |= self._counted
         self._rest_written = self._rest
         self._hours.clear()
@@ -190,22 +249,44 @@ class Store:
 
     def _put(self, database: Database, violation: Violation, more: int) -> int:
         row = violation_json(violation)
-        columns = {key: row[key] for key in ("id", "invariant", "verdict", "function", "signature", "first_seen", "last_seen")}
-        return database.put(columns | {"more": more, "run": self.run, "evidence": json.dumps(row, ensure_ascii=False)})
+        columns = {
+            key: row[key]
+            for key in (
+                "id",
+                "invariant",
+                "verdict",
+                "function",
+                "signature",
+                "first_seen",
+                "last_seen",
+            )
+        }
+        return database.put(
+            columns
+            | {"more": more, "run": self.run, "evidence": json.dumps(row, ensure_ascii=False)}
+        )
 
     def _tidy(self, database: Database) -> None:
         """Keep within size and age; once a minute, or at once where there was no room."""
         if self._monotonic() < self._next_tidy:
             return
         self._next_tidy = self._monotonic() + _TIDY_SECONDS
-        self._say_forgotten(database.forget_old(iso(self._clock() - self._most_seconds), self.run), "older than store_days")
+        self._say_forgotten(
+            database.forget_old(iso(self._clock() - self._most_seconds), self.run),
+            "older than store_days",
+        )
         self._say_forgotten(database.make_room(self.run), "for want of room (store_bytes)")
 
     def _say_forgotten(self, signatures: int, why: str) -> None:
         self._forgotten += signatures
         if signatures:
             self._numbers.clear()
-            log.warning("the store %s: %d signatures are forgotten, %s; their counts are kept", self.path, signatures, why)
+            log.warning(
+                "the store %s: %d signatures are forgotten, %s; their counts are kept",
+                self.path,
+                signatures,
+                why,
+            )
 
     def _failed(self, error: sqlite3.Error) -> None:
         if is_broken(error):
@@ -218,7 +299,9 @@ class Store:
             return
         if code(error) == sqlite3.SQLITE_FULL and self._database:
             try:  # where it is our bound that is met, not the disk's, room can be made
-                self._say_forgotten(self._database.make_room(self.run), "for want of room (store_bytes)")
+                self._say_forgotten(
+                    self._database.make_room(self.run), "for want of room (store_bytes)"
+                )
             except sqlite3.Error as again:
                 error = again
         self._trouble(str(error))
@@ -227,9 +310,15 @@ class Store:
         self._failures += 1
         self._next_try = self._monotonic() + _RETRY_SECONDS
         if not self._reason:
-            log.error("the store %s cannot be written (%s): counting goes on in memory, and is written when it can be", self.path, reason)
+            log.error(
+                "the store %s cannot be written (%s): counting goes on in memory, and is written when it can be",
+                self.path,
+                reason,
+            )
         self._reason = reason
 
 
 def _hour(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds // 3600 * 3600, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.fromtimestamp(seconds // 3600 * 3600, datetime.UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )

@@ -47,10 +47,14 @@ def read(path: Path) -> Stored:
     except FileNotFoundError:
         there = False
     except OSError as error:
-        raise of_os(error, f"cannot read the store {path}", "sudo, or the user that rmapd run keeps it as") from error
+        raise of_os(
+            error, f"cannot read the store {path}", "sudo, or the user that rmapd run keeps it as"
+        ) from error
     if not there:
         raise RmapdError(
-            f"there is no store {path}", why="rmapd run writes it", hint="--store FILE, or the key `store` of the configuration"
+            f"there is no store {path}",
+            why="rmapd run writes it",
+            hint="--store FILE, or the key `store` of the configuration",
         )
     try:
         with _open(path) as database:
@@ -58,7 +62,9 @@ def read(path: Path) -> Stored:
             return Stored(path, _violations(database), _runs(database), _rest(database))
     except (sqlite3.Error, OSError, ValueError, RecursionError) as error:
         if passes(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
-            raise Temporary(f"cannot read the store {path} now", why=str(error), hint="the same again later") from error
+            raise Temporary(
+                f"cannot read the store {path} now", why=str(error), hint="the same again later"
+            ) from error
         hint = "rmapd run sets a broken store aside and begins a new one"
         raise RmapdError(f"cannot read the store {path}", why=str(error), hint=hint) from error
 
@@ -84,36 +90,59 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_WAIT_SECONDS, isolation_level=None)
+    database = sqlite3.connect(
+        f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_WAIT_SECONDS, isolation_level=None
+    )
     database.row_factory = sqlite3.Row
     return database
 
 
 def _check(database: sqlite3.Connection, path: Path) -> None:
-    (application,), (version,) = database.execute("PRAGMA application_id").fetchone(), database.execute("PRAGMA user_version").fetchone()
+    (application,), (version,) = (
+        database.execute("PRAGMA application_id").fetchone(),
+        database.execute("PRAGMA user_version").fetchone(),
+    )
     if application != APPLICATION:
-        raise RmapdError(f"{path} is no store of rmapd", why="it is another program's database", hint="the FILE of rmapd run --store")
+        raise RmapdError(
+            f"{path} is no store of rmapd",
+            why="it is another program's database",
+            hint="the FILE of rmapd run --store",
+        )
     if version > len(MIGRATIONS):
         why = f"its schema is {version}, this rmapd knows {len(MIGRATIONS)}"
-        raise RmapdError(f"the store {path} was written by a newer rmapd", why=why, hint="that rmapd")
+        raise RmapdError(
+            f"the store {path} was written by a newer rmapd", why=why, hint="that rmapd"
+        )
     if version < len(MIGRATIONS):
-        raise RmapdError(f"the store {path} was written by an older rmapd", why=f"its schema is {version}", hint="rmapd run takes it over")
+        raise RmapdError(
+            f"the store {path} was written by an older rmapd",
+            why=f"its schema is {version}",
+            hint="rmapd run takes it over",
+        )
 
 
 def _violations(database: sqlite3.Connection) -> list[dict[str, Any]]:
     hours: defaultdict[int, dict[str, int]] = defaultdict(dict)
-    for number, hour, count in database.execute("SELECT number, hour, count FROM hour ORDER BY number, hour"):
+    for number, hour, count in database.execute(
+        "SELECT number, hour, count FROM hour ORDER BY number, hour"
+    ):
         hours[number][hour] = count
     found = []
-    for row in database.execute("SELECT * FROM signature JOIN evidence USING (number) ORDER BY last_seen"):
+    for row in database.execute(
+        "SELECT * FROM signature JOIN evidence USING (number) ORDER BY last_seen"
+    ):
         now = {key: row[key] for key in ("first_seen", "last_seen", "count")}
         runs = {"first": row["first_run"], "last": row["last_run"]}
-        found.append(json.loads(row["evidence"]) | now | {"hours": hours[row["number"]], "runs": runs})
+        found.append(
+            json.loads(row["evidence"]) | now | {"hours": hours[row["number"]], "runs": runs}
+        )
     return found
 
 
 def _runs(database: sqlite3.Connection) -> list[dict[str, Any]]:
-    rows = database.execute("SELECT id, kernel, started, written, ended, rmapd, report FROM run ORDER BY started")
+    rows = database.execute(
+        "SELECT id, kernel, started, written, ended, rmapd, report FROM run ORDER BY started"
+    )
     return [dict(row) | {"report": json.loads(row["report"])} for row in rows]
 
 

@@ -31,7 +31,11 @@ _EMPTY = (
 
 def write(root: Path, release: str) -> None:
     """Write the tree for a kernel release such as `6.1.0-56-amd64` under root."""
-    numbers = [int(part.split("-")[0].split("+")[0]) for part in f"{release}.0.0".split(".")[:3] if part[:1].isdigit()]
+    numbers = [
+        int(part.split("-")[0].split("+")[0])
+        for part in f"{release}.0.0".split(".")[:3]
+        if part[:1].isdigit()
+    ]
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
     files = dict.fromkeys(_EMPTY, "")
     files["linux/types.h"] = _TYPES

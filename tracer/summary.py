@@ -25,8 +25,20 @@ class Headline:
 def headline(reported: Reported) -> Headline:
     """How all runs stand, as every output says it, and the findings behind it."""
     found = stand(facts(reported))
-    worst = next((verdict for verdict in _WORST if reported.violations and any(v.verdict == verdict for v in reported.violations)), "")
-    lines = [*_findings(reported, worst), *_further(reported), _coverage(reported.report), *_losses(reported)]
+    worst = next(
+        (
+            verdict
+            for verdict in _WORST
+            if reported.violations and any(v.verdict == verdict for v in reported.violations)
+        ),
+        "",
+    )
+    lines = [
+        *_findings(reported, worst),
+        *_further(reported),
+        _coverage(reported.report),
+        *_losses(reported),
+    ]
     return Headline(found.colour.value, found.title, list(found.reasons.values()), lines)
 
 
@@ -43,7 +55,11 @@ def facts(reported: Reported) -> Facts:
     return Facts(
         coverage={name: one.coverage for name, one in last.invariants.items()},
         checks=_checks(reported),
-        off={name: hook.reason for name, hook in last.hooks.items() if hook.state in ("missing", "denied")},
+        off={
+            name: hook.reason
+            for name, hook in last.hooks.items()
+            if hook.state in ("missing", "denied")
+        },
         taken_away=[name for name, hook in last.hooks.items() if hook.state == "detached"],
         lost=_lost(reported),
         required=last.required,
@@ -63,7 +79,12 @@ def _checks(reported: Reported) -> dict[tuple[str, str], int]:
     counted, found = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for report in reported.reports:
         for name, one in report.invariants.items():
-            counted.update({(name, verdict): getattr(one.checks, verdict) for verdict in ("holds", *_WORST, "unverifiable")})
+            counted.update(
+                {
+                    (name, verdict): getattr(one.checks, verdict)
+                    for verdict in ("holds", *_WORST, "unverifiable")
+                }
+            )
     for v in reported.violations:
         found[v.invariant, v.verdict] += v.count
     for key, count in reported.rest.items():
@@ -74,13 +95,23 @@ def _checks(reported: Reported) -> dict[tuple[str, str], int]:
 
 def _silent(reported: Reported) -> str:
     silent = reported.silent_seconds
-    return f"The last run has no end and wrote nothing for {lasted(silent)}: it was killed, or hangs." if silent > _SILENT_SECONDS else ""
+    return (
+        f"The last run has no end and wrote nothing for {lasted(silent)}: it was killed, or hangs."
+        if silent > _SILENT_SECONDS
+        else ""
+    )
 
 
 def _findings(reported: Reported, verdict: str) -> list[str]:
     found = [v for v in reported.violations if v.verdict == verdict]
     where = sorted({f"{v.function}()" for v in found})
-    return [f"{sum(v.count for v in found):,} findings of {_number(len(found), 'signature')}, in {listed(where)}."] if found else []
+    return (
+        [
+            f"{sum(v.count for v in found):,} findings of {_number(len(found), 'signature')}, in {listed(where)}."
+        ]
+        if found
+        else []
+    )
 
 
 def _further(reported: Reported) -> list[str]:
@@ -93,7 +124,11 @@ def _coverage(report: Report) -> str:
     for id, one in report.invariants.items():
         by_level[one.coverage].append(id)
     said = (("full", "in full"), ("partial", "in part"), ("none", "not at all"))
-    return "Checked " + "; ".join(f"{how}: {' '.join(by_level[level])}" for level, how in said if by_level[level]) + "."
+    return (
+        "Checked "
+        + "; ".join(f"{how}: {' '.join(by_level[level])}" for level, how in said if by_level[level])
+        + "."
+    )
 
 
 def _lost(reported: Reported) -> Counter[str]:
@@ -109,7 +144,10 @@ def _losses(reported: Reported) -> list[str]:
     if not lost and not unverifiable:
         return []
     books = ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in lost.items())
-    return [f"{unverifiable:,} checks could not be verified" + (f"; events lost: {books}." if books else ".")]
+    return [
+        f"{unverifiable:,} checks could not be verified"
+        + (f"; events lost: {books}." if books else ".")
+    ]
 
 
 def _number(count: int, what: str) -> str:
@@ -118,7 +156,10 @@ def _number(count: int, what: str) -> str:
 
 def tiles(reported: Reported) -> list[dict[str, str]]:
     """A few numbers in large type, of all runs; kind: how alarming."""
-    counts = {verdict: sum(v.count for v in reported.violations if v.verdict == verdict) for verdict in ("violated", "suspect")}
+    counts = {
+        verdict: sum(v.count for v in reported.violations if v.verdict == verdict)
+        for verdict in ("violated", "suspect")
+    }
     for name, count in reported.rest.items():
         counts[name.partition(" ")[2]] = counts.get(name.partition(" ")[2], 0) + count
     unsampled = sum(sum(report.windows_unsampled.values()) for report in reported.reports)
@@ -130,9 +171,15 @@ def tiles(reported: Reported) -> list[dict[str, str]]:
         ("entries outstanding", f"{outstanding:,}", "warn" if outstanding else ""),
         ("windows", f"{sum(sum(report.windows.values()) for report in reported.reports):,}", ""),
         *([("not sampled", f"{unsampled:,}", "warn")] if unsampled else []),
-        ("protocols", f"{len({one.said for report in reported.reports for one in report.protocols}):,}", ""),
+        (
+            "protocols",
+            f"{len({one.said for report in reported.reports for one in report.protocols}):,}",
+            "",
+        ),
         ("duration", lasted(sum(report.duration_seconds for report in reported.reports)), ""),
-        ("runs", f"{len(reported.runs):,}", "") if reported.runs else ("fidelity", reported.report.fidelity or "–", ""),
+        ("runs", f"{len(reported.runs):,}", "")
+        if reported.runs
+        else ("fidelity", reported.report.fidelity or "–", ""),
     ]
     return [{"name": name, "value": value, "kind": kind} for name, value, kind in rows]
 
@@ -141,7 +188,9 @@ def lasted(seconds: float) -> str:
     """A long duration in its two largest units."""
     if seconds < 90:
         return f"{seconds:.3g} s"
-    for (unit, size), (smaller, small) in pairwise((("d", 86400), ("h", 3600), ("min", 60), ("s", 1))):
+    for (unit, size), (smaller, small) in pairwise(
+        (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    ):
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} {seconds % size // small:.0f} {smaller}"
     return ""
@@ -177,7 +226,11 @@ def functions(report: Report) -> list[dict[str, Any]]:
                 "windows": report.windows.get(function, sum(one.count for one in rows)),
                 "wrong": sorted({id for one in rows for id in (*one.violates, *one.suspect)}),
                 "rows": [
-                    {"count": one.count, "share": round(100 * one.count / max(most, 1), 1), "said": one.said}
+                    {
+                        "count": one.count,
+                        "share": round(100 * one.count / max(most, 1), 1),
+                        "said": one.said,
+                    }
                     | {"violates": one.violates, "suspect": one.suspect}
                     for one in rows
                 ],

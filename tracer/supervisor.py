@@ -42,7 +42,9 @@ class Line:
 
     @classmethod
     def pair(cls) -> tuple[Line, Line]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        ours, theirs = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
+        )
         return cls(ours.detach()), cls(theirs.detach())
 
     def say(self, kind: str, what: object = None) -> None:
@@ -92,13 +94,19 @@ class Death:
     exit_status: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {"reason": f"the judge died: {self.reason}", "signal": self.signal or None, "exit_status": self.exit_status}
+        return {
+            "reason": f"the judge died: {self.reason}",
+            "signal": self.signal or None,
+            "exit_status": self.exit_status,
+        }
 
 
 class Watched:
     """The judge, as its supervisor sees it. finishing: it is about to end by itself, however long that takes."""
 
-    def __init__(self, process: int, line: Line, memory: Memory, hang_seconds: float, own: set[int]) -> None:
+    def __init__(
+        self, process: int, line: Line, memory: Memory, hang_seconds: float, own: set[int]
+    ) -> None:
         self.process, self.line, self.memory = process, line, memory
         self.handle = os.pidfd_open(process)
         self._hang_seconds, self._own = hang_seconds, own | {self.handle}
@@ -113,7 +121,11 @@ class Watched:
             self._status = child.ended(self.process)
         if self._status is not None:
             killed = signal_name(-self._status) if self._status < 0 else ""
-            return Death(f"killed by {killed}" if killed else f"exit status {self._status}", killed, self._status if not killed else None)
+            return Death(
+                f"killed by {killed}" if killed else f"exit status {self._status}",
+                killed,
+                self._status if not killed else None,
+            )
         now = time.monotonic()
         if now - self._looked > _ASLEEP_SECONDS:  # both were stopped: its silence was ours
             self._awake_since = now
@@ -125,7 +137,11 @@ class Watched:
             self._next_look = now + _SUSPICIOUS_SECONDS
             if not self.finishing and child.exiting(self.process):
                 self._status = child.ended(self.process)
-                return self.death() if self._status is not None else Death("the kernel killed its main thread, and the process stays")
+                return (
+                    self.death()
+                    if self._status is not None
+                    else Death("the kernel killed its main thread, and the process stays")
+                )
         return None
 
     def keep(self, descriptors: Iterable[int]) -> None:
@@ -206,7 +222,9 @@ class Supervised:
 def error_of(said: tuple[str, str, str, str]) -> RmapdError:
     """What Line.say_error() said."""
     name, what, why, hint = said
-    kind: type[RmapdError] = next((kind for kind in RmapdError.__subclasses__() if kind.__name__ == name), RmapdError)
+    kind: type[RmapdError] = next(
+        (kind for kind in RmapdError.__subclasses__() if kind.__name__ == name), RmapdError
+    )
     return kind(what, why=why, hint=hint)
 
 

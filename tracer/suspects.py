@@ -16,7 +16,9 @@ from tracer.monitors.migration import LOOK_GAP_NS, Case, Decision, Home, homes, 
 from tracer.oracle import Oracle
 from tracer.verdict import Verdict
 
-_REST = 100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
+_REST = (
+    100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
+)
 _MOST_ADDRESSES = 1024
 _MOST_QUESTIONS = 32_768  # an address is asked for in every mm: where there are thousands, few addresses; the sweep is for the others
 
@@ -74,7 +76,11 @@ class Desk:
             elif not case:
                 pfn = entry_pfn(row.entry, self.levels)
                 pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
-                self.cases[invariant, row.key] = Case(invariant, row.addr, pfns, row.count, now, row.level), row, event
+                self.cases[invariant, row.key] = (
+                    Case(invariant, row.addr, pfns, row.count, now, row.level),
+                    row,
+                    event,
+                )
 
     def held_rows(self) -> list[Row]:
         """Rows that are in a case and no longer in the ledger."""
@@ -90,7 +96,11 @@ class Desk:
 
     def patrol(self, *, now: bool = False) -> None:
         """A sweep without a suspect, every patrol_ns (0: never): finds what was left behind by ways that no event tells of."""
-        if self.oracle and self.patrol_ns and (now or self.clock() >= max(self._next_patrol_ns, self._next_sweep_ns)):
+        if (
+            self.oracle
+            and self.patrol_ns
+            and (now or self.clock() >= max(self._next_patrol_ns, self._next_sweep_ns))
+        ):
             self._sweep(self.oracle)
 
     def work(self, *, hurry: bool = False) -> list[Judged]:
@@ -116,7 +126,9 @@ class Desk:
         present = {mm.mm: mm for mm in mms}
         known = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers}
         questions = [(present[mm], addr) for mm, addr in known if mm in present]
-        found = oracle.entries_at(addresses, mms) + [a for a in oracle.ask(questions) if a.migration or a.possible]
+        found = oracle.entries_at(addresses, mms) + [
+            a for a in oracle.ask(questions) if a.migration or a.possible
+        ]
         self.answers["asked"] += len(addresses)
         now = self.clock()
         self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _REST // 2)
@@ -144,12 +156,19 @@ class Desk:
                 room[queue[0]] -= pages([answer])
             return bool(queue)
 
-        distinct = sorted({(a.mm.mm, a.addr): a for a in found}.values(), key=lambda a: (not a.left_behind, a.place))
+        distinct = sorted(
+            {(a.mm.mm, a.addr): a for a in found}.values(),
+            key=lambda a: (not a.left_behind, a.place),
+        )
         for invariant in {invariant for invariant, _ in self.cases}:
             loose = [a for a in distinct if (invariant, a.place) not in self.proven]
             for of_row, rank in product((True, False), range(3)):
                 at = queues[invariant, of_row, rank]
-                loose = [a for a in loose if not any(give(a, at[home]) for home in homes(a)[rank] if home in at)]
+                loose = [
+                    a
+                    for a in loose
+                    if not any(give(a, at[home]) for home in homes(a)[rank] if home in at)
+                ]
         return owned
 
     def _sweep(self, oracle: Oracle) -> list[Answer]:
@@ -161,11 +180,15 @@ class Desk:
         self.sweeps += 1
         if sweep.complete:  # what is gone may be proven anew
             places = {answer.place for answer in sweep.answers}
-            self.proven = {(invariant, place) for invariant, place in self.proven if place in places}
+            self.proven = {
+                (invariant, place) for invariant, place in self.proven if place in places
+            }
         owned = self._share_out(sweep.answers)
         for key, (case, _, _) in self.cases.items():
             case.swept(owned[key], sweep.complete)
-        known = {answer.place for answers in owned.values() for answer in answers} | {place for _, place in self.proven}
+        known = {answer.place for answers in owned.values() for answer in answers} | {
+            place for _, place in self.proven
+        }
         for answer in sweep.answers:
             if answer.left_behind and answer.place not in known:
                 key = ("M1", b"sweep" + repr((self.sweeps, answer.place)).encode())
@@ -185,14 +208,29 @@ class Desk:
 
     def _give_up(self, why: str) -> list[Judged]:
         decision = Decision(Verdict.SUSPECT, why)
-        return [self._close(key, Judged(case, decision, row, event)) for key, (case, row, event) in list(self.cases.items())]
+        return [
+            self._close(key, Judged(case, decision, row, event))
+            for key, (case, row, event) in list(self.cases.items())
+        ]
 
     def finish(self) -> list[Judged]:
         """No more looks: what was found once is a suspect, what was never looked for is unverifiable."""
         done = []
         for key, (case, row, event) in list(self.cases.items()):
-            verdict = Verdict.SUSPECT if case.stubborn or self.oracle is None else Verdict.UNVERIFIABLE
-            done.append(self._close(key, Judged(case, Decision(verdict, "the run ended before it could be decided"), row, event)))
+            verdict = (
+                Verdict.SUSPECT if case.stubborn or self.oracle is None else Verdict.UNVERIFIABLE
+            )
+            done.append(
+                self._close(
+                    key,
+                    Judged(
+                        case,
+                        Decision(verdict, "the run ended before it could be decided"),
+                        row,
+                        event,
+                    ),
+                )
+            )
         return done
 
     def _close(self, key: Key, judged: Judged) -> Judged:
@@ -200,7 +238,9 @@ class Desk:
         self.proven |= {(judged.case.invariant, answer.place) for answer in judged.decision.proven}
         judged = replace(judged, entries=self._take_out(judged))
         kind = "present" if judged.decision.proven or judged.case.answers else "gone"
-        self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += judged.entries
+        self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += (
+            judged.entries
+        )
         return judged
 
     def _take_out(self, judged: Judged) -> int:
@@ -218,7 +258,13 @@ class Desk:
         if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
             return taken.count
         self.reopened += 1
-        known = replace(row, key=row.key + self.reopened.to_bytes(8, "little"), keys=(), count=taken.count, entry=taken.entry)
+        known = replace(
+            row,
+            key=row.key + self.reopened.to_bytes(8, "little"),
+            keys=(),
+            count=taken.count,
+            entry=taken.entry,
+        )
         self.open(case.invariant, [known], judged.event)
         return 0
 

@@ -11,7 +11,9 @@ from itertools import dropwhile
 
 from tracer.kernel import Kernel
 
-_LONGEST_FUNCTION = 1 << 17  # bytes; beyond, the address is of something that kallsyms does not list
+_LONGEST_FUNCTION = (
+    1 << 17
+)  # bytes; beyond, the address is of something that kallsyms does not list
 _AGAIN_SECONDS = 60.0
 _NOT_THE_KERNELS = ("0x", "bpf_prog_", "bpf_trampoline_", "bpf_trace_run")
 
@@ -40,7 +42,10 @@ class Symbols:
             starts.append(len(names))
             names += f"{name}\t{module}\0".encode()
         order = array("I", sorted(range(len(addresses)), key=addresses.__getitem__))
-        self._addresses, self._starts = array("Q", (addresses[n] for n in order)), array("I", (starts[n] for n in order))
+        self._addresses, self._starts = (
+            array("Q", (addresses[n] for n in order)),
+            array("I", (starts[n] for n in order)),
+        )
         self._names, self._read = bytes(names), self._clock()
 
     def _known(self, address: int) -> str:
@@ -54,4 +59,6 @@ class Symbols:
     def stack(self, addresses: Sequence[int]) -> tuple[str, ...]:
         """Innermost first, without the program that took it and what called that."""
         names = [self.name(address) for address in addresses]
-        return tuple(dropwhile(lambda name: name.startswith(_NOT_THE_KERNELS), names)) or tuple(names)
+        return tuple(dropwhile(lambda name: name.startswith(_NOT_THE_KERNELS), names)) or tuple(
+            names
+        )

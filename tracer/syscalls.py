@@ -45,7 +45,9 @@ def forbid() -> str:
                 wanted.add_rule(refused, name)
         for command in range(_BPF_COMMANDS):
             if command not in _BPF_ALLOWED:
-                wanted.add_rule(refused, "bpf", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFFFFFF, command))
+                wanted.add_rule(
+                    refused, "bpf", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFFFFFF, command)
+                )
         wanted.load()
     except (OSError, RuntimeError) as error:
         return f"no seccomp filter ({error})"

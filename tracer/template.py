@@ -12,7 +12,11 @@ from collections.abc import Collection, Iterator, Mapping
 from tracer.errors import RmapdError
 
 _FIRST_CONSTANT, _FIRST_PLACE = 0x5EED0000, 0x7000
-_MOVE, _LOAD, WIDE = 0xB7, 0x79, 0x18  # BPF_ALU64|BPF_MOV|BPF_K, BPF_LDX|BPF_MEM|BPF_DW, BPF_LD|BPF_IMM|BPF_DW
+_MOVE, _LOAD, WIDE = (
+    0xB7,
+    0x79,
+    0x18,
+)  # BPF_ALU64|BPF_MOV|BPF_K, BPF_LDX|BPF_MEM|BPF_DW, BPF_LD|BPF_IMM|BPF_DW
 NO_OFFSET = 0x7FFFFFFF
 """The constant `offset_of_X` where argument X is no pointer to be followed."""
 
@@ -45,7 +49,9 @@ class Names:
             if opcode == _MOVE and immediate in numbers:
                 name, value = numbers[immediate]
                 if not -(1 << 31) <= value < 1 << 31:
-                    raise RmapdError(f"constant {name} of a probe does not fit 32 bits", why=f"it is {value:#x}")
+                    raise RmapdError(
+                        f"constant {name} of a probe does not fit 32 bits", why=f"it is {value:#x}"
+                    )
                 struct.pack_into("<i", out, at + 4, value)
             elif opcode == _LOAD and offset in offsets:
                 place = offsets[offset]

@@ -56,22 +56,41 @@ class Entry:
         """Whether this window touched what the entry is tied to; of the locks, only the migrating task's walks."""
         r = flight.row
         own = flight.window not in _WALKS or r.tid == self.tid
-        return r.mm in self.mms or r.folio in self.folios or (own and bool({r.anon, r.i_mmap} & {*self.locks}))
+        return (
+            r.mm in self.mms
+            or r.folio in self.folios
+            or (own and bool({r.anon, r.i_mmap} & {*self.locks}))
+        )
 
     def overlaps(self, flight: Flight) -> bool:
         r = flight.row
-        spans = [(start, end) for start, end in ((r.was_start, r.was_end), (r.vm_start, r.vm_end)) if end]
-        return r.mm in self.mms and any(start < last and first < end for start, end in spans for first, last in self.ranges)
+        spans = [
+            (start, end) for start, end in ((r.was_start, r.was_end), (r.vm_start, r.vm_end)) if end
+        ]
+        return r.mm in self.mms and any(
+            start < last and first < end for start, end in spans for first, last in self.ranges
+        )
 
 
-def entry_of(row: Row, answers: Iterable[Answer], visited: bool | None, locks: Collection[int], since_ns: int) -> Entry:
+def entry_of(
+    row: Row, answers: Iterable[Answer], visited: bool | None, locks: Collection[int], since_ns: int
+) -> Entry:
     """A row of the ledger, and where its entries are now."""
     places = [(answer.addr, answer.addr + 1) for answer in answers]
     ranges = [(known.vm_start, known.vm_end) for known in row.visited.values() if known.vm_end]
     brought = {known.to for known in row.visited.values()} - {0}
     folios = ({known.folio for known in row.visited.values()} | brought) - {0}
     mms = {answer.mm.mm for answer in answers} | {*row.visited}
-    return Entry(since_ns, row.tid, mms, [*places, *ranges, (row.addr, row.addr + 1)], folios, locks, brought, visited)
+    return Entry(
+        since_ns,
+        row.tid,
+        mms,
+        [*places, *ranges, (row.addr, row.addr + 1)],
+        folios,
+        locks,
+        brought,
+        visited,
+    )
 
 
 class Trails:
@@ -85,16 +104,28 @@ class Trails:
         encoding: Encoding,
         rule: Callable[[bytes], Mapping[str, Ruling]],
     ) -> None:
-        self._windows, self._books, self._symbols, self._encoding, self._rule = windows, books, symbols, encoding, rule
+        self._windows, self._books, self._symbols, self._encoding, self._rule = (
+            windows,
+            books,
+            symbols,
+            encoding,
+            rule,
+        )
 
     def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
         """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
         around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
-        recorded = self._windows.recorded(around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS)
+        recorded = self._windows.recorded(
+            around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS
+        )
         born = self._windows.born()
         before, own = list[Flight](), None
         for flight in recorded.flights:
-            if (flight.row.tid, flight.row.start_ns, born.get(flight.row.protocol)) == (event.tid, event.start_ns, key):
+            if (flight.row.tid, flight.row.start_ns, born.get(flight.row.protocol)) == (
+                event.tid,
+                event.start_ns,
+                key,
+            ):
                 own = flight
             else:
                 before.append(flight)
@@ -107,21 +138,36 @@ class Trails:
     def of_entry(self, entry: Entry, now_ns: int) -> Trail:
         """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
         around = {*entry.mms, *entry.folios, *entry.locks} - {0}
-        recorded, born = self._windows.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)), self._windows.born()
+        recorded, born = (
+            self._windows.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)),
+            self._windows.born(),
+        )
         found = [f for f in recorded.flights if f.row.start_ns <= now_ns and entry.concerns(f)]
         changes = [flight for flight in found if flight.window not in _WALKS]
         walks = [flight for flight in found if flight.window in _WALKS]
-        changes = sorted(changes, key=lambda flight: (entry.overlaps(flight), flight.row.end_ns))[-_MOST_CHANGES:]
-        walks = sorted(walks, key=lambda flight: (flight.row.folio in entry.folios, flight.row.end_ns))[-_MOST_WALKS:]
+        changes = sorted(changes, key=lambda flight: (entry.overlaps(flight), flight.row.end_ns))[
+            -_MOST_CHANGES:
+        ]
+        walks = sorted(
+            walks, key=lambda flight: (flight.row.folio in entry.folios, flight.row.end_ns)
+        )[-_MOST_WALKS:]
         kept = sorted(changes + walks, key=lambda flight: flight.row.end_ns)
         culprit, why = self._point_at(kept, entry, born)
-        steps = [self._step(f, born) | ({"marked": True, "why": why} if f is culprit else {}) for f in kept]
+        steps = [
+            self._step(f, born) | ({"marked": True, "why": why} if f is culprit else {})
+            for f in kept
+        ]
         left_out = len(found) - len(kept)
-        note = [_reach(recorded, now_ns, entry.since_ns), f"{left_out} more windows are left out." if left_out else ""]
+        note = [
+            _reach(recorded, now_ns, entry.since_ns),
+            f"{left_out} more windows are left out." if left_out else "",
+        ]
         note.append("" if culprit else _without(entry, recorded, bool(changes)))
         return Trail(tuple(steps), " ".join(filter(None, note)))
 
-    def _point_at(self, flights: Sequence[Flight], entry: Entry, born: Mapping[int, bytes]) -> tuple[Flight | None, str]:
+    def _point_at(
+        self, flights: Sequence[Flight], entry: Entry, born: Mapping[int, bytes]
+    ) -> tuple[Flight | None, str]:
         """The window that explains the entry, and in which way; the strongest reason first."""
         for reason in (self._is_ruled, self._moved, self._second_walk):
             for flight in reversed(flights):
@@ -131,7 +177,15 @@ class Trails:
 
     def _is_ruled(self, flight: Flight, entry: Entry, key: bytes) -> str:
         """A change that broke a rule where the entry is. A walk's own fault is no reason that the entry stayed."""
-        wrong = [f"{name} ({ruling.reason})" for name, ruling in self._rule(key).items() if ruling.verdict in _WRONG] if key else []
+        wrong = (
+            [
+                f"{name} ({ruling.reason})"
+                for name, ruling in self._rule(key).items()
+                if ruling.verdict in _WRONG
+            ]
+            if key
+            else []
+        )
         if not wrong or flight.window in _WALKS:
             return ""
         return f"{flight.window}() broke {', '.join(wrong)} {_where(flight, entry)}, after the entry was inserted and before it was missed"
@@ -139,7 +193,12 @@ class Trails:
     def _moved(self, flight: Flight, entry: Entry, _key: bytes) -> str:
         """A boundary that moved between the walks of an entry that the second one did not come to."""
         r = flight.row
-        if entry.visited or flight.window in _WALKS or not entry.overlaps(flight) or (r.was_start, r.was_end) == (r.vm_start, r.vm_end):
+        if (
+            entry.visited
+            or flight.window in _WALKS
+            or not entry.overlaps(flight)
+            or (r.was_start, r.was_end) == (r.vm_start, r.vm_end)
+        ):
             return ""
         return f"{flight.window}() moved a boundary of the entry's VMA between the two walks: they looked for the page in different places"
 
@@ -149,7 +208,9 @@ class Trails:
             return ""
         if entry.visited and flight.row.folio in entry.brought:
             return "the second walk of this page: remove_migration_pte() was called for the VMA, and the entry is still there"
-        if flight.row.folio in entry.folios and not any(isinstance(step, Visit) for step in protocol.flat()):
+        if flight.row.folio in entry.folios and not any(
+            isinstance(step, Visit) for step in protocol.flat()
+        ):
             return "the second walk of this page, which visited no VMA at all"
         return ""
 
@@ -194,27 +255,46 @@ class Trails:
 
 def ranges(vma: int, seen: Any) -> dict[str, str]:
     """A VMA's address and its range before and after, as far as known."""
-    numbers = {"vma": vma, "was_start": seen.was_start, "was_end": seen.was_end, "vm_start": seen.vm_start, "vm_end": seen.vm_end}
+    numbers = {
+        "vma": vma,
+        "was_start": seen.was_start,
+        "was_end": seen.was_end,
+        "vm_start": seen.vm_start,
+        "vm_end": seen.vm_end,
+    }
     return {name: hex(value) for name, value in numbers.items() if value}
 
 
 def _where(flight: Flight, entry: Entry) -> str:
     if entry.overlaps(flight):
         return "on the entry's VMA"
-    return "on the same anon_vma or mapping" if {flight.row.anon, flight.row.i_mmap} & {*entry.locks} else "in the same address space"
+    return (
+        "on the same anon_vma or mapping"
+        if {flight.row.anon, flight.row.i_mmap} & {*entry.locks}
+        else "in the same address space"
+    )
 
 
 def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
     """Whether the recorder still has all since then; it says so where it has not."""
     gone = [
         f"{what} that ended more than {max(0, now_ns - horizon) / 1e9:.3f} s before"
-        for what, horizon in (("VMA changes", recorded.changes_ns), ("rmap walks", recorded.walks_ns))
+        for what, horizon in (
+            ("VMA changes", recorded.changes_ns),
+            ("rmap walks", recorded.walks_ns),
+        )
         if horizon > since_ns
     ]
-    sampled = " Windows were sampled: not all are in it." if recorded.unsampled_ns > since_ns else ""
+    sampled = (
+        " Windows were sampled: not all are in it." if recorded.unsampled_ns > since_ns else ""
+    )
     if gone:
         return f"The flight recorder has wrapped: {' and '.join(gone)} are overwritten.{sampled}"
-    return f"Nothing since then is overwritten.{sampled}" if sampled else "The flight recorder has all since then."
+    return (
+        f"Nothing since then is overwritten.{sampled}"
+        if sampled
+        else "The flight recorder has all since then."
+    )
 
 
 def _without(entry: Entry, recorded: Recorded, changed: bool) -> str:

@@ -58,10 +58,21 @@ class Watch:
         beat: Callable[[], None] = pulse,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._attachments, self._runs, self._fastened, self._beat, self._clock = attachments, runs, fastened, beat, clock
-        self._all_kprobes, self._list = _Switch(root / "sys/kernel/debug/kprobes/enabled"), _Switch(root / "sys/kernel/debug/kprobes/list")
+        self._attachments, self._runs, self._fastened, self._beat, self._clock = (
+            attachments,
+            runs,
+            fastened,
+            beat,
+            clock,
+        )
+        self._all_kprobes, self._list = (
+            _Switch(root / "sys/kernel/debug/kprobes/enabled"),
+            _Switch(root / "sys/kernel/debug/kprobes/list"),
+        )
         self._ftrace = _Switch(root / "proc/sys/kernel/ftrace_enabled")
-        self._were: dict[Link, tuple[int, ...]] = {one.link: fastened(one.link.fd) for one in attachments()}
+        self._were: dict[Link, tuple[int, ...]] = {
+            one.link: fastened(one.link.fd) for one in attachments()
+        }
         self._answers: frozenset[str] | None = None
         self._silent: dict[str, int] = {}
         self._next_pulse_ns = 0
@@ -69,18 +80,26 @@ class Watch:
     def look(self) -> dict[str, str]:
         """hook -> why it is off."""
         attached = list(self._attachments())
-        self._were = {link: was for link, was in self._were.items() if link in {one.link for one in attached}}
+        self._were = {
+            link: was for link, was in self._were.items() if link in {one.link for one in attached}
+        }
         switches = self._switched_off(attached)
         off: dict[str, str] = {}
         for one in attached:
-            if why := switches.get(one.how) or switches.get(f"{one.how} {one.symbol}") or self._gone(one):
+            if (
+                why := switches.get(one.how)
+                or switches.get(f"{one.how} {one.symbol}")
+                or self._gone(one)
+            ):
                 off.setdefault(one.hook, why)
         if self._clock() >= self._next_pulse_ns:
             self._next_pulse_ns = self._clock() + _PULSE_NS
             self._feel(frozenset(one.hook for one in attached))
         for hook, times in self._silent.items():
             if times >= _SILENT:
-                off.setdefault(hook, "its program does not run any more when what it is attached to is done")
+                off.setdefault(
+                    hook, "its program does not run any more when what it is attached to is done"
+                )
         return off
 
     def _gone(self, one: Attachment) -> str:
@@ -91,23 +110,33 @@ class Watch:
         except OSError as error:
             return f"its {one.how} at {one.symbol} is gone: {error.strerror}"
         was = self._were.setdefault(one.link, now)
-        return "" if now == was else f"its {one.how} at {one.symbol} is not the one that was attached"
+        return (
+            "" if now == was else f"its {one.how} at {one.symbol} is not the one that was attached"
+        )
 
     def _switched_off(self, attached: Iterable[Attachment]) -> dict[str, str]:
         """Ways, and ways at a symbol, that are off. Others' probes on the same function are in the kernel's list beside ours, and may be
         switched off there: ours is where none of them is on."""
         off: dict[str, str] = {}
         if self._ftrace.read().strip() == "0":
-            off |= dict.fromkeys(_PATCHED, "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)")
+            off |= dict.fromkeys(
+                _PATCHED, "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)"
+            )
         if self._all_kprobes.read().strip() == "0":
-            off |= dict.fromkeys(_PROBES, "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)")
+            off |= dict.fromkeys(
+                _PROBES, "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)"
+            )
         elif any(one.how in _PROBES for one in attached):
             on = set[str]()
             for line in filter(str.strip, self._list.read().splitlines()):
                 _, kind, place, *_ = line.split()
                 point = f"{_KINDS.get(kind, kind)} {place.partition('+')[0]}"
-                if state := next((state for state in ("GONE", "DISABLED") if f"[{state}]" in line), ""):
-                    off[point] = f"the {point.replace(' ', ' at ')} is {state.lower()} (/sys/kernel/debug/kprobes/list)"
+                if state := next(
+                    (state for state in ("GONE", "DISABLED") if f"[{state}]" in line), ""
+                ):
+                    off[point] = (
+                        f"the {point.replace(' ', ' at ')} is {state.lower()} (/sys/kernel/debug/kprobes/list)"
+                    )
                 else:
                     on.add(point)
             off = {point: why for point, why in off.items() if point not in on}
@@ -121,7 +150,10 @@ class Watch:
         answered = frozenset(hook for hook, runs in after.items() if runs > before.get(hook, 0))
         if self._answers is None:
             self._answers = answered & _ANSWERING
-        self._silent = {hook: 0 if hook in answered else self._silent.get(hook, 0) + 1 for hook in self._answers & attached}
+        self._silent = {
+            hook: 0 if hook in answered else self._silent.get(hook, 0) + 1
+            for hook in self._answers & attached
+        }
 
 
 class _Switch:

@@ -31,7 +31,12 @@ def writable(path: Path, what: str) -> None:
 
 
 def write(
-    path: Path, text: str, what: str, hint: str = "a folder that exists, has room and may be written to", *, rescue: bool = True
+    path: Path,
+    text: str,
+    what: str,
+    hint: str = "a folder that exists, has room and may be written to",
+    *,
+    rescue: bool = True,
 ) -> None:
     """The old file stays until the new one is whole and on the disk; a device or a pipe is written to as it is. RmapdError where it cannot
     be; rescue: what took long to make is then left in another folder, which the error names."""
@@ -71,7 +76,9 @@ def _pour(path: Path, data: bytes) -> None:
         poll.register(file, select.POLLOUT)
         while left:
             if not poll.poll(_PATIENCE_SECONDS * 1000):
-                raise TimeoutError(errno.ETIMEDOUT, f"nothing was taken for {_PATIENCE_SECONDS:g} s")
+                raise TimeoutError(
+                    errno.ETIMEDOUT, f"nothing was taken for {_PATIENCE_SECONDS:g} s"
+                )
             with contextlib.suppress(BlockingIOError):
                 left = left[os.write(file, left[:_PIECE]) :]
     finally:
@@ -89,14 +96,18 @@ def _said(path: Path, what: str, hint: str, text: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         kept = _rescued(path, text) if text else ""
-        raise of_os(error, f"cannot write {what} {path}", f"it is kept in {kept}" if kept else hint) from error
+        raise of_os(
+            error, f"cannot write {what} {path}", f"it is kept in {kept}" if kept else hint
+        ) from error
 
 
 def _rescued(path: Path, text: str) -> str:
     """Where it is now; empty where no folder took it."""
     for folder in (tempfile.gettempdir(), os.curdir):
         with contextlib.suppress(OSError):
-            handle, name = tempfile.mkstemp(prefix="rmapd-", suffix=path.suffix or ".json", dir=folder)
+            handle, name = tempfile.mkstemp(
+                prefix="rmapd-", suffix=path.suffix or ".json", dir=folder
+            )
             try:
                 with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(text)

@@ -40,8 +40,16 @@ class Windows:
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
         self._maps, self._layouts = maps, layouts
-        self.names = tuple(name.removeprefix("WINDOW_") for name in layouts.enums["window"] if name.startswith("WINDOW_"))
-        self.classes = tuple(name.removeprefix("CLASS_") for name in layouts.enums["lock_class"] if name.startswith("CLASS_"))
+        self.names = tuple(
+            name.removeprefix("WINDOW_")
+            for name in layouts.enums["window"]
+            if name.startswith("WINDOW_")
+        )
+        self.classes = tuple(
+            name.removeprefix("CLASS_")
+            for name in layouts.enums["lock_class"]
+            if name.startswith("CLASS_")
+        )
         self.there = "protocols" in maps
         self._row, self._key = layouts.structs["protocol_row"], layouts.structs["protocol_key"]
         self._count = self._row.place("count")
@@ -49,26 +57,42 @@ class Windows:
     def rows(self) -> dict[bytes, int]:
         """Windows counted so far, by protocol key."""
         unpack = self._row.code.unpack
-        return {key: unpack(raw)[self._count] for key, raw in self._maps["protocols"].items()} if self.there else {}
+        return (
+            {key: unpack(raw)[self._count] for key, raw in self._maps["protocols"].items()}
+            if self.there
+            else {}
+        )
 
     def rows_of(self, keys: Iterable[bytes]) -> dict[bytes, int]:
         """The same of some protocols only."""
         table, unpack = self._maps.get("protocols"), self._row.code.unpack
-        return {key: unpack(raw)[self._count] for key in keys if table and (raw := table.lookup(key))}
+        return {
+            key: unpack(raw)[self._count] for key in keys if table and (raw := table.lookup(key))
+        }
 
     def born(self) -> dict[int, bytes]:
         """Protocol keys by the time they were first seen, which is their name in the flight recorder."""
         unpack, first = self._row.code.unpack, self._row.place("first_ns")
-        return {unpack(raw)[first]: key for key, raw in self._maps["protocols"].items()} if self.there else {}
+        return (
+            {unpack(raw)[first]: key for key, raw in self._maps["protocols"].items()}
+            if self.there
+            else {}
+        )
 
     def _histograms(self, book: str, names: tuple[str, ...]) -> dict[str, Histogram]:
         if book not in self._maps:
             return dict.fromkeys(names, Histogram())
-        return dict(zip(names, map(Histogram.add_up, self._maps[book].rows(len(names))), strict=True))
+        return dict(
+            zip(names, map(Histogram.add_up, self._maps[book].rows(len(names))), strict=True)
+        )
 
     def times(self) -> dict[str, Histogram]:
         """Durations by function; their count is the number of windows (a dup_mmap() is one, however many pieces it had)."""
-        return {name: times for name, times in self._histograms("window_times", self.names).items() if name != "outside"}
+        return {
+            name: times
+            for name, times in self._histograms("window_times", self.names).items()
+            if name != "outside"
+        }
 
     def unsampled(self) -> dict[str, int]:
         """Windows that were not booked because windows are sampled, by function; those in them count, too."""
@@ -80,7 +104,10 @@ class Windows:
             return []
         layout = self._layouts.structs["allowance"]
         place = layout.place(member)
-        return [[values[place] for values in layout.code.iter_unpack(raw)] for raw in self._maps["allowances"].rows(len(self.names))]
+        return [
+            [values[place] for values in layout.code.iter_unpack(raw)]
+            for raw in self._maps["allowances"].rows(len(self.names))
+        ]
 
     def waits(self) -> dict[str, Histogram]:
         """Time from asking for an rwsem inside a window to having it, by class."""
@@ -96,7 +123,13 @@ class Windows:
         return raw[at + seen.size : at + seen.size + self._key.size], seen.unpack(raw[at:])
 
     def recorded(
-        self, around: Collection[int] = (), tids: Collection[int] = (), *, since_ns: int = 1, until_ns: int = _EVER_NS, last: int = 0
+        self,
+        around: Collection[int] = (),
+        tids: Collection[int] = (),
+        *,
+        since_ns: int = 1,
+        until_ns: int = _EVER_NS,
+        last: int = 0,
     ) -> Recorded:
         """What the recorder still holds: all, or what shares an address with `around` or is of one of these tasks; of what ended in that
         time, the `last` ones (0: all). Read only when there is something to explain."""
@@ -106,11 +139,20 @@ class Windows:
         raw = b"".join(table.rows(table.max_entries))  # by row, in each by CPU
         ends = layout.column("end_ns", raw)
         found = self._ties(raw, {*around}, {*tids}) if around or tids else range(len(ends))
-        wanted = sorted((n for n in found if since_ns <= ends[n] <= until_ns), key=ends.__getitem__)[-last:]
+        wanted = sorted(
+            (n for n in found if since_ns <= ends[n] <= until_ns), key=ends.__getitem__
+        )[-last:]
         rows = [layout.record(*layout.code.unpack_from(raw, n * layout.size)) for n in wanted]
         cpus, half = len(ends) // table.max_entries, len(ends) // 2
-        since = [max(min(part[cpu::cpus]) for cpu in range(cpus)) for part in (ends[:half], ends[half:])]
-        return Recorded([Flight(self.names[row.window], row) for row in rows], since[0], since[1], self._unsampled_ns())
+        since = [
+            max(min(part[cpu::cpus]) for cpu in range(cpus)) for part in (ends[:half], ends[half:])
+        ]
+        return Recorded(
+            [Flight(self.names[row.window], row) for row in rows],
+            since[0],
+            since[1],
+            self._unsampled_ns(),
+        )
 
     def _ties(self, raw: bytes, addresses: set[int], tids: set[int]) -> set[int]:
         """Which of the recorder's rows have one of these. By columns, for most of thousands have not."""

@@ -24,7 +24,12 @@ def died(what: str, code: int, hint: str, said: str = "") -> RmapdError:
     Anything else is a defect; said: its last words."""
     if code == -signal.SIGKILL:
         return Temporary(what, why="it died of SIGKILL, as where memory is short", hint=hint)
-    return Defect(what, why=said or (f"it died of {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"), hint="report it")
+    return Defect(
+        what,
+        why=said
+        or (f"it died of {signal.Signals(-code).name}" if code < 0 else f"it ended with {code}"),
+        hint="report it",
+    )
 
 
 def send_descriptors(theirs: socket.socket, fds: Sequence[int]) -> None:
@@ -38,6 +43,9 @@ def receive_descriptors(ours: socket.socket, count: int) -> list[int]:
     while len(found) < count:
         _, fds, _, _ = socket.recv_fds(ours, 1, _FDS_AT_ONCE)
         if not fds:
-            raise Temporary("a process of ours died while it handed over", why=f"{len(found)} of {count} file descriptors came")
+            raise Temporary(
+                "a process of ours died while it handed over",
+                why=f"{len(found)} of {count} file descriptors came",
+            )
         found += fds
     return found

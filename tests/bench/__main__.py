@@ -24,7 +24,13 @@ from tracer.config import LEVELS, Config
 from tracer.program import program_ids
 
 _FLOORS = tuple(f"floor:{name}" for name in LEVELS if name != "sampled")
-VARIANTS = (*LEVELS, "full+statistics", *_FLOORS, *(f"only:{name}" for name in FAMILIES), *rivals.RIVALS)
+VARIANTS = (
+    *LEVELS,
+    "full+statistics",
+    *_FLOORS,
+    *(f"only:{name}" for name in FAMILIES),
+    *rivals.RIVALS,
+)
 
 
 def made(maker: Maker, name: str) -> Nothing | None:
@@ -35,7 +41,9 @@ def made(maker: Maker, name: str) -> Nothing | None:
     if kind == "only":
         return maker.family(what)
     if kind == "sampled":
-        return maker.session(name, kind, sampled_windows=int(what) if what else Config().sampled_windows)
+        return maker.session(
+            name, kind, sampled_windows=int(what) if what else Config().sampled_windows
+        )
     if name in rivals.RIVALS:
         return rivals.made(name, maker)
     return maker.session(name, name.partition("+")[0], statistics="+" in name)
@@ -48,7 +56,10 @@ def _programs() -> set[int]:
 
 def measure(wanted: list[str], names: list[str], count: int, scale: float) -> dict[str, object]:
     kernel = session.running_kernel()
-    with tempfile.TemporaryDirectory(prefix="rmapd-bench-") as folder, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="rmapd-bench-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
         maker, variants, absent, seconds = Maker(kernel, Path(folder)), [], {}, {}
         for name in wanted:
             started = time.monotonic()
@@ -66,33 +77,57 @@ def measure(wanted: list[str], names: list[str], count: int, scale: float) -> di
                 absent[name] = str(error)
                 continue
             variants.append(variant)
-            print(f"{name}: {variant.facts().get('points', '')} ready after {seconds[name]} s", flush=True)
-        loads, ours = Loads(Path(folder), scale), {number for variant in variants for number in variant.program_ids()}
-        found = rounds(variants, loads, names, count, lambda: not _programs() - ours, lambda text: print(text, flush=True))
+            print(
+                f"{name}: {variant.facts().get('points', '')} ready after {seconds[name]} s",
+                flush=True,
+            )
+        loads, ours = (
+            Loads(Path(folder), scale),
+            {number for variant in variants for number in variant.program_ids()},
+        )
+        found = rounds(
+            variants,
+            loads,
+            names,
+            count,
+            lambda: not _programs() - ours,
+            lambda text: print(text, flush=True),
+        )
         return {
             "kernel": kernel.release,
             "cpus": os.cpu_count(),
             "scale": scale,
             "ready_seconds": seconds,
             "absent": absent,
-            "results": {name: {load: each.summary() for load, each in by_load.items()} for name, by_load in found.items()},
+            "results": {
+                name: {load: each.summary() for load, each in by_load.items()}
+                for name, by_load in found.items()
+            },
             "facts": {variant.name: variant.facts() for variant in variants},
         }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies how often each load is done in one go")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies how often each load is done in one go"
+    )
     parser.add_argument("--loads", default=",".join(COUNTS))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", nargs="+", type=Path, help="print the Markdown table of runs that were written")
+    parser.add_argument(
+        "--table", nargs="+", type=Path, help="print the Markdown table of runs that were written"
+    )
     options = parser.parse_args()
     if options.table:
         print(table([json.loads(path.read_text()) for path in options.table]))
         return
-    found = measure(options.variants.split(","), options.loads.split(","), options.rounds, options.scale)
+    found = measure(
+        options.variants.split(","), options.loads.split(","), options.rounds, options.scale
+    )
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))
     print(table([found]))

@@ -73,7 +73,11 @@ class Loads:
         took = json.loads(said)
         if took["operations"] < 1:
             return None
-        return Took(took["operations"], took["wall_ns"] / took["operations"], took["cpu_ns"] / took["operations"])
+        return Took(
+            took["operations"],
+            took["wall_ns"] / took["operations"],
+            took["cpu_ns"] / took["operations"],
+        )
 
     def _compile(self, meanwhile: Callable[[], object]) -> Took:
         before, start = _children_seconds(), time.monotonic()

@@ -25,12 +25,23 @@ class Measured:
     quiet: list[bool] = field(default_factory=list)
     skipped: int = 0
 
-    def add(self, before: Took | None, took: Took | None, after: Took | None, tracer_ns: float, *, quiet: bool) -> None:
+    def add(
+        self,
+        before: Took | None,
+        took: Took | None,
+        after: Took | None,
+        tracer_ns: float,
+        *,
+        quiet: bool,
+    ) -> None:
         """A go that could not be done costs its round, which is counted. quiet: nobody else had a BPF program in this kernel."""
         if not (before and took and after):
             self.skipped += 1
             return
-        bare_cpu, bare_wall = (before.cpu_ns + after.cpu_ns) / 2, (before.wall_ns + after.wall_ns) / 2
+        bare_cpu, bare_wall = (
+            (before.cpu_ns + after.cpu_ns) / 2,
+            (before.wall_ns + after.wall_ns) / 2,
+        )
         self.wall.append(took.wall_ns / bare_wall)
         self.cpu.append(took.cpu_ns / bare_cpu)
         self.whole.append((took.cpu_ns + tracer_ns / took.operations) / bare_cpu)
@@ -46,10 +57,17 @@ class Measured:
             "skipped": self.skipped,
             "bare_cpu_ns": round(statistics.median(self.bare_ns)),
             "best": round(min(self.took_ns) / min(self.bare_ns), 3),
-            "quiet": spread([ratio for ratio, quiet in zip(self.cpu, self.quiet, strict=True) if quiet]) if any(self.quiet) else [],
+            "quiet": spread(
+                [ratio for ratio, quiet in zip(self.cpu, self.quiet, strict=True) if quiet]
+            )
+            if any(self.quiet)
+            else [],
             "quiet_rounds": sum(self.quiet),
             **{name: spread(getattr(self, name)) for name in ("cpu", "whole", "wall")},
-            "each": {name: [round(x, 3) for x in getattr(self, name)] for name in ("cpu", "whole", "wall")},
+            "each": {
+                name: [round(x, 3) for x in getattr(self, name)]
+                for name in ("cpu", "whole", "wall")
+            },
         }
 
 
@@ -57,7 +75,9 @@ def spread(numbers: Sequence[float]) -> list[float]:
     """(first quartile, median, third quartile)."""
     if len(numbers) < 2:
         return [round(n, 3) for n in (*numbers, *numbers, *numbers)]
-    return [round(quartile, 3) for quartile in statistics.quantiles(numbers, n=4, method="inclusive")]
+    return [
+        round(quartile, 3) for quartile in statistics.quantiles(numbers, n=4, method="inclusive")
+    ]
 
 
 Results = dict[str, dict[str, Measured]]
@@ -65,7 +85,12 @@ Results = dict[str, dict[str, Measured]]
 
 
 def rounds(
-    variants: Sequence[Nothing], loads: Loads, names: Sequence[str], count: int, quiet: Callable[[], bool], say: Callable[[str], None]
+    variants: Sequence[Nothing],
+    loads: Loads,
+    names: Sequence[str],
+    count: int,
+    quiet: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> Results:
     """`count` rounds; in each, every variant in turn, from another one each time. quiet: whether nobody else traces this kernel now."""
     nothing = Nothing()
@@ -80,13 +105,17 @@ def rounds(
             after = _go(nothing, loads, names)[0]
             alone &= quiet()
             for name in names:
-                found[variant.name][name].add(before[name], took[name], after[name], tracer_ns[name], quiet=alone)
+                found[variant.name][name].add(
+                    before[name], took[name], after[name], tracer_ns[name], quiet=alone
+                )
             before = after
         say(f"round {number + 1} of {count}: {time.monotonic() - started:.0f} s")
     return found
 
 
-def _go(variant: Nothing, loads: Loads, names: Sequence[str]) -> tuple[dict[str, Took | None], dict[str, float]]:
+def _go(
+    variant: Nothing, loads: Loads, names: Sequence[str]
+) -> tuple[dict[str, Took | None], dict[str, float]]:
     took, tracer_ns = dict[str, Took | None](), dict[str, float]()
     for name in names:
         used = variant.cpu_seconds()

@@ -29,8 +29,14 @@ from tracer.layout import Books as Layouts
 from tracer.program import Program, enable_statistics, load_program
 from tracer.session import Session, probes_folder, running_kernel
 
-_STACK, _MARK = 88, (1 << 64) - 1  # the twelfth argument stands for the stack pointer; no address is above it
-_LEAF_SLOTS, _INNER_SLOTS = 8 + 15 * 8, 8 + 9 * 8 + 8  # struct maple_range_64, struct maple_arange_64
+_STACK, _MARK = (
+    88,
+    (1 << 64) - 1,
+)  # the twelfth argument stands for the stack pointer; no address is above it
+_LEAF_SLOTS, _INNER_SLOTS = (
+    8 + 15 * 8,
+    8 + 9 * 8 + 8,
+)  # struct maple_range_64, struct maple_arange_64
 _EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
 
@@ -63,7 +69,11 @@ class Reader:
             node = self.at((node & ~0xFF) + slots)
         for slot in range(16):
             vma = self.at((node & ~0xFF) + _LEAF_SLOTS + 8 * slot)
-            if vma and not vma & 3 and self.at(vma + self.offset("vm_area_struct.vm_mm")) == self.own_mm():
+            if (
+                vma
+                and not vma & 3
+                and self.at(vma + self.offset("vm_area_struct.vm_mm")) == self.own_mm()
+            ):
                 yield vma
 
 
@@ -80,14 +90,30 @@ class Runs:
     def __init__(self, layouts: Layouts, a_second: int) -> None:
         kernel, folder = _kernel(), probes_folder()
         planned = plan.make(kernel, [folder], frozenset({"vma", "locks", "rmap"}))
-        self._kit = loader.Kit(kernel.types, layouts.constants, folder / "include", Config().maps.sizes(), kernel.release)
-        usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
+        self._kit = loader.Kit(
+            kernel.types,
+            layouts.constants,
+            folder / "include",
+            Config().maps.sizes(),
+            kernel.release,
+        )
+        usable = [
+            stem
+            for stem in planned.stems
+            if any(hook.state is plan.State.READY for hook in stem.hooks)
+        ]
         with tempfile.TemporaryDirectory() as headers:
             stubs.write(Path(headers), kernel.release)
             compiled = loader._compile(planned.header, usable, self._kit, headers)
         self.maps = compiled.maps
         self._maker = loader._Maker(compiled.code, planned.names, self._kit)
-        self._points = {f"{p.how}:{p.symbol}": p for s in usable for h in s.hooks for w in h.ways for p in w.points}
+        self._points = {
+            f"{p.how}:{p.symbol}": p
+            for s in usable
+            for h in s.hooks
+            for w in h.ways
+            for p in w.points
+        }
         self.made: dict[str, Program] = {}
         Books(self.maps, layouts).set_params(gate=1, window_ns=10**9 // a_second if a_second else 0)
 
@@ -101,7 +127,9 @@ class Runs:
         if known not in self.made:
             point = self._points[name]
             places = point.places | ({} if point.how == "raw_tp" else {"stack": _STACK})
-            self.made[known] = self._maker.program(replace(point, how="run", symbol="", places=places))
+            self.made[known] = self._maker.program(
+                replace(point, how="run", symbol="", places=places)
+            )
         self.made[known].run(*args, *[0] * (11 - len(args)), _MARK - inner)
 
 
@@ -114,7 +142,9 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
     idle = next(vma for vma in read.vmas() if not read.at(vma + anon_of))
     anon_vma = read.at(vma + anon_of)
     rwsem = read.at(anon_vma) + read.offset("anon_vma.rwsem")
-    chain = read.at(vma + read.offset("vm_area_struct.anon_vma_chain.next")) - read.offset("anon_vma_chain.same_vma")
+    chain = read.at(vma + read.offset("vm_area_struct.anon_vma_chain.next")) - read.offset(
+        "anon_vma_chain.same_vma"
+    )
     root = anon_vma + read.offset("anon_vma.rb_root")
 
     def go() -> None:
@@ -137,7 +167,11 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
 def main(count: int = 20_000, a_second: int = 0) -> None:
     layouts = Layouts.read(probes_folder() / "include/books.h")
     with contextlib.ExitStack() as stack:
-        session = stack.enter_context(Session(Config(fidelity="migration", statistics=False, patrol_seconds=0), running_kernel()))
+        session = stack.enter_context(
+            Session(
+                Config(fidelity="migration", statistics=False, patrol_seconds=0), running_kernel()
+            )
+        )
         go = _sequence(runs := Runs(layouts, a_second), Reader(session))
         go()
         empty = load_program("empty", "run", _EMPTY)
@@ -151,7 +185,10 @@ def main(count: int = 20_000, a_second: int = 0) -> None:
         found = {}
         for name, program in runs.made.items():
             after = program.statistics()
-            found[name] = round(1e9 * (after.seconds - before[name].seconds) / (after.runs - before[name].runs) - floor_ns)
+            found[name] = round(
+                1e9 * (after.seconds - before[name].seconds) / (after.runs - before[name].runs)
+                - floor_ns
+            )
         print(json.dumps({"empty_ns": round(floor_ns), "above_it_ns": found}, indent=1))
         session.stop()
 

@@ -80,4 +80,8 @@ class RingRival(Attachable):
     def facts(self) -> Mapping[str, object]:
         layouts = Layouts.read(probes_folder() / "include/books.h")
         counters = Books(self._loaded.maps, layouts).counters()
-        return {**super().facts(), "sent": counters[layouts.enums["counter"][0]], "lost": counters["EVIDENCE_LOST"]}
+        return {
+            **super().facts(),
+            "sent": counters[layouts.enums["counter"][0]],
+            "lost": counters["EVIDENCE_LOST"],
+        }

@@ -30,24 +30,60 @@ _NOT_ATTACHED = ("run", "iter")
 def points(kernel: Kernel) -> list[tuple[str, str]]:
     """(how, symbol) of all that rmapd attaches in full, each once."""
     planned = plan.make(kernel, [probes_folder()])
-    ways = (hook.ways[0] for stem in planned.stems for hook in stem.hooks if hook.state is plan.State.READY)
-    return list(dict.fromkeys((point.how, point.symbol) for way in ways for point in way.points if point.how not in _NOT_ATTACHED))
+    ways = (
+        hook.ways[0]
+        for stem in planned.stems
+        for hook in stem.hooks
+        if hook.state is plan.State.READY
+    )
+    return list(
+        dict.fromkeys(
+            (point.how, point.symbol)
+            for way in ways
+            for point in way.points
+            if point.how not in _NOT_ATTACHED
+        )
+    )
 
 
 class Tracer(Nothing):
     """A tracer in a process of its own, started for each go; its output goes to a file, which is counted and thrown away."""
 
-    def __init__(self, name: str, command: Sequence[str], ready: str, lost: str, scratch: Path, undo: Callable[[], None]) -> None:
-        self.name, self._command, self._ready, self._lost, self._undo = name, list(command), ready, lost, undo
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        ready: str,
+        lost: str,
+        scratch: Path,
+        undo: Callable[[], None],
+    ) -> None:
+        self.name, self._command, self._ready, self._lost, self._undo = (
+            name,
+            list(command),
+            ready,
+            lost,
+            undo,
+        )
         self._scratch, self._leader = scratch, 0
         self._bytes, self._losses, self._ready_seconds = 0, 0, list[float]()
 
     @contextlib.contextmanager
     def on(self) -> Iterator[Nothing]:
-        with tempfile.TemporaryDirectory(dir=self._scratch) as folder, open(f"{folder}/out", "w+b") as out:
+        with (
+            tempfile.TemporaryDirectory(dir=self._scratch) as folder,
+            open(f"{folder}/out", "w+b") as out,
+        ):
             command = [word.replace("OUT", f"{folder}/events") for word in self._command]
             started = time.monotonic()
-            tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd=folder)
+            tracer = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd=folder,
+            )
             self._leader = tracer.pid
             try:
                 self._wait(tracer, out)
@@ -66,30 +102,46 @@ class Tracer(Nothing):
         end = time.monotonic() + _PATIENCE_SECONDS
         while self._ready and self._ready.encode() not in os.pread(out.fileno(), 1 << 16, 0):
             if tracer.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"{self.name} did not start: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}")
+                raise RuntimeError(
+                    f"{self.name} did not start: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}"
+                )
             time.sleep(0.05)
         used = -1.0
-        while not self._ready and (now := self.cpu_seconds()) > used + _RESTING * _UNSAID_SECONDS and time.monotonic() < end:
+        while (
+            not self._ready
+            and (now := self.cpu_seconds()) > used + _RESTING * _UNSAID_SECONDS
+            and time.monotonic() < end
+        ):
             used = now
             time.sleep(_UNSAID_SECONDS)
         time.sleep(_UNSAID_SECONDS)
         if tracer.poll() is not None:
-            raise RuntimeError(f"{self.name} ended: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}")
+            raise RuntimeError(
+                f"{self.name} ended: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}"
+            )
 
     def _count(self, folder: Path) -> None:
         self._bytes += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         for path in (folder / "out", folder / "events"):
             if path.exists() and self._lost:
                 with open(path, errors="replace") as lines:
-                    self._losses += sum(int(found) for line in lines for found in re.findall(self._lost, line))
+                    self._losses += sum(
+                        int(found) for line in lines for found in re.findall(self._lost, line)
+                    )
 
     def cpu_seconds(self) -> float:
         return sum(
-            _cpu_seconds(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit() and _session_of(path) == self._leader
+            _cpu_seconds(int(path.name))
+            for path in Path("/proc").iterdir()
+            if path.name.isdigit() and _session_of(path) == self._leader
         )
 
     def facts(self) -> Mapping[str, object]:
-        return {"bytes": self._bytes, "lost": self._losses, "ready_seconds": [round(s, 1) for s in self._ready_seconds]}
+        return {
+            "bytes": self._bytes,
+            "lost": self._losses,
+            "ready_seconds": [round(s, 1) for s in self._ready_seconds],
+        }
 
     def close(self) -> None:
         self._undo()
@@ -113,17 +165,33 @@ def _cpu_seconds(pid: int) -> float:
 def _bpftrace(kernel: Kernel, scratch: Path) -> Tracer | None:
     if not shutil.which("bpftrace"):
         return None
-    kinds = {"fentry": "kprobe", "fexit": "kretprobe"}  # it takes no kfunc of more than six arguments
+    kinds = {
+        "fentry": "kprobe",
+        "fexit": "kretprobe",
+    }  # it takes no kfunc of more than six arguments
     lines = ['BEGIN { printf("ready\\n"); }']
     for how, symbol in points(kernel):
-        where = next((f"tracepoint:{name}" for name in _trace_events(symbol)), "") if how == "raw_tp" else f"{kinds.get(how, how)}:{symbol}"
+        where = (
+            next((f"tracepoint:{name}" for name in _trace_events(symbol)), "")
+            if how == "raw_tp"
+            else f"{kinds.get(how, how)}:{symbol}"
+        )
         argument = {"kprobe": "arg0", "kretprobe": "retval"}.get(kinds.get(how, how), "0")
         if where:
-            lines.append(f'{where} {{ printf("%llu %d %s {symbol} %llx\\n", nsecs, tid, comm, {argument}); }}')
+            lines.append(
+                f'{where} {{ printf("%llu %d %s {symbol} %llx\\n", nsecs, tid, comm, {argument}); }}'
+            )
     script = scratch / "rival.bt"
     script.write_text("\n".join(lines) + "\n")
     limits = ["env", "BPFTRACE_MAX_PROBES=4096", "BPFTRACE_MAX_BPF_PROGS=4096"]
-    return Tracer("bpftrace", [*limits, "bpftrace", str(script)], "ready", r"Lost (\d+) events", scratch, lambda: None)
+    return Tracer(
+        "bpftrace",
+        [*limits, "bpftrace", str(script)],
+        "ready",
+        r"Lost (\d+) events",
+        scratch,
+        lambda: None,
+    )
 
 
 def _events(kernel: Kernel, group: str) -> tuple[list[str], Callable[[], None]]:
@@ -135,7 +203,13 @@ def _events(kernel: Kernel, group: str) -> tuple[list[str], Callable[[], None]]:
             continue
         at_return = how in ("kretprobe", "fexit")
         name = f"{symbol.replace('.', '_')}_{'return' if at_return else 'entry'}"
-        made.append((f"{'r' if at_return else 'p'}:{group}/{name} {symbol}" + ("" if at_return else " a=%di b=%si c=%dx"), name))
+        made.append(
+            (
+                f"{'r' if at_return else 'p'}:{group}/{name} {symbol}"
+                + ("" if at_return else " a=%di b=%si c=%dx"),
+                name,
+            )
+        )
     kept = [name for line, name in made if _kprobe_event(line)]
 
     def undo() -> None:
@@ -165,7 +239,14 @@ def _perf(kernel: Kernel, scratch: Path) -> Tracer | None:
     if not shutil.which("perf"):
         return None
     names, undo = _events(kernel, "rival_perf")
-    return Tracer("perf", ["perf", "trace", "-a", "-e", ",".join(names), "-o", "OUT"], "", r"LOST (\d+) events", scratch, undo)
+    return Tracer(
+        "perf",
+        ["perf", "trace", "-a", "-e", ",".join(names), "-o", "OUT"],
+        "",
+        r"LOST (\d+) events",
+        scratch,
+        undo,
+    )
 
 
 def _trace_cmd(kernel: Kernel, scratch: Path) -> Tracer | None:
@@ -173,7 +254,14 @@ def _trace_cmd(kernel: Kernel, scratch: Path) -> Tracer | None:
         return None
     names, undo = _events(kernel, "rival_trace_cmd")
     flags = [word for name in names for word in ("-e", name)]
-    return Tracer("trace-cmd", ["trace-cmd", "record", "-o", "OUT", *flags], "", r"overrun: (\d+)", scratch, undo)
+    return Tracer(
+        "trace-cmd",
+        ["trace-cmd", "record", "-o", "OUT", *flags],
+        "",
+        r"overrun: (\d+)",
+        scratch,
+        undo,
+    )
 
 
 _PROCESSES = {"bpftrace": _bpftrace, "perf": _perf, "trace-cmd": _trace_cmd}

@@ -29,7 +29,9 @@ class Population:
     def __init__(self, program: Path, processes: int, vmas: int) -> None:
         self._processes = processes
         command = [str(program), str(processes), str(vmas)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
 
     def await_word(self, session: Session | None) -> float:
         """Seconds until it says something, with the session's loop running meanwhile."""
@@ -52,7 +54,21 @@ class Population:
 @contextlib.contextmanager
 def population(folder: str, processes: int, vmas: int) -> Iterator[Population]:
     program = Path(folder) / "population"
-    subprocess.run(["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o", str(program), str(SOURCE)], check=True)
+    subprocess.run(
+        [
+            "gcc",
+            "-std=gnu11",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-static",
+            "-o",
+            str(program),
+            str(SOURCE),
+        ],
+        check=True,
+    )
     many = Population(program, processes, vmas)
     try:
         yield many
@@ -66,7 +82,10 @@ def kernel_bytes() -> dict[str, int]:
     """Memory of the kernel that is not page tables or user pages, by /proc/meminfo."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     found = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-    return {name: found[name] for name in ("SUnreclaim", "Percpu", "VmallocUsed", "KernelStack", "PageTables")}
+    return {
+        name: found[name]
+        for name in ("SUnreclaim", "Percpu", "VmallocUsed", "KernelStack", "PageTables")
+    }
 
 
 def looked_at(session: Session) -> dict[str, Any]:
@@ -78,7 +97,11 @@ def looked_at(session: Session) -> dict[str, Any]:
     took = time.monotonic() - started
     started = time.monotonic()
     counters = session.snapshot().counters
-    rows = {name: sum(1 for _ in session.loaded.maps[name].items()) for name in _BOOKS if name in session.loaded.maps}
+    rows = {
+        name: sum(1 for _ in session.loaded.maps[name].items())
+        for name in _BOOKS
+        if name in session.loaded.maps
+    }
     return {
         "mms": len(mms),
         "list_seconds": round(listed, 3),
@@ -89,7 +112,11 @@ def looked_at(session: Session) -> dict[str, Any]:
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rows": rows,
         "windows": sum(times.count for times in session.windows.times().values()),
-        "lost": {name: n for name, n in counters.items() if n and name.endswith(("LOST", "UNCLOSED", "OVERLONG"))},
+        "lost": {
+            name: n
+            for name, n in counters.items()
+            if n and name.endswith(("LOST", "UNCLOSED", "OVERLONG"))
+        },
     }
 
 
@@ -108,7 +135,12 @@ def _under(session: Session, folder: str, processes: int, vmas: int) -> dict[str
         made = many.await_word(session)
         stirred = many.stir(session)
         kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
-        return {"made_seconds": made, "stirred_seconds": stirred, "kernel_bytes": kernel, **looked_at(session)}
+        return {
+            "made_seconds": made,
+            "stirred_seconds": stirred,
+            "kernel_bytes": kernel,
+            **looked_at(session),
+        }
 
 
 def _bare(folder: str, processes: int, vmas: int) -> dict[str, Any]:
@@ -133,9 +165,19 @@ def main(out: str, *sizes: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         note("kernel", running_kernel().release)
         with opened() as (session, gate):
-            refused = {hook.hook.name: hook.reason for hook in session.loaded.hooks if not hook.on and "refused at" in hook.reason}
+            refused = {
+                hook.hook.name: hook.reason
+                for hook in session.loaded.hooks
+                if not hook.on and "refused at" in hook.reason
+            }
             note(
-                "alone", {"gate_seconds": gate, "hooks": sum(h.on for h in session.loaded.hooks), "refused": refused, **looked_at(session)}
+                "alone",
+                {
+                    "gate_seconds": gate,
+                    "hooks": sum(h.on for h in session.loaded.hooks),
+                    "refused": refused,
+                    **looked_at(session),
+                },
             )
             for processes, vmas in wanted:
                 note(f"under {processes}:{vmas}", _under(session, folder, processes, vmas))

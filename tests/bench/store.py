@@ -28,12 +28,27 @@ STEP = {
 
 def finding(n: int) -> Finding:
     """With the evidence and the trail of a bad one."""
-    return Finding("L1", Verdict.VIOLATED, "__vma_adjust", f"shape {n}", "s", {}, STACK, {"a": "b" * 500}, "x" * 120, (STEP,) * 32)
+    return Finding(
+        "L1",
+        Verdict.VIOLATED,
+        "__vma_adjust",
+        f"shape {n}",
+        "s",
+        {},
+        STACK,
+        {"a": "b" * 500},
+        "x" * 120,
+        (STEP,) * 32,
+    )
 
 
 def measure(folder: Path, signatures: int, a_tick: int, new: bool) -> list[tuple[float, float]]:
     """Seconds of CPU and of the clock of each tick: `a_tick` of `signatures` known ones are met again, or are new."""
-    store, tally, out = Store(folder / "rmapd.db", "6.1", 64 << 20, 90), Tally(), list[tuple[float, float]]()
+    store, tally, out = (
+        Store(folder / "rmapd.db", "6.1", 64 << 20, 90),
+        Tally(),
+        list[tuple[float, float]](),
+    )
     for n in range(signatures):
         tally.record(finding(n), time.time())
     store.keep(tally.violations.values(), tally.rest)
@@ -49,7 +64,12 @@ def measure(folder: Path, signatures: int, a_tick: int, new: bool) -> list[tuple
 
 def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
-        print(f"{'load':42} " + " ".join(f"{head:>10}" for head in ("CPU median", "CPU p99", "median", "p99", "worst")))
+        print(
+            f"{'load':42} "
+            + " ".join(
+                f"{head:>10}" for head in ("CPU median", "CPU p99", "median", "p99", "worst")
+            )
+        )
         for number, (name, signatures, a_tick, new) in enumerate(
             (
                 ("nothing new, 1,000 signatures known", 1000, 0, False),
@@ -62,7 +82,10 @@ def main() -> None:
         ):
             (place := Path(folder, str(number))).mkdir()
             row(name, measure(place, signatures, a_tick, new))
-        report, store = as_json(full(), ["rmapd", "run"], 0), Store(Path(folder, "run.db"), "6.1", 64 << 20, 90)
+        report, store = (
+            as_json(full(), ["rmapd", "run"], 0),
+            Store(Path(folder, "run.db"), "6.1", 64 << 20, 90),
+        )
         times = []
         for _ in range(TICKS):
             begin = time.thread_time(), time.perf_counter()
@@ -73,7 +96,13 @@ def main() -> None:
 
 def row(name: str, seconds: list[tuple[float, float]]) -> None:
     cpu, clock = (sorted(each) for each in zip(*seconds, strict=True))
-    shown = (statistics.median(cpu), cpu[int(len(cpu) * 0.99)], statistics.median(clock), clock[int(len(clock) * 0.99)], clock[-1])
+    shown = (
+        statistics.median(cpu),
+        cpu[int(len(cpu) * 0.99)],
+        statistics.median(clock),
+        clock[int(len(clock) * 0.99)],
+        clock[-1],
+    )
     print(f"{name:42} " + " ".join(f"{each * 1e3:10.3f}" for each in shown))
 
 

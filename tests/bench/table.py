@@ -17,9 +17,19 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 def _one(run: dict[str, Any]) -> str:
     variants = list(run["results"])
     loads = list(next(iter(run["results"].values())))
-    lines = ["| load (CPU time without) | " + " | ".join(variants) + " |", "|---" * (len(variants) + 1) + "|"]
+    lines = [
+        "| load (CPU time without) | " + " | ".join(variants) + " |",
+        "|---" * (len(variants) + 1) + "|",
+    ]
     for load in loads:
-        bare = next((by_load[load]["bare_cpu_ns"] for by_load in run["results"].values() if by_load[load]["rounds"]), 0)
+        bare = next(
+            (
+                by_load[load]["bare_cpu_ns"]
+                for by_load in run["results"].values()
+                if by_load[load]["rounds"]
+            ),
+            0,
+        )
         cells = (_cell(run["results"][variant][load]) for variant in variants)
         lines.append(f"| {SAID[load]} ({_time(bare)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -30,9 +40,23 @@ def _cell(found: dict[str, Any]) -> str:
         return "not done"
     low, middle, high = found["cpu"]
     whole, quiet = found["whole"][1], found["quiet"]
-    alone = f", alone {quiet[1]:.2f} ({found['quiet_rounds']})" if quiet and found["quiet_rounds"] < found["rounds"] else ""
-    return f"{middle:.2f} ({low:.2f}-{high:.2f}; {found['best']:.2f})" + alone + (f", whole {whole:.2f}" if whole - middle > 0.02 else "")
+    alone = (
+        f", alone {quiet[1]:.2f} ({found['quiet_rounds']})"
+        if quiet and found["quiet_rounds"] < found["rounds"]
+        else ""
+    )
+    return (
+        f"{middle:.2f} ({low:.2f}-{high:.2f}; {found['best']:.2f})"
+        + alone
+        + (f", whole {whole:.2f}" if whole - middle > 0.02 else "")
+    )
 
 
 def _time(ns: float) -> str:
-    return f"{ns:,.0f} ns" if ns < 10_000 else f"{ns / 1000:,.0f} µs" if ns < 10_000_000 else f"{ns / 1e6:,.0f} ms"
+    return (
+        f"{ns:,.0f} ns"
+        if ns < 10_000
+        else f"{ns / 1000:,.0f} µs"
+        if ns < 10_000_000
+        else f"{ns / 1e6:,.0f} ms"
+    )

@@ -45,14 +45,23 @@ def rehearsing(**env: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def percentiles(milliseconds: Sequence[float]) -> str:
     ordered = sorted(milliseconds)
-    at = {share: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.9, 0.99)}
+    at = {
+        share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        for share in (0.5, 0.9, 0.99)
+    }
     within = sum(one <= 100 for one in ordered) / len(ordered)
-    return f"{len(ordered)} | " + " | ".join(f"{value:.0f}" for value in at.values()) + f" | {ordered[-1]:.0f} | {within:.1%}"
+    return (
+        f"{len(ordered)} | "
+        + " | ".join(f"{value:.0f}" for value in at.values())
+        + f" | {ordered[-1]:.0f} | {within:.1%}"
+    )
 
 
 def truth() -> None:
     """From the run of the program that books a violating window to the log line in our hands, and to the metric in an answer."""
-    found: dict[str, tuple[list[float], list[float]]] = {invariant: ([], []) for invariant in VIOLATING}
+    found: dict[str, tuple[list[float], list[float]]] = {
+        invariant: ([], []) for invariant in VIOLATING
+    }
     for run in range(RUNS):
         with rehearsing() as (process, url), contextlib.closing(Stage.find()) as stage:
             assert process.stdout
@@ -65,7 +74,10 @@ def truth() -> None:
                     found[invariant][0].append(logged)
                     found[invariant][1].append(shown)
     print(_HEAD)
-    every = ([one for logs, _ in found.values() for one in logs], [one for _, metrics in found.values() for one in metrics])
+    every = (
+        [one for logs, _ in found.values() for one in logs],
+        [one for _, metrics in found.values() for one in metrics],
+    )
     for name, (logs, metrics) in [*found.items(), ("all", every)]:
         print(f"| {name} | {percentiles(logs)} | {percentiles(metrics).partition(' | ')[2]} |")
 
@@ -75,7 +87,9 @@ def _listen(stream: Any, lines: Queue[tuple[int, dict[str, Any]]]) -> None:
         lines.put((time.monotonic_ns(), json.loads(line)))
 
 
-def _one(stage: Stage, url: str, lines: Queue[tuple[int, dict[str, Any]]], invariant: str, key: bytes) -> tuple[float, float]:
+def _one(
+    stage: Stage, url: str, lines: Queue[tuple[int, dict[str, Any]]], invariant: str, key: bytes
+) -> tuple[float, float]:
     """Milliseconds to the log and to the metric."""
     metric = f'rmapd_violations_total{{invariant="{invariant}"}}'
     before, protocol = sample(url, metric), text(ENCODING.decode(key))
@@ -107,7 +121,10 @@ def rate() -> None:
     """CPU of the daemon at so many windows a second, of 300 protocols that hold; then the same with a scrape every 15 seconds. Without the
     patrol, whose cost is that of the machine's page tables, and the governor, who would take off the programs of so many windows."""
     keys = [variant(line, n) for line in _HOLDING for n in range(100)]
-    with rehearsing(RMAPD_PATROL_SECONDS="0", RMAPD_FIDELITY="full") as (process, url), contextlib.closing(Stage.find()) as stage:
+    with (
+        rehearsing(RMAPD_PATROL_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
+        contextlib.closing(Stage.find()) as stage,
+    ):
         for n, key in enumerate(keys):
             stage.cast.update(n.to_bytes(4, "little"), key)
         assert len(keys) <= CAST_ROWS
@@ -117,9 +134,16 @@ def rate() -> None:
         print("| windows a second | asked for | daemon's CPU, % of one core | of that judging |")
         for scraped in (False, True):
             for wanted in RATES:
-                done, spent, judged = _at_rate(stage, process.pid, url, wanted, len(keys), scraped=scraped)
-                print(f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} | {spent:.3f} | {judged:.3f} |", flush=True)
-        print(f"windows counted: {sum_of(url, 'rmapd_windows_total'):,.0f}; peak RSS {sample(url, 'rmapd_peak_rss_bytes') / 1e6:.0f} MB")
+                done, spent, judged = _at_rate(
+                    stage, process.pid, url, wanted, len(keys), scraped=scraped
+                )
+                print(
+                    f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} | {spent:.3f} | {judged:.3f} |",
+                    flush=True,
+                )
+        print(
+            f"windows counted: {sum_of(url, 'rmapd_windows_total'):,.0f}; peak RSS {sample(url, 'rmapd_peak_rss_bytes') / 1e6:.0f} MB"
+        )
 
 
 _HOLDING = (
@@ -129,7 +153,9 @@ _HOLDING = (
 )
 
 
-def _at_rate(stage: Stage, pid: int, url: str, wanted: int, rows: int, *, scraped: bool) -> tuple[float, float, float]:
+def _at_rate(
+    stage: Stage, pid: int, url: str, wanted: int, rows: int, *, scraped: bool
+) -> tuple[float, float, float]:
     """(windows a second, CPU % of the daemon, of its judging thread)"""
     begin, spent, judged, booked = time.monotonic(), cpu(pid), own(pid), 0
     next_scrape = begin + 5
@@ -146,7 +172,11 @@ def _at_rate(stage: Stage, pid: int, url: str, wanted: int, rows: int, *, scrape
 
 
 def sum_of(url: str, metric: str) -> float:
-    return sum(float(line.split()[1]) for line in fetch(f"{url}/metrics")[1].splitlines() if line.startswith(metric + "{"))
+    return sum(
+        float(line.split()[1])
+        for line in fetch(f"{url}/metrics")[1].splitlines()
+        if line.startswith(metric + "{")
+    )
 
 
 def memory() -> None:
@@ -168,8 +198,14 @@ def memory() -> None:
 
 
 def _resident(pid: int) -> str:
-    lines = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Vm"))
-    return ", ".join(f"{name} {int(lines[name].split()[0]) / 1024:.1f} MB" for name in ("VmRSS", "VmHWM"))
+    lines = dict(
+        line.split(":")
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("Vm")
+    )
+    return ", ".join(
+        f"{name} {int(lines[name].split()[0]) / 1024:.1f} MB" for name in ("VmRSS", "VmHWM")
+    )
 
 
 def start() -> None:
@@ -180,16 +216,25 @@ def start() -> None:
             with daemon(env={"RMAPD_CACHE": f"{folder}/cache"}):
                 took = time.monotonic() - begin
             after, load = os.times(), os.getloadavg()[0]
-            spent = after.children_user + after.children_system - before.children_user - before.children_system
+            spent = (
+                after.children_user
+                + after.children_system
+                - before.children_user
+                - before.children_system
+            )
             name = "from the cache" if n else "compiled"
-            print(f"{name}: gate open after {took:.2f} s at a load of {load:.1f}, CPU of all processes {spent:.2f} s")
+            print(
+                f"{name}: gate open after {took:.2f} s at a load of {load:.1f}, CPU of all processes {spent:.2f} s"
+            )
 
 
 PARTS = {"truth": truth, "rate": rate, "memory": memory, "start": start}
 
 
 def main(wanted: Sequence[str]) -> None:
-    version = subprocess.run([RMAPD, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    version = subprocess.run(
+        [RMAPD, "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     print(f"{version}, kernel {os.uname().release}, {os.cpu_count()} CPUs")
     for name in wanted or PARTS:
         load = " ".join(f"{one:.1f}" for one in os.getloadavg())

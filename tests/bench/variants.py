@@ -65,7 +65,11 @@ class Attachable(Nothing):
         self.name, self._loaded, self._statistics = name, loaded, statistics
         self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
         self._books.set_params(gate=0)
-        self._passed = [loaded.points[hook.hook.name] for hook in loaded.hooks if hook.on and hook.how not in ("run", "iter")]
+        self._passed = [
+            loaded.points[hook.hook.name]
+            for hook in loaded.hooks
+            if hook.on and hook.how not in ("run", "iter")
+        ]
         for points in self._passed:
             unfasten(points)
 
@@ -82,11 +86,19 @@ class Attachable(Nothing):
             yield self
 
     def facts(self) -> Mapping[str, object]:
-        runs = {name: [s.runs, round(1e9 * s.seconds / s.runs), s.missed] for name, s in self._loaded.statistics().items() if s.runs}
+        runs = {
+            name: [s.runs, round(1e9 * s.seconds / s.runs), s.missed]
+            for name, s in self._loaded.statistics().items()
+            if s.runs
+        }
         return {"points": sum(map(len, self._passed))} | ({"programs": runs} if runs else {})
 
     def program_ids(self) -> set[int]:
-        return {point.program.statistics().program_id for points in self._loaded.points.values() for point in points}
+        return {
+            point.program.statistics().program_id
+            for points in self._loaded.points.values()
+            for point in points
+        }
 
     def close(self) -> None:
         self._loaded.close()
@@ -104,9 +116,13 @@ class Maker:
     def __post_init__(self) -> None:
         self._layouts = Layouts.read(probes_folder() / "include/books.h")
 
-    def session(self, name: str, fidelity: str, *, statistics: bool = False, **settings: int) -> Nothing:
+    def session(
+        self, name: str, fidelity: str, *, statistics: bool = False, **settings: int
+    ) -> Nothing:
         """rmapd as it runs, without its HTTP server."""
-        config = msgspec.structs.replace(Config(fidelity=fidelity, statistics=False, patrol_seconds=0), **settings)
+        config = msgspec.structs.replace(
+            Config(fidelity=fidelity, statistics=False, patrol_seconds=0), **settings
+        )
         return _Running(name, Session(config, self.kernel), statistics=statistics)
 
     def family(self, name: str) -> Attachable | None:
@@ -126,18 +142,34 @@ class Maker:
         folder = self.scratch / name
         shutil.copytree(probes_folder(), folder)
         made = set[str]()
-        for path in sorted(folder.glob("*.toml"), key=lambda path: bool(plan.read_stem(path).needs)):
-            programs = [program for program in _programs(plan.read_stem(path)) if program not in made]
-            path.with_suffix(".bpf.c").write_text("".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made))))
+        for path in sorted(
+            folder.glob("*.toml"), key=lambda path: bool(plan.read_stem(path).needs)
+        ):
+            programs = [
+                program for program in _programs(plan.read_stem(path)) if program not in made
+            ]
+            path.with_suffix(".bpf.c").write_text(
+                "".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made)))
+            )
             made |= {*programs}
         return self._loaded(stems, folder)
 
     def _loaded(self, stems: frozenset[str] | None, folder: Path) -> Loaded | None:
         planned = plan.make(self.kernel, [folder], stems)
-        wanted = {stem.name for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)}
+        wanted = {
+            stem.name
+            for stem in planned.stems
+            if any(hook.state is plan.State.READY for hook in stem.hooks)
+        }
         if not wanted or (stems and len(stems) > 1 and len(wanted) < len(stems)):
             return None
-        kit = loader.Kit(self.kernel.types, self._layouts.constants, folder / "include", Config().maps.sizes(), self.kernel.release)
+        kit = loader.Kit(
+            self.kernel.types,
+            self._layouts.constants,
+            folder / "include",
+            Config().maps.sizes(),
+            self.kernel.release,
+        )
         loaded = loader.load(planned, kit, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
         Books(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
@@ -146,8 +178,12 @@ class Maker:
 
 def _programs(stem: plan.Stem) -> list[str]:
     """The programs that its hooks name, but for those that are not attached to anything that runs by itself."""
-    hooks = [hook for hook in stem.hook if not "".join(hook.candidates).startswith(("run:", "iter:"))]
-    names = {name for hook in hooks for name in (hook.at_entry, hook.at_return, hook.before) if name}
+    hooks = [
+        hook for hook in stem.hook if not "".join(hook.candidates).startswith(("run:", "iter:"))
+    ]
+    names = {
+        name for hook in hooks for name in (hook.at_entry, hook.at_return, hook.before) if name
+    }
     return sorted(names | ({"window_end"} if any(hook.rebuilt for hook in hooks) else set()))
 
 
@@ -169,13 +205,24 @@ class _Running(Attachable):
 
     def facts(self) -> Mapping[str, object]:
         snapshot = self._session.snapshot()
-        lost = {name: count for name, count in snapshot.counters.items() if count and name.endswith(("LOST", "UNCLOSED", "OVERLONG"))}
-        checks = {f"{name} {verdict}": count for (name, verdict), count in snapshot.checks.items() if count}
+        lost = {
+            name: count
+            for name, count in snapshot.counters.items()
+            if count and name.endswith(("LOST", "UNCLOSED", "OVERLONG"))
+        }
+        checks = {
+            f"{name} {verdict}": count
+            for (name, verdict), count in snapshot.checks.items()
+            if count
+        }
         return {
             **super().facts(),
             "coverage": {n: str(level) for n, (level, _) in snapshot.coverage.items()},
             "checks": checks,
-            "windows": [sum(one.count for one in snapshot.window_times.values()), sum(snapshot.windows_unsampled.values())],
+            "windows": [
+                sum(one.count for one in snapshot.window_times.values()),
+                sum(snapshot.windows_unsampled.values()),
+            ],
             "lost": lost,
         }
 

@@ -94,8 +94,14 @@ def loaded_by(process: int | str) -> set[int]:
     """Ids of the programs that a process holds."""
     found = set()
     for descriptor in Path(f"/proc/{process}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # one of a moment: a request, a file that is read
-            found |= {int(line.split()[1]) for line in descriptor.read_text().splitlines() if line.startswith("prog_id:")}
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # one of a moment: a request, a file that is read
+            found |= {
+                int(line.split()[1])
+                for line in descriptor.read_text().splitlines()
+                if line.startswith("prog_id:")
+            }
     return found
 
 
@@ -108,11 +114,22 @@ def still_loaded(programs: set[int]) -> set[int]:
     return left
 
 
-def rmapd(*args: str, timeout: float = 180, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([RMAPD, *args], capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **(env or {})})
+def rmapd(
+    *args: str, timeout: float = 180, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RMAPD, *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
 
 
-def run_exec(tmp_path: Path, *args: str, command: list[str]) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def run_exec(
+    tmp_path: Path, *args: str, command: list[str]
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     """`rmapd exec --report`; the process and the report."""
     report = tmp_path / "report.json"
     done = rmapd("exec", "--report", str(report), *args, "--", *command)
@@ -136,12 +153,19 @@ def daemon(
     """`rmapd run` with an open gate, and its URL."""
     port = 20000 + os.getpid() % 20000
     url = f"http://127.0.0.1:{port}"
-    run, environment = [*command, "run", "--listen", f"127.0.0.1:{port}", *args], {**os.environ, **(env or {})}
-    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    run, environment = (
+        [*command, "run", "--listen", f"127.0.0.1:{port}", *args],
+        {**os.environ, **(env or {})},
+    )
+    with subprocess.Popen(
+        run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             for _ in range(600):
                 if process.poll() is not None:
-                    pytest.fail(f"rmapd ended with {process.returncode}: {process.communicate()[1]}")
+                    pytest.fail(
+                        f"rmapd ended with {process.returncode}: {process.communicate()[1]}"
+                    )
                 with contextlib.suppress(OSError):
                     if fetch(f"{url}/-/ready")[0] == 200:
                         break

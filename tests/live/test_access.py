@@ -43,7 +43,9 @@ class Site:
         client = self.ca.issue_cert("prometheus.test")
         client.private_key_pem.write_to_path(folder / "client.key")
         client.cert_chain_pems[0].write_to_path(folder / "client.pem")
-        hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode().replace("$2b$", "$2y$")
+        hashed = (
+            bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(10)).decode().replace("$2b$", "$2y$")
+        )
         self.rules = folder / "web.yml"
         self.rules.write_text(RULES.format(auth=auth, user=USER, hash=hashed))
 
@@ -55,18 +57,31 @@ class Site:
     def scrape(self, at: str, **changes: object) -> dict[str, object]:
         """A job as Prometheus's documentation writes it."""
         tls = {"ca_file": "ca.pem", "cert_file": "client.pem", "key_file": "client.key"}
-        job: dict[str, object] = {"job_name": "secured", "scheme": "https", "static_configs": [{"targets": [at]}]}
+        job: dict[str, object] = {
+            "job_name": "secured",
+            "scheme": "https",
+            "static_configs": [{"targets": [at]}],
+        }
         files = {name: str(self.folder / file) for name, file in tls.items()}
-        return job | {"tls_config": files, "basic_auth": {"username": USER, "password": PASSWORD}} | changes
+        return (
+            job
+            | {"tls_config": files, "basic_auth": {"username": USER, "password": PASSWORD}}
+            | changes
+        )
 
-    def status(self, at: str, path: str, *, certificate: bool = True, password: str = PASSWORD) -> int | str:
+    def status(
+        self, at: str, path: str, *, certificate: bool = True, password: str = PASSWORD
+    ) -> int | str:
         """What a client gets: a status, or why there was none."""
         context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
         if certificate:
             context.load_cert_chain(self.folder / "client.pem", self.folder / "client.key")
         passwords = urllib.request.HTTPPasswordMgrWithPriorAuth()
         passwords.add_password(None, f"https://{at}/", USER, password, is_authenticated=True)
-        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context), urllib.request.HTTPBasicAuthHandler(passwords))
+        opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=context),
+            urllib.request.HTTPBasicAuthHandler(passwords),
+        )
         try:
             with opener.open(f"https://{at}{path}", timeout=10) as answer:
                 return int(answer.status)
@@ -89,21 +104,41 @@ def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -
     with run_at(at, "--web-config", str(site.rules)), prometheus(reachable, **jobs) as api:
         until(lambda: up(api, "secured"), 120, "scraped")
         until(lambda: api.query('rmapd_gate_open{job="secured"} == 1'), 60, "the gate is open")
-        until(lambda: api.query('up{job="wrong"} == 0') and api.query('up{job="nobody"} == 0'), 20, "the others are refused")
-        targets = {target["labels"]["job"]: target["lastError"] for target in api.get("/api/v1/targets")["activeTargets"]}
+        until(
+            lambda: api.query('up{job="wrong"} == 0') and api.query('up{job="nobody"} == 0'),
+            20,
+            "the others are refused",
+        )
+        targets = {
+            target["labels"]["job"]: target["lastError"]
+            for target in api.get("/api/v1/targets")["activeTargets"]
+        }
         assert "401" in targets["wrong"]
         assert targets["nobody"]
         (served,) = api.query('scrape_samples_scraped{job="secured"}')
         assert int(served["value"][1]) < 700
-        for path in ("/metrics", "/", "/protocols", "/api/v1/report", "/-/healthy", "/-/ready", "/static/style.css", "/nothing"):
+        for path in (
+            "/metrics",
+            "/",
+            "/protocols",
+            "/api/v1/report",
+            "/-/healthy",
+            "/-/ready",
+            "/static/style.css",
+            "/nothing",
+        ):
             assert site.status(at, path, password="x") == 401
-            assert isinstance(site.status(at, path, certificate=False), str), "no handshake, no status"
+            assert isinstance(site.status(at, path, certificate=False), str), (
+                "no handshake, no status"
+            )
             assert site.status(at, path) == (404 if path == "/nothing" else 200)
         text = subprocess.run(
             ["curl", "-s", "--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key", "-u", f"{USER}:{PASSWORD}", f"https://{at}/metrics"],
             cwd=reachable, capture_output=True, check=True,
         ).stdout  # fmt: skip
-        checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+        )
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
         site.renew()
         site.ca.cert_pem.write_to_path(reachable / "ca.pem")
@@ -125,7 +160,11 @@ def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
             assert site.status(at, "/metrics", certificate=False) == 200
             site.rules.write_text(good.replace(f"  {USER}:", "  somebody:"))
             process.send_signal(signal.SIGHUP)
-            until(lambda: site.status(at, "/metrics", certificate=False) == 401, 10, "a removed user reads nothing")
+            until(
+                lambda: site.status(at, "/metrics", certificate=False) == 401,
+                10,
+                "a removed user reads nothing",
+            )
         finally:
             process.terminate()
             assert process.stderr
@@ -139,13 +178,24 @@ def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
 def test_an_open_door_is_said_at_the_start(tmp_path: Path) -> None:
     """Only for as long as nothing is attached: rmapd ends before it would listen for longer."""
     (tmp_path / "web.yml").write_text("basic_auth_users: {a: x}")
-    done = subprocess.run([RMAPD, "run", "--web-config", str(tmp_path / "web.yml")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [RMAPD, "run", "--web-config", str(tmp_path / "web.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert "not a bcrypt hash" in done.stderr
     assert not [name for _, name in program.program_ids() if name == "rmapd_never"]
     if shutil.which("unshare") is None:
         pytest.fail("unshare is part of util-linux")
-    alone = ["unshare", "-n", "sh", "-c", f"ip link set lo up && exec {RMAPD} run --listen 0.0.0.0:0 --duration 0"]
+    alone = [
+        "unshare",
+        "-n",
+        "sh",
+        "-c",
+        f"ip link set lo up && exec {RMAPD} run --listen 0.0.0.0:0 --duration 0",
+    ]
     done = subprocess.run(alone, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "anybody who reaches 0.0.0.0 may read" in done.stderr

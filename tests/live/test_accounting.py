@@ -17,7 +17,10 @@ STRESSORS = str(ROOT / "tests/workloads/five_stressors.sh")
 
 def accounted(migration: dict[str, int]) -> bool:
     """The law: recorded and copied entries are removed, judged, or outstanding."""
-    judged = sum(migration[f"entries_{verdict}"] for verdict in ("cleared", "violated", "suspect", "unverifiable"))
+    judged = sum(
+        migration[f"entries_{verdict}"]
+        for verdict in ("cleared", "violated", "suspect", "unverifiable")
+    )
     recorded = migration["entries_booked"] + migration["entries_copied"]
     return recorded == migration["entries_removed"] + judged + migration["outstanding"]
 
@@ -29,7 +32,10 @@ def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> No
     assert migration["entries_booked"] > 20_000
     assert accounted(migration), migration
     assert migration["outstanding"] == 0
-    assert sum(checks.values()) == migration["entries_booked"] + migration["entries_copied"] + report["lost"]["ledger"], (checks, migration)
+    assert (
+        sum(checks.values())
+        == migration["entries_booked"] + migration["entries_copied"] + report["lost"]["ledger"]
+    ), (checks, migration)
     assert (checks["violated"], checks["suspect"]) == (0, 0), report["violations"]
     assert not remaining()
 

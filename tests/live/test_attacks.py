@@ -16,7 +16,18 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import ROOT, WORKLOAD, daemon, fetch, judge_of, loaded_by, rmapd, run_exec, sample, still_loaded
+from tests.live.conftest import (
+    ROOT,
+    WORKLOAD,
+    daemon,
+    fetch,
+    judge_of,
+    loaded_by,
+    rmapd,
+    run_exec,
+    sample,
+    still_loaded,
+)
 from tracer.config import Config, load
 from tracer.invariant import Coverage
 from tracer.plan import State
@@ -29,7 +40,11 @@ CHECKS = 'rmapd_checks_total{{invariant="{}",verdict="{}"}}'
 
 def accused(found: dict[str, Any]) -> dict[str, Any]:
     """What is violated or suspect, which must be nothing."""
-    wrong = {name: one["checks"] for name, one in found["invariants"].items() if one["checks"]["violated"] or one["checks"]["suspect"]}
+    wrong = {
+        name: one["checks"]
+        for name, one in found["invariants"].items()
+        if one["checks"]["violated"] or one["checks"]["suspect"]
+    }
     return wrong | {violation["signature"]: violation for violation in found["violations"]}
 
 
@@ -39,7 +54,16 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, rows in {"LEDGER": 16, "FROZEN": 1, "VISIT": 2, "MIGRATION": 1, "MM": 1, "ORDER": 1, "HOLD": 1, "PROTOCOL": 2}.items():
+    for name, rows in {
+        "LEDGER": 16,
+        "FROZEN": 1,
+        "VISIT": 2,
+        "MIGRATION": 1,
+        "MM": 1,
+        "ORDER": 1,
+        "HOLD": 1,
+        "PROTOCOL": 2,
+    }.items():
         monkeypatch.setenv(f"RMAPD_MAPS_{name}_ROWS", str(rows))
     monkeypatch.setenv("RMAPD_MAPS_RING_PAGES", "1")
     done, found = run_exec(tmp_path, command=[*WORKLOAD, "100000"])
@@ -69,7 +93,9 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
         assert sample(url, CHECKS.format("M1", "holds")) > before
         for invariant in ("M1", "M4", "L2"):
             for verdict in ("violated", "suspect"):
-                assert sample(url, CHECKS.format(invariant, verdict)) == 0, fetch(f"{url}/metrics")[1]
+                assert sample(url, CHECKS.format(invariant, verdict)) == 0, fetch(f"{url}/metrics")[
+                    1
+                ]
         assert fetch(f"{url}/-/healthy")[0] == 200
         process.terminate()
         assert process.wait(60) == 0
@@ -82,8 +108,12 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
         session.step(0)
         before = session.coverage["M1"]
         assert before[0] is not Coverage.NONE
-        hook = next(one for one in session.loaded.attachments() if one.hook == "remove_migration_pte")
-        spare = os.dup(hook.link.fd)  # else the kernel would detach at once, and another file could get its number
+        hook = next(
+            one for one in session.loaded.attachments() if one.hook == "remove_migration_pte"
+        )
+        spare = os.dup(
+            hook.link.fd
+        )  # else the kernel would detach at once, and another file could get its number
         os.close(hook.link.fd)
         session._next_tick_ns = 0
         session.step(0)
@@ -106,7 +136,9 @@ def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
     """No descriptor and no switch says so: only that our own VMA changes run nothing."""
     with Session(load(None, os.environ), running_kernel()) as session:
         seconds, attached = iter(range(0, 10**14, 10**9)), session.loaded.attachments()
-        watch = Watch(lambda: attached, session._runs, fastened=lambda _fd: (), clock=lambda: next(seconds))
+        watch = Watch(
+            lambda: attached, session._runs, fastened=lambda _fd: (), clock=lambda: next(seconds)
+        )
         assert not watch.look()
         session.loaded.detach()
         off = [watch.look() for _ in range(50)][-1]
@@ -129,7 +161,9 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
         switch.write_text(before)
 
 
-def test_processes_that_exit_while_they_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_exit_while_they_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RMAPD_PATROL_SECONDS", "0.5")
     done, found = run_exec(tmp_path, command=[*CROWD, "exit", "20"])
     assert done.returncode == 0, done.stderr
@@ -145,7 +179,18 @@ def test_ten_thousand_processes(tmp_path: Path) -> None:
     """M4 is about what stays, not about how fast a machine with so many is: a page that thousands map may take its ten seconds."""
     report, config = tmp_path / "report.json", tmp_path / "rmapd.toml"
     config.write_text("welcome_seconds = 120.0\n")
-    done = rmapd("exec", "--config", str(config), "--report", str(report), "--", *CROWD, "live", "10000", timeout=1200)
+    done = rmapd(
+        "exec",
+        "--config",
+        str(config),
+        "--report",
+        str(report),
+        "--",
+        *CROWD,
+        "live",
+        "10000",
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert not accused(found)

@@ -53,7 +53,9 @@ class Browser(webdriver.Chrome):
 
     def __init__(self, folder: Path, *, scripts: bool = True) -> None:
         options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium") or pytest.fail("no chromium: make live installs it")
+        options.binary_location = shutil.which("chromium") or pytest.fail(
+            "no chromium: make live installs it"
+        )
         for flag in [*FLAGS, f"--user-data-dir={folder}"]:
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -82,14 +84,19 @@ class Browser(webdriver.Chrome):
     def be(self, width: int, height: int, mobile: bool, scheme: str = "light") -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        self.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
 
     def picture(self, name: str) -> None:
         """The whole page as a PNG in the folder that RMAPD_SCREENSHOTS names, for people to look at."""
         if folder := os.environ.get("RMAPD_SCREENSHOTS"):
             size = self.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
             clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-            made = self.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+            made = self.execute_cdp_cmd(
+                "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+            )
             (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(made["data"]))
 
     def said(self) -> list[Any]:
@@ -99,7 +106,11 @@ class Browser(webdriver.Chrome):
     def asked(self) -> set[str]:
         """Addresses that were asked for, since the last time."""
         events = [json.loads(entry["message"])["message"] for entry in self.get_log("performance")]  # type: ignore[no-untyped-call]
-        return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+        return {
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        }
 
 
 @contextlib.contextmanager
@@ -119,7 +130,14 @@ def served() -> Iterator[str]:
 
 
 def pages() -> list[str]:
-    return ["/", "/protocols", "/protocols?q=anon", "/hooks", "/invariants/L1", *(f"/violations/{v.first.id}" for v in busy.violations())]
+    return [
+        "/",
+        "/protocols",
+        "/protocols?q=anon",
+        "/hooks",
+        "/invariants/L1",
+        *(f"/violations/{v.first.id}" for v in busy.violations()),
+    ]
 
 
 def test_what_is_asked_of_the_page_can_be_missed(tmp_path: Path) -> None:
@@ -150,8 +168,14 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
             return seen.find_elements(By.CSS_SELECTOR, "polyline")
 
         until(drawn, 40, "rates are drawn")
-        assert re.search(r"nothing violated in [\d,]+ checks", seen.find_element(By.TAG_NAME, "h1").text, re.I)
-        row = next(row for row in seen.find_elements(By.CSS_SELECTOR, "table.rows tbody tr") if row.text.startswith("M1"))
+        assert re.search(
+            r"nothing violated in [\d,]+ checks", seen.find_element(By.TAG_NAME, "h1").text, re.I
+        )
+        row = next(
+            row
+            for row in seen.find_elements(By.CSS_SELECTOR, "table.rows tbody tr")
+            if row.text.startswith("M1")
+        )
         holds = row.find_element(By.CSS_SELECTOR, "[data-label=Holds]").text
         assert int(holds.replace(",", "")) > 5000
         assert seen.find_elements(By.CSS_SELECTOR, "polyline")
@@ -162,7 +186,9 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
         assert "0 of" in seen.find_element(By.TAG_NAME, "main").text
         seen.follow(By.LINK_TEXT, "Hooks")
         assert "set_migration_pte" in seen.find_element(By.TAG_NAME, "table").text
-        assert {address for address in seen.asked() if not address.startswith((url, "data:", "chrome:"))} == set()
+        assert {
+            address for address in seen.asked() if not address.startswith((url, "data:", "chrome:"))
+        } == set()
         assert seen.said() == []
 
 
@@ -199,38 +225,63 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
                 for path in pages():
                     seen.get(served + path)
                     assert seen.title != "owned"
-                    assert seen.execute_script("return document.documentElement.scrollWidth <= innerWidth"), (path, size)
+                    assert seen.execute_script(
+                        "return document.documentElement.scrollWidth <= innerWidth"
+                    ), (path, size)
                     assert seen.execute_script(CONTRAST) == [], (path, size, scheme)
                     small = "return [...document.querySelectorAll('nav a, button, input, select')].filter(e => e.offsetHeight < 24).length"
                     assert seen.execute_script(small) == 0
                     assert seen.execute_script("return document.styleSheets.length") == 1
-                    seen.picture(f"{'phone' if size is PHONE else 'desk'}-{scheme}{re.sub('[^a-zA-Z0-9]', '-', path)}")
+                    seen.picture(
+                        f"{'phone' if size is PHONE else 'desk'}-{scheme}{re.sub('[^a-zA-Z0-9]', '-', path)}"
+                    )
         assert seen.said() == []
-        assert {address for address in seen.asked() if not address.startswith((served, "data:", "chrome:"))} == set()
+        assert {
+            address
+            for address in seen.asked()
+            if not address.startswith((served, "data:", "chrome:"))
+        } == set()
 
 
 @pytest.mark.parametrize(
-    ("age", "reason"), [(0.0, "3 of 18 invariants are checked here, in part; 15 are not"), (14.0, "The checker has not looked for 14 s")]
+    ("age", "reason"),
+    [
+        (0.0, "3 of 18 invariants are checked here, in part; 15 are not"),
+        (14.0, "The checker has not looked for 14 s"),
+    ],
 )
 def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: str) -> None:
     """Of a kernel with tracepoints only, and where the judge hangs: the word, the reason and the colour, on a desk and on a phone."""
     s = busy.tracepoints_only() if not age else busy.well()
     current = Current(lambda: 0.0)
     current.put(s)
-    with Server(("127.0.0.1", 0), Application(current, lambda: s.taken_seconds + age)) as server, browser(tmp_path) as seen:
+    with (
+        Server(("127.0.0.1", 0), Application(current, lambda: s.taken_seconds + age)) as server,
+        browser(tmp_path) as seen,
+    ):
         for size in (DESK, PHONE):
-            for scheme, amber in (("light", "rgba(122, 79, 0, 1)"), ("dark", "rgba(242, 192, 99, 1)")):
+            for scheme, amber in (
+                ("light", "rgba(122, 79, 0, 1)"),
+                ("dark", "rgba(242, 192, 99, 1)"),
+            ):
                 seen.be(*size, scheme)
                 seen.get(f"http://127.0.0.1:{server.port}")
                 card = seen.find_element(By.CSS_SELECTOR, ".verdict")
-                badge, head = card.find_element(By.CSS_SELECTOR, ".badge"), card.find_element(By.TAG_NAME, "h1")
+                badge, head = (
+                    card.find_element(By.CSS_SELECTOR, ".badge"),
+                    card.find_element(By.TAG_NAME, "h1"),
+                )
                 assert badge.is_displayed()
                 assert badge.text == "amber"
                 assert head.text.startswith("Not all is known: nothing violated in ")
                 assert {one.value_of_css_property("color") for one in (badge, head)} == {amber}
-                assert any(one.text.startswith(reason) for one in card.find_elements(By.TAG_NAME, "li"))
+                assert any(
+                    one.text.startswith(reason) for one in card.find_elements(By.TAG_NAME, "li")
+                )
                 assert badge.location["y"] < size[1], "without scrolling"
-                assert seen.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+                assert seen.execute_script(
+                    "return document.documentElement.scrollWidth <= innerWidth"
+                )
                 assert seen.execute_script(CONTRAST) == []
                 seen.picture(f"amber-{age:.0f}-{'phone' if size is PHONE else 'desk'}-{scheme}")
 
@@ -247,6 +298,10 @@ def test_a_reader_of_screens_has_tables(served: str, tmp_path: Path) -> None:
         assert roles.count("columnheader") >= 7
         for role in ("banner", "main", "navigation", "contentinfo"):
             assert roles.count(role) >= 1, role
-        drawings = [node for node in nodes if not node["ignored"] and node["role"]["value"] in ("image", "img")]
+        drawings = [
+            node
+            for node in nodes
+            if not node["ignored"] and node["role"]["value"] in ("image", "img")
+        ]
         assert all("over the last ten minutes" in node["name"]["value"] for node in drawings)
         assert len(drawings) == 5

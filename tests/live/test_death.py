@@ -41,9 +41,17 @@ cli.main(sys.argv[1:], prog_name="rmapd")
 
 
 @contextlib.contextmanager
-def executing(*args: str, command: tuple[str, ...] = (RMAPD,), env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+def executing(
+    *args: str, command: tuple[str, ...] = (RMAPD,), env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     environment = {**os.environ, **(env or {})}
-    with subprocess.Popen([*command, "exec", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [*command, "exec", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
         try:
             yield process
         finally:
@@ -53,7 +61,9 @@ def executing(*args: str, command: tuple[str, ...] = (RMAPD,), env: dict[str, st
 @contextlib.contextmanager
 def migrating() -> Iterator[None]:
     """Meanwhile memory is compacted, and others fork, map and exit."""
-    with subprocess.Popen([*WORKLOAD, "10000000"], stdout=subprocess.DEVNULL, start_new_session=True) as load:
+    with subprocess.Popen(
+        [*WORKLOAD, "10000000"], stdout=subprocess.DEVNULL, start_new_session=True
+    ) as load:
         try:
             yield
         finally:
@@ -97,7 +107,10 @@ class Bookings:
 def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
     print("seed", SEED)
     chance = random.Random(SEED)
-    altered, report = (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"), tmp_path / "r.json"
+    altered, report = (
+        (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"),
+        tmp_path / "r.json",
+    )
     figures: Counter[str] = Counter()
     for _ in range(ROUNDS):
         report.unlink(missing_ok=True)
@@ -118,17 +131,25 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
         assert found["ended_early"]["detached"] is True
         assert found["exit"]["code"] == 71
         assert "ENDED EARLY: the judge died: killed by SIGKILL" in said
-        counted = {v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"}
+        counted = {
+            v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"
+        }
         unread = set(bookings.counts) - set(counted)
         assert not unread, "every violation is found"
         assert counted == bookings.counts, "as often as it was booked"
         ledger, m1 = found["migration"], found["invariants"]["M1"]["checks"]
         assert ledger["entries_booked"] + ledger["entries_copied"] == sum(m1.values()), (ledger, m1)
         assert m1["violated"] == 0
-        assert ledger["outstanding"] <= m1["unverifiable"], "their migration was under way when the gate closed"
+        assert ledger["outstanding"] <= m1["unverifiable"], (
+            "their migration was under way when the gate closed"
+        )
         assert (found["lost"]["ledger"], found["lost"]["protocols"]) == (0, 0)
         figures += Counter(
-            kills=1, violations=sum(counted.values()), signatures=len(counted), entries=sum(m1.values()), unverifiable=m1["unverifiable"]
+            kills=1,
+            violations=sum(counted.values()),
+            signatures=len(counted),
+            entries=sum(m1.values()),
+            unverifiable=m1["unverifiable"],
         )
         print(dict(figures), flush=True)
     assert not remaining()
@@ -147,7 +168,9 @@ def test_a_judge_that_dies_while_it_attaches(tmp_path: Path) -> None:
 
 def test_a_judge_that_hangs(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
-    with executing("--report", str(report), "--", "sleep", "60", env={"RMAPD_HANG_SECONDS": "5"}) as process:
+    with executing(
+        "--report", str(report), "--", "sleep", "60", env={"RMAPD_HANG_SECONDS": "5"}
+    ) as process:
         started(process)
         os.kill(judge_of(process.pid), signal.SIGSTOP)
         began = time.monotonic()
@@ -163,12 +186,22 @@ def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> No
     """As after a BUG: the process is a zombie behind another thread, with all its descriptors. What it attached is closed nevertheless."""
     report, judge = tmp_path / "r.json", 0
     try:
-        with executing("--report", str(report), "--", "sleep", "60", command=(sys.executable, "-c", EXIT_OF_MAIN_THREAD)) as process:
+        with executing(
+            "--report",
+            str(report),
+            "--",
+            "sleep",
+            "60",
+            command=(sys.executable, "-c", EXIT_OF_MAIN_THREAD),
+        ) as process:
             started(process)
             judge = judge_of(process.pid)
             process.communicate(timeout=60)
         assert process.returncode == 71
-        assert read(report)["ended_early"]["reason"] == "the judge died: the kernel killed its main thread, and the process stays"
+        assert (
+            read(report)["ended_early"]["reason"]
+            == "the judge died: the kernel killed its main thread, and the process stays"
+        )
         assert read(report)["invariants"]["M1"]["coverage"] == "partial"
         assert Path(f"/proc/{judge}/task/{judge}/stat").read_text().rpartition(") ")[2][0] == "Z"
         assert len(list(Path(f"/proc/{judge}/task").iterdir())) == 2
@@ -182,7 +215,10 @@ def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
     """What the first one had found is reported all the same."""
     altered = "import os, sys; from tracer import after_death; after_death.Aftermath.__enter__ = lambda self: os.kill(os.getpid(), 9); "
     altered += "from tests.support import altered; altered.main(*sys.argv[1:])"
-    report, command = tmp_path / "r.json", (sys.executable, "-c", altered, str(make(tmp_path / "probes")), "{}")
+    report, command = (
+        tmp_path / "r.json",
+        (sys.executable, "-c", altered, str(make(tmp_path / "probes")), "{}"),
+    )
     with executing("--report", str(report), "--", "sleep", "60", command=command) as process:
         started(process)
         with contextlib.closing(Stage.find()) as stage:
@@ -215,10 +251,16 @@ def test_the_supervisor_dies(tmp_path: Path, both: bool) -> None:
 
 def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
     """Its supervisor stores what is left: what was stored is not counted twice, and what was not is not lost."""
-    altered, path = (sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"), reachable / "rmapd.db"
+    altered, path = (
+        (sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"),
+        reachable / "rmapd.db",
+    )
     chance, key = random.Random(SEED), variant(VIOLATING["L3"], 0)
     for round_ in range(3):
-        with daemon("--store", str(path), command=altered) as (process, _), contextlib.closing(Stage.find()) as stage:
+        with (
+            daemon("--store", str(path), command=altered) as (process, _),
+            contextlib.closing(Stage.find()) as stage,
+        ):
             time.sleep(chance.uniform(0, 2))
             for _ in range(100):
                 stage.book(key)
@@ -229,10 +271,15 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
         assert process.returncode == 71, said
         assert "found after a crash: the judge died: killed by SIGKILL: 100 violated" in said
         found = stored.read(path)
-        assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 100 * (round_ + 1))]
+        assert [(v["invariant"], v["count"]) for v in found.violations] == [
+            ("L3", 100 * (round_ + 1))
+        ]
         assert len(found.runs) == round_ + 1
         assert found.runs[-1]["ended"]
-        assert found.runs[-1]["report"]["ended_early"]["reason"] == "found after a crash: the judge died: killed by SIGKILL"
+        assert (
+            found.runs[-1]["report"]["ended_early"]["reason"]
+            == "found after a crash: the judge died: killed by SIGKILL"
+        )
         assert not remaining()
 
 

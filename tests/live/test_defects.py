@@ -24,7 +24,14 @@ FAILING = {
 def run(before: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "RMAPD_DEBUG"}
     script = f"from tracer import cli\n{before}\n{RUN}"
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120, env=environment)
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment,
+    )
 
 
 @pytest.mark.parametrize("where", FAILING)
@@ -33,7 +40,9 @@ def test_a_defect_is_70_with_its_traceback(where: str) -> None:
     assert done.returncode == 70, done.stderr
     assert "Traceback (most recent call last)" in done.stderr
     assert "ZeroDivisionError: " in done.stderr
-    assert where != "the server's thread" or "gate closed, detached on signal 15" in done.stderr, "in good order"
+    assert where != "the server's thread" or "gate closed, detached on signal 15" in done.stderr, (
+        "in good order"
+    )
     assert not remaining()
 
 
@@ -57,10 +66,18 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
         "from tracer import cli, journal\nfrom tests.support.snapshots import FINDING\nfrom tracer.verdict import Violation\n"
         "from tracer import reaction\nreact = reaction.Reaction.react\n"
         "def loud(self, *a, **k):\n    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n    return react(self, *a, **k)\n"
-        "reaction.Reaction.react = loud\nfrom tracer import outcome\noutcome.watch_stdout()\n" + RUN.replace("'20'", "'2'")
+        "reaction.Reaction.react = loud\nfrom tracer import outcome\noutcome.watch_stdout()\n"
+        + RUN.replace("'20'", "'2'")
     )
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
     assert done.returncode == 0, done.stderr
     assert "stdout does not take a line" in done.stderr
     assert "gate closed" in done.stderr
@@ -69,7 +86,16 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
 def test_a_report_whose_folder_is_gone_at_the_end_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
-    done = rmapd("exec", "--report", str(folder / "r.json"), "--", "rm", "-rf", str(folder), env={"TMPDIR": str(tmp_path)})
+    done = rmapd(
+        "exec",
+        "--report",
+        str(folder / "r.json"),
+        "--",
+        "rm",
+        "-rf",
+        str(folder),
+        env={"TMPDIR": str(tmp_path)},
+    )
     assert f"cannot write the report {folder / 'r.json'}: No such file or directory" in done.stderr
     kept = Path(done.stderr.rpartition("it is kept in ")[2].strip())
     assert json.loads(kept.read_text())["command"]["argv"][0] == "rm"

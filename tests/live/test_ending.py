@@ -23,7 +23,11 @@ def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
     assert done.returncode == 124, done.stderr
     assert report["exit"] == {"code": 124, "reason": "the command's time was over (--timeout 0.5)"}
     assert report["ended_early"] == {"reason": "the command's time was over (--timeout 0.5)"}
-    assert report["command"] == {"argv": ["sleep", "60"], "exit_code": 143, "ended": "killed by SIGTERM"}
+    assert report["command"] == {
+        "argv": ["sleep", "60"],
+        "exit_code": 143,
+        "ended": "killed by SIGTERM",
+    }
     assert report["invariants"]["M1"]["coverage"] == "partial"
     assert done.stdout.startswith("ENDED EARLY: the command's time was over")
     began = time.monotonic()
@@ -42,7 +46,9 @@ def test_a_signal_ends_the_run_with_a_report(tmp_path: Path, number: signal.Sign
         process.send_signal(number)
         said, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
-    assert said.startswith(f"ENDED EARLY: {number.name} came; the command: killed by {number.name}\n")
+    assert said.startswith(
+        f"ENDED EARLY: {number.name} came; the command: killed by {number.name}\n"
+    )
     assert read(report)["ended_early"] == {"reason": f"{number.name} came", "signal": number.name}
     assert read(report)["command"]["exit_code"] == 128 + number, "it was passed on"
     assert "Traceback" not in errors
@@ -80,17 +86,40 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 def test_what_cannot_be_run_is_told_apart(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    for command, code in (("/nonexistent/command", 127), ("no-such-command-anywhere", 127), (str(folder), 126), ("/etc/passwd", 126)):
+    for command, code in (
+        ("/nonexistent/command", 127),
+        ("no-such-command-anywhere", 127),
+        (str(folder), 126),
+        ("/etc/passwd", 126),
+    ):
         done = rmapd("exec", "--", command)
-        assert (done.returncode, f"cannot run {command}" in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+        assert (
+            done.returncode,
+            f"cannot run {command}" in done.stderr,
+            "Traceback" in done.stderr,
+        ) == (code, True, False), done.stderr
     assert not remaining()
 
 
 def test_a_command_that_exits_with_3_is_told_apart(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, command=["sh", "-c", "exit 3"])
     assert (done.returncode, report["exit"]) == (3, {"code": 3, "reason": "the command's own"})
-    altered, out = (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"), tmp_path / "r.json"
-    with executing("--report", str(out), "--violation-exit-code", "99", "--timeout", "2", "--", "sleep", "60", command=altered) as process:
+    altered, out = (
+        (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"),
+        tmp_path / "r.json",
+    )
+    with executing(
+        "--report",
+        str(out),
+        "--violation-exit-code",
+        "99",
+        "--timeout",
+        "2",
+        "--",
+        "sleep",
+        "60",
+        command=altered,
+    ) as process:
         started(process)
         with contextlib.closing(Stage.find()) as stage:
             stage.book(variant(VIOLATING["L3"], 0))

@@ -23,7 +23,9 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
         assert set(report["lost"].values()) == {0}
         assert report["violations"] == []
         ledger = report["migration"]
-        assert ledger["entries_booked"] + ledger["entries_copied"] == ledger["entries_removed"] + report["oracle"].get("cleared", 0)
+        assert ledger["entries_booked"] + ledger["entries_copied"] == ledger[
+            "entries_removed"
+        ] + report["oracle"].get("cleared", 0)
         assert m1["holds"] == ledger["entries_booked"] + ledger["entries_copied"]
         cleared += report["oracle"].get("cleared", 0)
         if cleared:
@@ -34,7 +36,9 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
 
 def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
-    config.write_text("[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\norder_rows = 2\nring_pages = 1\n")
+    config.write_text(
+        "[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\norder_rows = 2\nring_pages = 1\n"
+    )
     done, report = run_exec(tmp_path, "--config", str(config), command=[*WORKLOAD, "100000"])
     assert done.returncode == 0, done.stdout + done.stderr
     checks = report["invariants"]["M1"]["checks"]
@@ -47,7 +51,11 @@ def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) ->
 def test_the_commands_own_exit_code_and_formats() -> None:
     done = rmapd("exec", "--format", "json", "--", "sh", "-c", "exit 7")
     assert done.returncode == 7
-    assert json.loads(done.stdout)["command"] == {"argv": ["sh", "-c", "exit 7"], "exit_code": 7, "ended": "it exited"}
+    assert json.loads(done.stdout)["command"] == {
+        "argv": ["sh", "-c", "exit 7"],
+        "exit_code": 7,
+        "ended": "it exited",
+    }
     assert json.loads(done.stdout)["exit"] == {"code": 7, "reason": "the command's own"}
     done = rmapd("exec", "--format", "ktap", "--", "true")
     assert done.stdout.startswith("KTAP version 1\n")
@@ -71,7 +79,18 @@ def test_lower_fidelity_probes_less(tmp_path: Path) -> None:
 
 def test_what_a_ci_is_given(tmp_path: Path) -> None:
     junit, report = tmp_path / "r.xml", tmp_path / "r.json"
-    done = rmapd("exec", "--format", "ktap", "--junit", str(junit), "--report", str(report), "--", *WORKLOAD, "20000")
+    done = rmapd(
+        "exec",
+        "--format",
+        "ktap",
+        "--junit",
+        str(junit),
+        "--report",
+        str(report),
+        "--",
+        *WORKLOAD,
+        "20000",
+    )
     assert done.returncode == 0, done.stderr
     tests = [line for line in Parser().parse_text(done.stdout) if line.category == "test"]
     (suite,) = JUnitXml.fromfile(str(junit))
@@ -82,11 +101,17 @@ def test_what_a_ci_is_given(tmp_path: Path) -> None:
     found = json.loads(report.read_text())
     entries = next(one for one in found["histograms"] if one["name"] == "migration_entry_seconds")
     assert entries["count"] >= 5000
-    assert found["timeline"]["totals"]["holds"][-1] == sum(one["checks"]["holds"] for one in found["invariants"].values())
-    assert rmapd("report", "--from", str(report), "--output", str(tmp_path / "r.html")).returncode == 0
+    assert found["timeline"]["totals"]["holds"][-1] == sum(
+        one["checks"]["holds"] for one in found["invariants"].values()
+    )
+    assert (
+        rmapd("report", "--from", str(report), "--output", str(tmp_path / "r.html")).returncode == 0
+    )
 
 
-def test_a_place_that_cannot_be_written_to_is_found_out_before_the_command_runs(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to_is_found_out_before_the_command_runs(
+    tmp_path: Path,
+) -> None:
     for option in ("--report", "--junit"):
         done = rmapd("exec", option, str(tmp_path / "none/r"), "--", "touch", str(tmp_path / "ran"))
         assert done.returncode == 2

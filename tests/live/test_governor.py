@@ -33,7 +33,10 @@ SLOW = """
 """
 COMM = (0x776F6C732D73692D).to_bytes(8, "little")
 LOAD = f"import ctypes, mmap\nctypes.CDLL(None).prctl(15, {COMM!r}, 0, 0, 0)\nwhile True: mmap.mmap(-1, 4096).close()"
-L2, ATTACHED = 'rmapd_invariant_coverage{invariant="L2"}', 'rmapd_probe_attached{hook="mmap_lock_released"}'
+L2, ATTACHED = (
+    'rmapd_invariant_coverage{invariant="L2"}',
+    'rmapd_probe_attached{hook="mmap_lock_released"}',
+)
 RUNS = 'rmapd_probe_runs_total{hook="mmap_lock_released"}'
 HELD = 'rmapd_lock_hold_seconds_count{class="mmap_lock",mode="write"}'
 
@@ -69,7 +72,9 @@ def comes(url: str, line: str, value: float, seconds: float = 60) -> None:
     pytest.fail(f"{line} is not {value}:\n{fetch(f'{url}/metrics')[1]}")
 
 
-def test_a_slow_hook_lowers_the_fidelity_and_comes_back(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
+    slow_probes: Path, load: subprocess.Popen[bytes]
+) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
     with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
         comes(url, 'rmapd_fidelity{level="full"}', 1)
@@ -77,8 +82,13 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(slow_probes: Path, load:
         load.send_signal(signal.SIGCONT)
         comes(url, 'rmapd_fidelity{level="owner"}', 1)
         assert (sample(url, L2), sample(url, ATTACHED)) == (0, 0)
-        assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, 'rmapd_fidelity_changes_total{direction="lower"}')) == (0, 1)
-        assert sample(url, 'rmapd_invariant_coverage{invariant="M4"}') == 0.5, "forks are not seen now"
+        assert (
+            sample(url, 'rmapd_fidelity{level="full"}'),
+            sample(url, 'rmapd_fidelity_changes_total{direction="lower"}'),
+        ) == (0, 1)
+        assert sample(url, 'rmapd_invariant_coverage{invariant="M4"}') == 0.5, (
+            "forks are not seen now"
+        )
         held, runs = sample(url, HELD), sample(url, RUNS)
         time.sleep(2)
         assert (sample(url, HELD), sample(url, RUNS)) == (held, runs), "detached"
@@ -87,37 +97,57 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(slow_probes: Path, load:
         assert (sample(url, L2), sample(url, ATTACHED)) == (0.5, 1)
         assert sample(url, 'rmapd_fidelity_changes_total{direction="raise"}') >= 1
         subprocess.run(
-            [sys.executable, "-c", "import os\nfor _ in range(50):\n p = os.fork()\n p or os._exit(0)\n os.waitpid(p, 0)"], check=True
+            [
+                sys.executable,
+                "-c",
+                "import os\nfor _ in range(50):\n p = os.fork()\n p or os._exit(0)\n os.waitpid(p, 0)",
+            ],
+            check=True,
         )
         until(lambda: sample(url, HELD) > held, 20, "it counts again")
         for invariant in ("M1", "L2"):
             for verdict in ("violated", "suspect"):
-                assert sample(url, f'rmapd_checks_total{{invariant="{invariant}",verdict="{verdict}"}}') == 0
+                assert (
+                    sample(
+                        url, f'rmapd_checks_total{{invariant="{invariant}",verdict="{verdict}"}}'
+                    )
+                    == 0
+                )
         programs = loaded_by(process.pid)
         assert len(programs) > 10
-        assert set(of_threads(Path(f"/proc/{keeper_of(process.pid)}")).values()) == {1 << Cap.BPF.value | 1 << Cap.PERFMON.value}
+        assert set(of_threads(Path(f"/proc/{keeper_of(process.pid)}")).values()) == {
+            1 << Cap.BPF.value | 1 << Cap.PERFMON.value
+        }
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr
         said = process.stderr.read()
         assert "privileges dropped; kept: no capability" in said
-        assert "governor: programs may take 5 % of the machine's CPU time; levels full, owner" in said
+        assert (
+            "governor: programs may take 5 % of the machine's CPU time; levels full, owner" in said
+        )
         assert "fidelity owner instead of full: programs take" in said
         assert "fidelity full instead of owner: programs would take" in said
     assert not still_loaded(programs), "the keeper has let go, too"
 
 
-def test_what_is_required_is_never_taken_off(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+def test_what_is_required_is_never_taken_off(
+    slow_probes: Path, load: subprocess.Popen[bytes]
+) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
     with daemon("--require", "L2", command=altered, env={"RMAPD_BUDGET": "0.05"}) as (_, url):
         comes(url, 'rmapd_fidelity{level="full"}', 1)
         load.send_signal(signal.SIGCONT)
         time.sleep(8)
-        assert sample(url, 'rmapd_probe_run_seconds_total{hook="mmap_lock_released"}') > 0.05 * 4 * (os.cpu_count() or 1), "well over it"
+        assert sample(
+            url, 'rmapd_probe_run_seconds_total{hook="mmap_lock_released"}'
+        ) > 0.05 * 4 * (os.cpu_count() or 1), "well over it"
         assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, L2)) == (1, 0.5)
 
 
-def test_without_its_keeper_it_stays_low_and_says_so(slow_probes: Path, load: subprocess.Popen[bytes]) -> None:
+def test_without_its_keeper_it_stays_low_and_says_so(
+    slow_probes: Path, load: subprocess.Popen[bytes]
+) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
     with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
         load.send_signal(signal.SIGCONT)
@@ -125,7 +155,11 @@ def test_without_its_keeper_it_stays_low_and_says_so(slow_probes: Path, load: su
         load.send_signal(signal.SIGSTOP)
         os.kill(keeper_of(process.pid), signal.SIGKILL)
         time.sleep(12)
-        assert (sample(url, 'rmapd_fidelity{level="owner"}'), sample(url, L2), sample(url, ATTACHED)) == (1, 0, 0)
+        assert (
+            sample(url, 'rmapd_fidelity{level="owner"}'),
+            sample(url, L2),
+            sample(url, ATTACHED),
+        ) == (1, 0, 0)
         assert sample(url, 'rmapd_fidelity_changes_total{direction="raise"}') == 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -31,18 +31,35 @@ Journal(time.time).new([Violation(finding, 1.0, 2.0, 3)])
 """
 
 
-@pytest.mark.skipif(not JOURNALD.exists() or not shutil.which("systemd-cat"), reason="no systemd here")
+@pytest.mark.skipif(
+    not JOURNALD.exists() or not shutil.which("systemd-cat"), reason="no systemd here"
+)
 def test_a_finding_is_one_entry_that_can_be_searched_for(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    script = SCRIPT.format(journald=JOURNALD, python=sys.executable, program=program, out=tmp_path / "out")
-    done = subprocess.run(["unshare", "-m", "bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    script = SCRIPT.format(
+        journald=JOURNALD, python=sys.executable, program=program, out=tmp_path / "out"
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     (line,) = (tmp_path / "out").read_text().splitlines() or [done.stderr]
     entry = json.loads(line)
-    assert (entry["RMAPD_VERDICT"], entry["RMAPD_FUNCTION"], entry["RMAPD_COUNT"], entry["_TRANSPORT"]) == (
+    assert (
+        entry["RMAPD_VERDICT"],
+        entry["RMAPD_FUNCTION"],
+        entry["RMAPD_COUNT"],
+        entry["_TRANSPORT"],
+    ) == (
         "violated",
         "vma_expand",
         "3",
         "journal",
     )
-    assert json.loads(entry["MESSAGE"])["id"] == entry["RMAPD_ID"], "whole, where a line on stdout would be cut into pieces"
+    assert json.loads(entry["MESSAGE"])["id"] == entry["RMAPD_ID"], (
+        "whole, where a line on stdout would be cut into pieces"
+    )

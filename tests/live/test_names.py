@@ -31,17 +31,26 @@ def called(name: str) -> Iterator[None]:
 
 
 def obeyed(text: str) -> set[str]:
-    return {one for one in text if unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp") and one not in "\n\t\u2007"}
+    return {
+        one
+        for one in text
+        if unicodedata.category(one) in ("Cc", "Cf", "Zl", "Zp") and one not in "\n\t\u2007"
+    }
 
 
 def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"]
     store = reachable / "rmapd.db"
-    with daemon("--store", str(store), command=altered) as (process, url), contextlib.closing(Stage.find()) as stage:
+    with (
+        daemon("--store", str(store), command=altered) as (process, url),
+        contextlib.closing(Stage.find()) as stage,
+    ):
         with called(NAME):
             assert Path("/proc/thread-self/comm").read_bytes() == NAME.encode() + b"\n"
             stage.book(variant(VIOLATING["L3"], 0))
-        violations = until(lambda: json.loads(fetch(f"{url}/api/v1/violations")[1]), 20, "the violation is found")
+        violations = until(
+            lambda: json.loads(fetch(f"{url}/api/v1/violations")[1]), 20, "the violation is found"
+        )
         (found,) = [one for one in violations if one["invariant"] == "L3"]
         assert found["task"]["comm"] == NAME, "data is exact"
         assert not obeyed(fetch(f"{url}/api/v1/violations")[1])
@@ -61,7 +70,10 @@ def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
         assert (done.returncode, obeyed(done.stdout)) == (0, set())
         assert form != "text" or f"{SHOWN}[" in done.stdout
         assert form != "json" or json.loads(done.stdout)["violation"]["task"]["comm"] == NAME
-    for args in (("report", "--store", str(store)), ("report", "--store", str(store), "--output", str(reachable / "r.html"))):
+    for args in (
+        ("report", "--store", str(store)),
+        ("report", "--store", str(store), "--output", str(reachable / "r.html")),
+    ):
         done = rmapd(*args)
         assert (done.returncode, obeyed(done.stdout)) == (0, set())
     assert SHOWN in (reachable / "r.html").read_text()

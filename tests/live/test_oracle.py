@@ -50,7 +50,10 @@ time.sleep(600)
 
 @pytest.fixture
 def sleepers() -> Iterator[list[int]]:
-    children = [subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    children = [
+        subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     for child in children:
         assert child.stdout
         assert child.stdout.readline() == "ready\n"
@@ -81,7 +84,9 @@ def mm_of(session: Session, pid: int) -> Mm:
     return next(mm for mm in session.desk.oracle.mms() if mm.tgid == pid)
 
 
-def test_a_thousand_present_pages_of_others_agree_with_pagemap(session: Session, sleepers: list[int]) -> None:
+def test_a_thousand_present_pages_of_others_agree_with_pagemap(
+    session: Session, sleepers: list[int]
+) -> None:
     oracle = session.desk.oracle
     assert oracle
     chosen, levels = 0, set()
@@ -108,8 +113,12 @@ def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) 
     assert oracle
     mm = mm_of(session, sleepers[0])
     mapped = ranges(sleepers[0])
-    addresses = [a for a in range(0, 1 << 47, 1 << 39) if not any(start <= a < end for start, end in mapped)]
-    assert {answer.found for answer in oracle.ask([(mm, addr) for addr in addresses])} <= {"FOUND_NOTHING"}
+    addresses = [
+        a for a in range(0, 1 << 47, 1 << 39) if not any(start <= a < end for start, end in mapped)
+    ]
+    assert {answer.found for answer in oracle.ask([(mm, addr) for addr in addresses])} <= {
+        "FOUND_NOTHING"
+    }
 
 
 def test_exited_processes_do_no_harm(session: Session) -> None:
@@ -120,7 +129,9 @@ def test_exited_processes_do_no_harm(session: Session) -> None:
     child.stdout.readline()
     mm, mapped = mm_of(session, child.pid), ranges(child.pid)
     addresses = [start for start, _ in mapped]
-    assert any(answer.found == "FOUND_PRESENT" for answer in oracle.ask([(mm, addr) for addr in addresses]))
+    assert any(
+        answer.found == "FOUND_PRESENT" for answer in oracle.ask([(mm, addr) for addr in addresses])
+    )
     child.send_signal(signal.SIGKILL)
     child.communicate()
     for _ in range(50):
@@ -143,16 +154,25 @@ def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path
                 "import mmap,time\nb=mmap.mmap(-1,4<<20,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\nb.madvise(15)\n"
                 "for o in range(0,4<<20,4096): b[o]=o>>12&255 or 1\nb.madvise(21)\nprint('ready',flush=True)\ntime.sleep(600)"
             )
-            child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+            child = subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+            )
             try:
                 assert child.stdout
                 child.stdout.readline()
-                pages = [a for start, end in ranges(child.pid) for a in range(start, end, PAGE) if pagemap(child.pid, a) >> 62 == 1]
+                pages = [
+                    a
+                    for start, end in ranges(child.pid)
+                    for a in range(start, end, PAGE)
+                    if pagemap(child.pid, a) >> 62 == 1
+                ]
                 assert len(pages) > 100, "MADV_PAGEOUT swapped nothing out"
                 oracle = session.desk.oracle
                 assert oracle
                 mm = mm_of(session, child.pid)
-                assert {answer.found for answer in oracle.ask([(mm, addr) for addr in pages])} == {"FOUND_OTHER"}
+                assert {answer.found for answer in oracle.ask([(mm, addr) for addr in pages])} == {
+                    "FOUND_OTHER"
+                }
                 assert not [a for a in oracle.sweep(oracle.mms()).answers if a.left_behind]
             finally:
                 child.kill()
@@ -173,7 +193,9 @@ def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None
 
 
 def test_base_addresses_make_sense(session: Session) -> None:
-    params = session.books._layouts.structs["params"].unpack(session.loaded.maps["params"].lookup(bytes(4)) or b"")
+    params = session.books._layouts.structs["params"].unpack(
+        session.loaded.maps["params"].lookup(bytes(4)) or b""
+    )
     assert params.page_offset % (1 << 30) == 0
     assert params.page_offset >> 47 == (1 << 17) - 1
     assert params.vmemmap >> 47 == (1 << 17) - 1

@@ -34,12 +34,22 @@ def test_from_the_judge_to_the_collector(tmp_path: Path) -> None:
         config = tmp_path / "rmapd.toml"
         config.write_text(f'otlp_endpoint = "{receiver.url}"\nlisten = "127.0.0.1:0"\nstore = ""\n')
         command = [sys.executable, "-c", DAEMON, "run", "--config", str(config), "--duration", "4"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
     assert done.returncode == 0, done.stderr
     assert "privileges dropped" in done.stderr
     (line,) = (json.loads(line) for line in done.stdout.splitlines())
     (one,) = receiver.received
     sent = one["attributes"]
-    assert (sent["rmapd.id"], sent["rmapd.invariant"], sent["rmapd.verdict"]) == (line["id"], "L1", "violated")
+    assert (sent["rmapd.id"], sent["rmapd.invariant"], sent["rmapd.verdict"]) == (
+        line["id"],
+        "L1",
+        "violated",
+    )
     assert json.loads(sent["rmapd.trail"]) == line["trail"] != []
     assert one["resource"]["os.version"] == os.uname().release

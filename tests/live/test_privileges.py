@@ -34,13 +34,27 @@ from tests.live.test_otlp import DAEMON
 from tests.support.collector import collector
 from tracer import stored
 
-PAGES = ("/", "/protocols", "/hooks", "/invariants/M1", "/metrics", "/api/v1/openapi.json", "/api/v1/report", "/api/v1/protocols")
+PAGES = (
+    "/",
+    "/protocols",
+    "/hooks",
+    "/invariants/M1",
+    "/metrics",
+    "/api/v1/openapi.json",
+    "/api/v1/report",
+    "/api/v1/protocols",
+)
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 FILTERED = importlib.util.find_spec("seccomp") is not None
 
 
 def status(of: Path) -> dict[str, str]:
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in (of / "status").read_text().splitlines())}
+    return {
+        key: value.strip()
+        for key, _, value in (
+            line.partition(":") for line in (of / "status").read_text().splitlines()
+        )
+    }
 
 
 def threads(pid: int) -> list[dict[str, str]]:
@@ -52,7 +66,11 @@ def coverage(process: subprocess.Popen[str]) -> str:
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert process.stderr
-    (said,) = (line.partition(" INFO ")[2] for line in process.stderr.read().splitlines() if " INFO coverage: " in line)
+    (said,) = (
+        line.partition(" INFO ")[2]
+        for line in process.stderr.read().splitlines()
+        if " INFO coverage: " in line
+    )
     return said
 
 
@@ -135,7 +153,10 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
             assert {int(one[name], 16) for name in SETS} == {0}, one
             assert one["NoNewPrivs"] == "1"
             assert one["Seccomp"] == ("2" if FILTERED else "0")
-        sweeps, cleared = 'rmapd_oracle_questions_total{kind="sweeps"}', 'rmapd_migration_entries_total{event="cleared_by_oracle"}'
+        sweeps, cleared = (
+            'rmapd_oracle_questions_total{kind="sweeps"}',
+            'rmapd_migration_entries_total{event="cleared_by_oracle"}',
+        )
         before = {name: sample(url, name) for name in (sweeps, cleared)}
         for _ in range(30):  # until an entry is zapped in mid-migration
             entries_hold(url, 5000)
@@ -145,7 +166,9 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
         assert sample(url, sweeps) > before[sweeps], "and searches them"
         assert sample(url, 'rmapd_checks_total{invariant="M1",verdict="suspect"}') == 0
         assert sample(url, 'rmapd_checks_total{invariant="M1",verdict="unverifiable"}') == 0
-        assert sample(url, 'rmapd_probe_runs_total{hook="set_migration_pte"}') > 5000, "the kernel's statistics"
+        assert sample(url, 'rmapd_probe_runs_total{hook="set_migration_pte"}') > 5000, (
+            "the kernel's statistics"
+        )
         config.write_text("patrol_seconds = 3.0\n")
         process.send_signal(signal.SIGHUP)
         time.sleep(2)
@@ -157,7 +180,10 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     config.write_text("patrol_seconds = 2.0\ndrop_privileges = false\n")
     with daemon("--config", str(config)) as (process, _):
         judge = judge_of(process.pid)
-        assert all(int(one["CapEff"], 16) == int(status(Path("/proc/self"))["CapEff"], 16) for one in threads(judge))
+        assert all(
+            int(one["CapEff"], 16) == int(status(Path("/proc/self"))["CapEff"], 16)
+            for one in threads(judge)
+        )
         assert threads(judge)[0]["NoNewPrivs"] == "0"
         assert coverage(process) == dropped
 
@@ -170,7 +196,9 @@ def test_no_thread_owns_what_is_roots(reachable: Path) -> None:
         process.terminate()
         assert process.wait(30) == 0
         assert process.stderr
-        (judge,) = (line for line in process.stderr.read().splitlines() if line.startswith("the judge: "))
+        (judge,) = (
+            line for line in process.stderr.read().splitlines() if line.startswith("the judge: ")
+        )
     for found in (server, json.loads(judge.removeprefix("the judge: "))):
         assert len(found) == 11, found
         assert not {what for what, outcome in found.items() if outcome == "done"}
@@ -194,7 +222,14 @@ def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None
             helper,
         ):  # not dumpable: /proc has it as root's, and another process of the user cannot look into it
             assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
-            spy = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "cat", f"/proc/{pid}/environ"]
+            spy = [
+                "setpriv",
+                f"--reuid={user.pw_uid}",
+                f"--regid={user.pw_gid}",
+                "--clear-groups",
+                "cat",
+                f"/proc/{pid}/environ",
+            ]
             assert subprocess.run(spy, capture_output=True, check=False).returncode != 0
 
 
@@ -219,11 +254,20 @@ print(open("/proc/self/status").read())
 def test_become_is_one_call_and_for_good() -> None:
     """For a process of one thread: the one that attaches again, or one that supervises."""
     user = daemons_user()
-    done = subprocess.run([sys.executable, "-c", BECOME], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", BECOME], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     line, _, fields = done.stdout.partition("\n")
     refused = "Operation not permitted"
-    assert json.loads(line) == [[user.pw_uid] * 3, [user.pw_gid] * 3, [], [refused, refused, "Permission denied", refused]]
-    found = {key: value.strip() for key, _, value in (row.partition(":") for row in fields.splitlines())}
+    assert json.loads(line) == [
+        [user.pw_uid] * 3,
+        [user.pw_gid] * 3,
+        [],
+        [refused, refused, "Permission denied", refused],
+    ]
+    found = {
+        key: value.strip() for key, _, value in (row.partition(":") for row in fields.splitlines())
+    }
     assert {int(found[name], 16) for name in ("CapPrm", "CapEff")} == {1 << Cap.BPF.value}
     assert (found["CapBnd"], found["CapAmb"], found["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
 
@@ -244,7 +288,11 @@ def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
             process.terminate()
             assert process.wait(30) == 0
         for path in (folder, folder / "rmapd.db"):
-            assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o077) == (user.pw_uid, user.pw_gid, 0), path
+            assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o077) == (
+                user.pw_uid,
+                user.pw_gid,
+                0,
+            ), path
         assert (folder / "theirs").stat().st_uid == 0
         first, second = stored.read(folder / "rmapd.db").runs
         assert first["ended"]
@@ -256,21 +304,40 @@ def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
 
 
 def test_a_store_where_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
-    done = rmapd("run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "rmapd.db"))
+    done = rmapd(
+        "run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "rmapd.db")
+    )
     assert done.returncode == 2
     assert "cannot write the store" in done.stderr
     assert f"the user {daemons_user().pw_name}" in done.stderr
 
 
-def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_were(reachable: Path) -> None:
+def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_were(
+    reachable: Path,
+) -> None:
     key, config, web = reachable / "key.pem", reachable / "rmapd.toml", reachable / "web.yml"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(key)]
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+        "-keyout",
+        str(key),
+    ]
     subprocess.run([*make, "-out", str(reachable / "cert.pem")], check=True, capture_output=True)
     web.write_text("tls_server_config: {cert_file: cert.pem, key_file: key.pem}\n")
     config.write_text(f'listen = "127.0.0.1:0"\nweb_config = "{web}"\n')
     for path in (key, config):
         path.chmod(0o600)
-    with subprocess.Popen([RMAPD, "run", "--config", str(config)], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [RMAPD, "run", "--config", str(config)], stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr
         said: list[str] = []
         while "gate open" not in (said or [""])[-1]:
@@ -281,7 +348,10 @@ def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_we
         assert process.wait(30) == 0
         before, after = "".join(said), process.stderr.read()
     assert f"cannot read the configuration {config}" in before, "said at the start already"
-    assert f"the configuration stays as it was: cannot read the configuration {config}: Permission denied" in after
+    assert (
+        f"the configuration stays as it was: cannot read the configuration {config}: Permission denied"
+        in after
+    )
     assert "who may read stays as it was: the certificate and key" in after
     assert f"chgrp {grp.getgrgid(daemons_user().pw_gid).gr_name} {config}" in after
 
@@ -293,11 +363,26 @@ def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool)
         text = f'otlp_endpoint = "{receiver.url}"\npatrol_seconds = 1.0\n'
         (reachable / "rmapd.toml").write_text(text)
         command = [sys.executable, "-c", LATE, str(ROOT), sys.prefix]
-        env = {"PYTHONPATH": str(ROOT), "RMAPD_STORE": f"{reachable}/rmapd.db", "FORCE_COLOR": "1" if terminal else ""}
-        with daemon("--config", str(reachable / "rmapd.toml"), command=command, env=env) as (process, url):
-            until(lambda: sample(url, 'rmapd_violations_total{invariant="L1"}'), 20, "the finding is there")
+        env = {
+            "PYTHONPATH": str(ROOT),
+            "RMAPD_STORE": f"{reachable}/rmapd.db",
+            "FORCE_COLOR": "1" if terminal else "",
+        }
+        with daemon("--config", str(reachable / "rmapd.toml"), command=command, env=env) as (
+            process,
+            url,
+        ):
+            until(
+                lambda: sample(url, 'rmapd_violations_total{invariant="L1"}'),
+                20,
+                "the finding is there",
+            )
             (violation,) = json.loads(fetch(f"{url}/api/v1/violations")[1])
-            for path in (*PAGES, f"/violations/{violation['id']}", f"/api/v1/violations/{violation['id']}"):
+            for path in (
+                *PAGES,
+                f"/violations/{violation['id']}",
+                f"/api/v1/violations/{violation['id']}",
+            ):
                 assert fetch(url + path)[0] == 200, path
             until(lambda: receiver.received, 20, "the collector has it")
             process.send_signal(signal.SIGHUP)
@@ -323,11 +408,20 @@ def test_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
         f"mount --bind {packages} {closed / 'packages'} && mount -t tmpfs none {packages} && cd / && "
         f'exec env PYTHONPATH={closed}:{closed / "packages"} {sys.executable} -c "from tracer.cli import main; main()" "$@"'
     )
-    with daemon(command=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]) as (process, url):
+    with daemon(
+        command=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
+    ) as (process, url):
         assert status(Path(f"/proc/{process.pid}"))["Uid"].split()[0] == str(daemons_user().pw_uid)
         for path in PAGES:
             assert fetch(url + path)[0] == 200, path
-        subprocess.run([sys.executable, "-c", "import os\nfor _ in range(50):\n p = os.fork()\n p or os._exit(0)\n os.wait()"], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import os\nfor _ in range(50):\n p = os.fork()\n p or os._exit(0)\n os.wait()",
+            ],
+            check=True,
+        )
         process.send_signal(signal.SIGHUP)
         time.sleep(3)
         assert fetch(f"{url}/")[0] == 200
@@ -344,11 +438,18 @@ def test_nobody_without_privilege_can_hold_the_lock(config: Path) -> None:
     user = ["setpriv", "--reuid=1", "--regid=1", "--clear-groups"]
     with daemon("--config", str(config)) as (process, _):
         assert lock.read_text() == str(process.pid)
-        assert subprocess.run([*user, "flock", "-n", str(lock), "true"], capture_output=True, check=False).returncode != 0
+        assert (
+            subprocess.run(
+                [*user, "flock", "-n", str(lock), "true"], capture_output=True, check=False
+            ).returncode
+            != 0
+        )
         done = rmapd("exec", "--", "true")
         assert done.returncode not in (0, 3)
         assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
-    took = subprocess.run([*user, "flock", "-n", str(lock), "true"], capture_output=True, text=True, check=False)
+    took = subprocess.run(
+        [*user, "flock", "-n", str(lock), "true"], capture_output=True, text=True, check=False
+    )
     assert "Permission denied" in took.stderr
     assert rmapd("exec", "--", "true").returncode == 0
 
@@ -365,12 +466,17 @@ def test_the_configuration_is_read_again_without_privileges(config: Path) -> Non
         assert process.wait(30) == 0
         assert process.stderr
         said = process.stderr.read()
-    assert "configuration read again: welcome_seconds 10, settle_seconds 5, patrol_seconds 7" in said
+    assert (
+        "configuration read again: welcome_seconds 10, settle_seconds 5, patrol_seconds 7" in said
+    )
     assert "the configuration stays as it was: cannot read the configuration" in said
 
 
 def test_exec_runs_its_command_with_all_that_its_caller_has() -> None:
     done = rmapd("exec", "--", "grep", "-E", "^(CapEff|CapBnd|NoNewPrivs):", "/proc/self/status")
     own = status(Path("/proc/self"))
-    said = {key: value.strip() for key, _, value in (line.partition(":") for line in done.stdout.splitlines()[:3])}
+    said = {
+        key: value.strip()
+        for key, _, value in (line.partition(":") for line in done.stdout.splitlines()[:3])
+    }
     assert said == {name: own[name] for name in ("CapEff", "CapBnd", "NoNewPrivs")}

@@ -42,16 +42,29 @@ def replayed(page: Callable[[], bytes]) -> Iterator[str]:
 
 
 def test_promtool_is_content() -> None:
-    for args in (["check", "rules", "rules.yaml", "alerts.yaml"], ["test", "rules", "rules_test.yaml"]):
-        done = subprocess.run(["promtool", *args], cwd=RULES, capture_output=True, text=True, check=False)
+    for args in (
+        ["check", "rules", "rules.yaml", "alerts.yaml"],
+        ["test", "rules", "rules_test.yaml"],
+    ):
+        done = subprocess.run(
+            ["promtool", *args], cwd=RULES, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_promtool_test_notices_a_wrong_rule(tmp_path: Path) -> None:
     for name in ("rules.yaml", "alerts.yaml", "rules_test.yaml"):
         text = (RULES / name).read_text()
-        (tmp_path / name).write_text(text.replace("rmapd_violations_total > 0", "rmapd_violations_total > 5"))
-    done = subprocess.run(["promtool", "test", "rules", "rules_test.yaml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        (tmp_path / name).write_text(
+            text.replace("rmapd_violations_total > 0", "rmapd_violations_total > 5")
+        )
+    done = subprocess.run(
+        ["promtool", "test", "rules", "rules_test.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode != 0
     assert "RmapdInvariantViolated" in done.stdout + done.stderr
 
@@ -64,12 +77,22 @@ def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
     with daemon() as (_, url), replayed(lambda: generate_latest(registry)) as replay:
         real = url.removeprefix("http://")
         live = fetch(f"{url}/metrics")[1]
-        checked = subprocess.run(["promtool", "check", "metrics"], input=live, capture_output=True, text=True, check=False)
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"],
+            input=live,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
         hooked = any(line.startswith(HOOKED_ONLY) for line in live.splitlines())
         with prometheus(tmp_path, real, replay) as api:
             subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
-            until(lambda: api.query("instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"), 30, "the rules have run")
+            until(
+                lambda: api.query("instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"),
+                30,
+                "the rules have run",
+            )
             time.sleep(5 * SCRAPE_SECONDS)
             answered = 0
             for board in dashboards.BOARDS:
@@ -77,14 +100,26 @@ def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
                     for query in panel.queries:
                         needs_hooks = any(name in query.expr for name in HOOKED_ONLY) and not hooked
                         host = replay if needs_hooks else real
-                        variables = {"host": host, "kernel": ".*", "invariant": ".*", "__rate_interval": "30s"}
+                        variables = {
+                            "host": host,
+                            "kernel": ".*",
+                            "invariant": ".*",
+                            "__rate_interval": "30s",
+                        }
                         expr = expand(query.expr, variables)
                         found = api.query(expr)
                         assert found, f"{board.title}, {panel.title}: {expr}"
                         answered += 1
                 for variable in board.variables:
-                    expr, label = variable.query.removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
-                    assert api.get(f"/api/v1/label/{label}/values", **{"match[]": expand(expr, {"kernel": ".*"})})
+                    expr, label = (
+                        variable.query.removeprefix("label_values(")
+                        .removesuffix(")")
+                        .rsplit(", ", 1)
+                    )
+                    assert api.get(
+                        f"/api/v1/label/{label}/values",
+                        **{"match[]": expand(expr, {"kernel": ".*"})},
+                    )
             assert answered >= 50
             (series,) = api.query(f'scrape_samples_scraped{{instance="{real}"}}')
             assert int(series["value"][1]) < 700
@@ -94,7 +129,9 @@ def documented(heading: str) -> Any:
     """The first block of YAML below a heading of docs/FLEET.md."""
     text = (ROOT / "docs/FLEET.md").read_text().partition(f"## {heading}\n")[2]
     block = itertools.dropwhile(lambda line: not line.startswith("    "), text.splitlines())
-    return yaml.safe_load("\n".join(itertools.takewhile(lambda line: line.startswith("    ") or not line, block)))
+    return yaml.safe_load(
+        "\n".join(itertools.takewhile(lambda line: line.startswith("    ") or not line, block))
+    )
 
 
 def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> None:
@@ -113,23 +150,35 @@ def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> Non
         store = stack.enter_context(running(folders[2], {}, "--web.enable-remote-write-receiver"))
         write["remote_write"][0]["url"] = f"{store.url}/api/v1/write"
         own = {"external_labels": {"region": "north"}}
-        region = stack.enter_context(prometheus(folders[0], url.removeprefix("http://"), replay, **write, **{"global": own}))
-        federate["scrape_configs"][0]["static_configs"] = [{"targets": [region.url.removeprefix("http://")]}]
+        region = stack.enter_context(
+            prometheus(folders[0], url.removeprefix("http://"), replay, **write, **{"global": own})
+        )
+        federate["scrape_configs"][0]["static_configs"] = [
+            {"targets": [region.url.removeprefix("http://")]}
+        ]
         fleet = stack.enter_context(running(folders[1], federate))
         board = next(board for board in dashboards.BOARDS if board.uid == "rmapd-fleet")
         for api in (fleet, store):
-            until(partial(api.query, "instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"), 60, "recorded series arrive")
+            until(
+                partial(api.query, "instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"),
+                60,
+                "recorded series arrive",
+            )
             for panel in board.panels:
                 for query in panel.queries:
                     expr = expand(query.expr, {"kernel": ".*", "invariant": ".*"})
                     assert api.query(expr), f"{panel.title}: {expr}"
             names = api.get("/api/v1/label/__name__/values")
-            assert [name for name in names if name.startswith("rmapd_")] == [], "raw series stay in the region"
+            assert [name for name in names if name.startswith("rmapd_")] == [], (
+                "raw series stay in the region"
+            )
             (hosts,) = api.query('sum(kernel:rmapd_hosts:count{region="north", job="rmapd"})')
             assert hosts["value"][1] == "2"
         here = url.removeprefix("http://")
         of_host = fleet.query(f'count({{__name__=~".+:rmapd_.+", instance="{here}"}})')
-        of_kernel = fleet.query(f'count({{__name__=~".+:rmapd_.+", kernel="{os.uname().release}", instance=""}})')
+        of_kernel = fleet.query(
+            f'count({{__name__=~".+:rmapd_.+", kernel="{os.uname().release}", instance=""}})'
+        )
         said = (ROOT / "docs/FLEET.md").read_text()
         assert f"| recorded, per host | {of_host[0]['value'][1]} |" in said
         assert f"| recorded, per kernel release and job | {of_kernel[0]['value'][1]} |" in said
@@ -144,11 +193,19 @@ def test_alerts_fire_from_what_really_happens(tmp_path: Path) -> None:
             until(lambda: api.query("rmapd_gate_open == 1"), 60, "the gate is open")
             # Compiling is over budget while it is in the window: the alert waits that out for a quarter of an hour, ours for a second.
             quiet = {"RmapdOverheadOverBudget"}
-            until(lambda: {name for name, _ in api.firing()} <= quiet, 20, "RmapdDown and RmapdNotReady end")
+            until(
+                lambda: {name for name, _ in api.firing()} <= quiet,
+                20,
+                "RmapdDown and RmapdNotReady end",
+            )
             process.terminate()
             process.wait(30)
         with run_at(at, "--fidelity", "migration"):
-            lost = until(lambda: api.firing().get(("RmapdCoverageLost", at)), 60, "RmapdCoverageLost after a restart with less")
+            lost = until(
+                lambda: api.firing().get(("RmapdCoverageLost", at)),
+                60,
+                "RmapdCoverageLost after a restart with less",
+            )
             assert lost["severity"] == "warning"
             assert lost["runbook_url"].endswith("/RmapdCoverageLost.md")
         until(lambda: ("RmapdDown", at) in api.firing(), 20, "RmapdDown after it was killed")
@@ -188,8 +245,16 @@ def test_a_violation_fires_within_two_scrapes(tmp_path: Path) -> None:
         time.sleep(2 * SCRAPE_SECONDS)
         assert ("RmapdInvariantViolated", at) not in api.firing()
         pages.append(text.replace(was, was.replace("0.0", "1.0")))
-        fired = until(lambda: api.firing().get(("RmapdInvariantViolated", at)), 2 * SCRAPE_SECONDS + 1, "RmapdInvariantViolated")
+        fired = until(
+            lambda: api.firing().get(("RmapdInvariantViolated", at)),
+            2 * SCRAPE_SECONDS + 1,
+            "RmapdInvariantViolated",
+        )
         assert (fired["invariant"], fired["severity"]) == ("M1", "critical")
         (looked,) = re.findall(r"^rmapd_snapshot_time_seconds .*$", text, re.MULTILINE)
         pages.append(text.replace(looked, f"rmapd_snapshot_time_seconds {time.time() - 90}"))
-        until(lambda: ("RmapdStalled", at) in api.firing(), 20, "RmapdStalled, of a page whose judge last looked 90 s ago")
+        until(
+            lambda: ("RmapdStalled", at) in api.firing(),
+            20,
+            "RmapdStalled, of a page whose judge last looked 90 s ago",
+        )

@@ -15,7 +15,10 @@ from tracer import html_report, report
 from tracer.reported import of_report
 
 RGB = tuple[int, ...]
-LIGHT, DARK = ((255, 255, 255), (192, 39, 45), (47, 98, 181)), ((20, 23, 27), (255, 123, 118), (122, 167, 240))
+LIGHT, DARK = (
+    ((255, 255, 255), (192, 39, 45), (47, 98, 181)),
+    ((20, 23, 27), (255, 123, 118), (122, 167, 240)),
+)
 """--paper, --bad, --blue of report.css."""
 AMBER_AND_GOOD = {False: ((154, 98, 0), (26, 127, 69)), True: ((232, 176, 74), (92, 201, 138))}
 """--warn and --good, light and dark."""
@@ -40,13 +43,19 @@ def shares(picture: Path) -> dict[RGB, float]:
     """Colours and how much of the picture has them."""
     image = Image.open(picture).convert("RGB")
     found = image.getcolors(image.width * image.height) or []
-    return {colour: count / (image.width * image.height) for count, colour in found if isinstance(colour, tuple)}
+    return {
+        colour: count / (image.width * image.height)
+        for count, colour in found
+        if isinstance(colour, tuple)
+    }
 
 
 def test_a_page_that_asks_and_complains_is_noticed(tmp_path: Path) -> None:
     """What the other tests rely on: this browser would tell."""
     bad = tmp_path / "bad.html"
-    bad.write_text('<body style="width:900px"><img src="http://127.0.0.1:1/x"><script>console.error("oh no")</script>')
+    bad.write_text(
+        '<body style="width:900px"><img src="http://127.0.0.1:1/x"><script>console.error("oh no")</script>'
+    )
     seen = visit(bad, tmp_path)
     assert seen.requests == ["http://127.0.0.1:1/x"]
     assert any("oh no" in message for message in seen.console)
@@ -74,7 +83,9 @@ def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path, width: int) -
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_report_that_is_amber_looks_so(tmp_path: Path, dark: bool, width: int) -> None:
     """Its border and its badge are drawn in the colour of warnings, and nothing in that of what is good."""
-    found = report.as_json(busy.tracepoints_only(), ["true"], 0) | {"ended_early": {"reason": "the judge was killed by SIGKILL"}}
+    found = report.as_json(busy.tracepoints_only(), ["true"], 0) | {
+        "ended_early": {"reason": "the judge was killed by SIGKILL"}
+    }
     page = tmp_path / "amber.html"
     page.write_text(html_report.render(of_report(written(tmp_path / "r.json", found))))
     seen = visit(page, tmp_path, width=width, height=700, dark=dark)

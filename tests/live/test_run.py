@@ -12,7 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import RMAPD, ROOT, daemon, entries_hold, fetch, ours, remaining, rmapd, sample
+from tests.live.conftest import (
+    RMAPD,
+    ROOT,
+    daemon,
+    entries_hold,
+    fetch,
+    ours,
+    remaining,
+    rmapd,
+    sample,
+)
 from tracer import loader, plan
 from tracer.config import Config, Maps
 from tracer.layout import Books
@@ -56,7 +66,9 @@ def test_a_second_rmapd_is_refused_by_name() -> None:
         done = rmapd("run", "--listen", "127.0.0.1:0")
         assert done.returncode == 75
         done = rmapd("exec", "--", "true")
-        assert done.returncode == 125, "as timeout(1) and env(1): it was not the command that failed"
+        assert done.returncode == 125, (
+            "as timeout(1) and env(1): it was not the command that failed"
+        )
         assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
 
 
@@ -73,7 +85,9 @@ def test_a_busy_port() -> None:
 
 def test_doctor_answers_for_every_invariant() -> None:
     found = json.loads(rmapd("doctor", "--format", "json").stdout)
-    assert list(found["invariants"]) == "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
+    assert (
+        list(found["invariants"]) == "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
+    )
     assert all(i["coverage"] == "full" or i["reason"] for i in found["invariants"].values())
     assert found["invariants"]["M1"]["coverage"] in ("full", "partial")
     text = rmapd("doctor").stdout
@@ -82,7 +96,11 @@ def test_doctor_answers_for_every_invariant() -> None:
 
 def test_strict_is_about_coverage() -> None:
     doctor = json.loads(rmapd("doctor", "--format", "json").stdout)
-    built = [i["coverage"] for i in doctor["invariants"].values() if "not checked by this version" not in i["reason"]]
+    built = [
+        i["coverage"]
+        for i in doctor["invariants"].values()
+        if "not checked by this version" not in i["reason"]
+    ]
     done = rmapd("run", "--strict", "--duration", "0", "--listen", "127.0.0.1:0")
     assert done.returncode == (0 if set(built) == {"full"} else 4), done.stderr
     assert done.returncode == 0 or "coverage is lost" in done.stderr
@@ -90,20 +108,32 @@ def test_strict_is_about_coverage() -> None:
 
 def test_not_enough_privilege() -> None:
     done = subprocess.run(
-        ["/usr/sbin/capsh", "--drop=cap_sys_admin,cap_bpf,cap_perfmon", "--", "-c", f"{RMAPD} exec -- true"],
+        [
+            "/usr/sbin/capsh",
+            "--drop=cap_sys_admin,cap_bpf,cap_perfmon",
+            "--",
+            "-c",
+            f"{RMAPD} exec -- true",
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2
     assert "not enough privilege" in done.stderr
-    assert "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)" in done.stderr
+    assert (
+        "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["exec", "--report", "/nonexistent/r.json", "--", "true"], "cannot write the report /nonexistent/r.json"),
+        (
+            ["exec", "--report", "/nonexistent/r.json", "--", "true"],
+            "cannot write the report /nonexistent/r.json",
+        ),
         (["exec", "--require", "M9", "--", "true"], "no invariant M9"),
         (["explain", "Z1"], "no invariant 'Z1'"),
         (["run", "--config", "/nonexistent.toml"], "cannot read the configuration"),
@@ -123,7 +153,9 @@ def test_without_bcc(tmp_path: Path) -> None:
     """As on a machine where python3-bpfcc is not installed."""
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 2
     assert "cannot import bcc" in done.stderr
     assert "apt-get install python3-bpfcc" in done.stderr
@@ -132,7 +164,9 @@ def test_without_bcc(tmp_path: Path) -> None:
 def test_without_btf(tmp_path: Path) -> None:
     """As on a kernel without CONFIG_DEBUG_INFO_BTF: an empty folder over /sys/kernel/btf, in a mount namespace of its own."""
     script = f"mount --bind {tmp_path} /sys/kernel/btf && exec {RMAPD} exec -- true"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "cannot read kernel types from /sys/kernel/btf/vmlinux" in done.stderr
     assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
@@ -167,7 +201,13 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     kernel = running_kernel()
     made = plan.make(kernel, [probes_folder(), ROOT / "tests/fixtures"])
     include = probes_folder() / "include"
-    kit = loader.Kit(kernel.types, Books.read(include / "books.h").constants, include, Maps().sizes(), kernel.release)
+    kit = loader.Kit(
+        kernel.types,
+        Books.read(include / "books.h").constants,
+        include,
+        Maps().sizes(),
+        kernel.release,
+    )
     with loader.load(made, kit, statistics=False) as loaded:
         states = {h.hook.name: h.state for h in loaded.hooks}
     assert states.pop("never_there") in (State.MISSING, State.DENIED)
@@ -178,7 +218,9 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
 def test_a_compiler_that_crashes_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 125, "as timeout(1): rmapd failed, and not the command"
     assert "the compiler gave no answer: it died of SIGSEGV" in done.stderr
     assert not remaining()

@@ -35,7 +35,10 @@ class Size:
     @classmethod
     def of(cls, pid: int) -> Size:
         status = Path(f"/proc/{pid}/status").read_text()
-        numbers = {name: int(re.findall(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[0]) for name in ("Threads", "VmRSS")}
+        numbers = {
+            name: int(re.findall(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[0])
+            for name in ("Threads", "VmRSS")
+        }
         return cls(len(os.listdir(f"/proc/{pid}/fd")), numbers["Threads"], numbers["VmRSS"])
 
 
@@ -80,7 +83,9 @@ class Judge:
             time.sleep(seconds)
             if (found := self.longest(began)) < 1.5:
                 return found
-        return pytest.fail(f"the judge does not keep its second without any attack, for {patience:g} s")
+        return pytest.fail(
+            f"the judge does not keep its second without any attack, for {patience:g} s"
+        )
 
 
 Attack = Callable[[int, float], None]
@@ -89,7 +94,10 @@ Attack = Callable[[int, float], None]
 def talk(port: int, sent: bytes, seconds: float = 2.0) -> bytes:
     """Send and read what comes until the other side closes or for so long."""
     got = b""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=seconds) as client:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=seconds) as client,
+    ):
         client.sendall(sent)
         while piece := client.recv(65536):
             got += piece
@@ -137,7 +145,10 @@ def traversal(port: int, ends: float) -> None:
     paths = [f"/{one}/etc/passwd" for one in ("", *up, "protocols?q=../..")]
     while time.monotonic() < ends:
         for path in paths:
-            got = talk(port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+            got = talk(
+                port,
+                f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode(),
+            )
             assert b"root:" not in got
 
 
@@ -148,7 +159,9 @@ def slowloris(port: int, ends: float) -> None:
         while time.monotonic() < ends:
             while len(clients) < 300 and time.monotonic() < ends:
                 with contextlib.suppress(OSError):
-                    made = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1))
+                    made = stack.enter_context(
+                        socket.create_connection(("127.0.0.1", port), timeout=1)
+                    )
                     made.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")
                     clients.append(made)
             for client in list(clients):
@@ -209,9 +222,15 @@ def own_process(attack: Attack, port: int) -> int:
 @pytest.fixture(scope="module")
 def run() -> Iterator[tuple[int, int, Judge]]:
     """(pid, port, judge) of one daemon for all attacks, with something to judge."""
-    with pytest.MonkeyPatch.context() as patch, reachable_folder() as folder, Judge(folder) as judge:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        reachable_folder() as folder,
+        Judge(folder) as judge,
+    ):
         patch.setenv("NOTIFY_SOCKET", judge.name)
-        patch.setenv("RMAPD_PATROL_SECONDS", "0")  # sweeping all page tables takes its time, whoever asks
+        patch.setenv(
+            "RMAPD_PATROL_SECONDS", "0"
+        )  # sweeping all page tables takes its time, whoever asks
         with daemon() as (process, url):
             subprocess.run([*WORKLOAD, "5000"], check=True, stdout=subprocess.DEVNULL)
             for path in ("/", "/metrics", "/protocols", "/hooks", "/api/v1/report"):
@@ -247,9 +266,7 @@ def test_the_judge_keeps_its_second(run: tuple[int, int, Judge], attack: Attack)
     ends = time.monotonic() + 30
     while (after := Size.of(pid)).files > before.files and time.monotonic() < ends:
         time.sleep(0.2)
-    said = (
-        f"judge silent for {late:.2f} s at most ({alone:.2f} s before); {len(took)} scrapes, the slowest {max(took):.2f} s, failed {failed}"
-    )
+    said = f"judge silent for {late:.2f} s at most ({alone:.2f} s before); {len(took)} scrapes, the slowest {max(took):.2f} s, failed {failed}"
     print(f"\n{attack.__name__}: {said}; {before} -> {after}")
     assert late < alone + MARGIN_SECONDS
     assert len(took) >= 3
@@ -263,7 +280,9 @@ def test_a_second_round_needs_no_more_memory(run: tuple[int, int, Judge]) -> Non
     """What the first round may have left: caches that are full now. After it, all of it again is for nothing."""
     pid, port, _ = run
     before = Size.of(pid)
-    for child in [own_process(attack, port) for attack in (malformed, idle, traversal, slowloris, greedy)]:
+    for child in [
+        own_process(attack, port) for attack in (malformed, idle, traversal, slowloris, greedy)
+    ]:
         os.waitpid(child, 0)
     time.sleep(6)
     after = Size.of(pid)

@@ -76,7 +76,9 @@ def manager(reachable: Path) -> Iterator[Manager]:
 @contextlib.contextmanager
 def start(manager: Manager, config: Path) -> Iterator[subprocess.Popen[str]]:
     environment = os.environ | {"NOTIFY_SOCKET": manager.name, "RMAPD_LISTEN": "127.0.0.1:0"}
-    with subprocess.Popen([RMAPD, "run", "--config", str(config)], stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [RMAPD, "run", "--config", str(config)], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             yield process
         finally:
@@ -141,7 +143,14 @@ def test_the_unit_file_is_one(tmp_path: Path) -> None:
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "rmapd.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    rated = ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=20", str(tmp_path / "rmapd.service")]
+    rated = [
+        "systemd-analyze",
+        "security",
+        "--offline=yes",
+        "--no-pager",
+        "--threshold=20",
+        str(tmp_path / "rmapd.service"),
+    ]
     done = subprocess.run(rated, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stderr}{done.stdout[-80:]}: an exposure of 2.0 at most"
 
@@ -168,18 +177,44 @@ NO_WRITE_EXECUTE = "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1
 
 def test_what_the_unit_leaves_is_enough() -> None:
     """The unit's user, capabilities, read-only file systems, hidden files and W^X, made by hand: nothing is covered less."""
-    settings = [line.partition("=") for line in (ROOT / "systemd/rmapd.service").read_text().splitlines()]
+    settings = [
+        line.partition("=") for line in (ROOT / "systemd/rmapd.service").read_text().splitlines()
+    ]
     (bounding,) = (value for key, _, value in settings if key == "CapabilityBoundingSet")
     kept = ",".join(f"+{name.lower().removeprefix('cap_')}" for name in bounding.split())
     environment = os.environ | {"RMAPD_LISTEN": "127.0.0.1:0"}
-    free = subprocess.run([RMAPD, "run", "--duration", "0"], capture_output=True, text=True, check=True, env=environment)
+    free = subprocess.run(
+        [RMAPD, "run", "--duration", "0"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
     user = [str(daemons_user().pw_uid), str(daemons_user().pw_gid)]
-    command = ["unshare", "-m", "bash", "-c", SANDBOX, "sandbox", kept, sys.executable, NO_WRITE_EXECUTE, RMAPD, *user]
+    command = [
+        "unshare",
+        "-m",
+        "bash",
+        "-c",
+        SANDBOX,
+        "sandbox",
+        kept,
+        sys.executable,
+        NO_WRITE_EXECUTE,
+        RMAPD,
+        *user,
+    ]
     with open("/proc/kallsyms", "rb") as symbols:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, stdin=symbols)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, stdin=symbols
+        )
     assert done.returncode == 0, done.stderr
-    said = [line.partition(" INFO ")[2] for line in done.stderr.splitlines() if "coverage: " in line]
-    assert said == [line.partition(" INFO ")[2] for line in free.stderr.splitlines() if "coverage: " in line]
+    said = [
+        line.partition(" INFO ")[2] for line in done.stderr.splitlines() if "coverage: " in line
+    ]
+    assert said == [
+        line.partition(" INFO ")[2] for line in free.stderr.splitlines() if "coverage: " in line
+    ]
     assert len(said) == 1
     assert "not calibrated" not in done.stderr
 
@@ -206,10 +241,21 @@ def passing(fds: list[int]) -> Iterator[list[str]]:
         os.close(fd)
 
 
-def test_what_a_killed_run_has_left_is_read_by_the_next_start(manager: Manager, reachable: Path) -> None:
+def test_what_a_killed_run_has_left_is_read_by_the_next_start(
+    manager: Manager, reachable: Path
+) -> None:
     """systemd's part, the descriptor store, is played by the test."""
     probes, store = make(reachable / "probes"), reachable / "rmapd.db"
-    altered = [sys.executable, "-m", "tests.support.altered", str(probes), "{}", "run", "--store", str(store)]
+    altered = [
+        sys.executable,
+        "-m",
+        "tests.support.altered",
+        str(probes),
+        "{}",
+        "run",
+        "--store",
+        str(store),
+    ]
     environment = os.environ | {"NOTIFY_SOCKET": manager.name, "RMAPD_LISTEN": "127.0.0.1:0"}
     key = variant(VIOLATING["L3"], 0)
     with subprocess.Popen(altered, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -222,10 +268,18 @@ def test_what_a_killed_run_has_left_is_read_by_the_next_start(manager: Manager, 
         process.kill()
         process.communicate(timeout=30)
     kinds = Counter(os.readlink(f"/proc/self/fd/{fd}").split(":")[-1] for fd in manager.kept)
-    assert set(kinds) <= {"bpf-map", "bpf-prog", "rmapd-judge (deleted)"}, "no link: nothing stays attached"
+    assert set(kinds) <= {"bpf-map", "bpf-prog", "rmapd-judge (deleted)"}, (
+        "no link: nothing stays attached"
+    )
     assert kinds["bpf-map"] > 20
     with passing(manager.kept) as start_with:
-        process = subprocess.Popen([*start_with, *altered], stderr=subprocess.PIPE, text=True, env=environment, close_fds=False)
+        process = subprocess.Popen(
+            [*start_with, *altered],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            close_fds=False,
+        )
     manager.forget()
     manager.drain()
     manager.socket.settimeout(60)
@@ -249,7 +303,9 @@ def test_what_a_killed_run_has_left_is_read_by_the_next_start(manager: Manager, 
     assert not manager.kept, "after a stop in good order nothing is kept"
     assert "found after a crash: systemd kept it for this start: 42 violated, 0 suspect" in said
     found = stored.read(store)
-    assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 42)], "nothing lost, nothing counted twice"
+    assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 42)], (
+        "nothing lost, nothing counted twice"
+    )
     first, second = found.runs
     assert first["report"]["ended_early"]["reason"].startswith("found after a crash")
     assert first["ended"]

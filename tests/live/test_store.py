@@ -43,7 +43,12 @@ def small(request: pytest.FixtureRequest, reachable: Path) -> Iterator[Path]:
     image = reachable / "image"
     with image.open("wb") as file:
         file.truncate(MIB)
-    made = subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", str(image)], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        ["mkfs.ext4", "-q", "-O", "^has_journal", str(image)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if made.returncode or not list(Path("/dev").glob("loop-control")):
         pytest.skip(f"no ext4 on a loop device here: {made.stderr}")
     with mounted(reachable / "small", "-o", "loop", str(image)) as folder:
@@ -62,15 +67,28 @@ def fill(folder: Path) -> Path:
 
 
 def finding(n: int) -> Finding:
-    return Finding("L3", Verdict.VIOLATED, "do_brk_flags", f"shape {n}", "s", {}, ("f+0x1",), {"blob": "x" * 1000})
+    return Finding(
+        "L3",
+        Verdict.VIOLATED,
+        "do_brk_flags",
+        f"shape {n}",
+        "s",
+        {},
+        ("f+0x1",),
+        {"blob": "x" * 1000},
+    )
 
 
 def counts(path: Path) -> dict[str, int]:
-    return {violation["signature"]: violation["count"] for violation in stored.read(path).violations}
+    return {
+        violation["signature"]: violation["count"] for violation in stored.read(path).violations
+    }
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_full_disk_costs_a_message_and_no_count(small: Path, begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_costs_a_message_and_no_count(
+    small: Path, begun: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """begun: the store is there when the disk becomes full."""
     path, tally, now = small / "rmapd.db", Tally(), [0.0]
     ballast = None if begun else fill(small)
@@ -88,13 +106,17 @@ def test_a_full_disk_costs_a_message_and_no_count(small: Path, begun: bool, capl
     assert store.state.unwritten > 500
     assert caplog.text.count("cannot be written") == 1, "said once"
     if begun:
-        assert counts(path)[finding(0).signature] >= 1, "what was written can be read on the full disk"
+        assert counts(path)[finding(0).signature] >= 1, (
+            "what was written can be read on the full disk"
+        )
     assert ballast
     ballast.unlink()
     now[0] += 6
     store.keep(tally.violations.values(), tally.rest)
     assert (store.state.reason, store.state.unwritten) == ("", 0)
-    assert counts(path) == {violation.first.signature: violation.count for violation in tally.violations.values()}
+    assert counts(path) == {
+        violation.first.signature: violation.count for violation in tally.violations.values()
+    }
     assert sum(counts(path).values()) == 1001
     store.close()
     assert sum(counts(path).values()) == 1001
@@ -109,7 +131,10 @@ def test_the_daemon_goes_on_with_a_full_disk_and_says_so(small: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr
-        assert f"the store {path} cannot be written (database or disk is full)" in process.stderr.read()
+        assert (
+            f"the store {path} cannot be written (database or disk is full)"
+            in process.stderr.read()
+        )
 
 
 def test_a_run_is_kept_and_the_next_one_beside_it(reachable: Path) -> None:
@@ -146,7 +171,10 @@ def test_a_store_that_was_asked_for_and_cannot_be_is_exit_2(reachable: Path) -> 
     with contextlib.closing(sqlite3.connect(other)) as database:
         database.execute("CREATE TABLE theirs (x)")
     os.chown(other, daemons_user().pw_uid, daemons_user().pw_gid)
-    assert "another program's database" in rmapd("run", "--store", str(other), "--listen", "127.0.0.1:0").stderr
+    assert (
+        "another program's database"
+        in rmapd("run", "--store", str(other), "--listen", "127.0.0.1:0").stderr
+    )
 
 
 def test_the_line_of_a_report_can_be_read_back(reachable: Path) -> None:

@@ -38,11 +38,16 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
         time.sleep(2)
         for number in range(ROUNDS):
             for invariant, line in VIOLATING.items():
-                metric, key = f'rmapd_violations_total{{invariant="{invariant}"}}', variant(line, number)
+                metric, key = (
+                    f'rmapd_violations_total{{invariant="{invariant}"}}',
+                    variant(line, number),
+                )
                 before, start = sample(url, metric), time.monotonic()
                 stage.book(key)
                 row = lines.get(timeout=20)
-                while row["invariant"] != invariant or row["protocol"] != text(ENCODING.decode(key)):
+                while row["invariant"] != invariant or row["protocol"] != text(
+                    ENCODING.decode(key)
+                ):
                     row = lines.get(timeout=20)
                 logged.append(time.monotonic() - start)
                 assert (row["verdict"], row["count"]) == ("violated", 1)
@@ -50,10 +55,17 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
                 while sample(url, metric) != before + 1:
                     assert time.monotonic() - start < 20
                 shown.append(time.monotonic() - start)
-        again, before = variant(VIOLATING["L3"], 0), sample(url, 'rmapd_violations_total{invariant="L3"}')
+        again, before = (
+            variant(VIOLATING["L3"], 0),
+            sample(url, 'rmapd_violations_total{invariant="L3"}'),
+        )
         for _ in range(100):
             stage.book(again)
-        until(lambda: sample(url, 'rmapd_violations_total{invariant="L3"}') == before + 100, 20, "all are counted")
+        until(
+            lambda: sample(url, 'rmapd_violations_total{invariant="L3"}') == before + 100,
+            20,
+            "all are counted",
+        )
         assert lines.empty(), "a known signature is no new line"
     for milliseconds in (logged, shown):
         assert sorted(milliseconds)[len(milliseconds) * 3 // 4] < 0.4, milliseconds
@@ -66,7 +78,10 @@ def test_the_second_start_needs_no_compiler(tmp_path: Path) -> None:
     first = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     broken = environment | {"PYTHONPATH": str(tmp_path)}
     second = subprocess.run(command, capture_output=True, text=True, check=True, env=broken)
-    hooks = [{name: hook["state"] for name, hook in json.loads(done.stdout)["hooks"].items()} for done in (first, second)]
+    hooks = [
+        {name: hook["state"] for name, hook in json.loads(done.stdout)["hooks"].items()}
+        for done in (first, second)
+    ]
     assert hooks[0] == hooks[1]
     for entry in (tmp_path / "cache").iterdir():
         entry.chmod(0o666)

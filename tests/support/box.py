@@ -89,12 +89,20 @@ class Box:
     def inode_lock(self, mapping: int) -> int:
         return mapping - self.offset("inode.i_data") + self.offset("inode.i_rwsem")
 
-    def vma(self, start: int, end: int, *, anon: int = 0, mapping: int = 0, mm: int = 0, flags: int = 0) -> Vma:
+    def vma(
+        self, start: int, end: int, *, anon: int = 0, mapping: int = 0, mm: int = 0, flags: int = 0
+    ) -> Vma:
         at, file = self.take(128), 0
         if mapping:
             file = self.take(64)
             self.set(file, "file.f_mapping", mapping)
-        members = {"vm_mm": mm or self.mm, "vm_start": start, "vm_end": end, "vm_file": file, "vm_pgoff": start >> 12}
+        members = {
+            "vm_mm": mm or self.mm,
+            "vm_start": start,
+            "vm_end": end,
+            "vm_file": file,
+            "vm_pgoff": start >> 12,
+        }
         for name, value in (members | {"anon_vma": anon, "vm_flags": flags}).items():
             self.set(at, f"vm_area_struct.{name}", value)
         self.chain(at, anon)
@@ -102,7 +110,11 @@ class Box:
 
     def chain(self, vma: int, to: int) -> None:
         """The VMA's anon_vma_chain begins there; 0: it is empty."""
-        self.set(vma, "vm_area_struct.anon_vma_chain", to or vma + self.offset("vm_area_struct.anon_vma_chain"))
+        self.set(
+            vma,
+            "vm_area_struct.anon_vma_chain",
+            to or vma + self.offset("vm_area_struct.anon_vma_chain"),
+        )
 
     def change(self, vma: Vma, **members: int) -> None:
         for name, value in members.items():
@@ -148,7 +160,15 @@ class Box:
     def point(self, how: str, function: str) -> NativeProgram | None:
         return self.native.points.get(f"{how}:{function}")
 
-    def _run(self, how: str, function: str, args: tuple[int, ...], *, returned: int | None = None, window: bool = False) -> None:
+    def _run(
+        self,
+        how: str,
+        function: str,
+        args: tuple[int, ...],
+        *,
+        returned: int | None = None,
+        window: bool = False,
+    ) -> None:
         program = self.point(how, function)
         if program:
             stack = STACK - 4096 * len(self.calls) - (0 if window else 64)
@@ -205,7 +225,11 @@ class Box:
     def tree(self, vma: Vma, anon: int, enter: bool) -> None:
         chain = self.take(16)
         self.set(chain, "anon_vma_chain.vma", vma.at)
-        self.touch(f"anon_vma_interval_tree_{'insert' if enter else 'remove'}", chain, anon + self.offset("anon_vma.rb_root"))
+        self.touch(
+            f"anon_vma_interval_tree_{'insert' if enter else 'remove'}",
+            chain,
+            anon + self.offset("anon_vma.rb_root"),
+        )
 
     def file_tree(self, vma: Vma, enter: bool) -> None:
         root = vma.mapping + self.offset("address_space.i_mmap")
@@ -231,12 +255,17 @@ class Box:
 
     def held_rwsems(self) -> int:
         """How many rwsems are down as held: by task, and of those the ones that made room."""
-        states = (struct.unpack_from("<8Q", value) for _, value in self.native.maps["held_rwsems"].items())
+        states = (
+            struct.unpack_from("<8Q", value) for _, value in self.native.maps["held_rwsems"].items()
+        )
         return sum(bool(rwsem) for state in states for rwsem in state) + self.rows("holds")
 
     def open_windows(self) -> int:
         """How many windows the tasks are in."""
-        return sum(int.from_bytes(value[_DEPTH : _DEPTH + 4], "little") for _, value in self.native.maps["insiders"].items())
+        return sum(
+            int.from_bytes(value[_DEPTH : _DEPTH + 4], "little")
+            for _, value in self.native.maps["insiders"].items()
+        )
 
 
 _DEPTH = 24  # of struct insider (probes/include/window.h)

@@ -28,8 +28,19 @@ class Blob:
             self.strings += name.encode() + b"\0"
         return self.names[name]
 
-    def add(self, kind: int, name: str, size_or_type: int, trailer: bytes = b"", vlen: int = 0, flag: int = 0) -> int:
-        self.types += struct.pack("<III", self.text(name), flag << 31 | kind << 24 | vlen, size_or_type) + trailer
+    def add(
+        self,
+        kind: int,
+        name: str,
+        size_or_type: int,
+        trailer: bytes = b"",
+        vlen: int = 0,
+        flag: int = 0,
+    ) -> int:
+        self.types += (
+            struct.pack("<III", self.text(name), flag << 31 | kind << 24 | vlen, size_or_type)
+            + trailer
+        )
         self.count += 1
         return self.count
 
@@ -49,7 +60,9 @@ class Blob:
         for member in members:
             bits = member[3] if len(member) == 4 else 0
             trailer += struct.pack("<III", self.text(member[0]), member[1], member[2] | bits << 24)
-        return self.add(b.UNION if union else b.STRUCT, name, size, trailer, len(members), int(flag))
+        return self.add(
+            b.UNION if union else b.STRUCT, name, size, trailer, len(members), int(flag)
+        )
 
     def enum(self, name: str, values: dict[str, int]) -> int:
         trailer = b"".join(struct.pack("<II", self.text(k), v) for k, v in values.items())
@@ -59,7 +72,11 @@ class Blob:
         return self.add(b.TYPEDEF, name, target)
 
     def prototype(self, parameters: list[int] | dict[str, int], returns: int = 0) -> int:
-        pairs = list(parameters.items()) if isinstance(parameters, dict) else [("", p) for p in parameters]
+        pairs = (
+            list(parameters.items())
+            if isinstance(parameters, dict)
+            else [("", p) for p in parameters]
+        )
         trailer = b"".join(struct.pack("<II", self.text(name), p) for name, p in pairs)
         return self.add(b.FUNC_PROTO, "", returns, trailer, len(pairs))
 
@@ -67,10 +84,14 @@ class Blob:
         return self.add(b.FUNC, name, self.prototype(parameters, returns))
 
     def tracepoint(self, name: str, parameters: list[int]) -> int:
-        return self.typedef(f"btf_trace_{name}", self.pointer(self.prototype([self.pointer(), *parameters])))
+        return self.typedef(
+            f"btf_trace_{name}", self.pointer(self.prototype([self.pointer(), *parameters]))
+        )
 
     def bytes(self) -> bytes:
-        head = struct.pack("<HBBI", 0xEB9F, 1, 0, 24) + struct.pack("<IIII", 0, len(self.types), len(self.types), len(self.strings))
+        head = struct.pack("<HBBI", 0xEB9F, 1, 0, 24) + struct.pack(
+            "<IIII", 0, len(self.types), len(self.types), len(self.strings)
+        )
         return head + bytes(self.types) + bytes(self.strings)
 
 
@@ -78,7 +99,11 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     """A small kernel that has what the probes read, at offsets of our own choosing. vma_locks: with the per-VMA rwsem of 6.4 to 6.14,
     and that of hugetlb."""
     blob = Blob()
-    u32, u64, s32 = blob.integer("unsigned int", 4), blob.integer("unsigned long", 8), blob.integer("int", 4, signed=True)
+    u32, u64, s32 = (
+        blob.integer("unsigned int", 4),
+        blob.integer("unsigned long", 8),
+        blob.integer("int", 4, signed=True),
+    )
     boolean, char = blob.integer("_Bool", 1), blob.integer("char", 1)
     boolean = blob.typedef("bool", boolean)
     void = blob.pointer()
@@ -123,16 +148,35 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     xarray = blob.record("xarray", 16, [("xa_head", void, 64)])
     rb_root = blob.record("rb_root", 8, [("rb_node", void, 0)])
     cached = blob.record("rb_root_cached", 16, [("rb_root", rb_root, 0)])
-    space_members = [("host", void, 0), ("i_pages", xarray, 64), ("i_mmap", cached, 192), ("i_mmap_rwsem", rwsem, 320)]
+    space_members = [
+        ("host", void, 0),
+        ("i_pages", xarray, 64),
+        ("i_mmap", cached, 192),
+        ("i_mmap_rwsem", rwsem, 320),
+    ]
     space = blob.record("address_space", 64, [*space_members, ("invalidate_lock", rwsem, 448 - 64)])
-    blob.record("inode", 160, [("i_mapping", void, 0), ("i_rwsem", rwsem, 64), ("i_data", space, 256)])
-    anon_vma = blob.record("anon_vma", 48, [("root", void, 0), ("rwsem", rwsem, 64), ("rb_root", cached, 192)])
+    blob.record(
+        "inode", 160, [("i_mapping", void, 0), ("i_rwsem", rwsem, 64), ("i_data", space, 256)]
+    )
+    anon_vma = blob.record(
+        "anon_vma", 48, [("root", void, 0), ("rwsem", rwsem, 64), ("rb_root", cached, 192)]
+    )
     blob.record("anon_vma_chain", 16, [("vma", void, 0), ("anon_vma", void, 64)])
     mas = blob.pointer(blob.record("ma_state", 16, [("tree", void, 0)]))
     flags = blob.typedef("memdesc_flags_t", blob.record("", 8, [("f", u64, 0)]))
     blob.record("page", 64, [("flags", flags, 0), ("compound_head", u64, 64)])
     blob.record("ptdesc", 64, [("pt_mm", mm_pointer, 256)])
-    blob.enum("pageflags", {"PG_locked": 0, "PG_writeback": 1, "PG_head": 6, "PG_uptodate": 8, "PG_swapbacked": 9, "__NR_PAGEFLAGS": 10})
+    blob.enum(
+        "pageflags",
+        {
+            "PG_locked": 0,
+            "PG_writeback": 1,
+            "PG_head": 6,
+            "PG_uptodate": 8,
+            "PG_swapbacked": 9,
+            "__NR_PAGEFLAGS": 10,
+        },
+    )
     mode = blob.enum("migrate_mode", {"MIGRATE_ASYNC": 0, "MIGRATE_SYNC": 2})
     blob.enum("migrate_reason", {"MR_COMPACTION": 0, "MR_SYSCALL": 3})
     blob.tracepoint("mm_migrate_pages_start", [mode, s32])
@@ -154,37 +198,65 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ("vm_file", file, 384),
     ]
     chain = blob.record("list_head", 16, [("next", void, 0), ("prev", void, 64)])
-    vma_members += [("vm_pgoff", u64, 448), ("anon_vma", blob.pointer(anon_vma), 512), ("anon_vma_chain", chain, 768)]
+    vma_members += [
+        ("vm_pgoff", u64, 448),
+        ("anon_vma", blob.pointer(anon_vma), 512),
+        ("anon_vma_chain", chain, 768),
+    ]
     if vma_locks:
-        vma_members += [("vm_lock_seq", s32, 576), ("vm_lock", void, 640), ("vm_private_data", void, 704)]
+        vma_members += [
+            ("vm_lock_seq", s32, 576),
+            ("vm_lock", void, 640),
+            ("vm_private_data", void, 704),
+        ]
         blob.record("vma_lock", 16, [("lock", rwsem, 0)])
         blob.record("hugetlb_vma_lock", 32, [("rw_sema", rwsem, 64), ("vma", void, 192)])
     vma = blob.pointer(blob.record("vm_area_struct", 112, vma_members))
-    folio = blob.pointer(blob.record("folio", 128, [("flags", flags, 0), ("mapping", void, 192), ("_flags_1", u64, 512)]))
+    folio = blob.pointer(
+        blob.record(
+            "folio", 128, [("flags", flags, 0), ("mapping", void, 192), ("_flags_1", u64, 512)]
+        )
+    )
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
     blob.tracepoint("contention_begin", [void, u32])
     blob.tracepoint("contention_end", [void, s32])
     blob.record("rmap_walk_arg", 16, [("map_unused_to_zeropage", boolean, 0), ("folio", folio, 64)])
-    blob.function("try_to_migrate_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean)
-    blob.function("remove_migration_pte", {"folio": folio, "vma": vma, "addr": u64, "arg": void}, boolean)
-    blob.function("__split_huge_pmd_locked", {"vma": vma, "pmd": void, "haddr": u64, "freeze": boolean})
-    blob.function("split_huge_page_to_list_to_order", {"page": void, "list": void, "new_order": u32}, s32)
+    blob.function(
+        "try_to_migrate_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean
+    )
+    blob.function(
+        "remove_migration_pte", {"folio": folio, "vma": vma, "addr": u64, "arg": void}, boolean
+    )
+    blob.function(
+        "__split_huge_pmd_locked", {"vma": vma, "pmd": void, "haddr": u64, "freeze": boolean}
+    )
+    blob.function(
+        "split_huge_page_to_list_to_order", {"page": void, "list": void, "new_order": u32}, s32
+    )
     return blob.bytes()
 
 
-def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64: int, s32: int, boolean: int) -> None:
+def _window_functions(
+    blob: Blob, vma: int, mm: int, folio: int, void: int, u64: int, s32: int, boolean: int
+) -> None:
     """Functions that are windows, trees and locks, with the parameters that 6.1 gives them."""
     adjust = {"vma": vma, "start": u64, "end": u64, "pgoff": u64, "insert": vma, "expand": vma}
     blob.function("__vma_adjust", adjust, s32)
     blob.function("__split_vma", {"mm": mm, "vma": vma, "addr": u64, "new_below": s32}, s32)
-    blob.function("vma_adjust_trans_huge", {"vma": vma, "start": u64, "end": u64, "adjust_next": u64})
+    blob.function(
+        "vma_adjust_trans_huge", {"vma": vma, "start": u64, "end": u64, "adjust_next": u64}
+    )
     for name in ("khugepaged_enter_vma", "perf_event_mmap", "unlink_anon_vmas", "unlink_file_vma"):
         blob.function(name, {"vma": vma})
     blob.function("anon_vma_fork", {"vma": vma, "pvma": vma}, s32)
     blob.function("lru_add_drain", {})
-    blob.function("vma_shrink", {"vmi": void, "vma": vma, "start": u64, "end": u64, "pgoff": u64}, s32)
-    blob.function("do_brk_flags", {"vmi": void, "vma": vma, "addr": u64, "len": u64, "flags": u64}, s32)
+    blob.function(
+        "vma_shrink", {"vmi": void, "vma": vma, "start": u64, "end": u64, "pgoff": u64}, s32
+    )
+    blob.function(
+        "do_brk_flags", {"vmi": void, "vma": vma, "addr": u64, "len": u64, "flags": u64}, s32
+    )
     blob.function("vma_merge", {"mm": mm, "prev": vma, "addr": u64, "end": u64}, vma)
     blob.function("expand_downwards", {"vma": vma, "address": u64}, s32)
     blob.function("copy_vma", {"vmap": blob.pointer(vma), "addr": u64, "len": u64}, vma)
@@ -200,10 +272,22 @@ def _window_functions(blob: Blob, vma: int, mm: int, folio: int, void: int, u64:
     blob.function("rmap_walk_file", {"folio": folio, "rwc": void, "locked": boolean})
     blob.function("rmap_walk_ksm", {"folio": folio, "rwc": void})
     blob.function("try_to_migrate", {"folio": folio, "flags": u64})
-    blob.function("folio_referenced_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean)
-    for name in ("vma_interval_tree_insert", "vma_interval_tree_remove", "anon_vma_interval_tree_insert", "anon_vma_interval_tree_remove"):
+    blob.function(
+        "folio_referenced_one", {"folio": folio, "vma": vma, "address": u64, "arg": void}, boolean
+    )
+    for name in (
+        "vma_interval_tree_insert",
+        "vma_interval_tree_remove",
+        "anon_vma_interval_tree_insert",
+        "anon_vma_interval_tree_remove",
+    ):
         blob.function(name, {"node": void, "root": void})
     for name in ("down_read", "down_write", "up_read", "up_write", "downgrade_write"):
         blob.function(name, {"sem": void})
-    for name in ("down_write_killable", "down_read_killable", "down_read_trylock", "down_write_trylock"):
+    for name in (
+        "down_write_killable",
+        "down_read_killable",
+        "down_read_trylock",
+        "down_write_trylock",
+    ):
         blob.function(name, {"sem": void}, s32)

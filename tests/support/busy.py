@@ -28,7 +28,13 @@ def protocols() -> list[Ruled]:
     found = []
     for number, (line, _) in enumerate([*LEGAL, *SEED]):
         protocol = parse(line)
-        found.append(Ruled(protocol, 9**7 // (number + 1) ** 3, {name: r for name, judge in judges.items() if (r := judge(protocol))}))
+        found.append(
+            Ruled(
+                protocol,
+                9**7 // (number + 1) ** 3,
+                {name: r for name, judge in judges.items() if (r := judge(protocol))},
+            )
+        )
     return found
 
 
@@ -38,12 +44,29 @@ def violations() -> list[Violation]:
         "duration_ns": 12_345,
         "function": "__split_vma",
         "task": {"pid": 4711, "tgid": 4711, "comm": HOSTILE},
-        "vma": {"vma": "0xffff888104a1c000", "was_start": "0x7f1000000000", "was_end": "0x7f1000400000"},
+        "vma": {
+            "vma": "0xffff888104a1c000",
+            "was_start": "0x7f1000000000",
+            "was_end": "0x7f1000400000",
+        },
         "protocol": text(parse(LEGAL[0][0])),
-        "stack": ["__split_vma+0x1c5", "vma_modify+0x13b", "mprotect_fixup+0x101", "do_mprotect_pkey+0x243", "__x64_sys_mprotect+0x1b"],
+        "stack": [
+            "__split_vma+0x1c5",
+            "vma_modify+0x13b",
+            "mprotect_fixup+0x101",
+            "do_mprotect_pkey+0x243",
+            "__x64_sys_mprotect+0x1b",
+        ],
     }
-    trail = tuple(step | {"time_ns": 81_000_000_000 + 7_300_000 * n, "protocol": text(parse(LEGAL[n % 7][0]))} for n in range(5))
-    trail = (*trail[:2], trail[2] | {"marked": True, "why": "a boundary moved between the two walks"}, *trail[3:])
+    trail = tuple(
+        step | {"time_ns": 81_000_000_000 + 7_300_000 * n, "protocol": text(parse(LEGAL[n % 7][0]))}
+        for n in range(5)
+    )
+    trail = (
+        *trail[:2],
+        trail[2] | {"marked": True, "why": "a boundary moved between the two walks"},
+        *trail[3:],
+    )
     order = Finding(
         "L1",
         Verdict.VIOLATED,
@@ -51,7 +74,13 @@ def violations() -> list[Violation]:
         text(parse(SEED[2][0]), ascii=True),
         "anon_vma rwsem is taken before i_mmap_rwsem, which waits while the other is held",
         {"pid": 4711, "tgid": 4711, "comm": HOSTILE},
-        ("vma_expand+0x8e", "vma_merge_new_range+0x1c2", "__mmap_region+0x5f4", "do_mmap+0x4c3", f"vm_mmap_pgoff+0x11d [{HOSTILE}]"),
+        (
+            "vma_expand+0x8e",
+            "vma_merge_new_range+0x1c2",
+            "__mmap_region+0x5f4",
+            "do_mmap+0x4c3",
+            f"vm_mmap_pgoff+0x11d [{HOSTILE}]",
+        ),
         {
             "proven": True,
             "sighted": True,
@@ -76,12 +105,28 @@ def violations() -> list[Violation]:
 
 def snapshot(seconds: float = 4000.0) -> Snapshot:
     """So long after the gate opened."""
-    base, load = full(), seconds * 900 + 40_000 * math.sin(seconds / 40) + 15_000 * math.sin(seconds / 9)
-    hooks = {name: RunStatistics(1, int(load * 3 / (n + 1)), load * 9e-7 / (n + 1), 3 * (n == 2)) for n, name in enumerate(base.statistics)}
+    base, load = (
+        full(),
+        seconds * 900 + 40_000 * math.sin(seconds / 40) + 15_000 * math.sin(seconds / 9),
+    )
+    hooks = {
+        name: RunStatistics(1, int(load * 3 / (n + 1)), load * 9e-7 / (n + 1), 3 * (n == 2))
+        for n, name in enumerate(base.statistics)
+    }
     checks = {(name, Verdict.HOLDS): int(load / (n + 2)) for n, name in enumerate(base.invariants)}
-    found = {("L1", Verdict.VIOLATED): 3, ("M1", Verdict.SUSPECT): 1, ("L2", Verdict.UNVERIFIABLE): int(seconds / 30)}
-    coverage = {name: inv.coverage({hook.hook.name for hook in base.hooks} | {"oracle"}) for name, inv in base.invariants.items()}
-    times = {name: replace(one, slots=(int(load / (n + 3)), *one.slots[1:])) for n, (name, one) in enumerate(base.window_times.items())}
+    found = {
+        ("L1", Verdict.VIOLATED): 3,
+        ("M1", Verdict.SUSPECT): 1,
+        ("L2", Verdict.UNVERIFIABLE): int(seconds / 30),
+    }
+    coverage = {
+        name: inv.coverage({hook.hook.name for hook in base.hooks} | {"oracle"})
+        for name, inv in base.invariants.items()
+    }
+    times = {
+        name: replace(one, slots=(int(load / (n + 3)), *one.slots[1:]))
+        for n, (name, one) in enumerate(base.window_times.items())
+    }
     return replace(
         base,
         kernel="6.12.95-amd64",
@@ -103,7 +148,11 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
 
 def quiet(s: Snapshot) -> Snapshot:
     """The same without a defect."""
-    held = {key: count for key, count in s.checks.items() if key[1] in (Verdict.HOLDS, Verdict.UNVERIFIABLE)}
+    held = {
+        key: count
+        for key, count in s.checks.items()
+        if key[1] in (Verdict.HOLDS, Verdict.UNVERIFIABLE)
+    }
     return replace(s, checks=held, violations={})
 
 
@@ -119,7 +168,11 @@ def current(seconds: float = 4000.0, minutes: float = 10.0) -> Current:
 
 def well(**changes: Any) -> Snapshot:
     """Most invariants are checked in full, all checks hold, nothing is lost or outstanding."""
-    changed: dict[str, Any] = {"counters": {}, "outstanding": 0, "oldest_entry_seconds": 0.0} | changes
+    changed: dict[str, Any] = {
+        "counters": {},
+        "outstanding": 0,
+        "oldest_entry_seconds": 0.0,
+    } | changes
     return replace(quiet(snapshot()), **changed)
 
 
@@ -128,5 +181,13 @@ def tracepoints_only() -> Snapshot:
     s = well()
     coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
     coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))
-    hooks = [replace(hook, state=State.DENIED, reason=NO_HOOKS) if n > 20 else hook for n, hook in enumerate(s.hooks)]
-    return replace(s, coverage=coverage, hooks=tuple(hooks), checks={("M1", Verdict.HOLDS): 989, ("M4", Verdict.HOLDS): 989})
+    hooks = [
+        replace(hook, state=State.DENIED, reason=NO_HOOKS) if n > 20 else hook
+        for n, hook in enumerate(s.hooks)
+    ]
+    return replace(
+        s,
+        coverage=coverage,
+        hooks=tuple(hooks),
+        checks={("M1", Verdict.HOLDS): 989, ("M4", Verdict.HOLDS): 989},
+    )

@@ -27,14 +27,27 @@ class Visit:
     requests: list[str]
 
 
-def visit(page: Path, folder: Path, width: int = 1200, height: int = 1600, *, dark: bool = False) -> Visit:
+def visit(
+    page: Path, folder: Path, width: int = 1200, height: int = 1600, *, dark: bool = False
+) -> Visit:
     """Load the page, take its picture."""
     picture, log = folder / f"{page.stem}-{width}{'-dark' if dark else ''}.png", folder / "net.json"
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    said = _run(folder, f"--window-size={width},{height}", scheme, f"--log-net-log={log}", f"--screenshot={picture}", page.as_uri())
+    said = _run(
+        folder,
+        f"--window-size={width},{height}",
+        scheme,
+        f"--log-net-log={log}",
+        f"--screenshot={picture}",
+        page.as_uri(),
+    )
     console = re.findall(r":CONSOLE:\d+\] (.*)", said)
     events = json.loads(log.read_text())["events"]
-    asked = {event["params"]["url"] for event in events if event.get("params", {}).get("initiator", _ITSELF) != _ITSELF}
+    asked = {
+        event["params"]["url"]
+        for event in events
+        if event.get("params", {}).get("initiator", _ITSELF) != _ITSELF
+    }
     return Visit(picture, console, sorted(asked))
 
 

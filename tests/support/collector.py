@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
 
 
 @dataclass
@@ -29,7 +32,14 @@ class Collector:
             for scope_logs in resource_logs.scope_logs:
                 for record in scope_logs.log_records:
                     attributes = {pair.key: _value(pair.value) for pair in record.attributes}
-                    self.received.append({"resource": resource, "scope": scope_logs.scope.name, "record": record, "attributes": attributes})
+                    self.received.append(
+                        {
+                            "resource": resource,
+                            "scope": scope_logs.scope.name,
+                            "record": record,
+                            "attributes": attributes,
+                        }
+                    )
 
 
 def _value(value: Any) -> Any:

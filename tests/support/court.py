@@ -22,23 +22,42 @@ WELCOME_NS = 10**10
 class Court(Judge):
     """Remembers every decided case, so that a test can hold it against the truth."""
 
-    def __init__(self, world: World, oracle: bool = True, patrol: bool = True, checked: Container[str] = ("M1", "M4", "M5")) -> None:
+    def __init__(
+        self,
+        world: World,
+        oracle: bool = True,
+        patrol: bool = True,
+        checked: Container[str] = ("M1", "M4", "M5"),
+    ) -> None:
         self.world, self.judged, self.second_walks = world, list[Judged](), dict[Place, Ruling]()
         self.accused: list[int] = []  # World.names of the entries that M1 named when it did
         patrol_ns = 60 * 10**9 if patrol else 0
-        desk = Desk(world.books, world.oracle if oracle else None, world.levels, WELCOME_NS, patrol_ns, lambda: world.now)
+        desk = Desk(
+            world.books,
+            world.oracle if oracle else None,
+            world.levels,
+            WELCOME_NS,
+            patrol_ns,
+            lambda: world.now,
+        )
         kernel = synthetic_kernel()
         findings = Findings(world.books, kernel, Symbols(kernel), lambda: world.now)
-        ledger, visits, orders = (MissedRuns(lambda: world.missed, lambda: world.now) for _ in range(3))
+        ledger, visits, orders = (
+            MissedRuns(lambda: world.missed, lambda: world.now) for _ in range(3)
+        )
         missed = Missed(ledger, visits, orders, windows=lambda: 0)
-        super().__init__(world.books, desk, findings, WELCOME_NS, lambda: world.now, missed, checked)
+        super().__init__(
+            world.books, desk, findings, WELCOME_NS, lambda: world.now, missed, checked
+        )
 
     def _take(self, decided: Iterable[Judged]) -> None:
         decided = list(decided)
         self.judged += decided
         for one in decided:
             if one.case.invariant == "M1" and one.decision.verdict is Verdict.VIOLATED:
-                self.accused += [self.world.names.get((a.mm.id, a.addr), 0) for a in one.decision.proven]
+                self.accused += [
+                    self.world.names.get((a.mm.id, a.addr), 0) for a in one.decision.proven
+                ]
         super()._take(decided)
 
     def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
@@ -62,4 +81,9 @@ class Court(Judge):
 
     def proven(self) -> set[tuple[int, int]]:
         """(mm number, address) of every entry that some verdict `violated` names."""
-        return {(a.mm.id, a.addr) for one in self.judged if one.decision.verdict is Verdict.VIOLATED for a in one.decision.proven}
+        return {
+            (a.mm.id, a.addr)
+            for one in self.judged
+            if one.decision.verdict is Verdict.VIOLATED
+            for a in one.decision.proven
+        }

@@ -65,7 +65,13 @@ class _Map(ctypes.Structure):
 
 def synthetic_kernel(types: bytes = b"") -> Kernel:
     """A kernel that takes every fentry program and every kprobe."""
-    kernel = Kernel("0.0-harness", Btf(types or kernel_types()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: "")
+    kernel = Kernel(
+        "0.0-harness",
+        Btf(types or kernel_types()),
+        Path("/nonexistent"),
+        Path("/nonexistent"),
+        lambda _types: "",
+    )
     kernel.symbols = dict.fromkeys(kernel.types.names(FUNC), 1)
     kernel.kprobe_refused = ""
     return kernel
@@ -82,10 +88,25 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     planned = attach_plan(types)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
     harness = (Path(__file__).parent / "harness.h").read_text()
-    usable = [stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)]
-    (folder / "all.c").write_text(harness + loader.source(planned.header, usable, PROBES / "include") + _FOLD)
+    usable = [
+        stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)
+    ]
+    (folder / "all.c").write_text(
+        harness + loader.source(planned.header, usable, PROBES / "include") + _FOLD
+    )
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
-    command = ["gcc", "-O1", "-g", "-shared", "-fPIC", "-w", *flags, "-o", str(folder / "all.so"), str(folder / "all.c")]
+    command = [
+        "gcc",
+        "-O1",
+        "-g",
+        "-shared",
+        "-fPIC",
+        "-w",
+        *flags,
+        "-o",
+        str(folder / "all.so"),
+        str(folder / "all.c"),
+    ]
     subprocess.run(command, check=True)
     found = ctypes.CDLL(str(folder / "all.so"))
     found.harness_map.restype = ctypes.POINTER(_Map)
@@ -124,7 +145,10 @@ class NativeMap:
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         m = self._map.contents
-        keys, values = ctypes.string_at(m.keys, m.used * m.key), ctypes.string_at(m.values, m.used * m.value)
+        keys, values = (
+            ctypes.string_at(m.keys, m.used * m.key),
+            ctypes.string_at(m.values, m.used * m.value),
+        )
         for n in range(m.used):
             yield keys[n * m.key : (n + 1) * m.key], values[n * m.value : (n + 1) * m.value]
 
@@ -133,7 +157,9 @@ class NativeMap:
 
     def load(self, values: bytes) -> None:
         for n in range(len(values) // self.value_size):
-            self.update(struct.pack("<I", n), values[n * self.value_size : (n + 1) * self.value_size])
+            self.update(
+                struct.pack("<I", n), values[n * self.value_size : (n + 1) * self.value_size]
+            )
 
 
 class NativeProgram:
@@ -151,7 +177,9 @@ class NativeProgram:
         places = (ctypes.c_int64 * 1024).in_dll(self._lib, "harness_places")
         given = point.numbers(LAYOUTS.constants)
         for name, number in names.constants.items():
-            constants[number & 1023] = given.get(name, NO_OFFSET if name.startswith("offset_of_") else 0)
+            constants[number & 1023] = given.get(
+                name, NO_OFFSET if name.startswith("offset_of_") else 0
+            )
         for name, number in names.places.items():
             places[(number & 0xFFF) >> 3] = point.places.get(name, -1)
 
@@ -171,7 +199,10 @@ class NativeProgram:
                 self._context[PT_REGS.index(register)] = value
             self._context[PT_REGS.index("sp")] = ctypes.addressof(above) if len(args) > 6 else stack
         elif how == "kretprobe":
-            self._context[PT_REGS.index("sp")], self._context[PT_REGS.index("ax")] = stack + 8, returned or 0
+            self._context[PT_REGS.index("sp")], self._context[PT_REGS.index("ax")] = (
+                stack + 8,
+                returned or 0,
+            )
         else:
             for index, value in enumerate(args):
                 self._context[index] = value
@@ -204,11 +235,28 @@ class Native:
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
         stems = attach_plan(types).stems
-        ways = [hook.ways[0] for stem in stems if stem.name in ("ledger", "forks") for hook in stem.hooks]
-        self.programs |= {point.program: NativeProgram(self.lib, point.program, point) for way in ways for point in way.points}
-        windows = [way for stem in stems if stem.name in WINDOW_STEMS for hook in stem.hooks for way in hook.ways]
+        ways = [
+            hook.ways[0]
+            for stem in stems
+            if stem.name in ("ledger", "forks")
+            for hook in stem.hooks
+        ]
+        self.programs |= {
+            point.program: NativeProgram(self.lib, point.program, point)
+            for way in ways
+            for point in way.points
+        }
+        windows = [
+            way
+            for stem in stems
+            if stem.name in WINDOW_STEMS
+            for hook in stem.hooks
+            for way in hook.ways
+        ]
         self.points = {
-            f"{point.how}:{point.symbol}": NativeProgram(self.lib, point.program, point) for way in windows for point in way.points
+            f"{point.how}:{point.symbol}": NativeProgram(self.lib, point.program, point)
+            for way in windows
+            for point in way.points
         }
         self._buffer = ctypes.create_string_buffer(1 << 16)
 

@@ -43,7 +43,8 @@ class Prometheus:
         """Labels of the alerts that fire, by name and instance."""
         alerts = self.get("/api/v1/alerts")["alerts"]
         return {
-            (a["labels"]["alertname"], a["labels"].get("instance", "")): a["labels"] | a["annotations"]
+            (a["labels"]["alertname"], a["labels"].get("instance", "")): a["labels"]
+            | a["annotations"]
             for a in alerts
             if a["state"] == "firing"
         }
@@ -59,22 +60,33 @@ def hurried(text: str) -> str:
     return yaml.safe_dump(loaded)
 
 
-def prometheus(folder: Path, *targets: str, **more: Any) -> contextlib.AbstractContextManager[Prometheus]:
+def prometheus(
+    folder: Path, *targets: str, **more: Any
+) -> contextlib.AbstractContextManager[Prometheus]:
     """Debian's Prometheus over these targets, with our rules; alerts without their patience."""
     for name in ("rules.yaml", "alerts.yaml"):
         (folder / name).write_text(hurried((RULES / name).read_text()))
     scrape = {"job_name": "rmapd", "static_configs": [{"targets": list(targets)}]}
-    return running(folder, {"rule_files": ["rules.yaml", "alerts.yaml"], "scrape_configs": [scrape], **more})
+    return running(
+        folder, {"rule_files": ["rules.yaml", "alerts.yaml"], "scrape_configs": [scrape], **more}
+    )
 
 
 @contextlib.contextmanager
-def running(folder: Path, config: dict[str, Any], *flags: str, patience: float = 30) -> Iterator[Prometheus]:
+def running(
+    folder: Path, config: dict[str, Any], *flags: str, patience: float = 30
+) -> Iterator[Prometheus]:
     """A Prometheus with this configuration, ready within so many seconds."""
     times = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
     whole = {**config, "global": {**times, **config.get("global", {})}}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(whole))
     port = free_port()
-    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", *flags]
+    command = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.yml",
+        f"--storage.tsdb.path={folder}/data",
+        *flags,
+    ]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         api = Prometheus(f"http://127.0.0.1:{port}")

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import promql_parser as promql
 from prometheus_client import Metric
 
-PROMETHEUS = dict.fromkeys(("up", "scrape_samples_scraped", "scrape_duration_seconds"), frozenset({"job", "instance"}))
+PROMETHEUS = dict.fromkeys(
+    ("up", "scrape_samples_scraped", "scrape_duration_seconds"), frozenset({"job", "instance"})
+)
 """What Prometheus itself writes of every target, and the labels it puts on every series."""
 _TARGET = frozenset({"job", "instance"})
 
@@ -50,7 +52,11 @@ class Exported:
                 values = self.values.get((selector.name or "", matcher.name))
                 if matcher.name not in known:
                     out.append(f"{selector.name} has no label {matcher.name}")
-                elif matcher.op == promql.MatchOp.Equal and values is not None and matcher.value not in values:
+                elif (
+                    matcher.op == promql.MatchOp.Equal
+                    and values is not None
+                    and matcher.value not in values
+                ):
                     out.append(f"{selector.name} has no {matcher.name}={matcher.value}")
         out += [f"nothing has a label {label}" for label in grouped(tree) if label not in seen]
         return out
@@ -72,7 +78,11 @@ def grouped(tree: promql.Expr) -> Iterator[str]:
 
 def kept(tree: promql.Expr) -> frozenset[str]:
     """The labels of the result: those of the outermost aggregation."""
-    found = (node.modifier.labels for node in _nodes(tree) if isinstance(node, promql.AggregateExpr) and node.modifier)
+    found = (
+        node.modifier.labels
+        for node in _nodes(tree)
+        if isinstance(node, promql.AggregateExpr) and node.modifier
+    )
     return frozenset(next(found)) - {"le"}
 
 

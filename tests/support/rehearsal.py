@@ -75,16 +75,26 @@ def make(folder: Path) -> Path:
         names = [hook["name"] for hook in plan["hook"]]
         extra = ["violate", "many"] if stem == "vma" else []
         (folder / f"{stem}.toml").write_text(_toml(plan, names + extra))
-        (folder / f"{stem}.bpf.c").write_text("".join(map(_STUB.format, names)) + (_PROGRAMS if extra else ""))
+        (folder / f"{stem}.bpf.c").write_text(
+            "".join(map(_STUB.format, names)) + (_PROGRAMS if extra else "")
+        )
     return folder
 
 
 def _toml(plan: dict[str, Any], hooks: list[str]) -> str:
     """A stem of the same types, with hooks that are attached to nothing."""
-    lines = [f"{key} = {json.dumps(plan[key])}" for key in ("title", "include", "needs") if key in plan]
+    lines = [
+        f"{key} = {json.dumps(plan[key])}" for key in ("title", "include", "needs") if key in plan
+    ]
     for table in ("types", "enums"):
         if table in plan:
-            lines += [f"[{table}]", *(f"{json.dumps(name)} = {json.dumps(value)}" for name, value in plan[table].items())]
+            lines += [
+                f"[{table}]",
+                *(
+                    f"{json.dumps(name)} = {json.dumps(value)}"
+                    for name, value in plan[table].items()
+                ),
+            ]
     lines += [f'[[hook]]\nname = "{name}"\ncandidates = ["run:"]\nnote = ""' for name in hooks]
     return "\n".join(lines) + "\n"
 

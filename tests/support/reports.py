@@ -31,19 +31,37 @@ def unlucky() -> dict[str, Any]:
 @functools.cache
 def _unlucky() -> str:
     trail = (
-        {"time_ns": 10_000_000, "function": "__split_vma", "task": {"pid": 7}, "vma": {}, "protocol": LEGAL, "stack": ["x+0x1"]},
+        {
+            "time_ns": 10_000_000,
+            "function": "__split_vma",
+            "task": {"pid": 7},
+            "vma": {},
+            "protocol": LEGAL,
+            "stack": ["x+0x1"],
+        },
         {
             "time_ns": 12_500_000,
             "function": "vma_expand",
             "task": {"pid": 7},
-            "vma": {"was_start": "0x1000", "was_end": "0x2000", "vm_start": "0x1000", "vm_end": "0x3000"},
+            "vma": {
+                "was_start": "0x1000",
+                "was_end": "0x2000",
+                "vm_start": "0x1000",
+                "vm_end": "0x3000",
+            },
             "protocol": SWAPPED,
             "marked": True,
             "why": "it took the locks in the other order",
         },
     )
     order = replace(
-        FINDING, invariant="L1", function="vma_expand", shape=SWAPPED, summary=HOSTILE, task={"pid": 7, "comm": HOSTILE}, protocol=SWAPPED
+        FINDING,
+        invariant="L1",
+        function="vma_expand",
+        shape=SWAPPED,
+        summary=HOSTILE,
+        task={"pid": 7, "comm": HOSTILE},
+        protocol=SWAPPED,
     )
     order = replace(
         order,
@@ -59,13 +77,43 @@ def _unlucky() -> str:
     tally, pulse = Tally(), Pulse()
     for seconds in range(6):
         tally.record(order if seconds % 2 else late, STARTED + seconds)
-        pulse.add(seconds, {"holds": 100 * seconds**2, "violated": seconds // 2, "suspect": 1, "unverifiable": 0, "windows": 10 * seconds})
+        pulse.add(
+            seconds,
+            {
+                "holds": 100 * seconds**2,
+                "violated": seconds // 2,
+                "suspect": 1,
+                "unverifiable": 0,
+                "windows": 10 * seconds,
+            },
+        )
     held = Histogram(tuple(40 if n == 0 else max(0, 10 - abs(n - 14)) for n in range(SLOTS)), 10**6)
-    ruled = (Ruled(parse(LEGAL), 900, {"L1": Ruling(Verdict.HOLDS)}), Ruled(parse(SWAPPED), 3, {"L1": Ruling(Verdict.VIOLATED)}))
+    ruled = (
+        Ruled(parse(LEGAL), 900, {"L1": Ruling(Verdict.HOLDS)}),
+        Ruled(parse(SWAPPED), 3, {"L1": Ruling(Verdict.VIOLATED)}),
+    )
     graph = (
-        Nested("i_mmap", "anon", {"write": 900}, {"vma_expand": 900}, parse(LEGAL), ("vma_expand+0x1",), True),
-        Nested("anon", "i_mmap", {"write": 3}, {"vma_expand": 3}, parse(SWAPPED), ("vma_expand+0x1",), True),
-        Nested("mmap", "anon", {"write": 9, "read": 8}, {"vma_expand": 17}, parse(LEGAL), (), False),
+        Nested(
+            "i_mmap",
+            "anon",
+            {"write": 900},
+            {"vma_expand": 900},
+            parse(LEGAL),
+            ("vma_expand+0x1",),
+            True,
+        ),
+        Nested(
+            "anon",
+            "i_mmap",
+            {"write": 3},
+            {"vma_expand": 3},
+            parse(SWAPPED),
+            ("vma_expand+0x1",),
+            True,
+        ),
+        Nested(
+            "mmap", "anon", {"write": 9, "read": 8}, {"vma_expand": 17}, parse(LEGAL), (), False
+        ),
     )
     seen = replace(
         full(),

@@ -38,7 +38,12 @@ def snapshot(**changes: Any) -> Snapshot:
             State.ATTACHED,
             (Way("raw_tp", "set_migration_pte", ()),),
         ),
-        Planned("migration", Hook("gone", ["raw_tp:gone"], ""), State.MISSING, reason="no raw tracepoint gone in this kernel"),
+        Planned(
+            "migration",
+            Hook("gone", ["raw_tp:gone"], ""),
+            State.MISSING,
+            reason="no raw tracepoint gone in this kernel",
+        ),
     )
     slots = [0] * SLOTS
     slots[10], slots[39] = 3, 1
@@ -49,7 +54,10 @@ def snapshot(**changes: Any) -> Snapshot:
         "running_seconds": 12.5,
         "hooks": hooks,
         "invariants": known,
-        "coverage": {name: inv.coverage({"set_migration_pte", "remove_migration_pte"}) for name, inv in known.items()},
+        "coverage": {
+            name: inv.coverage({"set_migration_pte", "remove_migration_pte"})
+            for name, inv in known.items()
+        },
         "checks": dict(tally.checks),
         "violations": {v.first.id: v for v in tally.violations.values()},
         "statistics": {"set_migration_pte": RunStatistics(1, 10, 0.5, 2)},
@@ -64,10 +72,20 @@ def snapshot(**changes: Any) -> Snapshot:
 def full() -> Snapshot:
     """More than any kernel has: every hook of the plan attached, every window and class of locks seen, every invariant violated once."""
     stems = {path.stem: plan.read_stem(path) for path in sorted(probes_folder().glob("*.toml"))}
-    hooks = tuple(Planned(name, hook, State.ATTACHED, (Way("kprobe", "x", ()),)) for name, stem in stems.items() for hook in stem.hook)
+    hooks = tuple(
+        Planned(name, hook, State.ATTACHED, (Way("kprobe", "x", ()),))
+        for name, stem in stems.items()
+        for hook in stem.hook
+    )
     enums, some, known = LAYOUTS.enums, Histogram((1,) * SLOTS, 64), discover()
-    windows = {name.removeprefix("WINDOW_"): some for name in enums["window"] if name not in ("WINDOWS", "WINDOW_outside")}
-    classes = {name.removeprefix("CLASS_"): some for name in enums["lock_class"] if name != "LOCK_CLASSES"}
+    windows = {
+        name.removeprefix("WINDOW_"): some
+        for name in enums["window"]
+        if name not in ("WINDOWS", "WINDOW_outside")
+    }
+    classes = {
+        name.removeprefix("CLASS_"): some for name in enums["lock_class"] if name != "LOCK_CLASSES"
+    }
     return snapshot(
         hooks=hooks,
         statistics={hook.hook.name: RunStatistics(1, 1, 1.0, 1) for hook in hooks},

@@ -37,7 +37,9 @@ class SimMm:
     pgd: int
     number: int
     tgid: int
-    entries: dict[int, int] = field(default_factory=dict)  # address -> pfn of what the page table maps there
+    entries: dict[int, int] = field(
+        default_factory=dict
+    )  # address -> pfn of what the page table maps there
     migrating: set[int] = field(default_factory=set)  # addresses whose entry is a migration entry
     alive: bool = True
 
@@ -70,15 +72,38 @@ class World:
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
-        self.seen: set[tuple[int, int]] = set()  # (mm number, pfn) of entries that a second walk visited and did not restore
+        self.seen: set[tuple[int, int]] = (
+            set()
+        )  # (mm number, pfn) of entries that a second walk visited and did not restore
         self.passed: set[tuple[int, int]] = set()  # and of those that it passed over
         self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
-        self.names: dict[tuple[int, int], int] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
-        self.missing, self.missed = set[str](), 0  # hooks whose next run the kernel leaves out; runs that it left out
-        self.inside: Counter[int] = Counter()  # tid -> migrations that it is in: each a page deeper on the stack
+        self.names: dict[
+            tuple[int, int], int
+        ] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
+        self.missing, self.missed = (
+            set[str](),
+            0,
+        )  # hooks whose next run the kernel leaves out; runs that it left out
+        self.inside: Counter[int] = (
+            Counter()
+        )  # tid -> migrations that it is in: each a page deeper on the stack
         self.books = Books(self.native.maps, LAYOUTS)
-        self.oracle = Oracle(self.native.maps, self.native.programs, self, self.books, LAYOUTS, levels, lambda: self.page_tables)
-        self.books.set_params(gate=1, levels=levels, welcome_ns=10**10, page_offset=self.page_offset, vmemmap=self.vmemmap)
+        self.oracle = Oracle(
+            self.native.maps,
+            self.native.programs,
+            self,
+            self.books,
+            LAYOUTS,
+            levels,
+            lambda: self.page_tables,
+        )
+        self.books.set_params(
+            gate=1,
+            levels=levels,
+            welcome_ns=10**10,
+            page_offset=self.page_offset,
+            vmemmap=self.vmemmap,
+        )
         self._offsets = synthetic_kernel().types
 
     # memory
@@ -214,7 +239,13 @@ class World:
         self.call("second_walk", self.folio(dst), mm.vma, addr, self._walk_arg)
 
     def remap_folio(
-        self, migration: SimMigration, pfn: int, skip: int = 0, backwards: bool = False, blind: int = 0, seen: bool = True
+        self,
+        migration: SimMigration,
+        pfn: int,
+        skip: int = 0,
+        backwards: bool = False,
+        blind: int = 0,
+        seen: bool = True,
     ) -> list[tuple[SimMm, int]]:
         """remove_migration_ptes(): the second walk; the last `skip` entries it should visit are missed. The page is unlocked.
 
@@ -260,7 +291,15 @@ class World:
     def map_huge(self, mm: SimMm, addr: int, pfn: int) -> None:
         self.put(self.slot(mm, addr, level=2), pfn << 12 | USER_BITS | 0x80)
 
-    def freeze(self, split: SimMigration, mm: SimMm, addr: int, pfn: int, kind: int = MIGRATION_WRITE, gives_up: bool = False) -> None:
+    def freeze(
+        self,
+        split: SimMigration,
+        mm: SimMm,
+        addr: int,
+        pfn: int,
+        kind: int = MIGRATION_WRITE,
+        gives_up: bool = False,
+    ) -> None:
         """try_to_migrate_one() of a THP split, here __split_huge_pmd_locked(): 512 migration entries and no tracepoint.
 
         gives_up: the page may be pinned, and the PMD is split into entries that are present."""
@@ -269,16 +308,24 @@ class World:
         self.call("freeze", mm.vma, 0, addr, 1)
         self.put(self.slot(mm, addr, level=2), 0)
         for n in range(512):
-            self.put(self.slot(mm, addr + n * PAGE), (pfn + n) << 12 | USER_BITS if gives_up else swap_entry(kind, pfn + n))
+            self.put(
+                self.slot(mm, addr + n * PAGE),
+                (pfn + n) << 12 | USER_BITS if gives_up else swap_entry(kind, pfn + n),
+            )
         self.call("freeze_leave", mm.vma, 0, addr, 1)
         self.call("first_walk_leave")
 
-    def thaw(self, split: SimMigration, mm: SimMm, addr: int, pfn: int, how: str = "restored") -> None:
+    def thaw(
+        self, split: SimMigration, mm: SimMm, addr: int, pfn: int, how: str = "restored"
+    ) -> None:
         """remove_migration_pte() of one page of a THP that was split. how: restored, zeroed (no tracepoint), ignored."""
         self.become(split.tid)
         self.visit(mm, addr, pfn, pfn)
         if how != "ignored":
-            self.put(self.slot(mm, addr), pfn << 12 | USER_BITS if how == "restored" else 2 << 12 | 0x200 | USER_BITS)
+            self.put(
+                self.slot(mm, addr),
+                pfn << 12 | USER_BITS if how == "restored" else 2 << 12 | 0x200 | USER_BITS,
+            )
         if how == "restored":
             self.fire("remove_migration_pte", addr, pfn << 12 | USER_BITS, 0)
         self.call("second_walk_leave")
@@ -325,7 +372,9 @@ class World:
 
     def copy_page(self, parent: SimMm, child: SimMm, addr: int) -> None:
         """copy_nonpresent_pte(): a writable migration entry becomes a readable one in both. On one left behind the kernel hits its BUG."""
-        if addr not in parent.entries or (addr in parent.migrating and parent.entries[addr] not in self.locked):
+        if addr not in parent.entries or (
+            addr in parent.migrating and parent.entries[addr] not in self.locked
+        ):
             return
         if child not in self.mms:
             self.mms.append(child)  # its VMA is in the rmap trees before its page tables are filled
@@ -361,4 +410,9 @@ class World:
 
     def left_behind(self) -> set[tuple[int, int]]:
         """The truth: (mm number, address) of migration entries whose page is not locked."""
-        return {(mm.number, addr) for mm in self.mms for addr in mm.migrating if mm.entries[addr] not in self.locked}
+        return {
+            (mm.number, addr)
+            for mm in self.mms
+            for addr in mm.migrating
+            if mm.entries[addr] not in self.locked
+        }

@@ -52,10 +52,17 @@ class TestARowThatGoesOn:
             world.tick(10**9)
             court.work()
             court.tick()
-        assert court.checks()["M1", Verdict.HOLDS] == court.checks()["M4", Verdict.HOLDS] == recorded(world) == 5 + later
+        assert (
+            court.checks()["M1", Verdict.HOLDS]
+            == court.checks()["M4", Verdict.HOLDS]
+            == recorded(world)
+            == 5 + later
+        )
         assert court.outstanding(world.books.counters()) == 0
 
-    def test_an_entry_that_comes_late_and_stays_is_not_cleared_by_the_case_of_the_others(self) -> None:
+    def test_an_entry_that_comes_late_and_stays_is_not_cleared_by_the_case_of_the_others(
+        self,
+    ) -> None:
         world = World(hooks=False)
         court = Court(world, patrol=False)
         mm = world.new_mm()
@@ -154,17 +161,29 @@ class TestM4HasOneVerdictOnAnEntry:
         world.end(migration)
         court.end()
         checked = court.checks()
-        assert (checked["M4", Verdict.SUSPECT], checked["M4", Verdict.HOLDS], checked["M1", Verdict.HOLDS]) == (1, 0, 1)
+        assert (
+            checked["M4", Verdict.SUSPECT],
+            checked["M4", Verdict.HOLDS],
+            checked["M1", Verdict.HOLDS],
+        ) == (1, 0, 1)
 
 
 class TestAfterTheDeathOfAJudge:
     """Another one goes on: no entry loses its verdict, and none has two."""
 
     @pytest.mark.parametrize(("later", "first_ns", "count"), [(9, 1, 9), (20, 1, 5 + 9)])
-    def test_a_row_that_was_taken_out_is_put_back_with_what_came_since(self, later: int, first_ns: int, count: int) -> None:
+    def test_a_row_that_was_taken_out_is_put_back_with_what_came_since(
+        self, later: int, first_ns: int, count: int
+    ) -> None:
         layout = LAYOUTS.structs["ledger_row"]
         begun = 1 if later == 9 else later  # the very row, that grew, or another one
-        found = layout.unpack(put_back(layout, layout.pack(first_ns=1, count=5), layout.pack(first_ns=begun, last_ns=later, count=9)))
+        found = layout.unpack(
+            put_back(
+                layout,
+                layout.pack(first_ns=1, count=5),
+                layout.pack(first_ns=begun, last_ns=later, count=9),
+            )
+        )
         assert (found.first_ns, found.last_ns, found.count) == (first_ns, later, count)
 
     def test_rows_in_cases_and_late_removals_go_on(self) -> None:
@@ -177,7 +196,9 @@ class TestAfterTheDeathOfAJudge:
         split(world, pfn, times=3)
         first.work()
         held = first.desk.held_rows()
-        while not held:  # until the case of the first five is decided: what came later has a case, and no row
+        while (
+            not held
+        ):  # until the case of the first five is decided: what came later has a case, and no row
             world.tick(10**9)
             first.work()
             held = first.desk.held_rows()
@@ -193,11 +214,23 @@ class TestAfterTheDeathOfAJudge:
 def test_the_report_says_what_became_of_each_entry() -> None:
     entries = {Verdict.HOLDS: 4, Verdict.VIOLATED: 1, Verdict.UNVERIFIABLE: 2}
     found = as_json(snapshot(entries=entries, outstanding=3), ["x"], 0)["migration"]
-    wanted = {"entries_cleared": 4, "entries_violated": 1, "entries_suspect": 0, "entries_unverifiable": 2, "outstanding": 3}
+    wanted = {
+        "entries_cleared": 4,
+        "entries_violated": 1,
+        "entries_suspect": 0,
+        "entries_unverifiable": 2,
+        "outstanding": 3,
+    }
     assert {name: found[name] for name in wanted} == wanted
 
 
-_HOOKS = ("set_migration_pte", "remove_migration_pte", "first_walk", "second_walk", "mmap_lock_released")
+_HOOKS = (
+    "set_migration_pte",
+    "remove_migration_pte",
+    "first_walk",
+    "second_walk",
+    "mmap_lock_released",
+)
 
 
 class Exports(KernelThatMissesRuns):
@@ -214,8 +247,13 @@ class Exports(KernelThatMissesRuns):
 
     def now(self) -> Snapshot:
         way, missed = (Way("raw_tp", "x", ()),), self.world.missed
-        states = {name: State.DETACHED if name in self.taken_away else State.ATTACHED for name in _HOOKS}
-        hooks = tuple(Planned("migration", Hook(name, ["raw_tp:x"], ""), state, way) for name, state in states.items())
+        states = {
+            name: State.DETACHED if name in self.taken_away else State.ATTACHED for name in _HOOKS
+        }
+        hooks = tuple(
+            Planned("migration", Hook(name, ["raw_tp:x"], ""), state, way)
+            for name, state in states.items()
+        )
         statistics = {name: RunStatistics(1, 10, 0.5, missed) for name in _HOOKS}
         self.court.count_late()
         counters = self.world.books.counters()
@@ -238,7 +276,11 @@ class Exports(KernelThatMissesRuns):
             if family.type == "counter"
             for sample in family.samples
         }
-        fallen = {name: (value, found.get(name)) for name, value in self.samples.items() if found.get(name, -1.0) < value}
+        fallen = {
+            name: (value, found.get(name))
+            for name, value in self.samples.items()
+            if found.get(name, -1.0) < value
+        }
         assert not fallen
         self.samples = found
 

@@ -16,12 +16,28 @@ from tracer.errors import RmapdError
 
 def sample() -> Btf:
     blob = Blob()
-    u32, u64, s32 = blob.integer("unsigned int", 4), blob.integer("unsigned long", 8), blob.integer("int", 4, signed=True)
+    u32, u64, s32 = (
+        blob.integer("unsigned int", 4),
+        blob.integer("unsigned long", 8),
+        blob.integer("int", 4, signed=True),
+    )
     inner = blob.record("", 16, [("left", u64, 0), ("right", s32, 64)])
-    either = blob.record("", 8, [("as_long", u64, 0), ("as_pointer", blob.pointer(), 0)], union=True)
+    either = blob.record(
+        "", 8, [("as_long", u64, 0), ("as_pointer", blob.pointer(), 0)], union=True
+    )
     words = blob.array(u32, 3, u32)
     flags = blob.typedef("flags_t", blob.record("", 8, [("f", u64, 0)]))
-    blob.record("deep", 64, [("first", u32, 0), ("", inner, 64), ("", either, 192), ("words", words, 256), ("flags", flags, 384)])
+    blob.record(
+        "deep",
+        64,
+        [
+            ("first", u32, 0),
+            ("", inner, 64),
+            ("", either, 192),
+            ("words", words, 256),
+            ("flags", flags, 384),
+        ],
+    )
     blob.record("bits", 8, [("a", u32, 0, 3), ("b", u32, 3, 7), ("late", u32, 33, 1)])
     blob.record("plain", 8, [("flags", u64, 0)])
     blob.enum("colour", {"RED": 0, "GREEN": 5})
@@ -30,11 +46,16 @@ def sample() -> Btf:
 
 def test_members_of_anonymous_structs_are_found_at_their_offsets() -> None:
     types = sample()
-    found = {path: types.resolve(f"deep.{path}") for path in ("first", "left", "right", "as_long", "as_pointer", "words", "flags.f")}
+    found = {
+        path: types.resolve(f"deep.{path}")
+        for path in ("first", "left", "right", "as_long", "as_pointer", "words", "flags.f")
+    }
     assert [f.bit_offset // 8 if f else None for f in found.values()] == [0, 8, 16, 24, 24, 32, 48]
 
 
-@pytest.mark.parametrize("path", ["deep.nothing", "nothing.at_all", "deep", "deep.first.deeper", ""])
+@pytest.mark.parametrize(
+    "path", ["deep.nothing", "nothing.at_all", "deep", "deep.first.deeper", ""]
+)
 def test_what_is_not_there_is_none(path: str) -> None:
     assert sample().resolve(path) is None
 
@@ -52,7 +73,11 @@ def test_not_btf_and_truncated_btf_are_clear_errors(tmp_path: Path) -> None:
 
 def test_tracepoints_and_functions_by_type() -> None:
     types = Btf(kernel_types())
-    assert types.raw_tracepoint("mmap_lock_acquire_returned") == ["struct mm_struct *", "bool", "bool"]
+    assert types.raw_tracepoint("mmap_lock_acquire_returned") == [
+        "struct mm_struct *",
+        "bool",
+        "bool",
+    ]
     assert types.raw_tracepoint("set_migration_pte") == ["unsigned long", "unsigned long", "int"]
     assert types.raw_tracepoint("no_such") is None
     assert types.function("bpf_iter_task") == ["void *"]
@@ -92,7 +117,9 @@ def test_a_compiler_sees_the_exact_offsets(tmp_path: Path) -> None:
 
 
 def test_a_missing_member_is_reported_with_its_candidates_and_what_is_near() -> None:
-    made = slices.make(sample(), {"deep.rigth": ["deep.rigth"], "x.y": ["dep.left"]}, {"BLUE": ["colour.BLUE"]})
+    made = slices.make(
+        sample(), {"deep.rigth": ["deep.rigth"], "x.y": ["dep.left"]}, {"BLUE": ["colour.BLUE"]}
+    )
     assert set(made.missing) == {"deep.rigth", "x.y", "BLUE"}
     assert "candidates: deep.rigth; nearest: right" in str(made.missing["deep.rigth"])
     assert "struct deep" in str(made.missing["x.y"])

@@ -10,7 +10,9 @@ import pytest
 from tracer.cache import Cache, Entry, MapShape, compiler_identity
 
 ENTRY = Entry(
-    {"ledger": MapShape(1, 32, 96, 1024, 0), "states": MapShape(29, 4, 8, 0, 1, 2, 3)}, {"rmapd_walk": b"\x95" + bytes(7)}, b"\x9f\xeb"
+    {"ledger": MapShape(1, 32, 96, 1024, 0), "states": MapShape(29, 4, 8, 0, 1, 2, 3)},
+    {"rmapd_walk": b"\x95" + bytes(7)},
+    b"\x9f\xeb",
 )
 
 
@@ -34,7 +36,20 @@ def test_what_was_written_is_read(cache: Cache) -> None:
 
 def test_everything_it_is_made_of_is_in_its_name(cache: Cache) -> None:
     assert cache.name({"a": 1, "b": [2]}) == cache.name({"b": [2], "a": 1})
-    assert len({cache.name(made) for made in ({"a": 1, "b": [2]}, {"a": 1, "b": [3]}, {"a": 2, "b": [2]}, {"a": "1", "b": [2]})}) == 4
+    assert (
+        len(
+            {
+                cache.name(made)
+                for made in (
+                    {"a": 1, "b": [2]},
+                    {"a": 1, "b": [3]},
+                    {"a": 2, "b": [2]},
+                    {"a": "1", "b": [2]},
+                )
+            }
+        )
+        == 4
+    )
 
 
 def test_a_damaged_entry_is_none(cache: Cache) -> None:

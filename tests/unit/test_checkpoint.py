@@ -19,14 +19,26 @@ HALF = 1 << 16
 
 def finding(number: int, detail: str = "") -> Finding:
     evidence = {"entries": [{"addr": hex(number)}], "detail": detail}
-    return Finding("M1", Verdict.VIOLATED, "migrate_pages", f"kind {number}", "left behind", evidence=evidence, trail=({"function": "f"},))
+    return Finding(
+        "M1",
+        Verdict.VIOLATED,
+        "migrate_pages",
+        f"kind {number}",
+        "left behind",
+        evidence=evidence,
+        trail=({"function": "f"},),
+    )
 
 
 class Judge:
     """What a checkpoint sees of one: a tally, counts of protocols, places."""
 
     def __init__(self, memory: Memory) -> None:
-        self.tally, self.protocols, self.proven = Tally(), Counter[bytes](), set[tuple[str, tuple[int, int, int, int, int]]]()
+        self.tally, self.protocols, self.proven = (
+            Tally(),
+            Counter[bytes](),
+            set[tuple[str, tuple[int, int, int, int, int]]](),
+        )
         self._moved: dict[bytes, int] = {}
         self.checkpoint = Checkpoint(memory, self._look, self._moved_now, lambda: self.proven)
         self.checkpoint.begin(b"what is attached")
@@ -34,7 +46,11 @@ class Judge:
     def _look(self) -> State:
         checks = [(*which, count) for which, count in self.tally.checks.items()]
         return State(
-            level="full", checks=checks, violations=dict(self.tally.violations), entries=[(Verdict.HOLDS, len(self.proven))], run="run"
+            level="full",
+            checks=checks,
+            violations=dict(self.tally.violations),
+            entries=[(Verdict.HOLDS, len(self.proven))],
+            run="run",
         )
 
     def _moved_now(self, every: bool) -> dict[bytes, int]:
@@ -49,21 +65,34 @@ class Judge:
     def is_in(self, left: Left) -> None:
         state = left.state
         assert state.attached == b"what is attached"
-        assert {(name, verdict): count for name, verdict, count in state.checks} == dict(self.tally.checks)
+        assert {(name, verdict): count for name, verdict, count in state.checks} == dict(
+            self.tally.checks
+        )
         assert state.violations == self.tally.violations
         assert state.protocols == dict(self.protocols)
         assert set(state.proven) == self.proven
-        assert (state.level, state.entries, state.run) == ("full", [(Verdict.HOLDS, len(self.proven))], "run")
+        assert (state.level, state.entries, state.run) == (
+            "full",
+            [(Verdict.HOLDS, len(self.proven))],
+            "run",
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["find", "count", "prove", "forget", "row", "event", "commit", "complete"]), st.integers(0, 40))
+        st.tuples(
+            st.sampled_from(
+                ["find", "count", "prove", "forget", "row", "event", "commit", "complete"]
+            ),
+            st.integers(0, 40),
+        )
     ),
     detail=st.integers(0, 3000),
 )
-def test_who_comes_after_knows_the_state_and_what_was_taken_since(steps: list[tuple[str, int]], detail: int) -> None:
+def test_who_comes_after_knows_the_state_and_what_was_taken_since(
+    steps: list[tuple[str, int]], detail: int
+) -> None:
     """Through many a change of halves: a half is small here, and evidence may be long."""
     memory = Memory(HALF * 4)
     judge, taken, expected = Judge(memory), dict[tuple[str, bytes], bytes](), list[bytes]()
@@ -79,7 +108,11 @@ def test_who_comes_after_knows_the_state_and_what_was_taken_since(steps: list[tu
             judge.proven = {place for place in judge.proven if place[1][0] < number}
         elif what == "complete" and judge.tally.violations:
             violation = next(iter(judge.tally.violations.values()))
-            violation.first = msgspec.structs.replace(violation.first) if False else finding(int(violation.first.shape[5:]), "complete")
+            violation.first = (
+                msgspec.structs.replace(violation.first)
+                if False
+                else finding(int(violation.first.shape[5:]), "complete")
+            )
         elif what == "row":
             judge.checkpoint.note_row("ledger", bytes([number]), bytes([len(taken)]))
             taken.setdefault(("ledger", bytes([number])), bytes([len(taken)]))
@@ -92,7 +125,9 @@ def test_who_comes_after_knows_the_state_and_what_was_taken_since(steps: list[tu
             expected.clear()
             judge.is_in(read(memory))
         left = read(Memory(fd=os.dup(memory.fd)))
-        assert {(name, key): value for name, key, value in left.rows} == taken, "as they were at the last state"
+        assert {(name, key): value for name, key, value in left.rows} == taken, (
+            "as they were at the last state"
+        )
         assert [event for _, event in left.events] == expected
         assert left.not_kept == 0
 
@@ -167,7 +202,12 @@ def test_a_state_comes_back_as_it_was_written() -> None:
     memory = Memory(1 << 20)
     visited = Visited(1 << 63, 2, 3, 4, 5, 6, 7)
     row = Row(b"k" * 32, 1, 2, 0, 0x7F0000000000, 1, 5, 1 << 63, 9, (), {1 << 63: visited})
-    state = State(level="full", entries=[(Verdict.HOLDS, 4)], held=[row], late=({"M4_LATE": 3}, {b"x\xff": 2}, 1))
+    state = State(
+        level="full",
+        entries=[(Verdict.HOLDS, 4)],
+        held=[row],
+        late=({"M4_LATE": 3}, {b"x\xff": 2}, 1),
+    )
     checkpoint = Checkpoint(memory, lambda: state, lambda _every: {}, set)
     checkpoint.begin(b"what is attached")
     checkpoint.commit()

@@ -41,7 +41,12 @@ assert os.read(mine, 1) == b""
 
 def test_one_table_of_descriptors() -> None:
     """In a process of its own: the one that shares must have a single thread."""
-    assert subprocess.run([sys.executable, "-c", SHARING], capture_output=True, text=True, check=True).stdout == "closed\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", SHARING], capture_output=True, text=True, check=True
+        ).stdout
+        == "closed\n"
+    )
 
 
 def killed() -> int:
@@ -96,7 +101,11 @@ def test_a_command_that_cannot_die_holds_nothing_up(monkeypatch: pytest.MonkeyPa
     assert 1 < time.monotonic() - began < 3, "the grace, and a second for SIGKILL"
     assert sent == [signal.SIGTERM, signal.SIGKILL]
     outcome = command.outcome(124, {"reason": "time"})
-    assert (outcome.exit_code, outcome.code, outcome.ended) == (None, 124, "it did not end, SIGKILL or not")
+    assert (outcome.exit_code, outcome.code, outcome.ended) == (
+        None,
+        124,
+        "it did not end, SIGKILL or not",
+    )
     command.let_go()
     os.kill(process.pid, signal.SIGKILL)
     os.waitpid(process.pid, 0)
@@ -104,7 +113,11 @@ def test_a_command_that_cannot_die_holds_nothing_up(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_command_that_cannot_be_run(tmp_path: Path) -> None:
-    for argv, kind, code in (([str(tmp_path / "none")], NotFound, 127), ([str(tmp_path)], NotRunnable, 126), (["a\0b"], NotRunnable, 126)):
+    for argv, kind, code in (
+        ([str(tmp_path / "none")], NotFound, 127),
+        ([str(tmp_path)], NotRunnable, 126),
+        (["a\0b"], NotRunnable, 126),
+    ):
         with pytest.raises(kind) as error:
             Command(argv, 1).start()
         assert error.value.exit_code == code

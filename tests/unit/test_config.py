@@ -70,7 +70,9 @@ def test_the_documentation_has_every_key_with_its_default_and_meaning() -> None:
 
 
 def test_the_example_is_what_the_code_makes_and_means_the_defaults(tmp_path: Path) -> None:
-    assert (ROOT / "docs/rmapd.toml").read_text() == config.example(), "rmapd check-config --example > docs/rmapd.toml"
+    assert (ROOT / "docs/rmapd.toml").read_text() == config.example(), (
+        "rmapd check-config --example > docs/rmapd.toml"
+    )
     assert load(tmp_path, config.example()) == config.Config()
     set_all = re.sub(r"^#(\w+ = )", r"\1", config.example(), flags=re.MULTILINE)
     assert set_all.count("\n#") < config.example().count("\n#")
@@ -84,10 +86,24 @@ def test_what_is_in_force_can_be_read_back(tmp_path: Path) -> None:
 
 def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> None:
     path = tmp_path / "rmapd.toml"
-    path.write_text("listen = '127.0.0.1:1'\nwelcome_seconds = 1.0\n[maps]\nledger_rows = 8\nmm_rows = 9\n")
-    environ = {"RMAPD_LISTEN": "127.0.0.1:2", "RMAPD_STRICT": "true", "RMAPD_WELCOME_SECONDS": "20", "RMAPD_MAPS_LEDGER_ROWS": "16"}
-    found = config.load(path, environ | {"RMAPD_REQUIRE": "M1, L2", "RMAPD_DEBUG": "1", "HOME": "/"}, strict=False)
-    assert (found.listen, found.strict, found.welcome_seconds, found.require) == ("127.0.0.1:2", False, 20.0, ["M1", "L2"])
+    path.write_text(
+        "listen = '127.0.0.1:1'\nwelcome_seconds = 1.0\n[maps]\nledger_rows = 8\nmm_rows = 9\n"
+    )
+    environ = {
+        "RMAPD_LISTEN": "127.0.0.1:2",
+        "RMAPD_STRICT": "true",
+        "RMAPD_WELCOME_SECONDS": "20",
+        "RMAPD_MAPS_LEDGER_ROWS": "16",
+    }
+    found = config.load(
+        path, environ | {"RMAPD_REQUIRE": "M1, L2", "RMAPD_DEBUG": "1", "HOME": "/"}, strict=False
+    )
+    assert (found.listen, found.strict, found.welcome_seconds, found.require) == (
+        "127.0.0.1:2",
+        False,
+        20.0,
+        ["M1", "L2"],
+    )
     assert (found.maps.ledger_rows, found.maps.mm_rows) == (16, 9)
 
 
@@ -101,7 +117,9 @@ def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> No
         ("RMAPD_FIDELITY", "most", "auto, full, sampled, owner, migration"),
     ],
 )
-def test_what_is_wrong_in_the_environment_is_named(variable: str, value: str, expected: str) -> None:
+def test_what_is_wrong_in_the_environment_is_named(
+    variable: str, value: str, expected: str
+) -> None:
     with pytest.raises(RmapdError, match=re.escape(expected)):
         config.load(None, {variable: value})
 

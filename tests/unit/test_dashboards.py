@@ -54,7 +54,9 @@ def test_checked_in_is_what_the_code_makes() -> None:
         assert path.read_text() == text, "make dashboards"
 
 
-@pytest.mark.parametrize("path", sorted(dashboards.FOLDER.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(dashboards.FOLDER.glob("*.json")), ids=lambda path: path.stem
+)
 def test_the_json_is_of_the_schema(path: Any) -> None:
     """Through the SDK's own reader and back nothing is lost: no key that it does not know."""
     found = json.loads(path.read_text())
@@ -87,18 +89,31 @@ SHOWN = [(board, panel) for board, panel in PANELS if panel.kind in ("stat", "ba
 def test_no_panel_is_green_without_data(board: Board, panel: Panel) -> None:
     """Grafana shows null in the colour of the lowest step, unless a mapping says otherwise."""
     found = json.loads((dashboards.FOLDER / f"{board.uid}.json").read_text())["panels"]
-    (own,) = [one for one in found if (one["title"], one["type"]) == (panel.title, {"stat": "stat", "bars": "bargauge"}[panel.kind])]
+    (own,) = [
+        one
+        for one in found
+        if (one["title"], one["type"])
+        == (panel.title, {"stat": "stat", "bars": "bargauge"}[panel.kind])
+    ]
     defaults = own["fieldConfig"]["defaults"]
     (lowest,) = [step for step in defaults["thresholds"]["steps"] if step["value"] is None]
     assert lowest["color"] != "green"
     (nothing,) = [one["options"] for one in defaults["mappings"] if one["type"] == "special"]
-    assert (nothing["match"], nothing["result"]["text"], nothing["result"]["color"]) == ("null+nan", "no data", "orange")
+    assert (nothing["match"], nothing["result"]["text"], nothing["result"]["color"]) == (
+        "null+nan",
+        "no data",
+        "orange",
+    )
     assert panel.base != "green"
 
 
 def test_zero_is_green_where_it_is_the_standing_alone() -> None:
     """Zero violations are as many where nothing is checked."""
-    green = {panel.title for _, panel in SHOWN if any(value <= 0 and colour == "green" for value, colour in panel.thresholds)}
+    green = {
+        panel.title
+        for _, panel in SHOWN
+        if any(value <= 0 and colour == "green" for value, colour in panel.thresholds)
+    }
     assert green == {"Standing"}
 
 
@@ -113,12 +128,18 @@ def test_fleet_needs_recorded_series_only(exported: Exported) -> None:
 
 def test_a_query_for_what_nobody_exports_is_found(exported: Exported) -> None:
     assert exported.wrong("rmapd_violation_total") == ["no metric rmapd_violation_total"]
-    assert exported.wrong('rmapd_violations_total{verdict="holds"}') == ["rmapd_violations_total has no label verdict"]
-    assert exported.wrong('rate(rmapd_checks_total{verdict="held"}[5m])') == ["rmapd_checks_total has no verdict=held"]
+    assert exported.wrong('rmapd_violations_total{verdict="holds"}') == [
+        "rmapd_violations_total has no label verdict"
+    ]
+    assert exported.wrong('rate(rmapd_checks_total{verdict="held"}[5m])') == [
+        "rmapd_checks_total has no verdict=held"
+    ]
     assert exported.wrong("sum by (hook) (rmapd_violations_total)") == ["nothing has a label hook"]
 
 
-@pytest.mark.parametrize("rule", [*RECORDED, *ALERTS], ids=lambda rule: rule.get("record") or rule["alert"])
+@pytest.mark.parametrize(
+    "rule", [*RECORDED, *ALERTS], ids=lambda rule: rule.get("record") or rule["alert"]
+)
 def test_rules_ask_for_what_is_exported(rule: dict[str, Any], exported: Exported) -> None:
     assert not exported.wrong(rule["expr"])
 
@@ -134,14 +155,25 @@ def test_alerts_say_what_to_do(rule: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
 def test_alerts_have_a_case_that_fires_and_one_that_does_not(rule: dict[str, Any]) -> None:
-    cases = [case for test in TESTS for case in test.get("alert_rule_test", ()) if case["alertname"] == rule["alert"]]
+    cases = [
+        case
+        for test in TESTS
+        for case in test.get("alert_rule_test", ())
+        if case["alertname"] == rule["alert"]
+    ]
     assert any(case["exp_alerts"] for case in cases)
     assert any(not case["exp_alerts"] for case in cases)
 
 
 def test_every_alert_and_invariant_has_its_page_and_no_page_is_idle() -> None:
     assert {rule["alert"] for rule in ALERTS} | set(discover()) | {"README"} == PAGES
-    heads = ("What it means.", "How sure it is.", "Save before rebooting.", "What the trail answers.", "Whom it concerns.")
+    heads = (
+        "What it means.",
+        "How sure it is.",
+        "Save before rebooting.",
+        "What the trail answers.",
+        "Whom it concerns.",
+    )
     index = (ROOT / "docs/runbooks/README.md").read_text()
     for page in PAGES - {"README"}:
         text = (ROOT / f"docs/runbooks/{page}.md").read_text()

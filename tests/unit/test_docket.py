@@ -18,7 +18,14 @@ HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
 
 
 def docket_of(b: Box, checked: Container[str] = ("L4",)) -> Docket:
-    return Docket(b.windows, Books(b.native.maps, LAYOUTS), LAYOUTS, Symbols(synthetic_kernel()), discover(), checked)
+    return Docket(
+        b.windows,
+        Books(b.native.maps, LAYOUTS),
+        LAYOUTS,
+        Symbols(synthetic_kernel()),
+        discover(),
+        checked,
+    )
 
 
 def hear(docket: Docket, b: Box) -> bool:
@@ -97,10 +104,15 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
     docket = docket_of(b)
     assert hear(docket, b)
     (finding,) = docket.work(Tally(), COUNTERS, 0, 1.0)
-    healthy, broken = "unlink_anon_vmas[anon]  anon↓w anon- anon↑w", "unlink_anon_vmas[anon]  anon-(-)"
+    healthy, broken = (
+        "unlink_anon_vmas[anon]  anon↓w anon- anon↑w",
+        "unlink_anon_vmas[anon]  anon-(-)",
+    )
     assert finding.protocol == broken
     assert [step["protocol"] for step in finding.trail] == [healthy, broken]
-    assert finding.stack == ("0x1111",), "what fills with the stacks of all windows has no room for those of violations"
+    assert finding.stack == ("0x1111",), (
+        "what fills with the stacks of all windows has no room for those of violations"
+    )
     assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
 
 

@@ -21,39 +21,131 @@ from tracer.verdict import Finding, Verdict, Violation
 
 HEALTHY = "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
 SWAPPED = "__vma_adjust[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
-STEP = {"time_ns": 5_000_000, "duration_ns": 10, "function": "__vma_adjust", "task": {"pid": 7, "tgid": 7}}
-VMA = {"vma": "0xffff1", "was_start": "0x1000", "was_end": "0x3000", "vm_start": "0x1000", "vm_end": "0x5000", "flags": "rw-p rd wr"}
+STEP = {
+    "time_ns": 5_000_000,
+    "duration_ns": 10,
+    "function": "__vma_adjust",
+    "task": {"pid": 7, "tgid": 7},
+}
+VMA = {
+    "vma": "0xffff1",
+    "was_start": "0x1000",
+    "was_end": "0x3000",
+    "vm_start": "0x1000",
+    "vm_end": "0x5000",
+    "flags": "rw-p rd wr",
+}
 
 
 def lock_order() -> Violation:
     before = STEP | {"time_ns": 2_000_000, "vma": VMA, "protocol": HEALTHY, "stack": []}
-    own = STEP | {"vma": VMA, "protocol": SWAPPED, "stack": ["__vma_adjust+0x1"], "marked": True, "why": "this window broke L1: the order"}
-    evidence = {"proven": False, "vma": VMA, "addresses": {"mm": "0xaa"}, "trail_note": "The flight recorder has all since then."}
+    own = STEP | {
+        "vma": VMA,
+        "protocol": SWAPPED,
+        "stack": ["__vma_adjust+0x1"],
+        "marked": True,
+        "why": "this window broke L1: the order",
+    }
+    evidence = {
+        "proven": False,
+        "vma": VMA,
+        "addresses": {"mm": "0xaa"},
+        "trail_note": "The flight recorder has all since then.",
+    }
     task = {"pid": 7, "tgid": 7, "comm": "x", "cgroup": {"id": 42, "name": "session-1.scope"}}
-    summary, stack = "i_mmap_rwsem is taken with the anon_vma rwsem held", ("__vma_adjust+0x1", "f+0x2 [faults]")
-    finding = Finding("L1", Verdict.VIOLATED, "__vma_adjust", "s", summary, task, stack, evidence, SWAPPED, (before, own))
-    return Violation(finding, 1.0, 2.0, 3, {"kernel": "6.1.0-test", "tainted": "GOE", "command_line": ["rmapd_faults=guest"]})
+    summary, stack = (
+        "i_mmap_rwsem is taken with the anon_vma rwsem held",
+        ("__vma_adjust+0x1", "f+0x2 [faults]"),
+    )
+    finding = Finding(
+        "L1",
+        Verdict.VIOLATED,
+        "__vma_adjust",
+        "s",
+        summary,
+        task,
+        stack,
+        evidence,
+        SWAPPED,
+        (before, own),
+    )
+    return Violation(
+        finding,
+        1.0,
+        2.0,
+        3,
+        {"kernel": "6.1.0-test", "tainted": "GOE", "command_line": ["rmapd_faults=guest"]},
+    )
 
 
 def left_behind() -> Violation:
-    page = {"folio": "0xf0", "kind": "anon", "order": 0, "flags": ["uptodate", "swapbacked"], "locked": False}
-    entry = {"tgid": 9, "comm": "victim", "addr": "0x7000", "entry": "0xe", "pfn": "0x12", "locked": False, "mm": "0xaa"}
-    entry |= {"first_walk": VMA, "vma_now": VMA | {"same": True}, "folio_now": page, "second_walk": "the second walk came"}
-    culprit = {"function": "remove_migration_pte", "why": "the second walk called it, and it put nothing back"}
-    evidence = {"entries": [entry], "culprit": culprit, "trail_note": "The flight recorder has wrapped: VMA changes are overwritten."}
-    finding = Finding("M1", Verdict.VIOLATED, "migrate_pages", "s", "an entry is left: victim[9]", {}, ("migrate_pages+0x1",), evidence)
-    return Violation(finding, 1.0, 2.0, 5, {"kernel": "6.1.0-test", "tainted": "", "command_line": []})
+    page = {
+        "folio": "0xf0",
+        "kind": "anon",
+        "order": 0,
+        "flags": ["uptodate", "swapbacked"],
+        "locked": False,
+    }
+    entry = {
+        "tgid": 9,
+        "comm": "victim",
+        "addr": "0x7000",
+        "entry": "0xe",
+        "pfn": "0x12",
+        "locked": False,
+        "mm": "0xaa",
+    }
+    entry |= {
+        "first_walk": VMA,
+        "vma_now": VMA | {"same": True},
+        "folio_now": page,
+        "second_walk": "the second walk came",
+    }
+    culprit = {
+        "function": "remove_migration_pte",
+        "why": "the second walk called it, and it put nothing back",
+    }
+    evidence = {
+        "entries": [entry],
+        "culprit": culprit,
+        "trail_note": "The flight recorder has wrapped: VMA changes are overwritten.",
+    }
+    finding = Finding(
+        "M1",
+        Verdict.VIOLATED,
+        "migrate_pages",
+        "s",
+        "an entry is left: victim[9]",
+        {},
+        ("migrate_pages+0x1",),
+        evidence,
+    )
+    return Violation(
+        finding, 1.0, 2.0, 5, {"kernel": "6.1.0-test", "tainted": "", "command_line": []}
+    )
 
 
 def protocol_row(line: str, count: int, violates: list[str]) -> dict[str, Any]:
-    return {"function": parse(line).window, "text": line, "count": count, "violates": violates, "suspect": []}
+    return {
+        "function": parse(line).window,
+        "text": line,
+        "count": count,
+        "violates": violates,
+        "suspect": [],
+    }
 
 
 @pytest.fixture
 def report(tmp_path: Path) -> Path:
-    found = as_json(snapshot(), ["x"], 0) | {"violations": [violation_json(lock_order()), violation_json(left_behind())]}
+    found = as_json(snapshot(), ["x"], 0) | {
+        "violations": [violation_json(lock_order()), violation_json(left_behind())]
+    }
     other = HEALTHY.replace("anon- ", "")
-    found["protocols"] = [protocol_row(SWAPPED, 3, ["L1"]), protocol_row(HEALTHY, 812, []), protocol_row(other, 9000, [])]
+    found["protocols"] = [
+        protocol_row(SWAPPED, 3, ["L1"]),
+        protocol_row(HEALTHY, 812, []),
+        protocol_row(other, 9000, []),
+    ]
     path = tmp_path / "report.json"
     path.write_text(json.dumps(found))
     return path
@@ -67,7 +159,10 @@ def explain(*args: str) -> str:
 
 def test_a_lock_order_is_explained_with_the_legal_protocol_beside_it(report: Path) -> None:
     said = explain(lock_order().first.id, "--report", str(report))
-    assert "Subject: L1 violated in __vma_adjust() on 6.1.0-test: i_mmap_rwsem is taken with the anon_vma rwsem held" in said
+    assert (
+        "Subject: L1 violated in __vma_adjust() on 6.1.0-test: i_mmap_rwsem is taken with the anon_vma rwsem held"
+        in said
+    )
     for part in (
         "mm/rmap.c",
         "tainted GOE",
@@ -84,10 +179,15 @@ def test_a_lock_order_is_explained_with_the_legal_protocol_beside_it(report: Pat
     assert "f+0x2 [faults]" in said
     lines = said.splitlines()
     seen, legal, marks = (
-        next(n for n, line in enumerate(lines) if line.startswith(f"    {name}  ")) for name in ("seen ", "legal", "     ")
+        next(n for n, line in enumerate(lines) if line.startswith(f"    {name}  "))
+        for name in ("seen ", "legal", "     ")
     )
     assert (legal, marks) == (seen + 1, seen + 2)
-    marked = {lines[seen][at : at + 6].strip() for at, mark in enumerate(lines[marks]) if mark == "^" and lines[marks][at - 1] == " "}
+    marked = {
+        lines[seen][at : at + 6].strip()
+        for at, mark in enumerate(lines[marks])
+        if mark == "^" and lines[marks][at - 1] == " "
+    }
     assert "i_mmap" in " ".join(marked) or "anon↓w" in " ".join(marked)
 
 
@@ -126,7 +226,12 @@ def test_a_stored_one_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> Non
     done = CliRunner().invoke(main, ["explain", "L9-123", "--store", str(path)])
     assert done.exit_code == 2
     assert lock_order().first.id in done.output
-    assert "no store" in CliRunner().invoke(main, ["explain", "L1-12", "--store", str(tmp_path / "none.db")]).output
+    assert (
+        "no store"
+        in CliRunner()
+        .invoke(main, ["explain", "L1-12", "--store", str(tmp_path / "none.db")])
+        .output
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"violations": [{}]}', '{"violations": 7}'])
@@ -157,8 +262,12 @@ def test_steps_stand_above_each_other_and_every_difference_is_marked() -> None:
 
 
 def test_what_is_the_same_thing_stands_under_itself_whoever_held_the_lock() -> None:
-    unlocked = parse("__vma_adjust[anon moved mmap:w geometry=pgoff]  anon-(-) commit(mmap:w anon:-) anon+(-)")
-    locked = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    unlocked = parse(
+        "__vma_adjust[anon moved mmap:w geometry=pgoff]  anon-(-) commit(mmap:w anon:-) anon+(-)"
+    )
+    locked = parse(
+        "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
+    )
     assert aligned(unlocked, locked) == [
         "seen   [anon] [moved] [mmap:w] [geometry=pgoff] ·      anon-(-) commit(mmap:w anon:-) anon+(-) ·",
         "legal  [anon] [moved] [mmap:w] [ok]             anon↓w anon-    commit(mmap:w anon:w) anon+    anon↑w",
@@ -168,17 +277,37 @@ def test_what_is_the_same_thing_stands_under_itself_whoever_held_the_lock() -> N
 
 def test_the_legal_protocol_is_one_about_the_same_that_did_the_same() -> None:
     own = parse("__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)")
-    same = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    same = parse(
+        "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
+    )
     file = parse("__vma_adjust[file moved mmap:w ok]  commit(mmap:w anon:-)")
     split = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon↑w")
     assert max((file, split, same), key=lambda other: likeness(own, other)) is same
 
 
 def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
-    evidence = {"outer_mm": "0xa", "inner_mm": "0xb", "opposite_task": 77, "opposite_stack": ["dup_mmap+0x9", "fork+0x1"]}
-    finding = Finding("L2", Verdict.SUSPECT, "mmap_lock", "nested", "task x[1] took two", {"pid": 1}, ("mmap_write_lock+0x1",), evidence)
+    evidence = {
+        "outer_mm": "0xa",
+        "inner_mm": "0xb",
+        "opposite_task": 77,
+        "opposite_stack": ["dup_mmap+0x9", "fork+0x1"],
+    }
+    finding = Finding(
+        "L2",
+        Verdict.SUSPECT,
+        "mmap_lock",
+        "nested",
+        "task x[1] took two",
+        {"pid": 1},
+        ("mmap_write_lock+0x1",),
+        evidence,
+    )
     path = tmp_path / "r.json"
-    path.write_text(json.dumps({"kernel": "6.1.0-test", "violations": [violation_json(Violation(finding, 1.0, 1.0))]}))
+    path.write_text(
+        json.dumps(
+            {"kernel": "6.1.0-test", "violations": [violation_json(Violation(finding, 1.0, 1.0))]}
+        )
+    )
     said = explain("L2-", "--report", str(path))
     assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
     assert "Stack of the opposite order, task 77" in said

@@ -58,18 +58,29 @@ def loaded(*without: str) -> Loaded:
             made.hooks.append(Planned(path.stem, hook, state, (Way("kprobe", hook.name, ()),)))
             if there:
                 program = Fake()
-                made.points[hook.name] = [Fastened(program, "kprobe", hook.name, program.attach("", ""))]
+                made.points[hook.name] = [
+                    Fastened(program, "kprobe", hook.name, program.attach("", ""))
+                ]
     return made
 
 
 def fidelity(made: Loaded, level: str = "full") -> tuple[Fidelity, Books]:
     books = Books(World().native.maps, LAYOUTS)
-    return Fidelity(level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}), books
+    return Fidelity(
+        level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}
+    ), books
 
 
 def fakes(made: Loaded, stem: str) -> list[Fake]:
-    names = [hook.hook.name for hook in made.hooks if hook.stem == stem and hook.hook.name in made.points]
-    return [point.program for name in names for point in made.points[name] if isinstance(point.program, Fake)]
+    names = [
+        hook.hook.name for hook in made.hooks if hook.stem == stem and hook.hook.name in made.points
+    ]
+    return [
+        point.program
+        for name in names
+        for point in made.points[name]
+        if isinstance(point.program, Fake)
+    ]
 
 
 def epochs(books: Books) -> tuple[int, int]:
@@ -117,9 +128,17 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
     assert epochs(books) == (2, 2)
     assert not any(fake.attached for stem in ("locks", "mmap_lock") for fake in fakes(made, stem))
-    assert all(fake.attached == 1 for stem in ("vma", "forks", "migration") for fake in fakes(made, stem))
-    assert (one.level, one.coverage["L1"][0], one.coverage["L4"][0]) == ("owner", Coverage.NONE, Coverage.FULL)
-    assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), "below `sampled` they go on being sampled"
+    assert all(
+        fake.attached == 1 for stem in ("vma", "forks", "migration") for fake in fakes(made, stem)
+    )
+    assert (one.level, one.coverage["L1"][0], one.coverage["L4"][0]) == (
+        "owner",
+        Coverage.NONE,
+        Coverage.FULL,
+    )
+    assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), (
+        "below `sampled` they go on being sampled"
+    )
     assert "L1" not in checked
     assert "L4" in checked
     assert one.change("migration", "too dear", count) == []
@@ -129,7 +148,12 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert resting["vma"] == "the governor has lowered fidelity to migration: too dear"
     assert one.change("full", "there is room", count) == []
     assert epochs(books) == (6, 4)
-    assert all(fake.attached == 1 for points in made.points.values() for fake in [points[0].program] if isinstance(fake, Fake))
+    assert all(
+        fake.attached == 1
+        for points in made.points.values()
+        for fake in [points[0].program]
+        if isinstance(fake, Fake)
+    )
     assert all(hook.state is State.ATTACHED for hook in made.hooks)
     assert one.coverage == fidelity(loaded())[0].coverage
 
@@ -161,7 +185,11 @@ def test_a_hook_that_is_refused_leaves_it_low() -> None:
     fakes(made, "locks")[3].refused = True
     for now in range(6, 40):
         one.look(float(now), lambda: None)
-    assert (one.level, one.changes, one.governor.levels) == ("owner", {"lower": 2, "raise": 0}, ["owner", "migration"])
+    assert (one.level, one.changes, one.governor.levels) == (
+        "owner",
+        {"lower": 2, "raise": 0},
+        ["owner", "migration"],
+    )
     assert not any(fake.attached for fake in fakes(made, "locks")), "all or none"
     assert one.coverage["L1"][0] is Coverage.NONE
 
@@ -170,10 +198,25 @@ def test_at_sampled_everything_stays_attached() -> None:
     made = loaded()
     one, books = fidelity(made)
     assert one.change("sampled", "too dear", lambda: None) == []
-    assert all(fake.attached == 1 for points in made.points.values() for fake in [points[0].program] if isinstance(fake, Fake))
-    assert (epochs(books), window_ns(books)) == ((2, 0), 1_000_000), "no window is half of the one kind"
-    assert {name for name, (level, _) in one.coverage.items() if level is Coverage.FULL} >= {"M1", "M2", "M3", "L4"}
-    assert all(one.coverage[name] == (Coverage.PARTIAL, SAMPLED) for name in ("L1", "L2", "L3", "L5", "L6", "V2"))
+    assert all(
+        fake.attached == 1
+        for points in made.points.values()
+        for fake in [points[0].program]
+        if isinstance(fake, Fake)
+    )
+    assert (epochs(books), window_ns(books)) == ((2, 0), 1_000_000), (
+        "no window is half of the one kind"
+    )
+    assert {name for name, (level, _) in one.coverage.items() if level is Coverage.FULL} >= {
+        "M1",
+        "M2",
+        "M3",
+        "L4",
+    }
+    assert all(
+        one.coverage[name] == (Coverage.PARTIAL, SAMPLED)
+        for name in ("L1", "L2", "L3", "L5", "L6", "V2")
+    )
     one.sample(50)
     assert (window_ns(books), one.coverage["L1"][1]) == (20_000_000, SAMPLED.replace("1,000", "50"))
     assert one.change("full", "there is room", lambda: None) == []
@@ -186,7 +229,9 @@ def test_a_session_may_begin_sampled() -> None:
 
 
 def window_ns(books: Books) -> int:
-    return int(LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"").window_ns)
+    return int(
+        LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"").window_ns
+    )
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])

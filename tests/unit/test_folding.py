@@ -51,7 +51,11 @@ def unfolded(codes: bytes) -> list[Step]:
     """Single steps in the order of a protocol in which each group comes once; commits in their parts."""
 
     def flat(steps: tuple[Step, ...]) -> list[Step]:
-        return [each for step in steps for each in (flat(step.steps) if isinstance(step, Group) else [step])]
+        return [
+            each
+            for step in steps
+            for each in (flat(step.steps) if isinstance(step, Group) else [step])
+        ]
 
     return flat(ENCODING.decode(key_of(codes)).steps)
 
@@ -89,7 +93,9 @@ def test_what_is_folded_stands_for_what_happened(steps: bytes) -> None:
         assert stands_for(codes, steps), text(protocol)
     else:
         assert (len(codes), codes[-1]) == (MOST + 1, AT["STEP_OVERLONG"])
-        assert any(stands_for(codes[:-1], steps[:n]) for n in range(len(steps))), "the steps before are a beginning of it"
+        assert any(stands_for(codes[:-1], steps[:n]) for n in range(len(steps))), (
+            "the steps before are a beginning of it"
+        )
 
 
 @settings(deadline=None, max_examples=300)
@@ -103,9 +109,19 @@ def test_bytes_and_text_tell_the_same(steps: bytes) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.sampled_from(STEPS[2:]), min_size=1, max_size=8, unique=True), st.integers(2, 9), st.integers(2, 9))
-def test_how_often_a_loop_runs_makes_no_other_protocol(body: list[int], once: int, again: int) -> None:
-    assert folded(bytes(body) * once) == folded(bytes(body) * again) == bytes((*body, AT["STEP_REPEAT"] + len(body) - 1))
+@given(
+    st.lists(st.sampled_from(STEPS[2:]), min_size=1, max_size=8, unique=True),
+    st.integers(2, 9),
+    st.integers(2, 9),
+)
+def test_how_often_a_loop_runs_makes_no_other_protocol(
+    body: list[int], once: int, again: int
+) -> None:
+    assert (
+        folded(bytes(body) * once)
+        == folded(bytes(body) * again)
+        == bytes((*body, AT["STEP_REPEAT"] + len(body) - 1))
+    )
 
 
 def test_groups_of_nine_do_not_fold() -> None:
@@ -115,7 +131,10 @@ def test_groups_of_nine_do_not_fold() -> None:
 
 def test_a_group_in_a_group() -> None:
     a, b, c = (bytes((AT["STEP_LOCK"] + n,)) for n in range(3))
-    assert text(ENCODING.decode(key_of(folded((a + b * 3 + c) * 4)))) == "outside[]  {other↓r {other↓w}* other↓rk}*"
+    assert (
+        text(ENCODING.decode(key_of(folded((a + b * 3 + c) * 4))))
+        == "outside[]  {other↓r {other↓w}* other↓rk}*"
+    )
 
 
 def test_no_group_cuts_through_another() -> None:

@@ -31,7 +31,10 @@ def rulings(line: str) -> str:
 
 SEED = [
     # 1. vma_expand() imports next's anon_vma and did not lock it: "I believe there's a case it misses"
-    ("vma_expand[anon=imported moved mmap:w ok follows]  anon_vma_clone() commit(mmap:w anon:-)", "L3+ L5! V1+ V2! V5+"),
+    (
+        "vma_expand[anon=imported moved mmap:w ok follows]  anon_vma_clone() commit(mmap:w anon:-)",
+        "L3+ L5! V1+ V2! V5+",
+    ),
     (
         "vma_expand[anon=imported moved mmap:w ok follows]  anon_vma_clone() anon↓w {anon-}* commit(mmap:w anon:w) {anon+}* anon↑w",
         "L1+ L3+ L4+ L5+ V1+ V2+ V5+",
@@ -47,7 +50,10 @@ SEED = [
     ),
     # 3. do_brk_flags() returned -ENOMEM with the anon_vma locked: "at the very least we must unlock if locked"
     ("do_brk_flags[anon moved mmap:w] -ENOMEM  anon↓w anon- → [mmap:w anon:w]", "L1+ L3! L4+"),
-    ("do_brk_flags[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w", "L1+ L3+ L4+ L5+ V1+ V2+"),
+    (
+        "do_brk_flags[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w",
+        "L1+ L3+ L4+ L5+ V1+ V2+",
+    ),
 ]
 
 LEGAL = [
@@ -89,8 +95,14 @@ LEGAL = [
 BROKEN = [
     ("vma_shrink[moved mmap:w anon:r]  i_mmap↓w i_mmap↑w → [mmap:w anon:w]", "L1+ L3!"),
     # CVE-2026-23097: the second walk of a hugetlb folio takes i_mmap_rwsem with the folio locked
-    ("rmap_walk_file[hugetlb folio:locked remove_migration]  i_mmap↓r visit(r) i_mmap↑r", "L1! L3+ L6+"),
-    ("rmap_walk_file[hugetlb folio:locked remove_migration]  i_mmap↓r? visit(r) i_mmap↑r", "L1! L3+ L6+"),
+    (
+        "rmap_walk_file[hugetlb folio:locked remove_migration]  i_mmap↓r visit(r) i_mmap↑r",
+        "L1! L3+ L6+",
+    ),
+    (
+        "rmap_walk_file[hugetlb folio:locked remove_migration]  i_mmap↓r? visit(r) i_mmap↑r",
+        "L1! L3+ L6+",
+    ),
     # CVE-2026-23077: copy_vma() returns a VMA without anon_vma
     ("copy_vma[anon mmap:w ok follows=missing]", "L3+ V1+ V5!"),
     ("copy_vma[anon mmap:w ok follows=other]", "L3+ V1+ V5!"),
@@ -113,8 +125,14 @@ BROKEN = [
     ("outside[]  anon-(r)", "L4!"),
     ("outside[]  file+(-)", "L4!"),
     ("outside[]  file+(x)", "L4!"),
-    ("vma_shrink[file moved mmap:w ok]  i_mmap↓w commit(mmap:w i_mmap:w) file- file+ i_mmap↑w", "L1+ L3+ L4+ L5+ V1+ V2!"),
-    ("vma_shrink[file moved mmap:w ok]  i_mmap↓w file- commit(mmap:w i_mmap:w) i_mmap↑w", "L1+ L3+ L4+ L5+ V1+ V2!"),
+    (
+        "vma_shrink[file moved mmap:w ok]  i_mmap↓w commit(mmap:w i_mmap:w) file- file+ i_mmap↑w",
+        "L1+ L3+ L4+ L5+ V1+ V2!",
+    ),
+    (
+        "vma_shrink[file moved mmap:w ok]  i_mmap↓w file- commit(mmap:w i_mmap:w) i_mmap↑w",
+        "L1+ L3+ L4+ L5+ V1+ V2!",
+    ),
     ("vma_shrink[moved mmap:r ok]  commit(mmap:r vma:-)", "L5! V1+"),
     ("rmap_walk_anon[folio:locked try_to_migrate]  visit(-)", "L6!"),
     ("rmap_walk_anon[folio:locked try_to_migrate]  anon↓r visit(x) anon↑r", "L1+ L3+ L6!"),
@@ -124,10 +142,19 @@ BROKEN = [
 ]
 
 LOSSY = [
-    ("vma_expand[file anon moved mmap:w]  anon↓w ? i_mmap↓w file- commit(mmap:w) i_mmap↑w anon↑w", "L1~ L3~ L4+ L5+ V2~"),
-    ("vma_expand[anon moved mmap:w]  anon↓w ? anon-(r) commit(mmap:w anon:-) → [mmap:w anon:w]", "L1~ L3! L4! L5! V2~"),
+    (
+        "vma_expand[file anon moved mmap:w]  anon↓w ? i_mmap↓w file- commit(mmap:w) i_mmap↑w anon↑w",
+        "L1~ L3~ L4+ L5+ V2~",
+    ),
+    (
+        "vma_expand[anon moved mmap:w]  anon↓w ? anon-(r) commit(mmap:w anon:-) → [mmap:w anon:w]",
+        "L1~ L3! L4! L5! V2~",
+    ),
     ("vma_expand[anon moved mmap:w]  anon↓w anon- commit(mmap:w anon:w) …", "L1~ L3~ L4~ L5~ V2~"),
-    ("vma_expand[file anon moved mmap:w]  anon↓w i_mmap↓w commit(mmap:w anon:-) …", "L1! L3~ L4~ L5! V2!"),
+    (
+        "vma_expand[file anon moved mmap:w]  anon↓w i_mmap↓w commit(mmap:w anon:-) …",
+        "L1! L3~ L4~ L5! V2!",
+    ),
     ("rmap_walk_anon[folio:locked try_to_migrate]  anon↓r visit(r) …", "L1~ L3~ L4~ L6~"),
 ]
 
@@ -144,12 +171,29 @@ def test_rulings(line: str, expected: str) -> None:
         ("L5", SEED[0][0], "the boundary changes with the anon_vma rwsem not held", True),
         ("L1", SEED[2][0], "i_mmap_rwsem is taken with the anon_vma rwsem held", False),
         ("L3", SEED[4][0], "returns an error with the anon_vma rwsem held for write", True),
-        ("L1", "dup_mmap[]  i_mmap↓w i_mmap2↓r", "another i_mmap_rwsem is taken with one held already", False),
-        ("L4", "outside[]  anon-(r)", "a VMA leaves the anon tree with the anon_vma rwsem only read-held", True),
-        ("L6", "rmap_walk_file[try_to_unmap]  visit(r)", "the try_to_unmap walk runs with the folio not locked", True),
+        (
+            "L1",
+            "dup_mmap[]  i_mmap↓w i_mmap2↓r",
+            "another i_mmap_rwsem is taken with one held already",
+            False,
+        ),
+        (
+            "L4",
+            "outside[]  anon-(r)",
+            "a VMA leaves the anon tree with the anon_vma rwsem only read-held",
+            True,
+        ),
+        (
+            "L6",
+            "rmap_walk_file[try_to_unmap]  visit(r)",
+            "the try_to_unmap walk runs with the folio not locked",
+            True,
+        ),
     ],
 )
-def test_reasons_name_what_is_wrong_and_whether_it_is_proven(invariant: str, line: str, reason: str, proven: bool) -> None:
+def test_reasons_name_what_is_wrong_and_whether_it_is_proven(
+    invariant: str, line: str, reason: str, proven: bool
+) -> None:
     found = ruling(invariant, line)
     assert found
     assert (found.reason, found.proven) == (reason, proven)
@@ -157,12 +201,18 @@ def test_reasons_name_what_is_wrong_and_whether_it_is_proven(invariant: str, lin
 
 def test_a_cycle_of_classes_is_found_whichever_direction_comes_last() -> None:
     graph = LockGraph()
-    forth, back = parse("vma_expand[]  i_mmap↓w anon↓w anon↑w i_mmap↑w"), parse("vma_shrink[]  anon↓w i_mmap↓w i_mmap↑w anon↑w")
+    forth, back = (
+        parse("vma_expand[]  i_mmap↓w anon↓w anon↑w i_mmap↑w"),
+        parse("vma_shrink[]  anon↓w i_mmap↓w i_mmap↑w anon↑w"),
+    )
     assert graph.add(parse("vma_expand[mmap:w]  other↓w i_mmap2↓w? anon↓w")) == ()
     assert graph.add(parse("vma_expand[]  anon↓w anon↑w")) is None
     assert graph.add(forth) == ()
     assert graph.add(back) == (("anon", "i_mmap"), ("i_mmap", "anon"))
-    assert graph.add(parse("move_page_tables[]  anon↓w i_mmap↓w")) == (("anon", "i_mmap"), ("i_mmap", "anon"))
+    assert graph.add(parse("move_page_tables[]  anon↓w i_mmap↓w")) == (
+        ("anon", "i_mmap"),
+        ("i_mmap", "anon"),
+    )
     assert graph.add(parse("copy_vma[]  i_mmap↓w anon↓w")) == (), "the way that was there before"
     assert graph.first["anon", "i_mmap"] == back
 
@@ -171,7 +221,11 @@ def test_a_longer_cycle_begins_with_the_same_edge() -> None:
     graph = LockGraph()
     assert graph.add(parse("vma_shrink[]  vma↓w i_mmap↓w")) == ()
     assert graph.add(parse("vma_shrink[]  i_mmap↓w anon↓w")) == ()
-    assert graph.add(parse("vma_shrink[anon:w]  vma↓w")) == (("anon", "vma"), ("vma", "i_mmap"), ("i_mmap", "anon"))
+    assert graph.add(parse("vma_shrink[anon:w]  vma↓w")) == (
+        ("anon", "vma"),
+        ("vma", "i_mmap"),
+        ("i_mmap", "anon"),
+    )
 
 
 def test_the_graph_leaves_out_trylocks_lost_events_and_hugetlb() -> None:
@@ -184,7 +238,11 @@ def test_the_graph_leaves_out_trylocks_lost_events_and_hugetlb() -> None:
 
 
 def test_the_page_for_readers_of_a_violation_is_in_the_notation() -> None:
-    lines = [line for line in (ROOT / "docs/PROTOCOLS.md").read_text().splitlines() if line.startswith("    ")]
+    lines = [
+        line
+        for line in (ROOT / "docs/PROTOCOLS.md").read_text().splitlines()
+        if line.startswith("    ")
+    ]
     assert [rulings(line) for line in lines] == [
         "L1+ L3+ L4+ L5+ V1+ V2+",
         "L3+ L5! V2!",

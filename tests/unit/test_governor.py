@@ -33,7 +33,9 @@ class Machine:
                     self.spent[group] += share * factor * CPUS
             before = self.governor.level
             if decision := self.governor.look(self.now, dict(self.spent)):
-                if self.refuse and self.governor.levels.index(decision.level) < self.governor.levels.index(before):
+                if self.refuse and self.governor.levels.index(
+                    decision.level
+                ) < self.governor.levels.index(before):
                     self.governor.stay()
                 else:
                     self.decisions.append((self.now, decision.level))
@@ -41,7 +43,10 @@ class Machine:
 
 
 def machine(levels: tuple[str, ...] = LEVELS, budget: float = 0.01, **groups: float) -> Machine:
-    return Machine(Governor(levels, budget, CPUS), **(groups or {"full": 0.02, "owner": 0.004, "migration": 0.001}))
+    return Machine(
+        Governor(levels, budget, CPUS),
+        **(groups or {"full": 0.02, "owner": 0.004, "migration": 0.001}),
+    )
 
 
 def test_within_the_budget_nothing_changes() -> None:
@@ -93,7 +98,9 @@ def test_the_same_load_does_not_raise_it() -> None:
 def test_between_the_two_thresholds_it_stays_where_it_is() -> None:
     lowered, full = machine(), machine()
     lowered.run(100)
-    lowered.load = full.load = 0.36  # full would cost 0.9 % of 1 %: below the budget, and not by enough to go up
+    lowered.load = full.load = (
+        0.36  # full would cost 0.9 % of 1 %: below the budget, and not by enough to go up
+    )
     assert lowered.run(10_000) == []
     assert full.run(10_000) == []
 
@@ -106,7 +113,9 @@ def test_where_nothing_is_left_to_tell_it_tries_more_and_more_rarely() -> None:
     gaps = [later - earlier for earlier, later in pairwise(tries)]
     assert gaps[0] < 200
     assert gaps[-1] > 3600
-    above = sum(down - up for (up, _), (down, _) in zip(m.decisions[1::2], m.decisions[2::2], strict=False))
+    above = sum(
+        down - up for (up, _), (down, _) in zip(m.decisions[1::2], m.decisions[2::2], strict=False)
+    )
     assert above / m.now < 0.01
     m.load = 0.0
     assert m.run(4000) == ["full"]
@@ -142,7 +151,9 @@ def test_where_windows_are_sampled_what_all_of_them_would_cost_is_guessed() -> N
         # 40 ms a second for all windows, a tenth of them booked at the level below; from 200 s on there is a tenth of the load
         at_all, load = governor.level == "full", 0.04 if now < 200 else 0.004
         spent += load if at_all else load / 10
-        decision = governor.look(float(now), {"full": 0.0, "sampled": spent, "owner": 0.0}, 1.0 if at_all else 10.0)
+        decision = governor.look(
+            float(now), {"full": 0.0, "sampled": spent, "owner": 0.0}, 1.0 if at_all else 10.0
+        )
         seen += [(now, decision.level)] if decision else []
     assert [level for _, level in seen] == ["sampled", "full"], seen
     assert seen[1][0] >= 200

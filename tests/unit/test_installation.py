@@ -20,7 +20,13 @@ RUNS = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nResult=succ
 def machine(tmp_path: Path) -> Machine:
     """A machine on which all is well."""
     made = Machine(
-        tmp_path / "proc", tmp_path / "sys", tmp_path / "state", tmp_path / "run", lambda: RUNS, lambda _name: "", lambda _name: True
+        tmp_path / "proc",
+        tmp_path / "sys",
+        tmp_path / "state",
+        tmp_path / "run",
+        lambda: RUNS,
+        lambda _name: "",
+        lambda _name: True,
     )
     write(made.proc / "self/status", "Name:\trmapd\nCapEff:\t000001ffffffffff\n")
     write(made.proc / "sys/kernel/kptr_restrict", "1\n")
@@ -58,18 +64,56 @@ def test_all_is_well(machine: Machine) -> None:
             WRONG,
             "CAP_BPF and CAP_PERFMON missing (CAP_BPF",
         ),
-        ("proc/self/status", "CapEff:\t0000008000000000\n", "privileges", WRONG, "CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough"),
-        ("proc/self/status", "CapEff:\t0000004000000000\n", "privileges", WRONG, "CAP_BPF missing (CAP_BPF and"),
-        ("proc/self/status", "CapEff:\t000000c000000000\n", "privileges", NOTE, "without CAP_SYS_ADMIN no run times"),
-        ("proc/self/status", "CapEff:\t0000000000200000\n", "privileges", NOTE, "without CAP_SYSLOG no addresses"),
-        ("proc/self/status", "CapEff:\t000000c400200000\n", "privileges", NOTE, "without CAP_SETPCAP"),
+        (
+            "proc/self/status",
+            "CapEff:\t0000008000000000\n",
+            "privileges",
+            WRONG,
+            "CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough",
+        ),
+        (
+            "proc/self/status",
+            "CapEff:\t0000004000000000\n",
+            "privileges",
+            WRONG,
+            "CAP_BPF missing (CAP_BPF and",
+        ),
+        (
+            "proc/self/status",
+            "CapEff:\t000000c000000000\n",
+            "privileges",
+            NOTE,
+            "without CAP_SYS_ADMIN no run times",
+        ),
+        (
+            "proc/self/status",
+            "CapEff:\t0000000000200000\n",
+            "privileges",
+            NOTE,
+            "without CAP_SYSLOG no addresses",
+        ),
+        (
+            "proc/self/status",
+            "CapEff:\t000000c400200000\n",
+            "privileges",
+            NOTE,
+            "without CAP_SETPCAP",
+        ),
         ("proc/sys/kernel/kptr_restrict", "2\n", "kptr_restrict", WRONG, "no addresses"),
-        ("sys/kernel/security/lockdown", "none integrity [confidentiality]\n", "lockdown", WRONG, "may not read kernel memory"),
+        (
+            "sys/kernel/security/lockdown",
+            "none integrity [confidentiality]\n",
+            "lockdown",
+            WRONG,
+            "may not read kernel memory",
+        ),
         ("sys/kernel/tracing/available_filter_functions", "", "tracefs", NOTE, "not mounted"),
         ("sys/kernel/debug/sched/preempt", "", "debugfs", NOTE, "preempts"),
     ],
 )
-def test_what_is_not(machine: Machine, path: str, text: str, name: str, state: str, says: str) -> None:
+def test_what_is_not(
+    machine: Machine, path: str, text: str, name: str, state: str, says: str
+) -> None:
     write(machine.proc.parent / path, text)
     found = examined(machine)[name]
     assert (found.state, bool(found.hint)) == (state, True)
@@ -81,8 +125,16 @@ def test_what_is_not(machine: Machine, path: str, text: str, name: str, state: s
     ("shown", "state", "says"),
     [
         ("LoadState=not-found\nActiveState=inactive\n", NOTE, "rmapd.service is not-found"),
-        (RUNS.replace("enabled", "disabled").replace("=active", "=inactive"), NOTE, "disabled, inactive"),
-        (RUNS.replace("=active", "=failed").replace("success", "exit-code"), WRONG, "ended with exit-code"),
+        (
+            RUNS.replace("enabled", "disabled").replace("=active", "=inactive"),
+            NOTE,
+            "disabled, inactive",
+        ),
+        (
+            RUNS.replace("=active", "=failed").replace("success", "exit-code"),
+            WRONG,
+            "ended with exit-code",
+        ),
         (RUNS.replace("success", "watchdog"), WRONG, "ended with watchdog"),
         ("", NOTE, "rmapd.service is unknown"),
     ],
@@ -100,17 +152,22 @@ def test_no_systemd(machine: Machine) -> None:
 
 def test_what_python_lacks(machine: Machine) -> None:
     found = examined(
-        replace(machine, unimportable=lambda name: f"No module named {name!r}"), lambda: Config(otlp_endpoint="http://c:4318/v1/logs")
+        replace(machine, unimportable=lambda name: f"No module named {name!r}"),
+        lambda: Config(otlp_endpoint="http://c:4318/v1/logs"),
     )
     assert (found["bcc"].state, found["seccomp"].state, found["OTLP"].state) == (WRONG, NOTE, WRONG)
 
 
 def test_a_wrong_configuration_hides_nothing_else(machine: Machine) -> None:
     def broken() -> Config:
-        raise RmapdError("the configuration rmapd.toml is wrong", why="no key fidelty", hint="fidelity")
+        raise RmapdError(
+            "the configuration rmapd.toml is wrong", why="no key fidelty", hint="fidelity"
+        )
 
     found = examined(machine, broken)
-    assert found["configuration"] == Check("configuration", WRONG, "the configuration rmapd.toml is wrong: no key fidelty", "fidelity")
+    assert found["configuration"] == Check(
+        "configuration", WRONG, "the configuration rmapd.toml is wrong: no key fidelty", "fidelity"
+    )
     assert found["bcc"].state == OK
 
 
@@ -122,7 +179,10 @@ def test_a_state_directory_that_is_not_there_yet(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("raise ImportError('libbcc.so.0: cannot open shared object file')", "libbcc.so.0: cannot open shared object file"),
+        (
+            "raise ImportError('libbcc.so.0: cannot open shared object file')",
+            "libbcc.so.0: cannot open shared object file",
+        ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ends with -11"),
         ("syntax error", "SyntaxError"),
     ],

@@ -16,7 +16,9 @@ def test_the_lock_is_closed_to_other_users_and_names_its_holder(tmp_path: Path) 
     with only_one(path):
         assert path.read_text() == str(os.getpid())
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-        with pytest.raises(RmapdError, match=f"another rmapd is tracing this kernel \\(pid {os.getpid()}\\)"):
+        with pytest.raises(
+            RmapdError, match=f"another rmapd is tracing this kernel \\(pid {os.getpid()}\\)"
+        ):
             only_one(path)
     with only_one(path):
         pass
@@ -38,7 +40,9 @@ def hard_linked(path: Path, to: Path) -> None:
 
 
 @pytest.mark.parametrize("put", [linked, hard_linked])
-def test_a_link_to_another_file_is_refused_and_the_file_stays_as_it_was(tmp_path: Path, put: object) -> None:
+def test_a_link_to_another_file_is_refused_and_the_file_stays_as_it_was(
+    tmp_path: Path, put: object
+) -> None:
     """The folder is the daemon's user's, and root's `rmapd exec` writes its pid there."""
     assert callable(put)
     other = tmp_path / "crontab"

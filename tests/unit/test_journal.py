@@ -16,7 +16,9 @@ from tracer.verdict import Finding, Tally, Verdict, Violation
 
 
 def violation(n: int = 0, count: int = 1) -> Violation:
-    return Violation(Finding("L1", Verdict.VIOLATED, "vma_expand", f"shape {n}", "one\ntwo"), 1.0, 2.0, count)
+    return Violation(
+        Finding("L1", Verdict.VIOLATED, "vma_expand", f"shape {n}", "one\ntwo"), 1.0, 2.0, count
+    )
 
 
 class Time:
@@ -77,14 +79,20 @@ def test_the_stream_of_journald_is_known_by_its_inode(tmp_path: Path) -> None:
     assert not is_journal({"JOURNAL_STREAM": "1:2"}, 987)
 
 
-def test_under_systemd_a_line_has_fields_and_goes_to_stdout_where_journald_is_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_systemd_a_line_has_fields_and_goes_to_stdout_where_journald_is_deaf(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sent, lines = list[Mapping[str, str]](), list[str]()
     monkeypatch.setattr("tracer.journal.is_journal", lambda environ, _fd: bool(environ))
     Journal(Time(), {"JOURNAL_STREAM": "1:2"}, lines.append, sent.append).new([violation(count=3)])
     (fields,) = sent
     assert not lines
     assert fields["RMAPD_ID"] == violation().first.id
-    assert (fields["RMAPD_INVARIANT"], fields["RMAPD_VERDICT"], fields["RMAPD_FUNCTION"]) == ("L1", "violated", "vma_expand")
+    assert (fields["RMAPD_INVARIANT"], fields["RMAPD_VERDICT"], fields["RMAPD_FUNCTION"]) == (
+        "L1",
+        "violated",
+        "vma_expand",
+    )
     assert json.loads(fields["MESSAGE"])["count"] == 3
 
     def deaf(_fields: Mapping[str, str]) -> None:
@@ -115,7 +123,9 @@ def test_a_violation_is_critical_and_a_suspect_a_warning(caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(("make", "priority"), [(violation, "2"), (suspected, "4")])
-def test_what_is_withheld_has_the_level_of_its_worst(make: Callable[[int], Violation], priority: str) -> None:
+def test_what_is_withheld_has_the_level_of_its_worst(
+    make: Callable[[int], Violation], priority: str
+) -> None:
     clock, sent = Time(), list[Mapping[str, str]]()
     journal = Journal(clock, {}, print, sent.append)
     journal._native = True
@@ -127,7 +137,9 @@ def test_what_is_withheld_has_the_level_of_its_worst(make: Callable[[int], Viola
     assert sent[-1]["PRIORITY"] == priority
 
 
-def test_a_stdout_that_takes_nothing_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stdout_that_takes_nothing_does_not_end_the_watch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def full(_line: str) -> None:
         raise OSError(28, "No space left on device")
 

@@ -9,7 +9,9 @@ from tracer.monitors.migration import LOOK_GAP_NS, Case, Decision, judge
 from tracer.verdict import Verdict
 
 MM = Mm(0x1000, 0x2000, 42, "victim", 7)
-LEFT = Answer(MM, 0x400000, "FOUND_MIGRATION", entry=1 << 63, level=1, pfn=99, locked=False, stable=True)
+LEFT = Answer(
+    MM, 0x400000, "FOUND_MIGRATION", entry=1 << 63, level=1, pfn=99, locked=False, stable=True
+)
 PATIENCE = 10**10
 
 
@@ -61,14 +63,23 @@ def test_a_locked_page_waits_and_is_a_suspect_in_the_end() -> None:
 def test_an_entry_whose_page_is_unlocked_at_last_is_proven_although_patience_has_run_out() -> None:
     c = case()
     assert looks(c, [replace(LEFT, locked=True)], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS]) == [None] * 3
-    first, second, third = looks(c, [LEFT], [PATIENCE, PATIENCE + LOOK_GAP_NS, PATIENCE + 2 * LOOK_GAP_NS])
+    first, second, third = looks(
+        c, [LEFT], [PATIENCE, PATIENCE + LOOK_GAP_NS, PATIENCE + 2 * LOOK_GAP_NS]
+    )
     assert (first, second) == (None, None)
     assert third
     assert third.verdict is Verdict.VIOLATED
 
 
 def test_an_unstable_entry_is_no_look() -> None:
-    assert looks(case(), [replace(LEFT, stable=False)], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS, 3 * LOOK_GAP_NS]) == [None] * 4
+    assert (
+        looks(
+            case(),
+            [replace(LEFT, stable=False)],
+            [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS, 3 * LOOK_GAP_NS],
+        )
+        == [None] * 4
+    )
 
 
 def test_gone_from_its_address_waits_for_the_sweep() -> None:
@@ -144,7 +155,9 @@ def test_entries_of_later_migrations_do_not_keep_a_case_open() -> None:
     assert judge(c, [passing[0]], 0, PATIENCE) is None
     assert judge(c, [passing[1]], LOOK_GAP_NS, PATIENCE) is None, "not swept yet"
     c.swept([passing[2]], complete=True)
-    assert judge(c, [passing[2]], 2 * LOOK_GAP_NS, PATIENCE) is None, "what the sweep found may be ours"
+    assert judge(c, [passing[2]], 2 * LOOK_GAP_NS, PATIENCE) is None, (
+        "what the sweep found may be ours"
+    )
     decision = judge(c, [passing[3]], 3 * LOOK_GAP_NS, PATIENCE)
     assert decision
     assert decision.verdict is Verdict.HOLDS

@@ -12,8 +12,14 @@ from tracer.keeper import needed
 
 @pytest.mark.parametrize(
     ("paranoid", "ways", "more"),
-    [("2", {"fentry", "kprobe"}, set()), ("3", {"fentry", "raw_tp"}, set()), ("3", {"kretprobe", "kprobe"}, {Cap.SYS_ADMIN})],
+    [
+        ("2", {"fentry", "kprobe"}, set()),
+        ("3", {"fentry", "raw_tp"}, set()),
+        ("3", {"kretprobe", "kprobe"}, {Cap.SYS_ADMIN}),
+    ],
 )
-def test_sys_admin_is_for_kprobes_on_a_paranoid_kernel_alone(tmp_path: Path, paranoid: str, ways: set[str], more: set[Cap]) -> None:
+def test_sys_admin_is_for_kprobes_on_a_paranoid_kernel_alone(
+    tmp_path: Path, paranoid: str, ways: set[str], more: set[Cap]
+) -> None:
     (tmp_path / "perf_event_paranoid").write_text(f"{paranoid}\n")
     assert needed(ways, tmp_path / "perf_event_paranoid") == {Cap.BPF, Cap.PERFMON} | more

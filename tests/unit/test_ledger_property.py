@@ -13,11 +13,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.support.court import Court
-from tests.support.world import MIGRATION_READ, MIGRATION_WRITE, SimMigration, SimMm, World, swap_entry
+from tests.support.world import (
+    MIGRATION_READ,
+    MIGRATION_WRITE,
+    SimMigration,
+    SimMm,
+    World,
+    swap_entry,
+)
 from tracer.verdict import Verdict
 
 ADDRESSES = [0x7F0000000000 + n * 0x1000 for n in range(4)] + [0x7F0000200000, 0x100000000000]
-_LIMITS = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_LIMITS = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 class Kernel(RuleBasedStateMachine):
@@ -51,7 +63,9 @@ class Kernel(RuleBasedStateMachine):
         self.world.end(migration)
 
     def _mm(self, data: st.DataObject) -> SimMm:
-        return data.draw(st.sampled_from([mm for mm in self.world.mms if mm.tgid in self.world.tasks]))
+        return data.draw(
+            st.sampled_from([mm for mm in self.world.mms if mm.tgid in self.world.tasks])
+        )
 
     @rule(data=st.data(), addr=st.sampled_from(ADDRESSES))
     def touch(self, data: st.DataObject, addr: int) -> None:
@@ -63,7 +77,11 @@ class Kernel(RuleBasedStateMachine):
     def share(self, data: st.DataObject, addr: int) -> None:
         """Map a page that another mm has already (a file page, say), at another address perhaps."""
         mm, other = self._mm(data), self._mm(data)
-        pages = [other.entries[a] for a in other.entries if a not in other.migrating and other.entries[a] not in self.world.locked]
+        pages = [
+            other.entries[a]
+            for a in other.entries
+            if a not in other.migrating and other.entries[a] not in self.world.locked
+        ]
         if pages and addr not in mm.entries and mm not in self.in_fork:
             self.world.map_page(mm, addr, data.draw(st.sampled_from(pages)))
 
@@ -76,10 +94,18 @@ class Kernel(RuleBasedStateMachine):
     @precondition(lambda self: self.migrations)
     @rule(data=st.data())
     def unmap(self, data: st.DataObject) -> None:
-        pages = {p for mm in self.world.mms for a, p in mm.entries.items() if a not in mm.migrating and p not in self.world.locked}
+        pages = {
+            p
+            for mm in self.world.mms
+            for a, p in mm.entries.items()
+            if a not in mm.migrating and p not in self.world.locked
+        }
         pages -= {mm.entries[a] for mm in self.world.mms for a in mm.migrating}
         if pages:
-            self.world.unmap_folio(data.draw(st.sampled_from(self.migrations)), data.draw(st.sampled_from(sorted(pages))))
+            self.world.unmap_folio(
+                data.draw(st.sampled_from(self.migrations)),
+                data.draw(st.sampled_from(sorted(pages))),
+            )
 
     def _busy(self) -> list[SimMigration]:
         return [m for m in self.migrations if m.pfns]
@@ -89,7 +115,11 @@ class Kernel(RuleBasedStateMachine):
     def remap(self, data: st.DataObject, backwards: bool) -> None:
         """Where only tracepoints are seen, a copy must be removed after what it was copied from, as the order of the rmap trees has it."""
         migration = data.draw(st.sampled_from(self._busy()))
-        self.world.remap_folio(migration, data.draw(st.sampled_from(migration.pfns)), backwards=backwards and self.HOOKS)
+        self.world.remap_folio(
+            migration,
+            data.draw(st.sampled_from(migration.pfns)),
+            backwards=backwards and self.HOOKS,
+        )
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data(), skip=st.integers(1, 2))
@@ -116,16 +146,24 @@ class Kernel(RuleBasedStateMachine):
     @rule(data=st.data())
     def zap(self, data: st.DataObject) -> None:
         mm = self._mm(data)
-        unlocked = [a for a in mm.entries if not (a in mm.migrating and mm.entries[a] not in self.world.locked)]
+        unlocked = [
+            a
+            for a in mm.entries
+            if not (a in mm.migrating and mm.entries[a] not in self.world.locked)
+        ]
         if unlocked and mm not in self.in_fork:
             self.world.zap(mm, data.draw(st.sampled_from(unlocked)))
 
     @rule(data=st.data(), to=st.sampled_from(ADDRESSES))
     def mremap(self, data: st.DataObject, to: int) -> None:
         mm = self._mm(data)
-        blind = not self.PATROL and self.world.next_mm > 2  # a copy that is moved before its parent's is removed
+        blind = (
+            not self.PATROL and self.world.next_mm > 2
+        )  # a copy that is moved before its parent's is removed
         movable = sorted(a for a in mm.entries if (mm.number, a) not in self.court.proven())
-        again = (mm.number, to) in self.court.proven()  # where another of its page was proven and is gone: a documented blind spot
+        again = (
+            (mm.number, to) in self.court.proven()
+        )  # where another of its page was proven and is gone: a documented blind spot
         if movable and to not in mm.entries and mm not in self.in_fork and not blind and not again:
             self.world.move(mm, data.draw(st.sampled_from(movable)), to)
 
@@ -157,7 +195,11 @@ class Kernel(RuleBasedStateMachine):
         if mm not in self.in_fork:
             self.world.exit(mm)
 
-    @rule(addr=st.sampled_from(ADDRESSES), data=st.data(), how=st.sampled_from(["removed", "replaced", "replaced"]))
+    @rule(
+        addr=st.sampled_from(ADDRESSES),
+        data=st.data(),
+        how=st.sampled_from(["removed", "replaced", "replaced"]),
+    )
     def split_outside(self, addr: int, data: st.DataObject, how: str) -> None:
         """A THP split of one task, again and again, where its function is not hooked: insertions outside of a migration, and removals that
         have no tracepoint where the shared zeropage is put."""
@@ -187,7 +229,9 @@ class Kernel(RuleBasedStateMachine):
         before = len(self.court.judged)
         self.court.tick()
         self.court.work()
-        proven = {(a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven}
+        proven = {
+            (a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven
+        }
         assert proven <= self.world.left_behind(), "a false violation"
 
     @invariant()
@@ -200,7 +244,11 @@ class Kernel(RuleBasedStateMachine):
         checks = court.checks()
         m4 = sum(checks["M4", verdict] for verdict in Verdict) - counters["LEDGER_LOST"]
         assert m4 <= recorded, "an entry counted twice"
-        fallen = {name: (count, checks[name]) for name, count in self.checked.items() if checks[name] < count}
+        fallen = {
+            name: (count, checks[name])
+            for name, count in self.checked.items()
+            if checks[name] < count
+        }
         assert not fallen, "a counter went backwards"
         self.checked = checks
 
@@ -212,7 +260,9 @@ class Kernel(RuleBasedStateMachine):
         if patrol:
             self.court.desk.patrol(now=True)
         self.court.hear()
-        proven = {(a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven}
+        proven = {
+            (a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven
+        }
         assert proven <= self.world.left_behind(), "a false violation"
 
     def teardown(self) -> None:
@@ -233,16 +283,24 @@ class Kernel(RuleBasedStateMachine):
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         found = self.court.proven() - before
         assert found <= truth, "a false violation"
-        assert {self.world.names[entry] for entry in truth} <= set(self.court.accused), "a missed violation"
+        assert {self.world.names[entry] for entry in truth} <= set(self.court.accused), (
+            "a missed violation"
+        )
         assert len(self.court.accused) == len(set(self.court.accused)), "one entry, counted twice"
         checks = self.court.checks()
         assert not checks["M1", Verdict.UNVERIFIABLE], "nothing was lost"
         for (_, _, number, _, pfn), ruling in self.court.second_walks.items():
-            told = {Verdict.VIOLATED: self.world.passed, Verdict.HOLDS: self.world.seen}.get(ruling.verdict, {(number, pfn)})
+            told = {Verdict.VIOLATED: self.world.passed, Verdict.HOLDS: self.world.seen}.get(
+                ruling.verdict, {(number, pfn)}
+            )
             assert (number, pfn) in told, "M5 tells the wrong story"
         counters = self.world.books.counters()
         booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
-        unbooked = sum(max(0, len(one.decision.proven) - one.entries) for one in self.court.judged if one.case.invariant == "M1")
+        unbooked = sum(
+            max(0, len(one.decision.proven) - one.entries)
+            for one in self.court.judged
+            if one.case.invariant == "M1"
+        )
         violated = self.court.tally.checks["M1", Verdict.VIOLATED]
         assert violated == len(self.court.accused)
         suspects = checks["M1", Verdict.SUSPECT]
@@ -272,7 +330,12 @@ class KernelWithoutMmapLock(KernelWithoutPatrol):
 class LossyKernel(Kernel):
     """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is not guilty."""
 
-    SIZES: ClassVar[dict[str, int]] = {"LEDGER_ROWS": 2, "MIGRATION_ROWS": 1, "TASKS": 1, "VISIT_ROWS": 2}
+    SIZES: ClassVar[dict[str, int]] = {
+        "LEDGER_ROWS": 2,
+        "MIGRATION_ROWS": 1,
+        "TASKS": 1,
+        "VISIT_ROWS": 2,
+    }
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         assert self.court.proven() - before <= truth, "a false violation"
@@ -295,7 +358,9 @@ class KernelThatMissesRuns(Kernel):
         assert self.court.proven() - before <= truth, "a false violation"
         assert truth <= self.court.proven(), "the last sweep finds even what was never booked"
         for (_, _, number, _, pfn), ruling in self.court.second_walks.items():
-            assert ruling.verdict is not Verdict.VIOLATED or (number, pfn) in self.world.passed, "M5 accuses a walk that was there"
+            assert ruling.verdict is not Verdict.VIOLATED or (number, pfn) in self.world.passed, (
+                "M5 accuses a walk that was there"
+            )
 
 
 TestKernel = Kernel.TestCase

@@ -72,8 +72,13 @@ class TestAnOldEntryAndAYoungOne:
         assert m4(world) == (0, 0, 1)
         assert Court(world).checks()["M4", Verdict.SUSPECT] == 1
 
-    @pytest.mark.parametrize(("missed_after_s", "verdict"), [(-5, Verdict.SUSPECT), (5, Verdict.UNVERIFIABLE), (200, Verdict.UNVERIFIABLE)])
-    def test_only_a_late_removal_whose_life_a_missed_run_touches_is_doubted(self, missed_after_s: int, verdict: Verdict) -> None:
+    @pytest.mark.parametrize(
+        ("missed_after_s", "verdict"),
+        [(-5, Verdict.SUSPECT), (5, Verdict.UNVERIFIABLE), (200, Verdict.UNVERIFIABLE)],
+    )
+    def test_only_a_late_removal_whose_life_a_missed_run_touches_is_doubted(
+        self, missed_after_s: int, verdict: Verdict
+    ) -> None:
         """missed_after_s: seconds from the insertion to the missed run; the daemon looks once a second."""
         world = World()
         court = Court(world)
@@ -180,4 +185,8 @@ class TestAnEndThatWasMissed:
         court = Court(world)
         court.end()
         checked = court.checks()
-        assert (checked["M1", Verdict.HOLDS], checked["M1", Verdict.UNVERIFIABLE], checked["M4", Verdict.UNVERIFIABLE]) == (0, 1, 1)
+        assert (
+            checked["M1", Verdict.HOLDS],
+            checked["M1", Verdict.UNVERIFIABLE],
+            checked["M4", Verdict.UNVERIFIABLE],
+        ) == (0, 1, 1)

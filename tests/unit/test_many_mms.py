@@ -38,7 +38,11 @@ def test_questions_are_bounded_and_nothing_is_missed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(world.oracle, "ask", counted)
     court.end()
     checks = court.checks()
-    assert (checks["M1", Verdict.VIOLATED], checks["M1", Verdict.HOLDS], checks["M1", Verdict.SUSPECT]) == (4, 4, 0)
+    assert (
+        checks["M1", Verdict.VIOLATED],
+        checks["M1", Verdict.HOLDS],
+        checks["M1", Verdict.SUSPECT],
+    ) == (4, 4, 0)
     assert max(asked) <= 12
 
 

@@ -47,8 +47,12 @@ def test_a_span_reaches_from_the_look_before_to_the_look_that_finds_it() -> None
     assert missed.last_ns == 20
 
 
-@given(st.lists(st.tuples(st.integers(1, 1000), st.booleans()), min_size=1, max_size=2000), st.data())
-def test_the_list_is_bounded_and_nothing_is_forgotten(seconds: list[tuple[int, bool]], data: st.DataObject) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 1000), st.booleans()), min_size=1, max_size=2000), st.data()
+)
+def test_the_list_is_bounded_and_nothing_is_forgotten(
+    seconds: list[tuple[int, bool]], data: st.DataObject
+) -> None:
     kernel = Kernel()
     missed, times = kernel.missed_runs(), list[int]()
     for ns, misses in seconds:

@@ -88,5 +88,7 @@ print(taken_back(), taken_back({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FD
 
 
 def test_what_systemd_kept_is_taken_back_once() -> None:
-    done = subprocess.run([sys.executable, "-c", TAKING], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", TAKING], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["[3, 5] False [3, 5] False", "[] []"]

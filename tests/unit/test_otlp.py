@@ -35,7 +35,9 @@ TRAIL = (
 )
 
 
-def violation(verdict: Verdict = Verdict.VIOLATED, shape: str = "i_mmap before anon") -> dict[str, Any]:
+def violation(
+    verdict: Verdict = Verdict.VIOLATED, shape: str = "i_mmap before anon"
+) -> dict[str, Any]:
     finding = Finding(
         "L1",
         verdict,
@@ -69,14 +71,25 @@ def test_a_violation_arrives_whole() -> None:
     found, record = first["attributes"], first["record"]
     assert found["rmapd.id"] == wanted["id"]
     assert found["rmapd.id"].startswith("L1-")
-    assert (found["rmapd.invariant"], found["rmapd.verdict"], found["rmapd.function"]) == ("L1", "violated", "vma_expand")
-    assert (found["rmapd.count"], found["rmapd.task.pid"], found["rmapd.task.comm"]) == (3, 7, "vma")
+    assert (found["rmapd.invariant"], found["rmapd.verdict"], found["rmapd.function"]) == (
+        "L1",
+        "violated",
+        "vma_expand",
+    )
+    assert (found["rmapd.count"], found["rmapd.task.pid"], found["rmapd.task.comm"]) == (
+        3,
+        7,
+        "vma",
+    )
     assert json.loads(found["rmapd.trail"]) == list(TRAIL)
     assert json.loads(found["rmapd.evidence"]) == {"vma": "0xffff888000001000"}
     assert json.loads(found["rmapd.stack"]) == ["vma_expand+0x12", "mmap_region+0x3"]
     assert found["rmapd.protocol"] == wanted["protocol"]
     assert record.body.string_value == wanted["summary"]
-    assert (record.severity_number, second["record"].severity_number) == (SEVERITY_NUMBER_ERROR, SEVERITY_NUMBER_WARN)
+    assert (record.severity_number, second["record"].severity_number) == (
+        SEVERITY_NUMBER_ERROR,
+        SEVERITY_NUMBER_WARN,
+    )
     assert (record.time_unix_nano, record.event_name) == (1764000000250000000, "rmapd.violation")
     assert first["scope"] == "rmapd"
     assert first["resource"]["service.name"] == "rmapd"
@@ -85,8 +98,14 @@ def test_a_violation_arrives_whole() -> None:
 
 
 def test_a_collector_that_is_away_for_a_while() -> None:
-    with collector() as receiver, Sender(otlp._exporter(receiver.url, 0.3, "6.1"), wait_seconds=0.05) as sender:
-        receiver.statuses = [400, 400]  # not to be tried again, says the exporter: our own tries are what brings it through
+    with (
+        collector() as receiver,
+        Sender(otlp._exporter(receiver.url, 0.3, "6.1"), wait_seconds=0.05) as sender,
+    ):
+        receiver.statuses = [
+            400,
+            400,
+        ]  # not to be tried again, says the exporter: our own tries are what brings it through
         sender.offer(violation())
         until(lambda: len(receiver.received) == 1)
         until(lambda: sender.counts()["sent"] == 1)
@@ -96,13 +115,17 @@ def test_a_collector_that_is_away_for_a_while() -> None:
 
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(otlp, "_TRIES", 2)
-    with Sender(otlp._exporter("http://127.0.0.1:9/v1/logs", 0.2, "6.1"), wait_seconds=0.01) as sender:
+    with Sender(
+        otlp._exporter("http://127.0.0.1:9/v1/logs", 0.2, "6.1"), wait_seconds=0.01
+    ) as sender:
         sender.offer(violation())
         until(lambda: sender.counts()["failed"] == 1)
     assert "was not taken in 2 tries; it is in this log" in caplog.text
 
 
-def test_a_collector_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_collector_that_hangs_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A queue of 4 and 1,000 violations: each is offered in no time, what does not fit is counted, the end does not wait for long."""
     monkeypatch.setattr(otlp, "_AT_THE_END_SECONDS", 0.3)
     with collector() as receiver:
@@ -147,11 +170,15 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_logged_is_offered() -> None:
-    finding = Finding("M1", Verdict.VIOLATED, "migrate_pages", "level=PTE", "an entry is left behind", trail=TRAIL)
+    finding = Finding(
+        "M1", Verdict.VIOLATED, "migrate_pages", "level=PTE", "an entry is left behind", trail=TRAIL
+    )
     tally, new, lines, offered = Tally(), [finding], list[str](), list[Any]()
     tally.record(finding, 1.0)
     receiver: Any = SimpleNamespace(offer=offered.append, counts=lambda: {"sent": 1})
-    after = Reaction(None, Journal(time.time, {}, lines.append), receiver).react(tally, new, snapshot())
+    after = Reaction(None, Journal(time.time, {}, lines.append), receiver).react(
+        tally, new, snapshot()
+    )
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(offered))
     assert offered[0]["id"] == finding.id
     assert after.otlp == {"sent": 1}

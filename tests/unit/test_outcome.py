@@ -71,7 +71,9 @@ def raising(error: BaseException) -> Callable[[], NoReturn]:
         (MemoryError(), 75, True),
     ],
 )
-def test_an_exception_has_its_exit_code(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, traced: bool) -> None:
+def test_an_exception_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, traced: bool
+) -> None:
     monkeypatch.delenv("RMAPD_DEBUG", raising=False)
     done = ending(monkeypatch, raising(error))
     assert done.exit_code == code
@@ -117,7 +119,10 @@ def test_a_server_whose_thread_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 def test_the_unit_is_not_started_again_after_2_and_4_only() -> None:
     unit = (ROOT / "systemd/rmapd.service").read_text()
     (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.M)
-    assert {int(code) for code in prevented.split()} == {RmapdError.exit_code, NotCheckable.exit_code}
+    assert {int(code) for code in prevented.split()} == {
+        RmapdError.exit_code,
+        NotCheckable.exit_code,
+    }
     assert re.search(r"^Restart=on-failure$", unit, re.M)
 
 
@@ -183,7 +188,11 @@ def test_how_the_process_that_attaches_died(
     ],
 )
 def test_what_the_process_that_attaches_says(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception, kind: type[RmapdError], traced: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    kind: type[RmapdError],
+    traced: bool,
 ) -> None:
     def make(*_: object) -> NoReturn:
         raise error
@@ -200,25 +209,53 @@ def test_what_the_process_that_attaches_says(
 
 
 def test_a_process_that_cannot_be_started_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fork", raising(OSError(errno.EAGAIN, "Resource temporarily unavailable")))
+    monkeypatch.setattr(
+        os, "fork", raising(OSError(errno.EAGAIN, "Resource temporarily unavailable"))
+    )
     with pytest.raises(Temporary, match="cannot start the process that attaches"):
         handover.attach(cast(Kernel, None), ORDER)
 
 
-def test_a_program_for_which_there_is_no_memory_is_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_for_which_there_is_no_memory_is_not_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It is a coverage lost by chance, that the next start would have."""
-    hook = Planned("vma", Hook("vma_expand", [], ""), State.READY, (Way("kprobe", "vma_expand", (cast(Any, None),)),))
-    maker = cast(Any, SimpleNamespace(program=lambda _: raising(OSError(errno.ENOMEM, "Cannot allocate memory"))()))
+    hook = Planned(
+        "vma",
+        Hook("vma_expand", [], ""),
+        State.READY,
+        (Way("kprobe", "vma_expand", (cast(Any, None),)),),
+    )
+    maker = cast(
+        Any,
+        SimpleNamespace(
+            program=lambda _: raising(OSError(errno.ENOMEM, "Cannot allocate memory"))()
+        ),
+    )
     monkeypatch.setattr(loader, "Fastened", lambda made, *_: made)
-    hook = Planned("vma", hook.hook, State.READY, (Way("kprobe", "vma_expand", (cast(Any, SimpleNamespace(how="", symbol="")),)),))
-    with pytest.raises(Temporary, match="cannot load the programs of vma_expand: Cannot allocate memory"):
+    hook = Planned(
+        "vma",
+        hook.hook,
+        State.READY,
+        (Way("kprobe", "vma_expand", (cast(Any, SimpleNamespace(how="", symbol="")),)),),
+    )
+    with pytest.raises(
+        Temporary, match="cannot load the programs of vma_expand: Cannot allocate memory"
+    ):
         loader._attach_hook(maker, hook, Loaded())
-    refused = cast(Any, SimpleNamespace(program=lambda _: raising(OSError(errno.EPERM, "Operation not permitted"))()))
+    refused = cast(
+        Any,
+        SimpleNamespace(
+            program=lambda _: raising(OSError(errno.EPERM, "Operation not permitted"))()
+        ),
+    )
     failed = loader._attach_hook(refused, hook, Loaded())
     assert (failed.state, failed.tried) == (State.DENIED, True)
 
 
-def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = list[object]()
 
     def load(*args: object) -> NoReturn:
@@ -234,7 +271,11 @@ def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(monkey
 @pytest.mark.parametrize(
     ("script", "kind", "why"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", Temporary, "as where memory is short"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            Temporary,
+            "as where memory is short",
+        ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", Defect, "SIGSEGV"),
         ("raise ImportError('libbcc')", RmapdError, "libbcc"),
         (
@@ -245,7 +286,9 @@ def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(monkey
         ),
     ],
 )
-def test_how_the_compiler_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, kind: type[RmapdError], why: str) -> None:
+def test_how_the_compiler_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, kind: type[RmapdError], why: str
+) -> None:
     (tmp_path / "bcc.py").write_text(script)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RmapdError) as caught:
@@ -255,12 +298,29 @@ def test_how_the_compiler_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 def test_what_this_kernel_cannot_have_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     def absent(name: str, reason: str, *, tried: bool = False) -> Planned:
-        return Planned("vma", Hook(name, [], ""), State.DENIED if tried else State.MISSING, reason=reason, tried=tried)
+        return Planned(
+            "vma",
+            Hook(name, [], ""),
+            State.DENIED if tried else State.MISSING,
+            reason=reason,
+            tried=tried,
+        )
 
-    hooks = (*(absent(f"f{n}", "built without CONFIG_KPROBES") for n in range(5)), absent("g", "no symbol g"))
+    hooks = (
+        *(absent(f"f{n}", "built without CONFIG_KPROBES") for n in range(5)),
+        absent("g", "no symbol g"),
+    )
     caplog.set_level(logging.INFO, "rmapd")
-    _announce(cast(Any, None), snapshot(hooks=(*hooks, absent("h", "the verifier refused it", tried=True))), "http://x")
-    said = [(record.levelname, record.getMessage()) for record in caplog.records if record.getMessage().startswith("hook")]
+    _announce(
+        cast(Any, None),
+        snapshot(hooks=(*hooks, absent("h", "the verifier refused it", tried=True))),
+        "http://x",
+    )
+    said = [
+        (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.getMessage().startswith("hook")
+    ]
     assert said == [
         ("INFO", "hooks not in this kernel: f0, f1, f2, f3, f4 (built without CONFIG_KPROBES)"),
         ("INFO", "hook not in this kernel: g (no symbol g)"),
@@ -268,19 +328,31 @@ def test_what_this_kernel_cannot_have_is_no_warning(caplog: pytest.LogCaptureFix
     ]
 
 
-def test_a_configuration_that_is_refused_at_reload_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_configuration_that_is_refused_at_reload_is_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     _reload(
         cast(Any, SimpleNamespace(change=None)),
-        cast(Callable[[], Config], raising(RmapdError("the configuration x is wrong", why="a\nb", hint="y"))),
+        cast(
+            Callable[[], Config],
+            raising(RmapdError("the configuration x is wrong", why="a\nb", hint="y")),
+        ),
     )
-    assert caplog.records[-1].getMessage() == "the configuration stays as it was: the configuration x is wrong: a; b; try: y"
+    assert (
+        caplog.records[-1].getMessage()
+        == "the configuration stays as it was: the configuration x is wrong: a; b; try: y"
+    )
 
 
 FULL = Path("/dev/full")
 
 
-def run(*args: str | Path, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RMAPD, *map(str, args)], stdout=stdout, stderr=stderr, text=True, check=False, **more)
+def run(
+    *args: str | Path, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RMAPD, *map(str, args)], stdout=stdout, stderr=stderr, text=True, check=False, **more
+    )
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -300,11 +372,16 @@ def test_standard_output_that_is_full_is_said_so(tmp_path: Path, unbuffered: str
         with FULL.open("w") as full:
             done = run(*args, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
         assert done.returncode == 75, (args, done.stderr)
-        assert done.stderr.splitlines()[0] == "rmapd: cannot write to standard output: No space left on device", args
+        assert (
+            done.stderr.splitlines()[0]
+            == "rmapd: cannot write to standard output: No space left on device"
+        ), args
         assert len(done.stderr.splitlines()) == 2, "and nothing at Python's end"
 
 
-def test_a_reader_that_has_enough_is_no_error_and_a_full_stderr_changes_no_code(tmp_path: Path) -> None:
+def test_a_reader_that_has_enough_is_no_error_and_a_full_stderr_changes_no_code(
+    tmp_path: Path,
+) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = run("report", "--from", written(tmp_path / "r.json"), stdout=writing)
@@ -322,7 +399,12 @@ def test_ctrl_c_while_it_starts_has_no_traceback() -> None:
     """From the first line of rmapd's own on; before it Python itself starts."""
     codes = set()
     for moment in range(24):
-        with subprocess.Popen([sys.executable, "-c", STARTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", STARTED],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
             assert process.stdout
             process.stdout.readline()
             time.sleep(0.004 + moment * 0.005)
@@ -359,13 +441,22 @@ def test_half_of_it_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script = "from pathlib import Path; from tracer import whole; whole.write(Path('r.md'), 'n' * 100_000, 'the report')"
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); {script}"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", limited],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+    )
     assert "cannot write the report r.md" in done.stderr
     assert "try: a folder that exists" in done.stderr, "and not where it is kept"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_pipe_that_nobody_reads_is_refused_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_nobody_reads_is_refused_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(tmp_path / "fifo.md")
     for write in (whole.writable, lambda path, what: whole.write(path, "x", what)):
         with pytest.raises(RmapdError, match="nobody reads from this pipe"):

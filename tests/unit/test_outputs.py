@@ -36,7 +36,11 @@ def exposition(s: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], flo
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(lambda: s))
     families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+    return {
+        (one.name, tuple(sorted(one.labels.items()))): one.value
+        for family in families
+        for one in family.samples
+    }
 
 
 def test_every_name_of_the_design_is_there_from_the_start() -> None:
@@ -110,8 +114,12 @@ def test_what_is_not_hooked_has_no_times() -> None:
 def test_lock_classes_are_added_up() -> None:
     once, twice = Histogram((1,) * SLOTS, 7), Histogram((2,) * SLOTS, 5)
     samples = exposition(snapshot(lock_waits={"anon": once, "anon2": twice}))
-    assert samples["rmapd_lock_wait_seconds_count", (("class", "anon"), ("mode", "any"))] == 3 * SLOTS
-    assert samples["rmapd_lock_wait_seconds_sum", (("class", "anon"), ("mode", "any"))] == pytest.approx(12e-9)
+    assert (
+        samples["rmapd_lock_wait_seconds_count", (("class", "anon"), ("mode", "any"))] == 3 * SLOTS
+    )
+    assert samples[
+        "rmapd_lock_wait_seconds_sum", (("class", "anon"), ("mode", "any"))
+    ] == pytest.approx(12e-9)
 
 
 class Box:
@@ -133,7 +141,9 @@ def served() -> Iterator[tuple[Box, str]]:
 
 def get(url: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=5) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, method=method), timeout=5
+        ) as answer:
             return answer.status, answer.read().decode(), dict(answer.headers)
     except urllib.error.HTTPError as error:
         with error:
@@ -155,7 +165,12 @@ def test_endpoints(served: tuple[Box, str]) -> None:
     assert get(f"{url}/-/ready")[0] == 503
     assert get(f"{url}/metrics")[0] == 200
     box.snapshot = None
-    assert [get(url + path)[0] for path in ("/-/healthy", "/-/ready", "/metrics", "/")] == [200, 503, 200, 503]
+    assert [get(url + path)[0] for path in ("/-/healthy", "/-/ready", "/metrics", "/")] == [
+        200,
+        503,
+        200,
+        503,
+    ]
     before = get(f"{url}/metrics")[1]
     assert "rmapd_gate_open 0.0" in before
     assert "process_cpu_seconds_total" in before
@@ -173,8 +188,18 @@ def test_the_report_keeps_the_contract() -> None:
     keys = "rmapd kernel fidelity duration_seconds command hooks invariants windows protocols violations lost overhead".split()
     assert set(keys) <= set(found)
     assert found["command"] == {"argv": ["true"], "exit_code": 0}
-    assert found["hooks"]["gone"] == {"state": "missing", "how": "", "symbol": "", "reason": "no raw tracepoint gone in this kernel"}
-    assert found["invariants"]["M1"]["checks"] == {"holds": 41, "violated": 1, "suspect": 0, "unverifiable": 0}
+    assert found["hooks"]["gone"] == {
+        "state": "missing",
+        "how": "",
+        "symbol": "",
+        "reason": "no raw tracepoint gone in this kernel",
+    }
+    assert found["invariants"]["M1"]["checks"] == {
+        "holds": 41,
+        "violated": 1,
+        "suspect": 0,
+        "unverifiable": 0,
+    }
     (violation,) = found["violations"]
     assert violation["id"] == FINDING.id
     assert violation["first_seen"] == "2023-11-14T22:13:20.000000Z"
@@ -219,7 +244,9 @@ def test_the_same_defect_is_one_violation_with_a_count() -> None:
 
 def test_a_store_that_cannot_be_written_shows() -> None:
     state = StoreState("/x", "database or disk is full", 7, 1, 3, 0.5, 2)
-    samples = exposition(snapshot(store=state, rest={("L1", Verdict.VIOLATED): 40, ("L2", Verdict.SUSPECT): 2}))
+    samples = exposition(
+        snapshot(store=state, rest={("L1", Verdict.VIOLATED): 40, ("L2", Verdict.SUSPECT): 2})
+    )
     assert samples["rmapd_store_writable", ()] == 0
     assert samples["rmapd_store_unwritten_findings", ()] == 7
     assert samples["rmapd_store_failures_total", ()] == 3
@@ -231,10 +258,18 @@ def test_a_store_that_cannot_be_written_shows() -> None:
 
 
 def test_what_was_not_sampled_is_told_everywhere() -> None:
-    taken = snapshot(fidelity="sampled", windows_unsampled={"vma_expand": 1000, "copy_vma": 234, "vma_shrink": 0})
-    assert report.as_json(taken, [], 0)["windows_unsampled"] == {"vma_expand": 1000, "copy_vma": 234}
+    taken = snapshot(
+        fidelity="sampled", windows_unsampled={"vma_expand": 1000, "copy_vma": 234, "vma_shrink": 0}
+    )
+    assert report.as_json(taken, [], 0)["windows_unsampled"] == {
+        "vma_expand": 1000,
+        "copy_vma": 234,
+    }
     assert "1,234 windows were not booked: windows were sampled" in report.as_text(taken, ["x"], 0)
-    assert (exposition(taken)["rmapd_windows_unsampled_total", ()], exposition(snapshot())["rmapd_windows_unsampled_total", ()]) == (
+    assert (
+        exposition(taken)["rmapd_windows_unsampled_total", ()],
+        exposition(snapshot())["rmapd_windows_unsampled_total", ()],
+    ) == (
         1234,
         0,
     )

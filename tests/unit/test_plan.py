@@ -23,13 +23,17 @@ ffffffff81000400 t helper.constprop.0\t[module]
 """
 
 
-def kernel(tmp_path: Path, *, kprobes: bool = True, fentry: str = "", types: bytes | None = None) -> Kernel:
+def kernel(
+    tmp_path: Path, *, kprobes: bool = True, fentry: str = "", types: bytes | None = None
+) -> Kernel:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/kallsyms").write_text(KALLSYMS)
     (tmp_path / "proc/cpuinfo").write_text("flags\t\t: fpu la57 sse\n")
     tracing = tmp_path / "sys/kernel/tracing"
     tracing.mkdir(parents=True)
-    (tracing / "available_filter_functions").write_text("vma_expand\nvma_merge.isra.0\nhelper.constprop.0 [module]\n")
+    (tracing / "available_filter_functions").write_text(
+        "vma_expand\nvma_merge.isra.0\nhelper.constprop.0 [module]\n"
+    )
     if kprobes:
         (tmp_path / "sys/bus/event_source/devices/kprobe").mkdir(parents=True)
     if types is None:
@@ -37,10 +41,16 @@ def kernel(tmp_path: Path, *, kprobes: bool = True, fentry: str = "", types: byt
         vmg = blob.pointer(blob.record("vma_merge_struct", 8, []))
         blob.function("vma_expand", [vmg])
         blob.function("quiet_function", [])
-        mm, char, boolean = blob.pointer(blob.record("mm_struct", 8, [])), blob.integer("char", 1), blob.integer("bool", 1)
+        mm, char, boolean = (
+            blob.pointer(blob.record("mm_struct", 8, [])),
+            blob.integer("char", 1),
+            blob.integer("bool", 1),
+        )
         blob.tracepoint("mmap_lock_released", [mm, blob.pointer(char), boolean])
         types = blob.bytes()
-    return Kernel("6.1-test", Btf(types), tmp_path / "sys", tmp_path / "proc", lambda _types: fentry)
+    return Kernel(
+        "6.1-test", Btf(types), tmp_path / "sys", tmp_path / "proc", lambda _types: fentry
+    )
 
 
 def one(k: Kernel, *candidates: str, **args: str) -> plan.Planned:
@@ -49,13 +59,18 @@ def one(k: Kernel, *candidates: str, **args: str) -> plan.Planned:
 
 def test_the_first_candidate_that_exists(tmp_path: Path) -> None:
     k = kernel(tmp_path)
-    assert (one(k, "fentry:vma_expand").state, one(k, "fentry:vma_expand").symbol) == (State.READY, "vma_expand")
+    assert (one(k, "fentry:vma_expand").state, one(k, "fentry:vma_expand").symbol) == (
+        State.READY,
+        "vma_expand",
+    )
     found = one(k, "fentry:gone", "kprobe:vma_expand")
     assert (found.how, found.ways[0].instead) == ("kprobe", "instead of fentry:gone")
     assert found.attached(0).state is State.SUBSTITUTED
     both = one(k, "fentry:vma_expand", "kprobe:vma_expand")
     assert [way.how for way in both.ways] == ["fentry", "kprobe"]
-    assert both.attached(1).state is State.ATTACHED, "the same function by other means is no substitute"
+    assert both.attached(1).state is State.ATTACHED, (
+        "the same function by other means is no substitute"
+    )
 
 
 def test_clones_are_candidates_of_their_own(tmp_path: Path) -> None:
@@ -70,14 +85,22 @@ def test_reasons_for_every_candidate(tmp_path: Path) -> None:
     k = kernel(tmp_path)
     found = one(k, "fentry:nothing", "kprobe:nothing", "raw_tp:nothing", "iter:nothing")
     assert found.state is State.MISSING
-    for part in ("BTF", "no symbol nothing", "no raw tracepoint nothing", "no BPF iterator over nothing"):
+    for part in (
+        "BTF",
+        "no symbol nothing",
+        "no raw tracepoint nothing",
+        "no BPF iterator over nothing",
+    ):
         assert part in found.reason
 
 
 def test_notrace_is_denied_with_its_reason(tmp_path: Path) -> None:
     k = kernel(tmp_path)
     for candidate in ("fentry:quiet_function", "kprobe:quiet_function"):
-        assert (one(k, candidate).state, one(k, candidate).reason) == (State.DENIED, "quiet_function is notrace")
+        assert (one(k, candidate).state, one(k, candidate).reason) == (
+            State.DENIED,
+            "quiet_function is notrace",
+        )
 
 
 def test_a_kernel_that_refuses(tmp_path: Path) -> None:
@@ -95,7 +118,11 @@ def test_a_window_that_cannot_be_rebuilt_says_what_is_in_the_way(tmp_path: Path)
     found = plan.resolve(kernel(tmp_path / "1"), "x", Hook("fork", [], "", {}, rebuilt=rebuilt))
     assert found.state is State.MISSING
     assert "no symbol nothing" in found.reason
-    refused = plan.resolve(kernel(tmp_path / "2", kprobes=False, fentry="EPERM"), "x", Hook("fork", [], "", {}, rebuilt=rebuilt))
+    refused = plan.resolve(
+        kernel(tmp_path / "2", kprobes=False, fentry="EPERM"),
+        "x",
+        Hook("fork", [], "", {}, rebuilt=rebuilt),
+    )
     assert refused.state is State.DENIED
     assert "EPERM" in refused.reason
 
@@ -168,9 +195,19 @@ def test_an_argument_behind_a_void_pointer_is_named_by_its_struct() -> None:
     assert (new.arguments["src"], new.lacking) == (signature.Argument(3, 8), ())
     old = Blob()
     old.function(
-        "remove_migration_pte", {"folio": old.pointer(), "vma": old.pointer(), "addr": old.integer("u64", 8), "old": old.pointer()}
+        "remove_migration_pte",
+        {
+            "folio": old.pointer(),
+            "vma": old.pointer(),
+            "addr": old.integer("u64", 8),
+            "old": old.pointer(),
+        },
     )
-    assert signature.read(Btf(old.bytes()), "remove_migration_pte", wanted).arguments["src"] == signature.Argument(3)
+    assert signature.read(Btf(old.bytes()), "remove_migration_pte", wanted).arguments[
+        "src"
+    ] == signature.Argument(3)
     other = Blob()
     other.function("remove_migration_pte", {"arg": other.pointer()})
-    assert signature.read(Btf(other.bytes()), "remove_migration_pte", wanted) == signature.Signature(1, False, "arg", {}, ())
+    assert signature.read(
+        Btf(other.bytes()), "remove_migration_pte", wanted
+    ) == signature.Signature(1, False, "arg", {}, ())

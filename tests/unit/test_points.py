@@ -25,13 +25,23 @@ def seen() -> Snapshot:
     """M1 is violated, by something that has a name no tool should have to see; M2 holds, M3 is suspect, of M4 nothing could be verified,
     M5 has coverage and nothing happened, nothing else has coverage."""
     tally = Tally()
-    tally.record(replace(FINDING, summary=NAUGHTY, task={"pid": 7, "comm": NAUGHTY}, stack=(NAUGHTY,)), 1.0, 3)
+    tally.record(
+        replace(FINDING, summary=NAUGHTY, task={"pid": 7, "comm": NAUGHTY}, stack=(NAUGHTY,)),
+        1.0,
+        3,
+    )
     tally.add("M2", Verdict.HOLDS, 12)
     tally.record(replace(FINDING, invariant="M3", verdict=Verdict.SUSPECT), 1.0)
     tally.add("M4", Verdict.UNVERIFIABLE, 9)
     covered = {name: (Coverage.NONE, f"needs {NAUGHTY}") for name in discover()}
-    covered |= dict.fromkeys(("M1", "M2", "M3", "M4", "M5"), (Coverage.PARTIAL, "the oracle is missing"))
-    return snapshot(checks=dict(tally.checks), violations={v.first.id: v for v in tally.violations.values()}, coverage=covered)
+    covered |= dict.fromkeys(
+        ("M1", "M2", "M3", "M4", "M5"), (Coverage.PARTIAL, "the oracle is missing")
+    )
+    return snapshot(
+        checks=dict(tally.checks),
+        violations={v.first.id: v for v in tally.violations.values()},
+        coverage=covered,
+    )
 
 
 def parsed(text: str) -> tuple[Any, list[Any]]:
@@ -39,7 +49,9 @@ def parsed(text: str) -> tuple[Any, list[Any]]:
     lines = list(Parser().parse_text(text))
     (plan,) = [line for line in lines if line.category == "plan"]
     assert {line.category for line in lines} <= {"plan", "test", "diagnostic", "unknown"}
-    assert sum(line.category == "unknown" for line in lines) == 1, "KTAP version 1, and nothing else"
+    assert sum(line.category == "unknown" for line in lines) == 1, (
+        "KTAP version 1, and nothing else"
+    )
     return plan, [line for line in lines if line.category == "test"]
 
 
@@ -61,7 +73,11 @@ def test_a_tap_parser_takes_it() -> None:
 
 def test_the_reason_of_a_skip_is_told() -> None:
     lines = as_ktap(seen()).splitlines()
-    said = {line.split()[2].rstrip(":"): line.partition(" # SKIP ")[2] for line in lines if " # SKIP " in line}
+    said = {
+        line.split()[2].rstrip(":"): line.partition(" # SKIP ")[2]
+        for line in lines
+        if " # SKIP " in line
+    }
     assert said["M4"] == "none of 9 checks could be verified, events were lost"
     assert said["M5"] == "nothing of the kind happened"
     assert said["L1"].startswith("needs </style>")
@@ -73,8 +89,13 @@ def test_a_suspect_fails_where_suspects_are_to_fail() -> None:
     assert [test.description[:2] for test in tests if not test.ok] == ["M1", "M3"]
 
 
-@pytest.mark.parametrize(("bad", "failing"), [((Verdict.VIOLATED,), ["M1"]), ((Verdict.VIOLATED, Verdict.SUSPECT), ["M1", "M3"])])
-def test_a_junit_parser_takes_it(tmp_path: Path, bad: tuple[Verdict, ...], failing: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("bad", "failing"),
+    [((Verdict.VIOLATED,), ["M1"]), ((Verdict.VIOLATED, Verdict.SUSPECT), ["M1", "M3"])],
+)
+def test_a_junit_parser_takes_it(
+    tmp_path: Path, bad: tuple[Verdict, ...], failing: list[str]
+) -> None:
     path = tmp_path / "junit.xml"
     path.write_text(as_junit(seen(), ["sh", NAUGHTY], 7, bad))
     root = JUnitXml.fromfile(str(path))
@@ -83,11 +104,19 @@ def test_a_junit_parser_takes_it(tmp_path: Path, bad: tuple[Verdict, ...], faili
     assert {one.name: one.value for one in suite.properties()}["exit_code"] == "7"
     results = {case.name[:2]: case.result for case in suite}
     assert list(results) == list(discover())
-    assert [name for name, result in results.items() if any(isinstance(one, Failure) for one in result)] == failing
-    skipped = [name for name, result in results.items() if any(isinstance(one, Skipped) for one in result)]
+    assert [
+        name for name, result in results.items() if any(isinstance(one, Failure) for one in result)
+    ] == failing
+    skipped = [
+        name for name, result in results.items() if any(isinstance(one, Skipped) for one in result)
+    ]
     assert skipped == [name for name in discover() if name not in {"M1", "M2", "M3"}]
     counted = (root.tests, root.failures, root.skipped, root.errors)
     root.update_statistics()
-    assert counted == (root.tests, root.failures, root.skipped, root.errors) == (len(discover()), len(failing), len(skipped), 0)
+    assert (
+        counted
+        == (root.tests, root.failures, root.skipped, root.errors)
+        == (len(discover()), len(failing), len(skipped), 0)
+    )
     assert FINDING.id in results["M1"][0].text
     assert "migrate_pages" in results["M1"][0].text

@@ -37,8 +37,17 @@ from tracer.web.message import Ask
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\n2026 CRITICAL forged\r\x7f\x9b31m\u202eevil\u2028\u2066\ud800\U000e0041"
 FORBIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-names = st.one_of(st.text(min_size=1), st.text(st.sampled_from(ESCAPE + "ab`<|\\*_["), min_size=1), st.just(ESCAPE))
-slow = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+names = st.one_of(
+    st.text(min_size=1),
+    st.text(st.sampled_from(ESCAPE + "ab`<|\\*_["), min_size=1),
+    st.just(ESCAPE),
+)
+slow = settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 def obeyed(text: str, keep: str = "\n") -> set[str]:
@@ -55,14 +64,19 @@ def test_text_is_printable_and_escaping_twice_changes_nothing(name: str) -> None
 
 
 def test_each_kind_of_character_has_its_escape() -> None:
-    assert printable("a\x1b[0m\n\t\x7f\x9b\u202e\ud800 b") == "a\\x1b[0m\\n\\t\\x7f\\x9b\\u202e\\ud800 b"
+    assert (
+        printable("a\x1b[0m\n\t\x7f\x9b\u202e\ud800 b")
+        == "a\\x1b[0m\\n\\t\\x7f\\x9b\\u202e\\ud800 b"
+    )
     assert printable("anon↓w i_mmap↑r × é 漢 😀") == "anon↓w i_mmap↑r × é 漢 😀"
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
 
 
 def json_values(text: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
     leaves = st.one_of(st.none(), st.booleans(), st.integers(), text)
-    return st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=20)
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner) | st.dictionaries(text, inner), max_leaves=20
+    )
 
 
 @given(json_values(names))
@@ -88,24 +102,65 @@ def hostile(name: str) -> Finding:
         "first_walk": vma,
         "folio_now": folio,
     }
-    step = {"time_ns": 5, "function": name, "task": task, "vma": vma, "protocol": name, "marked": True, "why": name, "stack": [name]}
+    step = {
+        "time_ns": 5,
+        "function": name,
+        "task": task,
+        "vma": vma,
+        "protocol": name,
+        "marked": True,
+        "why": name,
+        "stack": [name],
+    }
     edge = {"held": name, "taken": name, "protocol": name, "stack": [name]}
-    evidence = {"entries": [entry], "edges": [edge], "trail_note": name, "culprit": {"function": name, "why": name}, name: name}
-    return dataclasses.replace(FINDING, summary=name, task=task, stack=(name,), evidence=evidence, protocol=name, trail=(step,))
+    evidence = {
+        "entries": [entry],
+        "edges": [edge],
+        "trail_note": name,
+        "culprit": {"function": name, "why": name},
+        name: name,
+    }
+    return dataclasses.replace(
+        FINDING,
+        summary=name,
+        task=task,
+        stack=(name,),
+        evidence=evidence,
+        protocol=name,
+        trail=(step,),
+    )
 
 
 def reported(name: str) -> dict[str, Any]:
     """A report file of that, with the name also where only somebody who made the file up would have it."""
     found = unlucky()
-    own = report.violation_json(Violation(hostile(name), 1.0, 2.0, 3, {"kernel": name, "tainted": name, "command_line": [name]}))
+    own = report.violation_json(
+        Violation(
+            hostile(name), 1.0, 2.0, 3, {"kernel": name, "tainted": name, "command_line": [name]}
+        )
+    )
     own |= {"function": name, "signature": name, "protocol": name}
-    found |= {"kernel": name, "rmapd": name, "fidelity": name, "command": {"argv": [name], "exit_code": 0}, "violations": [own]}
+    found |= {
+        "kernel": name,
+        "rmapd": name,
+        "fidelity": name,
+        "command": {"argv": [name], "exit_code": 0},
+        "violations": [own],
+    }
     found["hooks"] = {name: {"state": "missing", "reason": name}}
-    found["invariants"] = {key: one | {"title": name, "reason": name} for key, one in found["invariants"].items()}
-    found["protocols"] = [*found["protocols"], {"function": name, "context": [name], "steps": name, "count": 1, "violates": [name]}]
+    found["invariants"] = {
+        key: one | {"title": name, "reason": name} for key, one in found["invariants"].items()
+    }
+    found["protocols"] = [
+        *found["protocols"],
+        {"function": name, "context": [name], "steps": name, "count": 1, "violates": [name]},
+    ]
     found["windows"], found["lost"], found["beyond"] = {name: 1}, {name: 1}, {f"{name} suspect": 1}
     classes = [one | {"name": name[:9]} for one in found["lock_graph"]["classes"]]
-    edges = [one | {"functions": {name: 1}, "stack": [name], "protocol": name} for one in found["lock_graph"]["edges"]]
+    edges = [
+        one | {"functions": {name: 1}, "stack": [name], "protocol": name}
+        for one in found["lock_graph"]["edges"]
+    ]
     return found | {"lock_graph": {"classes": classes, "edges": edges}}
 
 
@@ -130,7 +185,9 @@ def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
     rows = [{"text": line, "count": 5, "violates": [ESCAPE], "suspect": []}]
     paths = [tmp_path / "a\x1b[2J.json", tmp_path / "b\nc.json"]
     for path, protocols in zip(paths, (rows, []), strict=True):
-        path.write_text(json.dumps({"kernel": ESCAPE, "protocols": protocols, "windows": {}, "hooks": {}}))
+        path.write_text(
+            json.dumps({"kernel": ESCAPE, "protocols": protocols, "windows": {}, "hooks": {}})
+        )
     ours, theirs = difference.read_both(*paths)
     found = difference.compare(ours, theirs)
     assert found
@@ -171,7 +228,9 @@ def logged(say: Callable[[logging.Logger], None], *, prefixed: bool = False) -> 
 @given(names)
 def test_a_record_is_one_line_and_a_name_cannot_forge_another(name: str) -> None:
     lines = list[str]()
-    said = logged(lambda _: Journal(time.time, {}, lines.append).new([Violation(hostile(name), 1.0, 2.0)]))
+    said = logged(
+        lambda _: Journal(time.time, {}, lines.append).new([Violation(hostile(name), 1.0, 2.0)])
+    )
     assert len(said.splitlines()) == 1
     assert not obeyed(said)
     assert json.loads(lines[0])["task"]["comm"] == name, "the line for machines is exact"
@@ -188,13 +247,18 @@ def test_a_traceback_keeps_its_lines_and_loses_what_a_terminal_would_obey() -> N
     said = logged(fail, prefixed=True)
     assert not obeyed(said)
     assert "Traceback (most recent call last):" in said
-    assert {line[:3] for line in said.splitlines()} == {"<3>"}, "journald takes each line with its priority"
+    assert {line[:3] for line in said.splitlines()} == {"<3>"}, (
+        "journald takes each line with its priority"
+    )
 
 
 def test_an_error_is_printable_and_only_its_why_has_lines() -> None:
     error = RmapdError(f"cannot read {ESCAPE}", why=f"first\nsecond {ESCAPE}", hint=ESCAPE)
     assert not obeyed(str(error))
-    assert all(line.startswith("    ") or line.startswith("  try: ") for line in str(error).splitlines()[1:])
+    assert all(
+        line.startswith("    ") or line.startswith("  try: ")
+        for line in str(error).splitlines()[1:]
+    )
     assert "\n" not in error.in_a_line
 
 
@@ -205,7 +269,9 @@ class Box:
 
     def __init__(self, name: str) -> None:
         self.id = "M1-x"
-        self.snapshot = snapshot(violations={self.id: Violation(hostile(name), 1.0, 2.0)}, kernel=name)
+        self.snapshot = snapshot(
+            violations={self.id: Violation(hostile(name), 1.0, 2.0)}, kernel=name
+        )
 
     def __call__(self) -> Any:
         return self.snapshot
@@ -233,7 +299,9 @@ def test_a_store_keeps_names_exact_and_shows_them_printable(tmp_path: Path) -> N
     store = Store(path, "6.1", 1 << 22, 90, must=True)
     violation = Violation(hostile(name), now, now)
     store.keep([violation], {})
-    store.keep_run(report.as_json(snapshot(kernel=name, violations={"M1-x": violation}), [name], 0), ended=True)
+    store.keep_run(
+        report.as_json(snapshot(kernel=name, violations={"M1-x": violation}), [name], 0), ended=True
+    )
     store.close()
     assert not obeyed(html_report.render(of_store(path)))
     assert not obeyed(markdown_report.render(of_store(path)), keep="\n\u2007")

@@ -59,7 +59,11 @@ def test_the_first_step_that_is_enough(root: set[Cap], needs: set[Cap]) -> None:
 
 def test_less_to_see_is_a_refusal_too(root: set[Cap]) -> None:
     """As /proc/kallsyms does: it opens and shows zeros."""
-    assert privileges._needed(lambda: Cap.SYSLOG in State.current.effective) == {Cap.BPF, Cap.PERFMON, Cap.SYSLOG}
+    assert privileges._needed(lambda: Cap.SYSLOG in State.current.effective) == {
+        Cap.BPF,
+        Cap.PERFMON,
+        Cap.SYSLOG,
+    }
 
 
 def test_what_nobody_foresaw_keeps_all(root: set[Cap]) -> None:
@@ -68,7 +72,11 @@ def test_what_nobody_foresaw_keeps_all(root: set[Cap]) -> None:
 
 def test_threads_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
     given_up: list[str] = []
-    monkeypatch.setattr(privileges, "keep", lambda kept: given_up.append(f"{threading.current_thread().name} {len(kept)}"))
+    monkeypatch.setattr(
+        privileges,
+        "keep",
+        lambda kept: given_up.append(f"{threading.current_thread().name} {len(kept)}"),
+    )
     with privileges.threads_without():
         inside = threading.Thread(target=lambda: threading.Event().wait(0), name="inside")
         inside.start()
@@ -83,7 +91,12 @@ def test_all_that_judging_calls_is_allowed_and_no_more() -> None:
     used = {bpf._LOOKUP, bpf._UPDATE, bpf._DELETE, bpf._LOOKUP_BATCH, bpf._UPDATE_BATCH}
     used |= {program._TEST_RUN, program._INFO, program._ITER_CREATE}
     assert used <= syscalls._BPF_ALLOWED
-    assert not syscalls._BPF_ALLOWED & {program._PROG_LOAD, program._RAW_TRACEPOINT_OPEN, program._LINK_CREATE, program._ENABLE_STATS}
+    assert not syscalls._BPF_ALLOWED & {
+        program._PROG_LOAD,
+        program._RAW_TRACEPOINT_OPEN,
+        program._LINK_CREATE,
+        program._ENABLE_STATS,
+    }
 
 
 def passwd(monkeypatch: pytest.MonkeyPatch, **known: int) -> None:
@@ -95,7 +108,9 @@ def passwd(monkeypatch: pytest.MonkeyPatch, **known: int) -> None:
     State.current.permitted |= {Cap.SETUID, Cap.SETGID}
 
 
-def test_root_becomes_the_user_or_nobody(root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_root_becomes_the_user_or_nobody(
+    root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     passwd(monkeypatch, rmapd=990, nobody=65534)
     assert privileges.user("rmapd") == privileges.User("rmapd", 990, 990)
     assert not caplog.records
@@ -104,14 +119,20 @@ def test_root_becomes_the_user_or_nobody(root: set[Cap], monkeypatch: pytest.Mon
     assert "there is no user rmapd: rmapd becomes nobody" in caplog.text
 
 
-@pytest.mark.parametrize(("name", "why"), [("watcher", "there is no such user"), ("root", "it is root")])
-def test_a_user_that_was_asked_for_must_be_one(root: set[Cap], monkeypatch: pytest.MonkeyPatch, name: str, why: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "why"), [("watcher", "there is no such user"), ("root", "it is root")]
+)
+def test_a_user_that_was_asked_for_must_be_one(
+    root: set[Cap], monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
     passwd(monkeypatch, root=0, nobody=65534)
     with pytest.raises(RmapdError, match=f"rmapd cannot become {name}: {why}"):
         privileges.user(name)
 
 
-def test_who_is_not_root_or_cannot_change_stays(root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_is_not_root_or_cannot_change_stays(
+    root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     passwd(monkeypatch, rmapd=990)
     State.current.permitted -= {Cap.SETUID}
     assert privileges.user("rmapd") is None
@@ -154,7 +175,9 @@ print(*results, refused(lambda: os.execv("/bin/true", ["true"])), refused(load),
 def test_the_filter_refuses_in_every_thread() -> None:
     """A new program, a new process image: EPERM. What judging asks goes through to the kernel (EBADFD for no descriptor)."""
     pytest.importorskip("seccomp", reason="python3-seccomp is not installed")
-    done = subprocess.run([sys.executable, "-c", SEALED], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SEALED], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["forbid ''", "EPERM EPERM EPERM EBADFD"]
 
 

@@ -40,10 +40,24 @@ KEY = LAYOUTS.structs["protocol_key"]
 owners, flags = st.sampled_from(Owner), st.booleans()
 held = st.builds(Held, owners, owners, owners)
 contexts = st.builds(
-    Context, flags, flags, flags, flags, flags, flags, flags, flags, flags, held, held, *map(st.sampled_from, (Geometry, Follows, Walker))
+    Context,
+    flags,
+    flags,
+    flags,
+    flags,
+    flags,
+    flags,
+    flags,
+    flags,
+    flags,
+    held,
+    held,
+    *map(st.sampled_from, (Geometry, Follows, Walker)),
 )
 commits = st.lists(st.sampled_from(Part), min_size=1, unique=True).flatmap(
-    lambda parts: st.tuples(*(st.tuples(st.just(part), owners) for part in sorted(parts, key=list(Part).index))).map(Commit)
+    lambda parts: st.tuples(
+        *(st.tuples(st.just(part), owners) for part in sorted(parts, key=list(Part).index))
+    ).map(Commit)
 )
 plain = st.one_of(
     st.builds(Locking, st.sampled_from(Lock), st.sampled_from(Kind)),
@@ -59,7 +73,9 @@ runs = st.recursive(
     lambda inner: st.tuples(inner.map(Group), plain).map(joined),
     max_leaves=3,
 )
-steps = st.lists(st.one_of(plain.map(lambda step: (step,)), runs), max_size=8).map(lambda lists: joined(s for each in lists for s in each))
+steps = st.lists(st.one_of(plain.map(lambda step: (step,)), runs), max_size=8).map(
+    lambda lists: joined(s for each in lists for s in each)
+)
 errors = st.just(0) | st.integers(1, 133) | st.just(512) | st.just(NULL)
 protocols = st.builds(Protocol, st.sampled_from(ENCODING.windows), contexts, errors, steps)
 
@@ -94,7 +110,11 @@ def test_any_bytes_are_read_or_refused(codes: bytes, context: int) -> None:
 
 def test_python_knows_every_enumerator_of_the_header() -> None:
     def names(enum: str, prefix: str) -> list[str]:
-        return [name.removeprefix(prefix).lower() for name in LAYOUTS.enums[enum] if name.startswith(prefix)]
+        return [
+            name.removeprefix(prefix).lower()
+            for name in LAYOUTS.enums[enum]
+            if name.startswith(prefix)
+        ]
 
     assert names("lock_class", "CLASS_") == list(Lock)
     assert names("lock_kind", "KIND_") == list(Kind)
@@ -120,11 +140,16 @@ def test_the_forms() -> None:
     assert text(parse(arrows), ascii=True) == ascii
     assert parse("copy_vma -NULL") == Protocol("copy_vma", error=NULL)
     assert parse("unlink_anon_vmas[anon:w]  anon↑w → []").context.exit == Held()
-    assert text(parse("rmap_walk_ksm[folio:locked other_walker]  visit(r)")) == "rmap_walk_ksm[folio:locked other_walker]  visit(r)"
+    assert (
+        text(parse("rmap_walk_ksm[folio:locked other_walker]  visit(r)"))
+        == "rmap_walk_ksm[folio:locked other_walker]  visit(r)"
+    )
 
 
 def test_neighbouring_parts_are_one_commit_while_their_order_increases() -> None:
-    assert parse("outside[]  commit(mmap:w) commit(anon:w)").steps == (Commit(((Part.MMAP, Owner.SELF), (Part.ANON, Owner.SELF))),)
+    assert parse("outside[]  commit(mmap:w) commit(anon:w)").steps == (
+        Commit(((Part.MMAP, Owner.SELF), (Part.ANON, Owner.SELF))),
+    )
     assert len(parse("outside[]  commit(anon:w) commit(mmap:w)").steps) == 2
 
 
@@ -154,7 +179,13 @@ def test_bad_text_is_an_error(line: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["munmap[]", "outside[]  munmap()", "outside[]  " + "visit(r) " * 65, "outside[]  {" + "visit(r) " * 9 + "}*"]
+    "line",
+    [
+        "munmap[]",
+        "outside[]  munmap()",
+        "outside[]  " + "visit(r) " * 65,
+        "outside[]  {" + "visit(r) " * 9 + "}*",
+    ],
 )
 def test_what_the_kernel_cannot_write_is_not_encoded(line: str) -> None:
     with pytest.raises(RmapdError, match="cannot encode"):

@@ -73,12 +73,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_page_asks_nobody_for_anything(page: str) -> None:
     seen = Page(page)
     assert not seen.tags.keys() & {"script", "iframe", "img", "object", "embed", "base", "form"}
-    refers = [(tag, name, value) for tag, name, value in seen.attributes if name in ("src", "href", "xlink:href", "action", "srcset")]
+    refers = [
+        (tag, name, value)
+        for tag, name, value in seen.attributes
+        if name in ("src", "href", "xlink:href", "action", "srcset")
+    ]
     assert len(refers) > 8
     assert all(value.startswith("#") or value == "data:," for _, _, value in refers)
     assert not re.search(r"@import|url\((?!#)", page)
     assert not [name for _, name, _ in seen.attributes if name.startswith("on")]
-    assert ("meta", "content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in seen.attributes
+    assert (
+        "meta",
+        "content",
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+    ) in seen.attributes
 
 
 def test_a_name_is_text_and_nothing_else(page: str) -> None:
@@ -91,7 +99,11 @@ def test_ids_are_unique_and_all_that_is_referred_to_is_there(page: str) -> None:
     seen = Page(page)
     ids = Counter(value for _, name, value in seen.attributes if name == "id")
     assert not [id for id, times in ids.items() if times > 1]
-    referred = {value[1:] for _, name, value in seen.attributes if name in ("href", "xlink:href") and value.startswith("#")}
+    referred = {
+        value[1:]
+        for _, name, value in seen.attributes
+        if name in ("href", "xlink:href") and value.startswith("#")
+    }
     referred |= set(re.findall(r"url\(#([^)]+)\)", page))
     assert referred <= ids.keys()
 
@@ -114,7 +126,9 @@ def test_every_section_tells(page: str) -> None:
         assert part in text, part
     assert SWAPPED.replace("]  ", "] ") in text
     assert "The nearest that broke nothing, 900 windows of this run" in text
-    seen, legal = (re.findall(f'<mark class="{side}">(.*?)</mark>', page) for side in ("seen", "legal"))
+    seen, legal = (
+        re.findall(f'<mark class="{side}">(.*?)</mark>', page) for side in ("seen", "legal")
+    )
     assert {re.sub("<.*?>", "", step) for step in (*seen, *legal)} <= {"anon↓w", "i_mmap↓w"}
     assert len(seen) == len(legal) == 1
     assert 'class="accused"' in page
@@ -130,7 +144,9 @@ def test_colours_are_the_pages_own(page: str) -> None:
 
 
 def test_the_plots_have_what_the_report_has(page: str) -> None:
-    titles = re.findall(r"<title>([^<]*)</title>", "".join(re.findall(r"<svg.*?</svg>", page, re.S)))
+    titles = re.findall(
+        r"<title>([^<]*)</title>", "".join(re.findall(r"<svg.*?</svg>", page, re.S))
+    )
     assert "i_mmap taken with anon held: 3 for write" in titles
     assert "anon taken with mmap held: 9 for write, 8 for read" in titles
     assert "8.2 µs to 16 µs: 10" in titles
@@ -153,19 +169,29 @@ def test_markdown_tells_the_same_and_no_cell_breaks_out(tmp_path: Path) -> None:
         " ^^^^^^^^",
     ):
         assert part in text, part
-    tokens = [token for block in MarkdownIt("commonmark").enable("table").parse(text) for token in (block, *(block.children or ()))]
+    tokens = [
+        token
+        for block in MarkdownIt("commonmark").enable("table").parse(text)
+        for token in (block, *(block.children or ()))
+    ]
     kinds = Counter(token.type for token in tokens)
     assert not kinds.keys() & {"html_block", "html_inline", "link_open", "image"}
     assert kinds["heading_open"] == len(re.findall("^#+ ", text, re.M))
     assert kinds["fence"] == 6
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert kinds["tr_open"] == len(rows) - kinds["table_open"]
-    assert kinds["td_open"] + kinds["th_open"] == sum(len(re.findall(r"(?<!\\)\|", line)) - 1 for line in rows if "| --- |" not in line)
+    assert kinds["td_open"] + kinds["th_open"] == sum(
+        len(re.findall(r"(?<!\\)\|", line)) - 1 for line in rows if "| --- |" not in line
+    )
 
 
 def test_a_report_of_the_past_still_reads(tmp_path: Path) -> None:
     """0.1.0 wrote neither histograms nor a lock graph, nor when it began."""
-    old = {key: value for key, value in unlucky().items() if key not in ("histograms", "lock_graph", "timeline", "started", "ended")}
+    old = {
+        key: value
+        for key, value in unlucky().items()
+        if key not in ("histograms", "lock_graph", "timeline", "started", "ended")
+    }
     reported = of_report(written(tmp_path / "old.json", old))
     assert "No histogram" in html_report.render(reported)
     assert "seconds since the first violation" in html_report.render(reported)
@@ -177,14 +203,22 @@ def test_a_trail_without_a_mark_accuses_the_window_of_the_protocol(tmp_path: Pat
     old = unlucky()
     order = next(one for one in old["violations"] if one["trail"])
     order["trail"][-1].pop("marked")
-    assert html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 1
+    assert (
+        html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"')
+        == 1
+    )
     order["trail"].reverse()
-    assert html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 0
+    assert (
+        html_report.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"')
+        == 0
+    )
 
 
 def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
     strange = unlucky()
-    next(one for one in strange["violations"] if one["protocol"])["protocol"] = "vma_expand[of the future]  anon⇓"
+    next(one for one in strange["violations"] if one["protocol"])["protocol"] = (
+        "vma_expand[of the future]  anon⇓"
+    )
     text = Page(html_report.render(of_report(written(tmp_path / "r.json", strange)))).text
     assert "anon⇓" in text
     assert "broke nothing" not in text
@@ -192,8 +226,17 @@ def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
 
 def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
     nothing = {"holds": 0, "violated": 0, "suspect": 0, "unverifiable": 0}
-    quiet = unlucky() | {"violations": [], "protocols": [], "windows": {}, "histograms": [], "lock_graph": {}, "timeline": {}}
-    quiet["invariants"] = {name: one | {"checks": nothing} for name, one in quiet["invariants"].items()}
+    quiet = unlucky() | {
+        "violations": [],
+        "protocols": [],
+        "windows": {},
+        "histograms": [],
+        "lock_graph": {},
+        "timeline": {},
+    }
+    quiet["invariants"] = {
+        name: one | {"checks": nothing} for name, one in quiet["invariants"].items()
+    }
     text = Page(html_report.render(of_report(written(tmp_path / "q.json", quiet)))).text
     assert "Nothing was checked" in text
     assert "nothing to put on a time line" in text
@@ -203,7 +246,10 @@ def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
 def kept(tmp_path: Path) -> Path:
     """A store of two runs, three days apart, of which the second found nothing; two findings have no row of their own."""
     path, hour = tmp_path / "rmapd.db", 3600.0
-    violations = [Violation(replace(FINDING, shape=f"shape {n}", function=f"f{n}"), T0, T0 + n * hour, 1) for n in range(3)]
+    violations = [
+        Violation(replace(FINDING, shape=f"shape {n}", function=f"f{n}"), T0, T0 + n * hour, 1)
+        for n in range(3)
+    ]
     now = T0
 
     def clock() -> float:
@@ -218,14 +264,21 @@ def kept(tmp_path: Path) -> Path:
                 violation.count += 10**passed
                 violation.last_seen = now
             store.keep(found, {("V1", Verdict.VIOLATED): 2} if found else {})
-        seen = snapshot(kernel=f"6.1.{run}", taken_seconds=now, running_seconds=hour, checks={("L1", Verdict.HOLDS): 5 + run})
+        seen = snapshot(
+            kernel=f"6.1.{run}",
+            taken_seconds=now,
+            running_seconds=hour,
+            checks={("L1", Verdict.HOLDS): 5 + run},
+        )
         store.keep_run(as_json(seen, ["rmapd", "run"], 0), ended=bool(run))
         store.close()
     return path
 
 
 def test_a_store_tells_of_all_its_runs(kept: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["report", "--store", str(kept), "--output", str(tmp_path / "s.html")])
+    done = CliRunner().invoke(
+        main, ["report", "--store", str(kept), "--output", str(tmp_path / "s.html")]
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     page = (tmp_path / "s.html").read_text()
     text = Page(page).text
@@ -240,7 +293,10 @@ def test_a_store_tells_of_all_its_runs(kept: Path, tmp_path: Path) -> None:
     ):
         assert part in text, part
     assert (tiles(of_store(kept))[0]["value"], tiles(of_store(kept))[2]["value"]) == ("128", "11")
-    assert "violated" in CliRunner().invoke(main, ["report", "--store", str(kept)]).stdout.splitlines()[0]
+    assert (
+        "violated"
+        in CliRunner().invoke(main, ["report", "--store", str(kept)]).stdout.splitlines()[0]
+    )
 
 
 def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> None:
@@ -255,8 +311,14 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
         ("young", "no run in the store"),
         (kept.name, "no rmapd wrote"),
     ):
-        done = CliRunner().invoke(main, ["report", "--store", str(tmp_path / name), "--output", str(tmp_path / "s.html")])
-        assert (done.exit_code, said in done.stderr, (tmp_path / "s.html").exists()) == (2, True, False), done.stderr
+        done = CliRunner().invoke(
+            main, ["report", "--store", str(tmp_path / name), "--output", str(tmp_path / "s.html")]
+        )
+        assert (done.exit_code, said in done.stderr, (tmp_path / "s.html").exists()) == (
+            2,
+            True,
+            False,
+        ), done.stderr
     done = CliRunner().invoke(main, ["report", "--store", "a", "--from", "b"])
     assert (done.exit_code, "cannot report on two things" in done.stderr) == (2, True)
 
@@ -264,12 +326,19 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
 def test_what_only_the_counts_know_is_not_called_well(tmp_path: Path) -> None:
     """More signatures than are kept, or a check that was counted and left no finding."""
     quiet = unlucky() | {"violations": [], "beyond": {"L5 suspect": 7}}
-    quiet["invariants"] = {name: one | {"checks": {"holds": 5}} for name, one in quiet["invariants"].items()}
+    quiet["invariants"] = {
+        name: one | {"checks": {"holds": 5}} for name, one in quiet["invariants"].items()
+    }
     assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "L5 under suspicion"
     quiet["invariants"]["V2"]["checks"] = {"violated": 1}
     assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "V2 violated"
-    quiet["invariants"] = {name: one | {"checks": {"unverifiable": 2}} for name, one in quiet["invariants"].items()}
-    assert headline(of_report(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text == "None of 36 checks could be verified"
+    quiet["invariants"] = {
+        name: one | {"checks": {"unverifiable": 2}} for name, one in quiet["invariants"].items()
+    }
+    assert (
+        headline(of_report(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text
+        == "None of 36 checks could be verified"
+    )
 
 
 def damaged() -> list[tuple[str, Any]]:
@@ -291,7 +360,9 @@ def damaged() -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("key", "value"), damaged())
-def test_a_damaged_report_is_said_so_and_nothing_is_written(tmp_path: Path, key: str, value: object) -> None:
+def test_a_damaged_report_is_said_so_and_nothing_is_written(
+    tmp_path: Path, key: str, value: object
+) -> None:
     source, output = written(tmp_path / "r.json", unlucky() | {key: value}), tmp_path / "r.html"
     done = CliRunner().invoke(main, ["report", "--from", str(source), "--output", str(output)])
     assert done.exit_code == 2
@@ -300,7 +371,19 @@ def test_a_damaged_report_is_said_so_and_nothing_is_written(tmp_path: Path, key:
     assert not output.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff\xfe", b'{"kernel": "6.1"', b"[" * 100_000, b'{"a":' * 5000, b"\x00" * 99])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b'{"kernel": "6.1"',
+        b"[" * 100_000,
+        b'{"a":' * 5000,
+        b"\x00" * 99,
+    ],
+)
 def test_what_is_no_report_is_said_so(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r.json").write_bytes(content)
     done = CliRunner().invoke(main, ["report", "--from", str(tmp_path / "r.json")])
@@ -321,13 +404,17 @@ def test_what_is_no_report_is_said_so(tmp_path: Path, content: bytes) -> None:
 )
 def test_files_that_cannot_be(tmp_path: Path, source: str, output: str, said: str) -> None:
     written(tmp_path / "r.json")
-    done = CliRunner().invoke(main, ["report", "--from", str(tmp_path / source), "--output", str(tmp_path / output)])
+    done = CliRunner().invoke(
+        main, ["report", "--from", str(tmp_path / source), "--output", str(tmp_path / output)]
+    )
     assert done.exit_code == 2
     assert said in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json"]
 
 
-def test_without_the_extra_its_name_is_told_and_markdown_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_its_name_is_told_and_markdown_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = builtins.__import__
 
     def missing(name: str, *rest: Any) -> Any:
@@ -337,11 +424,15 @@ def test_without_the_extra_its_name_is_told_and_markdown_works(tmp_path: Path, m
 
     source = str(written(tmp_path / "r.json"))
     monkeypatch.setattr(builtins, "__import__", missing)
-    done = CliRunner().invoke(main, ["report", "--from", source, "--output", str(tmp_path / "r.html")])
+    done = CliRunner().invoke(
+        main, ["report", "--from", source, "--output", str(tmp_path / "r.html")]
+    )
     assert done.exit_code == 2
     assert "matplotlib is not installed" in done.stderr
     assert "rmapd[report]" in done.stderr
-    done = CliRunner().invoke(main, ["report", "--from", source, "--output", str(tmp_path / "r.md")])
+    done = CliRunner().invoke(
+        main, ["report", "--from", source, "--output", str(tmp_path / "r.md")]
+    )
     assert (done.exit_code, done.stderr) == (0, "")
     assert (tmp_path / "r.md").read_text().startswith("# L1 violated")
     assert not (tmp_path / "r.html").exists()
@@ -378,7 +469,9 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
     whole.write(tmp_path / "pipe", "new", "the report")
     assert os.read(reader, 9) == b"new"
     os.close(reader)
-    with pytest.raises(RmapdError, match="cannot write the report /dev/full: No space left on device"):
+    with pytest.raises(
+        RmapdError, match="cannot write the report /dev/full: No space left on device"
+    ):
         whole.write(Path("/dev/full"), "new", "the report")
 
 
@@ -395,8 +488,16 @@ def test_locks_that_nobody_had_to_wait_for(tmp_path: Path) -> None:
 
 def test_the_json_of_a_run_has_what_is_drawn() -> None:
     found = unlucky()
-    waits = [one for one in found["histograms"] if one["name"] == "lock_wait_seconds" and one["labels"] == {"class": "i_mmap"}]
-    assert (waits[0]["bounds"][0], waits[0]["counts"][0], waits[0]["count"]) == (1e-9, 40, sum(waits[0]["counts"]))
+    waits = [
+        one
+        for one in found["histograms"]
+        if one["name"] == "lock_wait_seconds" and one["labels"] == {"class": "i_mmap"}
+    ]
+    assert (waits[0]["bounds"][0], waits[0]["counts"][0], waits[0]["count"]) == (
+        1e-9,
+        40,
+        sum(waits[0]["counts"]),
+    )
     assert all(len(one["bounds"]) == len(one["counts"]) for one in found["histograms"])
     graph = found["lock_graph"]
     assert [one["class"] for one in graph["classes"]] == ["mmap", "i_mmap", "anon"]
@@ -414,4 +515,8 @@ def test_the_json_of_a_run_has_what_is_drawn() -> None:
 
 
 def test_a_command_that_had_not_ended_has_no_exit_code() -> None:
-    assert [Command(["x"], code).ending for code in (0, 3, None)] == ["exited with 0", "exited with 3", "had not ended"]
+    assert [Command(["x"], code).ending for code in (0, 3, None)] == [
+        "exited with 0",
+        "exited with 3",
+        "had not ended",
+    ]

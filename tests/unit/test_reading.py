@@ -69,7 +69,10 @@ def test_what_has_no_end_is_an_error(tmp_path: Path, command: str) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_a_configuration_without_an_end_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for path, why in (("/dev/zero", "more than 1 MiB"), (tmp_path / "fifo", "it did not end within")):
+    for path, why in (
+        ("/dev/zero", "more than 1 MiB"),
+        (tmp_path / "fifo", "it did not end within"),
+    ):
         (tmp_path / "rmapd.toml").write_text(f'web_config = "{path}"')
         for given_path in (path, tmp_path / "rmapd.toml"):
             done = rmapd("check-config", "--config", given_path)
@@ -116,37 +119,72 @@ NO_REPORTS: list[bytes] = [
 
 @pytest.mark.parametrize("content", NO_REPORTS)
 @pytest.mark.parametrize("command", ["report", "explain", "diff"])
-def test_what_is_no_report_is_none_for_every_command(tmp_path: Path, content: bytes, command: str) -> None:
+def test_what_is_no_report_is_none_for_every_command(
+    tmp_path: Path, content: bytes, command: str
+) -> None:
     (tmp_path / "r.json").write_bytes(content)
     done = rmapd(*commands(tmp_path / "r.json")[command])
-    assert (done.exit_code, "r.json is no report of rmapd" in done.stderr, "try: " in done.stderr) == (2, True, True), done.stderr
+    assert (
+        done.exit_code,
+        "r.json is no report of rmapd" in done.stderr,
+        "try: " in done.stderr,
+    ) == (2, True, True), done.stderr
 
 
 def known() -> dict[str, Any]:
     """A report with all kinds of evidence."""
     found = unlucky()
-    two = {"outer_mm": "0xa", "inner_mm": "0xb", "opposite_task": 77, "opposite_stack": ["f+0x9"], "edges": [{"held": "a", "taken": "b"}]}
+    two = {
+        "outer_mm": "0xa",
+        "inner_mm": "0xb",
+        "opposite_task": 77,
+        "opposite_stack": ["f+0x9"],
+        "edges": [{"held": "a", "taken": "b"}],
+    }
     both = violation_json(lock_order()), violation_json(left_behind())
-    return found | {"violations": [*found["violations"], *both, both[0] | {"id": "L2-1", "invariant": "L2", "evidence": two}]}
+    return found | {
+        "violations": [
+            *found["violations"],
+            *both,
+            both[0] | {"id": "L2-1", "invariant": "L2", "evidence": two},
+        ]
+    }
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Where something is in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [at] * bool(at) + [place for key, each in inner for place in places(each, (*at, key))]
 
 
 KNOWN = known() | {"histograms": known()["histograms"][:2]}
-_OF_VIOLATIONS = [place for place in places(KNOWN) if place[0] in ("violations", "protocols", "command")]
+_OF_VIOLATIONS = [
+    place for place in places(KNOWN) if place[0] in ("violations", "protocols", "command")
+]
 _GONE = object()
 
 
-@settings(max_examples=150, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=150,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 @given(
-    st.lists(st.sampled_from(_OF_VIOLATIONS) | st.sampled_from(places(KNOWN)), min_size=1, max_size=3),
+    st.lists(
+        st.sampled_from(_OF_VIOLATIONS) | st.sampled_from(places(KNOWN)), min_size=1, max_size=3
+    ),
     st.sampled_from([_GONE, None, 0, -1, 10**30, 1.5, "", "x\x1b", [], ["x"], {}, {"x": 1}, True]),
 )
-def test_what_one_command_takes_the_others_take(tmp_path: Path, where: list[tuple[Any, ...]], value: Any) -> None:
+def test_what_one_command_takes_the_others_take(
+    tmp_path: Path, where: list[tuple[Any, ...]], value: Any
+) -> None:
     """Whatever is changed in a report: it is a report for all of them, or for none."""
     found = copy.deepcopy(KNOWN)
     for place in where:
@@ -174,7 +212,11 @@ def test_what_one_command_takes_the_others_take(tmp_path: Path, where: list[tupl
         if number < 5 and "-" in violation["id"]:
             for form in ("text", "md", "json"):
                 done = rmapd("explain", violation["id"], "--report", path, "--format", form)
-                assert done.exit_code == 0 or "cannot explain" in done.stderr or "no violation" in done.stderr, done.output
+                assert (
+                    done.exit_code == 0
+                    or "cannot explain" in done.stderr
+                    or "no violation" in done.stderr
+                ), done.output
                 assert done.exit_code in (0, 2)
 
 
@@ -191,9 +233,13 @@ def test_half_an_evidence_is_explained(tmp_path: Path) -> None:
 
 def test_a_name_that_is_no_text_is_read_back(tmp_path: Path) -> None:
     """A command's argument may be any bytes: JSON has them as half a surrogate pair."""
-    path = written(tmp_path / "r.json", unlucky() | {"command": {"argv": ["printf", "\udcff"], "exit_code": 0}})
+    path = written(
+        tmp_path / "r.json", unlucky() | {"command": {"argv": ["printf", "\udcff"], "exit_code": 0}}
+    )
     done = rmapd("report", "--from", path)
-    assert (done.exit_code, "\\\\udcff" in done.stdout or "\\udcff" in done.stdout) == (0, True), done.output
+    assert (done.exit_code, "\\\\udcff" in done.stdout or "\\udcff" in done.stdout) == (0, True), (
+        done.output
+    )
 
 
 def test_an_invariant_of_another_rmapd_is_said_so(tmp_path: Path) -> None:
@@ -227,7 +273,15 @@ def test_a_configuration_that_is_none(tmp_path: Path, name: str, content: bytes,
 
 
 @pytest.mark.parametrize(
-    "content", [b"a: \xff", DEEP.encode(), b"? [a]\n: b", b"2026-13-99: x", b"a: !!python/object:os.system x", b"\x00"]
+    "content",
+    [
+        b"a: \xff",
+        DEEP.encode(),
+        b"? [a]\n: b",
+        b"2026-13-99: x",
+        b"a: !!python/object:os.system x",
+        b"\x00",
+    ],
 )
 def test_a_web_configuration_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "web.yml").write_bytes(content)
@@ -266,7 +320,9 @@ def test_a_store_that_may_not_be_read_is_said_so(tmp_path: Path, command: list[s
         (tmp_path / "locked").chmod(0o700)
 
 
-def test_a_store_that_another_holds_may_be_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_another_holds_may_be_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tracer.stored._WAIT_SECONDS", 0.01)
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as database:
         database.execute("CREATE TABLE a (b)")
@@ -280,16 +336,26 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"PYTHONUNBUFFERED": "1"}, {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "error::EncodingWarning"}]
+    "extra",
+    [
+        {},
+        {"PYTHONUNBUFFERED": "1"},
+        {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "error::EncodingWarning"},
+    ],
 )
 def test_a_locale_without_utf_8(tmp_path: Path, extra: dict[str, str]) -> None:
     path = written(tmp_path / "r.json", unlucky())
     html: list[str | Path] = ["report", "--from", path, "--output", tmp_path / "r.html"]
-    drawn = [] if "PYTHONWARNINGS" in extra else [html]  # matplotlib opens files of its own without saying how
+    drawn = (
+        [] if "PYTHONWARNINGS" in extra else [html]
+    )  # matplotlib opens files of its own without saying how
     each: list[list[str | Path]] = [*commands(path).values(), *drawn, ["check-config", "--example"]]
     for args in each:
         done = subprocess.run(
-            [sys.executable, "-m", "tracer", *map(str, args)], capture_output=True, check=False, env={**os.environ, **ASCII, **extra}
+            [sys.executable, "-m", "tracer", *map(str, args)],
+            capture_output=True,
+            check=False,
+            env={**os.environ, **ASCII, **extra},
         )
         assert (done.returncode, done.stderr) == (0, b""), done.stderr
     assert not drawn or "↓" in (tmp_path / "r.html").read_text(encoding="utf-8")
@@ -297,22 +363,31 @@ def test_a_locale_without_utf_8(tmp_path: Path, extra: dict[str, str]) -> None:
 
 def test_a_certificate_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cert.pem")
-    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: cert.pem, key_file: cert.pem}")
+    (tmp_path / "web.yml").write_text(
+        "tls_server_config: {cert_file: cert.pem, key_file: cert.pem}"
+    )
     (tmp_path / "rmapd.toml").write_text(f'web_config = "{tmp_path}/web.yml"')
     done = rmapd("check-config", "--config", tmp_path / "rmapd.toml")
-    assert (done.exit_code, "cert.pem cannot be used for TLS: it is no regular file" in done.stderr) == (2, True), done.output
+    assert (
+        done.exit_code,
+        "cert.pem cannot be used for TLS: it is no regular file" in done.stderr,
+    ) == (2, True), done.output
 
 
 def test_a_store_that_is_a_pipe_or_a_device_is_no_store(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         done = rmapd("report", "--store", path)
-        assert (done.exit_code, f"there is no store {path}" in done.stderr) == (2, True), done.output
+        assert (done.exit_code, f"there is no store {path}" in done.stderr) == (2, True), (
+            done.output
+        )
         with pytest.raises(RmapdError, match="store"):
             Store(path, "6.1", 1 << 20, 90, must=True)
 
 
-def test_a_default_configuration_that_may_not_be_looked_for_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_configuration_that_may_not_be_looked_for_is_said_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Locked:
         def exists(self) -> bool:
             raise PermissionError(13, "Permission denied")
@@ -324,5 +399,8 @@ def test_a_default_configuration_that_may_not_be_looked_for_is_said_so(monkeypat
 
     monkeypatch.setattr(cli, "_DEFAULT_CONFIG", Locked())
     done = rmapd("check-config")
-    assert (done.exit_code, "cannot read the configuration /proc/self/no/such" in done.stderr) == (2, True), done.output
+    assert (done.exit_code, "cannot read the configuration /proc/self/no/such" in done.stderr) == (
+        2,
+        True,
+    ), done.output
     assert rmapd("explain", "L1").exit_code == 0, "which needs none"

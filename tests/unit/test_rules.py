@@ -45,7 +45,8 @@ TLS = "tls_server_config: {cert_file: server.pem, key_file: server.key"
 def test_everything_that_is_supported(folder: Path) -> None:
     found = read(
         folder,
-        TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem, client_allowed_sans: [a.test], min_version: TLS12,"
+        TLS
+        + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem, client_allowed_sans: [a.test], min_version: TLS12,"
         " max_version: TLS13, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256], prefer_server_cipher_suites: true,"
         " curve_preferences: [CurveP256]}\n"
         "http_server_config: {http2: true, headers: {X-Frame-Options: sameorigin, Strict-Transport-Security: max-age=1}}\n"
@@ -97,13 +98,25 @@ def test_every_curve_is_one_of_openssl(folder: Path, curve: str) -> None:
         (TLS + ", curve_preferences: [CurveP256, CurveP384]}", "takes one curve"),
         (TLS + ", curve_preferences: [CurveP2]}", "curve_preferences"),
         (TLS + ", cert: PEM}", "cert in .*not supported"),
-        ("tls_server_config: {cert_file: nowhere.pem, key_file: server.key}", "nowhere.pem .*No such file"),
-        ("tls_server_config: {cert_file: junk.pem, key_file: server.key}", "junk.pem .*cannot be used"),
+        (
+            "tls_server_config: {cert_file: nowhere.pem, key_file: server.key}",
+            "nowhere.pem .*No such file",
+        ),
+        (
+            "tls_server_config: {cert_file: junk.pem, key_file: server.key}",
+            "junk.pem .*cannot be used",
+        ),
         ("tls_server_config: {cert_file: ca.pem, key_file: server.key}", "(?i)mismatch"),
-        (TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: junk.pem}", "client CA .*junk.pem cannot be used"),
+        (
+            TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: junk.pem}",
+            "client CA .*junk.pem cannot be used",
+        ),
         ("http_server_config: {headers: {Server: x}}", "cannot be set"),
         ("http_server_config: {headers: {X-Frame-Options: allow}}", "deny, sameorigin"),
-        ('http_server_config: {headers: {X-XSS-Protection: "0\\r\\nSet-Cookie: a"}}', "not plain text"),
+        (
+            'http_server_config: {headers: {X-XSS-Protection: "0\\r\\nSet-Cookie: a"}}',
+            "not plain text",
+        ),
         ("basic_auth_users: {alice: secret}", "alice .*not a bcrypt hash"),
         ("basic_auth_users: {'a:b': x}", "with a colon"),
         (f"basic_auth_users: {{alice: '{HASH.replace('$04$', '$31$')}'}}", "cost 31"),
@@ -133,7 +146,10 @@ def test_check_config_reads_it_too(folder: Path) -> None:
     assert "alice" in done.output
     assert "secret" not in done.output
     (folder / "rmapd.toml").write_text(f"web_config = '{folder}/nowhere.yml'")
-    assert CliRunner().invoke(main, ["check-config", "--config", str(folder / "rmapd.toml")]).exit_code == 2
+    assert (
+        CliRunner().invoke(main, ["check-config", "--config", str(folder / "rmapd.toml")]).exit_code
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,8 +162,16 @@ def test_check_config_reads_it_too(folder: Path) -> None:
         ("::", "", 2),
         ("192.0.2.1", TLS + "}", 1),
         ("192.0.2.1", f"{TLS}}}\nbasic_auth_users: {{a: {HASH}}}", 0),
-        ("192.0.2.1", TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem}", 0),
-        ("192.0.2.1", TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem}", 1),
+        (
+            "192.0.2.1",
+            TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem}",
+            0,
+        ),
+        (
+            "192.0.2.1",
+            TLS + ", client_auth_type: VerifyClientCertIfGiven, client_ca_file: ca.pem}",
+            1,
+        ),
         ("127.0.0.1", f"basic_auth_users: {{a: {HASH}}}", 1),
         ("127.0.0.1", "http_server_config: {http2: true}", 1),
     ],
@@ -157,7 +181,9 @@ def test_an_open_door_is_said(folder: Path, host: str, text: str, expected: int)
     assert len(access.Access(folder / "web.yml").concerns(host)) == expected
 
 
-def test_a_file_is_read_again_when_it_has_settled(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_is_read_again_when_it_has_settled(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     now = [0.0]
     path = folder / "web.yml"
     path.write_text("")
@@ -195,7 +221,9 @@ def test_a_certificate_is_read_again(folder: Path) -> None:
     path.write_text(TLS + "}")
     mine = access.Access(path)
     before = mine.context
-    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        folder / "server.pem"
+    )
     mine.reread()
     assert mine.context is before, "not the key's"
     (folder / "server.key").write_bytes((folder / "server.pem").read_bytes())
@@ -215,7 +243,9 @@ def test_a_certificate_is_read_again(folder: Path) -> None:
         ((), False),
     ],
 )
-def test_a_client_certificate_is_let_in_by_its_names(names: tuple[tuple[str, str], ...], expected: bool) -> None:
+def test_a_client_certificate_is_let_in_by_its_names(
+    names: tuple[tuple[str, str], ...], expected: bool
+) -> None:
     allowed = ["a.test", "spiffe://x/y", "2001:db8::1"]
     assert tls.may_enter({"subjectAltName": names}, allowed) is expected
     assert tls.may_enter({"subjectAltName": names}, [])

@@ -44,7 +44,10 @@ def test_the_same_rows_again_change_nothing() -> None:
     assert first["L5", HOLDS] == 10
     assert court.update({key(LEGAL): 11})["L3", HOLDS] == 11
     assert court.update({key(LEGAL): 4})["L3", HOLDS] == 11
-    assert {ruled.protocol: ruled.windows for ruled in court.protocols()} == {parse(LEGAL): 11, parse(LEAK): 2}
+    assert {ruled.protocol: ruled.windows for ruled in court.protocols()} == {
+        parse(LEGAL): 11,
+        parse(LEAK): 2,
+    }
 
 
 def test_a_protocol_is_judged_once() -> None:
@@ -73,13 +76,24 @@ def test_without_coverage_nothing_is_counted() -> None:
 
 def test_a_finding_carries_its_sighting() -> None:
     court, tally = rulings(), Tally()
-    sighting = Sighting({"pid": 7, "comm": "cc1"}, ("do_brk_flags", "__x64_sys_brk"), {"start": "0x1000"}, {"anon": "0xffff"})
+    sighting = Sighting(
+        {"pid": 7, "comm": "cc1"},
+        ("do_brk_flags", "__x64_sys_brk"),
+        {"start": "0x1000"},
+        {"anon": "0xffff"},
+    )
     court.sighted(key(LEAK), sighting)
     court.sighted(key(LEAK), Sighting({"pid": 8}))
     court.update({key(LEAK): 2})
     (finding,) = court.report(tally, 1.0)
-    assert (finding.invariant, finding.verdict, finding.function) == ("L3", VIOLATED, "do_brk_flags")
-    assert finding.shape == "do_brk_flags[anon mmap:w] -ENOMEM  lock(anon:w) anon- -> [mmap:w anon:w]"
+    assert (finding.invariant, finding.verdict, finding.function) == (
+        "L3",
+        VIOLATED,
+        "do_brk_flags",
+    )
+    assert (
+        finding.shape == "do_brk_flags[anon mmap:w] -ENOMEM  lock(anon:w) anon- -> [mmap:w anon:w]"
+    )
     assert finding.summary == "returns an error with the anon_vma rwsem held for write"
     assert finding.task == {"pid": 7, "comm": "cc1"}
     assert finding.stack == sighting.stack
@@ -158,7 +172,16 @@ def test_the_rulings_of_a_key_can_be_asked_for(line: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.dictionaries(st.sampled_from(LINES), st.integers(1, 50)), st.booleans(), st.booleans()), max_size=8))
+@given(
+    st.lists(
+        st.tuples(
+            st.dictionaries(st.sampled_from(LINES), st.integers(1, 50)),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=8,
+    )
+)
 def test_totals_and_tally_stay_in_step(updates: list[tuple[dict[str, int], bool, bool]]) -> None:
     court, tally, most = rulings(), Tally(), dict[str, int]()
     for rows, lossy, reported in updates:
@@ -168,6 +191,10 @@ def test_totals_and_tally_stay_in_step(updates: list[tuple[dict[str, int], bool,
             court.report(tally, 1.0)
     court.report(tally, 2.0)
     assert +tally.checks == +court.checks
-    assert sum(count for (invariant, _), count in court.checks.items() if invariant == "L3") == sum(most.values())
-    found = sum(count for (_, verdict), count in court.checks.items() if verdict in (VIOLATED, SUSPECT))
+    assert sum(count for (invariant, _), count in court.checks.items() if invariant == "L3") == sum(
+        most.values()
+    )
+    found = sum(
+        count for (_, verdict), count in court.checks.items() if verdict in (VIOLATED, SUSPECT)
+    )
     assert sum(violation.count for violation in tally.violations.values()) == found

@@ -110,7 +110,11 @@ def test_what_runs_in_such_a_window_opens_none(ways: tuple[str, str]) -> None:
     b = sampling(1, ways)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     for _ in range(10):
-        with b.call("__split_vma", b.mm, vma.at, 0x3000, 0), b.call("anon_vma_clone", 0, vma.at), b.call("unlink_anon_vmas", vma.at):
+        with (
+            b.call("__split_vma", b.mm, vma.at, 0x3000, 0),
+            b.call("anon_vma_clone", 0, vma.at),
+            b.call("unlink_anon_vmas", vma.at),
+        ):
             pass
     assert sum(b.seen().values()) == 2 * 3, "each in the window around it"
     assert unsampled(b) == {"__split_vma": 8, "anon_vma_clone": 8, "unlink_anon_vmas": 8}
@@ -118,7 +122,9 @@ def test_what_runs_in_such_a_window_opens_none(ways: tuple[str, str]) -> None:
 
 
 @each_way
-def test_what_has_nothing_to_do_is_not_counted_and_ends_what_was_left_unseen(ways: tuple[str, str]) -> None:
+def test_what_has_nothing_to_do_is_not_counted_and_ends_what_was_left_unseen(
+    ways: tuple[str, str],
+) -> None:
     b = sampling(1, ways)
     vma, idle = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x5000)
     for _ in range(3):
@@ -126,20 +132,31 @@ def test_what_has_nothing_to_do_is_not_counted_and_ends_what_was_left_unseen(way
             pass
         with b.call("unlink_anon_vmas", idle.at):
             pass
-    assert (b.seen(), unsampled(b), b.counter("WINDOWS_UNCLOSED")) == ({"unlink_anon_vmas[anon]": 2}, {"unlink_anon_vmas": 1}, 0)
+    assert (b.seen(), unsampled(b), b.counter("WINDOWS_UNCLOSED")) == (
+        {"unlink_anon_vmas[anon]": 2},
+        {"unlink_anon_vmas": 1},
+        0,
+    )
     b.miss("unlink_anon_vmas", vma.at)
     with b.call("unlink_anon_vmas", idle.at):
         pass
     assert b.counter("WINDOWS_UNCLOSED") == 1
 
 
-@pytest.mark.parametrize(("state", "said"), [("own", ""), ("free", "anon-(-)"), ("other", "anon-(x)"), ("read", "anon-(r)")])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("own", ""), ("free", "anon-(-)"), ("other", "anon-(x)"), ("read", "anon-(r)")],
+)
 def test_a_tree_that_changes_without_its_lock_is_booked_by_itself(state: str, said: str) -> None:
     b = sampling(1)
     vma = spent(b)
     with b.call("expand_downwards", vma.at, 0x1000):
         if state != "free":
-            b.held(b.anon_lock(vma.anon_vma), write=state != "read", by=b.task if state == "own" else OTHER)
+            b.held(
+                b.anon_lock(vma.anon_vma),
+                write=state != "read",
+                by=b.task if state == "own" else OTHER,
+            )
         b.tree(vma, vma.anon_vma, enter=False)
     assert outside(b) == ([f"outside[]  {said}"] if said else [])
 
@@ -174,7 +191,11 @@ def test_nor_for_longer_than_its_function_stays_away() -> None:
     assert grown(b) == before + 1, "none of these functions recurses"
 
 
-@pytest.mark.parametrize(("seconds", "a_second", "booked"), [(3, 1, 0), (30, 1, 1), (3, 0, 1)], ids=["soon", "later", "no more sampled"])
+@pytest.mark.parametrize(
+    ("seconds", "a_second", "booked"),
+    [(3, 1, 0), (30, 1, 1), (3, 0, 1)],
+    ids=["soon", "later", "no more sampled"],
+)
 def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
     b = sampling(1)
     vma = spent(b)
@@ -184,7 +205,9 @@ def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
     b.calls.append("a system call with more on the stack")
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
-    assert sum(count for line, count in b.seen().items() if line.startswith("__split_vma")) == booked
+    assert (
+        sum(count for line, count in b.seen().items() if line.startswith("__split_vma")) == booked
+    )
     assert b.counter("WINDOWS_UNCLOSED") == booked
 
 

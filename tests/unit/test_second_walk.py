@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from tests.support.court import Court
-from tests.support.world import HUGE, MIGRATION_READ, MIGRATION_WRITE, PAGE, SimMigration, SimMm, World, swap_entry
+from tests.support.world import (
+    HUGE,
+    MIGRATION_READ,
+    MIGRATION_WRITE,
+    PAGE,
+    SimMigration,
+    SimMm,
+    World,
+    swap_entry,
+)
 from tests.unit.test_world import ADDR, judged, left_in
 from tracer.books import Event
 from tracer.monitors.second_walk import rule
@@ -53,7 +62,13 @@ class TestRows:
         (row,) = world.books.ledger()
         assert (row.count, len(row.keys), set(row.visited)) == (2, 2, {one.at, two.at})
         known = row.visited[two.at]
-        assert (known.vma, known.vm_start, known.vm_end, known.folio, known.at) == (two.vma, 0, 1 << 47, world.folio(pfn), ADDR)
+        assert (known.vma, known.vm_start, known.vm_end, known.folio, known.at) == (
+            two.vma,
+            0,
+            1 << 47,
+            world.folio(pfn),
+            ADDR,
+        )
 
     def test_a_copy_has_a_row_in_the_childs_mm(self) -> None:
         world = World()
@@ -83,7 +98,11 @@ class TestRows:
         world.remap_folio(migration, pfn, backwards=backwards)
         world.end(migration)
         counters = world.books.counters()
-        assert (counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"], counters["REMOVALS_UNBOOKED"]) == (2, 3, 0)
+        assert (
+            counters["ENTRIES_COPIED"],
+            counters["ENTRIES_REMOVED"],
+            counters["REMOVALS_UNBOOKED"],
+        ) == (2, 3, 0)
         assert not world.native.events()
 
     def test_a_copy_of_another_page_is_another_migrations(self) -> None:
@@ -117,7 +136,11 @@ class TestRows:
         world.remap_folio(migration, pfn)
         world.end(migration)
         counters = world.books.counters()
-        assert (counters["ENTRIES_REMOVED"], counters["M5_HOLDS"], counters["REMOVALS_UNBOOKED"]) == (1, 0, 0)
+        assert (
+            counters["ENTRIES_REMOVED"],
+            counters["M5_HOLDS"],
+            counters["REMOVALS_UNBOOKED"],
+        ) == (1, 0, 0)
         assert not world.native.events()
 
 
@@ -126,7 +149,11 @@ class TestLocks:
         world = World()
         migrated(world)
         checks = judged(world).checks()
-        assert (checks["M2", Verdict.HOLDS], checks["M3", Verdict.HOLDS], checks["M5", Verdict.HOLDS]) == (2, 2, 2)
+        assert (
+            checks["M2", Verdict.HOLDS],
+            checks["M3", Verdict.HOLDS],
+            checks["M5", Verdict.HOLDS],
+        ) == (2, 2, 2)
 
     def test_an_insertion_with_the_folio_unlocked(self) -> None:
         world = World()
@@ -141,8 +168,16 @@ class TestLocks:
         checks = court.checks()
         assert (checks["M2", Verdict.HOLDS], checks["M2", Verdict.VIOLATED]) == (0, 1)
         (finding,) = findings(court, "M2")
-        assert finding.signature == "M2 violated try_to_migrate_one reason=MR_COMPACTION mode=MIGRATE_SYNC"
-        assert finding.evidence == {"addr": hex(ADDR), "mm": hex(mm.at), "vma": hex(mm.vma), "folio": hex(world.folio(pfn))}
+        assert (
+            finding.signature
+            == "M2 violated try_to_migrate_one reason=MR_COMPACTION mode=MIGRATE_SYNC"
+        )
+        assert finding.evidence == {
+            "addr": hex(ADDR),
+            "mm": hex(mm.at),
+            "vma": hex(mm.vma),
+            "folio": hex(world.folio(pfn)),
+        }
 
     def test_a_visit_that_was_not_seen_accuses_nobody(self) -> None:
         """6.1 with preempt=full, hooked by kprobes: neither the end of one visit nor the beginning of the next was seen, and the folio of
@@ -158,7 +193,11 @@ class TestLocks:
         world.lock(unseen, True)
         world.fire("set_migration_pte", ADDR + PAGE, swap_entry(30, unseen), 0)
         checks = judged(world).checks()
-        assert (checks["M2", Verdict.HOLDS], checks["M2", Verdict.VIOLATED], checks["M2", Verdict.UNVERIFIABLE]) == (1, 0, 1)
+        assert (
+            checks["M2", Verdict.HOLDS],
+            checks["M2", Verdict.VIOLATED],
+            checks["M2", Verdict.UNVERIFIABLE],
+        ) == (1, 0, 1)
 
     @pytest.mark.parametrize("unlocked", ["source", "destination"])
     def test_a_removal_with_a_folio_unlocked(self, unlocked: str) -> None:
@@ -183,25 +222,44 @@ class TestLocks:
 
 class TestM5:
     def test_what_a_ruling_needs(self) -> None:
-        assert [rule(visited).verdict for visited in (True, False, None)] == [Verdict.HOLDS, Verdict.VIOLATED, Verdict.UNVERIFIABLE]
+        assert [rule(visited).verdict for visited in (True, False, None)] == [
+            Verdict.HOLDS,
+            Verdict.VIOLATED,
+            Verdict.UNVERIFIABLE,
+        ]
 
     def test_a_vma_that_the_second_walk_passes_over_is_named(self) -> None:
         world = World()
         mm = migrated(world, skip=1)
         court = judged(world)
         checks = court.checks()
-        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.HOLDS]) == (1, 1, 1)
+        assert (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.VIOLATED],
+            checks["M5", Verdict.HOLDS],
+        ) == (1, 1, 1)
         (finding,) = findings(court, "M5")
         assert f"VMA 0x0-{1 << 47:#x} of [{mm.tgid}] holds one at {ADDR:#x}" in finding.summary
-        assert finding.signature == "M5 violated remove_migration_ptes level=PTE reason=MR_COMPACTION mode=MIGRATE_SYNC"
-        assert finding.evidence["first_walk"] == {"vma": hex(mm.vma), "vm_start": "0x0", "vm_end": hex(1 << 47)}
+        assert (
+            finding.signature
+            == "M5 violated remove_migration_ptes level=PTE reason=MR_COMPACTION mode=MIGRATE_SYNC"
+        )
+        assert finding.evidence["first_walk"] == {
+            "vma": hex(mm.vma),
+            "vm_start": "0x0",
+            "vm_end": hex(1 << 47),
+        }
 
     def test_a_vma_that_is_visited_and_not_restored_holds_and_m1_says_so(self) -> None:
         world = World()
         migrated(world, blind=1)
         court = judged(world)
         checks = court.checks()
-        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.HOLDS]) == (1, 0, 2)
+        assert (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.VIOLATED],
+            checks["M5", Verdict.HOLDS],
+        ) == (1, 0, 2)
         (finding,) = findings(court, "M1")
         assert finding.summary.endswith("; the second walk visited it and did not restore it")
 
@@ -231,7 +289,11 @@ class TestM5:
         world.move(mm, ADDR + HUGE, ADDR)
         world.end(migration)
         checks = judged(world).checks()
-        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.HOLDS], checks["M5", Verdict.UNVERIFIABLE]) == (1, 1, 1)
+        assert (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.HOLDS],
+            checks["M5", Verdict.UNVERIFIABLE],
+        ) == (1, 1, 1)
 
     def test_an_entry_that_was_moved_visited_and_moved_back(self) -> None:
         world = World()
@@ -240,7 +302,11 @@ class TestM5:
         world.move(mm, ADDR + HUGE, ADDR)
         world.end(migration)
         checks = judged(world).checks()
-        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (1, 0, 1)
+        assert (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.VIOLATED],
+            checks["M5", Verdict.UNVERIFIABLE],
+        ) == (1, 0, 1)
 
     def test_a_visit_that_aged_out_is_counted_in_its_row(self) -> None:
         """More visits than the map of visits holds: seen on 6.1, where compaction went on while the case was examined."""
@@ -259,7 +325,11 @@ class TestM5:
         for n in range(9):
             world.visit(world.new_mm(), ADDR, 900 + n, 900 + n)
         checks = judged(world).checks()
-        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (1, 0, 1)
+        assert (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.VIOLATED],
+            checks["M5", Verdict.UNVERIFIABLE],
+        ) == (1, 0, 1)
 
     def test_a_visit_of_another_folio_elsewhere_proves_nothing(self) -> None:
         world = World()
@@ -299,10 +369,16 @@ class TestM5:
         world.lock(PFN, False)
         world.end(migration)
         checks = judged(world).checks()
-        assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.HOLDS], checks["M2", Verdict.HOLDS]) == (1, 1, 1)
+        assert (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.HOLDS],
+            checks["M2", Verdict.HOLDS],
+        ) == (1, 1, 1)
 
     @pytest.mark.parametrize(("when", "violated"), [("before", 1), ("during", 0), ("after", 1)])
-    def test_a_missed_visit_doubts_the_migration_that_it_may_belong_to_and_no_other(self, when: str, violated: int) -> None:
+    def test_a_missed_visit_doubts_the_migration_that_it_may_belong_to_and_no_other(
+        self, when: str, violated: int
+    ) -> None:
         """7.2: the kernel left out 104 runs of the program in one go."""
         world = World()
         court = Court(world)
@@ -320,7 +396,11 @@ class TestM5:
             world.missed += 104
         court.end()
         checks = court.checks()
-        found = checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]
+        found = (
+            checks["M1", Verdict.VIOLATED],
+            checks["M5", Verdict.VIOLATED],
+            checks["M5", Verdict.UNVERIFIABLE],
+        )
         assert found == (1, violated, 1 - violated)
 
     def test_without_an_event_the_row_still_tells(self) -> None:
@@ -335,7 +415,9 @@ class TestM5:
         left_in(world)
         court = Court(world, checked=("M1", "M4"))
         court.end()
-        assert not any(count for (invariant, _), count in court.checks().items() if invariant == "M5")
+        assert not any(
+            count for (invariant, _), count in court.checks().items() if invariant == "M5"
+        )
 
 
 class TestThpSplit:
@@ -367,12 +449,20 @@ class TestThpSplit:
         assert len(world.books.ledger()) == 512
         self.thaw(world, split, mm, {5: "zeroed", 511: "zeroed"})
         counters = world.books.counters()
-        assert (counters["ENTRIES_REMOVED"], counters["ENTRIES_REPLACED"], counters["REMOVALS_UNBOOKED"]) == (512, 2, 0)
+        assert (
+            counters["ENTRIES_REMOVED"],
+            counters["ENTRIES_REPLACED"],
+            counters["REMOVALS_UNBOOKED"],
+        ) == (512, 2, 0)
         assert counters["SPLITS_ENDED"] == 1
         assert not world.books.ledger()
         assert not world.native.events()
         checks = judged(world).checks()
-        assert (checks["M1", Verdict.HOLDS], checks["M2", Verdict.HOLDS], checks["M3", Verdict.HOLDS]) == (512, 1, 512)
+        assert (
+            checks["M1", Verdict.HOLDS],
+            checks["M2", Verdict.HOLDS],
+            checks["M3", Verdict.HOLDS],
+        ) == (512, 1, 512)
         assert checks["M5", Verdict.HOLDS] == 512
 
     def test_what_a_split_leaves_wakes_us_and_is_proven(self) -> None:
@@ -385,7 +475,9 @@ class TestThpSplit:
         court.read_events([])
         checks = court.checks()
         assert (checks["M1", Verdict.VIOLATED], checks["M1", Verdict.HOLDS]) == (3, 509)
-        assert (checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (0, 2), "its event was taken by this test"
+        assert (checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (0, 2), (
+            "its event was taken by this test"
+        )
         assert court.proven() == {(mm.number, THP + n * PAGE) for n in (3, 64, 511)}
         assert not world.books.ledger()
 
@@ -465,7 +557,11 @@ class TestThpSplit:
         world.call("second_walk_leave")
         world.end_split(split)
         counters = world.books.counters()
-        assert (counters["ENTRIES_REMOVED"], counters["ENTRIES_REPLACED"], counters["REMOVALS_UNBOOKED"]) == (512, 0, 0)
+        assert (
+            counters["ENTRIES_REMOVED"],
+            counters["ENTRIES_REPLACED"],
+            counters["REMOVALS_UNBOOKED"],
+        ) == (512, 0, 0)
         assert not world.native.events()
 
     def test_a_split_inside_of_a_migration_is_judged_at_the_migrations_end(self) -> None:
@@ -507,7 +603,11 @@ class TestThpSplit:
                 world.thaw(split, each, THP + n * PAGE, PFN + n)
         world.end_split(split)
         counters = world.books.counters()
-        assert counters["ENTRIES_REMOVED"] == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"] >= 1024
+        assert (
+            counters["ENTRIES_REMOVED"]
+            == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+            >= 1024
+        )
         assert not world.books.ledger()
         assert not world.native.events()
 
@@ -524,7 +624,9 @@ class TestThpSplit:
         assert not world.books.ledger()
 
 
-def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> None:
+def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> (
+    None
+):
     found = {}
     for how in ("blind", "skip"):
         world = World()

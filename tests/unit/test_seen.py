@@ -18,13 +18,19 @@ KNOWN = {name: invariant.judge for name, invariant in discover().items() if inva
 
 def test_the_table_is_there() -> None:
     assert len(SEEN) > 200
-    assert {"vma_expand", "commit_merge", "dup_mmap", "rmap_walk_file"} <= {parse(line).window for line in SEEN}
+    assert {"vma_expand", "commit_merge", "dup_mmap", "rmap_walk_file"} <= {
+        parse(line).window for line in SEEN
+    }
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_healthy_kernels_do_is_no_violation(name: str) -> None:
     judge = KNOWN[name]
-    wrong = {line: ruling for line in SEEN if (ruling := judge(parse(line))) and ruling.verdict in (Verdict.VIOLATED, Verdict.SUSPECT)}
+    wrong = {
+        line: ruling
+        for line in SEEN
+        if (ruling := judge(parse(line))) and ruling.verdict in (Verdict.VIOLATED, Verdict.SUSPECT)
+    }
     assert not wrong
 
 

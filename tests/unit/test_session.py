@@ -18,15 +18,22 @@ def session(said: list[str], finds: list[str], next_tick_ns: int) -> Session:
         said.append("read")
         judge.new_findings += finds
 
-    judge: Any = SimpleNamespace(new_findings=["not told yet"], read_events=read_events, count_protocols=None)
+    judge: Any = SimpleNamespace(
+        new_findings=["not told yet"], read_events=read_events, count_protocols=None
+    )
     judge.work, judge.tick = (lambda: said.append("work")), (lambda: said.append("tick"))
     made = cast(Any, object.__new__(Session))
     made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, next_tick_ns
     made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
-    made._poll, made._ring = SimpleNamespace(poll=lambda _ms: []), SimpleNamespace(fd=3, read=lambda: [])
+    made._poll, made._ring = (
+        SimpleNamespace(poll=lambda _ms: []),
+        SimpleNamespace(fd=3, read=lambda: []),
+    )
     judge.doubts = dict
     made.recorder = Recorder(None)
-    made._fidelity = SimpleNamespace(look=lambda _now, _count: said.append("govern"), doubt=lambda _doubts: None)
+    made._fidelity = SimpleNamespace(
+        look=lambda _now, _count: said.append("govern"), doubt=lambda _doubts: None
+    )
     return cast(Session, made)
 
 

@@ -15,12 +15,21 @@ SP, AX = 19 * 8, 10 * 8
 
 def types() -> Btf:
     blob = Blob()
-    u64, u32, byte = blob.integer("unsigned long", 8), blob.integer("unsigned int", 4), blob.integer("char", 1)
-    vma = blob.pointer(blob.record("vm_area_struct", 16, [("vm_start", u64, 0), ("vm_end", u64, 64)]))
+    u64, u32, byte = (
+        blob.integer("unsigned long", 8),
+        blob.integer("unsigned int", 4),
+        blob.integer("char", 1),
+    )
+    vma = blob.pointer(
+        blob.record("vm_area_struct", 16, [("vm_start", u64, 0), ("vm_end", u64, 64)])
+    )
     mm = blob.pointer(blob.record("mm_struct", 8, []))
     inner = blob.record("", 16, [("start", u64, 0), ("target", vma, 64)])
     vmg = blob.pointer(blob.record("vma_merge_struct", 40, [("mm", mm, 64), ("", inner, 128)]))
-    pair, empty = blob.record("pair", 16, [("a", u64, 0), ("b", u64, 64)]), blob.record("empty", 0, [])
+    pair, empty = (
+        blob.record("pair", 16, [("a", u64, 0), ("b", u64, 64)]),
+        blob.record("empty", 0, []),
+    )
     odd = blob.typedef("odd_t", blob.record("odd", 12, [("a", u64, 0), ("b", u32, 64)]))
     blob.function("expand", {"vmg": vmg}, u32)
     blob.function("plain", {"mm": mm, "vma": vma, "flag": byte})
@@ -41,7 +50,9 @@ def found(function: str, **wanted: str) -> Signature:
 
 def test_by_name() -> None:
     seen = found("plain", vma="vma", flag="flag")
-    assert seen == Signature(3, False, "mm, vma, flag", {"vma": Argument(1), "flag": Argument(2)}, ())
+    assert seen == Signature(
+        3, False, "mm, vma, flag", {"vma": Argument(1), "flag": Argument(2)}, ()
+    )
 
 
 def test_a_member_of_what_a_parameter_points_to() -> None:
@@ -73,7 +84,9 @@ def test_alternatives(wanted: str, argument: Argument | None) -> None:
     assert (seen.arguments.get("it"), seen.lacking) == (argument, ())
 
 
-@pytest.mark.parametrize("wanted", ["other", "vma.dgp", "flag.bit", "other*", "vmg.mm | other", "vma:unknown.x"])
+@pytest.mark.parametrize(
+    "wanted", ["other", "vma.dgp", "flag.bit", "other*", "vmg.mm | other", "vma:unknown.x"]
+)
 def test_what_a_function_does_not_have(wanted: str) -> None:
     assert found("plain", it=wanted).lacking == (f"it ({wanted})",)
 
@@ -83,8 +96,14 @@ def test_a_function_that_btf_does_not_know() -> None:
 
 
 def test_in_a_trampoline_arguments_come_in_order_and_what_is_returned_behind_them() -> None:
-    assert signature.in_trampoline(found("expand", vma="vmg.target")) == ({"vma": 0, "returned": 8}, {"offset_of_vma": 24})
-    assert signature.in_trampoline(found("plain", vma="vma")) == ({"vma": 8}, {"offset_of_vma": NO_OFFSET}), "void returns nothing"
+    assert signature.in_trampoline(found("expand", vma="vmg.target")) == (
+        {"vma": 0, "returned": 8},
+        {"offset_of_vma": 24},
+    )
+    assert signature.in_trampoline(found("plain", vma="vma")) == (
+        {"vma": 8},
+        {"offset_of_vma": NO_OFFSET},
+    ), "void returns nothing"
     assert signature.in_trampoline(found("none")) == ({}, {})
 
 
@@ -102,7 +121,15 @@ def test_an_empty_struct_takes_no_slot() -> None:
 def test_in_registers() -> None:
     wanted = {f"p{n}": f"p{n}" for n in range(6)}
     places, constants = signature.in_registers(found("many", **wanted))
-    assert places == {"stack": SP, "p0": 14 * 8, "p1": 13 * 8, "p2": 12 * 8, "p3": 11 * 8, "p4": 9 * 8, "p5": 8 * 8}
+    assert places == {
+        "stack": SP,
+        "p0": 14 * 8,
+        "p1": 13 * 8,
+        "p2": 12 * 8,
+        "p3": 11 * 8,
+        "p4": 9 * 8,
+        "p5": 8 * 8,
+    }
     assert set(constants.values()) == {NO_OFFSET}
 
 

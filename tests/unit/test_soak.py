@@ -19,9 +19,7 @@ ok 2 migration.shared_anon # SKIP Not enough threads or NUMA nodes available
 not ok 3 migration.private_anon_thp
     ok 4 a subtest
 """
-KHUGEPAGED = (
-    "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\nallocate huge page... \x1b[31mFail\x1b[0m\nfile... \x1b[33mSkip\x1b[0m\n"
-)
+KHUGEPAGED = "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\nallocate huge page... \x1b[31mFail\x1b[0m\nfile... \x1b[33mSkip\x1b[0m\n"
 
 
 @pytest.mark.parametrize(
@@ -36,11 +34,15 @@ KHUGEPAGED = (
         (TAP, None, (2, 1, 1)),
     ],
 )
-def test_results_are_counted_by_what_was_said(output: str, code: int | None, expected: tuple[int, int, int]) -> None:
+def test_results_are_counted_by_what_was_said(
+    output: str, code: int | None, expected: tuple[int, int, int]
+) -> None:
     assert tuple(count(output, code).values()) == expected
 
 
-def test_a_test_that_does_not_end_is_stopped_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_that_does_not_end_is_stopped_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OUT", str(tmp_path))
     program = tmp_path / "hangs"
     program.write_text("#!/bin/sh\necho ok 1 first\nsleep 60 &\nsleep 60\n")
@@ -57,24 +59,44 @@ def report(**checks: int) -> dict[str, Any]:
         "duration_seconds": 600.0,
         "invariants": {"M1": {"checks": everything}},
         "windows": {"dup_mmap": 5},
-        "protocols": [{"text": "dup_mmap[]", "function": "dup_mmap", "count": 5, "violates": [], "suspect": []}],
+        "protocols": [
+            {
+                "text": "dup_mmap[]",
+                "function": "dup_mmap",
+                "count": 5,
+                "violates": [],
+                "suspect": [],
+            }
+        ],
         "lost": {"missed_runs": 3, "ledger": 0},
         "migration": {"entries_booked": 7},
         "loads": {
-            "selftests": {"merge": {"pass": 24, "fail": 0, "skip": 1, "exit": 0}, "rmap": {"pass": 1, "fail": 1, "skip": 0, "exit": None}}
+            "selftests": {
+                "merge": {"pass": 24, "fail": 0, "skip": 1, "exit": 0},
+                "rmap": {"pass": 1, "fail": 1, "skip": 0, "exit": None},
+            }
         },
     }
 
 
-def test_runs_of_a_kernel_add_up_in_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_a_kernel_add_up_in_one_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(soak, "KEPT", tmp_path)
-    for number, found in enumerate((report(holds=6_000_000), report(holds=5_000_000, unverifiable=12))):
+    for number, found in enumerate(
+        (report(holds=6_000_000), report(holds=5_000_000, unverifiable=12))
+    ):
         (tmp_path / f"6.1_{number}.json").write_text(json.dumps(found))
     said = soak.summary()
-    assert "| 6.1 (6.1.0-56-amd64) | 2, 1,200 | 11,000,012 | 0 | 0 | 12 | missed_runs 6 | 10 | 1 |" in said
+    assert (
+        "| 6.1 (6.1.0-56-amd64) | 2, 1,200 | 11,000,012 | 0 | 0 | 12 | missed_runs 6 | 10 | 1 |"
+        in said
+    )
     assert "| 6.1 | merge 48, 0, 2; rmap 2, 2, 0 (out of time) |" in said
 
 
 def test_what_the_workloads_say_is_found_among_other_output() -> None:
-    said = soak._loads('warning: x\n{"selftests": {"merge": {"pass": 1}}}\n{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n')
+    said = soak._loads(
+        'warning: x\n{"selftests": {"merge": {"pass": 1}}}\n{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n'
+    )
     assert said == {"selftests": {"merge": {"pass": 1}}, "soak": {"seconds": 1.5, "parts": {}}}

@@ -33,7 +33,10 @@ from tracer.web import Application, Ask
 
 def taken_away() -> Snapshot:
     s = well()
-    return replace(s, hooks=(replace(s.hooks[0], state=State.DETACHED, reason="its link is gone"), *s.hooks[1:]))
+    return replace(
+        s,
+        hooks=(replace(s.hooks[0], state=State.DETACHED, reason="its link is gone"), *s.hooks[1:]),
+    )
 
 
 def required_in_part() -> Snapshot:
@@ -42,25 +45,64 @@ def required_in_part() -> Snapshot:
 
 
 def unverifiable(share: float) -> Snapshot:
-    return well(checks={("M1", Verdict.HOLDS): 1000, ("M1", Verdict.UNVERIFIABLE): int(1000 * share)})
+    return well(
+        checks={("M1", Verdict.HOLDS): 1000, ("M1", Verdict.UNVERIFIABLE): int(1000 * share)}
+    )
 
 
 CASES: list[tuple[str, Snapshot, Kind, str]] = [
-    ("suspect", well(checks={("M1", Verdict.HOLDS): 9, ("M1", Verdict.SUSPECT): 2}), Kind.SUSPECT, "2 checks are suspect"),
-    ("ended early", well(ended_early="the judge died by signal 9"), Kind.ENDED_EARLY, "The run ended early: the judge died by signal 9."),
+    (
+        "suspect",
+        well(checks={("M1", Verdict.HOLDS): 9, ("M1", Verdict.SUSPECT): 2}),
+        Kind.SUSPECT,
+        "2 checks are suspect",
+    ),
+    (
+        "ended early",
+        well(ended_early="the judge died by signal 9"),
+        Kind.ENDED_EARLY,
+        "The run ended early: the judge died by signal 9.",
+    ),
     ("nothing happened", well(checks={}), Kind.NOTHING, "0 checks"),
-    ("tracepoints only", tracepoints_only(), Kind.COVERAGE, "3 of 18 invariants are checked here, in part; 15 are not: M2 "),
-    ("required", required_in_part(), Kind.REQUIRED, "Required, and not checked in full: L1 in part."),
-    ("governed", well(fidelity="owner", fidelity_changes={"lower": 2, "raise": 1}), Kind.FIDELITY, "lowered fidelity to owner"),
+    (
+        "tracepoints only",
+        tracepoints_only(),
+        Kind.COVERAGE,
+        "3 of 18 invariants are checked here, in part; 15 are not: M2 ",
+    ),
+    (
+        "required",
+        required_in_part(),
+        Kind.REQUIRED,
+        "Required, and not checked in full: L1 in part.",
+    ),
+    (
+        "governed",
+        well(fidelity="owner", fidelity_changes={"lower": 2, "raise": 1}),
+        Kind.FIDELITY,
+        "lowered fidelity to owner",
+    ),
     ("taken away", taken_away(), Kind.HOOKS, "switched off by somebody else: "),
     ("unverifiable", unverifiable(0.02), Kind.UNVERIFIABLE, "more than 1% of all: M1 20 of 1,020."),
     ("lost", well(counters={"LEDGER_LOST": 3, "LOCKS_LOST": 40}), Kind.LOST, "43 events were lost"),
-    ("without a verdict", well(outstanding=69_639, gate_open=False), Kind.OUTSTANDING, "69,639 migration entries got no verdict."),
-    ("old", well(outstanding=12, oldest_entry_seconds=14.0), Kind.OUTSTANDING, "the oldest for 14 s: longer than the age limit of 10 s"),
+    (
+        "without a verdict",
+        well(outstanding=69_639, gate_open=False),
+        Kind.OUTSTANDING,
+        "69,639 migration entries got no verdict.",
+    ),
+    (
+        "old",
+        well(outstanding=12, oldest_entry_seconds=14.0),
+        Kind.OUTSTANDING,
+        "the oldest for 14 s: longer than the age limit of 10 s",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("s", "kind", "said"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("s", "kind", "said"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: Kind, said: str) -> None:
     found = standing(s)
     assert (found.colour, list(found.reasons)) == (Colour.AMBER, [kind])
@@ -73,12 +115,20 @@ def test_green_says_of_how_many_checks_and_invariants() -> None:
     assert re.fullmatch(r"Nothing violated in [\d,]+ checks of 14 invariants", found.title)
     assert found.coverage == "14 of 18 invariants are checked here, in full"
     assert standing(unverifiable(0.005)).colour is Colour.GREEN
-    assert standing(well(outstanding=12, oldest_entry_seconds=0.2)).colour is Colour.GREEN, "entries under way are no reason"
+    assert standing(well(outstanding=12, oldest_entry_seconds=0.2)).colour is Colour.GREEN, (
+        "entries under way are no reason"
+    )
 
 
 def test_red_keeps_its_reasons() -> None:
-    found = standing(replace(tracepoints_only(), checks={("M1", Verdict.VIOLATED): 1, ("M4", Verdict.HOLDS): 5}))
-    assert (found.colour, found.title, list(found.reasons)) == (Colour.RED, "M1 violated", [Kind.COVERAGE])
+    found = standing(
+        replace(tracepoints_only(), checks={("M1", Verdict.VIOLATED): 1, ("M4", Verdict.HOLDS): 5})
+    )
+    assert (found.colour, found.title, list(found.reasons)) == (
+        Colour.RED,
+        "M1 violated",
+        [Kind.COVERAGE],
+    )
 
 
 def test_a_kernel_with_tracepoints_only_is_told_why_once() -> None:
@@ -112,13 +162,18 @@ def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
     """As seen: 142,520 outstanding, the oldest 0.0 s old, for ever."""
     found = standing(well(outstanding=142_520), (), 0.0)
     assert (found.colour, list(found.reasons)) == (Colour.AMBER, [Kind.OUTSTANDING])
-    assert "142,520 migration entries outstanding, and the ledger has no row of them" in found.reasons[Kind.OUTSTANDING]
+    assert (
+        "142,520 migration entries outstanding, and the ledger has no row of them"
+        in found.reasons[Kind.OUTSTANDING]
+    )
 
 
 def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What each output says of a run that ended so."""
     found = report.as_json(s, ["true"], 0)
-    reported = of_report(written(tmp_path / "r.json", found | {"histograms": []}))  # plots take long
+    reported = of_report(
+        written(tmp_path / "r.json", found | {"histograms": []})
+    )  # plots take long
     yield "text", report.as_text(s, ["true"], 0)
     yield "json", json.dumps(found["standing"], ensure_ascii=False)
     yield "ktap", as_ktap(s)
@@ -128,12 +183,18 @@ def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
     yield "terminal", str(table(s, None, "here").caption)
 
 
-@pytest.mark.parametrize("s", [well(), *(case[1] for case in CASES)], ids=["well", *(case[0] for case in CASES)])
+@pytest.mark.parametrize(
+    "s", [well(), *(case[1] for case in CASES)], ids=["well", *(case[0] for case in CASES)]
+)
 def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
     s = replace(s, gate_open=False) if not s.outstanding else s
     found = standing(s)
     again = headline(of_report(written(tmp_path / "again.json", report.as_json(s, ["true"], 0))))
-    assert (again.colour, again.text, again.reasons) == (found.colour.value, found.title, list(found.reasons.values()))
+    assert (again.colour, again.text, again.reasons) == (
+        found.colour.value,
+        found.title,
+        list(found.reasons.values()),
+    )
     for name, text in spoken(s, tmp_path):
         assert found.title in text, name
         assert re.search(rf"\b{found.colour}\b", text, re.I), name
@@ -145,7 +206,10 @@ def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
 def not_alone(name: str, text: str) -> None:
     """Nothing violated: in how many checks?"""
     for said in re.finditer("nothing violated", text, re.I):
-        assert re.match(r" in [\d,]+ checks", text[said.end() :]), (name, text[said.start() : said.end() + 40])
+        assert re.match(r" in [\d,]+ checks", text[said.end() :]), (
+            name,
+            text[said.start() : said.end() + 40],
+        )
 
 
 def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
@@ -157,8 +221,13 @@ def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
     for name, text in outputs.items():
         assert re.search("outstanding", text, re.I), name
         assert re.search("69,?639", text), name
-    none = dict(spoken(well(), tmp_path)) | {"page": Served(well())("/"), "line": _in_a_line(well())}
-    assert [name for name, text in none.items() if "outstanding" not in text.lower()] == ["json"], "also where it is none"
+    none = dict(spoken(well(), tmp_path)) | {
+        "page": Served(well())("/"),
+        "line": _in_a_line(well()),
+    }
+    assert [name for name, text in none.items() if "outstanding" not in text.lower()] == ["json"], (
+        "also where it is none"
+    )
 
 
 class Served:
@@ -209,7 +278,9 @@ def test_a_closed_gate_is_amber_and_healthy() -> None:
 def test_the_line_for_systemd_has_the_colour_and_what_is_outstanding() -> None:
     assert _in_a_line(well()).startswith("green: gate open on 6.12.95-amd64")
     assert _in_a_line(replace(tracepoints_only(), outstanding=7)).startswith("amber (coverage): ")
-    assert _in_a_line(replace(tracepoints_only(), outstanding=7)).endswith("7 migration entries outstanding")
+    assert _in_a_line(replace(tracepoints_only(), outstanding=7)).endswith(
+        "7 migration entries outstanding"
+    )
 
 
 def kept(path: Path, *, ended: tuple[bool, bool]) -> Path:
@@ -217,7 +288,9 @@ def kept(path: Path, *, ended: tuple[bool, bool]) -> Path:
     s = well()
     for number, end in enumerate(ended):
         at = s.taken_seconds + 100 * number
-        store = Store(path, "6.1", 64 << 20, 90, must=True, clock=lambda at=at: at, monotonic=lambda at=at: at)  # type: ignore[misc]
+        store = Store(
+            path, "6.1", 64 << 20, 90, must=True, clock=lambda at=at: at, monotonic=lambda at=at: at
+        )  # type: ignore[misc]
         taken = replace(s, taken_seconds=at, running_seconds=50.0, gate_open=not end)
         store.keep_run(report.as_json(taken, ["rmapd", "run"], 0), ended=end)
         store.close()
@@ -230,18 +303,28 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
         reported = of_store(path if path.exists() else kept(path, ended=ended))
         last: Run = reported.runs[-1]
         assert (reported.silent_seconds > 0) == (last.ended is None)
-        found = headline(type(reported)(reported.source, reported.report, [], {}, reported.runs, now))
+        found = headline(
+            type(reported)(reported.source, reported.report, [], {}, reported.runs, now)
+        )
         return found.colour, found.reasons
 
     assert stands((True, True)) == ("green", [])
     assert stands((True, False), 60.0) == ("green", [])
-    assert stands((True, False), 7200.0) == ("amber", ["The last run has no end and wrote nothing for 2 h 0 min: it was killed, or hangs."])
-    assert stands((False, True)) == ("amber", ["1 run before the last one has no end: killed, with whatever was not judged yet."])
+    assert stands((True, False), 7200.0) == (
+        "amber",
+        ["The last run has no end and wrote nothing for 2 h 0 min: it was killed, or hangs."],
+    )
+    assert stands((False, True)) == (
+        "amber",
+        ["1 run before the last one has no end: killed, with whatever was not judged yet."],
+    )
 
 
 def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
     """As the supervisor writes it, where the process that judged is gone."""
-    found = report.as_json(well(gate_open=False), ["true"], 0) | {"ended_early": {"reason": "the judge was killed by SIGKILL"}}
+    found = report.as_json(well(gate_open=False), ["true"], 0) | {
+        "ended_early": {"reason": "the judge was killed by SIGKILL"}
+    }
     reported = of_report(written(tmp_path / "r.json", found))
     assert headline(reported).colour == "amber"
     assert facts(reported).ended_early == ["the judge was killed by SIGKILL"]
@@ -250,6 +333,8 @@ def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
 
 
 def test_a_point_of_which_most_checks_are_unverifiable_is_not_ok() -> None:
-    lines = as_ktap(well(checks={("M1", Verdict.HOLDS): 1, ("M1", Verdict.UNVERIFIABLE): 999})).splitlines()
+    lines = as_ktap(
+        well(checks={("M1", Verdict.HOLDS): 1, ("M1", Verdict.UNVERIFIABLE): 999})
+    ).splitlines()
     (line,) = [line for line in lines if line.startswith("ok 1 M1")]
     assert line.endswith("# SKIP 999 of 1000 checks could not be verified, events were lost")

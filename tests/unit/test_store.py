@@ -47,16 +47,29 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "rmapd.db"
 
 
-def store(path: Path, clock: Clock, most_bytes: int = 64 * MIB, days: float = 90, must: bool = True) -> Store:
+def store(
+    path: Path, clock: Clock, most_bytes: int = 64 * MIB, days: float = 90, must: bool = True
+) -> Store:
     return Store(path, "6.1-test", most_bytes, days, must=must, clock=clock, monotonic=clock)
 
 
 def finding(n: int = 0, stack: tuple[str, ...] = ("do_brk_flags+0x1",), size: int = 10) -> Finding:
-    return Finding("L3", Verdict.VIOLATED, "do_brk_flags", f"shape {n}", "s", {"pid": n}, stack, {"blob": "x" * size})
+    return Finding(
+        "L3",
+        Verdict.VIOLATED,
+        "do_brk_flags",
+        f"shape {n}",
+        "s",
+        {"pid": n},
+        stack,
+        {"blob": "x" * size},
+    )
 
 
 def counts(path: Path) -> dict[str, int]:
-    return {violation["signature"]: violation["count"] for violation in stored.read(path).violations}
+    return {
+        violation["signature"]: violation["count"] for violation in stored.read(path).violations
+    }
 
 
 def test_what_is_kept_is_what_a_report_has(path: Path, clock: Clock) -> None:
@@ -125,7 +138,11 @@ def test_beyond_a_thousand_signatures_findings_are_still_counted(path: Path, clo
     found = stored.read(path)
     assert len(found.violations) == 10
     assert found.rest == {("over", "L3", "violated"): 30}
-    assert sum(counts(path).values()) + found.rest.total() == tally.checks["L3", Verdict.VIOLATED] == 50
+    assert (
+        sum(counts(path).values()) + found.rest.total()
+        == tally.checks["L3", Verdict.VIOLATED]
+        == 50
+    )
 
 
 def test_evidence_that_is_completed_later_replaces_the_bare_one(path: Path, clock: Clock) -> None:
@@ -168,7 +185,9 @@ def test_a_broken_file_is_set_aside_and_a_new_one_begun(
     assert "is broken" in caplog.text
 
 
-def test_a_file_that_breaks_under_a_running_daemon_costs_only_what_was_before(path: Path, clock: Clock) -> None:
+def test_a_file_that_breaks_under_a_running_daemon_costs_only_what_was_before(
+    path: Path, clock: Clock
+) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 7)
     one.keep([violation], {})
     with sqlite3.connect(path) as other:
@@ -203,10 +222,16 @@ def test_a_row_that_somebody_deleted_is_put_again(path: Path, clock: Clock) -> N
     for n in range(3):
         tally.record(finding(n), clock.now)
     one.keep(tally.violations.values(), tally.rest)
-    assert counts(path) == {finding(0).signature: 3, finding(1).signature: 1, finding(2).signature: 3}
+    assert counts(path) == {
+        finding(0).signature: 3,
+        finding(1).signature: 1,
+        finding(2).signature: 3,
+    }
 
 
-def test_who_locks_the_store_delays_it_only(path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_locks_the_store_delays_it_only(
+    path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 1)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -221,11 +246,17 @@ def test_who_locks_the_store_delays_it_only(path: Path, clock: Clock, caplog: py
     other.close()
     clock.now += 6
     one.keep([violation], {})
-    assert (counts(path), one.state.unwritten, one.state.reason) == ({finding().signature: 21}, 0, "")
+    assert (counts(path), one.state.unwritten, one.state.reason) == (
+        {finding().signature: 21},
+        0,
+        "",
+    )
     assert caplog.text.count("cannot be written") == 1
 
 
-def test_old_signatures_and_runs_are_forgotten_and_their_counts_kept(path: Path, clock: Clock) -> None:
+def test_old_signatures_and_runs_are_forgotten_and_their_counts_kept(
+    path: Path, clock: Clock
+) -> None:
     one = store(path, clock, days=10)
     one.keep([Violation(finding(), clock.now, clock.now, 5)], {})
     one.keep_run(as_json(snapshot(), ["rmapd", "run"], 0), ended=True)
@@ -260,7 +291,9 @@ def older(monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock) -> None:
         monkeypatch.setattr(f"{module}.MIGRATIONS", (*schema.MIGRATIONS, step))
 
 
-def test_an_older_store_is_migrated_and_goes_on(monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock) -> None:
+def test_an_older_store_is_migrated_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock
+) -> None:
     older(monkeypatch, path, clock)
     with pytest.raises(RmapdError, match="written by an older rmapd"):
         stored.read(path)
@@ -274,15 +307,36 @@ def test_an_older_store_is_migrated_and_goes_on(monkeypatch: pytest.MonkeyPatch,
     assert not list(path.parent.glob("*.broken-*"))
 
 
-def test_what_the_first_schema_kept_is_still_there(monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock) -> None:
+def test_what_the_first_schema_kept_is_still_there(
+    monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock
+) -> None:
     """Version 1 had the evidence in the signature's row."""
     violation = Violation(finding(), T0, T0, 4)
     with sqlite3.connect(path, isolation_level=None) as old:
-        for statement in (*schema.MIGRATIONS[0], f"PRAGMA application_id = {schema.APPLICATION}", "PRAGMA user_version = 1"):
+        for statement in (
+            *schema.MIGRATIONS[0],
+            f"PRAGMA application_id = {schema.APPLICATION}",
+            "PRAGMA user_version = 1",
+        ):
             old.execute(statement)
         row = violation_json(violation)
-        columns = [row[name] for name in ("signature", "id", "invariant", "verdict", "function", "first_seen", "last_seen", "count")]
-        old.execute("INSERT INTO signature VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, 'run', 'run', ?)", (*columns, json.dumps(row)))
+        columns = [
+            row[name]
+            for name in (
+                "signature",
+                "id",
+                "invariant",
+                "verdict",
+                "function",
+                "first_seen",
+                "last_seen",
+                "count",
+            )
+        ]
+        old.execute(
+            "INSERT INTO signature VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, 'run', 'run', ?)",
+            (*columns, json.dumps(row)),
+        )
     old.close()
     store(path, clock).keep([Violation(finding(), T0, T0, 3)], {})
     (kept,) = stored.read(path).violations
@@ -317,7 +371,9 @@ def test_where_there_is_nothing_to_read_or_no_place_to_write(tmp_path: Path, clo
     assert counts(tmp_path / "no/folder.db") == {finding().signature: 4}
 
 
-def test_a_reader_without_rights_to_the_folder_reads_a_copy(path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_without_rights_to_the_folder_reads_a_copy(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = store(path, clock)
     one.keep([Violation(finding(), T0, T0, 4)], {})
     connect = stored._connect
@@ -350,7 +406,9 @@ def dice() -> random.Random:
     return random.Random(int(os.environ.get("RMAPD_SEED", "5")))
 
 
-def test_killed_at_any_moment_it_can_be_read_and_no_count_goes_back(path: Path, dice: random.Random) -> None:
+def test_killed_at_any_moment_it_can_be_read_and_no_count_goes_back(
+    path: Path, dice: random.Random
+) -> None:
     """A quarter while it opens the store (most of these before there is a row), the others while it writes."""
     before, report = Counter[str](), as_json(snapshot(), ["rmapd", "run"], 0)
     for kill in range(KILLS):

@@ -45,7 +45,9 @@ print([kind for kind, _ in heard])
 def seen(judge: str, by_supervisor: str = "pass") -> list[str]:
     """In a process of its own: the one that forks has a single thread."""
     script = DEATHS.format(judge=judge, supervisor=by_supervisor)
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,9 @@ def seen(judge: str, by_supervisor: str = "pass") -> list[str]:
 def test_a_death_is_told_with_its_reason(judge: str, reason: str) -> None:
     death, heard = seen(judge)
     assert f"'reason': 'the judge died: {reason}'" in death
-    assert heard == str(["open", "opened", *(["done"] if "done" in judge else [])]), "also what it said last"
+    assert heard == str(["open", "opened", *(["done"] if "done" in judge else [])]), (
+        "also what it said last"
+    )
 
 
 def test_a_time_in_which_both_were_stopped_is_no_hang() -> None:
@@ -73,7 +77,10 @@ def test_a_time_in_which_both_were_stopped_is_no_hang() -> None:
 
 def test_errors_go_from_one_process_to_the_other() -> None:
     ours, theirs = Line.pair()
-    for error in (RmapdError("what", why="why", hint="hint"), NotCheckable("M1 is required", why="no hook")):
+    for error in (
+        RmapdError("what", why="why", hint="hint"),
+        NotCheckable("M1 is required", why="no hook"),
+    ):
         ours.say_error(error)
         ((kind, said),) = theirs.heard()
         again = supervisor.error_of(said)
@@ -84,5 +91,12 @@ def test_errors_go_from_one_process_to_the_other() -> None:
 
 
 def test_exit_codes_of_exec() -> None:
-    errors = [NotFound("x"), NotRunnable("x"), Temporary("another rmapd"), Defect("x"), RmapdError("usage"), NotCheckable("M1")]
+    errors = [
+        NotFound("x"),
+        NotRunnable("x"),
+        Temporary("another rmapd"),
+        Defect("x"),
+        RmapdError("usage"),
+        NotCheckable("M1"),
+    ]
     assert [exit_code(error.exit_code) for error in errors] == [127, 126, FAILED, FAILED, 2, 4]

@@ -13,7 +13,9 @@ NAMES = Names({"kind", "window", "offset_of_vma"}, {"vma", "returned"})
 MOVE, LOAD, WIDE, MOVE32, ADD = 0xB7, 0x79, 0x18, 0xB4, 0x07
 
 
-def instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+def instruction(
+    opcode: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0
+) -> bytes:
     return struct.pack("<BBhi", opcode, source << 4 | target, offset, immediate)
 
 
@@ -45,12 +47,16 @@ def test_places_are_offsets_that_a_load_can_have() -> None:
 
 @pytest.mark.parametrize("value", [0, 1, -1, (1 << 31) - 1, -(1 << 31)])
 def test_a_constant(value: int) -> None:
-    assert NAMES.patch(constant("kind"), {"kind": value}, {}) == instruction(MOVE, 3, immediate=value)
+    assert NAMES.patch(constant("kind"), {"kind": value}, {}) == instruction(
+        MOVE, 3, immediate=value
+    )
 
 
 def test_a_constant_that_is_not_given() -> None:
     code = constant("kind") + constant("offset_of_vma")
-    assert NAMES.patch(code, {}, {}) == instruction(MOVE, 3) + instruction(MOVE, 3, immediate=NO_OFFSET)
+    assert NAMES.patch(code, {}, {}) == instruction(MOVE, 3) + instruction(
+        MOVE, 3, immediate=NO_OFFSET
+    )
 
 
 @pytest.mark.parametrize("value", [1 << 31, -(1 << 31) - 1, 1 << 63])
@@ -65,7 +71,9 @@ def test_one_that_is_too_large_and_not_used_is_no_error() -> None:
 
 def test_the_place_of_an_argument() -> None:
     assert NAMES.patch(place("vma"), {}, {"vma": 112}) == instruction(LOAD, 2, 6, 112)
-    assert NAMES.patch(place("vma"), {}, {"vma": 0}) == instruction(LOAD, 2, 6, 0), "the first argument is no missing one"
+    assert NAMES.patch(place("vma"), {}, {"vma": 0}) == instruction(LOAD, 2, 6, 0), (
+        "the first argument is no missing one"
+    )
 
 
 def test_an_argument_that_a_function_does_not_have_is_zero() -> None:
@@ -90,13 +98,22 @@ def test_what_is_not_marked_stays() -> None:
 def test_the_second_half_of_a_wide_instruction_is_no_instruction() -> None:
     """Its first byte is always 0 in the kernel, so the test makes one that only a wrong step would read."""
     wide = instruction(WIDE, 1, immediate=NAMES.constants["kind"]) + constant("kind")
-    assert NAMES.patch(wide + constant("kind"), {"kind": 7}, {}) == wide + instruction(MOVE, 3, immediate=7)
+    assert NAMES.patch(wide + constant("kind"), {"kind": 7}, {}) == wide + instruction(
+        MOVE, 3, immediate=7
+    )
 
 
 def test_every_mark_is_filled() -> None:
     code = place("vma") + constant("kind") + place("vma", target=4) + constant("kind", target=5)
     patched = NAMES.patch(code, {"kind": 7}, {"vma": 16})
     assert patched == b"".join(
-        (instruction(LOAD, 2, 6, 16), instruction(MOVE, 3, immediate=7), instruction(LOAD, 4, 6, 16), instruction(MOVE, 5, immediate=7))
+        (
+            instruction(LOAD, 2, 6, 16),
+            instruction(MOVE, 3, immediate=7),
+            instruction(LOAD, 4, 6, 16),
+            instruction(MOVE, 5, immediate=7),
+        )
     )
-    assert code == place("vma") + constant("kind") + place("vma", target=4) + constant("kind", target=5), "the template is not changed"
+    assert code == place("vma") + constant("kind") + place("vma", target=4) + constant(
+        "kind", target=5
+    ), "the template is not changed"

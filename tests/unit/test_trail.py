@@ -27,11 +27,20 @@ MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 def trails(b: Box, rules: bool = True) -> Trails:
     books, kernel = Books(b.native.maps, LAYOUTS), synthetic_kernel()
     docket = Docket(b.windows, books, LAYOUTS, Symbols(kernel), discover(), set(discover()))
-    return Trails(b.windows, books, Symbols(kernel), ENCODING, docket.rulings.rule if rules else lambda _key: {})
+    return Trails(
+        b.windows,
+        books,
+        Symbols(kernel),
+        ENCODING,
+        docket.rulings.rule if rules else lambda _key: {},
+    )
 
 
 def entry(b: Box, vma: Vma, since: int, **changes: Any) -> Entry:
-    return replace(Entry(since, MIGRATOR, {b.mm}, [(0x1000, 0x3000)], {FOLIO}, {b.anon_lock(vma.anon_vma)}), **changes)
+    return replace(
+        Entry(since, MIGRATOR, {b.mm}, [(0x1000, 0x3000)], {FOLIO}, {b.anon_lock(vma.anon_vma)}),
+        **changes,
+    )
 
 
 def world() -> tuple[Box, Vma, int]:
@@ -63,7 +72,9 @@ def test_a_change_that_broke_a_rule_on_the_entrys_vma_is_the_one() -> None:
     assert trail.note == "The flight recorder has all since then."
 
 
-def test_a_boundary_that_moved_is_the_one_where_no_rule_was_broken_and_the_walk_did_not_come() -> None:
+def test_a_boundary_that_moved_is_the_one_where_no_rule_was_broken_and_the_walk_did_not_come() -> (
+    None
+):
     b, vma, since = world()
     grow(b, vma, 0x5000)
     for visited, marked in ((False, True), (None, True), (True, False)):
@@ -93,9 +104,13 @@ def test_the_second_walk_is_marked_where_it_came_and_put_nothing_back() -> None:
         with b.call("rmap_walk_anon", folio, 0, 0):
             if visits:
                 b.touch("remove_migration_pte", folio, vma.at, 0x1000, 0)
-    seen = trails(b).of_entry(entry(b, vma, since, brought={folio}, folios={FOLIO, folio}, visited=True), b.now)
+    seen = trails(b).of_entry(
+        entry(b, vma, since, brought={folio}, folios={FOLIO, folio}, visited=True), b.now
+    )
     assert [step["function"] for step in seen.steps] == ["rmap_walk_anon"] * 2
-    assert says(seen)["why"].startswith("the second walk of this page: remove_migration_pte() was called")
+    assert says(seen)["why"].startswith(
+        "the second walk of this page: remove_migration_pte() was called"
+    )
     assert "visit(" in says(seen)["protocol"]
 
 
@@ -106,7 +121,10 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
         b.tick(1_000_000)
     trail = trails(b, rules=False).of_entry(entry(b, vma, since, visited=True), b.now)
     assert len(trail.steps) == 8, "the rows of one CPU"
-    assert "The flight recorder has wrapped: VMA changes that ended more than 0.008 s before are overwritten" in trail.note
+    assert (
+        "The flight recorder has wrapped: VMA changes that ended more than 0.008 s before are overwritten"
+        in trail.note
+    )
     assert "What is not in the recorder may be what explains it." in trail.note
 
 
@@ -119,8 +137,12 @@ def test_where_windows_were_sampled_before_it_says_nothing() -> None:
         grow(b, vma, end)
     books.set_params(window_ns=0)
     b.tick(1_000_000_000)
-    trail = trails(b, rules=False).of_entry(entry(b, vma, b.now, mms={1}, locks=(), visited=False), b.now)
-    assert trail.note.startswith("The flight recorder has all since then. No window changed the address space")
+    trail = trails(b, rules=False).of_entry(
+        entry(b, vma, b.now, mms={1}, locks=(), visited=False), b.now
+    )
+    assert trail.note.startswith(
+        "The flight recorder has all since then. No window changed the address space"
+    )
 
 
 def test_where_windows_are_sampled_it_says_so() -> None:
@@ -130,7 +152,9 @@ def test_where_windows_are_sampled_it_says_so() -> None:
     Books(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
-    trail = trails(b, rules=False).of_entry(entry(b, vma, since, mms={1}, locks=(), visited=False), b.now)
+    trail = trails(b, rules=False).of_entry(
+        entry(b, vma, since, mms={1}, locks=(), visited=False), b.now
+    )
     assert not trail.steps
     assert trail.note == (
         "Nothing since then is overwritten. Windows were sampled: not all are in it. What is not in the recorder may be what explains it."
@@ -190,7 +214,14 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
             with b.call("unlink_anon_vmas", vma.at):
                 b.tree(vma, vma.anon_vma, enter=False)
             accused, (raw,) = b.now, b.native.events()
-    docket = Docket(b.windows, Books(b.native.maps, LAYOUTS), LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"})
+    docket = Docket(
+        b.windows,
+        Books(b.native.maps, LAYOUTS),
+        LAYOUTS,
+        Symbols(synthetic_kernel()),
+        discover(),
+        {"L4"},
+    )
     docket.hear(Books(b.native.maps, LAYOUTS).event(raw), raw)
     (finding,) = docket.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
@@ -243,11 +274,25 @@ def test_a_scene_is_what_vma_and_folio_are_now() -> None:
     b.set(folio, "folio.mapping", vma.anon_vma + 1)
     b.set(folio, "folio._flags_1", 0xAB09)
     found = scene.vma(vma.at, b.mm)
-    assert (found["flags"], found["file"], found["same"]) == ("rw-p rd wr mr mw me ac", "libc.so.6", True)
-    assert (found["anon"], found["i_mmap"]) == (hex(b.anon_lock(vma.anon_vma)), hex(b.file_lock(vma.mapping)))
+    assert (found["flags"], found["file"], found["same"]) == (
+        "rw-p rd wr mr mw me ac",
+        "libc.so.6",
+        True,
+    )
+    assert (found["anon"], found["i_mmap"]) == (
+        hex(b.anon_lock(vma.anon_vma)),
+        hex(b.file_lock(vma.mapping)),
+    )
     assert not scene.vma(vma.at, 0x1234)["same"]
     page = scene.folio(folio, 0x55)
-    assert page == {"folio": hex(folio), "kind": "anon", "order": 9, "pfn": "0x55", "flags": ["locked", "head", "uptodate"], "locked": True}
+    assert page == {
+        "folio": hex(folio),
+        "kind": "anon",
+        "order": 9,
+        "pfn": "0x55",
+        "flags": ["locked", "head", "uptodate"],
+        "locked": True,
+    }
     assert [scene.folio(folio, vm_flags=1 << 22)["kind"]] == ["hugetlb"]
     b.set(folio, "folio.mapping", vma.anon_vma + 3)
     assert scene.folio(folio)["kind"] == "ksm"
@@ -265,7 +310,9 @@ def test_flags_as_letters() -> None:
 def test_the_machine_in_its_kernels_words(tmp_path: Path) -> None:
     (tmp_path / "sys/kernel").mkdir(parents=True)
     (tmp_path / "sys/kernel/tainted").write_text("12416\n")  # 1<<7 | 1<<12 | 1<<13
-    (tmp_path / "cmdline").write_text("root=/dev/sda1 transparent_hugepage=always quiet page_owner=on zswap.enabled=1\n")
+    (tmp_path / "cmdline").write_text(
+        "root=/dev/sda1 transparent_hugepage=always quiet page_owner=on zswap.enabled=1\n"
+    )
     found = machine("6.1", tmp_path)
     assert found == {
         "kernel": "6.1",
@@ -277,7 +324,9 @@ def test_the_machine_in_its_kernels_words(tmp_path: Path) -> None:
     assert machine("6.1", tmp_path / "none")["tainted"] == ""
 
 
-def test_symbols_have_their_module_and_are_read_again_for_one_that_came_later(tmp_path: Path) -> None:
+def test_symbols_have_their_module_and_are_read_again_for_one_that_came_later(
+    tmp_path: Path,
+) -> None:
     kernel, now = synthetic_kernel(), [0.0]
     kernel.proc_root = tmp_path
     (tmp_path / "kallsyms").write_text("1000 T start\n2000 t helper\t[faults]\n")
@@ -292,6 +341,8 @@ def test_symbols_have_their_module_and_are_read_again_for_one_that_came_later(tm
 def test_stacks_of_the_harness_are_read() -> None:
     b, vma, since = world()
     grow(b, vma, 0x5000)
-    b.native.maps["flight_stacks"].update(struct.pack("<i", 7), struct.pack("<127Q", 0x77, *[0] * 126))
+    b.native.maps["flight_stacks"].update(
+        struct.pack("<i", 7), struct.pack("<127Q", 0x77, *[0] * 126)
+    )
     (step,) = trails(b).of_entry(entry(b, vma, since), b.now).steps
     assert step["stack"] == ["0x77"]

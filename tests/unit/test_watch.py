@@ -29,7 +29,8 @@ class Kernel:
         self.answers = {"__split_vma"}
         self.write("sys/kernel/debug/kprobes/enabled", "1\n")
         self.write(
-            "sys/kernel/debug/kprobes/list", "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff82000000  k  other+0x0    [DISABLED]\n"
+            "sys/kernel/debug/kprobes/list",
+            "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff82000000  k  other+0x0    [DISABLED]\n",
         )
         self.write("proc/sys/kernel/ftrace_enabled", "1\n")
 
@@ -52,7 +53,14 @@ class Kernel:
             self.ran[hook] += 1
 
     def watch(self) -> Watch:
-        return Watch(lambda: self.attached, lambda: dict(self.ran), self.root, self.fastened, self.beat, self.second)
+        return Watch(
+            lambda: self.attached,
+            lambda: dict(self.ran),
+            self.root,
+            self.fastened,
+            self.beat,
+            self.second,
+        )
 
 
 @pytest.fixture
@@ -96,7 +104,9 @@ def test_the_switch_of_all_kprobes_and_back(kernel: Kernel) -> None:
 @pytest.mark.parametrize("flag", ["DISABLED", "GONE"])
 def test_a_kprobe_that_the_list_calls_off(kernel: Kernel, flag: str) -> None:
     watch = kernel.watch()
-    kernel.write("sys/kernel/debug/kprobes/list", f"ffffffff81000000  k  copy_vma+0x0    [{flag}][FTRACE]\n")
+    kernel.write(
+        "sys/kernel/debug/kprobes/list", f"ffffffff81000000  k  copy_vma+0x0    [{flag}][FTRACE]\n"
+    )
     assert set(watch.look()) == {"copy_vma"}
 
 
@@ -157,15 +167,23 @@ def test_without_the_files_of_the_switches_nothing_is_said(tmp_path: Path) -> No
 class TestCoverage:
     def test_a_hook_that_was_taken_away_leaves_no_invariant_that_needs_it_full(self) -> None:
         for invariant in discover().values():
-            everything = [name for names in (*invariant.needs, *(invariant.lacking or {})) for name in names.split("|")]
+            everything = [
+                name
+                for names in (*invariant.needs, *(invariant.lacking or {}))
+                for name in names.split("|")
+            ]
             for name in everything:
-                level, reason = invariant.coverage([one for one in everything if one != name], {name: "why"})
+                level, reason = invariant.coverage(
+                    [one for one in everything if one != name], {name: "why"}
+                )
                 assert level is not Coverage.FULL, (invariant.id, name)
                 assert "why" in reason
 
     def test_windows_are_judged_by_all_their_hooks(self) -> None:
         v5 = discover()["V5"]
-        everything = [name for names in (*v5.needs, *(v5.lacking or {})) for name in names.split("|")]
+        everything = [
+            name for names in (*v5.needs, *(v5.lacking or {})) for name in names.split("|")
+        ]
         level, reason = v5.coverage(everything, {"unheard_of": "kprobes are off"})
         assert (level, reason) == (Coverage.PARTIAL, "taken away: unheard_of (kprobes are off)")
 

@@ -19,20 +19,37 @@ SHIPPED = {hook.name: hook for path in PROBES.glob("*.toml") for hook in plan.re
 BASE = {"begins": ["vma"], "ends": [], "ends_too": [], "grow": ["vma", "start"], "dup": []}
 
 
-def kernel(symbols: Iterable[str] | None = None, functions: Iterable[str] = BASE, *, fentry: str = "", preempts: bool = False) -> Kernel:
+def kernel(
+    symbols: Iterable[str] | None = None,
+    functions: Iterable[str] = BASE,
+    *,
+    fentry: str = "",
+    preempts: bool = False,
+) -> Kernel:
     """Functions are those of BTF, symbols those of kallsyms; by default the same."""
     blob = Blob()
     u64, vma = blob.integer("unsigned long", 8), blob.pointer(blob.record("vm_area_struct", 8, []))
     for name in functions:
-        blob.function(name, {parameter: vma if parameter == "vma" else u64 for parameter in BASE[name]}, u64)
-    made = Kernel("test", Btf(blob.bytes()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: fentry)
+        blob.function(
+            name, {parameter: vma if parameter == "vma" else u64 for parameter in BASE[name]}, u64
+        )
+    made = Kernel(
+        "test", Btf(blob.bytes()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: fentry
+    )
     made.symbols = dict.fromkeys(functions if symbols is None else symbols, 1)
     made.kprobe_refused, made.preempts = "", preempts
     return made
 
 
 def window(**more: object) -> Hook:
-    hook = Hook("w", ["fentry:grow", "kprobe:grow"], "note", {"vma": "vma"}, {"flags": "WINDOW_SHAPES"}, window="vma_expand")
+    hook = Hook(
+        "w",
+        ["fentry:grow", "kprobe:grow"],
+        "note",
+        {"vma": "vma"},
+        {"flags": "WINDOW_SHAPES"},
+        window="vma_expand",
+    )
     return msgspec.structs.replace(hook, **more)
 
 
@@ -44,7 +61,10 @@ def resolved(made: Kernel, hook: Hook) -> Planned:
 
 
 def points(found: Planned) -> list[list[str]]:
-    return [[f"{point.program}@{point.how}:{point.symbol}" for point in way.points] for way in found.ways]
+    return [
+        [f"{point.program}@{point.how}:{point.symbol}" for point in way.points]
+        for way in found.ways
+    ]
 
 
 def test_a_window_is_its_functions_entry_and_return() -> None:
@@ -55,7 +75,10 @@ def test_a_window_is_its_functions_entry_and_return() -> None:
     ]
     trampoline, breakpoint = (way.points for way in found.ways)
     assert [point.places for point in trampoline] == [{"vma": 0, "returned": 16}] * 2
-    assert [point.places for point in breakpoint] == [{"vma": 112, "stack": 152}, {"stack": 152, "returned": 80}]
+    assert [point.places for point in breakpoint] == [
+        {"vma": 112, "stack": 152},
+        {"stack": 152, "returned": 80},
+    ]
     numbers = {"window": "WINDOW_vma_expand", "returns": "RETURNS_ERRNO", "flags": "WINDOW_SHAPES"}
     assert all(point.constants == numbers for way in found.ways for point in way.points)
     assert breakpoint[1].offsets == {"popped": 8}
@@ -68,13 +91,20 @@ def test_what_is_only_left_needs_its_entry_for_a_kretprobe() -> None:
 
 
 def test_a_hook_with_its_own_program() -> None:
-    assert points(resolved(kernel(), window(window="", program="step"))) == [["step@fentry:grow"], ["step@kprobe:grow"]]
+    assert points(resolved(kernel(), window(window="", program="step"))) == [
+        ["step@fentry:grow"],
+        ["step@kprobe:grow"],
+    ]
     assert points(resolved(kernel(), window(window=""))) == [["w@fentry:grow"], ["w@kprobe:grow"]]
 
 
 def test_kprobes_where_trampolines_are_refused() -> None:
     found = resolved(kernel(fentry="EPERM"), window())
-    assert ([way.how for way in found.ways], found.reason, found.state) == (["kprobe"], "EPERM", State.READY)
+    assert ([way.how for way in found.ways], found.reason, found.state) == (
+        ["kprobe"],
+        "EPERM",
+        State.READY,
+    )
 
 
 def test_kprobes_first_where_programs_are_preempted() -> None:
@@ -87,17 +117,32 @@ def test_kprobes_first_where_programs_are_preempted() -> None:
     ]
 
 
-@pytest.mark.parametrize(("mode", "counts", "trusted"), [("full", False, False), ("full", True, True), ("voluntary", False, True)])
-def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(tmp_path: Path, mode: str, counts: bool, trusted: bool) -> None:
+@pytest.mark.parametrize(
+    ("mode", "counts", "trusted"),
+    [("full", False, False), ("full", True, True), ("voluntary", False, True)],
+)
+def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
+    tmp_path: Path, mode: str, counts: bool, trusted: bool
+) -> None:
     """6.1 with preempt=full: a healthy kernel was accused by visits that nobody saw (tests/unit/test_second_walk.py)."""
     blob = Blob()
-    kprobe = blob.record("", 8, [("missed", blob.integer("unsigned long long", 8), 0)] if counts else [])
-    perf_event = blob.record("", 8, [("", blob.record("", 8, [("kprobe", kprobe, 0)], union=True), 0)])
-    blob.record("bpf_link_info", 8, [("", blob.record("", 8, [("perf_event", perf_event, 0)], union=True), 0)])
+    kprobe = blob.record(
+        "", 8, [("missed", blob.integer("unsigned long long", 8), 0)] if counts else []
+    )
+    perf_event = blob.record(
+        "", 8, [("", blob.record("", 8, [("kprobe", kprobe, 0)], union=True), 0)]
+    )
+    blob.record(
+        "bpf_link_info",
+        8,
+        [("", blob.record("", 8, [("perf_event", perf_event, 0)], union=True), 0)],
+    )
     made = Kernel("test", Btf(blob.bytes()), tmp_path, tmp_path, lambda _types: "")
     (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
     (tmp_path / "kernel/debug/sched").mkdir(parents=True)
-    (tmp_path / "kernel/debug/sched/preempt").write_text("none voluntary full\n".replace(mode, f"({mode})"))
+    (tmp_path / "kernel/debug/sched/preempt").write_text(
+        "none voluntary full\n".replace(mode, f"({mode})")
+    )
     assert (made.kprobe_refused == "") is trusted
     assert trusted or "before 6.7" in made.kprobe_refused
 
@@ -105,7 +150,10 @@ def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(tmp_path: P
 def test_other_names_of_a_function_come_later_and_are_substitutes() -> None:
     hook = window(candidates=["fentry:gone", "kprobe:gone", "fentry:grow", "kprobe:grow"])
     found = resolved(kernel(), hook)
-    assert [(way.how, way.instead) for way in found.ways] == [("fentry", "instead of fentry:gone"), ("kprobe", "instead of fentry:gone")]
+    assert [(way.how, way.instead) for way in found.ways] == [
+        ("fentry", "instead of fentry:gone"),
+        ("kprobe", "instead of fentry:gone"),
+    ]
     assert "no function gone" in found.reason
     assert found.attached(1).state is State.SUBSTITUTED
 
@@ -114,9 +162,14 @@ def test_a_clone_is_hooked_where_no_argument_is_asked_for() -> None:
     made = kernel(["grow.isra.0", "dup.constprop.0"], fentry="EPERM")
     refused = resolved(made, window())
     assert refused.state is State.DENIED
-    assert "grow.isra.0 is a clone: its arguments may be others than those of grow" in refused.reason
+    assert (
+        "grow.isra.0 is a clone: its arguments may be others than those of grow" in refused.reason
+    )
     found = resolved(made, Hook("d", ["fentry:dup", "kprobe:dup"], ""))
-    assert (points(found), found.ways[0].instead) == ([["d@kprobe:dup.constprop.0"]], "clone of dup")
+    assert (points(found), found.ways[0].instead) == (
+        [["d@kprobe:dup.constprop.0"]],
+        "clone of dup",
+    )
 
 
 def test_the_function_itself_goes_before_its_clones() -> None:
@@ -159,7 +212,9 @@ def test_what_surrounds_a_function_must_all_be_there(without: str) -> None:
 def test_a_clone_ends_no_rebuilt_window(clone: str) -> None:
     """It may stand for some of the calls only, and is not the symbol that would be attached to."""
     names = [clone if clone.startswith(f"{name}.") else name for name in BASE if name != "grow"]
-    found = resolved(kernel(names, [name for name in names if "." not in name]), window(rebuilt=REBUILT))
+    found = resolved(
+        kernel(names, [name for name in names if "." not in name]), window(rebuilt=REBUILT)
+    )
     assert found.ways == ()
 
 
@@ -170,17 +225,29 @@ def test_a_beginning_without_the_argument_rebuilds_nothing() -> None:
 
 def stem(folder: Path, name: str, **more: object) -> None:
     """A stem with one hook, `hook`, and what else is given."""
-    hooks = [{"name": f"{name}_hook", "candidates": ["raw_tp:exit_mmap"], "note": ""} | more.pop("hook", {})]  # type: ignore[operator]
-    lines = ["title = 't'"] + [f"{key} = {value!r}" for key, value in more.items() if key != "hooks"]
+    hooks = [
+        {"name": f"{name}_hook", "candidates": ["raw_tp:exit_mmap"], "note": ""}
+        | more.pop("hook", {})
+    ]  # type: ignore[operator]
+    lines = ["title = 't'"] + [
+        f"{key} = {value!r}" for key, value in more.items() if key != "hooks"
+    ]
     for hook in [*hooks, *more.get("hooks", [])]:  # type: ignore[misc]
         lines.append("[[hook]]")
-        lines += [f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}" for key, value in hook.items()]
+        lines += [
+            f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+            for key, value in hook.items()
+        ]
     (folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
 
 
 def states(folder: Path) -> dict[str, tuple[State, str]]:
     made = Kernel("new", Btf(kernel_types()), folder, folder)
-    return {hook.hook.name: (hook.state, hook.reason) for one in plan.make(made, [folder]).stems for hook in one.hooks}
+    return {
+        hook.hook.name: (hook.state, hook.reason)
+        for one in plan.make(made, [folder]).stems
+        for hook in one.hooks
+    }
 
 
 def test_a_stem_that_needs_another(tmp_path: Path) -> None:
@@ -198,9 +265,14 @@ def test_a_hook_that_is_of_no_use_alone(tmp_path: Path) -> None:
     stem(tmp_path, "some", hooks=[company])
     assert states(tmp_path)["company"][0] is State.READY
     stem(tmp_path, "some", hook={"candidates": ["fentry:gone"]}, hooks=[company])
-    assert states(tmp_path)["company"] == (State.MISSING, "of no use: none of the functions it goes with can be hooked")
+    assert states(tmp_path)["company"] == (
+        State.MISSING,
+        "of no use: none of the functions it goes with can be hooked",
+    )
     stem(tmp_path, "some", hook={"alone": False}, hooks=[company])
-    assert {state for state, _ in states(tmp_path).values()} == {State.MISSING}, "two that need company are none"
+    assert {state for state, _ in states(tmp_path).values()} == {State.MISSING}, (
+        "two that need company are none"
+    )
 
 
 def test_the_windows_of_the_synthetic_kernel() -> None:
@@ -224,4 +296,6 @@ def test_shipped_alternatives_are_the_same_function_or_its_successor() -> None:
     for hook in SHIPPED.values():
         hows = [candidate.split(":") for candidate in hook.candidates]
         names = list(dict.fromkeys(name for how, name in hows if how in ("fentry", "kprobe")))
-        assert [pair for pair in hows if pair[0] in ("fentry", "kprobe")] == [[how, name] for name in names for how in ("fentry", "kprobe")]
+        assert [pair for pair in hows if pair[0] in ("fentry", "kprobe")] == [
+            [how, name] for name in names for how in ("fentry", "kprobe")
+        ]

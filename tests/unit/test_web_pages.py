@@ -73,7 +73,9 @@ def over(s: Snapshot) -> Application:
 
 def read(app: Application, target: str, **headers: str) -> Answer:
     path, _, query = target.partition("?")
-    return app(Ask("GET", path, query, {name.replace("_", "-"): value for name, value in headers.items()}))
+    return app(
+        Ask("GET", path, query, {name.replace("_", "-"): value for name, value in headers.items()})
+    )
 
 
 def page(app: Application, target: str, status: int = 200) -> Reader:
@@ -93,18 +95,27 @@ def data(app: Application, target: str, status: int = 200) -> Any:
 def every_page(current: Current) -> list[str]:
     s = current()
     assert s
-    mine = [f"/violations/{name}" for name in s.violations] + [f"/invariants/{name}" for name in s.invariants]
+    mine = [f"/violations/{name}" for name in s.violations] + [
+        f"/invariants/{name}" for name in s.invariants
+    ]
     return ["/", "/?refresh=5", "/protocols", "/protocols?q=anon&ruled=violated", "/hooks", *mine]
 
 
-def test_every_page_is_whole_escaped_and_asks_nobody_else(app: Application, current: Current) -> None:
+def test_every_page_is_whole_escaped_and_asks_nobody_else(
+    app: Application, current: Current
+) -> None:
     for path in every_page(current):
         seen = page(app, path)
         names = [tag for tag, _ in seen.tags]
         assert names.count("h1") == 1, path
         assert names.count("main") == 1
         assert "script" not in names
-        assert not [name for _, attributes in seen.tags for name in attributes if name.startswith("on") or name == "style"], path
+        assert not [
+            name
+            for _, attributes in seen.tags
+            for name in attributes
+            if name.startswith("on") or name == "style"
+        ], path
         for link in seen.attributes("href") + seen.attributes("src") + seen.attributes("action"):
             assert re.match(r"/(?!/)|#", link), link
         ids = seen.attributes("id")
@@ -117,7 +128,12 @@ def test_every_page_is_whole_escaped_and_asks_nobody_else(app: Application, curr
 
 
 def test_every_link_leads_somewhere(app: Application, current: Current) -> None:
-    links = {link for path in every_page(current) for link in page(app, path).attributes("href") if not link.startswith("#")}
+    links = {
+        link
+        for path in every_page(current)
+        for link in page(app, path).attributes("href")
+        if not link.startswith("#")
+    }
     assert len(links) > 30
     for link in links:
         assert read(app, link).status == 200, link
@@ -128,7 +144,11 @@ def test_tables_have_captions_and_scopes(app: Application, current: Current) -> 
         seen = page(app, path)
         names = [tag for tag, _ in seen.tags]
         assert names.count("table") == names.count("caption")
-        assert all(attributes.get("scope") in ("col", "row") for tag, attributes in seen.tags if tag == "th")
+        assert all(
+            attributes.get("scope") in ("col", "row")
+            for tag, attributes in seen.tags
+            if tag == "th"
+        )
         assert all(attributes.get("aria-label") for tag, attributes in seen.tags if tag == "svg")
 
 
@@ -147,7 +167,12 @@ def test_the_overview_says_how_it_is(app: Application, current: Current) -> None
     assert "1 check is suspect" in page(over(suspect), "/").text
     empty = page(over(replace(busy.quiet(s), checks={})), "/").text
     assert "Nothing was checked" in empty
-    none = replace(s, coverage={name: inv.coverage(()) for name, inv in s.invariants.items()}, checks={}, violations={})
+    none = replace(
+        s,
+        coverage={name: inv.coverage(()) for name, inv in s.invariants.items()},
+        checks={},
+        violations={},
+    )
     assert "Nothing is checked here" in page(over(none), "/").text
 
 
@@ -168,7 +193,9 @@ def test_what_is_not_the_present_is_said(current: Current) -> None:
     now = s.taken_seconds + 1
     fresh = pages.Pages(search.Search(), lambda: now)(Ask("GET", "/"), s, ())
     assert b"This is not the present" not in fresh.body
-    assert "The gate is closed" in page(over(replace(s, gate_open=False, taken_seconds=4e9)), "/").text
+    assert (
+        "The gate is closed" in page(over(replace(s, gate_open=False, taken_seconds=4e9)), "/").text
+    )
     before = Application(Current())
     assert "The gate is not open" in page(before, "/", 503).text
     assert data(before, "/api/v1/", 503) == {"error": "the gate is not open"}
@@ -180,15 +207,30 @@ def test_a_violation_has_a_page(app: Application, current: Current) -> None:
     for violation in s.violations.values():
         f = violation.first
         told = page(app, f"/violations/{f.id}").text
-        for part in (f.id, f.summary, f.signature, f.protocol, *f.stack, *(str(step["protocol"]) for step in f.trail)):
+        for part in (
+            f.id,
+            f.summary,
+            f.signature,
+            f.protocol,
+            *f.stack,
+            *(str(step["protocol"]) for step in f.trail),
+        ):
             assert part in told, part
     trail = page(app, f"/violations/{next(iter(s.violations))}").text
     assert "−29.2 ms" in trail
     assert "12.3 µs" in trail
     assert "The evidence points here: a boundary moved between the two walks." in trail
     assert "The recorder goes back 9 s." in trail
-    bare = replace(next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},))
-    assert "vma_expand" in page(over(replace(s, violations={bare.id: Violation(bare, 0.0, 0.0)})), f"/violations/{bare.id}").text
+    bare = replace(
+        next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},)
+    )
+    assert (
+        "vma_expand"
+        in page(
+            over(replace(s, violations={bare.id: Violation(bare, 0.0, 0.0)})),
+            f"/violations/{bare.id}",
+        ).text
+    )
     page(app, "/violations/M1-nothing", 404)
     page(app, "/violations/", 404)
     page(app, "/violations/<script>alert(1)</script>", 404)
@@ -233,10 +275,15 @@ def test_protocols_are_searched(app: Application, current: Current, query: str, 
 def test_a_ruling_selects(app: Application, current: Current) -> None:
     s = current()
     assert s
-    by = {ruled: {row["text"] for row in data(app, f"/api/v1/protocols?ruled={ruled}")} for ruled in search.RULED}
+    by = {
+        ruled: {row["text"] for row in data(app, f"/api/v1/protocols?ruled={ruled}")}
+        for ruled in search.RULED
+    }
     assert text(parse(SEED[0][0])) in by["violated"]
     assert text(parse(SEED[1][0])) in by["clean"]
-    assert by["clean"] | by["violated"] | by["suspect"] | by["unverifiable"] == {text(one.protocol) for one in s.protocols}
+    assert by["clean"] | by["violated"] | by["suspect"] | by["unverifiable"] == {
+        text(one.protocol) for one in s.protocols
+    }
     assert not by["clean"] & by["violated"]
 
 
@@ -257,14 +304,26 @@ def test_the_api_has_the_keys_of_a_report(app: Application, current: Current) ->
     whole = data(app, "/api/v1/report")
     assert whole.pop("command") == {"argv": [], "exit_code": None}
     expected.pop("command")
-    assert whole.pop("standing")["colour"] == expected.pop("standing")["colour"] == "red"  # of different ages: reasons differ
+    assert (
+        whole.pop("standing")["colour"] == expected.pop("standing")["colour"] == "red"
+    )  # of different ages: reasons differ
     assert whole == expected
     for part in api.PARTS:
         assert data(app, f"/api/v1/{part}") == expected[part]
     for violation in expected["violations"]:
         assert data(app, f"/api/v1/violations/{violation['id']}") == violation
-    assert {row["text"] for row in data(app, "/api/v1/protocols")} == {row["text"] for row in expected["protocols"]}
-    for path in ("/api", "/api/", "/api/v2/report", "/api/v1x", "/api/v1/nothing", "/api/v1/violations/nothing", "/api/v1/../v1/report"):
+    assert {row["text"] for row in data(app, "/api/v1/protocols")} == {
+        row["text"] for row in expected["protocols"]
+    }
+    for path in (
+        "/api",
+        "/api/",
+        "/api/v2/report",
+        "/api/v1x",
+        "/api/v1/nothing",
+        "/api/v1/violations/nothing",
+        "/api/v1/../v1/report",
+    ):
         assert "error" in data(app, path, 404)
 
 
@@ -300,7 +359,9 @@ def test_rates_are_differences(current: Current) -> None:
     first = chart.rates(points, lambda p: p.windows)[0]
     assert first == (points[1].seconds, max(0, points[1].windows - points[0].windows) / 2)
     assert chart.over(points[:1], 60, lambda p: p.windows) is None
-    assert chart.over(points, 60, lambda p: p.windows) == pytest.approx((points[-1].windows - points[-31].windows) / 60)
+    assert chart.over(points, 60, lambda p: p.windows) == pytest.approx(
+        (points[-1].windows - points[-31].windows) / 60
+    )
     assert chart.over(points, 0.1, lambda p: p.seconds) == 1.0
     assert api.rates(())["seconds"] == []
 
@@ -313,10 +374,15 @@ def test_history_is_bounded_and_no_finer_than_it_says() -> None:
     assert len(made.points) == 301
     assert made.points[1].seconds - made.points[0].seconds == 2.0
     made.put(snapshot(running_seconds=2500.0))
-    assert [point.seconds for point in made.points[:2]] == [1900.0, 1902.0], "by time, not by number"
+    assert [point.seconds for point in made.points[:2]] == [1900.0, 1902.0], (
+        "by time, not by number"
+    )
 
 
-@pytest.mark.parametrize(("most", "least", "top"), [(0, 1, 1), (1, 1, 1), (1.1, 1, 2), (3, 1, 5), (5001, 1, 10_000), (0.03, 0.01, 0.05)])
+@pytest.mark.parametrize(
+    ("most", "least", "top"),
+    [(0, 1, 1), (1, 1, 1), (1.1, 1, 2), (3, 1, 5), (5001, 1, 10_000), (0.03, 0.01, 0.05)],
+)
 def test_scales_are_round(most: float, least: float, top: float) -> None:
     assert chart.scale(most, least) == pytest.approx(top)
 

@@ -42,18 +42,29 @@ def serving(access: Access | None = None, host: str = "127.0.0.1") -> Iterator[i
 def raw(port: int, sent: bytes, seconds: float = 5) -> bytes:
     """What comes back for these bytes, until the server closes."""
     got = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as client, contextlib.suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=seconds) as client,
+        contextlib.suppress(ConnectionError),
+    ):
         client.sendall(sent)
         while piece := client.recv(65536):
             got += piece
     return got
 
 
-def get(port: int, path: str = "/", context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    kind = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context) if context else None
+def get(
+    port: int, path: str = "/", context: ssl.SSLContext | None = None, **headers: str
+) -> tuple[int, bytes, dict[str, str]]:
+    kind = (
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+        if context
+        else None
+    )
     client = kind or http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     with contextlib.closing(client):
-        client.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        client.request(
+            "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
         answer = client.getresponse()
         return answer.status, answer.read(), dict(answer.headers)
 
@@ -73,11 +84,17 @@ def basic(user: str, password: str) -> str:
         (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", b"505"),
         (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"413"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"413",
+        ),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello", b"413"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 70_000 + b"\r\n\r\n", b"431"),
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"431"),
-        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", b"421"),
+        (
+            b"GET /../../etc/passwd HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+            b"421",
+        ),
     ],
 )
 def test_what_is_malformed_is_refused(sent: bytes, status: bytes) -> None:
@@ -179,7 +196,10 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_the_idlest_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 5)
     with serving() as port, contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(20)]
+        idle = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            for _ in range(20)
+        ]
         assert get(port)[0] == 200
         gone = 0
         for client in idle:
@@ -251,7 +271,13 @@ def test_users(tmp_path: Path) -> None:
             ("", "correct horse", 401),
         ):
             assert get(port, Authorization=basic(user, password))[0] == expected, (user, password)
-        for header in ("Basic", "Basic !", "Bearer x", "Basic " + base64.b64encode(b"alice").decode(), "Basic /w=="):
+        for header in (
+            "Basic",
+            "Basic !",
+            "Bearer x",
+            "Basic " + base64.b64encode(b"alice").decode(),
+            "Basic /w==",
+        ):
             assert get(port, Authorization=header)[0] == 401, header
         assert get(port, "/-/healthy")[0] == 401, "no path is without"
 
@@ -268,7 +294,9 @@ def test_guesses_do_not_hold_the_others(tmp_path: Path) -> None:
 
         def guess(number: int) -> None:
             while time.monotonic() < ends:
-                seen.append(get(port, Authorization=basic("alice", f"{number} {time.monotonic()}"))[0])
+                seen.append(
+                    get(port, Authorization=basic("alice", f"{number} {time.monotonic()}"))[0]
+                )
                 time.sleep(0.2)
 
         threads = [threading.Thread(target=guess, args=(n,)) for n in range(10)]
@@ -307,7 +335,9 @@ class Certificates:
         made.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
 
     def rules(self, more: str = "") -> Access:
-        self.access.write_text(f"tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n{more}")
+        self.access.write_text(
+            f"tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n{more}"
+        )
         return Access(self.access)
 
     def client(self, *names: str, ca: trustme.CA | None = None) -> ssl.SSLContext:
@@ -348,7 +378,9 @@ def test_client_certificates(certificates: Certificates) -> None:
         assert get(port, context=certificates.client("prometheus.test"))[0] == 200
         assert refused(port, certificates.client())
         assert refused(port, certificates.client("prometheus.test", ca=trustme.CA()))
-    with serving(certificates.rules(CLIENTS + "  client_allowed_sans: [prometheus.test]\n")) as port:
+    with serving(
+        certificates.rules(CLIENTS + "  client_allowed_sans: [prometheus.test]\n")
+    ) as port:
         assert get(port, context=certificates.client("prometheus.test"))[0] == 200
         assert refused(port, certificates.client("other.test"))
 
@@ -362,10 +394,15 @@ def test_a_client_that_never_shakes_hands_holds_nobody(certificates: Certificate
         assert time.monotonic() - began < 2
 
 
-def test_a_renewed_certificate_and_a_removed_user_take_effect(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renewed_certificate_and_a_removed_user_take_effect(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tracer.web.access.LOOK_SECONDS", 0.05)
     who = basic("alice", "correct horse")
-    with serving(certificates.rules(f"basic_auth_users:\n  alice: {HASH}\n")) as port, contextlib.ExitStack() as stack:
+    with (
+        serving(certificates.rules(f"basic_auth_users:\n  alice: {HASH}\n")) as port,
+        contextlib.ExitStack() as stack,
+    ):
 
         def serial() -> object:
             with (
@@ -374,7 +411,11 @@ def test_a_renewed_certificate_and_a_removed_user_take_effect(certificates: Cert
             ):
                 return (client.getpeercert() or {})["serialNumber"]
 
-        kept = stack.enter_context(contextlib.closing(http.client.HTTPSConnection("127.0.0.1", port, context=certificates.client())))
+        kept = stack.enter_context(
+            contextlib.closing(
+                http.client.HTTPSConnection("127.0.0.1", port, context=certificates.client())
+            )
+        )
 
         def asked() -> int:
             kept.request("GET", "/", headers={"Authorization": who})

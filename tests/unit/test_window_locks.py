@@ -44,7 +44,12 @@ def test_the_first_one_met_in_a_window_of_a_vma_that_has_none() -> None:
     b = box()
     first, second = (b.anon_lock(b.anon_vma()) for _ in range(2))
     file, other = (b.file_lock(b.mapping()) for _ in range(2))
-    assert classes(b, b.vma(0x1000, 0x3000), second, first, file, other) == ["anon", "anon2", "i_mmap", "i_mmap2"]
+    assert classes(b, b.vma(0x1000, 0x3000), second, first, file, other) == [
+        "anon",
+        "anon2",
+        "i_mmap",
+        "i_mmap2",
+    ]
     (flight,) = b.windows.flights()
     assert (flight.row.anon, flight.row.i_mmap) == (second, file)
 
@@ -59,7 +64,10 @@ def test_memory_that_cannot_be_read_is_a_lock_of_no_known_class() -> None:
     assert classes(b, b.vma(0x1000, 0x3000), 4096) == ["other"]
 
 
-@pytest.mark.parametrize(("users", "number", "expected"), [(1, 6, "mmap2"), (2, 6, "other"), (1, 4, "other"), (1, 5, "other")])
+@pytest.mark.parametrize(
+    ("users", "number", "expected"),
+    [(1, 6, "mmap2"), (2, 6, "other"), (1, 4, "other"), (1, 5, "other")],
+)
 def test_a_childs_lock_in_a_rebuilt_dup_mmap(users: int, number: int, expected: str) -> None:
     b = box()
     other = b.take(256)
@@ -113,9 +121,16 @@ def test_every_kind_of_operation(ways: tuple[str, str]) -> None:
 @each_way
 @pytest.mark.parametrize(
     ("function", "failed"),
-    [("down_read_trylock", 0), ("down_write_trylock", 0), ("down_read_killable", EINTR), ("down_write_killable", EINTR)],
+    [
+        ("down_read_trylock", 0),
+        ("down_write_trylock", 0),
+        ("down_read_killable", EINTR),
+        ("down_write_killable", EINTR),
+    ],
 )
-def test_what_did_not_get_the_lock_is_no_step(function: str, failed: int, ways: tuple[str, str]) -> None:
+def test_what_did_not_get_the_lock_is_no_step(
+    function: str, failed: int, ways: tuple[str, str]
+) -> None:
     b = box(ways)
     vma = b.vma(0x1000, 0x3000)
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -253,7 +268,10 @@ def test_more_locks_than_a_task_has_places_for(ways: tuple[str, str]) -> None:
         b.tick(5)
         for lock in locks[::3] + locks[1::3] + locks[2::3]:
             b.touch("up_write", lock)
-    assert (b.held_rwsems(), b.windows.holds()["anon"].count + b.windows.holds()["anon2"].count) == (0, 20)
+    assert (
+        b.held_rwsems(),
+        b.windows.holds()["anon"].count + b.windows.holds()["anon2"].count,
+    ) == (0, 20)
     assert "?" not in steps(b)
 
 
@@ -267,5 +285,8 @@ def test_a_lock_that_made_room_and_is_taken_again_was_missed_once() -> None:
         b.touch("down_write", locks[0])
         b.touch("up_write", locks[0])
         b.touch("down_write", locks[0])
-    assert b.seen() == {"expand_downwards[ok]  anon↓w {anon2↓w}*": 1, "expand_downwards[ok]  ? anon↓w anon↑w anon↓w": 1}
+    assert b.seen() == {
+        "expand_downwards[ok]  anon↓w {anon2↓w}*": 1,
+        "expand_downwards[ok]  ? anon↓w anon↑w anon↓w": 1,
+    }
     assert b.held_rwsems() == 9

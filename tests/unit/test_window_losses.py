@@ -36,7 +36,10 @@ def test_the_inner_window_books_its_steps(ways: tuple[str, str]) -> None:
             b.tree(other, vma.anon_vma, enter=True)
         b.up(lock)
         b.change(vma, vm_end=0x2000)
-    assert b.seen() == {"anon_vma_clone[anon anon:w]  anon+": 1, "__split_vma[anon moved ok]  anon↓w anon_vma_clone() anon↑w": 1}
+    assert b.seen() == {
+        "anon_vma_clone[anon anon:w]  anon+": 1,
+        "__split_vma[anon moved ok]  anon↓w anon_vma_clone() anon↑w": 1,
+    }
     assert (lost(b), nothing_is_left(b)) == ({}, True)
 
 
@@ -44,7 +47,11 @@ def test_the_inner_window_books_its_steps(ways: tuple[str, str]) -> None:
 def test_inner_windows_with_errors_and_depth(ways: tuple[str, str]) -> None:
     b = box(ways)
     vma = b.vma(0x1000, 0x3000)
-    with b.call("vma_merge", b.mm, 0, 0, 0), b.call("__split_vma", b.mm, vma.at, 0x3000, 0), b.call("__vma_adjust", vma.at, 0, 0, 0, 0, 0):
+    with (
+        b.call("vma_merge", b.mm, 0, 0, 0),
+        b.call("__split_vma", b.mm, vma.at, 0x3000, 0),
+        b.call("__vma_adjust", vma.at, 0, 0, 0, 0, 0),
+    ):
         for _ in range(3):
             with b.call("anon_vma_clone", 0, vma.at, returned=(1 << 32) - 12):
                 pass
@@ -78,7 +85,10 @@ def test_a_missed_return_is_counted_and_its_window_never(ways: tuple[str, str]) 
     b.miss("expand_downwards", vma.at, 0x1000)
     with b.call("expand_downwards", vma.at, 0x1000):
         b.down(b.anon_lock(vma.anon_vma))
-    assert (lost(b), b.seen()) == ({"WINDOWS_UNCLOSED": 1}, {"expand_downwards[anon ok]  anon↓w → [anon:w]": 1})
+    assert (lost(b), b.seen()) == (
+        {"WINDOWS_UNCLOSED": 1},
+        {"expand_downwards[anon ok]  anon↓w → [anon:w]": 1},
+    )
     assert nothing_is_left(b)
 
 
@@ -110,13 +120,18 @@ def test_an_inner_return_is_missed_and_the_outer_one_closes_both(ways: tuple[str
         b.enter("anon_vma_clone", 0, vma.at)
         b.miss("unlink_anon_vmas", vma.at)
         b.calls.pop()
-    assert (b.counter("WINDOWS_UNCLOSED") > 0, b.seen()) == (True, {"__split_vma[anon ok]  anon_vma_clone()": 1})
+    assert (b.counter("WINDOWS_UNCLOSED") > 0, b.seen()) == (
+        True,
+        {"__split_vma[anon ok]  anon_vma_clone()": 1},
+    )
     assert nothing_is_left(b)
 
 
 @each_way
 @pytest.mark.parametrize("outer", [False, True])
-def test_a_call_that_has_nothing_to_do_does_not_return_for_one_that_was_missed(ways: tuple[str, str], outer: bool) -> None:
+def test_a_call_that_has_nothing_to_do_does_not_return_for_one_that_was_missed(
+    ways: tuple[str, str], outer: bool
+) -> None:
     """free_pgtables() calls it from the same place for one VMA after the other."""
     b = box(ways)
     vma, idle = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x5000)

@@ -16,14 +16,30 @@ def one(b: Box) -> str:
     return line
 
 
-def shaped(before: tuple[int, int], after: tuple[int, int], function: str, *args: int, pgoff: int | None = None, flags: int = 0) -> str:
+def shaped(
+    before: tuple[int, int],
+    after: tuple[int, int],
+    function: str,
+    *args: int,
+    pgoff: int | None = None,
+    flags: int = 0,
+) -> str:
     """The window of a function whose first VMA argument gets new boundaries. `pgoff`: in pages, else as the start moves."""
     b = box()
     vma = b.vma(*before, flags=flags)
-    slots = {"expand_downwards": (vma.at, *args), "vma_shrink": (0, vma.at, *args), "__split_vma": (b.mm, vma.at, *args)}
+    slots = {
+        "expand_downwards": (vma.at, *args),
+        "vma_shrink": (0, vma.at, *args),
+        "__split_vma": (b.mm, vma.at, *args),
+    }
     slots |= {"__vma_adjust": (vma.at, *args), "do_brk_flags": (0, vma.at, *args)}
     with b.call(function, *slots[function]):
-        b.change(vma, vm_start=after[0], vm_end=after[1], vm_pgoff=after[0] >> 12 if pgoff is None else pgoff)
+        b.change(
+            vma,
+            vm_start=after[0],
+            vm_end=after[1],
+            vm_pgoff=after[0] >> 12 if pgoff is None else pgoff,
+        )
     return one(b)
 
 
@@ -52,8 +68,13 @@ def test_a_vma_has_its_pages(after: tuple[int, int], words: str) -> None:
         (3, 0x10000, "moved geometry=pgoff"),
     ],
 )
-def test_the_offset_goes_with_the_start_but_for_the_stack_of_execve(pgoff: int, flags: int, words: str) -> None:
-    assert shaped((0x3000, 0x9000), (0x2000, 0x9000), "__vma_adjust", pgoff=pgoff, flags=flags) == f"__vma_adjust[{words}]"
+def test_the_offset_goes_with_the_start_but_for_the_stack_of_execve(
+    pgoff: int, flags: int, words: str
+) -> None:
+    assert (
+        shaped((0x3000, 0x9000), (0x2000, 0x9000), "__vma_adjust", pgoff=pgoff, flags=flags)
+        == f"__vma_adjust[{words}]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,14 +92,24 @@ def test_the_offset_goes_with_the_start_but_for_the_stack_of_execve(pgoff: int, 
         ("__split_vma", (0x5000, 0), (0x5000, 0x9000), "moved geometry=not_as_asked"),
         ("__split_vma", (0x5000, 1), (0x5000, 0x9000), "moved ok"),
         ("__split_vma", (0x5000, 1), (0x3000, 0x5000), "moved geometry=not_as_asked"),
-        ("__split_vma", (0x5000, 0xDEAD_0000_0000), (0x3000, 0x5000), "moved ok"),  # `int new_below`: the upper half is anything
+        (
+            "__split_vma",
+            (0x5000, 0xDEAD_0000_0000),
+            (0x3000, 0x5000),
+            "moved ok",
+        ),  # `int new_below`: the upper half is anything
     ],
 )
-def test_a_vma_is_as_it_was_asked_for(function: str, args: tuple[int, ...], after: tuple[int, int], words: str) -> None:
+def test_a_vma_is_as_it_was_asked_for(
+    function: str, args: tuple[int, ...], after: tuple[int, int], words: str
+) -> None:
     assert shaped((0x3000, 0x9000), after, function, *args) == f"{function}[{words}]"
 
 
-@pytest.mark.parametrize(("other", "word"), [((0x5000, 0x9000), "ok"), ((0x4000, 0x9000), "geometry=overlap"), ((0x2000, 0x3000), "ok")])
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [((0x5000, 0x9000), "ok"), ((0x4000, 0x9000), "geometry=overlap"), ((0x2000, 0x3000), "ok")],
+)
 def test_the_halves_of_a_split_do_not_overlap(other: tuple[int, int], word: str) -> None:
     b = box()
     vma = b.vma(0x3000, 0x9000)
@@ -146,9 +177,15 @@ def test_the_anon_vma_that_a_moved_vma_lost(ways: tuple[str, str]) -> None:
     source, pointer = b.vma(0x1000, 0x3000, anon=root), b.take(8)
     b.put(pointer, source.at)
     for anon in (root, b.anon_vma(root), b.anon_vma(), 0):
-        with b.call("copy_vma", pointer, 0x9000, 0x2000, returned=b.vma(0x9000, 0xB000, anon=anon).at):
+        with b.call(
+            "copy_vma", pointer, 0x9000, 0x2000, returned=b.vma(0x9000, 0xB000, anon=anon).at
+        ):
             pass
-    assert b.seen() == {"copy_vma[anon follows]": 2, "copy_vma[anon follows=other]": 1, "copy_vma[anon follows=missing]": 1}
+    assert b.seen() == {
+        "copy_vma[anon follows]": 2,
+        "copy_vma[anon follows=other]": 1,
+        "copy_vma[anon follows=missing]": 1,
+    }
 
 
 def merged(b: Box, heir: Vma, *removed: Vma, anon: int = 0, returned: int = 0) -> str:
@@ -163,15 +200,23 @@ def merged(b: Box, heir: Vma, *removed: Vma, anon: int = 0, returned: int = 0) -
 
 def test_the_anon_vma_that_a_merge_lost() -> None:
     calls = "  unlink_anon_vmas()"
-    for anon, words in (("its own", "anon=imported moved ok follows"), ("none", "moved ok follows=missing")):
+    for anon, words in (
+        ("its own", "anon=imported moved ok follows"),
+        ("none", "moved ok follows=missing"),
+    ):
         b = box()
         gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
-        line = merged(b, b.vma(0x1000, 0x3000), gone, anon=gone.anon_vma if anon == "its own" else 0)
+        line = merged(
+            b, b.vma(0x1000, 0x3000), gone, anon=gone.anon_vma if anon == "its own" else 0
+        )
         assert line == f"__vma_adjust[{words}]{calls}"
     b = box()
     other = b.anon_vma()
     gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
-    assert merged(b, b.vma(0x1000, 0x3000, anon=other), gone, anon=other) == f"__vma_adjust[anon moved ok follows=other]{calls}"
+    assert (
+        merged(b, b.vma(0x1000, 0x3000, anon=other), gone, anon=other)
+        == f"__vma_adjust[anon moved ok follows=other]{calls}"
+    )
 
 
 def test_a_vma_that_has_no_anon_vma_has_no_pages_to_follow() -> None:
@@ -190,9 +235,16 @@ def test_what_has_nothing_to_do_is_no_window(ways: tuple[str, str]) -> None:
     b = box(ways)
     idle, wrong = b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)
     b.chain(wrong.at, to=b.take(64))
-    anon, file = b.vma(0x5000, 0x7000, anon=b.anon_vma()), b.vma(0x7000, 0x9000, mapping=b.mapping())
+    anon, file = (
+        b.vma(0x5000, 0x7000, anon=b.anon_vma()),
+        b.vma(0x7000, 0x9000, mapping=b.mapping()),
+    )
     for vma in (idle, wrong, anon, file):
-        for function, *args in (("unlink_anon_vmas", vma.at), ("unlink_file_vma", vma.at), ("anon_vma_fork", b.vma(0, 0x1000).at, vma.at)):
+        for function, *args in (
+            ("unlink_anon_vmas", vma.at),
+            ("unlink_file_vma", vma.at),
+            ("anon_vma_fork", b.vma(0, 0x1000).at, vma.at),
+        ):
             with b.call(function, *args):
                 pass
     assert b.seen() == {
@@ -295,7 +347,10 @@ def test_dup_mmap_is_cut_where_it_copies(ways: tuple[str, str]) -> None:
 def test_each_piece_of_dup_mmap_has_locks_of_its_own() -> None:
     b = box()
     child = b.take(256)
-    vmas = [b.vma(0x1000 * n, 0x1000 * n + 0x1000, anon=b.anon_vma(), mapping=b.mapping()) for n in (1, 2)]
+    vmas = [
+        b.vma(0x1000 * n, 0x1000 * n + 0x1000, anon=b.anon_vma(), mapping=b.mapping())
+        for n in (1, 2)
+    ]
     with b.call("dup_mmap", child, b.mm):
         for vma in vmas:
             b.touch("vm_area_dup", vma.at)

@@ -22,7 +22,11 @@ def visits(b: Box, name: str) -> tuple[int, int]:
 def test_a_walk_over_an_anon_vma(ways: tuple[str, str]) -> None:
     b = box(ways)
     anon = b.anon_vma()
-    folio, vma, lock = b.folio(anon | ANON, locked=True), b.vma(0x1000, 0x3000, anon=anon), b.anon_lock(anon)
+    folio, vma, lock = (
+        b.folio(anon | ANON, locked=True),
+        b.vma(0x1000, 0x3000, anon=anon),
+        b.anon_lock(anon),
+    )
     for times in (0, 1, 3):
         with b.call("rmap_walk_anon", folio, 0, 0):
             b.down(lock, write=False)
@@ -37,7 +41,9 @@ def test_a_walk_over_an_anon_vma(ways: tuple[str, str]) -> None:
     assert visits(b, "HIST_WALK_ANON") == (3, 4)
 
 
-@pytest.mark.parametrize(("held", "owner"), [("free", "-"), ("read", "r"), ("write", "w"), ("other", "x")])
+@pytest.mark.parametrize(
+    ("held", "owner"), [("free", "-"), ("read", "r"), ("write", "w"), ("other", "x")]
+)
 def test_the_lock_at_a_visit(held: str, owner: str) -> None:
     b = box()
     mapping = b.mapping()
@@ -53,12 +59,17 @@ def test_the_lock_at_a_visit(held: str, owner: str) -> None:
 def test_a_walk_that_visits_hugetlbfs() -> None:
     b = box()
     mapping = b.mapping()
-    folio, vma = b.folio(mapping, locked=True), b.vma(0x200000, 0x400000, mapping=mapping, flags=0x400000)
+    folio, vma = (
+        b.folio(mapping, locked=True),
+        b.vma(0x200000, 0x400000, mapping=mapping, flags=0x400000),
+    )
     with b.call("rmap_walk_file", folio, 0, 0):
         b.down(b.file_lock(mapping), write=False)
         b.touch("remove_migration_pte", folio, vma.at, 0x200000, 0)
         b.up(b.file_lock(mapping), write=False)
-    assert b.seen() == {"rmap_walk_file[file hugetlb folio:locked remove_migration]  i_mmap↓r visit(r) i_mmap↑r": 1}
+    assert b.seen() == {
+        "rmap_walk_file[file hugetlb folio:locked remove_migration]  i_mmap↓r visit(r) i_mmap↑r": 1
+    }
 
 
 def test_what_the_caller_says_is_one_byte() -> None:
@@ -121,4 +132,9 @@ def test_the_recorder_has_the_folio_and_no_stack() -> None:
     with b.call("rmap_walk_anon", folio, 0, 0):
         pass
     (flight,) = b.windows.flights()
-    assert (flight.row.folio, flight.row.stack, flight.row.anon, flight.row.mm) == (folio, -1, b.anon_lock(anon), 0)
+    assert (flight.row.folio, flight.row.stack, flight.row.anon, flight.row.mm) == (
+        folio,
+        -1,
+        b.anon_lock(anon),
+        0,
+    )

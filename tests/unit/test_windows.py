@@ -34,10 +34,17 @@ def test_a_window_with_its_locks_trees_and_commit(ways: tuple[str, str]) -> None
     b = box(ways)
     b.held(b.mmap_lock)
     grow(b, b.vma(0x1000, 0x3000, anon=b.anon_vma()), 0x4000)
-    assert b.seen() == {"__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w": 1}
+    assert b.seen() == {
+        "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w": 1
+    }
     assert b.windows.holds()["anon"].count == 1
     (flight,) = b.windows.flights()
-    assert (flight.window, flight.row.was_end, flight.row.vm_end, flight.row.tid) == ("__vma_adjust", 0x3000, 0x4000, 7)
+    assert (flight.window, flight.row.was_end, flight.row.vm_end, flight.row.tid) == (
+        "__vma_adjust",
+        0x3000,
+        0x4000,
+        7,
+    )
 
 
 @each_way
@@ -54,7 +61,9 @@ def test_what_is_not_locked_shows_at_every_step() -> None:
     b = box()
     b.held(b.mmap_lock)
     grow(b, b.vma(0x1000, 0x3000, anon=b.anon_vma()), 0x4000, locked=False)
-    assert b.seen() == {"__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)": 1}
+    assert b.seen() == {
+        "__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)": 1
+    }
 
 
 def test_the_root_has_the_lock() -> None:
@@ -115,7 +124,9 @@ def test_a_second_commit_after_another_step() -> None:
         b.down(b.anon_lock(vma.anon_vma))
         b.store(vma)
         b.store(b.vma(0x5000, 0x6000))
-    assert b.seen() == {"expand_downwards[anon ok]  commit(mmap:- anon:-) anon↓w commit(mmap:- anon:w) commit(mmap:-) → [anon:w]": 1}
+    assert b.seen() == {
+        "expand_downwards[anon ok]  commit(mmap:- anon:-) anon↓w commit(mmap:- anon:w) commit(mmap:-) → [anon:w]": 1
+    }
 
 
 def test_owner_states() -> None:
@@ -129,7 +140,12 @@ def test_owner_states() -> None:
     b.tree(vma, vma.anon_vma, enter=False)
     b.free(lock)
     b.tree(vma, vma.anon_vma, enter=False)
-    assert b.seen() == {"outside[]  anon-": 2, "outside[]  anon-(x)": 1, "outside[]  anon-(r)": 1, "outside[]  anon-(-)": 1}
+    assert b.seen() == {
+        "outside[]  anon-": 2,
+        "outside[]  anon-(x)": 1,
+        "outside[]  anon-(r)": 1,
+        "outside[]  anon-(-)": 1,
+    }
 
 
 def test_waiters_and_flags_are_no_readers() -> None:
@@ -160,7 +176,9 @@ def test_states_at_entry_and_return() -> None:
     with b.call("expand_downwards", vma.at, 0x1000, returned=ENOMEM):
         b.up(b.file_lock(vma.mapping))
         b.down(b.anon_lock(vma.anon_vma))
-    assert b.seen() == {"expand_downwards[file anon mmap:r i_mmap:w] -ENOMEM  i_mmap↑w anon↓w → [mmap:r anon:w]": 1}
+    assert b.seen() == {
+        "expand_downwards[file anon mmap:r i_mmap:w] -ENOMEM  i_mmap↑w anon↓w → [mmap:r anon:w]": 1
+    }
 
 
 def test_a_tree_that_nobody_can_reach_yet() -> None:
@@ -173,7 +191,11 @@ def test_a_tree_that_nobody_can_reach_yet() -> None:
     b.change(vma, anon_vma=0)
     b.set(anon, "anon_vma.rb_root.rb_root.rb_node", 0x1234)
     b.tree(vma, anon, enter=True)
-    assert b.seen() == {"outside[]  anon+(new)": 1, "outside[]  anon-(-)": 1, "outside[]  anon+(-)": 2}
+    assert b.seen() == {
+        "outside[]  anon+(new)": 1,
+        "outside[]  anon-(-)": 1,
+        "outside[]  anon+(-)": 2,
+    }
 
 
 def test_a_tree_step_outside_of_windows_tells_of_itself_once() -> None:
@@ -196,7 +218,12 @@ def test_a_new_protocol_tells_what_it_saw() -> None:
     grow(b, vma, 0x5000)
     (raw,) = b.native.events()
     _, seen = b.windows.sighting(raw)
-    assert (seen.was_start, seen.was_end, seen.vm_start, seen.vm_end) == (0x1000, 0x3000, 0x1000, 0x4000)
+    assert (seen.was_start, seen.was_end, seen.vm_start, seen.vm_end) == (
+        0x1000,
+        0x3000,
+        0x1000,
+        0x4000,
+    )
     assert (seen.anon, seen.i_mmap, seen.folio) == (b.anon_lock(anon), 0, 0)
 
 
@@ -208,15 +235,24 @@ def test_the_flight_recorder_keeps_the_last_windows() -> None:
         with b.call("expand_downwards", vma.at, 0x1000):
             b.tick(end)
     flights = b.windows.flights()
-    assert [flight.row.end_ns - flight.row.start_ns for flight in flights] == list(range(4, 12)), "8 rows on one CPU"
+    assert [flight.row.end_ns - flight.row.start_ns for flight in flights] == list(range(4, 12)), (
+        "8 rows on one CPU"
+    )
     assert {flight.row.protocol for flight in flights} == set(b.windows.born())
     recorded = b.windows.recorded
-    assert recorded({b.mm}).flights == recorded({vma.at, 0xBAD}).flights == recorded({0xBAD}, {7}).flights == flights
+    assert (
+        recorded({b.mm}).flights
+        == recorded({vma.at, 0xBAD}).flights
+        == recorded({0xBAD}, {7}).flights
+        == flights
+    )
     assert recorded({0xBAD}).flights == recorded(tids={8}).flights == []
     ends = [flight.row.end_ns for flight in flights]
     assert recorded(since_ns=ends[2], until_ns=ends[6]).flights == flights[2:7]
     assert recorded({b.mm}, until_ns=ends[6], last=2).flights == flights[5:7]
-    assert (recorded({0xBAD}).changes_ns, recorded().walks_ns) == (flights[0].row.end_ns, 0), "how far back it goes, whatever is asked for"
+    assert (recorded({0xBAD}).changes_ns, recorded().walks_ns) == (flights[0].row.end_ns, 0), (
+        "how far back it goes, whatever is asked for"
+    )
 
 
 def test_times_of_windows() -> None:

@@ -150,7 +150,12 @@ class TestEntriesOfOnePage:
         mm = world.new_mm()
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE))
         court = Court(world, patrol=False)
-        for addr, to in ((ADDR, ADDR + 2 * PAGE), (ADDR + PAGE, ADDR), (ADDR, ADDR + PAGE), (ADDR + PAGE, ADDR + 3 * PAGE)):
+        for addr, to in (
+            (ADDR, ADDR + 2 * PAGE),
+            (ADDR + PAGE, ADDR),
+            (ADDR, ADDR + PAGE),
+            (ADDR + PAGE, ADDR + 3 * PAGE),
+        ):
             world.move(mm, addr, to)
             court.hear()
             world.tick(6_000_000)
@@ -216,7 +221,11 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
     forked_in_between(world, skip=0)
     counters = world.books.counters()
     assert counters["FORKS_SEEN"] == 1
-    assert (counters["ENTRIES_BOOKED"], counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"]) == (1, 1, 2)
+    assert (
+        counters["ENTRIES_BOOKED"],
+        counters["ENTRIES_COPIED"],
+        counters["ENTRIES_REMOVED"],
+    ) == (1, 1, 2)
     assert judged(world).checks()["M1", Verdict.HOLDS] == 2
 
 
@@ -234,7 +243,9 @@ def test_the_patrol_finds_what_no_event_told_of() -> None:
     world.unmap_folio(migration, pfn)
     world.remap_folio(migration, pfn)
     world.end(migration)
-    world.put(world.slot(mm, ADDR), swap_entry(30, 44))  # as a freezing THP split would, without a tracepoint
+    world.put(
+        world.slot(mm, ADDR), swap_entry(30, 44)
+    )  # as a freezing THP split would, without a tracepoint
     mm.entries[ADDR] = 44
     mm.migrating.add(ADDR)
     assert not judged(world, patrol=False).proven()
@@ -265,7 +276,9 @@ def test_without_coverage_nobody_is_suspected() -> None:
     left_in(world)
     court.look_for_late()
     court.end()
-    assert not any(count for (invariant, _), count in court.checks().items() if invariant == "M4" and count)
+    assert not any(
+        count for (invariant, _), count in court.checks().items() if invariant == "M4" and count
+    )
     assert ("M1", Verdict.SUSPECT) not in court.checks()
 
 
@@ -380,7 +393,9 @@ def test_an_exiting_mm_is_listed_until_exit_mmap() -> None:
     assert mm.at not in {m.mm for m in world.oracle.mms()}
     world.become(mm.tgid)
     world.fire("sched_process_exit", task, 1)
-    assert [(m.comm, m.id) for m in world.oracle.mms() if m.mm == mm.at] == [("(exiting)", mm.number)]
+    assert [(m.comm, m.id) for m in world.oracle.mms() if m.mm == mm.at] == [
+        ("(exiting)", mm.number)
+    ]
     world.fire("exit_mmap", mm.at)
     assert mm.at not in {m.mm for m in world.oracle.mms()}
 
@@ -463,11 +478,15 @@ def test_a_sweep_that_runs_out_of_room_goes_on_in_smaller_pieces() -> None:
         for place in range(4):
             world.map_page(mm, ADDR + place * (1 << 30))
         if n == 7:
-            world.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+            world.native.maps["entry_types"].update(
+                bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0])
+            )
             world.put(world.slot(mm, ADDR + PAGE), swap_entry(30, 44))
     sweep = world.oracle.sweep(world.oracle.mms())
     assert sweep.complete
-    assert [(answer.mm.id, answer.addr) for answer in sweep.answers] == [(mms[7].number, ADDR + PAGE)]
+    assert [(answer.mm.id, answer.addr) for answer in sweep.answers] == [
+        (mms[7].number, ADDR + PAGE)
+    ]
 
 
 def test_an_mm_too_large_for_the_sweep_makes_it_incomplete() -> None:
@@ -496,7 +515,10 @@ MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/even
 
 def held(world: World) -> int:
     """How many mmap_locks the books say are held."""
-    states = [LAYOUTS.structs["lock_state"].unpack(raw) for _, raw in world.native.maps["lock_states"].items()]
+    states = [
+        LAYOUTS.structs["lock_state"].unpack(raw)
+        for _, raw in world.native.maps["lock_states"].items()
+    ]
     return sum(state.n for state in states)
 
 
@@ -517,7 +539,10 @@ class TestMmapLock:
         world.fire("mmap_lock_acquire_returned", mm.at, 1, 1)
         world.tick(1 << 25)
         world.unlock_mm(mm)
-        wait, hold = world.books.histograms()["HIST_MMAP_WAIT_WRITE"], world.books.histograms()["HIST_MMAP_HOLD_WRITE"]
+        wait, hold = (
+            world.books.histograms()["HIST_MMAP_WAIT_WRITE"],
+            world.books.histograms()["HIST_MMAP_HOLD_WRITE"],
+        )
         assert (wait.slots[0], wait.slots[21]) == (7, 1), "who waited counts for itself"
         assert hold.count == 7, "the first of two is timed, for seven"
         assert not world.books.histograms()["HIST_MMAP_HOLD_READ"].count
@@ -554,7 +579,10 @@ class TestMmapLock:
             world.lock_mm(mm)
             world.tick(1 << 25)
             world.unlock_mm(mm)
-        hold, wait = world.books.histograms()["HIST_MMAP_HOLD_WRITE"], world.books.histograms()["HIST_MMAP_WAIT_WRITE"]
+        hold, wait = (
+            world.books.histograms()["HIST_MMAP_HOLD_WRITE"],
+            world.books.histograms()["HIST_MMAP_WAIT_WRITE"],
+        )
         assert (hold.slots[26], hold.count, wait.slots[0]) == (70, 70, 70)
         assert hold.sum_ns / 70 == pytest.approx(1 << 25, rel=0.01)
 
@@ -600,7 +628,10 @@ class TestMmapLock:
         world._field("mm_struct.mm_users.counter", child.at, users, 4)
         for mm in (parent, child):
             world.lock_mm(mm)
-        (row,) = (LAYOUTS.structs["order_row"].unpack(raw) for _, raw in world.native.maps["lock_order"].items())
+        (row,) = (
+            LAYOUTS.structs["order_row"].unpack(raw)
+            for _, raw in world.native.maps["lock_order"].items()
+        )
         assert (row.stack >= 0) == stacks
 
     def test_reversed_nesting_is_told_with_both_sides(self) -> None:
@@ -631,14 +662,20 @@ class TestMmapLock:
         world.become(6)
         nests(world, two, one)
         court.hear()
-        assert (court.checks()["L2", Verdict.UNVERIFIABLE], court.checks()["L2", Verdict.SUSPECT]) == (1, 0)
+        assert (
+            court.checks()["L2", Verdict.UNVERIFIABLE],
+            court.checks()["L2", Verdict.SUSPECT],
+        ) == (1, 0)
         world.tick(30 * 10**9)
         court.tick()
         for tid, order in ((7, (two, three)), (8, (three, two))):
             world.become(tid)
             nests(world, *order)
         court.hear()
-        assert (court.checks()["L2", Verdict.UNVERIFIABLE], court.checks()["L2", Verdict.SUSPECT]) == (1, 1)
+        assert (
+            court.checks()["L2", Verdict.UNVERIFIABLE],
+            court.checks()["L2", Verdict.SUSPECT],
+        ) == (1, 1)
 
     def test_a_doubtful_first_nesting_is_made_good_by_the_last(self) -> None:
         """The order that a missed release made up is there for ever. Once it is really met, its reversal is a suspect."""
@@ -658,7 +695,10 @@ class TestMmapLock:
             world.become(tid)
             nests(world, *order)
         court.hear()
-        assert (court.checks()["L2", Verdict.UNVERIFIABLE], court.checks()["L2", Verdict.SUSPECT]) == (0, 1)
+        assert (
+            court.checks()["L2", Verdict.UNVERIFIABLE],
+            court.checks()["L2", Verdict.SUSPECT],
+        ) == (0, 1)
 
     def test_an_address_used_again_is_another_mm(self) -> None:
         """A forks B and dies; B's child gets A's address: no reversal, since ctx_id differs."""
@@ -697,7 +737,10 @@ class TestFindings:
         court = self.left(World(hooks=False))
         (violation,) = court.tally.violations.values()
         finding = violation.first
-        assert finding.signature == "M1 violated migrate_pages level=PTE reason=MR_COMPACTION mode=MIGRATE_SYNC"
+        assert (
+            finding.signature
+            == "M1 violated migrate_pages level=PTE reason=MR_COMPACTION mode=MIGRATE_SYNC"
+        )
         assert f"[1001] at {ADDR:#x}" in finding.summary
         (entry,) = finding.evidence["entries"]
         assert (entry["addr"], entry["locked"]) == (hex(ADDR), False)

@@ -9,7 +9,10 @@ from tests.vm.guest import GuestError, kernels, run
 
 def main(name: str, command: str, nodes: str = "1") -> int:
     if name not in kernels():
-        print(f"no kernel {name} in tests/vm/kernels.toml or bugs.toml; there is {', '.join(kernels())}", file=sys.stderr)
+        print(
+            f"no kernel {name} in tests/vm/kernels.toml or bugs.toml; there is {', '.join(kernels())}",
+            file=sys.stderr,
+        )
         return 2
     try:
         result = run(name, command, nodes=int(nodes), label="shell")

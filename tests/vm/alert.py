@@ -67,8 +67,17 @@ def meet(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any
         if shown and {*shown} - before == {*fired}:
             break
         time.sleep(0.2)
-    told = {name: logged[name] - first for name in shown if name in logged and logged[name] >= first}
-    return {"fault": fault, "struck": times, "logged": told, "shown": shown, "fired": fired, "already": sorted(before)}
+    told = {
+        name: logged[name] - first for name in shown if name in logged and logged[name] >= first
+    }
+    return {
+        "fault": fault,
+        "struck": times,
+        "logged": told,
+        "shown": shown,
+        "fired": fired,
+        "already": sorted(before),
+    }
 
 
 def pages() -> dict[str, float]:
@@ -82,7 +91,9 @@ def main(out: str, faults: list[str]) -> None:
     logged: dict[str, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen([RMAPD, "run", "--listen", AT, "--fidelity", "full"], stdout=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(
+            [RMAPD, "run", "--listen", AT, "--fidelity", "full"], stdout=subprocess.PIPE, text=True
+        ) as process,
     ):
         assert process.stdout
         Thread(target=listen, args=(process.stdout, logged), daemon=True).start()
@@ -90,18 +101,27 @@ def main(out: str, faults: list[str]) -> None:
             config = {
                 "rule_files": [str(RULES / "rules.yaml"), str(RULES / "alerts.yaml")],
                 "scrape_configs": [{"job_name": "rmapd", "static_configs": [{"targets": [AT]}]}],
-                "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
+                "global": {
+                    "scrape_interval": f"{SCRAPE_SECONDS}s",
+                    "evaluation_interval": f"{SCRAPE_SECONDS}s",
+                },
             }
             with prometheus.running(Path(folder), config, patience=600) as api:
                 until(ready, 900, "the gate is open")
-                until(lambda: api.query("rmapd_violations_total"), 8 * SCRAPE_SECONDS, "the page is scraped")
+                until(
+                    lambda: api.query("rmapd_violations_total"),
+                    8 * SCRAPE_SECONDS,
+                    "the page is scraped",
+                )
                 time.sleep(2 * SCRAPE_SECONDS)
                 quiet, gate = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
                 met = [meet(fault, api, logged) for fault in faults]
         finally:
             process.terminate()
             code = process.wait(300)
-    Path(out).write_text(json.dumps({"before": sorted(quiet), "gate": gate, "met": met, "exit": code}, indent=1))
+    Path(out).write_text(
+        json.dumps({"before": sorted(quiet), "gate": gate, "met": met, "exit": code}, indent=1)
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,18 @@ from tracer.layout import Books
 from tracer.program import program_ids
 from tracer.session import probes_folder, running_kernel
 
-LOAD = ["stress-ng", "--quiet", "--rmap", "1", "--fork", "1", "--timeout", "0", "--temp-path", "/tmp"]
+LOAD = [
+    "stress-ng",
+    "--quiet",
+    "--rmap",
+    "1",
+    "--fork",
+    "1",
+    "--timeout",
+    "0",
+    "--temp-path",
+    "/tmp",
+]
 TRACING, EXPEDITED = Path("/sys/kernel/tracing"), Path("/sys/kernel/rcu_expedited")
 ORDINARY_ROUNDS = 3
 
@@ -35,20 +46,36 @@ def main(out: str, times: int, how: str) -> None:
     kernel, include = running_kernel(), probes_folder() / "include"
     kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
     before, programs = hooked(), len(list(program_ids()))
-    kit = loader.Kit(kernel.types, Books.read(include / "books.h").constants, include, Maps().sizes(), kernel.release)
+    kit = loader.Kit(
+        kernel.types,
+        Books.read(include / "books.h").constants,
+        include,
+        Maps().sizes(),
+        kernel.release,
+    )
     with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=True) as loaded:
         print("the gate is open", flush=True)
         load = subprocess.Popen(LOAD)
         try:
             on = [hook for hook in loaded.hooks if hook.on]
-            pairs = [pair for hook in on for pair in zip(loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True)]
+            pairs = [
+                pair
+                for hook in on
+                for pair in zip(
+                    loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True
+                )
+            ]
             busiest, left, runs, seconds = hooked(), [], [], []
             loaded.detach()
             left.append(hooked() - before)
             for number in range(times):
                 EXPEDITED.write_text("1" if number >= ORDINARY_ROUNDS else "0")
                 start = time.monotonic()
-                links = [link for program, point in pairs if (link := program.attach(point.how, point.symbol))]
+                links = [
+                    link
+                    for program, point in pairs
+                    if (link := program.attach(point.how, point.symbol))
+                ]
                 for link in links:
                     link.close()
                 seconds.append(time.monotonic() - start)

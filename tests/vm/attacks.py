@@ -29,7 +29,14 @@ from tracer.verdict import Verdict
 LOAD = "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 --temp-path /tmp --timeout 0".split()
 KPROBES, FTRACE = Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled")
 CPU = Path("/sys/devices/system/cpu/cpu1/online")
-TINY = {"ledger_rows": 16, "frozen_rows": 1, "visit_rows": 2, "migration_rows": 1, "mm_rows": 1, "order_rows": 1}
+TINY = {
+    "ledger_rows": 16,
+    "frozen_rows": 1,
+    "visit_rows": 2,
+    "migration_rows": 1,
+    "mm_rows": 1,
+    "order_rows": 1,
+}
 TINY |= {"ring_pages": 1, "protocol_rows": 8, "hold_rows": 1, "flight_rows": 2}
 _LINK_DETACH = 34
 _DAY = 86400
@@ -45,16 +52,22 @@ def seen(session: Session) -> dict[str, Any]:
     """What an operator would see now."""
     snapshot = session.snapshot()
     bad = {
-        f"{name} {verdict} {count}" for (name, verdict), count in snapshot.checks.items() if verdict in ("violated", "suspect") and count
+        f"{name} {verdict} {count}"
+        for (name, verdict), count in snapshot.checks.items()
+        if verdict in ("violated", "suspect") and count
     }
     return {
         "detached": sorted(hook.hook.name for hook in snapshot.hooks if hook.state == "detached"),
         "full": sorted(name for name, (level, _) in snapshot.coverage.items() if level == "full"),
-        "reasons": sorted({reason for level, reason in snapshot.coverage.values() if "taken away" in reason}),
+        "reasons": sorted(
+            {reason for level, reason in snapshot.coverage.values() if "taken away" in reason}
+        ),
         "windows": sum(times.count for times in snapshot.window_times.values()),
         "checks": sum(snapshot.checks.values()),
         "unverifiable": snapshot.total(Verdict.UNVERIFIABLE),
-        "accused": sorted(bad | {violation.first.signature for violation in snapshot.violations.values()}),
+        "accused": sorted(
+            bad | {violation.first.signature for violation in snapshot.violations.values()}
+        ),
         "lost": snapshot.lost,
     }
 
@@ -106,7 +119,13 @@ def clock(session: Session) -> dict[str, Any]:
 
 
 def killed() -> int:
-    return int(next(line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("oom_kill ")))
+    return int(
+        next(
+            line.split()[1]
+            for line in Path("/proc/vmstat").read_text().splitlines()
+            if line.startswith("oom_kill ")
+        )
+    )
 
 
 def hog() -> None:
@@ -115,7 +134,11 @@ def hog() -> None:
     kept = []
     with contextlib.suppress(MemoryError):
         while True:
-            kept.append(mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
+            kept.append(
+                mmap.mmap(
+                    -1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+                )
+            )
 
 
 def out_of_memory(session: Session) -> dict[str, Any]:
@@ -170,7 +193,9 @@ def under_load(session: Session) -> Iterator[None]:
 def main(out: str) -> None:
     kernel = running_kernel()
     kernel.__dict__.update(preempts=True, kprobe_refused="")
-    config = msgspec.structs.replace(Config(), welcome_seconds=120.0, lock_file="/tmp/rmapd-attacks.lock")
+    config = msgspec.structs.replace(
+        Config(), welcome_seconds=120.0, lock_file="/tmp/rmapd-attacks.lock"
+    )
     found: dict[str, Any] = {}
 
     def attempt(session: Session, attacks: dict[str, Callable[[Session], dict[str, Any]]]) -> None:
@@ -186,7 +211,9 @@ def main(out: str) -> None:
         with under_load(session):
             attempt(session, ATTACKS)
         found["after"] = seen(session)
-    tiny = msgspec.structs.replace(config.maps, **{name: rows for name, rows in TINY.items() if hasattr(config.maps, name)})
+    tiny = msgspec.structs.replace(
+        config.maps, **{name: rows for name, rows in TINY.items() if hasattr(config.maps, name)}
+    )
     with Session(msgspec.structs.replace(config, maps=tiny), kernel) as session:
         with under_load(session):
             stepping(session, 20)

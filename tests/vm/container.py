@@ -49,11 +49,36 @@ def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 900
         shutil.copy(file, folder)
     (folder / "command.sh").write_text(f"cd $OUT\n{command}\n")
     with tempfile.TemporaryDirectory() as place, (folder / "console").open("wb") as console:
-        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts", "--cgroup", "bash", "-c", _BOOT, "boot"]
+        unshare = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+            "bash",
+            "-c",
+            _BOOT,
+            "boot",
+        ]
         try:
-            subprocess.run([*unshare, place, str(base), str(folder)], stdout=console, stderr=console, check=False, timeout=timeout)
+            subprocess.run(
+                [*unshare, place, str(base), str(folder)],
+                stdout=console,
+                stderr=console,
+                check=False,
+                timeout=timeout,
+            )
         except subprocess.TimeoutExpired as error:
-            raise GuestError(f"systemd did not end within {timeout:.0f} s, logs: {folder}") from error
+            raise GuestError(
+                f"systemd did not end within {timeout:.0f} s, logs: {folder}"
+            ) from error
     if not (folder / "code").exists():
-        raise GuestError(f"it ended before its command did: {(folder / 'console').read_text(errors='replace')[-2000:]}\nlogs: {folder}")
-    return Result(int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder)
+        raise GuestError(
+            f"it ended before its command did: {(folder / 'console').read_text(errors='replace')[-2000:]}\nlogs: {folder}"
+        )
+    return Result(
+        int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder
+    )

@@ -19,9 +19,14 @@ _DEFAULTS = ["--rounds", "5", "--scale", "0.03"]
 
 def main(name: str, arguments: list[str], memory: str = "4G") -> int:
     if name not in ladder():
-        print(f"no kernel {name} in tests/vm/kernels.toml; there is {', '.join(ladder())}", file=sys.stderr)
+        print(
+            f"no kernel {name} in tests/vm/kernels.toml; there is {', '.join(ladder())}",
+            file=sys.stderr,
+        )
         return 2
-    command = f"python -u -m tests.bench --out $OUT/cost.json {shlex.join([*_DEFAULTS, *arguments])}"
+    command = (
+        f"python -u -m tests.bench --out $OUT/cost.json {shlex.join([*_DEFAULTS, *arguments])}"
+    )
     try:
         result = run(name, command, label="cost", memory=memory, append=TSC, timeout=_SECONDS)
     except GuestError as error:

@@ -28,7 +28,9 @@ _FLIGHTS = 16384
 def main(out: str, count: str, how: str) -> None:
     kernel = running_kernel()
     kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
-    config = msgspec.structs.replace(Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock")
+    config = msgspec.structs.replace(
+        Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock"
+    )
     started = time.monotonic()
     with Session(config, kernel) as session:
         gate_seconds = time.monotonic() - started
@@ -37,7 +39,10 @@ def main(out: str, count: str, how: str) -> None:
         session.stop()
         found = _count(session, workload.pid, begin, end)
         snapshot = session.snapshot()
-    statistics = {name: {"runs": s.runs, "microseconds": 1e6 * s.seconds / max(s.runs, 1)} for name, s in snapshot.statistics.items()}
+    statistics = {
+        name: {"runs": s.runs, "microseconds": 1e6 * s.seconds / max(s.runs, 1)}
+        for name, s in snapshot.statistics.items()
+    }
     found |= {
         "kernel": kernel.release,
         "gate_seconds": round(gate_seconds, 1),
@@ -45,7 +50,10 @@ def main(out: str, count: str, how: str) -> None:
         "lost": snapshot.lost,
         "checks": {f"{name} {verdict}": n for (name, verdict), n in snapshot.checks.items() if n},
         "violations": [v.first.signature for v in snapshot.violations.values()],
-        "hooks": {h.hook.name: {"state": h.state, "how": h.how, "reason": h.reason} for h in snapshot.hooks},
+        "hooks": {
+            h.hook.name: {"state": h.state, "how": h.how, "reason": h.reason}
+            for h in snapshot.hooks
+        },
         "attached": sum(h.on for h in snapshot.hooks),
         "coverage": {name: [level, reason] for name, (level, reason) in snapshot.coverage.items()},
         "statistics": statistics,
@@ -56,7 +64,9 @@ def main(out: str, count: str, how: str) -> None:
 
 def _run(session: Session, count: str) -> tuple[subprocess.Popen[str], int, int]:
     """The workload between its two stops; (process, when it went on, when it was done) on the clock of bpf_ktime_get_ns()."""
-    workload = subprocess.Popen([sys.executable, str(WORKLOAD), "--wait", count], stdout=subprocess.PIPE, text=True)
+    workload = subprocess.Popen(
+        [sys.executable, str(WORKLOAD), "--wait", count], stdout=subprocess.PIPE, text=True
+    )
     _stopped(session, workload.pid)
     begin = time.monotonic_ns()
     os.kill(workload.pid, signal.SIGCONT)
@@ -81,17 +91,27 @@ def _stopped(session: Session, pid: int) -> None:
 def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
     """windows and protocols of the process itself; and whether the table and the recorder, two books, agree on all windows there were."""
     flights, born = session.windows.flights(), session.windows.born()
-    own = [flight for flight in flights if flight.row.tgid == pid and begin <= flight.row.start_ns <= end]
+    own = [
+        flight
+        for flight in flights
+        if flight.row.tgid == pid and begin <= flight.row.start_ns <= end
+    ]
     every = {(flight.window, flight.row.tid, flight.row.start_ns) for flight in flights}
     recorded = Counter(window for window, _, _ in every if window != "outside")
     table = {name: times.count for name, times in session.windows.times().items() if times.count}
-    protocols = Counter(text(session.docket.encoding.decode(born[flight.row.protocol])) for flight in own)
+    protocols = Counter(
+        text(session.docket.encoding.decode(born[flight.row.protocol])) for flight in own
+    )
     return {
-        "windows": Counter(window for window, _, _ in {(f.window, f.row.tid, f.row.start_ns) for f in own}),
+        "windows": Counter(
+            window for window, _, _ in {(f.window, f.row.tid, f.row.start_ns) for f in own}
+        ),
         "protocols": protocols,
         "table": table,
         "recorded": recorded,
-        "all_protocols": {text(ruled.protocol): ruled.windows for ruled in session.docket.rulings.protocols()},
+        "all_protocols": {
+            text(ruled.protocol): ruled.windows for ruled in session.docket.rulings.protocols()
+        },
     }
 
 

@@ -41,7 +41,14 @@ def disk() -> Path:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     sources = [str(path) for path in Path("/etc/apt/sources.list.d").glob("debian*.sources")]
-    made = ["mmdebstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", SUITE, str(new / "root.tar"), *sources]
+    made = [
+        "mmdebstrap",
+        "--variant=minbase",
+        f"--include={','.join(_PACKAGES)}",
+        SUITE,
+        str(new / "root.tar"),
+        *sources,
+    ]
     subprocess.run(made, check=True, capture_output=True)
     root = new / "root"
     root.mkdir()
@@ -72,7 +79,19 @@ def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 540
     for file in files:
         shutil.copy(file, folder)
     (folder / "command.sh").write_text(f"cd $OUT\n{command}\n")
-    qemu = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G", "-nodefaults", "-no-reboot"]
+    qemu = [
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "3G",
+        "-nodefaults",
+        "-no-reboot",
+    ]
     qemu += [
         "-display",
         "none",
@@ -83,20 +102,43 @@ def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 540
         "-initrd",
         str(HOME / "initrd.img"),
     ]
-    qemu += ["-append", "root=/dev/vda rw console=ttyS0", "-drive", f"file={base},if=virtio,format=raw,snapshot=on"]
-    qemu += ["-fsdev", f"local,id=shared,path={folder},security_model=none", "-device", "virtio-9p-pci,fsdev=shared,mount_tag=shared"]
-    qemu += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng"]
+    qemu += [
+        "-append",
+        "root=/dev/vda rw console=ttyS0",
+        "-drive",
+        f"file={base},if=virtio,format=raw,snapshot=on",
+    ]
+    qemu += [
+        "-fsdev",
+        f"local,id=shared,path={folder},security_model=none",
+        "-device",
+        "virtio-9p-pci,fsdev=shared,mount_tag=shared",
+    ]
+    qemu += [
+        "-object",
+        "rng-random,id=rng,filename=/dev/urandom",
+        "-device",
+        "virtio-rng-pci,rng=rng",
+    ]
     try:
         subprocess.run(qemu, stdin=subprocess.DEVNULL, check=True, timeout=timeout)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
         raise GuestError(f"{error}\n{_tail(folder)}") from error
     if not (folder / "code").exists():
         raise GuestError(f"the guest ended before its command did\n{_tail(folder)}")
-    return Result(int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder)
+    return Result(
+        int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder
+    )
 
 
 def _tail(folder: Path) -> str:
     files = [folder / name for name in ("console", "output") if (folder / name).exists()]
     return "\n".join(
-        [*(f"--- {file}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-40:]) for file in files), f"logs: {folder}"]
+        [
+            *(
+                f"--- {file}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-40:])
+                for file in files
+            ),
+            f"logs: {folder}",
+        ]
     )

@@ -26,37 +26,74 @@ def holds(session: Session) -> Counter[str]:
     """What was counted as fine, by invariant; and all windows."""
     session.judge.count_protocols()
     checks = session.judge.tally.checks
-    return Counter({name: checks[name, Verdict.HOLDS] for name in ("L1", "L3", "L4", "L5")} | {"windows": session.docket.rulings.windows})
+    return Counter(
+        {name: checks[name, Verdict.HOLDS] for name in ("L1", "L3", "L4", "L5")}
+        | {"windows": session.docket.rulings.windows}
+    )
 
 
 def main(out: str, rounds: int) -> None:
     before, found = hooked(), list[dict[str, Any]]()
     EXPEDITED.write_text("1")
     kernel = running_kernel()
-    kernel.__dict__.update(preempts=True, kprobe_refused="")  # by kprobes: under load a trampoline each takes a guest half an hour
+    kernel.__dict__.update(
+        preempts=True, kprobe_refused=""
+    )  # by kprobes: under load a trampoline each takes a guest half an hour
     with Session(Config(), kernel) as session:
-        session.loaded.keep({hook.stem for hook in session.loaded.hooks})  # it attaches with its few capabilities, as in the daemon
+        session.loaded.keep(
+            {hook.stem for hook in session.loaded.hooks}
+        )  # it attaches with its few capabilities, as in the daemon
         print("the gate is open", flush=True)
         load = subprocess.Popen(LOAD)
         try:
             for level in LEVELS[-1:] + LEVELS * rounds:
                 start, fidelity = time.monotonic(), session._fidelity
                 refused = fidelity.change(level, "a test", session.judge.count_protocols)
-                took, counted, end = time.monotonic() - start, holds(session), time.monotonic() + SECONDS
+                took, counted, end = (
+                    time.monotonic() - start,
+                    holds(session),
+                    time.monotonic() + SECONDS,
+                )
                 while time.monotonic() < end:
                     session.step(0.2)
-                row = {"level": level, "seconds": took, "refused": refused, "hooked": hooked() - before, "held": holds(session) - counted}
-                found.append(row | {"coverage": {name: level.value for name, (level, _) in session.coverage.items()}})
-                print({name: value for name, value in found[-1].items() if name != "coverage"}, flush=True)
+                row = {
+                    "level": level,
+                    "seconds": took,
+                    "refused": refused,
+                    "hooked": hooked() - before,
+                    "held": holds(session) - counted,
+                }
+                found.append(
+                    row
+                    | {
+                        "coverage": {
+                            name: level.value for name, (level, _) in session.coverage.items()
+                        }
+                    }
+                )
+                print(
+                    {name: value for name, value in found[-1].items() if name != "coverage"},
+                    flush=True,
+                )
         finally:
             load.terminate()
             load.wait()
         session.stop()
         snapshot = session.snapshot()
-    wrong = {f"{name} {verdict}": count for (name, verdict), count in snapshot.checks.items() if verdict is not Verdict.HOLDS and count}
+    wrong = {
+        f"{name} {verdict}": count
+        for (name, verdict), count in snapshot.checks.items()
+        if verdict is not Verdict.HOLDS and count
+    }
     summaries = [violation.first.summary for violation in snapshot.violations.values()]
     print(wrong, snapshot.lost, flush=True)
-    text = {"kernel": snapshot.kernel, "rounds": found, "wrong": wrong, "violations": summaries, "lost": snapshot.lost}
+    text = {
+        "kernel": snapshot.kernel,
+        "rounds": found,
+        "wrong": wrong,
+        "violations": summaries,
+        "lost": snapshot.lost,
+    }
     Path(out).write_text(json.dumps(text, indent=1))
 
 

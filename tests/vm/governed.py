@@ -17,25 +17,49 @@ from tests.vm.alert import AT, ready
 from tracer.session import probes_folder
 
 PACE = {"look": 1, "over": 5, "under": 5, "rest": 10}
-SETTINGS = ["env", "RMAPD_BUDGET=0.005", "RMAPD_SAMPLED_WINDOWS=5", sys.executable, "-m", "tests.support.altered", str(probes_folder())]
+SETTINGS = [
+    "env",
+    "RMAPD_BUDGET=0.005",
+    "RMAPD_SAMPLED_WINDOWS=5",
+    sys.executable,
+    "-m",
+    "tests.support.altered",
+    str(probes_folder()),
+]
 STORM = "while :; do python -m tests.workloads.vma 1000 expand split_merge; done"
 STORM_SECONDS, PATIENCE_SECONDS = 90, 600
 
 
 def look() -> dict[str, float]:
     """What the page has of the daemon's level and coverage now, and of what it found."""
-    rows = [line.rpartition(" ") for line in fetch(f"http://{AT}/metrics")[1].splitlines() if line.startswith("rmapd_")]
+    rows = [
+        line.rpartition(" ")
+        for line in fetch(f"http://{AT}/metrics")[1].splitlines()
+        if line.startswith("rmapd_")
+    ]
     return {name: float(value) for name, _, value in rows}
 
 
 def seen() -> dict[str, Any]:
     page = look()
-    (level,) = [name.split('"')[1] for name, value in page.items() if name.startswith("rmapd_fidelity{") and value]
-    covered = {name.split('"')[1]: value for name, value in page.items() if name.startswith("rmapd_invariant_coverage{")}
+    (level,) = [
+        name.split('"')[1]
+        for name, value in page.items()
+        if name.startswith("rmapd_fidelity{") and value
+    ]
+    covered = {
+        name.split('"')[1]: value
+        for name, value in page.items()
+        if name.startswith("rmapd_invariant_coverage{")
+    }
     checks = {name: value for name, value in page.items() if name.startswith("rmapd_checks_total{")}
     wrong = sum(value for name, value in checks.items() if "violated" in name or "suspect" in name)
     windows = sum(value for name, value in page.items() if name.startswith("rmapd_windows_total{"))
-    counts = {"wrong": wrong, "windows": windows, "unsampled": page["rmapd_windows_unsampled_total"]}
+    counts = {
+        "wrong": wrong,
+        "windows": windows,
+        "unsampled": page["rmapd_windows_unsampled_total"],
+    }
     return {"at": time.monotonic(), "level": level, "covered": covered} | counts
 
 
@@ -46,7 +70,9 @@ def main(out: str) -> None:
         try:
             until(ready, PATIENCE_SECONDS, "the gate is open")
             found.append(seen())
-            with subprocess.Popen(["sh", "-c", STORM], stdout=subprocess.DEVNULL, start_new_session=True) as storm:
+            with subprocess.Popen(
+                ["sh", "-c", STORM], stdout=subprocess.DEVNULL, start_new_session=True
+            ) as storm:
                 end = time.monotonic() + STORM_SECONDS
                 while time.monotonic() < end:
                     time.sleep(1)

@@ -24,7 +24,9 @@ CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernel
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
 TSC = "tsc=reliable clocksource=tsc"
 """For the kernel's command line: the clock of real machines, instead of an emulated HPET (docs/KERNELS.md)."""
-_BAD = re.compile(r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic|WARNING: CPU")
+_BAD = re.compile(
+    r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic|WARNING: CPU"
+)
 _PART = re.compile(r"Depends: (linux-(?:image|binary|modules|base)-\S+)")
 _START = "rmapd-vm: the command starts here"  # what the emulated machine complained about before is not ours
 
@@ -73,14 +75,29 @@ def apt(suite: str, state: Path) -> list[str]:
     """apt options that see the machine's own mirror, in another suite where one is named, without touching the machine's lists."""
     if not suite:
         return []
-    sources = "".join(path.read_text() + "\n\n" for path in Path("/etc/apt/sources.list.d").glob("*.sources"))
-    own = next((part for part in re.split(r"\n\s*\n", sources) if re.search(r"^Suites: *\S*$|^Suites: .*-updates", part, re.M)), "")
+    sources = "".join(
+        path.read_text() + "\n\n" for path in Path("/etc/apt/sources.list.d").glob("*.sources")
+    )
+    own = next(
+        (
+            part
+            for part in re.split(r"\n\s*\n", sources)
+            if re.search(r"^Suites: *\S*$|^Suites: .*-updates", part, re.M)
+        ),
+        "",
+    )
     if not own:
         raise GuestError("no deb822 source in /etc/apt/sources.list.d to derive the suite from")
     state.mkdir(parents=True, exist_ok=True)
     (state / "lists/partial").mkdir(parents=True, exist_ok=True)
-    (state / "vm.sources").write_text(re.sub(r"^Suites:.*$", f"Suites: {suite}", own, flags=re.M) + "\n")
-    options = {"Dir::Etc::sourcelist": state / "vm.sources", "Dir::Etc::sourceparts": "-", "Dir::State::lists": state / "lists"}
+    (state / "vm.sources").write_text(
+        re.sub(r"^Suites:.*$", f"Suites: {suite}", own, flags=re.M) + "\n"
+    )
+    options = {
+        "Dir::Etc::sourcelist": state / "vm.sources",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::State::lists": state / "lists",
+    }
     flags = [f"-o{key}={value}" for key, value in options.items()]
     subprocess.run(["apt-get", *flags, "-q", "update"], check=True, capture_output=True)
     return flags
@@ -90,7 +107,9 @@ def _packages(package: str, flags: list[str]) -> list[str]:
     """The package and what it depends on of the same kernel: from 6.19 on kernel and modules come in packages of their own."""
     wanted = [package]
     for one in wanted:
-        listed = subprocess.run(["apt-cache", *flags, "depends", one], check=True, capture_output=True, text=True).stdout
+        listed = subprocess.run(
+            ["apt-cache", *flags, "depends", one], check=True, capture_output=True, text=True
+        ).stdout
         wanted += [found for found in _PART.findall(listed) if found not in wanted]
     return wanted
 
@@ -106,7 +125,12 @@ def image(name: str) -> Path:
     unpacked = CACHE / f"{name}.new"
     shutil.rmtree(unpacked, ignore_errors=True)
     (unpacked / "boot").mkdir(parents=True)
-    subprocess.run(["apt-get", *flags, "-q", "download", *_packages(entry.package, flags)], check=True, capture_output=True, cwd=unpacked)
+    subprocess.run(
+        ["apt-get", *flags, "-q", "download", *_packages(entry.package, flags)],
+        check=True,
+        capture_output=True,
+        cwd=unpacked,
+    )
     for archive in unpacked.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
         archive.unlink()
@@ -146,13 +170,27 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     environment = f"export OUT={folder} PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={ROOT} PATH={ROOT}/.venv/bin:$PATH"
-    body = (
-        f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
-    )
+    body = f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
     (folder / "command.sh").write_text(body)
     tools = str(Path(sys.executable).parent)
-    vng = [f"{tools}/vng", "--disable-kvm", "--verbose", "--run", str(image(name)), "--cpus", str(cpus)]
-    vng += ["--memory", memory, "--force-9p", "--rwdir", str(folder), "--exec", f"sh {shlex.quote(str(folder / 'command.sh'))}"]
+    vng = [
+        f"{tools}/vng",
+        "--disable-kvm",
+        "--verbose",
+        "--run",
+        str(image(name)),
+        "--cpus",
+        str(cpus),
+    ]
+    vng += [
+        "--memory",
+        memory,
+        "--force-9p",
+        "--rwdir",
+        str(folder),
+        "--exec",
+        f"sh {shlex.quote(str(folder / 'command.sh'))}",
+    ]
     if one_thread:
         vng += ["--qemu-opts=-accel tcg,thread=single"]
     if append:
@@ -163,29 +201,48 @@ def run(
     with open(folder / "console", "wb") as console:
         path = {"PATH": f"{tools}:{os.environ['PATH']}"}
         boot = subprocess.Popen(
-            vng, stdin=subprocess.DEVNULL, stdout=console, stderr=console, cwd=ROOT, env=os.environ | path, start_new_session=True
+            vng,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            cwd=ROOT,
+            env=os.environ | path,
+            start_new_session=True,
         )
         try:
             boot.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            raise GuestError(f"kernel {name} did not end within {timeout:.0f} s\n{_tail(folder)}") from error
+            raise GuestError(
+                f"kernel {name} did not end within {timeout:.0f} s\n{_tail(folder)}"
+            ) from error
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(boot.pid, signal.SIGKILL)  # vng starts qemu by way of others, which do not take it along
+                os.killpg(
+                    boot.pid, signal.SIGKILL
+                )  # vng starts qemu by way of others, which do not take it along
             boot.wait()
     if not (folder / "code").exists() or not (folder / "code").read_text().strip():
         raise GuestError(f"kernel {name} died\n{_tail(folder)}")
-    dmesg = (folder / "dmesg").read_text(errors="replace").partition(_START)[2] if (folder / "dmesg").exists() else ""
+    dmesg = (
+        (folder / "dmesg").read_text(errors="replace").partition(_START)[2]
+        if (folder / "dmesg").exists()
+        else ""
+    )
     if not expect_bug and (bad := [line for line in dmesg.splitlines() if _BAD.search(line)]):
         raise GuestError(f"kernel {name} complained:\n" + "\n".join(bad) + f"\nlogs: {folder}")
-    return Result(int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder)
+    return Result(
+        int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder
+    )
 
 
 def _tail(folder: Path) -> str:
     parts = []
     for file in ("console", "output"):
         if (folder / file).exists():
-            parts.append(f"--- {file}\n" + "\n".join((folder / file).read_text(errors="replace").splitlines()[-40:]))
+            parts.append(
+                f"--- {file}\n"
+                + "\n".join((folder / file).read_text(errors="replace").splitlines()[-40:])
+            )
     return "\n".join([*parts, f"logs: {folder}"])
 
 

@@ -22,12 +22,24 @@ from tracer.config import Config
 from tracer.kernel import Kernel
 from tracer.session import Session, running_kernel
 
-CANDIDATES = [set[Cap](), {Cap.BPF}, {Cap.PERFMON}, {Cap.SYSLOG}, {Cap.SYS_ADMIN}, {Cap.BPF, Cap.PERFMON}, set(Cap.probe_supported())]
+CANDIDATES = [
+    set[Cap](),
+    {Cap.BPF},
+    {Cap.PERFMON},
+    {Cap.SYSLOG},
+    {Cap.SYS_ADMIN},
+    {Cap.BPF, Cap.PERFMON},
+    set(Cap.probe_supported()),
+]
 
 
 def asked(session: Session) -> dict[str, Callable[[], object]]:
     """Each gives something true, or raises."""
-    table, programs, oracle = session.loaded.maps["params"], session.loaded.programs, session.desk.oracle
+    table, programs, oracle = (
+        session.loaded.maps["params"],
+        session.loaded.programs,
+        session.desk.oracle,
+    )
     iterator, some = session.loaded.iterator("tasks"), programs["calibrate"][0]
     page = mmap.mmap(-1, mmap.PAGESIZE)
     assert oracle
@@ -37,19 +49,32 @@ def asked(session: Session) -> dict[str, Callable[[], object]]:
     return {
         "attached: look a map up": lambda: table.lookup(bytes(4)),
         "attached: write a map": lambda: _rewritten(table),
-        "attached: read a map in batches": lambda: list(session.loaded.maps["ledger"].items()) or True,
-        "attached: delete from a map": lambda: session.loaded.maps["ledger"].delete(bytes(session.loaded.maps["ledger"].key_size)) or True,
+        "attached: read a map in batches": lambda: (
+            list(session.loaded.maps["ledger"].items()) or True
+        ),
+        "attached: delete from a map": lambda: (
+            session.loaded.maps["ledger"].delete(bytes(session.loaded.maps["ledger"].key_size))
+            or True
+        ),
         "attached: read the event ring": lambda: list(session._ring.read()) or True,
-        "attached: run the oracle (BPF_PROG_TEST_RUN)": lambda: oracle.ask([(mm, 0) for mm in first]),
+        "attached: run the oracle (BPF_PROG_TEST_RUN)": lambda: oracle.ask(
+            [(mm, 0) for mm in first]
+        ),
         "attached: search page tables (BPF_PROG_TEST_RUN)": lambda: oracle.sweep(first).tables,
         "attached: list all mms (BPF_ITER_CREATE)": lambda: len(iterator.read()),
         "attached: a program's runs (BPF_OBJ_GET_INFO_BY_FD)": lambda: some.statistics().runs,
         "attached: read the kept /proc/kallsyms": session.kernel.shows_addresses,
-        "before: open /proc/kallsyms with addresses": lambda: Kernel(session.kernel.release, session.kernel.types).shows_addresses(),
+        "before: open /proc/kallsyms with addresses": lambda: Kernel(
+            session.kernel.release, session.kernel.types
+        ).shows_addresses(),
         "before: our own pagemap's pfns": lambda: _own_pfn(page),
         "before: statistics on (BPF_ENABLE_STATS)": lambda: program.enable_statistics() > 0,
-        "before: load a program": lambda: program.load_program("needs", "raw_tp", struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)),
-        "before: attach a raw tracepoint": lambda: programs["set_migration_pte"][0].attach_raw_tracepoint("set_migration_pte"),
+        "before: load a program": lambda: program.load_program(
+            "needs", "raw_tp", struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+        ),
+        "before: attach a raw tracepoint": lambda: programs["set_migration_pte"][
+            0
+        ].attach_raw_tracepoint("set_migration_pte"),
         "before: attach a kprobe": lambda: session.kernel.kprobe_refused or _attach_kprobe(session),
         "before: the iterator's link (BPF_LINK_CREATE)": programs["tasks"][0].attach_iterator,
         "tests: ids of programs (BPF_PROG_GET_NEXT_ID)": lambda: list(program.program_ids()),
@@ -69,8 +94,20 @@ def _own_pfn(page: mmap.mmap) -> int:
 
 
 def _attach_kprobe(session: Session) -> object:
-    loaded = next((p for h in session.loaded.hooks if h.how == "kprobe" and h.on for p in session.loaded.programs[h.hook.name]), None)
-    return loaded.attach_kprobe("do_brk_flags", at_return=False) if loaded else "no program is attached by kprobe here"
+    loaded = next(
+        (
+            p
+            for h in session.loaded.hooks
+            if h.how == "kprobe" and h.on
+            for p in session.loaded.programs[h.hook.name]
+        ),
+        None,
+    )
+    return (
+        loaded.attach_kprobe("do_brk_flags", at_return=False)
+        if loaded
+        else "no program is attached by kprobe here"
+    )
 
 
 def _allowed(ask: Callable[[], object], caps: set[Cap]) -> bool:
@@ -100,12 +137,16 @@ def main(out: str = "") -> None:
     with Session(config, running_kernel()) as session:
         for what, ask in asked(session).items():
             enough = [caps for caps in CANDIDATES if _allowed(ask, caps)]
-            found[what] = [_name(caps) for caps in enough if not any(less < caps for less in enough)]
+            found[what] = [
+                _name(caps) for caps in enough if not any(less < caps for less in enough)
+            ]
     print(os.uname().release, sysctls)
     for what, enough_names in found.items():
         print(f"  {what:52} {' or '.join(enough_names) or 'refused to all'}")
     if out:
-        Path(out).write_text(json.dumps({"kernel": os.uname().release, "sysctls": sysctls, "needs": found}, indent=1))
+        Path(out).write_text(
+            json.dumps({"kernel": os.uname().release, "sysctls": sysctls, "needs": found}, indent=1)
+        )
 
 
 if __name__ == "__main__":

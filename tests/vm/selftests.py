@@ -48,13 +48,26 @@ def _unpacked(package: str, suite: str, state: Path, folder: Path) -> Path:
     """What the tests need of the source."""
     tree = folder / "source"
     tree.mkdir()
-    subprocess.run(["apt-get", *apt(suite, state), "-q", "download", package], check=True, capture_output=True, cwd=tree)
+    subprocess.run(
+        ["apt-get", *apt(suite, state), "-q", "download", package],
+        check=True,
+        capture_output=True,
+        cwd=tree,
+    )
     (archive,) = tree.glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", str(archive), "deb"], check=True, cwd=tree)
     archive.unlink()
     (packed,) = tree.glob("deb/usr/src/*.tar.xz")
     wanted = [f"{package}/{one}" for one in _WANTED]
-    unpack = ["tar", "-xf", str(packed), "--strip-components=1", "--wildcards", "--no-wildcards-match-slash", *wanted]
+    unpack = [
+        "tar",
+        "-xf",
+        str(packed),
+        "--strip-components=1",
+        "--wildcards",
+        "--no-wildcards-match-slash",
+        *wanted,
+    ]
     subprocess.run(unpack, check=True, cwd=tree)
     shutil.rmtree(tree / "deb")
     return tree
@@ -62,13 +75,28 @@ def _unpacked(package: str, suite: str, state: Path, folder: Path) -> Path:
 
 def _build(tree: Path, out: Path) -> None:
     subprocess.run(["make", "-s", "headers"], check=True, capture_output=True, cwd=tree)
-    tests = next(folder for name in ("mm", "vm") if (folder := tree / "tools/testing/selftests" / name).exists())
+    tests = next(
+        folder
+        for name in ("mm", "vm")
+        if (folder := tree / "tools/testing/selftests" / name).exists()
+    )
     there = [str(out / name) for name in PROGRAMS if (tests / f"{name}.c").exists()]
-    command = ["make", "-s", "-k", "-C", str(tests), f"OUTPUT={out}", f"KHDR_INCLUDES=-isystem {tree}/usr/include", *there]
+    command = [
+        "make",
+        "-s",
+        "-k",
+        "-C",
+        str(tests),
+        f"OUTPUT={out}",
+        f"KHDR_INCLUDES=-isystem {tree}/usr/include",
+        *there,
+    ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     (out / "build.log").write_text(done.stdout + done.stderr)
     if not any((out / name).exists() for name in PROGRAMS):
-        raise GuestError(f"none of the kernel's tests could be built in {out}:\n{(done.stdout + done.stderr)[-2000:]}")
+        raise GuestError(
+            f"none of the kernel's tests could be built in {out}:\n{(done.stdout + done.stderr)[-2000:]}"
+        )
 
 
 def main(names: list[str]) -> int:
@@ -77,7 +105,9 @@ def main(names: list[str]) -> int:
         return 2
     for name in names:
         folder = built(name)
-        print(f"{name}: {folder}: {' '.join(program for program in PROGRAMS if (folder / program).exists())}")
+        print(
+            f"{name}: {folder}: {' '.join(program for program in PROGRAMS if (folder / program).exists())}"
+        )
     return 0
 
 

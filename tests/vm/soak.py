@@ -24,7 +24,9 @@ KEPT = RESULTS / "soaks"
 VERDICTS = ("holds", "violated", "suspect", "unverifiable")
 _WELCOME_SECONDS = 120  # an emulated kernel is twenty times slower: M4 is about what stays, not about how fast this machine is
 _SELFTEST_SECONDS = 60
-_OVERHEAD_SECONDS = 2400  # booting, verifying some 120 programs, the kernel's own tests and settling, all emulated
+_OVERHEAD_SECONDS = (
+    2400  # booting, verifying some 120 programs, the kernel's own tests and settling, all emulated
+)
 _CPUS = 3  # the kernel's test of migration skips where fewer can touch what moves
 
 Report = dict[str, Any]
@@ -38,7 +40,15 @@ def soak(kernel: str, seconds: int) -> bool:
         load = f"python -m tests.workloads.selftests {tests} {_SELFTEST_SECONDS}; python -m tests.workloads.soak {seconds}"
         command = f"{settings}; rmapd exec --fail-on suspect --report $OUT/r.json -- sh -c '{load}'"
         limit = 4 * seconds + _OVERHEAD_SECONDS
-        result = run(kernel, command, label="soak", append="numa=fake=2", memory="4G", cpus=_CPUS, timeout=limit)
+        result = run(
+            kernel,
+            command,
+            label="soak",
+            append="numa=fake=2",
+            memory="4G",
+            cpus=_CPUS,
+            timeout=limit,
+        )
     except GuestError as error:
         print(error, file=sys.stderr)
         return False
@@ -49,8 +59,12 @@ def soak(kernel: str, seconds: int) -> bool:
     kept = _keep(kernel, found, result.folder)
     print(_line(kernel, found), kept, flush=True)
     for violation in found["violations"]:
-        print(f"  {violation['verdict']} {violation['invariant']} x{violation['count']} {violation['signature']}")
-    return result.code == 0 and not any(count for book, count in found["lost"].items() if book != "missed_runs")
+        print(
+            f"  {violation['verdict']} {violation['invariant']} x{violation['count']} {violation['signature']}"
+        )
+    return result.code == 0 and not any(
+        count for book, count in found["lost"].items() if book != "missed_runs"
+    )
 
 
 def _loads(output: str) -> dict[str, Any]:
@@ -75,7 +89,11 @@ def _keep(kernel: str, found: Report, folder: Path) -> Path:
 
 def _reports() -> dict[str, list[Report]]:
     kept = {name: sorted(KEPT.glob(f"{name}_*.json")) for name in ladder()}
-    return {name: [json.loads(path.read_text()) for path in paths] for name, paths in kept.items() if paths}
+    return {
+        name: [json.loads(path.read_text()) for path in paths]
+        for name, paths in kept.items()
+        if paths
+    }
 
 
 def _added(reports: list[Report]) -> Report:
@@ -103,16 +121,26 @@ def _added(reports: list[Report]) -> Report:
 
 
 def _total(found: Report) -> dict[str, int]:
-    return {verdict: sum(one["checks"].get(verdict, 0) for one in found["invariants"].values()) for verdict in VERDICTS}
+    return {
+        verdict: sum(one["checks"].get(verdict, 0) for one in found["invariants"].values())
+        for verdict in VERDICTS
+    }
 
 
 def _lost(found: Report) -> str:
-    return ", ".join(f"{book} {count:,}" for book, count in found["lost"].items() if count) or "nothing"
+    return (
+        ", ".join(f"{book} {count:,}" for book, count in found["lost"].items() if count)
+        or "nothing"
+    )
 
 
 def _line(kernel: str, found: Report) -> str:
     total = _total(found)
-    held = ", ".join(f"{name} {one['checks']['holds']:,}" for name, one in found["invariants"].items() if one["checks"].get("holds"))
+    held = ", ".join(
+        f"{name} {one['checks']['holds']:,}"
+        for name, one in found["invariants"].items()
+        if one["checks"].get("holds")
+    )
     rest = ", ".join(f"{verdict} {total[verdict]:,}" for verdict in VERDICTS[1:])
     return (
         f"{kernel}: {found['duration_seconds']:.0f} s, {sum(found['windows'].values()):,} windows, {len(found['protocols'])} protocols, "
@@ -122,26 +150,42 @@ def _line(kernel: str, found: Report) -> str:
 
 def summary() -> str:
     """One row per kernel, then what the kernel's own tests said of themselves there."""
-    lines = ["| kernel | runs, seconds | checks | violated | suspect | unverifiable | lost | windows | protocols |", "|-|-|-|-|-|-|-|-|-|"]
+    lines = [
+        "| kernel | runs, seconds | checks | violated | suspect | unverifiable | lost | windows | protocols |",
+        "|-|-|-|-|-|-|-|-|-|",
+    ]
     said = []
     for name, reports in _reports().items():
         found = _added(reports)
         total = _total(found)
         cells = [f"{name} ({found['kernel']})", f"{len(reports)}, {found['duration_seconds']:,.0f}"]
-        cells += [f"{sum(total.values()):,}", *(f"{total[verdict]:,}" for verdict in VERDICTS[1:]), _lost(found)]
+        cells += [
+            f"{sum(total.values()):,}",
+            *(f"{total[verdict]:,}" for verdict in VERDICTS[1:]),
+            _lost(found),
+        ]
         cells += [f"{sum(found['windows'].values()):,}", str(len(found["protocols"]))]
         lines.append(f"| {' | '.join(cells)} |")
         said.append(f"| {name} | {_selftests(reports)} |")
-    return "\n".join([*lines, "", "| kernel | its own tests: passed, failed, skipped |", "|-|-|", *said]) + "\n"
+    return (
+        "\n".join(
+            [*lines, "", "| kernel | its own tests: passed, failed, skipped |", "|-|-|", *said]
+        )
+        + "\n"
+    )
 
 
 def _selftests(reports: list[Report]) -> str:
     results: dict[str, Counter[str]] = defaultdict(Counter)
     for one in reports:
         for command, result in one.get("loads", {}).get("selftests", {}).items():
-            results[command.split()[0]].update({key: result[key] for key in ("pass", "fail", "skip")} | {"cut": result["exit"] is None})
+            results[command.split()[0]].update(
+                {key: result[key] for key in ("pass", "fail", "skip")}
+                | {"cut": result["exit"] is None}
+            )
     return "; ".join(
-        f"{name} {one['pass']}, {one['fail']}, {one['skip']}{' (out of time)' if one['cut'] else ''}" for name, one in results.items()
+        f"{name} {one['pass']}, {one['fail']}, {one['skip']}{' (out of time)' if one['cut'] else ''}"
+        for name, one in results.items()
     )
 
 
@@ -153,11 +197,16 @@ def table() -> str:
     for name, one in found.items():
         for protocol in one["protocols"]:
             if wrong := protocol["violates"] + protocol["suspect"]:
-                torn.append(f"- {name}, {protocol['count']:,}: `{protocol['text']}` would be {', '.join(wrong)}")
+                torn.append(
+                    f"- {name}, {protocol['count']:,}: `{protocol['text']}` would be {', '.join(wrong)}"
+                )
             else:
                 counts[protocol["function"], protocol["text"]][name] = protocol["count"]
     lines = ["# Protocols seen on healthy kernels", ""]
-    lines += [f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}" for name, one in found.items()]
+    lines += [
+        f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}"
+        for name, one in found.items()
+    ]
     lines += [
         "",
         "The notation is in PROTOCOLS.md. `python -m tests.vm.soak run 600 KERNEL...` makes the reports, `... table` this file.",
@@ -169,13 +218,19 @@ def table() -> str:
         lines.append(f"| `{text}` | {row} |")
     if torn:
         lines += ["", "## While the kernel left out runs of programs", ""]
-        lines += ["Windows that lost steps, or a return: rmapd counted them as unverifiable (KERNELS.md, lazy preemption).", "", *torn]
+        lines += [
+            "Windows that lost steps, or a return: rmapd counted them as unverifiable (KERNELS.md, lazy preemption).",
+            "",
+            *torn,
+        ]
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
-        case ["run", seconds, *kernels] if seconds.isdecimal() and kernels and {*kernels} <= {*ladder()}:
+        case ["run", seconds, *kernels] if (
+            seconds.isdecimal() and kernels and {*kernels} <= {*ladder()}
+        ):
             return 0 if all([soak(kernel, int(seconds)) for kernel in kernels]) else 1
         case ["table"]:
             TABLE.write_text(table())

@@ -35,10 +35,20 @@ def emulated() -> bool:
 
 def say(command: str, lines: int = 12) -> tuple[int, str]:
     """Run it, print it and the end of what it printed."""
-    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command,
+        shell=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     shown = done.stdout.splitlines()
     print(f"$ {command}" + (f"   (exit {done.returncode})" if done.returncode else ""))
-    print("\n".join(["  …"] * (len(shown) > lines) + [f"  {line}" for line in shown[-lines:]]), flush=True)
+    print(
+        "\n".join(["  …"] * (len(shown) > lines) + [f"  {line}" for line in shown[-lines:]]),
+        flush=True,
+    )
     return done.returncode, done.stdout
 
 
@@ -66,13 +76,19 @@ def ready() -> int:
 
 def samples() -> dict[str, float]:
     with urllib.request.urlopen(f"{URL}/metrics", timeout=20) as answer:
-        rows = (line.rpartition(" ") for line in answer.read().decode().splitlines() if not line.startswith("#"))
+        rows = (
+            line.rpartition(" ")
+            for line in answer.read().decode().splitlines()
+            if not line.startswith("#")
+        )
     return {name: float(value) for name, _, value in rows}
 
 
 def programs() -> dict[int, str]:
     """BPF programs in this kernel: id and type. Not all are this daemon's where a kernel is shared."""
-    text = subprocess.run(["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True
+    ).stdout
     return {one["id"]: one["type"] for one in json.loads(text or "[]")}
 
 
@@ -81,7 +97,11 @@ def loaded_by(process: int) -> set[int]:
     found = set()
     for entry in Path(f"/proc/{process}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):  # a descriptor of a moment
-            found |= {int(line.split()[1]) for line in entry.read_text().splitlines() if line.startswith("prog_id:")}
+            found |= {
+                int(line.split()[1])
+                for line in entry.read_text().splitlines()
+                if line.startswith("prog_id:")
+            }
     return found
 
 
@@ -95,9 +115,21 @@ def left(of: set[int]) -> list[int]:
 
 
 def rights(of: int) -> dict[str, str]:
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{of}/status").read_text().splitlines())
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{of}/status").read_text().splitlines()
+    )
     return {
-        name: fields[name].strip() for name in ("Name", "Uid", "Gid", "Groups", *CAPABILITIES, "NoNewPrivs", "Seccomp", "Seccomp_filters")
+        name: fields[name].strip()
+        for name in (
+            "Name",
+            "Uid",
+            "Gid",
+            "Groups",
+            *CAPABILITIES,
+            "NoNewPrivs",
+            "Seccomp",
+            "Seccomp_filters",
+        )
     }
 
 
@@ -105,8 +137,14 @@ def install() -> None:
     say("uname -r; systemctl --version | head -1; systemctl is-system-running --wait")
     facts["install"] = say("dpkg -i /mnt/rmapd_*.deb")[0]
     Path("/etc/systemd/system/rmapd.service.d").mkdir()
-    slow = f"WatchdogSec={EMULATED_WATCHDOG_SECONDS}\nEnvironment=RMAPD_FIDELITY=full\n" if emulated() else ""
-    Path("/etc/systemd/system/rmapd.service.d/emulated.conf").write_text(f"[Service]\nTimeoutStartSec=1800\n{slow}")
+    slow = (
+        f"WatchdogSec={EMULATED_WATCHDOG_SECONDS}\nEnvironment=RMAPD_FIDELITY=full\n"
+        if emulated()
+        else ""
+    )
+    Path("/etc/systemd/system/rmapd.service.d/emulated.conf").write_text(
+        f"[Service]\nTimeoutStartSec=1800\n{slow}"
+    )
     say("systemctl daemon-reload; systemctl cat rmapd | tail -3")
     code, text = say("rmapd doctor --format json", lines=1)
     facts["doctor"] = json.loads(text) if code == 0 else text
@@ -118,9 +156,13 @@ def kprobes() -> None:
     script = Path("/usr/lib/rmapd/kprobes/rmapd")
     script.parent.mkdir()
     prefer = "kernel.Kernel.preempts, kernel.Kernel.kprobe_refused = True, ''"
-    script.write_text(f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli, kernel\n{prefer}\ncli.main()\n")
+    script.write_text(
+        f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli, kernel\n{prefer}\ncli.main()\n"
+    )
     script.chmod(0o755)
-    Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(f"[Service]\nExecStart=\nExecStart={script} run\n")
+    Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(
+        f"[Service]\nExecStart=\nExecStart={script} run\n"
+    )
     say("systemctl daemon-reload; systemctl cat rmapd | grep Exec")
 
 
@@ -161,7 +203,9 @@ def start() -> None:
         "seen": sorted(set(seen)),
         "ready": ready(),
     }
-    print(f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; meanwhile {sorted(set(seen))})")
+    print(
+        f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; meanwhile {sorted(set(seen))})"
+    )
     facts["rights"] = {"attaching": rights_before, "judging": rights(pid())}
     say("systemctl status --no-pager -n 0 rmapd")
     say("journalctl -u rmapd -o cat --no-pager | grep -E 'INFO|not calibrated'")
@@ -170,15 +214,30 @@ def start() -> None:
     say("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
     say("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
     daemon = [int(task.name) for task in Path(f"/proc/{pid()}/task").iterdir()]
-    helpers = [int(child) for child in Path(f"/proc/{pid()}/task/{pid()}/children").read_text().split()]
+    helpers = [
+        int(child) for child in Path(f"/proc/{pid()}/task/{pid()}/children").read_text().split()
+    ]
     facts["threads"] = sorted({rights(task)["CapPrm"] for task in daemon})
     facts["helpers"] = [rights(helper) for helper in helpers]
-    facts["ids"] = sorted({f"{one['Uid']} {one['Gid']} {one['Groups']}".strip() for one in map(rights, daemon + helpers)})
+    facts["ids"] = sorted(
+        {
+            f"{one['Uid']} {one['Gid']} {one['Groups']}".strip()
+            for one in map(rights, daemon + helpers)
+        }
+    )
     say("id rmapd; ps -o user,pid,args -p $(pgrep -d, -x rmapd)")
-    facts["owners"] = owners("/var/lib/rmapd", "/var/lib/rmapd/rmapd.db", "/run/rmapd", "/run/rmapd/rmapd.lock", "/var/cache/rmapd")
+    facts["owners"] = owners(
+        "/var/lib/rmapd",
+        "/var/lib/rmapd/rmapd.db",
+        "/run/rmapd",
+        "/run/rmapd/rmapd.lock",
+        "/var/cache/rmapd",
+    )
     facts["cached"] = sorted({path.owner() for path in Path("/var/cache/rmapd").iterdir()})
     facts["exec"] = say("rmapd exec -- true")
-    say("systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax -p TasksCurrent -p TasksMax")
+    say(
+        "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax -p TasksCurrent -p TasksMax"
+    )
     ours = loaded_by(pid())
     kinds = Counter(kind for number, kind in programs().items() if number in ours)
     print(f"{len(ours)} BPF programs are open in the daemon: {dict(kinds)}")
@@ -197,10 +256,16 @@ def judge() -> None:
         'rmapd_probe_runs_total{hook="set_migration_pte"',
     )
     facts["judged"] = {
-        name: value - (before.get(name, 0) if "_total" in name else 0) for name, value in after.items() if name.startswith(wanted)
+        name: value - (before.get(name, 0) if "_total" in name else 0)
+        for name, value in after.items()
+        if name.startswith(wanted)
     }
-    facts["coverage"] = {name: value for name, value in after.items() if name.startswith("rmapd_invariant_coverage")}
-    facts["attached"] = sum(value for name, value in after.items() if name.startswith("rmapd_probe_attached"))
+    facts["coverage"] = {
+        name: value for name, value in after.items() if name.startswith("rmapd_invariant_coverage")
+    }
+    facts["attached"] = sum(
+        value for name, value in after.items() if name.startswith("rmapd_probe_attached")
+    )
 
 
 def reload() -> None:
@@ -211,10 +276,20 @@ def reload() -> None:
     taken = say("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
     CONFIG.write_text("patrol_second = 30.0\n" + before)
     bad = say("systemctl reload rmapd")[0]
-    said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[1]
+    said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[
+        1
+    ]
     CONFIG.write_text(before)
     state = shown("ActiveState")["ActiveState"]
-    facts["reload"] = {"good": good, "taken": taken, "bad": bad, "said": said, "same": pid() == main, "state": state, "ready": ready()}
+    facts["reload"] = {
+        "good": good,
+        "taken": taken,
+        "bad": bad,
+        "said": said,
+        "same": pid() == main,
+        "state": state,
+        "ready": ready(),
+    }
 
 
 def watchdog() -> None:
@@ -225,7 +300,9 @@ def watchdog() -> None:
     killed = 0.0
     while time.monotonic() - began < 2000:
         state = shown("ActiveState", "MainPID", "NRestarts", "Result")
-        killed = killed or (round(time.monotonic() - began, 1) if state["MainPID"] != str(main) else 0.0)
+        killed = killed or (
+            round(time.monotonic() - began, 1) if state["MainPID"] != str(main) else 0.0
+        )
         if state["MainPID"] not in ("0", str(main)) and state["ActiveState"] == "active":
             break
         time.sleep(0.5)
@@ -238,8 +315,12 @@ def watchdog() -> None:
         "ready": ready(),
     }
     print(f"killed after {killed} s, ready again after {facts['watchdog']['back']} s")
-    say("journalctl -u rmapd -o short-monotonic --no-pager | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'")
-    facts["watchdog"]["found"] = say("journalctl -u rmapd -o cat --no-pager | grep 'found after a crash'")[1]
+    say(
+        "journalctl -u rmapd -o short-monotonic --no-pager | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'"
+    )
+    facts["watchdog"]["found"] = say(
+        "journalctl -u rmapd -o cat --no-pager | grep 'found after a crash'"
+    )[1]
 
 
 def stop() -> None:
@@ -247,7 +328,11 @@ def stop() -> None:
     code = say("systemctl stop rmapd")[0]
     say("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
     say("journalctl -u rmapd -o cat --no-pager -n 4")
-    facts["stop"] = {"code": code, **shown("ActiveState", "Result", "ExecMainStatus"), "left": left(ours)}
+    facts["stop"] = {
+        "code": code,
+        **shown("ActiveState", "Result", "ExecMainStatus"),
+        "left": left(ours),
+    }
     facts["stop"]["kept"] = kept, int(shown("NFileDescriptorStore")["NFileDescriptorStore"])
     print(f"of its {len(ours)} BPF programs are left: {facts['stop']['left']}")
 
@@ -261,13 +346,27 @@ def remove() -> None:
     say("systemctl start rmapd")
     ours = loaded_by(pid())
     facts["remove"] = say("dpkg -r rmapd")[0]
-    facts["removed"] = {"left": left(ours), "unit": Path("/lib/systemd/system/rmapd.service").exists(), "configuration": CONFIG.exists()}
+    facts["removed"] = {
+        "left": left(ours),
+        "unit": Path("/lib/systemd/system/rmapd.service").exists(),
+        "configuration": CONFIG.exists(),
+    }
     print("after dpkg -r:", facts["removed"], code)
 
 
 def main(*parts: str) -> None:
     try:
-        for part in parts or ("install", "needs", "older", "start", "judge", "reload", "watchdog", "stop", "remove"):
+        for part in parts or (
+            "install",
+            "needs",
+            "older",
+            "start",
+            "judge",
+            "reload",
+            "watchdog",
+            "stop",
+            "remove",
+        ):
             print(f"\n# {part}", flush=True)
             globals()[part]()
     finally:

@@ -8,7 +8,13 @@ from pathlib import Path
 from tests.vm.alert import SCRAPE_SECONDS
 from tests.vm.guest import run
 
-FAULTS = {"error_locked": {"L3"}, "pgoff_lost": {"V1"}, "not_paired": {"V2"}, "import_lost": {"V5"}, "walk_unlocked": {"L6"}}
+FAULTS = {
+    "error_locked": {"L3"},
+    "pgoff_lost": {"V1"},
+    "not_paired": {"V2"},
+    "import_lost": {"V5"},
+    "walk_unlocked": {"L6"},
+}
 """Each violates what none before it did; adjust_swapped, commit_unlocked and the others follow the same way."""
 
 
@@ -18,10 +24,14 @@ def test_an_alert_fires_within_two_scrapes_of_a_violation(module: Path) -> None:
     assert result.code == 0, result.output
     found = json.loads((result.folder / "alert.json").read_text())
     assert (found["before"], found["gate"], found["exit"]) == ([], 1, 0)
-    print(f"\nseconds from the strike, a scrape each {SCRAPE_SECONDS} s: | fault | invariant | log | metric | alert |")
+    print(
+        f"\nseconds from the strike, a scrape each {SCRAPE_SECONDS} s: | fault | invariant | log | metric | alert |"
+    )
     for met in found["met"]:
         for name in met["shown"]:
-            print(f"| {met['fault']} | {name} | {met['logged'][name]:.2f} | {met['shown'][name]:.2f} | {met['fired'][name]:.1f} |")
+            print(
+                f"| {met['fault']} | {name} | {met['logged'][name]:.2f} | {met['shown'][name]:.2f} | {met['fired'][name]:.1f} |"
+            )
     for met in found["met"]:
         assert {*met["shown"]} == {*met["fired"]} == {*met["logged"]} == FAULTS[met["fault"]], met
         assert max(met["fired"].values()) <= 2 * SCRAPE_SECONDS, met

@@ -19,14 +19,22 @@ ROUNDS = int(os.environ.get("RMAPD_ATTACH_ROUNDS") or 5)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_nothing_is_left_behind(kernel: str, how: str) -> None:
     result = run(
-        kernel, f"python -m tests.vm.attach $OUT/a.json {ROUNDS} {how}", label=f"attach-{how}", one_thread=True, timeout=600 + 120 * ROUNDS
+        kernel,
+        f"python -m tests.vm.attach $OUT/a.json {ROUNDS} {how}",
+        label=f"attach-{how}",
+        one_thread=True,
+        timeout=600 + 120 * ROUNDS,
     )
     assert result.code == 0, result.output
     found = json.loads((result.folder / "a.json").read_text())
-    print(f"\n{found['kernel']}: {found['programs']} programs by {how}, {ROUNDS} rounds in {found['seconds']:.0f} s")
+    print(
+        f"\n{found['kernel']}: {found['programs']} programs by {how}, {ROUNDS} rounds in {found['seconds']:.0f} s"
+    )
     assert found["programs"] >= 100
     assert found["hooked"] >= 60, "or hooked() does not see what is attached"
     assert found["left"] == [0] * (ROUNDS + 1)
     assert (found["left_hooked"], found["left_programs"]) == (0, 0)
     assert len(found["runs"]) == ROUNDS
-    assert all(later > earlier for earlier, later in pairwise([0, *found["runs"]])), "each round's programs ran"
+    assert all(later > earlier for earlier, later in pairwise([0, *found["runs"]])), (
+        "each round's programs ran"
+    )

@@ -16,7 +16,13 @@ BY_WINDOWS = {"L1", "L3", "L4", "L5", "L6", "V1", "V2", "V5"}
 
 @pytest.fixture(scope="module", params=KERNELS)
 def found(request: pytest.FixtureRequest) -> dict[str, Any]:
-    result = run(request.param, "python -m tests.vm.attacks $OUT/found.json", label="attacks", memory="2G", timeout=2400)
+    result = run(
+        request.param,
+        "python -m tests.vm.attacks $OUT/found.json",
+        label="attacks",
+        memory="2G",
+        timeout=2400,
+    )
     assert result.code == 0, result.output
     print(f"\n{request.param}\n{result.output}")
     return dict(json.loads((result.folder / "found.json").read_text()))
@@ -40,7 +46,9 @@ def test_switching_kprobes_off_costs_coverage_and_back(found: dict[str, Any]) ->
 
 def test_switching_ftrace_off_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:
     tried = found["ftrace"]
-    assert tried.get("refused") or (tried["off"]["detached"] and not BY_WINDOWS & set(tried["off"]["full"]))
+    assert tried.get("refused") or (
+        tried["off"]["detached"] and not BY_WINDOWS & set(tried["off"]["full"])
+    )
 
 
 def test_detaching_links_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:

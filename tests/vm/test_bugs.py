@@ -24,25 +24,33 @@ def pair(vulnerable: str, fixed: str) -> list[tuple[str, bool]]:
 
 def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
     """The report of a run under the workload, without losses."""
-    command = f"rmapd exec --report $OUT/r.json -- python -m tests.workloads.{workload}; echo exit $?"
+    command = (
+        f"rmapd exec --report $OUT/r.json -- python -m tests.workloads.{workload}; echo exit $?"
+    )
     result = run(kernel, command, nodes=nodes, label=workload)
     assert (result.folder / "r.json").exists(), result.output
     report: dict[str, Any] = json.loads((result.folder / "r.json").read_text())
     assert ("exit 3" in result.output) is bool(report["violations"]), result.output
     for violation in report["violations"]:
-        print(f"\n{report['kernel']}: {violation['verdict']} ×{violation['count']} {violation['summary']}: {violation['protocol']}")
+        print(
+            f"\n{report['kernel']}: {violation['verdict']} ×{violation['count']} {violation['summary']}: {violation['protocol']}"
+        )
     assert not {book: lost for book, lost in report["lost"].items() if lost}
     return report
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.12.57", "6.12"))
-def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(kernel: str, vulnerable: bool) -> None:
+def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(
+    kernel: str, vulnerable: bool
+) -> None:
     """CVE-2026-23097: unmap_and_move_huge_page() gave i_mmap_rwsem back before its second walk, which takes it again."""
     report = seen(kernel, "numa", 2)
     walks = [
         p
         for p in report["protocols"]
-        if p["function"] == "rmap_walk_file" and "hugetlb" in p["context"] and "remove_migration" in p["context"]
+        if p["function"] == "rmap_walk_file"
+        and "hugetlb" in p["context"]
+        and "remove_migration" in p["context"]
     ]
     assert sum(walk["count"] for walk in walks) >= 60, "the path was walked"
     assert {walk["violates"] == ["L1"] for walk in walks} == {vulnerable}
@@ -56,7 +64,9 @@ def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(kernel: str, 
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.17.13", "6.18"))
-def test_mremap_beside_an_untouched_neighbour_keeps_the_anon_vma(kernel: str, vulnerable: bool) -> None:
+def test_mremap_beside_an_untouched_neighbour_keeps_the_anon_vma(
+    kernel: str, vulnerable: bool
+) -> None:
     """CVE-2026-23077: copy_vma() merges the moved VMA with its neighbour, and the merged one has no anon_vma."""
     report = seen(kernel, "beside", 1)
     checks = report["invariants"]["V5"]["checks"]

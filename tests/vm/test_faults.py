@@ -39,7 +39,11 @@ BEFORE = 1.0
 
 def met(result: Result) -> list[dict[str, Any]]:
     """What the workload said of each fault."""
-    return [json.loads(line.removeprefix("fault ")) for line in result.output.splitlines() if line.startswith("fault ")]
+    return [
+        json.loads(line.removeprefix("fault "))
+        for line in result.output.splitlines()
+        if line.startswith("fault ")
+    ]
 
 
 def seconds(violation: dict[str, Any]) -> float:
@@ -52,21 +56,29 @@ def culprit(violation: dict[str, Any]) -> str:
         return "none: no window"
     last = violation["trail"][-1] if violation["trail"] else {}
     own = (violation["function"], violation["task"]["pid"], violation["protocol"])
-    return "right" if last and (last["function"], last["task"]["pid"], last["protocol"]) == own else "pushed out"
+    return (
+        "right"
+        if last and (last["function"], last["task"]["pid"], last["protocol"]) == own
+        else "pushed out"
+    )
 
 
 def fault_named(report: dict[str, Any], violation: dict[str, Any]) -> str:
     """The function that `rmapd explain` says is at fault; its text is kept beside the report with the others."""
     said = as_text(Known(violation, report), discover()[violation["invariant"]])
     (name,) = re.findall(r"^Function at fault: (\w+)\(\)", said, re.MULTILINE)
-    assert all(part in said for part in ("What was promised", "Proof", "Trail", "Stack", report["kernel"]))
+    assert all(
+        part in said for part in ("What was promised", "Proof", "Trail", "Stack", report["kernel"])
+    )
     return str(name)
 
 
 def row(fault: dict[str, Any], violation: dict[str, Any]) -> str:
     """A row of the detection matrix."""
     after, times = seconds(violation) - fault["first"], f"{fault['struck']} | {violation['count']}"
-    named = violation["protocol"] or violation["signature"].partition(f"{violation['function']} ")[2]
+    named = (
+        violation["protocol"] or violation["signature"].partition(f"{violation['function']} ")[2]
+    )
     found = f"{violation['invariant']} {violation['verdict']} | {after:.2f} s | `{violation['function']}()`"
     return f"| `{fault['name']}` | {times} | {found} | {culprit(violation)} | `{named}` |"
 
@@ -76,22 +88,32 @@ def test_every_broken_window_is_found_and_named(module: Path) -> None:
     result = run("6.1", command, append="rmapd_faults=guest", label="matrix", timeout=900)
     assert "exit 3" in result.output, result.output
     report, faults = json.loads((result.folder / "r.json").read_text()), met(result)
-    assert {fault["name"]: fault["struck"] for fault in faults} == {name: times for name, (times, _, _) in WINDOWS.items()}
+    assert {fault["name"]: fault["struck"] for fault in faults} == {
+        name: times for name, (times, _, _) in WINDOWS.items()
+    }
     found = list(report["violations"])
     for at, fault in enumerate(faults):
-        start, until = (faults[i]["first"] - BEFORE if i < len(faults) else float("inf") for i in (at, at + 1))
+        start, until = (
+            faults[i]["first"] - BEFORE if i < len(faults) else float("inf") for i in (at, at + 1)
+        )
         own = [violation for violation in found if start <= seconds(violation) < until]
         found = [violation for violation in found if violation not in own]
         print("\n".join(row(fault, violation) for violation in own))
         _, windows, expected = WINDOWS[fault["name"]]
-        assert {(violation["invariant"], violation["function"]) for violation in own} == expected, fault
+        assert {(violation["invariant"], violation["function"]) for violation in own} == expected, (
+            fault
+        )
         assert len(own) == len(expected), "one signature each"
         for violation in own:
-            assert (violation["verdict"], violation["count"]) == ("violated", windows), violation["signature"]
+            assert (violation["verdict"], violation["count"]) == ("violated", windows), violation[
+                "signature"
+            ]
             assert violation["task"]["pid"] == fault["pid"]
             assert seconds(violation) - fault["first"] < 60
             assert fault_named(report, violation) == violation["function"]
-            assert any(frame.startswith(f"{violation['function']}+") for frame in violation["stack"])
+            assert any(
+                frame.startswith(f"{violation['function']}+") for frame in violation["stack"]
+            )
             if violation["protocol"]:
                 assert culprit(violation) == "right", violation["trail"]
     assert not found, "what no fault explains"
@@ -107,7 +129,9 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
         f"{{ rmapd exec --report $OUT/r.json -- python -m tests.workloads.victim 5 {fault}; echo exit $?; sync; "
         "test -s $OUT/r.json && echo rmapd-vm: the report is written > /dev/kmsg; pkill -9 victim; sleep 3; }"
     )
-    result = run("6.1", command, append="rmapd_faults=guest", expect_bug=True, label=fault, timeout=900)
+    result = run(
+        "6.1", command, append="rmapd_faults=guest", expect_bug=True, label=fault, timeout=900
+    )
     assert "exit 3" in result.output, result.output
     report, (struck,) = json.loads((result.folder / "r.json").read_text()), met(result)
     assert struck["struck"] == 5
@@ -125,7 +149,11 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
         assert (visits["violated"], visits["unverifiable"]) == (5, 0)
         assert "did not visit a VMA" in by_invariant["M5"]["summary"]
         assert int(by_invariant["M5"]["evidence"]["first_walk"]["vm_start"], 16)
-    assert (violation["invariant"], violation["verdict"], violation["count"]) == ("M1", "violated", 5)
+    assert (violation["invariant"], violation["verdict"], violation["count"]) == (
+        "M1",
+        "violated",
+        5,
+    )
     assert "victim[" in violation["summary"]
     if fault != "one_skipped":  # there it may be the child
         assert f"victim[{struck['victim']}]" in violation["summary"]
@@ -135,12 +163,17 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
     assert {fault_named(report, each) for each in report["violations"]} == {at_fault}
     assert all(each["evidence"]["trail_note"] for each in report["violations"])
     dmesg = (result.folder / "dmesg").read_text()
-    written, bug = dmesg.find("rmapd-vm: the report is written"), dmesg.find("kernel BUG at include/linux/swapops.h")
+    written, bug = (
+        dmesg.find("rmapd-vm: the report is written"),
+        dmesg.find("kernel BUG at include/linux/swapops.h"),
+    )
     assert bug > 0, "the kernel's own BUG was expected when the victim died"
     assert 0 < written < bug
 
 
-def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_window(module: Path) -> None:
+def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_window(
+    module: Path,
+) -> None:
     """What a kernel developer does with a suspect: the same workload on a kernel that is trusted, and the difference."""
     command = (
         "rmapd exec --report $OUT/well.json -- python tests/workloads/vma.py 23 >/dev/null; echo exit $?; "
@@ -153,7 +186,9 @@ def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_win
     assert "exit 3" in result.output, result.output
     print(result.output)
     first = result.output.partition("!! ruled a violation or suspect\n")[2].splitlines()
-    assert re.match(r" +1  only broken.json: __vma_adjust\[file anon moved .*\]  anon↓w i_mmap↓w ", first[0]), result.output
+    assert re.match(
+        r" +1  only broken.json: __vma_adjust\[file anon moved .*\]  anon↓w i_mmap↓w ", first[0]
+    ), result.output
     assert first[1].strip() == "violates L1, L2"
     assert re.match(r" +nearest:   __vma_adjust\[file anon moved .*\]  i_mmap↓w anon↓w ", first[2])
     assert "1 of them alarming" in result.output, result.output

@@ -53,9 +53,15 @@ def test_small_pages(kernel: str) -> None:
     result = run(kernel, command, label="small")
     assert "exit 0" in result.output, result.output
     doctor = json.loads((result.folder / "doctor.json").read_text())
-    everywhere = [hook["state"] for hook in doctor["hooks"].values() if hook["stem"] in ("migration", "ledger", "mmap_lock", "oracle")]
+    everywhere = [
+        hook["state"]
+        for hook in doctor["hooks"].values()
+        if hook["stem"] in ("migration", "ledger", "mmap_lock", "oracle")
+    ]
     assert set(everywhere) <= {"attached", "substituted"}
-    assert {name: doctor["invariants"][name]["coverage"] for name in FULL} == dict.fromkeys(FULL, "full")
+    assert {name: doctor["invariants"][name]["coverage"] for name in FULL} == dict.fromkeys(
+        FULL, "full"
+    )
     assert doctor["capabilities"]["page-table oracle"] == "calibrated"
     assert doctor["capabilities"]["page-table levels"] == ("5" if "la57" in result.output else "4")
     found = report(result, "r.json")
@@ -66,12 +72,19 @@ def test_small_pages(kernel: str) -> None:
 
 def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
     """tests/live/test_accounting.py has the same with tracepoints alone."""
-    result = run(kernel, "rmapd exec --report $OUT/r.json -- tests/workloads/five_stressors.sh 40; echo exit $?", label="five")
+    result = run(
+        kernel,
+        "rmapd exec --report $OUT/r.json -- tests/workloads/five_stressors.sh 40; echo exit $?",
+        label="five",
+    )
     assert "exit 0" in result.output, result.output
     found = report(result, "r.json")
     migration, checks = found["migration"], found["invariants"]["M1"]["checks"]
     recorded = migration["entries_booked"] + migration["entries_copied"]
-    judged = sum(migration[f"entries_{verdict}"] for verdict in ("cleared", "violated", "suspect", "unverifiable"))
+    judged = sum(
+        migration[f"entries_{verdict}"]
+        for verdict in ("cleared", "violated", "suspect", "unverifiable")
+    )
     assert recorded >= 5_000, migration
     assert (recorded, migration["outstanding"]) == (migration["entries_removed"] + judged, 0)
     assert sum(checks.values()) >= recorded
@@ -80,7 +93,12 @@ def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
 
 
 def test_huge_pages_between_two_nodes(kernel: str) -> None:
-    result = run(kernel, "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20", nodes=2, label="huge")
+    result = run(
+        kernel,
+        "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20",
+        nodes=2,
+        label="huge",
+    )
     assert result.code == 0, result.output
     found = report(result, "r.json")
     hooks, checks = found["overhead"]["hooks"], found["invariants"]["M1"]["checks"]

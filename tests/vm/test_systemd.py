@@ -26,13 +26,25 @@ ATTACHING = sum(1 << cap for cap in (2, 21, 38, 39))
 @pytest.fixture(scope="module")
 def files() -> list[Path]:
     """What goes into the machine: the package (RMAPD_DEB, or made now), the script, what it runs."""
-    missing = [tool for tool in ("qemu-system-x86_64", "mmdebstrap", "dh") if not shutil.which(tool)]
+    missing = [
+        tool for tool in ("qemu-system-x86_64", "mmdebstrap", "dh") if not shutil.which(tool)
+    ]
     if missing and os.environ.get("RMAPD_REQUIRE_KERNEL") != "1":
         pytest.skip(f"no {', '.join(missing)}")
     if "RMAPD_DEB" not in os.environ:
         subprocess.run(["make", "--no-print-directory", "deb"], check=True, cwd=ROOT)
-    (package,) = [Path(os.environ["RMAPD_DEB"])] if "RMAPD_DEB" in os.environ else (ROOT / "build/deb").glob("*.deb")
-    return [package, *(ROOT / "tests" / name for name in ("vm/systemd.py", "vm/needs.py", "workloads/migrate.py"))]
+    (package,) = (
+        [Path(os.environ["RMAPD_DEB"])]
+        if "RMAPD_DEB" in os.environ
+        else (ROOT / "build/deb").glob("*.deb")
+    )
+    return [
+        package,
+        *(
+            ROOT / "tests" / name
+            for name in ("vm/systemd.py", "vm/needs.py", "workloads/migrate.py")
+        ),
+    ]
 
 
 def facts(result: Result) -> dict[str, Any]:
@@ -46,7 +58,9 @@ def lived(found: dict[str, Any]) -> None:
     """The whole life of a unit."""
     assert found["install"] == 0
     started(found)
-    attached = {what: enough for what, enough in found["needs"].items() if what.startswith("attached: ")}
+    attached = {
+        what: enough for what, enough in found["needs"].items() if what.startswith("attached: ")
+    }
     assert len(attached) >= 10
     assert set(map(tuple, attached.values())) == {("none",)}
     reloaded = found["reload"]
@@ -61,9 +75,16 @@ def lived(found: dict[str, Any]) -> None:
     assert (found["watchdog"]["restarts"], found["watchdog"]["ready"]) == ("1", 200)
     assert "found after a crash: systemd kept it for this start" in found["watchdog"]["found"]
     stopped = found["stop"]
-    assert stopped["kept"][0] > 30, "maps and programs, for the next start: 44 with tracepoints alone, 136 with all hooks"
+    assert stopped["kept"][0] > 30, (
+        "maps and programs, for the next start: 44 with tracepoints alone, 136 with all hooks"
+    )
     assert stopped["kept"][1] == 0, "none after a stop in good order"
-    assert (stopped["code"], stopped["ActiveState"], stopped["Result"], stopped["ExecMainStatus"]) == (0, "inactive", "success", "0")
+    assert (
+        stopped["code"],
+        stopped["ActiveState"],
+        stopped["Result"],
+        stopped["ExecMainStatus"],
+    ) == (0, "inactive", "success", "0")
     assert stopped["left"] == []
     assert found["security"] <= 2.0
     assert found["older"] == {"/var/lib/rmapd": "root 700", "/var/lib/rmapd/rmapd.db": "root 600"}
@@ -73,13 +94,22 @@ def lived(found: dict[str, Any]) -> None:
 
 def started(found: dict[str, Any]) -> None:
     assert found["start"]["code"] == 0
-    assert not [state for state in found["start"]["seen"] if state[0] == "active" and state[1] != 200], "READY only when the gate is open"
+    assert not [
+        state for state in found["start"]["seen"] if state[0] == "active" and state[1] != 200
+    ], "READY only when the gate is open"
     assert "activating" in {state for state, _ in found["start"]["seen"]}
     assert found["start"]["ready"] == 200
     before, after = found["rights"]["attaching"], found["rights"]["judging"]
-    assert int(before["CapPrm"], 16) == int(before["CapBnd"], 16) == int(before["CapAmb"], 16) == ATTACHING
+    assert (
+        int(before["CapPrm"], 16)
+        == int(before["CapBnd"], 16)
+        == int(before["CapAmb"], 16)
+        == ATTACHING
+    )
     assert {int(after[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
-    assert int(after["CapBnd"], 16) == ATTACHING, "only CAP_SETPCAP could empty it; nothing is gained from it with no_new_privs"
+    assert int(after["CapBnd"], 16) == ATTACHING, (
+        "only CAP_SETPCAP could empty it; nothing is gained from it with no_new_privs"
+    )
     for one in [after, *found["helpers"]]:
         assert len(set(one["Uid"].split())) == len(set(one["Gid"].split())) == 1
         assert "0" not in (one["Uid"].split()[0], one["Gid"].split()[0])
@@ -92,22 +122,33 @@ def started(found: dict[str, Any]) -> None:
         "/run/rmapd/rmapd.lock": "rmapd 600",
         "/var/cache/rmapd": "root 755",
     }
-    assert found["cached"] == ["root"], "a daemon that has attached cannot change what the next one loads"
+    assert found["cached"] == ["root"], (
+        "a daemon that has attached cannot change what the next one loads"
+    )
     code, said = found["exec"]
     assert code not in (0, 3)
     assert "another rmapd is tracing this kernel" in said
     for helper in found["helpers"]:
         assert int(helper["CapPrm"], 16) & ~(1 << 38 | 1 << 39 | 1 << 21) == 0
-    assert (after["NoNewPrivs"], after["Seccomp"], int(after["Seccomp_filters"])) == ("1", "2", int(before["Seccomp_filters"]) + 1)
+    assert (after["NoNewPrivs"], after["Seccomp"], int(after["Seccomp_filters"])) == (
+        "1",
+        "2",
+        int(before["Seccomp_filters"]) + 1,
+    )
     assert {int(mask, 16) for mask in found["threads"]} == {0}
     doctor = found["doctor"]["invariants"]
     levels = {"full": 1.0, "partial": 0.5, "none": 0.0}
-    outside = {f'rmapd_invariant_coverage{{invariant="{name}"}}': levels[one["coverage"]] for name, one in doctor.items()}
+    outside = {
+        f'rmapd_invariant_coverage{{invariant="{name}"}}': levels[one["coverage"]]
+        for name, one in doctor.items()
+    }
     assert found["coverage"] == outside, "the sandbox costs no coverage"
     assert found["judged"]['rmapd_checks_total{invariant="M1",verdict="holds"}'] > 2000
     assert found["judged"]['rmapd_probe_runs_total{hook="set_migration_pte"}'] > 2000
     assert found["judged"]["rmapd_oracle_ready"] == 1
-    assert not any(value for name, value in found["judged"].items() if "violat" in name or "suspect" in name)
+    assert not any(
+        value for name, value in found["judged"].items() if "violat" in name or "suspect" in name
+    )
 
 
 def test_on_this_kernel(files: list[Path]) -> None:
@@ -119,14 +160,18 @@ def test_on_this_kernel(files: list[Path]) -> None:
 def test_on_debians(files: list[Path]) -> None:
     found = facts(debian.run("python3 systemd.py", files, label="systemd"))
     lived(found)
-    assert {name for name, one in found["doctor"]["invariants"].items() if one["coverage"] == "full"} >= set(FULL)
+    assert {
+        name for name, one in found["doctor"]["invariants"].items() if one["coverage"] == "full"
+    } >= set(FULL)
     assert "tracing" in found["kinds"], "fentry"
     assert found["running"] > 50
 
 
 def test_kprobes_in_the_sandbox(files: list[Path]) -> None:
     """A kernel that preempts is hooked by kprobes (docs/KERNELS.md says why)."""
-    found = facts(debian.run("python3 systemd.py install kprobes start judge stop", files, label="kprobes"))
+    found = facts(
+        debian.run("python3 systemd.py install kprobes start judge stop", files, label="kprobes")
+    )
     started(found)
     assert "kprobe" in found["kinds"]
     assert found["stop"]["left"] == []

@@ -9,7 +9,9 @@ from tests.vm.guest import run
 from tests.vm.test_faults import met
 
 
-def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own_victim(module: Path) -> None:
+def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own_victim(
+    module: Path,
+) -> None:
     command = (
         "sysctl -q kernel.panic_on_oops=0 kernel.numa_balancing=0; "  # both come to the locked table, and spin
         f"echo never > /sys/kernel/mm/transparent_hugepage/enabled; insmod {module} && "
@@ -17,7 +19,15 @@ def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own
         "python -c 'from tests.live.conftest import remaining; "
         'print("remaining", remaining())\'; }'
     )
-    result = run("6.1", command, append="rmapd_faults=guest", nodes=2, expect_bug=True, label="own-judge", timeout=900)
+    result = run(
+        "6.1",
+        command,
+        append="rmapd_faults=guest",
+        nodes=2,
+        expect_bug=True,
+        label="own-judge",
+        timeout=900,
+    )
     print(result.output)
     dmesg = (result.folder / "dmesg").read_text()
     assert "kernel BUG at include/linux/swapops.h" in dmesg
@@ -26,11 +36,16 @@ def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own
     assert "exit 71" in result.output, result.output
     report = json.loads((result.folder / "r.json").read_text())
     print(report["ended_early"])
-    assert report["ended_early"]["reason"] == "the judge died: the kernel killed its main thread, and the process stays"
+    assert (
+        report["ended_early"]["reason"]
+        == "the judge died: the kernel killed its main thread, and the process stays"
+    )
     assert report["ended_early"]["detached"] is True
     assert "remaining []" in result.output
     assert report["invariants"]["M1"]["checks"]["violated"] == fault["struck"]
-    (violation,) = (v for v in report["violations"] if v["invariant"] == "M1" and v["verdict"] == "violated")
+    (violation,) = (
+        v for v in report["violations"] if v["invariant"] == "M1" and v["verdict"] == "violated"
+    )
     assert violation["evidence"]["entries"][0]["tgid"] == fault["judge"]
     assert violation["evidence"]["entries"][0]["comm"] == "rmapd-judge"
     assert f"rmapd-judge[{fault['judge']}] at 0x" in violation["summary"]

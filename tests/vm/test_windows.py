@@ -38,12 +38,21 @@ def both(request: pytest.FixtureRequest) -> dict[str, Any]:
     command = f"python -m tests.vm.count $OUT/fentry.json {ROUNDS} fentry && python -m tests.vm.count $OUT/kprobe.json {ROUNDS} kprobe"
     result = run(request.param, command, label="windows", timeout=1800)
     assert result.code == 0, result.output
-    found = {how: json.loads((result.folder / f"{how}.json").read_text()) for how in ("fentry", "kprobe")}
+    found = {
+        how: json.loads((result.folder / f"{how}.json").read_text()) for how in ("fentry", "kprobe")
+    }
     for how, one in found.items():
-        slowest = sorted(one["statistics"].items(), key=lambda item: -item[1]["microseconds"] * item[1]["runs"])[:8]
+        slowest = sorted(
+            one["statistics"].items(), key=lambda item: -item[1]["microseconds"] * item[1]["runs"]
+        )[:8]
         size, gate = one["rss_bytes"] / 1e6, one["gate_seconds"]
-        print(f"\n{one['kernel']} {how}: gate open after {gate} s, {one['attached']} hooks attached, peak RSS {size:.0f} MB")
-        print("  " + ", ".join(f"{name} {s['runs']}x{s['microseconds']:.2f} us" for name, s in slowest))
+        print(
+            f"\n{one['kernel']} {how}: gate open after {gate} s, {one['attached']} hooks attached, peak RSS {size:.0f} MB"
+        )
+        print(
+            "  "
+            + ", ".join(f"{name} {s['runs']}x{s['microseconds']:.2f} us" for name, s in slowest)
+        )
     return found
 
 
@@ -53,9 +62,13 @@ def test_every_window_is_counted_once(both: dict[str, Any], how: str) -> None:
     old = found["hooks"]["__vma_adjust"]["state"] == "attached"
     expected = ALWAYS | (TO_6_2 if old else FROM_6_12)
     if found["hooks"]["unlink_file_vma_batch_process"]["state"] == "substituted":
-        expected["unlink_file_vma_batch_process"] = 1  # unlink_file_vma_batch_final() ends every free_pgtables(), with files or without
+        expected["unlink_file_vma_batch_process"] = (
+            1  # unlink_file_vma_batch_final() ends every free_pgtables(), with files or without
+        )
     assert found["windows"] == {name: ROUNDS * times for name, times in expected.items()}
-    assert found["table"] == found["recorded"], "the protocol table and the flight recorder are two books of the same windows"
+    assert found["table"] == found["recorded"], (
+        "the protocol table and the flight recorder are two books of the same windows"
+    )
 
 
 @pytest.mark.parametrize("how", ["fentry", "kprobe"])
@@ -71,25 +84,37 @@ def test_a_healthy_kernel_is_silent_with_full_coverage(both: dict[str, Any], how
 
 def test_both_ways_to_attach_see_the_same(both: dict[str, Any]) -> None:
     assert both["fentry"]["protocols"] == both["kprobe"]["protocols"]
-    hows = {name: {both[how]["hooks"][name]["how"] for how in both} for name in ("__split_vma", "anon_vma_clone", "down_write", "up_write")}
+    hows = {
+        name: {both[how]["hooks"][name]["how"] for how in both}
+        for name in ("__split_vma", "anon_vma_clone", "down_write", "up_write")
+    }
     assert set(map(frozenset, hows.values())) == {frozenset({"fentry", "kprobe"})}
 
 
 def _bare(protocol: Protocol) -> tuple[Step, ...]:
     """The steps without what differs between kernels: the per-VMA lock."""
-    steps = (Commit(tuple(p for p in step.parts if p[0] is not Part.VMA)) if isinstance(step, Commit) else step for step in protocol.flat())
+    steps = (
+        Commit(tuple(p for p in step.parts if p[0] is not Part.VMA))
+        if isinstance(step, Commit)
+        else step
+        for step in protocol.flat()
+    )
     return tuple(steps)
 
 
 def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> None:
     """vma_expand() is rebuilt on 6.1; from 6.12 on it is direct, with its locks in commit_merge()."""
-    golden = parse("vma_expand[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w")
+    golden = parse(
+        "vma_expand[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
+    )
     seen = [parse(line) for line in both["fentry"]["protocols"]]
     state = both["fentry"]["hooks"]["vma_expand"]["state"]
     window = "vma_expand" if state == "substituted" else "commit_merge"
     assert state in ("substituted", "attached")
     wanted = replace(golden.context, rebuilt=state == "substituted")
-    assert any(_bare(p) == _bare(golden) and p.window == window and p.context == wanted for p in seen)
+    assert any(
+        _bare(p) == _bare(golden) and p.window == window and p.context == wanted for p in seen
+    )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -101,15 +126,30 @@ def test_sampled_windows_are_few_and_accuse_nobody(kernel: str) -> None:
     assert result.code == 0, result.output
     report = json.loads((result.folder / "r.json").read_text())
     booked, unsampled = report["windows"], report["windows_unsampled"]
-    print(f"\n{report['kernel']}, {report['duration_seconds']:.0f} s: {sum(booked.values())} windows booked, {sum(unsampled.values())} not")
+    print(
+        f"\n{report['kernel']}, {report['duration_seconds']:.0f} s: {sum(booked.values())} windows booked, {sum(unsampled.values())} not"
+    )
     assert sum(unsampled.values()) > 10 * sum(booked.values())
-    once_a_second = {name: count for name, count in booked.items() if count <= 2 * (report["duration_seconds"] + 2)}
-    assert {"__split_vma", "do_brk_flags", "copy_vma", "expand_downwards", "dup_mmap"} <= {*once_a_second}
+    once_a_second = {
+        name: count
+        for name, count in booked.items()
+        if count <= 2 * (report["duration_seconds"] + 2)
+    }
+    assert {"__split_vma", "do_brk_flags", "copy_vma", "expand_downwards", "dup_mmap"} <= {
+        *once_a_second
+    }
     covered = {name: (one["coverage"], one["reason"]) for name, one in report["invariants"].items()}
     assert covered["L4"] == ("full", "")
     assert {covered[name] for name in FULL if name != "L4"} == {
         ("partial", "windows are sampled: 1 outermost ones of a function a second, on each CPU")
     }
-    counts = {verdict: sum(one["checks"][verdict] for one in report["invariants"].values()) for verdict in ("violated", "suspect")}
+    counts = {
+        verdict: sum(one["checks"][verdict] for one in report["invariants"].values())
+        for verdict in ("violated", "suspect")
+    }
     assert (counts, report["violations"]) == ({"violated": 0, "suspect": 0}, [])
-    assert not [one["text"] for one in report["protocols"] if one["function"] == "outside" and "(" in one["text"].replace("(new)", "")]
+    assert not [
+        one["text"]
+        for one in report["protocols"]
+        if one["function"] == "outside" and "(" in one["text"].replace("(new)", "")
+    ]

@@ -47,14 +47,21 @@ def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Told:
     operation.start()
     end = time.time() + _LATEST_SECONDS
     while operation.is_alive() or time.time() < (max(shown.values()) + SPACE if shown else end):
-        found = pages() if {of for _, of in logged[before:] if not counted[of]} - {*shown} else counted
+        found = (
+            pages() if {of for _, of in logged[before:] if not counted[of]} - {*shown} else counted
+        )
         now = time.time()
-        for name in {name for name, count in found.items() if count and not counted[name]} - {*shown}:
+        for name in {name for name, count in found.items() if count and not counted[name]} - {
+            *shown
+        }:
             shown[name] = now
         time.sleep(0.02)
     arm(f"{fault} 0")
     first = struck(fault)[1]
-    return {name: (min(when for when, of in logged if of == name) - first, at - first) for name, at in shown.items()}
+    return {
+        name: (min(when for when, of in logged if of == name) - first, at - first)
+        for name, at in shown.items()
+    }
 
 
 def one_round(module: str, faults: Sequence[str]) -> Told:
@@ -88,17 +95,31 @@ def _row(name: str, told: Sequence[tuple[float, float]]) -> str:
     cells = [name, str(len(told))]
     for which in (0, 1):
         ordered = sorted(each[which] for each in told)
-        cells += [f"{ordered[len(ordered) // 2]:.2f}", f"{ordered[-1]:.2f}", f"{sum(one <= 1 for one in ordered)}"]
+        cells += [
+            f"{ordered[len(ordered) // 2]:.2f}",
+            f"{ordered[-1]:.2f}",
+            f"{sum(one <= 1 for one in ordered)}",
+        ]
     return f"| {' | '.join(cells)} |"
 
 
 def on_host(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = f"python -u -m tests.vm.truth $OUT/truth.json {build(Path(folder))} {rounds} {FAULTS}"
-        result = run("6.1", command, append=f"rmapd_faults=guest {TSC}", label="truth", timeout=900 + 300 * rounds)
+        command = (
+            f"python -u -m tests.vm.truth $OUT/truth.json {build(Path(folder))} {rounds} {FAULTS}"
+        )
+        result = run(
+            "6.1",
+            command,
+            append=f"rmapd_faults=guest {TSC}",
+            label="truth",
+            timeout=900 + 300 * rounds,
+        )
     print(result.output)
     found = json.loads((result.folder / "truth.json").read_text())
-    print("| invariant | strikes | log: median, s | slowest | within a tick | metric: median, s | slowest | within a tick |")
+    print(
+        "| invariant | strikes | log: median, s | slowest | within a tick | metric: median, s | slowest | within a tick |"
+    )
     for name, told in sorted(found.items()):
         print(_row(name, told))
 

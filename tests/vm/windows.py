@@ -35,16 +35,23 @@ def probe() -> dict[str, str]:
     if not (TRACING / "kprobe_events").exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", str(TRACING)], check=True)
     symbols = {line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines()}
-    traceable = {line.split()[0] for line in (TRACING / "available_filter_functions").read_text().splitlines()}
+    traceable = {
+        line.split()[0]
+        for line in (TRACING / "available_filter_functions").read_text().splitlines()
+    }
     missing = {}
     for name in FUNCTIONS:
         if name not in traceable:
             missing[name] = "notrace" if name in symbols else "absent"
             continue
-        events = os.open(TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND)  # open("a") would seek, which tracefs refuses
+        events = os.open(
+            TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND
+        )  # open("a") would seek, which tracefs refuses
         os.write(events, f"p:windows/{name} {name}\n".encode())
         os.close(events)
-        (TRACING / f"events/windows/{name}/trigger").write_text('hist:keys=common_pid if comm == "vma"\n')
+        (TRACING / f"events/windows/{name}/trigger").write_text(
+            'hist:keys=common_pid if comm == "vma"\n'
+        )
     return missing
 
 
@@ -64,7 +71,12 @@ def stopped(pid: int) -> None:
 def measure(program: int, operation: str, count: int) -> dict[str, list[int]]:
     """Hits of each function by the workload itself and by its children, between set-up and exit."""
     command = ["vma", str(count), "1", *([operation] if operation != "all" else [])]
-    with subprocess.Popen(command, executable=f"/proc/self/fd/{program}", pass_fds=[program], stdout=subprocess.DEVNULL) as work:
+    with subprocess.Popen(
+        command,
+        executable=f"/proc/self/fd/{program}",
+        pass_fds=[program],
+        stdout=subprocess.DEVNULL,
+    ) as work:
         stopped(work.pid)
         before = hits()
         os.kill(work.pid, signal.SIGCONT)
@@ -86,10 +98,18 @@ def count() -> None:
         few, many = measure(program, operation, FEW), measure(program, operation, MANY)
         print(operation, flush=True)
         found[operation] = {
-            name: [high - low for high, low in zip(many.get(name, [0, 0]), few.get(name, [0, 0]), strict=True)] for name in {*few, *many}
+            name: [
+                high - low
+                for high, low in zip(many.get(name, [0, 0]), few.get(name, [0, 0]), strict=True)
+            ]
+            for name in {*few, *many}
         }
     with contextlib.suppress(OSError):
-        missing["missed"] = ",".join(line for line in (TRACING / "kprobe_profile").read_text().splitlines() if line.split()[-1] != "0")
+        missing["missed"] = ",".join(
+            line
+            for line in (TRACING / "kprobe_profile").read_text().splitlines()
+            if line.split()[-1] != "0"
+        )
     print("windows " + json.dumps({"missing": missing, "found": found}))
 
 
@@ -113,7 +133,10 @@ def table(answers: dict[str, dict[str, Any]]) -> str:
         rows: dict[str, list[str]] = {}
         for name, answer in answers.items():
             rows.setdefault(cells(answer, function), []).append(name)
-        lines += [f"|{function}|{' '.join(names) if len(rows) > 1 else 'all'}|{row}|" for row, names in rows.items()]
+        lines += [
+            f"|{function}|{' '.join(names) if len(rows) > 1 else 'all'}|{row}|"
+            for row, names in rows.items()
+        ]
     return "\n".join(lines)
 
 
@@ -126,7 +149,10 @@ def main(kernels: list[str]) -> None:
             sys.exit(result.output)
         answers[name] = json.loads(lines[0].removeprefix("windows "))
         missed = answers[name]["missing"].pop("missed")
-        print(f"{name}: {image(name).name.removeprefix('vmlinuz-')}, missed by kprobes: {missed or 'none'}", flush=True)
+        print(
+            f"{name}: {image(name).name.removeprefix('vmlinuz-')}, missed by kprobes: {missed or 'none'}",
+            flush=True,
+        )
     print(table(answers))
 
 

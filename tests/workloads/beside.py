@@ -9,12 +9,28 @@ import ctypes
 import mmap
 import sys
 
-from tests.workloads.faults import AREA, MAP_FIXED, MREMAP_FIXED, MREMAP_MAYMOVE, WRITE, area, libc, must, touch
+from tests.workloads.faults import (
+    AREA,
+    MAP_FIXED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    WRITE,
+    area,
+    libc,
+    must,
+    touch,
+)
 
 
 def move(at: int, to: int) -> None:
     size = ctypes.c_size_t(AREA)
-    must(libc.mremap(ctypes.c_void_p(at), size, size, MREMAP_MAYMOVE | MREMAP_FIXED, ctypes.c_void_p(to)) == to, "mremap")
+    must(
+        libc.mremap(
+            ctypes.c_void_p(at), size, size, MREMAP_MAYMOVE | MREMAP_FIXED, ctypes.c_void_p(to)
+        )
+        == to,
+        "mremap",
+    )
 
 
 def there_and_back() -> None:
@@ -25,7 +41,10 @@ def there_and_back() -> None:
     touch(own)
     move(own, away)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-    must(libc.mmap(ctypes.c_void_p(place), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == place, "mmap")
+    must(
+        libc.mmap(ctypes.c_void_p(place), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == place,
+        "mmap",
+    )
     move(away, own)
     for start in (place, away):
         libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(2 * AREA if start == place else AREA))

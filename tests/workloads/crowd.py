@@ -33,7 +33,9 @@ def live(count: int) -> int:
                 os._exit(0)
             children.append(child)
         before = migrated()
-        for _ in range(300):  # the kernel ends a round early where pages with so many mappings do not come loose
+        for _ in range(
+            300
+        ):  # the kernel ends a round early where pages with so many mappings do not come loose
             holes = [touched(1 << 20) for _ in range(256)][::2]
             COMPACT.write_text("1")
             del holes

@@ -37,8 +37,12 @@ def must(good: bool, what: str) -> None:
 def area(fd: int = -1, size: int = AREA) -> int:
     """A private mapping between two gaps, of a file or anonymous."""
     flags = mmap.MAP_PRIVATE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
-    gap = libc.mmap(None, ctypes.c_size_t(size + 2 * PAGE), 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    at: int = libc.mmap(ctypes.c_void_p(gap + PAGE), ctypes.c_size_t(size), WRITE, flags | MAP_FIXED, fd, 0)
+    gap = libc.mmap(
+        None, ctypes.c_size_t(size + 2 * PAGE), 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
+    at: int = libc.mmap(
+        ctypes.c_void_p(gap + PAGE), ctypes.c_size_t(size), WRITE, flags | MAP_FIXED, fd, 0
+    )
     must(at == gap + PAGE, "mmap")
     return at
 
@@ -92,7 +96,13 @@ def move(fault: str) -> None:
         touch(at + offset, 1)
     arm(fault)
     length = ctypes.c_size_t(size)
-    must(libc.mremap(ctypes.c_void_p(at), length, length, MREMAP_MAYMOVE | MREMAP_FIXED, ctypes.c_void_p(to)) == to, "mremap")
+    must(
+        libc.mremap(
+            ctypes.c_void_p(at), length, length, MREMAP_MAYMOVE | MREMAP_FIXED, ctypes.c_void_p(to)
+        )
+        == to,
+        "mremap",
+    )
 
 
 def grow_heap() -> bool:
@@ -144,7 +154,11 @@ def main(faults: list[str]) -> None:
         OPERATIONS[fault](fault)
         arm(f"{fault} 0")
         times, first = struck(fault)
-        print("fault " + json.dumps({"name": fault, "struck": times, "first": first, "pid": os.getpid()}), flush=True)
+        print(
+            "fault "
+            + json.dumps({"name": fault, "struck": times, "first": first, "pid": os.getpid()}),
+            flush=True,
+        )
         time.sleep(SPACE)
 
 

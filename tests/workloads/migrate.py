@@ -17,7 +17,13 @@ PAGE = mmap.PAGESIZE
 
 def migrated() -> int:
     """Pages that this kernel migrated since boot."""
-    return int(next(line.split()[1] for line in Path("/proc/vmstat").read_text().splitlines() if line.startswith("pgmigrate_success")))
+    return int(
+        next(
+            line.split()[1]
+            for line in Path("/proc/vmstat").read_text().splitlines()
+            if line.startswith("pgmigrate_success")
+        )
+    )
 
 
 def touched(size: int) -> mmap.mmap:
@@ -45,7 +51,9 @@ def main(pages: int, mib: int) -> None:
     if not churning:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         churn()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # who is told to end takes that process along
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # who is told to end takes that process along
     start, began, rounds = migrated(), time.monotonic(), 0
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -60,8 +68,14 @@ def main(pages: int, mib: int) -> None:
     finally:
         os.kill(churning, signal.SIGKILL)
         os.waitpid(churning, 0)
-    print(f"migrated {migrated() - start} pages in {rounds} rounds, {time.monotonic() - began:.1f} s", flush=True)
+    print(
+        f"migrated {migrated() - start} pages in {rounds} rounds, {time.monotonic() - began:.1f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20000, int(sys.argv[2]) if len(sys.argv) > 2 else 256)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 20000,
+        int(sys.argv[2]) if len(sys.argv) > 2 else 256,
+    )

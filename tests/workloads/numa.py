@@ -80,7 +80,10 @@ def main(rounds: int) -> None:
         os.waitpid(sharing, 0)
         Path("/proc/sys/vm/nr_hugepages").write_text("0")
     refused = {errno.errorcode[-one]: count for one, count in answers.items() if one < 0}
-    print(f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds; {refused}", flush=True)
+    print(
+        f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds; {refused}",
+        flush=True,
+    )
     del kept, more
 
 

@@ -27,12 +27,18 @@ def judge() -> int:
     """Our supervisor's other child."""
     supervisor = os.getppid()
     children = map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split())
-    return next(child for child in children if Path(f"/proc/{child}/comm").read_text().strip() == JUDGE)
+    return next(
+        child for child in children if Path(f"/proc/{child}/comm").read_text().strip() == JUDGE
+    )
 
 
 def heap(process: int) -> list[int]:
     """Addresses of the pages of its heap, the newest first."""
-    line = next(line for line in Path(f"/proc/{process}/maps").read_text().splitlines() if line.endswith("[heap]"))
+    line = next(
+        line
+        for line in Path(f"/proc/{process}/maps").read_text().splitlines()
+        if line.endswith("[heap]")
+    )
     start, end = (int(part, 16) for part in line.split()[0].split("-"))
     return list(range(start, end, mmap.PAGESIZE))[::-1][:MOST_PAGES]
 
@@ -41,7 +47,12 @@ def move(process: int, addresses: list[int], node: int) -> None:
     count = len(addresses)
     pages = (ctypes.c_void_p * count)(*addresses)
     nodes, status = (ctypes.c_int * count)(*[node] * count), (ctypes.c_int * count)()
-    if ctypes.CDLL(None, use_errno=True).syscall(SYS_MOVE_PAGES, process, ctypes.c_ulong(count), pages, nodes, status, MOVE_ALL) < 0:
+    if (
+        ctypes.CDLL(None, use_errno=True).syscall(
+            SYS_MOVE_PAGES, process, ctypes.c_ulong(count), pages, nodes, status, MOVE_ALL
+        )
+        < 0
+    ):
         raise OSError(ctypes.get_errno(), "move_pages")
 
 
@@ -50,7 +61,9 @@ def main(count: int) -> None:
     process = judge()
     addresses = heap(process)
     (PARAMETERS / "victim").write_text(JUDGE)
-    os.kill(process, signal.SIGSTOP)  # or it dies in the midst of this, with a page table locked that we come to next
+    os.kill(
+        process, signal.SIGSTOP
+    )  # or it dies in the midst of this, with a page table locked that we come to next
     time.sleep(0.2)
     for node in (1, 0):  # where they are already nothing moves
         (PARAMETERS / "arm").write_text(f"left_behind {count}")
@@ -59,7 +72,19 @@ def main(count: int) -> None:
             break
     os.kill(process, signal.SIGCONT)
     times, first = struck("left_behind")
-    print("fault " + json.dumps({"name": "left_behind", "struck": times, "first": first, "pid": os.getpid(), "judge": process}), flush=True)
+    print(
+        "fault "
+        + json.dumps(
+            {
+                "name": "left_behind",
+                "struck": times,
+                "first": first,
+                "pid": os.getpid(),
+                "judge": process,
+            }
+        ),
+        flush=True,
+    )
     signal.pause()
 
 

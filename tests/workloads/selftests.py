@@ -69,7 +69,11 @@ def run(folder: Path, command: str, seconds: float) -> dict[str, Any]:
             code = None
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-    return {"exit": code, "seconds": round(time.monotonic() - began, 1), **count(path.read_text(errors="replace"), code)}
+    return {
+        "exit": code,
+        "seconds": round(time.monotonic() - began, 1),
+        **count(path.read_text(errors="replace"), code),
+    }
 
 
 def main(folder: Path, seconds: float = 120) -> None:

@@ -27,29 +27,52 @@ from tests.workloads.migrate import PAGE, touched
 from tests.workloads.numa import HUGE, move
 
 # One instance each, small: two emulated CPUs and 3 GiB have to carry it all. Debian 12's stress-ng has no ksm stressor: same_pages().
-STRESSORS = {"rmap": "", "mremap": "16M", "pagemove": "4M", "brk": "", "munmap": "", "madvise": "", "mmapfork": "", "numa": ""}
+STRESSORS = {
+    "rmap": "",
+    "mremap": "16M",
+    "pagemove": "4M",
+    "brk": "",
+    "munmap": "",
+    "madvise": "",
+    "mmapfork": "",
+    "numa": "",
+}
 MOVED = 512  # pages between the nodes at a time: the more, the less of the time is Python's
 DATA_LIMIT = 256 << 20  # what brk may grow to
-VMSTAT = (
-    "pgmigrate_success pgmigrate_fail compact_success thp_fault_alloc thp_split_page thp_split_pmd thp_migration_success oom_kill".split()
-)
+VMSTAT = "pgmigrate_success pgmigrate_fail compact_success thp_fault_alloc thp_split_page thp_split_pmd thp_migration_success oom_kill".split()
 KSM = Path("/sys/kernel/mm/ksm")
 SPLIT = Path("/sys/kernel/debug/split_huge_pages")
 MREMAP_MAYMOVE, MADV_COLLAPSE = 1, 25
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-shared = memoryview(mmap.mmap(-1, PAGE)).cast("Q")  # a count per part; the last two: the pid and the address of huge pages to split
+shared = memoryview(mmap.mmap(-1, PAGE)).cast(
+    "Q"
+)  # a count per part; the last two: the pid and the address of huge pages to split
 
 
 def huge_area(pages: int) -> int:
     """Anonymous huge pages, aligned, each touched at one byte."""
-    got = libc.mmap(None, (pages + 1) * HUGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    got = libc.mmap(
+        None,
+        (pages + 1) * HUGE,
+        mmap.PROT_READ | mmap.PROT_WRITE,
+        mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS,
+        -1,
+        0,
+    )
     first = int((got + HUGE - 1) // HUGE * HUGE)
     libc.munmap(got, first - got)
     libc.munmap(first + pages * HUGE, got + HUGE - first)
@@ -165,7 +188,9 @@ def stress(seconds: int, folder: str) -> subprocess.Popen[bytes]:
     command += ["--timeout", f"{seconds}s", "--metrics"]
     for name, size in STRESSORS.items():
         command += [f"--{name}", "1"] + ([f"--{name}-bytes", size] if size else [])
-    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
 
 
 def counters() -> dict[str, int]:
@@ -175,7 +200,11 @@ def counters() -> dict[str, int]:
 
 def main(seconds: int) -> None:
     if not SPLIT.exists():
-        subprocess.run(["mount", "-t", "debugfs", "debugfs", str(SPLIT.parent)], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["mount", "-t", "debugfs", "debugfs", str(SPLIT.parent)],
+            check=False,
+            stderr=subprocess.DEVNULL,
+        )
     with contextlib.suppress(OSError):
         (KSM / "pages_to_scan").write_text("1000")
         (KSM / "run").write_text("1")
@@ -203,7 +232,10 @@ def main(seconds: int) -> None:
     done = {
         "seconds": round(time.monotonic() - began, 1),
         "stress_ng_exit": code,
-        "stress_ng": {name: int(count) for name, count in re.findall(r"stressor: (\S+)\n\s+bogo-ops: (\d+)", text)},
+        "stress_ng": {
+            name: int(count)
+            for name, count in re.findall(r"stressor: (\S+)\n\s+bogo-ops: (\d+)", text)
+        },
         "parts": {name: shared[slot] for slot, name in enumerate(names)},
         "vmstat": {name: count - before[name] for name, count in counters().items()},
     }

@@ -39,10 +39,14 @@ def be_a_victim(shares: bool) -> None:
 def spawn(shares: bool = False) -> subprocess.Popen[bytes]:
     """A victim that sleeps."""
     command = [sys.executable, "-m", "tests.workloads.victim", "share" if shares else "be"]
-    victim = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+    victim = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+    )
     assert victim.stdout
     victim.stdout.readline()
-    time.sleep(2)  # until it sleeps: a victim that touches what is left behind meets the kernel's BUG with a page-table lock held
+    time.sleep(
+        2
+    )  # until it sleeps: a victim that touches what is left behind meets the kernel's BUG with a page-table lock held
     return victim
 
 
@@ -62,7 +66,19 @@ def main(count: int, fault: str = "left_behind") -> None:
     compact()
     victim.returncode = 0  # it is meant to outlive us
     times, first = struck(fault)
-    print("fault " + json.dumps({"name": fault, "struck": times, "first": first, "pid": os.getpid(), "victim": victim.pid}), flush=True)
+    print(
+        "fault "
+        + json.dumps(
+            {
+                "name": fault,
+                "struck": times,
+                "first": first,
+                "pid": os.getpid(),
+                "victim": victim.pid,
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

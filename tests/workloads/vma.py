@@ -21,7 +21,19 @@ def compiled() -> int:
     """A file descriptor of the program, whose file is gone."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            ["gcc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o", f"{folder}/vma", str(SOURCE)], check=True
+            [
+                "gcc",
+                "-std=gnu11",
+                "-O1",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-static",
+                "-o",
+                f"{folder}/vma",
+                str(SOURCE),
+            ],
+            check=True,
         )
         return os.open(f"{folder}/vma", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -30,7 +42,9 @@ def main(arguments: list[str]) -> None:
     waits = "--wait" in arguments
     count, *wanted = [word for word in arguments if word != "--wait"] or ["23"]
     if not count.isdecimal() or not 1 <= int(count) <= 1000 or not set(wanted) <= {*OPERATIONS}:
-        sys.exit(f"usage: vma.py [--wait] [N] [OPERATION...], N 1 to 1000, of {', '.join(OPERATIONS)}")
+        sys.exit(
+            f"usage: vma.py [--wait] [N] [OPERATION...], N 1 to 1000, of {', '.join(OPERATIONS)}"
+        )
     os.execve(compiled(), ["vma", count, str(int(waits)), *wanted], dict(os.environ))
 
 

@@ -28,18 +28,33 @@ CONTRACTS = {
 
 def _expected(protocol: Protocol, lock: Lock) -> bool:
     """dup_mmap() is seen in pieces: both mmap_locks are taken in the first and given back in the last (kernel/fork.c)."""
-    return (protocol.window, lock.family) in CONTRACTS or (protocol.context.piece and lock.family is Lock.MMAP)
+    return (protocol.window, lock.family) in CONTRACTS or (
+        protocol.context.piece and lock.family is Lock.MMAP
+    )
 
 
 def judge_balance(protocol: Protocol) -> Ruling | None:
     """L3: what the owner fields at entry and return prove, then what the steps add up to."""
     context = protocol.context
-    states = {lock: (before, after) for (lock, before), (_, after) in zip(context.entry.items(), context.exit.items(), strict=True)}
+    states = {
+        lock: (before, after)
+        for (lock, before), (_, after) in zip(
+            context.entry.items(), context.exit.items(), strict=True
+        )
+    }
     for lock, (before, after) in states.items():
         if _expected(protocol, lock) or (before is Owner.SELF) is (after is Owner.SELF):
             continue
-        how = "with the {} held for write" if after is Owner.SELF else "without the {} that it was entered with"
-        return Ruling(Verdict.VIOLATED, f"returns {'an error ' if protocol.error else ''}{how.format(lock.spoken)}", proven=True)
+        how = (
+            "with the {} held for write"
+            if after is Owner.SELF
+            else "without the {} that it was entered with"
+        )
+        return Ruling(
+            Verdict.VIOLATED,
+            f"returns {'an error ' if protocol.error else ''}{how.format(lock.spoken)}",
+            proven=True,
+        )
     if protocol.lost:
         return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
     if protocol.overlong:
@@ -48,10 +63,15 @@ def judge_balance(protocol: Protocol) -> Ruling | None:
     if not steps and all(Owner.SELF not in pair for pair in states.values()):
         return None
     rulings = list(_leftovers(protocol, steps, states))
-    return next((ruling for ruling in rulings if ruling.verdict is Verdict.UNVERIFIABLE), rulings[0] if rulings else Ruling(Verdict.HOLDS))
+    return next(
+        (ruling for ruling in rulings if ruling.verdict is Verdict.UNVERIFIABLE),
+        rulings[0] if rulings else Ruling(Verdict.HOLDS),
+    )
 
 
-def _leftovers(protocol: Protocol, steps: list[Locking], states: dict[Lock, tuple[Owner, Owner]]) -> Iterator[Ruling]:
+def _leftovers(
+    protocol: Protocol, steps: list[Locking], states: dict[Lock, tuple[Owner, Owner]]
+) -> Iterator[Ruling]:
     """What the steps leave over, where the owner fields at entry and return agree."""
     writes, reads = Counter[Lock](), Counter[Lock]()
     for lock, kind in ((step.lock, step.kind) for step in steps):
@@ -70,11 +90,19 @@ def _leftovers(protocol: Protocol, steps: list[Locking], states: dict[Lock, tupl
         else:
             possible = not taken_from
         if not possible:
-            yield Ruling(Verdict.UNVERIFIABLE, f"{lock.spoken}: the steps do not add up, so an event is missing")
+            yield Ruling(
+                Verdict.UNVERIFIABLE,
+                f"{lock.spoken}: the steps do not add up, so an event is missing",
+            )
         elif left:
-            yield Ruling(Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell")
+            yield Ruling(
+                Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell"
+            )
         else:
-            yield Ruling(Verdict.SUSPECT, f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry")
+            yield Ruling(
+                Verdict.SUSPECT,
+                f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry",
+            )
 
 
 INVARIANTS = (

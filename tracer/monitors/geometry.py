@@ -24,7 +24,11 @@ def judge_geometry(protocol: Protocol) -> Ruling | None:
     found = protocol.context.geometry
     if found is Geometry.NONE or (found is Geometry.NOT_AS_ASKED and protocol.error):
         return None
-    return Ruling(Verdict.VIOLATED, _GEOMETRY[found], proven=True) if found in _GEOMETRY else Ruling(Verdict.HOLDS)
+    return (
+        Ruling(Verdict.VIOLATED, _GEOMETRY[found], proven=True)
+        if found in _GEOMETRY
+        else Ruling(Verdict.HOLDS)
+    )
 
 
 def judge_follows(protocol: Protocol) -> Ruling | None:
@@ -32,7 +36,11 @@ def judge_follows(protocol: Protocol) -> Ruling | None:
     found = protocol.context.follows
     if found is Follows.NONE or protocol.error:
         return None
-    return Ruling(Verdict.VIOLATED, _FOLLOWS[found], proven=True) if found in _FOLLOWS else Ruling(Verdict.HOLDS)
+    return (
+        Ruling(Verdict.VIOLATED, _FOLLOWS[found], proven=True)
+        if found in _FOLLOWS
+        else Ruling(Verdict.HOLDS)
+    )
 
 
 INVARIANTS = (
@@ -62,7 +70,9 @@ INVARIANTS = (
         confirmed="By the VMAs at the window's end.",
         blind_spots="A chain that lacks an older anon_vma than vma->anon_vma.",
         needs=("copy_vma",),
-        lacking={"__vma_adjust|commit_merge|vma_expand": "merges and expansions over a neighbour are not seen"},
+        lacking={
+            "__vma_adjust|commit_merge|vma_expand": "merges and expansions over a neighbour are not seen"
+        },
         judge=judge_follows,
     ),
 )

@@ -6,14 +6,21 @@ from tracer.invariant import Invariant
 from tracer.protocol import BOUNDARY_WINDOWS, Commit, Lock, Owner, Part, Protocol, Tree, TreeStep
 from tracer.verdict import Ruling, Verdict
 
-_STATES = {Owner.FREE: "not held", Owner.READ: "only read-held", Owner.OTHER: "held by another task"}
+_STATES = {
+    Owner.FREE: "not held",
+    Owner.READ: "only read-held",
+    Owner.OTHER: "held by another task",
+}
 
 MAY_BE_READ = {
     (
         "expand_downwards",
         Part.MMAP,
     ): "expand_downwards(), mm/mmap.c before 6.5 and 6.1.37: a fault grew the stack under the page_table_lock",
-    ("expand_upwards", Part.MMAP): "expand_upwards(), mm/mmap.c before 6.5 and 6.1.37: a fault grew the stack under the page_table_lock",
+    (
+        "expand_upwards",
+        Part.MMAP,
+    ): "expand_upwards(), mm/mmap.c before 6.5 and 6.1.37: a fault grew the stack under the page_table_lock",
 }
 """(window, part) -> where some kernels let a boundary change under a read-held lock. A protocol does not tell the kernel: unverifiable."""
 
@@ -25,7 +32,11 @@ def judge_trees(protocol: Protocol) -> Ruling | None:
         if step.owner not in (Owner.SELF, None):
             lock = Lock.ANON if step.tree is Tree.ANON else Lock.I_MMAP
             how = "enters" if step.enters else "leaves"
-            return Ruling(Verdict.VIOLATED, f"a VMA {how} the {step.tree} tree with the {lock.spoken} {_STATES[step.owner]}", proven=True)
+            return Ruling(
+                Verdict.VIOLATED,
+                f"a VMA {how} the {step.tree} tree with the {lock.spoken} {_STATES[step.owner]}",
+                proven=True,
+            )
     if protocol.overlong:
         return Ruling(Verdict.UNVERIFIABLE, "the rest of the window is not known")
     return Ruling(Verdict.HOLDS) if steps else None
@@ -33,7 +44,9 @@ def judge_trees(protocol: Protocol) -> Ruling | None:
 
 def judge_commits(protocol: Protocol) -> Ruling | None:
     """L5: vma_prepare(), mm/vma.c; __vma_adjust() and vma_expand(), mm/mmap.c up to 6.2."""
-    if protocol.window not in BOUNDARY_WINDOWS or (protocol.window == "do_brk_flags" and not protocol.context.moved):
+    if protocol.window not in BOUNDARY_WINDOWS or (
+        protocol.window == "do_brk_flags" and not protocol.context.moved
+    ):
         return None
     parts = [each for step in protocol.flat() if isinstance(step, Commit) for each in step.parts]
     excused = ""
@@ -41,7 +54,11 @@ def judge_commits(protocol: Protocol) -> Ruling | None:
         if owner is Owner.READ and (protocol.window, part) in MAY_BE_READ:
             excused = f"the boundary changes with the {Lock(part).spoken} only read-held: legal before 6.5 and 6.1.37, and only there"
         elif owner is not Owner.SELF:
-            return Ruling(Verdict.VIOLATED, f"the boundary changes with the {Lock(part).spoken} {_STATES[owner]}", proven=True)
+            return Ruling(
+                Verdict.VIOLATED,
+                f"the boundary changes with the {Lock(part).spoken} {_STATES[owner]}",
+                proven=True,
+            )
     if excused or (parts and protocol.overlong):
         return Ruling(Verdict.UNVERIFIABLE, excused or "the rest of the window is not known")
     return Ruling(Verdict.HOLDS) if parts else None

@@ -27,9 +27,18 @@ _INSTANCES = (Lock.MMAP, Lock.I_MMAP, Lock.ANON)
 """Classes of which one task holds one instance at a time."""
 
 MANY_ALLOWED = {
-    ("mm_take_all_locks", Lock.I_MMAP): "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): under mm_all_locks_mutex",
-    ("mm_take_all_locks", Lock.ANON): "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): under mm_all_locks_mutex",
-    ("dup_mmap", Lock.MMAP): "dup_mmap(), mm/mmap.c (kernel/fork.c before 6.16): mmap_write_lock_nested(mm, SINGLE_DEPTH_NESTING)",
+    (
+        "mm_take_all_locks",
+        Lock.I_MMAP,
+    ): "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): under mm_all_locks_mutex",
+    (
+        "mm_take_all_locks",
+        Lock.ANON,
+    ): "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): under mm_all_locks_mutex",
+    (
+        "dup_mmap",
+        Lock.MMAP,
+    ): "dup_mmap(), mm/mmap.c (kernel/fork.c before 6.16): mmap_write_lock_nested(mm, SINGLE_DEPTH_NESTING)",
 }
 """(window, class) -> where the kernel documents that many of the class are held at once."""
 
@@ -38,7 +47,9 @@ def _readers(protocol: Protocol) -> set[Lock]:
     """Locks that this task may have held for read at entry: somebody did, and the rest of the window does not show that it was another."""
     steps = [step for step in protocol.flat() if isinstance(step, Locking)]
     found = set()
-    for (lock, before), (_, after) in zip(protocol.context.entry.items(), protocol.context.exit.items(), strict=True):
+    for (lock, before), (_, after) in zip(
+        protocol.context.entry.items(), protocol.context.exit.items(), strict=True
+    ):
         gives_back = any(step == Locking(lock, Kind.UP_READ) for step in steps)
         waits_for_it = any(
             step.lock is lock and step.kind.blocks and step.kind.writes for step in steps
@@ -48,9 +59,13 @@ def _readers(protocol: Protocol) -> set[Lock]:
     return found
 
 
-def acquisitions(protocol: Protocol) -> Iterator[tuple[Locking, tuple[Lock, ...], tuple[Lock, ...]]]:
+def acquisitions(
+    protocol: Protocol,
+) -> Iterator[tuple[Locking, tuple[Lock, ...], tuple[Lock, ...]]]:
     """Every acquisition that may wait: (its step, what this task holds, what it may hold for read since before the window)."""
-    held = Counter({lock: 1 for lock, owner in protocol.context.entry.items() if owner is Owner.SELF})
+    held = Counter(
+        {lock: 1 for lock, owner in protocol.context.entry.items() if owner is Owner.SELF}
+    )
     readers = _readers(protocol)
     for step in protocol.flat(2):
         if not isinstance(step, Locking) or step.kind is Kind.DOWNGRADE_WRITE:
@@ -83,7 +98,11 @@ def judge_order(protocol: Protocol) -> Ruling | None:
         return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
     if _after_the_folio(protocol):
         return Ruling(Verdict.VIOLATED, "hugetlb: i_mmap_rwsem is taken with the folio locked")
-    rulings = [_order(protocol, step.lock, *held) for step, *held in acquisitions(protocol) if _rank(step.lock, protocol) is not None]
+    rulings = [
+        _order(protocol, step.lock, *held)
+        for step, *held in acquisitions(protocol)
+        if _rank(step.lock, protocol) is not None
+    ]
     for verdict in (Verdict.VIOLATED, Verdict.SUSPECT):
         for ruling in rulings:
             if ruling.verdict is verdict:
@@ -99,10 +118,15 @@ def _after_the_folio(protocol: Protocol) -> bool:
     context = protocol.context
     if not context.hugetlb or not context.folio_locked or context.walker not in FOLIO_LOCK_WALKERS:
         return False
-    return any(isinstance(step, Locking) and step.lock.family is Lock.I_MMAP and step.kind.acquires for step in protocol.flat())
+    return any(
+        isinstance(step, Locking) and step.lock.family is Lock.I_MMAP and step.kind.acquires
+        for step in protocol.flat()
+    )
 
 
-def _order(protocol: Protocol, taken: Lock, held: tuple[Lock, ...], readers: tuple[Lock, ...]) -> Ruling:
+def _order(
+    protocol: Protocol, taken: Lock, held: tuple[Lock, ...], readers: tuple[Lock, ...]
+) -> Ruling:
     for lock in held:
         if _above(taken, lock, protocol):
             return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with the {lock.spoken} held")
@@ -111,7 +135,10 @@ def _order(protocol: Protocol, taken: Lock, held: tuple[Lock, ...], readers: tup
             return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with one held already")
     for lock in readers:
         if _above(taken, lock, protocol):
-            return Ruling(Verdict.SUSPECT, f"{taken.spoken} is taken with the {lock.spoken} read-held, perhaps by this task")
+            return Ruling(
+                Verdict.SUSPECT,
+                f"{taken.spoken} is taken with the {lock.spoken} read-held, perhaps by this task",
+            )
     return Ruling(Verdict.HOLDS)
 
 
@@ -184,7 +211,11 @@ def classes() -> dict[str, tuple[str, int]]:
 
 def _node(lock: Lock, protocol: Protocol) -> str:
     """hugetlbfs has a lockdep class of its own, hugetlbfs_i_mmap_rwsem_key."""
-    return _HUGETLB_NODE if lock.family is Lock.I_MMAP and protocol.context.hugetlb else str(lock.family)
+    return (
+        _HUGETLB_NODE
+        if lock.family is Lock.I_MMAP and protocol.context.hugetlb
+        else str(lock.family)
+    )
 
 
 _RWSEM = ("down_write", "up_write", "down_read", "up_read")
@@ -227,7 +258,10 @@ INVARIANTS = (
         blind_spots="Pairs older than the last order_rows nestings; a lock taken again by its own holder (a legal trylock looks the same); "
         "locks of one class, except mmap_lock.",
         needs=("mmap_lock_acquire_returned", "mmap_lock_released"),
-        lacking=dict.fromkeys(_RWSEM, "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint"),
+        lacking=dict.fromkeys(
+            _RWSEM,
+            "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint",
+        ),
         whole_windows=True,
     ),
 )

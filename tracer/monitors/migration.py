@@ -14,7 +14,9 @@ LOOKS = 3
 LOOK_GAP_NS = 5_000_000
 """Time between two looks that count."""
 
-_UNNAMED = "the visits of the rmap walks are not seen: entries of several mms at one address are one row"
+_UNNAMED = (
+    "the visits of the rmap walks are not seen: entries of several mms at one address are one row"
+)
 _LACKING = {
     "oracle": "no page-table oracle: what is left over stays a suspect",
     "walk": "no page-table oracle: what is left over stays a suspect",
@@ -45,7 +47,12 @@ INVARIANTS = (
         "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
         "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
         "patrol finds what it leaves.",
-        needs=("mm_migrate_pages_start", "mm_migrate_pages", "set_migration_pte", "remove_migration_pte"),
+        needs=(
+            "mm_migrate_pages_start",
+            "mm_migrate_pages",
+            "set_migration_pte",
+            "remove_migration_pte",
+        ),
         lacking=_LACKING,
     ),
     Invariant(
@@ -115,7 +122,11 @@ class Case:
     def lacks(self, answers: Iterable[Answer]) -> bool:
         """Whether fewer were found than may be left, or not everywhere was looked: the others must be looked for elsewhere."""
         first_look = not (self.looks or self.gone)
-        return not self.sweep_complete or pages(a for a in answers if first_look or a.left_behind or a.place in self.standing) < self.left
+        return (
+            not self.sweep_complete
+            or pages(a for a in answers if first_look or a.left_behind or a.place in self.standing)
+            < self.left
+        )
 
     def swept(self, answers: Sequence[Answer], complete: bool) -> None:
         """A sweep found these of its entries, and they are asked about again where it found them; the others are gone."""
@@ -125,13 +136,19 @@ class Case:
 
     @property
     def stubborn(self) -> bool:
-        return any(self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks)
+        return any(
+            self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks
+        )
 
 
 def homes(answer: Answer) -> tuple[list[Home], list[Home], list[Home]]:
     """The Case.homes that a migration entry found somewhere belongs to: as a PTE's, or as part of a PMD's."""
     frames = (1, answer.pfn), (512, answer.pfn // 512)
-    return [(answer.addr, page) for page in frames], [(None, page) for page in frames], [(answer.addr, None)] if answer.migration else []
+    return (
+        [(answer.addr, page) for page in frames],
+        [(None, page) for page in frames],
+        [(answer.addr, None)] if answer.migration else [],
+    )
 
 
 def pages(answers: Iterable[Answer]) -> int:
@@ -178,15 +195,34 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
     case.answers = tuple(ours)
     case.left = max(case.left, pages(a for a in ours if a.left_behind))
     if pages(ours) < case.left:
-        return None  # one may have moved: gone means gone in a sweep that began after it was last seen
+        return (
+            None  # one may have moved: gone means gone in a sweep that began after it was last seen
+        )
     proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
     late = now_ns - case.opened_ns >= patience_ns
     if proven and (late or len(proven) == len(ours)):
-        return Decision(Verdict.VIOLATED, "a migration entry is in the page table and its page is not locked", proven)
+        return Decision(
+            Verdict.VIOLATED,
+            "a migration entry is in the page table and its page is not locked",
+            proven,
+        )
     if ours:  # one whose page was unlocked just now is proven soon, or locked again
-        return _stubborn(case, ours) if late and not any(case.looks[a.place].free for a in ours) else None
-    if not case.sweep_complete:  # an mm that died under the sweep leads it astray: the next one may see everything
-        return Decision(Verdict.UNVERIFIABLE, "not at its address, and no sweep could search every page table") if late else None
+        return (
+            _stubborn(case, ours)
+            if late and not any(case.looks[a.place].free for a in ours)
+            else None
+        )
+    if (
+        not case.sweep_complete
+    ):  # an mm that died under the sweep leads it astray: the next one may see everything
+        return (
+            Decision(
+                Verdict.UNVERIFIABLE,
+                "not at its address, and no sweep could search every page table",
+            )
+            if late
+            else None
+        )
     return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")
 
 
@@ -195,5 +231,10 @@ def _stubborn(case: Case, ours: Sequence[Answer]) -> Decision | None:
     if not case.stubborn:
         return None
     if not any(answer.migration for answer in ours):
-        return Decision(Verdict.SUSPECT, "an entry for this page is there, of a swap type that was never seen inserted")
-    return Decision(Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked")
+        return Decision(
+            Verdict.SUSPECT,
+            "an entry for this page is there, of a swap type that was never seen inserted",
+        )
+    return Decision(
+        Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked"
+    )

@@ -21,7 +21,8 @@ INVARIANTS = (
         confirmed="By the hook itself: PG_locked is read where set_migration_pte fires, under the page-table lock, after the entry is set; "
         "for a frozen PMD when the split of it returns, once for its 512 entries.",
         blind_spots="Who holds the lock cannot be told: PG_locked has no owner. An unlocked folio proves something only where the entry is "
-        "at the address of the visit; elsewhere (in a large folio, or where a visit was not seen) it is unverifiable. " + _MIGRATE_DEVICE,
+        "at the address of the visit; elsewhere (in a large folio, or where a visit was not seen) it is unverifiable. "
+        + _MIGRATE_DEVICE,
         needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
         lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
     ),
@@ -48,8 +49,17 @@ INVARIANTS = (
         "that one there may have aged out of its map (maps.visit_rows), one whose folio the walk visited elsewhere in that mm "
         "(it was moved meanwhile, or the page is mapped twice), and any entry where the kernel left out runs of the second walk's "
         "program: unverifiable. " + _MIGRATE_DEVICE,
-        needs=("first_walk", "second_walk", "set_migration_pte", "remove_migration_pte", "mm_migrate_pages_start"),
-        lacking={"walk": "no page-table oracle: a VMA that is passed over is not proven", **_SPLITS},
+        needs=(
+            "first_walk",
+            "second_walk",
+            "set_migration_pte",
+            "remove_migration_pte",
+            "mm_migrate_pages_start",
+        ),
+        lacking={
+            "walk": "no page-table oracle: a VMA that is passed over is not proven",
+            **_SPLITS,
+        },
     ),
 )
 
@@ -59,5 +69,11 @@ def rule(visited: bool | None) -> Ruling:
     if visited is None:
         return Ruling(Verdict.UNVERIFIABLE, "the visits of the second walk are not known")
     if visited:
-        return Ruling(Verdict.HOLDS, "the second walk visited it and did not restore it", proven=True)
-    return Ruling(Verdict.VIOLATED, "the second walk did not visit a VMA in which the first walk left an entry", proven=True)
+        return Ruling(
+            Verdict.HOLDS, "the second walk visited it and did not restore it", proven=True
+        )
+    return Ruling(
+        Verdict.VIOLATED,
+        "the second walk did not visit a VMA in which the first walk left an entry",
+        proven=True,
+    )

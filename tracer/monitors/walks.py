@@ -13,26 +13,45 @@ _STATES = {Owner.FREE: "not held", Owner.OTHER: "held for write by another task"
 def _demands_folio_lock(protocol: Protocol) -> bool:
     """rmap_walk_file() and rmap_walk_ksm() demand it of every walker they know; its absence there can be a walk without a folio."""
     walker = protocol.context.walker
-    return walker in FOLIO_LOCK_WALKERS or (walker is Walker.REFERENCED and protocol.window != "rmap_walk_anon")
+    return walker in FOLIO_LOCK_WALKERS or (
+        walker is Walker.REFERENCED and protocol.window != "rmap_walk_anon"
+    )
 
 
 def judge_walk(protocol: Protocol) -> Ruling | None:
     """L6: rmap_walk_anon(), rmap_walk_file(), mm/rmap.c; rmap_walk_ksm(), mm/ksm.c, which takes the lock of each rmap_item in turn.
     A walk that visits nothing is no check."""
-    if protocol.window not in _WALKS or not any(isinstance(step, Visit) for step in protocol.flat()):
+    if protocol.window not in _WALKS or not any(
+        isinstance(step, Visit) for step in protocol.flat()
+    ):
         return None
     if _demands_folio_lock(protocol) and not protocol.context.folio_locked:
-        return Ruling(Verdict.VIOLATED, f"the {protocol.context.walker} walk runs with the folio not locked", proven=True)
+        return Ruling(
+            Verdict.VIOLATED,
+            f"the {protocol.context.walker} walk runs with the folio not locked",
+            proven=True,
+        )
     lock, own, uncovered = _WALKS[protocol.window], 0, False
     for step in protocol.flat(2):
-        if isinstance(step, Locking) and step.lock.family is lock and step.kind is not Kind.DOWNGRADE_WRITE:
+        if (
+            isinstance(step, Locking)
+            and step.lock.family is lock
+            and step.kind is not Kind.DOWNGRADE_WRITE
+        ):
             own += 1 if step.kind.acquires else -1
         elif isinstance(step, Visit) and step.owner in _STATES:
-            return Ruling(Verdict.VIOLATED, f"the walk visits a VMA with the {lock.spoken} {_STATES[step.owner]}", proven=True)
+            return Ruling(
+                Verdict.VIOLATED,
+                f"the walk visits a VMA with the {lock.spoken} {_STATES[step.owner]}",
+                proven=True,
+            )
         elif isinstance(step, Visit):
             uncovered |= step.owner is Owner.READ and not protocol.context.locked and own <= 0
     if uncovered:
-        return Ruling(Verdict.UNVERIFIABLE, f"the {lock.spoken} is read-held, and nothing shows that this walk holds it")
+        return Ruling(
+            Verdict.UNVERIFIABLE,
+            f"the {lock.spoken} is read-held, and nothing shows that this walk holds it",
+        )
     if protocol.overlong:
         return Ruling(Verdict.UNVERIFIABLE, "the rest of the walk is not known")
     return Ruling(Verdict.HOLDS)

@@ -45,7 +45,9 @@ class Access:
 
     def _files(self) -> list[str]:
         named = self.rules.tls
-        return [str(self._path)] + ([named.cert_file, named.key_file, named.client_ca_file] if named else [])
+        return [str(self._path)] + (
+            [named.cert_file, named.key_file, named.client_ca_file] if named else []
+        )
 
     def _look(self) -> _Stamp:
         """What the files look like from outside."""
@@ -74,7 +76,10 @@ class Access:
         try:
             rules, context = self._read(self._path)
             if (context is None) != (self.context is None):
-                raise RmapdError(f"TLS cannot be turned on or off by {self._path} while rmapd runs", hint="a restart")
+                raise RmapdError(
+                    f"TLS cannot be turned on or off by {self._path} while rmapd runs",
+                    hint="a restart",
+                )
         except RmapdError as error:
             log.error("who may read stays as it was: %s", error.in_a_line)
         else:
@@ -93,7 +98,10 @@ class Access:
 
     def in_a_line(self) -> str:
         named = self.rules.tls
-        parts = [f"TLS, {named.client_auth_type}" if named else "no TLS", f"{len(self.rules.users)} users"]
+        parts = [
+            f"TLS, {named.client_auth_type}" if named else "no TLS",
+            f"{len(self.rules.users)} users",
+        ]
         return ", ".join(parts)
 
     def concerns(self, host: str) -> list[str]:
@@ -101,9 +109,13 @@ class Access:
         found = list(self.rules.notes)
         if not is_loopback(host):
             if not self.rules.asks_who:
-                found.append(f"anybody who reaches {host} may read what rmapd knows: web_config has users and client certificates")
+                found.append(
+                    f"anybody who reaches {host} may read what rmapd knows: web_config has users and client certificates"
+                )
             if not self.rules.tls:
-                found.append(f"what rmapd tells on {host} goes over the network in clear: web_config has TLS")
+                found.append(
+                    f"what rmapd tells on {host} goes over the network in clear: web_config has TLS"
+                )
         if self.rules.users and not self.rules.tls:
             found.append("passwords are sent in clear: basic_auth_users without tls_server_config")
         return found

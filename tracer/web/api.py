@@ -25,7 +25,9 @@ _DESCRIPTION = (Path(__file__).parent / "openapi.json").read_bytes()
 
 
 def answer(data: object, status: int = 200) -> Answer:
-    return Answer(status, json_text(data, indent=None, separators=(",", ":")).encode() + b"\n", JSON)
+    return Answer(
+        status, json_text(data, indent=None, separators=(",", ":")).encode() + b"\n", JSON
+    )
 
 
 def problem(status: int, what: str) -> Answer:
@@ -45,7 +47,11 @@ class Api:
             return problem(404, f"no such path: {ROOT}/ has an index")
         if path.startswith("violations/"):
             found = s.violations.get(path.removeprefix("violations/"))
-            return answer(report.violation_json(found)) if found else problem(404, "no violation of this id")
+            return (
+                answer(report.violation_json(found))
+                if found
+                else problem(404, "no violation of this id")
+            )
         if path == "protocols":
             return answer(self._search.all_found(s, Query.of(ask.fields)))
         if path == "openapi.json":
@@ -54,11 +60,18 @@ class Api:
             return answer(self._report(s, standing(s, points, age)))
         if path in ("", "rates"):
             return answer(rates(points) if path else index(s, standing(s, points, age)))
-        return answer(_parts(s)[path]) if path in PARTS else problem(404, f"no such path: {ROOT}/ has an index")
+        return (
+            answer(_parts(s)[path])
+            if path in PARTS
+            else problem(404, f"no such path: {ROOT}/ has an index")
+        )
 
     def _report(self, s: Snapshot, stands: Standing) -> dict[str, Any]:
         """Like that of `exec`, but for the command: there is none."""
-        return _parts(s, stands) | {"command": {"argv": [], "exit_code": None}, "protocols": self._search.everything(s)}
+        return _parts(s, stands) | {
+            "command": {"argv": [], "exit_code": None},
+            "protocols": self._search.everything(s),
+        }
 
 
 def _parts(s: Snapshot, stands: Standing | None = None) -> dict[str, Any]:
@@ -68,7 +81,9 @@ def _parts(s: Snapshot, stands: Standing | None = None) -> dict[str, Any]:
 
 def index(s: Snapshot, stands: Standing) -> dict[str, Any]:
     """What is served, and of what."""
-    taken = datetime.datetime.fromtimestamp(s.taken_seconds, datetime.UTC).isoformat(timespec="milliseconds")
+    taken = datetime.datetime.fromtimestamp(s.taken_seconds, datetime.UTC).isoformat(
+        timespec="milliseconds"
+    )
     return {
         "rmapd": tracer.__version__,
         "kernel": s.kernel,
@@ -77,7 +92,10 @@ def index(s: Snapshot, stands: Standing) -> dict[str, Any]:
         "standing": stands.as_json(),
         "duration_seconds": round(s.running_seconds, 3),
         "taken": taken.replace("+00:00", "Z"),
-        "paths": [f"{ROOT}/{part}" for part in ("report", *PARTS, "violations/{id}", "protocols", "rates", "openapi.json")],
+        "paths": [
+            f"{ROOT}/{part}"
+            for part in ("report", *PARTS, "violations/{id}", "protocols", "rates", "openapi.json")
+        ],
     }
 
 
@@ -85,7 +103,9 @@ def rates(points: Sequence[Point]) -> Mapping[str, Any]:
     """Counts over the last ten minutes, every two to ten seconds, in columns; a rate is the difference of two by that of their times."""
     return {
         "seconds": [round(p.seconds, 3) for p in points],
-        "checks": {name: [p.checks[name] for p in points] for name in (points[-1].checks if points else ())},
+        "checks": {
+            name: [p.checks[name] for p in points] for name in (points[-1].checks if points else ())
+        },
         "unverifiable": [p.unverifiable for p in points],
         "windows": [p.windows for p in points],
         "entries": [p.entries for p in points],

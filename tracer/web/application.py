@@ -48,7 +48,10 @@ class Application:
         ProcessCollector(registry=self._registry)
         search = Search()
         self._pages, self._api = Pages(search, clock), Api(search)
-        self._static = {path: Answer(200, (_FOLDER / name).read_bytes(), kind, _FRESH) for path, (name, kind) in _STATIC.items()}
+        self._static = {
+            path: Answer(200, (_FOLDER / name).read_bytes(), kind, _FRESH)
+            for path, (name, kind) in _STATIC.items()
+        }
         self._kept: dict[tuple[str, ...], Answer] = {}
         self._kept_of: Snapshot | None = None
 
@@ -61,7 +64,11 @@ class Application:
         if ask.path == "/-/healthy":
             return self._healthy(s)
         if ask.path == "/-/ready":
-            return Answer.say(200, "ready") if s and s.gate_open else Answer.say(503, "the gate is not open")
+            return (
+                Answer.say(200, "ready")
+                if s and s.gate_open
+                else Answer.say(503, "the gate is not open")
+            )
         return self._once(ask, s, lambda: self._make(ask, s))
 
     def _age(self, s: Snapshot | None) -> float:
@@ -74,7 +81,11 @@ class Application:
         if s is None or not s.gate_open or age <= STALE_SECONDS:
             return Answer.say(200, "healthy")
         said = f"the checker has not looked for {age:,.0f} s"
-        return Answer.say(200, f"healthy, but {said}") if age <= STALLED_SECONDS else Answer.say(503, f"not healthy: {said}")
+        return (
+            Answer.say(200, f"healthy, but {said}")
+            if age <= STALLED_SECONDS
+            else Answer.say(503, f"not healthy: {said}")
+        )
 
     def _once(self, ask: Ask, s: Snapshot | None, make: Callable[[], Answer]) -> Answer:
         """From what is kept, or made and kept."""
@@ -83,7 +94,9 @@ class Application:
         packed = "gzip" in ask.headers.get("accept-encoding", "")
         accept = ask.headers.get("accept", "") if ask.path == "/metrics" else ""
         age = self._age(s)
-        stale = f"{age:.0f}" if age > STALE_SECONDS else ""  # an answer that says how old it is, is a new one every second
+        stale = (
+            f"{age:.0f}" if age > STALE_SECONDS else ""
+        )  # an answer that says how old it is, is a new one every second
         key = (ask.path, ask.query, accept, "gzip" * packed, stale)
         if key not in self._kept:
             answer = make().packed() if packed else make()
@@ -95,7 +108,10 @@ class Application:
     def _keep(self, key: tuple[str, ...], answer: Answer) -> None:
         """For as long as there is room; the oldest gives way."""
         self._kept[key] = answer
-        while len(self._kept) > _MOST_KEPT or sum(len(one.body) for one in self._kept.values()) > _MOST_KEPT_BYTES:
+        while (
+            len(self._kept) > _MOST_KEPT
+            or sum(len(one.body) for one in self._kept.values()) > _MOST_KEPT_BYTES
+        ):
             del self._kept[next(iter(self._kept))]
 
     def _make(self, ask: Ask, s: Snapshot | None) -> Answer:
@@ -103,5 +119,9 @@ class Application:
             encode, kind = choose_encoder(ask.headers.get("accept", ""))
             return Answer(200, encode(self._registry), kind)
         if ask.path.startswith("/api"):
-            return self._api(ask, s, self._current.points, self._age(s)) if s else problem(503, "the gate is not open")
+            return (
+                self._api(ask, s, self._current.points, self._age(s))
+                if s
+                else problem(503, "the gate is not open")
+            )
         return self._pages(ask, s, self._current.points)

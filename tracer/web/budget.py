@@ -18,7 +18,11 @@ _NAP_SECONDS = 0.1
 class Budget:
     """A bucket of CPU seconds. wait() returns at once while there is some left, and else as soon as there is again."""
 
-    def __init__(self, used: Callable[[], float] = time.thread_time, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        used: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._used, self._clock = used, clock
         self._left, self._was_used, self._was = SAVED_SECONDS, used(), clock()
         self._first = defaultdict[float, asyncio.Lock](asyncio.Lock)
@@ -26,7 +30,9 @@ class Budget:
     def left(self) -> float:
         """CPU seconds that may be spent now; negative where more was spent than there was."""
         used, now = self._used(), self._clock()
-        self._left = min(SAVED_SECONDS, self._left + (now - self._was) * SHARE) - (used - self._was_used)
+        self._left = min(SAVED_SECONDS, self._left + (now - self._was) * SHARE) - (
+            used - self._was_used
+        )
         self._was_used, self._was = used, now
         return self._left
 

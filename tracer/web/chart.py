@@ -60,9 +60,24 @@ class Drawn:
 
 
 CHARTS = (
-    Drawn("Checks", "per second", "all verdicts of all invariants", (("checks", lambda p: sum(p.checks.values())),)),
-    Drawn("Windows", "per second", "calls of functions that change VMAs or walk rmap", (("windows", lambda p: p.windows),)),
-    Drawn("Migration entries", "per second", "put into page tables", (("entries", lambda p: p.entries),)),
+    Drawn(
+        "Checks",
+        "per second",
+        "all verdicts of all invariants",
+        (("checks", lambda p: sum(p.checks.values())),),
+    ),
+    Drawn(
+        "Windows",
+        "per second",
+        "calls of functions that change VMAs or walk rmap",
+        (("windows", lambda p: p.windows),),
+    ),
+    Drawn(
+        "Migration entries",
+        "per second",
+        "put into page tables",
+        (("entries", lambda p: p.entries),),
+    ),
     Drawn(
         "Not known",
         "per second",
@@ -89,7 +104,9 @@ def rates(points: Sequence[Point], counted: Callable[[Point], float]) -> list[tu
     ]
 
 
-def over(points: Sequence[Point], seconds: float, counted: Callable[[Point], float]) -> float | None:
+def over(
+    points: Sequence[Point], seconds: float, counted: Callable[[Point], float]
+) -> float | None:
     """The rate over the last seconds; None where there is only one point."""
     if len(points) < 2:
         return None
@@ -108,9 +125,16 @@ def scale(most: float, least: float) -> float:
 
 def draw(drawn: Drawn, points: Sequence[Point], now: float) -> Chart:
     """The chart, its right end at `now` (seconds since the gate opened)."""
-    series = [(name, [(when, value * drawn.times) for when, value in rates(points, counted)]) for name, counted in drawn.lines]
-    top = scale(max((value for _, values in series for _, value in values), default=0.0), drawn.least_top)
-    lines = tuple(Line(name, tuple(values), tuple(_pieces(values, now, top))) for name, values in series)
+    series = [
+        (name, [(when, value * drawn.times) for when, value in rates(points, counted)])
+        for name, counted in drawn.lines
+    ]
+    top = scale(
+        max((value for _, values in series for _, value in values), default=0.0), drawn.least_top
+    )
+    lines = tuple(
+        Line(name, tuple(values), tuple(_pieces(values, now, top))) for name, values in series
+    )
     return Chart(drawn.title, drawn.unit, drawn.note, lines, top)
 
 

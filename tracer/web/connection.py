@@ -64,7 +64,9 @@ class Connection:
         self._reader = asyncio.StreamReader(limit=_PIECE)
         protocol = asyncio.StreamReaderProtocol(self._reader)
         seconds = HANDSHAKE_SECONDS if tls else None
-        transport, _ = await loop.connect_accepted_socket(lambda: protocol, self._client, ssl=tls, ssl_handshake_timeout=seconds)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, self._client, ssl=tls, ssl_handshake_timeout=seconds
+        )
         self._transport = transport
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
 
@@ -96,7 +98,11 @@ class Connection:
                 async with asyncio.timeout(REQUEST_SECONDS):
                     ask = await self._ask()
             except h11.RemoteProtocolError as error:
-                await self._refuse(Answer.say(error.error_status_hint, f"not a request that is answered here: {error}"))
+                await self._refuse(
+                    Answer.say(
+                        error.error_status_hint, f"not a request that is answered here: {error}"
+                    )
+                )
                 return
             self._is(Doing.ANSWERING)
             answered = await answer(ask, time.monotonic() - answered_at < HASTE_SECONDS)
@@ -155,12 +161,20 @@ class Connection:
     async def _send(self, answer: Answer, *, last: bool) -> None:
         """In pieces, so that little is held for a client that reads slowly, and not for long."""
         headers = {name: value for name, value in (SECURE | answer.headers).items() if value}
-        headers |= {"Content-Type": answer.kind, "Content-Length": str(len(answer.body)), "Date": formatdate(usegmt=True)}
+        headers |= {
+            "Content-Type": answer.kind,
+            "Content-Length": str(len(answer.body)),
+            "Date": formatdate(usegmt=True),
+        }
         if last:
             headers["Connection"] = "close"
-        head = h11.Response(status_code=answer.status, headers=list(headers.items()), reason=answer.reason.encode())
+        head = h11.Response(
+            status_code=answer.status, headers=list(headers.items()), reason=answer.reason.encode()
+        )
         body = memoryview(b"" if self._bodiless else answer.body)
-        pieces = (h11.Data(data=bytes(body[at : at + _PIECE])) for at in range(0, len(body), _PIECE))
+        pieces = (
+            h11.Data(data=bytes(body[at : at + _PIECE])) for at in range(0, len(body), _PIECE)
+        )
         async with asyncio.timeout(SEND_SECONDS):
             for event in (head, *pieces, h11.EndOfMessage()):
                 await self._write(event)

@@ -68,7 +68,9 @@ class Logins:
         user, password = given
         # A name that nobody has takes as long as one that somebody has.
         hashed = users.get(user) or _nobody(users)
-        key = hashlib.blake2b(b"\0".join((user.encode(), hashed.encode(), password)), key=self._secret).digest()
+        key = hashlib.blake2b(
+            b"\0".join((user.encode(), hashed.encode(), password)), key=self._secret
+        ).digest()
         if hmac.compare_digest(self._good.get(user, b""), key):
             return Entry.YES
         if key in self._bad:
@@ -94,7 +96,9 @@ class Logins:
                 await self._budget.wait()
                 patience.reschedule(None)
                 began = time.monotonic()
-                right = await asyncio.get_running_loop().run_in_executor(self._worker, _check, password, hashed)
+                right = await asyncio.get_running_loop().run_in_executor(
+                    self._worker, _check, password, hashed
+                )
                 self._spent += time.monotonic() - began
                 return right
         except TimeoutError:

@@ -61,7 +61,11 @@ class Answer:
     @classmethod
     def say(cls, status: int, text: str, **headers: str) -> Answer:
         """A line of text."""
-        return cls(status, f"{text}\n".encode(), headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return cls(
+            status,
+            f"{text}\n".encode(),
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
 
     @property
     def reason(self) -> str:
@@ -71,7 +75,12 @@ class Answer:
         """Compressed, where that is worth it."""
         if len(self.body) < _WORTH_PACKING:
             return self
-        return Answer(self.status, gzip.compress(self.body, 3, mtime=0), self.kind, {**self.headers, "Content-Encoding": "gzip"})
+        return Answer(
+            self.status,
+            gzip.compress(self.body, 3, mtime=0),
+            self.kind,
+            {**self.headers, "Content-Encoding": "gzip"},
+        )
 
 
 Answering = Callable[[Ask], Answer]

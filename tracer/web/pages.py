@@ -28,7 +28,15 @@ RATE_SECONDS = 60.0
 _REFRESH = ("5", "30")
 _COSTLIEST = 8
 
-_STEP: dict[str, Any] = {"function": "", "task": {}, "vma": {}, "protocol": "", "stack": [], "marked": False, "why": ""}
+_STEP: dict[str, Any] = {
+    "function": "",
+    "task": {},
+    "vma": {},
+    "protocol": "",
+    "stack": [],
+    "marked": False,
+    "why": "",
+}
 """What a step of a trail may leave out."""
 
 LOSSES = {
@@ -57,18 +65,34 @@ class Pages:
             auto_reload=False,
             finalize=_shown,
         )
-        self._templates.filters |= {"number": number, "share": share, "span": span, "rate": rate, "moment": moment}
+        self._templates.filters |= {
+            "number": number,
+            "share": share,
+            "span": span,
+            "rate": rate,
+            "moment": moment,
+        }
         self._templates.globals |= {"Verdict": Verdict, "version": tracer.__version__}
-        for name in self._templates.list_templates(["html"]):  # now: the user that the daemon becomes may not be able to read them
+        for name in self._templates.list_templates(
+            ["html"]
+        ):  # now: the user that the daemon becomes may not be able to read them
             self._templates.get_template(name)
 
     def __call__(self, ask: Ask, s: Snapshot | None, points: Sequence[Point]) -> Answer:
         if s is None:
-            return self._page(503, "problem.html", None, title="Not yet", text="The gate is not open: rmapd is compiling or attaching.")
+            return self._page(
+                503,
+                "problem.html",
+                None,
+                title="Not yet",
+                text="The gate is not open: rmapd is compiling or attaching.",
+            )
         room, _, name = ask.path.strip("/").partition("/")
         if ask.path == "/":
             stands = standing(s, points, self._age(s))
-            return self._page(200, "overview.html", s, stands=stands, **self._overview(ask, s, points))
+            return self._page(
+                200, "overview.html", s, stands=stands, **self._overview(ask, s, points)
+            )
         if ask.path == "/protocols":
             return self._page(200, "protocols.html", s, **self._protocols(ask, s))
         if ask.path == "/hooks":
@@ -76,24 +100,53 @@ class Pages:
         if room == "violations" and name in s.violations:
             violation = s.violations[name]
             found = report.violation_json(violation)
-            return self._page(200, "violation.html", s, v=found, steps=_steps(found["trail"]), invariant=s.invariants[found["invariant"]])
+            return self._page(
+                200,
+                "violation.html",
+                s,
+                v=found,
+                steps=_steps(found["trail"]),
+                invariant=s.invariants[found["invariant"]],
+            )
         if room == "invariants" and name in s.invariants:
-            mine = [report.violation_json(v) for v in s.violations.values() if v.first.invariant == name]
-            return self._page(200, "invariant.html", s, i=_row(s, name, points), full=s.invariants[name], violations=mine)
-        return self._page(404, "problem.html", s, title="Nothing here", text="There is no page at this address, or not any more.")
+            mine = [
+                report.violation_json(v) for v in s.violations.values() if v.first.invariant == name
+            ]
+            return self._page(
+                200,
+                "invariant.html",
+                s,
+                i=_row(s, name, points),
+                full=s.invariants[name],
+                violations=mine,
+            )
+        return self._page(
+            404,
+            "problem.html",
+            s,
+            title="Nothing here",
+            text="There is no page at this address, or not any more.",
+        )
 
     def _age(self, s: Snapshot) -> float:
         return self._clock() - s.taken_seconds
 
     def _page(self, status: int, template: str, s: Snapshot | None, **values: Any) -> Answer:
         age = self._age(s) if s else 0.0
-        common = {"s": s, "host": self._host, "stale": age if age > STALE_SECONDS else 0.0, "refresh": ""}
+        common = {
+            "s": s,
+            "host": self._host,
+            "stale": age if age > STALE_SECONDS else 0.0,
+            "refresh": "",
+        }
         text = self._templates.get_template(template).render(common | values)
         return Answer(status, text.encode(), HTML, {"Retry-After": "2"} if status == 503 else {})
 
     def _overview(self, ask: Ask, s: Snapshot, points: Sequence[Point]) -> dict[str, Any]:
         refresh = ask.fields.get("refresh", "")
-        hooks = sorted((hook for hook in _hooks(s) if hook["seconds"]), key=lambda hook: -hook["seconds"])
+        hooks = sorted(
+            (hook for hook in _hooks(s) if hook["seconds"]), key=lambda hook: -hook["seconds"]
+        )
         return {
             "refresh": refresh if refresh in _REFRESH else "",
             "choices": _REFRESH,
@@ -104,7 +157,9 @@ class Pages:
             "unverifiable": s.total(Verdict.UNVERIFIABLE),
             "checks": sum(s.checks.values()),
             "covered": {
-                level: sum(found is not None and found.value == level for found, _ in s.coverage.values())
+                level: sum(
+                    found is not None and found.value == level for found, _ in s.coverage.values()
+                )
                 for level in ("full", "partial", "none")
             },
             "charts": [chart.draw(one, points, s.running_seconds) for one in chart.CHARTS],
@@ -121,10 +176,19 @@ class Pages:
         asked = {"q": " ".join(query.words), "function": query.function, "ruled": query.ruled}
 
         def at(number: int) -> str:
-            return "/protocols?" + urlencode({name: value for name, value in asked.items() if value} | {"page": number})
+            return "/protocols?" + urlencode(
+                {name: value for name, value in asked.items() if value} | {"page": number}
+            )
 
         functions = sorted({one.protocol.window for one in s.protocols})
-        return {"page": page, "asked": asked, "functions": functions, "ruled": RULED, "at": at, "total": len(s.protocols)}
+        return {
+            "page": page,
+            "asked": asked,
+            "functions": functions,
+            "ruled": RULED,
+            "at": at,
+            "total": len(s.protocols),
+        }
 
 
 def _shown(value: Any) -> Any:
@@ -133,7 +197,9 @@ def _shown(value: Any) -> Any:
 
 
 def _worst_first(s: Snapshot) -> list[Any]:
-    return sorted(s.violations.values(), key=lambda v: (v.first.verdict is not Verdict.VIOLATED, -v.last_seen))
+    return sorted(
+        s.violations.values(), key=lambda v: (v.first.verdict is not Verdict.VIOLATED, -v.last_seen)
+    )
 
 
 def _row(s: Snapshot, name: str, points: Sequence[Point]) -> dict[str, Any]:
@@ -195,7 +261,13 @@ def rate(value: float | None) -> str:
     """Per second, with as many digits as mean something."""
     if value is None:
         return "–"
-    return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"
+    return (
+        f"{value:,.0f}"
+        if value >= 10 or value == 0
+        else f"{value:.1f}"
+        if value >= 0.1
+        else f"{value:.2g}"
+    )
 
 
 def span(seconds: float | None) -> str:

@@ -91,7 +91,9 @@ class Rules:
     @property
     def asks_who(self) -> bool:
         """Whether a reader must be known, by password or by certificate."""
-        return bool(self.users) or (self.tls is not None and self.tls.client_auth_type == "RequireAndVerifyClientCert")
+        return bool(self.users) or (
+            self.tls is not None and self.tls.client_auth_type == "RequireAndVerifyClientCert"
+        )
 
 
 class _Strict(yaml.SafeLoader):
@@ -102,7 +104,9 @@ class _Strict(yaml.SafeLoader):
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name} is there twice", key.start_mark
+                )
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -113,8 +117,18 @@ def read(path: Path) -> Rules:
         text = reading.text(path, "the web configuration", reading.MOST_CONFIGURATION)
         given = yaml.load(text, Loader=_Strict) or {}  # noqa: S506 -- a SafeLoader
         config = msgspec.convert(given, WebConfig)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, msgspec.ValidationError) as error:
-        raise RmapdError(f"the web configuration {path} is wrong", why=_in_a_line(error), hint=_nearest(str(error))) from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+        msgspec.ValidationError,
+    ) as error:
+        raise RmapdError(
+            f"the web configuration {path} is wrong",
+            why=_in_a_line(error),
+            hint=_nearest(str(error)),
+        ) from error
     return _Check(path).rules(config)
 
 
@@ -136,33 +150,53 @@ class _Check:
         self._path = path
 
     def _wrong(self, key: str, why: str, hint: str) -> RmapdError:
-        return RmapdError(f"{key} in the web configuration {self._path} is wrong", why=why, hint=hint)
+        return RmapdError(
+            f"{key} in the web configuration {self._path} is wrong", why=why, hint=hint
+        )
 
     def rules(self, config: WebConfig) -> Rules:
         if config.rate_limit is not None:
-            why = "not supported: rmapd bounds connections, request times and its CPU time by itself"
+            why = (
+                "not supported: rmapd bounds connections, request times and its CPU time by itself"
+            )
             raise self._wrong("rate_limit", why, "leave it out")
         self._headers(config.http_server_config.headers)
         for user, given in config.basic_auth_users.items():
             self._user(user, given)
-        notes = ("http2: this server speaks HTTP/1.1 only",) if config.http_server_config.http2 else ()
+        notes = (
+            ("http2: this server speaks HTTP/1.1 only",) if config.http_server_config.http2 else ()
+        )
         tls = self._tls(config.tls_server_config) if config.tls_server_config is not None else None
-        return Rules(tls, dict(config.basic_auth_users), dict(config.http_server_config.headers), notes)
+        return Rules(
+            tls, dict(config.basic_auth_users), dict(config.http_server_config.headers), notes
+        )
 
     def _headers(self, headers: Mapping[str, str]) -> None:
         for name, value in headers.items():
             if name not in _HEADERS:
-                raise self._wrong(f"headers: {name}", "this header cannot be set", f"one of {', '.join(_HEADERS)}")
+                raise self._wrong(
+                    f"headers: {name}", "this header cannot be set", f"one of {', '.join(_HEADERS)}"
+                )
             if value and _HEADERS[name] and value not in _HEADERS[name]:
-                raise self._wrong(f"headers: {name}", f"{value!r} is not one of {', '.join(_HEADERS[name])}", _HEADERS[name][0])
+                raise self._wrong(
+                    f"headers: {name}",
+                    f"{value!r} is not one of {', '.join(_HEADERS[name])}",
+                    _HEADERS[name][0],
+                )
             if not value.isprintable() or not value.isascii():
-                raise self._wrong(f"headers: {name}", "not plain text in one line", "printable ASCII")
+                raise self._wrong(
+                    f"headers: {name}", "not plain text in one line", "printable ASCII"
+                )
 
     def _user(self, user: str, given: str) -> None:
         hashed = _HASH.fullmatch(given)
         hint = "htpasswd -nBC 10 '' | tr -d ':\\n'"
         if not user or ":" in user:
-            raise self._wrong("basic_auth_users", f"{user!r} cannot be a user's name: empty or with a colon", "another name")
+            raise self._wrong(
+                "basic_auth_users",
+                f"{user!r} cannot be a user's name: empty or with a colon",
+                "another name",
+            )
         if not hashed:
             raise self._wrong(f"basic_auth_users: {user}", "not a bcrypt hash", hint)
         if not 4 <= int(hashed[1]) <= MOST_COST:
@@ -170,25 +204,52 @@ class _Check:
             raise self._wrong(f"basic_auth_users: {user}", why, hint)
 
     def _tls(self, tls: Tls) -> Tls:
-        for name, instead in (("cert", "cert_file"), ("key", "key_file"), ("client_ca", "client_ca_file")):
+        for name, instead in (
+            ("cert", "cert_file"),
+            ("key", "key_file"),
+            ("client_ca", "client_ca_file"),
+        ):
             if getattr(tls, name):
                 raise self._wrong(name, "not supported: Python's ssl reads files", instead)
         for name in ("cert_file", "key_file"):
             if not getattr(tls, name):
-                raise self._wrong(name, "missing, and TLS needs it", "openssl req -x509 -newkey …, or leave out tls_server_config")
+                raise self._wrong(
+                    name,
+                    "missing, and TLS needs it",
+                    "openssl req -x509 -newkey …, or leave out tls_server_config",
+                )
         self._client(tls)
         for name in ("min_version", "max_version"):
-            self._one_of(name, getattr(tls, name), VERSIONS, "older ones are not supported, they are broken")
+            self._one_of(
+                name, getattr(tls, name), VERSIONS, "older ones are not supported, they are broken"
+            )
         if tls.min_version > tls.max_version:
-            raise self._wrong("min_version", f"{tls.min_version} is above max_version {tls.max_version}", "TLS12 and TLS13")
+            raise self._wrong(
+                "min_version",
+                f"{tls.min_version} is above max_version {tls.max_version}",
+                "TLS12 and TLS13",
+            )
         for suite in tls.cipher_suites:
-            self._one_of("cipher_suites", suite, tuple(CIPHERS), "not supported here, or not a suite of TLS 1.2")
+            self._one_of(
+                "cipher_suites",
+                suite,
+                tuple(CIPHERS),
+                "not supported here, or not a suite of TLS 1.2",
+            )
         for curve in tls.curve_preferences:
             self._one_of("curve_preferences", curve, tuple(CURVES), "not supported by Python's ssl")
         if len(tls.curve_preferences) > 1:
-            raise self._wrong("curve_preferences", "not supported: Python's ssl takes one curve", tls.curve_preferences[0])
+            raise self._wrong(
+                "curve_preferences",
+                "not supported: Python's ssl takes one curve",
+                tls.curve_preferences[0],
+            )
         here = self._path.absolute().parent
-        files = {name: str(here / getattr(tls, name)) for name in ("cert_file", "key_file", "client_ca_file") if getattr(tls, name)}
+        files = {
+            name: str(here / getattr(tls, name))
+            for name in ("cert_file", "key_file", "client_ca_file")
+            if getattr(tls, name)
+        }
         return msgspec.structs.replace(tls, **files)
 
     def _client(self, tls: Tls) -> None:
@@ -199,14 +260,20 @@ class _Check:
         verifies = tls.client_auth_type != "NoClientCert"
         if verifies and not tls.client_ca_file:
             raise self._wrong(
-                "client_ca_file", f"missing, and {tls.client_auth_type} needs it", "the CA that signed the clients' certificates"
+                "client_ca_file",
+                f"missing, and {tls.client_auth_type} needs it",
+                "the CA that signed the clients' certificates",
             )
         if not verifies and (tls.client_ca_file or tls.client_allowed_sans):
             raise self._wrong(
-                "client_auth_type", "there is a client CA or SAN, and no certificate is asked for", "RequireAndVerifyClientCert"
+                "client_auth_type",
+                "there is a client CA or SAN, and no certificate is asked for",
+                "RequireAndVerifyClientCert",
             )
 
     def _one_of(self, key: str, value: str, known: tuple[str, ...], why: str) -> None:
         if value not in known:
             near = difflib.get_close_matches(value, known, 1, cutoff=0.8)
-            raise self._wrong(key, f"{value!r}: {why}", near[0] if near else f"one of {', '.join(known)}")
+            raise self._wrong(
+                key, f"{value!r}: {why}", near[0] if near else f"one of {', '.join(known)}"
+            )

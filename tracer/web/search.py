@@ -34,7 +34,9 @@ class Query:
         number = int(page) if page.isascii() and page.isdigit() and len(page) < 6 else 1
         ruled = fields.get("ruled", "")
         words = tuple(fields.get("q", "")[:200].casefold().split())
-        return cls(words, fields.get("function", ""), ruled if ruled in RULED else "", max(1, number))
+        return cls(
+            words, fields.get("function", ""), ruled if ruled in RULED else "", max(1, number)
+        )
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,20 @@ class Search:
         self._made = lru_cache(_KEPT)(self._make)
 
     @staticmethod
-    def _make(protocol: Protocol, rulings: tuple[tuple[str, Ruling], ...]) -> tuple[dict[str, Any], str]:
+    def _make(
+        protocol: Protocol, rulings: tuple[tuple[str, Ruling], ...]
+    ) -> tuple[dict[str, Any], str]:
         made = protocol_json(Ruled(protocol, 0, dict(rulings)))
         return made, f"{made['text']} {made['ascii']}".casefold()
 
     def everything(self, s: Snapshot) -> list[dict[str, Any]]:
         """As the report has them: by function, the most frequent first."""
-        return [row for row, _ in self._rows(sorted(s.protocols, key=lambda one: (one.protocol.window, -one.windows)))]
+        return [
+            row
+            for row, _ in self._rows(
+                sorted(s.protocols, key=lambda one: (one.protocol.window, -one.windows))
+            )
+        ]
 
     def _rows(self, protocols: Iterable[Ruled]) -> Iterable[tuple[dict[str, Any], str]]:
         for one in protocols:
@@ -73,7 +82,11 @@ class Search:
     def all_found(self, s: Snapshot, query: Query) -> list[dict[str, Any]]:
         """The most frequent first."""
         chosen = (one for one in s.protocols if query.function in ("", one.protocol.window))
-        rows = [row for row, text in self._rows(chosen) if all(word in text for word in query.words) and _is(row, query.ruled)]
+        rows = [
+            row
+            for row, text in self._rows(chosen)
+            if all(word in text for word in query.words) and _is(row, query.ruled)
+        ]
         return sorted(rows, key=lambda row: (-row["count"], row["text"]))
 
     def page(self, s: Snapshot, query: Query) -> Page:

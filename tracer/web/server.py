@@ -39,11 +39,21 @@ _ENDS = (Gone, TimeoutError, OSError, EOFError)
 def listening(address: tuple[str, int]) -> socket.socket:
     """A socket bound to this address; RmapdError says what is in the way."""
     try:
-        family, kind, number, _, where = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, number, _, where = socket.getaddrinfo(
+            *address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         made = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, number)
     except OSError as error:
-        unnamed = Temporary if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN else RmapdError
-        raise unnamed(f"cannot listen on {address[0]}:{address[1]}", why=str(error), hint="--listen with another address") from error
+        unnamed = (
+            Temporary
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            else RmapdError
+        )
+        raise unnamed(
+            f"cannot listen on {address[0]}:{address[1]}",
+            why=str(error),
+            hint="--listen with another address",
+        ) from error
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(where)
@@ -58,7 +68,9 @@ def listening(address: tuple[str, int]) -> socket.socket:
 class Server:
     """Bound on construction, so that a busy port is an error before anything is attached; serves while the context is open."""
 
-    def __init__(self, address: tuple[str, int], application: Answering, access: Access | None = None) -> None:
+    def __init__(
+        self, address: tuple[str, int], application: Answering, access: Access | None = None
+    ) -> None:
         self._application, self._host = application, address[0]
         self.access = access or Access(None)
         self._socket = listening(address)
@@ -72,7 +84,12 @@ class Server:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: a defect has ended the thread
             self._loop.call_soon_threadsafe(self._accepting.cancel)
         self._thread.join(timeout=5)
@@ -112,14 +129,21 @@ class Server:
         """Also of one that was given up before it began."""
         self._talks.pop(talk).close()
         if not talk.cancelled() and (error := talk.exception()):
-            log.error("a defect of rmapd ended a connection: %s: %s", type(error).__name__, error, exc_info=error)
+            log.error(
+                "a defect of rmapd ended a connection: %s: %s",
+                type(error).__name__,
+                error,
+                exc_info=error,
+            )
 
     async def _make_room(self) -> None:
         """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
 
         Everybody has a moment to say something before: in a flood of connections, one with a request is not swept away."""
         while True:
-            await asyncio.sleep(0)  # accepting does not let anybody else run while there is more to accept
+            await asyncio.sleep(
+                0
+            )  # accepting does not let anybody else run while there is more to accept
             kept = {talk: one.worth for talk, one in self._talks.items() if not talk.cancelling()}
             if len(kept) < MOST_CONNECTIONS:
                 return
@@ -149,14 +173,25 @@ class Server:
 
     async def _refusal(self, ask: Ask, rules: Rules) -> Answer | None:
         """Why this request is not answered, if it is not."""
-        if not rules.asks_who and is_loopback(self._host) and not _by_address(ask.headers.get("host", "")):
-            return Answer.say(421, "ask by address or as localhost: any other name may be somebody else's, who points it here")
+        if (
+            not rules.asks_who
+            and is_loopback(self._host)
+            and not _by_address(ask.headers.get("host", ""))
+        ):
+            return Answer.say(
+                421,
+                "ask by address or as localhost: any other name may be somebody else's, who points it here",
+            )
         if not rules.users:
             return None
         entry = await self._logins.enter(rules.users, ask.headers.get("authorization", ""))
         if entry is Entry.BUSY:
             return Answer.say(429, "too many logins at once", Retry_After="2")
-        return None if entry is Entry.YES else Answer.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
+        return (
+            None
+            if entry is Entry.YES
+            else Answer.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
+        )
 
     def _apply(self, ask: Ask) -> Answer:
         try:

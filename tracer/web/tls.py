@@ -22,29 +22,42 @@ _VERIFY = {
 def context(tls: Tls) -> ssl.SSLContext:
     """Reads certificate, key and CA; RmapdError where they cannot be used."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version, made.maximum_version = _VERSIONS[tls.min_version], _VERSIONS[tls.max_version]
+    made.minimum_version, made.maximum_version = (
+        _VERSIONS[tls.min_version],
+        _VERSIONS[tls.max_version],
+    )
     made.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_SINGLE_ECDH_USE
     if tls.prefer_server_cipher_suites:
         made.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     made.set_alpn_protocols(["http/1.1"])
-    made.set_ciphers(":".join(dict.fromkeys(CIPHERS[name] for name in tls.cipher_suites or CIPHERS)))
+    made.set_ciphers(
+        ":".join(dict.fromkeys(CIPHERS[name] for name in tls.cipher_suites or CIPHERS))
+    )
     if tls.curve_preferences:
         made.set_ecdh_curve(CURVES[tls.curve_preferences[0]])
     for name in filter(os.path.exists, (tls.cert_file, tls.key_file, tls.client_ca_file)):
         if not os.path.isfile(name):  # OpenSSL would wait for a pipe to end
-            raise RmapdError(f"{name} cannot be used for TLS", why="it is no regular file", hint="a PEM file that rmapd may read")
+            raise RmapdError(
+                f"{name} cannot be used for TLS",
+                why="it is no regular file",
+                hint="a PEM file that rmapd may read",
+            )
     try:
         made.load_cert_chain(tls.cert_file, tls.key_file, password=_no_password)
     except (OSError, ValueError) as error:
         files = f"{tls.cert_file} and {tls.key_file}"
         hint = "a certificate and its key, without a password, as PEM files that rmapd may read"
-        raise RmapdError(f"the certificate and key {files} cannot be used", why=_why(error), hint=hint) from error
+        raise RmapdError(
+            f"the certificate and key {files} cannot be used", why=_why(error), hint=hint
+        ) from error
     if tls.client_ca_file:
         try:
             made.load_verify_locations(cafile=tls.client_ca_file)
         except (OSError, ValueError) as error:
             hint = "certificates as PEM in a file that rmapd may read"
-            raise RmapdError(f"the client CA {tls.client_ca_file} cannot be used", why=_why(error), hint=hint) from error
+            raise RmapdError(
+                f"the client CA {tls.client_ca_file} cannot be used", why=_why(error), hint=hint
+            ) from error
     made.verify_mode = _VERIFY[tls.client_auth_type]
     return made
 
@@ -62,7 +75,10 @@ def may_enter(certificate: Mapping[str, Any] | None, allowed: Collection[str]) -
     """Whether one of the certificate's alternative names is among those allowed; everybody where none are named."""
     if not allowed:
         return True
-    return any(_plain(kind, str(value)) in allowed for kind, value in (certificate or {}).get("subjectAltName", ()))
+    return any(
+        _plain(kind, str(value)) in allowed
+        for kind, value in (certificate or {}).get("subjectAltName", ())
+    )
 
 
 def _plain(kind: str, value: str) -> str:
