@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -288,9 +289,8 @@ def kept(path: Path, *, ended: tuple[bool, bool]) -> Path:
     s = well()
     for number, end in enumerate(ended):
         at = s.taken_seconds + 100 * number
-        store = Store(
-            path, "6.1", 64 << 20, 90, must=True, clock=lambda at=at: at, monotonic=lambda at=at: at
-        )  # type: ignore[misc]
+        now = itertools.repeat(at).__next__
+        store = Store(path, "6.1", 64 << 20, 90, must=True, clock=now, monotonic=now)
         taken = replace(s, taken_seconds=at, running_seconds=50.0, gate_open=not end)
         store.keep_run(report.as_json(taken, ["rmapd", "run"], 0), ended=end)
         store.close()

@@ -227,8 +227,8 @@ def stem(folder: Path, name: str, **more: object) -> None:
     """A stem with one hook, `hook`, and what else is given."""
     hooks = [
         {"name": f"{name}_hook", "candidates": ["raw_tp:exit_mmap"], "note": ""}
-        | more.pop("hook", {})
-    ]  # type: ignore[operator]
+        | more.pop("hook", {})  # type: ignore[operator]
+    ]
     lines = ["title = 't'"] + [
         f"{key} = {value!r}" for key, value in more.items() if key != "hooks"
     ]
