@@ -25,7 +25,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
+.PHONY: run test test-kernels test-hard check graph unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -51,6 +51,9 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(MAKE) --no-print-directory unit
+
+graph: setup
+	$(PYTHON) -m tests.support.import_graph
 
 unit: setup
 	$(PYTHON) -m pytest tests/unit --cov --cov-branch --cov-report=term:skip-covered

@@ -16,9 +16,9 @@ import tracer
 from tracer import config as configuration
 from tracer import logs, outcome
 from tracer.errors import DEFECT, RmapdError
-from tracer.instance import ReloadSignal, StopSignal, only_one
-from tracer.invariant import discover
+from tracer.invariants.catalogue import discover
 from tracer.printable import json_text
+from tracer.process.lock_and_signals import ReloadSignal, StopSignal, only_one
 
 _DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
 _FAIL_ON = ("violated", "suspect", "never")
@@ -86,7 +86,7 @@ def _load(config: Path | None, require: str | None, **overrides: object) -> conf
 
 
 def _needs_privilege() -> None:
-    from tracer.installation import cannot_attach, effective
+    from tracer.daemon.installation import cannot_attach, effective
 
     if why := cannot_attach(
         effective(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
@@ -148,12 +148,12 @@ def run(
     )
     settings = read()
     _needs_privilege()
-    from tracer import run_supervisor
+    from tracer.daemon import run_supervisor
 
     judge = run_supervisor.start(settings)
     if isinstance(judge, int):
         ctx.exit(judge)
-    from tracer.service import Asked, serve
+    from tracer.daemon.run import Asked, serve
 
     asked = Asked(StopSignal(), ReloadSignal(), read)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -244,8 +244,8 @@ def exec_(
     Exit: COMMAND's own, but 3 violated, 4 not checkable, 2 usage or configuration, 71 the judge died;
     as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run, 127 not found, 128+N signal N.
     """
-    from tracer import exec_supervisor
-    from tracer.exec_order import Order
+    from tracer.daemon import exec_supervisor
+    from tracer.supervision.exec_order import Order
 
     settings = _load(config, require, fidelity=fidelity)
     _needs_privilege()
@@ -266,7 +266,7 @@ def exec_(
 )
 def doctor(config: Path | None, form: str) -> None:
     """Is rmapd installed as it should be, what does this kernel let us check, and why not the rest?"""
-    from tracer import installation
+    from tracer.daemon import installation
 
     checks = installation.examine(
         installation.Machine(),
@@ -277,8 +277,8 @@ def doctor(config: Path | None, form: str) -> None:
         click.echo(installation.as_text(checks), nl=False)
     settings = _load(config, None)
     _needs_privilege()
-    from tracer.doctor import as_text, examine
-    from tracer.session import Session, running_kernel
+    from tracer.daemon.doctor import as_text, examine
+    from tracer.daemon.session import Session, running_kernel
 
     with Session(settings, running_kernel()) as session:
         found = {"installation": installation.as_json(checks), **examine(session)}
@@ -329,8 +329,8 @@ def protocols(
     """Save what this kernel's windows do, for rmapd diff."""
     settings = _load(config, None, fidelity=fidelity)
     _needs_privilege()
-    from tracer import exec_supervisor
-    from tracer.exec_order import Order
+    from tracer.daemon import exec_supervisor
+    from tracer.supervision.exec_order import Order
 
     with only_one(Path(settings.lock_file)):
         ctx.exit(
@@ -349,7 +349,7 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     """Compare the protocols of two reports, the most alarming difference first.
 
     Exit: 3 where a difference alarms, 4 where there was nothing to compare."""
-    from tracer.difference import as_json, as_text, compare, nothing_to_compare, read_both
+    from tracer.report.diff import as_json, as_text, compare, nothing_to_compare, read_both
 
     ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
@@ -385,8 +385,8 @@ def report(
     source: Path | None, config: Path | None, store: str | None, output: Path | None
 ) -> None:
     """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
-    from tracer.publish import publish
-    from tracer.reported import of_report, of_store
+    from tracer.report.model import of_report, of_store
+    from tracer.report.publish import publish
 
     if source and store:
         raise RmapdError(
@@ -419,8 +419,9 @@ def explain(
     id: str, config: Path | None, store: str | None, report: Path | None, form: str
 ) -> None:
     """Explain an invariant (M1, L2, …), or a violation by its id: as one would send it to linux-mm."""
-    from tracer import explain as explanation
-    from tracer import reported, stored
+    from tracer.outputs.store import reader
+    from tracer.report import explain as explanation
+    from tracer.report import model
 
     if store is not None and report:
         raise RmapdError(
@@ -430,7 +431,7 @@ def explain(
         )
     known, invariant = discover(), discover().get(id.upper())
     if invariant or "-" not in id:  # a file that was named is looked at, whatever else was asked
-        _ = reported.read(report) if report else stored.read(Path(store)) if store else None
+        _ = model.read(report) if report else reader.read(Path(store)) if store else None
     if invariant:
         shown: Any = (
             explanation.invariant_json(invariant)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
-from tracer import reading
+from tracer import bounded_input
 from tracer.errors import RmapdError
 
 CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget", "sampled_windows")
@@ -178,7 +178,9 @@ def load(
                 path, os.R_OK, effective_ids=True
             )
             hint = f"chgrp {_group()} {path} && chmod g+r {path}" if closed else ""
-            content = reading.text(path, "the configuration", reading.MOST_CONFIGURATION, hint)
+            content = bounded_input.text(
+                path, "the configuration", bounded_input.MOST_CONFIGURATION, hint
+            )
             config = msgspec.toml.decode(content, type=Config)
         except (msgspec.DecodeError, RecursionError) as error:
             raise RmapdError(

@@ -19,9 +19,9 @@ from tests.bench.loads import COUNTS, Loads
 from tests.bench.measure import rounds
 from tests.bench.table import table
 from tests.bench.variants import FAMILIES, Maker, Nothing
-from tracer import fidelity, session
+from tracer.bpf.programs import program_ids
 from tracer.config import LEVELS, Config
-from tracer.program import program_ids
+from tracer.daemon import fidelity, session
 
 _FLOORS = tuple(f"floor:{name}" for name in LEVELS if name != "sampled")
 VARIANTS = (

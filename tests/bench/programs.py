@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tracer import loader, plan, stubs
-from tracer.books import Books
+from tracer.attach import bcc_headers, loader, plan
+from tracer.bpf.programs import Program, enable_statistics, load_program
 from tracer.config import Config
-from tracer.kernel import Kernel
-from tracer.layout import Books as Layouts
-from tracer.program import Program, enable_statistics, load_program
-from tracer.session import Session, probes_folder, running_kernel
+from tracer.daemon.session import Session, probes_folder, running_kernel
+from tracer.kernel.running import Kernel
+from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.records import Books
 
 _STACK, _MARK = (
     88,
@@ -103,7 +103,7 @@ class Runs:
             if any(hook.state is plan.State.READY for hook in stem.hooks)
         ]
         with tempfile.TemporaryDirectory() as headers:
-            stubs.write(Path(headers), kernel.release)
+            bcc_headers.write(Path(headers), kernel.release)
             compiled = loader._compile(planned.header, usable, self._kit, headers)
         self.maps = compiled.maps
         self._maker = loader._Maker(compiled.code, planned.names, self._kit)

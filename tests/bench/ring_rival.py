@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 
 from tests.bench.variants import Attachable, Nothing
-from tracer.books import Books
-from tracer.layout import Books as Layouts
-from tracer.loaded import Loaded
-from tracer.session import probes_folder
+from tracer.attach.attached import Loaded
+from tracer.daemon.session import probes_folder
+from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.records import Books
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 

@@ -16,9 +16,9 @@ from typing import IO
 
 from tests.bench.ring_rival import RingRival
 from tests.bench.variants import Maker, Nothing
-from tracer import plan
-from tracer.kernel import Kernel
-from tracer.session import probes_folder
+from tracer.attach import plan
+from tracer.daemon.session import probes_folder
+from tracer.kernel.running import Kernel
 
 _TRACING = Path("/sys/kernel/tracing")
 _PATIENCE_SECONDS = 900

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.config import Config
-from tracer.session import Session, running_kernel
+from tracer.daemon.session import Session, running_kernel
 
 SOURCE = Path(__file__).with_name("population.c")
 _BOOKS = "ledger frozen visits migrations dying_mms lock_order protocols holds".split()

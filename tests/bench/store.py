@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from tests.support.snapshots import full
-from tracer.report import as_json
-from tracer.store import Store
-from tracer.verdict import Finding, Tally, Verdict
+from tracer.invariants.verdict import Finding, Tally, Verdict
+from tracer.outputs.store.writer import Store
+from tracer.results.json_form import as_json
 
 TICKS = 300
 STACK = tuple(f"function_number_{n}+0x12" for n in range(12))

@@ -21,7 +21,7 @@ from typing import Any
 from tests.live.conftest import RMAPD, WORKLOAD, daemon, daemons_user, fetch, sample
 from tests.support.rehearsal import A_RUN, CAST_ROWS, Stage, make
 from tests.support.violations import ENCODING, VIOLATING, variant
-from tracer.notation import text
+from tracer.protocol.text import text
 
 _HEAD = (
     "| invariant | samples | log: median, ms | 90 % | 99 % | slowest | within 100 ms "

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from tracer import loader, plan
-from tracer.books import Books
+from tracer.attach import loader, plan
+from tracer.attach.attached import Loaded, fasten, unfasten
+from tracer.bpf.programs import enable_statistics
 from tracer.config import Config
-from tracer.kernel import Kernel
-from tracer.layout import Books as Layouts
-from tracer.loaded import Loaded, fasten, unfasten
-from tracer.program import enable_statistics
-from tracer.session import Session, probes_folder
+from tracer.daemon.session import Session, probes_folder
+from tracer.kernel.running import Kernel
+from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.records import Books
 
 FAMILIES: dict[str, frozenset[str]] = {
     "mmap_lock": frozenset({"mmap_lock"}),

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from tracer import program
-from tracer.supervisor import JUDGE
+from tracer.bpf import programs as program
+from tracer.supervision.supervisor import JUDGE
 
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent

@@ -19,7 +19,7 @@ import trustme
 from tests.live.conftest import RMAPD, until
 from tests.live.test_prometheus import run_at
 from tests.support.prometheus import Prometheus, free_port, prometheus
-from tracer import program
+from tracer.bpf import programs
 
 USER, PASSWORD = "prometheus", "correct horse battery"
 RULES = """
@@ -186,7 +186,7 @@ def test_an_open_door_is_said_at_the_start(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "not a bcrypt hash" in done.stderr
-    assert not [name for _, name in program.program_ids() if name == "rmapd_never"]
+    assert not [name for _, name in programs.program_ids() if name == "rmapd_never"]
     if shutil.which("unshare") is None:
         pytest.fail("unshare is part of util-linux")
     alone = [

@@ -28,11 +28,11 @@ from tests.live.conftest import (
     sample,
     still_loaded,
 )
+from tracer.attach.liveness import Watch
+from tracer.attach.plan import State
 from tracer.config import Config, load
-from tracer.invariant import Coverage
-from tracer.plan import State
-from tracer.session import Session, running_kernel
-from tracer.watch import Watch
+from tracer.daemon.session import Session, running_kernel
+from tracer.invariants.base import Coverage
 
 CROWD = [sys.executable, "-m", "tests.workloads.crowd"]
 CHECKS = 'rmapd_checks_total{{invariant="{}",verdict="{}"}}'

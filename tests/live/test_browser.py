@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.live.conftest import daemon, entries_hold, until
 from tests.support import busy
-from tracer.current import Current
+from tracer.results.latest import Current
 from tracer.web import Application, Server
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update

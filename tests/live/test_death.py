@@ -23,14 +23,15 @@ import pytest
 from tests.live.conftest import RMAPD, WORKLOAD, child_of, daemon, judge_of, remaining, until
 from tests.support.rehearsal import Stage, make
 from tests.support.violations import ENCODING, VIOLATING, variant
-from tracer import stored
-from tracer.notation import text
+from tracer.outputs.store import reader
+from tracer.protocol.text import text
 
 ROUNDS = int(os.environ.get("RMAPD_KILLS", "6"))
 SEED = int(os.environ.get("RMAPD_SEED", str(time.time_ns())))
 EXIT_OF_MAIN_THREAD = """
 import ctypes, sys
-from tracer import cli, session
+from tracer import cli
+from tracer.daemon import session
 step, left = session.Session.step, [5]
 def dying(self, *args):
     left[0] -= 1
@@ -213,7 +214,7 @@ def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> No
 
 def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
     """What the first one had found is reported all the same."""
-    altered = "import os, sys; from tracer import after_death; after_death.Aftermath.__enter__ = lambda self: os.kill(os.getpid(), 9); "
+    altered = "import os, sys; from tracer.daemon import after_death; after_death.Aftermath.__enter__ = lambda self: os.kill(os.getpid(), 9); "
     altered += "from tests.support import altered; altered.main(*sys.argv[1:])"
     report, command = (
         tmp_path / "r.json",
@@ -270,7 +271,7 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
             _, said = process.communicate(timeout=60)
         assert process.returncode == 71, said
         assert "found after a crash: the judge died: killed by SIGKILL: 100 violated" in said
-        found = stored.read(path)
+        found = reader.read(path)
         assert [(v["invariant"], v["count"]) for v in found.violations] == [
             ("L3", 100 * (round_ + 1))
         ]

@@ -14,10 +14,10 @@ from tests.live.conftest import remaining, rmapd
 
 RUN = "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', '20'], prog_name='rmapd')"
 FAILING = {
-    "the judging loop": "from tracer import session\ndef fail(*_): raise ZeroDivisionError('day 30')\nsession.Session.step = fail",
+    "the judging loop": "from tracer.daemon import session\ndef fail(*_): raise ZeroDivisionError('day 30')\nsession.Session.step = fail",
     "the server's thread": "from tracer.web import server\nasync def fail(_): 1 / 0 * len('day 30')\nserver.Server._accept = fail",
-    "the store": "from tracer import reaction\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nreaction.Reaction.react = fail",
-    "attaching": "from tracer import loader\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nloader.load = fail",
+    "the store": "from tracer.outputs import sinks\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nsinks.Reaction.react = fail",
+    "attaching": "from tracer.attach import loader\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nloader.load = fail",
 }
 
 
@@ -49,9 +49,9 @@ def test_a_defect_is_70_with_its_traceback(where: str) -> None:
 @pytest.mark.parametrize(
     "before",
     [
-        "import os\nfrom tracer import handover\nhandover._serve = lambda *_: os.kill(os.getpid(), 9)",
-        "from tracer import loader\ndef load_program(*_): raise OSError(12, 'Cannot allocate memory')\nloader.load_program = load_program",
-        "from tracer import compiler, loader\ndef short(*_): raise MemoryError\nloader.compile_text = short",
+        "import os\nfrom tracer.attach import attach_process\nattach_process._serve = lambda *_: os.kill(os.getpid(), 9)",
+        "from tracer.attach import loader\ndef load_program(*_): raise OSError(12, 'Cannot allocate memory')\nloader.load_program = load_program",
+        "from tracer.attach import compiler, loader\ndef short(*_): raise MemoryError\nloader.compile_text = short",
     ],
 )
 def test_what_ran_out_of_memory_may_pass(before: str) -> None:
@@ -63,10 +63,10 @@ def test_what_ran_out_of_memory_may_pass(before: str) -> None:
 
 def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) -> None:
     script = (
-        "from tracer import cli, journal\nfrom tests.support.snapshots import FINDING\nfrom tracer.verdict import Violation\n"
-        "from tracer import reaction\nreact = reaction.Reaction.react\n"
+        "from tracer import cli; from tracer.outputs import log\nfrom tests.support.snapshots import FINDING\nfrom tracer.invariants.verdict import Violation\n"
+        "from tracer.outputs import sinks\nreact = sinks.Reaction.react\n"
         "def loud(self, *a, **k):\n    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n    return react(self, *a, **k)\n"
-        "reaction.Reaction.react = loud\nfrom tracer import outcome\noutcome.watch_stdout()\n"
+        "sinks.Reaction.react = loud\nfrom tracer import outcome\noutcome.watch_stdout()\n"
         + RUN.replace("'20'", "'2'")
     )
     with Path("/dev/full").open("w") as full:

@@ -19,8 +19,8 @@ import pytest
 from pyprctl import Cap
 
 from tests.live.conftest import daemon, fetch, judge_of, loaded_by, sample, still_loaded, until
-from tracer.privileges import of_threads
-from tracer.session import probes_folder
+from tracer.daemon.session import probes_folder
+from tracer.process.privileges import of_threads
 
 PACE = {"look": 0.5, "over": 2, "under": 2, "rest": 4}
 SLOW = """
@@ -171,5 +171,5 @@ def keeper_of(pid: int) -> int:
     """The judge's one child."""
     judge = judge_of(pid)
     (child,) = Path(f"/proc/{judge}/task/{judge}/children").read_text().split()
-    assert b"tracer.keeper" in Path(f"/proc/{child}/cmdline").read_bytes()
+    assert b"tracer.attach.reattach_helper" in Path(f"/proc/{child}/cmdline").read_bytes()
     return int(child)

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import ROOT
-from tracer.answer import Mm
-from tracer.calibrate import frame
 from tracer.config import Config
-from tracer.session import Session, running_kernel
+from tracer.daemon.session import Session, running_kernel
+from tracer.memory.calibration import frame
+from tracer.tables.mm import Mm
 
 PAGE = mmap.PAGESIZE
 

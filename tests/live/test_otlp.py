@@ -14,8 +14,8 @@ from tests.support.collector import collector
 DAEMON = """
 import sys
 from tracer.cli import main
-from tracer.judge import Judge
-from tracer.verdict import Finding, Verdict
+from tracer.checking.checker import Judge
+from tracer.invariants.verdict import Finding, Verdict
 step = {"time_ns": 5, "function": "vma_shrink", "task": {"pid": 7, "tgid": 7}, "vma": {}, "protocol": "vma_shrink[file]", "stack": []}
 finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "put in by a test", "takes anon_vma first", {"pid": 7}, trail=(step,))
 real = Judge.tick

@@ -32,7 +32,7 @@ from tests.live.conftest import (
 from tests.live.test_governor import keeper_of
 from tests.live.test_otlp import DAEMON
 from tests.support.collector import collector
-from tracer import stored
+from tracer.outputs.store import reader
 
 PAGES = (
     "/",
@@ -77,7 +77,7 @@ def coverage(process: subprocess.Popen[str]) -> str:
 LATE = (
     """
 import os, sys
-from tracer import privileges
+from tracer.process import privileges
 drop, folders = privileges.drop, (sys.argv.pop(1), sys.argv.pop(1))
 if os.environ["FORCE_COLOR"]:
     sys.stdout.isatty = lambda: True
@@ -108,7 +108,8 @@ def config(reachable: Path) -> Path:
 
 THIEF = """
 import json, os, sys
-from tracer import cli, service
+from tracer import cli
+from tracer.daemon import run
 from tracer.web.application import Answer, Application
 
 CREATED = ("/etc/cron.d/rmapd-thief", "/run/systemd/rmapd-thief", "/run/rmapd-thief", "/root/rmapd-thief", "/usr/bin/rmapd-thief")
@@ -132,13 +133,13 @@ def attempts():
     found["join root's group"] = outcome(lambda: os.setgroups([0]))
     return found
 
-announce, answer = service._announce, Application.__call__
+announce, answer = run._announce, Application.__call__
 def announced(*arguments):
     announce(*arguments)
     print("the judge:", json.dumps(attempts()), file=sys.stderr, flush=True)
 def answered(self, ask):
     return Answer.say(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
-service._announce, Application.__call__ = announced, answered
+run._announce, Application.__call__ = announced, answered
 cli.main()
 """
 """The daemon, whose threads try what a thief in them would."""
@@ -236,7 +237,7 @@ def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None
 BECOME = """
 import os, json
 from pyprctl import Cap
-from tracer import privileges
+from tracer.process import privileges
 who = privileges.user("rmapd")
 privileges.become(who, frozenset({Cap.BPF}))
 def outcome(attempt):
@@ -294,7 +295,7 @@ def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
                 0,
             ), path
         assert (folder / "theirs").stat().st_uid == 0
-        first, second = stored.read(folder / "rmapd.db").runs
+        first, second = reader.read(folder / "rmapd.db").runs
         assert first["ended"]
         assert second["ended"]
     finally:

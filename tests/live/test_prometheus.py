@@ -23,7 +23,7 @@ from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, judge_of, 
 from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheus, running
 from tests.support.promql import expand
 from tests.support.snapshots import full
-from tracer.metrics import SnapshotCollector
+from tracer.outputs.prometheus import SnapshotCollector
 from tracer.web import Answer, Ask, Server
 
 HOOKED_ONLY = ("rmapd_windows_total", "rmapd_window_seconds", "rmapd_protocols")

@@ -11,8 +11,9 @@ from PIL import Image
 from tests.support import busy
 from tests.support.chromium import CHROMIUM, scroll_width, visit
 from tests.support.reports import written
-from tracer import html_report, report
-from tracer.reported import of_report
+from tracer.report import html
+from tracer.report.model import of_report
+from tracer.results import json_form
 
 RGB = tuple[int, ...]
 LIGHT, DARK = (
@@ -35,7 +36,7 @@ def chromium() -> None:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    (folder / "r.html").write_text(html_report.render(of_report(written(folder / "r.json"))))
+    (folder / "r.html").write_text(html.render(of_report(written(folder / "r.json"))))
     return folder / "r.html"
 
 
@@ -83,11 +84,11 @@ def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path, width: int) -
 @pytest.mark.parametrize("width", [390, 1200])
 def test_a_report_that_is_amber_looks_so(tmp_path: Path, dark: bool, width: int) -> None:
     """Its border and its badge are drawn in the colour of warnings, and nothing in that of what is good."""
-    found = report.as_json(busy.tracepoints_only(), ["true"], 0) | {
+    found = json_form.as_json(busy.tracepoints_only(), ["true"], 0) | {
         "ended_early": {"reason": "the judge was killed by SIGKILL"}
     }
     page = tmp_path / "amber.html"
-    page.write_text(html_report.render(of_report(written(tmp_path / "r.json", found))))
+    page.write_text(html.render(of_report(written(tmp_path / "r.json", found))))
     seen = visit(page, tmp_path, width=width, height=700, dark=dark)
     assert (seen.console, seen.requests) == ([], [])
     colours = shares(seen.screenshot)

@@ -23,11 +23,11 @@ from tests.live.conftest import (
     rmapd,
     sample,
 )
-from tracer import loader, plan
+from tracer.attach import loader, plan
+from tracer.attach.plan import State
 from tracer.config import Config, Maps
-from tracer.layout import Books
-from tracer.plan import State
-from tracer.session import Session, probes_folder, running_kernel
+from tracer.daemon.session import Session, probes_folder, running_kernel
+from tracer.tables.c_structs import Books
 
 
 def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:

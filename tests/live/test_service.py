@@ -19,7 +19,7 @@ import pytest
 from tests.live.conftest import RMAPD, ROOT, daemons_user, remaining
 from tests.support.rehearsal import Stage, make
 from tests.support.violations import VIOLATING, variant
-from tracer import stored
+from tracer.outputs.store import reader
 
 
 class Manager:
@@ -302,7 +302,7 @@ def test_what_a_killed_run_has_left_is_read_by_the_next_start(
     assert not remaining()
     assert not manager.kept, "after a stop in good order nothing is kept"
     assert "found after a crash: systemd kept it for this start: 42 violated, 0 suspect" in said
-    found = stored.read(store)
+    found = reader.read(store)
     assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 42)], (
         "nothing lost, nothing counted twice"
     )

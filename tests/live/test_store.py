@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import daemon, daemons_user, fetch, judge_of, rmapd, sample
-from tracer import stored
-from tracer.store import Store
-from tracer.verdict import Finding, Tally, Verdict
+from tracer.invariants.verdict import Finding, Tally, Verdict
+from tracer.outputs.store import reader
+from tracer.outputs.store.writer import Store
 
 MIB = 1 << 20
 
@@ -81,7 +81,7 @@ def finding(n: int) -> Finding:
 
 def counts(path: Path) -> dict[str, int]:
     return {
-        violation["signature"]: violation["count"] for violation in stored.read(path).violations
+        violation["signature"]: violation["count"] for violation in reader.read(path).violations
     }
 
 
@@ -142,7 +142,7 @@ def test_a_run_is_kept_and_the_next_one_beside_it(reachable: Path) -> None:
     for _ in range(2):
         done = rmapd("run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(path))
         assert done.returncode == 0, done.stderr
-    first, second = stored.read(path).runs
+    first, second = reader.read(path).runs
     assert first["id"] != second["id"]
     assert first["ended"]
     assert first["ended"] <= second["started"]
@@ -158,7 +158,7 @@ def test_a_killed_run_is_there_without_an_end(reachable: Path) -> None:
         process.kill()  # and who would keep what is left, before it can
         os.kill(judge, signal.SIGKILL)
         process.wait(30)
-    (run,) = stored.read(path).runs
+    (run,) = reader.read(path).runs
     assert run["ended"] is None
     assert run["report"]["kernel"] == run["kernel"]
 
@@ -180,4 +180,4 @@ def test_a_store_that_was_asked_for_and_cannot_be_is_exit_2(reachable: Path) -> 
 def test_the_line_of_a_report_can_be_read_back(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     rmapd("run", "--duration", "0", "--listen", "127.0.0.1:0", "--store", str(path))
-    assert json.dumps(stored.read(path).runs[0]["report"])
+    assert json.dumps(reader.read(path).runs[0]["report"])

@@ -17,7 +17,7 @@ from typing import Any
 from tests.live.conftest import RMAPD, daemon, sample, until
 from tests.support.rehearsal import Stage, make
 from tests.support.violations import ENCODING, VIOLATING, variant
-from tracer.notation import text
+from tracer.protocol.text import text
 
 ROUNDS = 3
 

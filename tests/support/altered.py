@@ -1,6 +1,6 @@
 """rmapd with other probes than its own, another pace of its governor, and no limit on its log lines: for tests and measurements.
 
-usage: python -m tests.support.altered PROBES PACE ARGUMENT…     (PACE: JSON, the members of tracer.governor.Pace)
+usage: python -m tests.support.altered PROBES PACE ARGUMENT…     (PACE: JSON, the members of tracer.daemon.governor.Pace)
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import sys
 from functools import partialmethod
 from pathlib import Path
 
-from tracer import cli, journal, session
-from tracer.governor import Pace
+from tracer import cli
+from tracer.daemon import session
+from tracer.daemon.governor import Pace
+from tracer.outputs import log
 
 
 def main(probes: str, pace: str, *arguments: str) -> None:
     session.probes_folder = lambda: Path(probes)
     session.Session.govern = partialmethod(session.Session.govern, Pace(**json.loads(pace)))  # type: ignore[method-assign,assignment]
-    journal._MOST_A_MINUTE = 1 << 30
+    log._MOST_A_MINUTE = 1 << 30
     cli.main(arguments, prog_name="rmapd")
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from tests.support.native import LAYOUTS, Native, NativeProgram, synthetic_kernel
-from tracer.encoding import Encoding
-from tracer.notation import text
-from tracer.windows import Windows
+from tracer.protocol.codec import Encoding
+from tracer.protocol.text import text
+from tracer.tables.windows import Windows
 
 ENCODING = Encoding(LAYOUTS)
 TASK, OTHER_TASK = 0xFFFF888000001000, 0xFFFF888000002000

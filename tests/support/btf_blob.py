@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from tracer import btf as b
+from tracer.kernel import btf as b
 
 Member: TypeAlias = tuple[str, int, int] | tuple[str, int, int, int]
 

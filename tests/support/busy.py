@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from tests.support.snapshots import full
-from tests.unit.test_golden import LEGAL, SEED
-from tracer.current import Current
-from tracer.invariant import Coverage, discover
-from tracer.notation import parse, text
-from tracer.plan import State
-from tracer.program import RunStatistics
-from tracer.rulings import Ruled
-from tracer.snapshot import Snapshot
-from tracer.verdict import Finding, Verdict, Violation
+from tests.unit.invariants.test_golden import LEGAL, SEED
+from tracer.attach.plan import State
+from tracer.bpf.programs import RunStatistics
+from tracer.invariants.base import Coverage
+from tracer.invariants.catalogue import discover
+from tracer.invariants.verdict import Finding, Verdict, Violation
+from tracer.protocol.text import parse, text
+from tracer.results.latest import Current
+from tracer.results.protocols import Ruled
+from tracer.results.snapshot import Snapshot
 
 HOSTILE = "<script>document.title='owned'</script>"
 """What a task may call itself, but for the length."""

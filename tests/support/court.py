@@ -7,14 +7,14 @@ from collections.abc import Container, Iterable
 
 from tests.support.native import synthetic_kernel
 from tests.support.world import World
-from tracer.answer import Place
-from tracer.findings import Findings
-from tracer.judge import Judge, Missed
-from tracer.missed_runs import MissedRuns
-from tracer.snapshot import checks
-from tracer.suspects import Desk, Judged
-from tracer.symbols import Symbols
-from tracer.verdict import Ruling, Verdict
+from tracer.checking.cases import Desk, Judged
+from tracer.checking.checker import Judge, Missed
+from tracer.checking.findings import Findings
+from tracer.checking.missed_runs import MissedRuns
+from tracer.invariants.verdict import Ruling, Verdict
+from tracer.kernel.symbolizer import Symbols
+from tracer.memory.entries import Place
+from tracer.results.snapshot import checks
 
 WELCOME_NS = 10**10
 

@@ -14,7 +14,7 @@ struct bpf_raw_tracepoint_args { u64 args[12]; };
 struct bpf_stacktrace { u64 ip[127]; };
 struct seq_file { int unused; };
 
-/* What the loader writes into the instructions (tracer/template.py): by number, the test sets it before each run. */
+/* What the loader writes into the instructions (tracer/attach/relocations.py): by number, the test sets it before each run. */
 u64 harness_constants[1024];
 s64 harness_places[1024];                               /* offset in the context; -1: this function has no such argument */
 static u64 harness_constant(u32 number) { return harness_constants[number & 1023]; }

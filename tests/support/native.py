@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.btf_blob import kernel_types
-from tracer import loader, plan
-from tracer.btf import FUNC, Btf
-from tracer.kernel import Kernel
-from tracer.layout import Books as Layouts
-from tracer.template import NO_OFFSET
+from tracer.attach import loader, plan
+from tracer.attach.relocations import NO_OFFSET
+from tracer.kernel.btf import FUNC, Btf
+from tracer.kernel.running import Kernel
+from tracer.tables.c_structs import Books as Layouts
 
 ROOT = Path(__file__).parent.parent.parent
 PROBES = ROOT / "probes"
@@ -115,7 +115,7 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
 
 
 class NativeMap:
-    """A harness map with the interface of tracer.bpf.Table."""
+    """A harness map with the interface of tracer.bpf.maps.Table."""
 
     def __init__(self, lib: ctypes.CDLL, name: str) -> None:
         self._lib, self._map = lib, lib.harness_map(name.encode())
@@ -163,7 +163,7 @@ class NativeMap:
 
 
 class NativeProgram:
-    """A harness program with the interface of tracer.bpf.Runnable; one on a function has a point, which says where its arguments are."""
+    """A harness program with the interface of tracer.bpf.maps.Runnable; one on a function has a point, which says where its arguments are."""
 
     def __init__(self, lib: ctypes.CDLL, name: str, point: plan.Point | None = None) -> None:
         self._lib, self._point = lib, point
@@ -171,7 +171,7 @@ class NativeProgram:
         self._context = (ctypes.c_uint64 * 24)()
 
     def _patch(self, point: plan.Point) -> None:
-        """What tracer.template does to instructions."""
+        """What tracer.attach.relocations does to instructions."""
         names = attach_plan().names
         constants = (ctypes.c_uint64 * 1024).in_dll(self._lib, "harness_constants")
         places = (ctypes.c_int64 * 1024).in_dll(self._lib, "harness_places")

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.native import LAYOUTS, WINDOW_STEMS
-from tracer import program
-from tracer.bpf import Map, call
-from tracer.program import Program
-from tracer.session import probes_folder
+from tracer.bpf import programs as program
+from tracer.bpf.maps import Map, call
+from tracer.bpf.programs import Program
+from tracer.daemon.session import probes_folder
 
 CAST_ROWS = 1024
 A_RUN = 256

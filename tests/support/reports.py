@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.snapshots import FINDING, full
-from tracer import report
-from tracer.histogram import SLOTS, Histogram
-from tracer.notation import parse
-from tracer.pulse import Pulse
-from tracer.rulings import Nested, Ruled
-from tracer.verdict import Ruling, Tally, Verdict
+from tracer.invariants.verdict import Ruling, Tally, Verdict
+from tracer.protocol.text import parse
+from tracer.report.timeline import Pulse
+from tracer.results import json_form
+from tracer.results.protocols import Nested, Ruled
+from tracer.tables.histogram import SLOTS, Histogram
 
 LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
 SWAPPED = "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
@@ -126,7 +126,7 @@ def _unlucky() -> str:
         taken_seconds=STARTED + 6,
         running_seconds=6.0,
     )
-    found = report.as_json(seen, ["sh", "-c", HOSTILE], 1) | {"timeline": pulse.as_json()}
+    found = json_form.as_json(seen, ["sh", "-c", HOSTILE], 1) | {"timeline": pulse.as_json()}
     return json.dumps(found)
 
 

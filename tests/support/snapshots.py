@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support.native import LAYOUTS
-from tracer import plan
-from tracer.histogram import SLOTS, Histogram
-from tracer.invariant import discover
-from tracer.plan import Hook, Planned, State, Way
-from tracer.program import RunStatistics
-from tracer.session import probes_folder
-from tracer.snapshot import Snapshot, StoreState
-from tracer.verdict import Finding, Tally, Verdict
+from tracer.attach import plan
+from tracer.attach.plan import Hook, Planned, State, Way
+from tracer.bpf.programs import RunStatistics
+from tracer.daemon.session import probes_folder
+from tracer.invariants.catalogue import discover
+from tracer.invariants.verdict import Finding, Tally, Verdict
+from tracer.results.snapshot import Snapshot, StoreState
+from tracer.tables.histogram import SLOTS, Histogram
 
 FINDING = Finding(
     "M1",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.support.native import LAYOUTS
-from tracer.encoding import Encoding
-from tracer.notation import parse
+from tracer.protocol.codec import Encoding
+from tracer.protocol.text import parse
 
 ENCODING = Encoding(LAYOUTS)
 VIOLATING = {

@@ -13,8 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tests.support.native import LAYOUTS, Native, synthetic_kernel
-from tracer.books import Books
-from tracer.oracle import Oracle
+from tracer.memory.page_tables import Oracle
+from tracer.tables.records import Books
 
 PAGE, HUGE = 4096, 512 * 4096
 POOL_PAGES = 512

@@ -17,8 +17,8 @@ from dashboards.board import RUNBOOKS, Board, Panel
 from tests.support.native import ROOT
 from tests.support.promql import Exported, expand, kept
 from tests.support.snapshots import full
-from tracer.invariant import discover
-from tracer.metrics import SnapshotCollector
+from tracer.invariants.catalogue import discover
+from tracer.outputs.prometheus import SnapshotCollector
 
 PROMETHEUS = ROOT / "dashboards/prometheus"
 PAGES = {path.stem for path in (ROOT / "docs/runbooks").glob("*.md")}

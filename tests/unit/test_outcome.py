@@ -24,16 +24,18 @@ from click.testing import CliRunner, Result
 from tests.support.native import ROOT
 from tests.support.reports import written
 from tests.support.snapshots import snapshot
-from tracer import compiler, handover, loader, plan, program, whole
+from tracer import atomic_file
 from tracer import config as configuration
+from tracer.attach import attach_process, compiler, loader, plan
+from tracer.attach.attached import Loaded
+from tracer.attach.plan import Hook, Planned, State, Way
+from tracer.bpf import programs
 from tracer.cli import main
 from tracer.config import Config
+from tracer.daemon.run import _announce, _reload
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
-from tracer.instance import only_one
-from tracer.kernel import Kernel
-from tracer.loaded import Loaded
-from tracer.plan import Hook, Planned, State, Way
-from tracer.service import _announce, _reload
+from tracer.kernel.running import Kernel
+from tracer.process.lock_and_signals import only_one
 from tracer.web import Application, Server
 from tracer.web.server import listening
 
@@ -157,7 +159,7 @@ def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) 
             only_one(path)
 
 
-ORDER = handover.Order([Path()], None, {}, {}, False)
+ORDER = attach_process.Order([Path()], None, {}, {}, False)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +173,9 @@ ORDER = handover.Order([Path()], None, {}, {}, False)
 def test_how_the_process_that_attaches_died(
     monkeypatch: pytest.MonkeyPatch, how: Callable[[], None], kind: type[RmapdError], why: str
 ) -> None:
-    monkeypatch.setattr(handover, "_serve", lambda *_: how())
+    monkeypatch.setattr(attach_process, "_serve", lambda *_: how())
     with pytest.raises(kind, match="the process that attaches gave no answer") as caught:
-        handover.attach(cast(Kernel, None), ORDER)
+        attach_process.attach(cast(Kernel, None), ORDER)
     assert (type(caught.value), why in caught.value.why) == (kind, True), caught.value.why
 
 
@@ -201,7 +203,7 @@ def test_what_the_process_that_attaches_says(
     logging.getLogger("rmapd").addHandler(handler := logging.StreamHandler())
     try:
         with pytest.raises(kind) as caught:
-            handover.attach(cast(Kernel, None), ORDER)
+            attach_process.attach(cast(Kernel, None), ORDER)
     finally:
         logging.getLogger("rmapd").removeHandler(handler)
     assert type(caught.value) is kind
@@ -213,7 +215,7 @@ def test_a_process_that_cannot_be_started_may_pass(monkeypatch: pytest.MonkeyPat
         os, "fork", raising(OSError(errno.EAGAIN, "Resource temporarily unavailable"))
     )
     with pytest.raises(Temporary, match="cannot start the process that attaches"):
-        handover.attach(cast(Kernel, None), ORDER)
+        attach_process.attach(cast(Kernel, None), ORDER)
 
 
 def test_a_program_for_which_there_is_no_memory_is_not_left_out(
@@ -262,9 +264,9 @@ def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(
         asked.append(args)
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr(program, "_load", load)
+    monkeypatch.setattr(programs, "_load", load)
     with pytest.raises(OSError, match="Cannot allocate memory"):
-        program.load_program("x", "raw_tp", b"")
+        programs.load_program("x", "raw_tp", b"")
     assert len(asked) == 1
 
 
@@ -420,25 +422,25 @@ def test_what_took_a_minute_is_not_lost(tmp_path: Path, monkeypatch: pytest.Monk
     """The folder was there at the start and is gone at the end."""
     (tmp_path / "gone").mkdir()
     path = tmp_path / "gone/r.json"
-    whole.writable(path, "the report")
+    atomic_file.writable(path, "the report")
     shutil.rmtree(path.parent)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for target in (path, FULL):
         with pytest.raises(RmapdError, match=f"cannot write the report {target}") as caught:
-            whole.write(target, "what was recorded", "the report")
+            atomic_file.write(target, "what was recorded", "the report")
         kept = Path(caught.value.hint.removeprefix("it is kept in "))
         assert kept.read_text() == "what was recorded"
         assert kept.stat().st_mode & 0o077 == 0
     assert caught.value.exit_code == 75
     before = sorted(tmp_path.iterdir())
     with pytest.raises(RmapdError):
-        whole.write(path, "made again in no time", "the report", rescue=False)
+        atomic_file.write(path, "made again in no time", "the report", rescue=False)
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_half_of_it_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel refuses to let any file grow: nothing is left in the folders that were tried."""
-    script = "from pathlib import Path; from tracer import whole; whole.write(Path('r.md'), 'n' * 100_000, 'the report')"
+    script = "from pathlib import Path; from tracer import atomic_file; atomic_file.write(Path('r.md'), 'n' * 100_000, 'the report')"
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); {script}"
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -458,13 +460,13 @@ def test_a_pipe_that_nobody_reads_is_refused_before_and_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(tmp_path / "fifo.md")
-    for write in (whole.writable, lambda path, what: whole.write(path, "x", what)):
+    for write in (atomic_file.writable, lambda path, what: atomic_file.write(path, "x", what)):
         with pytest.raises(RmapdError, match="nobody reads from this pipe"):
             write(tmp_path / "fifo.md", "the report")
-    monkeypatch.setattr(whole, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(atomic_file, "_PATIENCE_SECONDS", 0.2)
     reader = os.open(tmp_path / "fifo.md", os.O_RDONLY | os.O_NONBLOCK)
     with pytest.raises(RmapdError, match="nothing was taken"):
-        whole.write(tmp_path / "fifo.md", "x" * (1 << 22), "the report")
+        atomic_file.write(tmp_path / "fifo.md", "x" * (1 << 22), "the report")
     os.close(reader)
 
 
@@ -474,6 +476,6 @@ def test_a_pipe_that_somebody_reads_gets_all(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: taken.append((tmp_path / "fifo.md").read_text()))
     reader.start()
     time.sleep(0.1)
-    whole.write(tmp_path / "fifo.md", "x" * 300_000, "the report")
+    atomic_file.write(tmp_path / "fifo.md", "x" * 300_000, "the report")
     reader.join(10)
     assert taken == ["x" * 300_000]

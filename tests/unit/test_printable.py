@@ -20,20 +20,21 @@ from hypothesis import strategies as st
 
 from tests.support.reports import unlucky, written
 from tests.support.snapshots import FINDING, snapshot
-from tracer import difference, explain, html_report, markdown_report, report
 from tracer.cli import main
 from tracer.errors import RmapdError
-from tracer.invariant import discover
-from tracer.journal import Journal
-from tracer.junit import as_junit
-from tracer.ktap import as_ktap
+from tracer.invariants.catalogue import discover
+from tracer.invariants.verdict import Finding, Violation
 from tracer.logs import Lines
+from tracer.outputs.log import Journal
+from tracer.outputs.store.writer import Store
 from tracer.printable import json_text, printable, shown
-from tracer.reported import of_report, of_store
-from tracer.store import Store
-from tracer.verdict import Finding, Violation
+from tracer.report import diff, explain, html, markdown, terminal
+from tracer.report.junit import as_junit
+from tracer.report.ktap import as_ktap
+from tracer.report.model import of_report, of_store
+from tracer.results import json_form
 from tracer.web.application import Application
-from tracer.web.message import Ask
+from tracer.web.http_message import Ask
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\n2026 CRITICAL forged\r\x7f\x9b31m\u202eevil\u2028\u2066\ud800\U000e0041"
 FORBIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -134,7 +135,7 @@ def hostile(name: str) -> Finding:
 def reported(name: str) -> dict[str, Any]:
     """A report file of that, with the name also where only somebody who made the file up would have it."""
     found = unlucky()
-    own = report.violation_json(
+    own = json_form.violation_json(
         Violation(
             hostile(name), 1.0, 2.0, 3, {"kernel": name, "tainted": name, "command_line": [name]}
         )
@@ -170,8 +171,8 @@ def reported(name: str) -> dict[str, Any]:
 def test_a_report_that_is_read_back_is_printable_in_every_form(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "r.json", reported(name))
     if name is ESCAPE:  # drawing takes seconds
-        assert not obeyed(html_report.render(of_report(path)))
-    assert not obeyed(markdown_report.render(of_report(path)), keep="\n\u2007")
+        assert not obeyed(html.render(of_report(path)))
+    assert not obeyed(markdown.render(of_report(path)), keep="\n\u2007")
     known = explain.find(FINDING.invariant + "-", tmp_path, path)
     for text in (explain.as_text, explain.as_markdown):
         assert not obeyed(text(known, discover()["M1"]))
@@ -188,11 +189,11 @@ def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
         path.write_text(
             json.dumps({"kernel": ESCAPE, "protocols": protocols, "windows": {}, "hooks": {}})
         )
-    ours, theirs = difference.read_both(*paths)
-    found = difference.compare(ours, theirs)
+    ours, theirs = diff.read_both(*paths)
+    found = diff.compare(ours, theirs)
     assert found
-    assert not obeyed(difference.as_text(ours, theirs, found))
-    assert difference.as_json(ours, theirs, found)["a"]["kernel"] == ESCAPE
+    assert not obeyed(diff.as_text(ours, theirs, found))
+    assert diff.as_json(ours, theirs, found)["a"]["kernel"] == ESCAPE
     done = CliRunner().invoke(main, ["diff", str(tmp_path / "\x1b[2Jnone"), str(paths[0])])
     assert (done.exit_code, obeyed(done.stderr)) == (2, set())
     assert "\\x1b[2Jnone" in done.stderr
@@ -204,10 +205,10 @@ def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
 def test_what_a_run_prints_is_printable(name: str) -> None:
     violation = Violation(hostile(name), 1.0, 2.0)
     s = snapshot(violations={"M1-x": violation}, kernel=name)
-    texts = (report.as_text(s, ["sh", "-c", name], 0), as_ktap(s), as_junit(s, [name], 0))
+    texts = (terminal.as_text(s, ["sh", "-c", name], 0), as_ktap(s), as_junit(s, [name], 0))
     assert [obeyed(text, keep="\n\t") for text in texts] == [set()] * 3
     ET.fromstring(texts[2].split("\n", 1)[1])
-    assert report.as_json(s, [name], 0)["violations"][0]["task"]["comm"] == name
+    assert json_form.as_json(s, [name], 0)["violations"][0]["task"]["comm"] == name
 
 
 def logged(say: Callable[[logging.Logger], None], *, prefixed: bool = False) -> str:
@@ -300,11 +301,12 @@ def test_a_store_keeps_names_exact_and_shows_them_printable(tmp_path: Path) -> N
     violation = Violation(hostile(name), now, now)
     store.keep([violation], {})
     store.keep_run(
-        report.as_json(snapshot(kernel=name, violations={"M1-x": violation}), [name], 0), ended=True
+        json_form.as_json(snapshot(kernel=name, violations={"M1-x": violation}), [name], 0),
+        ended=True,
     )
     store.close()
-    assert not obeyed(html_report.render(of_store(path)))
-    assert not obeyed(markdown_report.render(of_store(path)), keep="\n\u2007")
+    assert not obeyed(html.render(of_store(path)))
+    assert not obeyed(markdown.render(of_store(path)), keep="\n\u2007")
     known = explain.find("M1-", path, None)
     assert known.exact["task"]["comm"] == name
     assert not obeyed(explain.as_text(known, discover()["M1"]))

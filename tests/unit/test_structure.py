@@ -4,94 +4,57 @@ from __future__ import annotations
 
 import ast
 import struct
-from pathlib import Path
 
 import pytest
 
+from tests.support import import_graph
 from tests.support.native import LAYOUTS, ROOT
 from tracer.errors import RmapdError
-from tracer.invariant import Coverage, discover
-from tracer.layout import parse
-
-# Lower numbers know nothing of higher ones. bcc is known to `compiler` alone.
-FLOORS = [
-    floor.split()
-    for floor in """
-    printable evidence answer histogram standing stubs monitors missed_runs notify schema pulse syscalls machine governor cache child
-    errors logs
-    outcome reading
-    stored database btf layout bpf verdict config template whole drawing wire privileges otlp command
-    exec_order
-    slices kernel instance installation protocol signature program compiler reported
-    plan symbols books windows encoding notation invariant plots summary watch keeper
-    checkpoint required
-    oracle loaded rulings difference scene trail
-    aligned fidelity late
-    loader beside
-    handover html_report markdown_report
-    handed_down
-    supervisor
-    snapshot explain publish
-    suspects calibrate history
-    facts
-    metrics report points status
-    findings docket store journal ktap junit current
-    judge reaction web
-    recorder
-    session
-    after_death
-    found_after
-    service execute doctor
-    exec_supervisor run_supervisor
-    cli
-    __main__
-    """.strip().splitlines()
-]
+from tracer.invariants.base import Coverage
+from tracer.invariants.catalogue import discover
+from tracer.tables.c_structs import parse
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
+def test_each_package_imports_only_from_packages_before_it() -> None:
+    for package, arrows in import_graph.between_packages().items():
+        later = import_graph.PACKAGES[import_graph.PACKAGES.index(package) :]
+        wrong = [arrow for other in later for arrow in arrows.get(other, [])]
+        assert not wrong, f"{package}: {wrong}"
 
 
-def floor(module: str) -> int:
-    return next(n for n, names in enumerate(FLOORS) if module in names)
+def test_no_module_imports_itself_through_others() -> None:
+    assert set(import_graph.in_order()) == set(import_graph.modules())
 
 
-def test_imports_point_one_way() -> None:
-    web = [(path, "web") for path in (ROOT / "tracer/web").glob("*.py")]
-    for path, room in [
-        *((path, path.stem) for path in sorted((ROOT / "tracer").glob("*.py"))),
-        *web,
-    ]:
-        if room == "__init__":
-            continue
-        own = floor(room)
-        for name in imports(path):
-            part = name.split(".")[1] if name.startswith("tracer.") else ""
-            if (
-                part
-                and ((ROOT / f"tracer/{part}.py").exists() or (ROOT / f"tracer/{part}").is_dir())
-                and part != room
-            ):
-                assert floor(part) < own, f"{path.stem} imports {part}"
+def test_every_folder_is_a_package_of_the_order_and_says_what_belongs_there() -> None:
+    folders = {path.parent for path in (ROOT / "tracer").rglob("*.py")} - {ROOT / "tracer"}
+    assert {folder.relative_to(ROOT / "tracer").parts[0] for folder in folders} == set(
+        import_graph.PACKAGES
+    ) - {"(root)", "cli"}
+    for folder in folders:
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert docstring.count(".") >= 2, f"{folder.name}: what belongs there, and what does not"
+
+
+def test_import_graph_is_printed_in_one_line_a_package() -> None:
+    lines = import_graph.as_text().splitlines()
+    assert [line.split()[0] for line in lines] == import_graph.PACKAGES
+    assert lines[0].endswith("<- -")
 
 
 def test_bcc_is_imported_by_one_module() -> None:
-    users = {path.name for path in (ROOT / "tracer").rglob("*.py") if "bcc" in imports(path)}
+    users = {
+        path.name for path in (ROOT / "tracer").rglob("*.py") if "bcc" in import_graph.imports(path)
+    }
     assert users == {"compiler.py"}
 
 
-def test_monitors_know_no_machinery() -> None:
-    for path in (ROOT / "tracer/monitors").glob("*.py"):
-        known = {name.split(".")[1] for name in imports(path) if name.startswith("tracer.")}
-        assert known <= {"answer", "invariant", "monitors", "protocol", "verdict"}, path.name
+def test_invariants_know_no_machinery() -> None:
+    """An invariant judges protocols and page-table entries: no bcc, no map, no metric."""
+    for module, imported in import_graph.graph().items():
+        if module.startswith("invariants."):
+            known = {name for name in imported if not name.startswith(("invariants.", "protocol."))}
+            assert known <= {"memory.entries"}, module
 
 
 def test_files_stay_small() -> None:

@@ -13,11 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from tracer import loader, plan
+from tracer.attach import loader, plan
+from tracer.bpf.programs import program_ids
 from tracer.config import Maps
-from tracer.layout import Books
-from tracer.program import program_ids
-from tracer.session import probes_folder, running_kernel
+from tracer.daemon.session import probes_folder, running_kernel
+from tracer.tables.c_structs import Books
 
 LOAD = [
     "stress-ng",

@@ -20,11 +20,11 @@ from typing import Any
 import msgspec
 
 from tests.workloads.soak import compaction
-from tracer.bpf import call
+from tracer.bpf.maps import call
+from tracer.bpf.programs import program_ids
 from tracer.config import Config
-from tracer.program import program_ids
-from tracer.session import Session, running_kernel
-from tracer.verdict import Verdict
+from tracer.daemon.session import Session, running_kernel
+from tracer.invariants.verdict import Verdict
 
 LOAD = "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 --temp-path /tmp --timeout 0".split()
 KPROBES, FTRACE = Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled")

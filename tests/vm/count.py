@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from tracer.config import Config, Maps
-from tracer.notation import text
-from tracer.session import Session, running_kernel
+from tracer.daemon.session import Session, running_kernel
+from tracer.protocol.text import text
 
 WORKLOAD = Path(__file__).parent.parent / "workloads/vma.py"
 _FLIGHTS = 16384

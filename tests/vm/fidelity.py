@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.vm.attach import EXPEDITED, LOAD, hooked
 from tracer.config import Config
-from tracer.session import Session, running_kernel
-from tracer.verdict import Verdict
+from tracer.daemon.session import Session, running_kernel
+from tracer.invariants.verdict import Verdict
 
 LEVELS = ("sampled", "owner", "migration", "full")
 SECONDS = 6

@@ -16,11 +16,12 @@ from pathlib import Path
 import msgspec
 from pyprctl import Cap, CapState, set_no_new_privs
 
-from tracer import calibrate, program
-from tracer.bpf import Map
+from tracer.bpf import programs as program
+from tracer.bpf.maps import Map
 from tracer.config import Config
-from tracer.kernel import Kernel
-from tracer.session import Session, running_kernel
+from tracer.daemon.session import Session, running_kernel
+from tracer.kernel.running import Kernel
+from tracer.memory import calibration
 
 CANDIDATES = [
     set[Cap](),
@@ -90,7 +91,7 @@ def _rewritten(table: Map) -> bool:
 
 def _own_pfn(page: mmap.mmap) -> int:
     page[0] = 1
-    return calibrate.own_pfn(calibrate._address(page))
+    return calibration.own_pfn(calibration._address(page))
 
 
 def _attach_kprobe(session: Session) -> object:

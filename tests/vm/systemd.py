@@ -155,9 +155,9 @@ def kprobes() -> None:
     """The unit's daemon prefers kprobes from now on, as it does on a kernel that preempts and counts what it leaves out of them."""
     script = Path("/usr/lib/rmapd/kprobes/rmapd")
     script.parent.mkdir()
-    prefer = "kernel.Kernel.preempts, kernel.Kernel.kprobe_refused = True, ''"
+    prefer = "running.Kernel.preempts, running.Kernel.kprobe_refused = True, ''"
     script.write_text(
-        f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli, kernel\n{prefer}\ncli.main()\n"
+        f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli\nfrom tracer.kernel import running\n{prefer}\ncli.main()\n"
     )
     script.chmod(0o755)
     Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.vm.guest import Result, run
-from tracer.explain import Known, as_text
-from tracer.invariant import discover
+from tracer.invariants.catalogue import discover
+from tracer.report.explain import Known, as_text
 
 WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "walk_unlocked": (5, 5, {("L6", "rmap_walk_anon")}),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.vm.guest import run
-from tracer.notation import parse
-from tracer.protocol import Commit, Part, Protocol, Step
+from tracer.protocol.model import Commit, Part, Protocol, Step
+from tracer.protocol.text import parse
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 ROUNDS = 23

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.workloads.victim import PARAMETERS, struck
-from tracer.supervisor import JUDGE
+from tracer.supervision.supervisor import JUDGE
 
 SYS_MOVE_PAGES, MOVE_ALL = 279, 4
 MOST_PAGES = 512

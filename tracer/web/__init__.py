@@ -1,10 +1,13 @@
-"""The HTTP side: /metrics, /-/healthy, /-/ready, the page and /api/. It reads the current snapshot and changes nothing."""
+"""The HTTP side: /metrics, /-/healthy, /-/ready, the page and /api/. It reads the current snapshot and changes nothing.
+
+Who may read it is decided here, too. What the page says is decided in results/ and report/.
+"""
 
 from __future__ import annotations
 
 from tracer.web.access import Access
 from tracer.web.application import Application, Source
-from tracer.web.message import Answer, Ask
+from tracer.web.http_message import Answer, Ask
 from tracer.web.server import Server
 
 __all__ = ["Access", "Answer", "Application", "Ask", "Server", "Source"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tracer.errors import RmapdError
 from tracer.web import tls
-from tracer.web.rules import Rules, read
+from tracer.web.web_config import Rules, read
 
 log = logging.getLogger("rmapd")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import tracer
-from tracer import report
-from tracer.facts import standing
-from tracer.history import Point
 from tracer.printable import json_text
-from tracer.snapshot import Snapshot
-from tracer.standing import Standing
-from tracer.web.message import JSON, Answer, Ask
+from tracer.results import json_form
+from tracer.results.history import Point
+from tracer.results.snapshot import Snapshot
+from tracer.results.standing import Standing
+from tracer.results.standing_facts import standing
+from tracer.web.http_message import JSON, Answer, Ask
 from tracer.web.search import Query, Search
 
 ROOT = "/api/v1"
@@ -48,7 +48,7 @@ class Api:
         if path.startswith("violations/"):
             found = s.violations.get(path.removeprefix("violations/"))
             return (
-                answer(report.violation_json(found))
+                answer(json_form.violation_json(found))
                 if found
                 else problem(404, "no violation of this id")
             )
@@ -76,7 +76,7 @@ class Api:
 
 def _parts(s: Snapshot, stands: Standing | None = None) -> dict[str, Any]:
     """A report without its protocols, which cost most."""
-    return report.as_json(dataclasses.replace(s, protocols=()), [], 0, stands)
+    return json_form.as_json(dataclasses.replace(s, protocols=()), [], 0, stands)
 
 
 def index(s: Snapshot, stands: Standing) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from tracer.history import Point
-from tracer.metrics import SnapshotCollector
-from tracer.snapshot import Snapshot
-from tracer.standing import STALE_SECONDS, STALLED_SECONDS
+from tracer.outputs.prometheus import SnapshotCollector
+from tracer.results.history import Point
+from tracer.results.snapshot import Snapshot
+from tracer.results.standing import STALE_SECONDS, STALLED_SECONDS
 from tracer.web.api import Api, problem
-from tracer.web.message import Answer, Ask
+from tracer.web.http_message import Answer, Ask
 from tracer.web.pages import Pages
 from tracer.web.search import Search
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tracer.history import KEPT_SECONDS, Point
+from tracer.results.history import KEPT_SECONDS, Point
 
 WIDTH, HEIGHT = 600, 100
 _MARGIN = 4

@@ -15,7 +15,7 @@ from typing import Any
 
 import h11
 
-from tracer.web.message import SECURE, Answer, Ask
+from tracer.web.http_message import SECURE, Answer, Ask
 
 MOST_HEADER_BYTES = 16 * 1024
 HANDSHAKE_SECONDS = 5.0

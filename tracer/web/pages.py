@@ -13,15 +13,15 @@ from urllib.parse import urlencode
 import jinja2
 
 import tracer
-from tracer import report
-from tracer.facts import standing
-from tracer.history import Point
+from tracer.invariants.verdict import Verdict
 from tracer.printable import printable
-from tracer.snapshot import Snapshot
-from tracer.standing import STALE_SECONDS
-from tracer.verdict import Verdict
+from tracer.results import json_form
+from tracer.results.history import Point
+from tracer.results.snapshot import Snapshot
+from tracer.results.standing import STALE_SECONDS
+from tracer.results.standing_facts import standing
 from tracer.web import chart
-from tracer.web.message import HTML, Answer, Ask
+from tracer.web.http_message import HTML, Answer, Ask
 from tracer.web.search import RULED, Query, Search
 
 RATE_SECONDS = 60.0
@@ -99,7 +99,7 @@ class Pages:
             return self._page(200, "hooks.html", s, hooks=_hooks(s))
         if room == "violations" and name in s.violations:
             violation = s.violations[name]
-            found = report.violation_json(violation)
+            found = json_form.violation_json(violation)
             return self._page(
                 200,
                 "violation.html",
@@ -110,7 +110,9 @@ class Pages:
             )
         if room == "invariants" and name in s.invariants:
             mine = [
-                report.violation_json(v) for v in s.violations.values() if v.first.invariant == name
+                json_form.violation_json(v)
+                for v in s.violations.values()
+                if v.first.invariant == name
             ]
             return self._page(
                 200,
@@ -151,7 +153,7 @@ class Pages:
             "refresh": refresh if refresh in _REFRESH else "",
             "choices": _REFRESH,
             "rows": [_row(s, name, points) for name in s.invariants],
-            "violations": [report.violation_json(v) for v in _worst_first(s)],
+            "violations": [json_form.violation_json(v) for v in _worst_first(s)],
             "violated": s.total(Verdict.VIOLATED),
             "suspect": s.total(Verdict.SUSPECT),
             "unverifiable": s.total(Verdict.UNVERIFIABLE),

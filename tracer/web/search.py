@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tracer.protocol import Protocol
-from tracer.report import protocol_json
-from tracer.rulings import Ruled
-from tracer.snapshot import Snapshot
-from tracer.verdict import Ruling
+from tracer.invariants.verdict import Ruling
+from tracer.protocol.model import Protocol
+from tracer.results.json_form import protocol_json
+from tracer.results.protocols import Ruled
+from tracer.results.snapshot import Snapshot
 
 PAGE = 50
 _KEPT = 8192

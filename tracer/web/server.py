@@ -16,12 +16,12 @@ from typing import Any
 
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.web.access import Access, is_loopback
-from tracer.web.budget import Budget
+from tracer.web.basic_auth import Entry, Logins
 from tracer.web.connection import Connection, Gone
-from tracer.web.login import Entry, Logins
-from tracer.web.message import SECURE, Answer, Answering, Ask
-from tracer.web.rules import Rules
+from tracer.web.cpu_budget import Budget
+from tracer.web.http_message import SECURE, Answer, Answering, Ask
 from tracer.web.tls import may_enter
+from tracer.web.web_config import Rules
 
 log = logging.getLogger("rmapd")
 

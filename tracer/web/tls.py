@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from tracer.errors import RmapdError
-from tracer.web.rules import CIPHERS, CURVES, Tls
+from tracer.web.web_config import CIPHERS, CURVES, Tls
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _VERIFY = {

@@ -1,0 +1,96 @@
+"""The import graph of tracer/, between packages and between modules: `python -m tests.support.import_graph`, `make graph`."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+TRACER = Path(__file__).parent.parent.parent / "tracer"
+
+PACKAGES = """
+    (root) kernel process bpf tables attach memory protocol invariants results
+    checking outputs report web supervision daemon cli
+""".split()
+"""A package imports from those before it. (root): modules of tracer/ that everybody may use."""
+
+_TOP = ("cli", "__main__")
+
+
+def modules() -> dict[str, Path]:
+    """Return the modules of tracer/ by dotted name, without `tracer.` and without packages."""
+    found = {}
+    for path in sorted(TRACER.rglob("*.py")):
+        if path.stem != "__init__":
+            found[".".join(path.relative_to(TRACER).with_suffix("").parts)] = path
+    return found
+
+
+def package(module: str) -> str:
+    """Return the package of a module: the first part of its name."""
+    if module in _TOP:
+        return "cli"
+    return module.partition(".")[0] if "." in module else "(root)"
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports: of modules, and of what is imported from them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Return what each module imports of the others; of a package that is imported whole, its modules' own imports."""
+    known = modules()
+    out: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = {
+            name.removeprefix("tracer.") for name in imports(path) if name.startswith("tracer.")
+        }
+        whole = {
+            name for name in names if (TRACER / name.replace(".", "/") / "__init__.py").exists()
+        }
+        for name in whole - {package(module)}:
+            inside = imports(TRACER / name.replace(".", "/") / "__init__.py")
+            names |= {one.removeprefix("tracer.") for one in inside}
+        out[module] = (names & set(known)) - {module}
+    return out
+
+
+def between_packages() -> dict[str, dict[str, list[str]]]:
+    """Return package -> imported package -> the imports that make this arrow, as `module -> module`."""
+    arrows: dict[str, dict[str, list[str]]] = {name: {} for name in PACKAGES}
+    for module, imported in graph().items():
+        for other in sorted(imported):
+            if package(module) != package(other):
+                arrow = arrows[package(module)].setdefault(package(other), [])
+                arrow.append(f"{module} -> {other}")
+    return arrows
+
+
+def in_order() -> list[str]:
+    """Return the modules, each after what it imports. Raises graphlib.CycleError where that is not possible."""
+    return list(TopologicalSorter(graph()).static_order())
+
+
+def as_text() -> str:
+    """Return one line a package: what it imports from, in the order of PACKAGES."""
+    arrows = between_packages()
+    lines = []
+    for name in PACKAGES:
+        used = [other for other in PACKAGES if other in arrows[name]]
+        lines.append(
+            f"{name:12} {len([m for m in modules() if package(m) == name]):3}  <- {' '.join(used) or '-'}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    in_order()
+    print(as_text())

@@ -1,0 +1,25 @@
+"""What the keeper keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyprctl import Cap
+
+from tracer.attach.reattach_helper import needed
+
+
+@pytest.mark.parametrize(
+    ("paranoid", "ways", "more"),
+    [
+        ("2", {"fentry", "kprobe"}, set()),
+        ("3", {"fentry", "raw_tp"}, set()),
+        ("3", {"kretprobe", "kprobe"}, {Cap.SYS_ADMIN}),
+    ],
+)
+def test_sys_admin_is_for_kprobes_on_a_paranoid_kernel_alone(
+    tmp_path: Path, paranoid: str, ways: set[str], more: set[Cap]
+) -> None:
+    (tmp_path / "perf_event_paranoid").write_text(f"{paranoid}\n")
+    assert needed(ways, tmp_path / "perf_event_paranoid") == {Cap.BPF, Cap.PERFMON} | more

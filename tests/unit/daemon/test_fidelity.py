@@ -1,0 +1,325 @@
+"""A change of fidelity: what may be chosen, what is covered then, and that what goes on meanwhile is neither lost nor made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support.box import Box, box
+from tests.support.native import LAYOUTS, PROBES
+from tests.support.world import World
+from tracer.attach import plan
+from tracer.attach.attached import Fastened, Loaded, fasten
+from tracer.attach.plan import Planned, State, Way
+from tracer.attach.reattach_helper import Keeper
+from tracer.bpf.programs import Link, Program, RunStatistics
+from tracer.config import Config
+from tracer.daemon.fidelity import Fidelity
+from tracer.daemon.governor import Governor, Pace
+from tracer.invariants.base import Coverage
+from tracer.invariants.catalogue import discover
+from tracer.tables.records import Books
+from tracer.tables.windows import Windows
+
+SAMPLED = "windows are sampled: 1,000 outermost ones of a function a second, on each CPU"
+
+
+class Fake(Program):
+    """A program that attaches, or not, and has run for as long as the test says."""
+
+    def __init__(self) -> None:
+        self.seconds, self.refused, self.attached = 0.0, False, 0
+
+    def attach(self, how: str, symbol: str) -> Link:
+        if self.refused:
+            raise PermissionError(1, "Operation not permitted")
+        self.attached += 1
+        return FakeLink(self)
+
+    def statistics(self) -> RunStatistics:
+        return RunStatistics(1, 0, self.seconds, 0)
+
+
+class FakeLink(Link):
+    def __init__(self, program: Fake) -> None:
+        self._program = program
+
+    def close(self) -> None:
+        self._program.attached -= 1
+
+
+def loaded(*without: str) -> Loaded:
+    """Every hook of the stems attached, but those of the stems `without`."""
+    made = Loaded()
+    for path in sorted(PROBES.glob("*.toml")):
+        for hook in plan.read_stem(path).hook:
+            there = path.stem not in without
+            state = State.ATTACHED if there else State.MISSING
+            made.hooks.append(Planned(path.stem, hook, state, (Way("kprobe", hook.name, ()),)))
+            if there:
+                program = Fake()
+                made.points[hook.name] = [
+                    Fastened(program, "kprobe", hook.name, program.attach("", ""))
+                ]
+    return made
+
+
+def fidelity(made: Loaded, level: str = "full") -> tuple[Fidelity, Books]:
+    books = Books(World().native.maps, LAYOUTS)
+    return Fidelity(
+        level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}
+    ), books
+
+
+def fakes(made: Loaded, stem: str) -> list[Fake]:
+    names = [
+        hook.hook.name for hook in made.hooks if hook.stem == stem and hook.hook.name in made.points
+    ]
+    return [
+        point.program
+        for name in names
+        for point in made.points[name]
+        if isinstance(point.program, Fake)
+    ]
+
+
+def epochs(books: Books) -> tuple[int, int]:
+    params = LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"")
+    return params.window_epoch, params.mmap_epoch
+
+
+def test_coverage_is_partial_while_there_is_doubt_and_whole_again_after_it() -> None:
+    one, _ = fidelity(loaded())
+    before = dict(one.coverage)
+    one.doubt({"M5": "runs were left out", "R1": "not built: stays none"})
+    assert one.coverage["M5"] == (Coverage.PARTIAL, "runs were left out")
+    assert one.coverage["R1"] == before["R1"]
+    one.doubt({})
+    assert one.coverage == before
+
+
+def test_what_is_offered() -> None:
+    full = fidelity(loaded())[0]
+    assert full.offered(Config()) == ["full", "sampled", "owner", "migration"]
+    assert full.offered(Config(require=["M1", "L4"])) == ["full", "sampled", "owner"], (
+        "L4 needs no rwsem hooks, each tree step, and no window"
+    )
+    assert full.offered(Config(require=["M2"])) == ["full", "sampled", "owner", "migration"]
+    assert full.offered(Config(require=["L5"])) == ["full"], "some windows would not be seen"
+    assert full.offered(Config(require=["L1"])) == ["full"]
+    assert full.offered(Config(require=["L2"])) == ["full"], "of L2 a part would stay"
+    assert full.offered(Config(strict=True)) == ["full"]
+    assert fidelity(loaded("vma", "locks", "rmap"))[0].offered(Config()) == ["full", "owner"], (
+        "no windows to sample; migration would take no more off"
+    )
+    assert fidelity(loaded("vma", "locks", "rmap", "mmap_lock"))[0].offered(Config()) == ["full"]
+
+
+def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
+    made = loaded()
+    one, books = fidelity(made)
+    assert one.coverage["L1"][0] is Coverage.FULL
+    checked, counted = one.checked, []
+
+    def count() -> None:
+        counted.append((epochs(books), "L1" in checked))
+
+    assert one.change("owner", "too dear", count) == []
+    assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
+    assert epochs(books) == (2, 2)
+    assert not any(fake.attached for stem in ("locks", "mmap_lock") for fake in fakes(made, stem))
+    assert all(
+        fake.attached == 1 for stem in ("vma", "forks", "migration") for fake in fakes(made, stem)
+    )
+    assert (one.level, one.coverage["L1"][0], one.coverage["L4"][0]) == (
+        "owner",
+        Coverage.NONE,
+        Coverage.FULL,
+    )
+    assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), (
+        "below `sampled` they go on being sampled"
+    )
+    assert "L1" not in checked
+    assert "L4" in checked
+    assert one.change("migration", "too dear", count) == []
+    assert epochs(books) == (4, 2)
+    resting = {hook.stem: hook.reason for hook in made.hooks if hook.state is State.RESTING}
+    assert set(resting) == {"locks", "vma", "rmap", "mmap_lock"}
+    assert resting["vma"] == "the governor has lowered fidelity to migration: too dear"
+    assert one.change("full", "there is room", count) == []
+    assert epochs(books) == (6, 4)
+    assert all(
+        fake.attached == 1
+        for points in made.points.values()
+        for fake in [points[0].program]
+        if isinstance(fake, Fake)
+    )
+    assert all(hook.state is State.ATTACHED for hook in made.hooks)
+    assert one.coverage == fidelity(loaded())[0].coverage
+
+
+def test_the_governor_is_obeyed_and_counted() -> None:
+    made = loaded()
+    one, _ = fidelity(made)
+    one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=3, under=3, rest=5))
+    cost = 0.5
+    seen = []
+    for now in range(90):
+        for fake in fakes(made, "locks"):
+            fake.seconds += cost * bool(fake.attached) / len(fakes(made, "locks"))
+        cost = 0.0 if now > 8 else cost
+        one.look(float(now), lambda: None)
+        seen.append(one.level)
+    assert list(dict.fromkeys(seen)) == ["full", "sampled", "owner"]
+    assert (seen[-1], one.changes) == ("full", {"lower": 2, "raise": 2})
+
+
+def test_a_hook_that_is_refused_leaves_it_low() -> None:
+    made = loaded()
+    one, _ = fidelity(made)
+    one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=2, under=2, rest=4))
+    for now in range(6):
+        fakes(made, "locks")[0].seconds += 0.5
+        one.look(float(now), lambda: None)
+    assert one.level == "owner"
+    fakes(made, "locks")[3].refused = True
+    for now in range(6, 40):
+        one.look(float(now), lambda: None)
+    assert (one.level, one.changes, one.governor.levels) == (
+        "owner",
+        {"lower": 2, "raise": 0},
+        ["owner", "migration"],
+    )
+    assert not any(fake.attached for fake in fakes(made, "locks")), "all or none"
+    assert one.coverage["L1"][0] is Coverage.NONE
+
+
+def test_at_sampled_everything_stays_attached() -> None:
+    made = loaded()
+    one, books = fidelity(made)
+    assert one.change("sampled", "too dear", lambda: None) == []
+    assert all(
+        fake.attached == 1
+        for points in made.points.values()
+        for fake in [points[0].program]
+        if isinstance(fake, Fake)
+    )
+    assert (epochs(books), window_ns(books)) == ((2, 0), 1_000_000), (
+        "no window is half of the one kind"
+    )
+    assert {name for name, (level, _) in one.coverage.items() if level is Coverage.FULL} >= {
+        "M1",
+        "M2",
+        "M3",
+        "L4",
+    }
+    assert all(
+        one.coverage[name] == (Coverage.PARTIAL, SAMPLED)
+        for name in ("L1", "L2", "L3", "L5", "L6", "V2")
+    )
+    one.sample(50)
+    assert (window_ns(books), one.coverage["L1"][1]) == (20_000_000, SAMPLED.replace("1,000", "50"))
+    assert one.change("full", "there is room", lambda: None) == []
+    assert (window_ns(books), one.coverage) == (0, fidelity(loaded())[0].coverage)
+
+
+def test_a_session_may_begin_sampled() -> None:
+    one, books = fidelity(loaded(), "sampled")
+    assert (window_ns(books), one.coverage["L1"]) == (1_000_000, (Coverage.PARTIAL, SAMPLED))
+
+
+def window_ns(books: Books) -> int:
+    return int(
+        LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"").window_ns
+    )
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_window_that_a_change_cuts_is_not_counted(when: str) -> None:
+    """Its release goes unseen, and it would look like a lock that is never given back."""
+    b = box()
+    books = Books(b.native.maps, LAYOUTS)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
+    lock = b.anon_lock(vma.anon_vma)
+    if when == "before":
+        b.enter("unlink_anon_vmas", vma.at)
+        b.down(lock)
+    with books.change_of_hooks(windows=True, mmap_locks=False):
+        if when == "meanwhile":
+            b.enter("unlink_anon_vmas", vma.at)
+            b.down(lock)
+    b.free(lock)  # unseen
+    b.leave("unlink_anon_vmas", vma.at)
+    assert b.seen() == {}
+    assert b.native.events() == []
+    window_of(b)
+    assert list(b.seen().values()) == [1], "the next one is"
+    assert b.held_rwsems() == 0
+
+
+def window_of(b: Box) -> None:
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
+    with b.call("unlink_anon_vmas", vma.at), b.locked(b.anon_lock(vma.anon_vma)):
+        pass
+
+
+def test_a_mmap_lock_held_across_a_change_orders_nothing() -> None:
+    world = World()
+    one, two = world.new_mm(), world.new_mm()
+    world.become(5)
+    world.lock_mm(one, write=False)
+    with world.books.change_of_hooks(windows=False, mmap_locks=True):
+        pass  # released unseen
+    world.lock_mm(two, write=False)
+    world.unlock_mm(two, write=False)
+    world.unlock_mm(one, write=False)
+    counters = world.books.counters()
+    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
+
+
+def test_a_fork_does_not_go_on_for_ever() -> None:
+    world = World()
+    parent = world.new_mm()
+    world.begin_fork(parent)
+    layout = LAYOUTS.structs["fork_window"]
+    raw = world.native.maps["fork_windows"].lookup(bytes(4)) or b""
+    assert layout.unpack(raw).end_ns == 0
+    with world.books.change_of_hooks(windows=False, mmap_locks=True):
+        pass
+    after = layout.unpack(world.native.maps["fork_windows"].lookup(bytes(4)) or b"")
+    assert after.end_ns > 0
+    assert replace_end(after) == layout.unpack(raw)
+
+
+def replace_end(row: object) -> object:
+    vars(row)["end_ns"] = 0
+    return row
+
+
+class Refusing(Keeper):
+    """A keeper that was given nothing."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def attach(self, program: Program) -> Link:
+        self.asked += 1
+        raise OSError(1, "Operation not permitted")
+
+
+def test_the_keeper_is_asked_for_what_is_attached() -> None:
+    """What is run on demand is nowhere attached: nobody is asked."""
+    keeper = Refusing()
+    on_demand, kept = Fastened(Fake(), "run", "x"), Fastened(Fake(), "kprobe", "x")
+    fasten([on_demand], keeper)
+    assert keeper.asked == 0
+    with pytest.raises(OSError, match="not permitted"):
+        fasten([kept], keeper)
+    assert (keeper.asked, kept.link) == (1, None)
+
+
+def test_a_resting_hook_says_why() -> None:
+    (hook,) = [hook for hook in loaded().hooks if hook.hook.name == "down_read"]
+    resting = replace(hook, state=State.RESTING, reason="why")
+    assert (resting.on, resting.attached(0).state) == (False, State.ATTACHED)

@@ -1,0 +1,280 @@
+"""What leaves the daemon: metrics, pages, reports, KTAP."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.snapshots import FINDING, full, snapshot
+from tracer.daemon.terminal import table
+from tracer.errors import RmapdError
+from tracer.invariants.verdict import Tally, Verdict
+from tracer.outputs.prometheus import SnapshotCollector
+from tracer.report import terminal
+from tracer.report.ktap import as_ktap
+from tracer.results import json_form
+from tracer.results.history import Point
+from tracer.results.snapshot import Snapshot, StoreState
+from tracer.tables.histogram import SLOTS, Histogram
+from tracer.web import Application, Server
+
+PROCESS_AND_SCRAPE = 6 + 5
+"""process_* of the client library, and what Prometheus itself adds to each target: up and scrape_*."""
+DESIGN_NAMES = """rmapd_checks_total rmapd_violations_total rmapd_invariant_coverage rmapd_probe_attached rmapd_probe_run_seconds_total
+rmapd_probe_runs_total rmapd_windows_total rmapd_protocols rmapd_migration_entries_outstanding rmapd_migration_oldest_entry_seconds
+rmapd_migration_entry_seconds_bucket rmapd_window_seconds_bucket rmapd_lock_wait_seconds_bucket rmapd_lock_hold_seconds_bucket
+rmapd_rmap_walk_vmas_bucket rmapd_events_lost_total rmapd_fidelity rmapd_build_info""".split()
+
+
+def exposition(s: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(lambda: s))
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    return {
+        (one.name, tuple(sorted(one.labels.items()))): one.value
+        for family in families
+        for one in family.samples
+    }
+
+
+def test_every_name_of_the_design_is_there_from_the_start() -> None:
+    empty = snapshot(checks={}, violations={}, statistics={}, histograms={}, counters={}, oracle={})
+    names = {name for name, _ in exposition(empty)}
+    assert not [name for name in DESIGN_NAMES if name not in names]
+
+
+def test_values_and_labels() -> None:
+    samples = exposition(snapshot())
+    assert samples["rmapd_checks_total", (("invariant", "M1"), ("verdict", "holds"))] == 41
+    assert samples["rmapd_violations_total", (("invariant", "M1"),)] == 1
+    assert samples["rmapd_probe_attached", (("hook", "gone"),)] == 0
+    assert samples["rmapd_probe_run_seconds_total", (("hook", "set_migration_pte"),)] == 0.5
+    assert samples["rmapd_events_lost_total", (("book", "ledger"),)] == 3
+    assert samples["rmapd_events_lost_total", (("book", "missed_runs"),)] == 2
+
+
+def test_histograms_are_cumulative_and_complete() -> None:
+    samples = exposition(snapshot())
+    rows = {
+        labels[0][1]: value
+        for (name, labels), value in samples.items()
+        if name == "rmapd_migration_entry_seconds_bucket" and labels[0][0] == "le"
+    }
+    values = [rows[le] for le in sorted(rows, key=float)]
+    assert values == sorted(values)
+    assert (rows["3.2768e-05"], rows["+Inf"]) == (3, 4)
+    assert samples["rmapd_migration_entry_seconds_sum", ()] == 5.0
+
+
+def test_labels_come_from_closed_sets() -> None:
+    allowed = {
+        "invariant",
+        "verdict",
+        "hook",
+        "function",
+        "class",
+        "mode",
+        "kind",
+        "book",
+        "event",
+        "level",
+        "stem",
+        "version",
+        "kernel",
+        "le",
+        "direction",
+    }
+    assert {key for _, labels in exposition(snapshot()) for key, _ in labels} <= allowed
+
+
+def test_a_host_has_under_seven_hundred_series() -> None:
+    """More than any kernel has: every hook of the plan attached, every window and class seen."""
+    every = full()
+    assert len(every.hooks) > 70
+    assert len(every.window_times) == 30
+    series = [sample for sample in exposition(every) if not sample[0].endswith("_created")]
+    assert len(series) + PROCESS_AND_SCRAPE < 700
+
+
+def test_what_is_not_hooked_has_no_times() -> None:
+    samples = exposition(snapshot())
+    assert ("rmapd_probe_runs_total", (("hook", "gone"),)) not in samples
+    assert samples["rmapd_probe_missed_runs_total", (("stem", "migration"),)] == 2
+    assert ("rmapd_windows_total", (("function", "copy_vma"),)) not in exposition(
+        snapshot(window_times={"vma_expand": Histogram(), "copy_vma": Histogram()})
+    )
+
+
+def test_lock_classes_are_added_up() -> None:
+    once, twice = Histogram((1,) * SLOTS, 7), Histogram((2,) * SLOTS, 5)
+    samples = exposition(snapshot(lock_waits={"anon": once, "anon2": twice}))
+    assert (
+        samples["rmapd_lock_wait_seconds_count", (("class", "anon"), ("mode", "any"))] == 3 * SLOTS
+    )
+    assert samples[
+        "rmapd_lock_wait_seconds_sum", (("class", "anon"), ("mode", "any"))
+    ] == pytest.approx(12e-9)
+
+
+class Box:
+    points: tuple[Point, ...] = ()
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = snapshot(taken_seconds=time.time())
+
+    def __call__(self) -> Snapshot | None:
+        return self.snapshot
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Box, str]]:
+    box = Box()
+    with Server(("127.0.0.1", 0), Application(box)) as server:
+        yield box, f"http://127.0.0.1:{server.port}"
+
+
+def get(url: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, method=method), timeout=5
+        ) as answer:
+            return answer.status, answer.read().decode(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), dict(error.headers)
+
+
+def test_endpoints(served: tuple[Box, str]) -> None:
+    box, url = served
+    assert get(f"{url}/-/healthy")[0] == 200
+    assert get(f"{url}/-/ready")[0] == 200
+    assert "rmapd_checks_total" in get(f"{url}/metrics")[1]
+    status, page, headers = get(f"{url}/")
+    assert status == 200
+    assert "an entry &lt;b&gt; was left behind" in page
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert get(f"{url}/nothing")[0] == 404
+    assert get(f"{url}/metrics", "POST")[0] == 405
+    box.snapshot = snapshot(gate_open=False)
+    assert get(f"{url}/-/ready")[0] == 503
+    assert get(f"{url}/metrics")[0] == 200
+    box.snapshot = None
+    assert [get(url + path)[0] for path in ("/-/healthy", "/-/ready", "/metrics", "/")] == [
+        200,
+        503,
+        200,
+        503,
+    ]
+    before = get(f"{url}/metrics")[1]
+    assert "rmapd_gate_open 0.0" in before
+    assert "process_cpu_seconds_total" in before
+    assert "rmapd_checks_total" not in before
+
+
+def test_a_busy_port_is_a_clear_error(served: tuple[Box, str]) -> None:
+    port = int(served[1].rsplit(":", 1)[1])
+    with pytest.raises(RmapdError, match=f"cannot listen on 127.0.0.1:{port}"):
+        Server(("127.0.0.1", port), Application(served[0]))
+
+
+def test_the_report_keeps_the_contract() -> None:
+    found = json.loads(json.dumps(json_form.as_json(snapshot(), ["true"], 0)))
+    keys = "rmapd kernel fidelity duration_seconds command hooks invariants windows protocols violations lost overhead".split()
+    assert set(keys) <= set(found)
+    assert found["command"] == {"argv": ["true"], "exit_code": 0}
+    assert found["hooks"]["gone"] == {
+        "state": "missing",
+        "how": "",
+        "symbol": "",
+        "reason": "no raw tracepoint gone in this kernel",
+    }
+    assert found["invariants"]["M1"]["checks"] == {
+        "holds": 41,
+        "violated": 1,
+        "suspect": 0,
+        "unverifiable": 0,
+    }
+    (violation,) = found["violations"]
+    assert violation["id"] == FINDING.id
+    assert violation["first_seen"] == "2023-11-14T22:13:20.000000Z"
+    assert {"evidence", "protocols", "ledger"} <= set(found["lost"])
+    assert {"user_seconds", "rss_bytes", "hooks"} == set(found["overhead"])
+
+
+def test_the_text_says_what_was_not_checked() -> None:
+    text = terminal.as_text(snapshot(), ["x"], 0)
+    assert "VIOLATED M1" in text
+    assert "not checked: M1, M2" in text
+    assert "hook: gone missing" in text
+
+
+def test_ktap() -> None:
+    lines = as_ktap(snapshot()).splitlines()
+    assert lines[0] == "KTAP version 1"
+    points = [line for line in lines[2:] if not line.startswith("#")]
+    assert lines[1] == f"1..{len(points)}"
+    assert points[0] == "not ok 1 M1: no migration entry is left behind"
+    assert "# SKIP" in points[1]
+
+
+def test_the_status_table_shows_rates() -> None:
+    before, now = snapshot(checks={}), snapshot(running_seconds=14.5)
+    shown = table(now, before, "here")
+    assert shown.row_count == 1
+    assert "not checked here: M1" in str(shown.caption) or "M2" in str(shown.caption)
+
+
+def test_the_same_defect_is_one_violation_with_a_count() -> None:
+    tally = Tally(most_signatures=1)
+    assert tally.record(FINDING, 1.0)
+    assert not tally.record(FINDING, 2.0, 3)
+    other = type(FINDING)("M4", Verdict.SUSPECT, "f", "s", "t")
+    assert not tally.record(other, 3.0)
+    assert tally.rest.total() == 1
+    (violation,) = tally.violations.values()
+    assert (violation.count, violation.first_seen, violation.last_seen) == (4, 1.0, 2.0)
+    assert tally.checks["M4", Verdict.SUSPECT] == 1
+
+
+def test_a_store_that_cannot_be_written_shows() -> None:
+    state = StoreState("/x", "database or disk is full", 7, 1, 3, 0.5, 2)
+    samples = exposition(
+        snapshot(store=state, rest={("L1", Verdict.VIOLATED): 40, ("L2", Verdict.SUSPECT): 2})
+    )
+    assert samples["rmapd_store_writable", ()] == 0
+    assert samples["rmapd_store_unwritten_findings", ()] == 7
+    assert samples["rmapd_store_failures_total", ()] == 3
+    assert samples["rmapd_store_forgotten_signatures_total", ()] == 2
+    assert samples["rmapd_findings_unsigned_total", ()] == 42
+    assert ("rmapd_store_writable", ()) not in exposition(snapshot())
+    found = json_form.as_json(snapshot(rest={("L1", Verdict.VIOLATED): 40}), [], 0)
+    assert found["beyond"] == {"L1 violated": 40}
+
+
+def test_what_was_not_sampled_is_told_everywhere() -> None:
+    taken = snapshot(
+        fidelity="sampled", windows_unsampled={"vma_expand": 1000, "copy_vma": 234, "vma_shrink": 0}
+    )
+    assert json_form.as_json(taken, [], 0)["windows_unsampled"] == {
+        "vma_expand": 1000,
+        "copy_vma": 234,
+    }
+    assert "1,234 windows were not booked: windows were sampled" in terminal.as_text(
+        taken, ["x"], 0
+    )
+    assert (
+        exposition(taken)["rmapd_windows_unsampled_total", ()],
+        exposition(snapshot())["rmapd_windows_unsampled_total", ()],
+    ) == (
+        1234,
+        0,
+    )
+    assert "windows not sampled 1,234" in str(table(taken, None, "").caption)
+    assert "windows not sampled" not in str(table(snapshot(), None, "").caption)

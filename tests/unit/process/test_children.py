@@ -1,0 +1,123 @@
+"""Children that die, hang and stay, and a command that does not end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tracer.process import children
+from tracer.supervision.command import Command, NotFound, NotRunnable
+
+SHARING = """
+import os, sys
+from tracer.process import children
+mine = os.open("/dev/null", os.O_RDONLY)
+process = children.fork_sharing_files()
+if not process:
+    theirs = os.open("/dev/zero", os.O_RDONLY)
+    os._exit(theirs)
+theirs = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+assert os.read(theirs, 2) == bytes(2), "it is open here"
+process = children.fork_sharing_files()
+if not process:
+    os.closerange(theirs, theirs + 1)
+    os._exit(0)
+os.waitpid(process, 0)
+try:
+    os.read(theirs, 1)
+except OSError:
+    print("closed")
+assert os.read(mine, 1) == b""
+"""
+
+
+def test_one_table_of_descriptors() -> None:
+    """In a process of its own: the one that shares must have a single thread."""
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", SHARING], capture_output=True, text=True, check=True
+        ).stdout
+        == "closed\n"
+    )
+
+
+def killed() -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def slow() -> int:
+    time.sleep(60)
+    return 0
+
+
+def test_a_child_has_its_time() -> None:
+    assert children.limited(lambda: 7, 5, sharing=False) == 7
+    assert children.limited(killed, 5, sharing=False) == -signal.SIGKILL
+    began = time.monotonic()
+    assert children.limited(slow, 0.2, sharing=False) is None
+    assert children.limited(slow, 60, sharing=False, stopped=lambda: True) is None
+    assert time.monotonic() - began < 5
+
+
+def test_a_main_thread_that_is_gone_is_seen() -> None:
+    process = os.fork()
+    if not process:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        ctypes.CDLL(None).syscall(60, 0)  # exit(2), of this thread only
+    try:
+        end = time.monotonic() + 5
+        while not children.exiting(process) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert children.exiting(process)
+        assert children.ended(process) is None, "nobody can reap it"
+        assert not children.exiting(os.getpid())
+        assert not children.exiting(1 << 22)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def test_a_command_that_cannot_die_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a task in D state: signals do nothing to it."""
+    command = Command(["sleep", "60"], 0.1)
+    command.start()
+    assert command.process
+    process = command.process
+    sent = list[int]()
+    monkeypatch.setattr(process, "send_signal", sent.append)
+    monkeypatch.setattr(process, "kill", lambda: sent.append(signal.SIGKILL))
+    command.end(signal.SIGTERM)
+    began = time.monotonic()
+    command.wait(10)
+    assert 1 < time.monotonic() - began < 3, "the grace, and a second for SIGKILL"
+    assert sent == [signal.SIGTERM, signal.SIGKILL]
+    outcome = command.outcome(124, {"reason": "time"})
+    assert (outcome.exit_code, outcome.code, outcome.ended) == (
+        None,
+        124,
+        "it did not end, SIGKILL or not",
+    )
+    command.let_go()
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    process.returncode = 0
+
+
+def test_a_command_that_cannot_be_run(tmp_path: Path) -> None:
+    for argv, kind, code in (
+        ([str(tmp_path / "none")], NotFound, 127),
+        ([str(tmp_path)], NotRunnable, 126),
+        (["a\0b"], NotRunnable, 126),
+    ):
+        with pytest.raises(kind) as error:
+            Command(argv, 1).start()
+        assert error.value.exit_code == code

@@ -1,0 +1,315 @@
+"""`rmapd explain` of a violation: complete, readable, and nothing in it that was not found."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.support.snapshots import snapshot
+from tracer.cli import main
+from tracer.invariants.verdict import Finding, Verdict, Violation
+from tracer.outputs.store.writer import Store
+from tracer.protocol.text import parse
+from tracer.report.alignment import aligned, differences, likeness
+from tracer.results.json_form import as_json, violation_json
+
+HEALTHY = "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+SWAPPED = "__vma_adjust[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+STEP = {
+    "time_ns": 5_000_000,
+    "duration_ns": 10,
+    "function": "__vma_adjust",
+    "task": {"pid": 7, "tgid": 7},
+}
+VMA = {
+    "vma": "0xffff1",
+    "was_start": "0x1000",
+    "was_end": "0x3000",
+    "vm_start": "0x1000",
+    "vm_end": "0x5000",
+    "flags": "rw-p rd wr",
+}
+
+
+def lock_order() -> Violation:
+    before = STEP | {"time_ns": 2_000_000, "vma": VMA, "protocol": HEALTHY, "stack": []}
+    own = STEP | {
+        "vma": VMA,
+        "protocol": SWAPPED,
+        "stack": ["__vma_adjust+0x1"],
+        "marked": True,
+        "why": "this window broke L1: the order",
+    }
+    evidence = {
+        "proven": False,
+        "vma": VMA,
+        "addresses": {"mm": "0xaa"},
+        "trail_note": "The flight recorder has all since then.",
+    }
+    task = {"pid": 7, "tgid": 7, "comm": "x", "cgroup": {"id": 42, "name": "session-1.scope"}}
+    summary, stack = (
+        "i_mmap_rwsem is taken with the anon_vma rwsem held",
+        ("__vma_adjust+0x1", "f+0x2 [faults]"),
+    )
+    finding = Finding(
+        "L1",
+        Verdict.VIOLATED,
+        "__vma_adjust",
+        "s",
+        summary,
+        task,
+        stack,
+        evidence,
+        SWAPPED,
+        (before, own),
+    )
+    return Violation(
+        finding,
+        1.0,
+        2.0,
+        3,
+        {"kernel": "6.1.0-test", "tainted": "GOE", "command_line": ["rmapd_faults=guest"]},
+    )
+
+
+def left_behind() -> Violation:
+    page = {
+        "folio": "0xf0",
+        "kind": "anon",
+        "order": 0,
+        "flags": ["uptodate", "swapbacked"],
+        "locked": False,
+    }
+    entry = {
+        "tgid": 9,
+        "comm": "victim",
+        "addr": "0x7000",
+        "entry": "0xe",
+        "pfn": "0x12",
+        "locked": False,
+        "mm": "0xaa",
+    }
+    entry |= {
+        "first_walk": VMA,
+        "vma_now": VMA | {"same": True},
+        "folio_now": page,
+        "second_walk": "the second walk came",
+    }
+    culprit = {
+        "function": "remove_migration_pte",
+        "why": "the second walk called it, and it put nothing back",
+    }
+    evidence = {
+        "entries": [entry],
+        "culprit": culprit,
+        "trail_note": "The flight recorder has wrapped: VMA changes are overwritten.",
+    }
+    finding = Finding(
+        "M1",
+        Verdict.VIOLATED,
+        "migrate_pages",
+        "s",
+        "an entry is left: victim[9]",
+        {},
+        ("migrate_pages+0x1",),
+        evidence,
+    )
+    return Violation(
+        finding, 1.0, 2.0, 5, {"kernel": "6.1.0-test", "tainted": "", "command_line": []}
+    )
+
+
+def protocol_row(line: str, count: int, violates: list[str]) -> dict[str, Any]:
+    return {
+        "function": parse(line).window,
+        "text": line,
+        "count": count,
+        "violates": violates,
+        "suspect": [],
+    }
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    found = as_json(snapshot(), ["x"], 0) | {
+        "violations": [violation_json(lock_order()), violation_json(left_behind())]
+    }
+    other = HEALTHY.replace("anon- ", "")
+    found["protocols"] = [
+        protocol_row(SWAPPED, 3, ["L1"]),
+        protocol_row(HEALTHY, 812, []),
+        protocol_row(other, 9000, []),
+    ]
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(found))
+    return path
+
+
+def explain(*args: str) -> str:
+    done = CliRunner().invoke(main, ["explain", *args])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_lock_order_is_explained_with_the_legal_protocol_beside_it(report: Path) -> None:
+    said = explain(lock_order().first.id, "--report", str(report))
+    assert (
+        "Subject: L1 violated in __vma_adjust() on 6.1.0-test: i_mmap_rwsem is taken with the anon_vma rwsem held"
+        in said
+    )
+    for part in (
+        "mm/rmap.c",
+        "tainted GOE",
+        "rmapd_faults=guest",
+        "cgroup session-1.scope (inode 42)",
+        "0x1000-0x3000, then 0x1000-0x5000",
+    ):
+        assert part in said
+    assert "rw-p rd wr" in said
+    assert "812 windows of this run" in said
+    assert ">> +0.000000 s  [7]" in said
+    assert "-0.003000 s" in said
+    assert "^ this window broke L1: the order" in said
+    assert "f+0x2 [faults]" in said
+    lines = said.splitlines()
+    seen, legal, marks = (
+        next(n for n, line in enumerate(lines) if line.startswith(f"    {name}  "))
+        for name in ("seen ", "legal", "     ")
+    )
+    assert (legal, marks) == (seen + 1, seen + 2)
+    marked = {
+        lines[seen][at : at + 6].strip()
+        for at, mark in enumerate(lines[marks])
+        if mark == "^" and lines[marks][at - 1] == " "
+    }
+    assert "i_mmap" in " ".join(marked) or "anon↓w" in " ".join(marked)
+
+
+def test_an_entry_names_the_function_that_did_not_restore_it(report: Path) -> None:
+    said = explain(left_behind().first.id[:6].lower(), "--report", str(report))
+    assert "Function at fault: remove_migration_pte() -- the second walk called it" in said
+    assert "pfn 0x12; its page is not locked" in said
+    assert "0xf0, anon, order 0, uptodate swapbacked" in said
+    assert "The flight recorder has wrapped" in said
+    assert "not tainted" in said
+
+
+def test_it_comes_as_json_and_markdown_as_well(report: Path) -> None:
+    found = json.loads(explain(lock_order().first.id, "--report", str(report), "--format", "json"))
+    assert found["function_at_fault"] == "__vma_adjust"
+    assert found["nearest_legal"]["protocol"] == HEALTHY
+    assert {run["op"] for run in found["nearest_legal"]["differences"]} > {"equal"}
+    assert found["violation"] == violation_json(lock_order())
+    said = explain(lock_order().first.id, "--report", str(report), "--format", "md")
+    assert said.startswith("# L1 violated in ")
+    assert said.count("```") % 2 == 0
+    assert "## Trail" in said
+
+
+def test_a_stored_one_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    path = tmp_path / "rmapd.db"
+    store = Store(path, "6.1.0-test", 1 << 20, 90, must=True)
+    now = time.time()
+    for violation in (lock_order(), left_behind()):
+        violation.first_seen = violation.last_seen = now
+        store.keep([violation], {})
+    store.close()
+    said = explain("L1-", "--store", str(path))
+    assert "By hour: " in said
+    assert "No legal protocol of __vma_adjust() was seen in this run" in said
+    done = CliRunner().invoke(main, ["explain", "L9-123", "--store", str(path)])
+    assert done.exit_code == 2
+    assert lock_order().first.id in done.output
+    assert (
+        "no store"
+        in CliRunner()
+        .invoke(main, ["explain", "L1-12", "--store", str(tmp_path / "none.db")])
+        .output
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"violations": [{}]}', '{"violations": 7}'])
+def test_a_file_that_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    done = CliRunner().invoke(main, ["explain", "L1-12", "--report", str(path)])
+    assert done.exit_code == 2
+    assert "is no report of rmapd" in done.output
+
+
+def test_invariants_are_explained_as_before() -> None:
+    assert explain("l1").startswith("L1: documented lock order\n\nclaim           Within a window")
+    assert json.loads(explain("M1", "--format", "json"))["id"] == "M1"
+
+
+def test_steps_stand_above_each_other_and_every_difference_is_marked() -> None:
+    kept = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w → [mmap:w anon:w]")
+    given_back = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon↑w")
+    assert aligned(kept, given_back) == [
+        "seen   [anon] [mmap:w] anon↓w ·      → [mmap:w anon:w] -ENOMEM",
+        "legal  [anon] [mmap:w] anon↓w anon↑w ·                 -ENOMEM",
+        "                              ^^^^^^ ^^^^^^^^^^^^^^^^^",
+    ]
+    assert {run["op"] for run in differences(kept, kept)} == {"equal"}
+    assert all("^" not in line for line in aligned(given_back, given_back))
+    assert all(len(line) <= 110 for line in aligned(parse(SWAPPED), parse(HEALTHY)))
+
+
+def test_what_is_the_same_thing_stands_under_itself_whoever_held_the_lock() -> None:
+    unlocked = parse(
+        "__vma_adjust[anon moved mmap:w geometry=pgoff]  anon-(-) commit(mmap:w anon:-) anon+(-)"
+    )
+    locked = parse(
+        "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
+    )
+    assert aligned(unlocked, locked) == [
+        "seen   [anon] [moved] [mmap:w] [geometry=pgoff] ·      anon-(-) commit(mmap:w anon:-) anon+(-) ·",
+        "legal  [anon] [moved] [mmap:w] [ok]             anon↓w anon-    commit(mmap:w anon:w) anon+    anon↑w",
+        "                               ^^^^^^^^^^^^^^^^ ^^^^^^ ^^^^^^^^ ^^^^^^^^^^^^^^^^^^^^^ ^^^^^^^^ ^^^^^^",
+    ]
+
+
+def test_the_legal_protocol_is_one_about_the_same_that_did_the_same() -> None:
+    own = parse("__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)")
+    same = parse(
+        "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
+    )
+    file = parse("__vma_adjust[file moved mmap:w ok]  commit(mmap:w anon:-)")
+    split = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon↑w")
+    assert max((file, split, same), key=lambda other: likeness(own, other)) is same
+
+
+def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
+    evidence = {
+        "outer_mm": "0xa",
+        "inner_mm": "0xb",
+        "opposite_task": 77,
+        "opposite_stack": ["dup_mmap+0x9", "fork+0x1"],
+    }
+    finding = Finding(
+        "L2",
+        Verdict.SUSPECT,
+        "mmap_lock",
+        "nested",
+        "task x[1] took two",
+        {"pid": 1},
+        ("mmap_write_lock+0x1",),
+        evidence,
+    )
+    path = tmp_path / "r.json"
+    path.write_text(
+        json.dumps(
+            {"kernel": "6.1.0-test", "violations": [violation_json(Violation(finding, 1.0, 1.0))]}
+        )
+    )
+    said = explain("L2-", "--report", str(path))
+    assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
+    assert "Stack of the opposite order, task 77" in said
+    assert "dup_mmap+0x9" in said
+    assert "It is a suspect, not proven." in said

@@ -1,0 +1,79 @@
+"""The snapshot on demand: who asks gets one that is a second old at most, or after a moment the one there is."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from tests.support.snapshots import snapshot
+from tracer.results.latest import Current
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_nobody_is_asked_before_the_first_and_after_the_last() -> None:
+    clock = Clock()
+    current = Current(clock)
+    assert current() is None
+    closed = current.put(snapshot(gate_open=False))
+    clock.now += 60
+    assert current() is closed
+    assert not current.wanted()
+    current.close()
+
+
+def test_a_fresh_one_is_given_as_it_is() -> None:
+    clock = Clock()
+    current = Current(clock)
+    first = current.put(snapshot())
+    clock.now += 0.9
+    assert current() is first
+    assert not current.wanted()
+    assert not current.old()
+    clock.now += 9.1
+    assert current.old()
+    current.close()
+
+
+def test_many_who_ask_get_one() -> None:
+    clock = Clock()
+    current = Current(clock)
+    current.put(snapshot())
+    clock.now += 1
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(current())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(200):
+        if current.wanted():
+            break
+        time.sleep(0.005)
+    second = current.put(snapshot())
+    for thread in threads:
+        thread.join()
+    assert found == [second] * 8
+    current.wanted()
+    assert current() is second
+    assert not current.wanted(), "it is fresh: nobody is asked again"
+    current.close()
+
+
+def test_a_busy_judge_is_not_waited_for() -> None:
+    clock = Clock()
+    current = Current(clock)
+    first = current.put(snapshot())
+    clock.now += 5
+    start = time.monotonic()
+    assert current() is first
+    assert time.monotonic() - start < 2
+    assert current.wanted()
+    assert not current.wanted()
+    current.close()

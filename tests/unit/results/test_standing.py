@@ -1,0 +1,341 @@
+"""Red, amber or green: every reason has its colour, every output says the same, and green is never said where little is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.busy import NO_HOOKS, tracepoints_only, well
+from tests.support.reports import written
+from tracer.attach.plan import State
+from tracer.daemon.run import _in_a_line
+from tracer.daemon.terminal import table
+from tracer.invariants.base import Coverage
+from tracer.invariants.verdict import Verdict
+from tracer.outputs.store.writer import Store
+from tracer.report import html, markdown, terminal
+from tracer.report.junit import as_junit
+from tracer.report.ktap import as_ktap
+from tracer.report.model import Run, of_report, of_store
+from tracer.report.summary import facts, headline
+from tracer.results import json_form
+from tracer.results.history import Point, longer
+from tracer.results.latest import Current
+from tracer.results.snapshot import Snapshot
+from tracer.results.standing import MOST_OUTSTANDING, Colour, Kind
+from tracer.results.standing_facts import standing
+from tracer.web import Application, Ask
+
+
+def taken_away() -> Snapshot:
+    s = well()
+    return replace(
+        s,
+        hooks=(replace(s.hooks[0], state=State.DETACHED, reason="its link is gone"), *s.hooks[1:]),
+    )
+
+
+def required_in_part() -> Snapshot:
+    s = well(required=("M1", "L1"))
+    return replace(s, coverage={**s.coverage, "L1": (Coverage.PARTIAL, "windows are sampled")})
+
+
+def unverifiable(share: float) -> Snapshot:
+    return well(
+        checks={("M1", Verdict.HOLDS): 1000, ("M1", Verdict.UNVERIFIABLE): int(1000 * share)}
+    )
+
+
+CASES: list[tuple[str, Snapshot, Kind, str]] = [
+    (
+        "suspect",
+        well(checks={("M1", Verdict.HOLDS): 9, ("M1", Verdict.SUSPECT): 2}),
+        Kind.SUSPECT,
+        "2 checks are suspect",
+    ),
+    (
+        "ended early",
+        well(ended_early="the judge died by signal 9"),
+        Kind.ENDED_EARLY,
+        "The run ended early: the judge died by signal 9.",
+    ),
+    ("nothing happened", well(checks={}), Kind.NOTHING, "0 checks"),
+    (
+        "tracepoints only",
+        tracepoints_only(),
+        Kind.COVERAGE,
+        "3 of 18 invariants are checked here, in part; 15 are not: M2 ",
+    ),
+    (
+        "required",
+        required_in_part(),
+        Kind.REQUIRED,
+        "Required, and not checked in full: L1 in part.",
+    ),
+    (
+        "governed",
+        well(fidelity="owner", fidelity_changes={"lower": 2, "raise": 1}),
+        Kind.FIDELITY,
+        "lowered fidelity to owner",
+    ),
+    ("taken away", taken_away(), Kind.HOOKS, "switched off by somebody else: "),
+    ("unverifiable", unverifiable(0.02), Kind.UNVERIFIABLE, "more than 1% of all: M1 20 of 1,020."),
+    ("lost", well(counters={"LEDGER_LOST": 3, "LOCKS_LOST": 40}), Kind.LOST, "43 events were lost"),
+    (
+        "without a verdict",
+        well(outstanding=69_639, gate_open=False),
+        Kind.OUTSTANDING,
+        "69,639 migration entries got no verdict.",
+    ),
+    (
+        "old",
+        well(outstanding=12, oldest_entry_seconds=14.0),
+        Kind.OUTSTANDING,
+        "the oldest for 14 s: longer than the age limit of 10 s",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("s", "kind", "said"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: Kind, said: str) -> None:
+    found = standing(s)
+    assert (found.colour, list(found.reasons)) == (Colour.AMBER, [kind])
+    assert said in found.reasons[kind]
+
+
+def test_green_says_of_how_many_checks_and_invariants() -> None:
+    found = standing(well())
+    assert (found.colour, found.reasons) == (Colour.GREEN, {})
+    assert re.fullmatch(r"Nothing violated in [\d,]+ checks of 14 invariants", found.title)
+    assert found.coverage == "14 of 18 invariants are checked here, in full"
+    assert standing(unverifiable(0.005)).colour is Colour.GREEN
+    assert standing(well(outstanding=12, oldest_entry_seconds=0.2)).colour is Colour.GREEN, (
+        "entries under way are no reason"
+    )
+
+
+def test_red_keeps_its_reasons() -> None:
+    found = standing(
+        replace(tracepoints_only(), checks={("M1", Verdict.VIOLATED): 1, ("M4", Verdict.HOLDS): 5})
+    )
+    assert (found.colour, found.title, list(found.reasons)) == (
+        Colour.RED,
+        "M1 violated",
+        [Kind.COVERAGE],
+    )
+
+
+def test_a_kernel_with_tracepoints_only_is_told_why_once() -> None:
+    assert NO_HOOKS in standing(tracepoints_only()).reasons[Kind.COVERAGE]
+
+
+def history(outstanding: list[int]) -> tuple[Point, ...]:
+    points: tuple[Point, ...] = ()
+    for n, count in enumerate(outstanding):
+        points = longer(points, well(running_seconds=2.0 * n, outstanding=count))
+    return points
+
+
+@pytest.mark.parametrize(
+    ("outstanding", "colour"),
+    [
+        ([142_520] * 100, Colour.AMBER),
+        ([100 * n for n in range(100)], Colour.AMBER),
+        ([100 * (n % 50) for n in range(100)], Colour.GREEN),
+        ([MOST_OUTSTANDING * 2] * 99 + [0], Colour.GREEN),
+        ([142_520] * 20, Colour.GREEN),  # under three minutes nobody can tell
+    ],
+)
+def test_entries_that_pile_up_are_amber(outstanding: list[int], colour: Colour) -> None:
+    s = well(outstanding=outstanding[-1], oldest_entry_seconds=0.2)
+    assert standing(s, history(outstanding), 0.0).colour is colour
+    assert _in_a_line(s, history(outstanding)).startswith(colour)
+
+
+def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
+    """As seen: 142,520 outstanding, the oldest 0.0 s old, for ever."""
+    found = standing(well(outstanding=142_520), (), 0.0)
+    assert (found.colour, list(found.reasons)) == (Colour.AMBER, [Kind.OUTSTANDING])
+    assert (
+        "142,520 migration entries outstanding, and the ledger has no row of them"
+        in found.reasons[Kind.OUTSTANDING]
+    )
+
+
+def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """What each output says of a run that ended so."""
+    found = json_form.as_json(s, ["true"], 0)
+    reported = of_report(
+        written(tmp_path / "r.json", found | {"histograms": []})
+    )  # plots take long
+    yield "text", terminal.as_text(s, ["true"], 0)
+    yield "json", json.dumps(found["standing"], ensure_ascii=False)
+    yield "ktap", as_ktap(s)
+    yield "junit", as_junit(s, ["true"], 0)
+    yield "markdown", markdown.render(reported).replace("\\", "")
+    yield "html", html.render(reported)
+    yield "terminal", str(table(s, None, "here").caption)
+
+
+@pytest.mark.parametrize(
+    "s", [well(), *(case[1] for case in CASES)], ids=["well", *(case[0] for case in CASES)]
+)
+def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
+    s = replace(s, gate_open=False) if not s.outstanding else s
+    found = standing(s)
+    again = headline(of_report(written(tmp_path / "again.json", json_form.as_json(s, ["true"], 0))))
+    assert (again.colour, again.text, again.reasons) == (
+        found.colour.value,
+        found.title,
+        list(found.reasons.values()),
+    )
+    for name, text in spoken(s, tmp_path):
+        assert found.title in text, name
+        assert re.search(rf"\b{found.colour}\b", text, re.I), name
+        assert all(reason in text for reason in found.reasons.values()), name
+        not_alone(name, text)
+    not_alone("page", Served(s)("/"))
+
+
+def not_alone(name: str, text: str) -> None:
+    """Nothing violated: in how many checks?"""
+    for said in re.finditer("nothing violated", text, re.I):
+        assert re.match(r" in [\d,]+ checks", text[said.end() :]), (
+            name,
+            text[said.start() : said.end() + 40],
+        )
+
+
+def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
+    s = well(outstanding=69_639, oldest_entry_seconds=0.0, gate_open=False)
+    found = json_form.as_json(s, ["true"], 0)
+    assert found["migration"]["outstanding"] == 69_639
+    outputs = dict(spoken(s, tmp_path)) | {"page": Served(s)("/"), "line": _in_a_line(s)}
+    outputs["json"] = json.dumps(found)
+    for name, text in outputs.items():
+        assert re.search("outstanding", text, re.I), name
+        assert re.search("69,?639", text), name
+    none = dict(spoken(well(), tmp_path)) | {
+        "page": Served(well())("/"),
+        "line": _in_a_line(well()),
+    }
+    assert [name for name, text in none.items() if "outstanding" not in text.lower()] == ["json"], (
+        "also where it is none"
+    )
+
+
+class Served:
+    """A daemon's answers from one snapshot, at a moment that the test chooses."""
+
+    def __init__(self, s: Snapshot) -> None:
+        self.age = 0.0
+        made = Current(lambda: 0.0)
+        made.put(s)
+        self.app = Application(made, lambda: s.taken_seconds + self.age)
+
+    def __call__(self, path: str, status: int = 200) -> str:
+        answer = self.app(Ask("GET", path))
+        assert answer.status == status
+        return answer.body.decode()
+
+
+def test_a_judge_that_hangs_is_told_by_answers_that_were_kept() -> None:
+    """The same snapshot, asked for when it was new and again when it is old: an answer that was kept must not be green."""
+    now = Served(well())
+    assert ">green</span>" in now("/")
+    assert "rmapd_standing 0.0" in now("/metrics")
+    assert json.loads(now("/api/v1/"))["standing"]["colour"] == "green"
+    assert now("/-/healthy").strip() == "healthy"
+    now.age = 12.0
+    page = now("/")
+    assert ">amber</span>" in page
+    assert ">green</span>" not in page.partition("</section>")[0]
+    assert "The checker has not looked for 12 s" in page
+    assert "rmapd_standing 1.0" in now("/metrics")
+    assert json.loads(now("/api/v1/"))["standing"]["reasons"][0]["kind"] == "stale"
+    assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
+    assert now("/-/healthy").strip() == "healthy, but the checker has not looked for 12 s"
+    now.age = 13.0
+    assert "The checker has not looked for 13 s" in now("/")
+    now.age = 75.0
+    assert now("/-/healthy", 503).strip() == "not healthy: the checker has not looked for 75 s"
+
+
+def test_a_closed_gate_is_amber_and_healthy() -> None:
+    now = Served(well(gate_open=False))
+    assert "The gate is closed: nothing is recorded any more" in now("/")
+    assert ">amber</span>" in now("/")
+    now.age = 100.0
+    assert now("/-/healthy").strip() == "healthy"
+
+
+def test_the_line_for_systemd_has_the_colour_and_what_is_outstanding() -> None:
+    assert _in_a_line(well()).startswith("green: gate open on 6.12.95-amd64")
+    assert _in_a_line(replace(tracepoints_only(), outstanding=7)).startswith("amber (coverage): ")
+    assert _in_a_line(replace(tracepoints_only(), outstanding=7)).endswith(
+        "7 migration entries outstanding"
+    )
+
+
+def kept(path: Path, *, ended: tuple[bool, bool]) -> Path:
+    """A store of two runs."""
+    s = well()
+    for number, end in enumerate(ended):
+        at = s.taken_seconds + 100 * number
+        now = itertools.repeat(at).__next__
+        store = Store(path, "6.1", 64 << 20, 90, must=True, clock=now, monotonic=now)
+        taken = replace(s, taken_seconds=at, running_seconds=50.0, gate_open=not end)
+        store.keep_run(json_form.as_json(taken, ["rmapd", "run"], 0), ended=end)
+        store.close()
+    return path
+
+
+def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
+    def stands(ended: tuple[bool, bool], now: float = 0.0) -> tuple[str, list[str]]:
+        path = tmp_path / f"{ended}.db"
+        reported = of_store(path if path.exists() else kept(path, ended=ended))
+        last: Run = reported.runs[-1]
+        assert (reported.silent_seconds > 0) == (last.ended is None)
+        found = headline(
+            type(reported)(reported.source, reported.report, [], {}, reported.runs, now)
+        )
+        return found.colour, found.reasons
+
+    assert stands((True, True)) == ("green", [])
+    assert stands((True, False), 60.0) == ("green", [])
+    assert stands((True, False), 7200.0) == (
+        "amber",
+        ["The last run has no end and wrote nothing for 2 h 0 min: it was killed, or hangs."],
+    )
+    assert stands((False, True)) == (
+        "amber",
+        ["1 run before the last one has no end: killed, with whatever was not judged yet."],
+    )
+
+
+def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
+    """As the supervisor writes it, where the process that judged is gone."""
+    found = json_form.as_json(well(gate_open=False), ["true"], 0) | {
+        "ended_early": {"reason": "the judge was killed by SIGKILL"}
+    }
+    reported = of_report(written(tmp_path / "r.json", found))
+    assert headline(reported).colour == "amber"
+    assert facts(reported).ended_early == ["the judge was killed by SIGKILL"]
+    for text in (html.render(reported), markdown.render(reported)):
+        assert "the judge was killed by SIGKILL." in text
+
+
+def test_a_point_of_which_most_checks_are_unverifiable_is_not_ok() -> None:
+    lines = as_ktap(
+        well(checks={("M1", Verdict.HOLDS): 1, ("M1", Verdict.UNVERIFIABLE): 999})
+    ).splitlines()
+    (line,) = [line for line in lines if line.startswith("ok 1 M1")]
+    assert line.endswith("# SKIP 999 of 1000 checks could not be verified, events were lost")

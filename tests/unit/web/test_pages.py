@@ -1,0 +1,453 @@
+"""The pages and /api/v1: complete, escaped, linked, described; the charts, the search, what is kept."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.support import busy
+from tests.support.snapshots import snapshot
+from tests.unit.invariants.test_golden import SEED
+from tracer.invariants.verdict import Verdict, Violation
+from tracer.protocol.text import parse, text
+from tracer.report import diff
+from tracer.results import json_form
+from tracer.results.history import KEPT_SECONDS
+from tracer.results.latest import Current
+from tracer.results.snapshot import Snapshot, StoreState
+from tracer.web import Answer, Application, Ask, api, chart, pages, search
+
+
+class Reader(HTMLParser):
+    """What a browser would see: tags that are open, links, what loads something, and text."""
+
+    EMPTY = frozenset({"meta", "link", "img", "input", "line", "polyline", "polygon"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def attributes(self, name: str) -> list[str]:
+        return [str(attributes[name]) for _, attributes in self.tags if name in attributes]
+
+
+@pytest.fixture(scope="module")
+def current() -> Current:
+    return busy.current()
+
+
+@pytest.fixture(scope="module")
+def app(current: Current) -> Application:
+    return Application(current)
+
+
+def over(s: Snapshot) -> Application:
+    made = Current(lambda: 0.0)
+    made.put(s)
+    return Application(made)
+
+
+def read(app: Application, target: str, **headers: str) -> Answer:
+    path, _, query = target.partition("?")
+    return app(
+        Ask("GET", path, query, {name.replace("_", "-"): value for name, value in headers.items()})
+    )
+
+
+def page(app: Application, target: str, status: int = 200) -> Reader:
+    answer = read(app, target)
+    assert (answer.status, answer.kind) == (status, "text/html; charset=utf-8"), answer.body[:200]
+    reader = Reader(answer.body.decode())
+    assert reader.open == []
+    return reader
+
+
+def data(app: Application, target: str, status: int = 200) -> Any:
+    answer = read(app, target)
+    assert (answer.status, answer.kind) == (status, "application/json")
+    return json.loads(answer.body)
+
+
+def every_page(current: Current) -> list[str]:
+    s = current()
+    assert s
+    mine = [f"/violations/{name}" for name in s.violations] + [
+        f"/invariants/{name}" for name in s.invariants
+    ]
+    return ["/", "/?refresh=5", "/protocols", "/protocols?q=anon&ruled=violated", "/hooks", *mine]
+
+
+def test_every_page_is_whole_escaped_and_asks_nobody_else(
+    app: Application, current: Current
+) -> None:
+    for path in every_page(current):
+        seen = page(app, path)
+        names = [tag for tag, _ in seen.tags]
+        assert names.count("h1") == 1, path
+        assert names.count("main") == 1
+        assert "script" not in names
+        assert not [
+            name
+            for _, attributes in seen.tags
+            for name in attributes
+            if name.startswith("on") or name == "style"
+        ], path
+        for link in seen.attributes("href") + seen.attributes("src") + seen.attributes("action"):
+            assert re.match(r"/(?!/)|#", link), link
+        ids = seen.attributes("id")
+        assert len(ids) == len(set(ids))
+        named = [one for value in seen.attributes("aria-labelledby") for one in value.split()]
+        assert set(named) <= set(ids)
+        assert all("alt" in attributes for tag, attributes in seen.tags if tag == "img")
+    shown = [path for path in every_page(current) if busy.HOSTILE in page(app, path).text]
+    assert len(shown) >= 3, "a hostile name is shown, as text"
+
+
+def test_every_link_leads_somewhere(app: Application, current: Current) -> None:
+    links = {
+        link
+        for path in every_page(current)
+        for link in page(app, path).attributes("href")
+        if not link.startswith("#")
+    }
+    assert len(links) > 30
+    for link in links:
+        assert read(app, link).status == 200, link
+
+
+def test_tables_have_captions_and_scopes(app: Application, current: Current) -> None:
+    for path in every_page(current):
+        seen = page(app, path)
+        names = [tag for tag, _ in seen.tags]
+        assert names.count("table") == names.count("caption")
+        assert all(
+            attributes.get("scope") in ("col", "row")
+            for tag, attributes in seen.tags
+            if tag == "th"
+        )
+        assert all(attributes.get("aria-label") for tag, attributes in seen.tags if tag == "svg")
+
+
+def test_the_overview_says_how_it_is(app: Application, current: Current) -> None:
+    s = current()
+    assert s
+    told = page(app, "/").text
+    assert "3 checks violated" in told
+    assert "1 more is suspect" in told
+    assert "anon_vma rwsem is taken before i_mmap_rwsem" in told
+    assert "43 events" in told
+    quiet = page(over(busy.quiet(s)), "/").text
+    assert "Not all is known: nothing violated in" in quiet
+    assert "None since the gate opened" in quiet
+    suspect = replace(busy.quiet(s), checks={("M1", Verdict.SUSPECT): 1})
+    assert "1 check is suspect" in page(over(suspect), "/").text
+    empty = page(over(replace(busy.quiet(s), checks={})), "/").text
+    assert "Nothing was checked" in empty
+    none = replace(
+        s,
+        coverage={name: inv.coverage(()) for name, inv in s.invariants.items()},
+        checks={},
+        violations={},
+    )
+    assert "Nothing is checked here" in page(over(none), "/").text
+
+
+def test_what_is_not_kept_is_said(current: Current) -> None:
+    s = current()
+    assert s
+    store = StoreState("/var/lib/rmapd/<x>.db", "No space left on device", unwritten=2)
+    told = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
+    assert "1,200 more are counted without their evidence" in told
+    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in told
+    assert "cannot be written" not in page(over(s), "/").text
+
+
+def test_what_is_not_the_present_is_said(current: Current) -> None:
+    s = current()
+    assert s
+    assert "This is not the present" in page(over(s), "/").text
+    now = s.taken_seconds + 1
+    fresh = pages.Pages(search.Search(), lambda: now)(Ask("GET", "/"), s, ())
+    assert b"This is not the present" not in fresh.body
+    assert (
+        "The gate is closed" in page(over(replace(s, gate_open=False, taken_seconds=4e9)), "/").text
+    )
+    before = Application(Current())
+    assert "The gate is not open" in page(before, "/", 503).text
+    assert data(before, "/api/v1/", 503) == {"error": "the gate is not open"}
+
+
+def test_a_violation_has_a_page(app: Application, current: Current) -> None:
+    s = current()
+    assert s
+    for violation in s.violations.values():
+        f = violation.first
+        told = page(app, f"/violations/{f.id}").text
+        for part in (
+            f.id,
+            f.summary,
+            f.signature,
+            f.protocol,
+            *f.stack,
+            *(str(step["protocol"]) for step in f.trail),
+        ):
+            assert part in told, part
+    trail = page(app, f"/violations/{next(iter(s.violations))}").text
+    assert "−29.2 ms" in trail
+    assert "12.3 µs" in trail
+    assert "The evidence points here: a boundary moved between the two walks." in trail
+    assert "The recorder goes back 9 s." in trail
+    bare = replace(
+        next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},)
+    )
+    assert (
+        "vma_expand"
+        in page(
+            over(replace(s, violations={bare.id: Violation(bare, 0.0, 0.0)})),
+            f"/violations/{bare.id}",
+        ).text
+    )
+    page(app, "/violations/M1-nothing", 404)
+    page(app, "/violations/", 404)
+    page(app, "/violations/<script>alert(1)</script>", 404)
+
+
+def test_refreshing_is_asked_for(app: Application) -> None:
+    assert b'http-equiv="refresh"' not in read(app, "/").body
+    assert b'http-equiv="refresh" content="5"' in read(app, "/?refresh=5").body
+    for odd in ("0", "1;url=//evil.example", "", "99"):
+        assert b"http-equiv" not in read(app, f"/?refresh={odd}").body
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", 35),
+        ("q=", 35),
+        ("function=do_brk_flags", 3),
+        ("q=do_brk_flags+enomem", 1),
+        ("q=COMMIT_MERGE", 1),
+        ("q=lock(i_mmap:w)+anon_vma_clone", 2),
+        ("ruled=violated&function=vma_expand", 2),
+        ("function=nothing", 0),
+        ("q=%3Cscript%3E", 0),
+        ("ruled=odd&page=-1", 35),
+        ("page=99999999999999999999", 35),
+        ("&".join(f"a{n}=1" for n in range(100)), 35),
+        ("q=%ff%fe%00", 0),
+    ],
+)
+def test_protocols_are_searched(app: Application, current: Current, query: str, found: int) -> None:
+    s = current()
+    assert s
+    rows = data(app, f"/api/v1/protocols?{query}")
+    assert len(rows) == found
+    counts = [row["count"] for row in rows]
+    assert counts == sorted(counts, reverse=True)
+    told = page(app, f"/protocols?{query}").text
+    assert f"{found} of {len(s.protocols)}" in told
+
+
+def test_a_ruling_selects(app: Application, current: Current) -> None:
+    s = current()
+    assert s
+    by = {
+        ruled: {row["text"] for row in data(app, f"/api/v1/protocols?ruled={ruled}")}
+        for ruled in search.RULED
+    }
+    assert text(parse(SEED[0][0])) in by["violated"]
+    assert text(parse(SEED[1][0])) in by["clean"]
+    assert by["clean"] | by["violated"] | by["suspect"] | by["unverifiable"] == {
+        text(one.protocol) for one in s.protocols
+    }
+    assert not by["clean"] & by["violated"]
+
+
+def test_many_protocols_are_turned_like_pages(current: Current) -> None:
+    s = current()
+    assert s
+    app = over(replace(s, protocols=s.protocols * 4))
+    assert f"page 1 of {-(-len(s.protocols) * 4 // search.PAGE)}" in page(app, "/protocols").text
+    last = page(app, "/protocols?page=999")
+    assert "page 3 of 3" in last.text
+    assert "/protocols?page=2" in last.attributes("href")
+
+
+def test_the_api_has_the_keys_of_a_report(app: Application, current: Current) -> None:
+    s = current()
+    assert s
+    expected = json.loads(json.dumps(json_form.as_json(s, [], 0)))
+    whole = data(app, "/api/v1/report")
+    assert whole.pop("command") == {"argv": [], "exit_code": None}
+    expected.pop("command")
+    assert (
+        whole.pop("standing")["colour"] == expected.pop("standing")["colour"] == "red"
+    )  # of different ages: reasons differ
+    assert whole == expected
+    for part in api.PARTS:
+        assert data(app, f"/api/v1/{part}") == expected[part]
+    for violation in expected["violations"]:
+        assert data(app, f"/api/v1/violations/{violation['id']}") == violation
+    assert {row["text"] for row in data(app, "/api/v1/protocols")} == {
+        row["text"] for row in expected["protocols"]
+    }
+    for path in (
+        "/api",
+        "/api/",
+        "/api/v2/report",
+        "/api/v1x",
+        "/api/v1/nothing",
+        "/api/v1/violations/nothing",
+        "/api/v1/../v1/report",
+    ):
+        assert "error" in data(app, path, 404)
+
+
+def test_a_report_over_http_can_be_compared(app: Application, tmp_path: Any) -> None:
+    path = tmp_path / "host.json"
+    path.write_bytes(read(app, "/api/v1/report").body)
+    ours = diff.read(path)
+    assert not list(diff.compare(ours, ours))
+
+
+def test_the_description_describes_every_path(app: Application, current: Current) -> None:
+    """OpenAPI 3.1 has the schemas of JSON Schema: every answer is held against its own."""
+    described = data(app, "/api/v1/openapi.json")
+    s = current()
+    assert s
+    index = data(app, "/api/v1/")
+    assert {f"/api/v1{path}" for path in described["paths"]} == {*index["paths"], "/api/v1/"}
+    for path, operations in described["paths"].items():
+        schema = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+        target = path.replace("{id}", next(iter(s.violations)))
+        whole = {**schema, "components": described["components"]}
+        jsonschema.Draft202012Validator(whole).validate(data(app, f"/api/v1{target}"))
+    lost = described["components"]["schemas"]["Lost"]
+    assert not jsonschema.Draft202012Validator(lost).is_valid({"evidence": "many"})
+
+
+def test_rates_are_differences(current: Current) -> None:
+    points = current.points
+    assert len(points) == KEPT_SECONDS / 2 + 1
+    assert points[-1].seconds - points[0].seconds == KEPT_SECONDS
+    columns = api.rates(points)
+    assert len(columns["seconds"]) == len(columns["checks"]["M1"]) == len(points)
+    first = chart.rates(points, lambda p: p.windows)[0]
+    assert first == (points[1].seconds, max(0, points[1].windows - points[0].windows) / 2)
+    assert chart.over(points[:1], 60, lambda p: p.windows) is None
+    assert chart.over(points, 60, lambda p: p.windows) == pytest.approx(
+        (points[-1].windows - points[-31].windows) / 60
+    )
+    assert chart.over(points, 0.1, lambda p: p.seconds) == 1.0
+    assert api.rates(())["seconds"] == []
+
+
+def test_history_is_bounded_and_no_finer_than_it_says() -> None:
+    made = Current(lambda: 0.0)
+    assert made() is None
+    for second in range(2000):
+        made.put(snapshot(running_seconds=second * 1.0))
+    assert len(made.points) == 301
+    assert made.points[1].seconds - made.points[0].seconds == 2.0
+    made.put(snapshot(running_seconds=2500.0))
+    assert [point.seconds for point in made.points[:2]] == [1900.0, 1902.0], (
+        "by time, not by number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("most", "least", "top"),
+    [(0, 1, 1), (1, 1, 1), (1.1, 1, 2), (3, 1, 5), (5001, 1, 10_000), (0.03, 0.01, 0.05)],
+)
+def test_scales_are_round(most: float, least: float, top: float) -> None:
+    assert chart.scale(most, least) == pytest.approx(top)
+
+
+def test_a_hole_in_time_is_a_hole_in_the_line(current: Current) -> None:
+    points = [*current.points[:10], *current.points[40:50]]
+    (line,) = chart.draw(chart.CHARTS[0], points, points[-1].seconds).lines
+    assert len(line.pieces) == 2
+    for piece in line.pieces:
+        for pair in piece.split(" "):
+            x, y = map(float, pair.split(","))
+            assert 0 <= x <= chart.WIDTH
+            assert 0 <= y <= chart.HEIGHT
+    assert chart.draw(chart.CHARTS[0], points[:1], 0).empty
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0.0, "0 ns"),
+        (3e-7, "300 ns"),
+        (1.5e-5, "15 µs"),
+        (0.0042, "4.2 ms"),
+        (59.0, "59 s"),
+        (4000, "66.7 min"),
+        (2e5, "2.3 d"),
+    ],
+)
+def test_durations_are_readable(seconds: float | None, text: str) -> None:
+    assert pages.span(seconds) == text
+
+
+def test_answers_are_kept_while_the_snapshot_is(current: Current) -> None:
+    s = current()
+    assert s
+    made = Current(lambda: 0.0)
+    made.put(s)
+    app = Application(made)
+    first = read(app, "/api/v1/lost")
+    assert read(app, "/api/v1/lost") is first
+    packed = read(app, "/", accept_encoding="gzip, br")
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert b"<title>" in gzip.decompress(packed.body)
+    assert b"<title>" in read(app, "/").body
+    for number in range(500):
+        read(app, f"/protocols?q={number}")
+    assert len(app._kept) <= 64
+    assert sum(len(answer.body) for answer in app._kept.values()) <= 4 << 20
+    made.put(replace(s, counters={}))
+    assert read(app, "/api/v1/lost") is not first
+    assert data(app, "/api/v1/lost")["locks"] == 0
+
+
+def test_metrics_speak_what_is_asked_for(app: Application) -> None:
+    plain = read(app, "/metrics")
+    assert plain.kind.startswith("text/plain")
+    open_metrics = read(app, "/metrics", accept="application/openmetrics-text; version=1.0.0")
+    assert open_metrics.kind.startswith("application/openmetrics-text")
+    assert open_metrics.body.endswith(b"# EOF\n")
+
+
+def test_nothing_but_reading() -> None:
+    app = Application(Current())
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        answer = app(Ask(method, "/"))
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")

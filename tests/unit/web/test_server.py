@@ -1,0 +1,469 @@
+"""The server from outside: good clients, bad ones, slow ones; TLS, certificates and passwords."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import gzip
+import http.client
+import logging
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import bcrypt
+import pytest
+import trustme
+
+from tracer.web import Access, Answer, Ask, Server, basic_auth, connection, server
+from tracer.web.cpu_budget import SAVED_SECONDS, SHARE, Budget
+
+HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+BODY = b"hello " * 100
+
+
+def app(ask: Ask) -> Answer:
+    if ask.path == "/fail":
+        raise ValueError("on purpose")
+    return Answer(200, b"x" * int(ask.fields["n"]) if "n" in ask.fields else BODY)
+
+
+@contextlib.contextmanager
+def serving(access: Access | None = None, host: str = "127.0.0.1") -> Iterator[int]:
+    with Server((host, 0), app, access) as made:
+        yield made.port
+
+
+def raw(port: int, sent: bytes, seconds: float = 5) -> bytes:
+    """What comes back for these bytes, until the server closes."""
+    got = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=seconds) as client,
+        contextlib.suppress(ConnectionError),
+    ):
+        client.sendall(sent)
+        while piece := client.recv(65536):
+            got += piece
+    return got
+
+
+def get(
+    port: int, path: str = "/", context: ssl.SSLContext | None = None, **headers: str
+) -> tuple[int, bytes, dict[str, str]]:
+    kind = (
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+        if context
+        else None
+    )
+    client = kind or http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(client):
+        client.request(
+            "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
+        answer = client.getresponse()
+        return answer.status, answer.read(), dict(answer.headers)
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", b"200"),
+        (b"GET / HTTP/1.0\r\n\r\n", b"200"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
+        (b"GET / HTTP/9.9\r\nHost: a\r\n\r\n", b"505"),
+        (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"413",
+        ),
+        (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello", b"413"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"y" * 70_000 + b"\r\n\r\n", b"431"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"431"),
+        (
+            b"GET /../../etc/passwd HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+            b"421",
+        ),
+    ],
+)
+def test_what_is_malformed_is_refused(sent: bytes, status: bytes) -> None:
+    with serving() as port:
+        got = raw(port, sent)
+        assert got.split(b" ", 2)[1] == status, got
+        assert b"X-Content-Type-Options: nosniff" in got
+        assert get(port)[0] == 200
+
+
+def test_a_connection_is_kept_and_pipelined() -> None:
+    one = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with serving() as port:
+        got = raw(port, one * 3 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert got.count(b"HTTP/1.1 200") == 4
+        assert got.count(BODY) == 4
+        assert raw(port, b"HEAD" + one[3:-2] + b"Connection: close\r\n\r\n").endswith(b"\r\n\r\n")
+
+
+def test_headers_that_a_review_expects() -> None:
+    with serving() as port:
+        for path in ("/", "/fail"):
+            headers = get(port, path)[2]
+            assert "default-src 'none'" in headers["Content-Security-Policy"]
+            assert "script-src" not in headers["Content-Security-Policy"]
+            assert headers["X-Content-Type-Options"] == "nosniff"
+            assert headers["X-Frame-Options"] == "deny"
+            assert headers["Referrer-Policy"] == "no-referrer"
+            assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert headers["Cache-Control"] == "no-store"
+            assert "Server" not in headers
+            assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_a_failure_is_logged_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as port:
+        status, body, _ = get(port, "/fail")
+    assert status == 500
+    assert b"purpose" not in body
+    assert "on purpose" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9743", 200),
+        ("localhost", 200),
+        ("a.localhost:1", 200),
+        ("[::1]:9743", 200),
+        ("192.0.2.7", 200),
+        ("evil.example", 421),
+        ("evil.example:9743", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
+)
+def test_no_name_of_somebody_elses_reads_us(host: str, status: int, tmp_path: Path) -> None:
+    """A page in a browser on this machine may have its own name pointed at 127.0.0.1. With users it gains nothing."""
+    with serving() as port:
+        assert get(port, Host=host)[0] == status
+    (tmp_path / "web.yml").write_text(f"basic_auth_users: {{alice: {HASH}}}")
+    with serving(Access(tmp_path / "web.yml")) as port:
+        assert get(port, Host=host, Authorization=basic("alice", "correct horse"))[0] == 200
+
+
+def test_a_slow_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.3)
+    with serving() as port:
+        for sent in (b"", b"GET / HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
+            began = time.monotonic()
+            raw(port, sent)
+            assert 0.2 < time.monotonic() - began < 3
+        with socket.create_connection(("127.0.0.1", port)) as drip:
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                for byte in b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 200:
+                    drip.sendall(bytes([byte]))
+                    time.sleep(0.02)
+            assert time.monotonic() - began < 3, "however steadily it drips"
+
+
+def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "SEND_SECONDS", 0.5)
+    with serving() as port, socket.socket() as greedy:
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        greedy.connect(("127.0.0.1", port))
+        greedy.sendall(b"GET /?n=20000000 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        time.sleep(1.5)
+        greedy.settimeout(5)
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := greedy.recv(1 << 20):
+                got += len(piece)
+        assert got < 20_000_000
+        assert get(port)[0] == 200
+
+
+def test_the_idlest_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 5)
+    with serving() as port, contextlib.ExitStack() as stack:
+        idle = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            for _ in range(20)
+        ]
+        assert get(port)[0] == 200
+        gone = 0
+        for client in idle:
+            client.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                gone += client.recv(1) == b""
+        assert gone >= 15
+
+
+def test_the_cpu_is_bounded() -> None:
+    used, now = [0.0], [0.0]
+    budget = Budget(lambda: used[0], lambda: now[0])
+    assert budget.left() == 1.0
+    used[0] += 1.5
+    assert budget.left() == -0.5
+    now[0] += 2.5
+    assert budget.left() == pytest.approx(0.0)
+    now[0] += 100
+    assert budget.left() == 1.0, "no more than that is saved up"
+
+
+@pytest.mark.parametrize("waiters", [1, 64])
+def test_those_who_wait_do_not_use_up_what_they_wait_for(waiters: int) -> None:
+    """By a clock of its own, on a machine where each turn of the loop takes a millisecond of CPU."""
+    used, now = 0.0, 0.0
+
+    class Turns(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            nonlocal used, now
+            used, now = used + 0.001, now + 0.001 + max(0.0, timeout or 0.0)
+            assert now < 1000, "they wait for ever"
+            return super().select(0)
+
+    async def all_waited() -> list[float]:
+        async def wait() -> float:
+            nonlocal used
+            await budget.wait(0.1)
+            used += 0.01
+            return now
+
+        return await asyncio.gather(*(wait() for _ in range(waiters)))
+
+    loop = asyncio.SelectorEventLoop(Turns())
+    loop.time = lambda: now  # type: ignore[method-assign]
+    budget = Budget(lambda: used, lambda: now)
+    used = SAVED_SECONDS
+    with contextlib.closing(loop):
+        ends = loop.run_until_complete(all_waited())
+    assert ends == sorted(ends), "who came first"
+    assert 0.5 <= ends[0] < 0.7, "0.1 s of CPU at a share of 0.2"
+    assert ends[-1] < 0.7 + 1.2 * (waiters - 1) * 0.01 / SHARE
+
+
+def test_users(tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text(f"basic_auth_users: {{alice: {HASH}, bob: {HASH.replace('$2b$', '$2y$')}}}")
+    with serving(Access(path)) as port:
+        status, _, headers = get(port)
+        assert (status, headers["WWW-Authenticate"][:5]) == (401, "Basic")
+        for user, password, expected in (
+            ("alice", "correct horse", 200),
+            ("alice", "correct horse", 200),
+            ("bob", "correct horse", 200),
+            ("alice", "wrong", 401),
+            ("alice", "", 401),
+            ("alice", "x" * 5000, 401),
+            ("alice", "nul\0", 401),
+            ("carol", "correct horse", 401),
+            ("", "correct horse", 401),
+        ):
+            assert get(port, Authorization=basic(user, password))[0] == expected, (user, password)
+        for header in (
+            "Basic",
+            "Basic !",
+            "Bearer x",
+            "Basic " + base64.b64encode(b"alice").decode(),
+            "Basic /w==",
+        ):
+            assert get(port, Authorization=header)[0] == 401, header
+        assert get(port, "/-/healthy")[0] == 401, "no path is without"
+
+
+def test_guesses_do_not_hold_the_others(tmp_path: Path) -> None:
+    """Ten clients guess at once, at a cost that takes a tenth of a second each; who was let in before is let in at once."""
+    path = tmp_path / "web.yml"
+    costly = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(11)).decode()
+    path.write_text(f"basic_auth_users: {{alice: {costly}}}")
+    with serving(Access(path)) as port:
+        assert get(port, Authorization=basic("alice", "correct horse"))[0] == 200
+        seen: list[int] = []
+        ends = time.monotonic() + 2
+
+        def guess(number: int) -> None:
+            while time.monotonic() < ends:
+                seen.append(
+                    get(port, Authorization=basic("alice", f"{number} {time.monotonic()}"))[0]
+                )
+                time.sleep(0.2)
+
+        threads = [threading.Thread(target=guess, args=(n,)) for n in range(10)]
+        for thread in threads:
+            thread.start()
+        slowest = 0.0
+        while time.monotonic() < ends:
+            began = time.monotonic()
+            assert get(port, Authorization=basic("alice", "correct horse"))[0] == 200
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join(30)
+    assert slowest < 1.5
+    assert set(seen) == {401, 429}
+    assert seen.count(401) < 30, "guesses that were hashed"
+
+
+def test_a_nobody_costs_as_much_as_a_user() -> None:
+    users = {"a": HASH, "b": HASH.replace("$04$", "$06$")}
+    assert basic_auth._nobody(users).startswith("$2b$06$")
+    assert not basic_auth._check(b"", basic_auth._nobody(users))
+    assert basic_auth.credentials("basic YTpiOmM=") == ("a", b"b:c")
+
+
+class Certificates:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ca = folder, trustme.CA()
+        self.issue()
+        self.ca.cert_pem.write_to_path(folder / "ca.pem")
+        self.access = folder / "web.yml"
+
+    def issue(self) -> None:
+        made = self.ca.issue_cert("127.0.0.1", "localhost")
+        made.private_key_pem.write_to_path(self.folder / "server.key")
+        made.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
+
+    def rules(self, more: str = "") -> Access:
+        self.access.write_text(
+            f"tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n{more}"
+        )
+        return Access(self.access)
+
+    def client(self, *names: str, ca: trustme.CA | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+        if names:
+            (ca or self.ca).issue_cert(*names).configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+CLIENTS = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.pem\n"
+
+
+def refused(port: int, context: ssl.SSLContext) -> bool:
+    try:
+        get(port, context=context)
+    except (ssl.SSLError, ConnectionError, http.client.RemoteDisconnected):
+        return True
+    return False
+
+
+def test_tls(certificates: Certificates) -> None:
+    with serving(certificates.rules("  min_version: TLS13\n")) as port:
+        assert get(port, context=certificates.client())[0] == 200
+        old = certificates.client()
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert refused(port, old)
+        assert raw(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[:4] != b"HTTP", "no plain HTTP"
+        assert len(get(port, "/?n=3000000", certificates.client())[1]) == 3_000_000
+
+
+def test_client_certificates(certificates: Certificates) -> None:
+    with serving(certificates.rules(CLIENTS)) as port:
+        assert get(port, context=certificates.client("prometheus.test"))[0] == 200
+        assert refused(port, certificates.client())
+        assert refused(port, certificates.client("prometheus.test", ca=trustme.CA()))
+    with serving(
+        certificates.rules(CLIENTS + "  client_allowed_sans: [prometheus.test]\n")
+    ) as port:
+        assert get(port, context=certificates.client("prometheus.test"))[0] == 200
+        assert refused(port, certificates.client("other.test"))
+
+
+def test_a_client_that_never_shakes_hands_holds_nobody(certificates: Certificates) -> None:
+    with serving(certificates.rules()) as port, contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        began = time.monotonic()
+        assert get(port, context=certificates.client())[0] == 200
+        assert time.monotonic() - began < 2
+
+
+def test_a_renewed_certificate_and_a_removed_user_take_effect(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracer.web.access.LOOK_SECONDS", 0.05)
+    who = basic("alice", "correct horse")
+    with (
+        serving(certificates.rules(f"basic_auth_users:\n  alice: {HASH}\n")) as port,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def serial() -> object:
+            with (
+                socket.create_connection(("127.0.0.1", port)) as plain,
+                certificates.client().wrap_socket(plain, server_hostname="localhost") as client,
+            ):
+                return (client.getpeercert() or {})["serialNumber"]
+
+        kept = stack.enter_context(
+            contextlib.closing(
+                http.client.HTTPSConnection("127.0.0.1", port, context=certificates.client())
+            )
+        )
+
+        def asked() -> int:
+            kept.request("GET", "/", headers={"Authorization": who})
+            answer = kept.getresponse()
+            answer.read()
+            return answer.status
+
+        assert asked() == 200
+        before = serial()
+        certificates.issue()
+        ends = time.monotonic() + 10
+        while serial() == before:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        certificates.rules(f"basic_auth_users:\n  bob: {HASH}\n")
+        while asked() != 401:
+            assert time.monotonic() < ends, "also on a connection that was there before"
+            time.sleep(0.1)
+
+
+def test_headers_may_be_set(tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text(
+        "http_server_config: {headers: {X-Frame-Options: sameorigin, Strict-Transport-Security: max-age=60, X-Content-Type-Options: ''}}"
+    )
+    with serving(Access(path)) as port:
+        headers = get(port)[2]
+    assert headers["X-Frame-Options"] == "sameorigin"
+    assert headers["Strict-Transport-Security"] == "max-age=60"
+    assert "X-Content-Type-Options" not in headers
+
+
+def test_it_stops_with_clients_on_the_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        with serving() as port:
+            for _ in range(10):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            assert get(port)[0] == 200
+            began = time.monotonic()
+        assert time.monotonic() - began < 2
+    assert threading.active_count() == before
+    assert not caplog.text
+
+
+def test_gzip_is_said_and_right() -> None:
+    packed = Answer(200, BODY * 10).packed()
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == BODY * 10
+    assert Answer(200, b"short").packed() == Answer(200, b"short")

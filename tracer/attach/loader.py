@@ -1,0 +1,185 @@
+"""Load and attach. What the compiler gave goes in; maps, programs and links by file descriptor come out (tracer.attach.attached)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.attach import bcc_headers
+from tracer.attach.attached import Fastened, Loaded, close_all, fasten
+from tracer.attach.compile_cache import Cache
+from tracer.attach.compiler import Compiled, compile_text
+from tracer.attach.plan import Plan, Planned, Point, State, StemPlan
+from tracer.attach.relocations import Names
+from tracer.bpf.maps import possible_cpus
+from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
+from tracer.errors import RmapdError, Temporary, of_os
+from tracer.kernel.btf import FUNC, Btf
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps.
+    cache: where what is compiled is kept."""
+
+    types: Btf
+    constants: Mapping[str, int]
+    include: Path
+    sizes: Mapping[str, int]
+    release: str
+    cache: Cache | None = None
+
+
+def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
+    """Compile all stems at once and attach what resolved. A stem that does not compile costs its hooks, and those of stems that need it."""
+    loaded = Loaded()
+    usable = [stem for stem in plan.stems if any(hook.state is State.READY for hook in stem.hooks)]
+    with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
+        bcc_headers.write(Path(folder), kit.release)
+        try:
+            compiled = _compile(plan.header, usable, kit, folder)
+        except Temporary:
+            raise
+        except RmapdError:
+            loaded.broken = _broken_stems(plan.header, usable, kit, folder)
+            usable = [stem for stem in usable if stem.name not in loaded.broken]
+            if not usable:
+                raise
+            compiled = _compile(plan.header, usable, kit, folder)
+    loaded.maps = compiled.maps
+    try:
+        _attach(compiled.code, plan, kit, loaded, statistics=statistics)
+    except BaseException:
+        loaded.close()
+        raise
+    return loaded
+
+
+def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
+    """The one translation unit: what all share, then each stem."""
+    parts = []
+    for name in ("books.h", "rmapd.h", "walk.h", *filter(None, (stem.include for stem in stems))):
+        parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
+    parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
+    parts += [
+        f'#line 1 "{stem.source.name}"\n{stem.source.read_text(encoding="utf-8")}' for stem in stems
+    ]
+    return "\n".join(parts)
+
+
+def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> Compiled:
+    flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
+    points = (
+        point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points
+    )
+    try:
+        return compile_text(
+            source(header, stems, kit.include),
+            flags,
+            map(_function, points),
+            headers,
+            possible_cpus(),
+            kit.cache,
+        )
+    except RmapdError as error:
+        names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
+        raise type(error)(
+            error.what.replace("the probes", names), why=error.why, hint=error.hint
+        ) from error
+
+
+def _function(point: Point) -> str:
+    """The name of the C function. BCC recognises iterators by their prefix."""
+    return point.program if point.program.startswith("bpf_iter__") else f"rmapd_{point.program}"
+
+
+def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> dict[str, str]:
+    broken: dict[str, str] = {}
+    for stem in stems:
+        needed = [other for other in stems if other.name == stem.needs]
+        if stem.needs in broken:
+            broken[stem.name] = f"needs {stem.needs}.bpf.c"
+            continue
+        try:
+            alone = _compile(header, [*needed, stem], kit, headers)
+        except Temporary:
+            raise
+        except RmapdError as error:
+            broken[stem.name] = error.why
+            continue
+        for table in alone.maps.values():
+            table.close()
+    return broken
+
+
+def _attach(
+    code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool
+) -> None:
+    if statistics:
+        with contextlib.suppress(OSError):
+            loaded.statistics_fd = enable_statistics()
+    maker = _Maker(code, plan.names, kit)
+    for stem in plan.stems:
+        for hook in stem.hooks:
+            if hook.state is State.READY and stem.name in loaded.broken:
+                reason = f"{stem.name}.bpf.c does not compile: {loaded.broken[stem.name]}"
+                loaded.hooks.append(hook.failed(State.MISSING, reason, tried=True))
+            elif hook.state is State.READY:
+                loaded.hooks.append(_attach_hook(maker, hook, loaded))
+            else:
+                loaded.hooks.append(hook)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes programs out of the compiled module."""
+
+    code: Mapping[str, bytes]
+    names: Names
+    kit: Kit
+
+    def program(self, point: Point) -> Program:
+        if _function(point) not in self.code:
+            raise Refused(f"no program {_function(point)} was compiled")
+        code = self.names.patch(
+            self.code[_function(point)], point.numbers(self.kit.constants), point.places
+        )
+        target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
+        function_id = (
+            self.kit.types.find(target, FUNC) or 0
+            if point.how in ("iter", "fentry", "fexit")
+            else 0
+        )
+        return load_program(point.program, point.how, code, function_id)
+
+
+def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
+    """The first way whose points all attach."""
+    reasons = []
+    for number, way in enumerate(hook.ways):
+        points: list[Fastened] = []
+        step = "load"
+        try:
+            points.extend(
+                Fastened(maker.program(point), point.how, point.symbol) for point in way.points
+            )
+            step = "attach"
+            fasten(points)
+        except (OSError, Refused) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
+            close_all(points)
+            if (
+                isinstance(error, OSError) and error.errno == errno.ENOMEM
+            ):  # to go on without it would be a coverage lost by chance
+                raise of_os(
+                    error, f"cannot {step} the programs of {hook.hook.name}", "the same again later"
+                ) from error
+            continue
+        loaded.points[hook.hook.name] = points
+        return hook.attached(number)
+    return hook.failed(State.DENIED, "; ".join(reasons), tried=True)

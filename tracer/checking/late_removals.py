@@ -1,0 +1,72 @@
+"""M4's verdict on entries that the kernel saw removed after their age limit: one each, classified when it is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from tracer.checking.missed_runs import MissedRuns
+from tracer.invariants.verdict import Verdict
+
+
+class LateRemovals:
+    """Follows the counters M4_LATE and M4_UNTOLD, and the entries that M4 has judged while they were still in the ledger.
+
+    The kernel counts the removal of such an entry, too. An entry has one verdict, so its removal is taken off what the kernel counts.
+    missed: of the programs that record insertions and removals.
+    """
+
+    def __init__(self, missed: MissedRuns) -> None:
+        self._missed = missed
+        self._seen = {"M4_LATE": 0, "M4_UNTOLD": 0}
+        self._judged: dict[bytes, int] = {}  # entries that M4 has judged, by the key of their row
+        self._removed = 0  # of these, removed by the kernel, and not yet taken off its counters
+        self._counted_ns = (0, 0)  # when count() was called last, and before that
+
+    @property
+    def state(self) -> tuple[dict[str, int], dict[bytes, int], int]:
+        """For another one, that goes on from here with resume()."""
+        return dict(self._seen), dict(self._judged), self._removed
+
+    def resume(self, seen: Mapping[str, int], judged: Mapping[bytes, int], removed: int) -> None:
+        self._seen |= seen
+        self._judged, self._removed = dict(judged), removed
+
+    def judge(self, key: bytes, entries: int) -> None:
+        """M4 has given these entries of a row a verdict."""
+        self._judged[key] = self._judged.get(key, 0) + entries
+
+    def settle(self, key: bytes, entries: int) -> int:
+        """These entries were taken out of the ledger by M1. How many of them M4 has not judged yet."""
+        known = min(entries, self._judged.get(key, 0))
+        self._keep(key, self._judged.get(key, 0) - known)
+        return entries - known
+
+    def _keep(self, key: bytes, entries: int) -> None:
+        if entries:
+            self._judged[key] = entries
+        else:
+            self._judged.pop(key, None)
+
+    def count(
+        self, counters: Mapping[str, int], left: Mapping[bytes, int], now_ns: int
+    ) -> Iterator[tuple[Verdict, int]]:
+        """What the kernel has removed late since the last call. left: entries outstanding by row, read after the counters.
+
+        A late removal is a suspect. It is unverifiable where its age cannot be told, or where a run was missed since the last call
+        but one; the kernel looks at what was missed before (params.missed_ns)."""
+        for key, entries in list(self._judged.items()):
+            gone = max(0, entries - left.get(key, 0))
+            self._removed += gone
+            self._keep(key, entries - gone)
+        doubtful = self._missed.during(self._counted_ns[1] + 1, now_ns)
+        self._counted_ns = now_ns, self._counted_ns[0]
+        for name, verdict in (
+            ("M4_LATE", Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT),
+            ("M4_UNTOLD", Verdict.UNVERIFIABLE),
+        ):
+            more = counters[name] - self._seen[name]
+            self._seen[name] += more
+            known = min(more, self._removed)
+            self._removed -= known
+            if more > known:
+                yield verdict, more - known

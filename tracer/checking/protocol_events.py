@@ -1,0 +1,122 @@
+"""The docket: what the protocol table says is brought before the rulings, with the evidence of a first sighting and its trail."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from tracer.checking.protocol_verdicts import Rulings
+from tracer.checking.trail import Trail, Trails, ranges
+from tracer.invariants.base import Invariant
+from tracer.invariants.verdict import Finding, Tally, Verdict
+from tracer.kernel.symbolizer import Symbols
+from tracer.memory.objects import Scene, vm_letters
+from tracer.protocol.codec import Encoding
+from tracer.results.protocols import Sighting
+from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.records import Books, Event
+from tracer.tables.windows import Windows
+
+_WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
+_MOST_SINGLE_LOOKUPS = 64  # a batch is cheaper from about here on
+_LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
+
+
+class Docket:
+    """hear() for every event of a new protocol, work() as soon as one of them is not well (pressing), at every tick(), and at the end."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        books: Books,
+        layouts: Layouts,
+        symbols: Symbols,
+        invariants: Mapping[str, Invariant],
+        checked: Container[str],
+        scene: Scene | None = None,
+    ) -> None:
+        self.windows, self.encoding = windows, Encoding(layouts)
+        self.rulings = Rulings(self.encoding, invariants, checked)
+        self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
+        self.pressing = False
+        self._books, self._symbols, self._scene = books, symbols, scene
+        self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
+
+    def hear(self, event: Event, raw: bytes) -> None:
+        """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
+        key, seen = self.windows.sighting(raw)
+        wrong = [
+            f"{name}: {ruling.reason}"
+            for name, ruling in self.rulings.rule(key).items()
+            if ruling.verdict in _WRONG
+        ]
+        self.pressing |= bool(wrong)
+        trail = (
+            self.trails.of_window(event, key, seen, f"this window broke {'; '.join(wrong)}")
+            if wrong
+            else Trail()
+        )
+        vma = {
+            **ranges(event.a, seen),
+            **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {}),
+        }
+        if self._scene and wrong and event.a:
+            now = self._scene.vma(event.a, event.b)
+            vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
+        folio = (
+            self._scene.folio(seen.folio, vm_flags=seen.vm_flags)
+            if self._scene and wrong and seen.folio
+            else {}
+        )
+        sighting = Sighting(
+            task=event.task,
+            stack=self._symbols.stack(self._books.stack(event.stack)),
+            vma=vma,
+            addresses={
+                name: hex(value) for name, value in _addresses(event.b, seen).items() if value
+            },
+            trail=trail.steps,
+            note=trail.note,
+            folio=folio,
+        )
+        self.rulings.sighted(key, sighting)
+
+    def work(
+        self,
+        tally: Tally,
+        counters: Mapping[str, int],
+        missed: int,
+        wall: float,
+        *,
+        whole: bool = True,
+    ) -> list[Finding]:
+        """Count the table into the tally, or (not whole) only what is not well in it; the findings that are new.
+
+        Losses since the tick before the last make what is new doubtful: a window may have lost a step in one second and be counted in
+        the next. What holds is as good an hour later, so a tick leaves it alone; what has lost its event is in the whole table only."""
+        losses = sum(counters[name] for name in _LOSSES) + missed
+        whole |= (
+            counters["EVIDENCE_LOST"] != self._evidence_lost
+            or len(self.rulings.wrong) > _MOST_SINGLE_LOOKUPS
+        )
+        rows = self.windows.rows() if whole else self.windows.rows_of(self.rulings.wrong)
+        self.rulings.update(rows, lossy=losses > self._losses[0])
+        self._evidence_lost, self._last_losses, self.pressing = (
+            counters["EVIDENCE_LOST"],
+            losses,
+            False,
+        )
+        return self.rulings.report(tally, wall)
+
+    def tick(self) -> None:
+        """A second has passed since the tick before."""
+        self._losses = (self._losses[1], self._last_losses)
+
+
+def _addresses(mm: int, seen: Any) -> dict[str, int]:
+    return {
+        "mm": mm,
+        "folio": seen.folio,
+        "anon_vma root rwsem": seen.anon,
+        "i_mmap_rwsem": seen.i_mmap,
+    }

@@ -1,0 +1,244 @@
+"""The protocol table's judge: every distinct protocol is ruled on once, and from then on counting is a look-up. No kernel, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tracer.errors import RmapdError
+from tracer.invariants.base import Invariant
+from tracer.invariants.lock_order import Edge, LockGraph, nestings
+from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
+from tracer.protocol.codec import Encoding
+from tracer.protocol.model import Protocol
+from tracer.protocol.text import text
+from tracer.results.protocols import Nested, Ruled, Sighting
+
+_FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
+
+
+@dataclass
+class _Known:
+    """A protocol with its rulings by invariant."""
+
+    protocol: Protocol
+    rulings: dict[str, Ruling]
+    cycle: tuple[Edge, ...] = ()
+    nested: tuple[tuple[Edge, str], ...] = ()
+
+
+class Rulings:
+    """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
+    report() brings a Tally up to date. checked: the invariants that have coverage now."""
+
+    def __init__(
+        self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]
+    ) -> None:
+        self.checks: Counter[tuple[str, Verdict]] = Counter()
+        self.wrong: set[bytes] = (
+            set()
+        )  # keys of protocols that some invariant finds violated or suspect
+        self.unreadable: dict[bytes, str] = {}
+        self.windows_unreadable = 0
+        self._encoding, self._checked = encoding, checked
+        self._momentary = {
+            invariant.id for invariant in invariants.values() if not invariant.by_windows
+        }
+        self._judges = {
+            invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge
+        }
+        self._graph = LockGraph()
+        self._known: dict[bytes, _Known] = {}
+        self._keys: dict[Protocol, bytes] = {}
+        self._counts: Counter[bytes] = Counter()
+        self._sightings: dict[bytes, Sighting] = {}
+        self._unreported: Counter[tuple[bytes, str, Verdict]] = Counter()
+        self._bare: dict[
+            bytes, set[tuple[str, Verdict]]
+        ] = {}  # recorded before their sighting came
+        self._moved: dict[bytes, int] = {}
+
+    def update(
+        self, rows: Mapping[bytes, int], *, lossy: bool = False
+    ) -> Mapping[tuple[str, Verdict], int]:
+        """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
+
+        The same rows again change nothing. lossy: events were lost lately, so what is new and not well counts as
+        unverifiable: a window whose return was missed ends in another one. What a single moment proves stays."""
+        for key, count in rows.items():
+            new = count - self._counts[key]
+            if new <= 0:
+                continue
+            self._counts[key] = self._moved[key] = count
+            known = self._ruled(key)
+            if known is None:
+                self.windows_unreadable += new
+                continue
+            for invariant, ruling in known.rulings.items():
+                if invariant not in self._checked:
+                    continue
+                doubtful = lossy and ruling.verdict in _FOUND and invariant not in self._momentary
+                verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
+                self.checks[invariant, verdict] += new
+                self._unreported[key, invariant, verdict] += new
+        return dict(self.checks)
+
+    def moved(self, every: bool = False) -> dict[bytes, int]:
+        """The counts that have changed since they were asked for last, or all; by key."""
+        found, self._moved = dict(self._counts) if every else self._moved, {}
+        return found
+
+    def resume(self, counts: Mapping[bytes, int]) -> None:
+        """Go on from counts that another has ruled on already."""
+        for key, count in counts.items():
+            self._counts[key] = count
+            if self._ruled(key) is None:
+                self.windows_unreadable += count
+
+    def _ruled(self, key: bytes) -> _Known | None:
+        """The protocol of this key, ruled on where it was never met before; None where the key cannot be read."""
+        if key in self._known or key in self.unreadable:
+            return self._known.get(key)
+        try:
+            protocol = self._encoding.decode(key)
+        except RmapdError as error:
+            self.unreadable[key] = str(error)
+            return None
+        rulings = {
+            invariant: ruling
+            for invariant, judge in self._judges.items()
+            if (ruling := judge(protocol))
+        }
+        self._keys[protocol] = key
+        known = self._known[key] = _Known(protocol, rulings)
+        self._rule_on_cycles(known)
+        if any(ruling.verdict in _FOUND for ruling in known.rulings.values()):
+            self.wrong.add(key)
+        return known
+
+    def _rule_on_cycles(self, known: _Known) -> None:
+        """L2 looks at all protocols so far: the one that closes a cycle is the one that violates it."""
+        cycle = self._graph.add(known.protocol)
+        if cycle is None:
+            return
+        known.cycle, known.nested = cycle, nestings(known.protocol)
+        known.rulings["L2"] = (
+            Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}")
+            if cycle
+            else Ruling(Verdict.HOLDS)
+        )
+
+    def rule(self, key: bytes) -> Mapping[str, Ruling]:
+        """How this protocol is ruled on, by invariant, counted or not; empty where the key cannot be read."""
+        known = self._ruled(key)
+        return known.rulings if known else {}
+
+    def sighted(self, key: bytes, sighting: Sighting) -> None:
+        """Keep the first sighting of a protocol."""
+        self._sightings.setdefault(key, sighting)
+
+    def report(self, tally: Tally, wall: float) -> list[Finding]:
+        """Count in the tally what update() took in since the last report; the findings whose signature is new.
+
+        A finding whose sighting comes later is completed in the tally then."""
+        self._complete(tally)
+        fresh = []
+        for (key, invariant, verdict), count in self._unreported.items():
+            if verdict not in _FOUND:
+                tally.add(invariant, verdict, count)
+                continue
+            finding = self._finding(key, invariant, verdict)
+            if tally.record(finding, wall, count):
+                fresh.append(finding)
+                if key not in self._sightings:
+                    self._bare.setdefault(key, set()).add((invariant, verdict))
+        self._unreported.clear()
+        return fresh
+
+    def _complete(self, tally: Tally) -> None:
+        for key in [key for key in self._bare if key in self._sightings]:
+            for invariant, verdict in self._bare.pop(key):
+                finding = self._finding(key, invariant, verdict)
+                if finding.signature in tally.violations:
+                    tally.violations[finding.signature].first = finding
+
+    def _finding(self, key: bytes, invariant: str, verdict: Verdict) -> Finding:
+        known, sighting = self._known[key], self._sightings.get(key, Sighting())
+        ruling = known.rulings[invariant]
+        evidence: dict[str, Any] = {
+            "proven": ruling.proven,
+            "sighted": key in self._sightings,
+            "vma": dict(sighting.vma),
+            "addresses": dict(sighting.addresses),
+        }
+        evidence |= {
+            name: value
+            for name, value in (("trail_note", sighting.note), ("folio", dict(sighting.folio)))
+            if value
+        }
+        shape = text(known.protocol, ascii=True)
+        if invariant == "L2":
+            evidence["edges"] = [self._edge(edge) for edge in known.cycle]
+            shape = _named(known.cycle)
+        task, protocol = dict(sighting.task), text(known.protocol)
+        return Finding(
+            invariant,
+            verdict,
+            known.protocol.window,
+            shape,
+            ruling.reason,
+            task,
+            sighting.stack,
+            evidence,
+            protocol,
+            sighting.trail,
+        )
+
+    def _edge(self, edge: Edge) -> dict[str, Any]:
+        """One direction of a cycle: what was held, what was waited for, where first."""
+        protocol = self._graph.first[edge]
+        sighting = self._sightings.get(self._keys[protocol], Sighting())
+        return {
+            "held": edge[0],
+            "taken": edge[1],
+            "protocol": text(protocol),
+            "stack": list(sighting.stack),
+        }
+
+    def lock_graph(self) -> list[Nested]:
+        """The classes' edges in the order in which they were met, each window counted once per edge and mode."""
+        modes, functions, closed = (
+            defaultdict[Edge, Counter[str]](Counter),
+            defaultdict[Edge, Counter[str]](Counter),
+            set[Edge](),
+        )
+        for key, known in self._known.items():
+            closed |= {*known.cycle}
+            for edge, mode in known.nested:
+                modes[edge][mode] += self._counts[key]
+            for edge in {edge for edge, _ in known.nested}:
+                functions[edge][known.protocol.window] += self._counts[key]
+        found = []
+        for edge, first in self._graph.first.items():
+            stack = self._sightings.get(self._keys[first], Sighting()).stack
+            found.append(Nested(*edge, modes[edge], functions[edge], first, stack, edge in closed))
+        return found
+
+    @property
+    def windows(self) -> int:
+        """All windows counted so far."""
+        return self._counts.total()
+
+    def protocols(self) -> list[Ruled]:
+        """Every protocol counted so far, with its windows and how it was ruled on."""
+        return [
+            Ruled(known.protocol, self._counts[key], dict(known.rulings))
+            for key, known in self._known.items()
+            if self._counts[key]
+        ]
+
+
+def _named(cycle: tuple[Edge, ...]) -> str:
+    return " -> ".join([*(held for held, _ in cycle), cycle[0][0]])

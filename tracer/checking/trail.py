@@ -1,0 +1,308 @@
+"""The trail: the windows out of the flight recorder that led to a violation, in time order, the one that the evidence points at marked.
+
+Of a window that is accused: the last windows of its task, its VMA, address space, folio and locks, and itself. Of a migration entry: what
+touched its address space, VMA, folio, anon root or mapping from the first walk on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tracer.errors import RmapdError
+from tracer.invariants.verdict import Ruling, Verdict
+from tracer.kernel.symbolizer import Symbols
+from tracer.memory.entries import Answer
+from tracer.protocol.codec import Encoding
+from tracer.protocol.model import Protocol, Visit, Walker
+from tracer.protocol.text import text
+from tracer.tables.records import Books, Event, Row
+from tracer.tables.windows import Flight, Recorded, Windows
+
+_MOST_CHANGES, _MOST_WALKS = 24, 8
+_WALKS = ("rmap_walk_anon", "rmap_walk_file", "rmap_walk_ksm")
+_WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
+
+
+@dataclass(frozen=True)
+class Trail:
+    """steps: as a report has them, `marked` with its `why` on the one that the evidence points at; note: how far back the recorder goes,
+    and what the trail says."""
+
+    steps: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
+
+    @property
+    def marked(self) -> Mapping[str, Any] | None:
+        return next((step for step in self.steps if step.get("marked")), None)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a migration entry is tied to. folios: source and destination; brought: the destination, where the second walk came; visited: did
+    the second walk come here (None: it cannot be told)."""
+
+    since_ns: int
+    tid: int
+    mms: Collection[int]
+    ranges: Sequence[tuple[int, int]]
+    folios: Collection[int]
+    locks: Collection[int] = ()
+    brought: Collection[int] = ()
+    visited: bool | None = None
+
+    def concerns(self, flight: Flight) -> bool:
+        """Whether this window touched what the entry is tied to; of the locks, only the migrating task's walks."""
+        r = flight.row
+        own = flight.window not in _WALKS or r.tid == self.tid
+        return (
+            r.mm in self.mms
+            or r.folio in self.folios
+            or (own and bool({r.anon, r.i_mmap} & {*self.locks}))
+        )
+
+    def overlaps(self, flight: Flight) -> bool:
+        r = flight.row
+        spans = [
+            (start, end) for start, end in ((r.was_start, r.was_end), (r.vm_start, r.vm_end)) if end
+        ]
+        return r.mm in self.mms and any(
+            start < last and first < end for start, end in spans for first, last in self.ranges
+        )
+
+
+def entry_of(
+    row: Row, answers: Iterable[Answer], visited: bool | None, locks: Collection[int], since_ns: int
+) -> Entry:
+    """A row of the ledger, and where its entries are now."""
+    places = [(answer.addr, answer.addr + 1) for answer in answers]
+    ranges = [(known.vm_start, known.vm_end) for known in row.visited.values() if known.vm_end]
+    brought = {known.to for known in row.visited.values()} - {0}
+    folios = ({known.folio for known in row.visited.values()} | brought) - {0}
+    mms = {answer.mm.mm for answer in answers} | {*row.visited}
+    return Entry(
+        since_ns,
+        row.tid,
+        mms,
+        [*places, *ranges, (row.addr, row.addr + 1)],
+        folios,
+        locks,
+        brought,
+        visited,
+    )
+
+
+class Trails:
+    """Reads the recorder when there is something to explain. rule: how a protocol is ruled on, by invariant."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        books: Books,
+        symbols: Symbols,
+        encoding: Encoding,
+        rule: Callable[[bytes], Mapping[str, Ruling]],
+    ) -> None:
+        self._windows, self._books, self._symbols, self._encoding, self._rule = (
+            windows,
+            books,
+            symbols,
+            encoding,
+            rule,
+        )
+
+    def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
+        """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
+        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
+        recorded = self._windows.recorded(
+            around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS
+        )
+        born = self._windows.born()
+        before, own = list[Flight](), None
+        for flight in recorded.flights:
+            if (flight.row.tid, flight.row.start_ns, born.get(flight.row.protocol)) == (
+                event.tid,
+                event.start_ns,
+                key,
+            ):
+                own = flight
+            else:
+                before.append(flight)
+        before = before[-(_MOST_CHANGES + _MOST_WALKS - 1) :]
+        steps = [self._step(flight, born) for flight in before]
+        last = self._step(own, born) if own else self._step_of(event, key, seen)
+        note = _reach(recorded, event.time_ns, before[0].row.end_ns if before else 0)
+        return Trail((*steps, last | {"marked": True, "why": why}), note)
+
+    def of_entry(self, entry: Entry, now_ns: int) -> Trail:
+        """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
+        around = {*entry.mms, *entry.folios, *entry.locks} - {0}
+        recorded, born = (
+            self._windows.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)),
+            self._windows.born(),
+        )
+        found = [f for f in recorded.flights if f.row.start_ns <= now_ns and entry.concerns(f)]
+        changes = [flight for flight in found if flight.window not in _WALKS]
+        walks = [flight for flight in found if flight.window in _WALKS]
+        changes = sorted(changes, key=lambda flight: (entry.overlaps(flight), flight.row.end_ns))[
+            -_MOST_CHANGES:
+        ]
+        walks = sorted(
+            walks, key=lambda flight: (flight.row.folio in entry.folios, flight.row.end_ns)
+        )[-_MOST_WALKS:]
+        kept = sorted(changes + walks, key=lambda flight: flight.row.end_ns)
+        culprit, why = self._point_at(kept, entry, born)
+        steps = [
+            self._step(f, born) | ({"marked": True, "why": why} if f is culprit else {})
+            for f in kept
+        ]
+        left_out = len(found) - len(kept)
+        note = [
+            _reach(recorded, now_ns, entry.since_ns),
+            f"{left_out} more windows are left out." if left_out else "",
+        ]
+        note.append("" if culprit else _without(entry, recorded, bool(changes)))
+        return Trail(tuple(steps), " ".join(filter(None, note)))
+
+    def _point_at(
+        self, flights: Sequence[Flight], entry: Entry, born: Mapping[int, bytes]
+    ) -> tuple[Flight | None, str]:
+        """The window that explains the entry, and in which way; the strongest reason first."""
+        for reason in (self._is_ruled, self._moved, self._second_walk):
+            for flight in reversed(flights):
+                if why := reason(flight, entry, born.get(flight.row.protocol, b"")):
+                    return flight, why
+        return None, ""
+
+    def _is_ruled(self, flight: Flight, entry: Entry, key: bytes) -> str:
+        """A change that broke a rule where the entry is. A walk's own fault is no reason that the entry stayed."""
+        wrong = (
+            [
+                f"{name} ({ruling.reason})"
+                for name, ruling in self._rule(key).items()
+                if ruling.verdict in _WRONG
+            ]
+            if key
+            else []
+        )
+        if not wrong or flight.window in _WALKS:
+            return ""
+        return f"{flight.window}() broke {', '.join(wrong)} {_where(flight, entry)}, after the entry was inserted and before it was missed"
+
+    def _moved(self, flight: Flight, entry: Entry, _key: bytes) -> str:
+        """A boundary that moved between the walks of an entry that the second one did not come to."""
+        r = flight.row
+        if (
+            entry.visited
+            or flight.window in _WALKS
+            or not entry.overlaps(flight)
+            or (r.was_start, r.was_end) == (r.vm_start, r.vm_end)
+        ):
+            return ""
+        return f"{flight.window}() moved a boundary of the entry's VMA between the two walks: they looked for the page in different places"
+
+    def _second_walk(self, flight: Flight, entry: Entry, key: bytes) -> str:
+        protocol = self._protocol(key)
+        if not protocol or protocol.context.walker is not Walker.REMOVE_MIGRATION:
+            return ""
+        if entry.visited and flight.row.folio in entry.brought:
+            return "the second walk of this page: remove_migration_pte() was called for the VMA, and the entry is still there"
+        if flight.row.folio in entry.folios and not any(
+            isinstance(step, Visit) for step in protocol.flat()
+        ):
+            return "the second walk of this page, which visited no VMA at all"
+        return ""
+
+    def _protocol(self, key: bytes) -> Protocol | None:
+        try:
+            return self._encoding.decode(key) if key else None
+        except RmapdError:
+            return None
+
+    def _step(self, flight: Flight, born: Mapping[int, bytes]) -> dict[str, Any]:
+        row = flight.row
+        return {
+            "time_ns": row.end_ns,
+            "duration_ns": row.end_ns - row.start_ns,
+            "function": flight.window,
+            "task": {"pid": row.tid, "tgid": row.tgid},
+            "vma": ranges(row.vma, row),
+            "protocol": self._text(born.get(row.protocol)),
+            "stack": list(self._symbols.stack(self._books.stack(row.stack, "flight_stacks"))),
+        }
+
+    def _step_of(self, event: Event, key: bytes, seen: Any) -> dict[str, Any]:
+        protocol = self._protocol(key)
+        return {
+            "time_ns": event.time_ns,
+            "duration_ns": event.time_ns - event.start_ns if event.start_ns else 0,
+            "function": protocol.window if protocol else "",
+            "task": {"pid": event.tid, "tgid": event.tgid},
+            "vma": ranges(event.a, seen),
+            "protocol": self._text(key),
+            "stack": list(self._symbols.stack(self._books.stack(event.stack))),
+        }
+
+    def _text(self, key: bytes | None) -> str:
+        if key is None:
+            return ""
+        try:
+            return text(self._encoding.decode(key))
+        except RmapdError as error:
+            return str(error)
+
+
+def ranges(vma: int, seen: Any) -> dict[str, str]:
+    """A VMA's address and its range before and after, as far as known."""
+    numbers = {
+        "vma": vma,
+        "was_start": seen.was_start,
+        "was_end": seen.was_end,
+        "vm_start": seen.vm_start,
+        "vm_end": seen.vm_end,
+    }
+    return {name: hex(value) for name, value in numbers.items() if value}
+
+
+def _where(flight: Flight, entry: Entry) -> str:
+    if entry.overlaps(flight):
+        return "on the entry's VMA"
+    return (
+        "on the same anon_vma or mapping"
+        if {flight.row.anon, flight.row.i_mmap} & {*entry.locks}
+        else "in the same address space"
+    )
+
+
+def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
+    """Whether the recorder still has all since then; it says so where it has not."""
+    gone = [
+        f"{what} that ended more than {max(0, now_ns - horizon) / 1e9:.3f} s before"
+        for what, horizon in (
+            ("VMA changes", recorded.changes_ns),
+            ("rmap walks", recorded.walks_ns),
+        )
+        if horizon > since_ns
+    ]
+    sampled = (
+        " Windows were sampled: not all are in it." if recorded.unsampled_ns > since_ns else ""
+    )
+    if gone:
+        return f"The flight recorder has wrapped: {' and '.join(gone)} are overwritten.{sampled}"
+    return (
+        f"Nothing since then is overwritten.{sampled}"
+        if sampled
+        else "The flight recorder has all since then."
+    )
+
+
+def _without(entry: Entry, recorded: Recorded, changed: bool) -> str:
+    """What the trail says where it marks nothing."""
+    if max(recorded.changes_ns, recorded.unsampled_ns) > entry.since_ns:
+        return "What is not in the recorder may be what explains it."
+    if entry.visited is False and not changed:
+        return "No window changed the address space between the two walks: the second walk itself passed the VMA over."
+    if entry.visited:
+        return "The second walk came to the VMA: what it called there, remove_migration_pte(), did not put the page back."
+    return "None of these windows explains it by itself."

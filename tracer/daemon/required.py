@@ -1,0 +1,52 @@
+"""What somebody requires to be checked (--require, --strict), and the error where it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tracer.config import Config
+from tracer.errors import NotCheckable, RmapdError
+from tracer.invariants.base import Coverage, Invariant
+
+
+def required(config: Config, invariants: Mapping[str, Invariant]) -> tuple[str, ...]:
+    """The invariants whose coverage somebody counts on; strict: all that this version can check."""
+    return tuple(
+        name
+        for name, one in invariants.items()
+        if name in config.require or (config.strict and one.built)
+    )
+
+
+def check(
+    config: Config,
+    invariants: Mapping[str, Invariant],
+    coverage: Mapping[str, tuple[Coverage, str]],
+    oracle_reason: str,
+) -> None:
+    """Raises RmapdError for an invariant that does not exist, NotCheckable for one that has not the coverage that is required.
+    oracle_reason: why the page-table oracle cannot be used, or empty."""
+    unknown = [name for name in config.require if name not in invariants]
+    if unknown:
+        raise RmapdError(
+            f"--require {','.join(unknown)}: no such invariant",
+            hint=f"some of {', '.join(invariants)}",
+        )
+    for name in config.require:
+        level, reason = coverage[name]
+        if level is Coverage.NONE:
+            raise NotCheckable(
+                f"{name} is required and cannot be checked here", why=reason, hint="rmapd doctor"
+            )
+    if config.strict:
+        lost = [
+            f"{name}: {level} ({why})"
+            for name, (level, why) in coverage.items()
+            if level is not Coverage.FULL and invariants[name].built
+        ]
+        if lost or oracle_reason:
+            raise NotCheckable(
+                "--strict: coverage is lost",
+                why="; ".join([*lost, *filter(None, [oracle_reason])]),
+                hint="rmapd doctor",
+            )

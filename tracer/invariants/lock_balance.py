@@ -1,0 +1,123 @@
+"""L3: locks are given back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from tracer.invariants.base import Invariant
+from tracer.invariants.lock_order import RWSEM_LACKING
+from tracer.invariants.verdict import Ruling, Verdict
+from tracer.protocol.model import Kind, Lock, Locking, Owner, Protocol
+
+_TAKES_ALL = "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): mm_drop_all_locks() gives back, at the latest on failure"
+CONTRACTS = {
+    ("mm_take_all_locks", Lock.I_MMAP): _TAKES_ALL,
+    ("mm_take_all_locks", Lock.ANON): _TAKES_ALL,
+    ("mm_take_all_locks", Lock.OTHER): _TAKES_ALL,
+    ("mm_drop_all_locks", Lock.I_MMAP): _TAKES_ALL,
+    ("mm_drop_all_locks", Lock.ANON): _TAKES_ALL,
+    ("mm_drop_all_locks", Lock.OTHER): _TAKES_ALL,
+    (
+        "collapse_huge_page",
+        Lock.MMAP,
+    ): "collapse_huge_page(), mm/khugepaged.c: gives back the caller's mmap_lock, 'allocate a huge page' first",
+}
+"""(window, class) -> where the kernel documents that the window returns with other locks than it was entered with."""
+
+
+def _expected(protocol: Protocol, lock: Lock) -> bool:
+    """dup_mmap() is seen in pieces: both mmap_locks are taken in the first and given back in the last (kernel/fork.c)."""
+    return (protocol.window, lock.family) in CONTRACTS or (
+        protocol.context.piece and lock.family is Lock.MMAP
+    )
+
+
+def judge_balance(protocol: Protocol) -> Ruling | None:
+    """L3: what the owner fields at entry and return prove, then what the steps add up to."""
+    context = protocol.context
+    states = {
+        lock: (before, after)
+        for (lock, before), (_, after) in zip(
+            context.entry.items(), context.exit.items(), strict=True
+        )
+    }
+    for lock, (before, after) in states.items():
+        if _expected(protocol, lock) or (before is Owner.SELF) is (after is Owner.SELF):
+            continue
+        how = (
+            "with the {} held for write"
+            if after is Owner.SELF
+            else "without the {} that it was entered with"
+        )
+        return Ruling(
+            Verdict.VIOLATED,
+            f"returns {'an error ' if protocol.error else ''}{how.format(lock.spoken)}",
+            proven=True,
+        )
+    if protocol.lost:
+        return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
+    if protocol.overlong:
+        return Ruling(Verdict.UNVERIFIABLE, "the rest of the window is not known")
+    steps = [step for step in protocol.flat(2) if isinstance(step, Locking)]
+    if not steps and all(Owner.SELF not in pair for pair in states.values()):
+        return None
+    rulings = list(_leftovers(protocol, steps, states))
+    return next(
+        (ruling for ruling in rulings if ruling.verdict is Verdict.UNVERIFIABLE),
+        rulings[0] if rulings else Ruling(Verdict.HOLDS),
+    )
+
+
+def _leftovers(
+    protocol: Protocol, steps: list[Locking], states: dict[Lock, tuple[Owner, Owner]]
+) -> Iterator[Ruling]:
+    """What the steps leave over, where the owner fields at entry and return agree."""
+    writes, reads = Counter[Lock](), Counter[Lock]()
+    for lock, kind in ((step.lock, step.kind) for step in steps):
+        if kind is Kind.DOWNGRADE_WRITE:
+            writes[lock] -= 1
+            reads[lock] += 1
+        else:
+            (writes if kind.writes else reads)[lock] += 1 if kind.acquires else -1
+    for lock in dict.fromkeys(step.lock for step in steps):
+        if _expected(protocol, lock) or not (writes[lock] or reads[lock]):
+            continue
+        left, taken_from = writes[lock] + reads[lock] > 0, writes[lock] < 0 or reads[lock] < 0
+        if lock in states:
+            before, after = states[lock]
+            possible = not writes[lock] and (after if left else before) is Owner.READ
+        else:
+            possible = not taken_from
+        if not possible:
+            yield Ruling(
+                Verdict.UNVERIFIABLE,
+                f"{lock.spoken}: the steps do not add up, so an event is missing",
+            )
+        elif left:
+            yield Ruling(
+                Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell"
+            )
+        else:
+            yield Ruling(
+                Verdict.SUSPECT,
+                f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry",
+            )
+
+
+INVARIANTS = (
+    Invariant(
+        id="L3",
+        title="locks are given back",
+        claim="A window returns with the locks that it was entered with.",
+        stated="mm/vma.c, vma_prepare() and vma_complete(); seed: an error return of do_brk_flags() that kept its lock",
+        not_violations="Pairs by contract: mm_take_all_locks() and mm_drop_all_locks(); collapse_huge_page(), which gives back its "
+        "caller's mmap_lock. A lock that is given back and taken again.",
+        confirmed="A lock held for write at return and not at entry, or the other way round, is proven by rwsem.owner. "
+        "What only the steps leave over, a read lock or a lock of no known class, is a suspect.",
+        blind_spots="A read lock that is kept while another task reads too looks the same to the owner field.",
+        needs=("down_write", "up_write", "down_read", "up_read"),
+        lacking=RWSEM_LACKING,
+        judge=judge_balance,
+    ),
+)

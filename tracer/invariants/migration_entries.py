@@ -1,0 +1,240 @@
+"""M1 and M4: what is still in the ledger when it should not be, judged by what the page tables say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from tracer.invariants.base import Invariant
+from tracer.invariants.verdict import Verdict
+from tracer.memory.entries import Answer, Place
+
+LOOKS = 3
+"""How often an entry must be seen with its page unlocked, in fresh walks of a freshly listed mm, to be proven."""
+LOOK_GAP_NS = 5_000_000
+"""Time between two looks that count."""
+
+_UNNAMED = (
+    "the visits of the rmap walks are not seen: entries of several mms at one address are one row"
+)
+_LACKING = {
+    "oracle": "no page-table oracle: what is left over stays a suspect",
+    "walk": "no page-table oracle: what is left over stays a suspect",
+    "tasks": "no BPF task iterator: the oracle cannot list the mms",
+    "fork|mmap_lock_acquire_returned": "forks are not seen: a copy that fork made and the second walk missed goes unnoticed",
+    "sched_process_exit": "exiting mms are not seen",
+    "exit_mmap": "exiting mms are not seen",
+    "set_migration_pmd": "PMD entries are not booked",
+    "first_walk": _UNNAMED,
+    "second_walk": _UNNAMED,
+    "freeze": "a freezing THP split inserts without a tracepoint: only the patrol finds what it leaves",
+    "thp_split": "THP splits have no beginning and no end: what they leave is looked for after a second",
+}
+
+INVARIANTS = (
+    Invariant(
+        id="M1",
+        title="no migration entry is left behind",
+        claim="When the migration of a folio has ended, no page table holds a migration entry for it.",
+        stated="pfn_swap_entry_to_page(), include/linux/swapops.h: BUG_ON(is_migration_entry(entry) && !PageLocked(p)); "
+        "a debug-only warning from 6.19 (93976a20345b)",
+        not_violations="Entries that munmap, exit, truncation or MADV_DONTNEED zapped meanwhile; entries that mremap moved and the second "
+        "walk found at their new address; copies that fork made and the second walk found too; PMD entries split into PTE entries; "
+        "removals without an insertion after a freezing THP split.",
+        confirmed="Three looks, 5 ms or more apart, by the page-table oracle: the entry is there and its page is not locked. "
+        "An entry that is not at its address is looked for in all page tables before it counts as gone.",
+        blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
+        "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
+        "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
+        "patrol finds what it leaves.",
+        needs=(
+            "mm_migrate_pages_start",
+            "mm_migrate_pages",
+            "set_migration_pte",
+            "remove_migration_pte",
+        ),
+        lacking=_LACKING,
+    ),
+    Invariant(
+        id="M4",
+        title="no migration entry outlives its welcome",
+        claim="A migration entry is gone within welcome_seconds (10 s) of its insertion.",
+        stated="mm/migrate.c: migrate_folio_unmap() to migrate_folio_move() run with the folio locked and every fault on it waiting",
+        not_violations="Entries that are in no page table any more. An old entry whose page is still locked is a slow migration: "
+        "a suspect.",
+        confirmed="The oracle finds the entry with its page unlocked: violated. With its page locked: suspect.",
+        blind_spots="As for M1.",
+        needs=("set_migration_pte", "remove_migration_pte"),
+        lacking=_LACKING,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How often an entry was met without a break, how often of these in a row with its page unlocked, and when last."""
+
+    count: int
+    free: int
+    time_ns: int
+
+
+Home = tuple[int | None, tuple[int, int] | None]
+"""An address, or any; (size, number) of a block of pages, or any."""
+
+
+@dataclass
+class Case:
+    """One suspect under examination: `count` entries of one row (0: of no row, found by a sweep).
+
+    pfns: where its page may be found by a sweep (a PMD entry may have been split). left: how many pages' worth of entries may
+    still be in some page table: all at first, then what the last sweep found. As long as fewer are met, one may be elsewhere.
+    """
+
+    invariant: str
+    addr: int
+    pfns: range
+    count: int
+    opened_ns: int
+    level: int = 1
+    left: int = field(init=False)
+    just_swept: bool = False
+    sweep_complete: bool = True
+    looks: dict[Place, Look] = field(default_factory=dict)
+    standing: set[Place] = field(default_factory=set)
+    gone: set[Place] = field(default_factory=set)
+    answers: tuple[Answer, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.left = self.size
+
+    @property
+    def size(self) -> int:
+        """Pages' worth of entries that were booked."""
+        return max(1, self.count) * len(self.pfns)
+
+    @property
+    def homes(self) -> tuple[Home, Home, Home]:
+        """Where its entries may be, the likeliest first: its page at its address, its page, its address."""
+        page = len(self.pfns), self.pfns.start // len(self.pfns)
+        return (self.addr, page), (None, page), (self.addr, None)
+
+    def lacks(self, answers: Iterable[Answer]) -> bool:
+        """Whether fewer were found than may be left, or not everywhere was looked: the others must be looked for elsewhere."""
+        first_look = not (self.looks or self.gone)
+        return (
+            not self.sweep_complete
+            or pages(a for a in answers if first_look or a.left_behind or a.place in self.standing)
+            < self.left
+        )
+
+    def swept(self, answers: Sequence[Answer], complete: bool) -> None:
+        """A sweep found these of its entries, and they are asked about again where it found them; the others are gone."""
+        self.left = pages(a for a in answers if a.left_behind)
+        self.answers += tuple(answers)
+        self.just_swept, self.sweep_complete = True, complete
+
+    @property
+    def stubborn(self) -> bool:
+        return any(
+            self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks
+        )
+
+
+def homes(answer: Answer) -> tuple[list[Home], list[Home], list[Home]]:
+    """The Case.homes that a migration entry found somewhere belongs to: as a PTE's, or as part of a PMD's."""
+    frames = (1, answer.pfn), (512, answer.pfn // 512)
+    return (
+        [(answer.addr, page) for page in frames],
+        [(None, page) for page in frames],
+        [(answer.addr, None)] if answer.migration else [],
+    )
+
+
+def pages(answers: Iterable[Answer]) -> int:
+    """How many pages the entries stand for."""
+    return sum(512 if answer.level == 2 else 1 for answer in answers)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How a case ended. proven: the entries that are left behind, for `violated`."""
+
+    verdict: Verdict
+    reason: str
+    proven: tuple[Answer, ...] = ()
+
+
+def _look(case: Case, answers: Sequence[Answer], now_ns: int) -> None:
+    """Count the looks at which each entry was met without a break; a place that was empty once is another migration's from then on."""
+    looks = {}
+    for answer in answers:
+        last = case.looks.get(answer.place, Look(0, 0, now_ns - LOOK_GAP_NS))
+        counts = now_ns - last.time_ns >= LOOK_GAP_NS
+        free = (last.free + counts) if answer.left_behind else 0
+        looks[answer.place] = Look(last.count + counts, free, now_ns if counts else last.time_ns)
+    first_look = not (case.looks or case.gone)
+    case.gone |= set(case.looks) - set(looks)
+    if first_look or case.just_swept:
+        case.standing |= set(looks) - case.gone
+    case.standing &= set(looks)
+    case.looks, case.just_swept = looks, False
+
+
+def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) -> Decision | None:
+    """Decide a case from the migration entries found now; None: look again later.
+
+    The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that began after the
+    migration ended, is the other proof; a case that lacks entries waits for that sweep, whatever else it has. Entries with a
+    locked page are other migrations under way, unless they were there from the first look on (pages that move to and fro meet
+    the same addresses and page frames again: seen on 6.1 with two nodes).
+    Anything between waits, and is a suspect when patience runs out.
+    """
+    _look(case, answers, now_ns)
+    ours = [a for a in answers if a.left_behind or a.place in case.standing]
+    case.answers = tuple(ours)
+    case.left = max(case.left, pages(a for a in ours if a.left_behind))
+    if pages(ours) < case.left:
+        return (
+            None  # one may have moved: gone means gone in a sweep that began after it was last seen
+        )
+    proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
+    late = now_ns - case.opened_ns >= patience_ns
+    if proven and (late or len(proven) == len(ours)):
+        return Decision(
+            Verdict.VIOLATED,
+            "a migration entry is in the page table and its page is not locked",
+            proven,
+        )
+    if ours:  # one whose page was unlocked just now is proven soon, or locked again
+        return (
+            _stubborn(case, ours)
+            if late and not any(case.looks[a.place].free for a in ours)
+            else None
+        )
+    if (
+        not case.sweep_complete
+    ):  # an mm that died under the sweep leads it astray: the next one may see everything
+        return (
+            Decision(
+                Verdict.UNVERIFIABLE,
+                "not at its address, and no sweep could search every page table",
+            )
+            if late
+            else None
+        )
+    return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")
+
+
+def _stubborn(case: Case, ours: Sequence[Answer]) -> Decision | None:
+    """A suspect is what was met in LOOKS looks without a break, and no less."""
+    if not case.stubborn:
+        return None
+    if not any(answer.migration for answer in ours):
+        return Decision(
+            Verdict.SUSPECT,
+            "an entry for this page is there, of a swap type that was never seen inserted",
+        )
+    return Decision(
+        Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked"
+    )

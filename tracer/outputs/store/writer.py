@@ -1,0 +1,324 @@
+"""The store, written: what was found outlives the daemon. The judging thread writes what is new once a tick, in one transaction.
+
+Counts are kept in memory until they are written, so a disk that is full or broken costs nothing but a message: what was counted meanwhile
+follows as soon as the store can be written again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import sqlite3
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tracer
+from tracer.errors import RmapdError, Temporary, passes
+from tracer.invariants.verdict import Finding, Verdict, Violation
+from tracer.outputs.store.database import Database, Foreign, code, is_broken, set_aside
+from tracer.results.json_form import iso, violation_json
+from tracer.results.snapshot import StoreState
+
+log = logging.getLogger("rmapd")
+
+_RETRY_SECONDS = 5.0
+_TIDY_SECONDS = 60.0
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
+
+
+class Store:
+    """One run's part in the store. keep() whenever there may be something new, keep_run() now and then, close() at the end.
+
+    No method raises for what happens to the file; but with `must`, one that cannot be opened at the start is an error.
+    run, counted, rest: of a run that another process has begun, and of which the file has so much."""
+
+    def __init__(
+        self,
+        path: Path,
+        kernel: str,
+        most_bytes: int,
+        most_days: float,
+        *,
+        must: bool = False,
+        run: str = "",
+        counted: Mapping[str, int] | None = None,
+        rest: Iterable[tuple[str, str, int]] = (),
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path, self.run = path, run or uuid.uuid4().hex[:16]
+        self._most_bytes, self._most_seconds, self._clock, self._monotonic = (
+            most_bytes,
+            most_days * 86400,
+            clock,
+            monotonic,
+        )
+        self._kernel, self._started = kernel, iso(clock())
+        self._database: Database | None = None
+        self._violations: dict[str, Violation] = {}
+        self._evidence: dict[str, Finding] = {}  # as written last
+        self._numbers: dict[str, int] = {}  # of the rows
+        self._changed: set[str] = set()
+        self._counted, self._written = (
+            Counter(counted or {}),
+            Counter(counted or {}),
+        )  # by signature, this run
+        self._hours: defaultdict[str, Counter[str]] = defaultdict(Counter)  # not written yet
+        known = {(invariant, str(verdict)): count for invariant, verdict, count in rest}
+        self._rest, self._rest_written = Counter(known), Counter(known)
+        self._run: dict[str, Any] | None = None  # not written yet
+        self._reason, self._next_try, self._next_tidy = "", 0.0, 0.0
+        self._writes = self._failures = self._forgotten = 0
+        self._seconds = 0.0
+        try:
+            self._database = Database.opened(path, most_bytes)
+        except (sqlite3.Error, OSError, Foreign) as error:
+            if must and isinstance(error, Foreign):
+                raise
+            if must and code(error) != sqlite3.SQLITE_FULL:
+                kind = Temporary if code(error) in _PASSING or passes(error) else RmapdError
+                hint = "a folder that exists, and that the user of rmapd run can write"
+                raise kind(f"cannot write the store {path}", why=str(error), hint=hint) from error
+            self._trouble(str(error))
+
+    @property
+    def state(self) -> StoreState:
+        unwritten = (self._counted - self._written).total() + (
+            self._rest - self._rest_written
+        ).total()
+        return StoreState(
+            str(self.path),
+            self._reason,
+            unwritten,
+            self._writes,
+            self._failures,
+            self._seconds,
+            self._forgotten,
+        )
+
+    def keep(
+        self, violations: Iterable[Violation], rest: Mapping[tuple[str, Verdict], int]
+    ) -> None:
+        """Take over what was counted since, and write it. rest: findings that have no signature of their own."""
+        for violation in violations:
+            signature = violation.first.signature
+            more = violation.count - self._counted[signature]
+            if more or self._evidence.get(signature) is not violation.first:
+                self._counted[signature] += more
+                self._hours[signature][_hour(violation.last_seen)] += more
+                self._violations[signature] = violation
+                self._changed.add(signature)
+        self._rest = Counter(
+            {(invariant, verdict.value): count for (invariant, verdict), count in rest.items()}
+        )
+        self.write()
+
+    def keep_run(self, report: dict[str, Any], *, ended: bool = False) -> None:
+        """Keep the run as it is now. Violations have rows of their own: the report has them without evidence, stacks and trails."""
+        short = [
+            violation | {"evidence": {}, "stack": [], "trail": []}
+            for violation in report["violations"]
+        ]
+        now = iso(self._clock())
+        run = {
+            "id": self.run,
+            "kernel": self._kernel,
+            "rmapd": tracer.__version__,
+            "started": self._started,
+            "written": now,
+        }
+        self._run = run | {
+            "ended": now if ended else None,
+            "report": json.dumps(report | {"violations": short}, ensure_ascii=False),
+        }
+        self.write()
+
+    def write(self) -> None:
+        """Write what is new, if the file can be written: after a failure it is tried again every few seconds."""
+        new = self._changed or self._run or self._rest != self._rest_written
+        if not new or (self._reason and self._monotonic() < self._next_try):
+            return
+        begin = time.perf_counter()
+        try:
+            database = self._open()
+            try:
+                self._write_findings(database)
+            except LookupError:  # somebody removed rows: all that changed is put anew
+                self._numbers.clear()
+                self._write_findings(database)
+            if self._run:
+                database.put_run(self._run)
+                self._run = None
+            self._tidy(database)
+        except sqlite3.Error as error:
+            self._failed(error)
+        except (OSError, Foreign) as error:
+            self._trouble(str(error))
+        else:
+            self._writes += 1
+            if self._reason:
+                log.info(
+                    "the store %s is written again, and nothing that was counted meanwhile is missing",
+                    self.path,
+                )
+                self._reason = ""
+        self._seconds += time.perf_counter() - begin
+
+    def close(self) -> None:
+        """One more try, whatever happened before."""
+        self._next_try = 0.0
+        self.write()
+        if not self._database:  # the first try met a broken file and set it aside
+            self.write()
+        if self._reason:
+            log.error(
+                "the store %s ends without %d findings: %s",
+                self.path,
+                self.state.unwritten,
+                self._reason,
+            )
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._database:
+            self._database.close()
+        self._database = None
+
+    def _open(self) -> Database:
+        """Whoever removes or replaces the file of a running daemon gets a new one, with what this run has counted."""
+        if self._database and self._database.gone:
+            self._drop()
+            self._all_anew()
+        if not self._database:
+            self._database = Database.opened(self.path, self._most_bytes)
+        return self._database
+
+    def _all_anew(self) -> None:
+        """The file that had it is gone: this run's part is to be written once more."""
+        self._written.clear()
+        self._rest_written.clear()
+        self._evidence.clear()
+        self._numbers.clear()
+        self._changed = set(self._violations)
+
+    def _write_findings(self, database: Database) -> None:
+        """Evidence is written once, or when it was completed; after that a repeat is two numbers."""
+        rest = self._rest - self._rest_written
+        if not self._changed and not rest:
+            return
+        numbers = dict(self._numbers)
+        more = {
+            signature: self._counted[signature] - self._written[signature]
+            for signature in self._changed
+        }
+        known = {
+            name
+            for name in self._changed
+            if name in numbers and self._evidence.get(name) is self._violations[name].first
+        }
+        with database.transaction():
+            repeats = [
+                (more[name], iso(self._violations[name].last_seen), self.run, numbers[name])
+                for name in known
+            ]
+            if not database.more(repeats):
+                raise LookupError
+            for name in self._changed - known:
+                numbers[name] = self._put(database, self._violations[name], more[name])
+            hours = self._hours.items()
+            database.put_hours(
+                (numbers[name], hour, count)
+                for name, each in hours
+                for hour, count in each.items()
+                if count
+            )
+            database.put_rest(rest)
+        self._numbers = numbers
+        self._evidence |= {
+            signature: self._violations[signature].first for signature in self._changed
+        }
+        self._written |= self._counted
+        self._rest_written = self._rest
+        self._hours.clear()
+        self._changed.clear()
+
+    def _put(self, database: Database, violation: Violation, more: int) -> int:
+        row = violation_json(violation)
+        columns = {
+            key: row[key]
+            for key in (
+                "id",
+                "invariant",
+                "verdict",
+                "function",
+                "signature",
+                "first_seen",
+                "last_seen",
+            )
+        }
+        return database.put(
+            columns
+            | {"more": more, "run": self.run, "evidence": json.dumps(row, ensure_ascii=False)}
+        )
+
+    def _tidy(self, database: Database) -> None:
+        """Keep within size and age; once a minute, or at once where there was no room."""
+        if self._monotonic() < self._next_tidy:
+            return
+        self._next_tidy = self._monotonic() + _TIDY_SECONDS
+        self._say_forgotten(
+            database.forget_old(iso(self._clock() - self._most_seconds), self.run),
+            "older than store_days",
+        )
+        self._say_forgotten(database.make_room(self.run), "for want of room (store_bytes)")
+
+    def _say_forgotten(self, signatures: int, why: str) -> None:
+        self._forgotten += signatures
+        if signatures:
+            self._numbers.clear()
+            log.warning(
+                "the store %s: %d signatures are forgotten, %s; their counts are kept",
+                self.path,
+                signatures,
+                why,
+            )
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        if is_broken(error):
+            self._drop()
+            self._all_anew()
+            try:
+                set_aside(self.path, str(error))
+            except OSError as refused:
+                self._trouble(f"{error}; it cannot be set aside: {refused}")
+            return
+        if code(error) == sqlite3.SQLITE_FULL and self._database:
+            try:  # where it is our bound that is met, not the disk's, room can be made
+                self._say_forgotten(
+                    self._database.make_room(self.run), "for want of room (store_bytes)"
+                )
+            except sqlite3.Error as again:
+                error = again
+        self._trouble(str(error))
+
+    def _trouble(self, reason: str) -> None:
+        self._failures += 1
+        self._next_try = self._monotonic() + _RETRY_SECONDS
+        if not self._reason:
+            log.error(
+                "the store %s cannot be written (%s): counting goes on in memory, and is written when it can be",
+                self.path,
+                reason,
+            )
+        self._reason = reason
+
+
+def _hour(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds // 3600 * 3600, datetime.UTC).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )

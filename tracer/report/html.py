@@ -1,0 +1,261 @@
+"""`rmapd report` as HTML: one file without scripts and requests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+import tracer
+from tracer.report import plots
+from tracer.report.alignment import differences
+from tracer.report.diff import Seen
+from tracer.report.model import Edge, Report, Reported, Violation
+from tracer.report.nearest import pair
+from tracer.report.summary import functions, headline, moment, span, tiles
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_OPEN, _SHOWN, _MOST = 5, 8, 200
+"""Violations that are open, windows of a trail that are not folded, violations of a page."""
+_WIDE, _NARROW, _GRAPH = 640, 350, 270
+
+
+def render(reported: Reported) -> str:
+    """The page. RmapdError where what draws it is not installed."""
+    loader = jinja2.FileSystemLoader(_TEMPLATES)
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    templates.filters |= {"moment": moment, "protocol": _protocol}
+    return templates.get_template("report.html").render(_page(reported)).lstrip()
+
+
+def _drawn(svg: str) -> Markup:
+    """Mark SVG that rmapd drew itself as safe HTML."""
+    return Markup(svg)  # noqa: S704 - rmapd draws it
+
+
+def _page(reported: Reported) -> dict[str, Any]:
+    report = reported.report
+    titles = {id: one.title for id, one in report.invariants.items()}
+    wide, narrow = (
+        _drawn(plots.timeline(f"t{width}", reported, width)) for width in (_WIDE, _NARROW)
+    )
+    return {
+        "report": report,
+        "runs": reported.runs[::-1],
+        "source": reported.source,
+        "version": tracer.__version__,
+        "css": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
+        "headline": headline(reported),
+        "tiles": tiles(reported),
+        "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],
+        "timeline": {"wide": wide, "narrow": narrow, "caption": _caption(reported)},
+        "violations": [_violation(v, titles, reported) for v in reported.violations[:_MOST]],
+        "hidden": len(reported.violations[_MOST:]),
+        "open": _OPEN,
+        "shown": _SHOWN,
+        "lock_graph": _drawn(plots.lock_graph("locks", report.lock_graph, _GRAPH))
+        if report.lock_graph.edges
+        else "",
+        "edges": [
+            _edge(edge, report)
+            for edge in sorted(report.lock_graph.edges, key=lambda edge: -edge.count)
+        ],
+        "plots": [each | {"svg": Markup(each["svg"])} for each in _durations(report)],  # noqa: S704
+        "functions": functions(report),
+        "hooks": _hooks(report),
+        "cost": _cost(report),
+    }
+
+
+_SECTIONS = (
+    ("time", "Over time"),
+    ("violations", "Violations"),
+    ("runs", "Runs"),
+    ("coverage", "Coverage"),
+    ("locks", "Locks"),
+    ("durations", "Durations"),
+    ("protocols", "Protocols"),
+    ("hooks", "Hooks and cost"),
+)
+
+
+def _caption(reported: Reported) -> str:
+    """What the time line shows."""
+    what = "Findings per hour, of all runs" if reported.runs else "Checks and windows per second"
+    return (
+        f"{what}; below, each signature from its first sighting to its last."
+        if reported.violations
+        else f"{what}."
+    )
+
+
+def _protocol(said: str) -> Any:
+    """A protocol with what takes and what gives back told apart."""
+    head, bracket, steps = said.partition("]")
+    function, _, context = head.partition("[")
+    out = Markup("<b>{}</b>").format(function)
+    out += Markup("<i>[{}]</i> ").format(context) if bracket else Markup("")
+    return out + Markup(" ").join(_step(word) for word in _WORD.findall(steps))
+
+
+_WORD = re.compile(r"commit\([^)]*\)|\S+")
+
+
+def _step(word: str) -> Markup:
+    kind = (
+        "take"
+        if "↓" in word
+        else "give"
+        if "↑" in word
+        else "commit"
+        if word.startswith("commit")
+        else ""
+    )
+    return Markup('<span class="{}">{}</span>').format(kind, word) if kind else escape(word)
+
+
+def _violation(v: Violation, titles: dict[str, str], reported: Reported) -> dict[str, Any]:
+    """With the title of its invariant, and its trail told backwards in time from its last window."""
+    ends = [step["time_ns"] for step in v.trail if isinstance(step.get("time_ns"), int)]
+    trail = [_step_of_trail(step, max(ends, default=0)) for step in v.trail]
+    if trail and not any(
+        step["accused"] for step in trail
+    ):  # rmapd did not mark it before it kept trails of entries
+        trail[-1]["accused"] = bool(v.protocol) and (
+            trail[-1]["function"],
+            trail[-1]["protocol"],
+        ) == (v.function, v.protocol)
+    known = {name: getattr(v, name) for name in v.__struct_fields__}
+    told: dict[str, Any] = {
+        "title": titles.get(v.invariant, ""),
+        "trail": trail,
+        "note": str(v.evidence.get("trail_note", "")),
+    }
+    told |= {"seen": _protocol(v.protocol), "legal": "", "windows": 0}
+    if both := pair(v, reported.report_of(v)):
+        told |= {"windows": both[1].count} | dict(
+            zip(("seen", "legal"), _marked(*both), strict=True)
+        )
+    return known | told | {"evidence": _shown(v.evidence), "machine": _shown(v.machine)}
+
+
+def _marked(seen: Seen, legal: Seen) -> tuple[Any, Any]:
+    """Both, with the steps marked that only one has."""
+    lines: dict[str, list[Any]] = {"seen": [], "legal": []}
+    for run in differences(seen.protocol, legal.protocol):
+        for side, line in lines.items():
+            steps = [_step(word) for word in run[side]]
+            line.extend(
+                steps
+                if run["op"] == "equal"
+                else [Markup('<mark class="{}">{}</mark>').format(side, step) for step in steps]
+            )
+    head = Markup("<b>{}</b> ").format(seen.function)
+    return head + Markup(" ").join(lines["seen"]), head + Markup(" ").join(lines["legal"])
+
+
+def _shown(evidence: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: each
+        for name, each in evidence.items()
+        if each not in ({}, [], "", None) and name != "trail_note"
+    }
+
+
+def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
+    task, vma, when = step.get("task") or {}, step.get("vma") or {}, step.get("time_ns")
+    before = last - when if isinstance(when, int) else None
+    return {
+        "when": "" if before is None else span(before),
+        "function": str(step.get("function", "")),
+        "task": f"{task.get('comm', '')}[{task['pid']}]"
+        if isinstance(task, dict) and "pid" in task
+        else "",
+        "vma": _range(vma) if isinstance(vma, dict) else "",
+        "protocol": str(step.get("protocol", "")),
+        "accused": step.get("marked") is True,
+        "why": str(step.get("why", "")),
+    }
+
+
+def _range(vma: dict[str, Any]) -> str:
+    """start-end, and what it was before where that is another."""
+    was, now = (
+        f"{vma[a]}-{vma[b]}" if a in vma and b in vma else ""
+        for a, b in (("was_start", "was_end"), ("vm_start", "vm_end"))
+    )
+    return f"{was} →\n{now}" if was and now and was != now else now or was
+
+
+def _edge(edge: Edge, report: Report) -> dict[str, Any]:
+    classes = {one.id: one for one in report.lock_graph.classes}
+    held, taken = classes[edge.held], classes[edge.taken]
+    return {
+        "held": held.name,
+        "taken": taken.name,
+        "against": taken.rank < held.rank,
+        "in_cycle": edge.in_cycle,
+        "write": edge.modes.get("write", 0),
+        "read": edge.modes.get("read", 0),
+        "functions": sorted(edge.functions, key=lambda name: -edge.functions[name]),
+        "stack": edge.stack,
+    }
+
+
+def _durations(report: Report) -> list[dict[str, str]]:
+    found = []
+    for _, histogram in plots.histograms(report, "migration_entry_seconds"):
+        caption = f"{histogram.count:,} entries, from insertion to removal."
+        found.append(
+            {
+                "title": "Lifetime of migration entries",
+                "svg": plots.lifetime("life", histogram, _NARROW),
+                "caption": caption,
+            }
+        )
+    for name, title, caption in _ROWS:
+        rows = plots.histograms(report, name)
+        if rows:
+            drawn = plots.durations(name, rows, _NARROW, vmas=name.endswith("_vmas"))
+            found.append({"title": title, "svg": drawn, "caption": caption})
+    return found
+
+
+_ROWS = (
+    (
+        "lock_wait_seconds",
+        "Waiting for locks",
+        "From asking for a lock to having it: mmap_lock of all tasks, other classes inside windows.",
+    ),
+    (
+        "lock_hold_seconds",
+        "Holding locks",
+        "From having a lock to giving it back: mmap_lock of all tasks (one in seven is timed), other classes inside windows.",
+    ),
+    ("window_seconds", "Windows", "One call of the function, from entry to return."),
+    ("rmap_walk_vmas", "VMAs visited by an rmap walk", "A number, not a time."),
+)
+
+
+def _hooks(report: Report) -> dict[str, Any]:
+    off = [
+        (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
+    ]
+    return {"all": len(report.hooks), "on": len(report.hooks) - len(off), "off": off}
+
+
+def _cost(report: Report) -> str:
+    runs, seconds = (
+        sum(getattr(one, what) for one in report.overhead.hooks.values())
+        for what in ("runs", "seconds")
+    )
+    each = f", {seconds / runs * 1e6:.2g} µs each" if runs else ""
+    return (
+        f"their programs ran {runs:,} times for {seconds:.2f} s{each}; rmapd itself took {report.overhead.user_seconds:.2f} s of CPU time "
+        f"and {report.overhead.rss_bytes / (1 << 20):.0f} MiB"
+    )

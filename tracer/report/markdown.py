@@ -1,0 +1,291 @@
+"""`rmapd report` as Markdown, for a mail, an issue or a terminal. The lock graph is Mermaid's; the other plots are tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import tracer
+from tracer.report import plots
+from tracer.report.alignment import aligned
+from tracer.report.model import Histogram, Report, Reported, Run, Violation
+from tracer.report.nearest import pair
+from tracer.report.summary import functions, headline, moment, span, tiles
+from tracer.report.svg import duration
+
+_MOST = 200
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def render(reported: Reported) -> str:
+    """The document."""
+    parts = (_head, _violations, _runs, _coverage, _locks, _durations, _protocols, _hooks)
+    return "\n".join(line for part in parts for line in part(reported)) + "\n"
+
+
+def _text(text: object) -> str:
+    """As text and nothing else, also in a table's cell."""
+    return re.sub(r"([\\`*{}\[\]<>|#~]|(?<!\w)_|_(?!\w))", r"\\\1", re.sub(r"\s+", " ", str(text)))
+
+
+def _code(text: object) -> str:
+    """As code, also in a table's cell; a fence longer than any of its own backticks."""
+    said = re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", said)), default=0))
+    return f"{fence} {said} {fence}" if "`" in said else f"`{said}`" if said else ""
+
+
+def _fenced(lines: Iterable[str], kind: str = "") -> list[str]:
+    return ["", f"```{kind}", *(line.replace("```", "` ` `") for line in lines), "```"]
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "") -> list[str]:
+    """numbers: the columns that are numbers, as the letter r in their place."""
+    ruler = ["---:" if numbers[n : n + 1] == "r" else "---" for n in range(len(heads))]
+    return ["", *(f"| {' | '.join(row)} |" for row in (heads, ruler, *rows))]
+
+
+def _head(reported: Reported) -> Iterator[str]:
+    report, said = reported.report, headline(reported)
+    yield f"# {said.text}"
+    yield ""
+    started = f", {moment(report.started)}" if report.started else ""
+    yield f"rmapd {report.rmapd} on Linux {_code(report.kernel)}{started}; from {_code(reported.source)}, by rmapd {tracer.__version__}."
+    yield f"\nStanding: **{said.colour}**" + (", because:" if said.reasons else "")
+    if said.reasons:
+        yield "\n" + "\n".join(f"- {_text(reason)}" for reason in said.reasons)
+    for line in said.lines:
+        yield f"\n{_text(line)}"
+    yield "\n" + ", ".join(f"{tile['name']} **{tile['value']}**" for tile in tiles(reported))
+    if report.command.argv:
+        yield f"\nRan {_code(' '.join(report.command.argv))}, which {report.command.ending}."
+
+
+def _violations(reported: Reported) -> Iterator[str]:
+    yield "\n## Violations and suspects"
+    if not reported.violations:
+        yield "\nNone."
+    for v in reported.violations[:_MOST]:
+        yield from _violation(v, reported.report_of(v))
+    if hidden := len(reported.violations[_MOST:]):
+        yield f"\nAnd {hidden:,} signatures more: rmapd explain tells of each."
+
+
+def _violation(v: Violation, report: Report) -> Iterator[str]:
+    yield f"\n### {v.invariant} {v.verdict}: {_code(v.function + '()')} × {v.count:,}"
+    yield f"\n{_text(v.summary)}"
+    task = _code(f"{v.task.get('comm')}[{v.task.get('pid')}]") if v.task else "not known"
+    yield f"\n{_code(v.id)}, first {moment(v.first_seen)}, last {moment(v.last_seen)}; task {task}"
+    if v.hours:
+        yield "\nPer hour: " + ", ".join(
+            f"{moment(hour)} {count:,}" for hour, count in sorted(v.hours.items())
+        )
+    if v.protocol:
+        both = pair(v, report)
+        yield from _fenced(
+            [v.protocol, *(["", *aligned(both[0].protocol, both[1].protocol)] if both else [])]
+        )
+    if v.stack:
+        yield from _fenced(v.stack)
+    if v.evidence:
+        yield from _fenced(
+            json.dumps(v.evidence, indent=1, ensure_ascii=False).splitlines(), "json"
+        )
+    if v.trail:
+        end = max(step.get("time_ns", 0) for step in v.trail)
+        yield f"\nThe trail, {len(v.trail)} windows:"
+        yield from _table(
+            ("when", "function", "protocol", ""), [_step(step, end) for step in v.trail], "r"
+        )
+    if note := v.evidence.get("trail_note"):
+        yield f"\n{_text(note)}"
+
+
+def _step(step: dict[str, Any], end: int) -> tuple[str, ...]:
+    why = f"**{_text(step.get('why', 'accused'))}**" if step.get("marked") else ""
+    return (
+        span(end - step.get("time_ns", end)),
+        _code(step.get("function", "")),
+        _code(step.get("protocol", "")),
+        why,
+    )
+
+
+def _coverage(reported: Reported) -> Iterator[str]:
+    yield "\n## Coverage and checks"
+    rows = (
+        (
+            id,
+            _text(one.title),
+            one.coverage,
+            *(f"{getattr(one.checks, verdict):,}" for verdict in _VERDICTS),
+            _text(one.reason),
+        )
+        for id, one in reported.report.invariants.items()
+    )
+    yield from _table(("", "invariant", "coverage", *_VERDICTS, "why not full"), rows, "...rrrr")
+
+
+_VERDICTS = ("holds", "violated", "suspect", "unverifiable")
+
+
+def _locks(reported: Reported) -> Iterator[str]:
+    graph = reported.report.lock_graph
+    yield "\n## Locks taken under locks"
+    if not graph.edges:
+        yield "\nNo window took a lock while it held another."
+        return
+    rank, name = (
+        {one.id: one.rank for one in graph.classes},
+        {one.id: one.name for one in graph.classes},
+    )
+    against = [n for n, edge in enumerate(graph.edges) if rank[edge.taken] < rank[edge.held]]
+    lines = [
+        "flowchart TD",
+        *(
+            f'  c{one.rank}["{_label(one.name)}"]'
+            for one in sorted(graph.classes, key=lambda one: one.rank)
+        ),
+    ]
+    lines += [
+        f'  c{rank[edge.held]} -->|"{edge.count:,}"| c{rank[edge.taken]}' for edge in graph.edges
+    ]
+    yield from _fenced(
+        [*lines, *(f"  linkStyle {n} stroke:#c0272d,stroke-width:3px" for n in against)], "mermaid"
+    )
+    rows = (
+        (
+            _text(name[edge.held]),
+            _text(name[edge.taken]),
+            f"{edge.modes.get('write', 0):,}",
+            f"{edge.modes.get('read', 0):,}",
+            _text(", ".join(edge.functions)),
+        )
+        for edge in graph.edges
+    )
+    yield from _table(("held", "then taken", "for write", "for read", "in"), rows, "..rr")
+
+
+def _label(name: str) -> str:
+    return re.sub(r"[^\w .()-]", "", name)
+
+
+def _durations(reported: Reported) -> Iterator[str]:
+    yield "\n## How long it took"
+    for name, title in _HISTOGRAMS:
+        rows = [
+            (label or "all", histogram)
+            for label, histogram in plots.histograms(reported.report, name)
+        ]
+        if rows:
+            say = duration if name.endswith("_seconds") else "{:.0f}".format
+            first = min(
+                bound
+                for _, histogram in rows
+                for bound in histogram.some.bounds or histogram.bounds
+            )
+            heads = (
+                title,
+                "count",
+                "not 0",
+                "half of them below",
+                "99 % below",
+                f"from {say(first / 2)}, doubling",
+            )
+            yield from _table(heads, (_row(label, one, say, first) for label, one in rows), ".rrrr")
+
+
+_HISTOGRAMS = (
+    ("migration_entry_seconds", "lifetime of migration entries"),
+    ("lock_wait_seconds", "waiting for locks"),
+    ("lock_hold_seconds", "holding locks"),
+    ("window_seconds", "windows"),
+    ("rmap_walk_vmas", "VMAs visited by an rmap walk"),
+)
+
+
+def _row(
+    label: str, histogram: Histogram, say: Callable[[float], str], first: float
+) -> tuple[str, ...]:
+    some = histogram.some
+    spread = (say(some.below(0.5)), say(some.below(0.99))) if some.count else ("", "")
+    return _text(label), f"{histogram.count:,}", f"{some.count:,}", *spread, _bars(some, first)
+
+
+def _bars(histogram: Histogram, first: float) -> str:
+    """A block per power of two, from `first` on, as high as its share of the highest."""
+    counts = {
+        round(bound / first, 6): count
+        for bound, count in zip(histogram.bounds, histogram.counts, strict=True)
+    }
+    most, at, bars = max(counts.values(), default=0), 1.0, ""
+    while at <= max(counts, default=0):
+        bars += _BLOCKS[-(-8 * counts.get(at, 0) // most)]
+        at *= 2
+    return _code(bars.replace(" ", "\u2007")) if bars else ""
+
+
+def _protocols(reported: Reported) -> Iterator[str]:
+    yield "\n## Protocols by function"
+    for one in functions(reported.report):
+        yield f"\n### {_code(one['function'])}: {one['windows']:,} windows"
+        wrong = [
+            " ".join(
+                [
+                    *(f"violates {id}" for id in row["violates"]),
+                    *(f"suspect {id}" for id in row["suspect"]),
+                ]
+            )
+            for row in one["rows"]
+        ]
+        rows = (
+            (f"{row['count']:,}", _code(row["said"]), said)
+            for row, said in zip(one["rows"], wrong, strict=True)
+        )
+        yield from _table(("windows", "protocol", ""), rows, "r")
+
+
+def _runs(reported: Reported) -> Iterator[str]:
+    if reported.runs:
+        yield "\n## Runs"
+        yield from _table(
+            ("started", "ended", "kernel", "rmapd", *_VERDICTS[:3]),
+            map(_run, reversed(reported.runs)),
+            "....rrr",
+        )
+        yield "\nWhat follows is of the last run."
+
+
+def _run(run: Run) -> tuple[str, ...]:
+    ended = moment(run.ended) if run.ended else "it runs, or was killed"
+    return (
+        moment(run.started),
+        ended,
+        _code(run.kernel),
+        _text(run.rmapd),
+        *(f"{run.report.checked(verdict):,}" for verdict in _VERDICTS[:3]),
+    )
+
+
+def _hooks(reported: Reported) -> Iterator[str]:
+    report = reported.report
+    off = [
+        (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
+    ]
+    yield "\n## Hooks and losses"
+    yield f"\n{len(report.hooks) - len(off)} of {len(report.hooks)} hooks attached."
+    yield (
+        "\nLost: "
+        + (
+            ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in report.lost.items())
+            or "not known"
+        )
+        + "."
+    )
+    if off:
+        yield from _table(
+            ("hook", "", "why"),
+            ((_code(name), _text(hook.state), _text(hook.reason)) for name, hook in off),
+        )

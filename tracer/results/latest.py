@@ -1,0 +1,68 @@
+"""The snapshot that the world reads, made when the world asks: reading all books costs more than a second of judging."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from tracer.results.history import Point, longer
+from tracer.results.snapshot import Snapshot
+
+_FRESH_SECONDS = 1.0
+_OLD_SECONDS = 10.0
+_PATIENCE_SECONDS = 0.25
+
+
+class Current:
+    """One reference, replaced whole by the judging thread; any thread calls it. None until the gate is open. points: of the last
+    ten minutes, oldest first.
+
+    A call that finds the snapshot older than a second asks for a new one through the descriptor `asked`, on which the judging thread
+    sleeps, and waits a quarter of a second for it at most, once a second: a judge that is busy is no reason to answer nobody. So however
+    many ask, there is one snapshot a second. Once the gate is closed nobody is asked: the last one stays."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._snapshot: Snapshot | None = None
+        self.points: tuple[Point, ...] = ()
+        self._clock, self._taken, self._gave_up = clock, 0.0, -_FRESH_SECONDS
+        self._changed = threading.Condition()
+        self.asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def __call__(self) -> Snapshot | None:
+        with self._changed:
+            known = self._snapshot
+            if known is not None and known.gate_open and self._age() >= _FRESH_SECONDS:
+                os.eventfd_write(self.asked, 1)
+                if self._clock() - self._gave_up >= _FRESH_SECONDS:
+                    came = self._changed.wait_for(
+                        lambda: self._snapshot is not known, _PATIENCE_SECONDS
+                    )
+                    self._gave_up = self._gave_up if came else self._clock()
+            return self._snapshot
+
+    def _age(self) -> float:
+        return self._clock() - self._taken
+
+    def put(self, snapshot: Snapshot) -> Snapshot:
+        """The judging thread has a new one."""
+        with self._changed:
+            self._snapshot, self._taken = snapshot, self._clock()
+            self.points = longer(self.points, snapshot)
+            self._changed.notify_all()
+        return snapshot
+
+    def wanted(self) -> bool:
+        """Whether somebody asked since the last time."""
+        try:
+            return os.eventfd_read(self.asked) > 0
+        except BlockingIOError:
+            return False
+
+    def old(self) -> bool:
+        """Whether it is time for a new one although nobody asks: for the status line, and for what has lost its event."""
+        return self._age() >= _OLD_SECONDS
+
+    def close(self) -> None:
+        os.close(self.asked)

@@ -1,0 +1,57 @@
+"""What the standing depends on, taken from a snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tracer.attach.plan import State
+from tracer.results.history import Point
+from tracer.results.snapshot import Snapshot
+from tracer.results.standing import STALE_SECONDS, Facts, Standing, stand
+
+_MINUTES = 3
+
+
+def standing(s: Snapshot, points: Sequence[Point] = (), age: float | None = None) -> Standing:
+    """How it stands. age: seconds since the snapshot was taken, where a daemon answers from it; None: of a run's report."""
+    outstanding, unsettled = (s.outstanding, 0) if s.gate_open else (0, s.outstanding)
+    changes = s.fidelity_changes
+    return stand(
+        Facts(
+            coverage={name: level.value for name, (level, _) in s.coverage.items()},
+            checks={(name, verdict.value): count for (name, verdict), count in s.checks.items()},
+            off={
+                h.hook.name: h.reason for h in s.hooks if h.state in (State.MISSING, State.DENIED)
+            },
+            taken_away=[h.hook.name for h in s.hooks if h.state is State.DETACHED],
+            lost=s.lost,
+            required=s.required,
+            outstanding=outstanding,
+            oldest_seconds=s.oldest_entry_seconds if s.gate_open else 0.0,
+            age_limit_seconds=s.age_limit_seconds,
+            floors=_floors(points) if s.gate_open else (),
+            unsettled=unsettled,
+            lowered_to=s.fidelity if changes.get("lower", 0) > changes.get("raise", 0) else "",
+            gate_closed=age is not None and not s.gate_open,
+            stale=_stale(s, age),
+            ended_early=[s.ended_early] if s.ended_early else [],
+        )
+    )
+
+
+def _stale(s: Snapshot, age: float | None) -> str:
+    if age is None or not s.gate_open or age <= STALE_SECONDS:
+        return ""
+    return f"The checker has not looked for {age:,.0f} s: what is shown is that old."
+
+
+def _floors(points: Sequence[Point]) -> list[int]:
+    """The fewest entries outstanding in each of the last minutes, the oldest minute first; empty before there were so many."""
+    if not points or points[-1].seconds - points[0].seconds < 60.0 * _MINUTES:
+        return []
+    minutes: list[list[int]] = [[] for _ in range(_MINUTES)]
+    for point in points:
+        ago = int((points[-1].seconds - point.seconds) // 60)
+        if ago < _MINUTES:
+            minutes[_MINUTES - 1 - ago].append(point.outstanding)
+    return [min(minute) for minute in minutes] if all(minutes) else []

@@ -1,0 +1,16 @@
+"""An address space, as BPF maps and page-table walks name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mm:
+    """An address space that has page tables. id is mm->context.ctx_id (0 unknown)."""
+
+    mm: int
+    pgd: int
+    tgid: int
+    comm: str = ""
+    id: int = 0
