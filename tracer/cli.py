@@ -18,7 +18,7 @@ from tracer import logs, outcome
 from tracer.errors import DEFECT, RmapdError
 from tracer.invariants.catalogue import discover
 from tracer.printable import json_text
-from tracer.process.lock_and_signals import ReloadSignal, StopSignal, only_one
+from tracer.process.lock_and_signals import ReloadSignal, StopSignal, hold_lock_file
 
 _DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
 _FAIL_ON = ("violated", "suspect", "never")
@@ -160,12 +160,12 @@ def run(
         signal.signal(number, asked.stop)
     signal.signal(signal.SIGHUP, asked.reload)
     try:
-        with only_one(Path(settings.lock_file), judge.owner):
+        with hold_lock_file(Path(settings.lock_file), judge.owner):
             serve(settings, asked, duration, judge)
     except RmapdError:
-        judge.done()
+        judge.report_end()
         raise
-    judge.done()
+    judge.report_end()
 
 
 @main.command(
@@ -245,13 +245,13 @@ def exec_(
     as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run, 127 not found, 128+N signal N.
     """
     from tracer.daemon import exec_supervisor
-    from tracer.supervision.exec_order import ExecOrder
+    from tracer.supervision.exec_request import ExecRequest
 
     settings = _load(config, require, fidelity=fidelity)
     _needs_privilege()
-    order = ExecOrder(settings, command, report, form, fail_on, junit, code, timeout, grace)
+    order = ExecRequest(settings, command, report, form, fail_on, junit, code, timeout, grace)
     try:
-        with only_one(Path(settings.lock_file)):
+        with hold_lock_file(Path(settings.lock_file)):
             ctx.exit(exec_supervisor.run(order))
     except click.exceptions.Exit:
         raise
@@ -330,11 +330,13 @@ def protocols(
     settings = _load(config, None, fidelity=fidelity)
     _needs_privilege()
     from tracer.daemon import exec_supervisor
-    from tracer.supervision.exec_order import ExecOrder
+    from tracer.supervision.exec_request import ExecRequest
 
-    with only_one(Path(settings.lock_file)):
+    with hold_lock_file(Path(settings.lock_file)):
         ctx.exit(
-            exec_supervisor.run(ExecOrder(settings, ["sleep", str(seconds)], save, fail_on="never"))
+            exec_supervisor.run(
+                ExecRequest(settings, ["sleep", str(seconds)], save, fail_on="never")
+            )
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tracer.bpf import programs as program
-from tracer.supervision.supervisor import JUDGE
+from tracer.supervision.supervisor import CHECKER_NAME
 
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
@@ -87,7 +87,7 @@ def child_of(parent: int, name: str) -> int:
 
 def judge_of(supervisor: int) -> int:
     """The judging process, 0 while there is none: it is a child of the one that people know."""
-    return child_of(supervisor, JUDGE)
+    return child_of(supervisor, CHECKER_NAME)
 
 
 def loaded_by(process: int | str) -> set[int]:
@@ -195,7 +195,7 @@ def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
 
 
 def entries_hold(url: str, more: float) -> None:
-    """Memory is compacted until M1 holds for that many entries more. How many of the pages that are moved somebody maps is for chance."""
+    """CheckpointMemory is compacted until M1 holds for that many entries more. How many of the pages that are moved somebody maps is for chance."""
     line = 'rmapd_checks_total{invariant="M1",verdict="holds"}'
     before = sample(url, line)
     for _ in range(10):

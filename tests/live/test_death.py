@@ -131,7 +131,7 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
         assert found["ended_early"]["signal"] == "SIGKILL", found["ended_early"]
         assert found["ended_early"]["detached"] is True
         assert found["exit"]["code"] == 71
-        assert "ENDED EARLY: the judge died: killed by SIGKILL" in said
+        assert "ENDED EARLY: the checker died: killed by SIGKILL" in said
         counted = {
             v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"
         }
@@ -163,7 +163,7 @@ def test_a_judge_that_dies_while_it_attaches(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 71
     assert read(report)["command"]["ended"] == "it was not started"
-    assert read(report)["ended_early"]["reason"] == "the judge died: killed by SIGKILL"
+    assert read(report)["ended_early"]["reason"] == "the checker died: killed by SIGKILL"
     assert not remaining()
 
 
@@ -178,7 +178,9 @@ def test_a_judge_that_hangs(tmp_path: Path) -> None:
         process.communicate(timeout=60)
     assert process.returncode == 71
     assert 4 < time.monotonic() - began < 20
-    assert read(report)["ended_early"]["reason"].startswith("the judge died: no sign of life for ")
+    assert read(report)["ended_early"]["reason"].startswith(
+        "the checker died: no sign of life for "
+    )
     assert read(report)["command"]["exit_code"] == 143
     assert not remaining()
 
@@ -201,7 +203,7 @@ def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> No
         assert process.returncode == 71
         assert (
             read(report)["ended_early"]["reason"]
-            == "the judge died: the kernel killed its main thread, and the process stays"
+            == "the checker died: the kernel killed its main thread, and the process stays"
         )
         assert read(report)["invariants"]["M1"]["coverage"] == "partial"
         assert Path(f"/proc/{judge}/task/{judge}/stat").read_text().rpartition(") ")[2][0] == "Z"
@@ -270,7 +272,7 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
             os.kill(judge, signal.SIGKILL)
             _, said = process.communicate(timeout=60)
         assert process.returncode == 71, said
-        assert "found after a crash: the judge died: killed by SIGKILL: 100 violated" in said
+        assert "found after a crash: the checker died: killed by SIGKILL: 100 violated" in said
         found = reader.read(path)
         assert [(v["invariant"], v["count"]) for v in found.violations] == [
             ("L3", 100 * (round_ + 1))
@@ -279,7 +281,7 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
         assert found.runs[-1]["ended"]
         assert (
             found.runs[-1]["report"]["ended_early"]["reason"]
-            == "found after a crash: the judge died: killed by SIGKILL"
+            == "found after a crash: the checker died: killed by SIGKILL"
         )
         assert not remaining()
 

@@ -47,9 +47,12 @@ def test_a_signal_ends_the_run_with_a_report(tmp_path: Path, number: signal.Sign
         said, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
     assert said.startswith(
-        f"ENDED EARLY: {number.name} came; the command: killed by {number.name}\n"
+        f"ENDED EARLY: {number.name} arrived; the command: killed by {number.name}\n"
     )
-    assert read(report)["ended_early"] == {"reason": f"{number.name} came", "signal": number.name}
+    assert read(report)["ended_early"] == {
+        "reason": f"{number.name} arrived",
+        "signal": number.name,
+    }
     assert read(report)["command"]["exit_code"] == 128 + number, "it was passed on"
     assert "Traceback" not in errors
 
@@ -63,7 +66,7 @@ def test_a_signal_at_any_moment_before_the_gate_is_open(tmp_path: Path) -> None:
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=30)
         assert process.returncode == 143, errors
-        assert "SIGTERM came" in read(report)["ended_early"]["reason"]
+        assert "SIGTERM arrived" in read(report)["ended_early"]["reason"]
         assert "Traceback" not in errors
     assert not remaining()
 

@@ -20,7 +20,7 @@ from pyprctl import Cap
 
 from tests.live.conftest import daemon, fetch, judge_of, loaded_by, sample, still_loaded, until
 from tracer.daemon.session import probes_folder
-from tracer.process.privileges import of_threads
+from tracer.process.capabilities import permitted_by_thread
 
 PACE = {"look": 0.5, "over": 2, "under": 2, "rest": 4}
 SLOW = """
@@ -115,7 +115,7 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
                 )
         programs = loaded_by(process.pid)
         assert len(programs) > 10
-        assert set(of_threads(Path(f"/proc/{keeper_of(process.pid)}")).values()) == {
+        assert set(permitted_by_thread(Path(f"/proc/{keeper_of(process.pid)}")).values()) == {
             1 << Cap.BPF.value | 1 << Cap.PERFMON.value
         }
         process.send_signal(signal.SIGTERM)

@@ -237,8 +237,8 @@ def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None
 BECOME = """
 import os, json
 from pyprctl import Cap
-from tracer.process import privileges
-who = privileges.user("rmapd")
+from tracer.process import privileges, users
+who = users.resolve("rmapd")
 privileges.become(who, frozenset({Cap.BPF}))
 def outcome(attempt):
     try:

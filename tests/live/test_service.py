@@ -268,7 +268,7 @@ def test_what_a_killed_run_has_left_is_read_by_the_next_start(
         process.kill()
         process.communicate(timeout=30)
     kinds = Counter(os.readlink(f"/proc/self/fd/{fd}").split(":")[-1] for fd in manager.kept)
-    assert set(kinds) <= {"bpf-map", "bpf-prog", "rmapd-judge (deleted)"}, (
+    assert set(kinds) <= {"bpf-map", "bpf-prog", "rmapd-checker (deleted)"}, (
         "no link: nothing stays attached"
     )
     assert kinds["bpf-map"] > 20

@@ -35,7 +35,7 @@ from tracer.config import Config
 from tracer.daemon.run import _announce, _reload
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
 from tracer.kernel.running import Kernel
-from tracer.process.lock_and_signals import only_one
+from tracer.process.lock_and_signals import hold_lock_file
 from tracer.web import Application, Server
 from tracer.web.server import listening
 
@@ -140,12 +140,12 @@ def test_a_busy_port_may_pass() -> None:
 
 
 def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) -> None:
-    with only_one(tmp_path / "lock"):
+    with hold_lock_file(tmp_path / "lock"):
         with pytest.raises(Temporary, match=f"pid {os.getpid()}"):
-            only_one(tmp_path / "lock")
+            hold_lock_file(tmp_path / "lock")
         (tmp_path / "lock").write_text("1; rm -rf /\x1b")
         with pytest.raises(Temporary, match="pid unknown") as caught:
-            only_one(tmp_path / "lock")
+            hold_lock_file(tmp_path / "lock")
     assert "rm -rf" not in str(caught.value)
     os.mkfifo(tmp_path / "fifo")
     refused = "cannot write the lock file"
@@ -156,7 +156,7 @@ def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) 
         (Path("/dev/full"), "is no lock file"),
     ):
         with pytest.raises(RmapdError, match=why):
-            only_one(path)
+            hold_lock_file(path)
 
 
 ORDER = attach_process.AttachOrder([Path()], None, {}, {}, False)

@@ -38,7 +38,7 @@ def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own
     print(report["ended_early"])
     assert (
         report["ended_early"]["reason"]
-        == "the judge died: the kernel killed its main thread, and the process stays"
+        == "the checker died: the kernel killed its main thread, and the process stays"
     )
     assert report["ended_early"]["detached"] is True
     assert "remaining []" in result.output

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.workloads.victim import PARAMETERS, struck
-from tracer.supervision.supervisor import JUDGE
+from tracer.supervision.supervisor import CHECKER_NAME
 
 SYS_MOVE_PAGES, MOVE_ALL = 279, 4
 MOST_PAGES = 512
@@ -28,7 +28,9 @@ def judge() -> int:
     supervisor = os.getppid()
     children = map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split())
     return next(
-        child for child in children if Path(f"/proc/{child}/comm").read_text().strip() == JUDGE
+        child
+        for child in children
+        if Path(f"/proc/{child}/comm").read_text().strip() == CHECKER_NAME
     )
 
 
@@ -60,7 +62,7 @@ def main(count: int) -> None:
     time.sleep(3)  # until the judge is at work
     process = judge()
     addresses = heap(process)
-    (PARAMETERS / "victim").write_text(JUDGE)
+    (PARAMETERS / "victim").write_text(CHECKER_NAME)
     os.kill(
         process, signal.SIGSTOP
     )  # or it dies in the midst of this, with a page table locked that we come to next

@@ -28,7 +28,12 @@ from tracer.errors import Defect, RmapdError, Temporary, of_kind, of_os, passes
 from tracer.kernel.btf import STRUCT
 from tracer.kernel.running import Kernel
 from tracer.process.children import die_with_parent
-from tracer.process.fd_passing import died, exactly, receive_descriptors, send_descriptors
+from tracer.process.fd_passing import (
+    death_error,
+    receive_descriptors,
+    receive_exactly,
+    send_descriptors,
+)
 
 log = logging.getLogger("rmapd")
 
@@ -101,7 +106,7 @@ def attach(kernel: Kernel, order: AttachOrder) -> Attached:
         finally:
             _, status = os.waitpid(child, 0)
     if answer is None:
-        raise died(
+        raise death_error(
             "the process that attaches gave no answer", os.waitstatus_to_exitcode(status), _MEMORY
         )
     if answer.error:
@@ -176,11 +181,11 @@ def _count(answer: AttachResult) -> int:
 
 
 def _receive(ours: socket.socket) -> tuple[AttachResult | None, list[int]]:
-    head = exactly(ours, 8)
+    head = receive_exactly(ours, 8)
     if len(head) < 8:
         return None, []
     (size,) = struct.unpack("<Q", head)
-    text = exactly(ours, size)
+    text = receive_exactly(ours, size)
     if len(text) < size:
         return None, []
     answer = msgspec.msgpack.decode(text, type=AttachResult)

@@ -11,7 +11,7 @@ from tracer.attach.plan import Planned, State
 from tracer.attach.reattach_helper import ReattachHelper
 from tracer.bpf.maps import Map, Ring
 from tracer.bpf.programs import Iterated, Link, Program, RunStatistics
-from tracer.process.privileges import User
+from tracer.process.users import User
 
 
 @dataclass

@@ -26,7 +26,12 @@ from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_id
 from tracer.attach.relocations import WIDE, instructions
 from tracer.bpf.maps import Map, create_map, load_types, shape_of, types_of
 from tracer.errors import RmapdError, Temporary
-from tracer.process.fd_passing import died, exactly, receive_descriptors, send_descriptors
+from tracer.process.fd_passing import (
+    death_error,
+    receive_descriptors,
+    receive_exactly,
+    send_descriptors,
+)
 
 log = logging.getLogger("rmapd")
 
@@ -145,7 +150,7 @@ def _compile(
     if answer is None:
         if complaint:
             log.error("the compiler's last words: %s", complaint[-4000:])
-        raise died(
+        raise death_error(
             "the compiler gave no answer",
             code,
             "the same again later; it needs 150 MB",
@@ -175,9 +180,9 @@ def _compile(
 
 def _answer(ours: socket.socket) -> Any:
     """None where the child died before it answered."""
-    head = exactly(ours, 8)
+    head = receive_exactly(ours, 8)
     size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    text = exactly(ours, size)
+    text = receive_exactly(ours, size)
     return json.loads(text) if size and len(text) == size else None
 
 

@@ -26,8 +26,8 @@ from pyprctl import Cap
 
 from tracer.bpf.programs import Link, Program
 from tracer.process import privileges
-from tracer.process.fd_passing import exactly, receive_descriptors, send_descriptors
-from tracer.process.privileges import User
+from tracer.process.fd_passing import receive_descriptors, receive_exactly, send_descriptors
+from tracer.process.users import User
 
 _START_SECONDS = 120.0  # of a Python where CPUs are emulated
 _PATIENCE_SECONDS = 10.0
@@ -67,7 +67,7 @@ class ReattachHelper:
         self._socket.sendall(struct.pack("<Q", len(text)) + text)
         send_descriptors(self._socket, [program.fd for program, _, _ in places])
         try:
-            exactly(self._socket, 4)  # fewer where it has ended: attach() finds out
+            receive_exactly(self._socket, 4)  # fewer where it has ended: attach() finds out
         except OSError:
             self._process.kill()
         self._socket.settimeout(_PATIENCE_SECONDS)
@@ -93,11 +93,13 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     theirs = socket.socket(fileno=descriptor)
-    who, places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
+    who, places = json.loads(
+        receive_exactly(theirs, struct.unpack("<Q", receive_exactly(theirs, 8))[0])
+    )
     privileges.become(who and User(*who), needed({how for how, _ in places}))
     programs = [Program(fd) for fd in receive_descriptors(theirs, len(places))]
     theirs.sendall(bytes(4))
-    while len(asked := exactly(theirs, 4)) == 4:
+    while len(asked := receive_exactly(theirs, 4)) == 4:
         (number,) = struct.unpack("<I", asked)
         try:
             link = programs[number].attach(*places[number])

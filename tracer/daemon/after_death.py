@@ -15,8 +15,8 @@ from tracer.daemon.recorder import resume
 from tracer.daemon.session import Session, probes_folder, running_kernel
 from tracer.errors import RmapdError
 from tracer.kernel.running import Kernel
-from tracer.supervision import handed_down
-from tracer.supervision.checkpoint import Left, Memory, read
+from tracer.supervision import takeover
+from tracer.supervision.checkpoint import CheckpointMemory, Recovered, read
 from tracer.tables.c_structs import Layout, Layouts
 
 
@@ -33,7 +33,7 @@ class Aftermath(Session):
     """A session over what another has attached. Use as a context manager; stop() judges, snapshot() has all that is known then."""
 
     def __init__(
-        self, config: Config, kernel: Kernel, down: handed_down.HandedDown, left: Left
+        self, config: Config, kernel: Kernel, down: takeover.TakeoverRecord, left: Recovered
     ) -> None:
         super().__init__(config, kernel)
         self._down, self.left = down, left
@@ -60,7 +60,7 @@ class Aftermath(Session):
 
 
 def aftermath(
-    config: Config, memory: Memory, descriptors: Mapping[str, int] | None = None
+    config: Config, memory: CheckpointMemory, descriptors: Mapping[str, int] | None = None
 ) -> Aftermath:
     """Of the judge that wrote this memory. descriptors: by name, where they are not those that it had. RmapdError where there is nothing
     to judge, or not all that it takes."""
@@ -68,11 +68,11 @@ def aftermath(
         left = read(memory)
         if not left.state.attached:
             raise RmapdError("the judge had attached nothing yet")
-        down = handed_down.read(left.state.attached)
+        down = takeover.decode(left.state.attached)
         return Aftermath(
             config,
             running_kernel(),
-            down if descriptors is None else handed_down.taken_over(down, descriptors),
+            down if descriptors is None else takeover.with_descriptors(down, descriptors),
             left,
         )
     except (msgspec.DecodeError, KeyError) as error:

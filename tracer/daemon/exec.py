@@ -1,6 +1,8 @@
-"""`rmapd exec`, the judge's side: attach, judge while the supervisor runs the command, settle, close the gate, report.
+"""`rmapd exec`, the checker's side: attach, check while the command runs, settle, report.
 
-The other side is exec_supervisor.py: it says when the command has ended, and does the same from what is left where the judge has died."""
+The supervisor's side is exec_supervisor.py. It reports when the command has ended; when the checker
+dies it calls report_after_death() in another process, and then report_from_log().
+"""
 
 from __future__ import annotations
 
@@ -28,74 +30,79 @@ from tracer.report.ktap import as_ktap
 from tracer.report.timeline import TimelineSampler
 from tracer.results import json_form
 from tracer.results.snapshot import Snapshot
-from tracer.supervision.checkpoint import Memory, read
-from tracer.supervision.command import FAILED, JUDGE_DIED, Outcome
-from tracer.supervision.exec_order import ExecOrder, bare
-from tracer.supervision.supervisor import SupervisorLine
+from tracer.supervision.checkpoint import CheckpointMemory, read
+from tracer.supervision.command import CHECKER_DIED, FAILED, CommandOutcome
+from tracer.supervision.exec_request import ExecRequest, minimal_report
+from tracer.supervision.supervisor import MessageChannel
 
-_TURN_SECONDS = 0.2
-_ELSEWHERE = "the same with --format json or ktap, to a file on another file system"
+_WAIT_SECONDS = 0.2
+_WRITE_HINT = "the same with --format json or ktap, to a file on another file system"
 
 
-def in_judge(order: ExecOrder, memory: Memory, line: SupervisorLine) -> NoReturn:
-    """All that the judge does in its life."""
+def run_checker(
+    request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel
+) -> NoReturn:
+    """Do all the work of the checker process, and exit."""
     code = FAILED
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the supervisor decides what they mean
-        code = _judge(order, memory, line)
-        line.say("done", code)
+        code = _run(request, memory, channel)
+        channel.send("done", code)
     except RmapdError as error:
-        line.say_error(error)
-    except BaseException:  # not a word to the supervisor: it takes over
+        channel.send_error(error)
+    except BaseException:  # without a message, the supervisor takes over
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def _judge(order: ExecOrder, memory: Memory, line: SupervisorLine) -> int:
-    pulse, supervisor = TimelineSampler(), os.getppid()
-    with Session(order.config, running_kernel(), memory=memory) as session:
-        pulse.add(*session.totals())
+def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel) -> int:
+    timeline, supervisor = TimelineSampler(), os.getppid()
+    with Session(request.config, running_kernel(), memory=memory) as session:
+        timeline.add(*session.totals())
         children.die_with_parent(0, supervisor)  # from here on there is something to report
-        children.stay_after_main_thread()
-        line.say("open")
-        session.wake_by(line.fd)
+        children.keep_process_after_main_thread()
+        channel.send("open")
+        session.wake_by(channel.fd)
         outcome = None
         while outcome is None:
-            if session.step(_TURN_SECONDS):
-                pulse.add(*session.totals())
-            for _, said in line.heard():
-                outcome = msgspec.convert(said, Outcome)
+            if session.step(_WAIT_SECONDS):
+                timeline.add(*session.totals())
+            for _, value in channel.received():
+                outcome = msgspec.convert(value, CommandOutcome)
             if os.getppid() != supervisor:
                 early = {"reason": "the supervising process died"}
-                outcome = Outcome(
-                    list(order.command),
+                outcome = CommandOutcome(
+                    list(request.command),
                     None,
-                    "it is not known: nobody waits for it",
-                    JUDGE_DIED,
+                    "unknown: no process waits for it",
+                    CHECKER_DIED,
                     early,
                 )
-        session.settle(order.config.settle_seconds)
+        session.settle(request.config.settle_seconds)
         session.stop()
-        pulse.add(*session.totals(), last=True)
-        return _write(order, session.snapshot(), outcome, pulse)
+        timeline.add(*session.totals(), last=True)
+        return _write(request, session.snapshot(), outcome, timeline)
 
 
-def after_death(order: ExecOrder, memory: Memory, outcome: Outcome) -> int:
-    """The judge has died: judge what the kernel's books still have, from where it was, and report."""
-    pulse = TimelineSampler()
-    with aftermath(order.config, memory) as session:
+def report_after_death(
+    request: ExecRequest, memory: CheckpointMemory, outcome: CommandOutcome
+) -> int:
+    """Go on from the dead checker's state with what the kernel's maps still have, and report."""
+    timeline = TimelineSampler()
+    with aftermath(request.config, memory) as session:
         session.stop()
-        pulse.add(*session.totals(), last=True)
-        return _write(order, session.snapshot(), outcome, pulse, {"not_kept": memory.not_kept})
+        timeline.add(*session.totals(), last=True)
+        not_kept = {"not_kept": memory.not_kept}
+        return _write(request, session.snapshot(), outcome, timeline, not_kept)
 
 
-def from_log(order: ExecOrder, memory: Memory, outcome: Outcome) -> int:
-    """The judge has died, and so has who judged after it: what the judge had found."""
+def report_from_log(request: ExecRequest, memory: CheckpointMemory, outcome: CommandOutcome) -> int:
+    """Report what the dead checker had found; report_after_death() has died or failed as well."""
     state = read(memory).state
-    found = bare(outcome) | {
+    found = minimal_report(outcome) | {
         "violations": [
             json_form.violation_json(violation) for violation in state.violations.values()
         ]
@@ -105,51 +112,57 @@ def from_log(order: ExecOrder, memory: Memory, outcome: Outcome) -> int:
             invariant, {"title": "", "coverage": "none", "reason": outcome.reason, "checks": {}}
         )
         one["checks"][verdict.value] = count
-    lines = [f"ENDED EARLY: {outcome.reason}; this is what was found until then"]
+    lines = [f"ENDED EARLY: {outcome.reason}; this is what was found before"]
     for violation in state.violations.values():
         lines += ["", *terminal.violation_text(violation)]
-    _put(order, json.dumps(found, indent=1) + "\n", "\n".join(lines) + "\n")
+    _put(request, json.dumps(found, indent=1) + "\n", "\n".join(lines) + "\n")
     return outcome.code
 
 
 def _write(
-    order: ExecOrder,
+    request: ExecRequest,
     snapshot: Snapshot,
-    outcome: Outcome,
-    pulse: TimelineSampler,
+    outcome: CommandOutcome,
+    timeline: TimelineSampler,
     more: Mapping[str, Any] | None = None,
 ) -> int:
-    """Print, write the files, and the exit code."""
+    """Print the report, write the files, and return the exit code."""
     snapshot = replace(snapshot, ended_early=outcome.reason if outcome.early else "")
     bad = {"violated": (Verdict.VIOLATED,), "suspect": (Verdict.VIOLATED, Verdict.SUSPECT)}.get(
-        order.fail_on, ()
+        request.fail_on, ()
     )
-    fails = bad or (
-        Verdict.VIOLATED,
-    )  # --fail-on never is about the exit code: what is violated is not ok all the same
+    not_ok = bad or (Verdict.VIOLATED,)  # --fail-on never: the exit code changes, not this
     code, reason = outcome.code, outcome.reason
-    if code != JUDGE_DIED and any(
+    if code != CHECKER_DIED and any(
         count for (_, verdict), count in snapshot.checks.items() if verdict in bad
     ):
-        code, reason = order.violation_code, f"{order.fail_on} (--fail-on)"
+        code, reason = request.violation_code, f"{request.fail_on} (--fail-on)"
     command, exit_code = (
-        list(order.command),
+        list(request.command),
         outcome.code if outcome.exit_code is None else outcome.exit_code,
     )
     early = {"ended_early": {**outcome.early, **(more or {})}} if outcome.early else {}
     found = json_form.as_json(snapshot, command, exit_code) | outcome.as_json() | early
-    found |= {"exit": {"code": code, "reason": reason}, "timeline": pulse.as_json()}
+    found |= {"exit": {"code": code, "reason": reason}, "timeline": timeline.as_json()}
     as_json = json.dumps(found, indent=1) + "\n"
-    said = {"json": lambda: as_json, "ktap": lambda: as_ktap(snapshot, fails)}.get(order.form)
-    text = said() if said else terminal.as_text(snapshot, command, exit_code)
-    if not said and outcome.early:
-        text = f"ENDED EARLY: {outcome.reason}; the command: {outcome.ended}\n{text}"
-    _put(order, as_json, text, as_junit(snapshot, command, exit_code, fails) if order.junit else "")
+    if request.form == "json":
+        text = as_json
+    elif request.form == "ktap":
+        text = as_ktap(snapshot, not_ok)
+    else:
+        text = terminal.as_text(snapshot, command, exit_code)
+        if outcome.early:
+            text = f"ENDED EARLY: {outcome.reason}; the command: {outcome.ended}\n{text}"
+    junit = as_junit(snapshot, command, exit_code, not_ok) if request.junit else ""
+    _put(request, as_json, text, junit)
     return code
 
 
-def _put(order: ExecOrder, as_json: str, text: str, junit: str = "") -> None:
-    """What cannot be written here may be written there. A reader that has gone away is no fault."""
+def _put(request: ExecRequest, as_json: str, text: str, junit: str = "") -> None:
+    """Print the text, then write the files even where printing fails.
+
+    A reader that has closed its pipe is not an error.
+    """
     try:
         click.echo(text, nl=False)
     except BrokenPipeError:
@@ -161,7 +174,7 @@ def _put(order: ExecOrder, as_json: str, text: str, junit: str = "") -> None:
             hint="--report FILE",
         ) from error
     finally:
-        if order.report is not None:
-            atomic_file.write(order.report, as_json, "the report", hint=_ELSEWHERE)
-        if order.junit is not None and junit:
-            atomic_file.write(order.junit, junit, "the JUnit file", hint=_ELSEWHERE)
+        if request.report is not None:
+            atomic_file.write(request.report, as_json, "the report", hint=_WRITE_HINT)
+        if request.junit is not None and junit:
+            atomic_file.write(request.junit, junit, "the JUnit file", hint=_WRITE_HINT)

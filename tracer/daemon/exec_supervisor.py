@@ -1,175 +1,190 @@
-"""`rmapd exec`, seen from the process that starts and ends the command and outlives the judge. Imports little: that stays in its memory."""
+"""`rmapd exec`, the supervisor's side: it starts and ends the command, and outlives the checker.
+
+It imports little, because what it imports stays in its memory. exec.py is the checker's side.
+"""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tracer import atomic_file
 from tracer.errors import DEFECT, TEMPORARY
 from tracer.supervision import supervisor
-from tracer.supervision.checkpoint import Memory
+from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.command import (
+    CHECKER_DIED,
     FAILED,
-    JUDGE_DIED,
     TIMED_OUT,
     Command,
+    CommandOutcome,
     NotRunnable,
-    Outcome,
     signal_name,
 )
-from tracer.supervision.exec_order import ExecOrder, bare
+from tracer.supervision.exec_request import ExecRequest, minimal_report
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_TURN_SECONDS = 0.5
-_SETTLE_SECONDS = 2.0  # for the command, before what runs in the kernel is taken away under it
+_WAIT_SECONDS = 0.5
+_SETTLE_SECONDS = 2.0  # for the command to end, before the probes are detached
 
 
 def exit_code(code: int) -> int:
-    """As env(1) and timeout(1): what passes by itself, and what is a defect, is rmapd's failure here and not the command's."""
+    """Turn the exit code of an error into that of exec, as env(1) and timeout(1) have it.
+
+    A temporary failure or a defect is rmapd's own failure, 125, and not the command's.
+    """
     return FAILED if code in (TEMPORARY, DEFECT) else code
 
 
-def run(order: ExecOrder) -> int:
-    """The exit code of the contract. Signals are taken from here on. Raises RmapdError."""
+def run(request: ExecRequest) -> int:
+    """Run the request and return the exit code (COMMANDS.md). Raises RmapdError.
+
+    Signals are handled from here on.
+    """
     signals = supervisor.Signals(*_SIGNALS)
-    for path, what in ((order.report, "the report"), (order.junit, "the JUnit file")):
+    for path, what in ((request.report, "the report"), (request.junit, "the JUnit file")):
         if path is not None:
             atomic_file.writable(path, what)
-    rows = order.config.maps.ledger_rows + order.config.maps.frozen_rows
-    memory = Memory.for_rows(rows)
-    line, watched = supervisor.fork(memory, order.config.hang_seconds)
-    if watched is None:
-        from tracer.daemon.exec import in_judge
+    rows = request.config.maps.ledger_rows + request.config.maps.frozen_rows
+    memory = CheckpointMemory.for_rows(rows)
+    channel, checker = supervisor.fork_checker(memory, request.config.hang_seconds)
+    if checker is None:
+        from tracer.daemon.exec import run_checker
 
-        in_judge(order, memory, line)
-    return _Run(order, signals, watched).until_the_end()
+        run_checker(request, memory, channel)
+    return _Run(request, signals, checker).until_the_end()
 
 
 class _Run:
-    """The supervisor's side of one run."""
+    """One run, as its supervisor sees it."""
 
     def __init__(
-        self, order: ExecOrder, signals: supervisor.Signals, watched: supervisor.Watched
+        self,
+        request: ExecRequest,
+        signals: supervisor.Signals,
+        checker: supervisor.CheckerProcess,
     ) -> None:
-        self._order, self._signals, self._watched = order, signals, watched
-        self._command = Command(order.command, order.grace)
-        self._opened = self._told = False
+        self._request, self._signals, self._checker = request, signals, checker
+        self._command = Command(request.command, request.grace)
+        self._started = self._reported = False
         self._until = float("inf")
         self._code: int | None = None
         self._early: dict[str, Any] | None = None
 
     def until_the_end(self) -> int:
+        """Handle messages, signals, the timeout and deaths; return the exit code."""
         while True:
-            self._watched.wait(
-                [self._signals.woken, *self._command.handles],
-                min(_TURN_SECONDS, self._until - time.monotonic()),
+            self._checker.wait(
+                [self._signals.wake_fd, *self._command.handles],
+                min(_WAIT_SECONDS, self._until - time.monotonic()),
             )
-            death = self._watched.death()
-            for kind, what in self._watched.line.heard():  # also what it said before it died
+            death = self._checker.death()
+            for kind, value in self._checker.channel.received():  # a dead one may have sent some
                 if kind == "error":
-                    raise supervisor.error_of(what)
+                    raise supervisor.decode_error(value)
                 if kind == "done":
-                    return int(what)
-                self._begin()
+                    return int(value)
+                self._start_command()
             if death:
-                return self._after(death)
-            for number in self._signals.taken():
-                if self._early or not self._opened:
-                    return self._at_once(number)
+                return self._after_death(death)
+            for number in self._signals.take():
+                if self._early or not self._started:
+                    return self._end_at_once(number)
                 self._end_early(
                     number,
-                    {"reason": f"{signal_name(number)} came", "signal": signal_name(number)},
+                    {"reason": f"{signal_name(number)} arrived", "signal": signal_name(number)},
                     128 + number,
                 )
             if time.monotonic() >= self._until and not self._early:
+                limit = f"--timeout {self._request.timeout:g}"
                 self._end_early(
                     signal.SIGTERM,
-                    {"reason": f"the command's time was over (--timeout {self._order.timeout:g})"},
+                    {"reason": f"the command's time was over ({limit})"},
                     TIMED_OUT,
                 )
-            if self._opened and not self._told and self._command.over():
-                self._told = True
-                self._command.let_go()
-                self._watched.line.say("outcome", self._command.outcome(self._code, self._early))
+            if self._started and not self._reported and self._command.finished():
+                self._reported = True
+                self._command.close_handles()
+                self._checker.channel.send(
+                    "outcome", self._command.outcome(self._code, self._early)
+                )
 
-    def _begin(self) -> None:
-        """The gate is open."""
+    def _start_command(self) -> None:
+        """Start the command: the gate is open."""
         try:
             self._command.start()
         except NotRunnable:
-            self._watched.kill()
-            self._watched.detach()
+            self._checker.kill()
+            self._checker.detach()
             raise
-        self._opened = True
-        self._watched.keep(self._command.handles)
-        if self._order.timeout is not None:
-            self._until = time.monotonic() + self._order.timeout
+        self._started = True
+        self._checker.keep_open(self._command.handles)
+        if self._request.timeout is not None:
+            self._until = time.monotonic() + self._request.timeout
 
     def _end_early(self, number: int, why: dict[str, Any], code: int) -> None:
-        """The command gets the signal; what was seen is reported when it has ended, or will not."""
-        if not self._command.over():  # else the run is about to end by itself
+        """Send the signal to the command; the report follows once it has ended or is abandoned."""
+        if not self._command.finished():  # else the run is about to end by itself
             self._early, self._code = why, code
-            self._command.end(number)
+            self._command.terminate(number)
 
-    def _at_once(self, number: int) -> int:
-        """Before the gate was open there is nothing to report but that; after a second signal nobody waits for a report."""
-        self._watched.kill()
+    def _end_at_once(self, number: int) -> int:
+        """End without a report of the checker: the gate never opened, or a second signal arrived."""
+        self._checker.kill()
         self._command.kill()
-        self._watched.detach()
-        if not self._opened:
-            why = f"{signal_name(number)} came before the gate was open"
-            self._write_bare(
+        self._checker.detach()
+        if not self._started:
+            why = f"{signal_name(number)} arrived before the gate was open"
+            self._write_minimal(
                 self._command.outcome(128 + number, {"reason": why, "signal": signal_name(number)})
             )
         return 128 + number
 
-    def _after(self, death: supervisor.Death) -> int:
-        """The judge is dead: end the command, judge what is left, and report; each in a process that may die as well."""
-        self._command.end(signal.SIGTERM)
+    def _after_death(self, death: supervisor.Death) -> int:
+        """End the command, check what is left, and report, each in a child that may die as well."""
+        self._command.terminate(signal.SIGTERM)
         self._command.wait(_SETTLE_SECONDS)
         early: dict[str, Any] = death.as_json()
-        early["detached"] = self._watched.detach()
-        outcome = self._command.outcome(JUDGE_DIED, early)
+        early["detached"] = self._checker.detach()
+        outcome = self._command.outcome(CHECKER_DIED, early)
 
-        def judged(how: str) -> bool:
-            from tracer.daemon import exec as execute
+        def reported(key: str, report: Callable[[], int]) -> bool:
+            """Return whether this wrote the report; note in `early` how it ended."""
+            status = self._checker.run_limited(report, self._stopped)
+            failed = "it took too long" if status is None else f"it ended with {status}"
+            early[key] = "done" if status == CHECKER_DIED else failed
+            return status == CHECKER_DIED
 
-            done = self._watched.afterwards(
-                lambda: getattr(execute, how)(self._order, self._watched.memory, outcome),
-                self._stopped,
-            )
-            early[how] = (
-                "done"
-                if done == JUDGE_DIED
-                else "it took too long"
-                if done is None
-                else f"it ended with {done}"
-            )
-            return done == JUDGE_DIED
+        def report_after_death() -> int:
+            from tracer.daemon import exec as checker_side
 
-        if not judged("after_death") and not judged("from_log"):
-            self._write_bare(outcome)
+            return checker_side.report_after_death(self._request, self._checker.memory, outcome)
+
+        def report_from_log() -> int:
+            from tracer.daemon import exec as checker_side
+
+            return checker_side.report_from_log(self._request, self._checker.memory, outcome)
+
+        if not reported("after_death", report_after_death) and not reported(
+            "from_log", report_from_log
+        ):
+            self._write_minimal(outcome)
         self._command.kill()
-        self._command.wait(self._order.grace)
-        self._watched.let_go(JUDGE_DIED)
-        return JUDGE_DIED
+        self._command.wait(self._request.grace)
+        self._checker.close_all_and_exit(CHECKER_DIED)
+        return CHECKER_DIED
 
     def _stopped(self) -> bool:
-        return bool(self._signals.taken())
+        return bool(self._signals.take())
 
-    def _write_bare(self, outcome: Outcome) -> None:
-        """What can be said by a process that knows nothing but how the run ended."""
-        text = json.dumps(bare(outcome), indent=1) + "\n"
-        says = {"json": text, "ktap": "KTAP version 1\n1..0\n"}
-        print(
-            says.get(
-                self._order.form, f"rmapd: {outcome.reason}: there is nothing else to report\n"
-            ),
-            end="",
-            flush=True,
-        )
-        if self._order.report:
-            atomic_file.write(self._order.report, text, "the report")
+    def _write_minimal(self, outcome: CommandOutcome) -> None:
+        """Print and write a report that has only how the run ended."""
+        text = json.dumps(minimal_report(outcome), indent=1) + "\n"
+        by_form = {"json": text, "ktap": "KTAP version 1\n1..0\n"}
+        plain = f"rmapd: {outcome.reason}: there is nothing else to report\n"
+        print(by_form.get(self._request.form, plain), end="", flush=True)
+        if self._request.report:
+            atomic_file.write(self._request.report, text, "the report")

@@ -12,7 +12,7 @@ from pathlib import Path
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 from tracer.printable import printable
-from tracer.process.privileges import is_user
+from tracer.process import users
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
 _CAPABILITIES = {"SETPCAP": 8, "SYS_ADMIN": 21, "SYSLOG": 34, "PERFMON": 38, "BPF": 39}
@@ -76,7 +76,7 @@ class Probed:
     run: Path = Path("/run")
     systemctl: Callable[[], str] = field(default=_systemctl)
     unimportable: Callable[[str], str] = field(default=_unimportable)
-    knows: Callable[[str], bool] = field(default=is_user)
+    knows: Callable[[str], bool] = field(default=users.exists)
 
     def text(self, path: Path) -> str:
         """What a file of the kernel says; empty where it does not."""

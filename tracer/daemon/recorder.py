@@ -7,8 +7,14 @@ from tracer.bpf.maps import Table, possible_cpus
 from tracer.checking.checker import Checker
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
 from tracer.daemon.fidelity import Fidelity
-from tracer.supervision.checkpoint import Checkpoint, CheckpointState, Left, Memory, Undoable
-from tracer.supervision.handed_down import HandedDown
+from tracer.supervision.checkpoint import (
+    Checkpoint,
+    CheckpointMemory,
+    CheckpointState,
+    Recovered,
+    UndoLogMap,
+)
+from tracer.supervision.takeover import TakeoverRecord
 
 _SETTLED = ("ledger", "frozen")
 """Maps whose rows the judge takes out."""
@@ -18,7 +24,7 @@ class Recorder:
     """tables() and note_event are for the books and the ring, bind() for when there is a judge; then begin(), and commit() as often as
     something was judged. run: its name in the store; descriptors: all that who comes after needs, no attachment among them."""
 
-    def __init__(self, memory: Memory | None) -> None:
+    def __init__(self, memory: CheckpointMemory | None) -> None:
         self._memory, self._checkpoint, self.run = memory, None, ""
         self.descriptors: list[int] = []
 
@@ -30,7 +36,7 @@ class Recorder:
         if self._memory:
             settled = {name: table for name, table in loaded.maps.items() if name in _SETTLED}
             tables |= {
-                name: Undoable(name, table, self.note_row, possible_cpus())
+                name: UndoLogMap(name, table, self.note_row, possible_cpus())
                 for name, table in settled.items()
             }
         return tables
@@ -53,7 +59,7 @@ class Recorder:
                 violations=dict(tally.violations),
                 answers=dict(open_cases.answers),
                 entries=list(judge.entries.items()),
-                held=open_cases.held_rows(),
+                case_rows=open_cases.held_rows(),
                 late=judge.late.state,
                 sweeps=open_cases.sweeps,
                 run=self.run,
@@ -64,10 +70,10 @@ class Recorder:
                 self._memory, look, rulings.moved, lambda: judge.open_cases.proven
             )
 
-    def begin(self, handed_down: HandedDown) -> None:
+    def begin(self, takeover: TakeoverRecord) -> None:
         if self._memory and self._checkpoint:
-            self._checkpoint.begin(handed_down.encoded())
-            self.descriptors = [self._memory.fd, *handed_down.kept()]
+            self._checkpoint.begin(takeover.encoded())
+            self.descriptors = [self._memory.fd, *takeover.maps_and_programs()]
 
     def commit(self, *, stored: bool = False) -> None:
         """Nothing that was judged until now is lost when this process dies. stored: and it is in the store."""
@@ -80,7 +86,7 @@ class Recorder:
             self._memory.beat()
 
 
-def resume(left: Left, judge: Checker, rulings: ProtocolVerdicts) -> None:
+def resume(left: Recovered, judge: Checker, rulings: ProtocolVerdicts) -> None:
     """Go on from where another judge was."""
     state, tally, open_cases = left.state, judge.tally, judge.open_cases
     tally.checks.update({(invariant, verdict): count for invariant, verdict, count in state.checks})
@@ -90,5 +96,5 @@ def resume(left: Left, judge: Checker, rulings: ProtocolVerdicts) -> None:
     open_cases.answers.update(state.answers)
     judge.entries.update(dict(state.entries))
     judge.late.resume(*state.late)
-    open_cases.open("M1", state.held)
+    open_cases.open("M1", state.case_rows)
     open_cases.sweeps, open_cases.proven = state.sweeps, set(state.proven)

@@ -17,7 +17,7 @@ from pathlib import Path
 import tracer
 from tracer.attach.plan import State
 from tracer.config import CHANGEABLE, Config
-from tracer.daemon.found_after import keep_from_systemd
+from tracer.daemon.crash_recovery import store_from_systemd
 from tracer.daemon.session import Session, running_kernel
 from tracer.errors import RmapdError
 from tracer.invariants.base import Coverage
@@ -25,9 +25,9 @@ from tracer.invariants.verdict import Verdict
 from tracer.outputs import otlp
 from tracer.outputs.log import FindingLog
 from tracer.outputs.sinks import Sinks, open_store
-from tracer.process import privileges
+from tracer.process import privileges, users
 from tracer.process.lock_and_signals import ReloadSignal, StopSignal
-from tracer.process.sd_notify import SystemdNotifier, taken_back
+from tracer.process.sd_notify import SystemdNotifier, take_stored_descriptors
 from tracer.results.history import HistoryPoint
 from tracer.results.latest import LatestSnapshot
 from tracer.results.snapshot import Snapshot
@@ -55,7 +55,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
-    who = privileges.user(config.user) if config.drop_privileges else None
+    who = users.resolve(config.user) if config.drop_privileges else None
     if sys.stdout.isatty():
         import_module("tracer.daemon.terminal").warm()
     with (
@@ -82,7 +82,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         if config.drop_privileges:
             _drop(session, judge, who)
             _foresee(asked, access)
-        judge.survive()
+        judge.end_with_supervisor()
         session.recorder.run = reaction.run
         session.wake_by(current.asked)
         latest = look()
@@ -94,7 +94,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
                 ", ".join(levels),
             )
         supervisor.ready(_in_a_line(latest, current.points))
-        supervisor.keep(session.recorder.descriptors)
+        supervisor.store_descriptors(session.recorder.descriptors)
         session.warm()
         end = time.monotonic() + duration if duration is not None else math.inf
         with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
@@ -112,7 +112,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
                     reaction.keep(session.judge.tally)
                     session.recorder.commit(stored=reaction.stored)
                     supervisor.alive(_in_a_line(latest, current.points))
-                if asked.reload.taken():
+                if asked.reload.take():
                     supervisor.reloading()
                     _reload(session, asked.configuration)
                     access.reread()
@@ -121,21 +121,21 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         session.stop()
         for line in standing(look(ended=True)).lines():
             log.info("%s", line)
-        supervisor.forget()
+        supervisor.remove_stored_descriptors()
     log.info(
         "gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else ""
     )
 
 
-def _drop(session: Session, judge: Supervised, who: privileges.User | None) -> None:
+def _drop(session: Session, judge: Supervised, who: users.User | None) -> None:
     log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse, who))
-    judge.gave_up(who)
+    judge.report_privileges(who)
 
 
 def _foresee(asked: Asked, access: Access) -> None:
     """What the user that we are now cannot read: better said at the start than at the first SIGHUP."""
     if not os.access(__file__, os.R_OK):
-        user = privileges.name_of(os.getuid())
+        user = users.name_of(os.getuid())
         log.warning(
             "%s cannot be read by the user %s: it goes on with what it has read. Try: make install",
             Path(tracer.__file__).parent,
@@ -151,9 +151,9 @@ def _foresee(asked: Asked, access: Access) -> None:
 
 def _take_back(config: Config, supervisor: SystemdNotifier) -> None:
     """What the last run left when it died, if systemd kept it: before anything begins anew."""
-    if kept := taken_back():
-        keep_from_systemd(config, kept)
-        supervisor.forget()
+    if kept := take_stored_descriptors():
+        store_from_systemd(config, kept)
+        supervisor.remove_stored_descriptors()
 
 
 def _reload(session: Session, configuration: Callable[[], Config]) -> None:

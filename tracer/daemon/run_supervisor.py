@@ -1,6 +1,9 @@
-"""`rmapd run` without systemd: a process that outlives the judge, keeps what it leaves, and exits with 71. Signals are passed on.
+"""`rmapd run` without systemd: a process that outlives the checker and passes signals on to it.
 
-Under systemd (NOTIFY_SOCKET) there is none: systemd keeps the maps and starts rmapd again (notify.py, found_after.py)."""
+When the checker dies it stores what the checker left, and exits with 71, or with the status the
+checker exited with. Under systemd (NOTIFY_SOCKET) there is no supervisor: systemd keeps the maps
+and starts rmapd again (sd_notify.py, crash_recovery.py).
+"""
 
 from __future__ import annotations
 
@@ -10,59 +13,64 @@ from collections.abc import Collection
 
 from tracer.config import Config
 from tracer.supervision import supervisor
-from tracer.supervision.checkpoint import Memory
-from tracer.supervision.command import JUDGE_DIED
+from tracer.supervision.checkpoint import CheckpointMemory
+from tracer.supervision.command import CHECKER_DIED
 
-_TURN_SECONDS = 1.0
+_WAIT_SECONDS = 1.0
 
 
 def start(config: Config) -> supervisor.Supervised | int:
-    """The judge's side goes on in a child; the supervisor's comes back with an exit code when it is over."""
-    memory = Memory.for_rows(config.maps.ledger_rows + config.maps.frozen_rows)
+    """Fork the checker. It gets a Supervised; in the supervisor, return the exit code at the end."""
+    memory = CheckpointMemory.for_rows(config.maps.ledger_rows + config.maps.frozen_rows)
     if os.environ.get("NOTIFY_SOCKET"):
         return supervisor.Supervised(memory, os.getpid())
     owner = os.getpid()
-    line, watched = supervisor.fork(memory, config.hang_seconds)
-    if watched is None:
-        return supervisor.Supervised(memory, owner, line)
-    return _until_the_end(config, watched)
+    channel, checker = supervisor.fork_checker(memory, config.hang_seconds)
+    if checker is None:
+        return supervisor.Supervised(memory, owner, channel)
+    return _until_the_end(config, checker)
 
 
-def _until_the_end(config: Config, watched: supervisor.Watched) -> int:
+def _until_the_end(config: Config, checker: supervisor.CheckerProcess) -> int:
     signals = supervisor.Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     while True:
-        watched.wait([signals.woken], _TURN_SECONDS)
-        death = watched.death()
-        for kind, what in watched.line.heard():
-            watched.finishing |= kind == "done"
+        checker.wait([signals.wake_fd], _WAIT_SECONDS)
+        death = checker.death()
+        for kind, value in checker.channel.received():
+            checker.finishing |= kind == "done"
             if kind == "dropped":
-                _drop(*what)
-        for number in signals.taken():
-            watched.signal(number)
-        if death and watched.finishing and death.exit_status is not None:
+                _drop_privileges(*value)
+        for number in signals.take():
+            checker.signal(number)
+        if death and checker.finishing and death.exit_status is not None:
             return death.exit_status
         if death:
-            return _after(config, watched, death)
+            return _after_death(config, checker, death)
 
 
-def _after(config: Config, watched: supervisor.Watched, death: supervisor.Death) -> int:
+def _after_death(
+    config: Config, checker: supervisor.CheckerProcess, death: supervisor.Death
+) -> int:
     def work() -> int:
-        from tracer.daemon.found_after import keep
+        from tracer.daemon.crash_recovery import store_after_death
 
-        return keep(config, watched.memory, death.as_json()["reason"])
+        return store_after_death(config, checker.memory, death.as_json()["reason"])
 
-    watched.detach()
-    watched.afterwards(work, lambda: False)
-    code = JUDGE_DIED if death.exit_status is None else death.exit_status
-    watched.let_go(code)
+    checker.detach()
+    checker.run_limited(work, lambda: False)
+    code = CHECKER_DIED if death.exit_status is None else death.exit_status
+    checker.close_all_and_exit(code)
     return code
 
 
-def _drop(kept: Collection[int], who: tuple[str, int, int] | None) -> None:
-    """As the judge did, and kept: what is judged after its death needs no more than it did, and its store is of its user."""
+def _drop_privileges(kept: Collection[int], user: tuple[str, int, int] | None) -> None:
+    """Drop what the checker dropped: the work after its death needs no more than the checker did.
+
+    The store belongs to the checker's user, too.
+    """
     from pyprctl import Cap
 
-    from tracer.process import privileges, seccomp
+    from tracer.process import privileges, seccomp, users
 
-    privileges.become(privileges.User(*who) if who else None, frozenset(map(Cap, kept)))
-    seccomp.forbid()
+    privileges.become(users.User(*user) if user else None, frozenset(map(Cap, kept)))
+    seccomp.install_filter()

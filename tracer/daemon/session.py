@@ -41,10 +41,10 @@ from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine
 from tracer.memory import calibration, objects
 from tracer.memory.page_tables import Oracle
-from tracer.process.privileges import User
+from tracer.process.users import User
 from tracer.results.snapshot import OF_THE_LEDGER, Snapshot, checks
-from tracer.supervision.checkpoint import Memory
-from tracer.supervision.handed_down import HandedDown
+from tracer.supervision.checkpoint import CheckpointMemory
+from tracer.supervision.takeover import TakeoverRecord
 from tracer.tables.c_structs import Layouts
 from tracer.tables.records import Records
 from tracer.tables.windows import Windows
@@ -85,7 +85,7 @@ class Session:
         kernel: Kernel,
         folders: Sequence[Path] = (),
         clock: Callable[[], int] = time.monotonic_ns,
-        memory: Memory | None = None,
+        memory: CheckpointMemory | None = None,
     ) -> None:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
@@ -137,7 +137,7 @@ class Session:
             self.loaded, self._page_size, self.kernel.known_enums, links=False
         )
         self.recorder.begin(
-            HandedDown.of(*described, self.fidelity, self._started_ns, self.oracle_reason)
+            TakeoverRecord.create(*described, self.fidelity, self._started_ns, self.oracle_reason)
         )
         self.books.set_params(gate=1)
 

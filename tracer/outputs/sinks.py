@@ -19,7 +19,7 @@ from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
 from tracer.outputs.store.database import Foreign
 from tracer.outputs.store.writer import Store
-from tracer.process.privileges import User, files_as, hand_over
+from tracer.process.users import User, files_as, hand_over
 from tracer.results.json_form import as_json, violation_json
 from tracer.results.snapshot import Snapshot
 

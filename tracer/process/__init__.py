@@ -1,4 +1,5 @@
-"""What rmapd's own processes are: children, users and capabilities, the system-call filter, locks, signals, systemd.
+"""Operating-system facts of rmapd's own processes: children, user, capabilities, seccomp, systemd.
 
-Knowledge of memory management does not belong here, nor what the processes are for.
+Also here: the lock file, signals, and descriptors passed between processes. Nothing here knows
+about memory management, or what the processes are for.
 """

@@ -1,8 +1,8 @@
-"""Child processes that may die or hang, and must take nobody along.
+"""Child processes that may die or hang without stopping their parent.
 
-A child that shares the table of file descriptors (CLONE_FILES) instead of copying it: whatever becomes of it, its parent can close what it
-has open. That matters where the kernel kills a process by a BUG: the task may never come to the point where its files are closed,
-and what is attached by one of them would stay attached.
+fork_sharing_files() makes a child that shares its parent's table of file descriptors (CLONE_FILES)
+instead of a copy: whatever happens to the child, the parent can close what it has open. A task that
+the kernel kills by a BUG may never get to close its files, and what it attached would stay.
 """
 
 from __future__ import annotations
@@ -18,26 +18,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 _SYS_CLONE, _SYS_MBIND = 56, 237  # x86-64
-_LOCAL = 4  # MPOL_LOCAL
-_FILES, _SET_TID, _CLEAR_TID = 0x400, 0x01000000, 0x00200000
-_GET_TID_ADDRESS, _SET_DEATH_SIGNAL, _SET_NAME = 40, 1, 15
-_EXITING = 0x4  # PF_EXITING, include/linux/sched.h
-_GONE = 125
-_TURN_SECONDS = 0.005
+_MPOL_LOCAL = 4
+_CLONE_FILES, _CLONE_CHILD_SETTID, _CLONE_CHILD_CLEARTID = 0x400, 0x01000000, 0x00200000
+_PR_GET_TID_ADDRESS, _PR_SET_PDEATHSIG, _PR_SET_NAME = 40, 1, 15
+_PF_EXITING = 0x4  # include/linux/sched.h
+_NO_STATUS = 125
+_POLL_SECONDS = 0.005
 
 
 def fork_sharing_files() -> int:
-    """os.fork(), but the child has not a copy of our file descriptors: both have one table. Only in a process of a single thread.
+    """Fork like os.fork(), but with one table of file descriptors for both processes.
 
-    No object of the one process may close a descriptor that the other still uses: what both know is kept as numbers."""
-    python, libc, place = ctypes.pythonapi, ctypes.CDLL(None), ctypes.c_void_p()
-    flags = _FILES | signal.SIGCHLD
-    if libc.prctl(_GET_TID_ADDRESS, ctypes.byref(place), 0, 0, 0) == 0 and place.value:
-        flags |= _SET_TID | _CLEAR_TID  # as fork() of the C library does: it keeps a thread's id
+    Only a process with a single thread may call this. No Python object of one process may close a
+    descriptor that the other still uses: keep such descriptors as numbers. Raises OSError.
+    """
+    python, libc, tid_address = ctypes.pythonapi, ctypes.CDLL(None), ctypes.c_void_p()
+    flags = _CLONE_FILES | signal.SIGCHLD
+    if (
+        libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(tid_address), 0, 0, 0) == 0
+        and tid_address.value
+    ):  # glibc's fork() does the same: it caches the thread id there
+        flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
     python.syscall.restype = ctypes.c_long
     python.PyOS_BeforeFork()
     pid = int(
-        python.syscall(ctypes.c_long(_SYS_CLONE), ctypes.c_ulong(flags), None, None, place, None)
+        python.syscall(
+            ctypes.c_long(_SYS_CLONE), ctypes.c_ulong(flags), None, None, tid_address, None
+        )
     )
     if pid:
         python.PyOS_AfterFork_Parent()
@@ -49,15 +56,18 @@ def fork_sharing_files() -> int:
 
 
 def die_with_parent(number: int, parent: int) -> None:
-    """The signal comes when the parent dies (0: none does). A process whose parent is dead already ends."""
-    ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, number, 0, 0, 0)
+    """Get this signal when the parent dies; 0 cancels it. Exit at once if it is dead already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if number and os.getppid() != parent:
-        os._exit(_GONE)
+        os._exit(_NO_STATUS)
 
 
-def stay_on_node() -> None:
-    """Keep the kernel's NUMA balancing off the memory that this process has now (MPOL_LOCAL). It walks from a page to all that may map it,
-    and where a child of ours was killed by a BUG one page table of those is locked for ever. New memory has nothing to do with children."""
+def disable_numa_balancing() -> None:
+    """Exclude this process's present memory from NUMA balancing, by the policy MPOL_LOCAL.
+
+    NUMA balancing walks from a page to every page table that may map it. Where a BUG killed a child
+    of ours, one of those is locked for ever. Memory mapped later is not shared with children.
+    """
     libc = ctypes.CDLL(None)
     for line in Path("/proc/self/maps").read_text().splitlines():
         where, rights, *_ = line.split()
@@ -67,38 +77,42 @@ def stay_on_node() -> None:
                 _SYS_MBIND,
                 ctypes.c_ulong(start),
                 ctypes.c_ulong(end - start),
-                _LOCAL,
+                _MPOL_LOCAL,
                 None,
                 ctypes.c_ulong(0),
                 0,
             )
 
 
-def call_it(name: str) -> None:
-    """This process, in ps and in the kernel's messages."""
-    ctypes.CDLL(None).prctl(_SET_NAME, name.encode(), 0, 0, 0)
+def set_process_name(name: str) -> None:
+    """Set this process's comm: its name in ps and in kernel messages, 15 characters at most."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
-def ended(process: int) -> int | None:
-    """The exit status of a child that has ended (negative: the signal); None while it runs. Never waits."""
+def exit_status(process: int) -> int | None:
+    """Return a child's exit status (negative: the signal), or None while it runs. Never wait."""
     with contextlib.suppress(ChildProcessError):
         found, status = os.waitpid(process, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if found else None
-    return _GONE
+    return _NO_STATUS
 
 
-def limited(
+def run_limited(
     work: Callable[[], int],
     seconds: float,
     *,
     sharing: bool = True,
     stopped: Callable[[], bool] = lambda: False,
 ) -> int | None:
-    """Do this in a child: its exit status, negative for a signal; None where it takes longer, or is stopped. Such a child is killed and
-    not waited for: it may be one that cannot be killed. It opens no descriptor here, for the child may be there to close them."""
+    """Run work() in a child and return its exit status (negative: the signal).
+
+    Returns None where it takes longer than `seconds`, or stopped() is true. Such a child gets
+    SIGKILL and is not waited for: it may be one that cannot be killed. sharing: the child shares
+    our table of descriptors. No descriptor is opened here: the child may be about to close them.
+    """
     process = fork_sharing_files() if sharing else os.fork()
     if not process:
-        code = _GONE
+        code = _NO_STATUS
         try:
             code = work()
         except BaseException:
@@ -107,18 +121,20 @@ def limited(
             os._exit(code)
     until = time.monotonic() + seconds
     while time.monotonic() < until and not stopped():
-        if (found := ended(process)) is not None:
+        if (found := exit_status(process)) is not None:
             return found
-        time.sleep(_TURN_SECONDS)
+        time.sleep(_POLL_SECONDS)
     os.kill(process, signal.SIGKILL)
     return None
 
 
-def exiting(process: int, seconds: float = 2.0) -> bool:
-    """Whether the main thread of a process has died or is dying: it may have left others behind, which keep the process.
+def is_exiting(process: int, seconds: float = 2.0) -> bool:
+    """Return whether the main thread of a process is dead or dying; others may keep the process.
 
-    /proc is read in a child: what asks for a process whose memory is locked for ever may wait for ever. No answer is no."""
-    return limited(lambda: int(_is_exiting(process)), seconds, sharing=False) == 1
+    A child reads /proc: reading it may block for ever where the process's memory is locked. No
+    answer within `seconds` counts as False.
+    """
+    return run_limited(lambda: int(_is_exiting(process)), seconds, sharing=False) == 1
 
 
 def _is_exiting(process: int) -> bool:
@@ -128,11 +144,14 @@ def _is_exiting(process: int) -> bool:
         )
     except OSError:
         return False
-    return fields[0] in "ZX" or bool(int(fields[6]) & _EXITING)
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
-def stay_after_main_thread() -> None:
-    """Start a thread that sleeps for ever. Where the kernel kills the main thread by a BUG, with a page table of ours locked, the last
-    thread to go takes the address space down, comes to that page table, and spins on its lock: a CPU is lost, and with it the machine.
-    As long as one thread is left nobody comes to it."""
+def keep_process_after_main_thread() -> None:
+    """Start a thread that sleeps for ever, so that the main thread is never the last one to exit.
+
+    The last thread to exit takes the address space down. Where the kernel killed the main thread by
+    a BUG while it held the lock of one of our page tables, that walk would spin on the lock for
+    ever: a CPU is lost, and with it the machine.
+    """
     threading.Thread(target=threading.Event().wait, name="rmapd-stay", daemon=True).start()

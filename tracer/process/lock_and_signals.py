@@ -1,4 +1,4 @@
-"""One rmapd on a machine, and how it is asked to stop."""
+"""The lock file that allows one rmapd on a machine, and the signals to stop and to reload."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from types import FrameType
 from tracer.errors import RmapdError, Temporary, of_os
 
 
-def only_one(path: Path, owner: int = 0) -> contextlib.ExitStack:
-    """Hold the lock file for as long as the returned stack is open; RmapdError names the rmapd that has it. owner: who is to be named,
-    if it is not this process."""
+def hold_lock_file(path: Path, owner: int = 0) -> contextlib.ExitStack:
+    """Lock the file until the returned stack is closed; write the pid `owner` (0: ours) to it.
+
+    Raises Temporary, with the pid of the other rmapd, where the lock is held; RmapdError where the
+    file cannot be used.
+    """
     stack = contextlib.ExitStack()
-    file = stack.enter_context(os.fdopen(_opened(path), "r+", encoding="ascii", errors="replace"))
+    file = stack.enter_context(os.fdopen(_open(path), "r+", encoding="ascii", errors="replace"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.truncate(0)
@@ -33,7 +36,7 @@ def only_one(path: Path, owner: int = 0) -> contextlib.ExitStack:
             hint="its /metrics, or stop it first" + (f": kill {other}" if known else ""),
         ) from error
     except OSError as error:
-        with contextlib.suppress(OSError):  # what could not be written is tried once more
+        with contextlib.suppress(OSError):  # close() tries the failed write again
             stack.close()
         raise of_os(
             error, f"cannot write the lock file {path}", "lock_file in the configuration"
@@ -41,9 +44,12 @@ def only_one(path: Path, owner: int = 0) -> contextlib.ExitStack:
     return stack
 
 
-def _opened(path: Path) -> int:
-    """The lock file, made where there is none, its folder too. Whoever can open it can hold the lock: it is closed to other users.
-    The folder is the daemon's user's: what root writes must not go through a link to a file of root's."""
+def _open(path: Path) -> int:
+    """Open the lock file, and make it and its folder where they are missing.
+
+    Every process that can open the file can hold the lock, so its mode excludes other users. The
+    folder belongs to the daemon's user: root must not write through a link to a file of root's.
+    """
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(
@@ -57,8 +63,8 @@ def _opened(path: Path) -> int:
         ):
             os.close(fd)
             raise RmapdError(
-                f"{path} is no lock file",
-                why="somebody else put it there",
+                f"{path} is not a lock file",
+                why="another program put it there",
                 hint="remove it, or another lock_file",
             )
         if found.st_mode & 0o077:
@@ -71,25 +77,27 @@ def _opened(path: Path) -> int:
 
 
 class ReloadSignal:
-    """SIGHUP asks for the configuration to be read again; the loop sees it within a tick."""
+    """A handler for SIGHUP: the loop reads the configuration again within a tick."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle the signal: record it only."""
         self._asked = True
 
-    def taken(self) -> bool:
-        """Whether it was asked since the last time."""
+    def take(self) -> bool:
+        """Return whether the signal has arrived since the last call."""
         asked, self._asked = self._asked, False
         return asked
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to end; the loop sees it within a tick."""
+    """A handler for SIGTERM and SIGINT: the loop ends within a tick. asked: the signal, or 0."""
 
     def __init__(self) -> None:
         self.asked = 0
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """Handle the signal: record it only."""
         self.asked = number

@@ -1,4 +1,5 @@
-"""The process that outlives the checker, the memory it shares with it, and the command of `rmapd exec`.
+"""The process that outlives the checker, the memory they share, and the command of `rmapd exec`.
 
-It imports little, because it must survive what kills the checker. What is done with what a dead checker left belongs to daemon/.
+The supervisor imports little: the fewer pages it touches, the less can stop it together with the
+checker. Whatever reads a dead checker's results belongs to daemon/.
 """

@@ -1,11 +1,14 @@
-"""What the judge has recorded, in memory that outlives it: nothing that was recorded is lost when it is killed, at whatever moment.
+"""The checker's results, in memory that outlives it: a kill at any moment loses nothing recorded.
 
-The memory is a memfd. A log in it has what is attached, once; the judge's state, whenever a second is over or something was found, as
-what has changed; and meanwhile whatever the judge takes out of the kernel's books for good: the rows that it settles and the events that
-it reads. Who comes after it begins with the state, puts those rows back, reads those events again, and goes on from there.
+The memory is a memfd with a log. Its first record says what is attached (takeover.py). Once a
+second, and after each finding, the checker appends what has changed in its state. Between two
+states it logs everything that it is about to take out of the kernel's maps for good: the rows that
+it settles and the events that it reads. Another process then starts with the state, puts the rows
+back, reads the events again, and goes on from there.
 
-The log has two halves. When one is a quarter full all is written anew, to the other. A record counts from the moment that `end` is
-moved past it, by one store: a judge that dies in the midst of writing has not written.
+The log has two halves. Once a quarter of one half is used, the whole state is written to the other.
+A record counts from the moment that the word `end` moves past it, which is one store: a checker
+that dies while it writes has not written.
 """
 
 from __future__ import annotations
@@ -24,55 +27,62 @@ from tracer.bpf.maps import Map
 from tracer.invariants.verdict import Finding, Verdict, Violation
 from tracer.tables.records import Row
 
-_HEAD = mmap.PAGESIZE
-_END, _BEAT, _NOT_KEPT = range(3)  # words of the head
-_LEAST = 64 << 20
-_ROW_BYTES = 512  # a settled row with its key, generously
+_HEADER_BYTES = mmap.PAGESIZE
+_END, _BEAT, _NOT_KEPT = range(3)  # words of 64 bits in the header
+_MIN_HALF_BYTES = 64 << 20
+_ROW_BYTES = 512  # an upper bound for a settled row with its key
 
 
-class Memory:
-    """The memory itself. Sparse: of its size only what is written is there."""
+class CheckpointMemory:
+    """The memfd and its log. It is sparse: only the written part takes memory."""
 
-    def __init__(self, half: int = _LEAST, fd: int = -1) -> None:
-        self.fd = os.memfd_create("rmapd-judge") if fd < 0 else fd
+    def __init__(self, half: int = _MIN_HALF_BYTES, fd: int = -1) -> None:
+        """Make a memfd whose halves have `half` bytes, or map an existing one by its descriptor."""
+        self.fd = os.memfd_create("rmapd-checker") if fd < 0 else fd
         if fd < 0:
-            os.ftruncate(self.fd, _HEAD + 2 * half)
-        self._half = (os.fstat(self.fd).st_size - _HEAD) // 2
-        self._map = mmap.mmap(self.fd, _HEAD + 2 * self._half)
+            os.ftruncate(self.fd, _HEADER_BYTES + 2 * half)
+        self._half = (os.fstat(self.fd).st_size - _HEADER_BYTES) // 2
+        self._map = mmap.mmap(self.fd, _HEADER_BYTES + 2 * self._half)
         self._words = (ctypes.c_uint64 * 3).from_buffer(self._map)
         if fd < 0:
-            self._words[_END] = _HEAD
+            self._words[_END] = _HEADER_BYTES
             self.beat()
 
     @classmethod
-    def for_rows(cls, rows: int) -> Memory:
-        """Room for as many rows settled between two states, beside all that is found."""
-        return cls(_LEAST + rows * _ROW_BYTES)
+    def for_rows(cls, rows: int) -> CheckpointMemory:
+        """Make a memory with room for this many rows settled between two states."""
+        return cls(_MIN_HALF_BYTES + rows * _ROW_BYTES)
 
     def beat(self) -> None:
-        """The judge is alive."""
+        """Record that the checker is alive now."""
         self._words[_BEAT] = time.monotonic_ns()
 
     @property
     def silent_seconds(self) -> float:
-        """Since the last beat."""
+        """Seconds since the last beat."""
         return (time.monotonic_ns() - self._words[_BEAT]) / 1e9
 
     @property
     def not_kept(self) -> int:
-        """Records for which there was no room."""
+        """The number of records that were dropped because there was no room."""
         return int(self._words[_NOT_KEPT])
 
+    @property
+    def used_bytes(self) -> int:
+        """The size of the log in the current half."""
+        return int(self._words[_END]) - self._start()
+
     def _start(self) -> int:
-        return _HEAD if self._words[_END] <= _HEAD + self._half else _HEAD + self._half + 1
+        first, second = _HEADER_BYTES, _HEADER_BYTES + self._half + 1
+        return first if self._words[_END] <= _HEADER_BYTES + self._half else second
 
     @property
     def full(self) -> bool:
-        """Whether it is time to write all anew."""
-        return self._words[_END] - self._start() > self._half // 4
+        """Whether the next state must be written whole, to the other half."""
+        return self.used_bytes > self._half // 4
 
     def append(self, record: bytes) -> None:
-        """Beyond the room there is it is counted, not kept."""
+        """Append a record; where there is no room, count it in not_kept and drop it."""
         end, size = self._words[_END], 4 + len(record)
         if end + size > self._start() + self._half - 1:
             self._words[_NOT_KEPT] += 1
@@ -81,12 +91,12 @@ class Memory:
         self._words[_END] = end + size
 
     def replace(self, record: bytes) -> None:
-        """This instead of all that is there."""
+        """Write the record to the other half, switch to it, and free the old half."""
         if 4 + len(record) > self._half - 1:
             self._words[_NOT_KEPT] += 1
             return
         old = self._start()
-        new = _HEAD + self._half + 1 if old == _HEAD else _HEAD
+        new = _HEADER_BYTES + self._half + 1 if old == _HEADER_BYTES else _HEADER_BYTES
         self._map[new : new + 4 + len(record)] = struct.pack("<I", len(record)) + record
         self._words[_END] = new + 4 + len(record)
         first = -(-old // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -95,6 +105,7 @@ class Memory:
         )
 
     def records(self) -> Iterator[bytes]:
+        """Yield the records of the current half, oldest first."""
         at, end = self._start(), self._words[_END]
         while at < end:
             (size,) = struct.unpack_from("<I", self._map, at)
@@ -103,14 +114,18 @@ class Memory:
 
 
 Proven = tuple[str, tuple[int, int, int, int, int]]
-"""(invariant, place) of a violation."""
+"""The invariant of a proven violation, and the page-table entry it was found at."""
 
 
 class CheckpointState(msgspec.Struct, array_like=True):
-    """What is known beside the kernel's books. protocols: windows that were ruled on, by key; proven: places that a violation was found
-    at. All of it, or what has changed; gone: what was proven before is forgotten. run: its name in the store; stored: how often each
-    violation is counted there, by signature. entries: that were judged, by verdict; held: rows that are in a case and no longer in the
-    ledger; late: LateRemovals.state."""
+    """What the checker knows and the kernel's maps do not: the whole state, or what has changed.
+
+    protocols: counts of windows already judged, by key. proven: entries that a violation was found
+    at; proven_replaced: the earlier ones are dropped. repeats: count and last_seen of violations
+    that only repeated. entries: decided migration entries by verdict. case_rows: rows that are in a
+    case and no longer in the ledger. late: LateRemovals.state. run: the name of the run in the
+    store. stored: how often each violation is counted there, by signature.
+    """
 
     attached: bytes = b""
     level: str = ""
@@ -121,39 +136,33 @@ class CheckpointState(msgspec.Struct, array_like=True):
     protocols: dict[bytes, int] = {}
     answers: dict[str, int] = {}
     entries: list[tuple[Verdict, int]] = []
-    held: list[Row] = []
+    case_rows: list[Row] = []
     late: tuple[dict[str, int], dict[bytes, int], int] = ({}, {}, 0)
     sweeps: int = 0
     run: str = ""
     stored: dict[str, int] = {}
     proven: list[Proven] = []
-    gone: bool = False
+    proven_replaced: bool = False
 
-    def add(self, change: CheckpointState) -> None:
-        """Bring it up to date."""
+    def apply(self, change: CheckpointState) -> None:
+        """Bring the state up to date with a later record."""
         self.attached = change.attached or self.attached
         self.level = change.level
         self.checks, self.rest, self.answers = change.checks, change.rest, change.answers
-        self.entries, self.held, self.late, self.sweeps = (
-            change.entries,
-            change.held,
-            change.late,
-            change.sweeps,
-        )
+        self.entries, self.case_rows = change.entries, change.case_rows
+        self.late, self.sweeps = change.late, change.sweeps
         self.violations |= change.violations
         self.run = change.run or self.run
         self.stored |= change.stored
         self.protocols |= change.protocols
-        self.proven = change.proven if change.gone else self.proven + change.proven
+        self.proven = change.proven if change.proven_replaced else self.proven + change.proven
         for signature, (count, last_seen) in change.repeats.items():
-            self.violations[signature].count, self.violations[signature].last_seen = (
-                count,
-                last_seen,
-            )
+            violation = self.violations[signature]
+            violation.count, violation.last_seen = count, last_seen
 
 
 class _Taken(msgspec.Struct, array_like=True):
-    """A row that was settled, as it was before; or (no name) an event that was read, and where in the ring it was."""
+    """A row before it is settled; or, with an empty name, an event and its position in the ring."""
 
     name: str
     key: bytes = b""
@@ -167,8 +176,11 @@ class _Record(msgspec.Struct, array_like=True):
 
 
 @dataclass
-class Left:
-    """What a judge has left behind. rows: (map, key, value) settled since its last state; events: (place in the ring, event)."""
+class Recovered:
+    """What the log of a dead checker has: its last state, and what it took out of the maps since.
+
+    rows are (map name, key, value as of the last state). events are (position in the ring, event).
+    """
 
     state: CheckpointState = field(default_factory=CheckpointState)
     rows: list[tuple[str, bytes, bytes]] = field(default_factory=list)
@@ -176,57 +188,65 @@ class Left:
     not_kept: int = 0
 
 
-def read(memory: Memory) -> Left:
-    """Raises msgspec.DecodeError for what no judge of this version has written."""
-    left, decode = Left(not_kept=memory.not_kept), msgspec.msgpack.Decoder(_Record).decode
+def read(memory: CheckpointMemory) -> Recovered:
+    """Read the log. Raises msgspec.DecodeError for a log of another version."""
+    found, decode = Recovered(not_kept=memory.not_kept), msgspec.msgpack.Decoder(_Record).decode
     for raw in memory.records():
         record = decode(raw)
         if record.state:
-            left.state.add(record.state)
-            left.rows.clear()
-            left.events.clear()
+            found.state.apply(record.state)
+            found.rows.clear()
+            found.events.clear()
         elif record.taken and record.taken.name:
-            left.rows.append((record.taken.name, record.taken.key, record.taken.value))
+            found.rows.append((record.taken.name, record.taken.key, record.taken.value))
         elif record.taken:
-            left.events.append((record.taken.at, record.taken.value))
-    return left
+            found.events.append((record.taken.at, record.taken.value))
+    return found
 
 
-class Undoable(Map):
-    """A map whose rows are noted, before they are changed, as they were."""
+class UndoLogMap(Map):
+    """A BPF map that logs the old value of a row before it changes or deletes the row."""
 
     def __init__(
         self, name: str, table: Map, note: Callable[[str, bytes, bytes], None], cpus: int
     ) -> None:
+        """Wrap `table`; note(name, key, value) is called with each old value."""
         super().__init__(
             table.fd, table.kind, table.key_size, table.value_size, table.max_entries, cpus
         )
         self._name, self._note = name, note
 
-    def _keep(self, key: bytes) -> None:
+    def _log(self, key: bytes) -> None:
         if (value := self.lookup(key)) is not None:
             self._note(self._name, key, value)
 
     def update(self, key: bytes, value: bytes) -> None:
-        self._keep(key)
+        """Log the row, then set it."""
+        self._log(key)
         super().update(key, value)
 
     def delete(self, key: bytes) -> bool:
-        self._keep(key)
+        """Log the row, then delete it; return whether it was there."""
+        self._log(key)
         return super().delete(key)
 
     def take(self, key: bytes) -> bytes | None:
-        self._keep(key)
+        """Log the row, then delete it and return its value."""
+        self._log(key)
         return super().take(key)
 
 
 class Checkpoint:
-    """The judge's side. look: its state as it is now, without protocols and places; moved: protocols whose counts have changed since it was
-    asked last, or (True) every protocol; proven: the judge's own set, which grows, or is another one."""
+    """Writes the checker's state to the log.
+
+    look returns the present state without protocols and proven entries. moved returns the protocols
+    whose counts have changed since its last call, or with True all of them. proven returns the
+    checker's own set, which either grows or is replaced by another object.
+    """
 
     def __init__(
         self,
-        memory: Memory,
+        memory: CheckpointMemory,
         look: Callable[[], CheckpointState],
         moved: Callable[[bool], dict[bytes, int]],
         proven: Callable[[], set[Proven]],
@@ -236,22 +256,22 @@ class Checkpoint:
         self._stored: dict[str, int] = {}
         self._noted: set[tuple[str, bytes]] = set()
         self._violations: dict[str, tuple[Finding, int]] = {}  # as they were written
-        self._places, self._of = set[Proven](), set[Proven]()
+        self._written, self._written_from = set[Proven](), set[Proven]()  # the second: the object
         self._encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
     def begin(self, attached: bytes) -> None:
-        """attached: what runs, for who comes after."""
+        """Write the first record: an encoded TakeoverRecord."""
         self._attached = attached
         self.memory.append(self._encode(_Record(CheckpointState(attached=attached))))
 
     def note_row(self, name: str, key: bytes, value: bytes) -> None:
-        """A row is about to be settled. Only as it was at the last state."""
+        """Log a row that is about to change, once per state: the log keeps it as of that state."""
         if (name, key) not in self._noted:
             self._noted.add((name, key))
             self._note(_Taken(name, key, value))
 
     def note_event(self, at: int, event: bytes) -> None:
-        """An event is about to be taken out of the ring."""
+        """Log an event that is about to be taken out of the ring, with its position there."""
         self._note(_Taken("", b"", event, at))
 
     def _note(self, taken: _Taken) -> None:
@@ -259,7 +279,10 @@ class Checkpoint:
         self._last = b""
 
     def commit(self, *, stored: bool = False) -> None:
-        """All that was noted until now is in the state. Costs what has changed. stored: and in the store."""
+        """Write what has changed in the state; the notes made until now are part of it.
+
+        stored: the store has all violations up to this state.
+        """
         now, whole = self._look(), self.memory.full
         if stored:
             counts = {signature: violation.count for signature, violation in now.violations.items()}
@@ -272,7 +295,7 @@ class Checkpoint:
         if whole:
             now.stored = self._stored
             now.attached = self._attached
-            self._violations, self._places, self._of = {}, set(), set()
+            self._violations, self._written, self._written_from = {}, set(), set()
         violations, now.violations = now.violations, {}
         for signature, violation in violations.items():
             first, count = self._violations.get(signature, (None, 0))
@@ -282,7 +305,7 @@ class Checkpoint:
                 now.repeats[signature] = violation.count, violation.last_seen
             self._violations[signature] = violation.first, violation.count
         now.protocols = self._moved(whole)
-        self._add_places(now)
+        self._add_proven(now)
         record = self._encode(_Record(now))
         if whole:
             self.memory.replace(record)
@@ -291,17 +314,17 @@ class Checkpoint:
         self._noted.clear()
         self._last = record
 
-    def _add_places(self, now: CheckpointState) -> None:
+    def _add_proven(self, now: CheckpointState) -> None:
         proven = self._proven()
-        if proven is self._of and len(proven) == len(self._places):
+        if proven is self._written_from and len(proven) == len(self._written):
             return
-        now.gone = not self._places <= proven
-        now.proven = list(proven if now.gone else proven - self._places)
-        self._places, self._of = set(proven), proven
+        now.proven_replaced = not self._written <= proven
+        now.proven = list(proven if now.proven_replaced else proven - self._written)
+        self._written, self._written_from = set(proven), proven
 
 
 def _plain(value: object) -> object:
-    """Mappings and sequences of any kind, as evidence has them."""
+    """Turn a mapping of any kind, as evidence has them, into a dict."""
     if isinstance(value, Mapping):
         return dict(value)
     raise NotImplementedError(type(value).__name__)

@@ -1,4 +1,7 @@
-"""The command of `rmapd exec`: started, given signals, ended; and how a run of it ended. Nobody waits for it but for a time."""
+"""The command of `rmapd exec`: start it, signal it, kill it, and report how it ended.
+
+No call blocks on the command for longer than a given time.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,32 @@ import msgspec
 
 from tracer.errors import RmapdError
 
-TIMED_OUT, JUDGE_DIED, NOT_RUNNABLE, NOT_FOUND = 124, 71, 126, 127
+TIMED_OUT, CHECKER_DIED, NOT_RUNNABLE, NOT_FOUND = 124, 71, 126, 127
 """Exit codes: of timeout(1), of sysexits.h (EX_OSERR), of env(1)."""
 FAILED = 125
-"""rmapd failed, and not the command: as env(1) and timeout(1)."""
+"""rmapd failed, and not the command: the exit code of env(1) and timeout(1)."""
 _AFTER_KILL_SECONDS = 1.0
 
 
 class NotRunnable(RmapdError):
-    """The command was not found, or cannot be run: 127 or 126."""
+    """The command cannot be run: exit code 126."""
 
     exit_code = NOT_RUNNABLE
 
 
 class NotFound(NotRunnable):
-    """There is no such command."""
+    """There is no such command: exit code 127."""
 
     exit_code = NOT_FOUND
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How a run ended. exit_code: the command's, as a shell says it (128 and the signal); None: it has not ended.
-    early: why the run ended before the command did by itself; code: what rmapd exits with where nothing is violated."""
+class CommandOutcome(msgspec.Struct, frozen=True):
+    """How a run ended.
+
+    exit_code is the command's, as a shell reports it (128 plus the signal); it is None while the
+    command runs. early has the reason where rmapd ended the run before the command ended by itself.
+    code is rmapd's exit code where nothing is violated.
+    """
 
     argv: list[str]
     exit_code: int | None
@@ -46,29 +53,32 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def reason(self) -> str:
+        """Explain the exit code."""
         return str(self.early["reason"]) if self.early else "the command's own"
 
     def as_json(self) -> dict[str, Any]:
-        """What it adds to a report."""
+        """Return the keys that the outcome adds to a report."""
         command = {"argv": self.argv, "exit_code": self.exit_code, "ended": self.ended}
         return {"command": command} | ({"ended_early": self.early} if self.early else {})
 
 
 @dataclass
 class Command:
-    """start(), then over() again and again; end() is a signal and, after the grace, SIGKILL; what does not die of that is left alone.
+    """A command that is started once and polled with finished().
 
-    handles: can be read when it has ended."""
+    terminate() sends a signal, and SIGKILL after grace_seconds. A command that survives SIGKILL is
+    abandoned after a second. handles are pidfds: readable once the command has ended.
+    """
 
     argv: Sequence[str]
     grace_seconds: float
     process: subprocess.Popen[bytes] | None = None
     handles: tuple[int, ...] = ()
     _kill_at: float = float("inf")
-    _leave_at: float = float("inf")
+    _abandon_at: float = float("inf")
 
     def start(self) -> None:
-        """Raises NotRunnable."""
+        """Start the command. Raises NotRunnable."""
         try:
             self.process = subprocess.Popen(self.argv)
         except (OSError, ValueError) as error:
@@ -79,53 +89,57 @@ class Command:
             ) from error
         self.handles = (os.pidfd_open(self.process.pid),)
 
-    def end(self, number: int) -> None:
-        """Ask it to end; from then on its time runs."""
+    def terminate(self, number: int) -> None:
+        """Send a signal; the grace period starts with the first one."""
         if self.process:
             self.process.send_signal(number)
         self._kill_at = min(self._kill_at, time.monotonic() + self.grace_seconds)
 
     def kill(self) -> None:
+        """Send SIGKILL."""
         if self.process:
             self.process.kill()
-        self._kill_at, self._leave_at = float("inf"), time.monotonic() + _AFTER_KILL_SECONDS
+        self._kill_at, self._abandon_at = float("inf"), time.monotonic() + _AFTER_KILL_SECONDS
 
-    def let_go(self) -> None:
-        """Nobody waits for it any more."""
+    def close_handles(self) -> None:
+        """Close the pidfds, once the end of the command is known."""
         for handle in self.handles:
             os.close(handle)
         self.handles = ()
 
-    def over(self) -> bool:
-        """Whether it has ended, or nobody waits for it any more."""
+    def finished(self) -> bool:
+        """Return whether the command has ended or is abandoned; send a SIGKILL that is due."""
         if self.process is None or self.process.poll() is not None:
             return True
         now = time.monotonic()
         if now >= self._kill_at:
             self.kill()
-        return now >= self._leave_at
+        return now >= self._abandon_at
 
     def wait(self, seconds: float) -> None:
-        """Until it is over, but no longer."""
+        """Wait until the command is finished, for this long at most."""
         until = time.monotonic() + seconds
-        while not self.over() and time.monotonic() < until:
+        while not self.finished() and time.monotonic() < until:
             time.sleep(0.01)
 
-    def outcome(self, code: int | None = None, early: dict[str, Any] | None = None) -> Outcome:
-        """As it is now. code: what rmapd exits with; None: with the command's own."""
+    def outcome(
+        self, code: int | None = None, early: dict[str, Any] | None = None
+    ) -> CommandOutcome:
+        """Return the present outcome. code: rmapd's exit code, or None for the command's."""
         status = self.process.poll() if self.process else None
         if not self.process:
             ended, shell = "it was not started", None
         elif status is None:
-            ended, shell = (
-                "it did not end" + (", SIGKILL or not" if self._leave_at < float("inf") else ""),
-                None,
-            )
+            survived = self._abandon_at < float("inf")
+            ended, shell = "it did not end" + (", even after SIGKILL" if survived else ""), None
         else:
             ended = "it exited" if status >= 0 else f"killed by {signal_name(-status)}"
             shell = status if status >= 0 else 128 - status
-        return Outcome(list(self.argv), shell, ended, (shell or 0) if code is None else code, early)
+        return CommandOutcome(
+            list(self.argv), shell, ended, (shell or 0) if code is None else code, early
+        )
 
 
 def signal_name(number: int) -> str:
+    """Return a signal's name; real-time signals have numbers only."""
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -1,7 +1,8 @@
-"""The process that outlives the judge: a small one, which touches little memory, waits, and sees to what the judge leaves behind.
+"""The process that outlives the checker: it waits, and detaches what is left.
 
-The judge is its child and shares its table of file descriptors (child.py): when it dies, or is killed and cannot die, what it attached is
-closed here. What it recorded is in memory that both have (checkpoint.py). No call in here waits for the judge, or asks /proc for it.
+The checker is its child and shares its table of file descriptors (children.py): when the checker
+dies, or is killed and cannot die, the supervisor closes what the checker attached. The results are
+in memory that both have (checkpoint.py). No call here waits for the checker or reads its /proc.
 """
 
 from __future__ import annotations
@@ -20,43 +21,48 @@ import msgspec
 
 from tracer.errors import RmapdError
 from tracer.process import children
-from tracer.supervision.checkpoint import Memory
+from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.command import signal_name
 
 if TYPE_CHECKING:  # the supervisor stays small
-    from tracer.process.privileges import User
+    from tracer.process.users import User
 
 _MESSAGE_BYTES = 1 << 17
-JUDGE = "rmapd-judge"
-"""As ps shows it."""
+CHECKER_NAME = "rmapd-checker"
+"""The checker's comm, as ps shows it."""
 _SUSPICIOUS_SECONDS = 3.0
-_ASLEEP_SECONDS = 5.0
+_STOPPED_SECONDS = 5.0
 _DETACH_SECONDS = 30.0
 
 
-class SupervisorLine:
-    """One end of a conversation in messages (msgpack of a kind and what it takes). The descriptor is a number: child.py says why."""
+class MessageChannel:
+    """One end of a SEQPACKET socket pair; a message is msgpack of (kind, value).
+
+    The descriptor is kept as a number: both processes share one table of descriptors (children.py).
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
-    def pair(cls) -> tuple[SupervisorLine, SupervisorLine]:
+    def pair(cls) -> tuple[MessageChannel, MessageChannel]:
+        """Make two connected ends."""
         ours, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
         )
         return cls(ours.detach()), cls(theirs.detach())
 
-    def say(self, kind: str, what: object = None) -> None:
-        """Who is dead does not hear it."""
+    def send(self, kind: str, value: object = None) -> None:
+        """Send a message. An error is ignored: the other process may be dead."""
         with contextlib.suppress(OSError):
-            os.write(self.fd, msgspec.msgpack.encode((kind, what)))
+            os.write(self.fd, msgspec.msgpack.encode((kind, value)))
 
-    def say_error(self, error: RmapdError) -> None:
-        self.say("error", (type(error).__name__, error.what, error.why, error.hint))
+    def send_error(self, error: RmapdError) -> None:
+        """Send an error, for decode_error() at the other end."""
+        self.send("error", (type(error).__name__, error.what, error.why, error.hint))
 
-    def heard(self) -> Iterable[tuple[str, Any]]:
-        """Every message that has come."""
+    def received(self) -> Iterable[tuple[str, Any]]:
+        """Yield (kind, value) of each message that has arrived; never wait."""
         while True:
             try:
                 raw = os.read(self.fd, _MESSAGE_BYTES)
@@ -64,61 +70,75 @@ class SupervisorLine:
                 return
             if not raw:
                 return
-            kind, what = msgspec.msgpack.decode(raw, type=tuple[str, Any])
-            yield kind, what
+            kind, value = msgspec.msgpack.decode(raw, type=tuple[str, Any])
+            yield kind, value
 
 
 class Signals:
-    """Signals to this process, as numbers, in their order; the descriptor `woken` can be read when one has come."""
+    """Collects signals to this process; the descriptor wake_fd is readable once one has arrived."""
 
     def __init__(self, *numbers: int) -> None:
-        self._came = list[int]()
-        self.woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._arrived = list[int]()
+        self.wake_fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in numbers:
-            signal.signal(number, lambda n, _frame: self._came.append(n))
+            signal.signal(number, lambda n, _frame: self._arrived.append(n))
 
-    def taken(self) -> list[int]:
+    def take(self) -> list[int]:
+        """Return the signals since the last call, in the order of their arrival."""
         with contextlib.suppress(BlockingIOError):
-            os.read(self.woken, 64)
-        came, self._came[:] = self._came[:], []
-        return came
+            os.read(self.wake_fd, 64)
+        arrived, self._arrived[:] = self._arrived[:], []
+        return arrived
 
 
 @dataclass(frozen=True)
 class Death:
-    """What became of the judge."""
+    """How the checker died. exit_status is None where a signal killed it, or it has not exited."""
 
     reason: str
     signal: str = ""
     exit_status: int | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """Return the keys that it adds to `ended_early` of a report."""
         return {
-            "reason": f"the judge died: {self.reason}",
+            "reason": f"the checker died: {self.reason}",
             "signal": self.signal or None,
             "exit_status": self.exit_status,
         }
 
 
-class Watched:
-    """The judge, as its supervisor sees it. finishing: it is about to end by itself, however long that takes."""
+class CheckerProcess:
+    """The checker, as its supervisor sees it.
+
+    Set `finishing` once the checker is about to end by itself, however long that takes.
+    """
 
     def __init__(
-        self, process: int, line: SupervisorLine, memory: Memory, hang_seconds: float, own: set[int]
+        self,
+        process: int,
+        channel: MessageChannel,
+        memory: CheckpointMemory,
+        hang_seconds: float,
+        own: set[int],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.process, self.line, self.memory = process, line, memory
+        """Watch a child by its pid. own: descriptors of the supervisor, which detach() keeps."""
+        self.process, self.channel, self.memory = process, channel, memory
         self.handle = os.pidfd_open(process)
-        self._hang_seconds, self._own = hang_seconds, own | {self.handle}
-        self._next_look, self._status, self.finishing = 0.0, None, False
-        self._looked = self._awake_since = time.monotonic()
-
-    _status: int | None
+        self._hang_seconds, self._own, self._clock = hang_seconds, own | {self.handle}, clock
+        self._next_check, self.finishing = 0.0, False
+        self._status: int | None = None
+        self._last_call = self._awake_since = clock()
 
     def death(self) -> Death | None:
-        """None while it lives. What it said before must have been heard."""
+        """Return how the checker died, or None while it lives. A checker that hangs is killed.
+
+        Read its messages after this call: a dead one may have sent some before.
+        """
         if self._status is None:
-            self._status = children.ended(self.process)
+            self._status = children.exit_status(self.process)
         if self._status is not None:
             killed = signal_name(-self._status) if self._status < 0 else ""
             return Death(
@@ -126,17 +146,18 @@ class Watched:
                 killed,
                 self._status if not killed else None,
             )
-        now = time.monotonic()
-        if now - self._looked > _ASLEEP_SECONDS:  # both were stopped: its silence was ours
+        now = self._clock()
+        if now - self._last_call > _STOPPED_SECONDS:  # both processes were stopped (Ctrl-Z)
             self._awake_since = now
-        self._looked, silent = now, min(self.memory.silent_seconds, now - self._awake_since)
+        self._last_call = now
+        silent = min(self.memory.silent_seconds, now - self._awake_since)
         if silent > self._hang_seconds:
             os.kill(self.process, signal.SIGKILL)
             return Death(f"no sign of life for {silent:.0f} s")
-        if silent > _SUSPICIOUS_SECONDS and now >= self._next_look:
-            self._next_look = now + _SUSPICIOUS_SECONDS
-            if not self.finishing and children.exiting(self.process):
-                self._status = children.ended(self.process)
+        if silent > _SUSPICIOUS_SECONDS and now >= self._next_check:
+            self._next_check = now + _SUSPICIOUS_SECONDS
+            if not self.finishing and children.is_exiting(self.process):
+                self._status = children.exit_status(self.process)
                 return (
                     self.death()
                     if self._status is not None
@@ -144,92 +165,113 @@ class Watched:
                 )
         return None
 
-    def keep(self, descriptors: Iterable[int]) -> None:
-        """These are ours, too: what the judge leaves open is closed, not they."""
+    def keep_open(self, descriptors: Iterable[int]) -> None:
+        """Add to the descriptors that detach() leaves open."""
         self._own |= {*descriptors}
 
-    def wait(self, also: Iterable[int], seconds: float) -> None:
-        """Until something is to be done, or this time is over."""
+    def wait(self, descriptors: Iterable[int], seconds: float) -> None:
+        """Wait for a message, the end of the checker, one of these descriptors, or the timeout."""
         poll = select.poll()
-        for fd in (self.line.fd, self.handle, *also):
+        for fd in (self.channel.fd, self.handle, *descriptors):
             poll.register(fd, select.POLLIN)
         poll.poll(max(0.0, seconds) * 1000)
 
     def signal(self, number: int) -> None:
+        """Send a signal, unless the checker is known to have exited."""
         if self._status is None:
             os.kill(self.process, number)
 
     def kill(self) -> None:
+        """Send SIGKILL."""
         self.signal(signal.SIGKILL)
 
     def detach(self) -> bool:
-        """Close the gate, and every descriptor but what is needed afterwards. False where that did not come to an end."""
-        return children.limited(self._close, _DETACH_SECONDS) == 0
+        """Close the gate, then all descriptors but our own and those of maps and programs.
 
-    def _close(self) -> int:
+        Returns False where that takes longer than 30 s.
+        """
+        return children.run_limited(self._close_descriptors, _DETACH_SECONDS) == 0
+
+    def _close_descriptors(self) -> int:
         from tracer.bpf.maps import close_gate
-        from tracer.supervision import checkpoint, handed_down
+        from tracer.supervision import checkpoint, takeover
 
         keep = set(self._own)
         if attached := checkpoint.read(self.memory).state.attached:
-            down = handed_down.read(attached)
-            close_gate(down.fds[list(down.answer.maps).index("params")])
-            keep |= set(down.fds)
+            record = takeover.decode(attached)
+            close_gate(record.fds[list(record.answer.maps).index("params")])
+            keep |= set(record.fds)
         last = max(keep)
         for fd, after in zip([*sorted(keep)], [*sorted(keep)[1:], last + (1 << 16)], strict=True):
             os.closerange(fd + 1, after)
         return 0
 
-    def afterwards(self, work: Callable[[], int], stopped: Callable[[], bool]) -> int | None:
-        """Do this in another process, which may die or hang as well: its exit status (negative: its signal), or None."""
-        return children.limited(work, self._hang_seconds, stopped=stopped)
+    def run_limited(self, work: Callable[[], int], stopped: Callable[[], bool]) -> int | None:
+        """Run work in a child, which may die or hang as well, for hang_seconds at most.
+
+        Returns its exit status (negative: the signal), or None where it took too long.
+        """
+        return children.run_limited(work, self._hang_seconds, stopped=stopped)
 
     @staticmethod
-    def let_go(code: int) -> None:
-        """End, and leave nothing open: a judge that cannot die would keep it, the lock file and who reads what we print among it."""
+    def close_all_and_exit(code: int) -> None:
+        """Close every descriptor and exit.
+
+        A checker that cannot die would keep them open: the lock file, and our standard output.
+        """
         os.closerange(0, 1 << 20)
         os._exit(code)
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """The judge's side of `rmapd run`. owner: the process that people know and signal. line: to a supervisor, where there is one."""
+    """The checker's side of `rmapd run`.
 
-    memory: Memory
+    owner is the pid that users know and signal. channel leads to the supervisor; it is None under
+    systemd, where there is no supervisor.
+    """
+
+    memory: CheckpointMemory
     owner: int
-    line: SupervisorLine | None = None
+    channel: MessageChannel | None = None
 
-    def survive(self) -> None:
-        """From here on there is something to lose: end in good order when the supervisor dies. Once more after a change of user, which
-        takes it back."""
-        if self.line:
+    def end_with_supervisor(self) -> None:
+        """Get SIGTERM when the supervisor dies, so that the run ends in good order.
+
+        Call it again after a change of user: the kernel clears the parent-death signal then.
+        """
+        if self.channel:
             children.die_with_parent(signal.SIGTERM, self.owner)
 
-    def gave_up(self, who: User | None) -> None:
-        """Privileges, and became `who` (None: it stayed who it was): the supervisor follows."""
-        if self.line:
+    def report_privileges(self, user: User | None) -> None:
+        """Report the capabilities that are left and the new user; the supervisor drops the same.
+
+        None: the user has not changed.
+        """
+        if self.channel:
             from pyprctl import CapState
 
             kept = [cap.value for cap in CapState.get_current().permitted]
-            self.line.say("dropped", (kept, (who.name, who.uid, who.gid) if who else None))
+            who = (user.name, user.uid, user.gid) if user else None
+            self.channel.send("dropped", (kept, who))
 
-    def done(self) -> None:
-        """It ends because it was asked to, or cannot go on; its exit code says which."""
-        if self.line:
-            self.line.say("done")
+    def report_end(self) -> None:
+        """Report that this process is about to exit on its own; its exit code gives the reason."""
+        if self.channel:
+            self.channel.send("done")
 
 
-def error_of(said: tuple[str, str, str, str]) -> RmapdError:
-    """What Line.say_error() said."""
-    name, what, why, hint = said
+def decode_error(value: tuple[str, str, str, str]) -> RmapdError:
+    """Make the error again that the other process passed to send_error()."""
+    name, what, why, hint = value
     kind: type[RmapdError] = next(
         (kind for kind in RmapdError.__subclasses__() if kind.__name__ == name), RmapdError
     )
     return kind(what, why=why, hint=hint)
 
 
-def _open() -> set[int]:
-    """Our descriptors: not the one that lists them."""
+def _open_descriptors() -> set[int]:
+    """List this process's descriptors, without the one that is open for the list."""
     found = set[int]()
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):
@@ -238,16 +280,21 @@ def _open() -> set[int]:
     return found
 
 
-def fork(memory: Memory, hang_seconds: float) -> tuple[SupervisorLine, Watched | None]:
-    """Two processes from here on: the judge, for whom there is no Watched, and its supervisor."""
-    ours, theirs = SupervisorLine.pair()
-    own, parent = _open(), os.getpid()
+def fork_checker(
+    memory: CheckpointMemory, hang_seconds: float, clock: Callable[[], float] = time.monotonic
+) -> tuple[MessageChannel, CheckerProcess | None]:
+    """Fork: the child is the checker and gets None, the parent is its supervisor.
+
+    hang_seconds: without a beat for so long, the checker counts as dead. clock is in seconds.
+    """
+    ours, theirs = MessageChannel.pair()
+    own, parent = _open_descriptors(), os.getpid()
     process = children.fork_sharing_files()
     if process:
-        children.stay_on_node()
-        return ours, Watched(process, ours, memory, hang_seconds, own)
+        children.disable_numa_balancing()
+        return ours, CheckerProcess(process, ours, memory, hang_seconds, own, clock)
     signal.set_wakeup_fd(-1)
-    children.call_it(JUDGE)
+    children.set_process_name(CHECKER_NAME)
     children.die_with_parent(signal.SIGKILL, parent)
     memory.beat()
     return theirs, None

@@ -1,4 +1,4 @@
-"""Children that die, hang and stay, and a command that does not end."""
+"""Children that die, hang or cannot be killed, and a command that does not end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ assert os.read(mine, 1) == b""
 """
 
 
-def test_one_table_of_descriptors() -> None:
+def test_shared_fork_has_one_table_of_descriptors() -> None:
     """In a process of its own: the one that shares must have a single thread."""
     assert (
         subprocess.run(
@@ -59,35 +59,37 @@ def slow() -> int:
     return 0
 
 
-def test_a_child_has_its_time() -> None:
-    assert children.limited(lambda: 7, 5, sharing=False) == 7
-    assert children.limited(killed, 5, sharing=False) == -signal.SIGKILL
+def test_limited_child_returns_its_status_or_none() -> None:
+    assert children.run_limited(lambda: 7, 5, sharing=False) == 7
+    assert children.run_limited(killed, 5, sharing=False) == -signal.SIGKILL
     began = time.monotonic()
-    assert children.limited(slow, 0.2, sharing=False) is None
-    assert children.limited(slow, 60, sharing=False, stopped=lambda: True) is None
+    assert children.run_limited(slow, 0.2, sharing=False) is None
+    assert children.run_limited(slow, 60, sharing=False, stopped=lambda: True) is None
     assert time.monotonic() - began < 5
 
 
-def test_a_main_thread_that_is_gone_is_seen() -> None:
+def test_process_whose_main_thread_exited_is_exiting() -> None:
     process = os.fork()
     if not process:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         ctypes.CDLL(None).syscall(60, 0)  # exit(2), of this thread only
     try:
         end = time.monotonic() + 5
-        while not children.exiting(process) and time.monotonic() < end:
+        while not children.is_exiting(process) and time.monotonic() < end:
             time.sleep(0.01)
-        assert children.exiting(process)
-        assert children.ended(process) is None, "nobody can reap it"
-        assert not children.exiting(os.getpid())
-        assert not children.exiting(1 << 22)
+        assert children.is_exiting(process)
+        assert children.exit_status(process) is None, (
+            "the process has another thread, so it cannot be reaped"
+        )
+        assert not children.is_exiting(os.getpid())
+        assert not children.is_exiting(1 << 22)
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
 
 
-def test_a_command_that_cannot_die_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a task in D state: signals do nothing to it."""
+def test_command_that_survives_sigkill_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like a task in D state, on which signals have no effect."""
     command = Command(["sleep", "60"], 0.1)
     command.start()
     assert command.process
@@ -95,24 +97,24 @@ def test_a_command_that_cannot_die_holds_nothing_up(monkeypatch: pytest.MonkeyPa
     sent = list[int]()
     monkeypatch.setattr(process, "send_signal", sent.append)
     monkeypatch.setattr(process, "kill", lambda: sent.append(signal.SIGKILL))
-    command.end(signal.SIGTERM)
+    command.terminate(signal.SIGTERM)
     began = time.monotonic()
     command.wait(10)
-    assert 1 < time.monotonic() - began < 3, "the grace, and a second for SIGKILL"
+    assert 1 < time.monotonic() - began < 3, "the grace period, and a second after SIGKILL"
     assert sent == [signal.SIGTERM, signal.SIGKILL]
     outcome = command.outcome(124, {"reason": "time"})
     assert (outcome.exit_code, outcome.code, outcome.ended) == (
         None,
         124,
-        "it did not end, SIGKILL or not",
+        "it did not end, even after SIGKILL",
     )
-    command.let_go()
+    command.close_handles()
     os.kill(process.pid, signal.SIGKILL)
     os.waitpid(process.pid, 0)
     process.returncode = 0
 
 
-def test_a_command_that_cannot_be_run(tmp_path: Path) -> None:
+def test_command_that_cannot_run_raises_with_its_exit_code(tmp_path: Path) -> None:
     for argv, kind, code in (
         ([str(tmp_path / "none")], NotFound, 127),
         ([str(tmp_path)], NotRunnable, 126),

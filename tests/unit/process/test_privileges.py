@@ -1,4 +1,4 @@
-"""The smallest set that is enough is kept; every thread starts without; what attaching alone needs is refused."""
+"""The smallest sufficient capabilities are kept, threads start without any, the filter refuses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pyprctl import Cap
 
 from tracer.bpf import maps, programs
 from tracer.errors import RmapdError
-from tracer.process import privileges, seccomp
+from tracer.process import capabilities, privileges, seccomp, users
 
 
 class State:
-    """Capabilities of a thread that is not ours."""
+    """Capabilities of a simulated thread."""
 
     current: State
 
@@ -40,42 +40,46 @@ class State:
 def root(monkeypatch: pytest.MonkeyPatch) -> set[Cap]:
     everything = {Cap.BPF, Cap.PERFMON, Cap.SYSLOG, Cap.SYS_ADMIN, Cap.SETPCAP}
     State.current = State(set(everything), set(everything), set())
-    monkeypatch.setattr(privileges, "CapState", State)
+    monkeypatch.setattr(capabilities, "CapState", State)
+    monkeypatch.setattr(users, "CapState", State)
     return everything
 
 
 @pytest.mark.parametrize("needs", [set(), {Cap.BPF}, {Cap.BPF, Cap.PERFMON}, {Cap.SYS_ADMIN}])
-def test_the_first_step_that_is_enough(root: set[Cap], needs: set[Cap]) -> None:
+def test_first_sufficient_candidate_is_kept(root: set[Cap], needs: set[Cap]) -> None:
     def rehearse() -> str:
         if not needs <= State.current.effective:
             raise PermissionError("no")
-        return "as ever"
+        return "unchanged"
 
-    kept = privileges._needed(rehearse)
+    kept = capabilities.smallest_sufficient(rehearse)
     assert needs <= kept
-    assert kept in privileges._LADDER
-    assert not any(needs <= step for step in privileges._LADDER[: privileges._LADDER.index(kept)])
-    assert State.current.effective == root, "what was tried is undone"
+    assert kept in capabilities.CANDIDATES
+    assert not any(
+        needs <= candidate
+        for candidate in capabilities.CANDIDATES[: capabilities.CANDIDATES.index(kept)]
+    )
+    assert State.current.effective == root, "the trial is undone"
 
 
-def test_less_to_see_is_a_refusal_too(root: set[Cap]) -> None:
-    """As /proc/kallsyms does: it opens and shows zeros."""
-    assert privileges._needed(lambda: Cap.SYSLOG in State.current.effective) == {
+def test_rehearsal_with_another_result_rejects_the_candidate(root: set[Cap]) -> None:
+    """/proc/kallsyms opens without CAP_SYSLOG, but its addresses are zero."""
+    assert capabilities.smallest_sufficient(lambda: Cap.SYSLOG in State.current.effective) == {
         Cap.BPF,
         Cap.PERFMON,
         Cap.SYSLOG,
     }
 
 
-def test_what_nobody_foresaw_keeps_all(root: set[Cap]) -> None:
-    assert privileges._needed(lambda: len(State.current.effective)) == root
+def test_no_sufficient_candidate_keeps_all_of_the_fallback(root: set[Cap]) -> None:
+    assert capabilities.smallest_sufficient(lambda: len(State.current.effective)) == root
 
 
-def test_threads_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_started_inside_drop_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
     given_up: list[str] = []
     monkeypatch.setattr(
-        privileges,
-        "keep",
+        capabilities,
+        "limit_to",
         lambda kept: given_up.append(f"{threading.current_thread().name} {len(kept)}"),
     )
     with privileges.threads_without():
@@ -88,11 +92,11 @@ def test_threads_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given_up == ["inside 0"]
 
 
-def test_all_that_judging_calls_is_allowed_and_no_more() -> None:
+def test_filter_allows_the_bpf_commands_of_checking_and_no_others() -> None:
     used = {maps._LOOKUP, maps._UPDATE, maps._DELETE, maps._LOOKUP_BATCH, maps._UPDATE_BATCH}
     used |= {programs._TEST_RUN, programs._INFO, programs._ITER_CREATE}
-    assert used <= seccomp._BPF_ALLOWED
-    assert not seccomp._BPF_ALLOWED & {
+    assert used <= seccomp.BPF_ALLOWED
+    assert not seccomp.BPF_ALLOWED & {
         programs._PROG_LOAD,
         programs._RAW_TRACEPOINT_OPEN,
         programs._LINK_CREATE,
@@ -109,43 +113,43 @@ def passwd(monkeypatch: pytest.MonkeyPatch, **known: int) -> None:
     State.current.permitted |= {Cap.SETUID, Cap.SETGID}
 
 
-def test_root_becomes_the_user_or_nobody(
+def test_root_becomes_rmapd_or_nobody(
     root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     passwd(monkeypatch, rmapd=990, nobody=65534)
-    assert privileges.user("rmapd") == privileges.User("rmapd", 990, 990)
+    assert users.resolve("rmapd") == users.User("rmapd", 990, 990)
     assert not caplog.records
     passwd(monkeypatch, nobody=65534)
-    assert privileges.user("rmapd") == privileges.User("nobody", 65534, 65534)
+    assert users.resolve("rmapd") == users.User("nobody", 65534, 65534)
     assert "there is no user rmapd: rmapd becomes nobody" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("name", "why"), [("watcher", "there is no such user"), ("root", "it is root")]
 )
-def test_a_user_that_was_asked_for_must_be_one(
+def test_configured_user_that_is_missing_or_root_is_an_error(
     root: set[Cap], monkeypatch: pytest.MonkeyPatch, name: str, why: str
 ) -> None:
     passwd(monkeypatch, root=0, nobody=65534)
     with pytest.raises(RmapdError, match=f"rmapd cannot become {name}: {why}"):
-        privileges.user(name)
+        users.resolve(name)
 
 
-def test_who_is_not_root_or_cannot_change_stays(
+def test_process_that_cannot_change_user_keeps_it(
     root: set[Cap], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     passwd(monkeypatch, rmapd=990)
     State.current.permitted -= {Cap.SETUID}
-    assert privileges.user("rmapd") is None
+    assert users.resolve("rmapd") is None
     assert "stays uid 0, which owns root's files: CAP_SETUID missing" in caplog.text
     monkeypatch.setattr(os, "geteuid", lambda: 990)
-    assert privileges.user("rmapd") is None
+    assert users.resolve("rmapd") is None
 
 
-def test_what_nobody_foresaw_keeps_no_capability_over_files(root: set[Cap]) -> None:
+def test_fallback_has_no_capability_over_files(root: set[Cap]) -> None:
     more = {Cap.DAC_OVERRIDE, Cap.CHOWN, Cap.SETUID, Cap.KILL}
     State.current = State(root | more, root | more, set())
-    assert privileges._needed(lambda: len(State.current.effective)) == root
+    assert capabilities.smallest_sufficient(lambda: len(State.current.effective)) == root
 
 
 SEALED = """
@@ -165,7 +169,7 @@ def other():
     results.append(refused(lambda: os.execv("/bin/true", ["true"])))
 thread = threading.Thread(target=other)
 thread.start()
-print("forbid", repr(seccomp.forbid()))
+print("forbid", repr(seccomp.install_filter()))
 waiting.set()
 thread.join()
 load = lambda: maps.call(programs._PROG_LOAD, bytes(128))
@@ -174,8 +178,8 @@ print(*results, refused(lambda: os.execv("/bin/true", ["true"])), refused(load),
 """
 
 
-def test_the_filter_refuses_in_every_thread() -> None:
-    """A new program, a new process image: EPERM. What judging asks goes through to the kernel (EBADFD for no descriptor)."""
+def test_filter_refuses_in_threads_started_before_it() -> None:
+    """execve() and BPF_PROG_LOAD: EPERM. What checking needs reaches the kernel, hence EBADFD."""
     pytest.importorskip("seccomp", reason="python3-seccomp is not installed")
     done = subprocess.run(
         [sys.executable, "-c", SEALED], capture_output=True, text=True, check=True
@@ -183,6 +187,6 @@ def test_the_filter_refuses_in_every_thread() -> None:
     assert done.stdout.splitlines() == ["forbid ''", "EPERM EPERM EPERM EBADFD"]
 
 
-def test_without_libseccomp_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_libseccomp_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "seccomp", None)
-    assert seccomp.forbid() == "no seccomp filter (python3-seccomp is not installed)"
+    assert seccomp.install_filter() == "no seccomp filter (python3-seccomp is not installed)"

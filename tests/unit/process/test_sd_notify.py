@@ -1,4 +1,4 @@
-"""What systemd would hear, on a real socket; and what a running daemon takes over."""
+"""Messages to systemd on a real socket, and the descriptors that systemd keeps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tracer.process.sd_notify import SystemdNotifier
 
 
 @pytest.fixture
-def ears(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
+def notify_socket(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(name)
@@ -23,8 +23,10 @@ def ears(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
         yield name, listening
 
 
-def test_what_is_said(ears: tuple[str, socket.socket]) -> None:
-    name, listening = ears
+def test_each_notification_is_one_datagram_with_its_fields(
+    notify_socket: tuple[str, socket.socket],
+) -> None:
+    name, listening = notify_socket
     supervisor = SystemdNotifier({"NOTIFY_SOCKET": name})
     supervisor.ready("gate open")
     supervisor.alive("0 violated")
@@ -38,7 +40,7 @@ def test_what_is_said(ears: tuple[str, socket.socket]) -> None:
     assert heard[3][0] == "STOPPING=1"
 
 
-def test_an_abstract_socket() -> None:
+def test_abstract_socket_is_notified() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind("")  # the kernel picks an abstract name
         listening.settimeout(5)
@@ -47,28 +49,28 @@ def test_an_abstract_socket() -> None:
         assert listening.recv(4096).startswith(b"READY=1")
 
 
-def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_socket_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     SystemdNotifier({}).ready("x")
     assert not caplog.messages
-    gone = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
-    gone.alive("x")
-    gone.alive("x")
+    missing = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    missing.alive("x")
+    missing.alive("x")
     (message,) = caplog.messages
-    assert message.startswith("systemd does not hear us")
+    assert message.startswith("cannot notify systemd: ")
 
 
-def test_descriptors_are_kept_and_let_go(tmp_path: Path) -> None:
+def test_descriptors_are_sent_to_systemd_and_removed(tmp_path: Path) -> None:
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(name)
         systemd = SystemdNotifier({"NOTIFY_SOCKET": name})
 
         given = [os.memfd_create(f"kept-{number}") for number in range(3)]
-        systemd.keep(given)
+        systemd.store_descriptors(given)
         message, came, _, _ = socket.recv_fds(heard, 4096, 10)
         assert message == b"FDSTORE=1\nFDNAME=rmapd\nFDPOLL=0"
         assert [os.fstat(fd).st_ino for fd in came] == [os.fstat(fd).st_ino for fd in given]
-        systemd.forget()
+        systemd.remove_stored_descriptors()
         assert heard.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=rmapd"
         for fd in [*given, *came]:
             os.close(fd)
@@ -76,18 +78,22 @@ def test_descriptors_are_kept_and_let_go(tmp_path: Path) -> None:
 
 TAKING = """
 import os
-from tracer.process.sd_notify import taken_back
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3", "LISTEN_FDNAMES": "rmapd:other:rmapd"}
+from tracer.process.sd_notify import take_stored_descriptors
+names = "rmapd:other:rmapd"
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3", "LISTEN_FDNAMES": names}
 for number in range(3):
     os.dup2(os.memfd_create(str(number)), 20 + number)
 for number in range(3):
     os.dup2(20 + number, 3 + number)
-print(taken_back(), "LISTEN_FDS" in os.environ, [fd for fd in (3, 4, 5) if os.path.exists(f"/proc/self/fd/{fd}")], os.get_inheritable(3))
-print(taken_back(), taken_back({"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "rmapd"}))
+taken = take_stored_descriptors()
+left = [fd for fd in (3, 4, 5) if os.path.exists(f"/proc/self/fd/{fd}")]
+print(taken, "LISTEN_FDS" in os.environ, left, os.get_inheritable(3))
+other = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "rmapd"}
+print(take_stored_descriptors(), take_stored_descriptors(other))
 """
 
 
-def test_what_systemd_kept_is_taken_back_once() -> None:
+def test_stored_descriptors_are_taken_once_by_their_name() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TAKING], capture_output=True, text=True, check=True
     )

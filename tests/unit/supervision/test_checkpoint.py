@@ -1,8 +1,9 @@
-"""What a judge writes into memory that outlives it, and what another reads there: all of it, at whatever moment the first one stopped."""
+"""Another process reads whatever a checker has written, at whatever moment the checker stopped."""
 
 from __future__ import annotations
 
 import os
+import struct
 from collections import Counter
 
 import msgspec
@@ -11,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.invariants.verdict import Finding, Tally, Verdict
-from tracer.supervision.checkpoint import Checkpoint, CheckpointState, Left, Memory, read
+from tracer.supervision.checkpoint import (
+    Checkpoint,
+    CheckpointMemory,
+    CheckpointState,
+    Recovered,
+    read,
+)
 from tracer.tables.records import Row, Visited
 
 HALF = 1 << 16
+END_OFFSET, BEAT_OFFSET = 0, 8
+"""Words of the header: the end of the log, and the time of the last beat in nanoseconds."""
 
 
 def finding(number: int, detail: str = "") -> Finding:
@@ -30,10 +39,10 @@ def finding(number: int, detail: str = "") -> Finding:
     )
 
 
-class Judge:
-    """What a checkpoint sees of one: a tally, counts of protocols, places."""
+class FakeChecker:
+    """What a checkpoint reads of a checker: a tally, counts of protocols, proven entries."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: CheckpointMemory) -> None:
         self.tally, self.protocols, self.proven = (
             Tally(),
             Counter[bytes](),
@@ -62,7 +71,7 @@ class Judge:
         self.protocols[key] += 1
         self._moved[key] = self.protocols[key]
 
-    def is_in(self, left: Left) -> None:
+    def assert_equals(self, left: Recovered) -> None:
         state = left.state
         assert state.attached == b"what is attached"
         assert {(name, verdict): count for name, verdict, count in state.checks} == dict(
@@ -90,41 +99,41 @@ class Judge:
     ),
     detail=st.integers(0, 3000),
 )
-def test_who_comes_after_knows_the_state_and_what_was_taken_since(
+def test_recovered_log_has_last_state_and_everything_taken_since(
     steps: list[tuple[str, int]], detail: int
 ) -> None:
-    """Through many a change of halves: a half is small here, and evidence may be long."""
-    memory = Memory(HALF * 4)
-    judge, taken, expected = Judge(memory), dict[tuple[str, bytes], bytes](), list[bytes]()
-    judge.checkpoint.commit()
+    """The halves are switched often: a half is small here, and evidence may be long."""
+    memory = CheckpointMemory(HALF * 4)
+    checker, taken, expected = FakeChecker(memory), dict[tuple[str, bytes], bytes](), list[bytes]()
+    checker.checkpoint.commit()
     for what, number in steps:
         if what == "find":
-            judge.tally.record(finding(number, "x" * detail), float(number))
+            checker.tally.record(finding(number, "x" * detail), float(number))
         elif what == "count":
-            judge.count(number)
+            checker.count(number)
         elif what == "prove":
-            judge.proven |= {("M1", (number, 0, 0, 0, 0))}
+            checker.proven |= {("M1", (number, 0, 0, 0, 0))}
         elif what == "forget":
-            judge.proven = {place for place in judge.proven if place[1][0] < number}
-        elif what == "complete" and judge.tally.violations:
-            violation = next(iter(judge.tally.violations.values()))
+            checker.proven = {place for place in checker.proven if place[1][0] < number}
+        elif what == "complete" and checker.tally.violations:
+            violation = next(iter(checker.tally.violations.values()))
             violation.first = (
                 msgspec.structs.replace(violation.first)
                 if False
                 else finding(int(violation.first.shape[5:]), "complete")
             )
         elif what == "row":
-            judge.checkpoint.note_row("ledger", bytes([number]), bytes([len(taken)]))
+            checker.checkpoint.note_row("ledger", bytes([number]), bytes([len(taken)]))
             taken.setdefault(("ledger", bytes([number])), bytes([len(taken)]))
         elif what == "event":
-            judge.checkpoint.note_event(number, b"event")
+            checker.checkpoint.note_event(number, b"event")
             expected.append(b"event")
         else:
-            judge.checkpoint.commit()
+            checker.checkpoint.commit()
             taken.clear()
             expected.clear()
-            judge.is_in(read(memory))
-        left = read(Memory(fd=os.dup(memory.fd)))
+            checker.assert_equals(read(memory))
+        left = read(CheckpointMemory(fd=os.dup(memory.fd)))
         assert {(name, key): value for name, key, value in left.rows} == taken, (
             "as they were at the last state"
         )
@@ -132,58 +141,59 @@ def test_who_comes_after_knows_the_state_and_what_was_taken_since(
         assert left.not_kept == 0
 
 
-def test_what_is_half_written_is_not_there() -> None:
-    memory = Memory(HALF)
-    judge = Judge(memory)
-    judge.tally.record(finding(1), 1.0)
-    judge.checkpoint.commit()
-    before = memory._words[0]
-    judge.tally.record(finding(2), 2.0)
-    judge.checkpoint.commit()
-    memory._words[0] = before  # it died just before it said so
+def test_record_written_without_moving_the_end_is_ignored() -> None:
+    memory = CheckpointMemory(HALF)
+    checker = FakeChecker(memory)
+    checker.tally.record(finding(1), 1.0)
+    checker.checkpoint.commit()
+    before = os.pread(memory.fd, 8, END_OFFSET)
+    checker.tally.record(finding(2), 2.0)
+    checker.checkpoint.commit()
+    os.pwrite(memory.fd, before, END_OFFSET)  # it died before the store that counts
     assert [v.first.shape for v in read(memory).state.violations.values()] == ["kind 1"]
 
 
-def test_a_second_without_news_costs_no_room() -> None:
-    memory = Memory(HALF)
-    judge = Judge(memory)
-    judge.tally.record(finding(1), 1.0)
-    judge.checkpoint.commit()
-    judge.checkpoint.commit()
-    end = memory._words[0]
+def test_commit_without_changes_writes_nothing() -> None:
+    memory = CheckpointMemory(HALF)
+    checker = FakeChecker(memory)
+    checker.tally.record(finding(1), 1.0)
+    checker.checkpoint.commit()
+    checker.checkpoint.commit()
+    used = memory.used_bytes
     for _ in range(100):
-        judge.checkpoint.commit()
-    assert memory._words[0] == end
+        checker.checkpoint.commit()
+    assert memory.used_bytes == used
 
 
-def test_what_does_not_fit_is_counted() -> None:
-    memory = Memory(HALF)
-    judge = Judge(memory)
+def test_record_without_room_is_dropped_and_counted() -> None:
+    memory = CheckpointMemory(HALF)
+    checker = FakeChecker(memory)
     for number in range(2000):
-        judge.checkpoint.note_row("ledger", number.to_bytes(4, "little"), bytes(100))
+        checker.checkpoint.note_row("ledger", number.to_bytes(4, "little"), bytes(100))
     assert memory.not_kept > 0
     assert read(memory).not_kept == memory.not_kept
 
 
-def test_how_much_is_in_the_store() -> None:
-    memory = Memory(HALF)
-    judge = Judge(memory)
-    judge.tally.record(finding(1), 1.0, 5)
-    judge.checkpoint.commit()
+def test_state_has_the_counts_that_the_store_has() -> None:
+    memory = CheckpointMemory(HALF)
+    checker = FakeChecker(memory)
+    checker.tally.record(finding(1), 1.0, 5)
+    checker.checkpoint.commit()
     assert read(memory).state.stored == {}
-    judge.checkpoint.commit(stored=True)
-    judge.tally.record(finding(1), 2.0, 2)
-    judge.checkpoint.commit()
+    checker.checkpoint.commit(stored=True)
+    checker.tally.record(finding(1), 2.0, 2)
+    checker.checkpoint.commit()
     left = read(memory).state
     assert left.stored == {finding(1).signature: 5}
     assert left.violations[finding(1).signature].count == 7
 
 
-def test_a_beat_is_heard_from_another_process() -> None:
-    memory = Memory(HALF)
+def test_beat_of_one_process_is_read_by_another() -> None:
+    memory = CheckpointMemory(HALF)
     child = os.fork()
     if not child:
-        memory._words[1] -= 10**12
+        (beat,) = struct.unpack("=Q", os.pread(memory.fd, 8, BEAT_OFFSET))
+        os.pwrite(memory.fd, struct.pack("=Q", beat - 10**12), BEAT_OFFSET)
         os._exit(0)
     os.waitpid(child, 0)
     assert memory.silent_seconds > 999
@@ -191,25 +201,29 @@ def test_a_beat_is_heard_from_another_process() -> None:
     assert memory.silent_seconds < 5
 
 
-def test_what_no_judge_wrote_is_an_error() -> None:
-    memory = Memory(HALF)
+def test_log_of_another_format_raises() -> None:
+    memory = CheckpointMemory(HALF)
     memory.append(b"\xc1nonsense")
     with pytest.raises(msgspec.DecodeError):
         read(memory)
 
 
-def test_a_state_comes_back_as_it_was_written() -> None:
-    memory = Memory(1 << 20)
+def test_state_with_rows_and_late_counts_is_read_as_written() -> None:
+    memory = CheckpointMemory(1 << 20)
     visited = Visited(1 << 63, 2, 3, 4, 5, 6, 7)
     row = Row(b"k" * 32, 1, 2, 0, 0x7F0000000000, 1, 5, 1 << 63, 9, (), {1 << 63: visited})
     state = CheckpointState(
         level="full",
         entries=[(Verdict.HOLDS, 4)],
-        held=[row],
+        case_rows=[row],
         late=({"M4_LATE": 3}, {b"x\xff": 2}, 1),
     )
     checkpoint = Checkpoint(memory, lambda: state, lambda _every: {}, set)
     checkpoint.begin(b"what is attached")
     checkpoint.commit()
     found = read(memory).state
-    assert (found.entries, found.held, found.late) == (state.entries, state.held, state.late)
+    assert (found.entries, found.case_rows, found.late) == (
+        state.entries,
+        state.case_rows,
+        state.late,
+    )

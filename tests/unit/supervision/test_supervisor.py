@@ -1,4 +1,4 @@
-"""What a supervisor makes of a judge that says something, dies, or says nothing; and the exit codes of exec."""
+"""A supervisor sees its checker report, die or hang; and the exit codes of exec."""
 
 from __future__ import annotations
 
@@ -12,85 +12,93 @@ from tracer.daemon.exec_supervisor import exit_code
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
 from tracer.supervision import supervisor
 from tracer.supervision.command import FAILED, NotFound, NotRunnable
-from tracer.supervision.supervisor import SupervisorLine
+from tracer.supervision.supervisor import MessageChannel
 
 DEATHS = """
-import os, signal, sys, time
+import os, signal, struct, sys, time
 from tracer.supervision import supervisor
-from tracer.supervision.checkpoint import Memory
-memory = Memory(1 << 16)
-line, watched = supervisor.fork(memory, 1.0)
-if watched is None:
-    line.say("open")
+from tracer.supervision.checkpoint import CheckpointMemory
+memory = CheckpointMemory(1 << 16)
+ahead = 0.0
+channel, checker = supervisor.fork_checker(memory, 1.0, lambda: time.monotonic() + ahead)
+if checker is None:
+    channel.send("open")
     left_open = os.open("/dev/zero", os.O_RDONLY)
-    line.say("opened", left_open)
-    {judge}
+    channel.send("opened", left_open)
+    {checker}
     time.sleep(60)
-heard, death, end = [], None, time.monotonic() + 20
+received, death, end = [], None, time.monotonic() + 20
 while death is None and time.monotonic() < end:
-    watched.wait([], 0.1)
-    death = watched.death()
-    heard += watched.line.heard()
+    checker.wait([], 0.1)
+    death = checker.death()
+    received += checker.channel.received()
     {supervisor}
 print(death.as_json())
-(left_open,) = (what for kind, what in heard if kind == "opened")
-assert os.path.exists(f"/proc/self/fd/{{left_open}}"), "the table is one"
-assert watched.detach()
+(left_open,) = (value for kind, value in received if kind == "opened")
+assert os.path.exists(f"/proc/self/fd/{{left_open}}"), "both have one table of descriptors"
+assert checker.detach()
 assert not os.path.exists(f"/proc/self/fd/{{left_open}}")
-assert os.path.exists(f"/proc/self/fd/{{memory.fd}}"), "this is ours"
-print([kind for kind, _ in heard])
+assert os.path.exists(f"/proc/self/fd/{{memory.fd}}"), "the supervisor keeps its own"
+print([kind for kind, _ in received])
 """
 
 
-def seen(judge: str, by_supervisor: str = "pass") -> list[str]:
-    """In a process of its own: the one that forks has a single thread."""
-    script = DEATHS.format(judge=judge, supervisor=by_supervisor)
+def outcome(checker: str, by_supervisor: str = "pass") -> list[str]:
+    """Run both in a process of its own: the one that forks must have a single thread."""
+    script = DEATHS.format(checker=checker, supervisor=by_supervisor)
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     ).stdout.splitlines()
 
 
 @pytest.mark.parametrize(
-    ("judge", "reason"),
+    ("checker", "reason"),
     [
         ("os.kill(os.getpid(), signal.SIGBUS)", "killed by SIGBUS"),
-        ("line.say('done', 3); os._exit(3)", "exit status 3"),
+        ("channel.send('done', 3); os._exit(3)", "exit status 3"),
         ("os._exit(70)", "exit status 70"),
         ("", "no sign of life for 1 s"),
     ],
 )
-def test_a_death_is_told_with_its_reason(judge: str, reason: str) -> None:
-    death, heard = seen(judge)
-    assert f"'reason': 'the judge died: {reason}'" in death
-    assert heard == str(["open", "opened", *(["done"] if "done" in judge else [])]), (
-        "also what it said last"
-    )
+def test_death_is_reported_with_its_reason_and_the_last_messages(checker: str, reason: str) -> None:
+    death, received = outcome(checker)
+    assert f"'reason': 'the checker died: {reason}'" in death
+    assert received == str(["open", "opened", *(["done"] if "done" in checker else [])])
 
 
-def test_a_time_in_which_both_were_stopped_is_no_hang() -> None:
-    """As after Ctrl-Z and fg."""
+def test_time_in_which_both_were_stopped_is_not_a_hang() -> None:
+    """After Ctrl-Z and fg the last beat and the last look are both old: here by 100 s, once."""
     beats = "\n    for _ in range(30): memory.beat(); time.sleep(0.1)"
-    stopped = "\n    if not hasattr(watched, 'was'): watched.was = 1; time.sleep(0); watched._looked -= 100; memory._words[1] -= 10 ** 11"
-    death, _ = seen(beats + "\n    os._exit(9)", stopped)
+    stopped = (
+        "\n    if not ahead:"
+        "\n        ahead = 100.0"
+        "\n        os.kill(checker.process, signal.SIGSTOP)"
+        "\n        (beat,) = struct.unpack('=Q', os.pread(memory.fd, 8, 8))"
+        "\n        os.pwrite(memory.fd, struct.pack('=Q', beat - 10**11), 8)"
+        "\n        assert memory.silent_seconds > 99"
+        "\n        death = checker.death()"
+        "\n        os.kill(checker.process, signal.SIGCONT)"
+    )
+    death, _ = outcome(beats + "\n    os._exit(9)", stopped)
     assert "exit status 9" in death
 
 
-def test_errors_go_from_one_process_to_the_other() -> None:
-    ours, theirs = SupervisorLine.pair()
+def test_errors_are_passed_from_one_process_to_the_other() -> None:
+    ours, theirs = MessageChannel.pair()
     for error in (
         RmapdError("what", why="why", hint="hint"),
         NotCheckable("M1 is required", why="no hook"),
     ):
-        ours.say_error(error)
-        ((kind, said),) = theirs.heard()
-        again = supervisor.error_of(said)
+        ours.send_error(error)
+        ((kind, value),) = theirs.received()
+        again = supervisor.decode_error(value)
         assert (kind, type(again), str(again)) == ("error", type(error), str(error))
-    for line in (ours, theirs):
-        os.close(line.fd)
-    ours.say("nobody hears it")
+    for channel in (ours, theirs):
+        os.close(channel.fd)
+    ours.send("the other end is closed")
 
 
-def test_exit_codes_of_exec() -> None:
+def test_exec_maps_errors_to_the_exit_codes_of_env() -> None:
     errors = [
         NotFound("x"),
         NotRunnable("x"),

@@ -1,4 +1,4 @@
-"""What `rmapd exec` was asked for, and the least that it answers."""
+"""The request of `rmapd exec`: its options, and the smallest report that still answers it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 
 import tracer
 from tracer.config import Config
-from tracer.supervision.command import Outcome
+from tracer.supervision.command import CommandOutcome
 
 
 @dataclass(frozen=True)
-class ExecOrder:
-    """What was asked for. violation_code: of what --fail-on names; seconds: timeout for the command, grace from a signal to SIGKILL."""
+class ExecRequest:
+    """The options of one run, as the command line has them (COMMANDS.md).
+
+    violation_code is the exit code for the verdicts that fail_on names. timeout is the command's
+    time limit in seconds; grace is the time in seconds from a signal to SIGKILL.
+    """
 
     config: Config
     command: Sequence[str]
@@ -28,8 +32,8 @@ class ExecOrder:
     grace: float = 5.0
 
 
-def bare(outcome: Outcome) -> dict[str, Any]:
-    """A report without any book."""
+def minimal_report(outcome: CommandOutcome) -> dict[str, Any]:
+    """Make a report without any result: the version, the kernel and how the command ended."""
     head = {
         "rmapd": tracer.__version__,
         "kernel": os.uname().release,

@@ -1,4 +1,7 @@
-"""What a dead `rmapd run` has left: judged, stored as found after a crash, and logged. By its supervisor, or by the next start."""
+"""After `rmapd run` has died: check what it left, store it as found after a crash, and log it.
+
+The supervisor does that, or the next start under systemd.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,28 @@ from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
 from tracer.outputs.sinks import Sinks, open_store
 from tracer.process import children
-from tracer.supervision.checkpoint import Memory
+from tracer.supervision.checkpoint import CheckpointMemory
 
 log = logging.getLogger("rmapd")
 
-_MOST_SECONDS = 120.0
+_MAX_SECONDS = 120.0
 _KEPT = "systemd kept it for this start"
 
 
-def keep(config: Config, memory: Memory, how: str) -> int:
-    """By the supervisor, which has all that the judge had. how: it died."""
-    return _keep(config, aftermath(config, memory), how)
+def store_after_death(config: Config, memory: CheckpointMemory, death: str) -> int:
+    """Store what a dead checker left; the caller is its supervisor and has all its descriptors.
+
+    death is the reason. Returns the exit status 0.
+    """
+    return _store(config, aftermath(config, memory), death)
 
 
-def keep_from_systemd(config: Config, descriptors: Collection[int]) -> None:
-    """By the next start, in a process of its own, which what is read may kill: the memory is the one that is neither map nor program."""
+def store_from_systemd(config: Config, descriptors: Collection[int]) -> None:
+    """Store what the last run left in systemd's descriptor store; close the descriptors.
+
+    A child does the work, because what it reads may kill it. The memory is the descriptor that is
+    neither a map nor a program.
+    """
     names = {fd: object_name(fd) for fd in descriptors}
     memory = next(
         (
@@ -44,27 +54,25 @@ def keep_from_systemd(config: Config, descriptors: Collection[int]) -> None:
 
     def work() -> int:
         try:
-            return _keep(
-                config,
-                aftermath(config, Memory(fd=memory), {name: fd for fd, name in names.items()}),
-                _KEPT,
-            )
+            by_name = {name: fd for fd, name in names.items()}
+            left = aftermath(config, CheckpointMemory(fd=memory), by_name)
+            return _store(config, left, _KEPT)
         except RmapdError as error:
-            log.error("what the last run has left is lost: %s", error)
+            log.error("results of the last run are lost: %s", error)
             return 0
 
     if memory >= 0:
-        done = children.limited(work, min(_MOST_SECONDS, config.hang_seconds), sharing=False)
-        if done != 0:
+        status = children.run_limited(work, min(_MAX_SECONDS, config.hang_seconds), sharing=False)
+        if status != 0:
             log.error(
-                "what the last run has left is lost: who judged it %s",
-                "took too long" if done is None else f"ended with {done}",
+                "results of the last run are lost: the process that read them %s",
+                "took too long" if status is None else f"ended with {status}",
             )
     for fd in descriptors:
         os.close(fd)
 
 
-def _keep(config: Config, session: Aftermath, how: str) -> int:
+def _store(config: Config, session: Aftermath, how: str) -> int:
     state, why = session.left.state, f"found after a crash: {how}"
     with session:
         session.stop()
