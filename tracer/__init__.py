@@ -1,3 +1,3 @@
-"""rmapd: watches a live kernel keep, or break, the promises of its reverse map."""
+"""rmapd: checks at run time that the Linux kernel keeps the rules of its reverse map."""
 
 __version__ = "0.1.0"

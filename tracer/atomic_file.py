@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors that say which."""
+"""Write a file whole or not at all; errors name the file."""
 
 from __future__ import annotations
 
@@ -12,37 +12,40 @@ from pathlib import Path
 
 from tracer.errors import of_os
 
-_HINT = "a folder that exists, has room and may be written to"
+_HINT = "a writable folder that exists and has room"
 _PATIENCE_SECONDS = 10.0
 _PIECE = 1 << 16
-_SOME_ROOM = 1 << 16
+_TRIAL_BYTES = 1 << 16
 
 
 def writable(path: Path, what: str) -> None:
-    """Find out before the work, not after it. RmapdError where `what` could not be written there."""
-    with _said(path, what, _HINT):
+    """Check, before the work, that the file can be written. Raises RmapdError with `what` it is."""
+    with _named_errors(path, what, _HINT):
         if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        if _special(path):
-            os.close(_opened(path))
+            raise IsADirectoryError(None, "it is a directory")
+        if _is_special(path):
+            os.close(_open(path))
         else:
             with tempfile.NamedTemporaryFile(dir=path.resolve().parent, prefix=".rmapd-") as file:
-                file.write(bytes(_SOME_ROOM))
+                file.write(bytes(_TRIAL_BYTES))
 
 
 def write(
     path: Path,
     text: str,
     what: str,
-    hint: str = "a folder that exists, has room and may be written to",
+    hint: str = _HINT,
     *,
     rescue: bool = True,
 ) -> None:
-    """The old file stays until the new one is whole and on the disk; a device or a pipe is written to as it is. RmapdError where it cannot
-    be; rescue: what took long to make is then left in another folder, which the error names."""
-    with _said(path, what, hint, text if rescue else ""):
-        if _special(path):
-            _pour(path, text.encode(errors="backslashreplace"))
+    """Write a temporary file, sync it and rename it to `path`; write devices and pipes directly.
+
+    Raises RmapdError with `what` it is. rescue: on an error, save the text, which took long to
+    make, in another folder, which the error names.
+    """
+    with _named_errors(path, what, hint, text if rescue else ""):
+        if _is_special(path):
+            _write_to_device(path, text.encode(errors="backslashreplace"))
             return
         target = path.resolve()
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=".rmapd-")
@@ -59,25 +62,25 @@ def write(
             raise
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, "nobody reads from this pipe") from error
+            raise OSError(errno.ENXIO, "no process reads this pipe") from error
         raise
 
 
-def _pour(path: Path, data: bytes) -> None:
-    """Into a device or a pipe; a pipe whose reader stops is given up."""
-    file = _opened(path)
+def _write_to_device(path: Path, data: bytes) -> None:
+    """Write to a device or a pipe; give up on a pipe whose reader stops for 10 s."""
+    file = _open(path)
     try:
         poll, left = select.poll(), memoryview(data)
         poll.register(file, select.POLLOUT)
         while left:
             if not poll.poll(_PATIENCE_SECONDS * 1000):
                 raise TimeoutError(
-                    errno.ETIMEDOUT, f"nothing was taken for {_PATIENCE_SECONDS:g} s"
+                    errno.ETIMEDOUT, f"the reader took nothing for {_PATIENCE_SECONDS:g} s"
                 )
             with contextlib.suppress(BlockingIOError):
                 left = left[os.write(file, left[:_PIECE]) :]
@@ -85,24 +88,24 @@ def _pour(path: Path, data: bytes) -> None:
         os.close(file)
 
 
-def _special(path: Path) -> bool:
-    """/dev/null must not be replaced by a file."""
+def _is_special(path: Path) -> bool:
+    """Return whether it is no regular file: /dev/null must not be replaced by one."""
     return path.exists() and not path.is_file()
 
 
 @contextlib.contextmanager
-def _said(path: Path, what: str, hint: str, text: str = "") -> Iterator[None]:
+def _named_errors(path: Path, what: str, hint: str, text: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kept = _rescued(path, text) if text else ""
+        kept = _save_elsewhere(path, text) if text else ""
         raise of_os(
-            error, f"cannot write {what} {path}", f"it is kept in {kept}" if kept else hint
+            error, f"cannot write {what} {path}", f"it is saved in {kept}" if kept else hint
         ) from error
 
 
-def _rescued(path: Path, text: str) -> str:
-    """Where it is now; empty where no folder took it."""
+def _save_elsewhere(path: Path, text: str) -> str:
+    """Save the text in a temporary folder and return its path; empty where no folder takes it."""
     for folder in (tempfile.gettempdir(), os.curdir):
         with contextlib.suppress(OSError):
             handle, name = tempfile.mkstemp(

@@ -1,4 +1,7 @@
-"""Files that somebody names: read whole, but never without a bound. A pipe that nobody fills, or a device without an end, is an error."""
+"""Read a file that the user names, bounded in size and in time.
+
+A pipe without a writer and an endless device are errors.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ from typing import Any
 from tracer.errors import RmapdError, of_os
 
 PATIENCE_SECONDS = 10.0
-"""For the whole of what is no regular file: a pipe, a terminal."""
+"""The time limit for a whole pipe or terminal; a regular file has none."""
 MOST_CONFIGURATION = 1 << 20
 _MOST_UNSEEKABLE = 64 << 20
-_PIECE = 1 << 20
-_MOST_DEEP = 64
+_CHUNK_BYTES = 1 << 20
+_MAX_DEPTH = 64
 
 
 def read(path: Path, what: str, most: int, hint: str = "") -> bytes:
-    """All bytes of it. RmapdError where it cannot be read, has more than `most`, or does not end in time."""
+    """Return the content of a file; `what` it is goes into the errors.
+
+    Raises RmapdError where it has more than `most` bytes, or does not end in time.
+    """
     try:
         with contextlib.closing(_Descriptor(path)) as file:
-            return file.all(min(most, _MOST_UNSEEKABLE) if file.endless else most)
+            return file.read_all(min(most, _MOST_UNSEEKABLE) if file.endless else most)
     except OSError as error:
         raise of_os(error, f"cannot read {what}{' ' if what else ''}{path}", hint) from error
     except _Refused as error:
@@ -37,7 +43,7 @@ def read(path: Path, what: str, most: int, hint: str = "") -> bytes:
 
 
 def text(path: Path, what: str, most: int, hint: str = "") -> str:
-    """The same as UTF-8."""
+    """Return the content as UTF-8 text, with the bounds and errors of read()."""
     try:
         return read(path, what, most, hint).decode()
     except UnicodeDecodeError as error:
@@ -53,7 +59,7 @@ class _Refused(Exception):
 
 
 class _Descriptor:
-    """endless: it may have no end, or none in time."""
+    """An open file; endless: not a regular file, so it may not end."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -62,32 +68,32 @@ class _Descriptor:
     def close(self) -> None:
         os.close(self._fd)
 
-    def all(self, most: int) -> bytes:
+    def read_all(self, most: int) -> bytes:
         parts, end = bytearray(), time.monotonic() + PATIENCE_SECONDS
-        while part := self._part(end):
+        while part := self._read_chunk(end):
             parts += part
             if len(parts) > most:
                 raise _Refused(f"it has more than {_size(most)}")
         return bytes(parts)
 
-    def _part(self, end: float) -> bytes:
+    def _read_chunk(self, end: float) -> bytes:
         while True:
             if self.endless:
                 self._wait(end)
             try:
-                return os.read(self._fd, _PIECE)
+                return os.read(self._fd, _CHUNK_BYTES)
             except BlockingIOError:
                 if not self.endless:
                     raise
 
     def _wait(self, end: float) -> None:
-        """For something to read; a pipe that nobody has opened yet has nothing, and no end either."""
+        """Wait until it can be read; a pipe without a writer has neither data nor an end."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         left = end - time.monotonic()
         if left <= 0 or not poll.poll(left * 1000):
             raise _Refused(
-                f"it did not end within {PATIENCE_SECONDS:g} s, and it is no regular file"
+                f"it did not end within {PATIENCE_SECONDS:g} s, and it is not a regular file"
             )
 
 
@@ -96,21 +102,21 @@ def _size(most: int) -> str:
 
 
 def json_value(data: bytes) -> Any:
-    """What JSON has in it, without what is no JSON (NaN) and bounded in depth. ValueError or RecursionError where it is none."""
-    found = json.loads(data, parse_constant=_no_number)
-    _bounded(found, _MOST_DEEP)
+    """Decode JSON without NaN, bounded in depth. Raises ValueError or RecursionError."""
+    found = json.loads(data, parse_constant=_reject_constant)
+    _check_depth(found, _MAX_DEPTH)
     return found
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
-def _bounded(found: Any, left: int) -> None:
+def _check_depth(found: Any, left: int) -> None:
     if not left:
-        raise ValueError(f"it is nested more than {_MOST_DEEP} deep")
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
     for each in (
         found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
     ):
         if isinstance(each, dict | list):
-            _bounded(each, left - 1)
+            _check_depth(each, left - 1)

@@ -1,11 +1,10 @@
-"""The command line: rmapd run, exec, doctor, protocols, diff, report, explain, check-config."""
+"""The command line: run, exec, doctor, protocols, diff, report, explain, check-config."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,18 @@ import click
 
 import tracer
 from tracer import config as configuration
-from tracer import logs, outcome
-from tracer.errors import DEFECT, RmapdError
+from tracer import outcome
+from tracer.cli_common import (
+    Commands,
+    config_option,
+    fidelity_option,
+    file_option,
+    format_option,
+    require_option,
+    seconds_option,
+    store_option,
+)
+from tracer.errors import RmapdError
 from tracer.invariants.catalogue import discover
 from tracer.printable import json_text
 from tracer.process.lock_and_signals import ReloadSignal, StopSignal, hold_lock_file
@@ -23,50 +32,11 @@ from tracer.process.lock_and_signals import ReloadSignal, StopSignal, hold_lock_
 _DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
 _FAIL_ON = ("violated", "suspect", "never")
 
-_config = click.option(
-    "--config", type=click.Path(path_type=Path), envvar="RMAPD_CONFIG", help="TOML configuration."
-)
-_fidelity = click.option(
-    "--fidelity", type=click.Choice(configuration.FIDELITIES), help="How much to probe."
-)
-_require = click.option(
-    "--require", help="Invariants that must be checkable, e.g. M1,L2; else exit 4."
-)
-_store = click.option(
-    "--store",
-    metavar="FILE",
-    help=f"Where what is found is kept (default {configuration.STORE}; '': nowhere).",
-)
-
-
-class Commands(click.Group):
-    """Turns every failure into one message and its exit code (tracer.errors). What nobody expected is a defect: its traceback is logged."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Also where click itself writes: help and version to a disk that is full."""
-        try:
-            return super().main(*args, **kwargs)
-        except outcome.Unwritten as error:
-            sys.exit(outcome.of(error))
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with logs.to_stderr(), outcome.interruptible(), logs.Threads() as threads:
-            code = 0
-            try:
-                super().invoke(ctx)
-            except click.exceptions.Exit as ended:
-                code = ended.exit_code
-            except click.ClickException:
-                raise
-            except BaseException as error:
-                code = outcome.of(error)
-        ctx.exit(DEFECT if threads.failed else code)
-
 
 def _path(config: Path | None) -> Path | None:
     try:
         there = _DEFAULT_CONFIG.exists()
-    except PermissionError:  # it may be there: whoever needs it is told that it cannot be read
+    except PermissionError:  # it may exist: reading it then reports the error
         there = True
     return config or (_DEFAULT_CONFIG if there else None)
 
@@ -97,31 +67,31 @@ def _needs_privilege() -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(tracer.__version__, prog_name="rmapd")
 def main() -> None:
-    """Watch a live kernel keep, or break, the promises of its reverse map."""
+    """Check on a live kernel that it keeps the rules of its reverse map."""
 
 
 @main.command()
-@_config
+@config_option
 @click.option(
-    "--listen", metavar="ADDR:PORT", help="Where /metrics is served (default 127.0.0.1:9743)."
+    "--listen",
+    metavar="ADDR:PORT",
+    help="Address of /metrics and the web page (default 127.0.0.1:9743).",
 )
 @click.option(
     "--web-config",
     metavar="FILE",
-    help="TLS and users of that port, as Prometheus's exporters take them (docs/ACCESS.md).",
+    help="TLS and users for that port, in the format of Prometheus's exporters (docs/ACCESS.md).",
 )
-@click.option(
-    "--duration", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after this time."
-)
-@_fidelity
+@seconds_option("--duration", help="Stop after this time.")
+@fidelity_option
 @click.option(
     "--strict",
     is_flag=True,
     default=None,
-    help="Any invariant checked less than in full is fatal (exit 4).",
+    help="Exit with 4 where any invariant has less than full coverage.",
 )
-@_require
-@_store
+@require_option
+@store_option
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -134,7 +104,10 @@ def run(
     require: str | None,
     store: str | None,
 ) -> None:
-    """Run the daemon until SIGTERM, SIGINT or --duration. SIGHUP reads the configuration again."""
+    """Run the daemon.
+
+    SIGTERM, SIGINT and --duration end it; SIGHUP reloads the configuration.
+    """
     logging.getLogger().setLevel(logging.INFO)
     read = partial(
         _load,
@@ -171,32 +144,16 @@ def run(
 @main.command(
     "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )
-@_config
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the report as JSON.",
-)
-@click.option(
-    "--junit",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write JUnit XML, a test per invariant.",
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json", "ktap"]),
-    default="text",
-    show_default=True,
-)
+@config_option
+@file_option("--report", help="Write the report as JSON.")
+@file_option("--junit", help="Write JUnit XML, with one test for each invariant.")
+@format_option("text", "json", "ktap")
 @click.option(
     "--fail-on",
     type=click.Choice(_FAIL_ON),
     default="violated",
     show_default=True,
-    help="What makes the exit code 3.",
+    help="The verdict that makes the exit code 3.",
 )
 @click.option(
     "--violation-exit-code",
@@ -204,24 +161,12 @@ def run(
     type=click.IntRange(0, 255),
     default=3,
     show_default=True,
-    help="That code.",
+    help="Use this exit code instead of 3.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="End COMMAND after this time: exit 124.",
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(min=0),
-    default=5,
-    show_default=True,
-    metavar="SECONDS",
-    help="From a signal to SIGKILL.",
-)
-@_fidelity
-@_require
+@seconds_option("--timeout", help="End COMMAND after this time, and exit with 124.")
+@seconds_option("--grace", default=5, help="Time from a signal to SIGKILL.")
+@fidelity_option
+@require_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_context
 def exec_(
@@ -238,11 +183,15 @@ def exec_(
     require: str | None,
     command: tuple[str, ...],
 ) -> None:
-    """Trace while COMMAND runs (system-wide), then report.
+    """Trace while COMMAND runs, then report.
+
+    Tracing is system-wide, not only COMMAND and its children.
 
     \b
-    Exit: COMMAND's own, but 3 violated, 4 not checkable, 2 usage or configuration, 71 the judge died;
-    as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run, 127 not found, 128+N signal N.
+    Exit code: COMMAND's own, or
+      3 violated, 4 not checkable, 2 usage or configuration, 71 the checker died;
+      as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run,
+      127 COMMAND not found, 128+N signal N.
     """
     from tracer.daemon import exec_supervisor
     from tracer.supervision.exec_request import ExecRequest
@@ -256,16 +205,17 @@ def exec_(
     except click.exceptions.Exit:
         raise
     except Exception as error:
-        ctx.exit(exec_supervisor.exit_code(outcome.of(error)))
+        ctx.exit(exec_supervisor.exit_code(outcome.exit_code_of(error)))
 
 
 @main.command()
-@_config
-@click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@config_option
+@format_option("text", "json")
 def doctor(config: Path | None, form: str) -> None:
-    """Is rmapd installed as it should be, what does this kernel let us check, and why not the rest?"""
+    """Check the installation and this kernel.
+
+    The report has what this kernel lets rmapd check, and why not the rest.
+    """
     from tracer.daemon import installation
 
     checks = installation.examine(
@@ -286,14 +236,17 @@ def doctor(config: Path | None, form: str) -> None:
 
 
 @main.command("check-config")
-@_config
+@config_option
 @click.option(
     "--example",
     is_flag=True,
-    help="Print a commented configuration with every key and its default instead.",
+    help="Print a commented configuration with every key and its default.",
 )
 def check_config(config: Path | None, example: bool) -> None:
-    """Say what is wrong with the configuration (exit 2), or what is in force: file, environment and defaults."""
+    """Check the configuration, and print it.
+
+    Exit code: 2 where the configuration is wrong. File, environment and defaults are merged.
+    """
     if example:
         click.echo(configuration.example(), nl=False)
         return
@@ -306,27 +259,15 @@ def check_config(config: Path | None, example: bool) -> None:
 
 
 @main.command()
-@_config
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0),
-    default=60,
-    show_default=True,
-    help="How long to watch.",
-)
-@click.option(
-    "--save",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE",
-    help="Where the report goes.",
-)
-@_fidelity
+@config_option
+@seconds_option("--seconds", default=60, help="How long to trace.")
+@file_option("--save", required=True, help="Write the report there.")
+@fidelity_option
 @click.pass_context
 def protocols(
     ctx: click.Context, config: Path | None, seconds: float, save: Path, fidelity: str | None
 ) -> None:
-    """Save what this kernel's windows do, for rmapd diff."""
+    """Save this kernel's protocols, for rmapd diff."""
     settings = _load(config, None, fidelity=fidelity)
     _needs_privilege()
     from tracer.daemon import exec_supervisor
@@ -343,14 +284,15 @@ def protocols(
 @main.command()
 @click.argument("a", type=click.Path(path_type=Path, dir_okay=False))
 @click.argument("b", type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@format_option("text", "json")
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
-    """Compare the protocols of two reports, the most alarming difference first.
+    """Compare the protocols of two reports.
 
-    Exit: 3 where a difference alarms, 4 where there was nothing to compare."""
+    The most alarming difference comes first.
+
+    Exit code: 3 where a difference alarms, 4 where there is nothing to compare.
+    """
     from tracer.report.diff import as_json, as_text, compare, nothing_to_compare, read_both
 
     ours, theirs = read_both(a, b)
@@ -364,35 +306,29 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
 
 @main.command()
-@click.option(
-    "--from",
-    "source",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="REPORT.json",
-    help="A report of rmapd exec.",
-)
-@_config
+@file_option("--from", "source", metavar="REPORT.json", help="Read a report of rmapd exec.")
+@config_option
 @click.option(
     "--store",
     metavar="FILE",
-    help=f"What rmapd run kept, with its last run (default {configuration.STORE}).",
+    help=f"Read the store of rmapd run, with its last run (default {configuration.STORE}).",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.html|FILE.md",
-    help="Markdown to stdout without.",
+@file_option(
+    "--output", metavar="FILE.html|FILE.md", help="Write a file, not Markdown to standard output."
 )
 def report(
     source: Path | None, config: Path | None, store: str | None, output: Path | None
 ) -> None:
-    """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
+    """Write a report as HTML or as Markdown.
+
+    The HTML is one self-contained file with plots. The source is a store or the report of a run.
+    """
     from tracer.report.model import of_report, of_store
     from tracer.report.publish import publish
 
     if source and store:
         raise RmapdError(
-            "cannot report on two things", why="there are --from and --store", hint="one of them"
+            "cannot read two sources", why="--from and --store are both given", hint="one of them"
         )
     publish(
         lambda: (
@@ -406,33 +342,30 @@ def report(
 
 @main.command()
 @click.argument("id")
-@_config
-@_store
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="A report of rmapd exec, not the store.",
-)
-@click.option(
-    "--format", "form", type=click.Choice(["text", "json", "md"]), default="text", show_default=True
-)
+@config_option
+@store_option
+@file_option("--report", help="Read a report of rmapd exec, not the store.")
+@format_option("text", "json", "md")
 def explain(
     id: str, config: Path | None, store: str | None, report: Path | None, form: str
 ) -> None:
-    """Explain an invariant (M1, L2, …), or a violation by its id: as one would send it to linux-mm."""
+    """Explain an invariant, or a violation.
+
+    ID is that of an invariant (M1, L2, …), or of a violation: the text is made to be sent to
+    linux-mm.
+    """
     from tracer.outputs.store import reader
     from tracer.report import explain as explanation
     from tracer.report import model
 
     if store is not None and report:
         raise RmapdError(
-            "cannot explain from two things",
-            why="there are --store and --report",
+            "cannot read two sources",
+            why="--store and --report are both given",
             hint="one of them",
         )
     known, invariant = discover(), discover().get(id.upper())
-    if invariant or "-" not in id:  # a file that was named is looked at, whatever else was asked
+    if invariant or "-" not in id:  # check a given file, even where it is not needed
         _ = model.read(report) if report else reader.read(Path(store)) if store else None
     if invariant:
         shown: Any = (
@@ -449,16 +382,16 @@ def explain(
             id, Path(_load(config, None, store=store).store or configuration.STORE), report
         )
         if found.violation.invariant not in known:
-            why = f"it is of the invariant {found.violation.invariant}, which this rmapd does not know"
+            why = f"this rmapd has no invariant {found.violation.invariant}"
             raise RmapdError(
                 f"cannot explain {found.violation.id}",
                 why=why,
-                hint=f"rmapd {found.report.rmapd}, which wrote it",
+                hint=f"rmapd {found.report.rmapd}, which wrote the report",
             )
-        said = {
+        render = {
             "json": explanation.as_json,
             "md": explanation.as_markdown,
             "text": explanation.as_text,
         }[form]
-        shown = said(found, known[found.violation.invariant])
+        shown = render(found, known[found.violation.invariant])
     click.echo(shown if isinstance(shown, str) else json_text(shown), nl=not isinstance(shown, str))

@@ -1,4 +1,4 @@
-"""The configuration: TOML, every key known, every value of the right type and in range."""
+"""The configuration in TOML: unknown keys, wrong types and values out of range are errors."""
 
 from __future__ import annotations
 
@@ -23,51 +23,54 @@ CHANGEABLE = (
     "budget",
     "sampled_windows",
 )
-"""What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
+"""Keys that a running daemon takes over at SIGHUP; the others concern attaching: restart it."""
 STORE = "/var/lib/rmapd/rmapd.db"
 LEVELS = ("full", "sampled", "owner", "migration")
-"""Levels of fidelity, in the governor's order."""
+"""Levels of fidelity, from the most to the least that is probed."""
 FIDELITIES = ("auto", *LEVELS)
 _FILES = ("web_config", "cache", "lock_file", "store")
 
 
-def _says(meaning: str) -> msgspec.Meta:
-    """What the example and docs/CONFIGURATION.md say of a key."""
+def _help(meaning: str) -> msgspec.Meta:
+    """Attach the text of the example and of docs/CONFIGURATION.md to a key."""
     return msgspec.Meta(description=meaning)
 
 
 class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rows of the BPF maps: the bound on kernel memory. A full map is counted and turns checks unverifiable."""
+    """Rows of the BPF maps: they bound kernel memory. A full map makes checks unverifiable."""
 
-    ledger_rows: Annotated[int, _says("a migration entry outstanding")] = 65536
-    frozen_rows: Annotated[int, _says("a PMD that a THP split turned into migration entries")] = (
-        1024
-    )
+    ledger_rows: Annotated[int, _help("one row for each outstanding migration entry")] = 65536
+    frozen_rows: Annotated[
+        int, _help("one row for each PMD that a THP split turned into migration entries")
+    ] = 1024
     visit_rows: Annotated[
-        int, _says("a VMA visited by a second rmap walk (the oldest gives way)")
+        int, _help("one row for each VMA visited by a second rmap walk; the oldest is replaced")
     ] = 131072
-    migration_rows: Annotated[int, _says("a task inside migrate_pages()")] = 4096
-    mm_rows: Annotated[int, _says("an mm between its last task's exit and exit_mmap()")] = 16384
+    migration_rows: Annotated[int, _help("one row for each task inside migrate_pages()")] = 4096
+    mm_rows: Annotated[
+        int, _help("one row for each mm between the exit of its last task and exit_mmap()")
+    ] = 16384
     order_rows: Annotated[
-        int, _says("a pair of mmap_locks that were nested (the oldest gives way)")
+        int, _help("one row for each pair of nested mmap_locks; the oldest is replaced")
     ] = 4096
     stack_rows: Annotated[
         int,
-        _says(
-            "a distinct kernel stack of an event, and another of a window in the flight recorder; a power of two"
+        _help(
+            "one row for each distinct kernel stack of an event, and as many again for "
+            "windows in the flight recorder; a power of two"
         ),
     ] = 4096
-    ring_pages: Annotated[int, _says("a page of the event ring; a power of two")] = 16
-    protocol_rows: Annotated[int, _says("a distinct protocol")] = 4096
+    ring_pages: Annotated[int, _help("pages of the event ring; a power of two")] = 16
+    protocol_rows: Annotated[int, _help("one row for each distinct protocol")] = 4096
     hold_rows: Annotated[
-        int, _says("an rwsem held by a task in a window (the oldest gives way)")
+        int, _help("one row for each rwsem held by a task in a window; the oldest is replaced")
     ] = 16384
     flight_rows: Annotated[
-        int, _says("a window in the flight recorder, per CPU; a power of two")
+        int, _help("windows in the flight recorder of each CPU; a power of two")
     ] = 1024
 
     def sizes(self) -> dict[str, int]:
-        """As the programs' macros name them, with the fixed ones."""
+        """Return the rows by the macro names of the BPF programs, with the fixed sizes."""
         fixed = {"FORK_WINDOWS": 32, "QUERIES": 256, "HITS": 8192, "UPPERS": 8192, "LEAVES": 16384}
         return {name.upper(): getattr(self, name) for name in self.__struct_fields__} | fixed
 
@@ -75,100 +78,118 @@ class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every setting with its default."""
 
-    listen: Annotated[str, _says("address and port of /metrics, the page and /api/")] = (
+    listen: Annotated[str, _help("address and port of /metrics, the web page and /api/")] = (
         "127.0.0.1:9743"
     )
     web_config: Annotated[
         str,
-        _says(
-            "file with TLS, users and headers of that port (ACCESS.md); empty: plain HTTP for everybody"
+        _help(
+            "file with TLS, users and headers for that port (ACCESS.md); empty: plain HTTP "
+            "without passwords"
         ),
     ] = ""
     fidelity: Annotated[
         str,
-        _says(
-            "`migration`: the ledger and the oracle; `owner`: also windows, trees and who owns their locks; `sampled`: also all rwsems, in "
-            "some of the windows; `full`, `auto`: in all"
+        _help(
+            "how much to probe. `migration`: the ledger and the oracle; `owner`: also "
+            "windows, trees and the owners of their locks; `sampled`: also all rwsems, in "
+            "some of the windows; `full`: in all of them; `auto`: `full`, and `run` lowers it"
+            " to keep within `budget`"
         ),
     ] = "auto"
-    require: Annotated[list[str], _says("invariants that must be checkable, else exit 4")] = []
+    require: Annotated[
+        list[str], _help("invariants that must be checkable; exit with 4 where one is not")
+    ] = []
     strict: Annotated[
-        bool, _says("any invariant that is checked less than in full is fatal, exit 4")
+        bool, _help("exit with 4 where any invariant has less than full coverage")
     ] = False
     statistics: Annotated[
         bool,
-        _says(
-            "the kernel's run times per program (`rmapd_probe_run*`); costs a quarter of what the mmap_lock probes cost (COST.md)"
+        _help(
+            "let the kernel measure the run time of each program (`rmapd_probe_run*`); costs "
+            "a quarter of what the mmap_lock probes cost (COST.md)"
         ),
     ] = True
     drop_privileges: Annotated[
         bool,
-        _says(
-            "`run`: once attached, give up root's user id and every capability that judging does not need, for good (OPERATING.md)"
+        _help(
+            "`run`: once attached, drop root's user id and all capabilities that checking "
+            "does not need, for good (OPERATING.md)"
         ),
     ] = True
     user: Annotated[
         str,
-        _says(
-            "`run`, started by root: the user that it becomes with drop_privileges; where there is no `rmapd`, `nobody`"
+        _help(
+            "`run` started by root: the user that it becomes with drop_privileges; `nobody` "
+            "where the user `rmapd` does not exist"
         ),
     ] = "rmapd"
     budget: Annotated[
         float,
-        _says(
-            "`run` with fidelity `auto`: the share of the machine's CPU time that programs may take before fidelity is lowered"
+        _help(
+            "`run` with fidelity `auto`: the share of the machine's CPU time that BPF "
+            "programs may take before fidelity is lowered"
         ),
     ] = 0.01
     sampled_windows: Annotated[
         int,
-        _says(
-            "where windows are sampled: of each function how many outermost windows are booked a second, on each CPU"
+        _help(
+            "where windows are sampled: how many outermost windows of each function are "
+            "recorded per second on each CPU"
         ),
     ] = 1000
-    max_entry_age_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
+    max_entry_age_seconds: Annotated[float, _help("M4: the age limit of a migration entry")] = 10.0
     settle_seconds: Annotated[
-        float, _says("`exec`: how long to wait at the end for migrations that are under way")
+        float, _help("`exec`: how long to wait at the end for migrations in progress")
     ] = 5.0
     scan_seconds: Annotated[
-        float, _says("how often all page tables are searched without a suspect; 0: never")
+        float, _help("how often all page tables are searched even without a suspect; 0: never")
     ] = 60.0
     otlp_endpoint: Annotated[
         str,
-        _says(
-            "`run`: where violations go as OTLP logs, e.g. `http://collector:4318/v1/logs`; empty: nowhere (FLEET.md)"
+        _help(
+            "`run`: URL that violations are sent to as OTLP logs, for example "
+            "`http://collector:4318/v1/logs`; empty: none (FLEET.md)"
         ),
     ] = ""
     otlp_timeout_seconds: Annotated[
-        float, _says("how long one attempt to send to `otlp_endpoint` may take")
+        float, _help("time limit of one attempt to send to `otlp_endpoint`")
     ] = 10.0
     cache: Annotated[
-        str, _says("a folder for compiled probes: the next start is a second sooner; empty: none")
+        str,
+        _help(
+            "folder for compiled probes, which makes the next start a second faster; empty: none"
+        ),
     ] = "/var/cache/rmapd"
-    lock_file: Annotated[str, _says("held by the one rmapd that traces this kernel")] = (
+    lock_file: Annotated[str, _help("the lock file of the one rmapd that traces this kernel")] = (
         "/run/rmapd/rmapd.lock"
     )
     store: Annotated[
-        str, _says("`run`: the SQLite file that what was found outlives the daemon in; empty: none")
+        str,
+        _help("`run`: the SQLite file with all findings, which outlives the daemon; empty: none"),
     ] = STORE
     store_bytes: Annotated[
         int,
-        _says(
-            "the store's size; beyond it what was not met for longest is forgotten, not its counts"
+        _help(
+            "size limit of the store; beyond it the least recently seen signatures are "
+            "deleted, and their counts are kept"
         ),
     ] = 64 << 20
     store_days: Annotated[
-        float, _says("how long a signature that is not met again is kept, and a run")
+        float, _help("how long a run is kept, and a signature that is not seen again")
     ] = 90.0
     hang_seconds: Annotated[
         float,
-        _says(
-            "how long a judge may give no sign of life before it counts as dead, where rmapd supervises itself (OPERATING.md)"
+        _help(
+            "how long the checker process may give no sign of life before it counts as dead, "
+            "where rmapd supervises itself (OPERATING.md)"
         ),
     ] = 300.0
     maps: Maps = Maps()
 
     @property
     def address(self) -> tuple[str, int]:
+        """The host and the port of `listen`."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
 
@@ -176,7 +197,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load(
     path: Path | None, environ: Mapping[str, str] | None = None, /, **overrides: object
 ) -> Config:
-    """Read a configuration file (none: the defaults), apply the environment, then flags; check all. RmapdError names file and key."""
+    """Read a configuration file, apply the environment, then flags, and check the result.
+
+    path None: no file. overrides: values of flags; None: not given. Raises RmapdError with the file
+    and the key.
+    """
     config = Config()
     if path is not None:
         try:
@@ -201,7 +226,7 @@ def load(
 
 
 def _group() -> str:
-    """Of this process."""
+    """Return the name of this process's group."""
     try:
         return grp.getgrgid(os.getegid()).gr_name
     except KeyError:
@@ -209,7 +234,7 @@ def _group() -> str:
 
 
 def _keys(of: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, field) of every key; those of a table as TABLE_KEY."""
+    """Yield (name, field) of every key; a key of a table is named TABLE_KEY."""
     for field in msgspec.structs.fields(of):
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield from _keys(field.type, f"{before}{field.name}_")
@@ -218,7 +243,10 @@ def _keys(of: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, Any
 
 
 def _from_environment(config: Config, environ: Mapping[str, str]) -> Config:
-    """RMAPD_LISTEN, RMAPD_MAPS_LEDGER_ROWS and so on; a list is separated by commas. A name that is nearly one of these is an error."""
+    """Apply RMAPD_LISTEN, RMAPD_MAPS_LEDGER_ROWS and so on; commas separate the items of a list.
+
+    A name that is similar to one of these is an error.
+    """
     known = {f"RMAPD_{name.upper()}": field for name, field in _keys(Config)}
     top: dict[str, Any] = {}
     rows: dict[str, Any] = {}
@@ -249,20 +277,23 @@ def _value(variable: str, text: str, kind: Any) -> Any:
 
 
 def example() -> str:
-    """A commented configuration: every key with its meaning and its default, none of them set."""
-    head = "# rmapd's configuration: every key with its default. Made by `rmapd check-config --example`.\n"
+    """Return a configuration with every key in a comment, with its meaning and its default."""
+    head = (
+        "# rmapd's configuration: every key with its default."
+        " Made by `rmapd check-config --example`.\n"
+    )
     return head + _as_toml(
         Config(), lambda field, value: f"\n# {meaning(field)}\n#{field.name} = {value}\n"
     )
 
 
 def in_force(config: Config) -> str:
-    """The configuration as TOML: what file, environment and flags came to."""
+    """Return the effective configuration as TOML."""
     return _as_toml(config, lambda field, value: f"{field.name} = {value}\n")
 
 
 def _as_toml(of: msgspec.Struct, line: Callable[[Any, str], str]) -> str:
-    """Keys first, then tables, as TOML demands."""
+    """Format the keys, then the tables: TOML needs this order."""
     plain, tables = "", ""
     for field in msgspec.structs.fields(of):
         value = getattr(of, field.name)
@@ -274,12 +305,12 @@ def _as_toml(of: msgspec.Struct, line: Callable[[Any, str], str]) -> str:
 
 
 def meaning(field: Any) -> str:
-    """What a key of Config or Maps is for."""
+    """Return the help text of a key of Config or Maps."""
     return str(get_args(field.type)[1].description)
 
 
 def _suggestion(message: str) -> str:
-    """The known key nearest to an unknown one."""
+    """Return the known key that is most similar to an unknown one, or a hint."""
     unknown = re.search(r"unknown field `(\w+)`", message)
     if not unknown:
         return "see docs/CONFIGURATION.md for each key's type and default"
@@ -301,7 +332,7 @@ def _check(config: Config, where: str) -> None:
         )
     if not 0 < config.budget <= 1:
         raise wrong(
-            "budget", f"{config.budget} is no share: above 0, and 1 at most", f"{Config().budget:g}"
+            "budget", f"{config.budget} is not above 0 and at most 1", f"{Config().budget:g}"
         )
     if not 1 <= config.sampled_windows <= 10**9:
         raise wrong(

@@ -1,6 +1,7 @@
-"""What can go wrong before there is a verdict: every message says what, where, why and what to try; every kind has its exit code.
+"""Errors for the user: what failed, why, and what to try; each class has its exit code.
 
-2 and 4 come again at every start, and systemd does not try again (rmapd.service). 75 and 70 are those of sysexits.h, and it does.
+2 and 4 would fail again at the next start, so systemd does not restart (rmapd.service). 75 and 70
+are EX_TEMPFAIL and EX_SOFTWARE of sysexits.h; systemd restarts after them.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import errno
 from tracer.printable import printable
 
 USAGE, NOT_CHECKABLE, DEFECT, TEMPORARY = 2, 4, 70, 75
-_PASSES = {
+_TEMPORARY = {
     getattr(errno, name)
-    for name in "EAGAIN EBUSY EDQUOT EADDRINUSE EADDRNOTAVAIL EINTR EMFILE ENFILE ENOBUFS ENOMEM ENOSPC ETIMEDOUT ETXTBSY".split()
+    for name in (
+        "EAGAIN EBUSY EDQUOT EADDRINUSE EADDRNOTAVAIL EINTR EMFILE ENFILE ENOBUFS ENOMEM ENOSPC "
+        "ETIMEDOUT ETXTBSY"
+    ).split()
 }
-"""What another process or the machine is short of now."""
+"""Errors of a resource that is short or busy now."""
 
 
 class RmapdError(Exception):
-    """A set-up or usage error the user can act on; the command line prints it and exits with its code."""
+    """An error that the user can act on; the command line prints it and exits with its code."""
 
     exit_code = USAGE
 
@@ -29,7 +33,7 @@ class RmapdError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """For people: names in it are escaped. Only the why may have lines (a compiler's), which are set in."""
+        """Return the message with names escaped; only `why`, a compiler's output, may have lines."""
         text = printable(self.what)
         if self.why:
             text += ": " + "\n    ".join(map(printable, self.why.splitlines()))
@@ -39,41 +43,43 @@ class RmapdError(Exception):
 
     @property
     def in_a_line(self) -> str:
-        """For the log."""
+        """The message in one line, for the log."""
         return "; ".join(" ".join(line.split()) for line in str(self).splitlines())
 
 
 class NotCheckable(RmapdError):
-    """A required invariant cannot be checked here."""
+    """A required invariant cannot be checked on this kernel."""
 
     exit_code = NOT_CHECKABLE
 
 
 class Temporary(RmapdError):
-    """What may pass by itself: the same again, later, may work."""
+    """An error that may not come again later."""
 
     exit_code = TEMPORARY
 
 
 class Defect(RmapdError):
-    """A fault of rmapd's own; the traceback is in the log."""
+    """A bug of rmapd; the traceback is in the log."""
 
     exit_code = DEFECT
 
 
 def passes(error: BaseException) -> bool:
-    """Whether it may pass by itself: no memory, no descriptor, no room, no port."""
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSES)
+    """Return whether the error may pass: no memory, descriptor, disk space or port is free now."""
+    if isinstance(error, OSError):
+        return error.errno in _TEMPORARY
+    return isinstance(error, MemoryError)
 
 
 def of_os(error: OSError, what: str, hint: str = "") -> RmapdError:
-    """What the system refused, as Temporary where that may pass."""
+    """Turn an OSError into a Temporary or an RmapdError. `what` is the action that failed."""
     kind = Temporary if passes(error) else RmapdError
     return kind(what, why=error.strerror or str(error), hint=hint)
 
 
 def of_kind(exit_code: int) -> type[RmapdError]:
-    """The class with this exit code: an error that another process of ours met."""
+    """Return the class with this exit code, to raise an error of a child process again."""
     return next(
         (kind for kind in (NotCheckable, Temporary, Defect) if kind.exit_code == exit_code),
         RmapdError,

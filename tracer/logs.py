@@ -1,7 +1,7 @@
-"""The log: stderr. What is in a line is printable; under systemd each line has its priority (sd-daemon(3)), as journalctl -p knows it.
+"""The log on stderr: printable lines; under systemd each with its priority, for journalctl -p.
 
-A defect in a thread of ours does not go on unseen: it is logged with its traceback, the main thread is asked to end in good order, and
-the exit code is that of a defect.
+An exception that ends a thread is logged with its traceback; then the main thread is asked to end
+in good order, and the exit code is that of a defect.
 """
 
 from __future__ import annotations
@@ -28,16 +28,19 @@ _PRIORITIES = {
     logging.INFO: 6,
     logging.DEBUG: 7,
 }
-"""syslog's, by level: a violation is `crit`."""
+"""Priorities of syslog, by level of logging: a violation is `crit`."""
 
 
 def priority(level: int) -> int:
-    """syslog's priority of a level of logging."""
+    """Return syslog's priority for a level of logging."""
     return next(_PRIORITIES[known] for known in _PRIORITIES if level >= known)
 
 
 def is_journal(environ: Mapping[str, str], fd: int) -> bool:
-    """Whether this stream is the one that journald reads: JOURNAL_STREAM is its device and inode (systemd.exec(5))."""
+    """Return whether this descriptor is the journal: JOURNAL_STREAM has its device and inode.
+
+    See systemd.exec(5).
+    """
     try:
         found = os.fstat(fd)
     except OSError:
@@ -45,19 +48,24 @@ def is_journal(environ: Mapping[str, str], fd: int) -> bool:
     return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
 
 
-class Lines(logging.Formatter):
-    """A record is one printable line, then its traceback; prefixed: each line begins with its priority."""
+class LineFormatter(logging.Formatter):
+    """Formats a record as one printable line and its traceback.
+
+    prefixed: each line begins with its priority, as sd-daemon(3) has it.
+    """
 
     def __init__(self, *, prefixed: bool = False) -> None:
         super().__init__(_FORMAT)
         self._prefixed = prefixed
 
     def format(self, record: logging.LogRecord) -> str:
-        said = super().format(record)
+        """Format the record, its traceback, and the prefixes."""
+        text = super().format(record)
         prefix = f"<{priority(record.levelno)}>" if self._prefixed else ""
-        return "\n".join(prefix + line for line in said.split("\n"))
+        return "\n".join(prefix + line for line in text.split("\n"))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        """Format the line without its traceback; escape what is not printable."""
         return printable(super().formatMessage(record))
 
     def formatException(
@@ -65,14 +73,15 @@ class Lines(logging.Formatter):
         ei: tuple[type[BaseException], BaseException, TracebackType | None]
         | tuple[None, None, None],
     ) -> str:
+        """Format the traceback; escape what is not printable."""
         return printable(super().formatException(ei), keep="\n")
 
 
 @contextlib.contextmanager
 def to_stderr() -> Iterator[None]:
-    """While the context is open: warnings and worse; `rmapd run` asks for more."""
+    """Log warnings and worse to stderr while the context is open; `rmapd run` sets level INFO."""
     handler, root = logging.StreamHandler(sys.stderr), logging.getLogger()
-    handler.setFormatter(Lines(prefixed=is_journal(os.environ, 2)))
+    handler.setFormatter(LineFormatter(prefixed=is_journal(os.environ, 2)))
     level = root.level
     root.addHandler(handler)
     try:
@@ -82,15 +91,19 @@ def to_stderr() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-class Threads:
-    """Notices what ends a thread. Use as a context manager around a command."""
+class ThreadFailures:
+    """A context manager around a command that records exceptions that end a thread.
+
+    failed is the name of the first such thread.
+    """
 
     def __init__(self) -> None:
         self.failed = ""
-
-    def __enter__(self) -> Threads:
         self._before = threading.excepthook
-        threading.excepthook = self._notice
+
+    def __enter__(self) -> ThreadFailures:
+        self._before = threading.excepthook
+        threading.excepthook = self._record
         return self
 
     def __exit__(
@@ -101,8 +114,11 @@ class Threads:
     ) -> None:
         threading.excepthook = self._before
 
-    def _notice(self, args: threading.ExceptHookArgs) -> None:
-        """In the thread that ends. The main one is told as by SIGTERM, without a system call: it may have given up kill(2)."""
+    def _record(self, args: threading.ExceptHookArgs) -> None:
+        """Log the exception in the thread that it ends; run SIGTERM's handler in the main thread.
+
+        That needs no system call: a seccomp filter may refuse kill(2).
+        """
         if args.exc_type is SystemExit:
             return
         name = args.thread.name if args.thread else "unknown"

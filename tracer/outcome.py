@@ -1,4 +1,4 @@
-"""How a command ended: an exception becomes a message on stderr and an exit code."""
+"""Turn the exception that ends a command into a message on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ log = logging.getLogger("rmapd")
 _INTERRUPTED = 128 + signal.SIGINT
 
 
-class Unwritten(OSError):
-    """Standard output did not take what was written to it."""
+class StdoutError(OSError):
+    """A write to standard output failed."""
 
 
 class Stdout(io.TextIOWrapper):
-    """Standard output whose failure is told from that of any other file or socket; what its encoding lacks is written as escapes."""
+    """Standard output whose errors are StdoutError, unlike those of other files and sockets."""
 
     def write(self, text: str) -> int:
-        with _told():
+        """Write the text. Raises StdoutError."""
+        with _stdout_errors():
             return super().write(text)
 
     def flush(self) -> None:
-        with _told():
+        """Write what is buffered. Raises StdoutError."""
+        with _stdout_errors():
             super().flush()
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _stdout_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Unwritten(error.errno, error.strerror) from error
+        raise StdoutError(error.errno, error.strerror) from error
 
 
-def watch_stdout() -> None:
-    """From now on sys.stdout is such a one."""
+def install_stdout() -> None:
+    """Replace sys.stdout by a Stdout, which escapes characters that its encoding lacks."""
     now = sys.stdout
     if isinstance(now, io.TextIOWrapper):
         encoding, by_line, through = now.encoding, now.line_buffering, now.write_through
@@ -58,17 +60,17 @@ def watch_stdout() -> None:
         )
 
 
-def of(error: BaseException) -> int:
-    """Say what happened; the exit code. The traceback of what nobody expected is in the log."""
+def exit_code_of(error: BaseException) -> int:
+    """Print the error and return its exit code; log the traceback of an unexpected one."""
     if isinstance(error, RmapdError):
-        tell(error)
+        print_error(error)
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED
     if isinstance(error, SystemExit | GeneratorExit):
         raise error
-    if isinstance(error, Unwritten):
-        return _unwritten(error)
+    if isinstance(error, StdoutError):
+        return _report_stdout_error(error)
     kind, shortage = type(error).__name__, passes(error)
     log.critical(
         "%s: %s: %s", "not now" if shortage else "a defect of rmapd", kind, error, exc_info=error
@@ -78,36 +80,36 @@ def of(error: BaseException) -> int:
         if shortage
         else ("rmapd failed", "report it, with this traceback")
     )
-    tell(RmapdError(what, why=f"{kind}: {error}", hint=hint))
+    print_error(RmapdError(what, why=f"{kind}: {error}", hint=hint))
     return TEMPORARY if shortage else DEFECT
 
 
-def tell(error: RmapdError) -> None:
-    """On stderr, if anybody can hear it there."""
+def print_error(error: RmapdError) -> None:
+    """Print the error to stderr; a failure of stderr is ignored."""
     try:
         print(f"rmapd: {error}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        _silence(sys.stderr)
+        _discard(sys.stderr)
 
 
-def _unwritten(error: Unwritten) -> int:
-    _silence(sys.stdout)
-    if error.errno == errno.EPIPE:  # whoever read it had enough
+def _report_stdout_error(error: StdoutError) -> int:
+    _discard(sys.stdout)
+    if error.errno == errno.EPIPE:  # the reader closed the pipe: not an error
         return 0
     refused = of_os(error, "cannot write to standard output", "a file or a pipe with room for it")
-    tell(refused)
+    print_error(refused)
     return refused.exit_code
 
 
-def _silence(stream: TextIO) -> None:
-    """What is left in its buffer goes nowhere, or Python would complain once more at its end."""
+def _discard(stream: TextIO) -> None:
+    """Point the stream at /dev/null: Python writes the rest of its buffer at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt in here, so that what was begun is tidied up; outside it ends the process at once, without a word."""
+    """Let Ctrl-C raise KeyboardInterrupt, so that cleanup runs; outside, it ends the process."""
     quiet = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.SIG_DFL

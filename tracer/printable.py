@@ -1,8 +1,11 @@
-"""Text for people and terminals. A name (of a task, a cgroup, a file, a symbol) is whatever its owner chose: an escape sequence in it could
-rewrite the terminal, a newline could forge a line of the log, U+202E could reverse what stands after it.
+"""Escape names in text for people and terminals.
 
-Data keeps exact values: evidence, the store, JSON. Every place that makes text for people escapes them by `printable()`. JSON writes the
-same characters as its own escapes (`json_text()`): safe to look at, and still exact to read.
+The owner of a task, a cgroup, a file or a symbol chooses its name: an escape sequence in it could
+rewrite the terminal, a newline could forge a line of the log, U+202E could reverse what follows.
+
+Data keeps exact values: evidence, the store, JSON. All code that makes text for people escapes them
+with printable(). json_text() writes the same characters as JSON escapes: safe on a terminal, and
+still exact for a parser.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 
 
 def printable(text: str, keep: str = "") -> str:
-    """With `\\x1b`, `\\n`, `\\u202e` and so on in place of control, format and private characters and lone surrogates; `keep`: but these.
+    """Escape control, format and private characters and lone surrogates, as in `\\x1b`.
 
-    A backslash stays as it is, so text that was escaped once does not change."""
+    Characters in `keep` stay. A backslash stays, too, so escaping twice changes nothing.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -25,7 +29,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def shown(value: Any) -> Any:
-    """A JSON value with every text in it printable, names of members as well."""
+    """Return a JSON value with all its strings printable, names of members as well."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -36,15 +40,15 @@ def shown(value: Any) -> Any:
 def json_text(
     value: Any, *, indent: int | None = 1, separators: tuple[str, str] | None = None
 ) -> str:
-    """JSON as UTF-8 readers like it (arrows stay arrows), without a character that a terminal would obey."""
-    said = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False)
-    return said if said.isprintable() else _UNSAFE.sub(_escaped, said)
+    """Encode as JSON; escape what controls a terminal, and leave other non-ASCII characters."""
+    text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False)
+    return text if text.isprintable() else _UNSAFE.sub(_escaped, text)
 
 
 _UNSAFE = re.compile("[^ -~\n\u00a1-\u00ac\u00ae-\u00ff\u2190-\u21ff]")
-"""And some that are safe, but none that is printed often: arrows are."""
+"""Also matches safe characters that are rare in reports; _escaped() leaves those as they are."""
 
 
 def _escaped(found: re.Match[str]) -> str:
-    """As JSON has it: `\\u001b`, and two surrogates beyond U+FFFF."""
+    """Return the JSON escape, such as `\\u001b`; two surrogates beyond U+FFFF."""
     return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]

@@ -66,7 +66,7 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
         "from tracer import cli; from tracer.outputs import log\nfrom tests.support.snapshots import FINDING\nfrom tracer.invariants.verdict import Violation\n"
         "from tracer.outputs import sinks\nreact = sinks.Sinks.react\n"
         "def loud(self, *a, **k):\n    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n    return react(self, *a, **k)\n"
-        "sinks.Sinks.react = loud\nfrom tracer import outcome\noutcome.watch_stdout()\n"
+        "sinks.Sinks.react = loud\nfrom tracer import outcome\noutcome.install_stdout()\n"
         + RUN.replace("'20'", "'2'")
     )
     with Path("/dev/full").open("w") as full:
@@ -97,5 +97,5 @@ def test_a_report_whose_folder_is_gone_at_the_end_is_kept(tmp_path: Path) -> Non
         env={"TMPDIR": str(tmp_path)},
     )
     assert f"cannot write the report {folder / 'r.json'}: No such file or directory" in done.stderr
-    kept = Path(done.stderr.rpartition("it is kept in ")[2].strip())
+    kept = Path(done.stderr.rpartition("it is saved in ")[2].strip())
     assert json.loads(kept.read_text())["command"]["argv"][0] == "rm"

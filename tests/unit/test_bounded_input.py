@@ -1,4 +1,4 @@
-"""What is read is bounded, in bytes and in time, and one reader says for all commands what a report is."""
+"""Input is bounded in bytes and in time, and all commands accept the same reports."""
 
 from __future__ import annotations
 
@@ -46,17 +46,25 @@ def commands(path: Path) -> dict[str, list[str | Path]]:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded_input, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(atomic_file, "_PATIENCE_SECONDS", 0.3)
 
 
-@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("command", ["report", "explain", "diff"])
-def test_what_has_no_end_is_an_error(tmp_path: Path, command: str) -> None:
+def test_endless_device_is_an_error_for_every_command(command: str) -> None:
+    done = rmapd(*commands(Path("/dev/zero"))[command])
+    assert done.exit_code == 2, done.output
+    assert "cannot read /dev/zero: it has more than 64 MiB" in done.stderr
+
+
+@pytest.mark.usefixtures("short_patience")
+@pytest.mark.parametrize("command", ["report", "explain", "diff"])
+def test_file_that_cannot_be_read_is_an_error_for_every_command(
+    tmp_path: Path, command: str
+) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, why in (
-        (Path("/dev/zero"), "it has more than 64 MiB"),
         (tmp_path / "fifo", "it did not end within 0.3 s"),
         (tmp_path, "Is a directory"),
         (tmp_path / "none", "No such file"),
@@ -67,8 +75,8 @@ def test_what_has_no_end_is_an_error(tmp_path: Path, command: str) -> None:
         assert why in done.stderr or (path == tmp_path and "is a directory" in done.stderr)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_a_configuration_without_an_end_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short_patience")
+def test_endless_configuration_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, why in (
         ("/dev/zero", "more than 1 MiB"),
@@ -81,8 +89,8 @@ def test_a_configuration_without_an_end_is_an_error(tmp_path: Path) -> None:
     assert rmapd("check-config", "--config", "/dev/null").exit_code == 0
 
 
-def test_a_pipe_that_somebody_fills_is_read(tmp_path: Path) -> None:
-    """As bash's <(…) is."""
+def test_pipe_with_a_slow_writer_is_read(tmp_path: Path) -> None:
+    """Like <(…) of bash."""
     os.mkfifo(tmp_path / "fifo")
     text = json.dumps(unlucky())
 
@@ -102,7 +110,7 @@ def test_a_pipe_that_somebody_fills_is_read(tmp_path: Path) -> None:
     assert done.stdout.startswith("# L1 violated")
 
 
-NO_REPORTS: list[bytes] = [
+NOT_REPORTS: list[bytes] = [
     b"",
     b"[]",
     b"{}",
@@ -118,9 +126,9 @@ NO_REPORTS: list[bytes] = [
 ]
 
 
-@pytest.mark.parametrize("content", NO_REPORTS)
+@pytest.mark.parametrize("content", NOT_REPORTS)
 @pytest.mark.parametrize("command", ["report", "explain", "diff"])
-def test_what_is_no_report_is_none_for_every_command(
+def test_file_that_is_not_a_report_is_refused_by_every_command(
     tmp_path: Path, content: bytes, command: str
 ) -> None:
     (tmp_path / "r.json").write_bytes(content)
@@ -133,7 +141,7 @@ def test_what_is_no_report_is_none_for_every_command(
 
 
 def known() -> dict[str, Any]:
-    """A report with all kinds of evidence."""
+    """Return a report with all kinds of evidence."""
     found = unlucky()
     two = {
         "outer_mm": "0xa",
@@ -153,7 +161,7 @@ def known() -> dict[str, Any]:
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something is in a JSON value."""
+    """Return the path of each value in a JSON value."""
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -168,7 +176,7 @@ KNOWN = known() | {"histograms": known()["histograms"][:2]}
 _OF_VIOLATIONS = [
     place for place in places(KNOWN) if place[0] in ("violations", "protocols", "command")
 ]
-_GONE = object()
+_DELETED = object()
 
 
 @settings(
@@ -181,19 +189,21 @@ _GONE = object()
     st.lists(
         st.sampled_from(_OF_VIOLATIONS) | st.sampled_from(places(KNOWN)), min_size=1, max_size=3
     ),
-    st.sampled_from([_GONE, None, 0, -1, 10**30, 1.5, "", "x\x1b", [], ["x"], {}, {"x": 1}, True]),
+    st.sampled_from(
+        [_DELETED, None, 0, -1, 10**30, 1.5, "", "x\x1b", [], ["x"], {}, {"x": 1}, True]
+    ),
 )
-def test_what_one_command_takes_the_others_take(
+def test_altered_report_is_accepted_by_all_commands_or_by_none(
     tmp_path: Path, where: list[tuple[Any, ...]], value: Any
 ) -> None:
-    """Whatever is changed in a report: it is a report for all of them, or for none."""
+    """Any change of a report: it stays a report for all commands, or is one for none."""
     found = copy.deepcopy(KNOWN)
     for place in where:
         with contextlib.suppress(KeyError, IndexError, TypeError):
             inside: Any = found
             for key in place[:-1]:
                 inside = inside[key]
-            if value is _GONE:
+            if value is _DELETED:
                 del inside[place[-1]]
             else:
                 inside[place[-1]] = value
@@ -221,8 +231,8 @@ def test_what_one_command_takes_the_others_take(
                 assert done.exit_code in (0, 2)
 
 
-def test_half_an_evidence_is_explained(tmp_path: Path) -> None:
-    """`report` took it, and `explain` ended with KeyError: 'taken'."""
+def test_incomplete_evidence_is_explained(tmp_path: Path) -> None:
+    """`report` accepted it once, and `explain` ended with KeyError: 'taken'."""
     found = unlucky()
     (own,) = [v for v in found["violations"] if v["invariant"] == "L1"]
     own["evidence"] = {"edges": [{"held": "anon"}], "entries": [{}], "folio": {"folio": "0x1"}}
@@ -232,8 +242,8 @@ def test_half_an_evidence_is_explained(tmp_path: Path) -> None:
         assert rmapd(*args).exit_code == 0
 
 
-def test_a_name_that_is_no_text_is_read_back(tmp_path: Path) -> None:
-    """A command's argument may be any bytes: JSON has them as half a surrogate pair."""
+def test_argument_that_is_not_utf_8_is_read_back(tmp_path: Path) -> None:
+    """An argument can be any bytes: JSON has them as half a surrogate pair."""
     path = written(
         tmp_path / "r.json", unlucky() | {"command": {"argv": ["printf", "\udcff"], "exit_code": 0}}
     )
@@ -243,20 +253,20 @@ def test_a_name_that_is_no_text_is_read_back(tmp_path: Path) -> None:
     )
 
 
-def test_an_invariant_of_another_rmapd_is_said_so(tmp_path: Path) -> None:
+def test_violation_of_an_unknown_invariant_is_an_error(tmp_path: Path) -> None:
     found = unlucky()
     found["violations"][0] |= {"id": "Z9-1", "invariant": "Z9"}
     done = rmapd("explain", "Z9-1", "--report", written(tmp_path / "r.json", found))
-    assert (done.exit_code, "this rmapd does not know" in done.stderr) == (2, True)
+    assert (done.exit_code, "this rmapd has no invariant Z9" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("id", ["L1", "NOPE", "L1-1"])
-def test_a_file_that_was_named_is_looked_at(tmp_path: Path, id: str) -> None:
+def test_missing_file_is_an_error_even_where_it_is_not_needed(tmp_path: Path, id: str) -> None:
     for option in ("--report", "--store"):
         done = rmapd("explain", id, option, tmp_path / "missing")
         assert (done.exit_code, "missing" in done.stderr) == (2, True), done.output
     done = rmapd("explain", id, "--report", tmp_path / "missing", "--store", "x")
-    assert (done.exit_code, "cannot explain from two things" in done.stderr) == (2, True)
+    assert (done.exit_code, "cannot read two sources" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +277,9 @@ def test_a_file_that_was_named_is_looked_at(tmp_path: Path, id: str) -> None:
         ("zero.toml", b'store = "a\\u0000b"', "a character that no file name can have"),
     ],
 )
-def test_a_configuration_that_is_none(tmp_path: Path, name: str, content: bytes, why: str) -> None:
+def test_file_that_is_not_a_configuration_is_an_error(
+    tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     done = rmapd("check-config", "--config", tmp_path / name)
     assert (done.exit_code, name in done.stderr, why in done.stderr) == (2, True, True), done.stderr
@@ -284,7 +296,7 @@ def test_a_configuration_that_is_none(tmp_path: Path, name: str, content: bytes,
         b"\x00",
     ],
 )
-def test_a_web_configuration_that_is_none(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_a_web_configuration_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "web.yml").write_bytes(content)
     (tmp_path / "rmapd.toml").write_text(f'web_config = "{tmp_path}/web.yml"')
     done = rmapd("check-config", "--config", tmp_path / "rmapd.toml")
@@ -292,7 +304,7 @@ def test_a_web_configuration_that_is_none(tmp_path: Path, content: bytes) -> Non
 
 
 def as_nobody(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """In a process without root's rights, and without a way back to them."""
+    """Run in a process without root's privileges, and without a means to regain them."""
     return subprocess.run(
         [sys.executable, "-m", "tracer", *map(str, args)],
         capture_output=True,
@@ -305,7 +317,7 @@ def as_nobody(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", [["report"], ["explain", "L1-1"]])
-def test_a_store_that_may_not_be_read_is_said_so(tmp_path: Path, command: list[str]) -> None:
+def test_store_without_read_permission_is_an_error(tmp_path: Path, command: list[str]) -> None:
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked/rmapd.db").touch()
     (tmp_path / "secret.db").touch(mode=0o000)
@@ -321,9 +333,7 @@ def test_a_store_that_may_not_be_read_is_said_so(tmp_path: Path, command: list[s
         (tmp_path / "locked").chmod(0o700)
 
 
-def test_a_store_that_another_holds_may_be_read_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked_store_is_a_temporary_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tracer.outputs.store.reader._WAIT_SECONDS", 0.01)
     with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as database:
         database.execute("CREATE TABLE a (b)")
@@ -344,12 +354,12 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
         {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "error::EncodingWarning"},
     ],
 )
-def test_a_locale_without_utf_8(tmp_path: Path, extra: dict[str, str]) -> None:
+def test_commands_work_in_a_locale_without_utf_8(tmp_path: Path, extra: dict[str, str]) -> None:
     path = written(tmp_path / "r.json", unlucky())
     html: list[str | Path] = ["report", "--from", path, "--output", tmp_path / "r.html"]
     drawn = (
         [] if "PYTHONWARNINGS" in extra else [html]
-    )  # matplotlib opens files of its own without saying how
+    )  # matplotlib opens its own files without an encoding
     each: list[list[str | Path]] = [*commands(path).values(), *drawn, ["check-config", "--example"]]
     for args in each:
         done = subprocess.run(
@@ -362,7 +372,7 @@ def test_a_locale_without_utf_8(tmp_path: Path, extra: dict[str, str]) -> None:
     assert not drawn or "↓" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_a_certificate_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_certificate_that_is_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "cert.pem")
     (tmp_path / "web.yml").write_text(
         "tls_server_config: {cert_file: cert.pem, key_file: cert.pem}"
@@ -375,7 +385,7 @@ def test_a_certificate_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     ) == (2, True), done.output
 
 
-def test_a_store_that_is_a_pipe_or_a_device_is_no_store(tmp_path: Path) -> None:
+def test_pipe_or_device_as_store_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         done = rmapd("report", "--store", path)
@@ -386,7 +396,7 @@ def test_a_store_that_is_a_pipe_or_a_device_is_no_store(tmp_path: Path) -> None:
             Store(path, "6.1", 1 << 20, 90, must=True)
 
 
-def test_a_default_configuration_that_may_not_be_looked_for_is_said_so(
+def test_default_configuration_that_cannot_be_looked_up_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Locked:
@@ -404,4 +414,4 @@ def test_a_default_configuration_that_may_not_be_looked_for_is_said_so(
         2,
         True,
     ), done.output
-    assert rmapd("explain", "L1").exit_code == 0, "which needs none"
+    assert rmapd("explain", "L1").exit_code == 0, "explain L1 needs no configuration"

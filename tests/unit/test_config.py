@@ -1,4 +1,4 @@
-"""Bad configuration gets a clear error: which key, why, what to try."""
+"""The configuration of file, environment and flags; errors name the key and the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load(tmp_path: Path, text: str) -> config.Config:
     return config.load(path)
 
 
-def test_defaults_and_overrides(tmp_path: Path) -> None:
+def test_flags_override_defaults(tmp_path: Path) -> None:
     assert config.load(None) == config.Config()
     loaded = config.load(None, listen="127.0.0.1:1", fidelity=None)
     assert (loaded.address, loaded.fidelity) == (("127.0.0.1", 1), "auto")
@@ -46,13 +46,13 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         ("= 3", "rmapd.toml"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, expected: str) -> None:
+def test_wrong_key_or_value_is_named_in_the_error(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(RmapdError) as raised:
         load(tmp_path, text)
     assert re.search(expected, str(raised.value)), str(raised.value)
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RmapdError, match="No such file"):
         config.load(tmp_path / "absent.toml")
 
@@ -60,16 +60,17 @@ def test_no_such_file(tmp_path: Path) -> None:
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_the_documentation_has_every_key_with_its_default_and_meaning() -> None:
+def test_documentation_has_every_key_with_default_and_meaning() -> None:
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
     for owner in (config.Config(), config.Maps()):
         for field in msgspec.structs.fields(owner):
             if field.name != "maps":
-                line = f"| `{field.name}` | `{json.dumps(getattr(owner, field.name))}` | {config.meaning(field)} |"
+                default = json.dumps(getattr(owner, field.name))
+                line = f"| `{field.name}` | `{default}` | {config.meaning(field)} |"
                 assert line in text, line
 
 
-def test_the_example_is_what_the_code_makes_and_means_the_defaults(tmp_path: Path) -> None:
+def test_example_file_is_generated_and_equals_the_defaults(tmp_path: Path) -> None:
     assert (ROOT / "docs/rmapd.toml").read_text() == config.example(), (
         "rmapd check-config --example > docs/rmapd.toml"
     )
@@ -79,15 +80,16 @@ def test_the_example_is_what_the_code_makes_and_means_the_defaults(tmp_path: Pat
     assert load(tmp_path, set_all) == config.Config()
 
 
-def test_what_is_in_force_can_be_read_back(tmp_path: Path) -> None:
+def test_effective_configuration_reads_back_equal(tmp_path: Path) -> None:
     mine = config.load(None, {"RMAPD_REQUIRE": "M1,L2", "RMAPD_MAPS_RING_PAGES": "2"}, strict=True)
     assert load(tmp_path, config.in_force(mine)) == mine
 
 
-def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> None:
+def test_environment_overrides_the_file_and_flags_override_both(tmp_path: Path) -> None:
     path = tmp_path / "rmapd.toml"
     path.write_text(
-        "listen = '127.0.0.1:1'\nmax_entry_age_seconds = 1.0\n[maps]\nledger_rows = 8\nmm_rows = 9\n"
+        "listen = '127.0.0.1:1'\nmax_entry_age_seconds = 1.0\n"
+        "[maps]\nledger_rows = 8\nmm_rows = 9\n"
     )
     environ = {
         "RMAPD_LISTEN": "127.0.0.1:2",
@@ -121,14 +123,12 @@ def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> No
         ("RMAPD_FIDELITY", "most", "auto, full, sampled, owner, migration"),
     ],
 )
-def test_what_is_wrong_in_the_environment_is_named(
-    variable: str, value: str, expected: str
-) -> None:
+def test_wrong_variable_is_named_in_the_error(variable: str, value: str, expected: str) -> None:
     with pytest.raises(RmapdError, match=re.escape(expected)):
         config.load(None, {variable: value})
 
 
-def test_check_config(tmp_path: Path) -> None:
+def test_check_config_prints_the_configuration_or_its_error(tmp_path: Path) -> None:
     path = tmp_path / "rmapd.toml"
     path.write_text("scan_seconds = 7.0\n")
     run = CliRunner().invoke

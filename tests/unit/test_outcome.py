@@ -1,4 +1,4 @@
-"""Every way to end has its exit code, and a defect its traceback: systemd starts the daemon again unless it would fail in the same way."""
+"""Each error has its exit code, by which systemd restarts or does not; a defect has a traceback."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from tracer.web.server import listening
 RMAPD = [sys.executable, "-m", "tracer"]
 
 
-def ending(monkeypatch: pytest.MonkeyPatch, how: Callable[[], object]) -> Result:
-    """A command in which this happens."""
+def run_raising(monkeypatch: pytest.MonkeyPatch, how: Callable[[], object]) -> Result:
+    """Run a command whose body calls this."""
     monkeypatch.setattr(configuration, "in_force", lambda _: how() or "")
     return CliRunner().invoke(main, ["check-config"])
 
@@ -61,7 +61,7 @@ def raising(error: BaseException) -> Callable[[], NoReturn]:
         (RmapdError("wrong"), 2, False),
         (NotCheckable("M1 is required"), 4, False),
         (Temporary("not now"), 75, False),
-        (Defect("told by another process, which logged it"), 70, False),
+        (Defect("from another process, which logged it"), 70, False),
         (KeyboardInterrupt(), 130, False),
         (ZeroDivisionError("division"), 70, True),
         (KeyError("taken"), 70, True),
@@ -73,18 +73,18 @@ def raising(error: BaseException) -> Callable[[], NoReturn]:
         (MemoryError(), 75, True),
     ],
 )
-def test_an_exception_has_its_exit_code(
+def test_each_exception_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, traced: bool
 ) -> None:
     monkeypatch.delenv("RMAPD_DEBUG", raising=False)
-    done = ending(monkeypatch, raising(error))
+    done = run_raising(monkeypatch, raising(error))
     assert done.exit_code == code
     assert ("Traceback (most recent call last)" in done.stderr) == traced
     assert ("in fail" in done.stderr) == traced
     assert not done.stderr.startswith("rmapd: unexpected")
 
 
-def test_a_thread_that_fails_is_a_defect_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_thread_makes_the_command_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     def threaded() -> None:
         thread = threading.Thread(target=raising(ValueError("a page")), name="rmapd-http")
         thread.start()
@@ -93,32 +93,35 @@ def test_a_thread_that_fails_is_a_defect_of_the_whole(monkeypatch: pytest.Monkey
     before, asked = signal.getsignal(signal.SIGTERM), list[int]()
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     try:
-        done = ending(monkeypatch, threaded)
+        done = run_raising(monkeypatch, threaded)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert done.exit_code == 70
     assert "ended its thread rmapd-http" in done.stderr
     assert "ValueError: a page" in done.stderr
     assert asked == [signal.SIGTERM], "the main thread is asked to end in good order"
-    assert ending(monkeypatch, str).exit_code == 0, "the next is not blamed"
+    assert run_raising(monkeypatch, str).exit_code == 0, "the next command is not affected"
 
 
-def test_a_server_whose_thread_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_server_thread_makes_the_command_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(_server: Server) -> None:
-        raise LookupError("no such room")
+        raise LookupError("no such page")
 
     monkeypatch.setattr(Server, "_accept", broken)
 
     def serving() -> None:
         with Server(("127.0.0.1", 0), Application(cast(Any, SimpleNamespace(points=())))) as server:
-            server._thread.join(10)
+            assert server.port
+            for thread in threading.enumerate():
+                if thread.name == "rmapd-http":
+                    thread.join(10)
 
-    done = ending(monkeypatch, serving)
-    assert (done.exit_code, "LookupError: no such room" in done.stderr) == (70, True), done.stderr
-    assert done.stderr.count("Traceback") == 1, "and to leave it is no second defect"
+    done = run_raising(monkeypatch, serving)
+    assert (done.exit_code, "LookupError: no such page" in done.stderr) == (70, True), done.stderr
+    assert done.stderr.count("Traceback") == 1, "closing the server is no second defect"
 
 
-def test_the_unit_is_not_started_again_after_2_and_4_only() -> None:
+def test_unit_is_restarted_except_after_exit_codes_2_and_4() -> None:
     unit = (ROOT / "systemd/rmapd.service").read_text()
     (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.M)
     assert {int(code) for code in prevented.split()} == {
@@ -128,7 +131,7 @@ def test_the_unit_is_not_started_again_after_2_and_4_only() -> None:
     assert re.search(r"^Restart=on-failure$", unit, re.M)
 
 
-def test_a_busy_port_may_pass() -> None:
+def test_busy_port_is_a_temporary_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -139,7 +142,7 @@ def test_a_busy_port_may_pass() -> None:
     assert caught.value.exit_code in (2, 75)
 
 
-def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) -> None:
+def test_held_lock_is_temporary_and_its_error_shows_digits_only(tmp_path: Path) -> None:
     with hold_lock_file(tmp_path / "lock"):
         with pytest.raises(Temporary, match=f"pid {os.getpid()}"):
             hold_lock_file(tmp_path / "lock")
@@ -151,9 +154,9 @@ def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) 
     refused = "cannot write the lock file"
     for path, why in (
         (tmp_path, refused),
-        (tmp_path / "fifo", "is no lock file"),
+        (tmp_path / "fifo", "is not a lock file"),
         (tmp_path / "none/none/lock", refused),
-        (Path("/dev/full"), "is no lock file"),
+        (Path("/dev/full"), "is not a lock file"),
     ):
         with pytest.raises(RmapdError, match=why):
             hold_lock_file(path)
@@ -170,7 +173,7 @@ ORDER = attach_process.AttachOrder([Path()], None, {}, {}, False)
         (lambda: os._exit(3), Defect, "it ended with 3"),
     ],
 )
-def test_how_the_process_that_attaches_died(
+def test_death_of_the_attach_process_is_classified(
     monkeypatch: pytest.MonkeyPatch, how: Callable[[], None], kind: type[RmapdError], why: str
 ) -> None:
     monkeypatch.setattr(attach_process, "_serve", lambda *_: how())
@@ -189,7 +192,7 @@ def test_how_the_process_that_attaches_died(
         (NotCheckable("x"), NotCheckable, False),
     ],
 )
-def test_what_the_process_that_attaches_says(
+def test_error_of_the_attach_process_keeps_its_class(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     error: Exception,
@@ -210,7 +213,7 @@ def test_what_the_process_that_attaches_says(
     assert ("Traceback" in capfd.readouterr().err) == traced
 
 
-def test_a_process_that_cannot_be_started_may_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_fork_is_a_temporary_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         os, "fork", raising(OSError(errno.EAGAIN, "Resource temporarily unavailable"))
     )
@@ -218,10 +221,10 @@ def test_a_process_that_cannot_be_started_may_pass(monkeypatch: pytest.MonkeyPat
         attach_process.attach(cast(Kernel, None), ORDER)
 
 
-def test_a_program_for_which_there_is_no_memory_is_not_left_out(
+def test_program_that_lacks_memory_is_an_error_and_not_lost_coverage(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is a coverage lost by chance, that the next start would have."""
+    """The next start would have that coverage."""
     hook = Planned(
         "vma",
         Hook("vma_expand", [], ""),
@@ -255,7 +258,7 @@ def test_a_program_for_which_there_is_no_memory_is_not_left_out(
     assert (failed.state, failed.tried) == (State.DENIED, True)
 
 
-def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(
+def test_load_without_memory_is_not_repeated_for_a_verifier_log(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = list[object]()
@@ -281,14 +284,15 @@ def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", Defect, "SIGSEGV"),
         ("raise ImportError('libbcc')", RmapdError, "libbcc"),
         (
-            "import sys\nclass BPF:\n def __init__(self, **_):\n  print('could not open bpf map: ledger, error: Cannot allocate memory',"
+            "import sys\nclass BPF:\n def __init__(self, **_):\n"
+            "  print('could not open bpf map: ledger, error: Cannot allocate memory',"
             " file=sys.stderr)\n  raise Exception('Failed to compile BPF module')\n",
             Temporary,
             "Cannot allocate memory",
         ),
     ],
 )
-def test_how_the_compiler_ended(
+def test_end_of_the_compiler_process_is_classified(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, kind: type[RmapdError], why: str
 ) -> None:
     (tmp_path / "bcc.py").write_text(script)
@@ -298,7 +302,7 @@ def test_how_the_compiler_ended(
     assert (type(caught.value), why in caught.value.why) == (kind, True), caught.value
 
 
-def test_what_this_kernel_cannot_have_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_hook_missing_in_this_kernel_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
     def absent(name: str, reason: str, *, tried: bool = False) -> Planned:
         return Planned(
             "vma",
@@ -318,19 +322,19 @@ def test_what_this_kernel_cannot_have_is_no_warning(caplog: pytest.LogCaptureFix
         snapshot(hooks=(*hooks, absent("h", "the verifier refused it", tried=True))),
         "http://x",
     )
-    said = [
+    messages = [
         (record.levelname, record.getMessage())
         for record in caplog.records
         if record.getMessage().startswith("hook")
     ]
-    assert said == [
+    assert messages == [
         ("INFO", "hooks not in this kernel: f0, f1, f2, f3, f4 (built without CONFIG_KPROBES)"),
         ("INFO", "hook not in this kernel: g (no symbol g)"),
         ("WARNING", "hook could not be attached: h (the verifier refused it)"),
     ]
 
 
-def test_a_configuration_that_is_refused_at_reload_is_one_line(
+def test_refused_configuration_at_reload_is_logged_in_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     _reload(
@@ -358,7 +362,7 @@ def run(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_standard_output_that_is_full_is_said_so(tmp_path: Path, unbuffered: str) -> None:
+def test_full_standard_output_is_a_temporary_error(tmp_path: Path, unbuffered: str) -> None:
     path = written(tmp_path / "r.json")
     each: list[list[str | Path]] = [
         ["--help"],
@@ -378,10 +382,10 @@ def test_standard_output_that_is_full_is_said_so(tmp_path: Path, unbuffered: str
             done.stderr.splitlines()[0]
             == "rmapd: cannot write to standard output: No space left on device"
         ), args
-        assert len(done.stderr.splitlines()) == 2, "and nothing at Python's end"
+        assert len(done.stderr.splitlines()) == 2, "nothing more at the exit of Python"
 
 
-def test_a_reader_that_has_enough_is_no_error_and_a_full_stderr_changes_no_code(
+def test_closed_pipe_is_no_error_and_full_stderr_changes_no_exit_code(
     tmp_path: Path,
 ) -> None:
     reading, writing = os.pipe()
@@ -394,11 +398,14 @@ def test_a_reader_that_has_enough_is_no_error_and_a_full_stderr_changes_no_code(
         assert run("explain", "nonsense", stderr=full).returncode == 2
 
 
-STARTED = "import sys; print('x', flush=True); from tracer.__main__ import main; sys.argv = ['rmapd', 'explain', 'L1']; main()"
+STARTED = (
+    "import sys; print('x', flush=True); from tracer.__main__ import main;"
+    " sys.argv = ['rmapd', 'explain', 'L1']; main()"
+)
 
 
-def test_ctrl_c_while_it_starts_has_no_traceback() -> None:
-    """From the first line of rmapd's own on; before it Python itself starts."""
+def test_ctrl_c_during_start_prints_no_traceback() -> None:
+    """From rmapd's first line on; before it, Python itself starts."""
     codes = set()
     for moment in range(24):
         with subprocess.Popen(
@@ -418,8 +425,10 @@ def test_ctrl_c_while_it_starts_has_no_traceback() -> None:
     assert -signal.SIGINT in codes
 
 
-def test_what_took_a_minute_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder was there at the start and is gone at the end."""
+def test_report_that_cannot_be_written_is_saved_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder exists at the start and is gone at the end."""
     (tmp_path / "gone").mkdir()
     path = tmp_path / "gone/r.json"
     atomic_file.writable(path, "the report")
@@ -428,7 +437,7 @@ def test_what_took_a_minute_is_not_lost(tmp_path: Path, monkeypatch: pytest.Monk
     for target in (path, FULL):
         with pytest.raises(RmapdError, match=f"cannot write the report {target}") as caught:
             atomic_file.write(target, "what was recorded", "the report")
-        kept = Path(caught.value.hint.removeprefix("it is kept in "))
+        kept = Path(caught.value.hint.removeprefix("it is saved in "))
         assert kept.read_text() == "what was recorded"
         assert kept.stat().st_mode & 0o077 == 0
     assert caught.value.exit_code == 75
@@ -438,10 +447,13 @@ def test_what_took_a_minute_is_not_lost(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_half_of_it_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel refuses to let any file grow: nothing is left in the folders that were tried."""
-    script = "from pathlib import Path; from tracer import atomic_file; atomic_file.write(Path('r.md'), 'n' * 100_000, 'the report')"
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); {script}"
+def test_incomplete_copy_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lets no file grow: nothing is left in the folders that were tried."""
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "from pathlib import Path; from tracer import atomic_file;"
+        "atomic_file.write(Path('r.md'), 'n' * 100_000, 'the report')"
+    )
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", limited],
@@ -452,25 +464,23 @@ def test_half_of_it_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         env=environment,
     )
     assert "cannot write the report r.md" in done.stderr
-    assert "try: a folder that exists" in done.stderr, "and not where it is kept"
+    assert "try: a writable folder that exists" in done.stderr, "the error names no copy"
     assert not list(tmp_path.iterdir())
 
 
-def test_a_pipe_that_nobody_reads_is_refused_before_and_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipe_without_a_reader_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "fifo.md")
     for write in (atomic_file.writable, lambda path, what: atomic_file.write(path, "x", what)):
-        with pytest.raises(RmapdError, match="nobody reads from this pipe"):
+        with pytest.raises(RmapdError, match="no process reads this pipe"):
             write(tmp_path / "fifo.md", "the report")
     monkeypatch.setattr(atomic_file, "_PATIENCE_SECONDS", 0.2)
     reader = os.open(tmp_path / "fifo.md", os.O_RDONLY | os.O_NONBLOCK)
-    with pytest.raises(RmapdError, match="nothing was taken"):
+    with pytest.raises(RmapdError, match="the reader took nothing"):
         atomic_file.write(tmp_path / "fifo.md", "x" * (1 << 22), "the report")
     os.close(reader)
 
 
-def test_a_pipe_that_somebody_reads_gets_all(tmp_path: Path) -> None:
+def test_pipe_with_a_reader_gets_everything(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.md")
     taken = list[str]()
     reader = threading.Thread(target=lambda: taken.append((tmp_path / "fifo.md").read_text()))

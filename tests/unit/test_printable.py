@@ -1,4 +1,4 @@
-"""Names are what their owners choose. Data keeps them exact; nothing of them that a terminal would obey is in text for people."""
+"""Data keeps names exact; text for people has them without control characters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Finding, Violation
-from tracer.logs import Lines
+from tracer.logs import LineFormatter
 from tracer.outputs.log import FindingLog
 from tracer.outputs.store.writer import Store
 from tracer.printable import json_text, printable, shown
@@ -36,7 +36,10 @@ from tracer.results import json_form
 from tracer.web.application import Application
 from tracer.web.http_message import Request
 
-ESCAPE = "\x1b]0;owned\x07\x1b[2J\n2026 CRITICAL forged\r\x7f\x9b31m\u202eevil\u2028\u2066\ud800\U000e0041"
+ESCAPE = (
+    "\x1b]0;owned\x07\x1b[2J\n2026 CRITICAL forged\r\x7f\x9b31m"
+    "\u202eevil\u2028\u2066\ud800\U000e0041"
+)
 FORBIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 names = st.one_of(
     st.text(min_size=1),
@@ -51,20 +54,20 @@ slow = settings(
 )
 
 
-def obeyed(text: str, keep: str = "\n") -> set[str]:
-    """Characters that a terminal or an editor would act on."""
+def control_characters(text: str, keep: str = "\n") -> set[str]:
+    """Return the characters that a terminal or an editor would act on."""
     return {one for one in text if unicodedata.category(one) in FORBIDDEN and one not in keep}
 
 
 @given(names)
-def test_text_is_printable_and_escaping_twice_changes_nothing(name: str) -> None:
-    said = printable(name)
-    assert said.isprintable()
-    assert printable(said) == said
-    assert said == name or not name.isprintable()
+def test_escaped_text_is_printable_and_stable(name: str) -> None:
+    escaped = printable(name)
+    assert escaped.isprintable()
+    assert printable(escaped) == escaped
+    assert escaped == name or not name.isprintable()
 
 
-def test_each_kind_of_character_has_its_escape() -> None:
+def test_control_format_and_surrogate_characters_are_escaped() -> None:
     assert (
         printable("a\x1b[0m\n\t\x7f\x9b\u202e\ud800 b")
         == "a\\x1b[0m\\n\\t\\x7f\\x9b\\u202e\\ud800 b"
@@ -81,15 +84,17 @@ def json_values(text: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 
 @given(json_values(names))
-def test_json_is_exact_to_read_and_safe_to_look_at(value: Any) -> None:
-    for said in (json_text(value), json_text(value, indent=None, separators=(",", ":"))):
-        assert json.loads(said) == value
-        assert not obeyed(said)
-    assert not obeyed(json.dumps(shown(value), ensure_ascii=False, default=str).replace("\\n", ""))
+def test_json_text_reads_back_equal_and_is_safe_on_a_terminal(value: Any) -> None:
+    for text in (json_text(value), json_text(value, indent=None, separators=(",", ":"))):
+        assert json.loads(text) == value
+        assert not control_characters(text)
+    assert not control_characters(
+        json.dumps(shown(value), ensure_ascii=False, default=str).replace("\\n", "")
+    )
 
 
 def hostile(name: str) -> Finding:
-    """A violation with this name wherever a name may be."""
+    """Make a violation with this name in every place for a name."""
     task = {"pid": 7, "tgid": 7, "comm": name, "cgroup": {"id": 4, "name": name}}
     vma = {"vma": "0x1", "vm_start": "0x1000", "vm_end": "0x2000", "flags": name, "file": name}
     folio = {"folio": "0xf0", "kind": name, "order": 0, "flags": [name]}
@@ -133,7 +138,7 @@ def hostile(name: str) -> Finding:
 
 
 def reported(name: str) -> dict[str, Any]:
-    """A report file of that, with the name also where only somebody who made the file up would have it."""
+    """Make a report file of it, with the name also where only a forged file would have it."""
     found = unlucky()
     own = json_form.violation_json(
         Violation(
@@ -168,17 +173,17 @@ def reported(name: str) -> dict[str, Any]:
 @slow
 @example(ESCAPE)
 @given(names)
-def test_a_report_that_is_read_back_is_printable_in_every_form(tmp_path: Path, name: str) -> None:
+def test_stored_report_is_printable_in_every_form(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "r.json", reported(name))
     if name is ESCAPE:  # drawing takes seconds
-        assert not obeyed(html.render(of_report(path)))
-    assert not obeyed(markdown.render(of_report(path)), keep="\n\u2007")
+        assert not control_characters(html.render(of_report(path)))
+    assert not control_characters(markdown.render(of_report(path)), keep="\n\u2007")
     known = explain.find(FINDING.invariant + "-", tmp_path, path)
     for text in (explain.as_text, explain.as_markdown):
-        assert not obeyed(text(known, discover()["M1"]))
+        assert not control_characters(text(known, discover()["M1"]))
     exact = explain.as_json(known, discover()["M1"])
     assert exact["violation"]["task"]["comm"] == name
-    assert not obeyed(json_text(exact))
+    assert not control_characters(json_text(exact))
 
 
 def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
@@ -192,33 +197,33 @@ def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
     ours, theirs = diff.read_both(*paths)
     found = diff.compare(ours, theirs)
     assert found
-    assert not obeyed(diff.as_text(ours, theirs, found))
+    assert not control_characters(diff.as_text(ours, theirs, found))
     assert diff.as_json(ours, theirs, found)["a"]["kernel"] == ESCAPE
     done = CliRunner().invoke(main, ["diff", str(tmp_path / "\x1b[2Jnone"), str(paths[0])])
-    assert (done.exit_code, obeyed(done.stderr)) == (2, set())
+    assert (done.exit_code, control_characters(done.stderr)) == (2, set())
     assert "\\x1b[2Jnone" in done.stderr
 
 
 @slow
 @example(ESCAPE)
 @given(names)
-def test_what_a_run_prints_is_printable(name: str) -> None:
+def test_output_of_a_run_is_printable(name: str) -> None:
     violation = Violation(hostile(name), 1.0, 2.0)
     s = snapshot(violations={"M1-x": violation}, kernel=name)
     texts = (terminal.as_text(s, ["sh", "-c", name], 0), as_ktap(s), as_junit(s, [name], 0))
-    assert [obeyed(text, keep="\n\t") for text in texts] == [set()] * 3
+    assert [control_characters(text, keep="\n\t") for text in texts] == [set()] * 3
     ET.fromstring(texts[2].split("\n", 1)[1])
     assert json_form.as_json(s, [name], 0)["violations"][0]["task"]["comm"] == name
 
 
-def logged(say: Callable[[logging.Logger], None], *, prefixed: bool = False) -> str:
-    """What is in the log."""
+def logged(write: Callable[[logging.Logger], None], *, prefixed: bool = False) -> str:
+    """Return the log that write() makes."""
     stream, log = io.StringIO(), logging.getLogger("rmapd")
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(Lines(prefixed=prefixed))
+    handler.setFormatter(LineFormatter(prefixed=prefixed))
     log.addHandler(handler)
     try:
-        say(log)
+        write(log)
     finally:
         log.removeHandler(handler)
     return stream.getvalue()
@@ -227,35 +232,35 @@ def logged(say: Callable[[logging.Logger], None], *, prefixed: bool = False) -> 
 @slow
 @example(ESCAPE)
 @given(names)
-def test_a_record_is_one_line_and_a_name_cannot_forge_another(name: str) -> None:
+def test_log_record_is_one_line_whatever_the_name(name: str) -> None:
     lines = list[str]()
-    said = logged(
+    text = logged(
         lambda _: FindingLog(time.time, {}, lines.append).new([Violation(hostile(name), 1.0, 2.0)])
     )
-    assert len(said.splitlines()) == 1
-    assert not obeyed(said)
-    assert json.loads(lines[0])["task"]["comm"] == name, "the line for machines is exact"
-    assert not obeyed(lines[0])
+    assert len(text.splitlines()) == 1
+    assert not control_characters(text)
+    assert json.loads(lines[0])["task"]["comm"] == name, "the JSON line has the exact name"
+    assert not control_characters(lines[0])
 
 
-def test_a_traceback_keeps_its_lines_and_loses_what_a_terminal_would_obey() -> None:
+def test_logged_traceback_keeps_its_lines_without_control_characters() -> None:
     def fail(log: logging.Logger) -> None:
         try:
             raise ValueError(ESCAPE)
         except ValueError:
             log.exception("no good: %s", ESCAPE)
 
-    said = logged(fail, prefixed=True)
-    assert not obeyed(said)
-    assert "Traceback (most recent call last):" in said
-    assert {line[:3] for line in said.splitlines()} == {"<3>"}, (
-        "journald takes each line with its priority"
+    text = logged(fail, prefixed=True)
+    assert not control_characters(text)
+    assert "Traceback (most recent call last):" in text
+    assert {line[:3] for line in text.splitlines()} == {"<3>"}, (
+        "each line has its priority for journald"
     )
 
 
-def test_an_error_is_printable_and_only_its_why_has_lines() -> None:
+def test_error_is_printable_and_only_its_reason_has_lines() -> None:
     error = RmapdError(f"cannot read {ESCAPE}", why=f"first\nsecond {ESCAPE}", hint=ESCAPE)
-    assert not obeyed(str(error))
+    assert not control_characters(str(error))
     assert all(
         line.startswith("    ") or line.startswith("  try: ")
         for line in str(error).splitlines()[1:]
@@ -263,8 +268,8 @@ def test_an_error_is_printable_and_only_its_why_has_lines() -> None:
     assert "\n" not in error.in_a_line
 
 
-class Box:
-    """A daemon's current snapshot."""
+class FakeLatest:
+    """A LatestSnapshot with one violation."""
 
     points = ()
 
@@ -278,24 +283,24 @@ class Box:
         return self.snapshot
 
 
-def test_the_pages_are_printable_and_the_api_is_exact_and_safe() -> None:
-    box = Box(ESCAPE.replace("\ud800", ""))
-    application = Application(box)
+def test_pages_are_printable_and_api_is_exact() -> None:
+    latest = FakeLatest(ESCAPE.replace("\ud800", ""))
+    application = Application(latest)
 
     def body(path: str) -> str:
         answer = application(Request("GET", path, "", {}))
         assert answer.status == 200, path
         return answer.body.decode()
 
-    for path in ("/", "/hooks", f"/violations/{box.id}", "/invariants/M1"):
-        assert not obeyed(body(path), keep="\n\t\r"), path
+    for path in ("/", "/hooks", f"/violations/{latest.id}", "/invariants/M1"):
+        assert not control_characters(body(path), keep="\n\t\r"), path
         assert "\\x1b" in body(path), path
-    said = body(f"/api/v1/violations/{box.id}")
-    assert not obeyed(said)
-    assert json.loads(said)["task"]["comm"] == ESCAPE.replace("\ud800", "")
+    text = body(f"/api/v1/violations/{latest.id}")
+    assert not control_characters(text)
+    assert json.loads(text)["task"]["comm"] == ESCAPE.replace("\ud800", "")
 
 
-def test_a_store_keeps_names_exact_and_shows_them_printable(tmp_path: Path) -> None:
+def test_store_keeps_exact_names_and_reports_show_them_escaped(tmp_path: Path) -> None:
     name, path, now = ESCAPE.replace("\ud800", ""), tmp_path / "rmapd.db", time.time()
     store = Store(path, "6.1", 1 << 22, 90, must=True)
     violation = Violation(hostile(name), now, now)
@@ -305,15 +310,19 @@ def test_a_store_keeps_names_exact_and_shows_them_printable(tmp_path: Path) -> N
         ended=True,
     )
     store.close()
-    assert not obeyed(html.render(of_store(path)))
-    assert not obeyed(markdown.render(of_store(path)), keep="\n\u2007")
+    assert not control_characters(html.render(of_store(path)))
+    assert not control_characters(markdown.render(of_store(path)), keep="\n\u2007")
     known = explain.find("M1-", path, None)
     assert known.exact["task"]["comm"] == name
-    assert not obeyed(explain.as_text(known, discover()["M1"]))
+    assert not control_characters(explain.as_text(known, discover()["M1"]))
 
 
 @pytest.mark.parametrize("form", ["text", "md", "json"])
-def test_explain_on_the_command_line(tmp_path: Path, form: str) -> None:
+def test_explain_command_prints_escaped_names(tmp_path: Path, form: str) -> None:
     path = written(tmp_path / "r.json", reported(ESCAPE))
     done = CliRunner().invoke(main, ["explain", "M1-", "--report", str(path), "--format", form])
-    assert (done.exit_code, obeyed(done.stdout), obeyed(done.stderr)) == (0, set(), set())
+    assert (done.exit_code, control_characters(done.stdout), control_characters(done.stderr)) == (
+        0,
+        set(),
+        set(),
+    )

@@ -315,7 +315,7 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
             False,
         ), done.stderr
     done = CliRunner().invoke(main, ["report", "--store", "a", "--from", "b"])
-    assert (done.exit_code, "cannot report on two things" in done.stderr) == (2, True)
+    assert (done.exit_code, "cannot read two sources" in done.stderr) == (2, True)
 
 
 def test_what_only_the_counts_know_is_not_called_well(tmp_path: Path) -> None:
