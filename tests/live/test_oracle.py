@@ -193,9 +193,7 @@ def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None
 
 
 def test_base_addresses_make_sense(session: Session) -> None:
-    params = session.books._layouts.structs["params"].unpack(
-        session.loaded.maps["params"].lookup(bytes(4)) or b""
-    )
+    params = session.tables.params.get()
     assert params.page_offset % (1 << 30) == 0
     assert params.page_offset >> 47 == (1 << 17) - 1
     assert params.vmemmap >> 47 == (1 << 17) - 1

@@ -14,7 +14,8 @@ from tracer.memory.objects import ObjectReader, vm_letters
 from tracer.protocol.codec import Encoding
 from tracer.results.protocols import Sighting
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Event, Records
+from tracer.tables.events import Event
+from tracer.tables.stacks import Stacks
 from tracer.tables.windows import Windows
 
 _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
@@ -28,7 +29,7 @@ class ProtocolEvents:
     def __init__(
         self,
         windows: Windows,
-        books: Records,
+        stacks: Stacks,
         layouts: Layouts,
         symbols: Symbols,
         invariants: Mapping[str, Invariant],
@@ -37,9 +38,9 @@ class ProtocolEvents:
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
         self.rulings = ProtocolVerdicts(self.encoding, invariants, checked)
-        self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
+        self.trails = Trails(windows, stacks, symbols, self.encoding, self.rulings.rule)
         self.pressing = False
-        self._books, self._symbols, self._scene = books, symbols, scene
+        self._stacks, self._symbols, self._scene = stacks, symbols, scene
         self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
 
     def hear(self, event: Event, raw: bytes) -> None:
@@ -70,7 +71,7 @@ class ProtocolEvents:
         )
         sighting = Sighting(
             task=event.task,
-            stack=self._symbols.stack(self._books.stack(event.stack)),
+            stack=self._symbols.stack(self._stacks.of_event(event.stack)),
             vma=vma,
             addresses={
                 name: hex(value) for name, value in _addresses(event.b, seen).items() if value

@@ -17,7 +17,9 @@ from tracer.memory.entries import FoundEntry
 from tracer.protocol.codec import Encoding
 from tracer.protocol.model import Protocol, Visit, Walker
 from tracer.protocol.text import text
-from tracer.tables.records import Event, Records, Row
+from tracer.tables.events import Event
+from tracer.tables.ledger import Row
+from tracer.tables.stacks import Stacks
 from tracer.tables.windows import Flight, Recorded, Windows
 
 _MOST_CHANGES, _MOST_WALKS = 24, 8
@@ -103,14 +105,14 @@ class Trails:
     def __init__(
         self,
         windows: Windows,
-        books: Records,
+        stacks: Stacks,
         symbols: Symbols,
         encoding: Encoding,
         rule: Callable[[bytes], Mapping[str, Ruling]],
     ) -> None:
-        self._windows, self._books, self._symbols, self._encoding, self._rule = (
+        self._windows, self._stacks, self._symbols, self._encoding, self._rule = (
             windows,
-            books,
+            stacks,
             symbols,
             encoding,
             rule,
@@ -233,7 +235,7 @@ class Trails:
             "task": {"pid": row.tid, "tgid": row.tgid},
             "vma": ranges(row.vma, row),
             "protocol": self._text(born.get(row.protocol)),
-            "stack": list(self._symbols.stack(self._books.stack(row.stack, "flight_stacks"))),
+            "stack": list(self._symbols.stack(self._stacks.of_flight(row.stack))),
         }
 
     def _step_of(self, event: Event, key: bytes, seen: Any) -> dict[str, Any]:
@@ -245,7 +247,7 @@ class Trails:
             "task": {"pid": event.tid, "tgid": event.tgid},
             "vma": ranges(event.a, seen),
             "protocol": self._text(key),
-            "stack": list(self._symbols.stack(self._books.stack(event.stack))),
+            "stack": list(self._symbols.stack(self._stacks.of_event(event.stack))),
         }
 
     def _text(self, key: bytes | None) -> str:

@@ -15,7 +15,8 @@ from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor
 from tracer.invariants.base import Coverage, Invariant
-from tracer.tables.records import Records
+from tracer.tables.epochs import Epochs
+from tracer.tables.params import Params
 from tracer.tables.windows import Windows
 
 log = logging.getLogger("rmapd")
@@ -45,7 +46,8 @@ class Fidelity:
         self,
         level: str,
         loaded: AttachedProbes,
-        books: Records,
+        params: Params,
+        epochs: Epochs,
         windows: Windows,
         invariants: Mapping[str, Invariant],
         features: Collection[str],
@@ -55,9 +57,8 @@ class Fidelity:
         self.coverage: dict[str, tuple[Coverage, str]] = {}
         self.checked: set[str] = set()
         self.governor: Governor | None = None
-        self._loaded, self._books, self._invariants, self._features = (
-            loaded,
-            books,
+        self._loaded, self._params, self._epochs = loaded, params, epochs
+        self._invariants, self._features = (
             invariants,
             frozenset(features),
         )
@@ -74,7 +75,7 @@ class Fidelity:
         self.cover()
 
     def _sample(self) -> None:
-        self._books.set_params(window_ns=10**9 // self._rate if self._sampled else 0)
+        self._params.set(window_ns=10**9 // self._rate if self._sampled else 0)
 
     def cover(self) -> None:
         """What is checked with the hooks that are on now."""
@@ -239,7 +240,7 @@ class Fidelity:
             resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS),
             "mmap_lock" in changing,
         )
-        with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):
+        with self._epochs.changing_hooks(windows=windows, mmap_locks=mmap_locks):
             count()
             self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)

@@ -20,7 +20,7 @@ from tracer.memory.entries import FoundEntry
 from tracer.memory.page_tables import Oracle
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
-from tracer.tables.records import Records
+from tracer.tables.params import Params
 
 _GUESSES = 1 << 16  # 1 GiB apart: 64 TiB
 _OWN_PAGES = 64
@@ -53,7 +53,7 @@ def calibrate(
     maps: Mapping[str, Table],
     programs: Mapping[str, Runnable],
     oracle: Oracle,
-    books: Records,
+    params: Params,
     layouts: Layouts,
     page_size_of_struct: int,
     address_of: Callable[[str], int],
@@ -85,14 +85,14 @@ def calibrate(
     if len(bases) != 1 or any(folio & 3 or not folio for folio in folios):
         return Calibration(False, "the struct pages of our own pages do not lie in one array")
     vmemmap = bases.pop()
-    books.set_params(vmemmap=vmemmap)
+    params.set(vmemmap=vmemmap)
     guesses = ((found.pgd >> 30 << 30) - (n << 30) for n in range(_GUESSES))
     page_offset = next((base for base in guesses if ask(*files, 0, base).owner == found.mm), 0)
     if not page_offset and (symbol := address_of("page_offset_base")):
         page_offset = ask(*files, symbol, 0).value
-    books.set_params(page_offset=page_offset)
+    params.set(page_offset=page_offset)
     if not page_offset or not _agrees(oracle, found.mm, found.pgd):
-        books.set_params(page_offset=0, vmemmap=0)
+        params.set(page_offset=0, vmemmap=0)
         reason = (
             "walks of our own pages disagree with pagemap"
             if page_offset

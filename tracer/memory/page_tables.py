@@ -15,7 +15,9 @@ from tracer.bpf.maps import Readable, Runnable, Table
 from tracer.memory.entries import FoundEntry
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
-from tracer.tables.records import Records
+from tracer.tables.other_mms import OtherMms
+from tracer.tables.params import Params
+from tracer.tables.swap_types import SwapTypes
 
 _MIGRATION_TYPES = (
     3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
@@ -44,7 +46,9 @@ class Oracle:
         maps: Mapping[str, Table],
         programs: Mapping[str, Runnable],
         tasks: Readable | None,
-        books: Records,
+        params: Params,
+        swap_types: SwapTypes,
+        other_mms: OtherMms,
         layouts: Layouts,
         levels: int,
         page_tables: Callable[[], int],
@@ -56,7 +60,8 @@ class Oracle:
             tasks,
             page_tables,
         )
-        self._books, self._layouts, self._levels = books, layouts, levels
+        self._params, self._swap_types, self._other_mms = params, swap_types, other_mms
+        self._layouts, self._levels = layouts, levels
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
         self._query = layouts.structs["query"]
@@ -66,9 +71,9 @@ class Oracle:
 
     def learn(self) -> int:
         """The swap types of migration entries, and those that may be: bit per type. With all three seen, no other is possible."""
-        seen = set(self._books.entry_types())
+        seen = set(self._swap_types.inserted())
         if len(seen) >= _MIGRATION_TYPES:
-            self._books.set_params(types_known=1)
+            self._params.set(types_known=1)
         else:
             seen = {
                 near
@@ -86,7 +91,7 @@ class Oracle:
         for at in range(0, len(raw) - record.size + 1, record.size):
             task = record.unpack(raw[at : at + record.size])
             found[task.mm] = Mm(task.mm, task.pgd, task.tgid, task.comm, task.id)
-        for mm in self._books.other_mms():
+        for mm in self._other_mms.read():
             found.setdefault(mm.mm, mm)
         return list(found.values())
 

@@ -25,7 +25,7 @@ import msgspec
 
 from tracer.bpf.maps import Map
 from tracer.invariants.verdict import Finding, Verdict, Violation
-from tracer.tables.records import Row
+from tracer.tables.ledger import Row
 
 _HEADER_BYTES = mmap.PAGESIZE
 _END, _BEAT, _NOT_KEPT = range(3)  # words of 64 bits in the header

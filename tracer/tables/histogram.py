@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from tracer.bpf.maps import Table
+from tracer.tables.c_structs import Layouts
 
 SLOTS = 64
 _CODE = struct.Struct(f"<{SLOTS}QQ")
@@ -51,3 +54,15 @@ class Histogram:
     def buckets_seconds(self, powers: Sequence[int]) -> list[tuple[str, float]]:
         """Of times: edges of 2**n ns, in seconds."""
         return self._below(powers, lambda n: 2**n / 1e9)
+
+
+class Histograms:
+    """Reads the per-CPU map `histograms`."""
+
+    def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
+        self._table, self._names = maps["histograms"], layouts.enums["hist"][:-1]
+
+    def read(self) -> dict[str, Histogram]:
+        """Return every histogram by its name in enum hist, summed over the CPUs."""
+        rows = self._table.rows(len(self._names))
+        return dict(zip(self._names, map(Histogram.add_up, rows), strict=True))

@@ -11,7 +11,8 @@ from tracer.checking.protocol_events import ProtocolEvents
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
-from tracer.tables.records import Records
+from tracer.tables.events import Events
+from tracer.tables.stacks import Stacks
 
 COUNTERS = dict.fromkeys(LAYOUTS.enums["counter"], 0)
 HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
@@ -20,7 +21,7 @@ HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
 def docket_of(b: Box, checked: Container[str] = ("L4",)) -> ProtocolEvents:
     return ProtocolEvents(
         b.windows,
-        Records(b.native.maps, LAYOUTS),
+        Stacks(b.native.maps),
         LAYOUTS,
         Symbols(synthetic_kernel()),
         discover(),
@@ -31,7 +32,7 @@ def docket_of(b: Box, checked: Container[str] = ("L4",)) -> ProtocolEvents:
 def hear(protocol_events: ProtocolEvents, b: Box) -> bool:
     """Bring it the events; whether one presses."""
     for raw in b.native.events():
-        protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+        protocol_events.hear(Events(LAYOUTS).decode(raw), raw)
     return protocol_events.pressing
 
 
@@ -120,9 +121,9 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
 
 def test_a_stack_that_found_its_bucket_taken_is_in_the_second_table() -> None:
     b = box()
-    books, rows = Records(b.native.maps, LAYOUTS), b.native.maps["stacks"].max_entries
+    stacks, rows = Stacks(b.native.maps), b.native.maps["stacks"].max_entries
     for at, address, book in ((7, 0x1111, "stacks"), (rows + 7, 0x2222, "more_stacks")):
         b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
-        assert books.stack(at) == [address]
-    assert not books.stack(rows + 8)
-    assert not books.stack(-17)
+        assert stacks.of_event(at) == [address]
+    assert not stacks.of_event(rows + 8)
+    assert not stacks.of_event(-17)

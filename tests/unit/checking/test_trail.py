@@ -19,19 +19,22 @@ from tracer.invariants.verdict import Tally
 from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine, switches, taint_letters
 from tracer.memory.objects import ObjectReader, vm_letters
-from tracer.tables.records import Records, Row, Visited
+from tracer.tables.events import Events
+from tracer.tables.ledger import Row, Visited
+from tracer.tables.params import Params
+from tracer.tables.stacks import Stacks
 
 MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 
 
 def trails(b: Box, rules: bool = True) -> Trails:
-    books, kernel = Records(b.native.maps, LAYOUTS), synthetic_kernel()
+    stacks, kernel = Stacks(b.native.maps), synthetic_kernel()
     protocol_events = ProtocolEvents(
-        b.windows, books, LAYOUTS, Symbols(kernel), discover(), set(discover())
+        b.windows, stacks, LAYOUTS, Symbols(kernel), discover(), set(discover())
     )
     return Trails(
         b.windows,
-        books,
+        stacks,
         Symbols(kernel),
         ENCODING,
         protocol_events.rulings.rule if rules else lambda _key: {},
@@ -134,12 +137,12 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
 
 def test_where_windows_were_sampled_before_it_says_nothing() -> None:
     b, vma, _ = world()
-    books = Records(b.native.maps, LAYOUTS)
-    books.set_params(window_ns=10**9)
+    params = Params(b.native.maps, LAYOUTS)
+    params.set(window_ns=10**9)
     b.tick(10_000_000)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
-    books.set_params(window_ns=0)
+    params.set(window_ns=0)
     b.tick(1_000_000_000)
     trail = trails(b, rules=False).of_entry(
         entry(b, vma, b.now, mms={1}, locks=(), visited=False), b.now
@@ -153,7 +156,7 @@ def test_where_windows_are_sampled_it_says_so() -> None:
     """That no window is there is no proof that none was."""
     b, vma, since = world()
     b.tick(10_000_000)
-    Records(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
+    Params(b.native.maps, LAYOUTS).set(window_ns=10**9)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
     trail = trails(b, rules=False).of_entry(
@@ -191,12 +194,11 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
         other = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", other.at):
             pass
-    books = Records(b.native.maps, LAYOUTS)
     protocol_events = ProtocolEvents(
-        b.windows, books, LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
+        b.windows, Stacks(b.native.maps), LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
     )
     for each in raw:
-        protocol_events.hear(books.event(each), each)
+        protocol_events.hear(Events(LAYOUTS).decode(each), each)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     (last,) = finding.trail
     assert last["protocol"] == finding.protocol == "unlink_anon_vmas[anon]  anon-(-)"
@@ -222,13 +224,13 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
             accused, (raw,) = b.now, b.native.events()
     protocol_events = ProtocolEvents(
         b.windows,
-        Records(b.native.maps, LAYOUTS),
+        Stacks(b.native.maps),
         LAYOUTS,
         Symbols(synthetic_kernel()),
         discover(),
         {"L4"},
     )
-    protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+    protocol_events.hear(Events(LAYOUTS).decode(raw), raw)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
     assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]
@@ -257,7 +259,7 @@ def test_an_event_has_the_cgroup_of_its_task() -> None:
     with b.call("unlink_anon_vmas", vma.at):
         pass
     (raw,) = b.native.events()
-    assert Records(b.native.maps, LAYOUTS).event(raw).task == {
+    assert Events(LAYOUTS).decode(raw).task == {
         "pid": 7,
         "tgid": 7,
         "comm": "harness",

@@ -19,7 +19,7 @@ from tracer.supervision.checkpoint import (
     Recovered,
     read,
 )
-from tracer.tables.records import Row, Visited
+from tracer.tables.ledger import Row, Visited
 
 HALF = 1 << 16
 END_OFFSET, BEAT_OFFSET = 0, 8
