@@ -219,7 +219,7 @@ def doctor(config: Path | None, form: str) -> None:
     from tracer.daemon import installation
 
     checks = installation.examine(
-        installation.Probed(),
+        installation.Host(),
         partial(_load, config, None),
         str(_path(config) or "no file: every default"),
     )

@@ -1,4 +1,4 @@
-"""What this kernel lets us check, and why not the rest: facts found by trying, not by version."""
+"""Report what this kernel lets rmapd check, and why not the rest: by trying, not by version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracer.printable import printable
 
 
 def examine(session: Session) -> dict[str, Any]:
-    """Everything doctor knows, as data; the session's gate is open while it looks."""
+    """Return everything that doctor reports, as JSON; the session's gate is open meanwhile."""
     kernel = session.kernel
     return {
         "kernel": kernel.release,
@@ -42,7 +42,7 @@ def examine(session: Session) -> dict[str, Any]:
 
 def _invariant(session: Session, invariant: Invariant) -> dict[str, Any]:
     level, reason = session.coverage[invariant.id]
-    allows = "" if invariant.built else allowed(session.kernel, invariant.awaits)
+    allows = "" if invariant.built else probeable(session.kernel, invariant.awaits)
     return {
         "title": invariant.title,
         "coverage": level.value,
@@ -50,8 +50,8 @@ def _invariant(session: Session, invariant: Invariant) -> dict[str, Any]:
     }
 
 
-def allowed(kernel: Kernel, functions: tuple[str, ...]) -> str:
-    """Whether this kernel would let these functions be probed, and what is in the way."""
+def probeable(kernel: Kernel, functions: tuple[str, ...]) -> str:
+    """Report whether this kernel would let these functions be probed, or what prevents it."""
     iterators = [f for f in functions if f.startswith("bpf_iter_")]
     if iterators:
         found = all(kernel.types.function(f) is not None for f in iterators)
@@ -78,12 +78,12 @@ def allowed(kernel: Kernel, functions: tuple[str, ...]) -> str:
             f"no {', '.join(absent)}" if absent else "",
             f"notrace: {', '.join(notrace)}" if notrace else "",
         ]
-        return f"this kernel would allow a part of it ({'; '.join(part for part in parts if part)})"
+        return f"this kernel would allow part of it ({'; '.join(part for part in parts if part)})"
     return "this kernel would allow it"
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """For a terminal."""
+    """Format the report for a terminal."""
     lines = [f"kernel {found['kernel']}", ""]
     lines += [f"  {name:18} {value}" for name, value in found["capabilities"].items()]
     lines += ["", "hooks"]

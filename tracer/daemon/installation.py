@@ -1,4 +1,4 @@
-"""Is rmapd installed as it should be? What `rmapd doctor` says before it attaches anything."""
+"""Checks of the installation: the part of `rmapd doctor` that needs no probe."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _CAPABILITIES = {"SETPCAP": 8, "SYS_ADMIN": 21, "SYSLOG": 34, "PERFMON": 38, "BP
 _WITHOUT = {
     "SYS_ADMIN": "without CAP_SYS_ADMIN no run times of programs, and no page-table oracle",
     "SYSLOG": "without CAP_SYSLOG no addresses of kernel symbols: stacks have no names",
-    "SETPCAP": "without CAP_SETPCAP the bounding set stays as it is",
+    "SETPCAP": "without CAP_SETPCAP the bounding set is not emptied",
 }
-"""What is lost where all can be attached, by the capability that is missing."""
+"""What a missing capability costs, where the others are enough to attach."""
 DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http._log_exporter"
 _IMPORT_SECONDS = 20.0
@@ -30,11 +30,11 @@ _UNIT = ("LoadState", "UnitFileState", "ActiveState", "Result", "NRestarts")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at; hint: what to try where it is not ok."""
+    """The result of one check; hint: what to try where it is not ok."""
 
     name: str
     state: str
-    says: str
+    text: str
     hint: str = ""
 
 
@@ -44,7 +44,10 @@ def _systemctl() -> str:
 
 
 def _unimportable(name: str) -> str:
-    """Why the module cannot be imported, tried in a process of its own as the compiler does it (bcc may crash); empty: it can."""
+    """Return why the module cannot be imported, or an empty text.
+
+    A child tries it, as the compiler does: bcc may crash.
+    """
     path = os.pathsep.join([*filter(None, sys.path), DEBIAN_PACKAGES])
     try:
         done = subprocess.run(
@@ -56,19 +59,19 @@ def _unimportable(name: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    said = done.stderr.decode(errors="replace").strip().splitlines()
-    return (
-        ""
-        if not done.returncode
-        else said[-1]
-        if said
-        else f"importing it ends with {done.returncode}"
-    )
+    if not done.returncode:
+        return ""
+    output = done.stderr.decode(errors="replace").strip().splitlines()
+    return output[-1] if output else f"importing it ends with {done.returncode}"
 
 
 @dataclass(frozen=True)
-class Probed:
-    """Where to look."""
+class Host:
+    """The host that is examined: its file systems, and questions that need a process.
+
+    systemctl returns the unit's properties; unimportable, why a module cannot be imported; knows,
+    whether a user exists.
+    """
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
@@ -79,31 +82,31 @@ class Probed:
     knows: Callable[[str], bool] = field(default=users.exists)
 
     def text(self, path: Path) -> str:
-        """What a file of the kernel says; empty where it does not."""
+        """Return the content of a file of the kernel; empty where it cannot be read."""
         try:
             return path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return ""
 
 
-def examine(machine: Probed, configuration: Callable[[], Config], where: str) -> list[Check]:
-    """Everything, each check on its own: one that is wrong hides no other."""
+def examine(host: Host, configuration: Callable[[], Config], where: str) -> list[Check]:
+    """Run all checks, also after one that fails. where: the configuration's source."""
     return [
-        _bcc(machine),
+        _bcc(host),
         _configuration(configuration, where),
-        _unit(machine),
-        _state(machine),
-        _capabilities(machine),
-        _types(machine),
-        *_kernel_settings(machine),
-        _seccomp(machine),
-        *_user(machine, configuration),
-        *_otlp(machine, configuration),
+        _unit(host),
+        _state(host),
+        _capabilities(host),
+        _types(host),
+        *_kernel_settings(host),
+        _seccomp(host),
+        *_user(host, configuration),
+        *_otlp(host, configuration),
     ]
 
 
-def _bcc(machine: Probed) -> Check:
-    why = machine.unimportable("bcc")
+def _bcc(host: Host) -> Check:
+    why = host.unimportable("bcc")
     if not why:
         return Check("bcc", OK, "installed")
     hint = "apt-get install python3-bpfcc, and a virtual environment with --system-site-packages"
@@ -118,18 +121,18 @@ def _configuration(configuration: Callable[[], Config], where: str) -> Check:
     return Check("configuration", OK, f"{where} is valid")
 
 
-def _unit(machine: Probed) -> Check:
-    if not (machine.run / "systemd/system").exists():
+def _unit(host: Host) -> Check:
+    if not (host.run / "systemd/system").exists():
         return Check(
             "unit",
             NOTE,
             "systemd does not run here",
-            "start `rmapd run` by whatever starts daemons here",
+            "start `rmapd run` from the service manager of this system",
         )
     try:
-        shown = dict(line.split("=", 1) for line in machine.systemctl().splitlines() if "=" in line)
+        shown = dict(line.split("=", 1) for line in host.systemctl().splitlines() if "=" in line)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("unit", NOTE, f"systemctl gave no answer: {error}")
+        return Check("unit", NOTE, f"systemctl did not answer: {error}")
     if shown.get("LoadState") != "loaded":
         return Check(
             "unit",
@@ -142,76 +145,78 @@ def _unit(machine: Probed) -> Check:
         shown.get("ActiveState", ""),
         shown.get("Result", ""),
     )
-    says = f"rmapd.service is {enabled or 'neither enabled nor disabled'}, {active}; restarted {shown.get('NRestarts', '0')} times"
+    state, restarts = enabled or "neither enabled nor disabled", shown.get("NRestarts", "0")
+    text = f"rmapd.service is {state}, {active}; restarted {restarts} times"
     if active == "failed" or result not in ("", "success"):
         return Check(
-            "unit", WRONG, f"{says}; its last run ended with {result}", "journalctl -u rmapd"
+            "unit", WRONG, f"{text}; its last run ended with {result}", "journalctl -u rmapd"
         )
     if enabled == "enabled" and active == "active":
-        return Check("unit", OK, says)
-    return Check("unit", NOTE, says, "systemctl enable --now rmapd")
+        return Check("unit", OK, text)
+    return Check("unit", NOTE, text, "systemctl enable --now rmapd")
 
 
-def _state(machine: Probed) -> Check:
-    if not machine.state.exists():
+def _state(host: Host) -> Check:
+    if not host.state.exists():
         return Check(
             "state directory",
             NOTE,
-            f"{machine.state} is not there yet: the unit makes it at its first start",
+            f"{host.state} does not exist yet: the unit creates it at its first start",
         )
-    if not os.access(machine.state, os.W_OK | os.X_OK):
+    if not os.access(host.state, os.W_OK | os.X_OK):
         return Check(
             "state directory",
             WRONG,
-            f"{machine.state} cannot be written",
-            f"chown rmapd {machine.state}",
+            f"{host.state} cannot be written",
+            f"chown rmapd {host.state}",
         )
-    return Check("state directory", OK, f"{machine.state} can be written")
+    return Check("state directory", OK, f"{host.state} can be written")
 
 
-def _capabilities(machine: Probed) -> Check:
-    """Attaching takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON; to see all, CAP_SYS_ADMIN and CAP_SYSLOG."""
-    held = effective(machine.text(machine.proc / "self/status"))
+def _capabilities(host: Host) -> Check:
+    """Attaching needs CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN; full data also CAP_SYSLOG."""
+    held = effective(host.text(host.proc / "self/status"))
     if why := cannot_attach(held):
         return Check("privileges", WRONG, why, "sudo rmapd doctor")
-    if lost := [says for name, says in _WITHOUT.items() if not held >> _CAPABILITIES[name] & 1]:
+    if lost := [loss for name, loss in _WITHOUT.items() if not held >> _CAPABILITIES[name] & 1]:
         return Check(
             "privileges",
             NOTE,
             f"enough to attach; {'; '.join(lost)}",
             "sudo, or the unit as it was installed",
         )
-    return Check("privileges", OK, "enough to attach; `rmapd run` then gives them up")
+    return Check("privileges", OK, "enough to attach; `rmapd run` then drops them")
 
 
 def effective(status: str) -> int:
-    """The effective capabilities in a /proc/PID/status, as a mask."""
+    """Return the mask of effective capabilities in the text of /proc/PID/status."""
     return next(
         (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:")), 0
     )
 
 
 def cannot_attach(held: int) -> str:
-    """What is missing of the capabilities that loading BPF programs takes; empty: nothing is."""
+    """Return which capabilities are missing to load BPF programs; empty: none."""
     missing = [f"CAP_{name}" for name in ("BPF", "PERFMON") if not held >> _CAPABILITIES[name] & 1]
     if not missing or held >> _CAPABILITIES["SYS_ADMIN"] & 1:
         return ""
-    return f"{' and '.join(missing)} missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)"
+    names = " and ".join(missing)
+    return f"{names} missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN alone)"
 
 
-def _types(machine: Probed) -> Check:
-    if (machine.sys / "kernel/btf/vmlinux").exists():
-        return Check("BTF", OK, "the kernel describes its types")
+def _types(host: Host) -> Check:
+    if (host.sys / "kernel/btf/vmlinux").exists():
+        return Check("BTF", OK, "the kernel has BTF types")
     return Check(
         "BTF",
         WRONG,
-        f"no {machine.sys / 'kernel/btf/vmlinux'}",
+        f"no {host.sys / 'kernel/btf/vmlinux'}",
         "a kernel with CONFIG_DEBUG_INFO_BTF",
     )
 
 
-def _kernel_settings(machine: Probed) -> Iterator[Check]:
-    lockdown = machine.text(machine.sys / "kernel/security/lockdown")
+def _kernel_settings(host: Host) -> Iterator[Check]:
+    lockdown = host.text(host.sys / "kernel/security/lockdown")
     if "[confidentiality]" in lockdown:
         yield Check(
             "lockdown",
@@ -220,8 +225,8 @@ def _kernel_settings(machine: Probed) -> Iterator[Check]:
             "boot with lockdown=integrity or none",
         )
     else:
-        yield Check("lockdown", OK, lockdown or "not in this kernel, or not to be seen here")
-    hidden = machine.text(machine.proc / "sys/kernel/kptr_restrict")
+        yield Check("lockdown", OK, lockdown or "not in this kernel, or not visible here")
+    hidden = host.text(host.proc / "sys/kernel/kptr_restrict")
     if hidden == "2":
         yield Check(
             "kptr_restrict",
@@ -234,74 +239,77 @@ def _kernel_settings(machine: Probed) -> Iterator[Check]:
             "kptr_restrict", OK, f"{hidden or 'unknown'}: CAP_SYSLOG is enough to see addresses"
         )
     places = [
-        machine.sys / part / "available_filter_functions"
+        host.sys / part / "available_filter_functions"
         for part in ("kernel/tracing", "kernel/debug/tracing")
     ]
-    if any(machine.text(place) for place in places):
-        yield Check("tracefs", OK, "tells which functions can be traced")
+    if any(host.text(place) for place in places):
+        yield Check("tracefs", OK, "lists the functions that can be traced")
     else:
         yield Check(
             "tracefs",
             NOTE,
-            "not mounted: that a function is notrace shows only when attaching fails",
+            "not mounted: a notrace function is found only when attaching fails",
             "mount -t tracefs nodev /sys/kernel/tracing",
         )
-    if machine.text(machine.sys / "kernel/debug/sched/preempt"):
-        yield Check("debugfs", OK, "tells how this kernel preempts")
+    if host.text(host.sys / "kernel/debug/sched/preempt"):
+        yield Check("debugfs", OK, "shows the preemption model")
     else:
-        says = "does not tell how this kernel preempts: taken as not at all, so fentry comes before kprobes"
-        yield Check("debugfs", NOTE, says, "mount -t debugfs nodev /sys/kernel/debug")
+        text = (
+            "does not show how this kernel preempts: rmapd assumes that it does not, and prefers"
+            " fentry to kprobes"
+        )
+        yield Check("debugfs", NOTE, text, "mount -t debugfs nodev /sys/kernel/debug")
 
 
-def _seccomp(machine: Probed) -> Check:
-    if why := machine.unimportable("seccomp"):
+def _seccomp(host: Host) -> Check:
+    if why := host.unimportable("seccomp"):
         return Check(
-            "seccomp", NOTE, f"no filter of rmapd's own: {why}", "apt-get install python3-seccomp"
+            "seccomp", NOTE, f"no seccomp filter: {why}", "apt-get install python3-seccomp"
         )
     return Check("seccomp", OK, "libseccomp for Python is installed")
 
 
-def _user(machine: Probed, configuration: Callable[[], Config]) -> Iterator[Check]:
+def _user(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:
     try:
         name = configuration().user
     except RmapdError:
         return
-    if machine.knows(name):
+    if host.knows(name):
         yield Check("user", OK, f"rmapd run becomes {name} once attached")
     else:
-        says = f"there is no user {name}: the unit does not start, and rmapd run becomes nobody"
-        yield Check("user", NOTE, says, "make install, or the Debian package")
+        text = f"there is no user {name}: the unit does not start, and rmapd run becomes nobody"
+        yield Check("user", NOTE, text, "make install, or the Debian package")
 
 
-def _otlp(machine: Probed, configuration: Callable[[], Config]) -> Iterator[Check]:
+def _otlp(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:
     try:
         endpoint = configuration().otlp_endpoint
     except RmapdError:
         return
-    if endpoint and (why := machine.unimportable(_EXPORTER)):
+    if endpoint and (why := host.unimportable(_EXPORTER)):
         yield Check(
             "OTLP",
             WRONG,
-            f"otlp_endpoint is {endpoint} and the exporter cannot be used: {why}",
+            f"otlp_endpoint is {endpoint}, but the exporter cannot be imported: {why}",
             "pip install 'rmapd[otlp]'",
         )
     elif endpoint:
-        yield Check("OTLP", OK, f"violations go to {endpoint}")
+        yield Check("OTLP", OK, f"violations are sent to {endpoint}")
 
 
 def as_text(checks: list[Check]) -> str:
-    """For a terminal."""
+    """Format the checks for a terminal."""
     lines = ["installation"]
     for check in checks:
-        lines.append(f"  {check.name:18} {check.state:5} {check.says}")
+        lines.append(f"  {check.name:18} {check.state:5} {check.text}")
         if check.hint and check.state != OK:
             lines.append(f"  {'':24} try: {check.hint}")
     return "\n".join(map(printable, lines)) + "\n\n"
 
 
 def as_json(checks: list[Check]) -> dict[str, dict[str, str]]:
-    """By name."""
+    """Return the checks as JSON, by name."""
     return {
-        check.name: {"state": check.state, "says": check.says, "hint": check.hint}
+        check.name: {"state": check.state, "says": check.text, "hint": check.hint}
         for check in checks
     }

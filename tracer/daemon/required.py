@@ -1,4 +1,4 @@
-"""What somebody requires to be checked (--require, --strict), and the error where it cannot be."""
+"""Required invariants (--require, --strict), and the error where one cannot be checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tracer.invariants.base import Coverage, Invariant
 
 
 def required(config: Config, invariants: Mapping[str, Invariant]) -> tuple[str, ...]:
-    """The invariants whose coverage somebody counts on; strict: all that this version can check."""
+    """Return the ids of the required invariants; with strict: all that this version can check."""
     return tuple(
         name
         for name, one in invariants.items()
@@ -24,8 +24,10 @@ def check(
     coverage: Mapping[str, tuple[Coverage, str]],
     oracle_reason: str,
 ) -> None:
-    """Raises RmapdError for an invariant that does not exist, NotCheckable for one that has not the coverage that is required.
-    oracle_reason: why the page-table oracle cannot be used, or empty."""
+    """Raise RmapdError for an unknown invariant, NotCheckable for one that lacks required coverage.
+
+    oracle_reason: why the page-table oracle cannot be used, or empty.
+    """
     unknown = [name for name in config.require if name not in invariants]
     if unknown:
         raise RmapdError(
@@ -46,7 +48,7 @@ def check(
         ]
         if lost or oracle_reason:
             raise NotCheckable(
-                "--strict: coverage is lost",
+                "--strict: coverage is not full",
                 why="; ".join([*lost, *filter(None, [oracle_reason])]),
                 hint="rmapd doctor",
             )

@@ -57,7 +57,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         log.warning("%s", concern)
     who = users.resolve(config.user) if config.drop_privileges else None
     if sys.stdout.isatty():
-        import_module("tracer.daemon.terminal").warm()
+        import_module("tracer.daemon.terminal").import_early()
     with (
         privileges.threads_without(who) if config.drop_privileges else contextlib.nullcontext(),
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,

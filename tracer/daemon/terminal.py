@@ -17,11 +17,14 @@ from tracer.results.standing import Colour
 from tracer.results.standing_facts import standing
 
 _COLOURS = {"full": "green", "partial": "yellow", "none": "dim"}
-_STANDS = {Colour.GREEN: "green", Colour.AMBER: "yellow", Colour.RED: "bold red"}
+_STANDING_COLOURS = {Colour.GREEN: "green", Colour.AMBER: "yellow", Colour.RED: "bold red"}
 
 
-def warm() -> None:
-    """Draw a table to nowhere. rich imports modules when it first needs them; later the daemon's user may not be able to read them."""
+def import_early() -> None:
+    """Draw a table to nowhere, so that rich imports its modules now.
+
+    The daemon's user may not be able to read them later.
+    """
     drawn = Table(title="12:30 · é:x:", caption="·")
     drawn.add_row(Text("x", style="bold red"))
     with Live(drawn, console=Console(file=io.StringIO(), force_terminal=True, width=40)):
@@ -31,10 +34,11 @@ def warm() -> None:
 def table(
     now: Snapshot, before: Snapshot | None, where: str, points: Sequence[HistoryPoint] = ()
 ) -> Table:
-    """Coverage, counts and rates since the snapshot before."""
+    """Draw coverage, counts, and rates since `before`. where: the URL; points: history."""
     seconds = max(now.running_seconds - before.running_seconds, 1e-9) if before else 1.0
     out = Table(
-        title=f"rmapd on {now.kernel}, {now.running_seconds:.0f} s, fidelity {now.fidelity}, {where}",
+        title=f"rmapd on {now.kernel}, {now.running_seconds:.0f} s,"
+        f" fidelity {now.fidelity}, {where}",
         title_justify="left",
     )
     out.add_column("")
@@ -67,9 +71,10 @@ def table(
     none = [name for name in now.invariants if now.coverage[name][0] == "none"]
     lost, unsampled = sum(now.lost.values()), sum(now.windows_unsampled.values())
     stands = standing(now, points)
-    said = Text("\n".join(stands.lines()) + "\n", style=_STANDS[stands.colour])
-    out.caption = said + Text(
-        f"not checked here: {' '.join(none)} · entries outstanding {now.outstanding} · cleared by the oracle {now.oracle.get('cleared', 0)}"
+    head = Text("\n".join(stands.lines()) + "\n", style=_STANDING_COLOURS[stands.colour])
+    out.caption = head + Text(
+        f"not checked here: {' '.join(none)} · entries outstanding {now.outstanding}"
+        f" · cleared by the oracle {now.oracle.get('cleared', 0)}"
         + (f" · windows not sampled {unsampled:,}" if unsampled else "")
         + f" · lost {lost} · signatures {len(now.violations)} · Ctrl-C ends"
     )

@@ -1,4 +1,4 @@
-"""The governor over machines that cost what the test says: it lowers, raises, and does not flap."""
+"""The governor over simulated costs: it lowers, raises, and does not flap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CPUS = 4
 
 
 class Machine:
-    """What each group costs, as a share of the machine, at a load that the test sets; only what is attached costs."""
+    """A machine on which each attached group costs a share of CPU time, times the load."""
 
     def __init__(self, governor: Governor, **groups: float) -> None:
         self.governor, self.groups, self.now, self.load = governor, groups, 0.0, 1.0
@@ -21,7 +21,7 @@ class Machine:
         self.refuse = False
 
     def run(self, seconds: float, load: Callable[[float], float] | None = None) -> list[str]:
-        """A look every second; the levels that it goes through meanwhile."""
+        """Look once a second; return the levels that the governor chooses."""
         first = len(self.decisions)
         end = self.now + seconds
         while self.now < end:
@@ -49,38 +49,38 @@ def machine(levels: tuple[str, ...] = LEVELS, budget: float = 0.01, **groups: fl
     )
 
 
-def test_within_the_budget_nothing_changes() -> None:
+def test_cost_within_the_budget_changes_nothing() -> None:
     assert machine(full=0.005, owner=0.003, migration=0.001).run(10_000) == []
 
 
-def test_over_the_budget_for_a_while_lowers_one_level() -> None:
+def test_cost_over_the_budget_for_ten_seconds_lowers_one_level() -> None:
     m = machine()
     assert m.run(9) == []
     assert m.run(3600) == ["owner"]
     assert m.decisions[0][0] <= 14
 
 
-def test_a_short_burst_is_let_through() -> None:
+def test_short_burst_over_the_budget_changes_nothing() -> None:
     m = machine()
     assert m.run(3600, lambda now: 1.0 if now % 60 < 8 else 0.1) == []
 
 
-def test_what_is_still_too_much_goes_further() -> None:
+def test_cost_still_over_the_budget_lowers_again() -> None:
     m = machine(full=0.02, owner=0.02, migration=0.003)
     assert m.run(120) == ["owner", "migration"]
 
 
-def test_the_lowest_level_stays_whatever_it_costs() -> None:
+def test_lowest_level_stays_at_any_cost() -> None:
     m = machine(full=0.02, owner=0.02, migration=0.05)
     assert m.run(10_000) == ["owner", "migration"]
 
 
-def test_never_below_what_is_offered() -> None:
+def test_level_that_is_not_offered_is_never_chosen() -> None:
     assert machine(("full",)).run(10_000) == []
     assert machine(("full", "owner"), full=0.02, owner=0.02).run(10_000) == ["owner"]
 
 
-def test_it_comes_back_when_the_load_has_gone() -> None:
+def test_level_is_raised_once_the_load_is_gone() -> None:
     m = machine()
     m.run(100)
     m.load = 0.1
@@ -89,13 +89,13 @@ def test_it_comes_back_when_the_load_has_gone() -> None:
     assert (m.governor.lowered, m.governor.raised) == (1, 1)
 
 
-def test_the_same_load_does_not_raise_it() -> None:
-    """What is left tells what the whole would cost: no trial is needed."""
+def test_constant_load_never_raises_the_level() -> None:
+    """The remaining groups give the estimate, so no trial is needed."""
     m = machine()
     assert m.run(40_000) == ["owner"]
 
 
-def test_between_the_two_thresholds_it_stays_where_it_is() -> None:
+def test_cost_between_both_thresholds_changes_nothing() -> None:
     lowered, full = machine(), machine()
     lowered.run(100)
     lowered.load = full.load = (
@@ -105,7 +105,7 @@ def test_between_the_two_thresholds_it_stays_where_it_is() -> None:
     assert full.run(10_000) == []
 
 
-def test_where_nothing_is_left_to_tell_it_tries_more_and_more_rarely() -> None:
+def test_level_without_an_estimate_is_tried_less_and_less_often() -> None:
     m = machine(full=0.05, owner=0.0, migration=0.0)
     went = m.run(24 * 3600)
     assert went[:3] == ["owner", "full", "owner"]
@@ -122,10 +122,10 @@ def test_where_nothing_is_left_to_tell_it_tries_more_and_more_rarely() -> None:
     m.load = 1.0
     m.run(20)
     m.load = 0.0
-    assert m.run(200)[-1:] == ["full"], "a raise that was right for a while makes it patient again"
+    assert m.run(200)[-1:] == ["full"], "after a raise that lasted, the rest is short again"
 
 
-def test_a_raise_that_is_refused_is_not_asked_for_again() -> None:
+def test_refused_raise_is_never_decided_again() -> None:
     m = machine()
     m.run(100)
     m.load, m.refuse = 0.0, True
@@ -136,19 +136,20 @@ def test_a_raise_that_is_refused_is_not_asked_for_again() -> None:
     assert m.run(100) == ["migration"], "it still lowers"
 
 
-def test_looks_that_come_too_soon_change_nothing() -> None:
+def test_look_before_the_interval_is_over_is_ignored() -> None:
     g = Governor(LEVELS, 0.01, CPUS, Pace(look=5))
     for now in range(4):
         assert g.look(float(now), {"full": 1e6 * now}) is None
     assert g.share == 0.0
 
 
-def test_where_windows_are_sampled_what_all_of_them_would_cost_is_guessed() -> None:
-    """`sampled` has no hooks of its own: it does a part of what `full` does with the same."""
+def test_sampled_windows_cost_is_scaled_to_all_windows() -> None:
+    """`sampled` has the hooks of `full` and does a part of its work."""
     levels = ("full", "sampled", "owner")
     governor, spent, seen = Governor(levels, 0.01, 1), 0.0, []
     for now in range(400):
-        # 40 ms a second for all windows, a tenth of them booked at the level below; from 200 s on there is a tenth of the load
+        # 40 ms a second for all windows, a tenth of that when sampled; a tenth of the load from
+        # 200 s on
         at_all, load = governor.level == "full", 0.04 if now < 200 else 0.004
         spent += load if at_all else load / 10
         decision = governor.look(

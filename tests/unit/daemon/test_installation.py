@@ -1,4 +1,4 @@
-"""What doctor says of an installation: in order, missing, half there, broken. The machine is a folder."""
+"""Checks of an installation that is complete, incomplete or broken; the host is a folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 from tracer.config import Config
 from tracer.daemon import installation
-from tracer.daemon.installation import NOTE, OK, WRONG, Check, Probed
+from tracer.daemon.installation import NOTE, OK, WRONG, Check, Host
 from tracer.errors import RmapdError
 
 RUNS = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nResult=success\nNRestarts=0\n"
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Probed:
-    """A machine on which all is well."""
-    made = Probed(
+def host(tmp_path: Path) -> Host:
+    """Make a host on which every check is ok."""
+    made = Host(
         tmp_path / "proc",
         tmp_path / "sys",
         tmp_path / "state",
@@ -44,18 +44,18 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def examined(machine: Probed, config: Callable[[], Config] = Config) -> dict[str, Check]:
-    return {check.name: check for check in installation.examine(machine, config, "rmapd.toml")}
+def examined(host: Host, config: Callable[[], Config] = Config) -> dict[str, Check]:
+    return {check.name: check for check in installation.examine(host, config, "rmapd.toml")}
 
 
-def test_all_is_well(machine: Probed) -> None:
-    found = examined(machine)
+def test_complete_installation_has_only_ok_checks(host: Host) -> None:
+    found = examined(host)
     assert {check.state for check in found.values()} == {OK}
     assert "try:" not in installation.as_text(list(found.values()))
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "name", "state", "says"),
+    ("path", "text", "name", "state", "expected"),
     [
         (
             "proc/self/status",
@@ -111,18 +111,18 @@ def test_all_is_well(machine: Probed) -> None:
         ("sys/kernel/debug/sched/preempt", "", "debugfs", NOTE, "preempts"),
     ],
 )
-def test_what_is_not(
-    machine: Probed, path: str, text: str, name: str, state: str, says: str
+def test_each_deficiency_has_its_state_text_and_hint(
+    host: Host, path: str, text: str, name: str, state: str, expected: str
 ) -> None:
-    write(machine.proc.parent / path, text)
-    found = examined(machine)[name]
+    write(host.proc.parent / path, text)
+    found = examined(host)[name]
     assert (found.state, bool(found.hint)) == (state, True)
-    assert says in found.says
+    assert expected in found.text
     assert f"try: {found.hint}" in installation.as_text([found])
 
 
 @pytest.mark.parametrize(
-    ("shown", "state", "says"),
+    ("shown", "state", "expected"),
     [
         ("LoadState=not-found\nActiveState=inactive\n", NOTE, "rmapd.service is not-found"),
         (
@@ -139,45 +139,45 @@ def test_what_is_not(
         ("", NOTE, "rmapd.service is unknown"),
     ],
 )
-def test_the_unit(machine: Probed, shown: str, state: str, says: str) -> None:
-    found = examined(replace(machine, systemctl=lambda: shown))["unit"]
+def test_state_of_the_unit_is_reported(host: Host, shown: str, state: str, expected: str) -> None:
+    found = examined(replace(host, systemctl=lambda: shown))["unit"]
     assert found.state == state
-    assert says in found.says
+    assert expected in found.text
 
 
-def test_no_systemd(machine: Probed) -> None:
-    (machine.run / "systemd/system").rmdir()
-    assert examined(machine)["unit"].state == NOTE
+def test_host_without_systemd_is_a_note(host: Host) -> None:
+    (host.run / "systemd/system").rmdir()
+    assert examined(host)["unit"].state == NOTE
 
 
-def test_what_python_lacks(machine: Probed) -> None:
+def test_missing_python_modules_are_reported(host: Host) -> None:
     found = examined(
-        replace(machine, unimportable=lambda name: f"No module named {name!r}"),
+        replace(host, unimportable=lambda name: f"No module named {name!r}"),
         lambda: Config(otlp_endpoint="http://c:4318/v1/logs"),
     )
     assert (found["bcc"].state, found["seccomp"].state, found["OTLP"].state) == (WRONG, NOTE, WRONG)
 
 
-def test_a_wrong_configuration_hides_nothing_else(machine: Probed) -> None:
+def test_wrong_configuration_does_not_stop_other_checks(host: Host) -> None:
     def broken() -> Config:
         raise RmapdError(
             "the configuration rmapd.toml is wrong", why="no key fidelty", hint="fidelity"
         )
 
-    found = examined(machine, broken)
+    found = examined(host, broken)
     assert found["configuration"] == Check(
         "configuration", WRONG, "the configuration rmapd.toml is wrong: no key fidelty", "fidelity"
     )
     assert found["bcc"].state == OK
 
 
-def test_a_state_directory_that_is_not_there_yet(machine: Probed) -> None:
-    machine.state.rmdir()
-    assert examined(machine)["state directory"].state == NOTE
+def test_missing_state_directory_is_a_note(host: Host) -> None:
+    host.state.rmdir()
+    assert examined(host)["state directory"].state == NOTE
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (
             "raise ImportError('libbcc.so.0: cannot open shared object file')",
@@ -187,21 +187,21 @@ def test_a_state_directory_that_is_not_there_yet(machine: Probed) -> None:
         ("syntax error", "SyntaxError"),
     ],
 )
-def test_a_bcc_that_is_there_and_cannot_be_imported_is_not_installed(
-    machine: Probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, says: str
+def test_bcc_that_fails_to_import_is_wrong(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, expected: str
 ) -> None:
-    """A file is there (find_spec finds it), and the compiler could not use it."""
+    """The file exists, so find_spec() finds it, but the compiler could not use it."""
     write(tmp_path / "python/bcc.py", content)
     monkeypatch.syspath_prepend(tmp_path / "python")
-    found = examined(replace(machine, unimportable=Probed().unimportable))["bcc"]
-    assert (found.state, says in found.says) == (WRONG, True), found
+    found = examined(replace(host, unimportable=Host().unimportable))["bcc"]
+    assert (found.state, expected in found.text) == (WRONG, True), found
 
 
-def test_a_name_from_outside_does_not_reach_the_terminal() -> None:
+def test_control_characters_do_not_reach_the_terminal() -> None:
     assert "\x1b" not in installation.as_text([Check("OTLP", WRONG, "http://\x1b[2J", "\x1b[31m")])
 
 
-def test_a_machine_without_the_user_of_the_daemon(machine: Probed) -> None:
-    found = examined(replace(machine, knows=lambda name: name != "rmapd"))
+def test_missing_user_of_the_daemon_is_a_note(host: Host) -> None:
+    found = examined(replace(host, knows=lambda name: name != "rmapd"))
     assert found["user"].state == NOTE
-    assert "there is no user rmapd" in found["user"].says
+    assert "there is no user rmapd" in found["user"].text
