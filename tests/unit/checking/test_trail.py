@@ -12,29 +12,27 @@ from typing import Any
 from tests.support.box import ENCODING, Box, Vma, box
 from tests.support.native import LAYOUTS, synthetic_kernel
 from tests.unit.probes.test_windows import grow
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally
 from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine, switches, taint_letters
 from tracer.memory.objects import ObjectReader, vm_letters
-from tracer.tables.events import Events
 from tracer.tables.ledger import Row, Visited
-from tracer.tables.params import Params
-from tracer.tables.stacks import Stacks
 
 MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 
 
 def trails(b: Box, rules: bool = True) -> Trails:
-    stacks, kernel = Stacks(b.native.maps), synthetic_kernel()
+    kernel = synthetic_kernel()
     protocol_events = ProtocolEvents(
-        b.windows, stacks, LAYOUTS, Symbols(kernel), discover(), set(discover())
+        ProtocolTables.of(b.tables), LAYOUTS, Symbols(kernel), discover(), set(discover())
     )
     return Trails(
-        b.windows,
-        stacks,
+        b.tables.protocol_table,
+        b.tables.flight_recorder,
+        b.tables.stacks,
         Symbols(kernel),
         ENCODING,
         protocol_events.rulings.rule if rules else lambda _key: {},
@@ -137,7 +135,7 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
 
 def test_where_windows_were_sampled_before_it_says_nothing() -> None:
     b, vma, _ = world()
-    params = Params(b.native.maps, LAYOUTS)
+    params = b.tables.params
     params.set(window_ns=10**9)
     b.tick(10_000_000)
     for end in (0x5000, 0x6000, 0x7000):
@@ -156,7 +154,7 @@ def test_where_windows_are_sampled_it_says_so() -> None:
     """That no window is there is no proof that none was."""
     b, vma, since = world()
     b.tick(10_000_000)
-    Params(b.native.maps, LAYOUTS).set(window_ns=10**9)
+    b.tables.params.set(window_ns=10**9)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
     trail = trails(b, rules=False).of_entry(
@@ -195,10 +193,10 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
         with b.call("unlink_anon_vmas", other.at):
             pass
     protocol_events = ProtocolEvents(
-        b.windows, Stacks(b.native.maps), LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
+        ProtocolTables.of(b.tables), LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
     )
     for each in raw:
-        protocol_events.hear(Events(LAYOUTS).decode(each), each)
+        protocol_events.hear(b.tables.events.decode(each), each)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     (last,) = finding.trail
     assert last["protocol"] == finding.protocol == "unlink_anon_vmas[anon]  anon-(-)"
@@ -223,14 +221,13 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
                 b.tree(vma, vma.anon_vma, enter=False)
             accused, (raw,) = b.now, b.native.events()
     protocol_events = ProtocolEvents(
-        b.windows,
-        Stacks(b.native.maps),
+        ProtocolTables.of(b.tables),
         LAYOUTS,
         Symbols(synthetic_kernel()),
         discover(),
         {"L4"},
     )
-    protocol_events.hear(Events(LAYOUTS).decode(raw), raw)
+    protocol_events.hear(b.tables.events.decode(raw), raw)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
     assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]
@@ -259,7 +256,7 @@ def test_an_event_has_the_cgroup_of_its_task() -> None:
     with b.call("unlink_anon_vmas", vma.at):
         pass
     (raw,) = b.native.events()
-    assert Events(LAYOUTS).decode(raw).task == {
+    assert b.tables.events.decode(raw).task == {
         "pid": 7,
         "tgid": 7,
         "comm": "harness",

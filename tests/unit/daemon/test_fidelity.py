@@ -20,8 +20,6 @@ from tracer.daemon.governor import Governor, Pace
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.tables.params import Params
-from tracer.tables.tables import Tables
-from tracer.tables.windows import Windows
 
 SAMPLED = "windows are sampled: 1,000 outermost ones of a function a second, on each CPU"
 
@@ -70,9 +68,16 @@ def loaded(*without: str) -> AttachedProbes:
 
 def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Params]:
     world = World()
-    tables, windows = world.tables, Windows(world.native.maps, LAYOUTS)
+    tables = world.tables
     return Fidelity(
-        level, made, tables.params, tables.epochs, windows, discover(), {"oracle"}
+        level,
+        made,
+        tables.params,
+        tables.epochs,
+        tables.window_times,
+        tables.allowances,
+        discover(),
+        {"oracle"},
     ), tables.params
 
 
@@ -252,13 +257,12 @@ def window_ns(params: Params) -> int:
 def test_a_window_that_a_change_cuts_is_not_counted(when: str) -> None:
     """Its release goes unseen, and it would look like a lock that is never given back."""
     b = box()
-    epochs_of = Tables.of(b.native.maps, LAYOUTS).epochs
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     lock = b.anon_lock(vma.anon_vma)
     if when == "before":
         b.enter("unlink_anon_vmas", vma.at)
         b.down(lock)
-    with epochs_of.changing_hooks(windows=True, mmap_locks=False):
+    with b.tables.epochs.changing_hooks(windows=True, mmap_locks=False):
         if when == "meanwhile":
             b.enter("unlink_anon_vmas", vma.at)
             b.down(lock)
