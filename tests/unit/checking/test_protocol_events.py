@@ -114,13 +114,3 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
         "what fills with the stacks of all windows has no room for those of violations"
     )
     assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
-
-
-def test_a_stack_that_found_its_bucket_taken_is_in_the_second_table() -> None:
-    b = box()
-    stacks, rows = b.tables.stacks, b.native.maps["stacks"].max_entries
-    for at, address, book in ((7, 0x1111, "stacks"), (rows + 7, 0x2222, "more_stacks")):
-        b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
-        assert stacks.of_event(at) == [address]
-    assert not stacks.of_event(rows + 8)
-    assert not stacks.of_event(-17)

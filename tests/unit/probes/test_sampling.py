@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, Vma, box
-from tests.support.native import LAYOUTS
-from tracer.tables.allowances import Allowances
 
 SECOND = 1_000_000_000
 OTHER = 0xFFFF888000002000
@@ -230,14 +226,3 @@ def test_one_task_in_such_a_window_is_not_all() -> None:
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
     assert b.seen()["__split_vma[anon ok]"] == 1
-
-
-def test_the_sum_of_all_cpus() -> None:
-    """rows() brings the values of all CPUs, one after the other."""
-    row = struct.pack("<6Q", 1, 2, 3, 4, 40, 5) + struct.pack("<6Q", 6, 7, 8, 9, 2, 0)
-
-    class Two:
-        def rows(self, count: int) -> list[bytes]:
-            return [row] * count
-
-    assert set(Allowances({"allowances": Two()}, LAYOUTS).unsampled().values()) == {42}  # type: ignore[dict-item]
