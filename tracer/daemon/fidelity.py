@@ -15,9 +15,10 @@ from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor
 from tracer.invariants.base import Coverage, Invariant
+from tracer.tables.allowances import Allowances
 from tracer.tables.epochs import Epochs
 from tracer.tables.params import Params
-from tracer.tables.windows import Windows
+from tracer.tables.window_times import WindowTimes
 
 log = logging.getLogger("rmapd")
 
@@ -48,7 +49,8 @@ class Fidelity:
         loaded: AttachedProbes,
         params: Params,
         epochs: Epochs,
-        windows: Windows,
+        window_times: WindowTimes,
+        allowances: Allowances,
         invariants: Mapping[str, Invariant],
         features: Collection[str],
         sampled_windows: int = Config().sampled_windows,
@@ -62,7 +64,8 @@ class Fidelity:
             invariants,
             frozenset(features),
         )
-        self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
+        self._window_times, self._allowances = window_times, allowances
+        self._sampled, self._rate = level == "sampled", sampled_windows
         self._counted = (0.0, 0.0, 0.0, 0.0)
         self._doubts: dict[str, str] = {}
         self._sample()
@@ -197,8 +200,8 @@ class Fidelity:
     ) -> tuple[float, float, float, float]:
         """Windows booked, those that were not, seconds in programs of windows, in all programs."""
         booked, unsampled = (
-            sum(times.count for times in self._windows.times().values()),
-            sum(self._windows.unsampled().values()),
+            sum(times.count for times in self._window_times.windows().values()),
+            sum(self._allowances.unsampled().values()),
         )
         names = {
             hook.hook.name

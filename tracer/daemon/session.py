@@ -26,7 +26,7 @@ from tracer.checking.cases import OpenCases
 from tracer.checking.checker import Checker, CheckerTables, Missed
 from tracer.checking.findings import ENUMS, Findings
 from tracer.checking.missed_runs import MissedRuns
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.daemon import required
 from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
@@ -47,7 +47,6 @@ from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.takeover import TakeoverRecord
 from tracer.tables.c_structs import Layouts
 from tracer.tables.tables import Tables
-from tracer.tables.windows import Windows
 
 log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
@@ -159,14 +158,14 @@ class Session:
             int(self.config.scan_seconds * 1e9),
             self._clock,
         )
-        self.windows = Windows(self.loaded.maps, layouts)
         features = {"oracle"} if oracle else ()
         self._fidelity = Fidelity(
             level,
             self.loaded,
             self.tables.params,
             self.tables.epochs,
-            self.windows,
+            self.tables.window_times,
+            self.tables.allowances,
             self.invariants,
             features,
             self.config.sampled_windows,
@@ -181,7 +180,7 @@ class Session:
             self.kernel,
         )
         self.protocol_events = ProtocolEvents(
-            self.windows, self.tables.stacks, layouts, symbols, self.invariants, checked, seen
+            ProtocolTables.of(self.tables), layouts, symbols, self.invariants, checked, seen
         )
         findings = Findings(
             self.tables.stacks, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
@@ -338,7 +337,7 @@ class Session:
         """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs. /proc/kallsyms is opened the
         first time and kept, so a stack that is explained later has its names."""
         self.tables.params.set(gate=1)
-        self.windows.rows()
+        self.tables.protocol_table.counts()
         ledger = self.loaded.maps.get("ledger")
         taken = ledger.take(bytes(ledger.key_size)) if ledger else None  # no row has this key
         statistics, oracle, searched = self.snapshot().statistics, self.open_cases.oracle, False
@@ -448,10 +447,10 @@ class Session:
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
             histograms=self.tables.histograms.read(),
-            window_times=self.windows.times(),
-            windows_unsampled=self.windows.unsampled(),
-            lock_waits=self.windows.waits(),
-            lock_holds=self.windows.holds(),
+            window_times=self.tables.window_times.windows(),
+            windows_unsampled=self.tables.allowances.unsampled(),
+            lock_waits=self.tables.window_times.lock_waits(),
+            lock_holds=self.tables.window_times.lock_holds(),
             protocols=tuple(self.protocol_events.rulings.protocols()),
             lock_graph=tuple(self.protocol_events.rulings.lock_graph()),
             unreadable=self.protocol_events.rulings.windows_unreadable,

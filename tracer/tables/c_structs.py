@@ -96,6 +96,12 @@ class Layouts:
             ) from error
 
 
+def names_of(layouts: Layouts, enum: str, prefix: str) -> tuple[str, ...]:
+    """Return the enumerators that begin with this prefix, without it, in the order of their values."""
+    names = (name for name in layouts.enums[enum] if name.startswith(prefix))
+    return tuple(name.removeprefix(prefix) for name in names)
+
+
 def parse(text: str) -> Layouts:
     """Parse the header's text."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)

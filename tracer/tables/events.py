@@ -49,9 +49,17 @@ class Events:
 
     def __init__(self, layouts: Layouts) -> None:
         self._layout = layouts.structs["event"]
+        self._sighting = layouts.structs["sighting"]
+        self._key_size = layouts.structs["protocol_key"].size
         self._kinds = {layouts.constants[name]: name for name in layouts.enums["event_kind"]}
 
     def decode(self, raw: bytes) -> Event:
         """Decode the struct event at the start of a record. Its kind is "?" if the header has no such kind."""
         members = vars(self._layout.unpack(raw))
         return Event(**members | {"kind": self._kinds.get(members["kind"], "?")})
+
+    def sighting(self, raw: bytes) -> tuple[bytes, Any]:
+        """Return the protocol key and the struct sighting that follow the struct event of a PROTOCOL_NEW."""
+        at = self._layout.size
+        end = at + self._sighting.size
+        return raw[end : end + self._key_size], self._sighting.unpack(raw[at:])

@@ -358,48 +358,6 @@ def test_pmd_entries(levels: int) -> None:
     assert court.checks()["M1", Verdict.HOLDS] == 1
 
 
-def test_walks_tell_what_is_there() -> None:
-    world = World()
-    mm = world.new_mm()
-    world.map_page(mm, ADDR)
-    world.put(world.slot(mm, ADDR + PAGE), swap_entry(3, 12345))
-    world.put(world.slot(mm, ADDR + 512 * PAGE, level=2), 1024 << 12 | 0xE7)
-    world.put(world.slot(mm, ADDR + 2 * PAGE), 0x8000000000000100)  # PROT_NONE
-    (us,) = [m for m in world.oracle.mms() if m.mm == mm.at]
-    addresses = [ADDR, ADDR + PAGE, ADDR + 512 * PAGE, ADDR + 2 * PAGE, ADDR + 3 * PAGE, 0x1000]
-    answers = world.oracle.ask([(us, addr) for addr in addresses])
-    found = [(a.found.removeprefix("FOUND_"), a.level) for a in answers]
-    assert found[:4] == [("PRESENT", 1), ("OTHER", 1), ("PRESENT", 2), ("PRESENT", 1)]
-    assert [kind for kind, _ in found[4:]] == ["NOTHING", "NOTHING"]
-
-
-def test_an_mm_that_is_gone_is_unreadable_or_empty_never_an_entry() -> None:
-    world = World()
-    mm = world.new_mm()
-    world.map_page(mm, ADDR)
-    (us,) = [m for m in world.oracle.mms() if m.mm == mm.at]
-    world.exit(mm)
-    (answer,) = world.oracle.ask([(us, ADDR)])
-    assert answer.found == "FOUND_NOTHING"
-    bad = type(us)(1, 0x10, 1)
-    (answer,) = world.oracle.ask([(bad, ADDR)])
-    assert answer.found == "FOUND_UNREADABLE"
-
-
-def test_an_exiting_mm_is_listed_until_exit_mmap() -> None:
-    world = World()
-    mm = world.new_mm()
-    task = world.tasks.pop(mm.tgid)[0]
-    assert mm.at not in {m.mm for m in world.oracle.mms()}
-    world.become(mm.tgid)
-    world.fire("sched_process_exit", task, 1)
-    assert [(m.comm, m.id) for m in world.oracle.mms() if m.mm == mm.at] == [
-        ("(exiting)", mm.number)
-    ]
-    world.fire("exit_mmap", mm.at)
-    assert mm.at not in {m.mm for m in world.oracle.mms()}
-
-
 def test_without_an_oracle_suspects_stay_suspects() -> None:
     world = World()
     left_in(world)
@@ -469,45 +427,6 @@ def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
     histogram = world.tables.histograms.read()["HIST_MIGRATION_ENTRY"]
     assert histogram.count == 1
     assert histogram.slots[(histogram.sum_ns).bit_length()] == 1
-
-
-def test_a_sweep_that_runs_out_of_room_goes_on_in_smaller_pieces() -> None:
-    world = World(UPPERS=64)
-    mms = [world.new_mm() for _ in range(16)]
-    for n, mm in enumerate(mms):
-        for place in range(4):
-            world.map_page(mm, ADDR + place * (1 << 30))
-        if n == 7:
-            world.native.maps["entry_types"].update(
-                bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0])
-            )
-            world.put(world.slot(mm, ADDR + PAGE), swap_entry(30, 44))
-    sweep = world.oracle.sweep(world.oracle.mms())
-    assert sweep.complete
-    assert [(answer.mm.id, answer.addr) for answer in sweep.answers] == [
-        (mms[7].number, ADDR + PAGE)
-    ]
-
-
-def test_an_mm_too_large_for_the_sweep_makes_it_incomplete() -> None:
-    world = World(UPPERS=4)
-    mm = world.new_mm()
-    for place in range(6):
-        world.map_page(mm, ADDR + place * (1 << 30))
-    assert not world.oracle.sweep(world.oracle.mms()).complete
-
-
-def test_a_table_that_cannot_be_read_hides_none_beside_it() -> None:
-    """Leaves are searched two in a run: the first is gone, the second holds the entry."""
-    world = World()
-    mm = world.new_mm()
-    world.map_page(mm, ADDR)
-    world.map_page(mm, ADDR + 512 * PAGE)
-    world.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0]))
-    world.put(world.slot(mm, ADDR + 512 * PAGE), swap_entry(30, 44))
-    world.put(world.slot(mm, ADDR, level=2), 0x3FFFFFFFF000 | 0x67)
-    answers = world.oracle.sweep(world.oracle.mms()).answers
-    assert [answer.addr for answer in answers] == [ADDR + 512 * PAGE]
 
 
 MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/events/lock.h

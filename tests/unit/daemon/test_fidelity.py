@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.box import Box, box
-from tests.support.native import LAYOUTS, PROBES
+from tests.support.native import PROBES
 from tests.support.world import World
 from tracer.attach import plan
 from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
@@ -20,8 +19,6 @@ from tracer.daemon.governor import Governor, Pace
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.tables.params import Params
-from tracer.tables.tables import Tables
-from tracer.tables.windows import Windows
 
 SAMPLED = "windows are sampled: 1,000 outermost ones of a function a second, on each CPU"
 
@@ -70,9 +67,16 @@ def loaded(*without: str) -> AttachedProbes:
 
 def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Params]:
     world = World()
-    tables, windows = world.tables, Windows(world.native.maps, LAYOUTS)
+    tables = world.tables
     return Fidelity(
-        level, made, tables.params, tables.epochs, windows, discover(), {"oracle"}
+        level,
+        made,
+        tables.params,
+        tables.epochs,
+        tables.window_times,
+        tables.allowances,
+        discover(),
+        {"oracle"},
     ), tables.params
 
 
@@ -246,68 +250,6 @@ def test_a_session_may_begin_sampled() -> None:
 
 def window_ns(params: Params) -> int:
     return int(params.get().window_ns)
-
-
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_window_that_a_change_cuts_is_not_counted(when: str) -> None:
-    """Its release goes unseen, and it would look like a lock that is never given back."""
-    b = box()
-    epochs_of = Tables.of(b.native.maps, LAYOUTS).epochs
-    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
-    lock = b.anon_lock(vma.anon_vma)
-    if when == "before":
-        b.enter("unlink_anon_vmas", vma.at)
-        b.down(lock)
-    with epochs_of.changing_hooks(windows=True, mmap_locks=False):
-        if when == "meanwhile":
-            b.enter("unlink_anon_vmas", vma.at)
-            b.down(lock)
-    b.free(lock)  # unseen
-    b.leave("unlink_anon_vmas", vma.at)
-    assert b.seen() == {}
-    assert b.native.events() == []
-    window_of(b)
-    assert list(b.seen().values()) == [1], "the next one is"
-    assert b.held_rwsems() == 0
-
-
-def window_of(b: Box) -> None:
-    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
-    with b.call("unlink_anon_vmas", vma.at), b.locked(b.anon_lock(vma.anon_vma)):
-        pass
-
-
-def test_a_mmap_lock_held_across_a_change_orders_nothing() -> None:
-    world = World()
-    one, two = world.new_mm(), world.new_mm()
-    world.become(5)
-    world.lock_mm(one, write=False)
-    with world.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
-        pass  # released unseen
-    world.lock_mm(two, write=False)
-    world.unlock_mm(two, write=False)
-    world.unlock_mm(one, write=False)
-    counters = world.tables.counters.read()
-    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
-
-
-def test_a_fork_does_not_go_on_for_ever() -> None:
-    world = World()
-    parent = world.new_mm()
-    world.begin_fork(parent)
-    layout = LAYOUTS.structs["fork_window"]
-    raw = world.native.maps["fork_windows"].lookup(bytes(4)) or b""
-    assert layout.unpack(raw).end_ns == 0
-    with world.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
-        pass
-    after = layout.unpack(world.native.maps["fork_windows"].lookup(bytes(4)) or b"")
-    assert after.end_ns > 0
-    assert replace_end(after) == layout.unpack(raw)
-
-
-def replace_end(row: object) -> object:
-    vars(row)["end_ns"] = 0
-    return row
 
 
 class Refusing(ReattachHelper):
