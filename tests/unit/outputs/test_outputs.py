@@ -266,7 +266,7 @@ def test_what_was_not_sampled_is_told_everywhere() -> None:
         "vma_expand": 1000,
         "copy_vma": 234,
     }
-    assert "1,234 windows were not booked: windows were sampled" in terminal.as_text(
+    assert "1,234 windows were not recorded, because of sampling" in terminal.as_text(
         taken, ["x"], 0
     )
     assert (
