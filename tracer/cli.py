@@ -293,7 +293,8 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
     Exit code: 3 where a difference alarms, 4 where there is nothing to compare.
     """
-    from tracer.report.diff import as_json, as_text, compare, nothing_to_compare, read_both
+    from tracer.report.diff import compare, nothing_to_compare, read_both
+    from tracer.report.diff_output import as_json, as_text
 
     ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
@@ -323,7 +324,7 @@ def report(
 
     The HTML is one self-contained file with plots. The source is a store or the report of a run.
     """
-    from tracer.report.model import of_report, of_store
+    from tracer.report.load import from_report_file, from_store
     from tracer.report.publish import publish
 
     if source and store:
@@ -332,9 +333,9 @@ def report(
         )
     publish(
         lambda: (
-            of_report(source)
+            from_report_file(source)
             if source
-            else of_store(Path(_load(config, None, store=store).store or configuration.STORE))
+            else from_store(Path(_load(config, None, store=store).store or configuration.STORE))
         ),
         output,
     )
@@ -356,7 +357,8 @@ def explain(
     """
     from tracer.outputs.store import reader
     from tracer.report import explain as explanation
-    from tracer.report import model
+    from tracer.report.find_violation import find
+    from tracer.report.load import read_report
 
     if store is not None and report:
         raise RmapdError(
@@ -366,7 +368,7 @@ def explain(
         )
     known, invariant = discover(), discover().get(id.upper())
     if invariant or "-" not in id:  # check a given file, even where it is not needed
-        _ = model.read(report) if report else reader.read(Path(store)) if store else None
+        _ = read_report(report) if report else reader.read(Path(store)) if store else None
     if invariant:
         shown: Any = (
             explanation.invariant_json(invariant)
@@ -378,7 +380,7 @@ def explain(
             f"no invariant {id!r}", hint=f"one of {', '.join(known)}, or a violation's id"
         )
     else:
-        found = explanation.find(
+        found = find(
             id, Path(_load(config, None, store=store).store or configuration.STORE), report
         )
         if found.violation.invariant not in known:

@@ -146,4 +146,4 @@ def test_a_stdout_that_takes_nothing_does_not_end_the_watch(
         raise OSError(28, "No space left on device")
 
     FindingLog(Time(), {}, full).new([violation()])
-    assert "stdout does not take a line" in caplog.text
+    assert "cannot write a finding to stdout" in caplog.text

@@ -56,8 +56,8 @@ def test_values_and_labels() -> None:
     assert samples["rmapd_violations_total", (("invariant", "M1"),)] == 1
     assert samples["rmapd_probe_attached", (("hook", "gone"),)] == 0
     assert samples["rmapd_probe_run_seconds_total", (("hook", "set_migration_pte"),)] == 0.5
-    assert samples["rmapd_events_lost_total", (("book", "ledger"),)] == 3
-    assert samples["rmapd_events_lost_total", (("book", "missed_runs"),)] == 2
+    assert samples["rmapd_events_lost_total", (("kind", "ledger"),)] == 3
+    assert samples["rmapd_events_lost_total", (("kind", "missed_runs"),)] == 2
 
 
 def test_histograms_are_cumulative_and_complete() -> None:
@@ -251,8 +251,8 @@ def test_a_store_that_cannot_be_written_shows() -> None:
     assert samples["rmapd_store_writable", ()] == 0
     assert samples["rmapd_store_unwritten_findings", ()] == 7
     assert samples["rmapd_store_failures_total", ()] == 3
-    assert samples["rmapd_store_forgotten_signatures_total", ()] == 2
-    assert samples["rmapd_findings_unsigned_total", ()] == 42
+    assert samples["rmapd_store_deleted_signatures_total", ()] == 2
+    assert samples["rmapd_findings_without_evidence_total", ()] == 42
     assert ("rmapd_store_writable", ()) not in exposition(snapshot())
     found = json_form.as_json(snapshot(rest={("L1", Verdict.VIOLATED): 40}), [], 0)
     assert found["beyond"] == {"L1 violated": 40}
@@ -266,7 +266,7 @@ def test_what_was_not_sampled_is_told_everywhere() -> None:
         "vma_expand": 1000,
         "copy_vma": 234,
     }
-    assert "1,234 windows were not booked: windows were sampled" in terminal.as_text(
+    assert "1,234 windows were not recorded, because of sampling" in terminal.as_text(
         taken, ["x"], 0
     )
     assert (

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.protocol.text import parse
-from tracer.report.diff import Difference, Grade, as_json, as_text, compare, read, read_both
+from tracer.report.diff import Difference, Grade, compare, read, read_both
+from tracer.report.diff_output import as_json, as_text
 
 LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
 SWAPPED = "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"

@@ -16,7 +16,8 @@ from tracer.cli import main
 from tracer.invariants.verdict import Finding, Verdict, Violation
 from tracer.outputs.store.writer import Store
 from tracer.protocol.text import parse
-from tracer.report.alignment import aligned, differences, likeness
+from tracer.report.alignment import aligned, differences
+from tracer.report.similarity import similarity
 from tracer.results.json_form import as_json, violation_json
 
 HEALTHY = "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
@@ -222,7 +223,7 @@ def test_a_stored_one_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> Non
     store.close()
     said = explain("L1-", "--store", str(path))
     assert "By hour: " in said
-    assert "No legal protocol of __vma_adjust() was seen in this run" in said
+    assert "This run has no legal protocol of __vma_adjust()" in said
     done = CliRunner().invoke(main, ["explain", "L9-123", "--store", str(path)])
     assert done.exit_code == 2
     assert lock_order().first.id in done.output
@@ -282,7 +283,7 @@ def test_the_legal_protocol_is_one_about_the_same_that_did_the_same() -> None:
     )
     file = parse("__vma_adjust[file moved mmap:w ok]  commit(mmap:w anon:-)")
     split = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon↑w")
-    assert max((file, split, same), key=lambda other: likeness(own, other)) is same
+    assert max((file, split, same), key=lambda other: similarity(own, other)) is same
 
 
 def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
@@ -312,4 +313,4 @@ def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
     assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
     assert "Stack of the opposite order, task 77" in said
     assert "dup_mmap+0x9" in said
-    assert "It is a suspect, not proven." in said
+    assert "This is a suspect, not proven." in said

@@ -29,7 +29,8 @@ from tracer.invariants.verdict import Verdict, Violation
 from tracer.outputs.store.writer import Store
 from tracer.printable import printable
 from tracer.report import html, markdown
-from tracer.report.model import ReportedCommand, of_report, of_store
+from tracer.report.load import from_report_file, from_store
+from tracer.report.model import ReportedCommand
 from tracer.report.summary import headline, tiles
 from tracer.results.json_form import as_json
 
@@ -68,7 +69,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return html.render(of_report(written(tmp_path_factory.mktemp("r") / "r.json")))
+    return html.render(from_report_file(written(tmp_path_factory.mktemp("r") / "r.json")))
 
 
 def test_the_page_asks_nobody_for_anything(page: str) -> None:
@@ -126,13 +127,13 @@ def test_every_section_tells(page: str) -> None:
     ):
         assert part in text, part
     assert SWAPPED.replace("]  ", "] ") in text
-    assert "The nearest that broke nothing, 900 windows of this run" in text
+    assert "Most similar legal protocol, 900 windows of this run" in text
     seen, legal = (
         re.findall(f'<mark class="{side}">(.*?)</mark>', page) for side in ("seen", "legal")
     )
     assert {re.sub("<.*?>", "", step) for step in (*seen, *legal)} <= {"anon↓w", "i_mmap↓w"}
     assert len(seen) == len(legal) == 1
-    assert 'class="accused"' in page
+    assert 'class="marked"' in page
 
 
 def test_colours_are_the_pages_own(page: str) -> None:
@@ -155,7 +156,7 @@ def test_the_plots_have_what_the_report_has(page: str) -> None:
 
 
 def test_markdown_tells_the_same_and_no_cell_breaks_out(tmp_path: Path) -> None:
-    text = markdown.render(of_report(written(tmp_path / "r.json")))
+    text = markdown.render(from_report_file(written(tmp_path / "r.json")))
     assert text.startswith("# L1 violated\n")
     for part in (
         LEGAL.replace("]  ", "] "),
@@ -193,7 +194,7 @@ def test_a_report_of_the_past_still_reads(tmp_path: Path) -> None:
         for key, value in unlucky().items()
         if key not in ("histograms", "lock_graph", "timeline", "started", "ended")
     }
-    reported = of_report(written(tmp_path / "old.json", old))
+    reported = from_report_file(written(tmp_path / "old.json", old))
     assert "No histogram" in html.render(reported)
     assert "seconds since the first violation" in html.render(reported)
     assert "No window took a lock" in markdown.render(reported)
@@ -204,9 +205,15 @@ def test_a_trail_without_a_mark_accuses_the_window_of_the_protocol(tmp_path: Pat
     old = unlucky()
     order = next(one for one in old["violations"] if one["trail"])
     order["trail"][-1].pop("marked")
-    assert html.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 1
+    assert (
+        html.render(from_report_file(written(tmp_path / "r.json", old))).count('class="marked"')
+        == 1
+    )
     order["trail"].reverse()
-    assert html.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 0
+    assert (
+        html.render(from_report_file(written(tmp_path / "r.json", old))).count('class="marked"')
+        == 0
+    )
 
 
 def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
@@ -214,7 +221,7 @@ def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
     next(one for one in strange["violations"] if one["protocol"])["protocol"] = (
         "vma_expand[of the future]  anon⇓"
     )
-    text = Page(html.render(of_report(written(tmp_path / "r.json", strange)))).text
+    text = Page(html.render(from_report_file(written(tmp_path / "r.json", strange)))).text
     assert "anon⇓" in text
     assert "broke nothing" not in text
 
@@ -232,9 +239,9 @@ def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
     quiet["invariants"] = {
         name: one | {"checks": nothing} for name, one in quiet["invariants"].items()
     }
-    text = Page(html.render(of_report(written(tmp_path / "q.json", quiet)))).text
+    text = Page(html.render(from_report_file(written(tmp_path / "q.json", quiet)))).text
     assert "Nothing was checked" in text
-    assert "nothing to put on a time line" in text
+    assert "nothing to show over time" in text
 
 
 @pytest.fixture
@@ -282,12 +289,15 @@ def test_a_store_tells_of_all_its_runs(kept: Path, tmp_path: Path) -> None:
         "126 findings of 3 signatures, in f0(), f1() and f2().",
         "Further findings whose evidence was not kept: V1 violated 2.",
         "The last of 2 runs: rmapd",
-        "it runs, or was killed",
+        "still runs, or was killed",
         "2026-01-04 00:00:00 UTC",
         "per hour",
     ):
         assert part in text, part
-    assert (tiles(of_store(kept))[0]["value"], tiles(of_store(kept))[2]["value"]) == ("128", "11")
+    assert (tiles(from_store(kept))[0]["value"], tiles(from_store(kept))[2]["value"]) == (
+        "128",
+        "11",
+    )
     assert (
         "violated"
         in CliRunner().invoke(main, ["report", "--store", str(kept)]).stdout.splitlines()[0]
@@ -304,7 +314,7 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
         ("gone", "there is no store"),
         ("none", "cannot read the store"),
         ("young", "no run in the store"),
-        (kept.name, "no rmapd wrote"),
+        (kept.name, "was not written by rmapd"),
     ):
         done = CliRunner().invoke(
             main, ["report", "--store", str(tmp_path / name), "--output", str(tmp_path / "s.html")]
@@ -324,14 +334,16 @@ def test_what_only_the_counts_know_is_not_called_well(tmp_path: Path) -> None:
     quiet["invariants"] = {
         name: one | {"checks": {"holds": 5}} for name, one in quiet["invariants"].items()
     }
-    assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "L5 under suspicion"
+    assert (
+        headline(from_report_file(written(tmp_path / "r.json", quiet))).text == "L5 under suspicion"
+    )
     quiet["invariants"]["V2"]["checks"] = {"violated": 1}
-    assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "V2 violated"
+    assert headline(from_report_file(written(tmp_path / "r.json", quiet))).text == "V2 violated"
     quiet["invariants"] = {
         name: one | {"checks": {"unverifiable": 2}} for name, one in quiet["invariants"].items()
     }
     assert (
-        headline(of_report(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text
+        headline(from_report_file(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text
         == "None of 36 checks could be verified"
     )
 
@@ -476,7 +488,7 @@ def test_locks_that_nobody_had_to_wait_for(tmp_path: Path) -> None:
     for one in found["histograms"]:
         if one["name"] == "lock_wait_seconds":
             one |= {"bounds": [1e-9], "counts": [one["count"]], "sum": 0.0}
-    reported = of_report(written(tmp_path / "r.json", found))
+    reported = from_report_file(written(tmp_path / "r.json", found))
     assert "Waiting for locks" in html.render(reported)
     assert "| i_mmap_rwsem | 140 | 0 |  |  |  |" in markdown.render(reported)
 

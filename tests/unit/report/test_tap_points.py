@@ -80,7 +80,7 @@ def test_the_reason_of_a_skip_is_told() -> None:
         if " # SKIP " in line
     }
     assert said["M4"] == "none of 9 checks could be verified, events were lost"
-    assert said["M5"] == "nothing of the kind happened"
+    assert said["M5"] == "nothing to check happened"
     assert said["L1"].startswith("needs </style>")
     assert "M2" not in said
 

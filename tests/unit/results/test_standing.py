@@ -22,7 +22,8 @@ from tracer.outputs.store.writer import Store
 from tracer.report import html, markdown, terminal
 from tracer.report.junit import as_junit
 from tracer.report.ktap import as_ktap
-from tracer.report.model import StoredRun, of_report, of_store
+from tracer.report.load import from_report_file, from_store
+from tracer.report.model import StoredRun
 from tracer.report.summary import facts, headline
 from tracer.results import json_form
 from tracer.results.history import HistoryPoint, longer
@@ -183,7 +184,7 @@ def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
 def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What each output says of a run that ended so."""
     found = json_form.as_json(s, ["true"], 0)
-    reported = of_report(
+    reported = from_report_file(
         written(tmp_path / "r.json", found | {"histograms": []})
     )  # plots take long
     yield "text", terminal.as_text(s, ["true"], 0)
@@ -201,7 +202,9 @@ def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
 def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
     s = replace(s, gate_open=False) if not s.outstanding else s
     found = standing(s)
-    again = headline(of_report(written(tmp_path / "again.json", json_form.as_json(s, ["true"], 0))))
+    again = headline(
+        from_report_file(written(tmp_path / "again.json", json_form.as_json(s, ["true"], 0)))
+    )
     assert (again.colour, again.text, again.reasons) == (
         found.colour.value,
         found.title,
@@ -311,7 +314,7 @@ def kept(path: Path, *, ended: tuple[bool, bool]) -> Path:
 def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     def stands(ended: tuple[bool, bool], now: float = 0.0) -> tuple[str, list[str]]:
         path = tmp_path / f"{ended}.db"
-        reported = of_store(path if path.exists() else kept(path, ended=ended))
+        reported = from_store(path if path.exists() else kept(path, ended=ended))
         last: StoredRun = reported.runs[-1]
         assert (reported.silent_seconds > 0) == (last.ended is None)
         found = headline(
@@ -336,7 +339,7 @@ def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
     found = json_form.as_json(well(gate_open=False), ["true"], 0) | {
         "ended_early": {"reason": "the judge was killed by SIGKILL"}
     }
-    reported = of_report(written(tmp_path / "r.json", found))
+    reported = from_report_file(written(tmp_path / "r.json", found))
     assert headline(reported).colour == "amber"
     assert facts(reported).ended_early == ["the judge was killed by SIGKILL"]
     for text in (html.render(reported), markdown.render(reported)):
