@@ -7,7 +7,6 @@ BPF_PROG_TEST_RUN from any process that has the right to.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 import struct
@@ -19,8 +18,9 @@ from typing import Any
 
 from tests.support.native import LAYOUTS, WINDOW_PROBE_OBJECTS
 from tracer.bpf import programs as program
-from tracer.bpf.maps import Map, call
-from tracer.bpf.programs import Program
+from tracer.bpf.maps import Map, map_info
+from tracer.bpf.programs import Program, open_program
+from tracer.bpf.syscall import Command, call, object_info
 from tracer.daemon.session import probes_folder
 
 CAST_ROWS = 1024
@@ -99,23 +99,19 @@ def _toml(plan: dict[str, Any], hooks: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_MAP_NEXT_ID, _MAP_BY_ID, _INFO = 12, 14, 15
-
-
 def _maps() -> Iterator[tuple[str, Map]]:
     """Every map of this kernel by name; whoever takes one closes it."""
     last = 0
     while True:
         try:
-            _, left = call(_MAP_NEXT_ID, struct.pack("<I", last))
+            _, left = call(Command.MAP_GET_NEXT_ID, struct.pack("<I", last))
         except FileNotFoundError:
             return
         (last,) = struct.unpack_from("<I", left, 4)
-        fd, _ = call(_MAP_BY_ID, struct.pack("<I", last))
-        info = ctypes.create_string_buffer(80)
-        call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
-        kind, _, key, value, rows = struct.unpack_from("<IIIII", info)
-        yield info.raw[24:40].split(b"\0")[0].decode(), Map(fd, kind, key, value, rows)
+        fd, _ = call(Command.MAP_GET_FD_BY_ID, struct.pack("<I", last))
+        kind, key, value, rows, *_ = map_info(fd)
+        name = object_info(fd, 80)[24:40].split(b"\0")[0].decode()
+        yield name, Map(fd, kind, key, value, rows)
 
 
 @dataclass
@@ -139,7 +135,7 @@ class Stage:
         programs = {}
         for number, name in program.program_ids():
             if name in ("rmapd_violate", "rmapd_many"):
-                programs[name] = Program(call(13, struct.pack("<I", number))[0])
+                programs[name] = open_program(number)
         return cls(maps["staged"], maps["cast"], programs["rmapd_violate"], programs["rmapd_many"])
 
     def book(self, key: bytes, mm: int = 0x1000, vma: int = 0x2000) -> None:

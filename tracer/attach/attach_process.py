@@ -22,8 +22,9 @@ from tracer.attach import loader, plan
 from tracer.attach.attached import AttachedProbes, AttachedProgram
 from tracer.attach.compile_cache import Cache
 from tracer.attach.plan import Planned
+from tracer.bpf.links import IteratorLink, Link
 from tracer.bpf.maps import Map, possible_cpus
-from tracer.bpf.programs import Iterated, Link, Program
+from tracer.bpf.programs import Program
 from tracer.errors import Defect, RmapdError, Temporary, of_kind, of_os, passes
 from tracer.kernel.btf import STRUCT
 from tracer.kernel.running import Kernel
@@ -195,7 +196,7 @@ def taken_over(answer: AttachResult, fds: Collection[int]) -> AttachedProbes:
         loaded.maps[name] = Map(next(left), kind, key_size, value_size, rows, cpus)
     for point in answer.points:
         program = Program(next(left))
-        link = (Iterated if point.how == "iter" else Link)(next(left)) if point.linked else None
+        link = (IteratorLink if point.how == "iter" else Link)(next(left)) if point.linked else None
         loaded.points.setdefault(point.hook, []).append(
             AttachedProgram(program, point.how, point.symbol, link)
         )

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from tracer.attach.liveness import Attachment
 from tracer.attach.plan import Planned, State
 from tracer.attach.reattach_helper import ReattachHelper
-from tracer.bpf.maps import Map, Ring
-from tracer.bpf.programs import Iterated, Link, Program, RunStatistics
+from tracer.bpf.links import IteratorLink, Link
+from tracer.bpf.maps import Map
+from tracer.bpf.programs import Program, RunStatistics
+from tracer.bpf.ring_buffer import RingBuffer
 from tracer.process.privileges import User
 
 
@@ -71,9 +73,13 @@ class AttachedProbes:
     def programs(self) -> dict[str, list[Program]]:
         return {name: [point.program for point in points] for name, points in self.points.items()}
 
-    def iterator(self, name: str) -> Iterated | None:
+    def iterator(self, name: str) -> IteratorLink | None:
         return next(
-            (point.link for point in self.points.get(name, ()) if isinstance(point.link, Iterated)),
+            (
+                point.link
+                for point in self.points.get(name, ())
+                if isinstance(point.link, IteratorLink)
+            ),
             None,
         )
 
@@ -120,9 +126,9 @@ class AttachedProbes:
         )
         return sum(point.program.missed() for point in points)
 
-    def ring(self, name: str, keep: Callable[[int, bytes], None] | None = None) -> Ring:
+    def ring(self, name: str, keep: Callable[[int, bytes], None] | None = None) -> RingBuffer:
         ring = self.maps[name]
-        return Ring(ring.fd, ring.max_entries, keep)
+        return RingBuffer(ring.fd, ring.max_entries, keep)
 
     def rest(self, probe_objects: Collection[str], reason: str) -> None:
         """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""

@@ -24,7 +24,7 @@ from typing import Any
 
 from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_identity
 from tracer.attach.relocations import WIDE, instructions
-from tracer.bpf.maps import Map, create_map, load_types, shape_of, types_of
+from tracer.bpf.maps import Map, btf_of, create_map, load_btf, map_info
 from tracer.errors import RmapdError, Temporary
 from tracer.process.fd_passing import died, exactly, receive_descriptors, send_descriptors
 
@@ -81,11 +81,12 @@ def _entry(compiled: Compiled) -> CacheEntry:
     """For the cache: maps as they were created, and numbers instead of our file descriptors."""
     shapes, numbers, types = {}, {}, set[int]()
     for number, (name, table) in enumerate(compiled.maps.items()):
-        kind, key_size, value_size, rows, flags, btf_id, key_type, value_type = shape_of(table.fd)
-        shapes[name] = MapShape(kind, key_size, value_size, rows, flags, key_type, value_type)
+        info = map_info(table.fd)
+        sizes = info.key_size, info.value_size, info.max_entries
+        shapes[name] = MapShape(info.kind, *sizes, info.flags, info.key_type, info.value_type)
         numbers[table.fd] = number
-        types |= {btf_id} - {0}
-    blob = types_of(types.pop()) if types else b""
+        types |= {info.btf_id} - {0}
+    blob = btf_of(types.pop()) if types else b""
     return CacheEntry(
         shapes, {name: _with_our_maps(code, numbers) for name, code in compiled.code.items()}, blob
     )
@@ -94,7 +95,7 @@ def _entry(compiled: Compiled) -> CacheEntry:
 def _restored(entry: CacheEntry, cpus: int) -> Compiled:
     """New maps of the same shapes, and the instructions with their file descriptors."""
     maps, fds = dict[str, Map](), dict[int, int]()
-    btf = load_types(entry.types) if entry.types else 0
+    btf = load_btf(entry.types) if entry.types else 0
     try:
         for number, (name, shape) in enumerate(entry.maps.items()):
             sizes, typed = (

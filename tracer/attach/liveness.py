@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tracer.bpf.programs import Link, attached_to
+from tracer.bpf.links import Link, attached_to
 
 _PROBES = frozenset({"kprobe", "kretprobe"})
 _KINDS = {"k": "kprobe", "r": "kretprobe"}

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from pyprctl import Cap
 
-from tracer.bpf.programs import Link, Program
+from tracer.bpf.links import Link
+from tracer.bpf.programs import Program
 from tracer.process import privileges
 from tracer.process.fd_passing import exactly, receive_descriptors, send_descriptors
 from tracer.process.privileges import User

@@ -20,6 +20,7 @@ import tracer
 from tracer.attach import attach_process
 from tracer.attach.liveness import Watch
 from tracer.bpf import programs as program
+from tracer.bpf.links import attached_to
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program
 from tracer.checking.cases import OpenCases
@@ -344,7 +345,7 @@ class Session:
             searched = (
                 bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
             )
-        standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
+        standing = [attached_to(one.link.fd) for one in self.loaded.attachments()]
         return (
             taken,
             searched,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from tracer.attach.attach_process import AttachResult
-from tracer.bpf.maps import object_name
+from tracer.bpf.syscall import object_name
 
 
 class HandedDown(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tracer.attach.liveness import Attachment, Watch
-from tracer.bpf.programs import Link
+from tracer.bpf.links import Link
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 

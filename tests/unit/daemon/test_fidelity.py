@@ -13,7 +13,8 @@ from tracer.attach import plan
 from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
 from tracer.attach.plan import AttachMethod, Planned, State
 from tracer.attach.reattach_helper import ReattachHelper
-from tracer.bpf.programs import Link, Program, RunStatistics
+from tracer.bpf.links import Link
+from tracer.bpf.programs import Program, RunStatistics
 from tracer.config import Config
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
