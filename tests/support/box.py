@@ -32,11 +32,11 @@ class Vma:
 
 @dataclass
 class Box:
-    """`ways`: how functions are hooked, at entry and return. A call is a page deeper on the stack than its caller."""
+    """methods: how functions are hooked, at entry and return. A call is a page deeper on the stack than its caller."""
 
     native: Native
     types: bytes = b""
-    ways: tuple[str, str] = FENTRY
+    methods: tuple[str, str] = FENTRY
     memory: list[ctypes.Array[ctypes.c_char]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     now: int = 1000
@@ -177,11 +177,11 @@ class Box:
 
     def enter(self, function: str, *args: int) -> None:
         self.calls.append(function)
-        self._run(self.ways[0], function, args, window=True)
+        self._run(self.methods[0], function, args, window=True)
 
     def leave(self, function: str, *args: int, returned: int = 0) -> None:
         assert self.calls[-1] == function
-        self._run(self.ways[1], function, args, returned=returned, window=True)
+        self._run(self.methods[1], function, args, returned=returned, window=True)
         self.calls.pop()
 
     @contextmanager
@@ -199,8 +199,8 @@ class Box:
 
     def touch(self, function: str, *args: int, returned: int = 0) -> None:
         """A function that is no window: at its entry, then at its return."""
-        self._run(self.ways[0], function, args)
-        self._run(self.ways[1], function, args, returned=returned)
+        self._run(self.methods[0], function, args)
+        self._run(self.methods[1], function, args, returned=returned)
 
     def fire(self, tracepoint: str, *args: int) -> None:
         self.native.set("harness_stack", STACK - 4096 * len(self.calls) - 64)
@@ -271,5 +271,5 @@ class Box:
 _DEPTH = 24  # of struct insider (probes/include/window.h)
 
 
-def box(ways: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
-    return Box(Native(types, **sizes), types, ways)
+def box(methods: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
+    return Box(Native(types, **sizes), types, methods)

@@ -58,7 +58,7 @@ def compiler_identity(files: Iterable[str] = _COMPILER) -> list[tuple[str, int, 
         return []
 
 
-class Cache:
+class CompileCache:
     """Entries by what they were made of."""
 
     def __init__(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_identity
+from tracer.attach.compile_cache import CacheEntry, CompileCache, MapShape, compiler_identity
 from tracer.attach.relocations import WIDE, instructions
 from tracer.bpf.maps import Map, btf_of, create_map, load_btf, map_info
 from tracer.errors import RmapdError, Temporary
@@ -48,7 +48,7 @@ def compile_text(
     programs: Iterable[str],
     headers: str,
     cpus: int,
-    cache: Cache | None = None,
+    cache: CompileCache | None = None,
 ) -> Compiled:
     """One translation unit, compiled or (with a cache) taken from what was compiled before. `headers` is the stub header tree.
     RmapdError with clang's first error."""

@@ -45,7 +45,7 @@ TYPES = types()
 
 
 def found(function: str, **wanted: str) -> Signature:
-    return arguments.read(TYPES, function, wanted)
+    return arguments.find(TYPES, function, wanted)
 
 
 def test_by_name() -> None:
@@ -96,21 +96,21 @@ def test_a_function_that_btf_does_not_know() -> None:
 
 
 def test_in_a_trampoline_arguments_come_in_order_and_what_is_returned_behind_them() -> None:
-    assert arguments.in_trampoline(found("expand", vma="vmg.target")) == (
+    assert arguments.at_fentry(found("expand", vma="vmg.target")) == (
         {"vma": 0, "returned": 8},
         {"offset_of_vma": 24},
     )
-    assert arguments.in_trampoline(found("plain", vma="vma")) == (
+    assert arguments.at_fentry(found("plain", vma="vma")) == (
         {"vma": 8},
         {"offset_of_vma": NO_OFFSET},
     ), "void returns nothing"
-    assert arguments.in_trampoline(found("none")) == ({}, {})
+    assert arguments.at_fentry(found("none")) == ({}, {})
 
 
 def test_structs_by_value_take_as_many_slots_as_they_have_words() -> None:
     seen = found("by_value", vma="vma", len="len")
     assert (seen.slots, seen.arguments) == (6, {"vma": Argument(2), "len": Argument(5)})
-    assert arguments.in_trampoline(seen)[0] == {"vma": 16, "len": 40, "returned": 48}
+    assert arguments.at_fentry(seen)[0] == {"vma": 16, "len": 40, "returned": 48}
 
 
 def test_an_empty_struct_takes_no_slot() -> None:
@@ -120,7 +120,7 @@ def test_an_empty_struct_takes_no_slot() -> None:
 
 def test_in_registers() -> None:
     wanted = {f"p{n}": f"p{n}" for n in range(6)}
-    places, constants = arguments.in_registers(found("many", **wanted))
+    places, constants = arguments.at_kprobe(found("many", **wanted))
     assert places == {
         "stack": SP,
         "p0": 14 * 8,
@@ -134,7 +134,7 @@ def test_in_registers() -> None:
 
 
 def test_the_seventh_argument_is_above_the_return_address() -> None:
-    places, constants = arguments.in_registers(found("many", p6="p6", p8="p8"))
+    places, constants = arguments.at_kprobe(found("many", p6="p6", p8="p8"))
     assert places == {"stack": SP, "p6": SP, "p8": SP}
     assert constants == {"offset_of_p6": 8, "offset_of_p8": 24}
 
@@ -142,11 +142,11 @@ def test_the_seventh_argument_is_above_the_return_address() -> None:
 def test_a_member_behind_an_argument_on_the_stack_cannot_be_followed() -> None:
     """A program follows one pointer; in a trampoline this argument is as near as any other."""
     seen = found("many", mm="vmg.mm", p0="p0", p6="p6")
-    assert arguments.too_far(seen) == ("mm",)
-    assert arguments.too_far(found("expand", mm="vmg.mm")) == ()
-    assert arguments.in_trampoline(seen)[0]["mm"] == 72
+    assert arguments.unreachable_from_kprobe(seen) == ("mm",)
+    assert arguments.unreachable_from_kprobe(found("expand", mm="vmg.mm")) == ()
+    assert arguments.at_fentry(seen)[0]["mm"] == 72
 
 
 def test_at_the_return_of_a_kprobe() -> None:
-    assert arguments.at_return(found("expand")) == ({"stack": SP, "returned": AX}, {"popped": 8})
-    assert arguments.at_return(found("plain")) == ({"stack": SP}, {"popped": 8})
+    assert arguments.at_kretprobe(found("expand")) == ({"stack": SP, "returned": AX}, {"popped": 8})
+    assert arguments.at_kretprobe(found("plain")) == ({"stack": SP}, {"popped": 8})

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.btf_blob import Blob, kernel_types
 from tests.support.native import PROBES, attach_plan
-from tracer.attach import plan
-from tracer.attach.plan import Hook, Planned, Rebuilt, State
+from tracer.attach import plan, resolver
+from tracer.attach.plan import Hook, HookState, PlannedHook, Rebuilt
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
 
@@ -58,14 +58,14 @@ def window(**more: object) -> Hook:
 REBUILT = Rebuilt("begins", ["ends", "ends_too"], {"vma": "vma"})
 
 
-def resolved(made: Kernel, hook: Hook) -> Planned:
-    return plan.resolve(made, "test", hook)
+def resolved(made: Kernel, hook: Hook) -> PlannedHook:
+    return resolver.resolve_hook(made, "test", hook)
 
 
-def points(found: Planned) -> list[list[str]]:
+def points(found: PlannedHook) -> list[list[str]]:
     return [
-        [f"{point.program}@{point.how}:{point.symbol}" for point in way.points]
-        for way in found.ways
+        [f"{point.program}@{point.how}:{point.symbol}" for point in method.points]
+        for method in found.methods
     ]
 
 
@@ -75,14 +75,14 @@ def test_a_window_is_its_functions_entry_and_return() -> None:
         ["window_enter@fentry:grow", "window_leave@fexit:grow"],
         ["window_enter@kprobe:grow", "window_leave@kretprobe:grow"],
     ]
-    trampoline, breakpoint = (way.points for way in found.ways)
+    trampoline, breakpoint = (method.points for method in found.methods)
     assert [point.places for point in trampoline] == [{"vma": 0, "returned": 16}] * 2
     assert [point.places for point in breakpoint] == [
         {"vma": 112, "stack": 152},
         {"stack": 152, "returned": 80},
     ]
     numbers = {"window": "WINDOW_vma_expand", "returns": "RETURNS_ERRNO", "flags": "WINDOW_SHAPES"}
-    assert all(point.constants == numbers for way in found.ways for point in way.points)
+    assert all(point.constants == numbers for method in found.methods for point in method.points)
     assert breakpoint[1].offsets == {"popped": 8}
 
 
@@ -102,16 +102,18 @@ def test_a_hook_with_its_own_program() -> None:
 
 def test_kprobes_where_trampolines_are_refused() -> None:
     found = resolved(kernel(fentry="EPERM"), window())
-    assert ([way.how for way in found.ways], found.reason, found.state) == (
+    assert ([method.how for method in found.methods], found.reason, found.state) == (
         ["kprobe"],
         "EPERM",
-        State.READY,
+        HookState.READY,
     )
 
 
 def test_kprobes_first_where_programs_are_preempted() -> None:
     hook = window(rebuilt=REBUILT)
-    assert [(way.how, way.symbol) for way in resolved(kernel(preempts=True), hook).ways] == [
+    assert [
+        (method.how, method.symbol) for method in resolved(kernel(preempts=True), hook).methods
+    ] == [
         ("kprobe", "grow"),
         ("kprobe", "begins"),
         ("fentry", "grow"),
@@ -152,35 +154,35 @@ def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
 def test_other_names_of_a_function_come_later_and_are_substitutes() -> None:
     hook = window(candidates=["fentry:gone", "kprobe:gone", "fentry:grow", "kprobe:grow"])
     found = resolved(kernel(), hook)
-    assert [(way.how, way.instead) for way in found.ways] == [
+    assert [(method.how, method.instead) for method in found.methods] == [
         ("fentry", "instead of fentry:gone"),
         ("kprobe", "instead of fentry:gone"),
     ]
     assert "no function gone" in found.reason
-    assert found.attached(1).state is State.SUBSTITUTED
+    assert found.attached(1).state is HookState.SUBSTITUTED
 
 
 def test_a_clone_is_hooked_where_no_argument_is_asked_for() -> None:
     made = kernel(["grow.isra.0", "dup.constprop.0"], fentry="EPERM")
     refused = resolved(made, window())
-    assert refused.state is State.DENIED
+    assert refused.state is HookState.DENIED
     assert (
         "grow.isra.0 is a clone: its arguments may be others than those of grow" in refused.reason
     )
     found = resolved(made, Hook("d", ["fentry:dup", "kprobe:dup"], ""))
-    assert (points(found), found.ways[0].instead) == (
+    assert (points(found), found.methods[0].instead) == (
         [["d@kprobe:dup.constprop.0"]],
         "clone of dup",
     )
 
 
 def test_the_function_itself_goes_before_its_clones() -> None:
-    assert resolved(kernel(["grow.isra.0", "grow"]), window()).ways[1].symbol == "grow"
+    assert resolved(kernel(["grow.isra.0", "grow"]), window()).methods[1].symbol == "grow"
 
 
 def test_an_argument_that_this_kernels_function_does_not_have() -> None:
     found = resolved(kernel(), window(args={"vma": "vma", "end": "end"}))
-    assert (found.state, found.ways) == (State.MISSING, ())
+    assert (found.state, found.methods) == (HookState.MISSING, ())
     assert found.reason == "grow(vma, start) has no end (end)"
 
 
@@ -190,24 +192,24 @@ def test_a_rebuilt_window_is_the_last_way() -> None:
         ["window_enter@fentry:begins", "window_end@fentry:ends", "window_end@fentry:ends_too"],
         ["window_enter@kprobe:begins", "window_end@kprobe:ends", "window_end@kprobe:ends_too"],
     ]
-    way = found.ways[2]
-    assert way.instead == "rebuilt: from begins to ends or ends_too"
-    assert way.points[0].constants["flags"] == "WINDOW_SHAPES | WINDOW_REBUILT"
-    assert way.points[0].places == {"vma": 0, "returned": 8}
-    assert way.points[1].constants["window"] == "WINDOW_vma_expand"
-    assert found.attached(2).state is State.SUBSTITUTED
+    method = found.methods[2]
+    assert method.instead == "rebuilt: from begins to ends or ends_too"
+    assert method.points[0].constants["flags"] == "WINDOW_SHAPES | WINDOW_REBUILT"
+    assert method.points[0].places == {"vma": 0, "returned": 8}
+    assert method.points[1].constants["window"] == "WINDOW_vma_expand"
+    assert found.attached(2).state is HookState.SUBSTITUTED
 
 
 def test_a_rebuilt_window_without_flags_of_its_own() -> None:
-    (_, _, way, _) = resolved(kernel(), window(constants={}, rebuilt=REBUILT)).ways
-    assert way.points[0].constants["flags"] == "0 | WINDOW_REBUILT"
+    (_, _, method, _) = resolved(kernel(), window(constants={}, rebuilt=REBUILT)).methods
+    assert method.points[0].constants["flags"] == "0 | WINDOW_REBUILT"
 
 
 @pytest.mark.parametrize("without", ["begins", "ends", "ends_too"])
 def test_what_surrounds_a_function_must_all_be_there(without: str) -> None:
     names = [name for name in BASE if name not in (without, "grow")]
     found = resolved(kernel(names, names), window(rebuilt=REBUILT))
-    assert (found.state, found.ways) == (State.MISSING, ())
+    assert (found.state, found.methods) == (HookState.MISSING, ())
 
 
 @pytest.mark.parametrize("clone", ["begins.isra.0", "ends.part.0"])
@@ -217,12 +219,12 @@ def test_a_clone_ends_no_rebuilt_window(clone: str) -> None:
     found = resolved(
         kernel(names, [name for name in names if "." not in name]), window(rebuilt=REBUILT)
     )
-    assert found.ways == ()
+    assert found.methods == ()
 
 
 def test_a_beginning_without_the_argument_rebuilds_nothing() -> None:
     found = resolved(kernel(), window(rebuilt=Rebuilt("dup", ["ends"], {"vma": "vma"})))
-    assert [way.symbol for way in found.ways] == ["grow", "grow"]
+    assert [method.symbol for method in found.methods] == ["grow", "grow"]
 
 
 def probe_object(folder: Path, name: str, **more: object) -> None:
@@ -243,11 +245,11 @@ def probe_object(folder: Path, name: str, **more: object) -> None:
     (folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
 
 
-def states(folder: Path) -> dict[str, tuple[State, str]]:
+def states(folder: Path) -> dict[str, tuple[HookState, str]]:
     made = Kernel("new", Btf(kernel_types()), folder, folder)
     return {
         hook.hook.name: (hook.state, hook.reason)
-        for one in plan.make(made, [folder]).probe_objects
+        for one in resolver.make_plan(made, [folder]).probe_objects
         for hook in one.hooks
     }
 
@@ -255,37 +257,37 @@ def states(folder: Path) -> dict[str, tuple[State, str]]:
 def test_a_stem_that_needs_another(tmp_path: Path) -> None:
     probe_object(tmp_path, "above", needs="below")
     probe_object(tmp_path, "below")
-    assert {state for state, _ in states(tmp_path).values()} == {State.READY}
+    assert {state for state, _ in states(tmp_path).values()} == {HookState.READY}
     probe_object(tmp_path, "below", hook={"candidates": ["raw_tp:gone"]})
-    assert states(tmp_path)["above_hook"] == (State.MISSING, "needs the stem below")
+    assert states(tmp_path)["above_hook"] == (HookState.MISSING, "needs the probe object below")
     (tmp_path / "below.toml").unlink()
-    assert states(tmp_path)["above_hook"] == (State.MISSING, "needs the stem below")
+    assert states(tmp_path)["above_hook"] == (HookState.MISSING, "needs the probe object below")
 
 
 def test_a_hook_that_is_of_no_use_alone(tmp_path: Path) -> None:
     company = {"name": "company", "candidates": ["raw_tp:exit_mmap"], "note": "", "alone": False}
     probe_object(tmp_path, "some", hooks=[company])
-    assert states(tmp_path)["company"][0] is State.READY
+    assert states(tmp_path)["company"][0] is HookState.READY
     probe_object(tmp_path, "some", hook={"candidates": ["fentry:gone"]}, hooks=[company])
     assert states(tmp_path)["company"] == (
-        State.MISSING,
+        HookState.MISSING,
         "of no use: none of the functions it goes with can be hooked",
     )
     probe_object(tmp_path, "some", hook={"alone": False}, hooks=[company])
-    assert {state for state, _ in states(tmp_path).values()} == {State.MISSING}, (
+    assert {state for state, _ in states(tmp_path).values()} == {HookState.MISSING}, (
         "two that need company are none"
     )
 
 
 def test_the_windows_of_the_synthetic_kernel() -> None:
-    """Every program of the window stems has a way in the tests that run them natively."""
+    """Every program of the window stems has a method in the tests that run them natively."""
     programs = {
         point.program
         for probe_object in attach_plan().probe_objects
         if probe_object.name in ("vma", "locks", "rmap")
         for hook in probe_object.hooks
-        for way in hook.ways
-        for point in way.points
+        for method in hook.methods
+        for point in method.points
     }
     assert programs == set(
         "window_enter window_leave window_end vm_area_dup file_tree_step anon_tree_step commit task_exit rwsem rwsem_trying rwsem_tried "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.attach.liveness import Attachment, Watch
+from tracer.attach.liveness import Attachment, LivenessCheck
 from tracer.bpf.links import Link
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
@@ -39,7 +39,7 @@ class Kernel:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_text(text)
 
-    def fastened(self, fd: int) -> tuple[int, ...]:
+    def attached_to(self, fd: int) -> tuple[int, ...]:
         if fd not in self.stand_for:
             raise OSError(9, "Bad file descriptor")
         return self.stand_for[fd]
@@ -49,17 +49,17 @@ class Kernel:
         self.now += 500_000_000
         return self.now
 
-    def beat(self) -> None:
+    def self_test(self) -> None:
         for hook in self.answers:
             self.ran[hook] += 1
 
-    def watch(self) -> Watch:
-        return Watch(
+    def liveness(self) -> LivenessCheck:
+        return LivenessCheck(
             lambda: self.attached,
             lambda: dict(self.ran),
             self.root,
-            self.fastened,
-            self.beat,
+            self.attached_to,
+            self.self_test,
             self.second,
         )
 
@@ -70,15 +70,15 @@ def kernel(tmp_path: Path) -> Kernel:
 
 
 def test_what_is_on_is_on(kernel: Kernel) -> None:
-    watch = kernel.watch()
-    assert [watch.look() for _ in range(80)] == [{}] * 80
+    liveness = kernel.liveness()
+    assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 
 def test_a_descriptor_that_is_gone_or_another(kernel: Kernel) -> None:
-    watch = kernel.watch()
+    liveness = kernel.liveness()
     del kernel.stand_for[13]
     kernel.stand_for[12] = (7, 99)
-    off = watch.look()
+    off = liveness.check()
     assert off == {
         "mm_migrate_pages": "its raw_tp at mm_migrate_pages is gone: Bad file descriptor",
         "__split_vma": "its fentry at __split_vma is not the one that was attached",
@@ -89,80 +89,82 @@ def test_a_descriptor_that_we_may_not_ask_about_is_not_gone(kernel: Kernel) -> N
     def refused(fd: int) -> tuple[int, ...]:
         raise PermissionError(1, "Operation not permitted")
 
-    watch = kernel.watch()
-    watch._fastened = refused
-    assert watch.look() == {}
+    liveness = kernel.liveness()
+    liveness._attached_to = refused
+    assert liveness.check() == {}
 
 
 def test_the_switch_of_all_kprobes_and_back(kernel: Kernel) -> None:
-    watch = kernel.watch()
+    liveness = kernel.liveness()
     kernel.write("sys/kernel/debug/kprobes/enabled", "0\n")
-    assert set(watch.look()) == {"copy_vma"}
+    assert set(liveness.check()) == {"copy_vma"}
     kernel.write("sys/kernel/debug/kprobes/enabled", "1\n")
-    assert watch.look() == {}
+    assert liveness.check() == {}
 
 
 @pytest.mark.parametrize("flag", ["DISABLED", "GONE"])
 def test_a_kprobe_that_the_list_calls_off(kernel: Kernel, flag: str) -> None:
-    watch = kernel.watch()
+    liveness = kernel.liveness()
     kernel.write(
         "sys/kernel/debug/kprobes/list", f"ffffffff81000000  k  copy_vma+0x0    [{flag}][FTRACE]\n"
     )
-    assert set(watch.look()) == {"copy_vma"}
+    assert set(liveness.check()) == {"copy_vma"}
 
 
 def test_anothers_kprobe_on_the_same_function_is_not_ours(kernel: Kernel) -> None:
     """trace-cmd and perf make theirs switched off, and switch them on when they are read. Seen on 6.1: `copy_vma` was said to be off."""
-    watch = kernel.watch()
+    liveness = kernel.liveness()
     ours = "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff81000000  r  copy_vma+0x0    [FTRACE]\n"
     anothers = "ffffffff81000000  k  copy_vma+0x0    [DISABLED][FTRACE]\nffffffff81000000  r  copy_vma+0x0    [DISABLED][FTRACE]\n"
     for text in (ours + anothers, anothers + ours):
         kernel.write("sys/kernel/debug/kprobes/list", text)
-        assert watch.look() == {}
+        assert liveness.check() == {}
 
 
 def test_ftrace_switched_off_takes_kprobes_and_trampolines(kernel: Kernel) -> None:
-    watch = kernel.watch()
+    liveness = kernel.liveness()
     kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
-    assert set(watch.look()) == {"__split_vma", "copy_vma"}
+    assert set(liveness.check()) == {"__split_vma", "copy_vma"}
 
 
 def test_a_hook_that_does_not_answer_the_pulse_any_more(kernel: Kernel) -> None:
     """Whatever took it away: no switch and no descriptor says so."""
-    watch = kernel.watch()
-    assert watch.look() == {}
+    liveness = kernel.liveness()
+    assert liveness.check() == {}
     kernel.answers.clear()
-    looks = [set(watch.look()) for _ in range(80)]
+    looks = [set(liveness.check()) for _ in range(80)]
     assert looks[:15] == [set()] * 15
     assert looks[-1] == {"__split_vma"}
     kernel.answers.add("__split_vma")
-    assert [watch.look() for _ in range(40)][-1] == {}
+    assert [liveness.check() for _ in range(40)][-1] == {}
 
 
 def test_a_hook_that_rests_need_not_answer_and_comes_back_with_another_link(kernel: Kernel) -> None:
-    watch = kernel.watch()
-    watch.look()
+    liveness = kernel.liveness()
+    liveness.check()
     kernel.answers.clear()
     resting = kernel.attached.pop(2)
-    assert [watch.look() for _ in range(80)] == [{}] * 80
+    assert [liveness.check() for _ in range(80)] == [{}] * 80
     kernel.answers.add("__split_vma")
     kernel.stand_for[12] = (7, 100)  # the same number, another link
     kernel.attached.append(Attachment(resting.hook, resting.how, resting.symbol, Link(12)))
-    assert [watch.look() for _ in range(80)] == [{}] * 80
+    assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 
 def test_what_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
     kernel.answers.add("mm_migrate_pages")
-    watch = kernel.watch()
-    assert watch.look() == {}
+    liveness = kernel.liveness()
+    assert liveness.check() == {}
     kernel.answers.remove("mm_migrate_pages")
-    assert [watch.look() for _ in range(80)] == [{}] * 80
+    assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 
 def test_without_the_files_of_the_switches_nothing_is_said(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
-    watch = Watch(lambda: ATTACHED, dict, tmp_path / "absent", kernel.fastened, kernel.beat)
-    assert watch.look() == {}
+    liveness = LivenessCheck(
+        lambda: ATTACHED, dict, tmp_path / "absent", kernel.attached_to, kernel.self_test
+    )
+    assert liveness.check() == {}
 
 
 class TestCoverage:

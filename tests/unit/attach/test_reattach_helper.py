@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pyprctl import Cap
 
-from tracer.attach.reattach_helper import needed
+from tracer.attach.reattach_helper import needed_capabilities
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,6 @@ def test_sys_admin_is_for_kprobes_on_a_paranoid_kernel_alone(
     tmp_path: Path, paranoid: str, ways: set[str], more: set[Cap]
 ) -> None:
     (tmp_path / "perf_event_paranoid").write_text(f"{paranoid}\n")
-    assert needed(ways, tmp_path / "perf_event_paranoid") == {Cap.BPF, Cap.PERFMON} | more
+    assert (
+        needed_capabilities(ways, tmp_path / "perf_event_paranoid") == {Cap.BPF, Cap.PERFMON} | more
+    )
