@@ -289,7 +289,7 @@ def test_how_the_compiler_ended(
     (tmp_path / "bcc.py").write_text(script)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RmapdError) as caught:
-        compiler._compile("", [], [], str(tmp_path), 1)
+        compiler.compile_in_child("", [], [], str(tmp_path), 1)
     assert (type(caught.value), why in caught.value.why) == (kind, True), caught.value
 
 

@@ -1,10 +1,10 @@
 """Attach in a process of its own, which hands over file descriptors and ends.
 
-The kernel's types and symbols, the plan and what the compiler answers take some 100 MB, and the daemon
-needs none of it once all is attached. The child is a fork. Through a Unix socket come eight bytes of
-length, then the reply (msgpack of AttachReply), then the descriptors in its order: maps, programs with
-their links, and the one that keeps BPF statistics on. The kernel keeps what they stand for while one
-process has them open.
+The kernel's types and symbols, the plan and what the compiler answers take some 100 MB, and the
+daemon needs none of it once all is attached. The child is a fork. Through a Unix socket come eight
+bytes of length, then the reply (msgpack of AttachReply), then the descriptors in its order: maps,
+programs with their links, and the one that keeps BPF statistics on. The kernel keeps what they
+stand for while one process has them open.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _MEMORY = "the same again later; it needs 150 MB for a second"
 class AttachOrder:
     """What is to be attached.
 
-    folders: of probe objects; the first one's `include` has the headers. only: names of the probe objects
-    to attach; None: all. constants: the enumerators of books.h. sizes: macro -> rows of a map.
-    statistics: have the kernel count run times. enums: of the kernel, which the caller will ask for
-    afterwards. cache: folder of compiled programs; None: compile anew.
+    folders: of probe objects; the first one's `include` has the headers. only: names of the probe
+    objects to attach; None: all. constants: the enumerators of books.h. sizes: macro -> rows of a
+    map. statistics: have the kernel count run times. enums: of the kernel, which the caller will
+    ask for afterwards. cache: folder of compiled programs; None: compile anew.
     """
 
     folders: Sequence[Path]
@@ -69,7 +69,8 @@ class _Point(msgspec.Struct, frozen=True):
 class AttachReply(msgspec.Struct, frozen=True):
     """The child's reply: what the descriptors are, in their order; or why there are none.
 
-    maps: name -> (kind, key size, value size, rows). error: what, why, hint and exit code of RmapdError.
+    maps: name -> (kind, key size, value size, rows). error: what, why, hint and exit code of
+    RmapdError.
     """
 
     hooks: list[PlannedHook] = []
@@ -183,7 +184,8 @@ def describe(
 ) -> tuple[AttachReply, list[int]]:
     """Return the reply that describes attached probes, and their descriptors in its order.
 
-    links: with those that keep programs attached; else only those of iterators, which run when read.
+    links: with those that keep programs attached; else only those of iterators, which run when
+    read.
     """
     maps = {
         name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in probes.maps.items()

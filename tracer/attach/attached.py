@@ -169,8 +169,8 @@ class AttachedProbes:
     ) -> None:
         """Start the process that attaches the hooks of these probe objects after a pause.
 
-        From then on resume() needs no privilege of this process. user: that the helper becomes; None:
-        it stays the one that it is.
+        From then on resume() needs no privilege of this process. user: that the helper becomes;
+        None: it stays the one that it is.
         """
         hooks = [hook for _, hook in self._hooks_of(probe_objects) if hook.on]
         points = [point for hook in hooks for point in self._points(hook) if point.link]

@@ -1,12 +1,12 @@
 """Detect probes that were disabled or detached by someone else.
 
-Kprobes have one switch for all of them, ftrace has another, `bpftool link detach` works on any link, and
-no event reports any of it. A hook that is off costs coverage; it must not look like a kernel on which
-nothing happens.
+Kprobes have one switch for all of them, ftrace has another, `bpftool link detach` works on any
+link, and no event reports any of it. A hook that is off costs coverage; it must not look like a
+kernel on which nothing happens.
 
-Three checks: what the kernel reports of each attachment's descriptor; the switches of kprobes and ftrace;
-and a self-test every ten seconds, which changes VMAs of this process. Hooks that ran in the first self-test
-must run in each later one.
+Three checks: what the kernel reports of each attachment's descriptor; the switches of kprobes and
+ftrace; and a self-test every ten seconds, which changes VMAs of this process. Hooks that ran in the
+first self-test must run in each later one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _KPROBE_KINDS = {"k": "kprobe", "r": "kretprobe"}
 """The letters of report_probe(), kernel/kprobes.c."""
 _BY_FTRACE = _KPROBES | {"fentry", "fexit"}
 _SELF_TESTED = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
-"""Hooks that the self-test certainly runs. Others may run at that time for another reason, and not the
-next time."""
+"""Hooks that the self-test certainly runs. Others may run at that time for another reason, and not
+the next time."""
 _SELF_TEST_NS = 10_000_000_000
 _FAILED_IN_A_ROW = 2  # self-tests, before a hook is off: the kernel may leave out one run
 _NOT_RUN = "its program does not run any more when what it is attached to is done"
@@ -65,9 +65,9 @@ class LivenessCheck:
     ) -> None:
         """Note what is attached now.
 
-        attachments: what this process holds attached. runs: hook -> how often its programs ran; empty
-        where the kernel does not count for us. root: of /sys and /proc. attached_to: identifies what a
-        descriptor stands for. clock: in nanoseconds.
+        attachments: what this process holds attached. runs: hook -> how often its programs ran;
+        empty where the kernel does not count for us. root: of /sys and /proc. attached_to:
+        identifies what a descriptor stands for. clock: in nanoseconds.
         """
         self._attachments, self._runs = attachments, runs
         self._attached_to, self._self_test, self._clock = attached_to, self_test, clock
@@ -115,7 +115,7 @@ class LivenessCheck:
         return f"its {one.how} at {one.symbol} is not the one that was attached"
 
     def _switched_off(self, attached: Iterable[Attachment]) -> dict[str, str]:
-        """Return attach methods, and methods at a symbol (`kprobe copy_vma`), that are off -> why."""
+        """Return methods, and methods at a symbol (`kprobe copy_vma`), that are off -> why."""
         off: dict[str, str] = {}
         if self._ftrace_enabled.read().strip() == "0":
             reason = "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)"
@@ -130,8 +130,8 @@ class LivenessCheck:
     def _disabled_kprobes(self) -> dict[str, str]:
         """Return the kprobes that the kernel lists as disabled or gone -> why.
 
-        The list has other tools' probes on the same function beside ours, which may be disabled. Ours is
-        off if none of them is on.
+        The list has other tools' probes on the same function beside ours, which may be disabled.
+        Ours is off if none of them is on.
         """
         off, on = dict[str, str](), set[str]()
         for line in filter(str.strip, self._kprobe_list.read().splitlines()):

@@ -1,15 +1,16 @@
 """Compile, load and attach the probe objects of a plan.
 
-load() does it all: it compiles the usable probe objects as one translation unit (tracer.attach.compiler),
-writes each program's constants and places into its instructions (tracer.attach.relocations), loads them
-and attaches them. A failure costs what it must and no more:
+load() does it all. It compiles the usable probe objects as one translation unit
+(tracer.attach.compiler), writes each program's constants and places into its instructions
+(tracer.attach.relocations), loads the programs and attaches them. A failure costs what it must and
+no more:
 
-- A probe object that does not compile costs its own hooks, and those of probe objects that need it:
-  their state is `missing`. RmapdError is raised where none compiles.
-- A method whose programs the verifier or the kernel refuses is undone, and the hook's next method is
-  tried. After the last one the hook is `denied`, with the reason of each.
-- Where memory is short (ENOMEM) Temporary is raised: to go on without a hook would be coverage lost by
-  chance, which the next start would have.
+- A probe object that does not compile costs its own hooks, and those of probe objects that need
+  it. Their state is `missing`. load() raises RmapdError where none compiles.
+- A method whose programs the kernel refuses, loading or attaching, is undone, and the hook's next
+  method is tried. After the last one the hook is `denied`, with the reason of each.
+- Where memory is short (ENOMEM) load() raises Temporary. To go on without the hook would be coverage
+  lost by chance, which the next start would have.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class _Attaching:
     statistics_fd: int = -1
 
     def attach(self, probe_object: ProbeObjectPlan, compile_error: str) -> None:
-        """Attach the hooks of a probe object. compile_error: why it does not compile; else empty."""
+        """Attach the hooks of a probe object. compile_error: why it does not compile, if so."""
         for hook in probe_object.hooks:
             if hook.state is HookState.READY and compile_error:
                 reason = f"{probe_object.name}.bpf.c does not compile: {compile_error}"
@@ -222,8 +223,8 @@ def attach_hook(
 ) -> tuple[PlannedHook, list[AttachedProgram]]:
     """Attach a hook by the first of its methods all points of which load and attach.
 
-    Returns the hook as it is then, and its programs: none where it is denied. Raises Temporary where
-    memory is short.
+    Returns the hook as it is then, and its programs: none where it is denied. Raises Temporary
+    where memory is short.
     """
     reasons = []
     for number, method in enumerate(hook.methods):

@@ -24,7 +24,7 @@ reason show how far that went:
     denied       resolving: the function is there and cannot be hooked (`notrace`, no kprobes,
                  fentry refused). Loading, attaching: the kernel refused each method.
     attached     to the function that the first candidate names. No reason.
-    substituted  to another function or a clone, or rebuilt from calls around it. The reason names it.
+    substituted  to another function or a clone, or rebuilt from surrounding calls; see the reason.
     paused       by the governor, which lowered fidelity. The programs stay loaded.
     detached     by someone else: an ftrace or kprobe switch, bpftool, a module that is gone.
 """

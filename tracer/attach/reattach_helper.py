@@ -1,13 +1,14 @@
 """The process that attaches paused hooks again, for a daemon that gave up the privilege to do so.
 
-At its start it is given loaded programs and their targets. All that it does from then on is to attach one
-of them to its target, by number, and to send the link's file descriptor back. It is started before the
-daemon drops its privileges, becomes the daemon's user, keeps the capabilities that attaching these
-programs takes, and ends when the daemon does.
+At its start it is given loaded programs and their targets. All that it does from then on is to
+attach one of them to its target, by number, and to send the link's file descriptor back. It is
+started before the daemon drops its privileges, becomes the daemon's user, keeps the capabilities
+that attaching these programs takes, and ends when the daemon does.
 
-Through the socket: eight bytes of length and JSON (the user's name, uid and gid, or null; [how, symbol]
-by number), then the programs. The helper answers with four bytes once it has dropped what it does not need.
-Each request is a number (four bytes); each answer an errno (four bytes), with the descriptor if it is 0.
+Through the socket: eight bytes of length and JSON (the user's name, uid and gid, or null; [how,
+symbol] by number), then the programs. The helper answers with four bytes once it has dropped what
+it does not need. Each request is a number (four bytes); each answer an errno (four bytes), with the
+descriptor if it is 0.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def needed_capabilities(
     """Return the capabilities that attaching by these methods takes.
 
     kernel/bpf/syscall.c, bpf_link_create(): CAP_BPF, CAP_PERFMON. kernel/events/core.c,
-    perf_kprobe_event_init(): CAP_PERFMON. Debian's kernels know a perf_event_paranoid of 3, at which
-    perf_event_open() takes CAP_SYS_ADMIN.
+    perf_kprobe_event_init(): CAP_PERFMON. Debian's kernels know a perf_event_paranoid of 3, at
+    which perf_event_open() takes CAP_SYS_ADMIN.
     """
     capabilities = {Cap.BPF, Cap.PERFMON}
     by_kprobe = not {"kprobe", "kretprobe"}.isdisjoint(methods)

@@ -1,6 +1,6 @@
-"""Resolve the attach plan on one kernel, from its BTF, its symbols and what it allows. Loads
-nothing.
+"""Resolve the attach plan on one kernel, without loading anything.
 
+What a kernel has is found in its BTF, its symbols and what it allows (tracer.kernel.running).
 tracer.attach.plan has the meaning of candidates, states and reasons.
 """
 
@@ -55,7 +55,7 @@ def make_plan(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | No
 
 
 def _names(hooks: Iterable[Hook]) -> relocations.Names:
-    """Number all that the loader may have to write into a program of these hooks."""
+    """Give numbers to all that the loader may write into the programs of these hooks."""
     args, constants = set[str](), set[str]()
     for hook in hooks:
         args |= {*hook.args, *(hook.rebuilt.args if hook.rebuilt else ())}

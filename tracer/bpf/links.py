@@ -85,9 +85,11 @@ def attach_raw_tracepoint(program: int, name: str | None) -> Link:
 
 
 def attach_kprobe(program: int, symbol: str, *, at_return: bool) -> Link:
-    """Attach to a function's entry or return by a kprobe of the perf PMU (since Linux 4.17).
+    """Attach to a function's entry or return by a kprobe of the perf PMU.
 
-    Unlike a kprobe that was made through tracefs, the kernel removes it with its file descriptor.
+    The kernel has this PMU since Linux 4.17 (e12f03d7031a "perf/core: Implement the 'perf_kprobe'
+    PMU"). Unlike a kprobe that was made through tracefs, it removes the probe with its file
+    descriptor.
     """
     function = ctypes.create_string_buffer(symbol.encode())
     pmu_type = int((_KPROBE_PMU / "type").read_text(encoding="utf-8"))

@@ -105,7 +105,8 @@ class Map:
     def take(self, key: bytes) -> bytes | None:
         """Return a row and delete it in one step, so that no change a program makes is lost.
 
-        The kernel has BPF_MAP_LOOKUP_AND_DELETE_ELEM for hash maps since Linux 5.14.
+        The kernel has it for hash maps since Linux 5.14 (3e87f192b405 "bpf: Add
+        lookup_and_delete_elem support to hashtab").
         """
         return self._read(Command.MAP_LOOKUP_AND_DELETE_ELEM, key)
 

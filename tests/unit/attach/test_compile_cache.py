@@ -24,13 +24,13 @@ def cache(tmp_path: Path) -> CompileCache:
 def written(cache: CompileCache, **made_of: object) -> tuple[str, Path]:
     name = cache.name(made_of or {"text": "int x;"})
     cache.write(name, ENTRY)
-    return name, cache._folder / name
+    return name, cache.folder / name
 
 
 def test_what_was_written_is_read(cache: CompileCache) -> None:
     name, path = written(cache)
     assert cache.read(name) == ENTRY
-    assert (cache._folder.stat().st_mode & 0o777, path.stat().st_mode & 0o077) == (0o700, 0)
+    assert (cache.folder.stat().st_mode & 0o777, path.stat().st_mode & 0o077) == (0o700, 0)
     assert cache.read(cache.name({"text": "int y;"})) is None
 
 
@@ -78,7 +78,7 @@ def test_what_others_may_write_is_not_believed(cache: CompileCache, mode: int) -
     assert cache.read(name) is None
     path.chmod(0o600)
     assert cache.read(name) == ENTRY
-    cache._folder.chmod(mode)
+    cache.folder.chmod(mode)
     assert cache.read(name) is None
     path.unlink()
     cache.write(name, ENTRY)
@@ -98,7 +98,7 @@ def test_a_link_is_not_followed(cache: CompileCache, tmp_path: Path) -> None:
     path.symlink_to(tmp_path / "elsewhere")
     assert cache.read(name) is None
     linked = CompileCache(tmp_path / "link")
-    linked._folder.symlink_to(cache._folder)
+    linked.folder.symlink_to(cache.folder)
     path.unlink()
     (tmp_path / "elsewhere").rename(path)
     assert linked.read(name) is None
