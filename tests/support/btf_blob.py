@@ -95,6 +95,37 @@ class Blob:
         return head + bytes(self.types) + bytes(self.strings)
 
 
+def awkward_types() -> b.Btf:
+    """Return types that are hard to read: anonymous members, unions, arrays, bitfields."""
+    blob = Blob()
+    u32, u64, s32 = (
+        blob.integer("unsigned int", 4),
+        blob.integer("unsigned long", 8),
+        blob.integer("int", 4, signed=True),
+    )
+    inner = blob.record("", 16, [("left", u64, 0), ("right", s32, 64)])
+    either = blob.record(
+        "", 8, [("as_long", u64, 0), ("as_pointer", blob.pointer(), 0)], union=True
+    )
+    words = blob.array(u32, 3, u32)
+    flags = blob.typedef("flags_t", blob.record("", 8, [("f", u64, 0)]))
+    blob.record(
+        "deep",
+        64,
+        [
+            ("first", u32, 0),
+            ("", inner, 64),
+            ("", either, 192),
+            ("words", words, 256),
+            ("flags", flags, 384),
+        ],
+    )
+    blob.record("bits", 8, [("a", u32, 0, 3), ("b", u32, 3, 7), ("late", u32, 33, 1)])
+    blob.record("plain", 8, [("flags", u64, 0)])
+    blob.enum("colour", {"RED": 0, "GREEN": 5})
+    return b.Btf(blob.bytes())
+
+
 def kernel_types(vma_locks: bool = False) -> bytes:
     """A small kernel that has what the probes read, at offsets of our own choosing. vma_locks: with the per-VMA rwsem of 6.4 to 6.14,
     and that of hugetlb."""

@@ -9,8 +9,8 @@ no more:
   it. Their state is `missing`. load() raises RmapdError where none compiles.
 - A method whose programs the kernel refuses, loading or attaching, is undone, and the hook's next
   method is tried. After the last one the hook is `denied`, with the reason of each.
-- Where memory is short (ENOMEM) load() raises Temporary. To go on without the hook would be coverage
-  lost by chance, which the next start would have.
+- Where memory is short (ENOMEM) load() raises Temporary. To go on without the hook would be
+  coverage lost by chance, which the next start would have.
 """
 
 from __future__ import annotations

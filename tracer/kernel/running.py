@@ -96,8 +96,10 @@ class Kernel:
         return next((address for address, _, name, _ in self._kallsyms() if name == symbol), 0)
 
     def functions(self) -> Iterator[tuple[int, str, str]]:
-        """Yield (address, name, `[module]`) of all code, read now: modules and programs come and
-        go."""
+        """Yield (address, name, `[module]`) of all code.
+
+        It is read anew each time: modules and BPF programs come and go.
+        """
         return (
             (address, name, module)
             for address, kind, name, module in self._kallsyms()

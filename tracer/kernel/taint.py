@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 TAINTS = "GFSRMBUDAWCIOELKXTNJ"
-"""A letter for each bit of /proc/sys/kernel/tainted
-(Documentation/admin-guide/tainted-kernels.rst).
+"""A letter for each bit of /proc/sys/kernel/tainted; G stands for a clear bit 0 (P).
 
-G stands for a clear bit 0 (P: a proprietary module).
+Documentation/admin-guide/tainted-kernels.rst.
 """
 _MATTER = (
     "transparent_hugepage thp_anon thp_shmem hugepages hugepagesz default_hugepagesz "

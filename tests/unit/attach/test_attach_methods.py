@@ -69,7 +69,7 @@ def points(found: PlannedHook) -> list[list[str]]:
     ]
 
 
-def test_a_window_is_its_functions_entry_and_return() -> None:
+def test_window_hook_has_a_program_at_entry_and_at_return() -> None:
     found = resolved(kernel(), window())
     assert points(found) == [
         ["window_enter@fentry:grow", "window_leave@fexit:grow"],
@@ -86,13 +86,13 @@ def test_a_window_is_its_functions_entry_and_return() -> None:
     assert breakpoint[1].offsets == {"popped": 8}
 
 
-def test_what_is_only_left_needs_its_entry_for_a_kretprobe() -> None:
+def test_program_at_return_alone_gets_a_program_at_entry_by_kprobe_only() -> None:
     """A trampoline has the arguments at the return still."""
     found = resolved(kernel(), window(window="", leave="tried", before="trying"))
     assert points(found) == [["tried@fexit:grow"], ["trying@kprobe:grow", "tried@kretprobe:grow"]]
 
 
-def test_a_hook_with_its_own_program() -> None:
+def test_hook_without_a_window_has_one_program_at_entry() -> None:
     assert points(resolved(kernel(), window(window="", program="step"))) == [
         ["step@fentry:grow"],
         ["step@kprobe:grow"],
@@ -100,7 +100,7 @@ def test_a_hook_with_its_own_program() -> None:
     assert points(resolved(kernel(), window(window=""))) == [["w@fentry:grow"], ["w@kprobe:grow"]]
 
 
-def test_kprobes_where_trampolines_are_refused() -> None:
+def test_kprobe_is_the_only_method_where_fentry_is_refused() -> None:
     found = resolved(kernel(fentry="EPERM"), window())
     assert ([method.how for method in found.methods], found.reason, found.state) == (
         ["kprobe"],
@@ -109,7 +109,7 @@ def test_kprobes_where_trampolines_are_refused() -> None:
     )
 
 
-def test_kprobes_first_where_programs_are_preempted() -> None:
+def test_kprobes_come_first_where_programs_are_preempted() -> None:
     hook = window(rebuilt=REBUILT)
     assert [
         (method.how, method.symbol) for method in resolved(kernel(preempts=True), hook).methods
@@ -121,37 +121,7 @@ def test_kprobes_first_where_programs_are_preempted() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("mode", "counts", "trusted"),
-    [("full", False, False), ("full", True, True), ("voluntary", False, True)],
-)
-def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
-    tmp_path: Path, mode: str, counts: bool, trusted: bool
-) -> None:
-    """6.1 with preempt=full: a healthy kernel was accused by visits that nobody saw (tests/unit/invariants/test_migration_walks.py)."""
-    blob = Blob()
-    kprobe = blob.record(
-        "", 8, [("missed", blob.integer("unsigned long long", 8), 0)] if counts else []
-    )
-    perf_event = blob.record(
-        "", 8, [("", blob.record("", 8, [("kprobe", kprobe, 0)], union=True), 0)]
-    )
-    blob.record(
-        "bpf_link_info",
-        8,
-        [("", blob.record("", 8, [("perf_event", perf_event, 0)], union=True), 0)],
-    )
-    made = Kernel("test", Btf(blob.bytes()), tmp_path, tmp_path, lambda _types: "")
-    (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
-    (tmp_path / "kernel/debug/sched").mkdir(parents=True)
-    (tmp_path / "kernel/debug/sched/preempt").write_text(
-        "none voluntary full\n".replace(mode, f"({mode})")
-    )
-    assert (made.kprobe_refused == "") is trusted
-    assert trusted or "before 6.7" in made.kprobe_refused
-
-
-def test_other_names_of_a_function_come_later_and_are_substitutes() -> None:
+def test_other_function_of_the_candidates_is_a_substitute() -> None:
     hook = window(candidates=["fentry:gone", "kprobe:gone", "fentry:grow", "kprobe:grow"])
     found = resolved(kernel(), hook)
     assert [(method.how, method.instead) for method in found.methods] == [
@@ -162,7 +132,7 @@ def test_other_names_of_a_function_come_later_and_are_substitutes() -> None:
     assert found.attached(1).state is HookState.SUBSTITUTED
 
 
-def test_a_clone_is_hooked_where_no_argument_is_asked_for() -> None:
+def test_clone_is_hooked_only_where_no_argument_is_read() -> None:
     made = kernel(["grow.isra.0", "dup.constprop.0"], fentry="EPERM")
     refused = resolved(made, window())
     assert refused.state is HookState.DENIED
@@ -176,17 +146,17 @@ def test_a_clone_is_hooked_where_no_argument_is_asked_for() -> None:
     )
 
 
-def test_the_function_itself_goes_before_its_clones() -> None:
+def test_function_itself_comes_before_its_clones() -> None:
     assert resolved(kernel(["grow.isra.0", "grow"]), window()).methods[1].symbol == "grow"
 
 
-def test_an_argument_that_this_kernels_function_does_not_have() -> None:
+def test_hook_is_missing_where_the_function_lacks_an_argument() -> None:
     found = resolved(kernel(), window(args={"vma": "vma", "end": "end"}))
     assert (found.state, found.methods) == (HookState.MISSING, ())
     assert found.reason == "grow(vma, start) has no end (end)"
 
 
-def test_a_rebuilt_window_is_the_last_way() -> None:
+def test_rebuilt_window_is_the_last_method() -> None:
     found = resolved(kernel(), window(rebuilt=REBUILT))
     assert points(found)[2:] == [
         ["window_enter@fentry:begins", "window_end@fentry:ends", "window_end@fentry:ends_too"],
@@ -200,20 +170,20 @@ def test_a_rebuilt_window_is_the_last_way() -> None:
     assert found.attached(2).state is HookState.SUBSTITUTED
 
 
-def test_a_rebuilt_window_without_flags_of_its_own() -> None:
+def test_rebuilt_window_without_flags_gets_the_flag_rebuilt() -> None:
     (_, _, method, _) = resolved(kernel(), window(constants={}, rebuilt=REBUILT)).methods
     assert method.points[0].constants["flags"] == "0 | WINDOW_REBUILT"
 
 
 @pytest.mark.parametrize("without", ["begins", "ends", "ends_too"])
-def test_what_surrounds_a_function_must_all_be_there(without: str) -> None:
+def test_window_is_not_rebuilt_where_a_surrounding_function_is_missing(without: str) -> None:
     names = [name for name in BASE if name not in (without, "grow")]
     found = resolved(kernel(names, names), window(rebuilt=REBUILT))
     assert (found.state, found.methods) == (HookState.MISSING, ())
 
 
 @pytest.mark.parametrize("clone", ["begins.isra.0", "ends.part.0"])
-def test_a_clone_ends_no_rebuilt_window(clone: str) -> None:
+def test_window_is_not_rebuilt_from_clones(clone: str) -> None:
     """It may stand for some of the calls only, and is not the symbol that would be attached to."""
     names = [clone if clone.startswith(f"{name}.") else name for name in BASE if name != "grow"]
     found = resolved(
@@ -222,7 +192,7 @@ def test_a_clone_ends_no_rebuilt_window(clone: str) -> None:
     assert found.methods == ()
 
 
-def test_a_beginning_without_the_argument_rebuilds_nothing() -> None:
+def test_window_is_not_rebuilt_where_its_beginning_lacks_an_argument() -> None:
     found = resolved(kernel(), window(rebuilt=Rebuilt("dup", ["ends"], {"vma": "vma"})))
     assert [method.symbol for method in found.methods] == ["grow", "grow"]
 
@@ -254,7 +224,7 @@ def states(folder: Path) -> dict[str, tuple[HookState, str]]:
     }
 
 
-def test_a_stem_that_needs_another(tmp_path: Path) -> None:
+def test_probe_object_is_missing_where_the_one_it_needs_is_unusable(tmp_path: Path) -> None:
     probe_object(tmp_path, "above", needs="below")
     probe_object(tmp_path, "below")
     assert {state for state, _ in states(tmp_path).values()} == {HookState.READY}
@@ -264,7 +234,7 @@ def test_a_stem_that_needs_another(tmp_path: Path) -> None:
     assert states(tmp_path)["above_hook"] == (HookState.MISSING, "needs the probe object below")
 
 
-def test_a_hook_that_is_of_no_use_alone(tmp_path: Path) -> None:
+def test_accompanying_hook_is_missing_where_no_other_hook_can_be_attached(tmp_path: Path) -> None:
     company = {"name": "company", "candidates": ["raw_tp:exit_mmap"], "note": "", "alone": False}
     probe_object(tmp_path, "some", hooks=[company])
     assert states(tmp_path)["company"][0] is HookState.READY
@@ -279,7 +249,7 @@ def test_a_hook_that_is_of_no_use_alone(tmp_path: Path) -> None:
     )
 
 
-def test_the_windows_of_the_synthetic_kernel() -> None:
+def test_synthetic_kernel_has_a_method_for_every_window_program() -> None:
     """Every program of the window stems has a method in the tests that run them natively."""
     programs = {
         point.program
@@ -295,7 +265,7 @@ def test_the_windows_of_the_synthetic_kernel() -> None:
     )
 
 
-def test_shipped_alternatives_are_the_same_function_or_its_successor() -> None:
+def test_shipped_candidates_pair_fentry_and_kprobe_of_one_function() -> None:
     """fentry and kprobe of one name stand together, in this order."""
     for hook in SHIPPED.values():
         hows = [candidate.split(":") for candidate in hook.candidates]

@@ -69,12 +69,12 @@ def kernel(tmp_path: Path) -> Kernel:
     return Kernel(tmp_path)
 
 
-def test_what_is_on_is_on(kernel: Kernel) -> None:
+def test_attached_hooks_stay_on_while_nothing_changes(kernel: Kernel) -> None:
     liveness = kernel.liveness()
     assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 
-def test_a_descriptor_that_is_gone_or_another(kernel: Kernel) -> None:
+def test_descriptor_that_is_gone_or_replaced_is_reported(kernel: Kernel) -> None:
     liveness = kernel.liveness()
     del kernel.stand_for[13]
     kernel.stand_for[12] = (7, 99)
@@ -85,7 +85,7 @@ def test_a_descriptor_that_is_gone_or_another(kernel: Kernel) -> None:
     }
 
 
-def test_a_descriptor_that_we_may_not_ask_about_is_not_gone(kernel: Kernel) -> None:
+def test_descriptor_that_cannot_be_asked_about_is_not_reported(kernel: Kernel) -> None:
     def refused(fd: int) -> tuple[int, ...]:
         raise PermissionError(1, "Operation not permitted")
 
@@ -94,7 +94,7 @@ def test_a_descriptor_that_we_may_not_ask_about_is_not_gone(kernel: Kernel) -> N
     assert liveness.check() == {}
 
 
-def test_the_switch_of_all_kprobes_and_back(kernel: Kernel) -> None:
+def test_kprobe_hooks_are_off_while_kprobes_are_switched_off(kernel: Kernel) -> None:
     liveness = kernel.liveness()
     kernel.write("sys/kernel/debug/kprobes/enabled", "0\n")
     assert set(liveness.check()) == {"copy_vma"}
@@ -103,7 +103,7 @@ def test_the_switch_of_all_kprobes_and_back(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("flag", ["DISABLED", "GONE"])
-def test_a_kprobe_that_the_list_calls_off(kernel: Kernel, flag: str) -> None:
+def test_kprobe_that_the_kernel_lists_as_disabled_is_off(kernel: Kernel, flag: str) -> None:
     liveness = kernel.liveness()
     kernel.write(
         "sys/kernel/debug/kprobes/list", f"ffffffff81000000  k  copy_vma+0x0    [{flag}][FTRACE]\n"
@@ -111,7 +111,7 @@ def test_a_kprobe_that_the_list_calls_off(kernel: Kernel, flag: str) -> None:
     assert set(liveness.check()) == {"copy_vma"}
 
 
-def test_anothers_kprobe_on_the_same_function_is_not_ours(kernel: Kernel) -> None:
+def test_disabled_kprobe_of_another_tool_on_the_same_function_is_ignored(kernel: Kernel) -> None:
     """trace-cmd and perf make theirs switched off, and switch them on when they are read. Seen on 6.1: `copy_vma` was said to be off."""
     liveness = kernel.liveness()
     ours = "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff81000000  r  copy_vma+0x0    [FTRACE]\n"
@@ -121,13 +121,13 @@ def test_anothers_kprobe_on_the_same_function_is_not_ours(kernel: Kernel) -> Non
         assert liveness.check() == {}
 
 
-def test_ftrace_switched_off_takes_kprobes_and_trampolines(kernel: Kernel) -> None:
+def test_kprobe_and_fentry_hooks_are_off_while_ftrace_is_switched_off(kernel: Kernel) -> None:
     liveness = kernel.liveness()
     kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
     assert set(liveness.check()) == {"__split_vma", "copy_vma"}
 
 
-def test_a_hook_that_does_not_answer_the_pulse_any_more(kernel: Kernel) -> None:
+def test_hook_that_misses_two_self_tests_is_off_until_it_runs_again(kernel: Kernel) -> None:
     """Whatever took it away: no switch and no descriptor says so."""
     liveness = kernel.liveness()
     assert liveness.check() == {}
@@ -139,7 +139,7 @@ def test_a_hook_that_does_not_answer_the_pulse_any_more(kernel: Kernel) -> None:
     assert [liveness.check() for _ in range(40)][-1] == {}
 
 
-def test_a_hook_that_rests_need_not_answer_and_comes_back_with_another_link(kernel: Kernel) -> None:
+def test_paused_hook_is_not_self_tested_and_comes_back_with_another_link(kernel: Kernel) -> None:
     liveness = kernel.liveness()
     liveness.check()
     kernel.answers.clear()
@@ -151,7 +151,7 @@ def test_a_hook_that_rests_need_not_answer_and_comes_back_with_another_link(kern
     assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 
-def test_what_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
+def test_hook_that_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
     kernel.answers.add("mm_migrate_pages")
     liveness = kernel.liveness()
     assert liveness.check() == {}
@@ -159,7 +159,7 @@ def test_what_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
     assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 
-def test_without_the_files_of_the_switches_nothing_is_said(tmp_path: Path) -> None:
+def test_unreadable_switches_report_nothing(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     liveness = LivenessCheck(
         lambda: ATTACHED, dict, tmp_path / "absent", kernel.attached_to, kernel.self_test
@@ -168,7 +168,7 @@ def test_without_the_files_of_the_switches_nothing_is_said(tmp_path: Path) -> No
 
 
 class TestCoverage:
-    def test_a_hook_that_was_taken_away_leaves_no_invariant_that_needs_it_full(self) -> None:
+    def test_detached_hook_leaves_no_invariant_that_needs_it_fully_covered(self) -> None:
         for invariant in discover().values():
             everything = [
                 name
@@ -182,7 +182,7 @@ class TestCoverage:
                 assert level is not Coverage.FULL, (invariant.id, name)
                 assert "why" in reason
 
-    def test_windows_are_judged_by_all_their_hooks(self) -> None:
+    def test_invariant_of_windows_loses_coverage_with_any_detached_hook(self) -> None:
         v5 = discover()["V5"]
         everything = [
             name for names in (*v5.needs, *(v5.lacking or {})) for name in names.split("|")
@@ -190,7 +190,7 @@ class TestCoverage:
         level, reason = v5.coverage(everything, {"unheard_of": "kprobes are off"})
         assert (level, reason) == (Coverage.PARTIAL, "taken away: unheard_of (kprobes are off)")
 
-    def test_many_hooks_are_one_reason(self) -> None:
+    def test_many_detached_hooks_share_one_reason(self) -> None:
         off = {f"hook{n}": "kprobes are off" for n in range(9)}
         _, reason = discover()["L1"].coverage((), off)
         assert reason.endswith("taken away: hook0, hook1, hook2 and 6 more (kprobes are off)")

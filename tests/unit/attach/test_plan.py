@@ -57,7 +57,7 @@ def one(k: Kernel, *candidates: str, **args: str) -> plan.PlannedHook:
     return resolver.resolve_hook(k, "test", Hook("hook", list(candidates), "note", args))
 
 
-def test_the_first_candidate_that_exists(tmp_path: Path) -> None:
+def test_first_candidate_that_exists_is_taken(tmp_path: Path) -> None:
     k = kernel(tmp_path)
     assert (one(k, "fentry:vma_expand").state, one(k, "fentry:vma_expand").symbol) == (
         HookState.READY,
@@ -73,7 +73,7 @@ def test_the_first_candidate_that_exists(tmp_path: Path) -> None:
     )
 
 
-def test_clones_are_candidates_of_their_own(tmp_path: Path) -> None:
+def test_clone_is_a_substitute_for_its_function(tmp_path: Path) -> None:
     k = kernel(tmp_path)
     found = one(k, "kprobe:vma_merge")
     assert (found.symbol, found.methods[0].instead) == ("vma_merge.isra.0", "clone of vma_merge")
@@ -81,7 +81,7 @@ def test_clones_are_candidates_of_their_own(tmp_path: Path) -> None:
     assert k.clones("vma_merge") == ["vma_merge.isra.0"], "a .cold part is no entry of the function"
 
 
-def test_reasons_for_every_candidate(tmp_path: Path) -> None:
+def test_missing_hook_has_a_reason_for_each_candidate(tmp_path: Path) -> None:
     k = kernel(tmp_path)
     found = one(k, "fentry:nothing", "kprobe:nothing", "raw_tp:nothing", "iter:nothing")
     assert found.state is HookState.MISSING
@@ -94,7 +94,7 @@ def test_reasons_for_every_candidate(tmp_path: Path) -> None:
         assert part in found.reason
 
 
-def test_notrace_is_denied_with_its_reason(tmp_path: Path) -> None:
+def test_notrace_function_is_denied(tmp_path: Path) -> None:
     k = kernel(tmp_path)
     for candidate in ("fentry:quiet_function", "kprobe:quiet_function"):
         assert (one(k, candidate).state, one(k, candidate).reason) == (
@@ -103,14 +103,14 @@ def test_notrace_is_denied_with_its_reason(tmp_path: Path) -> None:
         )
 
 
-def test_a_kernel_that_refuses(tmp_path: Path) -> None:
+def test_hook_is_denied_where_the_kernel_refuses_every_method(tmp_path: Path) -> None:
     k = kernel(tmp_path, kprobes=False, fentry="EPERM")
     found = one(k, "fentry:vma_expand", "kprobe:vma_expand")
     assert found.state is HookState.DENIED
     assert found.reason == "EPERM; this kernel is built without CONFIG_KPROBES"
 
 
-def test_a_window_that_cannot_be_rebuilt_says_what_is_in_the_way(tmp_path: Path) -> None:
+def test_window_that_cannot_be_rebuilt_has_the_reason(tmp_path: Path) -> None:
     """forks.toml: no candidate but the calls around it."""
     rebuilt = plan.Rebuilt("vma_expand", ["nothing"])
     (tmp_path / "1").mkdir()
@@ -129,7 +129,7 @@ def test_a_window_that_cannot_be_rebuilt_says_what_is_in_the_way(tmp_path: Path)
     assert "EPERM" in refused.reason
 
 
-def test_arguments_by_type_follow_the_kernel(tmp_path: Path) -> None:
+def test_tracepoint_argument_is_found_by_type_on_each_kernel(tmp_path: Path) -> None:
     """6.1 passes memcg_path between mm and write; 6.18 does not."""
     old, new = kernel(tmp_path), Kernel("new", Btf(kernel_types()), tmp_path, tmp_path)
     hook = Hook("released", ["raw_tp:mmap_lock_released"], "", {"write": "bool#1"})
@@ -139,18 +139,18 @@ def test_arguments_by_type_follow_the_kernel(tmp_path: Path) -> None:
     assert indexes == ["#define ARG_released_write 2\n", "#define ARG_released_write 1\n"]
 
 
-def test_an_argument_that_is_not_there_makes_the_hook_missing(tmp_path: Path) -> None:
+def test_hook_is_missing_where_the_tracepoint_lacks_an_argument(tmp_path: Path) -> None:
     found = one(kernel(tmp_path), "raw_tp:mmap_lock_released", success="bool#2")
     assert found.state is HookState.MISSING
     assert "has no success (bool#2)" in found.reason
 
 
-def test_an_unknown_kind_of_candidate_is_an_error(tmp_path: Path) -> None:
+def test_unknown_kind_of_candidate_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RmapdError, match="unknown candidate 'uprobe:x'"):
         one(kernel(tmp_path), "uprobe:x")
 
 
-def test_a_stem_that_lacks_a_member_costs_its_own_hooks_only(tmp_path: Path) -> None:
+def test_missing_member_costs_only_the_hooks_of_its_probe_object(tmp_path: Path) -> None:
     k = Kernel("new", Btf(kernel_types()), tmp_path, tmp_path)
     folder = tmp_path / "probes"
     folder.mkdir()
@@ -167,7 +167,7 @@ def test_a_stem_that_lacks_a_member_costs_its_own_hooks_only(tmp_path: Path) -> 
     assert "u64 pgd" in made.header
 
 
-def test_a_symbol_that_does_not_exist_is_missing_forever(tmp_path: Path) -> None:
+def test_symbol_that_exists_nowhere_costs_only_its_own_hook(tmp_path: Path) -> None:
     """The plan entry of tests/fixtures names one: its absence must cost nothing but itself."""
     k = Kernel("new", Btf(kernel_types()), tmp_path, tmp_path)
     made = resolver.make_plan(k, [PROBES, Path(__file__).parents[2] / "fixtures"])
@@ -181,24 +181,20 @@ def test_a_symbol_that_does_not_exist_is_missing_forever(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["title = 3", 'title = "x"\nhok = []', "not toml at all ["])
-def test_a_broken_plan_names_the_file(tmp_path: Path, text: str) -> None:
+def test_unreadable_plan_is_an_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(RmapdError, match=r"bad\.toml"):
         plan.read_probe_object(tmp_path / "bad.toml")
 
 
-def test_every_shipped_stem_says_why_its_names_are_what_they_are() -> None:
+def test_every_shipped_hook_has_a_note_and_programs() -> None:
     for path in sorted(PROBES.glob("*.toml")):
         probe_object = plan.read_probe_object(path)
         assert path.with_suffix(".bpf.c").exists()
         assert all(hook.note for hook in probe_object.hook)
 
 
-def test_five_levels_from_the_flags(tmp_path: Path) -> None:
-    assert kernel(tmp_path).five_level_paging
-
-
-def test_an_argument_behind_a_void_pointer_is_named_by_its_struct() -> None:
+def test_argument_behind_a_void_pointer_is_found_by_the_struct_it_names() -> None:
     """6.1 passes the source folio itself; from 6.12 on it is a member of what `arg` points to."""
     wanted = {"src": "old | arg:rmap_walk_arg.folio | arg:rmap_walk_arg.src?"}
     new = arguments.find(Btf(kernel_types()), "remove_migration_pte", wanted)

@@ -18,7 +18,7 @@ from tracer.attach.reattach_helper import needed_capabilities
         ("3", {"kretprobe", "kprobe"}, {Cap.SYS_ADMIN}),
     ],
 )
-def test_sys_admin_is_for_kprobes_on_a_paranoid_kernel_alone(
+def test_sys_admin_is_needed_only_for_kprobes_on_a_paranoid_kernel(
     tmp_path: Path, paranoid: str, ways: set[str], more: set[Cap]
 ) -> None:
     (tmp_path / "perf_event_paranoid").write_text(f"{paranoid}\n")
