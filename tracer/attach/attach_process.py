@@ -42,10 +42,12 @@ _MEMORY = "the same again later; it needs 150 MB for a second"
 class AttachOrder:
     """What is to be attached.
 
-    folders: of probe objects; the first one's `include` has the headers. only: names of the probe
-    objects to attach; None: all. constants: the enumerators of books.h. sizes: macro -> rows of a
-    map. statistics: have the kernel count run times. enums: of the kernel, which the caller will
-    ask for afterwards. cache: folder of compiled programs; None: compile anew.
+    folders: of probe objects; the first one's `include` has the headers.
+    only: names of the probe objects to attach; None: all.
+    constants: the enumerators of the header that daemon and programs share.
+    sizes: macro -> rows of a map. statistics: have the kernel count run times.
+    enums: of the kernel, that the caller will ask for afterwards.
+    cache: folder of compiled programs; None: compile anew.
     """
 
     folders: Sequence[Path]

@@ -38,8 +38,9 @@ from tracer.kernel.btf import FUNC, Btf
 class BuildEnvironment:
     """What compiling and loading for this kernel takes, besides the plan.
 
-    types: of the kernel. constants: the enumerators of books.h. include: the folder of the headers.
-    sizes: macro -> rows of a map. release: of the kernel. cache: of compiled programs, if any.
+    types: of the kernel. constants: the enumerators of the header that daemon and programs share.
+    include: the folder of the headers. sizes: macro -> rows of a map. release: of the kernel.
+    cache: of compiled programs, if any.
     """
 
     types: Btf

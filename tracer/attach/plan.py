@@ -60,8 +60,9 @@ class HookState(enum.StrEnum):
 class Rebuilt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A window of a function that cannot be hooked, rebuilt from the calls around it.
 
-    begin: the function whose entry opens the window. ends: functions each of whose entries closes
-    it. args: as in Hook, of `begin`.
+    begin: the function whose entry opens the window.
+    ends: functions, the entry of each of which closes it.
+    args: as in Hook, of `begin`.
     """
 
     begin: str
@@ -72,15 +73,16 @@ class Rebuilt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One hook as its `.toml` declares it.
 
-    candidates: in order of preference (the module's docstring). note: why these names, for the
-    reader. args: what the programs read; of a raw tracepoint by type (`bool#1` is its first bool),
-    of a function by parameter (tracer.attach.arguments). constants: name -> an enumerator of
-    books.h or a sum of some (`A | B`), written into the programs. window: the hook's entry and
-    return are those of this window (`WINDOW_` + window in books.h). program, leave: names of the
-    programs at entry and at return, where they are not the default ones. before: the program at
-    entry that a kretprobe needs, as registers hold no arguments at a return. alone: false where the
-    hook is of no use unless another hook of the probe object is attached. rebuilt: the last resort,
-    where no candidate is there.
+    candidates: in order of preference (the module's docstring). note: why these, for the reader.
+    args: what the programs read: argument -> its type for a raw tracepoint (`bool#1` is the first
+        bool), its parameter for a function (tracer.attach.arguments).
+    constants: name -> what is written into the programs: an enumerator of the header that daemon
+        and programs share, or a sum of some (`A | B`).
+    window: the name of the window that the function's entry and return open and close (`WINDOW_…`).
+    program, leave: the programs at entry and return, where they are not the default ones.
+    before: the program at entry that a kretprobe needs, as registers hold no arguments at a return.
+    alone: false where the hook is of no use unless another one of the probe object is attached.
+    rebuilt: the last resort, where no candidate is there.
     """
 
     name: str
@@ -116,9 +118,9 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ProbeObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `.toml`: its hooks, and what its programs need of the kernel's types.
 
-    types, enums: members and enumerators (tracer.attach.struct_slices). include: a header of
-    probes/include that its programs, and those of probe objects that need it, share. needs: the
-    probe object without which this one is unusable.
+    types, enums: members and enumerators (tracer.attach.struct_slices).
+    include: a header that its programs, and those of probe objects that need it, share.
+    needs: the probe object without which this one is unusable.
     """
 
     title: str
@@ -145,9 +147,8 @@ def read_probe_object(path: Path) -> ProbeObject:
 class AttachPoint:
     """One program at one symbol.
 
-    places: argument -> its offset in the program's context. offsets: argument -> where to read from
-    there. constants: as in Hook. The loader writes all three into the program
-    (tracer.attach.relocations).
+    places: argument -> its offset in the program's context. offsets: name -> offset to read at.
+    constants: as in Hook. The loader writes them into the program (tracer.attach.relocations).
     """
 
     program: str
@@ -158,7 +159,7 @@ class AttachPoint:
     constants: dict[str, str] = field(default_factory=dict)
 
     def constant_values(self, enumerators: Mapping[str, int]) -> dict[str, int]:
-        """Return the number of each constant and offset; enumerators: those of books.h."""
+        """Return the number of each constant and offset. enumerators: of the shared header."""
         values = dict(self.offsets)
         for name, text in self.constants.items():
             words = [word.strip() for word in text.split("|")]

@@ -1,4 +1,4 @@
-"""Where arguments are: by name, in members, in registers, on the stack."""
+"""Where arguments are: found by name and member, in contexts, registers and on the stack."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_seventh_argument_of_a_kprobe_is_above_the_return_address() -> None:
 
 
 def test_member_behind_an_argument_on_the_stack_is_unreachable_from_a_kprobe() -> None:
-    """A program follows one pointer; in a trampoline this argument is as near as any other."""
+    """A program follows one pointer; an fentry program finds this argument in its context."""
     seen = found("many", mm="vmg.mm", p0="p0", p6="p6")
     assert arguments.unreachable_from_kprobe(seen) == ("mm",)
     assert arguments.unreachable_from_kprobe(found("expand", mm="vmg.mm")) == ()

@@ -1,4 +1,4 @@
-"""The ways a hook on a function has, in order: entry and return, kprobes instead of trampolines, clones, windows that are rebuilt."""
+"""The methods that a hook on a function has, in order: fentry, kprobe, clones, rebuilt windows."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ def test_window_hook_has_a_program_at_entry_and_at_return() -> None:
         ["window_enter@fentry:grow", "window_leave@fexit:grow"],
         ["window_enter@kprobe:grow", "window_leave@kretprobe:grow"],
     ]
-    trampoline, breakpoint = (method.points for method in found.methods)
-    assert [point.places for point in trampoline] == [{"vma": 0, "returned": 16}] * 2
-    assert [point.places for point in breakpoint] == [
+    by_fentry, by_kprobe = (method.points for method in found.methods)
+    assert [point.places for point in by_fentry] == [{"vma": 0, "returned": 16}] * 2
+    assert [point.places for point in by_kprobe] == [
         {"vma": 112, "stack": 152},
         {"stack": 152, "returned": 80},
     ]
     numbers = {"window": "WINDOW_vma_expand", "returns": "RETURNS_ERRNO", "flags": "WINDOW_SHAPES"}
     assert all(point.constants == numbers for method in found.methods for point in method.points)
-    assert breakpoint[1].offsets == {"popped": 8}
+    assert by_kprobe[1].offsets == {"popped": 8}
 
 
 def test_program_at_return_alone_gets_a_program_at_entry_by_kprobe_only() -> None:
-    """A trampoline has the arguments at the return still."""
+    """An fexit program still has the arguments."""
     found = resolved(kernel(), window(window="", leave="tried", before="trying"))
     assert points(found) == [["tried@fexit:grow"], ["trying@kprobe:grow", "tried@kretprobe:grow"]]
 
@@ -198,7 +198,7 @@ def test_window_is_not_rebuilt_where_its_beginning_lacks_an_argument() -> None:
 
 
 def probe_object(folder: Path, name: str, **more: object) -> None:
-    """A stem with one hook, `hook`, and what else is given."""
+    """Write a probe object with one hook, `hook`, and what else is given."""
     hooks = [
         {"name": f"{name}_hook", "candidates": ["raw_tp:exit_mmap"], "note": ""}
         | more.pop("hook", {})  # type: ignore[operator]
@@ -250,7 +250,7 @@ def test_accompanying_hook_is_missing_where_no_other_hook_can_be_attached(tmp_pa
 
 
 def test_synthetic_kernel_has_a_method_for_every_window_program() -> None:
-    """Every program of the window stems has a method in the tests that run them natively."""
+    """Every window program can be run natively by the unit tests."""
     programs = {
         point.program
         for probe_object in attach_plan().probe_objects
@@ -260,8 +260,9 @@ def test_synthetic_kernel_has_a_method_for_every_window_program() -> None:
         for point in method.points
     }
     assert programs == set(
-        "window_enter window_leave window_end vm_area_dup file_tree_step anon_tree_step commit task_exit rwsem rwsem_trying rwsem_tried "
-        "contention_begin contention_end walk_enter visit".split()
+        "window_enter window_leave window_end vm_area_dup file_tree_step anon_tree_step commit "
+        "task_exit rwsem rwsem_trying rwsem_tried contention_begin contention_end walk_enter "
+        "visit".split()
     )
 
 

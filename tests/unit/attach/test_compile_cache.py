@@ -1,4 +1,4 @@
-"""Compiled probes are believed only where nobody else could have written them, and as they were written."""
+"""Cached programs are trusted only if no other user can have written or changed them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks that are taken away under the daemon's feet are noticed, and cost coverage."""
+"""Hooks that someone else disables or detaches are noticed, and cost coverage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Kernel:
     """Descriptors, switches and run counts."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.now = root, 0
+        self.root, self.now, self.refusing = root, 0, False
         self.attached = list(ATTACHED)
         self.stand_for = {one.link.fd: (7, one.link.fd) for one in ATTACHED}
         self.ran = dict.fromkeys(("copy_vma", "__split_vma", "mm_migrate_pages"), 0)
@@ -31,7 +31,8 @@ class Kernel:
         self.write("sys/kernel/debug/kprobes/enabled", "1\n")
         self.write(
             "sys/kernel/debug/kprobes/list",
-            "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff82000000  k  other+0x0    [DISABLED]\n",
+            "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\n"
+            "ffffffff82000000  k  other+0x0    [DISABLED]\n",
         )
         self.write("proc/sys/kernel/ftrace_enabled", "1\n")
 
@@ -40,12 +41,14 @@ class Kernel:
         (self.root / path).write_text(text)
 
     def attached_to(self, fd: int) -> tuple[int, ...]:
+        if self.refusing:
+            raise PermissionError(1, "Operation not permitted")
         if fd not in self.stand_for:
             raise OSError(9, "Bad file descriptor")
         return self.stand_for[fd]
 
     def second(self) -> int:
-        """A second passes from one look to the next, which asks for the time at most twice."""
+        """A second passes from one check to the next, which reads the clock at most twice."""
         self.now += 500_000_000
         return self.now
 
@@ -86,11 +89,8 @@ def test_descriptor_that_is_gone_or_replaced_is_reported(kernel: Kernel) -> None
 
 
 def test_descriptor_that_cannot_be_asked_about_is_not_reported(kernel: Kernel) -> None:
-    def refused(fd: int) -> tuple[int, ...]:
-        raise PermissionError(1, "Operation not permitted")
-
     liveness = kernel.liveness()
-    liveness._attached_to = refused
+    kernel.refusing = True
     assert liveness.check() == {}
 
 
@@ -112,10 +112,14 @@ def test_kprobe_that_the_kernel_lists_as_disabled_is_off(kernel: Kernel, flag: s
 
 
 def test_disabled_kprobe_of_another_tool_on_the_same_function_is_ignored(kernel: Kernel) -> None:
-    """trace-cmd and perf make theirs switched off, and switch them on when they are read. Seen on 6.1: `copy_vma` was said to be off."""
+    """trace-cmd and perf make theirs disabled, and enable them when they are read.
+
+    Seen on 6.1: `copy_vma` was reported as off.
+    """
     liveness = kernel.liveness()
-    ours = "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff81000000  r  copy_vma+0x0    [FTRACE]\n"
-    anothers = "ffffffff81000000  k  copy_vma+0x0    [DISABLED][FTRACE]\nffffffff81000000  r  copy_vma+0x0    [DISABLED][FTRACE]\n"
+    line = "ffffffff81000000  {}  copy_vma+0x0    {}[FTRACE]\n"
+    ours = line.format("k", "") + line.format("r", "")
+    anothers = line.format("k", "[DISABLED]") + line.format("r", "[DISABLED]")
     for text in (ours + anothers, anothers + ours):
         kernel.write("sys/kernel/debug/kprobes/list", text)
         assert liveness.check() == {}
@@ -128,13 +132,13 @@ def test_kprobe_and_fentry_hooks_are_off_while_ftrace_is_switched_off(kernel: Ke
 
 
 def test_hook_that_misses_two_self_tests_is_off_until_it_runs_again(kernel: Kernel) -> None:
-    """Whatever took it away: no switch and no descriptor says so."""
+    """No switch and no descriptor shows why."""
     liveness = kernel.liveness()
     assert liveness.check() == {}
     kernel.answers.clear()
-    looks = [set(liveness.check()) for _ in range(80)]
-    assert looks[:15] == [set()] * 15
-    assert looks[-1] == {"__split_vma"}
+    found = [set(liveness.check()) for _ in range(80)]
+    assert found[:15] == [set()] * 15
+    assert found[-1] == {"__split_vma"}
     kernel.answers.add("__split_vma")
     assert [liveness.check() for _ in range(40)][-1] == {}
 
@@ -143,11 +147,11 @@ def test_paused_hook_is_not_self_tested_and_comes_back_with_another_link(kernel:
     liveness = kernel.liveness()
     liveness.check()
     kernel.answers.clear()
-    resting = kernel.attached.pop(2)
+    paused = kernel.attached.pop(2)
     assert [liveness.check() for _ in range(80)] == [{}] * 80
     kernel.answers.add("__split_vma")
     kernel.stand_for[12] = (7, 100)  # the same number, another link
-    kernel.attached.append(Attachment(resting.hook, resting.how, resting.symbol, Link(12)))
+    kernel.attached.append(Attachment(paused.hook, paused.how, paused.symbol, Link(12)))
     assert [liveness.check() for _ in range(80)] == [{}] * 80
 
 

@@ -155,7 +155,8 @@ def test_missing_member_costs_only_the_hooks_of_its_probe_object(tmp_path: Path)
     folder = tmp_path / "probes"
     folder.mkdir()
     (folder / "extra.toml").write_text(
-        'title = "t"\n[types]\n"mm_struct.pgd" = ["mm_struct.dgp"]\n[[hook]]\nname = "h"\ncandidates = ["raw_tp:exit_mmap"]\nnote = ""\n'
+        'title = "t"\n[types]\n"mm_struct.pgd" = ["mm_struct.dgp"]\n'
+        '[[hook]]\nname = "h"\ncandidates = ["raw_tp:exit_mmap"]\nnote = ""\n'
     )
     made = resolver.make_plan(k, [PROBES, folder])
     states = {

@@ -1,4 +1,4 @@
-"""What the keeper keeps."""
+"""The capabilities that the reattach helper keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracer.attach.reattach_helper import needed_capabilities
 
 
 @pytest.mark.parametrize(
-    ("paranoid", "ways", "more"),
+    ("paranoid", "methods", "more"),
     [
         ("2", {"fentry", "kprobe"}, set()),
         ("3", {"fentry", "raw_tp"}, set()),
@@ -19,9 +19,10 @@ from tracer.attach.reattach_helper import needed_capabilities
     ],
 )
 def test_sys_admin_is_needed_only_for_kprobes_on_a_paranoid_kernel(
-    tmp_path: Path, paranoid: str, ways: set[str], more: set[Cap]
+    tmp_path: Path, paranoid: str, methods: set[str], more: set[Cap]
 ) -> None:
     (tmp_path / "perf_event_paranoid").write_text(f"{paranoid}\n")
     assert (
-        needed_capabilities(ways, tmp_path / "perf_event_paranoid") == {Cap.BPF, Cap.PERFMON} | more
+        needed_capabilities(methods, tmp_path / "perf_event_paranoid")
+        == {Cap.BPF, Cap.PERFMON} | more
     )

@@ -1,4 +1,4 @@
-"""What is written into the instructions of a program that is loaded once per function."""
+"""What the loader writes into the instructions of a program."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_unmarked_instructions_stay_as_they_are() -> None:
 
 
 def test_second_half_of_a_wide_instruction_is_skipped() -> None:
-    """Its first byte is always 0 in the kernel, so the test makes one that only a wrong step would read."""
+    """The kernel wants its first byte to be 0; the test makes one that a wrong step would read."""
     wide = instruction(WIDE, 1, immediate=NAMES.constants["kind"]) + constant("kind")
     assert NAMES.patch(wide + constant("kind"), {"kind": 7}, {}) == wide + instruction(
         MOVE, 3, immediate=7
@@ -116,4 +116,4 @@ def test_every_mark_of_a_program_is_replaced() -> None:
     )
     assert code == place("vma") + constant("kind") + place("vma", target=4) + constant(
         "kind", target=5
-    ), "the template is not changed"
+    ), "the compiled program is not changed"

@@ -21,18 +21,22 @@ WANTED = {
 
 
 def test_compiled_slices_have_the_kernels_offsets(tmp_path: Path) -> None:
-    """The header is compiled and asked, overlapping union members, gaps and bitfields included."""
+    """A compiled program prints them, with overlapping union members, gaps and bitfields."""
     made = struct_slices.make(awkward_types(), WANTED, {"GREEN_NUMBER": ["colour.GREEN"]})
     assert not made.missing
     source = (
         "#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n#include <stdio.h>\n"
-        "typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64; typedef int32_t s32;\n"
+        "typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64;\n"
+        "typedef int32_t s32;\n"
         "#define bpf_probe_read_kernel(to, n, from) memcpy(to, from, n)\n"
         + made.header
         + "int main(void) { struct deep *d = 0; u64 bits = 0x2000003f8ULL; printf("
-        '"%zu %zu %zu %zu %zu %zu %zu %d %d %d %zu", offsetof(struct deep, right), offsetof(struct deep, as_long), '
-        "offsetof(struct deep, as_pointer), offsetof(struct deep, words), sizeof(d->words), offsetof(struct deep, flags), sizeof(*d), "
-        "(int)bits_b((u64)&bits), (int)bits_late((u64)&bits), GREEN_NUMBER, sizeof(d->right)); return 0; }\n"
+        '"%zu %zu %zu %zu %zu %zu %zu %d %d %d %zu", '
+        "offsetof(struct deep, right), offsetof(struct deep, as_long), "
+        "offsetof(struct deep, as_pointer), offsetof(struct deep, words), sizeof(d->words), "
+        "offsetof(struct deep, flags), sizeof(*d), "
+        "(int)bits_b((u64)&bits), (int)bits_late((u64)&bits), GREEN_NUMBER, sizeof(d->right)); "
+        "return 0; }\n"
     )
     (tmp_path / "t.c").write_text(source)
     subprocess.run(["gcc", "-Werror", "-o", str(tmp_path / "t"), str(tmp_path / "t.c")], check=True)

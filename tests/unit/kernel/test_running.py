@@ -25,7 +25,10 @@ def test_five_level_paging_is_read_from_the_cpus_flags(tmp_path: Path, flags: st
 def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
     tmp_path: Path, mode: str, counts: bool, trusted: bool
 ) -> None:
-    """6.1 with preempt=full: a healthy kernel was accused by visits that nobody saw (tests/unit/invariants/test_migration_walks.py)."""
+    """6.1 with preempt=full: a healthy kernel was accused for visits that were not seen.
+
+    See tests/unit/invariants/test_migration_walks.py.
+    """
     blob = Blob()
     kprobe = blob.record(
         "", 8, [("missed", blob.integer("unsigned long long", 8), 0)] if counts else []
