@@ -159,11 +159,23 @@ class AttachPoint:
     constants: dict[str, str] = field(default_factory=dict)
 
     def constant_values(self, enumerators: Mapping[str, int]) -> dict[str, int]:
-        """Return the number of each constant and offset. enumerators: of the shared header."""
+        """Return the number of each constant and offset.
+
+        enumerators: of the shared header. Raises RmapdError where a name is none of them.
+        """
         values = dict(self.offsets)
         for name, text in self.constants.items():
             words = [word.strip() for word in text.split("|")]
-            values[name] = sum(int(w, 0) if w[:1].isdigit() else enumerators[w] for w in words)
+            literal = [word for word in words if word[:1].isdigit()]
+            named = [word for word in words if word not in literal]
+            if unknown := [word for word in named if word not in enumerators]:
+                raise RmapdError(
+                    f"the program {self.program} at {self.symbol} has an unknown constant",
+                    why=f"{name} is {', '.join(unknown)}",
+                    hint="correct the probe's .toml, or reinstall rmapd",
+                )
+            values[name] = sum(int(word, 0) for word in literal)
+            values[name] += sum(enumerators[word] for word in named)
         return values
 
 

@@ -57,7 +57,9 @@ class Names:
                 name, value = numbers[immediate]
                 if not -(1 << 31) <= value < 1 << 31:
                     raise RmapdError(
-                        f"constant {name} of a probe does not fit 32 bits", why=f"it is {value:#x}"
+                        f"constant {name} of a probe does not fit 32 bits",
+                        why=f"it is {value:#x}",
+                        hint="correct the probe's .toml, or reinstall rmapd",
                     )
                 struct.pack_into("<i", out, at + 4, value)
             elif opcode == _LOAD and offset in offsets:

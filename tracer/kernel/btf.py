@@ -73,7 +73,9 @@ class Btf:
             self._index(self._types, self._types + type_len)
         except (struct.error, KeyError) as error:
             raise RmapdError(
-                f"{origin} cannot be read", why=f"unknown or truncated record ({error})"
+                f"{origin} cannot be read",
+                why=f"unknown or truncated record ({error})",
+                hint="report it, with this kernel's release",
             ) from error
 
     @classmethod
