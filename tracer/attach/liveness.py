@@ -5,8 +5,8 @@ link, and no event reports any of it. A hook that is off costs coverage; it must
 kernel on which nothing happens.
 
 Three checks: what the kernel reports of each attachment's descriptor; the switches of kprobes and
-ftrace; and a self-test every ten seconds, which changes VMAs of this process. Hooks that ran in the
-first self-test must run in each later one.
+ftrace; and a self-test every ten seconds, which changes VMAs of this process. Those of a few hooks
+that ran in the first self-test must run in each later one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SELF_TESTED = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "_
 the next time."""
 _SELF_TEST_NS = 10_000_000_000
 _FAILED_IN_A_ROW = 2  # self-tests, before a hook is off: the kernel may leave out one run
-_NOT_RUN = "its program does not run any more when what it is attached to is done"
+_NOT_RUN = "its program no longer runs when this process does what it is attached to"
 
 
 @dataclass(frozen=True)
