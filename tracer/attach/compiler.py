@@ -129,7 +129,7 @@ def compile_in_child(
 ) -> Compiled:
     """Run a compiler process; arguments and errors are those of compile_text()."""
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as request:
+    with ours, theirs, tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as request:
         request.write(
             json.dumps({"text": text, "flags": list(flags), "programs": programs}).encode()
         )

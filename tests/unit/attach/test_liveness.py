@@ -119,8 +119,8 @@ def test_disabled_kprobe_of_another_tool_on_the_same_function_is_ignored(kernel:
     liveness = kernel.liveness()
     line = "ffffffff81000000  {}  copy_vma+0x0    {}[FTRACE]\n"
     ours = line.format("k", "") + line.format("r", "")
-    anothers = line.format("k", "[DISABLED]") + line.format("r", "[DISABLED]")
-    for text in (ours + anothers, anothers + ours):
+    foreign = line.format("k", "[DISABLED]") + line.format("r", "[DISABLED]")
+    for text in (ours + foreign, foreign + ours):
         kernel.write("sys/kernel/debug/kprobes/list", text)
         assert liveness.check() == {}
 
