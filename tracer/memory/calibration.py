@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.bpf.maps import Runnable, Table
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.memory.entries import FoundEntry
 from tracer.memory.page_tables import Oracle
 from tracer.tables.c_structs import Layouts

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from tracer.bpf.maps import Readable, Runnable, Table
+from tracer.bpf.links import Readable
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.memory.entries import FoundEntry
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tracer.attach.attach_process import AttachResult
-from tracer.bpf.maps import object_name
+from tracer.attach.attach_process import AttachReply
+from tracer.bpf.syscall import object_name
 
 
 class TakeoverRecord(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class TakeoverRecord(msgspec.Struct, frozen=True):
     map and program.
     """
 
-    answer: AttachResult
+    answer: AttachReply
     fds: list[int]
     level: str
     started_ns: int
@@ -31,7 +31,7 @@ class TakeoverRecord(msgspec.Struct, frozen=True):
 
     @classmethod
     def create(
-        cls, answer: AttachResult, fds: list[int], level: str, started_ns: int, oracle_reason: str
+        cls, answer: AttachReply, fds: list[int], level: str, started_ns: int, oracle_reason: str
     ) -> TakeoverRecord:
         """Make the record for descriptors of this process, and look up their names."""
         return cls(

@@ -11,7 +11,7 @@ import threading
 import pytest
 from pyprctl import Cap
 
-from tracer.bpf import maps, programs
+from tracer.bpf.syscall import Command
 from tracer.errors import RmapdError
 from tracer.process import capabilities, privileges, seccomp, users
 
@@ -93,14 +93,22 @@ def test_threads_started_inside_drop_capabilities(monkeypatch: pytest.MonkeyPatc
 
 
 def test_filter_allows_the_bpf_commands_of_checking_and_no_others() -> None:
-    used = {maps._LOOKUP, maps._UPDATE, maps._DELETE, maps._LOOKUP_BATCH, maps._UPDATE_BATCH}
-    used |= {programs._TEST_RUN, programs._INFO, programs._ITER_CREATE}
+    used = {
+        Command.MAP_LOOKUP_ELEM,
+        Command.MAP_UPDATE_ELEM,
+        Command.MAP_DELETE_ELEM,
+        Command.MAP_LOOKUP_BATCH,
+        Command.MAP_UPDATE_BATCH,
+        Command.PROG_TEST_RUN,
+        Command.OBJ_GET_INFO_BY_FD,
+        Command.ITER_CREATE,
+    }
     assert used <= seccomp.BPF_ALLOWED
     assert not seccomp.BPF_ALLOWED & {
-        programs._PROG_LOAD,
-        programs._RAW_TRACEPOINT_OPEN,
-        programs._LINK_CREATE,
-        programs._ENABLE_STATS,
+        Command.PROG_LOAD,
+        Command.RAW_TRACEPOINT_OPEN,
+        Command.LINK_CREATE,
+        Command.ENABLE_STATS,
     }
 
 
@@ -154,12 +162,12 @@ def test_fallback_has_no_capability_over_files(root: set[Cap]) -> None:
 
 SEALED = """
 import errno, os, threading
-from tracer.bpf import maps, programs
+from tracer.bpf.syscall import Command, call
 from tracer.process import seccomp
 waiting, checked = threading.Event(), threading.Event()
-def refused(call):
+def refused(action):
     try:
-        call()
+        action()
     except OSError as error:
         return errno.errorcode[error.errno]
     return "done"
@@ -172,8 +180,8 @@ thread.start()
 print("forbid", repr(seccomp.install_filter()))
 waiting.set()
 thread.join()
-load = lambda: maps.call(programs._PROG_LOAD, bytes(128))
-info = lambda: maps.call(programs._INFO, b"\\xff\\xff\\xff\\xff")
+load = lambda: call(Command.PROG_LOAD, bytes(128))
+info = lambda: call(Command.OBJ_GET_INFO_BY_FD, b"\\xff\\xff\\xff\\xff")
 print(*results, refused(lambda: os.execv("/bin/true", ["true"])), refused(load), refused(info))
 """
 
