@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
 from tests.support.native import synthetic_kernel
 from tests.support.world import World
@@ -11,10 +11,11 @@ from tracer.checking.cases import DecidedCase, OpenCases
 from tracer.checking.checker import Checker, Missed
 from tracer.checking.findings import Findings
 from tracer.checking.missed_runs import MissedRuns
+from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.kernel.symbolizer import Symbols
 from tracer.memory.entries import Place
-from tracer.results.snapshot import checks
+from tracer.results.checks import all_checks
 
 WELCOME_NS = 10**10
 
@@ -46,12 +47,21 @@ class Court(Checker):
         )
         kernel = synthetic_kernel()
         findings = Findings(world.books, kernel, Symbols(kernel), lambda: world.now)
-        ledger, visits, orders = (
-            MissedRuns(lambda: world.missed, lambda: world.now) for _ in range(3)
-        )
-        missed = Missed(ledger, visits, orders, windows=lambda: 0)
+        self.known = discover()
+        unbroken = {
+            name: MissedRuns(lambda: world.missed, lambda: world.now)
+            for name, one in self.known.items()
+            if one.unbroken
+        }
         super().__init__(
-            world.books, open_cases, findings, WELCOME_NS, lambda: world.now, missed, checked
+            world.books,
+            open_cases,
+            findings,
+            WELCOME_NS,
+            lambda: world.now,
+            Missed(unbroken, windows=lambda: 0),
+            self.known,
+            checked,
         )
 
     def _take(self, decided: Iterable[DecidedCase]) -> None:
@@ -81,7 +91,17 @@ class Court(Checker):
 
     def checks(self) -> Counter[tuple[str, Verdict]]:
         self.count_late()
-        return Counter(checks(self.tally, self.world.books.counters(), {}))
+        return Counter(self.all_checks({}))
+
+    def all_checks(self, missed_runs: Mapping[str, int]) -> dict[tuple[str, Verdict], int]:
+        """Checks by the counters as they are now, in a run that began with every invariant covered."""
+        return all_checks(
+            self.known.values(),
+            frozenset(self.known),
+            self.tally.checks,
+            self.world.books.counters(),
+            missed_runs,
+        )
 
     def proven(self) -> set[tuple[int, int]]:
         """(mm number, address) of every entry that some verdict `violated` names."""

@@ -14,6 +14,10 @@ from tracer.checking.late_removals import LateRemovals
 from tracer.checking.missed_runs import MissedRuns
 from tracer.checking.protocol_events import ProtocolEvents
 from tracer.invariants import migration_walks
+from tracer.invariants.base import Invariant
+from tracer.invariants.lock_order import NO_CYCLE
+from tracer.invariants.migration_entries import LEFT_BEHIND, TOO_OLD
+from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
 from tracer.memory.entries import FoundEntry, Place
 from tracer.tables.records import Event, Records, Row, Visited
@@ -22,19 +26,16 @@ _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no en
 _LOOKS_FOR_LOST = (
     3  # ticks in a row in which an entry is in no row and no case, before it counts as lost
 )
-_OF_ENTRIES = ("M1", "M4")
 
 
 @dataclass(frozen=True)
 class Missed:
     """Runs that the kernel left out, of the programs that judging depends on.
 
-    ledger: insertions, removals, and the migrations that they are in. visits: the second walk. orders: who holds an mmap_lock.
-    windows: how many runs so far of all programs of windows."""
+    unbroken: by invariant, of the programs that Invariant.unbroken names. windows: how many runs so far of all programs of windows.
+    """
 
-    ledger: MissedRuns
-    visits: MissedRuns
-    orders: MissedRuns
+    unbroken: Mapping[str, MissedRuns]
     windows: Callable[[], int]
 
 
@@ -50,6 +51,7 @@ class Checker:
         welcome_ns: int,
         clock: Callable[[], int],
         missed: Missed,
+        invariants: Mapping[str, Invariant],
         checked: Container[str] = ("M1", "M4", "M5"),
         protocol_events: ProtocolEvents | None = None,
     ) -> None:
@@ -63,8 +65,11 @@ class Checker:
         )
         self._asked_late: set[bytes] = set()
         self._checked, self._docket = checked, protocol_events
-        self._missed = missed
-        self.late = LateRemovals(self._missed.ledger)
+        self._missed, self._invariants = missed, invariants
+        self._reports = {
+            report.kind: (name, report) for name, one in invariants.items() for report in one.events
+        }
+        self.late = LateRemovals(self._missed.unbroken[TOO_OLD.id])
         self._told_missed_ns: int | None = None
         self._unheld = deque[int](maxlen=_LOOKS_FOR_LOST)
 
@@ -88,8 +93,12 @@ class Checker:
             elif event.kind == "PROTOCOL_NEW":
                 if self._docket:
                     self._docket.hear(event, raw)
-            elif event.kind in ("INSERTED_UNLOCKED", "REMOVED_UNLOCKED"):
-                self._record(self._evident(partial(self._findings.unlocked, event)))
+            elif event.kind in self._reports:
+                self._record(
+                    self._evident(
+                        partial(self._findings.reported, *self._reports[event.kind], event)
+                    )
+                )
             else:
                 ended.append(event)
         if self._docket and self._docket.pressing:
@@ -97,7 +106,7 @@ class Checker:
         rows = self._books.ledger() if ended else []
         for event in ended:
             self._open(
-                "M1",
+                LEFT_BEHIND.id,
                 [row for row in rows if (row.tid, row.start_ns) == (event.tid, event.start_ns)],
                 event,
             )
@@ -105,12 +114,12 @@ class Checker:
     def _record_order(self, event: Event) -> None:
         """Where a release was missed while the outer lock was held, two locks look nested that never were. Of the opposite order two
         nestings are known, the first and the last: one that is beyond doubt is enough."""
-        missed = self._missed.orders.during
+        missed = self._missed.unbroken[NO_CYCLE.id].during
         opposite = missed(event.first_held_ns, event.first_ns) and missed(
             event.last_held_ns, event.last_ns
         )
         if opposite or missed(event.held_ns, event.time_ns):
-            self.tally.add("L2", Verdict.UNVERIFIABLE)
+            self.tally.add(NO_CYCLE.id, Verdict.UNVERIFIABLE)
         else:
             self._record(self._findings.order(event))
 
@@ -120,7 +129,7 @@ class Checker:
 
     def tick(self) -> None:
         """Once a second: what is not well in the protocol table, and what is late in the ledger."""
-        for missed in (self._missed.ledger, self._missed.visits, self._missed.orders):
+        for missed in self._missed.unbroken.values():
             missed.look()
         self._count(whole=False)
         if self._docket:
@@ -138,7 +147,7 @@ class Checker:
         """The timer's part: rows whose migration ended without waking us, rows older than their age limit, entries that are in no row."""
         counters = self._books.counters()
         rows = self.count_late()
-        if "M1" in self._checked:
+        if LEFT_BEHIND.id in self._checked:
             self._count_lost(counters, rows)
         if not rows:
             self._asked_late.clear()
@@ -146,10 +155,10 @@ class Checker:
         for row in rows:
             age = now - row.first_ns
             if not self._running(row) and age > _SPLIT_NS:
-                self._open("M1", [row])
+                self._open(LEFT_BEHIND.id, [row])
             elif age > self._welcome_ns and row.key not in self._asked_late:
                 self._asked_late.add(row.key)
-                self._open("M4", [row])
+                self._open(TOO_OLD.id, [row])
 
     def count_late(self) -> list[Row]:
         """Count what the kernel removed late. Returns the ledger as it is now.
@@ -160,8 +169,10 @@ class Checker:
         for verdict, count in self.late.count(
             counters, {row.key: row.count for row in rows}, self._clock()
         ):
-            self.tally.add("M4", verdict, count)
-        if (last := self._missed.ledger.last_ns) != self._told_missed_ns and last is not None:
+            self.tally.add(TOO_OLD.id, verdict, count)
+        if (
+            last := self._missed.unbroken[TOO_OLD.id].last_ns
+        ) != self._told_missed_ns and last is not None:
             self._books.set_params(missed_ns=last)
             self._told_missed_ns = last
         return rows
@@ -186,9 +197,9 @@ class Checker:
     def _unverifiable(self, entries: int) -> None:
         """Entries that nobody can say anything about any more."""
         self.entries[Verdict.UNVERIFIABLE] += entries
-        for invariant in _OF_ENTRIES:
-            if invariant in self._checked:
-                self.tally.add(invariant, Verdict.UNVERIFIABLE, entries)
+        for name, invariant in self._invariants.items():
+            if invariant.every_entry and name in self._checked:
+                self.tally.add(name, Verdict.UNVERIFIABLE, entries)
 
     def _running(self, row: Row) -> bool:
         return bool(row.start_ns) and self._books.migration_start(row.tid) == row.start_ns
@@ -200,7 +211,7 @@ class Checker:
         """With the gate closed: judge what is left, search everything once more, decide within this time."""
         self.count_protocols()
         rows = self.count_late()
-        self._open("M1", [row for row in rows if not self._running(row)])
+        self._open(LEFT_BEHIND.id, [row for row in rows if not self._running(row)])
         self.open_cases.scan(now=True)
         end = self._clock() + int(seconds * 1e9)
         while self.open_cases.cases and self._clock() < end:
@@ -213,7 +224,7 @@ class Checker:
     def _take(self, decided: Iterable[DecidedCase]) -> None:
         for judged in decided:
             case, verdict = judged.case, judged.decision.verdict
-            late = case.invariant == "M4"
+            late = case.invariant == TOO_OLD.id
             if verdict in (Verdict.HOLDS, Verdict.UNVERIFIABLE) or (late and not judged.entries):
                 self._settled(judged)
                 continue
@@ -241,8 +252,8 @@ class Checker:
     def _second_walk(self, judged: DecidedCase) -> dict[Place, Ruling]:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""
         if (
-            "M5" not in self._checked
-            or judged.case.invariant != "M1"
+            PASSED_OVER.id not in self._checked
+            or judged.case.invariant != LEFT_BEHIND.id
             or judged.decision.verdict is not Verdict.VIOLATED
         ):
             return {}
@@ -259,14 +270,16 @@ class Checker:
                     )
                 )
             else:
-                self.tally.add("M5", ruling.verdict)
+                self.tally.add(PASSED_OVER.id, ruling.verdict)
         return rulings
 
     def _missed_a_visit(self, judged: DecidedCase) -> bool:
         """Whether the kernel left out a run of the second walk's program during this migration."""
         row, event = judged.row, judged.event
         since = (row.start_ns or row.first_ns) if row else 0
-        return self._missed.visits.during(since, event.time_ns if event else self._clock())
+        return self._missed.unbroken[PASSED_OVER.id].during(
+            since, event.time_ns if event else self._clock()
+        )
 
     def _left_by(self, row: Row, answer: FoundEntry) -> list[Visited]:
         """What the first walk of this row's migration left of this page, in the mm of the answer first."""
@@ -309,15 +322,17 @@ class Checker:
 
     def _settled(self, judged: DecidedCase) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""
-        if judged.case.invariant == "M4":
+        if judged.case.invariant == TOO_OLD.id:
             if judged.row:
                 self._asked_late.discard(judged.row.key)
             return
         verdict, entries = judged.decision.verdict, judged.entries
         self.entries[verdict] += entries
-        self.tally.add("M1", verdict, entries)
+        self.tally.add(LEFT_BEHIND.id, verdict, entries)
         self.tally.add(
-            "M4", verdict, self.late.settle(judged.row.key, entries) if judged.row else entries
+            TOO_OLD.id,
+            verdict,
+            self.late.settle(judged.row.key, entries) if judged.row else entries,
         )
 
     def _evident(self, make: Callable[..., Finding]) -> Finding:
@@ -332,14 +347,11 @@ class Checker:
     def doubts(self) -> dict[str, str]:
         """invariant -> why less is known of it now: the kernel left out runs lately, and what was under way then is unverifiable."""
         found, now = {}, self._clock()
-        for invariant, missed, what in (
-            ("M4", self._missed.ledger, "insertions, removals or migrations"),
-            ("M5", self._missed.visits, "the second walk"),
-            ("L2", self._missed.orders, "mmap_lock"),
-        ):
-            if missed.last_ns is not None and now - missed.last_ns < self._welcome_ns:
-                found[invariant] = (
-                    f"the kernel has just left out runs of the programs of {what}: what was under way is unverifiable"
+        for name, missed in self._missed.unbroken.items():
+            needed = self._invariants[name].unbroken
+            if needed and missed.last_ns is not None and now - missed.last_ns < self._welcome_ns:
+                found[name] = (
+                    f"the kernel has just left out runs of the programs of {needed.subject}: what was under way is unverifiable"
                 )
         return found
 

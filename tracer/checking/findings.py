@@ -8,6 +8,9 @@ from typing import Any
 
 from tracer.checking.cases import DecidedCase
 from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
+from tracer.invariants.base import EventReport
+from tracer.invariants.lock_order import NO_CYCLE
+from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Finding, Ruling, Verdict
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
@@ -197,7 +200,9 @@ class Findings:
         """A VMA that the second walk did not visit (M5)."""
         event = judged.event
         if bare:
-            return Finding("M5", ruling.verdict, "remove_migration_ptes", self._shape(judged), "")
+            return Finding(
+                PASSED_OVER.id, ruling.verdict, "remove_migration_ptes", self._shape(judged), ""
+            )
         known = row.visited.get(answer.mm.mm)
         where = f"VMA {known.vm_start:#x}-{known.vm_end:#x}" if known and known.vma else "a VMA"
         came = (
@@ -207,7 +212,7 @@ class Findings:
         )
         trail = self._trail(judged, row, [answer], False)
         return Finding(
-            "M5",
+            PASSED_OVER.id,
             ruling.verdict,
             "remove_migration_ptes",
             self._shape(judged),
@@ -220,16 +225,13 @@ class Findings:
             trail=trail.steps,
         )
 
-    def unlocked(self, event: Event, *, bare: bool = False) -> Finding:
-        """A folio that is not locked while its migration entries are inserted or removed (M2, M3)."""
-        inserted = event.kind == "INSERTED_UNLOCKED"
-        invariant, function = (
-            ("M2", "try_to_migrate_one") if inserted else ("M3", "remove_migration_pte")
-        )
+    def reported(
+        self, invariant: str, report: EventReport, event: Event, *, bare: bool = False
+    ) -> Finding:
+        """A violation that a probe has proven and reports by an event."""
         shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
         if bare:
-            return Finding(invariant, Verdict.VIOLATED, function, shape, "")
-        did = "a migration entry is inserted" if inserted else "remove_migration_ptes() visits"
+            return Finding(invariant, Verdict.VIOLATED, report.function, shape, "")
         scene: dict[str, Any] = {}
         if self._scene:
             now = self._scene.look(event.b)
@@ -250,9 +252,9 @@ class Findings:
         return Finding(
             invariant,
             Verdict.VIOLATED,
-            function,
+            report.function,
             shape,
-            f"{did} at {event.addr:#x} of mm {event.a:#x}, and folio {event.folio:#x} is not locked",
+            report.summary.format(addr=event.addr, mm=event.a, vma=event.b, folio=event.folio),
             event.task,
             self._symbols.stack(self._books.stack(event.stack)),
             {
@@ -280,7 +282,7 @@ class Findings:
     def order(self, event: Event) -> Finding:
         """Two mmap_locks nested in both orders (L2)."""
         return Finding(
-            "L2",
+            NO_CYCLE.id,
             Verdict.SUSPECT,
             "mmap_lock",
             "two mms nested in both orders",

@@ -9,7 +9,7 @@ from typing import Any
 
 from tracer.errors import RmapdError
 from tracer.invariants.base import Invariant
-from tracer.invariants.lock_order import Edge, LockGraph, nestings
+from tracer.invariants.lock_order import NO_CYCLE, Edge, LockGraph, nestings
 from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
 from tracer.protocol.codec import Encoding
 from tracer.protocol.model import Protocol
@@ -44,7 +44,7 @@ class ProtocolVerdicts:
         self.windows_unreadable = 0
         self._encoding, self._checked = encoding, checked
         self._momentary = {
-            invariant.id for invariant in invariants.values() if not invariant.by_windows
+            invariant.id for invariant in invariants.values() if not invariant.needs_every_window
         }
         self._judges = {
             invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge
@@ -124,7 +124,7 @@ class ProtocolVerdicts:
         if cycle is None:
             return
         known.cycle, known.nested = cycle, nestings(known.protocol)
-        known.rulings["L2"] = (
+        known.rulings[NO_CYCLE.id] = (
             Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}")
             if cycle
             else Ruling(Verdict.HOLDS)
@@ -179,7 +179,7 @@ class ProtocolVerdicts:
             if value
         }
         shape = text(known.protocol, ascii=True)
-        if invariant == "L2":
+        if invariant == NO_CYCLE.id:
             evidence["edges"] = [self._edge(edge) for edge in known.cycle]
             shape = _named(known.cycle)
         task, protocol = dict(sighting.task), text(known.protocol)

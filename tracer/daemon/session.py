@@ -9,7 +9,7 @@ import resource
 import select
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from tracer.attach import attach_process
 from tracer.attach.liveness import Watch
 from tracer.bpf import programs as program
 from tracer.bpf.maps import Map
-from tracer.bpf.programs import Program
+from tracer.bpf.programs import Program, RunStatistics
 from tracer.checking.cases import OpenCases
 from tracer.checking.checker import Checker, Missed
 from tracer.checking.findings import ENUMS, Findings
@@ -32,7 +32,7 @@ from tracer.daemon import required
 from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
 from tracer.daemon.governor import Governor, Pace
 from tracer.daemon.recorder import Recorder
-from tracer.invariants.base import Coverage
+from tracer.invariants.base import Coverage, UnbrokenRuns
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Verdict
 from tracer.kernel.btf import FUNC
@@ -42,7 +42,8 @@ from tracer.kernel.taint import machine
 from tracer.memory import calibration, objects
 from tracer.memory.page_tables import Oracle
 from tracer.process.privileges import User
-from tracer.results.snapshot import OF_THE_LEDGER, Snapshot, checks
+from tracer.results.checks import all_checks
+from tracer.results.snapshot import Snapshot
 from tracer.supervision.checkpoint import Memory
 from tracer.supervision.handed_down import HandedDown
 from tracer.tables.c_structs import Layouts
@@ -52,12 +53,6 @@ from tracer.tables.windows import Windows
 log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
-_MISSED = {
-    "ledger": ("migration", OF_THE_LEDGER),
-    "visits": ("ledger", ("second_walk",)),
-    "orders": ("mmap_lock", ("mmap_lock_acquire_returned", "mmap_lock_released")),
-}
-"""What judging depends on: the stem whose hooks may come and go, and the hooks whose runs the kernel may leave out."""
 
 
 def probes_folder() -> Path:
@@ -171,7 +166,7 @@ class Session:
             self.config.sampled_windows,
         )
         checked = self._fidelity.checked
-        self._ruled = [name for name in checked if self.invariants[name].judge]
+        self._covered_at_start = frozenset(checked)
         symbols = self._symbols = Symbols(self.kernel)
         seen = objects.ObjectReader(
             self.loaded.maps,
@@ -186,8 +181,9 @@ class Session:
             self.books, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
         missed = {
-            name: MissedRuns(partial(self._missed_runs, *on), self._clock)
-            for name, on in _MISSED.items()
+            name: MissedRuns(partial(self._missed_runs, one.unbroken), self._clock)
+            for name, one in self.invariants.items()
+            if one.unbroken
         }
         self.judge = Checker(
             self.books,
@@ -195,7 +191,8 @@ class Session:
             findings,
             welcome_ns,
             self._clock,
-            Missed(windows=self._missed, **missed),
+            Missed(missed, windows=self._missed),
+            self.invariants,
             checked,
             self.protocol_events,
         )
@@ -268,10 +265,10 @@ class Session:
         changes = sum(self._changes[probe_object] for probe_object in WINDOW_PROBE_OBJECTS)
         return changes + self.loaded.missed(lambda hook: hook.probe_object in WINDOW_PROBE_OBJECTS)
 
-    def _missed_runs(self, probe_object: str, hooks: Collection[str]) -> int:
-        """Runs left out of these hooks' programs, and how often hooks of this stem were taken away or came back."""
-        return self._changes[probe_object] + self.loaded.missed(
-            lambda hook: hook.hook.name in hooks
+    def _missed_runs(self, needed: UnbrokenRuns) -> int:
+        """Runs left out of these programs, and how often hooks of their probe object were taken away or came back."""
+        return self._changes[needed.probe_object] + self.loaded.missed(
+            lambda hook: hook.hook.name in needed.hooks
         )
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
@@ -410,7 +407,7 @@ class Session:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         self.judge.count_protocols()
         counters = self.books.counters()
-        counted = checks(self.judge.tally, counters, self.loaded.statistics(), self._ruled)
+        counted = self._checks(counters, self.loaded.statistics())
         totals = {
             verdict.value: sum(count for (_, found), count in counted.items() if found is verdict)
             for verdict in Verdict
@@ -420,6 +417,17 @@ class Session:
             "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
+
+    def _checks(
+        self, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics]
+    ) -> dict[tuple[str, Verdict], int]:
+        return all_checks(
+            self.invariants.values(),
+            self._covered_at_start,
+            self.judge.tally.checks,
+            counters,
+            {name: run.missed for name, run in statistics.items()},
+        )
 
     def snapshot(self) -> Snapshot:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
@@ -439,7 +447,7 @@ class Session:
             hooks=tuple(self.loaded.hooks),
             invariants=self.invariants,
             coverage=self.coverage,
-            checks=checks(self.judge.tally, counters, statistics, self._ruled),
+            checks=self._checks(counters, statistics),
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
             histograms=self.books.histograms(),

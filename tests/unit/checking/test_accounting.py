@@ -19,7 +19,7 @@ from tracer.daemon.after_death import put_back
 from tracer.invariants.verdict import Verdict
 from tracer.outputs.prometheus import SnapshotCollector
 from tracer.results.json_form import as_json
-from tracer.results.snapshot import Snapshot, checks
+from tracer.results.snapshot import Snapshot
 
 STRESS = 91
 
@@ -261,7 +261,7 @@ class Exports(KernelThatMissesRuns):
             hooks=hooks,
             statistics=statistics,
             counters=counters,
-            checks=checks(self.court.tally, counters, statistics),
+            checks=self.court.all_checks({name: run.missed for name, run in statistics.items()}),
             violations={v.first.id: v for v in self.court.tally.violations.values()},
             entries=dict(self.court.entries),
             outstanding=self.court.outstanding(counters),

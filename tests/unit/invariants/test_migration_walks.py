@@ -16,6 +16,7 @@ from tests.support.world import (
     swap_entry,
 )
 from tests.unit.checking.test_world import ADDR, judged, left_in
+from tracer.invariants.base import EventReport
 from tracer.invariants.migration_walks import rule
 from tracer.invariants.verdict import Finding, Verdict
 from tracer.tables.records import Event
@@ -652,13 +653,13 @@ def test_repeats_of_one_kind_read_no_evidence() -> None:
     """Each event of M2 is counted; only the first one's signature is explained."""
     world = World()
     court, explained = Court(world), list[object]()
-    unlocked = court._findings.unlocked
+    reported = court._findings.reported
 
-    def counting(event: Event, *, bare: bool = False) -> Finding:
+    def counting(name: str, report: EventReport, event: Event, *, bare: bool = False) -> Finding:
         explained.extend([] if bare else [event])
-        return unlocked(event, bare=bare)
+        return reported(name, report, event, bare=bare)
 
-    court._findings.unlocked = counting  # type: ignore[method-assign]
+    court._findings.reported = counting  # type: ignore[method-assign, assignment]
     mm = world.new_mm()
     migration = world.start(77)
     for n in range(40):
