@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
@@ -32,15 +32,19 @@ class ProtocolEvents:
         layouts: Layouts,
         symbols: Symbols,
         invariants: Mapping[str, Invariant],
-        checked: Container[str],
-        scene: ObjectReader | None = None,
+        covered: frozenset[str],
+        objects: ObjectReader,
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
-        self.rulings = ProtocolVerdicts(self.encoding, invariants, checked)
+        self.rulings = ProtocolVerdicts(self.encoding, invariants, covered)
         self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
         self.pressing = False
-        self._books, self._symbols, self._scene = books, symbols, scene
+        self._books, self._symbols, self._objects = books, symbols, objects
         self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
+
+    def cover(self, covered: frozenset[str]) -> None:
+        """From now on windows are judged by these invariants."""
+        self.rulings.cover(covered)
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
@@ -60,13 +64,11 @@ class ProtocolEvents:
             **ranges(event.a, seen),
             **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {}),
         }
-        if self._scene and wrong and event.a:
-            now = self._scene.vma(event.a, event.b)
+        if wrong and event.a:
+            now = self._objects.vma(event.a, event.b)
             vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
         folio = (
-            self._scene.folio(seen.folio, vm_flags=seen.vm_flags)
-            if self._scene and wrong and seen.folio
-            else {}
+            self._objects.folio(seen.folio, vm_flags=seen.vm_flags) if wrong and seen.folio else {}
         )
         sighting = Sighting(
             task=event.task,

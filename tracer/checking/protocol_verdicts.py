@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,10 @@ class _KnownProtocol:
 
 class ProtocolVerdicts:
     """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
-    report() brings a Tally up to date. checked: the invariants that have coverage now."""
+    report() brings a Tally up to date. covered: the invariants that have coverage."""
 
     def __init__(
-        self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]
+        self, encoding: Encoding, invariants: Mapping[str, Invariant], covered: frozenset[str]
     ) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
         self.wrong: set[bytes] = (
@@ -42,7 +42,7 @@ class ProtocolVerdicts:
         )  # keys of protocols that some invariant finds violated or suspect
         self.unreadable: dict[bytes, str] = {}
         self.windows_unreadable = 0
-        self._encoding, self._checked = encoding, checked
+        self._encoding, self._covered = encoding, covered
         self._momentary = {
             invariant.id for invariant in invariants.values() if not invariant.needs_every_window
         }
@@ -59,6 +59,10 @@ class ProtocolVerdicts:
             bytes, set[tuple[str, Verdict]]
         ] = {}  # recorded before their sighting came
         self._moved: dict[bytes, int] = {}
+
+    def cover(self, covered: frozenset[str]) -> None:
+        """From now on windows count for these invariants."""
+        self._covered = covered
 
     def update(
         self, rows: Mapping[bytes, int], *, lossy: bool = False
@@ -77,7 +81,7 @@ class ProtocolVerdicts:
                 self.windows_unreadable += new
                 continue
             for invariant, ruling in known.rulings.items():
-                if invariant not in self._checked:
+                if invariant not in self._covered:
                     continue
                 doubtful = lossy and ruling.verdict in _FOUND and invariant not in self._momentary
                 verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import select
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -23,18 +20,20 @@ from tracer.bpf import programs as program
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program, RunStatistics
 from tracer.checking.cases import OpenCases
-from tracer.checking.checker import Checker, Missed
+from tracer.checking.checker import Checker
 from tracer.checking.findings import ENUMS, Findings
-from tracer.checking.missed_runs import MissedRuns
 from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.second_walks import SecondWalks
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.daemon import required
-from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
+from tracer.daemon.fidelity import Fidelity, probe_objects, runs
 from tracer.daemon.governor import Governor, Pace
+from tracer.daemon.losses import LossTracker
 from tracer.daemon.recorder import Recorder
-from tracer.invariants.base import Coverage, UnbrokenRuns
+from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
-from tracer.invariants.verdict import Verdict
+from tracer.invariants.migration_walks import PASSED_OVER
+from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.btf import FUNC
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
@@ -50,7 +49,6 @@ from tracer.tables.c_structs import Layouts
 from tracer.tables.records import Records
 from tracer.tables.windows import Windows
 
-log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 
@@ -85,9 +83,6 @@ class Session:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped, self.recorder = False, Recorder(memory)
-        self._changes: Counter[str] = (
-            Counter()
-        )  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -166,7 +161,7 @@ class Session:
             self.config.sampled_windows,
         )
         checked = self._fidelity.checked
-        self._covered_at_start = frozenset(checked)
+        self._covered_at_start = checked
         symbols = self._symbols = Symbols(self.kernel)
         seen = objects.ObjectReader(
             self.loaded.maps,
@@ -180,30 +175,31 @@ class Session:
         findings = Findings(
             self.books, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
-        missed = {
-            name: MissedRuns(partial(self._missed_runs, one.unbroken), self._clock)
-            for name, one in self.invariants.items()
-            if one.unbroken
-        }
-        self.judge = Checker(
-            self.books,
-            self.open_cases,
-            findings,
-            welcome_ns,
-            self._clock,
-            Missed(missed, windows=self._missed),
-            self.invariants,
-            checked,
-            self.protocol_events,
+        self.watch = Watch(self.loaded.attachments, self._runs)
+        self.losses = LossTracker(
+            self.loaded, self.watch, self._fidelity, self.invariants, self._clock
         )
-        self.judge.tally.machine = lambda: machine(self.kernel.release)
+        self.judge = Checker(
+            records=self.books,
+            invariants=self.invariants,
+            covered=checked,
+            tally=Tally(lambda: machine(self.kernel.release)),
+            open_cases=self.open_cases,
+            second_walks=SecondWalks(
+                self.books, self.losses.unbroken[PASSED_OVER.id], levels, self._clock
+            ),
+            findings=findings,
+            protocol_events=self.protocol_events,
+            hooks=self.losses,
+            age_limit_ns=welcome_ns,
+            clock=self._clock,
+        )
         self._ring = self.loaded.ring("events", self.recorder.note_event)
         self._stack.callback(self._ring.close)
         self._poll = select.poll()
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        self.watch = Watch(self.loaded.attachments, self._runs)
         self.recorder.bind(self.judge, self.protocol_events.rulings, self._fidelity)
 
     @property
@@ -243,32 +239,6 @@ class Session:
             {name: one.runs + one.missed for name, one in self.loaded.statistics().items()}
             if counts
             else {}
-        )
-
-    def _look_after_hooks(self) -> None:
-        """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
-        changed = self.loaded.mark(self.watch.look())
-        for hook in changed:
-            self._changes[hook.probe_object] += 1
-            log.warning(
-                "hook %s is %s%s",
-                hook.hook.name,
-                hook.state,
-                f": {hook.reason}" if hook.reason else " again",
-            )
-        if changed:
-            self._fidelity.cover()
-
-    def _missed(self) -> int:
-        """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
-        self._look_after_hooks()
-        changes = sum(self._changes[probe_object] for probe_object in WINDOW_PROBE_OBJECTS)
-        return changes + self.loaded.missed(lambda hook: hook.probe_object in WINDOW_PROBE_OBJECTS)
-
-    def _missed_runs(self, needed: UnbrokenRuns) -> int:
-        """Runs left out of these programs, and how often hooks of their probe object were taken away or came back."""
-        return self._changes[needed.probe_object] + self.loaded.missed(
-            lambda hook: hook.hook.name in needed.hooks
         )
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
@@ -431,8 +401,7 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
-        self.judge.count_protocols()
-        rows = [] if self._stopped else self.judge.count_late()
+        rows = [] if self._stopped else self.judge.catch_up().rows
         counters = self.books.counters()
         outstanding = self.judge.outstanding(counters)
         oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9

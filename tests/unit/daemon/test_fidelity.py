@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.box import Box, box
+from tests.support.model_kernel import ModelKernel
 from tests.support.native import LAYOUTS, PROBES
-from tests.support.world import World
 from tracer.attach import plan
 from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
 from tracer.attach.plan import AttachMethod, Planned, State
@@ -68,7 +68,7 @@ def loaded(*without: str) -> AttachedProbes:
 
 
 def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Records]:
-    books = Records(World().native.maps, LAYOUTS)
+    books = Records(ModelKernel().native.maps, LAYOUTS)
     return Fidelity(
         level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}
     ), books
@@ -124,10 +124,10 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     made = loaded()
     one, books = fidelity(made)
     assert one.coverage["L1"][0] is Coverage.FULL
-    checked, counted = one.checked, []
+    counted = []
 
     def count() -> None:
-        counted.append((epochs(books), "L1" in checked))
+        counted.append((epochs(books), "L1" in one.checked))
 
     assert one.change("owner", "too dear", count) == []
     assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
@@ -150,8 +150,8 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), (
         "below `sampled` they go on being sampled"
     )
-    assert "L1" not in checked
-    assert "L4" in checked
+    assert "L1" not in one.checked
+    assert "L4" in one.checked
     assert one.change("migration", "too dear", count) == []
     assert epochs(books) == (4, 2)
     resting = {hook.probe_object: hook.reason for hook in made.hooks if hook.state is State.RESTING}
@@ -275,29 +275,29 @@ def window_of(b: Box) -> None:
 
 
 def test_a_mmap_lock_held_across_a_change_orders_nothing() -> None:
-    world = World()
-    one, two = world.new_mm(), world.new_mm()
-    world.become(5)
-    world.lock_mm(one, write=False)
-    with world.books.change_of_hooks(windows=False, mmap_locks=True):
+    model = ModelKernel()
+    one, two = model.new_mm(), model.new_mm()
+    model.become(5)
+    model.lock_mm(one, write=False)
+    with model.records.change_of_hooks(windows=False, mmap_locks=True):
         pass  # released unseen
-    world.lock_mm(two, write=False)
-    world.unlock_mm(two, write=False)
-    world.unlock_mm(one, write=False)
-    counters = world.books.counters()
+    model.lock_mm(two, write=False)
+    model.unlock_mm(two, write=False)
+    model.unlock_mm(one, write=False)
+    counters = model.records.counters()
     assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
 
 
 def test_a_fork_does_not_go_on_for_ever() -> None:
-    world = World()
-    parent = world.new_mm()
-    world.begin_fork(parent)
+    model = ModelKernel()
+    parent = model.new_mm()
+    model.begin_fork(parent)
     layout = LAYOUTS.structs["fork_window"]
-    raw = world.native.maps["fork_windows"].lookup(bytes(4)) or b""
+    raw = model.native.maps["fork_windows"].lookup(bytes(4)) or b""
     assert layout.unpack(raw).end_ns == 0
-    with world.books.change_of_hooks(windows=False, mmap_locks=True):
+    with model.records.change_of_hooks(windows=False, mmap_locks=True):
         pass
-    after = layout.unpack(world.native.maps["fork_windows"].lookup(bytes(4)) or b"")
+    after = layout.unpack(model.native.maps["fork_windows"].lookup(bytes(4)) or b"")
     assert after.end_ns > 0
     assert replace_end(after) == layout.unpack(raw)
 

@@ -94,7 +94,7 @@ def test_coverage_follows_the_declared_hooks(known: dict[str, Invariant]) -> Non
 
 def test_windows_are_judged_and_counted(known: dict[str, Invariant]) -> None:
     encoding, tally = Encoding(LAYOUTS), Tally()
-    verdicts = ProtocolVerdicts(encoding, known, {"P1"})
+    verdicts = ProtocolVerdicts(encoding, known, frozenset({"P1"}))
     verdicts.update({encoding.encode(parse("copy_vma[anon mmap:w ok]  {}".format(""))): 2})
     (finding,) = verdicts.report(tally, 0.0)
     assert (finding.invariant, finding.verdict) == ("P1", Verdict.VIOLATED)

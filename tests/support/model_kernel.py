@@ -56,7 +56,7 @@ class SimMigration:
     new: dict[int, int] = field(default_factory=dict)
 
 
-class World:
+class ModelKernel:
     """levels: 4 or 5. hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps."""
 
     def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
@@ -87,17 +87,17 @@ class World:
         self.inside: Counter[int] = (
             Counter()
         )  # tid -> migrations that it is in: each a page deeper on the stack
-        self.books = Records(self.native.maps, LAYOUTS)
+        self.records = Records(self.native.maps, LAYOUTS)
         self.oracle = Oracle(
             self.native.maps,
             self.native.programs,
             self,
-            self.books,
+            self.records,
             LAYOUTS,
             levels,
             lambda: self.page_tables,
         )
-        self.books.set_params(
+        self.records.set_params(
             gate=1,
             levels=levels,
             welcome_ns=10**10,
@@ -110,7 +110,7 @@ class World:
     def _take(self, pages: int = 1) -> int:
         at = self._pool + self._used * PAGE
         self._used += pages
-        assert self._used <= POOL_PAGES, "the world is out of memory"
+        assert self._used <= POOL_PAGES, "the model is out of memory"
         ctypes.memset(at, 0, pages * PAGE)
         return at
 
