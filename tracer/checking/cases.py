@@ -128,7 +128,7 @@ class OpenCases:
         return self._decide(found)
 
     def _ask(self, oracle: Oracle) -> list[FoundEntry]:
-        oracle.learn()
+        oracle.update_swap_types()
         start, mms = self.clock(), oracle.mms()
         most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
         addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:most]

@@ -120,7 +120,7 @@ class Session:
             self.config.maps.sizes(),
             Path(self.config.cache) if self.config.cache else None,
         )
-        enums = (*ENUMS, objects.ENUM)
+        enums = (*ENUMS, objects.PAGE_FLAGS)
         order = attach_process.AttachOrder(
             self._folders,
             probe_objects(level),

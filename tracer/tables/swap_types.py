@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tracer.bpf.maps import Table
 
-_TYPES = 32  # MAX_SWAPFILES_SHIFT is 5: a swap type has five bits (include/linux/swap.h)
+SWAP_TYPES = 32  # MAX_SWAPFILES_SHIFT is 5: a swap type has five bits (include/linux/swap.h)
 
 
 class SwapTypes:
@@ -18,7 +18,7 @@ class SwapTypes:
 
     def inserted(self) -> dict[int, int]:
         """Return each swap type that was inserted as a migration entry, and how often at least."""
-        counts = (self._table.lookup(struct.pack("<I", n)) or b"" for n in range(_TYPES))
+        counts = (self._table.lookup(struct.pack("<I", n)) or b"" for n in range(SWAP_TYPES))
         return {
             n: value for n, raw in enumerate(counts) if (value := int.from_bytes(raw, "little"))
         }
