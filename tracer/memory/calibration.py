@@ -1,7 +1,8 @@
-"""Find the direct map and the array of struct page of this kernel: page_offset_base and vmemmap_base with KASLR.
+"""Find the bases of the direct map and of the struct page array (page_offset_base, vmemmap_base).
 
-Nothing is assumed, and no memory under a guessed base is read: the comment of `calibrate` in the oracle's BPF source says how. The result
-counts only if walks of the daemon's own pages agree with its own /proc/self/pagemap.
+Nothing is assumed, and no memory under a guessed base is read: the comment of `calibrate` in the
+oracle's BPF source says how. The result counts only if walks of the daemon's own pages agree with
+its own /proc/self/pagemap.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Calibration:
 
 
 def own_pfn(address: int) -> int:
-    """Return the page frame at an address of this process, by its own pagemap; 0 if none is present or the kernel hides it."""
+    """Return the page frame at an address of this process, by its own pagemap.
+
+    0 if no page is present, or if the kernel hides the page frames.
+    """
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         raw = os.pread(pagemap.fileno(), 8, address // mmap.PAGESIZE * 8)
     (value,) = struct.unpack("<Q", raw)
@@ -52,7 +56,10 @@ def mapping_address(mapping: mmap.mmap) -> int:
 
 
 def _own_files(stack: contextlib.ExitStack) -> tuple[list[int], list[int]]:
-    """Open two files of one page each. Return their descriptors, which the stack closes, and the page frames of the pages."""
+    """Open two files of one page each.
+
+    Return their descriptors, which the stack closes, and the page frames of their pages.
+    """
     fds, pfns = [], []
     for number in range(2):
         fd = os.memfd_create(f"rmapd-{number}")
@@ -74,9 +81,12 @@ def calibrate(
     page_size_of_struct: int,
     address_of: Callable[[str], int],
 ) -> Calibration:
-    """Find both bases, set them in the parameters, and check them. If that fails the parameters have no base.
+    """Find both bases, set them in the parameters, and check them.
 
-    page_size_of_struct: sizeof(struct page). address_of: returns the address of a kernel symbol, or 0.
+    If that fails the parameters have no base.
+
+    page_size_of_struct: sizeof(struct page). address_of: returns the address of a kernel symbol, or
+    0.
     """
     layout, table, run = layouts.structs["calibration"], maps["calibration"], programs["calibrate"]
 

@@ -14,7 +14,7 @@ Place = tuple[int, int, int, int, int]
 class FoundEntry:
     """The entry at which one walk ended.
 
-    found: a name of enum found (probes/include/books.h). level: 1 PTE, 2 PMD, 3 PUD.
+    found: a name of enum found. level: 1 PTE, 2 PMD, 3 PUD.
     pfn: the page frame that a migration entry names; 0 in other entries.
     locked: whether the entry's page is locked; None: not known.
     stable: the entry was the same before and after the page's flags were read.
@@ -31,12 +31,18 @@ class FoundEntry:
 
     @property
     def migration(self) -> bool:
-        """Whether it is a migration entry: not present, and of a swap type that the kernel inserted as one."""
+        """Whether it is a migration entry.
+
+        It is not present, and of a swap type that the kernel inserted as a migration entry.
+        """
         return self.found == "FOUND_MIGRATION"
 
     @property
     def possible(self) -> bool:
-        """Whether it may be a migration entry: its swap type was not seen inserted, but is next to one that was."""
+        """Whether it may be a migration entry.
+
+        Its swap type was not seen inserted, but is next to one that was.
+        """
         return self.found == "FOUND_POSSIBLE"
 
     @property
@@ -49,7 +55,7 @@ class FoundEntry:
 
     @property
     def place(self) -> Place:
-        """Equal for the same entry in the same mm seen again, even if its protection bits changed."""
+        """Equal for the same entry in the same mm seen again; its protection bits may differ."""
         return self.mm.mm, self.mm.pgd, self.mm.id, self.addr, self.pfn
 
     @property

@@ -1,7 +1,7 @@
-"""VMAs and folios as they are now, with flags as letters and names, for the evidence of a violation.
+"""VMAs and folios as they are now, for the evidence of a violation: flags as letters and names.
 
-A BPF program reads them by address, on demand. It takes no lock and causes no fault. An object that was freed meanwhile gives wrong
-values.
+A BPF program reads them by address, on demand. It takes no lock and causes no fault. An object that
+was freed meanwhile gives wrong values.
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ from tracer.tables.c_structs import Layouts
 
 PAGE_FLAGS = "pageflags"
 """The enum that names page flags (include/linux/page-flags.h)."""
-_VM_LETTERS = "rd wr ex sh mr mw me ms gd um pf - uw lo io sr rr dc de lf ac nr ht sf ar wf dd sd mm hg nh mg".split()
-"""Two letters for each bit of vm_flags, as in /proc/PID/smaps (show_smap_vma_flags(), fs/proc/task_mmu.c)."""
+_VM_LETTERS = (
+    "rd wr ex sh mr mw me ms gd um pf - uw lo io sr rr dc de lf ac nr ht sf ar wf dd sd mm hg nh mg"
+).split()
+"""Two letters for each bit of vm_flags, as in /proc/PID/smaps.
+
+fs/proc/task_mmu.c, show_smap_vma_flags().
+"""
 _VM_SHARED, _VM_HUGETLB = 1 << 3, 1 << 22  # include/linux/mm.h
 _ANON, _MOVABLE = 1, 2  # PAGE_MAPPING_FLAGS (include/linux/page-flags.h); both: PAGE_MAPPING_KSM
 _PG_LOCKED = 1 << 0
 
 
 def vm_letters(flags: int) -> str:
-    """Write vm_flags as `rw-p rd wr mr mw me ac`: access as in /proc/PID/maps, then every flag that has letters."""
+    """Write vm_flags as `rw-p rd wr mr mw me ac`.
+
+    First the access as in /proc/PID/maps, then every flag that has letters.
+    """
     access = "".join(letter if flags >> bit & 1 else "-" for bit, letter in enumerate("rwx"))
     kind = "s" if flags & _VM_SHARED else "p"
     names = (name for bit, name in enumerate(_VM_LETTERS) if flags >> bit & 1 and name != "-")
@@ -31,7 +39,7 @@ def vm_letters(flags: int) -> str:
 
 
 class ObjectReader:
-    """Reads VMAs and folios by address. Everything it returns is empty where the program is not loaded."""
+    """Reader of VMAs and folios by address. Empty where its program is not loaded."""
 
     def __init__(
         self, maps: Mapping[str, Table], look: Runnable | None, layouts: Layouts, kernel: Kernel
@@ -48,7 +56,10 @@ class ObjectReader:
         }
 
     def look(self, vma: int, folio: int = 0) -> Any:
-        """Read the VMA and the folio at these addresses (0: none). Return struct scene; None if nothing can be read."""
+        """Read the VMA and the folio at these addresses (0: none).
+
+        Return the struct that the program fills; None if it is not loaded.
+        """
         if not self._look or not self._table or not (vma or folio):
             return None
         self._look.run(vma, folio)
@@ -56,11 +67,17 @@ class ObjectReader:
         return self._layout.unpack(raw) if raw else None
 
     def flag_words(self, flags: int) -> list[str]:
-        """Return the names of the page flags that are set; of several names for one bit the first in the enum."""
+        """Return the names of the page flags that are set.
+
+        Of several names for one bit, the first in the enum.
+        """
         return [name for bit, name in self._bits.items() if flags >> bit & 1]
 
     def vma(self, vma: int, mm: int = 0) -> dict[str, Any]:
-        """Describe a VMA with the keys of a report. `same`: it is still a VMA of that mm (mm 0: not compared)."""
+        """Describe a VMA with the keys of a report.
+
+        `same`: it is still a VMA of that mm; mm 0 is not compared.
+        """
         now = self.look(vma)
         if now is None or not now.vm_mm:
             return {}
@@ -78,7 +95,8 @@ class ObjectReader:
     def folio(self, folio: int, pfn: int | None = None, vm_flags: int = 0) -> dict[str, Any]:
         """Describe a folio with the keys of a report.
 
-        It may have been freed and belong to another mapping by now. pfn: added to the description. vm_flags: of a VMA that maps it.
+        It may have been freed and belong to another mapping by now. pfn: added to the description.
+        vm_flags: of a VMA that maps it.
         """
         now = self.look(0, folio)
         if now is None:

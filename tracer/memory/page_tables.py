@@ -1,10 +1,12 @@
-"""The page-table oracle: which mms hold a migration entry at an address, or anywhere, and is its page locked?
+"""The page-table oracle: which mms hold a migration entry, where, and is its page locked?
 
-BPF programs that run on demand read the page tables by value. They take no lock and cause no fault. The oracle never opens
-/proc/PID/pagemap of another process: on an entry that was left behind, that file triggers the BUG_ON() of pfn_swap_entry_to_page()
-(include/linux/swapops.h) with the mmap_lock held.
+BPF programs that run on demand read the page tables by value. They take no lock and cause no fault.
+The oracle never opens /proc/PID/pagemap of another process: on an entry that was left behind, that
+file triggers the BUG_ON() of pfn_swap_entry_to_page() (include/linux/swapops.h) with the mmap_lock
+held.
 
-An mm may go away during a read, and the read is stale then. So nothing is believed that was seen only once.
+An mm may go away during a read, and the read is stale then. So nothing is believed that was seen
+only once.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ from tracer.tables.swap_types import SWAP_TYPES, SwapTypes
 _MIGRATION_TYPES = 3
 """SWP_MIGRATION_NUM (include/linux/swap.h): read, read exclusive (from 5.19), write."""
 _TABLES_FACTOR, _TABLES_PER_MM = 4, 64
-"""A sweep opens at most _TABLES_FACTOR times the tables that the kernel counts, and _TABLES_PER_MM for the upper levels of each mm."""
+"""A sweep opens at most _TABLES_FACTOR times the page tables that the kernel counts.
+
+The kernel does not count all upper levels: _TABLES_PER_MM more are allowed for each mm.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,11 @@ class Oracle:
         levels: int,
         page_tables: Callable[[], int],
     ) -> None:
-        """tasks: the iterator over all tasks. levels: of the page tables, 4 or 5. page_tables: returns how many the kernel counts now."""
+        """Open the maps and programs of the oracle.
+
+        tasks: the iterator over all tasks. levels: of the page tables, 4 or 5.
+        page_tables: returns how many page tables the kernel counts now.
+        """
         self._queries, self._walk = maps["queries"], programs["walk"]
         self._search = TableSearch(maps, programs, layouts, levels)
         self._tasks, self._page_tables = tasks, page_tables
@@ -68,8 +77,8 @@ class Oracle:
     def update_swap_types(self) -> int:
         """Return a bit for each swap type that migration entries have or may have.
 
-        Types that were seen inserted, and those up to two beside them. Once all three were seen no other is possible: the parameter
-        types_known reports that to the programs.
+        Types that were seen inserted, and those up to two beside them. Once all three were seen no
+        other is possible: the parameter types_known reports that to the programs.
         """
         seen = set(self._swap_types.inserted())
         if len(seen) >= _MIGRATION_TYPES:
@@ -80,7 +89,10 @@ class Oracle:
         return sum(1 << kind for kind in seen)
 
     def mms(self) -> list[Mm]:
-        """Return every mm that can hold an entry: those of tasks, those that exit, and children that a fork fills."""
+        """Return every mm that can hold an entry.
+
+        They are the mms of tasks, those that exit, and the children of forks.
+        """
         found: dict[int, Mm] = {}
         raw, size = self._tasks.read() if self._tasks else b"", self._task_mm.size
         for at in range(0, len(raw) - size + 1, size):
@@ -104,7 +116,7 @@ class Oracle:
         return out
 
     def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[FoundEntry]:
-        """Return the migration entries, and possible ones, at these addresses in any of these mms."""
+        """Return the migration entries, and possible ones, at these addresses in these mms."""
         questions, out = ((mm, addr) for addr in addresses for mm in mms), list[FoundEntry]()
         while chunk := list(islice(questions, self._queries.max_entries)):
             out += _migration_entries(self.ask(chunk))
@@ -120,8 +132,9 @@ class Oracle:
     def sweep(self, mms: Sequence[Mm]) -> Sweep:
         """Search all page tables of these mms.
 
-        An mm that dies during the search may leave a page that is no page table any more, and its contents may lead anywhere. So the
-        search gives up, incomplete, when it has opened far more tables than the kernel has.
+        An mm that dies during the search may leave a page that is no page table any more, and its
+        contents may lead anywhere. So the search gives up, incomplete, when it has opened far more
+        tables than the kernel has.
         """
         answers: list[FoundEntry] = []
         complete, tables = True, 0

@@ -1,7 +1,8 @@
 """A search for migration entries in all page tables of some mms.
 
-The program `sweep_upper` opens tables of tables and queues what is below them; the program `sweep_leaf` searches tables of pages. Both
-queues are array maps of fixed size, so the daemon runs the programs in turns.
+The program `sweep_upper` opens tables of tables and queues what is below them; the program
+`sweep_leaf` searches tables of pages. Both queues are array maps of fixed size, so the daemon runs
+the programs in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _USER_ENTRIES = 256  # of a top-level table; the upper half is the kernel's
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry of a wanted swap type: the index of its mm in the list that was searched, and its address."""
+    """An entry of a wanted swap type.
+
+    mm: the index of its mm in the list that was searched.
+    """
 
     mm: int
     addr: int
@@ -30,7 +34,8 @@ class Hit:
 class SearchResult:
     """The hits of one search.
 
-    complete: no table and no hit was left out for lack of room. tables: how many tables were opened.
+    complete: no table and no hit was left out for lack of room. tables: how many tables were
+    opened.
     """
 
     hits: tuple[Hit, ...]
@@ -58,13 +63,14 @@ class TableSearch:
 
     @property
     def most_mms(self) -> int:
-        """How many mms one search should have: the queue must hold the tables of tables of all of them."""
+        """How many mms one search should have: their tables of tables must fit into the queue."""
         return max(1, self._uppers.max_entries // 16)
 
     def search(self, mms: Sequence[Mm], wanted: int, most: int) -> SearchResult:
         """Search all page tables of these mms.
 
-        wanted: a bit for each swap type to report. most: the search ends, incomplete, after so many tables.
+        wanted: a bit for each swap type to report. most: the search ends, incomplete, after so many
+        tables.
         """
         self._start(mms, wanted)
         opened, tables, now = 0, 0, self._read_state()

@@ -1,4 +1,8 @@
-"""The swap types that this kernel uses for migration entries (SWP_MIGRATION_READ and the types after it, include/linux/swap.h)."""
+"""The swap types of migration entries in this kernel.
+
+They are SWP_MIGRATION_NUM numbers from SWP_MIGRATION_READ on (include/linux/swap.h); their values
+depend on the kernel's configuration.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ SWAP_TYPES = 32  # MAX_SWAPFILES_SHIFT is 5: a swap type has five bits (include/
 
 
 class SwapTypes:
-    """Reads the map `entry_types`, which the programs fill as the kernel inserts migration entries."""
+    """Reader of the map `entry_types`, filled as the kernel inserts migration entries."""
 
     def __init__(self, maps: Mapping[str, Table]) -> None:
         self._table = maps["entry_types"]

@@ -76,7 +76,7 @@ def test_sweep_of_mm_larger_than_its_maps_is_incomplete() -> None:
 
 
 def test_unreadable_table_does_not_hide_entries_of_next_table() -> None:
-    """Leaves are searched two in a run: the first is gone, the second holds the entry."""
+    """One run searches two leaves: the first is unreadable, the second holds the entry."""
     world = World()
     mm = world.new_mm()
     world.map_page(mm, ADDR)
@@ -89,7 +89,10 @@ def test_unreadable_table_does_not_hide_entries_of_next_table() -> None:
 
 
 def test_sweep_that_finds_more_tables_than_exist_gives_up() -> None:
-    """Seen where thousands of processes came and went: 7.2 million tables, and ten minutes without a look at SIGTERM."""
+    """Seen with thousands of short-lived processes: a sweep opened 7.2 million tables.
+
+    It took ten minutes, in which the daemon did not react to SIGTERM.
+    """
     world = World()
     mms = [world.new_mm() for _ in range(20)]
     migration = world.start(77)

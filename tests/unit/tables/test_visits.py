@@ -10,7 +10,7 @@ MM, AT, FOLIO = 5, 0x2000, 0xF000
 
 
 def test_row_that_was_taken_out_of_ledger_keeps_its_visits() -> None:
-    """Ledger.take() leaves no keys; a case of such a row is decided like any other (tracer.checking.cases)."""
+    """Ledger.take() leaves no keys, but a case of such a row is decided like any other."""
     visited = {MM: Visited(MM, 1, 0xAA, 0x1000, 0x9000, FOLIO, AT, 0)}
     row = Row(b"", 7, 7, 42, AT, 1, 8, 1, 1, keys=(), visited=visited)
     world = World()
