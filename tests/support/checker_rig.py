@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from tests.support.model_kernel import ModelKernel
 from tests.support.native import LAYOUTS, synthetic_kernel
 from tracer.checking.cases import DecidedCase, OpenCases
-from tracer.checking.checker import Checker
+from tracer.checking.checker import Checker, CheckerTables
 from tracer.checking.findings import Findings
 from tracer.checking.missed_runs import MissedRuns
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.second_walks import SecondWalks
 from tracer.invariants.catalogue import discover
 from tracer.invariants.migration_walks import PASSED_OVER
@@ -21,7 +21,6 @@ from tracer.kernel.symbolizer import Symbols
 from tracer.memory.entries import Place
 from tracer.memory.objects import ObjectReader
 from tracer.results.checks import all_checks
-from tracer.tables.windows import Windows
 
 AGE_LIMIT_NS = 10**10
 
@@ -56,7 +55,7 @@ class RecordedWalks(SecondWalks):
     """Remembers every ruling of M5."""
 
     def __init__(self, model: ModelKernel, missed: MissedRuns) -> None:
-        super().__init__(model.records, missed, model.levels, lambda: model.now)
+        super().__init__(model.tables.visits, missed, model.levels, lambda: model.now)
         self.found = dict[Place, Ruling]()
 
     def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
@@ -109,7 +108,7 @@ class CheckerRig(Checker):
     ) -> None:
         self.model, self.known = model, discover()
         self.cases = RecordedCases(
-            model.records,
+            model.tables.ledger,
             model.oracle if oracle else None,
             model.levels,
             AGE_LIMIT_NS,
@@ -122,8 +121,7 @@ class CheckerRig(Checker):
         hooks = ModelHooks(model, frozenset(covered))
         self.walks = RecordedWalks(model, hooks.unbroken[PASSED_OVER.id])
         protocol_events = ProtocolEvents(
-            Windows(maps, LAYOUTS),
-            model.records,
+            ProtocolTables.of(model.tables),
             LAYOUTS,
             self.symbols,
             self.known,
@@ -131,14 +129,14 @@ class CheckerRig(Checker):
             objects,
         )
         super().__init__(
-            records=model.records,
+            tables=CheckerTables.of(model.tables),
             invariants=self.known,
             covered=hooks.covered,
             tally=Tally(),
             open_cases=self.cases,
             second_walks=self.walks,
             findings=Findings(
-                model.records,
+                model.tables.stacks,
                 kernel,
                 self.symbols,
                 lambda: model.now,
@@ -192,7 +190,7 @@ class CheckerRig(Checker):
             self.known.values(),
             frozenset(self.known),
             self.tally.checks,
-            self.model.records.counters(),
+            self.model.tables.counters.read(),
             missed_runs,
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tracer.checking.cases import DecidedCase, OpenCases
-from tracer.checking.entry_checks import EntryChecks
+from tracer.checking.entry_checks import EntryChecks, EntryTables
 from tracer.checking.findings import Findings
 from tracer.checking.late_removals import LateRemovals
 from tracer.checking.missed_runs import HookState
@@ -19,7 +19,10 @@ from tracer.invariants.base import Invariant
 from tracer.invariants.lock_order import NO_CYCLE
 from tracer.invariants.migration_entries import TOO_OLD
 from tracer.invariants.verdict import Finding, Tally, Verdict
-from tracer.tables.records import Event, Records, Row
+from tracer.tables.counters import Counters
+from tracer.tables.events import Event, Events
+from tracer.tables.ledger import Row
+from tracer.tables.tables import Tables
 
 _HURRY_SECONDS = 0.006
 """Time between two looks at open cases while a run ends: longer than LOOK_GAP_NS, or the looks would not count."""
@@ -33,6 +36,20 @@ class Reading:
     rows: list[Row]
 
 
+@dataclass(frozen=True)
+class CheckerTables:
+    """The tables that the checker reads."""
+
+    events: Events
+    counters: Counters
+    entries: EntryTables
+
+    @classmethod
+    def of(cls, tables: Tables) -> CheckerTables:
+        """Choose these of all tables."""
+        return cls(tables.events, tables.counters, EntryTables.of(tables))
+
+
 class Checker:
     """Call read_events() at a wake-up, tick() once a second, work() whenever open_cases are due, and close() at the end.
 
@@ -43,7 +60,7 @@ class Checker:
     def __init__(
         self,
         *,
-        records: Records,
+        tables: CheckerTables,
         invariants: Mapping[str, Invariant],
         covered: frozenset[str],
         tally: Tally,
@@ -56,14 +73,14 @@ class Checker:
         clock: Callable[[], int],
     ) -> None:
         self.verdicts, self.open_cases = Verdicts(tally), open_cases
-        self._records, self._findings, self._invariants = records, findings, invariants
+        self._tables, self._findings, self._invariants = tables, findings, invariants
         self._protocol_events, self._hooks, self._clock = protocol_events, hooks, clock
         self._age_limit_ns = age_limit_ns
         self._reports = {
             report.kind: (name, report) for name, one in invariants.items() for report in one.events
         }
         self._entry_checks = EntryChecks(
-            records,
+            tables.entries,
             invariants,
             covered,
             self.verdicts,
@@ -118,7 +135,7 @@ class Checker:
 
     def read_events(self, ring: Iterable[bytes]) -> None:
         """Record what probes report, and open a case for every row that an ended migration left."""
-        events = [(self._records.event(raw), raw) for raw in ring]
+        events = [(self._tables.events.decode(raw), raw) for raw in ring]
         if any(event.kind == "ORDER_REVERSED" for event, _ in events):
             self._look()
         ended = []
@@ -132,7 +149,7 @@ class Checker:
             else:
                 ended.append(event)
         if self._protocol_events.pressing:
-            counters = self._records.counters()
+            counters = self._tables.counters.read()
             self._look()
             self._count(counters, whole=False)
         self._entry_checks.migrations_ended(ended)
@@ -152,7 +169,7 @@ class Checker:
 
     def count_protocols(self) -> None:
         """Rule on every protocol in the table, and count all windows."""
-        counters = self._records.counters()
+        counters = self._tables.counters.read()
         self._look()
         self._count(counters, whole=True)
 
@@ -172,7 +189,7 @@ class Checker:
         """The order matters. A run that was missed before the counters were read is known to the look after them; an entry whose
         removal is in the counters is in no row that is read after them.
         """
-        counters = self._records.counters()
+        counters = self._tables.counters.read()
         self._look()
         self._count(counters, whole=whole)
         rows = self._entry_checks.ledger(counters)

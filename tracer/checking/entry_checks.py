@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from tracer.checking.cases import DecidedCase, OpenCases
 from tracer.checking.findings import Findings
@@ -20,12 +21,32 @@ from tracer.invariants.migration_entries import LEFT_BEHIND, TOO_OLD
 from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.memory.entries import Place
-from tracer.tables.records import Event, Records, Row
+from tracer.tables.counters import Counters
+from tracer.tables.events import Event
+from tracer.tables.ledger import Ledger, Row
+from tracer.tables.migrations import Migrations
+from tracer.tables.params import Params
+from tracer.tables.tables import Tables
 
 _SPLIT_NS = 1_000_000_000
 """A THP split takes milliseconds. Its rows have no end event where its function is not hooked."""
 _LOOKS_FOR_LOST = 3
 """Ticks in a row in which an entry is in no row and in no case, before it counts as lost."""
+
+
+@dataclass(frozen=True)
+class EntryTables:
+    """The tables of migration entries, and the parameters that are set."""
+
+    counters: Counters
+    ledger: Ledger
+    migrations: Migrations
+    params: Params
+
+    @classmethod
+    def of(cls, tables: Tables) -> EntryTables:
+        """Choose these of all tables."""
+        return cls(tables.counters, tables.ledger, tables.migrations, tables.params)
 
 
 class EntryChecks:
@@ -37,7 +58,7 @@ class EntryChecks:
 
     def __init__(
         self,
-        records: Records,
+        tables: EntryTables,
         invariants: Mapping[str, Invariant],
         covered: frozenset[str],
         verdicts: Verdicts,
@@ -51,7 +72,7 @@ class EntryChecks:
         self.open_cases = open_cases
         self.entries = Counter[Verdict]()
         self.late = LateRemovals(missed)
-        self._records, self._verdicts, self._findings = records, verdicts, findings
+        self._tables, self._verdicts, self._findings = tables, verdicts, findings
         self._second_walks, self._missed = second_walks, missed
         self._per_entry = [name for name, one in invariants.items() if one.every_entry]
         self._covered, self._age_limit_ns, self._clock = covered, age_limit_ns, clock
@@ -76,7 +97,7 @@ class EntryChecks:
     def migrations_ended(self, events: Iterable[Event]) -> None:
         """Open a case for every row that these migrations left."""
         ended = list(events)
-        rows = self._records.ledger() if ended else []
+        rows = self._tables.ledger.rows() if ended else []
         for event in ended:
             migration = event.tid, event.start_ns
             left = [row for row in rows if (row.tid, row.start_ns) == migration]
@@ -88,7 +109,7 @@ class EntryChecks:
 
     def ledger(self, counters: Mapping[str, int]) -> list[Row]:
         """Read the ledger. counters: read before, so that a removal that is in them is in no row any more."""
-        return self._records.ledger() if self.outstanding(counters) else []
+        return self._tables.ledger.rows() if self.outstanding(counters) else []
 
     def count_late(self, counters: Mapping[str, int], rows: Iterable[Row]) -> None:
         """Count removals after the age limit. To be called after a look at missed runs that is younger than the counters.
@@ -100,7 +121,7 @@ class EntryChecks:
             self._verdicts.add(TOO_OLD.id, verdict, count)
         last = self._missed.last_ns
         if last is not None and last != self._reported_missed_ns:
-            self._records.set_params(missed_ns=last)
+            self._tables.params.set(missed_ns=last)
             self._reported_missed_ns = last
 
     def open_overdue(self, rows: Iterable[Row]) -> None:
@@ -117,7 +138,7 @@ class EntryChecks:
                 self._open(TOO_OLD.id, [row])
 
     def _is_running(self, row: Row) -> bool:
-        return bool(row.start_ns) and self._records.migration_start(row.tid) == row.start_ns
+        return bool(row.start_ns) and self._tables.migrations.start_of(row.tid) == row.start_ns
 
     def count_lost(self, before: Mapping[str, int], rows: Iterable[Row]) -> None:
         """Count entries that are in no row and in no case: nothing will ever decide them, so they are unverifiable.
@@ -127,7 +148,7 @@ class EntryChecks:
         """
         if LEFT_BEHIND.id not in self._covered:
             return
-        removed = self._records.counters()["ENTRIES_REMOVED"]
+        removed = self._tables.counters.read()["ENTRIES_REMOVED"]
         held = sum(row.count for row in rows) + self.open_cases.held()
         recorded = before["ENTRIES_BOOKED"] + before["ENTRIES_COPIED"]
         self._in_no_row.append(recorded - removed - self.entries.total() - held)
@@ -149,7 +170,7 @@ class EntryChecks:
         """Entries that are left are unverifiable: their removal was not waited for, the end of their migration was missed, or they
         are in no row.
         """
-        self._count_unverifiable(self.outstanding(self._records.counters()))
+        self._count_unverifiable(self.outstanding(self._tables.counters.read()))
 
     def take(self, decided: Iterable[DecidedCase]) -> None:
         """Count the verdicts of decided cases. To be called after a look at missed runs that is younger than the decisions."""

@@ -18,7 +18,9 @@ from tracer.kernel.symbolizer import Symbols
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.objects import ObjectReader
 from tracer.printable import printable
-from tracer.tables.records import Event, Records, Row, Visited
+from tracer.tables.events import Event
+from tracer.tables.ledger import Row, Visited
+from tracer.tables.stacks import Stacks
 
 ENUMS = ("migrate_reason", "migrate_mode")
 """Kernel enums whose names findings use."""
@@ -83,14 +85,14 @@ class Findings:
 
     def __init__(
         self,
-        records: Records,
+        stacks: Stacks,
         kernel: Kernel,
         symbols: Symbols,
         clock: Callable[[], int],
         objects: ObjectReader,
         trails: Trails,
     ) -> None:
-        self._records, self._clock, self._symbols = records, clock, symbols
+        self._stacks, self._clock, self._symbols = stacks, clock, symbols
         self._objects, self._trails = objects, trails
         reasons, self._modes = (
             {value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS
@@ -196,7 +198,7 @@ class Findings:
         return Draft(outline, partial(self._explain_order, event))
 
     def _explain_order(self, event: Event) -> Explanation:
-        opposite = self._symbols.stack(self._records.stack(event.first_stack))
+        opposite = self._symbols.stack(self._stacks.of_event(event.first_stack))
         return Explanation(
             f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order of "
             f"task {event.first_tid}; tracepoints cannot tell whether either was a trylock",
@@ -211,7 +213,7 @@ class Findings:
         )
 
     def _event_stack(self, event: Event | None) -> tuple[str, ...]:
-        return self._symbols.stack(self._records.stack(event.stack)) if event else ()
+        return self._symbols.stack(self._stacks.of_event(event.stack)) if event else ()
 
     def _found(
         self, answer: FoundEntry, row: Row | None, second_walk: Mapping[Place, Ruling]

@@ -9,19 +9,20 @@ from tracer.checking.missed_runs import MissedRuns
 from tracer.invariants.migration_walks import rule
 from tracer.invariants.verdict import Ruling
 from tracer.memory.entries import FoundEntry, Place
-from tracer.tables.records import Records, Row, Visited
+from tracer.tables.ledger import Row, Visited
+from tracer.tables.visits import Visits
 
 
 class SecondWalks:
-    """Rules on entries that are proven to be left behind, from the visits that the ledger has of the second walk.
+    """Rules on entries that are proven to be left behind, from the visits of the second walk that are recorded.
 
     missed: of the second walk's program. levels: of page tables. clock: CLOCK_MONOTONIC in nanoseconds.
     """
 
     def __init__(
-        self, records: Records, missed: MissedRuns, levels: int, clock: Callable[[], int]
+        self, visits: Visits, missed: MissedRuns, levels: int, clock: Callable[[], int]
     ) -> None:
-        self._records, self._missed, self._levels, self._clock = records, missed, levels, clock
+        self._visits, self._missed, self._levels, self._clock = visits, missed, levels, clock
 
     def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
         """One ruling for each entry that the case proved to be left behind, by where it is."""
@@ -63,7 +64,7 @@ class SecondWalks:
         known = left[0]
         visited = self._was_visited_there(row, known, answer, event.b if event else None)
         # moved away, visited there and moved back, or another mapping of the folio: the visits cannot tell these apart
-        elsewhere = visited is False and self._records.was_visited_elsewhere(
+        elsewhere = visited is False and self._visits.was_visited_elsewhere(
             row, answer.mm.mm, known.folio
         )
         return None if elsewhere else visited
@@ -74,7 +75,7 @@ class SecondWalks:
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
-        found = [self._records.was_visited(row, answer.mm.mm, at, since) for at in places]
+        found = [self._visits.was_visited(row, answer.mm.mm, at, since) for at in places]
         moved = known.mm == answer.mm.mm and answer.addr != row.addr
         if moved and known.visits:
             return True

@@ -32,7 +32,7 @@ def split(model: ModelKernel, pfn: int, *, times: int) -> None:
 
 
 def recorded(model: ModelKernel) -> int:
-    counters = model.records.counters()
+    counters = model.tables.counters.read()
     return counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
 
 
@@ -58,7 +58,7 @@ class TestARowThatGoesOn:
             == recorded(model)
             == 5 + later
         )
-        assert checker.outstanding(model.records.counters()) == 0
+        assert checker.outstanding(model.tables.counters.read()) == 0
 
     def test_an_entry_that_comes_late_and_stays_is_not_cleared_by_the_case_of_the_others(
         self,
@@ -109,18 +109,18 @@ class TestEntriesInNoRow:
     def test_they_are_unverifiable_after_three_looks(self) -> None:
         model, checker = self.lost()
         for _ in range(3):
-            assert checker.outstanding(model.records.counters()) == 7
+            assert checker.outstanding(model.tables.counters.read()) == 7
             model.tick(10**9)
             checker.tick()
         checked = checker.checks()
         assert (checked["M1", Verdict.UNVERIFIABLE], checked["M4", Verdict.UNVERIFIABLE]) == (7, 7)
-        assert checker.outstanding(model.records.counters()) == 0
+        assert checker.outstanding(model.tables.counters.read()) == 0
 
     def test_they_are_unverifiable_at_the_end(self) -> None:
         model, checker = self.lost()
         checker.end()
         assert checker.checks()["M1", Verdict.UNVERIFIABLE] == 7
-        assert checker.outstanding(model.records.counters()) == 0
+        assert checker.outstanding(model.tables.counters.read()) == 0
 
 
 class TestM4HasOneVerdictOnAnEntry:
@@ -256,7 +256,7 @@ class Exports(KernelThatMissesRuns):
         )
         statistics = {name: RunStatistics(1, 10, 0.5, missed) for name in _HOOKS}
         self.checker.catch_up()
-        counters = self.model.records.counters()
+        counters = self.model.tables.counters.read()
         return snapshot(
             hooks=hooks,
             statistics=statistics,

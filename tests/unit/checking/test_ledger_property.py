@@ -237,10 +237,10 @@ class Kernel(RuleBasedStateMachine):
     @invariant()
     def every_entry_is_accounted_for(self) -> None:
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
-        counters, checker = self.model.records.counters(), self.checker
+        counters, checker = self.model.tables.counters.read(), self.checker
         recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
         outstanding = (
-            sum(row.count for row in self.model.records.ledger()) + checker.open_cases.held()
+            sum(row.count for row in self.model.tables.ledger.rows()) + checker.open_cases.held()
         )
         assert recorded == counters["ENTRIES_REMOVED"] + checker.entries.total() + outstanding
         checks = checker.checks()
@@ -298,7 +298,7 @@ class Kernel(RuleBasedStateMachine):
                 ruling.verdict, {(number, pfn)}
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
-        counters = self.model.records.counters()
+        counters = self.model.tables.counters.read()
         booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
         unbooked = sum(
             max(0, len(one.decision.proven) - one.entries)

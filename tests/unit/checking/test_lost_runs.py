@@ -37,7 +37,7 @@ def passes(checker: CheckerRig, *, missed: bool = False) -> None:
 
 
 def m4(model: ModelKernel) -> tuple[int, int, int]:
-    counters = model.records.counters()
+    counters = model.tables.counters.read()
     return counters["M4_HOLDS"], counters["M4_UNTOLD"], counters["M4_LATE"]
 
 
@@ -134,7 +134,7 @@ class TestAnEndThatWasMissed:
         second = model.start(KCOMPACTD)
         moved(model, mm, second)
         model.end(second)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["MIGRATIONS_UNENDED"], counters["MIGRATIONS_ENDED"]) == (1, 1)
         assert m4(model) == (1, 0, 0)
         checker = CheckerRig(model)
@@ -162,7 +162,7 @@ class TestAnEndThatWasMissed:
         model.end(outer)
         last = model.start(KCOMPACTD)
         model.end(last)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["MIGRATIONS_UNENDED"], counters["MIGRATIONS_ENDED"]) == (1, 1)
 
     def test_a_split_inside_of_a_migration_is_inside_wherever_its_probe_lies(self) -> None:
@@ -174,7 +174,7 @@ class TestAnEndThatWasMissed:
         model.end_split(split)
         model.inside[KCOMPACTD] = 1
         model.end(migration)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["MIGRATIONS_UNENDED"], counters["MIGRATIONS_ENDED"]) == (0, 1)
 
     def test_at_the_end_of_a_run_it_is_unverifiable(self) -> None:

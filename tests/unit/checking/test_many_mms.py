@@ -45,20 +45,3 @@ def test_questions_are_bounded_and_nothing_is_missed(monkeypatch: pytest.MonkeyP
         checks["M1", Verdict.SUSPECT],
     ) == (4, 4, 0)
     assert max(asked) <= 12
-
-
-def test_a_sweep_that_finds_more_tables_than_there_are_gives_up() -> None:
-    """Seen where thousands of processes came and went: 7.2 million tables, and ten minutes without a look at SIGTERM."""
-    model = ModelKernel()
-    mms = [model.new_mm() for _ in range(20)]
-    migration = model.start(77)
-    for mm in mms:
-        pfn = model.map_page(mm, ADDR)
-        model.unmap_folio(migration, pfn)
-        model.remap_folio(migration, pfn)
-    found = model.oracle.mms()
-    assert model.oracle.sweep(found).complete
-    model.page_tables = -1_000
-    given_up = model.oracle.sweep(found)
-    assert not given_up.complete
-    assert given_up.tables < model.oracle.sweep(found[:1]).tables + 4 * len(mms)

@@ -72,7 +72,7 @@ def test_a_clean_migration_holds(levels: int) -> None:
 def test_an_entry_left_behind_wakes_us_and_is_proven(levels: int) -> None:
     model = ModelKernel(levels)
     mm = left_in(model)
-    (event,) = map(model.records.event, model.native.events())
+    (event,) = map(model.tables.events.decode, model.native.events())
     assert (event.kind, event.tid, event.a, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
     checker = judged(model)
     assert checker.proven() == {(mm.number, ADDR)}
@@ -221,7 +221,7 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
     model = ModelKernel(4, told_by != "mmap_lock")
     model.mmap_lock = told_by != "dup_mmap"
     forked_in_between(model, skip=0)
-    counters = model.records.counters()
+    counters = model.tables.counters.read()
     assert counters["FORKS_SEEN"] == 1
     assert (
         counters["ENTRIES_BOOKED"],
@@ -301,7 +301,7 @@ def test_a_hugetlb_copy_is_booked() -> None:
         model.put(model.slot(mm, ADDR, level=2), 1536 << 12 | 0xE7)
         model.fire("remove_migration_pte", ADDR, 0, 9)
     model.end(migration)
-    counters = model.records.counters()
+    counters = model.tables.counters.read()
     assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNBOOKED"]) == (1, 0)
     assert not model.native.events()
 
@@ -330,7 +330,7 @@ def test_a_task_that_dies_inside_a_migration_is_told() -> None:
     model.unmap_folio(migration, pfn)
     model.lock(pfn, False)
     model.exit(migrator)
-    (event,) = map(model.records.event, model.native.events())
+    (event,) = map(model.tables.events.decode, model.native.events())
     assert (event.kind, event.a) == ("MIGRATOR_DIED", 1)
 
 
@@ -360,48 +360,6 @@ def test_pmd_entries(levels: int) -> None:
     assert checker.checks()["M1", Verdict.HOLDS] == 1
 
 
-def test_walks_tell_what_is_there() -> None:
-    model = ModelKernel()
-    mm = model.new_mm()
-    model.map_page(mm, ADDR)
-    model.put(model.slot(mm, ADDR + PAGE), swap_entry(3, 12345))
-    model.put(model.slot(mm, ADDR + 512 * PAGE, level=2), 1024 << 12 | 0xE7)
-    model.put(model.slot(mm, ADDR + 2 * PAGE), 0x8000000000000100)  # PROT_NONE
-    (us,) = [m for m in model.oracle.mms() if m.mm == mm.at]
-    addresses = [ADDR, ADDR + PAGE, ADDR + 512 * PAGE, ADDR + 2 * PAGE, ADDR + 3 * PAGE, 0x1000]
-    answers = model.oracle.ask([(us, addr) for addr in addresses])
-    found = [(a.found.removeprefix("FOUND_"), a.level) for a in answers]
-    assert found[:4] == [("PRESENT", 1), ("OTHER", 1), ("PRESENT", 2), ("PRESENT", 1)]
-    assert [kind for kind, _ in found[4:]] == ["NOTHING", "NOTHING"]
-
-
-def test_an_mm_that_is_gone_is_unreadable_or_empty_never_an_entry() -> None:
-    model = ModelKernel()
-    mm = model.new_mm()
-    model.map_page(mm, ADDR)
-    (us,) = [m for m in model.oracle.mms() if m.mm == mm.at]
-    model.exit(mm)
-    (answer,) = model.oracle.ask([(us, ADDR)])
-    assert answer.found == "FOUND_NOTHING"
-    bad = type(us)(1, 0x10, 1)
-    (answer,) = model.oracle.ask([(bad, ADDR)])
-    assert answer.found == "FOUND_UNREADABLE"
-
-
-def test_an_exiting_mm_is_listed_until_exit_mmap() -> None:
-    model = ModelKernel()
-    mm = model.new_mm()
-    task = model.tasks.pop(mm.tgid)[0]
-    assert mm.at not in {m.mm for m in model.oracle.mms()}
-    model.become(mm.tgid)
-    model.fire("sched_process_exit", task, 1)
-    assert [(m.comm, m.id) for m in model.oracle.mms() if m.mm == mm.at] == [
-        ("(exiting)", mm.number)
-    ]
-    model.fire("exit_mmap", mm.at)
-    assert mm.at not in {m.mm for m in model.oracle.mms()}
-
-
 def test_without_an_oracle_suspects_stay_suspects() -> None:
     model = ModelKernel()
     left_in(model)
@@ -422,7 +380,7 @@ def test_a_full_ledger_is_counted_and_unverifiable() -> None:
         model.remap_folio(migration, pfn)
     model.end(migration)
     checks = judged(model).checks()
-    assert model.records.counters()["LEDGER_LOST"] == 4
+    assert model.tables.counters.read()["LEDGER_LOST"] == 4
     assert (checks["M1", Verdict.UNVERIFIABLE], checks["M1", Verdict.HOLDS]) == (6, 0)
 
 
@@ -435,18 +393,18 @@ def test_a_full_ring_is_counted_and_the_timer_takes_over() -> None:
     model.unmap_folio(migration, pfn)
     model.remap_folio(migration, pfn, skip=1)
     model.end(migration)
-    assert model.records.counters()["EVIDENCE_LOST"] == 1
+    assert model.tables.counters.read()["EVIDENCE_LOST"] == 1
     assert judged(model).proven() == {(mm.number, ADDR)}
 
 
 def test_nothing_is_booked_while_the_gate_is_closed() -> None:
     model = ModelKernel()
     pfn = one_page(model)
-    model.records.set_params(gate=0)
+    model.tables.params.set(gate=0)
     migration = model.start(77)
     model.unmap_folio(migration, pfn)
     model.end(migration)
-    assert not any(model.records.counters().values())
+    assert not any(model.tables.counters.read().values())
 
 
 def test_a_late_removal_is_not_an_m4_hold() -> None:
@@ -457,7 +415,7 @@ def test_a_late_removal_is_not_an_m4_hold() -> None:
     model.tick(11 * 10**9)
     model.remap_folio(migration, pfn)
     model.end(migration)
-    counters = model.records.counters()
+    counters = model.tables.counters.read()
     assert (counters["M4_HOLDS"], counters["M4_LATE"], counters["M1_HOLDS"]) == (0, 1, 1)
 
 
@@ -468,48 +426,9 @@ def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
     model.unmap_folio(migration, pfn)
     model.tick(5000)
     model.remap_folio(migration, pfn)
-    histogram = model.records.histograms()["HIST_MIGRATION_ENTRY"]
+    histogram = model.tables.histograms.read()["HIST_MIGRATION_ENTRY"]
     assert histogram.count == 1
     assert histogram.slots[(histogram.sum_ns).bit_length()] == 1
-
-
-def test_a_sweep_that_runs_out_of_room_goes_on_in_smaller_pieces() -> None:
-    model = ModelKernel(UPPERS=64)
-    mms = [model.new_mm() for _ in range(16)]
-    for n, mm in enumerate(mms):
-        for place in range(4):
-            model.map_page(mm, ADDR + place * (1 << 30))
-        if n == 7:
-            model.native.maps["entry_types"].update(
-                bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0])
-            )
-            model.put(model.slot(mm, ADDR + PAGE), swap_entry(30, 44))
-    sweep = model.oracle.sweep(model.oracle.mms())
-    assert sweep.complete
-    assert [(answer.mm.id, answer.addr) for answer in sweep.answers] == [
-        (mms[7].number, ADDR + PAGE)
-    ]
-
-
-def test_an_mm_too_large_for_the_sweep_makes_it_incomplete() -> None:
-    model = ModelKernel(UPPERS=4)
-    mm = model.new_mm()
-    for place in range(6):
-        model.map_page(mm, ADDR + place * (1 << 30))
-    assert not model.oracle.sweep(model.oracle.mms()).complete
-
-
-def test_a_table_that_cannot_be_read_hides_none_beside_it() -> None:
-    """Leaves are searched two in a run: the first is gone, the second holds the entry."""
-    model = ModelKernel()
-    mm = model.new_mm()
-    model.map_page(mm, ADDR)
-    model.map_page(mm, ADDR + 512 * PAGE)
-    model.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0]))
-    model.put(model.slot(mm, ADDR + 512 * PAGE), swap_entry(30, 44))
-    model.put(model.slot(mm, ADDR, level=2), 0x3FFFFFFFF000 | 0x67)
-    answers = model.oracle.sweep(model.oracle.mms()).answers
-    assert [answer.addr for answer in answers] == [ADDR + 512 * PAGE]
 
 
 MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/events/lock.h
@@ -542,12 +461,12 @@ class TestMmapLock:
         model.tick(1 << 25)
         model.unlock_mm(mm)
         wait, hold = (
-            model.records.histograms()["HIST_MMAP_WAIT_WRITE"],
-            model.records.histograms()["HIST_MMAP_HOLD_WRITE"],
+            model.tables.histograms.read()["HIST_MMAP_WAIT_WRITE"],
+            model.tables.histograms.read()["HIST_MMAP_HOLD_WRITE"],
         )
         assert (wait.slots[0], wait.slots[21]) == (7, 1), "who waited counts for itself"
         assert hold.count == 7, "the first of two is timed, for seven"
-        assert not model.records.histograms()["HIST_MMAP_HOLD_READ"].count
+        assert not model.tables.histograms.read()["HIST_MMAP_HOLD_READ"].count
         assert not held(model)
 
     @pytest.mark.parametrize("lock", [MMAP_LOCK, MMAP_LOCK + 8])
@@ -562,7 +481,7 @@ class TestMmapLock:
         if killed:
             model.fire("mmap_lock_acquire_returned", mm.at, 1, 0)
         model.lock_mm(mm)
-        waited = model.records.histograms()["HIST_MMAP_WAIT_WRITE"].count - 7
+        waited = model.tables.histograms.read()["HIST_MMAP_WAIT_WRITE"].count - 7
         assert waited == (lock == MMAP_LOCK and flags == LCB_F_WRITE and not killed)
 
     def test_a_downgrade_ends_the_write_hold(self) -> None:
@@ -571,8 +490,8 @@ class TestMmapLock:
             model.lock_mm(mm)
             model.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
             model.unlock_mm(mm, write=False)
-        assert model.records.histograms()["HIST_MMAP_HOLD_WRITE"].count == 7
-        assert model.records.histograms()["HIST_MMAP_HOLD_READ"].count == 7
+        assert model.tables.histograms.read()["HIST_MMAP_HOLD_WRITE"].count == 7
+        assert model.tables.histograms.read()["HIST_MMAP_HOLD_READ"].count == 7
         assert not held(model)
 
     def test_one_hold_in_seven_is_timed_and_stands_for_all(self) -> None:
@@ -582,8 +501,8 @@ class TestMmapLock:
             model.tick(1 << 25)
             model.unlock_mm(mm)
         hold, wait = (
-            model.records.histograms()["HIST_MMAP_HOLD_WRITE"],
-            model.records.histograms()["HIST_MMAP_WAIT_WRITE"],
+            model.tables.histograms.read()["HIST_MMAP_HOLD_WRITE"],
+            model.tables.histograms.read()["HIST_MMAP_WAIT_WRITE"],
         )
         assert (hold.slots[26], hold.count, wait.slots[0]) == (70, 70, 70)
         assert hold.sum_ns / 70 == pytest.approx(1 << 25, rel=0.01)
@@ -598,28 +517,28 @@ class TestMmapLock:
         model.unlock_mm(other)
         model.lock_mm(mm)
         assert held(model) == 1
-        assert not model.records.counters()["LOCKS_LOST"]
+        assert not model.tables.counters.read()["LOCKS_LOST"]
         model.unlock_mm(mm)
         assert not held(model)
 
     def test_a_failed_trylock_leaves_nothing(self) -> None:
         model, mm = one_task()
         model.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
-        assert not model.records.histograms()["HIST_MMAP_WAIT_READ"].count
+        assert not model.tables.histograms.read()["HIST_MMAP_WAIT_READ"].count
         assert not held(model)
 
     def test_a_release_from_before_the_gate_is_counted_only(self) -> None:
         model = ModelKernel()
         mm = model.new_mm()
         model.unlock_mm(mm)
-        assert model.records.counters()["LOCKS_UNBOOKED"] == 1
+        assert model.tables.counters.read()["LOCKS_UNBOOKED"] == 1
 
     def test_fork_holds(self) -> None:
         model = ModelKernel()
         parent = model.new_mm()
         child = model.begin_fork(parent)
         model.end_fork(parent, child)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["NESTED_HOLDS"], counters["FORKS_SEEN"]) == (1, 1)
         assert not model.native.events()
 
@@ -642,10 +561,10 @@ class TestMmapLock:
         for tid, order in ((5, (one, two)), (6, (two, one))):
             model.become(tid)
             nests(model, *order)
-        (event,) = map(model.records.event, model.native.events())
+        (event,) = map(model.tables.events.decode, model.native.events())
         assert (event.kind, event.tid, event.first_tid) == ("ORDER_REVERSED", 6, 5)
         assert (event.a, event.b) == (two.at, one.at)
-        assert model.records.counters()["NESTED_HOLDS"] == 1
+        assert model.tables.counters.read()["NESTED_HOLDS"] == 1
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:
         """One run of mmap_lock_released is missed: a lock of one task looks held from then on. Orders that nest while it does are doubted,
@@ -725,7 +644,7 @@ class TestMmapLock:
         model.become(5)
         for _ in range(5):
             model.lock_mm(model.new_mm(), write=False)
-        assert model.records.counters()["LOCKS_LOST"] == 1
+        assert model.tables.counters.read()["LOCKS_LOST"] == 1
 
 
 class TestFindings:

@@ -58,7 +58,7 @@ class TestRows:
         pfn = model.map_page(one, ADDR)
         model.map_page(two, ADDR, pfn)
         model.unmap_folio(model.start(77), pfn)
-        (row,) = model.records.ledger()
+        (row,) = model.tables.ledger.rows()
         assert (row.count, len(row.keys), set(row.visited)) == (2, 2, {one.at, two.at})
         known = row.visited[two.at]
         assert (known.vma, known.vm_start, known.vm_end, known.folio, known.at) == (
@@ -79,7 +79,7 @@ class TestRows:
         model.copy_page(parent, child, ADDR)
         model.end_fork(parent, child)
         model.remap_folio(migration, pfn, skip=1)
-        (row,) = model.records.ledger()
+        (row,) = model.tables.ledger.rows()
         assert (set(row.visited), row.count) == ({child.at}, 1)
 
     @pytest.mark.parametrize("backwards", [False, True])
@@ -96,7 +96,7 @@ class TestRows:
             mm = child
         model.remap_folio(migration, pfn, backwards=backwards)
         model.end(migration)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_COPIED"],
             counters["ENTRIES_REMOVED"],
@@ -116,11 +116,11 @@ class TestRows:
         model.copy_page(theirs, child, ADDR)
         model.end_fork(theirs, child)
         model.remap_folio(migrations[0], pfns[0])
-        assert model.records.counters()["ENTRIES_COPIED"] == 0
+        assert model.tables.counters.read()["ENTRIES_COPIED"] == 0
         model.remap_folio(migrations[1], pfns[1])
         for migration in migrations:
             model.end(migration)
-        assert model.records.counters()["ENTRIES_COPIED"] == 1
+        assert model.tables.counters.read()["ENTRIES_COPIED"] == 1
         assert not model.native.events()
 
     def test_an_insertion_from_before_the_first_visit_was_seen_is_found_again(self) -> None:
@@ -134,7 +134,7 @@ class TestRows:
         model.hooks = True
         model.remap_folio(migration, pfn)
         model.end(migration)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["M5_HOLDS"],
@@ -446,18 +446,18 @@ class TestThpSplit:
     def test_a_split_balances(self, levels: int) -> None:
         model = ModelKernel(levels)
         split, mm = self.frozen(model)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["ENTRIES_BOOKED"], counters["PMDS_FROZEN"]) == (512, 1)
-        assert len(model.records.ledger()) == 512
+        assert len(model.tables.ledger.rows()) == 512
         self.thaw(model, split, mm, {5: "zeroed", 511: "zeroed"})
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
             counters["REMOVALS_UNBOOKED"],
         ) == (512, 2, 0)
         assert counters["SPLITS_ENDED"] == 1
-        assert not model.records.ledger()
+        assert not model.tables.ledger.rows()
         assert not model.native.events()
         checks = judged(model).checks()
         assert (
@@ -471,7 +471,7 @@ class TestThpSplit:
         model = ModelKernel(VISIT_ROWS=2048)
         split, mm = self.frozen(model)
         self.thaw(model, split, mm, {3: "skipped", 64: "ignored", 511: "skipped"})
-        (event,) = map(model.records.event, model.native.events())
+        (event,) = map(model.tables.events.decode, model.native.events())
         assert (event.kind, event.a, event.reason) == ("MIGRATION_LEFT", 3, 1000)
         checker = judged(model)
         checker.read_events([])
@@ -481,7 +481,7 @@ class TestThpSplit:
             "its event was taken by this test"
         )
         assert checker.proven() == {(mm.number, THP + n * PAGE) for n in (3, 64, 511)}
-        assert not model.records.ledger()
+        assert not model.tables.ledger.rows()
 
     def test_a_page_that_a_split_passes_over_breaks_m5(self) -> None:
         model = ModelKernel(VISIT_ROWS=2048)
@@ -524,7 +524,7 @@ class TestThpSplit:
         model.call("first_walk_leave")
         model.thaw(split, mm, THP, PFN, "zeroed")
         model.end_split(split)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["ENTRIES_REMOVED"], counters["ENTRIES_REPLACED"]) == (1, 1)
         assert not model.native.events()
 
@@ -539,15 +539,15 @@ class TestThpSplit:
             model.thaw(split, mm, THP + n * PAGE, PFN + n, "zeroed" if n == 2 else "restored")
             if n == 1:
                 model.thaw(split, child, THP + PAGE, PFN + 1)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"]) == (2, 513)
-        (row,) = model.records.ledger()
+        (row,) = model.tables.ledger.rows()
         assert (row.addr, set(row.visited)) == (THP + 2 * PAGE, {child.at})
 
     def test_a_split_that_gives_up_freezing_books_nothing(self) -> None:
         model = ModelKernel()
         self.frozen(model, gives_up=True)
-        assert not model.records.counters()["ENTRIES_BOOKED"]
+        assert not model.tables.counters.read()["ENTRIES_BOOKED"]
 
     def test_a_split_that_fails_is_put_back_in_one_visit(self) -> None:
         model = ModelKernel()
@@ -558,7 +558,7 @@ class TestThpSplit:
             model.fire("remove_migration_pte", THP + n * PAGE, 0, 0)
         model.call("second_walk_leave")
         model.end_split(split)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
@@ -579,7 +579,7 @@ class TestThpSplit:
         model = ModelKernel(FROZEN_ROWS=1)
         for _ in range(2):
             self.frozen(model)
-        assert model.records.counters()["LEDGER_LOST"] == 1
+        assert model.tables.counters.read()["LEDGER_LOST"] == 1
 
     def test_what_two_vmas_map_of_a_thp_is_not_frozen_twice(self) -> None:
         """Mapped by PTEs since it was split into two VMAs: the second visit finds the entries of the first (6.1: 512 false suspects)."""
@@ -589,7 +589,7 @@ class TestThpSplit:
         model.call("freeze", mm.vma, 0, THP + 3 * PAGE, 1)
         model.call("freeze_leave", mm.vma, 0, THP + 3 * PAGE, 1)
         model.call("first_walk_leave")
-        assert model.records.counters()["PMDS_FROZEN"] == 1
+        assert model.tables.counters.read()["PMDS_FROZEN"] == 1
         self.thaw(model, split, mm, {})
         assert not model.native.events()
 
@@ -604,13 +604,13 @@ class TestThpSplit:
             for n in range(512):
                 model.thaw(split, each, THP + n * PAGE, PFN + n)
         model.end_split(split)
-        counters = model.records.counters()
+        counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"]
             == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
             >= 1024
         )
-        assert not model.records.ledger()
+        assert not model.tables.ledger.rows()
         assert not model.native.events()
 
     def test_a_split_frees_nothing_of_a_file(self) -> None:
@@ -623,7 +623,7 @@ class TestThpSplit:
         model.call("freeze", mm.vma, 0, THP, 1)
         model.call("freeze_leave", mm.vma, 0, THP, 1)
         model.end_split(split)
-        assert not model.records.ledger()
+        assert not model.tables.ledger.rows()
 
 
 def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> (
@@ -646,7 +646,7 @@ def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_differe
 def test_the_row_knows_the_folio_that_the_second_walk_brought() -> None:
     model = ModelKernel()
     mm = migrated(model, blind=1)
-    rows = [row for row in model.records.ledger() if mm.at in row.visited]
+    rows = [row for row in model.tables.ledger.rows() if mm.at in row.visited]
     assert [row.visited[mm.at].to for row in rows] == [model.folio(model.next_pfn - 1)]
 
 
