@@ -7,6 +7,7 @@ from tracer.bpf.maps import Table, possible_cpus
 from tracer.checking.checker import Checker
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
 from tracer.daemon.fidelity import Fidelity
+from tracer.invariants.migration_entries import LEFT_BEHIND
 from tracer.supervision.checkpoint import (
     Checkpoint,
     CheckpointMemory,
@@ -96,5 +97,5 @@ def resume(left: Recovered, judge: Checker, rulings: ProtocolVerdicts) -> None:
     open_cases.answers.update(state.answers)
     judge.entries.update(dict(state.entries))
     judge.late.resume(*state.late)
-    open_cases.open("M1", state.case_rows)
+    open_cases.open(LEFT_BEHIND.id, state.case_rows)
     open_cases.sweeps, open_cases.proven = state.sweeps, set(state.proven)

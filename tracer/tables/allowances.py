@@ -1,4 +1,4 @@
-"""Sampling: how many windows each function may still record, and how many it did not (struct allowance of probes/include/books.h)."""
+"""Sampling: how many windows of each function may still be recorded, and how many were left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _JIFFY_NS = 10_000_000  # with HZ=100; with a larger HZ a jiffy is shorter
 
 
 class Allowances:
-    """Reads the per-CPU map `allowances`, one row a function. Empty where the window hooks are not loaded."""
+    """Reader of the per-CPU map `allowances` (struct allowance), which has a row for each function.
+
+    Empty where the window hooks are not loaded.
+    """
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
         self._table, self._layout = maps.get("allowances"), layouts.structs["allowance"]
@@ -22,7 +25,9 @@ class Allowances:
         return dict(zip(self._names, map(sum, self._values("unsampled")), strict=False))
 
     def last_unsampled_ns(self) -> int:
-        """Return when sampling left out the last window, at the latest (CLOCK_MONOTONIC nanoseconds); 0: never.
+        """Return the latest time at which sampling may have left out a window.
+
+        In nanoseconds of CLOCK_MONOTONIC; 0: it left out none.
 
         The programs note the time to the jiffy, so the true time is up to a jiffy later.
         """

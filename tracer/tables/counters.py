@@ -1,4 +1,4 @@
-"""The counters of the BPF programs (enum counter of probes/include/books.h)."""
+"""The counters of the BPF programs (enum counter)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tracer.tables.c_structs import Layouts
 
 
 class Counters:
-    """Reads the per-CPU map `counters`."""
+    """Reader of the per-CPU map `counters`."""
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
         self._table, self._names = maps["counters"], layouts.enums["counter"][:-1]

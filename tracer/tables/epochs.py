@@ -1,4 +1,4 @@
-"""The epochs of recording: a change of hooks begins a new one, so that no half of anything is counted."""
+"""Epochs of recording: a change of hooks begins a new one, so no half of anything is counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tracer.tables.params import Params
 
 
 class Epochs:
-    """Params.window_epoch and Params.mmap_epoch, and the rows that a change of hooks makes invalid."""
+    """The epochs in struct params, and the rows that a change of hooks makes invalid."""
 
     def __init__(
         self, maps: Mapping[str, Table], params: Params, fork_windows: ForkWindows
@@ -22,8 +22,9 @@ class Epochs:
     def changing_hooks(self, *, windows: bool, mmap_locks: bool) -> Iterator[None]:
         """Attach and detach hooks inside this context.
 
-        The epoch is odd inside the context and has a new even value after it. Windows and mmap_locks that began in another epoch are
-        not counted, because one of their hooks may not have run.
+        The epoch is odd inside the context and has a new even value after it. Windows and
+        mmap_locks that began in another epoch are not counted, because one of their hooks may not
+        have run.
 
         windows: hooks of windows or rwsems change. mmap_locks: hooks of mmap_lock change.
         """

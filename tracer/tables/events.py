@@ -1,4 +1,4 @@
-"""The events that the BPF programs send through the ring buffer (struct event of probes/include/books.h)."""
+"""The events that the BPF programs send through the ring buffer (struct event)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tracer.tables.c_structs import Layouts
 
 @dataclass(frozen=True)
 class Event:
-    """One event. `a` and `b` depend on the kind: see enum event_kind and struct event. Times are CLOCK_MONOTONIC nanoseconds."""
+    """One event. Times are in nanoseconds of CLOCK_MONOTONIC.
+
+    The meaning of `a` and `b` depends on the kind: see struct event.
+    """
 
     kind: str
     time_ns: int
@@ -45,7 +48,7 @@ class Event:
 
 
 class Events:
-    """Decodes events of the ring buffer."""
+    """Decoder of the records of the ring buffer."""
 
     def __init__(self, layouts: Layouts) -> None:
         self._layout = layouts.structs["event"]
@@ -54,12 +57,15 @@ class Events:
         self._kinds = {layouts.constants[name]: name for name in layouts.enums["event_kind"]}
 
     def decode(self, raw: bytes) -> Event:
-        """Decode the struct event at the start of a record. Its kind is "?" if the header has no such kind."""
+        """Decode the struct event at the start of a record.
+
+        Its kind is "?" if the header has no such kind.
+        """
         members = vars(self._layout.unpack(raw))
         return Event(**members | {"kind": self._kinds.get(members["kind"], "?")})
 
     def sighting(self, raw: bytes) -> tuple[bytes, Any]:
-        """Return the protocol key and the struct sighting that follow the struct event of a PROTOCOL_NEW."""
+        """Return the protocol key and the struct sighting that follow a PROTOCOL_NEW event."""
         at = self._layout.size
         end = at + self._sighting.size
         return raw[end : end + self._key_size], self._sighting.unpack(raw[at:])

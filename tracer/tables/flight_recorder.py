@@ -1,4 +1,4 @@
-"""The flight recorder: the last windows of each CPU (struct flight of probes/include/books.h)."""
+"""The flight recorder: the last windows of each CPU (struct flight)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from tracer.tables.c_structs import Layouts, names_of
 
 _FOREVER_NS = 1 << 64
 _ADDRESSES = ("mm", "vma", "anon", "i_mmap", "folio")
-"""Members of struct flight that tie windows together: the address space, the VMA, the locks, the folio."""
+"""Members of struct flight that tie windows together: address space, VMA, locks, folio."""
 
 
 class Flight(NamedTuple):
     """One window in the flight recorder: the name of its function and its struct flight.
 
-    row.protocol is the first_ns of the window's row in the protocol table; row.stack is a stack id, or negative if none was taken.
+    row.protocol is the first_ns of the window's row in the protocol table; row.stack is a stack id,
+    or negative if none was taken.
     """
 
     window: str
@@ -27,9 +28,10 @@ class Flight(NamedTuple):
 
 @dataclass(frozen=True)
 class Recorded:
-    """Flights, oldest first, and how far back the recorder is complete. Times are CLOCK_MONOTONIC nanoseconds.
+    """Flights, oldest first, and since when the recorder has all (CLOCK_MONOTONIC nanoseconds).
 
-    changes_ns, walks_ns: no change of VMAs, no rmap walk that ended since then is missing on any CPU; 0: none since the gate opened.
+    changes_ns, walks_ns: no change of VMAs, no rmap walk that ended since then is missing on any
+    CPU; 0: none since the gate opened.
     unsampled_ns: when sampling left out the last window; 0: never.
     """
 
@@ -40,9 +42,10 @@ class Recorded:
 
 
 class FlightRecorder:
-    """Reads the per-CPU map `flights`: its first half has changes of VMAs, its second half rmap walks.
+    """Reader of the per-CPU map `flights`: first half VMA changes, second half rmap walks.
 
-    Empty where the window hooks are not loaded. A read copies the whole map, so read it only when there is something to explain.
+    Empty where the window hooks are not loaded. A read copies the whole map, so read it only when
+    there is something to explain.
     """
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts, allowances: Allowances) -> None:
@@ -60,8 +63,10 @@ class FlightRecorder:
     ) -> Recorded:
         """Return the flights that the recorder still has.
 
-        around, tids: only flights that have one of these addresses, or are of one of these tasks; all flights if both are empty.
-        since_ns, until_ns: only windows that ended in this time. last: only the latest of them, so many at most; 0: all.
+        around, tids: only flights that have one of these addresses, or are of one of these tasks;
+        all flights if both are empty.
+        since_ns, until_ns: only windows that ended in this time. last: only the latest of them, so
+        many at most; 0: all.
         """
         if not self._table:
             return Recorded([], 0, 0)

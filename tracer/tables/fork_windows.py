@@ -1,4 +1,4 @@
-"""Calls of dup_mmap() that are running or ended lately (struct fork_window of probes/include/books.h)."""
+"""Calls of dup_mmap() that are running or ended lately (struct fork_window)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tracer.tables.mm import Mm
 
 
 class ForkWindows:
-    """Reads the map `fork_windows`, an array that is used as a ring."""
+    """Reader of the map `fork_windows`, an array that is used as a ring."""
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
         self._table, self._layout = maps["fork_windows"], layouts.structs["fork_window"]
@@ -30,7 +30,10 @@ class ForkWindows:
                 yield Mm(window.mm, window.pgd, 0, "(forked)", window.id)
 
     def close_open(self) -> None:
-        """End every open window now: a fork whose end is not seen would look like one that never ends."""
+        """End every open window now.
+
+        A fork whose end is not seen would look like one that never ends.
+        """
         for key, window in self._rows():
             if window.start_ns and not window.end_ns:
                 window.end_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)

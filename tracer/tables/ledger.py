@@ -1,4 +1,4 @@
-"""The ledger: migration entries that were inserted and not yet removed (struct ledger_row of probes/include/books.h)."""
+"""The ledger: migration entries that were inserted and not yet removed (struct ledger_row)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from tracer.tables.c_structs import Layouts
 
 _PAGE, _PMD_ENTRIES = 4096, 512  # PAGE_SIZE, PTRS_PER_PTE
 _PFN_SHIFT = 9
-"""Of a swap entry (SWP_OFFSET_FIRST_BIT, arch/x86/include/asm/pgtable_64.h). The offset is stored inverted: the entry of the next page
-is smaller."""
-_ALL = -1
+"""Of a swap entry: SWP_OFFSET_FIRST_BIT, arch/x86/include/asm/pgtable_64.h.
+
+The offset is stored inverted: the entry of the next page is smaller.
+"""
+_ALL = -1  # in Row.keys: all entries of a row of the map `ledger`
 
 
 @dataclass(frozen=True)
 class Visited:
-    """Where the first walk left an entry: the mm, the VMA as it was then, and the address at which it met the folio there.
+    """Where the first walk left an entry.
 
-    visits: how often the second walk came to that very address; None where it is not counted (a fork's copy, a page inside of a large
-    folio). to: the destination folio of its last visit, 0 if there was none.
+    The mm, the VMA as it was then, and the address at which the walk met the folio there.
+    visits: how often the second walk came to that very address; None where it is not counted (a
+    fork's copy, a page inside of a large folio). to: the destination folio of its last visit, 0 if
+    there was none.
     """
 
     mm: int
@@ -38,9 +42,11 @@ class Visited:
 
 @dataclass(frozen=True)
 class Row:
-    """Entries outstanding at one address in one migration (start_ns 0: outside of one), in however many mms.
+    """Entries outstanding at one address in one migration, in however many mms.
 
-    keys: their rows in the maps, each with the index of the entry in a frozen PMD, or -1 for a row of the map `ledger`.
+    start_ns: of the migration; 0: the entries were inserted outside of one.
+    keys: their rows in the maps, each with the index of the entry in a frozen PMD, or -1 for a row
+    of the map `ledger`.
     visited: where the first walk left the entries, by mm.
     """
 
@@ -74,7 +80,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Taken:
-    """Entries that take() removed from the ledger: their count, when the last of them was inserted, and its value."""
+    """Entries that take() removed from the ledger.
+
+    last_ns, entry: when the last of them was inserted, and its value.
+    """
 
     count: int = 0
     last_ns: int = 0
@@ -82,10 +91,12 @@ class Taken:
 
 
 class Ledger:
-    """Reads the maps `ledger` and `frozen`, and takes decided rows out of them. Empty where the migration hooks are not loaded.
+    """Reader of the maps `ledger` and `frozen` that takes decided rows out of them.
 
-    A row of the map `frozen` stands for the 512 entries of a PMD that a THP split turned into migration entries
-    (__split_huge_pmd_locked(), mm/huge_memory.c).
+    Empty where the migration hooks are not loaded.
+
+    A row of the map `frozen` stands for the 512 entries of a PMD that a THP split turned into
+    migration entries (__split_huge_pmd_locked(), mm/huge_memory.c).
     """
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
@@ -148,7 +159,10 @@ class Ledger:
         return count
 
     def take(self, row: Row) -> Taken:
-        """Take a decided row out of the maps. A row of no migration can grow and shrink until it is taken."""
+        """Take a decided row out of the maps.
+
+        The count is exact: a row of no migration can grow and shrink until it is taken.
+        """
         taken = Taken()
         for key, nth in row.keys:
             if nth != _ALL:
@@ -166,7 +180,10 @@ class Ledger:
         return None if row is None or _is_settled(row, nth) else row
 
     def _take_frozen(self, key: bytes, nth: int) -> bool:
-        """Settle one entry of a frozen PMD. Its migration has ended, so no program writes this row at the same time."""
+        """Settle one entry of a frozen PMD.
+
+        Its migration has ended, so no program writes this row at the same time.
+        """
         row = self._outstanding_frozen(key, nth)
         if row is None or not self._frozen:
             return False

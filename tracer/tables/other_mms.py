@@ -11,7 +11,10 @@ from tracer.tables.mm import Mm
 
 
 class OtherMms:
-    """Reads the mms that a walk over all tasks does not find: those that exit, and children that dup_mmap() fills."""
+    """Reader of the mms that an iterator over all tasks may not find.
+
+    They exit (map `dying_mms`), or dup_mmap() fills them for a child (map `fork_windows`).
+    """
 
     def __init__(
         self, maps: Mapping[str, Table], layouts: Layouts, fork_windows: ForkWindows

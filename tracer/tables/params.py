@@ -1,4 +1,4 @@
-"""The parameters that the daemon gives to the BPF programs (struct params of probes/include/books.h)."""
+"""The parameters that the daemon gives to the BPF programs (struct params)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol table: how many windows of each protocol there were (struct protocol_row of probes/include/books.h)."""
+"""The protocol table: how many windows of each protocol there were (struct protocol_row)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracer.tables.c_structs import Layouts
 
 
 class ProtocolTable:
-    """Reads the map `protocols`. Its keys (struct protocol_key) are decoded by tracer.protocol.codec.
+    """Reader of the map `protocols`, whose keys tracer.protocol.codec decodes.
 
     Empty where the window hooks are not loaded.
     """
@@ -38,7 +38,10 @@ class ProtocolTable:
         }
 
     def keys_by_first_ns(self) -> dict[int, bytes]:
-        """Return protocol keys by the time of their first window, which stands for the protocol in the flight recorder."""
+        """Return protocol keys by the time of their first window.
+
+        The flight recorder names a protocol by this time.
+        """
         return (
             {self._unpack(raw)[self._first_ns]: key for key, raw in self._table.items()}
             if self._table

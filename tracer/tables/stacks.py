@@ -9,10 +9,11 @@ from tracer.bpf.maps import Table
 
 
 class Stacks:
-    """Reads the stack maps.
+    """Reader of the stack maps.
 
-    On a hash collision in the map `stacks` the programs use the map `more_stacks`; its ids start at the number of rows of `stacks`.
-    Flights have a map of their own: the stacks of all windows would leave no room for those of violations.
+    On a hash collision in the map `stacks` the programs use the map `more_stacks`; its ids start at
+    the number of rows of `stacks`. Flights have a map of their own: the stacks of all windows would
+    leave no room for those of violations.
     """
 
     def __init__(self, maps: Mapping[str, Table]) -> None:
@@ -20,7 +21,7 @@ class Stacks:
         self._flight_stacks = maps.get("flight_stacks")
 
     def of_event(self, stack: int) -> list[int]:
-        """Return the kernel addresses of an event's stack, innermost first; empty if none was taken."""
+        """Return the addresses of an event's stack, innermost first; empty if none was taken."""
         rows = self._stacks.max_entries
         return (
             _addresses(self._more_stacks, stack - rows)
@@ -29,7 +30,7 @@ class Stacks:
         )
 
     def of_flight(self, stack: int) -> list[int]:
-        """Return the kernel addresses of a flight's stack, innermost first; empty if none was taken."""
+        """Return the addresses of a flight's stack, innermost first; empty if none was taken."""
         return _addresses(self._flight_stacks, stack) if self._flight_stacks else []
 
 

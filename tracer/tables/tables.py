@@ -1,4 +1,4 @@
-"""All tables of one set of maps, for the code that gives each collaborator the tables that it reads."""
+"""All tables of one set of maps, for the code that passes single tables to their readers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Tables:
 
     @classmethod
     def of(cls, maps: Mapping[str, Table], layouts: Layouts) -> Tables:
-        """Open the tables of these maps. Maps of probe objects that are not loaded may be missing."""
+        """Open the tables of these maps. Maps of probe objects that are not loaded may lack."""
         params, fork_windows = Params(maps, layouts), ForkWindows(maps, layouts)
         allowances = Allowances(maps, layouts)
         return cls(

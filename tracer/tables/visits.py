@@ -1,4 +1,4 @@
-"""The VMAs that the second rmap walk of a migration visited lately (struct visit of probes/include/books.h)."""
+"""The VMAs that the second rmap walk of a migration visited lately (struct visit)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tracer.tables.ledger import Row
 
 
 class Visits:
-    """Reads the LRU map `visits` and the clock that counts its insertions.
+    """Reader of the LRU map `visits` and of the clock that counts visits.
 
-    A missing row proves nothing by itself: the map may have evicted it. It proves something while the clock shows that fewer visits
-    came since than half of the map's rows.
+    A missing row proves nothing by itself: the map may have evicted it. It proves something while
+    the clock shows that fewer visits came since than half of the map's rows.
     """
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
@@ -25,11 +25,12 @@ class Visits:
         return int.from_bytes(self._clock.lookup(bytes(4)) or b"", "little") if self._clock else 0
 
     def was_visited(self, row: Row, mm: int, at: int, since: int | None) -> bool | None:
-        """Return whether the second walk of this row's migration visited the VMA of that mm that maps the folio at address `at`.
+        """Return whether the second walk of this row's migration visited the VMA.
 
-        since: the clock when the migration began; None if it is not known.
-        Returns None where it cannot be known: visits are not hooked, the last visit there was another folio's, or so many visits came
-        since the migration began that this one may have been evicted.
+        mm, at: the VMA's mm, and the address at which the VMA maps the folio.
+        since: the clock when the migration began; None if it is not known. Returns None where it
+        cannot be known: visits are not hooked, the last visit there was another folio's, or so many
+        visits came since the migration began that this one may have been evicted.
         """
         if not self._table or not row.visited:
             return None
@@ -44,8 +45,8 @@ class Visits:
     def was_visited_elsewhere(self, row: Row, mm: int, folio: int) -> bool:
         """Return whether that walk visited the folio at any address of that mm.
 
-        False for a frozen row: a split THP is visited page by page, and a visit of one page proves nothing of the others.
-        Reads the whole map, so call it only before a violation is reported.
+        False for a frozen row: a split THP is visited page by page, and a visit of one page proves
+        nothing of the others. Reads the whole map, so call it only before a violation is reported.
         """
         if row.frozen or not self._table:
             return False

@@ -10,7 +10,10 @@ from tracer.tables.histogram import Histogram
 
 
 class WindowTimes:
-    """Reads the per-CPU maps `window_times`, `lock_waits` and `lock_holds`. Histograms are empty where these are not loaded."""
+    """Reader of the per-CPU maps `window_times`, `lock_waits` and `lock_holds`.
+
+    Histograms are empty where these maps are not loaded.
+    """
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
         self._maps = maps
@@ -25,15 +28,16 @@ class WindowTimes:
     def windows(self) -> dict[str, Histogram]:
         """Return the durations by function.
 
-        Their count is the number of windows; a dup_mmap() is one, however many pieces its protocol was cut into.
+        Their count is the number of windows; a dup_mmap() is one, however many pieces its protocol
+        was cut into.
         """
         found = self._histograms("window_times", self._functions)
         return {name: times for name, times in found.items() if name != "outside"}
 
     def lock_waits(self) -> dict[str, Histogram]:
-        """Return the times from the call of down_*() inside a window until it has the rwsem, by lock class."""
+        """Return the times that tasks waited for an rwsem inside a window, by lock class."""
         return self._histograms("lock_waits", self._classes)
 
     def lock_holds(self) -> dict[str, Histogram]:
-        """Return the times for which an rwsem that was taken inside a window was held, by lock class."""
+        """Return the times for which rwsems taken in a window were held, by lock class."""
         return self._histograms("lock_holds", self._classes)

@@ -9,7 +9,7 @@ from tracer.tables.allowances import Allowances
 
 
 def test_unsampled_windows_are_summed_over_cpus() -> None:
-    """rows() brings the values of all CPUs, one after the other."""
+    """rows() returns the values of all CPUs, one after the other."""
     row = struct.pack("<6Q", 1, 2, 3, 4, 40, 5) + struct.pack("<6Q", 6, 7, 8, 9, 2, 0)
 
     class Two:
