@@ -123,22 +123,22 @@ def run(
     _needs_privilege()
     from tracer.daemon import run_supervisor
 
-    judge = run_supervisor.start(settings)
-    if isinstance(judge, int):
-        ctx.exit(judge)
-    from tracer.daemon.run import Asked, serve
+    checker = run_supervisor.start(settings)
+    if isinstance(checker, int):
+        ctx.exit(checker)
+    from tracer.daemon.run import Controls, serve
 
-    asked = Asked(StopSignal(), ReloadSignal(), read)
+    controls = Controls(StopSignal(), ReloadSignal(), read)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, asked.stop)
-    signal.signal(signal.SIGHUP, asked.reload)
+        signal.signal(number, controls.stop)
+    signal.signal(signal.SIGHUP, controls.reload)
     try:
-        with hold_lock_file(Path(settings.lock_file), judge.owner):
-            serve(settings, asked, duration, judge)
+        with hold_lock_file(Path(settings.lock_file), checker.owner):
+            serve(settings, controls, duration, checker)
     except RmapdError:
-        judge.report_end()
+        checker.report_end()
         raise
-    judge.report_end()
+    checker.report_end()
 
 
 @main.command(
@@ -228,9 +228,10 @@ def doctor(config: Path | None, form: str) -> None:
     settings = _load(config, None)
     _needs_privilege()
     from tracer.daemon.doctor import as_text, examine
-    from tracer.daemon.session import Session, running_kernel
+    from tracer.daemon.probes import running_kernel
+    from tracer.daemon.session import open_session
 
-    with Session(settings, running_kernel()) as session:
+    with open_session(settings, running_kernel()) as session:
         found = {"installation": installation.as_json(checks), **examine(session)}
     click.echo(json_text(found) if form == "json" else as_text(found), nl=form == "json")
 

@@ -21,7 +21,7 @@ from tests.bench.table import table
 from tests.bench.variants import FAMILIES, Maker, Nothing
 from tracer.bpf.programs import program_ids
 from tracer.config import LEVELS, Config
-from tracer.daemon import fidelity, session
+from tracer.daemon import levels, probes
 
 _FLOORS = tuple(f"floor:{name}" for name in LEVELS if name != "sampled")
 VARIANTS = (
@@ -37,7 +37,7 @@ def made(maker: Maker, name: str) -> Nothing | None:
     """A variant by its name; None where this kernel or machine cannot have it. sampled:N books N windows of a function a second and CPU."""
     kind, _, what = name.partition(":")
     if kind == "floor":
-        return maker.floor(name, fidelity.probe_objects(what))
+        return maker.floor(name, levels.probe_objects(what))
     if kind == "only":
         return maker.family(what)
     if kind == "sampled":
@@ -55,7 +55,7 @@ def _programs() -> set[int]:
 
 
 def measure(wanted: list[str], names: list[str], count: int, scale: float) -> dict[str, object]:
-    kernel = session.running_kernel()
+    kernel = probes.running_kernel()
     with (
         tempfile.TemporaryDirectory(prefix="rmapd-bench-") as folder,
         contextlib.ExitStack() as stack,

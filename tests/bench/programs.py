@@ -24,7 +24,8 @@ from pathlib import Path
 from tracer.attach import bcc_headers, loader, resolver
 from tracer.bpf.programs import Program, enable_statistics, load_program
 from tracer.config import Config
-from tracer.daemon.session import Session, probes_folder, running_kernel
+from tracer.daemon.probes import probes_folder, running_kernel
+from tracer.daemon.session import Session, open_session
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
 from tracer.tables.params import Params
@@ -44,9 +45,12 @@ class Reader:
     """Reads this kernel's memory by the oracle's own `calibrate` program."""
 
     def __init__(self, session: Session) -> None:
-        self._maps, self._program = session.loaded.maps, session.loaded.programs["calibrate"][0]
+        self._maps, self._program = (
+            session.probes.loaded.maps,
+            session.probes.loaded.programs["calibrate"][0],
+        )
         self._layout = Layouts.read(probes_folder() / "include/books.h").structs["calibration"]
-        self._types = session.kernel.types
+        self._types = session.probes.kernel.types
 
     def at(self, address: int) -> int:
         self._program.run(0, 0, address, 0)
@@ -164,7 +168,7 @@ def main(count: int = 20_000, a_second: int = 0) -> None:
     layouts = Layouts.read(probes_folder() / "include/books.h")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
-            Session(
+            open_session(
                 Config(fidelity="migration", statistics=False, scan_seconds=0), running_kernel()
             )
         )

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 from tests.bench.variants import Attachable, Nothing
 from tracer.attach.attached import AttachedProbes
-from tracer.daemon.session import probes_folder
+from tracer.daemon.probes import probes_folder
 from tracer.tables.c_structs import Layouts
 from tracer.tables.counters import Counters
 

@@ -17,7 +17,7 @@ from typing import IO
 from tests.bench.ring_rival import RingRival
 from tests.bench.variants import Maker, Nothing
 from tracer.attach import plan, resolver
-from tracer.daemon.session import probes_folder
+from tracer.daemon.probes import probes_folder
 from tracer.kernel.running import Kernel
 
 _TRACING = Path("/sys/kernel/tracing")

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tracer.config import Config
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import caught_up
 
 SOURCE = Path(__file__).with_name("population.c")
 _BOOKS = "ledger frozen visits migrations dying_mms lock_order protocols holds".split()
@@ -91,16 +93,18 @@ def kernel_bytes() -> dict[str, int]:
 def looked_at(session: Session) -> dict[str, Any]:
     """A sweep now, and what the books hold."""
     started = time.monotonic()
-    mms = session.open_cases.oracle.mms() if session.open_cases.oracle else []
+    mms = session.checker.open_cases.oracle.mms() if session.checker.open_cases.oracle else []
     listed = time.monotonic() - started
-    sweep = session.open_cases.oracle.sweep(mms) if session.open_cases.oracle else None
+    sweep = (
+        session.checker.open_cases.oracle.sweep(mms) if session.checker.open_cases.oracle else None
+    )
     took = time.monotonic() - started
     started = time.monotonic()
-    counters = session.snapshot().counters
+    counters = caught_up(session).counters
     rows = {
-        name: sum(1 for _ in session.loaded.maps[name].items())
+        name: sum(1 for _ in session.probes.loaded.maps[name].items())
         for name in _BOOKS
-        if name in session.loaded.maps
+        if name in session.probes.loaded.maps
     }
     return {
         "mms": len(mms),
@@ -111,7 +115,9 @@ def looked_at(session: Session) -> dict[str, Any]:
         "snapshot_seconds": round(time.monotonic() - started, 3),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rows": rows,
-        "windows": sum(times.count for times in session.tables.window_times.windows().values()),
+        "windows": sum(
+            times.count for times in session.probes.tables.window_times.windows().values()
+        ),
         "lost": {
             name: n
             for name, n in counters.items()
@@ -123,7 +129,7 @@ def looked_at(session: Session) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened() -> Iterator[tuple[Session, float]]:
     started = time.monotonic()
-    with Session(Config(statistics=False, scan_seconds=0), running_kernel()) as session:
+    with open_session(Config(statistics=False, scan_seconds=0), running_kernel()) as session:
         yield session, round(time.monotonic() - started, 2)
         session.stop()
 
@@ -167,14 +173,14 @@ def main(out: str, *sizes: str) -> None:
         with opened() as (session, gate):
             refused = {
                 hook.hook.name: hook.reason
-                for hook in session.loaded.hooks
+                for hook in session.probes.loaded.hooks
                 if not hook.on and "refused at" in hook.reason
             }
             note(
                 "alone",
                 {
                     "gate_seconds": gate,
-                    "hooks": sum(h.on for h in session.loaded.hooks),
+                    "hooks": sum(h.on for h in session.probes.loaded.hooks),
                     "refused": refused,
                     **looked_at(session),
                 },

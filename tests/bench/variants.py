@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from tracer.attach import loader, plan, resolver
 from tracer.attach.attached import AttachedProbes, attach_all, detach_all
 from tracer.bpf.programs import enable_statistics
 from tracer.config import Config
-from tracer.daemon.session import Session, probes_folder
+from tracer.daemon.probes import probes_folder
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
 from tracer.tables.params import Params
@@ -123,7 +126,7 @@ class Maker:
         config = msgspec.structs.replace(
             Config(fidelity=fidelity, statistics=False, scan_seconds=0), **settings
         )
-        return _Running(name, Session(config, self.kernel), statistics=statistics)
+        return _Running(name, open_session(config, self.kernel), statistics=statistics)
 
     def family(self, name: str) -> Attachable | None:
         """The stems of a family, gate open; None where this kernel has none of its hooks."""
@@ -196,9 +199,13 @@ def _programs(probe_object: plan.ProbeObject) -> list[str]:
 class _Running(Attachable):
     """A session whose loop runs meanwhile; its CPU time counts as the tracer's."""
 
-    def __init__(self, name: str, session: Session, *, statistics: bool) -> None:
-        self._session = session.__enter__()
-        super().__init__(name, session.loaded, statistics=statistics)
+    def __init__(
+        self, name: str, opening: AbstractContextManager[Session], *, statistics: bool
+    ) -> None:
+        with contextlib.ExitStack() as stack:
+            self._session = stack.enter_context(opening)
+            super().__init__(name, self._session.probes.loaded, statistics=statistics)
+            self._stack = stack.pop_all()
         self._used = 0.0
 
     def meanwhile(self) -> None:
@@ -210,7 +217,7 @@ class _Running(Attachable):
         return self._used
 
     def facts(self) -> Mapping[str, object]:
-        snapshot = self._session.snapshot()
+        snapshot = caught_up(self._session)
         lost = {
             name: count
             for name, count in snapshot.counters.items()
@@ -234,4 +241,4 @@ class _Running(Attachable):
 
     def close(self) -> None:
         self._session.stop()
-        self._session.__exit__(None, None, None)
+        self._stack.close()

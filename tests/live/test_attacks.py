@@ -31,7 +31,10 @@ from tests.live.conftest import (
 from tracer.attach.liveness import LivenessCheck
 from tracer.attach.plan import HookState
 from tracer.config import Config, load
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.losses import run_counts
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.session import open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.invariants.base import Coverage
 
 CROWD = [sys.executable, "-m", "tests.workloads.crowd"]
@@ -104,27 +107,29 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
 
 
 def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
-    with Session(load(None, os.environ), running_kernel()) as session:
+    with open_session(load(None, os.environ), running_kernel()) as session:
         session.step(0)
         before = session.coverage["M1"]
         assert before[0] is not Coverage.NONE
         hook = next(
-            one for one in session.loaded.attachments() if one.hook == "remove_migration_pte"
+            one for one in session.probes.loaded.attachments() if one.hook == "remove_migration_pte"
         )
         spare = os.dup(
             hook.link.fd
         )  # else the kernel would detach at once, and another file could get its number
         os.close(hook.link.fd)
-        session._next_tick_ns = 0
+        session.loop.make_tick_due()
         session.step(0)
-        state = next(one for one in session.loaded.hooks if one.hook.name == "remove_migration_pte")
+        state = next(
+            one for one in session.probes.loaded.hooks if one.hook.name == "remove_migration_pte"
+        )
         assert state.state is HookState.DETACHED
-        level, reason = session.snapshot().coverage["M1"]
+        level, reason = caught_up(session).coverage["M1"]
         assert level is Coverage.NONE
         assert "taken away: remove_migration_pte" in reason
         os.dup2(spare, hook.link.fd)
         os.close(spare)
-        session._next_tick_ns = 0
+        session.loop.make_tick_due()
         session.step(0)
         assert session.coverage["M1"] == before
         held = loaded_by("self")
@@ -134,13 +139,16 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
 
 def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
     """No descriptor and no switch says so: only that our own VMA changes run nothing."""
-    with Session(load(None, os.environ), running_kernel()) as session:
-        seconds, attached = iter(range(0, 10**14, 10**9)), session.loaded.attachments()
+    with open_session(load(None, os.environ), running_kernel()) as session:
+        seconds, attached = iter(range(0, 10**14, 10**9)), session.probes.loaded.attachments()
         watch = LivenessCheck(
-            lambda: attached, session._runs, attached_to=lambda _fd: (), clock=lambda: next(seconds)
+            lambda: attached,
+            lambda: run_counts(session.probes.loaded),
+            attached_to=lambda _fd: (),
+            clock=lambda: next(seconds),
         )
         assert not watch.check()
-        session.loaded.detach()
+        session.probes.loaded.detach()
         off = [watch.check() for _ in range(50)][-1]
         assert {"mmap_lock_acquire_returned", "mmap_lock_released"} <= set(off)
 
@@ -150,12 +158,12 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
     try:
-        with Session(Config(statistics=statistics), running_kernel()) as session:
+        with open_session(Config(statistics=statistics), running_kernel()) as session:
             for value in ("1", "0"):
                 switch.write_text(value)
                 for _ in range(25):
-                    assert not session.loaded.update_detached(session.watch.check())
-            ran = session.snapshot().statistics["mmap_lock_released"]
+                    assert not session.probes.loaded.update_detached(session.watch.check())
+            ran = caught_up(session).statistics["mmap_lock_released"]
             assert ran.runs or not statistics
     finally:
         switch.write_text(before)

@@ -19,7 +19,7 @@ import pytest
 from pyprctl import Cap
 
 from tests.live.conftest import daemon, fetch, judge_of, loaded_by, sample, still_loaded, until
-from tracer.daemon.session import probes_folder
+from tracer.daemon.probes import probes_folder
 from tracer.process.capabilities import permitted_by_thread
 
 PACE = {"look": 0.5, "over": 2, "under": 2, "rest": 4}

@@ -133,13 +133,13 @@ def attempts():
     found["join root's group"] = outcome(lambda: os.setgroups([0]))
     return found
 
-announce, answer = run._announce, Application.__call__
+announce, answer = run.log_start, Application.__call__
 def announced(*arguments):
     announce(*arguments)
     print("the judge:", json.dumps(attempts()), file=sys.stderr, flush=True)
 def answered(self, ask):
     return Response.say(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
-run._announce, Application.__call__ = announced, answered
+run.log_start, Application.__call__ = announced, answered
 cli.main()
 """
 """The daemon, whose threads try what a thief in them would."""

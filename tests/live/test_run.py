@@ -26,7 +26,9 @@ from tests.live.conftest import (
 from tracer.attach import loader, resolver
 from tracer.attach.plan import HookState
 from tracer.config import Config, Maps
-from tracer.daemon.session import Session, probes_folder, running_kernel
+from tracer.daemon.probes import probes_folder, running_kernel
+from tracer.daemon.session import open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.tables.c_structs import Layouts
 
 
@@ -181,10 +183,10 @@ def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, probe_ob
     shutil.copytree(probes_folder(), copy)
     broken = copy / f"{probe_object}.bpf.c"
     broken.write_text(broken.read_text() + "\nthis is not C;\n")
-    with Session(Config(), running_kernel(), [copy]) as session:
+    with open_session(Config(), running_kernel(), [copy]) as session:
         session.step(0.1)
         session.stop()
-        snapshot = session.snapshot()
+        snapshot = caught_up(session)
     for hook in snapshot.hooks:
         if hook.probe_object == probe_object:
             assert hook.state is HookState.MISSING

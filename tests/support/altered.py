@@ -13,15 +13,18 @@ from functools import partialmethod
 from pathlib import Path
 
 from tracer import cli
-from tracer.daemon import session
+from tracer.daemon import fidelity
+from tracer.daemon import probes as probes_module
 from tracer.daemon.governor import Pace
 from tracer.outputs import log
 
 
 def main(probes: str, pace: str, *arguments: str) -> None:
     """Run rmapd with these arguments."""
-    session.probes_folder = lambda: Path(probes)
-    session.Session.govern = partialmethod(session.Session.govern, Pace(**json.loads(pace)))  # type: ignore[method-assign,assignment]
+    probes_module.probes_folder = lambda: Path(probes)
+    given = Pace(**json.loads(pace))
+    govern = partialmethod(fidelity.Fidelity.govern, pace=given)
+    fidelity.Fidelity.govern = govern  # type: ignore[method-assign,assignment]
     log._MOST_A_MINUTE = 1 << 30
     cli.main(arguments, prog_name="rmapd")
 

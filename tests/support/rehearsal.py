@@ -22,7 +22,7 @@ from tracer.bpf import programs as program
 from tracer.bpf.maps import Map, map_info
 from tracer.bpf.programs import Program, open_program
 from tracer.bpf.syscall import Command, call, object_info
-from tracer.daemon.session import probes_folder
+from tracer.daemon.probes import probes_folder
 
 CAST_ROWS = 1024
 A_RUN = 256

@@ -8,7 +8,7 @@ from tests.support.native import LAYOUTS
 from tracer.attach import plan
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.programs import RunStatistics
-from tracer.daemon.session import probes_folder
+from tracer.daemon.probes import probes_folder
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.results.snapshot import Snapshot, StoreState

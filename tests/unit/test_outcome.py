@@ -31,7 +31,7 @@ from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf import programs
 from tracer.cli import main
 from tracer.config import Config
-from tracer.daemon.run import _announce, _reload
+from tracer.daemon.run import log_start, reload_configuration
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
 from tracer.kernel.running import Kernel
 from tracer.process.lock_and_signals import hold_lock_file
@@ -312,8 +312,7 @@ def test_hook_missing_in_this_kernel_is_logged_at_info(caplog: pytest.LogCapture
         absent("g", "no symbol g"),
     )
     caplog.set_level(logging.INFO, "rmapd")
-    _announce(
-        cast(Any, None),
+    log_start(
         snapshot(hooks=(*hooks, absent("h", "the verifier refused it", tried=True))),
         "http://x",
     )
@@ -332,7 +331,7 @@ def test_hook_missing_in_this_kernel_is_logged_at_info(caplog: pytest.LogCapture
 def test_refused_configuration_at_reload_is_logged_in_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    _reload(
+    reload_configuration(
         cast(Any, SimpleNamespace(change=None)),
         cast(
             Callable[[], Config],

@@ -23,7 +23,9 @@ from tests.workloads.soak import compaction
 from tracer.bpf.programs import program_ids
 from tracer.bpf.syscall import Command, call
 from tracer.config import Config
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.invariants.verdict import Verdict
 
 LOAD = "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 --temp-path /tmp --timeout 0".split()
@@ -49,7 +51,7 @@ def stepping(session: Session, seconds: float) -> None:
 
 def seen(session: Session) -> dict[str, Any]:
     """What an operator would see now."""
-    snapshot = session.snapshot()
+    snapshot = caught_up(session)
     bad = {
         f"{name} {verdict} {count}"
         for (name, verdict), count in snapshot.checks.items()
@@ -89,7 +91,7 @@ def switched(session: Session, switch: Path) -> dict[str, Any]:
 def links_detached(session: Session) -> dict[str, Any]:
     """BPF_LINK_DETACH, as `bpftool link detach` does it, on whatever is a link."""
     answers: dict[str, int] = {}
-    for one in session.loaded.attachments():
+    for one in session.probes.loaded.attachments():
         try:
             call(Command.LINK_DETACH, struct.pack("<I", one.link.fd))
             answer = "taken"
@@ -203,7 +205,7 @@ def main(out: str) -> None:
             Path(out).write_text(json.dumps(found, indent=1))
             print(name, json.dumps(found[name])[:400], flush=True)
 
-    with Session(config, kernel) as session:
+    with open_session(config, kernel) as session:
         stepping(session, 5)
         found["before"] = seen(session)
         attempt(session, AT_REST)
@@ -213,7 +215,7 @@ def main(out: str) -> None:
     tiny = msgspec.structs.replace(
         config.maps, **{name: rows for name, rows in TINY.items() if hasattr(config.maps, name)}
     )
-    with Session(msgspec.structs.replace(config, maps=tiny), kernel) as session:
+    with open_session(msgspec.structs.replace(config, maps=tiny), kernel) as session:
         with under_load(session):
             stepping(session, 20)
         found["tiny"] = seen(session)

@@ -18,7 +18,9 @@ from typing import Any
 import msgspec
 
 from tracer.config import Config, Maps
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.protocol.text import text
 
 WORKLOAD = Path(__file__).parent.parent / "workloads/vma.py"
@@ -32,13 +34,13 @@ def main(out: str, count: str, how: str) -> None:
         Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock"
     )
     started = time.monotonic()
-    with Session(config, kernel) as session:
+    with open_session(config, kernel) as session:
         gate_seconds = time.monotonic() - started
         workload, begin, end = _run(session, count)
         session.settle(2)
         session.stop()
         found = _count(session, workload.pid, begin, end)
-        snapshot = session.snapshot()
+        snapshot = caught_up(session)
     statistics = {
         name: {"runs": s.runs, "microseconds": 1e6 * s.seconds / max(s.runs, 1)}
         for name, s in snapshot.statistics.items()
@@ -91,8 +93,8 @@ def _stopped(session: Session, pid: int) -> None:
 def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
     """windows and protocols of the process itself; and whether the table and the recorder, two books, agree on all windows there were."""
     flights, born = (
-        session.tables.flight_recorder.flights(),
-        session.tables.protocol_table.keys_by_first_ns(),
+        session.probes.tables.flight_recorder.flights(),
+        session.probes.tables.protocol_table.keys_by_first_ns(),
     )
     own = [
         flight
@@ -103,7 +105,7 @@ def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
     recorded = Counter(window for window, _, _ in every if window != "outside")
     table = {
         name: times.count
-        for name, times in session.tables.window_times.windows().items()
+        for name, times in session.probes.tables.window_times.windows().items()
         if times.count
     }
     protocols = Counter(

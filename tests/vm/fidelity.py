@@ -15,7 +15,9 @@ from typing import Any
 
 from tests.vm.attach import EXPEDITED, LOAD, hooked
 from tracer.config import Config
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.invariants.verdict import Verdict
 
 LEVELS = ("sampled", "owner", "migration", "full")
@@ -24,8 +26,8 @@ SECONDS = 6
 
 def holds(session: Session) -> Counter[str]:
     """What was counted as fine, by invariant; and all windows."""
-    session.judge.count_protocols()
-    checks = session.judge.tally.checks
+    session.checker.count_protocols()
+    checks = session.checker.tally.checks
     return Counter(
         {name: checks[name, Verdict.HOLDS] for name in ("L1", "L3", "L4", "L5")}
         | {"windows": session.protocol_events.rulings.windows}
@@ -39,16 +41,16 @@ def main(out: str, rounds: int) -> None:
     kernel.__dict__.update(
         preempts=True, kprobe_refused=""
     )  # by kprobes: under load a trampoline each takes a guest half an hour
-    with Session(Config(), kernel) as session:
-        session.loaded.start_reattach_helper(
-            {hook.probe_object for hook in session.loaded.hooks}
+    with open_session(Config(), kernel) as session:
+        session.probes.loaded.start_reattach_helper(
+            {hook.probe_object for hook in session.probes.loaded.hooks}
         )  # it attaches with its few capabilities, as in the daemon
         print("the gate is open", flush=True)
         load = subprocess.Popen(LOAD)
         try:
             for level in LEVELS[-1:] + LEVELS * rounds:
-                start, fidelity = time.monotonic(), session._fidelity
-                refused = fidelity.change(level, "a test", session.judge.count_protocols)
+                start, fidelity = time.monotonic(), session.fidelity
+                refused = fidelity.change(level, "a test", session.checker.count_protocols)
                 took, counted, end = (
                     time.monotonic() - start,
                     holds(session),
@@ -79,7 +81,7 @@ def main(out: str, rounds: int) -> None:
             load.terminate()
             load.wait()
         session.stop()
-        snapshot = session.snapshot()
+        snapshot = caught_up(session)
     wrong = {
         f"{name} {verdict}": count
         for (name, verdict), count in snapshot.checks.items()

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.live.conftest import fetch, until
 from tests.vm.alert import AT, ready
-from tracer.daemon.session import probes_folder
+from tracer.daemon.probes import probes_folder
 
 PACE = {"look": 1, "over": 5, "under": 5, "rest": 10}
 SETTINGS = [

@@ -20,7 +20,9 @@ from tracer.bpf import links
 from tracer.bpf import programs as program
 from tracer.bpf.maps import Map
 from tracer.config import Config
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.rehearsal import rehearse
+from tracer.daemon.session import Session, open_session
 from tracer.kernel.running import Kernel
 from tracer.memory import calibration
 
@@ -38,36 +40,38 @@ CANDIDATES = [
 def asked(session: Session) -> dict[str, Callable[[], object]]:
     """Each gives something true, or raises."""
     table, programs, oracle = (
-        session.loaded.maps["params"],
-        session.loaded.programs,
-        session.open_cases.oracle,
+        session.probes.loaded.maps["params"],
+        session.probes.loaded.programs,
+        session.checker.open_cases.oracle,
     )
-    iterator, some = session.loaded.iterator("tasks"), programs["calibrate"][0]
+    iterator, some = session.probes.loaded.iterator("tasks"), programs["calibrate"][0]
     page = mmap.mmap(-1, mmap.PAGESIZE)
     assert oracle
     assert iterator
     first = oracle.mms()[:1]
-    session.rehearse()  # opens /proc/kallsyms, as the daemon does before it gives anything up
+    rehearse(session)  # opens /proc/kallsyms, as the daemon does before it gives anything up
     return {
         "attached: look a map up": lambda: table.lookup(bytes(4)),
         "attached: write a map": lambda: _rewritten(table),
         "attached: read a map in batches": lambda: (
-            list(session.loaded.maps["ledger"].items()) or True
+            list(session.probes.loaded.maps["ledger"].items()) or True
         ),
         "attached: delete from a map": lambda: (
-            session.loaded.maps["ledger"].delete(bytes(session.loaded.maps["ledger"].key_size))
+            session.probes.loaded.maps["ledger"].delete(
+                bytes(session.probes.loaded.maps["ledger"].key_size)
+            )
             or True
         ),
-        "attached: read the event ring": lambda: list(session._ring.read()) or True,
+        "attached: read the event ring": lambda: list(session.probes.ring.read()) or True,
         "attached: run the oracle (BPF_PROG_TEST_RUN)": lambda: oracle.ask(
             [(mm, 0) for mm in first]
         ),
         "attached: search page tables (BPF_PROG_TEST_RUN)": lambda: oracle.sweep(first).tables,
         "attached: list all mms (BPF_ITER_CREATE)": lambda: len(iterator.read()),
         "attached: a program's runs (BPF_OBJ_GET_INFO_BY_FD)": lambda: some.statistics().runs,
-        "attached: read the kept /proc/kallsyms": session.kernel.shows_addresses,
+        "attached: read the kept /proc/kallsyms": session.probes.kernel.shows_addresses,
         "before: open /proc/kallsyms with addresses": lambda: Kernel(
-            session.kernel.release, session.kernel.types
+            session.probes.kernel.release, session.probes.kernel.types
         ).shows_addresses(),
         "before: our own pagemap's pfns": lambda: _own_pfn(page),
         "before: statistics on (BPF_ENABLE_STATS)": lambda: program.enable_statistics() > 0,
@@ -77,7 +81,9 @@ def asked(session: Session) -> dict[str, Callable[[], object]]:
         "before: attach a raw tracepoint": lambda: links.attach(
             programs["set_migration_pte"][0].fd, "raw_tp", "set_migration_pte"
         ),
-        "before: attach a kprobe": lambda: session.kernel.kprobe_refused or _attach_kprobe(session),
+        "before: attach a kprobe": lambda: (
+            session.probes.kernel.kprobe_refused or _attach_kprobe(session)
+        ),
         "before: the iterator's link (BPF_LINK_CREATE)": lambda: links.attach(
             programs["tasks"][0].fd, "iter", ""
         ),
@@ -101,9 +107,9 @@ def _attach_kprobe(session: Session) -> object:
     loaded = next(
         (
             p
-            for h in session.loaded.hooks
+            for h in session.probes.loaded.hooks
             if h.how == "kprobe" and h.on
-            for p in session.loaded.programs[h.hook.name]
+            for p in session.probes.loaded.programs[h.hook.name]
         ),
         None,
     )
@@ -138,7 +144,7 @@ def main(out: str = "") -> None:
         for name in ("unprivileged_bpf_disabled", "kptr_restrict", "perf_event_paranoid")
     }
     found: dict[str, list[str]] = {}
-    with Session(config, running_kernel()) as session:
+    with open_session(config, running_kernel()) as session:
         for what, ask in asked(session).items():
             enough = [caps for caps in CANDIDATES if _allowed(ask, caps)]
             found[what] = [

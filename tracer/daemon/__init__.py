@@ -1,4 +1,4 @@
-"""From attach to detach: the session, `run` and `exec`, how much is probed, what is left after a death, `doctor`.
+"""From attach to detach: the session, `run`, `exec` and `doctor`, fidelity, and crash recovery.
 
-This package puts the others together. A rule, a layout or a format does not belong here.
+This package puts the others together. Rules, layouts and formats do not belong here.
 """

@@ -1,83 +1,92 @@
-"""What is done after a judge's death, by another process: the books that the kernel still has are judged from where it was.
+"""Go on with the maps of a dead checker, in another process, from the state that it was in.
 
-The maps and the programs that are run on demand are open; nothing is attached any more.
+The maps, and the programs that run on demand, are open there; nothing is attached any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import msgspec
 
 from tracer.attach.attach_process import AttachOutcome, taken_over
 from tracer.config import Config
-from tracer.daemon.recorder import resume
-from tracer.daemon.session import Session, probes_folder, running_kernel
+from tracer.daemon import probes as probes_module
+from tracer.daemon.recorder import Recorder, resume
+from tracer.daemon.session import Session
 from tracer.errors import RmapdError
-from tracer.kernel.running import Kernel
 from tracer.supervision import takeover
 from tracer.supervision.checkpoint import CheckpointMemory, Recovered, read
-from tracer.tables.c_structs import Layout, Layouts
+from tracer.supervision.takeover import TakeoverRecord
+from tracer.tables.c_structs import Layout
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a dead checker left: the takeover record for this process, and the log."""
+
+    takeover: TakeoverRecord
+    log: Recovered
 
 
 def put_back(layout: Layout, before: bytes, now: bytes) -> bytes:
-    """A row of the ledger as it was before it was taken out, with what the kernel has inserted since: it began another row then. now: the
-    row that is there, the same one where the judge died before it took it."""
+    """Merge a ledger row that was taken out with the row that is there now; return the result.
+
+    The kernel starts a new row for what it inserts after the old one was taken out. It is the same
+    row where the checker died before it took the row out.
+    """
     was, later = layout.unpack(before), layout.unpack(now)
     if was.first_ns == later.first_ns:
         return now
     return layout.pack(**vars(later) | {"first_ns": was.first_ns, "count": was.count + later.count})
 
 
-class Aftermath(Session):
-    """A session over what another has attached. Use as a context manager; stop() judges, snapshot() has all that is known then."""
+def find_remains(memory: CheckpointMemory, descriptors: Mapping[str, int] | None = None) -> Remains:
+    """Read the memory of a dead checker.
 
-    def __init__(
-        self, config: Config, kernel: Kernel, down: takeover.TakeoverRecord, left: Recovered
-    ) -> None:
-        super().__init__(config, kernel)
-        self._down, self.left = down, left
-
-    def _attach(self) -> None:
-        layouts, answer = Layouts.read(probes_folder() / "include" / "books.h"), self._down.answer
-        attached = AttachOutcome(taken_over(answer, self._down.fds), answer.page_size, answer.enums)
-        for point in attached.probes.points.get("tasks", []):
-            point.link = point.link or point.program.attach("iter", "")
-        self._build(attached, layouts, self.left.state.level or self._down.level)
-        self._started_ns = self._down.started_ns
-        self.tables.params.set(gate=0)
-        for name, key, value in self.left.rows:
-            now = None if name == "frozen" else self.loaded.maps[name].lookup(key)
-            self.loaded.maps[name].update(
-                key, put_back(layouts.structs["ledger_row"], value, now) if now else value
-            )
-        resume(self.left, self.judge, self.protocol_events.rulings)
-        self.judge.read_events(
-            [event for at, event in self.left.events if at < self._ring.position]
-        )
-
-    def _calibrate(self, *_: object) -> str:
-        """As the dead judge found it: what it found is in the maps."""
-        return self._down.oracle_reason
-
-
-def aftermath(
-    config: Config, memory: CheckpointMemory, descriptors: Mapping[str, int] | None = None
-) -> Aftermath:
-    """Of the judge that wrote this memory. descriptors: by name, where they are not those that it had. RmapdError where there is nothing
-    to judge, or not all that it takes."""
+    descriptors: of its maps and programs by name, where this process has other numbers. Raises
+    RmapdError where nothing was attached, or something is missing.
+    """
     try:
-        left = read(memory)
-        if not left.state.attached:
-            raise RmapdError("the judge had attached nothing yet")
-        down = takeover.decode(left.state.attached)
-        return Aftermath(
-            config,
-            running_kernel(),
-            down if descriptors is None else takeover.with_descriptors(down, descriptors),
-            left,
-        )
+        log = read(memory)
+        if not log.state.attached:
+            raise RmapdError("the checker had attached nothing yet")
+        record = takeover.decode(log.state.attached)
+        if descriptors is not None:
+            record = takeover.with_descriptors(record, descriptors)
+        return Remains(record, log)
     except (msgspec.DecodeError, KeyError) as error:
         raise RmapdError(
-            "what a dead judge has left cannot be read", why=f"{type(error).__name__}: {error}"
+            "cannot read what a dead checker left", why=f"{type(error).__name__}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def reopen_session(config: Config, remains: Remains) -> Iterator[Session]:
+    """Yield a session in the state of the dead checker; stop() checks what its maps still have."""
+    record, log = remains.takeover, remains.log
+    answer, recorder = record.answer, Recorder(None)
+    layouts = probes_module.read_layouts(probes_module.probes_folder())
+    attached = AttachOutcome(taken_over(answer, record.fds), answer.page_size, answer.enums)
+    level, kernel = log.state.level or record.level, probes_module.running_kernel()
+    with probes_module.opened(attached, kernel, layouts, level, recorder) as probes:
+        for point in probes.loaded.points.get("tasks", []):
+            point.link = point.link or point.program.attach("iter", "")
+        session = Session(
+            config,
+            probes,
+            recorder,
+            oracle_reason=record.oracle_reason,
+            started_ns=record.started_ns,
+        )
+        session.close_gate()
+        for name, key, value in log.rows:
+            table = probes.loaded.maps[name]
+            now = None if name == "frozen" else table.lookup(key)
+            ledger_row = layouts.structs["ledger_row"]
+            table.update(key, put_back(ledger_row, value, now) if now else value)
+        resume(log, session.checker, session.protocol_events.rulings)
+        session.checker.read_events([event for at, event in log.events if at < probes.ring.position])
+        yield session

@@ -13,7 +13,8 @@ from collections.abc import Collection
 
 from tracer.bpf.syscall import object_name
 from tracer.config import Config
-from tracer.daemon.after_death import Aftermath, aftermath
+from tracer.daemon.after_death import Remains, find_remains, reopen_session
+from tracer.daemon.snapshots import build_snapshot
 from tracer.errors import RmapdError
 from tracer.invariants.verdict import Verdict
 from tracer.outputs.log import FindingLog
@@ -33,7 +34,7 @@ def store_after_death(config: Config, memory: CheckpointMemory, death: str) -> i
 
     death is the reason. Returns the exit status 0.
     """
-    return _store(config, aftermath(config, memory), death)
+    return _store(config, find_remains(memory), death)
 
 
 def store_from_systemd(config: Config, descriptors: Collection[int]) -> None:
@@ -55,8 +56,7 @@ def store_from_systemd(config: Config, descriptors: Collection[int]) -> None:
     def work() -> int:
         try:
             by_name = {name: fd for fd, name in names.items()}
-            left = aftermath(config, CheckpointMemory(fd=memory), by_name)
-            return _store(config, left, _KEPT)
+            return _store(config, find_remains(CheckpointMemory(fd=memory), by_name), _KEPT)
         except RmapdError as error:
             log.error("results of the last run are lost: %s", error)
             return 0
@@ -72,22 +72,18 @@ def store_from_systemd(config: Config, descriptors: Collection[int]) -> None:
         os.close(fd)
 
 
-def _store(config: Config, session: Aftermath, how: str) -> int:
-    state, why = session.left.state, f"found after a crash: {how}"
-    with session:
+def _store(config: Config, remains: Remains, how: str) -> int:
+    state, why = remains.log.state, f"found after a crash: {how}"
+    with reopen_session(config, remains) as session:
         session.stop()
-        snapshot, tally, new = (
-            session.snapshot(),
-            session.judge.tally,
-            session.judge.take_new_findings(),
-        )
+        snapshot, new = build_snapshot(session), session.checker.take_new_findings()
         for finding in new:
             finding.evidence["found"] = why
         store = open_store(
-            config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest
+            config, snapshot.kernel, run=state.run, counted=state.stored, rest=state.rest
         )
-        with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as reaction:
-            reaction.deliver(tally, new, snapshot, ended=True, early=why)
+        with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as sinks:
+            sinks.deliver(session.checker.tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"
     log.error(
         "%s: %s of %d checks; %d entries are outstanding",

@@ -12,7 +12,7 @@ from tracer.printable import printable
 
 def examine(session: Session) -> dict[str, Any]:
     """Return everything that doctor reports, as JSON; the session's gate is open meanwhile."""
-    kernel = session.kernel
+    kernel = session.probes.kernel
     return {
         "kernel": kernel.release,
         "capabilities": {
@@ -22,7 +22,7 @@ def examine(session: Session) -> dict[str, Any]:
             "kprobes": kernel.kprobe_refused or "yes",
             "page-table levels": "5" if kernel.five_level_paging else "4",
             "page-table oracle": "calibrated"
-            if session.open_cases.oracle
+            if session.checker.open_cases.oracle
             else f"not calibrated: {session.oracle_reason}",
         },
         "hooks": {
@@ -32,7 +32,7 @@ def examine(session: Session) -> dict[str, Any]:
                 "how": h.how,
                 "reason": h.reason,
             }
-            for h in session.loaded.hooks
+            for h in session.probes.loaded.hooks
         },
         "invariants": {
             name: _invariant(session, invariant) for name, invariant in session.invariants.items()
@@ -42,7 +42,7 @@ def examine(session: Session) -> dict[str, Any]:
 
 def _invariant(session: Session, invariant: Invariant) -> dict[str, Any]:
     level, reason = session.coverage[invariant.id]
-    allows = "" if invariant.built else probeable(session.kernel, invariant.awaits)
+    allows = "" if invariant.built else probeable(session.probes.kernel, invariant.awaits)
     return {
         "title": invariant.title,
         "coverage": level.value,

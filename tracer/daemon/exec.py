@@ -19,8 +19,10 @@ import click
 import msgspec
 
 from tracer import atomic_file
-from tracer.daemon.after_death import aftermath
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.after_death import find_remains, reopen_session
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import build_snapshot, build_totals
 from tracer.errors import RmapdError
 from tracer.invariants.verdict import Verdict
 from tracer.process import children
@@ -60,16 +62,16 @@ def run_checker(
 
 def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel) -> int:
     timeline, supervisor = TimelineSampler(), os.getppid()
-    with Session(request.config, running_kernel(), memory=memory) as session:
-        timeline.add(*session.totals())
+    with open_session(request.config, running_kernel(), memory=memory) as session:
+        _sample(timeline, session)
         children.die_with_parent(0, supervisor)  # from here on there is something to report
         children.keep_process_after_main_thread()
         channel.send("open")
-        session.wake_by(channel.fd)
+        session.loop.wake_by(channel.fd)
         outcome = None
         while outcome is None:
             if session.step(_WAIT_SECONDS):
-                timeline.add(*session.totals())
+                _sample(timeline, session)
             for _, value in channel.received():
                 outcome = msgspec.convert(value, CommandOutcome)
             if os.getppid() != supervisor:
@@ -83,8 +85,14 @@ def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel
                 )
         session.settle(request.config.settle_seconds)
         session.stop()
-        timeline.add(*session.totals(), last=True)
-        return _write(request, session.snapshot(), outcome, timeline)
+        timeline.add(*build_totals(session), last=True)
+        return _write(request, build_snapshot(session), outcome, timeline)
+
+
+def _sample(timeline: TimelineSampler, session: Session) -> None:
+    """Add a point to the timeline, with all windows until now."""
+    session.checker.count_protocols()
+    timeline.add(*build_totals(session))
 
 
 def report_after_death(
@@ -92,11 +100,11 @@ def report_after_death(
 ) -> int:
     """Go on from the dead checker's state with what the kernel's maps still have, and report."""
     timeline = TimelineSampler()
-    with aftermath(request.config, memory) as session:
+    with reopen_session(request.config, find_remains(memory)) as session:
         session.stop()
-        timeline.add(*session.totals(), last=True)
+        timeline.add(*build_totals(session), last=True)
         not_kept = {"not_kept": memory.not_kept}
-        return _write(request, session.snapshot(), outcome, timeline, not_kept)
+        return _write(request, build_snapshot(session), outcome, timeline, not_kept)
 
 
 def report_from_log(request: ExecRequest, memory: CheckpointMemory, outcome: CommandOutcome) -> int:

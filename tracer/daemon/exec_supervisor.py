@@ -132,7 +132,7 @@ class _Run:
             self._command.terminate(number)
 
     def _end_at_once(self, number: int) -> int:
-        """End without a report of the checker: the gate never opened, or a second signal arrived."""
+        """End without the checker's report: the gate never opened, or a second signal arrived."""
         self._checker.kill()
         self._command.kill()
         self._checker.detach()

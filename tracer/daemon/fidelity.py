@@ -1,48 +1,37 @@
-"""Fidelity: how much is probed, what is covered with that, and how a running session changes it.
+"""Fidelity: how much is probed, what that covers, and how a running session changes it.
 
-A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (books.h: epochs); what was
-counted before it is judged by what was covered then; what a task holds is forgotten where its release may go unseen.
+A change loses no count and invents none. A window or an mmap_lock that began before the change is
+not counted (epochs in probes/include); what was counted before is checked with the old coverage;
+locks that a task holds are forgotten where their release may not be seen.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
 from tracer.attach.attached import AttachedProbes
 from tracer.attach.plan import HookState
-from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
-from tracer.daemon.governor import Governor
+from tracer.daemon.governor import Governor, Pace
+from tracer.daemon.levels import WINDOW_PROBE_OBJECTS, runs
+from tracer.daemon.program_costs import ProgramCosts
 from tracer.invariants.base import Coverage, Invariant
-from tracer.tables.allowances import Allowances
+from tracer.process.users import User
 from tracer.tables.epochs import Epochs
 from tracer.tables.params import Params
-from tracer.tables.window_times import WindowTimes
 
 log = logging.getLogger("rmapd")
 
-WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
-_UNSAMPLED_COST = 1 / 7
-"""What a window that is not booked costs of one that is (tests.bench.programs)."""
-_PROBE_OBJECTS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
-}
-
-
-def probe_objects(level: str) -> frozenset[str] | None:
-    """The stems that run at this level; None: all."""
-    return _PROBE_OBJECTS.get(level)
-
-
-def runs(probe_object: str, level: str) -> bool:
-    return level not in _PROBE_OBJECTS or probe_object in _PROBE_OBJECTS[level]
-
 
 class Fidelity:
-    """The level in force. `checked`: the invariants that have coverage with it, another set after each change."""
+    """The level in force and the coverage with it.
+
+    coverage has the coverage of each invariant and the reason. covered has the ids of those that
+    are covered at all. Both are immutable: a change makes new ones.
+    """
 
     def __init__(
         self,
@@ -50,81 +39,109 @@ class Fidelity:
         loaded: AttachedProbes,
         params: Params,
         epochs: Epochs,
-        window_times: WindowTimes,
-        allowances: Allowances,
+        costs: ProgramCosts,
         invariants: Mapping[str, Invariant],
         features: Collection[str],
         sampled_windows: int = Config().sampled_windows,
     ) -> None:
+        """Begin at a level whose hooks are attached.
+
+        features: what is available without a hook, such as the oracle. sampled_windows: outermost
+        windows of a function that are recorded per second and CPU where windows are sampled.
+        """
         self.level = level
-        self.coverage: Mapping[str, tuple[Coverage, str]] = {}
-        self.checked: frozenset[str] = frozenset()
         self.governor: Governor | None = None
-        self._loaded, self._params, self._epochs = loaded, params, epochs
-        self._invariants, self._features = (
-            invariants,
-            frozenset(features),
-        )
-        self._window_times, self._allowances = window_times, allowances
+        self._loaded, self._params, self._epochs, self._costs = loaded, params, epochs, costs
+        self._invariants, self._features = invariants, frozenset(features)
         self._sampled, self._rate = level == "sampled", sampled_windows
-        self._counted = (0.0, 0.0, 0.0, 0.0)
-        self._doubts: dict[str, str] = {}
-        self._sample()
-        self.cover()
+        self._doubts: Mapping[str, str] = {}
+        self._set_allowance()
+        self.coverage = self._compute_coverage()
 
-    def sample(self, rate: int) -> None:
-        """From now on so many windows of a function are booked a second, on each CPU, where windows are sampled."""
-        self._rate = rate
-        self._sample()
-        self.cover()
-
-    def _sample(self) -> None:
-        self._params.set(window_ns=10**9 // self._rate if self._sampled else 0)
-
-    def cover(self) -> None:
-        """What is checked with the hooks that are on now."""
-        found = self._loaded.attached() | self._features
-        gone = [hook for hook in self._loaded.hooks if hook.state is HookState.DETACHED]
-        off = {hook.hook.name: hook.reason for hook in gone}
-        of_windows = {
-            hook.hook.name: hook.reason
-            for hook in gone
-            if hook.probe_object in WINDOW_PROBE_OBJECTS
-        }
-        sampled = self._how_sampled() if self._sampled else ""
-        coverage = {
-            name: one.coverage(found, of_windows if one.judge else off, sampled)
-            for name, one in self._invariants.items()
-        }
-        for name, why in self._doubts.items():
-            level, reason = coverage[name]
-            if level is not Coverage.NONE:
-                coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
-        self.coverage = MappingProxyType(coverage)
-        self.checked = frozenset(
+    @property
+    def covered(self) -> frozenset[str]:
+        """The invariants that are covered, in full or in part."""
+        return frozenset(
             name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE
         )
 
+    def renew_coverage(self) -> None:
+        """Compute the coverage with the hooks that are attached now."""
+        self.coverage = self._compute_coverage()
+
+    def sample(self, rate: int) -> None:
+        """Set the windows of a function that are recorded per second and CPU, if sampled."""
+        self._rate = rate
+        self._set_allowance()
+        self.renew_coverage()
+
+    def _set_allowance(self) -> None:
+        self._params.set(window_ns=10**9 // self._rate if self._sampled else 0)
+
+    def _compute_coverage(self) -> Mapping[str, tuple[Coverage, str]]:
+        available = self._loaded.attached() | self._features
+        detached = [hook for hook in self._loaded.hooks if hook.state is HookState.DETACHED]
+        reasons = {hook.hook.name: hook.reason for hook in detached}
+        of_windows = {
+            hook.hook.name: hook.reason
+            for hook in detached
+            if hook.probe_object in WINDOW_PROBE_OBJECTS
+        }
+        sampled = self._sampling_reason() if self._sampled else ""
+        coverage = {
+            name: one.coverage(available, of_windows if one.judge else reasons, sampled)
+            for name, one in self._invariants.items()
+        }
+        for name, doubt in self._doubts.items():
+            level, reason = coverage[name]
+            if level is not Coverage.NONE:
+                coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, doubt]))
+        return MappingProxyType(coverage)
+
     def doubt(self, doubts: Mapping[str, str]) -> None:
-        """invariant -> why it is checked in part only, for now."""
+        """Make the coverage of these invariants partial for now; doubts has the reasons."""
         if doubts != self._doubts:
             self._doubts = dict(doubts)
-            self.cover()
+            self.renew_coverage()
 
-    def _how_sampled(self) -> str:
-        """Empty where no window is seen."""
+    def _sampling_reason(self) -> str:
+        """Return why coverage is partial while windows are sampled; empty: none are recorded."""
         if not any(
             hook.on and hook.probe_object in WINDOW_PROBE_OBJECTS for hook in self._loaded.hooks
         ):
             return ""
-        return f"windows are sampled: {self._rate:,} outermost ones of a function a second, on each CPU"
+        rate = f"{self._rate:,}"
+        return f"windows are sampled: {rate} outermost ones of a function a second, on each CPU"
+
+    def govern(
+        self, config: Config, user: User | None = None, pace: Pace | None = None
+    ) -> list[str]:
+        """Start the governor where fidelity is `auto` and BPF statistics are on; return its levels.
+
+        user: of the process that attaches paused hooks again.
+        """
+        levels = self.offered(config)
+        if config.fidelity != "auto" or self._loaded.statistics_fd < 0 or len(levels) == 1:
+            return levels[:1]
+        if config.drop_privileges:
+            paused_at_the_lowest = [
+                hook.probe_object
+                for hook in self._loaded.hooks
+                if not runs(hook.probe_object, levels[-1])
+            ]
+            self._loaded.start_reattach_helper(paused_at_the_lowest, user)
+        self.governor = Governor(levels, config.budget, os.cpu_count() or 1, pace)
+        return levels
 
     def offered(self, config: Config) -> list[str]:
-        """The levels that a governor may choose: each takes some hooks off, or books fewer windows, and takes nothing from what is required
-        (strict: from anything). From `sampled` on windows are sampled at all levels."""
+        """Return the levels that a governor may choose, the most expensive first.
+
+        Each pauses some hooks or samples windows, and costs required invariants no coverage
+        (strict: all invariants). From `sampled` on, windows are sampled at every level.
+        """
         needed = list(self._invariants) if config.strict else config.require
         offered, before = [LEVELS[0]], self._attached_at(LEVELS[0])
-        sampled = self._how_sampled()
+        sampled = self._sampling_reason()
         for level in LEVELS[1:]:
             left = self._attached_at(level)
             covered = {
@@ -145,7 +162,7 @@ class Fidelity:
 
     @property
     def changes(self) -> dict[str, int]:
-        """How often the governor did what."""
+        """How often the governor has lowered and raised the level."""
         governor = self.governor
         return {
             "lower": governor.lowered if governor else 0,
@@ -153,27 +170,31 @@ class Fidelity:
         }
 
     def look(self, now: float, count: Callable[[], None]) -> None:
-        """What the governor makes of the programs' run times. count: brings all that is booked before the judge, by today's coverage."""
+        """Let the governor decide, if it is due, and carry out its decision.
+
+        now: seconds of a monotonic clock. count() checks all that is recorded with the present
+        coverage.
+        """
         governor = self.governor
         if governor is None or not governor.due(now):
             return
         statistics = self._loaded.statistics()
-        decision = governor.look(
-            now, self._spent(governor.levels, statistics), self._more(statistics)
-        )
+        factor = self._costs.sampling_factor(statistics) if self.level == "sampled" else 1.0
+        spent = self._costs.by_level(governor.levels, statistics)
+        decision = governor.look(now, spent, factor)
         if decision is None:
             return
         before = self.level
         refused = self.change(decision.level, decision.why, count)
         if refused:
             governor.stay()
-            self.change(before, "what that needs is refused now", count)
-            still = ", windows stay sampled" if self._how_sampled() else ""
+            self.change(before, "the kernel refuses to attach what that needs", count)
+            still = ", windows stay sampled" if self._sampling_reason() else ""
             log.error(
                 "fidelity stays %s: %s%s; a restart may help", before, "; ".join(refused), still
             )
             return
-        covered = [name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE]
+        covered = [name for name in self.coverage if name in self.covered]
         log.warning(
             "fidelity %s instead of %s: %s; covered now: %s",
             self.level,
@@ -182,75 +203,24 @@ class Fidelity:
             " ".join(covered) or "nothing",
         )
 
-    def _more(self, statistics: Mapping[str, RunStatistics]) -> float:
-        """At `sampled`: what all windows would cost, over what they cost now."""
-        if self.level != "sampled":
-            return 1.0
-        now = self._sampled_so_far(statistics)
-        booked, unsampled, in_windows, whole = (
-            after - before for after, before in zip(now, self._counted, strict=True)
-        )
-        self._counted = now
-        if booked + unsampled <= 0 or whole <= 0:
-            return 1.0
-        times = (booked + unsampled) / (booked + _UNSAMPLED_COST * unsampled)
-        return 1.0 + (times - 1.0) * in_windows / whole
-
-    def _sampled_so_far(
-        self, statistics: Mapping[str, RunStatistics]
-    ) -> tuple[float, float, float, float]:
-        """Windows booked, those that were not, seconds in programs of windows, in all programs."""
-        booked, unsampled = (
-            sum(times.count for times in self._window_times.windows().values()),
-            sum(self._allowances.unsampled().values()),
-        )
-        names = {
-            hook.hook.name
-            for hook in self._loaded.hooks
-            if hook.probe_object in WINDOW_PROBE_OBJECTS
-        }
-        in_windows = sum(one.seconds for name, one in statistics.items() if name in names)
-        return booked, unsampled, in_windows, sum(one.seconds for one in statistics.values())
-
-    def _spent(
-        self, levels: Sequence[str], statistics: Mapping[str, RunStatistics]
-    ) -> dict[str, float]:
-        """Seconds in programs by the lowest of these levels that they run at."""
-        spent = dict.fromkeys(levels, 0.0)
-        for hook in self._loaded.hooks:
-            if hook.hook.name in statistics:
-                lowest = [level for level in levels if runs(hook.probe_object, level)][
-                    -1:
-                ] or levels[:1]
-                spent[lowest[0]] += statistics[hook.hook.name].seconds
-        return spent
-
     def change(self, level: str, why: str, count: Callable[[], None]) -> list[str]:
-        """Attach and detach what differs; why for each hook that the kernel refuses to take again."""
+        """Go to a level: pause and resume hooks; return a reason for each that the kernel refuses.
+
+        why goes into the reason of paused hooks. count() is called once no new window can begin.
+        """
         every = {hook.probe_object for hook in self._loaded.hooks}
-        pause = {
-            probe_object
-            for probe_object in every
-            if runs(probe_object, self.level) and not runs(probe_object, level)
-        }
-        resume = {
-            probe_object
-            for probe_object in every
-            if not runs(probe_object, self.level) and runs(probe_object, level)
-        }
+        pause = {one for one in every if runs(one, self.level) and not runs(one, level)}
+        resume = {one for one in every if not runs(one, self.level) and runs(one, level)}
         changing = pause | resume
         resampled = self._sampled != (level != LEVELS[0])
-        windows, mmap_locks = (
-            resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS),
-            "mmap_lock" in changing,
-        )
-        with self._epochs.changing_hooks(windows=windows, mmap_locks=mmap_locks):
+        windows = resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS)
+        with self._epochs.changing_hooks(windows=windows, mmap_locks="mmap_lock" in changing):
             count()
             self._loaded.pause(pause, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)
             self._sampled = level != LEVELS[0]
-            self._sample()
-            self._counted = self._sampled_so_far(self._loaded.statistics())
-            self.cover()
+            self._set_allowance()
+            self._costs.restart()
+            self.renew_coverage()
         self.level = level
         return refused

@@ -1,4 +1,7 @@
-"""A session's judge and the memory that outlives it (checkpoint.py), where there is one: without it nothing is kept and nothing is done."""
+"""Keep the checker's results in memory that outlives the process (checkpoint.py); restore them.
+
+Without such a memory nothing is kept, and every call does nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from tracer.attach.attached import AttachedProbes
 from tracer.bpf.maps import Table, possible_cpus
 from tracer.checking.checker import Checker
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
-from tracer.daemon.fidelity import Fidelity
 from tracer.invariants.migration_entries import LEFT_BEHIND
 from tracer.supervision.checkpoint import (
     Checkpoint,
@@ -18,84 +20,81 @@ from tracer.supervision.checkpoint import (
 from tracer.supervision.takeover import TakeoverRecord
 
 _SETTLED = ("ledger", "frozen")
-"""Maps whose rows the judge takes out."""
+"""Maps that the checker takes rows out of."""
 
 
 class Recorder:
-    """tables() and note_event are for the books and the ring, bind() for when there is a judge; then begin(), and commit() as often as
-    something was judged. run: its name in the store; descriptors: all that who comes after needs, no attachment among them."""
+    """Logs what the checker takes out of the kernel's maps, and its state.
+
+    run is the name of the run in the store. descriptors are those that another process needs to go
+    on after this one has died; they are known after begin().
+    """
 
     def __init__(self, memory: CheckpointMemory | None) -> None:
-        self._memory, self._checkpoint, self.run = memory, None, ""
-        self.descriptors: list[int] = []
-
-    _checkpoint: Checkpoint | None
+        self._memory, self._checkpoint = memory, Checkpoint(memory) if memory else None
+        self.run, self.descriptors = "", list[int]()
 
     def tables(self, loaded: AttachedProbes) -> dict[str, Table]:
-        """The maps, those whose rows are settled with a note of each."""
+        """Return the maps by name; those whose rows are settled log each row before it changes."""
         tables = dict[str, Table](loaded.maps)
-        if self._memory:
+        if self._checkpoint:
             settled = {name: table for name, table in loaded.maps.items() if name in _SETTLED}
             tables |= {
-                name: UndoLogMap(name, table, self.note_row, possible_cpus())
+                name: UndoLogMap(name, table, self._checkpoint.note_row, possible_cpus())
                 for name, table in settled.items()
             }
         return tables
 
-    def note_row(self, name: str, key: bytes, value: bytes) -> None:
-        if self._checkpoint:
-            self._checkpoint.note_row(name, key, value)
-
     def note_event(self, at: int, event: bytes) -> None:
+        """Log an event before it is taken out of the ring at this position."""
         if self._checkpoint:
             self._checkpoint.note_event(at, event)
 
-    def bind(self, judge: Checker, rulings: ProtocolVerdicts, fidelity: Fidelity) -> None:
-        def look() -> CheckpointState:
-            tally, open_cases = judge.tally, judge.open_cases
-            return CheckpointState(
-                level=fidelity.level,
-                checks=[(*which, count) for which, count in tally.checks.items()],
-                rest=[(*which, count) for which, count in tally.rest.items()],
-                violations=dict(tally.violations),
-                answers=dict(open_cases.answers),
-                entries=list(judge.entries.items()),
-                case_rows=open_cases.held_rows(),
-                late=judge.late.state,
-                sweeps=open_cases.sweeps,
-                run=self.run,
-            )
-
-        if self._memory:
-            self._checkpoint = Checkpoint(
-                self._memory, look, rulings.moved, lambda: judge.open_cases.proven
-            )
-
     def begin(self, takeover: TakeoverRecord) -> None:
+        """Write the first record, before the gate opens."""
         if self._memory and self._checkpoint:
             self._checkpoint.begin(takeover.encoded())
             self.descriptors = [self._memory.fd, *takeover.maps_and_programs()]
 
-    def commit(self, *, stored: bool = False) -> None:
-        """Nothing that was judged until now is lost when this process dies. stored: and it is in the store."""
-        if self._checkpoint:
-            self._checkpoint.commit(stored=stored)
+    def commit(
+        self, checker: Checker, rulings: ProtocolVerdicts, level: str, *, stored: bool = False
+    ) -> None:
+        """Write the checker's state: a death of this process loses nothing checked until now.
+
+        level: the fidelity. stored: the state is in the store as well.
+        """
+        if not self._checkpoint:
+            return
+        tally, open_cases = checker.tally, checker.open_cases
+        state = CheckpointState(
+            level=level,
+            checks=[(*which, count) for which, count in tally.checks.items()],
+            rest=[(*which, count) for which, count in tally.rest.items()],
+            violations=dict(tally.violations),
+            answers=dict(open_cases.answers),
+            entries=list(checker.entries.items()),
+            case_rows=open_cases.held_rows(),
+            late=checker.late.state,
+            sweeps=open_cases.sweeps,
+            run=self.run,
+        )
+        self._checkpoint.commit(state, rulings.moved, open_cases.proven, stored=stored)
 
     def beat(self) -> None:
-        """This process is alive, and judges."""
+        """Record that this process is alive and checks."""
         if self._memory:
             self._memory.beat()
 
 
-def resume(left: Recovered, judge: Checker, rulings: ProtocolVerdicts) -> None:
-    """Go on from where another judge was."""
-    state, tally, open_cases = left.state, judge.tally, judge.open_cases
+def resume(recovered: Recovered, checker: Checker, rulings: ProtocolVerdicts) -> None:
+    """Put the state of a dead checker into a new one."""
+    state, tally, open_cases = recovered.state, checker.tally, checker.open_cases
     tally.checks.update({(invariant, verdict): count for invariant, verdict, count in state.checks})
     tally.rest.update({(invariant, verdict): count for invariant, verdict, count in state.rest})
     tally.violations |= state.violations
     rulings.resume(state.protocols)
     open_cases.answers.update(state.answers)
-    judge.entries.update(dict(state.entries))
-    judge.late.resume(*state.late)
+    checker.entries.update(dict(state.entries))
+    checker.late.resume(*state.late)
     open_cases.open(LEFT_BEHIND.id, state.case_rows)
     open_cases.sweeps, open_cases.proven = state.sweeps, set(state.proven)

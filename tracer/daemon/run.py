@@ -1,4 +1,4 @@
-"""`rmapd run`: the session, the exporter and the status line, until asked to stop."""
+"""`rmapd run`: a session, its outputs and the web server, until it is asked to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ import tracer
 from tracer.attach.plan import HookState
 from tracer.config import CHANGEABLE, Config
 from tracer.daemon.crash_recovery import store_from_systemd
-from tracer.daemon.session import Session, running_kernel
+from tracer.daemon.probes import running_kernel
+from tracer.daemon.rehearsal import rehearse
+from tracer.daemon.session import Session, open_session
+from tracer.daemon.snapshots import caught_up
 from tracer.errors import RmapdError
 from tracer.invariants.base import Coverage
 from tracer.invariants.verdict import Verdict
@@ -38,127 +41,155 @@ from tracer.web import Access, Application, Server
 
 log = logging.getLogger("rmapd")
 
+_Show = Callable[[Snapshot, Snapshot, Sequence[HistoryPoint]], None]
+
 
 @dataclass(frozen=True)
-class Asked:
-    """What the world may ask of the daemon: to stop, and to take over what `configuration` returns now (RmapdError: keep the old one)."""
+class Controls:
+    """What may be asked of the daemon from outside.
+
+    configuration() reads the configuration again; it raises RmapdError where it is wrong.
+    """
 
     stop: StopSignal
     reload: ReloadSignal
     configuration: Callable[[], Config]
 
 
-def serve(config: Config, asked: Asked, duration: float | None, judge: Supervised) -> None:
-    """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
-    current, supervisor, kernel = LatestSnapshot(), SystemdNotifier(), running_kernel()
-    _take_back(config, supervisor)
+@dataclass(frozen=True)
+class _Outputs:
+    """Everything that gets the results of a session."""
+
+    session: Session
+    sinks: Sinks
+    latest: LatestSnapshot
+    systemd: SystemdNotifier
+
+    def report(self, *, ended: bool = False) -> Snapshot:
+        """Build a snapshot, and give it and the new findings to every output."""
+        session = self.session
+        snapshot = caught_up(session)
+        session.commit()
+        new = session.checker.take_new_findings()
+        snapshot = self.sinks.deliver(session.checker.tally, new, snapshot, ended=ended)
+        session.commit(stored=self.sinks.stored)
+        return self.latest.put(snapshot)
+
+    def keep_counts(self) -> None:
+        """Store counts that have changed, once a tick."""
+        self.sinks.keep(self.session.checker.tally)
+        self.session.commit(stored=self.sinks.stored)
+
+    def status_line(self, snapshot: Snapshot) -> str:
+        """Return the line for systemd, with the standing of the last minutes."""
+        return status_line(snapshot, self.latest.points)
+
+
+def serve(config: Config, controls: Controls, duration: float | None, checker: Supervised) -> None:
+    """Run until a signal arrives or `duration` seconds are over. Raises RmapdError.
+
+    The port is bound before anything is attached.
+    """
+    latest, systemd, kernel = LatestSnapshot(), SystemdNotifier(), running_kernel()
+    if stored := take_stored_descriptors():
+        store_from_systemd(config, stored)
+        systemd.remove_stored_descriptors()
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
         log.warning("%s", concern)
-    who = users.resolve(config.user) if config.drop_privileges else None
+    user = users.resolve(config.user) if config.drop_privileges else None
     if sys.stdout.isatty():
         import_module("tracer.daemon.terminal").import_early()
     with (
-        privileges.threads_without(who) if config.drop_privileges else contextlib.nullcontext(),
+        privileges.threads_without(user) if config.drop_privileges else contextlib.nullcontext(),
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
-        Server(config.address, Application(current), access) as server,
+        Server(config.address, Application(latest), access) as server,
         contextlib.closing(
-            Sinks(open_store(config, kernel.release, who), FindingLog(time.time), collector)
-        ) as reaction,
-        Session(config, kernel, memory=judge.memory) as session,
+            Sinks(open_store(config, kernel.release, user), FindingLog(time.time), collector)
+        ) as sinks,
+        open_session(config, kernel, memory=checker.memory) as session,
     ):
-
-        def look(*, ended: bool = False) -> Snapshot:
-            now = session.snapshot()  # first: it may find something new
-            session.recorder.commit()
-            new = session.judge.take_new_findings()
-            now = reaction.deliver(session.judge.tally, new, now, ended=ended)
-            session.recorder.commit(stored=reaction.stored)
-            return current.put(now)
-
-        where, levels = (
-            f"http{'s' if access.context else ''}://{config.address[0]}:{server.port}",
-            session.govern(who=who),
-        )
+        outputs = _Outputs(session, sinks, latest, systemd)
+        scheme = "https" if access.context else "http"
+        url = f"{scheme}://{config.address[0]}:{server.port}"
+        levels = session.fidelity.govern(config, user)
         if config.drop_privileges:
-            _drop(session, judge, who)
-            _foresee(asked, access)
-        judge.end_with_supervisor()
-        session.recorder.run = reaction.run
-        session.wake_by(current.asked)
-        latest = look()
-        _announce(session, latest, where)
+            kept = privileges.drop(lambda: rehearse(session), user)
+            log.info("privileges dropped; kept: %s", kept)
+            checker.report_privileges(user)
+            _warn_of_unreadable_files(controls, access)
+        checker.end_with_supervisor()
+        session.recorder.run = sinks.run
+        session.loop.wake_by(latest.asked)
+        snapshot = outputs.report()
+        log_start(snapshot, url)
         if len(levels) > 1:
             log.info(
                 "governor: programs may take %.2g %% of the machine's CPU time; levels %s",
                 100 * config.budget,
                 ", ".join(levels),
             )
-        supervisor.ready(_in_a_line(latest, current.points))
-        supervisor.store_descriptors(session.recorder.descriptors)
-        session.warm()
-        end = time.monotonic() + duration if duration is not None else math.inf
-        with _status(where) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
-            while not asked.stop.asked and time.monotonic() < end:
-                ticked = session.step()
-                if (
-                    session.judge.new_findings
-                    or current.wanted()
-                    or (ticked and (show or current.old()))
-                ):
-                    before, latest = latest, look()
-                    if show:
-                        show(latest, before, current.points)
-                if ticked:
-                    reaction.keep(session.judge.tally)
-                    session.recorder.commit(stored=reaction.stored)
-                    supervisor.alive(_in_a_line(latest, current.points))
-                if asked.reload.take():
-                    supervisor.reloading()
-                    _reload(session, asked.configuration)
-                    access.reread()
-                    supervisor.ready(_in_a_line(latest, current.points))
-        supervisor.stopping()
+        systemd.ready(outputs.status_line(snapshot))
+        systemd.store_descriptors(session.recorder.descriptors)
+        session.load_symbols()
+        until = time.monotonic() + duration if duration is not None else math.inf
+        with _live_table(url) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
+            _loop(outputs, controls, access, snapshot, until, show)
+        systemd.stopping()
         session.stop()
-        for line in standing(look(ended=True)).lines():
+        for line in standing(outputs.report(ended=True)).lines():
             log.info("%s", line)
-        supervisor.remove_stored_descriptors()
-    log.info(
-        "gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else ""
-    )
+        systemd.remove_stored_descriptors()
+    number = controls.stop.asked
+    log.info("gate closed, detached%s", f" on signal {number}" if number else "")
 
 
-def _drop(session: Session, judge: Supervised, who: users.User | None) -> None:
-    log.info("privileges dropped; kept: %s", privileges.drop(session.rehearse, who))
-    judge.report_privileges(who)
+def _loop(
+    outputs: _Outputs,
+    controls: Controls,
+    access: Access,
+    snapshot: Snapshot,
+    until: float,
+    show: _Show | None,
+) -> None:
+    """Step until `until` on time.monotonic(), or a stop signal; report when there is a reason."""
+    session, latest, systemd = outputs.session, outputs.latest, outputs.systemd
+    while not controls.stop.asked and time.monotonic() < until:
+        ticked = session.step()
+        due = ticked and (show or latest.old())
+        if session.checker.new_findings or latest.wanted() or due:
+            before, snapshot = snapshot, outputs.report()
+            if show:
+                show(snapshot, before, latest.points)
+        if ticked:
+            outputs.keep_counts()
+            systemd.alive(outputs.status_line(snapshot))
+        if controls.reload.take():
+            systemd.reloading()
+            reload_configuration(session, controls.configuration)
+            access.reread()
+            systemd.ready(outputs.status_line(snapshot))
 
 
-def _foresee(asked: Asked, access: Access) -> None:
-    """What the user that we are now cannot read: better said at the start than at the first SIGHUP."""
+def _warn_of_unreadable_files(controls: Controls, access: Access) -> None:
+    """Warn now of files that the new user cannot read, and not at the first SIGHUP."""
     if not os.access(__file__, os.R_OK):
-        user = users.name_of(os.getuid())
         log.warning(
-            "%s cannot be read by the user %s: it goes on with what it has read. Try: make install",
+            "%s cannot be read by the user %s: modules that are not imported yet are missing."
+            " Try: make install",
             Path(tracer.__file__).parent,
-            user,
+            users.name_of(os.getuid()),
         )
     try:
-        asked.configuration()
+        controls.configuration()
     except RmapdError as error:
         log.warning("SIGHUP would change nothing: %s", error)
     if why := access.unreadable():
         log.warning("SIGHUP would not change who may read: %s", why)
 
 
-def _take_back(config: Config, supervisor: SystemdNotifier) -> None:
-    """What the last run left when it died, if systemd kept it: before anything begins anew."""
-    if kept := take_stored_descriptors():
-        store_from_systemd(config, kept)
-        supervisor.remove_stored_descriptors()
-
-
-def _reload(session: Session, configuration: Callable[[], Config]) -> None:
-    """A wrong configuration changes nothing: a daemon that runs is worth more than one that was right about its file."""
+def reload_configuration(session: Session, configuration: Callable[[], Config]) -> None:
+    """Read the configuration again and take it over; a wrong one is logged and changes nothing."""
     try:
         stay = session.change(configuration())
     except RmapdError as error:
@@ -172,38 +203,35 @@ def _reload(session: Session, configuration: Callable[[], Config]) -> None:
     )
 
 
-def _in_a_line(s: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
-    """For `systemctl status`."""
-    covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
-    found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
-    stands = standing(s, points)
-    why = f" ({', '.join(stands.reasons)})" if stands.reasons else ""
-    there = f"{entries(s.outstanding)} outstanding"
-    return f"{stands.colour}{why}: gate open on {s.kernel}, {covered} of {len(s.coverage)} invariants covered; {found}; {there}"
+def status_line(snapshot: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
+    """Return the state in one line, for `systemctl status`. points: the history of counts."""
+    now = standing(snapshot, points)
+    why = f" ({', '.join(now.reasons)})" if now.reasons else ""
+    covered = sum(level is not Coverage.NONE for level, _ in snapshot.coverage.values())
+    violated, suspect = snapshot.total(Verdict.VIOLATED), snapshot.total(Verdict.SUSPECT)
+    return (
+        f"{now.colour}{why}: gate open on {snapshot.kernel},"
+        f" {covered} of {len(snapshot.coverage)} invariants covered;"
+        f" {violated} violated, {suspect} suspect of {sum(snapshot.checks.values())} checks;"
+        f" {entries(snapshot.outstanding)} outstanding"
+    )
 
 
-def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
+def log_start(snapshot: Snapshot, url: str) -> None:
+    """Log the hooks that are not attached, the coverage and the standing at the start."""
     absent = defaultdict[tuple[bool, str], list[str]](list)
     for hook in snapshot.hooks:
         if hook.state in (HookState.MISSING, HookState.DENIED):
             absent[hook.tried, hook.reason].append(hook.hook.name)
-    for (
-        (tried, reason),
-        names,
-    ) in absent.items():  # what this kernel cannot have is no event; what it should have had is
-        level, said = (
+    for (tried, reason), names in absent.items():
+        # INFO for hooks that this kernel cannot have; WARNING for those that it refused
+        level, what = (
             (logging.WARNING, "could not be attached")
             if tried
             else (logging.INFO, "not in this kernel")
         )
-        log.log(
-            level,
-            "hook%s %s: %s (%s)",
-            "s" if len(names) > 1 else "",
-            said,
-            ", ".join(names),
-            reason,
-        )
+        plural = "s" if len(names) > 1 else ""
+        log.log(level, "hook%s %s: %s (%s)", plural, what, ", ".join(names), reason)
     if snapshot.oracle_reason:
         log.warning(
             "the page-table oracle is not calibrated (%s): suspects stay suspects",
@@ -219,17 +247,15 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     )
     for line in standing(snapshot).lines():
         log.info("%s", line)
-    log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, where)
+    log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, url)
 
 
 @contextlib.contextmanager
-def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot, Sequence[HistoryPoint]], None]]:
-    """A table that redraws itself; only on a terminal."""
+def _live_table(url: str) -> Iterator[_Show]:
+    """Draw a table on the terminal that is redrawn with each snapshot."""
     from rich.live import Live
 
     from tracer.daemon.terminal import table
 
     with Live(auto_refresh=False) as live:
-        yield lambda now, before, points: live.update(
-            table(now, before, where, points), refresh=True
-        )
+        yield lambda now, before, points: live.update(table(now, before, url, points), refresh=True)

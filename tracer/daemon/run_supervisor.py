@@ -20,7 +20,7 @@ _WAIT_SECONDS = 1.0
 
 
 def start(config: Config) -> supervisor.Supervised | int:
-    """Fork the checker. It gets a Supervised; in the supervisor, return the exit code at the end."""
+    """Fork the checker, which gets a Supervised; the supervisor gets the exit code at the end."""
     memory = CheckpointMemory.for_rows(config.maps.ledger_rows + config.maps.frozen_rows)
     if os.environ.get("NOTIFY_SOCKET"):
         return supervisor.Supervised(memory, os.getpid())

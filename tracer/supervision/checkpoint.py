@@ -237,21 +237,10 @@ class UndoLogMap(Map):
 
 
 class Checkpoint:
-    """Writes the checker's state to the log.
+    """Writes the checker's state to the log of a CheckpointMemory."""
 
-    look returns the present state without protocols and proven entries. moved returns the protocols
-    whose counts have changed since its last call, or with True all of them. proven returns the
-    checker's own set, which either grows or is replaced by another object.
-    """
-
-    def __init__(
-        self,
-        memory: CheckpointMemory,
-        look: Callable[[], CheckpointState],
-        moved: Callable[[bool], dict[bytes, int]],
-        proven: Callable[[], set[Proven]],
-    ) -> None:
-        self.memory, self._look, self._moved, self._proven = memory, look, moved, proven
+    def __init__(self, memory: CheckpointMemory) -> None:
+        self.memory = memory
         self._attached = self._last = b""
         self._stored: dict[str, int] = {}
         self._noted: set[tuple[str, bytes]] = set()
@@ -278,12 +267,22 @@ class Checkpoint:
         self.memory.append(self._encode(_Record(taken=taken)))
         self._last = b""
 
-    def commit(self, *, stored: bool = False) -> None:
+    def commit(
+        self,
+        now: CheckpointState,
+        protocols: Callable[[bool], dict[bytes, int]],
+        proven: set[Proven],
+        *,
+        stored: bool = False,
+    ) -> None:
         """Write what has changed in the state; the notes made until now are part of it.
 
-        stored: the store has all violations up to this state.
+        now: the state without protocols and proven entries; it is filled in here. protocols returns
+        the protocols whose counts have changed since its last call, or with True all of them.
+        proven: the checker's own set, which either grows or is replaced by another object. stored:
+        the store has all violations of this state.
         """
-        now, whole = self._look(), self.memory.full
+        whole = self.memory.full
         if stored:
             counts = {signature: violation.count for signature, violation in now.violations.items()}
             now.stored = {
@@ -304,8 +303,8 @@ class Checkpoint:
             elif count != violation.count:
                 now.repeats[signature] = violation.count, violation.last_seen
             self._violations[signature] = violation.first, violation.count
-        now.protocols = self._moved(whole)
-        self._add_proven(now)
+        now.protocols = protocols(whole)
+        self._add_proven(now, proven)
         record = self._encode(_Record(now))
         if whole:
             self.memory.replace(record)
@@ -314,8 +313,7 @@ class Checkpoint:
         self._noted.clear()
         self._last = record
 
-    def _add_proven(self, now: CheckpointState) -> None:
-        proven = self._proven()
+    def _add_proven(self, now: CheckpointState, proven: set[Proven]) -> None:
         if proven is self._written_from and len(proven) == len(self._written):
             return
         now.proven_replaced = not self._written <= proven

@@ -1,4 +1,4 @@
-"""A change of fidelity: what may be chosen, what is covered then, and that what goes on meanwhile is neither lost nor made up."""
+"""Changes of fidelity: offered levels, coverage, and counts that are neither lost nor invented."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tracer.bpf.programs import Program, RunStatistics
 from tracer.config import Config
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
+from tracer.daemon.program_costs import ProgramCosts
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.tables.params import Params
@@ -25,7 +26,7 @@ SAMPLED = "windows are sampled: 1,000 outermost ones of a function a second, on 
 
 
 class Fake(Program):
-    """A program that attaches, or not, and has run for as long as the test says."""
+    """A program that attaches unless it is refused, with a run time that the test sets."""
 
     def __init__(self) -> None:
         self.seconds, self.refused, self.attached = 0.0, False, 0
@@ -49,7 +50,7 @@ class FakeLink(Link):
 
 
 def loaded(*without: str) -> AttachedProbes:
-    """Every hook of the stems attached, but those of the stems `without`."""
+    """Make attached hooks of all probe objects but those in `without`."""
     made = AttachedProbes()
     for path in sorted(PROBES.glob("*.toml")):
         for hook in plan.read_probe_object(path).hook:
@@ -74,8 +75,7 @@ def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Param
         made,
         tables.params,
         tables.epochs,
-        tables.window_times,
-        tables.allowances,
+        ProgramCosts(made, tables.window_times, tables.allowances),
         discover(),
         {"oracle"},
     ), tables.params
@@ -100,7 +100,7 @@ def epochs(params: Params) -> tuple[int, int]:
     return now.window_epoch, now.mmap_epoch
 
 
-def test_coverage_is_partial_while_there_is_doubt_and_whole_again_after_it() -> None:
+def test_doubt_makes_coverage_partial_until_it_is_withdrawn() -> None:
     one, _ = fidelity(loaded())
     before = dict(one.coverage)
     one.doubt({"M5": "runs were left out", "R1": "not built: stays none"})
@@ -110,34 +110,34 @@ def test_coverage_is_partial_while_there_is_doubt_and_whole_again_after_it() -> 
     assert one.coverage == before
 
 
-def test_what_is_offered() -> None:
+def test_offered_levels_keep_the_coverage_of_required_invariants() -> None:
     full = fidelity(loaded())[0]
     assert full.offered(Config()) == ["full", "sampled", "owner", "migration"]
     assert full.offered(Config(require=["M1", "L4"])) == ["full", "sampled", "owner"], (
         "L4 needs no rwsem hooks, each tree step, and no window"
     )
     assert full.offered(Config(require=["M2"])) == ["full", "sampled", "owner", "migration"]
-    assert full.offered(Config(require=["L5"])) == ["full"], "some windows would not be seen"
+    assert full.offered(Config(require=["L5"])) == ["full"], "some windows would not be recorded"
     assert full.offered(Config(require=["L1"])) == ["full"]
-    assert full.offered(Config(require=["L2"])) == ["full"], "of L2 a part would stay"
+    assert full.offered(Config(require=["L2"])) == ["full"], "coverage of L2 would be partial"
     assert full.offered(Config(strict=True)) == ["full"]
     assert fidelity(loaded("vma", "locks", "rmap"))[0].offered(Config()) == ["full", "owner"], (
-        "no windows to sample; migration would take no more off"
+        "there are no windows to sample, and migration would pause nothing more"
     )
     assert fidelity(loaded("vma", "locks", "rmap", "mmap_lock"))[0].offered(Config()) == ["full"]
 
 
-def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
+def test_change_detaches_and_attaches_hooks_and_renews_coverage() -> None:
     made = loaded()
     one, params = fidelity(made)
     assert one.coverage["L1"][0] is Coverage.FULL
     counted = []
 
     def count() -> None:
-        counted.append((epochs(params), "L1" in one.checked))
+        counted.append((epochs(params), "L1" in one.covered))
 
     assert one.change("owner", "too dear", count) == []
-    assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
+    assert counted == [((1, 1), True)], "counted with the old coverage, while no window can begin"
     assert epochs(params) == (2, 2)
     assert not any(
         fake.attached
@@ -154,18 +154,16 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
         Coverage.NONE,
         Coverage.FULL,
     )
-    assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), (
-        "below `sampled` they go on being sampled"
-    )
-    assert "L1" not in one.checked
-    assert "L4" in one.checked
+    assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), "windows stay sampled below `sampled`"
+    assert "L1" not in one.covered
+    assert "L4" in one.covered
     assert one.change("migration", "too dear", count) == []
     assert epochs(params) == (4, 2)
-    resting = {
+    paused = {
         hook.probe_object: hook.reason for hook in made.hooks if hook.state is HookState.PAUSED
     }
-    assert set(resting) == {"locks", "vma", "rmap", "mmap_lock"}
-    assert resting["vma"] == "the governor has lowered fidelity to migration: too dear"
+    assert set(paused) == {"locks", "vma", "rmap", "mmap_lock"}
+    assert paused["vma"] == "the governor has lowered fidelity to migration: too dear"
     assert one.change("full", "there is room", count) == []
     assert epochs(params) == (6, 4)
     assert all(
@@ -178,7 +176,7 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert one.coverage == fidelity(loaded())[0].coverage
 
 
-def test_the_governor_is_obeyed_and_counted() -> None:
+def test_decisions_of_the_governor_are_carried_out_and_counted() -> None:
     made = loaded()
     one, _ = fidelity(made)
     one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=3, under=3, rest=5))
@@ -194,7 +192,7 @@ def test_the_governor_is_obeyed_and_counted() -> None:
     assert (seen[-1], one.changes) == ("full", {"lower": 2, "raise": 2})
 
 
-def test_a_hook_that_is_refused_leaves_it_low() -> None:
+def test_refused_hook_keeps_the_lower_level() -> None:
     made = loaded()
     one, _ = fidelity(made)
     one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=2, under=2, rest=4))
@@ -210,11 +208,13 @@ def test_a_hook_that_is_refused_leaves_it_low() -> None:
         {"lower": 2, "raise": 0},
         ["owner", "migration"],
     )
-    assert not any(fake.attached for fake in fakes(made, "locks")), "all or none"
+    assert not any(fake.attached for fake in fakes(made, "locks")), (
+        "all hooks of a probe object or none"
+    )
     assert one.coverage["L1"][0] is Coverage.NONE
 
 
-def test_at_sampled_everything_stays_attached() -> None:
+def test_sampled_keeps_all_hooks_attached() -> None:
     made = loaded()
     one, params = fidelity(made)
     assert one.change("sampled", "too dear", lambda: None) == []
@@ -225,7 +225,7 @@ def test_at_sampled_everything_stays_attached() -> None:
         if isinstance(fake, Fake)
     )
     assert (epochs(params), window_ns(params)) == ((2, 0), 1_000_000), (
-        "no window is half of the one kind"
+        "the epoch changes, so no window spans the change"
     )
     assert {name for name, (level, _) in one.coverage.items() if level is Coverage.FULL} >= {
         "M1",
@@ -246,7 +246,7 @@ def test_at_sampled_everything_stays_attached() -> None:
     assert (window_ns(params), one.coverage) == (0, fidelity(loaded())[0].coverage)
 
 
-def test_a_session_may_begin_sampled() -> None:
+def test_session_can_begin_at_sampled() -> None:
     one, params = fidelity(loaded(), "sampled")
     assert (window_ns(params), one.coverage["L1"]) == (1_000_000, (Coverage.PARTIAL, SAMPLED))
 
@@ -256,7 +256,7 @@ def window_ns(params: Params) -> int:
 
 
 class Refusing(ReattachHelper):
-    """A keeper that was given nothing."""
+    """A reattach helper that refuses everything."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -266,8 +266,8 @@ class Refusing(ReattachHelper):
         raise OSError(1, "Operation not permitted")
 
 
-def test_the_keeper_is_asked_for_what_is_attached() -> None:
-    """What is run on demand is nowhere attached: nobody is asked."""
+def test_reattach_helper_is_asked_for_attached_programs_only() -> None:
+    """A program that runs on demand is attached nowhere."""
     reattach_helper = Refusing()
     on_demand, kept = AttachedProgram(Fake(), "run", "x"), AttachedProgram(Fake(), "kprobe", "x")
     attach_all([on_demand], reattach_helper)
@@ -277,7 +277,7 @@ def test_the_keeper_is_asked_for_what_is_attached() -> None:
     assert (reattach_helper.asked, kept.link) == (1, None)
 
 
-def test_a_resting_hook_says_why() -> None:
+def test_paused_hook_has_a_reason_until_it_is_attached() -> None:
     (hook,) = [hook for hook in loaded().hooks if hook.hook.name == "down_read"]
-    resting = replace(hook, state=HookState.PAUSED, reason="why")
-    assert (resting.on, resting.attached(0).state) == (False, HookState.ATTACHED)
+    paused = replace(hook, state=HookState.PAUSED, reason="why")
+    assert (paused.on, paused.attached(0).state) == (False, HookState.ATTACHED)

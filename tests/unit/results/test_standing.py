@@ -14,7 +14,7 @@ import pytest
 from tests.support.busy import NO_HOOKS, tracepoints_only, well
 from tests.support.reports import written
 from tracer.attach.plan import HookState
-from tracer.daemon.run import _in_a_line
+from tracer.daemon.run import status_line
 from tracer.daemon.terminal import table
 from tracer.invariants.base import Coverage
 from tracer.invariants.verdict import Verdict
@@ -171,7 +171,7 @@ def history(outstanding: list[int]) -> tuple[HistoryPoint, ...]:
 def test_entries_that_pile_up_are_amber(outstanding: list[int], colour: Colour) -> None:
     s = well(outstanding=outstanding[-1], oldest_entry_seconds=0.2)
     assert standing(s, history(outstanding), 0.0).colour is colour
-    assert _in_a_line(s, history(outstanding)).startswith(colour)
+    assert status_line(s, history(outstanding)).startswith(colour)
 
 
 def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
@@ -234,14 +234,14 @@ def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
     s = well(outstanding=69_639, oldest_entry_seconds=0.0, gate_open=False)
     found = json_form.as_json(s, ["true"], 0)
     assert found["migration"]["outstanding"] == 69_639
-    outputs = dict(spoken(s, tmp_path)) | {"page": Served(s)("/"), "line": _in_a_line(s)}
+    outputs = dict(spoken(s, tmp_path)) | {"page": Served(s)("/"), "line": status_line(s)}
     outputs["json"] = json.dumps(found)
     for name, text in outputs.items():
         assert re.search("outstanding", text, re.I), name
         assert re.search("69,?639", text), name
     none = dict(spoken(well(), tmp_path)) | {
         "page": Served(well())("/"),
-        "line": _in_a_line(well()),
+        "line": status_line(well()),
     }
     assert [name for name, text in none.items() if "outstanding" not in text.lower()] == ["json"], (
         "also where it is none"
@@ -294,9 +294,9 @@ def test_a_closed_gate_is_amber_and_healthy() -> None:
 
 
 def test_the_line_for_systemd_has_the_colour_and_what_is_outstanding() -> None:
-    assert _in_a_line(well()).startswith("green: gate open on 6.12.95-amd64")
-    assert _in_a_line(replace(tracepoints_only(), outstanding=7)).startswith("amber (coverage): ")
-    assert _in_a_line(replace(tracepoints_only(), outstanding=7)).endswith(
+    assert status_line(well()).startswith("green: gate open on 6.12.95-amd64")
+    assert status_line(replace(tracepoints_only(), outstanding=7)).startswith("amber (coverage): ")
+    assert status_line(replace(tracepoints_only(), outstanding=7)).endswith(
         "7 migration entries outstanding"
     )
 

@@ -49,18 +49,19 @@ class FakeChecker:
             set[tuple[str, tuple[int, int, int, int, int]]](),
         )
         self._moved: dict[bytes, int] = {}
-        self.checkpoint = Checkpoint(memory, self._look, self._moved_now, lambda: self.proven)
+        self.checkpoint = Checkpoint(memory)
         self.checkpoint.begin(b"what is attached")
 
-    def _look(self) -> CheckpointState:
+    def commit(self, *, stored: bool = False) -> None:
         checks = [(*which, count) for which, count in self.tally.checks.items()]
-        return CheckpointState(
+        state = CheckpointState(
             level="full",
             checks=checks,
             violations=dict(self.tally.violations),
             entries=[(Verdict.HOLDS, len(self.proven))],
             run="run",
         )
+        self.checkpoint.commit(state, self._moved_now, self.proven, stored=stored)
 
     def _moved_now(self, every: bool) -> dict[bytes, int]:
         found, self._moved = dict(self.protocols) if every else self._moved, {}
@@ -105,7 +106,7 @@ def test_recovered_log_has_last_state_and_everything_taken_since(
     """The halves are switched often: a half is small here, and evidence may be long."""
     memory = CheckpointMemory(HALF * 4)
     checker, taken, expected = FakeChecker(memory), dict[tuple[str, bytes], bytes](), list[bytes]()
-    checker.checkpoint.commit()
+    checker.commit()
     for what, number in steps:
         if what == "find":
             checker.tally.record(finding(number, "x" * detail), float(number))
@@ -129,7 +130,7 @@ def test_recovered_log_has_last_state_and_everything_taken_since(
             checker.checkpoint.note_event(number, b"event")
             expected.append(b"event")
         else:
-            checker.checkpoint.commit()
+            checker.commit()
             taken.clear()
             expected.clear()
             checker.assert_equals(read(memory))
@@ -145,10 +146,10 @@ def test_record_written_without_moving_the_end_is_ignored() -> None:
     memory = CheckpointMemory(HALF)
     checker = FakeChecker(memory)
     checker.tally.record(finding(1), 1.0)
-    checker.checkpoint.commit()
+    checker.commit()
     before = os.pread(memory.fd, 8, END_OFFSET)
     checker.tally.record(finding(2), 2.0)
-    checker.checkpoint.commit()
+    checker.commit()
     os.pwrite(memory.fd, before, END_OFFSET)  # it died before the store that counts
     assert [v.first.shape for v in read(memory).state.violations.values()] == ["kind 1"]
 
@@ -157,11 +158,11 @@ def test_commit_without_changes_writes_nothing() -> None:
     memory = CheckpointMemory(HALF)
     checker = FakeChecker(memory)
     checker.tally.record(finding(1), 1.0)
-    checker.checkpoint.commit()
-    checker.checkpoint.commit()
+    checker.commit()
+    checker.commit()
     used = memory.used_bytes
     for _ in range(100):
-        checker.checkpoint.commit()
+        checker.commit()
     assert memory.used_bytes == used
 
 
@@ -178,11 +179,11 @@ def test_state_has_the_counts_that_the_store_has() -> None:
     memory = CheckpointMemory(HALF)
     checker = FakeChecker(memory)
     checker.tally.record(finding(1), 1.0, 5)
-    checker.checkpoint.commit()
+    checker.commit()
     assert read(memory).state.stored == {}
-    checker.checkpoint.commit(stored=True)
+    checker.commit(stored=True)
     checker.tally.record(finding(1), 2.0, 2)
-    checker.checkpoint.commit()
+    checker.commit()
     left = read(memory).state
     assert left.stored == {finding(1).signature: 5}
     assert left.violations[finding(1).signature].count == 7
@@ -218,9 +219,9 @@ def test_state_with_rows_and_late_counts_is_read_as_written() -> None:
         case_rows=[row],
         late=({"M4_LATE": 3}, {b"x\xff": 2}, 1),
     )
-    checkpoint = Checkpoint(memory, lambda: state, lambda _every: {}, set)
+    checkpoint = Checkpoint(memory)
     checkpoint.begin(b"what is attached")
-    checkpoint.commit()
+    checkpoint.commit(state, lambda _every: {}, set())
     found = read(memory).state
     assert (found.entries, found.case_rows, found.late) == (
         state.entries,

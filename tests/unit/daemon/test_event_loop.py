@@ -1,0 +1,135 @@
+"""One step of the event loop: what it does, in which order, and when it ends early."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tracer.daemon.event_loop import EventLoop
+
+TICK_NS = 10**9
+
+
+class Log:
+    """A checker, its cases and its fidelity that record what the loop does with them.
+
+    finds: findings that reading the ring brings. The clock stands still until a test moves it.
+    """
+
+    def __init__(self, finds: list[str]) -> None:
+        self.done, self.finds, self.now = list[str](), finds, 0
+        self.due_ns: int | None = 0
+        self.at_read = list[Callable[[], None]]()
+        self.new_findings, self.cases = ["not reported yet"], dict[str, str]()
+
+    def read_events(self, _ring: object) -> None:
+        self.done.append("read")
+        self.new_findings += self.finds
+        if self.at_read:
+            self.at_read.pop(0)()
+
+    def checker(self) -> Any:
+        return SimpleNamespace(
+            new_findings=self.new_findings,
+            read_events=self.read_events,
+            work=lambda: self.done.append("work"),
+            tick=lambda: self.done.append("tick"),
+            doubts=dict,
+            count_protocols=None,
+        )
+
+    def open_cases(self) -> Any:
+        return SimpleNamespace(
+            due_ns=lambda: self.due_ns, scan=lambda: self.done.append("scan"), cases=self.cases
+        )
+
+    def fidelity(self) -> Any:
+        return SimpleNamespace(
+            doubt=lambda _doubts: None, look=lambda _now, _count: self.done.append("govern")
+        )
+
+
+@pytest.fixture
+def ring() -> Iterator[Any]:
+    fd = os.eventfd(0)
+    yield SimpleNamespace(fd=fd, read=list)
+    os.close(fd)
+
+
+def loop(log: Log, ring: Any) -> EventLoop:
+    """Make a loop, and do the tick of its first step."""
+    made = EventLoop(
+        ring,
+        log.checker(),
+        log.open_cases(),
+        log.fidelity(),
+        beat=lambda: log.done.append("beat"),
+        commit=lambda: log.done.append("commit"),
+        clock=lambda: log.now,
+    )
+    finds, log.finds = log.finds, []
+    assert made.step() is True
+    log.finds = finds
+    log.done.clear()
+    return made
+
+
+@pytest.mark.parametrize("finds", [[], ["a violation"]])
+def test_new_finding_ends_a_step_before_cases_are_worked_on(finds: list[str], ring: Any) -> None:
+    log = Log(finds)
+    assert loop(log, ring).step() is False
+    assert log.done == ["beat", "read", *(["commit"] if finds else ["work"])]
+
+
+def test_tick_that_is_due_is_done_in_spite_of_a_new_finding(ring: Any) -> None:
+    """Otherwise a kernel that breaks a rule in many ways would keep the watchdog waiting."""
+    log = Log(["a violation"])
+    one = loop(log, ring)
+    log.now += TICK_NS
+    assert one.step() is True
+    assert log.done == ["beat", "read", "work", "tick", "scan", "govern", "commit"]
+
+
+def test_requested_tick_is_done_in_the_next_step(ring: Any) -> None:
+    log = Log([])
+    one = loop(log, ring)
+    one.make_tick_due()
+    assert one.step() is True
+    assert one.step() is False
+
+
+def test_readable_descriptor_wakes_a_step(ring: Any) -> None:
+    log = Log([])
+    one, fd = loop(log, ring), os.eventfd(1)
+    log.now, log.due_ns = -60 * TICK_NS, None  # nothing is due for a minute
+    one.wake_by(fd)
+    began = time.monotonic()
+    assert one.step(60) is False
+    assert time.monotonic() - began < 30
+    os.close(fd)
+
+
+def test_settle_ends_once_no_case_is_open_and_nothing_is_outstanding(ring: Any) -> None:
+    log, outstanding = Log([]), [3, 2, 0, 9]
+    one = loop(log, ring)
+    log.cases["open"] = "case"
+    log.at_read = [lambda: None, log.cases.clear]
+    one.settle(3600.0, lambda: outstanding.pop(0))
+    assert (log.done.count("read"), outstanding) == (4, [9]), "two for the case, two for entries"
+
+
+def test_settle_ends_when_its_time_is_over(ring: Any) -> None:
+    log = Log([])
+    one = loop(log, ring)
+
+    def outstanding() -> int:
+        log.now += 10**8
+        return 1
+
+    one.settle(0.45, outstanding)
+    assert log.done.count("read") == 5

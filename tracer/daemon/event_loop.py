@@ -1,0 +1,97 @@
+"""The loop that waits for the kernel, the open cases or the clock, and lets the checker work."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable
+
+from tracer.bpf.ring_buffer import RingBuffer
+from tracer.checking.cases import OpenCases
+from tracer.checking.checker import Checker
+from tracer.daemon.fidelity import Fidelity
+
+TICK_SECONDS = 1.0
+_COALESCE_SECONDS = 0.02
+_SETTLE_STEP_SECONDS = 0.02
+
+
+class EventLoop:
+    """Call step() again and again, in the thread that owns the checker.
+
+    beat() records that the loop runs; commit() keeps what the checker has found until now. clock
+    is CLOCK_MONOTONIC in nanoseconds. The first step() does a tick.
+    """
+
+    def __init__(
+        self,
+        ring: RingBuffer,
+        checker: Checker,
+        open_cases: OpenCases,
+        fidelity: Fidelity,
+        *,
+        beat: Callable[[], None],
+        commit: Callable[[], None],
+        clock: Callable[[], int],
+    ) -> None:
+        self._ring, self._checker, self._open_cases = ring, checker, open_cases
+        self._fidelity, self._clock = fidelity, clock
+        self._beat, self._commit = beat, commit
+        self._poll = select.poll()
+        self._poll.register(ring.fd, select.POLLIN)
+        self._next_tick_ns = clock()
+
+    def wake_by(self, fd: int) -> None:
+        """Let step() also wake up when this descriptor is readable; the caller reads it."""
+        self._poll.register(fd, select.POLLIN)
+
+    def make_tick_due(self) -> None:
+        """Let the next step() do a tick."""
+        self._next_tick_ns = self._clock()
+
+    def step(self, timeout: float = TICK_SECONDS) -> bool:
+        """Sleep until there is work, `timeout` seconds at most, and do it.
+
+        Returns whether a tick was done, which happens once a second. New findings end a step early
+        unless a tick is due: reading page tables for open cases may take long, and the findings
+        have to be reported before.
+        """
+        self._beat()
+        now, due = self._clock(), self._open_cases.due_ns()
+        until = min(
+            self._next_tick_ns,
+            due if due is not None else self._next_tick_ns,
+            now + int(timeout * 1e9),
+        )
+        ready = self._poll.poll(max(0.0, (until - now) / 1e6))
+        if due is None and any(fd == self._ring.fd for fd, _ in ready):
+            time.sleep(_COALESCE_SECONDS)  # the rest of a burst arrives: one pass over the ledger
+        known = len(self._checker.new_findings)
+        self._checker.read_events(self._ring.read())
+        if len(self._checker.new_findings) > known and self._clock() < self._next_tick_ns:
+            self._commit()
+            return False
+        self._checker.work()
+        if self._clock() < self._next_tick_ns:
+            if len(self._checker.new_findings) > known:
+                self._commit()
+            return False
+        self._next_tick_ns = self._clock() + int(TICK_SECONDS * 1e9)
+        self._checker.tick()
+        self._fidelity.doubt(self._checker.doubts())
+        self._open_cases.scan()
+        self._fidelity.look(self._clock() / 1e9, self._checker.count_protocols)
+        self._commit()
+        return True
+
+    def settle(self, seconds: float, outstanding: Callable[[], int]) -> None:
+        """Step until no case is open and no entry is outstanding, for `seconds` at most."""
+        end = self._clock() + int(seconds * 1e9)
+        while self._clock() < end:
+            self.step(_SETTLE_STEP_SECONDS)
+            if not self._open_cases.cases and not outstanding():
+                return
+
+    def drain(self) -> None:
+        """Read the events that are left in the ring."""
+        self._checker.read_events(self._ring.read())
