@@ -6,7 +6,7 @@ Asking and sweeping are paced by what they cost: after each, the desk rests a mu
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -91,6 +91,12 @@ class OpenCases:
                     row,
                     event,
                 )
+
+    def resume(
+        self, answers: Mapping[str, int], sweeps: int, proven: Iterable[tuple[str, Place]]
+    ) -> None:
+        """Go on from the counts of another process. proven: entries that a violation was found at."""
+        self.answers, self.sweeps, self.proven = Counter(answers), sweeps, set(proven)
 
     def held_rows(self) -> list[Row]:
         """Rows that are in a case and no longer in the ledger."""

@@ -125,6 +125,15 @@ class Checker:
         self._age_limit_ns = age_limit_ns
         self._entry_checks.change(age_limit_ns, scan_ns)
 
+    def resume(
+        self,
+        entries: Mapping[Verdict, int],
+        late: tuple[dict[str, int], dict[bytes, int], int],
+        rows: Iterable[Row],
+    ) -> None:
+        """Go on from another process's counts by verdict and LateRemovals.state; rows: of its cases."""
+        self._entry_checks.resume(entries, late, rows)
+
     def cover(self, covered: frozenset[str]) -> None:
         """From now on these invariants have coverage. Windows and entries that were counted before keep their verdicts."""
         self._entry_checks.cover(covered)

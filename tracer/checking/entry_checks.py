@@ -80,6 +80,17 @@ class EntryChecks:
         self._reported_missed_ns: int | None = None
         self._in_no_row = deque[int](maxlen=_LOOKS_FOR_LOST)
 
+    def resume(
+        self,
+        entries: Mapping[Verdict, int],
+        late: tuple[dict[str, int], dict[bytes, int], int],
+        rows: Iterable[Row],
+    ) -> None:
+        """Go on from another process's counts by verdict and LateRemovals.state; rows: of its cases."""
+        self.entries = Counter(entries)
+        self.late.resume(*late)
+        self.open_cases.open(LEFT_BEHIND.id, rows)
+
     def cover(self, covered: frozenset[str]) -> None:
         """From now on these invariants have coverage."""
         self._covered = covered

@@ -88,5 +88,7 @@ def reopen_session(config: Config, remains: Remains) -> Iterator[Session]:
             ledger_row = layouts.structs["ledger_row"]
             table.update(key, put_back(ledger_row, value, now) if now else value)
         resume(log, session.checker, session.protocol_events.rulings)
-        session.checker.read_events([event for at, event in log.events if at < probes.ring.position])
+        session.checker.read_events(
+            [event for at, event in log.events if at < probes.ring.position]
+        )
         yield session

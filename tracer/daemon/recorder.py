@@ -9,7 +9,6 @@ from tracer.attach.attached import AttachedProbes
 from tracer.bpf.maps import Table, possible_cpus
 from tracer.checking.checker import Checker
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
-from tracer.invariants.migration_entries import LEFT_BEHIND
 from tracer.supervision.checkpoint import (
     Checkpoint,
     CheckpointMemory,
@@ -88,13 +87,12 @@ class Recorder:
 
 def resume(recovered: Recovered, checker: Checker, rulings: ProtocolVerdicts) -> None:
     """Put the state of a dead checker into a new one."""
-    state, tally, open_cases = recovered.state, checker.tally, checker.open_cases
-    tally.checks.update({(invariant, verdict): count for invariant, verdict, count in state.checks})
-    tally.rest.update({(invariant, verdict): count for invariant, verdict, count in state.rest})
-    tally.violations |= state.violations
+    state = recovered.state
+    checker.tally.resume(
+        {(invariant, verdict): count for invariant, verdict, count in state.checks},
+        {(invariant, verdict): count for invariant, verdict, count in state.rest},
+        state.violations,
+    )
     rulings.resume(state.protocols)
-    open_cases.answers.update(state.answers)
-    checker.entries.update(dict(state.entries))
-    checker.late.resume(*state.late)
-    open_cases.open(LEFT_BEHIND.id, state.case_rows)
-    open_cases.sweeps, open_cases.proven = state.sweeps, set(state.proven)
+    checker.resume(dict(state.entries), state.late, state.case_rows)
+    checker.open_cases.resume(state.answers, state.sweeps, state.proven)

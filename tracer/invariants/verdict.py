@@ -79,6 +79,16 @@ class Tally:
         self.rest: Counter[tuple[str, Verdict]] = Counter()
         self._machine, self._most = machine, most_signatures
 
+    def resume(
+        self,
+        checks: Mapping[tuple[str, Verdict], int],
+        rest: Mapping[tuple[str, Verdict], int],
+        violations: Mapping[str, Violation],
+    ) -> None:
+        """Go on from the tally of another process. violations: by signature."""
+        self.checks, self.rest = Counter(checks), Counter(rest)
+        self.violations = dict(violations)
+
     def add(self, invariant: str, verdict: Verdict, count: int = 1) -> None:
         self.checks[invariant, verdict] += count
 
