@@ -124,7 +124,7 @@ def test_not_enough_privilege() -> None:
     assert done.returncode == 2
     assert "not enough privilege" in done.stderr
     assert (
-        "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)"
+        "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN alone)"
         in done.stderr
     )
 
