@@ -63,7 +63,7 @@ class Attachable(Nothing):
 
     def __init__(self, name: str, loaded: Loaded, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
-        self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
+        self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/shared.h"))
         self._books.set_params(gate=0)
         self._passed = [
             loaded.points[hook.hook.name]
@@ -114,7 +114,7 @@ class Maker:
     _layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:
-        self._layouts = Layouts.read(probes_folder() / "include/books.h")
+        self._layouts = Layouts.read(probes_folder() / "include/shared.h")
 
     def session(
         self, name: str, fidelity: str, *, statistics: bool = False, **settings: int
@@ -149,7 +149,10 @@ class Maker:
                 program for program in _programs(plan.read_stem(path)) if program not in made
             ]
             path.with_suffix(".bpf.c").write_text(
-                "".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made)))
+                '#include "common.h"\n'
+                + "".join(
+                    text.format(program=p, number=n) for n, p in enumerate(programs, len(made))
+                )
             )
             made |= {*programs}
         return self._loaded(stems, folder)

@@ -76,16 +76,16 @@ def make(folder: Path) -> Path:
         extra = ["violate", "many"] if stem == "vma" else []
         (folder / f"{stem}.toml").write_text(_toml(plan, names + extra))
         (folder / f"{stem}.bpf.c").write_text(
-            "".join(map(_STUB.format, names)) + (_PROGRAMS if extra else "")
+            '#include "windows.h"\n'
+            + "".join(map(_STUB.format, names))
+            + (_PROGRAMS if extra else "")
         )
     return folder
 
 
 def _toml(plan: dict[str, Any], hooks: list[str]) -> str:
     """A stem of the same types, with hooks that are attached to nothing."""
-    lines = [
-        f"{key} = {json.dumps(plan[key])}" for key in ("title", "include", "needs") if key in plan
-    ]
+    lines = [f"{key} = {json.dumps(plan[key])}" for key in ("title", "needs") if key in plan]
     for table in ("types", "enums"):
         if table in plan:
             lines += [

@@ -48,7 +48,7 @@ def main(out: str, times: int, how: str) -> None:
     before, programs = hooked(), len(list(program_ids()))
     kit = loader.Kit(
         kernel.types,
-        Books.read(include / "books.h").constants,
+        Books.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
         kernel.release,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,14 @@ from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC, Btf
 
 
+GENERATED = "kernel.h"
+"""The header that is generated for each kernel; probes/include/common.h includes it."""
+_INCLUDE = re.compile(r'#include "([^"]+)"')
+
+
 @dataclass(frozen=True)
 class Kit:
-    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps.
+    """What a program needs to be made for this kernel: its types, shared.h's constants, the folder of headers, the sizes of the maps.
     cache: where what is compiled is kept."""
 
     types: Btf
@@ -60,15 +66,38 @@ def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
 
 
 def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
-    """The one translation unit: what all share, then each stem."""
-    parts = []
-    for name in ("books.h", "rmapd.h", "walk.h", *filter(None, (stem.include for stem in stems))):
-        parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
-    parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
-    parts += [
-        f'#line 1 "{stem.source.name}"\n{stem.source.read_text(encoding="utf-8")}' for stem in stems
-    ]
-    return "\n".join(parts)
+    """Return one translation unit: the probe objects, with each header in place of its first `#include`.
+
+    BCC rewrites map accesses in its main file only, so headers cannot be left to the compiler.
+
+    header: the text of kernel.h, which is generated from this kernel's BTF (tracer.attach.struct_slices).
+    include: the folder of the other headers.
+    """
+    known = {GENERATED: header}
+    return "\n".join(
+        _expanded(stem.source.name, stem.source.read_text(encoding="utf-8"), include, known)
+        for stem in stems
+    )
+
+
+def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str:
+    """Return a source file with its `#include "..."` lines expanded. known: headers to be read from memory; a header that was used is empty."""
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _INCLUDE.match(line)
+        if not found:
+            lines.append(line)
+            continue
+        wanted = found[1]
+        inner = known.get(wanted)
+        if inner is None:
+            inner = (include / wanted).read_text(encoding="utf-8")
+        known[wanted] = ""
+        if inner:
+            lines += [_expanded(wanted, inner, include, known), f'#line {number + 1} "{name}"']
+        else:
+            lines.append("")
+    return "\n".join(lines)
 
 
 def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> Compiled:

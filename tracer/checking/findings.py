@@ -19,7 +19,7 @@ from tracer.tables.records import Books, Event, Row, Visited
 ENUMS = ("migrate_reason", "migrate_mode")
 """What findings name by the kernel's own words."""
 _MOST_PLACES = 16
-_THP_SPLIT = 1000  # REASON_THP_SPLIT, books.h
+_THP_SPLIT = 1000  # REASON_THP_SPLIT, shared.h
 
 
 _FARED = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}

@@ -115,7 +115,7 @@ class Session:
 
     def _attach(self) -> None:
         include = self._folders[0] / "include"
-        layouts = Layouts.read(include / "books.h")
+        layouts = Layouts.read(include / "shared.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
         sizes, cache = (
             self.config.maps.sizes(),

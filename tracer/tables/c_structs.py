@@ -1,4 +1,4 @@
-"""The layouts that kernel and daemon share, read from probes/include/books.h itself: one place, no drift.
+"""The layouts that kernel and daemon share, read from probes/include/shared.h itself: one place, no drift.
 
 The header is restricted to enums and structs of fixed-width scalars, `char name[n]` and scalar arrays.
 """
@@ -126,7 +126,7 @@ def _struct(name: str, body: str, known: dict[str, Layout]) -> Layout:
     for line in filter(None, (part.strip() for part in body.split(";"))):
         matched = _MEMBER.fullmatch(line)
         if not matched:
-            raise RmapdError(f"struct {name} in books.h", why=f"cannot read the member {line!r}")
+            raise RmapdError(f"struct {name} in shared.h", why=f"cannot read the member {line!r}")
         kind, member, count = matched[1], matched[2], int(matched[3] or 0)
         if kind == "char":
             codes += f"{count}s"

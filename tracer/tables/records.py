@@ -79,7 +79,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Event:
-    """A wake-up from the kernel; `a` and `b` mean what `kind` says (books.h)."""
+    """A wake-up from the kernel; `a` and `b` mean what `kind` says (shared.h)."""
 
     kind: str
     time_ns: int
@@ -159,7 +159,7 @@ class Books:
                 )
 
     def counters(self) -> dict[str, int]:
-        """Every counter by its name in books.h, summed over the CPUs."""
+        """Every counter by its name in shared.h, summed over the CPUs."""
         names = self._layouts.enums["counter"][:-1]
         rows = self._maps["counters"].rows(len(names))
         return {
