@@ -21,7 +21,6 @@ from tracer.bpf.programs import Program, Refused, enable_statistics, load_progra
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC, Btf
 
-
 GENERATED = "kernel.h"
 """The header that is generated for each kernel; probes/include/common.h includes it."""
 _INCLUDE = re.compile(r'#include "([^"]+)"')
