@@ -1,11 +1,14 @@
-/* Forks by what dup_mmap() calls before it copies and after: it costs nothing but at a fork, and needs no tracepoint of mmap_lock. */
+/*
+ * Forks, by functions that dup_mmap() calls before and after it copies. The hooks run only at a
+ * fork, and need no tracepoint of mmap_lock.
+ */
 #include "forks.h"
 
 HOOK(fork)
 {
-	u64 mm = ARGUMENT(mm);
-	if (open_gate() && mm)
-		forking(mm, bpf_ktime_get_ns());
+	mm_t child = MM(ARGUMENT(mm));
+	if (open_gate() && child.addr)
+		record_fork(child, bpf_ktime_get_ns());
 	return 0;
 }
 

@@ -1,5 +1,8 @@
-/* The ledger's tracepoints. They carry an address and no mm: that comes from the visit of the rmap walk that they fire in, where visits are
-   hooked (ledger.bpf.c). Where not, one row stands for an address in all mms. */
+/*
+ * Migrations and their entries, by tracepoints. The tracepoints have an address and no mm. The mm
+ * is that of the rmap walk's visit in which they fire, where visits are hooked (ledger.bpf.c);
+ * elsewhere one row stands for an address in all mms.
+ */
 #include "copies.h"
 
 BPF_HASH(dying_mms, u64, struct dying_mm, MM_ROWS);
@@ -17,9 +20,9 @@ HOOK(mm_migrate_pages)
 	return 0;
 }
 
-/* What the row says of the VMA is of the insertion that came last. */
-static __always_inline void note_insertion(struct ledger_row *row, struct migration *visiting,
-					   u64 entry)
+/* Add an insertion to a row. The row describes the VMA of the newest insertion only. */
+static __always_inline void add_insertion(struct ledger_row *row, struct migration *visiting,
+					  u64 entry)
 {
 	row->last_ns = bpf_ktime_get_ns();
 	row->entry = entry;
@@ -30,14 +33,14 @@ static __always_inline void note_insertion(struct ledger_row *row, struct migrat
 	row->folio = visiting->folio;
 	row->at = visiting->at;
 	row->vma = visiting->vma;
-	row->vm_start = READ(vm_area_struct, visiting->vma, vm_start);
-	row->vm_end = READ(vm_area_struct, visiting->vma, vm_end);
+	row->vm_start = READ_VMA(VMA(visiting->vma), vm_start);
+	row->vm_end = READ_VMA(VMA(visiting->vma), vm_end);
 	row->visits = 0;
 	row->to = 0;
 #endif
 }
 
-static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level)
+static __always_inline void record_insertion(void *ctx, u64 addr, u64 entry, u32 level)
 {
 	struct params *p = open_gate();
 	if (!p)
@@ -46,17 +49,17 @@ static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level)
 	u32 tid = task;
 	learn_type(entry);
 	struct migration *m = migrations.lookup(&tid);
-	struct migration *visiting = visiting_in(m, WALK_FIRST);
+	struct migration *visiting = if_visiting(m, WALK_FIRST);
 	struct ledger_key key = {};
-	fill_key(&key, m, tid, visiting ? visiting->mm : 0, addr, level);
+	fill_key(&key, m, tid, MM(visiting ? visiting->mm : 0), addr, level);
 	struct ledger_row *row = ledger.lookup(&key);
 	if (row) {
-		note_insertion(row, visiting, entry);
+		add_insertion(row, visiting, entry);
 	} else {
 		struct ledger_row fresh = {};
 		fresh.first_ns = bpf_ktime_get_ns();
 		fresh.tgid = task >> 32;
-		note_insertion(&fresh, visiting, entry);
+		add_insertion(&fresh, visiting, entry);
 		if (ledger.update(&key, &fresh)) {
 			count(LEDGER_LOST);
 			if (m)
@@ -64,7 +67,7 @@ static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level)
 			return;
 		}
 	}
-	count(ENTRIES_BOOKED);
+	count(ENTRIES_RECORDED);
 	if (m)
 		m->outstanding++;
 #ifdef HAVE_folio_flags
@@ -73,8 +76,11 @@ static __always_inline void inserted(void *ctx, u64 addr, u64 entry, u32 level)
 #endif
 }
 
-/* A removal in a child's mm that nothing was booked for: the second walk came there before the parent, whose removal would have booked it. */
-static __always_inline void removed_copy(struct params *p, struct migration *m)
+/*
+ * Record a removal without a row in a child's mm: the second walk has visited the child before the
+ * parent, whose removal would have recorded the copy (record_copies()).
+ */
+static __always_inline void record_removed_copy(struct params *p, struct migration *m)
 {
 	m->copied_ns = 0;
 	for (u32 i = 0; i < FORK_WINDOWS; i++) {
@@ -84,7 +90,7 @@ static __always_inline void removed_copy(struct params *p, struct migration *m)
 			m->copied_ns = w->start_ns;
 	}
 	if (!m->copied_ns) {
-		count(REMOVALS_UNBOOKED);
+		count(REMOVALS_UNRECORDED);
 		return;
 	}
 	count(ENTRIES_COPIED);
@@ -92,18 +98,26 @@ static __always_inline void removed_copy(struct params *p, struct migration *m)
 	settle(p, m, m->mm, m->copied_ns, m->copied_ns);
 }
 
-static __always_inline void removed(u64 addr, u32 level)
+/*
+ * Match a removal with a row, or with an entry of a frozen PMD. Where both are there the row has no
+ * VMA: it is a copy that a fork made of a PMD frozen itself, and both are settled.
+ */
+static __always_inline void record_removal(u64 addr, u32 level)
 {
 	struct params *p = open_gate();
 	if (!p)
 		return;
-	u32 tid = bpf_get_current_pid_tgid(), tgid;
+	u32 tid = bpf_get_current_pid_tgid();
+	u32 tgid;
 	struct migration *m = migrations.lookup(&tid);
-	struct migration *visiting = visiting_in(m, WALK_SECOND);
-	u64 first_ns, pfn, folio, at = addr;
-	struct ledger_key key = {}, frozen_key = {};
+	struct migration *visiting = if_visiting(m, WALK_SECOND);
+	u64 first_ns, pfn;
+	u64 at = addr;
+	folio_t folio;
+	struct ledger_key key = {};
+	struct ledger_key frozen_key = {};
 	struct frozen *f = 0;
-	fill_key(&key, m, tid, visiting ? visiting->mm : 0, addr, level);
+	fill_key(&key, m, tid, MM(visiting ? visiting->mm : 0), addr, level);
 	struct ledger_row *row = ledger.lookup(&key);
 	if (visiting)
 		visiting->removed += 1;
@@ -111,59 +125,66 @@ static __always_inline void removed(u64 addr, u32 level)
 		frozen_key = key;
 		f = frozen_at(&frozen_key, addr);
 	}
-	if (visiting && !row && !f) { /* inserted in a visit that began before the gate opened */
+	/* A visit that began before the gate opened has recorded the entry without an mm. */
+	if (visiting && !row && !f) {
 		key.mm = 0;
 		row = ledger.lookup(&key);
 		if (!row) {
-			removed_copy(p, visiting);
+			record_removed_copy(p, visiting);
 			return;
 		}
 	}
 	if (row) {
 		first_ns = row->first_ns;
 		pfn = entry_pfn(p, row->entry);
-		folio = row->folio;
+		folio = FOLIO(row->folio);
 		at = row->at;
 		tgid = row->tgid;
 	} else if (f) {
 		first_ns = f->first_ns;
-		pfn = entry_pfn(p, f->entry) + (addr >> 12 & 511);
-		folio = f->folio;
+		pfn = entry_pfn(p, f->entry) + PTE_INDEX(addr);
+		folio = FOLIO(f->folio);
 		tgid = f->tgid;
 	} else {
-		count(REMOVALS_UNBOOKED);
+		count(REMOVALS_UNRECORDED);
 		return;
 	}
-	book_copies(p, m, &key, folio, at, first_ns, pfn, tgid);
+	record_copies(p, m, &key, folio, at, first_ns, pfn, tgid);
 	if (f)
-		settle_frozen(p, m, &frozen_key, f, addr >> 12 & 511);
+		settle_frozen(p, m, &frozen_key, f, PTE_INDEX(addr));
 	if (row)
 		settle_row(p, m, &key, row);
 }
 
 HOOK(set_migration_pte)
 {
-	inserted(ctx, ARG(set_migration_pte, addr), ARG(set_migration_pte, entry), 1);
-	return 0;
-}
-HOOK(remove_migration_pte)
-{
-	removed(ARG(remove_migration_pte, addr), 1);
-	return 0;
-}
-HOOK(set_migration_pmd)
-{
-	inserted(ctx, ARG(set_migration_pmd, addr), ARG(set_migration_pmd, entry), 2);
-	return 0;
-}
-HOOK(remove_migration_pmd)
-{
-	removed(ARG(remove_migration_pmd, addr), 2);
+	record_insertion(ctx, ARG(set_migration_pte, addr), ARG(set_migration_pte, entry), 1);
 	return 0;
 }
 
-/* A task that dies inside a migration never ends it. From 6.16 on the tracepoint runs before exit_mm(): the mm is still known,
-   and stays in dying_mms until exit_mmap() has taken its page tables apart. */
+HOOK(remove_migration_pte)
+{
+	record_removal(ARG(remove_migration_pte, addr), 1);
+	return 0;
+}
+
+HOOK(set_migration_pmd)
+{
+	record_insertion(ctx, ARG(set_migration_pmd, addr), ARG(set_migration_pmd, entry), 2);
+	return 0;
+}
+
+HOOK(remove_migration_pmd)
+{
+	record_removal(ARG(remove_migration_pmd, addr), 2);
+	return 0;
+}
+
+/*
+ * A task that exits inside a migration never ends it. From 6.16 on the tracepoint runs before
+ * exit_mm(): the task's mm is still known, and stays in dying_mms until exit_mmap() has torn its
+ * page tables down.
+ */
 HOOK(sched_process_exit)
 {
 	struct params *p = open_gate();
@@ -173,18 +194,18 @@ HOOK(sched_process_exit)
 	u32 tid = task;
 	struct migration *m = migrations.lookup(&tid);
 	if (m) {
-		tell_of_left(ctx, m, MIGRATOR_DIED);
+		emit_leftover(ctx, m, MIGRATOR_DIED);
 		migrations.delete(&tid);
 	}
-	u64 mm = READ(task_struct, ARG(sched_process_exit, task), mm);
-	if (!mm)
+	mm_t mm = MM(READ(task_struct, ARG(sched_process_exit, task), mm));
+	if (!mm.addr)
 		return 0;
 	struct dying_mm dying = {};
-	dying.pgd = READ(mm_struct, mm, pgd);
-	dying.id = READ(mm_struct, mm, id);
+	dying.pgd = READ_MM(mm, pgd);
+	dying.id = READ_MM(mm, id);
 	dying.since_ns = bpf_ktime_get_ns();
 	dying.tgid = task >> 32;
-	if (dying_mms.update(&mm, &dying))
+	if (dying_mms.update(&mm.addr, &dying))
 		count(MMS_LOST);
 	return 0;
 }

@@ -1,46 +1,50 @@
-/* The scene of a suspect: its VMA and its folio, by address, on demand. What is freed meanwhile gives wrong numbers, never a fault. */
+/*
+ * Read one VMA and one folio by address, on demand, for the evidence of a finding. Either may have
+ * been freed meanwhile: then the numbers are wrong, but no read can fault.
+ */
 #include "common.h"
 
-BPF_ARRAY(scene, struct scene, 1);
+BPF_ARRAY(object_info, struct object_info, 1);
 
 /* args[0]: a VMA, or 0; args[1]: a folio, or 0. */
 HOOK(look)
 {
 	u32 zero = 0;
-	struct scene *s = scene.lookup(&zero);
-	if (!s)
+	struct object_info *o = object_info.lookup(&zero);
+	if (!o)
 		return 0;
-	__builtin_memset(s, 0, sizeof(*s));
-	u64 vma = ctx->args[0], folio = ctx->args[1];
-	if (vma) {
-		u64 anon_vma = READ(vm_area_struct, vma, anon_vma),
-		    file = READ(vm_area_struct, vma, vm_file), root = 0;
-		s->vm_mm = READ(vm_area_struct, vma, vm_mm);
-		s->vm_start = READ(vm_area_struct, vma, vm_start);
-		s->vm_end = READ(vm_area_struct, vma, vm_end);
-		s->vm_flags = READ(vm_area_struct, vma, vm_flags);
-		if (anon_vma)
-			root = READ(anon_vma, anon_vma, root);
+	__builtin_memset(o, 0, sizeof(*o));
+	vma_t vma = VMA(ctx->args[0]);
+	folio_t folio = FOLIO(ctx->args[1]);
+	if (vma.addr) {
+		anon_vma_t anon_vma = ANON_VMA(READ_VMA(vma, anon_vma));
+		u64 file = READ_VMA(vma, vm_file);
+		u64 root = 0;
+		o->vm_mm = READ_VMA(vma, vm_mm);
+		o->vm_start = READ_VMA(vma, vm_start);
+		o->vm_end = READ_VMA(vma, vm_end);
+		o->vm_flags = READ_VMA(vma, vm_flags);
+		if (anon_vma.addr)
+			root = READ_ANON_VMA(anon_vma, root);
 		if (root)
-			s->anon = root + __builtin_offsetof(struct anon_vma, rwsem);
+			o->anon = root + OFFSET(anon_vma, rwsem);
 		if (file) {
 			u64 mapping = READ(file, file, f_mapping);
 			if (mapping)
-				s->i_mmap = mapping +
-					    __builtin_offsetof(struct address_space, i_mmap_rwsem);
+				o->i_mmap = mapping + OFFSET(address_space, i_mmap_rwsem);
 #if defined(HAVE_file_dentry) && defined(HAVE_dentry_name)
-			bpf_probe_read_kernel_str(&s->file, sizeof(s->file),
+			bpf_probe_read_kernel_str(&o->file, sizeof(o->file),
 						  (void *)READ(dentry, READ(file, file, dentry),
 							       name));
 #endif
 		}
 	}
-	if (folio) {
-		s->folio_flags = READ(folio, folio, flags);
-		s->folio_mapping = READ(folio, folio, mapping);
+	if (folio.addr) {
+		o->folio_flags = READ_FOLIO(folio, flags);
+		o->folio_mapping = READ_FOLIO(folio, mapping);
 #ifdef HAVE_folio_order
-		if (s->folio_flags >> PG_HEAD & 1)
-			s->folio_order = READ(folio, folio, order) & 0xff;
+		if (o->folio_flags >> PG_HEAD & 1)
+			o->folio_order = READ_FOLIO(folio, order) & 0xff;
 #endif
 	}
 	return 0;

@@ -1,42 +1,33 @@
-/* What all stems share: the gate, the counters, the histograms, the ring. */
+/*
+ * Shared by all probe objects: maps, macros for hooks and for reading kernel memory, typed handles
+ * of kernel objects, counters, histograms and events.
+ */
 #ifndef RMAPD_COMMON_H
 #define RMAPD_COMMON_H
 
 #include "shared.h"
-#include "kernel.h"
+#include "kernel.h" /* generated from this kernel's BTF: tracer/attach/struct_slices.py */
 
 BPF_ARRAY(params, struct params, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNTERS);
 BPF_PERCPU_ARRAY(histograms, struct histogram, HISTS);
-BPF_ARRAY(entry_types, u64, 32); /* how often each swap type was inserted as a migration entry */
+BPF_ARRAY(entry_types, u64, 32); /* insertions of migration entries by swap type */
 BPF_ARRAY(fork_windows, struct fork_window, FORK_WINDOWS);
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);
-BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
-enum {
-	MORE_STACKS = 512
-};
-BPF_TABLE("stacktrace", int, struct bpf_stacktrace, more_stacks, MORE_STACKS);
 
-/* A call that is not inlined is a program of its own, which BCC does not link. */
+/* BCC does not link functions: each call must be inlined into its program. */
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif
 
-/* An event's stack. One that finds its bucket taken by another would be lost; of some two hundred distinct ones a few do: a second, smaller
-   table is for them, and its numbers follow those of the first. */
-static __always_inline s32 stack_of(void *ctx)
-{
-	s32 stack = stacks.get_stackid(ctx, 0);
-	if (stack >= 0)
-		return stack;
-	stack = more_stacks.get_stackid(ctx, 0);
-	return stack >= 0 ? STACK_ROWS + stack : stack;
-}
-
 #define HOOK(name) int rmapd_##name(struct bpf_raw_tracepoint_args *ctx)
 
-/* One program, loaded once per function it is attached to: the loader puts the function's own constants, argument places and
-   offsets into these instructions (tracer/template.py). The verifier then sees constants, and drops what a function does not need. */
+/*
+ * One compiled program is loaded once per function that it is attached to. The loader writes the
+ * function's own constants, argument places and offsets into the instructions marked here
+ * (tracer/attach/relocations.py). The verifier then sees constants, and removes the branches that
+ * this function does not need.
+ */
 #define TEXT_(x) #x
 #define TEXT(x)  TEXT_(x)
 #ifndef HARNESS
@@ -59,15 +50,24 @@ static __always_inline s32 stack_of(void *ctx)
 #define PLACE(name)    harness_place(ctx, PLACE_##name)
 #endif
 #define NO_OFFSET 0x7fffffff
-/* Where on the stack this call of a function is: the same at its entry and its return, lower for what it calls. A trampoline's context lies
-   on the stack at the same place for both; a kretprobe finds the stack pointer one word above where the kprobe did. */
+
+/*
+ * The stack position of a function's call. It is the same at the call's entry and return, and
+ * lower for the functions that it calls. A trampoline's context is on the stack, at the same place
+ * for both. A kretprobe finds the stack pointer one word above its value at the kprobe (`popped`).
+ */
 #define STACK_MARK()                                        \
 	({                                                  \
 		u64 s_ = PLACE(stack);                      \
 		s_ ? s_ - CONSTANT(popped) : ON_STACK(ctx); \
 	})
-/* An argument, or a member of the struct it points to; 0 where this function has none. Read as a number: the verifier knows the type of
-   a pointer in a trampoline's context, and lets nothing be computed with it. Where there is none the verifier sees a 0, and drops the read. */
+
+/*
+ * An argument of the hooked function, or a member of the struct that it points to; 0 where this
+ * kernel's function has no such argument. The argument is read as a number: in a trampoline the
+ * verifier knows the type of a pointer argument and refuses arithmetic with it. Where the argument
+ * does not exist the verifier sees 0 and removes the read.
+ */
 #define ARGUMENT(name)                                                                            \
 	({                                                                                        \
 		u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0;                    \
@@ -76,8 +76,10 @@ static __always_inline s32 stack_of(void *ctx)
 					      o_ == NO_OFFSET ? (void *)&a_ : (void *)(a_ + o_)); \
 		m_;                                                                               \
 	})
-#define ARG(hook, arg)       (ctx->args[ARG_##hook##_##arg])
+#define ARG(hook, arg) (ctx->args[ARG_##hook##_##arg])
+
 #define OFFSET(type, member) __builtin_offsetof(struct type, member)
+/* Read a member by value. The read cannot fault: a bad address yields 0. */
 #define READ(type, at, member)                                                     \
 	({                                                                         \
 		__typeof__(((struct type *)0)->member) v_ = 0;                     \
@@ -86,30 +88,88 @@ static __always_inline s32 stack_of(void *ctx)
 		v_;                                                                \
 	})
 
-/* include/trace/events/lock.h: how somebody waits; an rwsem has READ or WRITE and nothing else. */
-#define LCB_F_SPIN  1
-#define LCB_F_READ  2
-#define LCB_F_WRITE 4
+/*
+ * Handles of kernel objects. Each kind is a struct of its own, as pte_t is, so that a VMA passed
+ * for an mm does not compile. addr 0: no object.
+ */
+typedef struct {
+	u64 addr;
+} mm_t; /* struct mm_struct */
+typedef struct {
+	u64 addr;
+} vma_t; /* struct vm_area_struct */
+typedef struct {
+	u64 addr;
+} folio_t; /* struct folio */
+typedef struct {
+	u64 addr;
+} rwsem_t; /* struct rw_semaphore */
+typedef struct {
+	u64 addr;
+} anon_vma_t; /* struct anon_vma */
+typedef struct {
+	u64 addr;
+} mapping_t; /* struct address_space */
 
-/* An mm younger than the outer one, with one user: nobody else can know of it yet. */
-#define NEWBORN(mm, id, outer_id) ((id) > (outer_id) && READ(mm_struct, mm, mm_users) == 1)
+#define MM(address)       ((mm_t){address})
+#define VMA(address)      ((vma_t){address})
+#define FOLIO(address)    ((folio_t){address})
+#define RWSEM(address)    ((rwsem_t){address})
+#define ANON_VMA(address) ((anon_vma_t){address})
+#define MAPPING(address)  ((mapping_t){address})
 
-/* A bound that the verifier sees: the compiler knows it already and would leave it out (6.1 forgets it, 6.18 does not). */
+#define ADDRESS(handle_t, handle)       \
+	({                              \
+		handle_t h_ = (handle); \
+		h_.addr;                \
+	})
+#define READ_HANDLE(handle_t, type, handle, member) READ(type, ADDRESS(handle_t, handle), member)
+#define READ_MM(o, member)                          READ_HANDLE(mm_t, mm_struct, o, member)
+#define READ_VMA(o, member)                         READ_HANDLE(vma_t, vm_area_struct, o, member)
+#define READ_FOLIO(o, member)                       READ_HANDLE(folio_t, folio, o, member)
+#define READ_RWSEM(o, member)                       READ_HANDLE(rwsem_t, rw_semaphore, o, member)
+#define READ_ANON_VMA(o, member)                    READ_HANDLE(anon_vma_t, anon_vma, o, member)
+#define READ_MAPPING(o, member)                     READ_HANDLE(mapping_t, address_space, o, member)
+
+/* arch/x86/include/asm/page_types.h, later include/vdso/page.h */
+#define PAGE_SHIFT 12
+#define PAGE_MASK  (~0xfffULL)
+
+#define NSEC_PER_SEC 1000000000
+
+/* include/trace/events/lock.h: the kind of a wait. An rwsem has READ or WRITE and no other bit. */
+#define LCB_F_SPIN  (1U << 0)
+#define LCB_F_READ  (1U << 1)
+#define LCB_F_WRITE (1U << 2)
+
+/* Whether this mm is younger than the outer one and has one user: no other task can know it. */
+#define NEWBORN(mm, id, outer_id) ((id) > (outer_id) && READ_MM(mm, mm_users) == 1)
+
+/*
+ * A bound that the verifier can see. The compiler knows that the value is in range and would omit
+ * the mask; the verifier of 6.1 forgets the range where the compiler spills the value.
+ */
 #ifndef HARNESS
 #define BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
 #else
 #define BOUND(value, mask) ((value) &= (mask))
 #endif
 
-/* A pointer that is tested as such: the compiler would test again what it was made from, which the verifier does not connect with it. */
+/*
+ * Keep the test of this pointer. The compiler would test the values that it was made from instead,
+ * and the verifier does not connect those with the pointer.
+ */
 #ifndef HARNESS
 #define TESTED(pointer) asm volatile("" : "+r"(pointer))
 #else
 #define TESTED(pointer)
 #endif
 
-/* A map of kind TASK_STORAGE has a value per task: no key to hash, no bucket to lock, and it is gone with the task. With CREATED none is
-   given only where none could be made: no memory, or this CPU was interrupted while it made one. */
+/*
+ * Task storage has one value per task: no key to hash, no bucket lock, and it is freed with the
+ * task. With CREATED the lookup fails only where the kernel cannot make a value: there is no
+ * memory, or the program has interrupted this CPU while it was making another one.
+ */
 #define CURRENT bpf_get_current_task_btf()
 #define CREATED BPF_LOCAL_STORAGE_GET_F_CREATE
 
@@ -120,17 +180,22 @@ static __always_inline struct params *open_gate(void)
 	return p && p->gate ? p : 0;
 }
 
-static __always_inline void count(u32 which)
+static __always_inline void count_many(u32 which, u64 times)
 {
 	u64 *sum = counters.lookup(&which);
 	if (sum)
-		*sum += 1;
+		*sum += times;
 }
 
-/* times: how many values this one stands for. */
+static __always_inline void count(u32 which)
+{
+	count_many(which, 1);
+}
+
+/* Add a value to a histogram. times: the number of values that this one stands for. */
 static __always_inline void add_times(struct histogram *h, u64 value, u64 times)
 {
-	u32 slot = 0;
+	u32 slot = 0; /* becomes the number of bits in value */
 	u64 rest = value;
 	if (rest >> 32) {
 		slot += 32;
@@ -156,7 +221,7 @@ static __always_inline void add_times(struct histogram *h, u64 value, u64 times)
 		slot += 1;
 		rest >>= 1;
 	}
-	slot += rest; /* the number of bits in value */
+	slot += rest;
 	BOUND(slot, 63);
 	h->slot[slot] += times;
 	h->sum_ns += value * times;
@@ -179,19 +244,42 @@ static __always_inline void observe(u32 which, u64 value)
 	observe_times(which, value, 1);
 }
 
-/* Which cgroup the current task is in, from the kernel's own memory: a look into /sys/fs/cgroup may wait for a lock that a suspect holds. */
+BPF_TABLE("stacktrace", int, struct bpf_stacktrace, stacks, STACK_ROWS);
+enum {
+	MORE_STACKS = 512
+};
+BPF_TABLE("stacktrace", int, struct bpf_stacktrace, more_stacks, MORE_STACKS);
+
+/*
+ * The stack id of an event. A stack map loses a stack whose hash bucket is taken: of two hundred
+ * distinct stacks a few are lost. On a collision the second, smaller map is used; its ids start at
+ * STACK_ROWS.
+ */
+static __always_inline s32 stack_of(void *ctx)
+{
+	s32 stack = stacks.get_stackid(ctx, 0);
+	if (stack >= 0)
+		return stack;
+	stack = more_stacks.get_stackid(ctx, 0);
+	return stack >= 0 ? STACK_ROWS + stack : stack;
+}
+
+/*
+ * Fill in the current task's cgroup, from kernel memory. Reading /sys/fs/cgroup instead could wait
+ * for a lock that the reported task holds.
+ */
 static __always_inline void fill_cgroup(struct event *e)
 {
 #if defined(HAVE_kernfs_node_name) && defined(HAVE_kernfs_node_id)
-	u64 group = READ(css_set, READ(task_struct, bpf_get_current_task(), cgroups), dfl_cgrp),
-	    node = READ(cgroup, group, kn);
+	u64 group = READ(css_set, READ(task_struct, bpf_get_current_task(), cgroups), dfl_cgrp);
+	u64 node = READ(cgroup, group, kn);
 	e->cgroup = READ(kernfs_node, node, id);
 	bpf_probe_read_kernel_str(&e->cgroup_name, sizeof(e->cgroup_name),
 				  (void *)READ(kernfs_node, node, name));
 #endif
 }
 
-/* What every event has. */
+/* Fill in the members that every event has. */
 static __always_inline void fill_event(struct event *e, u32 kind)
 {
 	u64 task = bpf_get_current_pid_tgid();
@@ -204,7 +292,7 @@ static __always_inline void fill_event(struct event *e, u32 kind)
 	fill_cgroup(e);
 }
 
-/* The caller adds the rest and submits. A full ring is counted, never waited for. */
+/* Reserve an event, which the caller completes and submits; 0 and a count where the ring is full. */
 static __always_inline struct event *new_event(u32 kind)
 {
 	struct event *e = events.ringbuf_reserve(sizeof(struct event));

@@ -1,5 +1,4 @@
-/* Book 1: who migrates, what is outstanding, and which VMA the task's rmap walk visits now.
-   One task inserts, and the same task removes, all entries of a migration: rows are never shared between tasks. */
+/* The ledger: migration entries that are inserted and not removed yet. */
 #ifndef RMAPD_LEDGER_H
 #define RMAPD_LEDGER_H
 
@@ -9,35 +8,35 @@
 BPF_HASH(ledger, struct ledger_key, struct ledger_row, LEDGER_ROWS);
 BPF_HASH(frozen, struct ledger_key, struct frozen, FROZEN_ROWS);
 
-#define PMD_BYTES 0x200000ULL
-
-static __always_inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, u64 mm,
+static __always_inline void fill_key(struct ledger_key *key, struct migration *m, u32 tid, mm_t mm,
 				     u64 addr, u32 level)
 {
 	key->start_ns = m ? m->start_ns : 0;
-	key->mm = mm;
+	key->mm = mm.addr;
 	key->addr = addr;
 	key->tid = tid;
 	key->level = level;
 }
 
+/* Remember the entry's swap type as one of migration entries. Only zero or not zero matters, so a
+   lost increment is harmless. */
 static __always_inline void learn_type(u64 entry)
 {
 	u32 type = entry_type(entry);
 	u64 *seen = entry_types.lookup(&type);
 	if (seen)
-		*seen += 1; /* zero or not is all that counts: a lost increment is harmless */
+		*seen += 1;
 }
 
 #ifdef HAVE_folio_flags
-static __always_inline int is_locked(u64 folio)
+static __always_inline int is_locked(folio_t folio)
 {
-	return READ(folio, folio, flags) >> PG_LOCKED & 1;
+	return READ_FOLIO(folio, flags) >> PG_LOCKED & 1;
 }
 
-/* M2, M3: proven by what the folio's flags say here and now. */
-static __always_inline void tell_of_unlocked(void *ctx, struct migration *m, u32 kind, u64 vma,
-					     u64 mm, u64 addr, u64 folio)
+/* Report M2 or M3. The folio's flags prove it at this moment. */
+static __always_inline void emit_unlocked(void *ctx, struct migration *m, u32 kind, vma_t vma,
+					  mm_t mm, u64 addr, folio_t folio)
 {
 	struct event *e = new_event(kind);
 	if (!e)
@@ -47,41 +46,49 @@ static __always_inline void tell_of_unlocked(void *ctx, struct migration *m, u32
 		e->mode = m->mode;
 		e->reason = m->reason;
 	}
-	e->a = mm;
-	e->b = vma;
+	e->a = mm.addr;
+	e->b = vma.addr;
 	e->addr = addr;
-	e->folio = folio;
+	e->folio = folio.addr;
 	e->stack = stack_of(ctx);
 	events.ringbuf_submit(e, 0);
 }
 
+/* M2: the folio of an inserted entry must be locked. m: visits the entry's VMA now. */
 static __always_inline void check_insertion(void *ctx, struct migration *m, u64 addr)
 {
-	if (is_locked(m->folio)) {
+	if (is_locked(FOLIO(m->folio))) {
 		count(M2_HOLDS);
 		return;
 	}
+	/* The entry of this visit may have been missed: then that folio is another visit's. */
 	if (addr != m->at) {
-		count(M2_UNSURE);
+		count(M2_UNVERIFIABLE);
 		return;
-	} /* this visit's entry may have been missed: then that folio is another visit's */
+	}
 	count(M2_VIOLATED);
-	tell_of_unlocked(ctx, m, INSERTED_UNLOCKED, m->vma, m->mm, addr, m->folio);
+	emit_unlocked(ctx, m, INSERTED_UNLOCKED, VMA(m->vma), MM(m->mm), addr, FOLIO(m->folio));
 }
 #endif
 
-/* The frozen PMD with an outstanding entry at this address; `key` becomes its own. */
+/* The frozen PMD with an outstanding entry at this address, or 0. `key` becomes the PMD's. */
 static __always_inline struct frozen *frozen_at(struct ledger_key *key, u64 addr)
 {
-	key->addr = addr & ~(PMD_BYTES - 1);
+	key->addr = addr & PMD_MASK;
 	key->level = 3;
 	struct frozen *f = frozen.lookup(key);
-	u64 n = addr >> 12 & 511, word = n >> 6;
+	u64 n = PTE_INDEX(addr);
+	u64 word = n >> 6;
 	BOUND(word, 7);
 	return f && !(f->settled[word] >> (n & 63) & 1) ? f : 0;
 }
 
-/* last_ns: of the youngest entry that it may be. */
+/*
+ * Count a removed entry: M1 holds, M4 by its age, M5 where its mm is known.
+ *
+ * Which of its row's entries was removed is not known. first_ns, last_ns: when the oldest and the
+ * newest one that it may be was inserted.
+ */
 static __always_inline void settle(struct params *p, struct migration *m, u64 mm, u64 first_ns,
 				   u64 last_ns)
 {
@@ -89,15 +96,20 @@ static __always_inline void settle(struct params *p, struct migration *m, u64 mm
 	observe(HIST_MIGRATION_ENTRY, now - last_ns);
 	count(ENTRIES_REMOVED);
 	count(m && m->lossy ? M1_UNVERIFIABLE : M1_HOLDS);
-	u32 untold = now - last_ns <= p->welcome_ns || first_ns <= p->missed_ns;
-	count(now - first_ns <= p->welcome_ns ? M4_HOLDS : untold ? M4_UNTOLD : M4_LATE);
+	u32 age_unknown = now - last_ns <= p->max_entry_age_ns || first_ns <= p->missed_ns;
+	count(now - first_ns <= p->max_entry_age_ns ? M4_HOLDS :
+	      age_unknown                           ? M4_AGE_UNKNOWN :
+						      M4_LATE);
 	if (mm)
-		count(M5_HOLDS); /* what the first walk left here, the second one visits */
+		count(M5_HOLDS); /* the first walk left an entry here, and the second one came */
 	if (m)
 		m->outstanding -= 1;
 }
 
-/* An address of an mm has one entry at a time: what was there before the last insertion is gone, though nothing told of it. */
+/*
+ * An entry of this row was removed. An address of one mm has one entry at a time, so where the mm
+ * is known the entry is the newest one: older ones are gone, though their removal was not seen.
+ */
 static __always_inline void settle_row(struct params *p, struct migration *m,
 				       struct ledger_key *key, struct ledger_row *row)
 {
@@ -107,7 +119,7 @@ static __always_inline void settle_row(struct params *p, struct migration *m,
 		ledger.delete(key);
 }
 
-/* An entry of a frozen PMD is gone. */
+/* The n-th entry of a frozen PMD was removed. */
 static __always_inline void settle_frozen(struct params *p, struct migration *m,
 					  struct ledger_key *key, struct frozen *f, u64 n)
 {

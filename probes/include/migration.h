@@ -1,4 +1,9 @@
-/* Migrations: who migrates, and which VMA the task's rmap walk visits now. */
+/*
+ * Migrations: which task is in one, and which VMA its rmap walk visits now.
+ *
+ * A migration begins and ends in one task, which also inserts and removes all its entries: rows
+ * are never shared between tasks.
+ */
 #ifndef RMAPD_MIGRATION_H
 #define RMAPD_MIGRATION_H
 
@@ -6,7 +11,7 @@
 
 BPF_HASH(migrations, u32, struct migration, MIGRATION_ROWS);
 BPF_TABLE("lru_hash", struct visit_key, struct visit, visits, VISIT_ROWS);
-BPF_ARRAY(visit_clock, u64, 1);
+BPF_ARRAY(visit_clock, u64, 1); /* counts the visits of second walks */
 
 static __always_inline u64 visits_so_far(void)
 {
@@ -15,7 +20,8 @@ static __always_inline u64 visits_so_far(void)
 	return clock ? *clock : 0;
 }
 
-static __always_inline void tell_of_left(void *ctx, struct migration *m, u32 kind)
+/* Wake Python where a migration ends with outstanding entries. kind: how it ended. */
+static __always_inline void emit_leftover(void *ctx, struct migration *m, u32 kind)
 {
 	if (!m->outstanding)
 		return;
@@ -31,8 +37,11 @@ static __always_inline void tell_of_left(void *ctx, struct migration *m, u32 kin
 	events.ringbuf_submit(e, 0);
 }
 
-/* What is inside of a migration begins deeper on the stack. What does not, through the same hook, shows that the end was missed: without
-   that, a kernel thread would be in its migration for ever, and nothing left in it would be judged. */
+/*
+ * Begin a migration, or nest one. A nested call begins deeper on the stack. Where a call through
+ * the same hook does not, the end of the earlier migration was missed, and it ends here: else a
+ * kernel thread would stay in it for ever, and the entries it left would never be judged.
+ */
 static __always_inline void begin_migration(void *ctx, u32 mode, u32 reason)
 {
 	if (!open_gate())
@@ -46,7 +55,7 @@ static __always_inline void begin_migration(void *ctx, u32 mode, u32 reason)
 	}
 	if (m) {
 		count(MIGRATIONS_UNENDED);
-		tell_of_left(ctx, m, MIGRATION_LEFT);
+		emit_leftover(ctx, m, MIGRATION_LEFT);
 	}
 	struct migration fresh = {};
 	fresh.mark = ON_STACK(ctx);
@@ -59,7 +68,7 @@ static __always_inline void begin_migration(void *ctx, u32 mode, u32 reason)
 		count(MIGRATIONS_LOST);
 }
 
-/* The outermost end: whatever its rows still hold is a suspect, and Python is woken for it. */
+/* End the innermost migration. The outermost end reports what is outstanding. */
 static __always_inline void end_migration(void *ctx, u32 which)
 {
 	if (!open_gate())
@@ -73,12 +82,13 @@ static __always_inline void end_migration(void *ctx, u32 which)
 		return;
 	}
 	count(which);
-	tell_of_left(ctx, m, MIGRATION_LEFT);
+	emit_leftover(ctx, m, MIGRATION_LEFT);
 	migrations.delete(&tid);
 }
 
-/* The migration, where its task is in this walk's callback; never where no callback can be hooked. */
-static __always_inline struct migration *visiting_in(struct migration *m, u32 walk)
+/* The migration, if its task is in the callback of this walk now. Without hooks on the callbacks
+   (HAVE_folio_flags) the answer is always 0. */
+static __always_inline struct migration *if_visiting(struct migration *m, u32 walk)
 {
 #ifdef HAVE_folio_flags
 	struct migration *visiting = m && m->walk == walk ? m : 0;

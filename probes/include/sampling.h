@@ -1,4 +1,7 @@
-/* Which windows are recorded where not all are. */
+/*
+ * Sampling of windows. Each function has a token bucket per CPU that gains one token per
+ * params.window_ns. A window takes a token or is not recorded, with all windows inside of it.
+ */
 #ifndef RMAPD_SAMPLING_H
 #define RMAPD_SAMPLING_H
 
@@ -6,73 +9,89 @@
 
 BPF_PERCPU_ARRAY(allowances, struct allowance, WINDOWS);
 
-/* Sampling. Once a jiffy what was earned meanwhile is added to what is left; a second's worth is saved up at most. Another task may come in
-   between on this CPU: `left` may fall below 0. */
-static __always_inline void refill(struct allowance *a, u64 each)
+/*
+ * Add the tokens earned since the last refill: once a jiffy, one second's worth at most. Another
+ * task may run in between on this CPU and take a token, so `left` may fall below 0.
+ *
+ * window_ns: the time that earns one token.
+ */
+static __always_inline void refill(struct allowance *a, u64 window_ns)
 {
 	u64 jiffy = bpf_jiffies64();
 	if (jiffy == a->jiffy)
 		return;
-	u64 now = bpf_ktime_get_ns(), earned = (now - a->since_ns) / each,
-	    most = 1000000000 / each + 1;
+	u64 now = bpf_ktime_get_ns();
+	u64 earned = (now - a->earned_ns) / window_ns;
+	u64 most = NSEC_PER_SEC / window_ns + 1;
 	u64 left = (s64)a->left > 0 ? a->left + earned : earned;
 	a->jiffy = jiffy;
-	a->looked_ns = now;
-	a->since_ns = earned < most ? a->since_ns + earned * each : now;
+	a->refilled_ns = now;
+	a->earned_ns = earned < most ? a->earned_ns + earned * window_ns : now;
 	a->left = left < most ? left : most;
 }
 
-static __always_inline void note_unsampled(struct allowance *a)
+static __always_inline void count_unsampled(struct allowance *a)
 {
 	a->unsampled += 1;
-	a->unsampled_ns = a->looked_ns;
+	a->unsampled_ns = a->refilled_ns;
 }
 
-/* Whether the allowance of this function on this CPU has room for one more window. What mm_take_all_locks() takes mm_drop_all_locks() gives back. */
-static __always_inline u32 may_book(struct params *p, u32 window)
+/*
+ * Take a token for a window of this function; 0: there is none. mm_take_all_locks() needs none,
+ * because mm_drop_all_locks() releases its locks in a window of its own.
+ */
+static __always_inline u32 take_allowance(struct params *p, u32 window)
 {
-	u64 each = p->window_ns;
+	u64 window_ns = p->window_ns;
 	if (window == WINDOW_mm_take_all_locks || window == WINDOW_mm_drop_all_locks)
 		return 1;
-	struct allowance *a = each ? allowances.lookup(&window) : 0;
+	struct allowance *a = window_ns ? allowances.lookup(&window) : 0;
 	if (!a)
 		return 1;
-	refill(a, each);
+	refill(a, window_ns);
 	if ((s64)a->left <= 0) {
-		note_unsampled(a);
+		count_unsampled(a);
 		return 0;
 	}
 	a->left -= 1;
 	return 1;
 }
 
-/* Whether this runs in a window that is not booked. Who left it unseen runs no deeper on the stack. */
-static __always_inline u32 unsampled(struct insider *t, u64 mark)
+/* True inside a window that is not sampled. After its return the stack pointer is above
+   `unsampled`, even where the return was missed. */
+static __always_inline u32 in_unsampled(struct task_windows *t, u64 mark)
 {
 	return t && t->unsampled && mark < t->unsampled;
 }
 
+/* One to ten seconds: after that the return of an unsampled window counts as missed, though the
+   window may only be slow. */
 enum {
-	OVER_AFTER_JIFFIES = 1000
-}; /* one to ten seconds: an unbooked window's return was missed, or it is a slow one */
+	UNSAMPLED_MOST_JIFFIES = 1000
+};
 
-/* The same of a window that is about to be opened, which is then not booked either (idle: it would not be anyway). */
-static __always_inline u32 opens_unsampled(struct insider *t, u64 mark, u32 window, u32 flags,
-					   u32 idle, struct params *p)
+/*
+ * Whether a window that begins now is inside of an unsampled one, and is not recorded either.
+ *
+ * idle: the window would not be recorded anyway, so it is not counted as unsampled.
+ */
+static __always_inline u32 begins_unsampled(struct task_windows *t, u64 mark, u32 window, u32 flags,
+					    u32 idle, struct params *p)
 {
 	if (!t->unsampled)
 		return 0;
-	u64 each = p->window_ns;
-	if (unsampled(t, mark)) {
+	u64 window_ns = p->window_ns;
+	if (in_unsampled(t, mark)) {
 		if (flags & WINDOW_REBUILT)
-			return 1; /* the function that is rebuilt is not called by a window */
-		if (each && t->unsampled_epoch == (u32)p->window_epoch &&
-		    t->unsampled_window != window && /* none of these functions recurses */
-		    bpf_jiffies64() - t->unsampled_jiffy < OVER_AFTER_JIFFIES) {
+			return 1; /* no window calls a rebuilt function */
+		/* The functions do not recurse: a second window of one shows a missed return. */
+		if (window_ns && t->unsampled_epoch == (u32)p->window_epoch &&
+		    t->unsampled_window != window &&
+		    bpf_jiffies64() - t->unsampled_jiffy < UNSAMPLED_MOST_JIFFIES) {
 			struct allowance *a = idle ? 0 : allowances.lookup(&window);
 			if (a) {
-				refill(a, each);
-				note_unsampled(a);
+				refill(a, window_ns);
+				count_unsampled(a);
 			}
 			return 1;
 		}

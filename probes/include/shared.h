@@ -1,125 +1,152 @@
-/* What the kernel writes and Python reads. tracer/layout.py reads this very file: enums and structs of plain scalars only. */
+/*
+ * Layouts that the kernel side writes and Python reads.
+ *
+ * tracer/tables/c_structs.py parses this file: it may hold only enums, structs of fixed-width
+ * scalars and arrays of them, and unions of such structs.
+ */
 #ifndef RMAPD_SHARED_H
 #define RMAPD_SHARED_H
 
-/* Switches and addresses that Python sets; the gate is closed until everything is attached. */
+/*
+ * Switches and addresses that Python sets. The gate stays closed until every program is attached.
+ */
 struct params {
 	u64 gate;
-	u64 page_offset;  /* base of the direct map; 0: not calibrated */
-	u64 vmemmap;      /* base of the struct page array; 0: not calibrated */
-	u64 levels;       /* page-table levels: 4 or 5 */
-	u64 welcome_ns;   /* M4: an entry settled within this time holds */
-	u64 types_known;  /* every swap type of migration entries was seen inserted */
-	u64 window_epoch; /* odd while hooks of windows change: none is opened then, and what began in another epoch is not counted */
-	u64 mmap_epoch;   /* the same of mmap_lock */
-	u64 missed_ns; /* up to when runs of the ledger's programs were missed: an entry from before it may have the age of another */
-	u64 window_ns; /* sampling: one window per function, CPU and so long is booked, on the average; 0: all are */
+	u64 page_offset;      /* base of the direct map; 0: not calibrated */
+	u64 vmemmap;          /* base of the struct page array; 0: not calibrated */
+	u64 levels;           /* page-table levels: 4 or 5 */
+	u64 max_entry_age_ns; /* M4: an entry removed within this time holds */
+	u64 types_known;      /* each swap type of migration entries was seen inserted */
+	u64 window_epoch;     /* see below */
+	u64 mmap_epoch;       /* the same for mmap_lock */
+	u64 missed_ns;        /* the kernel skipped runs of the ledger's programs up to this time */
+	u64 window_ns;        /* sampling: record one window per function, CPU and this time */
 };
+/*
+ * window_epoch is odd while hooks of windows are being attached or detached. No window is opened
+ * then, and a window of another epoch is not counted: some of its hooks may not have run.
+ *
+ * missed_ns: an entry inserted before that time may have the age of another one, because the
+ * removal or the insertion in between was not seen.
+ *
+ * window_ns is a mean. 0: record every window.
+ */
 
-/* Per-CPU sums; Python adds the CPUs up. */
+/* Per-CPU counters. Python adds the CPUs up. */
 enum counter {
-	ENTRIES_BOOKED,  /* insertions that got a row or joined one */
-	ENTRIES_COPIED,  /* copies of booked entries found in a child's page table */
-	ENTRIES_REMOVED, /* removals matched with a row */
-	REMOVALS_UNBOOKED, /* removals of entries that were never booked: freezing THP splits, inserted before the gate */
+	ENTRIES_RECORDED,    /* insertions that made a row or joined one */
+	ENTRIES_COPIED,      /* copies of recorded entries found in a child's page table */
+	ENTRIES_REMOVED,     /* removals matched with a row */
+	REMOVALS_UNRECORDED, /* removals without a row: inserted before the gate opened, or by a
+				THP split that cannot be hooked */
 	M1_HOLDS,
-	M1_UNVERIFIABLE, /* settled in a migration that lost an event */
+	M1_UNVERIFIABLE, /* removed in a migration that lost an event */
 	M4_HOLDS,
-	M4_LATE,   /* settled, but after welcome_ns */
-	M4_UNTOLD, /* settled late, if at all: which of several entries it was, an old one or a young one, cannot be told, or a run
-                             was missed while it was there */
+	M4_LATE,         /* removed after max_entry_age_ns */
+	M4_AGE_UNKNOWN,  /* removed, perhaps late: the entry may be an old or a young one of its
+			      row, or a run was missed while it existed */
 	LEDGER_LOST,     /* insertions that found the ledger full */
 	MIGRATIONS_LOST, /* migrations that found their map full */
-	EVIDENCE_LOST,   /* events that found the ring full */
+	EVIDENCE_LOST,   /* events that found the ring buffer full */
 	MIGRATIONS_ENDED,
-	MIGRATIONS_UNENDED, /* migrations whose end was not seen: their task has begun another that is not inside */
+	MIGRATIONS_UNENDED, /* migrations without an end event: their task began another one */
 	MMS_EXITED,
-	MMS_LOST,       /* exiting mms that found their map full */
-	LOCKS_LOST,     /* acquisitions that found lock_states full or four locks held already */
-	LOCKS_UNBOOKED, /* releases of locks taken before the gate opened */
-	NESTED_HOLDS, /* an mmap_lock taken while another is held, in an order never seen reversed */
+	MMS_LOST,         /* exiting mms that found their map full */
+	LOCKS_LOST,       /* acquisitions without room: no task storage, or four locks held */
+	LOCKS_UNRECORDED, /* releases of locks taken before the gate opened */
+	NESTED_HOLDS,     /* mmap_locks taken under another, in an order never seen reversed */
 	FORKS_SEEN,
 	PROTOCOLS_LOST,   /* windows whose protocol found the table full */
 	WINDOWS_LOST,     /* windows that found their map full, or were nested too deeply */
 	WINDOWS_UNCLOSED, /* windows whose return was not seen */
-	WINDOWS_OVERLONG, /* windows with more steps than a protocol holds; their protocol says so */
+	WINDOWS_OVERLONG, /* windows with more steps than a protocol holds (STEP_OVERLONG) */
 	M2_HOLDS,
 	M2_VIOLATED,
-	M2_UNSURE, /* the folio that is known is not locked, and may be that of another visit */
+	M2_UNVERIFIABLE, /* the known folio is not locked, but may be another visit's folio */
 	M3_HOLDS,
 	M3_VIOLATED,
 	M5_HOLDS,
-	ENTRIES_REPLACED, /* of those removed: by the shared zeropage, without a tracepoint */
-	PMDS_FROZEN,      /* PMDs that THP splits turned into 512 entries each */
-	SPLITS_ENDED,     /* THP splits: migrations that start and end without a tracepoint */
+	ENTRIES_REPLACED, /* part of ENTRIES_REMOVED: by the shared zeropage, without tracepoint */
+	PMDS_FROZEN,      /* PMDs that THP splits turned into PTRS_PER_PTE entries each */
+	SPLITS_ENDED,     /* THP splits: migrations that begin and end without a tracepoint */
 	COUNTERS
 };
 
-/* Book 1, the ledger: one row per migrating task, mm and address with entries outstanding. */
+/*
+ * The ledger: one row per migrating task, mm and address with outstanding entries.
+ */
 struct ledger_key {
-	u64 start_ns; /* of the migration; 0 outside of one (splits that cannot be hooked) */
-	u64 mm;       /* 0 where the walk's visits are not seen: one row for all mms then */
+	u64 start_ns; /* of the migration; 0: outside of one (a THP split that cannot be hooked) */
+	u64 mm;       /* 0 where the visits of rmap walks are not hooked: one row for all mms */
 	u64 addr;
 	u32 tid;
-	u32 level; /* 1: PTE, 2: PMD, 3: a PMD that a THP split froze (struct frozen) */
+	u32 level; /* 1: PTE, 2: PMD, 3: PMD frozen by a THP split (struct frozen) */
 };
 struct ledger_row {
-	u64 first_ns;  /* of the oldest entry */
-	u64 last_ns;   /* of the insertion that came last */
-	u64 entry;     /* as inserted last */
-	u64 copied_to; /* mm 0: bit per fork window whose copy is counted already */
-	u64 folio;     /* 0 from here on where the mm is not known */
-	u64 at; /* where the first walk met the folio in the VMA: its first page, or the VMA's */
+	u64 first_ns;  /* when the oldest entry was inserted */
+	u64 last_ns;   /* when the newest entry was inserted */
+	u64 entry;     /* the newest entry */
+	u64 copied_to; /* with key.mm 0: one bit per fork window whose copy is counted */
+	/* The members from here to `vm_end` describe the visit of the newest insertion. They are
+	   0 where key.mm is 0. */
+	u64 folio;
+	u64 at; /* address that rmap passed: the folio's first page in the VMA, or vm_start */
 	u64 vma;
 	u64 vm_start;
 	u64 vm_end;
-	u32 count; /* entries outstanding at this address */
+	u32 count; /* outstanding entries at this address */
 	u32 tgid;
 	u32 visits; /* by the second walk since the insertion, where `at` is this address */
 	u32 pad;
-	u64 to; /* the folio that its last visit brought */
+	u64 to; /* the destination folio of the last of these visits */
 };
 struct frozen {
 	u64 first_ns;
-	u64 entry; /* the first of 512 */
+	u64 entry; /* the first of PTRS_PER_PTE */
 	u64 folio;
 	u64 vma;
 	u64 vm_start;
 	u64 vm_end;
-	u64 settled[8]; /* bit per entry */
-	u32 count;      /* entries outstanding */
+	u64 settled[8]; /* one bit per entry: removed, or judged */
+	u32 count;      /* outstanding entries */
 	u32 tgid;
 };
 
-/* One row per task that is inside migrate_pages() or splits a THP. The second half is the VMA that its rmap walk visits now. */
+/*
+ * One row per task inside migrate_pages() or a THP split. The members from `mm` on describe the
+ * VMA that its rmap walk visits now.
+ */
 enum walk {
 	WALK_NONE,
-	WALK_FIRST,
-	WALK_SECOND
-}; /* try_to_migrate_one(), remove_migration_pte() */
+	WALK_FIRST,  /* try_to_migrate_one() */
+	WALK_SECOND, /* remove_migration_pte() */
+};
 enum reason {
-	REASON_THP_SPLIT = 1000
-}; /* beside enum migrate_reason */
+	REASON_THP_SPLIT = 1000, /* beside the values of enum migrate_reason */
+};
 struct migration {
 	u64 start_ns;
 	u64 outstanding;
-	u64 visits; /* the clock of visits when it began */
-	u64 mark;   /* where on the stack it began */
-	u32 depth;  /* migrate_pages() can nest: allocating a target may compact */
-	u32 lossy;
+	u64 visits; /* the visit clock when the migration began */
+	u64 mark;   /* stack position where it began */
+	u32 depth;  /* migrate_pages() can nest: allocating a target page may compact */
+	u32 lossy;  /* an insertion of this migration was lost */
 	u32 mode;
 	u32 reason;
 	u64 mm;
 	u64 vma;
 	u64 folio;
 	u64 at;
-	u64 freezing; /* the PMD that is being split */
-	u64 copied_ns; /* when the visited mm was forked, for a removal that nothing was booked for */
+	u64 freezing;  /* address of the PMD that is being split */
+	u64 copied_ns; /* when the visited mm was forked, for a removal without a row */
 	u32 walk;
 	u32 removed; /* entries removed by this visit */
 };
 
-/* What the second walks visited lately: an LRU map, whose rows are certain while the clock of visits shows that none can have aged out. */
+/*
+ * Recent visits of second walks, in an LRU map. A missing row proves a missing visit only while
+ * the visit clock shows that no row of the migration can have been evicted.
+ */
 struct visit_key {
 	u64 start_ns;
 	u64 mm;
@@ -128,22 +155,25 @@ struct visit_key {
 	u32 pad;
 };
 struct visit {
-	u64 folio; /* the source */
+	u64 folio; /* the source folio */
 	u64 vma;
 };
 
-/* A dup_mmap(): seen by what it calls, or as mmap_lock of a second mm taken for write under the first. */
+/*
+ * One dup_mmap(). It is seen by the functions that it calls (forks.bpf.c), or as the mmap_lock of
+ * a second mm taken for write under the first (mmap_lock.bpf.c).
+ */
 struct fork_window {
 	u64 mm;
 	u64 pgd;
 	u64 id; /* mm->context.ctx_id */
 	u64 start_ns;
 	u64 end_ns; /* 0: still copying */
-	u32 tid;    /* who forks */
+	u32 tid;    /* the forking task */
 	u32 pad;
 };
 
-/* An mm whose last task may be gone while its page tables are not. */
+/* An mm whose last task may be gone while its page tables still exist. */
 struct dying_mm {
 	u64 pgd;
 	u64 id;
@@ -153,12 +183,12 @@ struct dying_mm {
 };
 
 enum event_kind {
-	MIGRATION_LEFT = 1, /* a migration ended with entries outstanding */
-	MIGRATOR_DIED,      /* a task exited inside a migration with entries outstanding */
-	ORDER_REVERSED,     /* two mmap_locks nested in both orders */
-	PROTOCOL_NEW,       /* a window of a kind never seen before: struct sighting */
-	INSERTED_UNLOCKED,  /* M2: a migration entry is inserted and its folio is not locked */
-	REMOVED_UNLOCKED,   /* M3: the second walk visits a VMA and its folio is not locked */
+	MIGRATION_LEFT = 1, /* a migration ended with outstanding entries */
+	MIGRATOR_DIED,      /* a task exited inside a migration with outstanding entries */
+	ORDER_REVERSED,     /* two mmap_locks were nested in both orders */
+	PROTOCOL_NEW,       /* a window has a protocol that is not in the table: struct sighting */
+	INSERTED_UNLOCKED,  /* M2: a migration entry is inserted while its folio is not locked */
+	REMOVED_UNLOCKED,   /* M3: the second walk visits a VMA while its folio is not locked */
 	EVENT_KINDS
 };
 struct event {
@@ -166,13 +196,13 @@ struct event {
 	u64 start_ns;
 	u64 a; /* entries outstanding, or the outer mm, or the mm */
 	u64 b; /* or the clock of visits when the migration began, or the inner mm, or the VMA */
-	u64 first_ns;      /* when the opposite order was first seen */
-	u64 first_held_ns; /* and since when, at the latest, its outer lock was held then */
-	u64 last_ns;       /* the same of the last time before this one */
+	u64 first_ns;
+	u64 first_held_ns;
+	u64 last_ns;
 	u64 last_held_ns;
-	u64 held_ns; /* and of this time */
-	u64 addr;    /* M2, M3: the address */
-	u64 folio;   /* and the folio that is not locked */
+	u64 held_ns;
+	u64 addr;
+	u64 folio;
 	u32 kind;
 	u32 tid;
 	u32 tgid;
@@ -182,8 +212,8 @@ struct event {
 	u32 reason;
 	u32 first_tid;
 	char comm[16];
-	u64 cgroup; /* id of the task's cgroup in the unified hierarchy: the inode of its folder; 0 unknown */
-	char cgroup_name[48]; /* the last part of its path */
+	u64 cgroup;           /* id of the task's cgroup in the unified hierarchy; 0: unknown */
+	char cgroup_name[48]; /* the last component of its path */
 };
 
 enum hist {
@@ -192,37 +222,38 @@ enum hist {
 	HIST_MMAP_WAIT_WRITE,
 	HIST_MMAP_HOLD_READ,
 	HIST_MMAP_HOLD_WRITE,
-	HIST_WALK_ANON, /* VMAs visited by an rmap walk */
+	HIST_WALK_ANON, /* VMAs visited by one rmap walk */
 	HIST_WALK_FILE,
 	HIST_WALK_KSM,
 	HISTS
 };
 struct histogram {
-	u64 slot[64]; /* slot n: values below 2^n (ns, or VMAs) and not below 2^(n-1) */
+	u64 slot[64]; /* slot n: values v (ns, or VMAs) with 2^(n-1) <= v < 2^n */
 	u64 sum_ns;
 };
 
-/* mmap_lock: what a task waits for and holds. */
+/* mmap_lock: the lock that a task waits for, and the locks that it holds. */
 struct held_lock {
 	u64 mm;
-	u64 since_ns; /* 0: not timed */
-	u64 jiffy;    /* when it was taken: reading the clock takes longer */
+	u64 since_ns; /* 0: this hold is not timed */
+	u64 jiffy;    /* when it was taken; cheaper to read than the clock */
 	u64 write;
 };
 struct lock_state {
-	u64 contended; /* an rwsem that it waits for, or waited for before its last mmap_lock */
+	u64 contended; /* the rwsem that the task waits for, or waited for before its last mmap_lock */
 	u64 since_ns;
 	u64 n;
 	struct held_lock held[4];
 	u64 epoch;
 };
 struct order_key {
-	u64 outer; /* mm->context.ctx_id: never reused, unlike the address of an mm */
+	u64 outer; /* mm->context.ctx_id: unlike an mm's address it is never reused */
 	u64 inner;
 };
+/* A `held` time is not after the acquisition of the outer lock. */
 struct order_row {
 	u64 first_ns;
-	u64 first_held_ns; /* since when the outer lock was held then, at the latest */
+	u64 first_held_ns;
 	u64 last_ns;
 	u64 last_held_ns;
 	u64 count;
@@ -230,8 +261,12 @@ struct order_row {
 	u32 tid;
 };
 
-/* Book 2, the protocol table. A window is one call of a function below by one task; what the task does with locks and trees
-   meanwhile is a string of one-byte steps, and windows are counted by (function, context, steps). tracer/protocol.py is the notation. */
+/*
+ * The protocol table. A window is one call of one of the functions below by one task. The locks
+ * that the task takes and the trees that it changes in a window are a string of one-byte steps.
+ * Windows are counted by function, context and steps (struct protocol_key). tracer/protocol has
+ * the text form.
+ */
 enum window {
 	WINDOW_outside, /* no window: a single tree step */
 	WINDOW___vma_adjust,
@@ -266,15 +301,16 @@ enum window {
 	WINDOW_retract_page_tables,
 	WINDOWS
 };
+/* A class that ends in 2 is any further instance: not the first one met in the window. */
 enum lock_class {
 	CLASS_other,
-	CLASS_mmap,
-	CLASS_mmap2, /* mm->mmap_lock of the window's mm, and of another */
-	CLASS_i_mmap,
-	CLASS_i_mmap2, /* address_space.i_mmap_rwsem: the first one met in the window, and others */
-	CLASS_anon,
-	CLASS_anon2, /* anon_vma.root->rwsem: likewise */
-	CLASS_vma,   /* vma->vm_lock->lock of 6.4 to 6.14 */
+	CLASS_mmap, /* mm->mmap_lock of the window's mm */
+	CLASS_mmap2,
+	CLASS_i_mmap, /* address_space.i_mmap_rwsem */
+	CLASS_i_mmap2,
+	CLASS_anon, /* anon_vma.root->rwsem */
+	CLASS_anon2,
+	CLASS_vma, /* vma->vm_lock->lock, in 6.4 to 6.14 */
 	CLASS_i_rwsem,
 	CLASS_invalidate,
 	CLASS_hugetlb,
@@ -295,43 +331,50 @@ enum lock_kind {
 enum owner_state {
 	OWNER_FREE,
 	OWNER_READ,
-	OWNER_OTHER,
-	OWNER_SELF
-}; /* OTHER, SELF: held for write by another task, by this one */
+	OWNER_OTHER, /* held for write by another task */
+	OWNER_SELF,  /* held for write by this task */
+	OWNERS
+};
 enum tree_part {
 	TREE_FILE,
-	TREE_ANON
+	TREE_ANON,
+	TREES
 };
+/* The locks that a commit step looks at. One commit is a run of at least one, in this order. */
 enum commit_part {
 	COMMIT_MMAP,
 	COMMIT_VMA,
 	COMMIT_I_MMAP,
-	COMMIT_ANON
-}; /* a commit is a run of parts in this order, at least one */
+	COMMIT_ANON,
+	PARTS_OF_COMMIT
+};
+enum repeats {
+	LONGEST_REPEAT = 8
+};
+/* The first byte of each kind of step. steps.h computes the bytes and asserts the ranges. */
 enum step {
 	STEP_END,
-	STEP_LOST, /* an event is missing here: what the books say and what the lock says differ */
-	STEP_OVERLONG, /* more steps than fit: the rest is not here */
-	STEP_REPEAT,   /* + n-1: the n steps before came at least twice in a row; n from 1 to 8 */
-	STEP_TREE_NEW =
-		11, /* + 2*part + enter: a tree that no other task can reach yet (anon_vma not published) */
-	STEP_LOCK = 16,    /* + class*LOCK_KINDS + kind */
-	STEP_TREE = 124,   /* + (part*2 + enter)*4 + owner_state of the tree's lock */
-	STEP_COMMIT = 140, /* + part*4 + owner_state of the lock of the VMA that is stored */
-	STEP_VISIT = 156,  /* + owner_state of the walk's lock: an rmap walk calls back */
-	STEP_CALL = 160    /* + window: an inner window ran here */
+	STEP_LOST,          /* an event is missing here: recorded and real lock state differ */
+	STEP_OVERLONG,      /* more steps than fit: the rest is not recorded */
+	STEP_REPEAT,        /* the n steps before came at least twice in a row */
+	STEP_TREE_NEW = 11, /* a change of a tree that no other task can reach yet */
+	STEP_LOCK = 16,     /* an rwsem operation */
+	STEP_TREE = 124,    /* a change of a tree, with the owner state of its lock */
+	STEP_COMMIT = 140,  /* a VMA is stored, with the owner state of one of its locks */
+	STEP_VISIT = 156,   /* an rmap walk calls back, with the owner state of its lock */
+	STEP_CALL = 160     /* an inner window ran here */
 };
-enum context {                /* bits and shifts of protocol_key.context */
+/* Bits and shifts of protocol_key.context. */
+enum context {
 	CONTEXT_FILE = 1,     /* the VMA has a file */
 	CONTEXT_ANON = 2,     /* the VMA has an anon_vma at entry */
-	CONTEXT_IMPORTED = 4, /* the VMA had none at entry and has one at return */
+	CONTEXT_IMPORTED = 4, /* the VMA has an anon_vma at return, and had none at entry */
 	CONTEXT_HUGETLB = 8,
-	CONTEXT_LOCKED = 16, /* the caller says that it holds the lock of the walk */
+	CONTEXT_LOCKED = 16, /* the walk's caller states that it holds the lock */
 	CONTEXT_FOLIO_LOCKED = 32,
-	CONTEXT_MOVED = 64, /* vm_start or vm_end changed */
-	CONTEXT_REBUILT =
-		128, /* the function cannot be probed: the window is made from what surrounds it */
-	CONTEXT_ENTRY_MMAP_SHIFT = 8, /* owner_state at entry and return; 2 bits each */
+	CONTEXT_MOVED = 64,           /* vm_start or vm_end changed */
+	CONTEXT_REBUILT = 128,        /* made from surrounding functions: no hook on its own */
+	CONTEXT_ENTRY_MMAP_SHIFT = 8, /* enum owner_state at entry and return, 2 bits each */
 	CONTEXT_ENTRY_I_MMAP_SHIFT = 10,
 	CONTEXT_ENTRY_ANON_SHIFT = 12,
 	CONTEXT_EXIT_MMAP_SHIFT = 14,
@@ -340,9 +383,9 @@ enum context {                /* bits and shifts of protocol_key.context */
 	CONTEXT_GEOMETRY_SHIFT = 20, /* enum geometry, 3 bits */
 	CONTEXT_FOLLOWS_SHIFT = 23,  /* enum follows, 2 bits */
 	CONTEXT_WALKER_SHIFT = 25,   /* enum walker, 3 bits */
-	CONTEXT_PIECE =
-		0x10000000 /* dup_mmap(): the part of the window up to, between or after its copies of VMAs */
+	CONTEXT_PIECE = 0x10000000   /* dup_mmap(): the part before, between or after its copies */
 };
+/* V1: the VMA when the window has ended. */
 enum geometry {
 	GEOMETRY_NONE,
 	GEOMETRY_HOLDS,
@@ -352,13 +395,15 @@ enum geometry {
 	GEOMETRY_PGOFF,
 	GEOMETRY_OVERLAP
 };
+/* V5: whether the anon_vma follows the pages. */
 enum follows {
 	FOLLOWS_NONE,
 	FOLLOWS_HOLDS,
 	FOLLOWS_MISSING,
 	FOLLOWS_OTHER
-};            /* V5: does the anon_vma follow the pages? */
-enum walker { /* whose rmap_one it is */
+};
+/* The rmap_one callback of a walk. */
+enum walker {
 	WALKER_NONE,
 	WALKER_TRY_TO_MIGRATE,
 	WALKER_TRY_TO_UNMAP,
@@ -371,47 +416,47 @@ struct protocol_key {
 	u8 steps[64];
 	u32 context;
 	u16 window;
-	u16 error; /* errno of a failed window; 0xffff for a NULL or a false */
+	u16 error; /* errno of a failed window; 0xffff: it returned NULL or false */
 };
 struct protocol_row {
 	u64 count;
-	u64 first_ns; /* also its name in the flight recorder */
+	u64 first_ns; /* the flight recorder names the protocol by it */
 };
+/* How a window's return value states failure. */
 enum returns {
 	RETURNS_NOTHING,
 	RETURNS_ERRNO,
 	RETURNS_POINTER
-};           /* what tells a window's failure */
-enum asked { /* what the arguments `start` and `end` ask for */
+};
+/* What the arguments `start` and `end` of a window request. */
+enum asked {
 	ASKED_NOTHING,
 	ASKED_RANGE, /* vm_start and vm_end */
-	ASKED_SPLIT, /* `start` becomes vm_end, or with `end` (new_below) vm_start */
+	ASKED_SPLIT, /* `start` becomes vm_end, or vm_start where `end` (new_below) is set */
 	ASKED_BELOW  /* vm_start is at or below `start` */
 };
 enum window_flags {
-	WINDOW_MERGES =
-		1, /* a VMA that loses its anon_vma inside is one whose pages are taken over (V5) */
-	WINDOW_COPIES = 2, /* the VMA returned takes over the pages of `vma` (V5) */
-	WINDOW_REBUILT = 4,
+	WINDOW_MERGES = 1,  /* V5: a VMA that loses its anon_vma inside gives its pages away */
+	WINDOW_COPIES = 2,  /* V5: the returned VMA takes the pages of `vma` over */
+	WINDOW_REBUILT = 4, /* made from surrounding functions */
 	WINDOW_WALKS = 8,   /* an rmap walk of `folio` */
-	WINDOW_SHAPES = 16, /* `vma` outlives the window: its geometry is judged (V1) */
+	WINDOW_SHAPES = 16, /* V1: `vma` outlives the window, and its geometry is checked */
 	WINDOW_OF_ANON =
-		32, /* there is none where `vma` has neither anon_vma nor chain: the function returns at once (mm/rmap.c) */
-	WINDOW_OF_FILE =
-		64 /* there is none where `vma` has no vm_file: the function returns at once (unlink_file_vma()) */
+		32,         /* skip VMAs without anon_vma and chain: the function returns at once */
+	WINDOW_OF_FILE = 64 /* skip VMAs without vm_file: the function returns at once */
 };
 enum flight_limits {
 	DEEPEST_WINDOW = 8,
 	MOST_STEPS = 55
 };
 
-/* Sampling, per function and CPU: what may still be booked, and what was not. */
+/* Sampling: a token bucket per function and CPU. */
 struct allowance {
-	u64 jiffy;     /* when it was last refilled, */
-	u64 looked_ns; /* by the clock, */
-	u64 since_ns;  /* and up to when that was earned */
+	u64 jiffy;       /* of the last refill */
+	u64 refilled_ns; /* the clock at the last refill */
+	u64 earned_ns;   /* tokens are added up to this time */
 	u64 left;
-	u64 unsampled;    /* windows that were not booked, and those in them */
+	u64 unsampled;    /* windows that were not recorded, with those inside of them */
 	u64 unsampled_ns; /* when the last one was, or a jiffy before */
 };
 
@@ -425,7 +470,7 @@ struct hold {
 	u64 lock_class;
 };
 
-/* What PROTOCOL_NEW tells: struct event (a: VMA, b: mm, start_ns: the window's), then the window. */
+/* The window of a PROTOCOL_NEW: it follows struct event in the ring buffer, before the key. */
 struct sighting {
 	u64 was_start;
 	u64 was_end;
@@ -437,8 +482,11 @@ struct sighting {
 	u64 vm_flags;
 };
 
-/* Book 3, the flight recorder: what the last windows were. Rmap walks have rows of their own (the second half): there are many, and it is
-   the changes of VMAs between two of them that explain what the second one missed. */
+/*
+ * The flight recorder: the last windows of each CPU. Rmap walks are many, so they have rows of
+ * their own (the second half): the changes of VMAs between two walks explain what the second walk
+ * missed.
+ */
 struct flight {
 	u64 start_ns;
 	u64 end_ns;
@@ -449,7 +497,7 @@ struct flight {
 	u64 was_end;
 	u64 vm_start;
 	u64 vm_end;
-	u64 anon; /* the root's rwsem */
+	u64 anon; /* the rwsem of the anon_vma's root */
 	u64 i_mmap;
 	u64 folio;
 	u32 tid;
@@ -458,27 +506,28 @@ struct flight {
 	s32 stack;
 };
 
-/* What a suspect's VMA and folio are, read on demand: no lock, no fault, and perhaps no longer what they were. */
-struct scene {
+/* A VMA and a folio, read on demand without a lock: either may have been freed or reused. */
+struct object_info {
 	u64 vm_mm;
 	u64 vm_start;
 	u64 vm_end;
 	u64 vm_flags;
-	u64 anon; /* the root's rwsem */
+	u64 anon; /* the rwsem of the anon_vma's root */
 	u64 i_mmap;
 	u64 folio_flags;
 	u64 folio_mapping;
 	u64 folio_order;
-	char file[48]; /* the last part of the mapped file's path */
+	char file[48]; /* the last component of the mapped file's path */
 };
 
-/* The oracle's questions and answers. */
+/* The page-table walker: queries and their answers. */
 enum found {
-	FOUND_NOTHING, /* no entry at all: not mapped, or the tables end above */
+	FOUND_NOTHING, /* no entry: not mapped, or the tables end above */
 	FOUND_PRESENT,
-	FOUND_MIGRATION, /* not present, and of a swap type that the kernel was seen to insert for migrations */
-	FOUND_POSSIBLE, /* of a type never seen inserted, but next to one that was: fork and mprotect make readable entries of writable */
-	FOUND_OTHER,    /* not present, but no migration entry: swap, marker, device */
+	FOUND_MIGRATION, /* not present, of a swap type seen inserted as a migration entry */
+	FOUND_POSSIBLE,  /* of a type not seen, next to one that was: fork() and mprotect() turn
+			    writable entries into readable ones */
+	FOUND_OTHER,     /* not present and no migration entry: swap, marker, device */
 	FOUND_UNREADABLE
 };
 enum page_lock {
@@ -491,28 +540,30 @@ struct query {
 	u64 addr;
 	u64 entry;
 	u64 pfn;
-	u64 page_flags; /* of the head page, read between two identical readings of the entry */
+	u64 page_flags; /* of the head page, read between two readings of the entry */
 	u32 level;      /* where the walk ended: 1 PTE, 2 PMD, 3 PUD */
 	u32 found;
-	u32 stable; /* the entry was the same before and after page_flags was read */
+	u32 stable; /* both readings of the entry agree */
 	u32 lock;
 };
+/* Bounds of the loops of one run: the verifier follows no more. */
 enum run_limits {
 	UPPER_ENTRIES_A_RUN = 128,
 	LEAVES_A_RUN = 2,
 	WALKS_A_RUN = 32
-}; /* what the verifier can follow */
+};
 struct sweep_state {
-	u64 wanted; /* bit per swap type to report */
+	u64 wanted; /* one bit per swap type to report */
 	u64 uppers;
 	u64 leaves;
 	u64 hits;
 	u64 lost;       /* tables or hits that found their array full: the sweep is incomplete */
-	u64 unreadable; /* tables that were gone when they were read */
+	u64 unreadable; /* tables that could not be read any more */
 };
-struct table {    /* a page-table page for the sweep */
-	u64 at;   /* physical address, or the pgd's virtual one at the top level */
-	u64 base; /* first address it translates */
+/* A page-table page of a sweep. */
+struct table {
+	u64 at;   /* physical address; at the top level the virtual address of the pgd */
+	u64 base; /* first address that it translates */
 	u32 level;
 	u32 mm; /* index in the daemon's list of mms */
 };
@@ -529,8 +580,8 @@ struct calibration {
 	u64 pgd;
 	u64 first_folio;
 	u64 second_folio;
-	u64 value; /* what stands at the address asked for */
-	u64 owner; /* the mm named by the struct page of our pgd, if the guess is right */
+	u64 value; /* the u64 at the address that was passed */
+	u64 owner; /* the mm that the struct page of our pgd names, if the guess is right */
 };
 
 #endif

@@ -4,68 +4,76 @@
 
 #include "steps.h"
 
-/* A task that was in a window once. */
-struct insider {
-	u64 trying;    /* the rwsem of a killable or try form, where its return does not show it */
-	u64 contended; /* the rwsem that is waited for */
-	u64 contended_ns; /* when the wait began; how long it was, with `waited` */
-	u32 depth;        /* of windows open now */
-	u32 waited; /* the wait is over, and the lock not booked yet (killable forms are at their return) */
-	s32 stack;      /* of the outermost window's entry: what runs in it runs below */
-	u32 window;     /* which that was, */
-	u64 mark;       /* where on the stack, */
-	u64 came_by[2]; /* and by which system call: struct pt_regs' orig_ax and ip */
-	u64 unsampled; /* sampling: where on the stack the window is that is not booked, 0: none; */
-	u64 unsampled_jiffy;  /* since when, */
-	u32 unsampled_window; /* of which function, */
-	u32 unsampled_epoch;  /* and params.window_epoch then */
-	struct frame frames[DEEPEST_WINDOW];
+/* Of each task that was in a window once. */
+struct task_windows {
+	u64 trying;       /* the rwsem of a killable or try form, where its return lacks it */
+	u64 contended;    /* the rwsem that the task waits for */
+	u64 contended_ns; /* when the wait began; with `waited`: how long it was */
+	u32 depth;        /* number of open windows */
+	u32 waited;       /* the wait is over, and the lock is not recorded yet */
+	/* The stack of the last outermost window, and the call that it belongs to. */
+	s32 stack;
+	u32 window;
+	u64 mark;
+	u64 called_from[2]; /* orig_ax and ip of the system call's struct pt_regs */
+	/* Sampling: the outermost window that is not recorded. */
+	u64 unsampled; /* its stack position; 0: none */
+	u64 unsampled_jiffy;
+	u32 unsampled_window;
+	u32 unsampled_epoch; /* params.window_epoch at its entry */
+	struct open_window windows[DEEPEST_WINDOW];
 };
-BPF_TASK_STORAGE(insiders, struct insider);
+BPF_TASK_STORAGE(task_windows, struct task_windows);
 
-static __always_inline struct insider *insider(void)
+static __always_inline struct task_windows *current_task_windows(void)
 {
-	return insiders.task_storage_get(CURRENT, 0, 0);
+	return task_windows.task_storage_get(CURRENT, 0, 0);
 }
 
-static __always_inline struct frame *frame_at(struct insider *t, u32 depth)
+static __always_inline struct open_window *window_at(struct task_windows *t, u32 depth)
 {
 	BOUND(depth, 7);
-	return &t->frames[depth];
+	return &t->windows[depth];
 }
+_Static_assert(DEEPEST_WINDOW == 8, "the bound of window_at()");
 
-static __always_inline struct frame *innermost(struct insider *t)
+static __always_inline struct open_window *innermost(struct task_windows *t)
 {
-	return t->depth ? frame_at(t, t->depth - 1) : 0;
+	return t->depth ? window_at(t, t->depth - 1) : 0;
 }
 
-/* The innermost window's return was missed. */
-static __always_inline void leave_behind(struct insider *t)
+/* Drop the innermost window: its return was missed. */
+static __always_inline void drop_window(struct task_windows *t)
 {
 	count(WINDOWS_UNCLOSED);
 	t->depth -= 1;
 }
 
-/* The innermost window, or the one around it: a window whose return was missed is left behind by its task, what runs now runs no deeper
-   on the stack. */
-static __always_inline struct frame *alive(struct insider *t, u64 mark)
+/*
+ * Drop windows whose return was missed, two at most, and return the innermost one that is left.
+ * Code inside a window runs deeper on the stack than its entry; code that does not shows that the
+ * window has ended.
+ *
+ * mark: the current stack position.
+ */
+static __always_inline struct open_window *drop_missed_returns(struct task_windows *t, u64 mark)
 {
-	struct frame *f = innermost(t);
-	if (!f || mark < f->mark)
-		return f;
-	leave_behind(t);
-	f = innermost(t);
-	if (!f || mark < f->mark)
-		return f;
-	leave_behind(t);
+	struct open_window *w = innermost(t);
+	if (!w || mark < w->mark)
+		return w;
+	drop_window(t);
+	w = innermost(t);
+	if (!w || mark < w->mark)
+		return w;
+	drop_window(t);
 	return 0;
 }
 
-/* The window that the current task is in, or none: one look-up for a task that is in none. */
-static __always_inline struct frame *here(void *ctx)
+/* The window that the current task is in, or 0. A task outside of windows costs one lookup. */
+static __always_inline struct open_window *current_window(void *ctx)
 {
-	struct insider *t = insider();
-	return t ? alive(t, ON_STACK(ctx)) : 0;
+	struct task_windows *t = current_task_windows();
+	return t ? drop_missed_returns(t, ON_STACK(ctx)) : 0;
 }
 
 #endif

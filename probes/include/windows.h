@@ -1,5 +1,7 @@
-/* Windows: what one call of a VMA-changing or rmap-walking function does with locks and trees, as a string of steps, counted.
-   All members are read with bpf_probe_read_kernel: a stale pointer gives a wrong byte at worst, never a fault. */
+/*
+ * Windows: what one call of a function that changes VMAs or walks rmap does with locks and trees.
+ * Each call is a string of steps (steps.h), counted under its protocol.
+ */
 #ifndef RMAPD_WINDOWS_H
 #define RMAPD_WINDOWS_H
 
@@ -9,66 +11,91 @@
 BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 
-static __always_inline void shift_in(u32 *context, u32 value, u32 shift)
+/* include/linux/page-flags.h: PAGE_MAPPING_*, later FOLIO_MAPPING_*. ANON and MOVABLE
+   together are KSM. */
+#define PAGE_MAPPING_ANON  0x1ULL
+#define PAGE_MAPPING_FLAGS 0x3ULL
+/* include/linux/mm.h */
+#define VM_SEQ_READ  0x00008000ULL
+#define VM_RAND_READ 0x00010000ULL
+#define VM_HUGETLB   0x00400000ULL
+/* Both at once: execve() has not placed this stack yet (VM_STACK_INCOMPLETE_SETUP). */
+#define VM_STACK_SETUP (VM_RAND_READ | VM_SEQ_READ)
+/* include/linux/err.h */
+#define MAX_ERRNO 4095
+
+/* protocol_key.error of a window that returned NULL or false. */
+#define ERROR_NULL 0xffff
+
+static __always_inline void set_field(u32 *context, u32 value, u32 shift)
 {
 	*context |= value << shift;
 }
 
-/* Whether the lock is held by another writer or by nobody is chance: it would make many protocols of one. */
-static __always_inline u32 held_by_us(u64 rwsem)
+/*
+ * The owner state of a lock at entry or return. Whether another task or none holds it for write is
+ * chance, and would split one protocol into many: both are OWNER_FREE.
+ */
+static __always_inline u32 held_by_us(rwsem_t rwsem)
 {
 	u32 owner = owner_of(rwsem);
 	return owner == OWNER_OTHER ? OWNER_FREE : owner;
 }
 
-static __always_inline void note_entry(struct frame *f)
+static __always_inline void set_entry_locks(struct open_window *w)
 {
-	shift_in(&f->key.context, held_by_us(f->mmap), CONTEXT_ENTRY_MMAP_SHIFT);
-	shift_in(&f->key.context, held_by_us(f->i_mmap), CONTEXT_ENTRY_I_MMAP_SHIFT);
-	shift_in(&f->key.context, held_by_us(f->anon), CONTEXT_ENTRY_ANON_SHIFT);
+	set_field(&w->key.context, held_by_us(w->mmap), CONTEXT_ENTRY_MMAP_SHIFT);
+	set_field(&w->key.context, held_by_us(w->i_mmap), CONTEXT_ENTRY_I_MMAP_SHIFT);
+	set_field(&w->key.context, held_by_us(w->anon), CONTEXT_ENTRY_ANON_SHIFT);
 }
 
-#define FOLIO_ANON  1ULL
-#define FOLIO_FLAGS 3ULL /* PAGE_MAPPING_FLAGS: anon, movable; both: KSM */
-#define VM_HUGETLB  0x00400000ULL
-#define VM_STACK_SETUP \
-	0x00018000ULL /* VM_SEQ_READ | VM_RAND_READ: execve() has not placed this stack yet */
+static __always_inline void set_exit_locks(struct open_window *w)
+{
+	set_field(&w->key.context, held_by_us(w->mmap), CONTEXT_EXIT_MMAP_SHIFT);
+	set_field(&w->key.context, held_by_us(w->i_mmap), CONTEXT_EXIT_I_MMAP_SHIFT);
+	set_field(&w->key.context, held_by_us(w->anon), CONTEXT_EXIT_ANON_SHIFT);
+}
 
-/* Open a window, which fill() then fills in: what it is about is read only if it is booked. outer: the window around it. idle: open none, but
-   see what the call tells of those before it: the missed return of one of the same function would be taken for seen when this one returns. */
-static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window, u32 flags,
-						 u32 idle, struct frame **outer_)
+/*
+ * Open a window at the entry of its function. The caller then describes it (describe_window()):
+ * kernel objects are read only for windows that are recorded.
+ *
+ * mark: the stack position of the call.
+ * idle: the function will do nothing. No window is opened, but the call may show that the return
+ *	 of an earlier window was missed. Otherwise this call's return would close that window.
+ * outer_: receives the window around this one.
+ */
+static __always_inline struct open_window *begin_window(void *ctx, u64 mark, u32 window, u32 flags,
+							u32 idle, struct open_window **outer_)
 {
 	struct params *p = open_gate();
 	if (!p)
 		return 0;
 	u64 epoch = p->window_epoch;
 	if (epoch & 1)
-		return 0;
-	struct insider *t = insiders.task_storage_get(CURRENT, 0, idle ? 0 : CREATED);
+		return 0; /* hooks are being attached or detached */
+	struct task_windows *t = task_windows.task_storage_get(CURRENT, 0, idle ? 0 : CREATED);
 	if (!t) {
 		if (!idle)
 			count(WINDOWS_LOST);
 		return 0;
 	}
-	struct frame *outer = alive(t, mark);
+	struct open_window *outer = drop_missed_returns(t, mark);
 	if (outer) {
 		if (flags & WINDOW_REBUILT)
-			return 0; /* the function that is rebuilt is not called by a window */
-		if (outer->key.window ==
-		    window) { /* none of these functions recurses: its return was missed */
-			leave_behind(t);
+			return 0; /* no window calls a rebuilt function */
+		if (outer->key.window == window) {
+			drop_window(t); /* the functions do not recurse: its return was missed */
 		} else if (!idle) {
-			put(outer, STEP_CALL + window);
+			append_step(outer, call_step(window));
 			*outer_ = outer;
 		}
 	}
 	u32 depth = t->depth;
-	u64 own_mark =
-		flags & WINDOW_REBUILT ?
-			mark + 512 :
-			mark; /* it began in a call that the function made, beside those to come */
-	if (!depth && opens_unsampled(t, mark, window, flags, idle, p))
+	/* A rebuilt window begins in a call that its function makes. Its mark is put above that
+	   call's, so that the function's further calls are below it. */
+	u64 own_mark = flags & WINDOW_REBUILT ? mark + 512 : mark;
+	if (!depth && begins_unsampled(t, mark, window, flags, idle, p))
 		return 0;
 	if (idle)
 		return 0;
@@ -77,7 +104,7 @@ static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window
 		return 0;
 	}
 	if (!depth) {
-		if (!may_book(p, window)) {
+		if (!take_allowance(p, window)) {
 			t->unsampled = own_mark;
 			t->unsampled_jiffy = bpf_jiffies64();
 			t->unsampled_window = window;
@@ -86,102 +113,124 @@ static __always_inline struct frame *open_window(void *ctx, u64 mark, u32 window
 		}
 		t->trying = t->contended = t->waited = 0;
 		if (!(flags & WINDOW_WALKS))
-			take_stack(ctx, t, mark, window);
+			record_stack(ctx, t, mark, window);
 	}
-	struct frame *f = frame_at(t, depth);
+	struct open_window *w = window_at(t, depth);
 	t->depth = depth + 1;
-	__builtin_memset(f, 0, sizeof(*f));
-	f->epoch = epoch;
-	f->mark = own_mark;
-	f->key.window = window;
-	f->flags = flags;
-	return f;
+	__builtin_memset(w, 0, sizeof(*w));
+	w->epoch = epoch;
+	w->mark = own_mark;
+	w->key.window = window;
+	w->flags = flags;
+	return w;
 }
 
-/* `vma` may be 0; mm is then the task's own. */
-static __always_inline void fill(struct frame *f, struct frame *outer, u32 window, u32 flags,
-				 u32 asked, u32 returns, u64 vma, u64 mm, u64 mm2, u64 folio,
-				 u64 mapping, u64 start, u64 end, u64 locked)
+/* The arguments of a window's function. 0 where the function has no such argument. */
+struct window_args {
+	u32 asked;   /* enum asked: what `start` and `end` request */
+	u32 returns; /* enum returns */
+	vma_t vma;
+	mm_t mm; /* read from the VMA where there is one; else 0 stands for the task's own mm */
+	mm_t mm2;
+	folio_t folio;
+	mapping_t mapping;
+	u64 start;
+	u64 end;
+	u64 locked; /* bool: the caller states that it holds the lock of the walk */
+};
+
+/*
+ * Describe a window that has just been opened: its objects, their locks, and the context at entry.
+ */
+static __always_inline void describe_window(struct open_window *w, struct open_window *outer,
+					    u32 window, u32 flags, struct window_args *args)
 {
-	f->asked = asked;
-	f->returns = returns;
-	f->asked_start = start;
-	f->asked_end = end;
-	f->folio = folio;
-	f->vma = vma;
-	f->start_ns = bpf_ktime_get_ns();
+	vma_t vma = args->vma;
+	mm_t mm = args->mm;
+	folio_t folio = args->folio;
+	mapping_t mapping = args->mapping;
+	w->asked = args->asked;
+	w->returns = args->returns;
+	w->asked_start = args->start;
+	w->asked_end = args->end;
+	w->folio = folio;
+	w->vma = vma;
+	w->start_ns = bpf_ktime_get_ns();
 	u32 context = flags & WINDOW_REBUILT ? CONTEXT_REBUILT : 0;
-	if (locked & 0xff)
+	if (args->locked & 0xff)
 		context |= CONTEXT_LOCKED;
-	if (vma) {
+	if (vma.addr) {
 		struct vm_area_struct was = {};
-		bpf_probe_read_kernel(&was, sizeof(was), (void *)vma);
-		mm = (u64)was.vm_mm;
-		f->was_start = was.vm_start;
-		f->was_end = was.vm_end;
-		f->was_pgoff = was.vm_pgoff;
-		f->i_mmap = lock_of_file((u64)was.vm_file);
-		f->anon = root_lock_of((u64)was.anon_vma);
+		bpf_probe_read_kernel(&was, sizeof(was), (void *)vma.addr);
+		mm = MM((u64)was.vm_mm);
+		w->was_start = was.vm_start;
+		w->was_end = was.vm_end;
+		w->was_pgoff = was.vm_pgoff;
+		w->i_mmap = lock_of_file((u64)was.vm_file);
+		w->anon = root_lock_of(ANON_VMA((u64)was.anon_vma));
 		if (was.vm_flags & VM_HUGETLB)
 			context |= CONTEXT_HUGETLB;
-		if (f->i_mmap)
+		if (w->i_mmap.addr)
 			context |= CONTEXT_FILE;
-		if (f->anon)
+		if (w->anon.addr)
 			context |= CONTEXT_ANON;
 		if (flags & WINDOW_COPIES)
-			f->source = f->anon;
-		if (window == WINDOW_unlink_anon_vmas && f->anon && outer &&
+			w->source = w->anon;
+		if (window == WINDOW_unlink_anon_vmas && w->anon.addr && outer &&
 		    outer->flags & WINDOW_MERGES)
-			outer->source = f->anon;
+			outer->source = w->anon;
 	}
-	if (folio) {
-		u64 of = READ(folio, folio, mapping);
-		if (READ(folio, folio, flags) >> PG_LOCKED & 1)
+	if (folio.addr) {
+		u64 of = READ_FOLIO(folio, mapping);
+		if (READ_FOLIO(folio, flags) >> PG_LOCKED & 1)
 			context |= CONTEXT_FOLIO_LOCKED;
 		if (flags & WINDOW_WALKS) {
-			if ((of & FOLIO_FLAGS) == FOLIO_ANON) {
-				f->anon = root_lock_of(of & ~FOLIO_FLAGS);
+			if ((of & PAGE_MAPPING_FLAGS) == PAGE_MAPPING_ANON) {
+				w->anon = root_lock_of(ANON_VMA(of & ~PAGE_MAPPING_FLAGS));
 				context |= CONTEXT_ANON;
 			}
-			if (of && !(of & FOLIO_FLAGS) && !mapping)
-				mapping = of;
+			if (of && !(of & PAGE_MAPPING_FLAGS) && !mapping.addr)
+				mapping = MAPPING(of);
 		}
 	}
-	if (mapping) {
-		f->i_mmap = i_mmap_of(mapping);
+	if (mapping.addr) {
+		w->i_mmap = i_mmap_lock_of(mapping);
 		context |= CONTEXT_FILE;
 	}
-	if (!mm && !folio)
-		mm = READ(task_struct, bpf_get_current_task(), mm);
-	f->mm = mm;
-	f->mmap = mm ? mm + OFFSET(mm_struct, mmap_lock) : 0;
-	f->mmap2 = mm2 ? mm2 + OFFSET(mm_struct, mmap_lock) : 0;
-	f->key.context = context;
-	note_entry(f);
+	if (!mm.addr && !folio.addr)
+		mm = MM(READ(task_struct, bpf_get_current_task(), mm));
+	w->mm = mm;
+	w->mmap = mmap_lock_of(mm);
+	w->mmap2 = mmap_lock_of(args->mm2);
+	w->key.context = context;
+	set_entry_locks(w);
 }
 
-/* Does the VMA look as it must when the window has ended (V1)? */
-static __always_inline u32 geometry_of(struct frame *f, struct vm_area_struct *is)
+/* V1: compare the VMA at the end of its window with its shape at entry and with the request. */
+static __always_inline u32 geometry_of(struct open_window *w, struct vm_area_struct *is)
 {
-	u64 start = is->vm_start, end = is->vm_end, d = (s64)(start - f->was_start) >> 12,
-	    placing = is->vm_flags & VM_STACK_SETUP;
+	u64 start = is->vm_start;
+	u64 end = is->vm_end;
+	u64 pages_moved = (s64)(start - w->was_start) >> PAGE_SHIFT;
+	u64 placing = is->vm_flags & VM_STACK_SETUP;
 	if (start >= end)
 		return GEOMETRY_EMPTY;
-	if ((start | end) & 0xfff)
+	if ((start | end) & ~PAGE_MASK)
 		return GEOMETRY_UNALIGNED;
-	/* execve() moves its stack with the pages in it: shift_arg_pages(), relocate_vma_down() */
-	if (placing != VM_STACK_SETUP && is->vm_pgoff - f->was_pgoff != d)
+	/* execve() moves its stack together with its pages, and vm_pgoff stays:
+	   shift_arg_pages(), later relocate_vma_down(). */
+	if (placing != VM_STACK_SETUP && is->vm_pgoff - w->was_pgoff != pages_moved)
 		return GEOMETRY_PGOFF;
-	if (f->asked == ASKED_RANGE &&
-	    ((f->asked_start && start != f->asked_start) || end != f->asked_end))
+	if (w->asked == ASKED_RANGE &&
+	    ((w->asked_start && start != w->asked_start) || end != w->asked_end))
 		return GEOMETRY_NOT_AS_ASKED;
-	if (f->asked == ASKED_SPLIT && ((u32)f->asked_end ? start : end) != f->asked_start)
+	if (w->asked == ASKED_SPLIT && ((u32)w->asked_end ? start : end) != w->asked_start)
 		return GEOMETRY_NOT_AS_ASKED;
-	if (f->asked == ASKED_BELOW && start > f->asked_start)
+	if (w->asked == ASKED_BELOW && start > w->asked_start)
 		return GEOMETRY_NOT_AS_ASKED;
-	if (f->asked == ASKED_SPLIT && f->stored) {
-		u64 other_start = READ(vm_area_struct, f->stored, vm_start),
-		    other_end = READ(vm_area_struct, f->stored, vm_end);
+	if (w->asked == ASKED_SPLIT && w->stored.addr) {
+		u64 other_start = READ_VMA(w->stored, vm_start);
+		u64 other_end = READ_VMA(w->stored, vm_end);
 		if (other_start < end && start < other_end)
 			return GEOMETRY_OVERLAP;
 	}
@@ -191,20 +240,16 @@ static __always_inline u32 geometry_of(struct frame *f, struct vm_area_struct *i
 static __always_inline u32 error_of(u32 returns, u64 value)
 {
 	if (returns == RETURNS_ERRNO)
-		return (s32)value < 0 && (s32)value >= -4095 ? -(s32)value : 0;
+		return (s32)value < 0 && (s32)value >= -MAX_ERRNO ? -(s32)value : 0;
 	if (returns == RETURNS_POINTER)
-		return !value ? 0xffff : (s64)value < 0 && (s64)value >= -4095 ? -(s64)value : 0;
+		return !value                                     ? ERROR_NULL :
+		       (s64)value < 0 && (s64)value >= -MAX_ERRNO ? -(s64)value :
+								    0;
 	return 0;
 }
 
-struct sighting_event {
-	struct event event;
-	struct sighting seen;
-	struct protocol_key key;
-};
-
-/* Count one more of a protocol: when it was first seen, 0 where the table is full. */
-static __always_inline u64 first_seen(struct protocol_key *key, u64 now, u32 *is_new)
+/* Count one more window of a protocol. Returns protocol_row.first_ns; 0 where the table is full. */
+static __always_inline u64 count_protocol(struct protocol_key *key, u64 now, u32 *is_new)
 {
 	struct protocol_row *row = protocols.lookup(key);
 	if (!row) {
@@ -225,9 +270,16 @@ static __always_inline u64 first_seen(struct protocol_key *key, u64 now, u32 *is
 	return row->first_ns;
 }
 
-/* Tell Python of a protocol never seen before: to be filled in and submitted. */
+/* A PROTOCOL_NEW event in the ring buffer. */
+struct sighting_event {
+	struct event event;
+	struct sighting seen;
+	struct protocol_key key;
+};
+
+/* Reserve the event of a new protocol, which the caller completes and submits. */
 static __always_inline struct sighting_event *new_sighting(void *ctx, struct protocol_key *key,
-							   u64 vma)
+							   vma_t vma)
 {
 	struct sighting_event *s = events.ringbuf_reserve(sizeof(struct sighting_event));
 	if (!s) {
@@ -236,99 +288,111 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
 	}
 	fill_event(&s->event, PROTOCOL_NEW);
 	s->event.stack = stack_of(ctx);
-	s->event.a = vma;
+	s->event.a = vma.addr;
 	__builtin_memset(&s->seen, 0, sizeof(s->seen));
-	if (vma)
-		s->seen.vm_flags = READ(vm_area_struct, vma, vm_flags);
+	if (vma.addr)
+		s->seen.vm_flags = READ_VMA(vma, vm_flags);
 	__builtin_memcpy(&s->key, key, sizeof(s->key));
 	return s;
 }
 
-/* Count the window (or a piece of it) under its protocol, and keep it in the flight recorder. */
-static __always_inline void count_protocol(void *ctx, struct insider *t, struct frame *f, u64 now,
-					   u64 vm_start, u64 vm_end)
+/*
+ * Record a window, or a piece of it: count its protocol, report a new one, and write it to the
+ * flight recorder.
+ */
+static __always_inline void record_window(void *ctx, struct task_windows *t, struct open_window *w,
+					  u64 now, u64 vm_start, u64 vm_end)
 {
-	u32 is_new = 0, zero = 0;
+	u32 is_new = 0;
+	u32 zero = 0;
 	struct params *p = params.lookup(&zero);
-	if (!p || f->epoch != (u32)p->window_epoch)
-		return; /* hooks have changed since: a part of it may be missing */
-	u64 first_ns = first_seen(&f->key, now, &is_new);
+	if (!p || w->epoch != (u32)p->window_epoch)
+		return; /* hooks have changed meanwhile: steps may be missing */
+	u64 first_ns = count_protocol(&w->key, now, &is_new);
 	if (!first_ns)
 		return;
-	struct sighting_event *s = is_new ? new_sighting(ctx, &f->key, f->vma) : 0;
+	struct sighting_event *s = is_new ? new_sighting(ctx, &w->key, w->vma) : 0;
 	if (s) {
-		s->event.start_ns = f->start_ns;
-		s->event.b = f->mm;
-		s->seen.was_start = f->was_start;
-		s->seen.was_end = f->was_end;
+		s->event.start_ns = w->start_ns;
+		s->event.b = w->mm.addr;
+		s->seen.was_start = w->was_start;
+		s->seen.was_end = w->was_end;
 		s->seen.vm_start = vm_start;
 		s->seen.vm_end = vm_end;
-		s->seen.folio = f->folio;
-		s->seen.anon = f->anon;
-		s->seen.i_mmap = f->i_mmap;
+		s->seen.folio = w->folio.addr;
+		s->seen.anon = w->anon.addr;
+		s->seen.i_mmap = w->i_mmap.addr;
 		events.ringbuf_submit(s, 0);
 	}
-	record_flight(t, f, now, first_ns, vm_start, vm_end);
+	record_flight(t, w, now, first_ns, vm_start, vm_end);
 }
 
-static __always_inline void note_exit(struct frame *f)
+static __always_inline u32 walk_histogram(u32 window)
 {
-	shift_in(&f->key.context, held_by_us(f->mmap), CONTEXT_EXIT_MMAP_SHIFT);
-	shift_in(&f->key.context, held_by_us(f->i_mmap), CONTEXT_EXIT_I_MMAP_SHIFT);
-	shift_in(&f->key.context, held_by_us(f->anon), CONTEXT_EXIT_ANON_SHIFT);
+	return window == WINDOW_rmap_walk_anon ? HIST_WALK_ANON :
+	       window == WINDOW_rmap_walk_file ? HIST_WALK_FILE :
+						 HIST_WALK_KSM;
 }
 
-/* The window's return: what it left, against what it found. */
-static __always_inline void finish(void *ctx, struct insider *t, struct frame *f, u64 value)
+/* Complete a window with its state at return, and record it. value: what the function returned. */
+static __always_inline void close_window(void *ctx, struct task_windows *t, struct open_window *w,
+					 u64 value)
 {
-	u64 now = bpf_ktime_get_ns(), vm_start = 0, vm_end = 0;
-	u32 context = 0, window = f->key.window;
-	f->key.error = error_of(f->returns, value);
-	u64 heir = f->flags & WINDOW_COPIES ? value : f->vma;
-	if (f->flags & WINDOW_SHAPES && f->vma) {
+	u64 now = bpf_ktime_get_ns();
+	u64 vm_start = 0;
+	u64 vm_end = 0;
+	u32 context = 0;
+	u32 window = w->key.window;
+	w->key.error = error_of(w->returns, value);
+	vma_t inheriting = w->flags & WINDOW_COPIES ? VMA(value) : w->vma;
+	if (w->flags & WINDOW_SHAPES && w->vma.addr) {
 		struct vm_area_struct is = {};
-		bpf_probe_read_kernel(&is, sizeof(is), (void *)f->vma);
+		bpf_probe_read_kernel(&is, sizeof(is), (void *)w->vma.addr);
 		vm_start = is.vm_start;
 		vm_end = is.vm_end;
-		if (vm_start != f->was_start || vm_end != f->was_end)
+		if (vm_start != w->was_start || vm_end != w->was_end)
 			context |= CONTEXT_MOVED;
-		u64 anon = root_lock_of((u64)is.anon_vma);
-		if (anon && !(f->key.context & CONTEXT_ANON)) {
+		rwsem_t anon = root_lock_of(ANON_VMA((u64)is.anon_vma));
+		if (anon.addr && !(w->key.context & CONTEXT_ANON)) {
 			context |= CONTEXT_IMPORTED;
-			f->anon = anon;
+			w->anon = anon;
 		}
-		if (!f->key.error)
-			shift_in(&context, geometry_of(f, &is), CONTEXT_GEOMETRY_SHIFT);
+		if (!w->key.error)
+			set_field(&context, geometry_of(w, &is), CONTEXT_GEOMETRY_SHIFT);
 	}
-	if (f->source && !f->key.error && heir && f->flags & (WINDOW_COPIES | WINDOW_MERGES)) {
-		u64 root = root_lock_of(READ(vm_area_struct, heir, anon_vma));
-		shift_in(&context,
-			 root == f->source ? FOLLOWS_HOLDS :
-			 root              ? FOLLOWS_OTHER :
-					     FOLLOWS_MISSING,
-			 CONTEXT_FOLLOWS_SHIFT);
+	if (w->source.addr && !w->key.error && inheriting.addr &&
+	    w->flags & (WINDOW_COPIES | WINDOW_MERGES)) {
+		u64 root = anon_lock_of(inheriting).addr;
+		set_field(&context,
+			  root == w->source.addr ? FOLLOWS_HOLDS :
+			  root                   ? FOLLOWS_OTHER :
+						   FOLLOWS_MISSING,
+			  CONTEXT_FOLLOWS_SHIFT);
 	}
-	f->key.context |= context;
-	note_exit(f);
-	count_protocol(ctx, t, f, now, vm_start, vm_end);
+	w->key.context |= context;
+	set_exit_locks(w);
+	record_window(ctx, t, w, now, vm_start, vm_end);
 	struct histogram *h = window_times.lookup(&window);
 	if (h)
-		add_to(h, now - f->start_ns);
-	if (f->flags & WINDOW_WALKS)
-		observe(window == WINDOW_rmap_walk_anon ? HIST_WALK_ANON :
-			window == WINDOW_rmap_walk_file ? HIST_WALK_FILE :
-							  HIST_WALK_KSM,
-			f->visits);
+		add_to(h, now - w->start_ns);
+	if (w->flags & WINDOW_WALKS)
+		observe(walk_histogram(window), w->visits);
 }
 
-/* Close the window that this call opened (mark 0: the innermost of this function); windows inside it whose return was missed go with it. */
-static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value)
+/*
+ * End the window that this call has opened, at the return of its function. Windows inside of it
+ * whose return was missed end with it.
+ *
+ * mark: the stack position of the call; 0: end the innermost window of this function.
+ */
+static __always_inline void end_window(void *ctx, u64 mark, u32 window, u64 value)
 {
-	struct insider *t = insider();
+	struct task_windows *t = current_task_windows();
 	if (!t)
 		return;
-	struct frame *f = 0;
-	u32 depth = t->depth, at = depth;
+	struct open_window *w = 0;
+	u32 depth = t->depth;
+	u32 at = depth;
 	if (!depth) {
 		if (t->unsampled_window == window && (!mark || mark == t->unsampled))
 			t->unsampled = 0;
@@ -336,16 +400,16 @@ static __always_inline void leave(void *ctx, u64 mark, u32 window, u64 value)
 	}
 #pragma unroll
 	for (u32 i = 0; i < DEEPEST_WINDOW; i++) {
-		if (f || !at)
+		if (w || !at)
 			continue;
 		at -= 1;
-		f = frame_at(t, at);
-		if (f->key.window != window || (mark && f->mark != mark))
-			f = 0;
+		w = window_at(t, at);
+		if (w->key.window != window || (mark && w->mark != mark))
+			w = 0;
 	}
-	if (!f)
+	if (!w)
 		return; /* it began before the gate opened, or was lost */
-	finish(ctx, t, f, value);
+	close_window(ctx, t, w, value);
 	if (at + 1 != depth)
 		count(WINDOWS_UNCLOSED);
 	t->depth = at;

@@ -175,7 +175,7 @@ class Maker:
         )
         loaded = loader.load(planned, kit, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Books(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
+        Books(loaded.maps, self._layouts).set_params(levels=levels, max_entry_age_ns=10**10)
         return loaded
 
 

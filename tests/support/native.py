@@ -45,10 +45,10 @@ SIZES = {
 }
 _FOLD = """
 u32 harness_fold(const u8 *steps, u32 n, u8 *to) {
-  struct frame f = {0};
-  for (u32 i = 0; i < n; i++) put(&f, steps[i]);
-  memcpy(to, f.key.steps, sizeof(f.key.steps));
-  return f.n;
+  struct open_window w = {};
+  for (u32 i = 0; i < n; i++) append_step(&w, steps[i]);
+  memcpy(to, w.key.steps, sizeof(w.key.steps));
+  return w.n;
 }
 """
 PT_REGS = "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss".split()
@@ -229,7 +229,7 @@ MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks more_stacks ledger migrations dying_mms lock_states lock_order hold_turn
     next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders protocols held_rwsems holds window_times allowances lock_waits lock_holds flights next_flight flight_stacks scene""".split()
+    task_windows protocols held_rwsems holds window_times allowances lock_waits lock_holds flights next_flight flight_stacks object_info""".split()
 )
 WINDOW_STEMS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
@@ -289,7 +289,7 @@ class Native:
         return found
 
     def fold(self, steps: bytes) -> bytes:
-        """The bytes that put() makes of these steps."""
+        """The bytes that append_step() makes of these steps."""
         out = ctypes.create_string_buffer(64)
         self.lib.harness_fold(steps, len(steps), out)
         return out.raw

@@ -173,7 +173,7 @@ class Judge:
         removed = self._books.counters()["ENTRIES_REMOVED"]
         held = sum(row.count for row in rows) + self.desk.held()
         self._unheld.append(
-            before["ENTRIES_BOOKED"]
+            before["ENTRIES_RECORDED"]
             + before["ENTRIES_COPIED"]
             - removed
             - self.entries.total()
@@ -345,5 +345,5 @@ class Judge:
 
     def outstanding(self, counters: Mapping[str, int]) -> int:
         """Entries booked and neither removed nor judged."""
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         return max(0, booked - counters["ENTRIES_REMOVED"] - self.entries.total())

@@ -149,7 +149,7 @@ class Session:
         self.books = Books(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.welcome_seconds * 1e9)
-        self.books.set_params(levels=levels, welcome_ns=welcome_ns)
+        self.books.set_params(levels=levels, max_entry_age_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.desk = Desk(
             self.books,
@@ -315,7 +315,7 @@ class Session:
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         welcome_ns = int(config.welcome_seconds * 1e9)
-        self.books.set_params(welcome_ns=welcome_ns)
+        self.books.set_params(max_entry_age_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
@@ -408,7 +408,7 @@ class Session:
         }
         totals |= {
             "windows": self.docket.rulings.windows,
-            "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+            "migration_entries": counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
 

@@ -222,7 +222,7 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
     counters = world.books.counters()
     assert counters["FORKS_SEEN"] == 1
     assert (
-        counters["ENTRIES_BOOKED"],
+        counters["ENTRIES_RECORDED"],
         counters["ENTRIES_COPIED"],
         counters["ENTRIES_REMOVED"],
     ) == (1, 1, 2)
@@ -300,7 +300,7 @@ def test_a_hugetlb_copy_is_booked() -> None:
         world.fire("remove_migration_pte", ADDR, 0, 9)
     world.end(migration)
     counters = world.books.counters()
-    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNBOOKED"]) == (1, 0)
+    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNRECORDED"]) == (1, 0)
     assert not world.native.events()
 
 
@@ -610,7 +610,7 @@ class TestMmapLock:
         world = World()
         mm = world.new_mm()
         world.unlock_mm(mm)
-        assert world.books.counters()["LOCKS_UNBOOKED"] == 1
+        assert world.books.counters()["LOCKS_UNRECORDED"] == 1
 
     def test_fork_holds(self) -> None:
         world = World()
