@@ -114,16 +114,17 @@ static __always_inline void record_order(void *ctx, mm_t outer, mm_t inner, u64 
 	struct event *e = new_event(ORDER_REVERSED);
 	if (!e)
 		return;
-	e->a = outer.addr;
-	e->b = inner.addr;
 	e->stack = stack;
-	e->first_stack = opposite->stack;
-	e->held_ns = held_ns;
-	e->first_ns = opposite->first_ns;
-	e->first_held_ns = opposite->first_held_ns;
-	e->last_ns = opposite->last_ns;
-	e->last_held_ns = opposite->last_held_ns;
-	e->first_tid = opposite->tid;
+	struct reversed_order *order = &e->detail.order;
+	order->outer = outer.addr;
+	order->inner = inner.addr;
+	order->held_ns = held_ns;
+	order->first_ns = opposite->first_ns;
+	order->first_held_ns = opposite->first_held_ns;
+	order->last_ns = opposite->last_ns;
+	order->last_held_ns = opposite->last_held_ns;
+	order->first_stack = opposite->stack;
+	order->first_tid = opposite->tid;
 	events.ringbuf_submit(e, 0);
 }
 

@@ -41,15 +41,16 @@ static __always_inline void emit_unlocked(void *ctx, struct migration *m, u32 ki
 	struct event *e = new_event(kind);
 	if (!e)
 		return;
+	struct unlocked_folio *unlocked = &e->detail.unlocked;
 	if (m) {
 		e->start_ns = m->start_ns;
-		e->mode = m->mode;
-		e->reason = m->reason;
+		unlocked->mode = m->mode;
+		unlocked->reason = m->reason;
 	}
-	e->a = mm.addr;
-	e->b = vma.addr;
-	e->addr = addr;
-	e->folio = folio.addr;
+	unlocked->mm = mm.addr;
+	unlocked->vma = vma.addr;
+	unlocked->addr = addr;
+	unlocked->folio = folio.addr;
 	e->stack = stack_of(ctx);
 	events.ringbuf_submit(e, 0);
 }

@@ -29,10 +29,10 @@ static __always_inline void emit_leftover(void *ctx, struct migration *m, u32 ki
 	if (!e)
 		return;
 	e->start_ns = m->start_ns;
-	e->a = m->outstanding;
-	e->b = m->visits;
-	e->mode = m->mode;
-	e->reason = m->reason;
+	e->detail.left.entries = m->outstanding;
+	e->detail.left.visits = m->visits;
+	e->detail.left.mode = m->mode;
+	e->detail.left.reason = m->reason;
 	e->stack = stack_of(ctx);
 	events.ringbuf_submit(e, 0);
 }

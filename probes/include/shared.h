@@ -191,29 +191,53 @@ enum event_kind {
 	REMOVED_UNLOCKED,   /* M3: the second walk visits a VMA while its folio is not locked */
 	EVENT_KINDS
 };
-struct event {
-	u64 time_ns;
-	u64 start_ns;
-	u64 a; /* entries outstanding, or the outer mm, or the mm */
-	u64 b; /* or the clock of visits when the migration began, or the inner mm, or the VMA */
-	u64 first_ns;
+/* What an event states besides its time and its task, by kind. */
+struct left_entries { /* MIGRATION_LEFT, MIGRATOR_DIED */
+	u64 entries;
+	u64 visits; /* the visit clock when the migration began */
+	u32 mode;
+	u32 reason;
+};
+struct reversed_order { /* ORDER_REVERSED; struct order_row explains the `held` times */
+	u64 outer;      /* mm */
+	u64 inner;
+	u64 held_ns;
+	u64 first_ns; /* the opposite order: its first time, and its last time before this */
 	u64 first_held_ns;
 	u64 last_ns;
 	u64 last_held_ns;
-	u64 held_ns;
+	s32 first_stack;
+	u32 first_tid;
+};
+struct unlocked_folio { /* INSERTED_UNLOCKED, REMOVED_UNLOCKED */
+	u64 mm;
+	u64 vma;
 	u64 addr;
 	u64 folio;
+	u32 mode;
+	u32 reason;
+};
+struct new_protocol { /* PROTOCOL_NEW; event.start_ns is the window's */
+	u64 mm;
+	u64 vma;
+};
+union event_detail {
+	struct left_entries left;
+	struct reversed_order order;
+	struct unlocked_folio unlocked;
+	struct new_protocol protocol;
+};
+struct event {
+	u64 time_ns;
+	u64 start_ns; /* of the migration or the window; 0: of neither */
 	u32 kind;
 	u32 tid;
 	u32 tgid;
 	s32 stack;
-	s32 first_stack;
-	u32 mode;
-	u32 reason;
-	u32 first_tid;
 	char comm[16];
 	u64 cgroup;           /* id of the task's cgroup in the unified hierarchy; 0: unknown */
 	char cgroup_name[48]; /* the last component of its path */
+	union event_detail detail;
 };
 
 enum hist {

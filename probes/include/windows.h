@@ -288,7 +288,7 @@ static __always_inline struct sighting_event *new_sighting(void *ctx, struct pro
 	}
 	fill_event(&s->event, PROTOCOL_NEW);
 	s->event.stack = stack_of(ctx);
-	s->event.a = vma.addr;
+	s->event.detail.protocol.vma = vma.addr;
 	__builtin_memset(&s->seen, 0, sizeof(s->seen));
 	if (vma.addr)
 		s->seen.vm_flags = READ_VMA(vma, vm_flags);
@@ -314,7 +314,7 @@ static __always_inline void record_window(void *ctx, struct task_windows *t, str
 	struct sighting_event *s = is_new ? new_sighting(ctx, &w->key, w->vma) : 0;
 	if (s) {
 		s->event.start_ns = w->start_ns;
-		s->event.b = w->mm.addr;
+		s->event.detail.protocol.mm = w->mm.addr;
 		s->seen.was_start = w->was_start;
 		s->seen.was_end = w->was_end;
 		s->seen.vm_start = vm_start;

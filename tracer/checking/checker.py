@@ -286,7 +286,7 @@ class Judge:
         if row is None or not left:
             return None
         known = left[0]
-        visited = self._was_visited_there(row, known, answer, event.b if event else None)
+        visited = self._was_visited_there(row, known, answer, event.visits if event else None)
         # moved away, visited there and moved back; or another mapping of the folio: nobody can tell
         return (
             None

@@ -470,7 +470,7 @@ class TestThpSplit:
         split, mm = self.frozen(world)
         self.thaw(world, split, mm, {3: "skipped", 64: "ignored", 511: "skipped"})
         (event,) = map(world.books.event, world.native.events())
-        assert (event.kind, event.a, event.reason) == ("MIGRATION_LEFT", 3, 1000)
+        assert (event.kind, event.entries, event.reason) == ("MIGRATION_LEFT", 3, 1000)
         court = judged(world)
         court.read_events([])
         checks = court.checks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -67,6 +68,61 @@ def test_source_keeps_the_line_numbers_of_its_files(tmp_path: Path) -> None:
         check=False,
     )
     assert "outer.bpf.c:4:" in done.stderr
+
+
+def compiled(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Compile text by the flags that clangd takes, without code."""
+    flags = (PROBES / "compile_flags.txt").read_text().replace("../build/clangd", str(folder))
+    return subprocess.run(
+        ["gcc", *flags.split(), "-fsyntax-only", "-"],
+        input=text,
+        cwd=PROBES,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"LC_ALL": "C"},
+    )
+
+
+HANDLES = {
+    "mm_t": "mmap_lock_of",
+    "vma_t": "anon_lock_of",
+    "rwsem_t": "owner_of",
+    "anon_vma_t": "root_lock_of",
+    "mapping_t": "i_mmap_lock_of",
+    "folio_t": "is_locked",
+}
+
+
+@pytest.mark.parametrize("passed", HANDLES)
+@pytest.mark.parametrize("wanted", HANDLES)
+def test_object_of_another_kind_does_not_compile(wanted: str, passed: str, generated: Path) -> None:
+    call = f"void f({passed} object) {{ {HANDLES[wanted]}(object); }}\n"
+    done = compiled(f'#include "ledger.h"\n#include "rwsem.h"\n{call}', generated)
+    assert (done.returncode == 0) == (wanted == passed), done.stderr
+    assert wanted == passed or "incompatible type for argument 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "range_"),
+    [
+        ("STEP_TREE", 100, "STEP_LOCK runs into STEP_TREE"),
+        ("STEP_COMMIT", 132, "STEP_TREE runs into STEP_COMMIT"),
+        ("STEP_VISIT", 152, "STEP_COMMIT runs into STEP_VISIT"),
+        ("STEP_CALL", 159, "STEP_VISIT runs into STEP_CALL"),
+        ("STEP_CALL", 240, "STEP_CALL runs into 256"),
+        ("STEP_TREE_NEW", 10, "STEP_REPEAT runs into STEP_TREE_NEW"),
+    ],
+)
+def test_overlapping_step_ranges_do_not_compile(
+    member: str, value: int, range_: str, generated: Path, tmp_path: Path
+) -> None:
+    text = (PROBES / "include/shared.h").read_text()
+    altered, found = re.subn(rf"\b{member} = \d+", f"{member} = {value}", text)
+    assert found == 1
+    (tmp_path / "shared.h").write_text(altered)
+    done = compiled(f'#include "{tmp_path}/shared.h"\n#include "steps.h"\n', generated)
+    assert range_ in done.stderr
 
 
 def test_common_h_includes_the_generated_header() -> None:
