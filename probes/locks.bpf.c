@@ -13,7 +13,7 @@ enum {
 	HELD_RWSEMS = 8
 };
 struct held_rwsems {
-	u64 rwsem[HELD_RWSEMS];
+	rwsem_t rwsem[HELD_RWSEMS];
 	struct hold hold[HELD_RWSEMS];
 	u64 epoch; /* of the windows that took them */
 	u32 oldest;
@@ -53,8 +53,10 @@ static __always_inline u32 class_of(struct open_window *w, rwsem_t rwsem)
 		w->i_mmap = rwsem;
 		return CLASS_i_mmap;
 	}
-	/* A rebuilt dup_mmap() has no argument with the child's mm. The child is known by its age,
-	   and because no other task knows it yet. */
+	/*
+	 * A rebuilt dup_mmap() has no argument with the child's mm. The child is known by its age,
+	 * and because no other task knows it yet.
+	 */
 	if (w->key.window == WINDOW_dup_mmap) {
 		mm_t mm = MM(rwsem.addr - OFFSET(mm_struct, mmap_lock));
 		if (NEWBORN(mm, READ_MM(mm, id), READ_MM(w->mm, id))) {
@@ -90,7 +92,7 @@ static __always_inline u32 place_of(struct held_rwsems *h, rwsem_t rwsem)
 	u32 at = 0;
 #pragma unroll
 	for (at = 0; at < HELD_RWSEMS; at++)
-		if (h->rwsem[at] == rwsem.addr)
+		if (h->rwsem[at].addr == rwsem.addr)
 			break;
 	return at;
 }
@@ -120,12 +122,12 @@ static __always_inline void add_hold(struct held_rwsems *h, rwsem_t rwsem, struc
 		struct hold_key key = {};
 		at = h->oldest++;
 		BOUND(at, 7);
-		fill_hold_key(&key, RWSEM(h->rwsem[at]));
+		fill_hold_key(&key, h->rwsem[at]);
 		holds.update(&key, &h->hold[at]);
 		h->spilled++;
 	}
 	BOUND(at, 7);
-	h->rwsem[at] = rwsem.addr;
+	h->rwsem[at] = rwsem;
 	h->hold[at] = *fresh;
 }
 _Static_assert(HELD_RWSEMS == 8, "the bound of a place");
@@ -137,7 +139,7 @@ static __always_inline u32 remove_hold(struct held_rwsems *h, rwsem_t rwsem, str
 	if (at < HELD_RWSEMS) {
 		BOUND(at, 7);
 		*found = h->hold[at];
-		h->rwsem[at] = 0;
+		h->rwsem[at] = RWSEM(0);
 		return 1;
 	}
 	struct hold_key key = {};
@@ -170,7 +172,7 @@ static __always_inline void record_operation(struct task_windows *t, struct open
 		held.since_ns = bpf_ktime_get_ns();
 		held.lock_class = class;
 		/* A form that is recorded at its return: the wait is over. */
-		if (t->waited && t->contended == rwsem.addr) {
+		if (t->waited && t->contended.addr == rwsem.addr) {
 			held.wait_ns = t->contended_ns;
 			held.since_ns -= held.wait_ns;
 		}
@@ -203,7 +205,7 @@ HOOK(rwsem_trying)
 {
 	struct task_windows *t = current_task_windows();
 	if (t)
-		t->trying = ARGUMENT(rwsem);
+		t->trying = RWSEM(ARGUMENT(rwsem));
 	return 0;
 }
 
@@ -220,7 +222,7 @@ HOOK(rwsem_tried)
 	rwsem_t rwsem = RWSEM(ARGUMENT(rwsem));
 	struct open_window *w = drop_missed_returns(t, ON_STACK(ctx));
 	if (!rwsem.addr)
-		rwsem = RWSEM(t->trying);
+		rwsem = t->trying;
 	if (w && rwsem.addr)
 		record_operation(t, w, rwsem, CONSTANT(kind));
 	return 0;
@@ -235,7 +237,7 @@ HOOK(contention_begin)
 	struct task_windows *t = current_task_windows();
 	if (!t || !t->depth || ARG(contention_begin, flags) & LCB_F_SPIN)
 		return 0;
-	t->contended = ARG(contention_begin, lock);
+	t->contended = RWSEM(ARG(contention_begin, lock));
 	t->contended_ns = bpf_ktime_get_ns();
 	t->waited = 0;
 	return 0;
@@ -244,15 +246,15 @@ HOOK(contention_begin)
 HOOK(contention_end)
 {
 	struct task_windows *t = current_task_windows();
-	if (!t || t->waited || !t->contended || t->contended != ARG(contention_end, lock))
+	if (!t || t->waited || !t->contended.addr || t->contended.addr != ARG(contention_end, lock))
 		return 0;
 	struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, 0);
 	u64 wait = bpf_ktime_get_ns() - t->contended_ns;
-	u32 at = h ? place_of(h, RWSEM(t->contended)) : HELD_RWSEMS;
+	u32 at = h ? place_of(h, t->contended) : HELD_RWSEMS;
 	if (h && at < HELD_RWSEMS) { /* recorded at its entry, just before the wait */
 		BOUND(at, 7);
 		h->hold[at].wait_ns = wait;
-		t->contended = 0;
+		t->contended = RWSEM(0);
 	} else {
 		t->contended_ns = wait;
 		t->waited = 1;

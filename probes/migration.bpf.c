@@ -95,7 +95,7 @@ static __always_inline void record_removed_copy(struct params *p, struct migrati
 	}
 	count(ENTRIES_COPIED);
 	m->outstanding += 1;
-	settle(p, m, m->mm, m->copied_ns, m->copied_ns);
+	settle(p, m, MM(m->mm), m->copied_ns, m->copied_ns);
 }
 
 /*

@@ -90,8 +90,10 @@ static __always_inline void record_order(void *ctx, mm_t outer, mm_t inner, u64 
 	struct order_row *row = lock_order.lookup(&key);
 	u32 tid = bpf_get_current_pid_tgid();
 	s32 stack = -1;
-	/* A stack takes longer than all the rest. A newborn mm needs none: only dup_mmap() nests
-	   its lock, always by the same path. */
+	/*
+	 * A stack takes longer than all the rest. A newborn mm needs none: only dup_mmap() nests
+	 * its lock, always by the same path.
+	 */
 	if (opposite || (!row && !NEWBORN(inner, key.inner, key.outer)))
 		stack = stack_of(ctx);
 	if (row) {

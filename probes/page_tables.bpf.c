@@ -22,8 +22,10 @@ static __always_inline u64 page_of(struct params *p, u64 pfn)
 	return p->vmemmap + pfn * sizeof(struct page);
 }
 
-/* compound_head(). From 7.1 on compound_info holds a mask where sizeof(struct page) is a power of
-   two; earlier, and elsewhere, the head page's address. Bit 0 marks a tail page. */
+/*
+ * compound_head(). From 7.1 on compound_info holds a mask where sizeof(struct page) is a power of
+ * two; earlier, and elsewhere, the head page's address. Bit 0 marks a tail page.
+ */
 static __always_inline u64 head_page(struct params *p, u64 pfn)
 {
 	u64 page = page_of(p, pfn);

@@ -128,8 +128,10 @@ HOOK(anon_tree_step)
 	vma_t vma = VMA(READ(anon_vma_chain, ARGUMENT(node), vma));
 	u32 owner = owner_of(rwsem);
 	u32 step = tree_step(TREE_ANON, entering, owner);
-	/* The tree is empty, and the VMA does not point to this anon_vma yet: no walk can find it
-	   (mm/rmap.c). */
+	/*
+	 * The tree is empty, and the VMA does not point to this anon_vma yet: no walk can find it
+	 * (mm/rmap.c).
+	 */
 	if (owner != OWNER_SELF && entering && !READ_ANON_VMA(anon_vma, rb_node) &&
 	    READ_VMA(vma, anon_vma) != anon_vma.addr)
 		step = new_tree_step(TREE_ANON, 1);

@@ -18,8 +18,10 @@ static __always_inline void fill_key(struct ledger_key *key, struct migration *m
 	key->level = level;
 }
 
-/* Remember the entry's swap type as one of migration entries. Only zero or not zero matters, so a
-   lost increment is harmless. */
+/*
+ * Remember the entry's swap type as one of migration entries. Only zero or not zero matters, so a
+ * lost increment is harmless.
+ */
 static __always_inline void learn_type(u64 entry)
 {
 	u32 type = entry_type(entry);
@@ -90,7 +92,7 @@ static __always_inline struct frozen *frozen_at(struct ledger_key *key, u64 addr
  * Which of its row's entries was removed is not known. first_ns, last_ns: when the oldest and the
  * newest one that it may be was inserted.
  */
-static __always_inline void settle(struct params *p, struct migration *m, u64 mm, u64 first_ns,
+static __always_inline void settle(struct params *p, struct migration *m, mm_t mm, u64 first_ns,
 				   u64 last_ns)
 {
 	u64 now = bpf_ktime_get_ns();
@@ -101,7 +103,7 @@ static __always_inline void settle(struct params *p, struct migration *m, u64 mm
 	count(now - first_ns <= p->max_entry_age_ns ? M4_HOLDS :
 	      age_unknown                           ? M4_AGE_UNKNOWN :
 						      M4_LATE);
-	if (mm)
+	if (mm.addr)
 		count(M5_HOLDS); /* the first walk left an entry here, and the second one came */
 	if (m)
 		m->outstanding -= 1;
@@ -114,7 +116,7 @@ static __always_inline void settle(struct params *p, struct migration *m, u64 mm
 static __always_inline void settle_row(struct params *p, struct migration *m,
 				       struct ledger_key *key, struct ledger_row *row)
 {
-	settle(p, m, key->mm, key->mm ? row->last_ns : row->first_ns, row->last_ns);
+	settle(p, m, MM(key->mm), key->mm ? row->last_ns : row->first_ns, row->last_ns);
 	row->count -= 1;
 	if (!row->count)
 		ledger.delete(key);
@@ -128,7 +130,7 @@ static __always_inline void settle_frozen(struct params *p, struct migration *m,
 	BOUND(word, 7);
 	f->settled[word] |= 1ULL << (n & 63);
 	f->count -= 1;
-	settle(p, m, key->mm, f->first_ns, f->first_ns);
+	settle(p, m, MM(key->mm), f->first_ns, f->first_ns);
 	if (!f->count)
 		frozen.delete(key);
 }

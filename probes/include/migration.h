@@ -86,8 +86,10 @@ static __always_inline void end_migration(void *ctx, u32 which)
 	migrations.delete(&tid);
 }
 
-/* The migration, if its task is in the callback of this walk now. Without hooks on the callbacks
-   (HAVE_folio_flags) the answer is always 0. */
+/*
+ * The migration, if its task is in the callback of this walk now. Without hooks on the callbacks
+ * (HAVE_folio_flags) the answer is always 0.
+ */
 static __always_inline struct migration *if_visiting(struct migration *m, u32 walk)
 {
 #ifdef HAVE_folio_flags

@@ -57,15 +57,19 @@ static __always_inline u32 take_allowance(struct params *p, u32 window)
 	return 1;
 }
 
-/* True inside a window that is not sampled. After its return the stack pointer is above
-   `unsampled`, even where the return was missed. */
+/*
+ * True inside a window that is not sampled. After its return the stack pointer is above
+ * `unsampled`, even where the return was missed.
+ */
 static __always_inline u32 in_unsampled(struct task_windows *t, u64 mark)
 {
 	return t && t->unsampled && mark < t->unsampled;
 }
 
-/* One to ten seconds: after that the return of an unsampled window counts as missed, though the
-   window may only be slow. */
+/*
+ * One to ten seconds: after that the return of an unsampled window counts as missed, though the
+ * window may only be slow.
+ */
 enum {
 	UNSAMPLED_MOST_JIFFIES = 1000
 };

@@ -87,8 +87,10 @@ struct ledger_row {
 	u64 last_ns;   /* when the newest entry was inserted */
 	u64 entry;     /* the newest entry */
 	u64 copied_to; /* with key.mm 0: one bit per fork window whose copy is counted */
-	/* The members from here to `vm_end` describe the visit of the newest insertion. They are
-	   0 where key.mm is 0. */
+	/*
+	 * The members from here to `vm_end` describe the visit of the newest insertion. They are
+	 * 0 where key.mm is 0.
+	 */
 	u64 folio;
 	u64 at; /* address that rmap passed: the folio's first page in the VMA, or vm_start */
 	u64 vma;

@@ -6,11 +6,11 @@
 
 /* Of each task that was in a window once. */
 struct task_windows {
-	u64 trying;       /* the rwsem of a killable or try form, where its return lacks it */
-	u64 contended;    /* the rwsem that the task waits for */
-	u64 contended_ns; /* when the wait began; with `waited`: how long it was */
-	u32 depth;        /* number of open windows */
-	u32 waited;       /* the wait is over, and the lock is not recorded yet */
+	rwsem_t trying;    /* the rwsem of a killable or try form, where its return lacks it */
+	rwsem_t contended; /* the rwsem that the task waits for */
+	u64 contended_ns;  /* when the wait began; with `waited`: how long it was */
+	u32 depth;         /* number of open windows */
+	u32 waited;        /* the wait is over, and the lock is not recorded yet */
 	/* The stack of the last outermost window, and the call that it belongs to. */
 	s32 stack;
 	u32 window;

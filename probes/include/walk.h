@@ -33,8 +33,10 @@
 /* The index of an address in its last-level table. */
 #define PTE_INDEX(addr) ((addr) >> PAGE_SHIFT & (PTRS_PER_PTE - 1))
 
-/* The bits of an entry that hold a physical address. MAX_PHYSMEM_BITS is 46, or 52 with five
-   levels (arch/x86/include/asm/sparsemem.h). */
+/*
+ * The bits of an entry that hold a physical address. MAX_PHYSMEM_BITS is 46, or 52 with five
+ * levels (arch/x86/include/asm/sparsemem.h).
+ */
 static __always_inline u64 table_mask(struct params *p)
 {
 	return p->levels == 5 ? 0x000ffffffffff000ULL : 0x00003ffffffff000ULL;

@@ -11,8 +11,10 @@
 BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 
-/* include/linux/page-flags.h: PAGE_MAPPING_*, later FOLIO_MAPPING_*. ANON and MOVABLE
-   together are KSM. */
+/*
+ * include/linux/page-flags.h: PAGE_MAPPING_*, later FOLIO_MAPPING_*. ANON and MOVABLE
+ * together are KSM.
+ */
 #define PAGE_MAPPING_ANON  0x1ULL
 #define PAGE_MAPPING_FLAGS 0x3ULL
 /* include/linux/mm.h */
@@ -92,8 +94,10 @@ static __always_inline struct open_window *begin_window(void *ctx, u64 mark, u32
 		}
 	}
 	u32 depth = t->depth;
-	/* A rebuilt window begins in a call that its function makes. Its mark is put above that
-	   call's, so that the function's further calls are below it. */
+	/*
+	 * A rebuilt window begins in a call that its function makes. Its mark is put above that
+	 * call's, so that the function's further calls are below it.
+	 */
 	u64 own_mark = flags & WINDOW_REBUILT ? mark + 512 : mark;
 	if (!depth && begins_unsampled(t, mark, window, flags, idle, p))
 		return 0;
@@ -111,7 +115,8 @@ static __always_inline struct open_window *begin_window(void *ctx, u64 mark, u32
 			t->unsampled_epoch = epoch;
 			return 0;
 		}
-		t->trying = t->contended = t->waited = 0;
+		t->trying = t->contended = RWSEM(0);
+		t->waited = 0;
 		if (!(flags & WINDOW_WALKS))
 			record_stack(ctx, t, mark, window);
 	}
@@ -217,8 +222,10 @@ static __always_inline u32 geometry_of(struct open_window *w, struct vm_area_str
 		return GEOMETRY_EMPTY;
 	if ((start | end) & ~PAGE_MASK)
 		return GEOMETRY_UNALIGNED;
-	/* execve() moves its stack together with its pages, and vm_pgoff stays:
-	   shift_arg_pages(), later relocate_vma_down(). */
+	/*
+	 * execve() moves its stack together with its pages, and vm_pgoff stays:
+	 * shift_arg_pages(), later relocate_vma_down().
+	 */
 	if (placing != VM_STACK_SETUP && is->vm_pgoff - w->was_pgoff != pages_moved)
 		return GEOMETRY_PGOFF;
 	if (w->asked == ASKED_RANGE &&
