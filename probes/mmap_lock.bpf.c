@@ -1,4 +1,4 @@
-/* mmap_lock, by tracepoints: waits and holds, forks, and the order of two mmap_locks of one task. */
+/* mmap_lock, by tracepoints: waits and holds, forks, and the order of two locks of one task. */
 #include "forks.h"
 
 BPF_TASK_STORAGE(lock_states, struct lock_state);

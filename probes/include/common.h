@@ -133,7 +133,7 @@ typedef struct {
 
 /* arch/x86/include/asm/page_types.h, later include/vdso/page.h */
 #define PAGE_SHIFT 12
-#define PAGE_MASK  (~0xfffULL)
+#define PAGE_MASK  (~((1ULL << PAGE_SHIFT) - 1))
 
 #define NSEC_PER_SEC 1000000000
 
@@ -292,7 +292,7 @@ static __always_inline void fill_event(struct event *e, u32 kind)
 	fill_cgroup(e);
 }
 
-/* Reserve an event, which the caller completes and submits; 0 and a count where the ring is full. */
+/* Reserve an event, which the caller completes and submits. A full ring is counted: 0. */
 static __always_inline struct event *new_event(u32 kind)
 {
 	struct event *e = events.ringbuf_reserve(sizeof(struct event));

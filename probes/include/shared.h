@@ -43,8 +43,8 @@ enum counter {
 	M1_UNVERIFIABLE, /* removed in a migration that lost an event */
 	M4_HOLDS,
 	M4_LATE,         /* removed after max_entry_age_ns */
-	M4_AGE_UNKNOWN,  /* removed, perhaps late: the entry may be an old or a young one of its
-			      row, or a run was missed while it existed */
+	M4_AGE_UNKNOWN,  /* removed, perhaps late: the oldest or the newest entry of its row, or a
+			    run was missed while it existed */
 	LEDGER_LOST,     /* insertions that found the ledger full */
 	MIGRATIONS_LOST, /* migrations that found their map full */
 	EVIDENCE_LOST,   /* events that found the ring buffer full */
@@ -89,7 +89,7 @@ struct ledger_row {
 	u64 copied_to; /* with key.mm 0: one bit per fork window whose copy is counted */
 	/*
 	 * The members from here to `vm_end` describe the visit of the newest insertion. They are
-	 * 0 where key.mm is 0.
+	 * 0 where key.mm is 0. A fork's copy has `folio` and `at` only.
 	 */
 	u64 folio;
 	u64 at; /* address that rmap passed: the folio's first page in the VMA, or vm_start */
@@ -193,15 +193,18 @@ enum event_kind {
 	REMOVED_UNLOCKED,   /* M3: the second walk visits a VMA while its folio is not locked */
 	EVENT_KINDS
 };
-/* What an event states besides its time and its task, by kind. */
-struct left_entries { /* MIGRATION_LEFT, MIGRATOR_DIED */
+
+/* The union's members: what an event of one kind states besides its time and its task. */
+/* MIGRATION_LEFT, MIGRATOR_DIED */
+struct left_entries {
 	u64 entries;
 	u64 visits; /* the visit clock when the migration began */
 	u32 mode;
 	u32 reason;
 };
-struct reversed_order { /* ORDER_REVERSED; struct order_row explains the `held` times */
-	u64 outer;      /* mm */
+/* ORDER_REVERSED. struct order_row explains the `held` times. */
+struct reversed_order {
+	u64 outer; /* mm */
 	u64 inner;
 	u64 held_ns;
 	u64 first_ns; /* the opposite order: its first time, and its last time before this */
@@ -211,7 +214,8 @@ struct reversed_order { /* ORDER_REVERSED; struct order_row explains the `held` 
 	s32 first_stack;
 	u32 first_tid;
 };
-struct unlocked_folio { /* INSERTED_UNLOCKED, REMOVED_UNLOCKED */
+/* INSERTED_UNLOCKED, REMOVED_UNLOCKED */
+struct unlocked_folio {
 	u64 mm;
 	u64 vma;
 	u64 addr;
@@ -219,7 +223,8 @@ struct unlocked_folio { /* INSERTED_UNLOCKED, REMOVED_UNLOCKED */
 	u32 mode;
 	u32 reason;
 };
-struct new_protocol { /* PROTOCOL_NEW; event.start_ns is the window's */
+/* PROTOCOL_NEW. event.start_ns is the window's. */
+struct new_protocol {
 	u64 mm;
 	u64 vma;
 };
@@ -266,7 +271,7 @@ struct held_lock {
 	u64 write;
 };
 struct lock_state {
-	u64 contended; /* the rwsem that the task waits for, or waited for before its last mmap_lock */
+	u64 contended; /* the rwsem of its current wait, or of the one before its last mmap_lock */
 	u64 since_ns;
 	u64 n;
 	struct held_lock held[4];

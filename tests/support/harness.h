@@ -1,4 +1,7 @@
-/* The BPF programs as ordinary C: the same source that BCC compiles, over maps in this process. Single CPU, single thread. */
+/*
+ * The BPF programs as ordinary C: the source that BCC compiles, with maps in this process. There is
+ * one CPU and one thread.
+ */
 #define _GNU_SOURCE
 #define HARNESS
 #include <stdbool.h>
@@ -26,7 +29,7 @@ struct seq_file {
 	int unused;
 };
 
-/* What the loader writes into the instructions (tracer/attach/relocations.py): by number, the test sets it before each run. */
+/* The values that the loader writes into instructions (tracer/attach/relocations.py), by number. */
 u64 harness_constants[1024];
 s64 harness_places[1024]; /* offset in the context; -1: this function has no such argument */
 static u64 harness_constant(u32 number)
@@ -39,7 +42,7 @@ static u64 harness_place(void *ctx, u32 number)
 	return at < 0 ? 0 : *(u64 *)((u8 *)ctx + at);
 }
 
-/* What the kernel would know; the test sets it. */
+/* State of the kernel that the tests set. */
 u64 harness_stack_id = 7;
 u64 harness_regs[2]; /* orig_ax and ip of the system call */
 u64 harness_pid_tgid, harness_task, harness_now, harness_stack;
@@ -180,7 +183,7 @@ static int map_update(struct map *m, const void *key, const void *value)
 #define BPF_PERCPU_ARRAY(nm, V, N)   MAP(nm, u32, V, N, ARRAY)
 #define BPF_TABLE(kind, K, V, nm, N) MAP(nm, K, V, N, LRU)
 
-/* A value per task: by tid here. TASKS of them can be made; the test sets it. */
+/* Task storage: one value per tid. No more than TASKS values can be created. */
 static void *map_own(struct map *m, u64 flags)
 {
 	u32 tid = harness_pid_tgid;

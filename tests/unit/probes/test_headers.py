@@ -38,6 +38,12 @@ def test_file_compiles_alone(path: Path, generated: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_lines_have_at_most_100_columns(path: Path) -> None:
+    wide = [line for line in path.read_text().expandtabs(8).splitlines() if len(line) > 100]
+    assert not wide
+
+
 @pytest.mark.parametrize("path", FILES[: -len(list(PROBES.glob("*.bpf.c")))], ids=lambda p: p.name)
 def test_header_has_an_include_guard(path: Path) -> None:
     guard = f"RMAPD_{path.name.upper().replace('.', '_')}"
