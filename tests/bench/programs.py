@@ -167,7 +167,7 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
 
 
 def main(count: int = 20_000, a_second: int = 0) -> None:
-    layouts = Layouts.read(probes_folder() / "include/books.h")
+    layouts = Layouts.read(probes_folder() / "include/shared.h")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             Session(

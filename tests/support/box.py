@@ -264,11 +264,11 @@ class Box:
         """How many windows the tasks are in."""
         return sum(
             int.from_bytes(value[_DEPTH : _DEPTH + 4], "little")
-            for _, value in self.native.maps["insiders"].items()
+            for _, value in self.native.maps["task_windows"].items()
         )
 
 
-_DEPTH = 24  # of struct insider (probes/include/window.h)
+_DEPTH = 24  # of struct task_windows (probes/include/task_windows.h)
 
 
 def box(ways: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:

@@ -100,7 +100,7 @@ class World:
         self.books.set_params(
             gate=1,
             levels=levels,
-            welcome_ns=10**10,
+            max_entry_age_ns=10**10,
             page_offset=self.page_offset,
             vmemmap=self.vmemmap,
         )

@@ -116,7 +116,9 @@ def _added(reports: list[Report]) -> Report:
         "windows": dict(windows),
         "protocols": [*protocols.values()],
         "lost": dict(lost),
-        "migration": {"entries_booked": sum(one["migration"]["entries_booked"] for one in reports)},
+        "migration": {
+            "entries_recorded": sum(one["migration"]["entries_recorded"] for one in reports)
+        },
     }
 
 
@@ -144,7 +146,7 @@ def _line(kernel: str, found: Report) -> str:
     rest = ", ".join(f"{verdict} {total[verdict]:,}" for verdict in VERDICTS[1:])
     return (
         f"{kernel}: {found['duration_seconds']:.0f} s, {sum(found['windows'].values()):,} windows, {len(found['protocols'])} protocols, "
-        f"{found['migration']['entries_booked']:,} migration entries; holds {total['holds']:,}: {held}; {rest}, lost {_lost(found)}"
+        f"{found['migration']['entries_recorded']:,} migration entries; holds {total['holds']:,}: {held}; {rest}, lost {_lost(found)}"
     )
 
 

@@ -37,7 +37,7 @@ _MEMORY = "the same again later; it needs 150 MB for a second"
 
 @dataclass(frozen=True)
 class AttachOrder:
-    """What is to be attached: the stems of these folders (or only those named), with books.h's constants and the maps' sizes.
+    """What is to be attached: the probe_objects of these folders (or only those named), with shared.h's constants and the maps' sizes.
     enums: of the kernel, that will be asked for afterwards."""
 
     folders: Sequence[Path]

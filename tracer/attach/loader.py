@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ from tracer.bpf.programs import Program, Refused, enable_statistics, load_progra
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC, Btf
 
+GENERATED = "kernel.h"
+"""The header that is generated for each kernel; probes/include/common.h includes it."""
+_INCLUDE = re.compile(r'#include "([^"]+)"')
+
 
 @dataclass(frozen=True)
 class Kit:
-    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps.
+    """What a program needs to be made for this kernel: its types, shared.h's constants, the folder of headers, the sizes of the maps.
     cache: where what is compiled is kept."""
 
     types: Btf
@@ -66,21 +71,43 @@ def load(plan: Plan, kit: Kit, *, statistics: bool) -> AttachedProbes:
 
 
 def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path) -> str:
-    """The one translation unit: what all share, then each stem."""
-    parts = []
-    for name in (
-        "books.h",
-        "rmapd.h",
-        "walk.h",
-        *filter(None, (probe_object.include for probe_object in probe_objects)),
-    ):
-        parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
-    parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
-    parts += [
-        f'#line 1 "{probe_object.source.name}"\n{probe_object.source.read_text(encoding="utf-8")}'
+    """Return one translation unit: the probe objects, with each header in place of its first `#include`.
+
+    BCC rewrites map accesses in its main file only, so headers cannot be left to the compiler.
+
+    header: the text of kernel.h, which is generated from this kernel's BTF (tracer.attach.struct_slices).
+    include: the folder of the other headers.
+    """
+    known = {GENERATED: header}
+    return "\n".join(
+        _expanded(
+            probe_object.source.name,
+            probe_object.source.read_text(encoding="utf-8"),
+            include,
+            known,
+        )
         for probe_object in probe_objects
-    ]
-    return "\n".join(parts)
+    )
+
+
+def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str:
+    """Return a source file with its `#include "..."` lines expanded. known: headers to be read from memory; a header that was used is empty."""
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _INCLUDE.match(line)
+        if not found:
+            lines.append(line)
+            continue
+        wanted = found[1]
+        inner = known.get(wanted)
+        if inner is None:
+            inner = (include / wanted).read_text(encoding="utf-8")
+        known[wanted] = ""
+        if inner:
+            lines += [_expanded(wanted, inner, include, known), f'#line {number + 1} "{name}"']
+        else:
+            lines.append("")
+    return "\n".join(lines)
 
 
 def _compile(

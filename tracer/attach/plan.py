@@ -46,7 +46,7 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `args`: for a raw tracepoint by type (`bool#1` is the first bool), for a function by parameter (tracer.attach.arguments). `window`: entry and
     return are those of a window. `program` and `leave` name the programs at entry and return, `before` what a kretprobe needs at entry.
-    `constants`: names or sums (`A | B`) of enumerators of books.h. `alone = false`: of no use where none of the stem's functions is hooked.
+    `constants`: names or sums (`A | B`) of enumerators of shared.h. `alone = false`: of no use where none of the stem's functions is hooked.
     """
 
     name: str
@@ -79,20 +79,19 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ProbeObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `.toml`: a title, the members its programs read, the enumerators they need, and its hooks.
 
-    `include`: a header of probes/include that its programs, and those of stems that `needs` it, share.
+    `needs`: another stem, without which its programs are of no use.
     """
 
     title: str
     hook: list[Hook]
     types: dict[str, list[str]] = {}
     enums: dict[str, list[str]] = {}
-    include: str = ""
     needs: str = ""
 
 
 @dataclass(frozen=True)
 class AttachPoint:
-    """One program at one place. `places` and `offsets` are put into it (tracer.attach.relocations); `constants` are names of books.h."""
+    """One program at one place. `places` and `offsets` are put into it (tracer.attach.relocations); `constants` are names of shared.h."""
 
     program: str
     how: str
@@ -102,7 +101,7 @@ class AttachPoint:
     constants: dict[str, str] = field(default_factory=dict)
 
     def numbers(self, known: Mapping[str, int]) -> dict[str, int]:
-        """What the program's constants are, by name, with books.h's enumerators."""
+        """What the program's constants are, by name, with shared.h's enumerators."""
         words = {
             name: [word.strip() for word in text.split("|")]
             for name, text in self.constants.items()
@@ -163,7 +162,6 @@ class ProbeObjectPlan:
 
     name: str
     source: Path
-    include: str = ""
     needs: str = ""
     hooks: list[Planned] = field(default_factory=list)
     missing: list[struct_slices.Missing] = field(default_factory=list)
@@ -230,11 +228,7 @@ def _resolve_probe_object(
         struct_slices.make(kernel.types, probe_object.types, probe_object.enums).missing.values()
     )
     resolved = ProbeObjectPlan(
-        path.stem,
-        path.with_suffix(".bpf.c"),
-        probe_object.include,
-        probe_object.needs,
-        missing=lacking,
+        path.stem, path.with_suffix(".bpf.c"), probe_object.needs, missing=lacking
     )
     planned = [resolve(kernel, path.stem, hook) for hook in probe_object.hook]
     why = (

@@ -1,6 +1,6 @@
 """Programs that are loaded once per function: what the loader writes into their instructions before the verifier sees them.
 
-The C side (probes/include/rmapd.h) marks two kinds of places: `CONSTANT(name)` is a move of a number that stands for the name,
+The C side (probes/include/common.h) marks two kinds of places: `CONSTANT(name)` is a move of a number that stands for the name,
 `PLACE(name)` a load from the context at an offset that stands for the name.
 """
 

@@ -173,7 +173,7 @@ class Checker:
         removed = self._books.counters()["ENTRIES_REMOVED"]
         held = sum(row.count for row in rows) + self.open_cases.held()
         self._unheld.append(
-            before["ENTRIES_BOOKED"]
+            before["ENTRIES_RECORDED"]
             + before["ENTRIES_COPIED"]
             - removed
             - self.entries.total()
@@ -286,7 +286,7 @@ class Checker:
         if row is None or not left:
             return None
         known = left[0]
-        visited = self._was_visited_there(row, known, answer, event.b if event else None)
+        visited = self._was_visited_there(row, known, answer, event.visits if event else None)
         # moved away, visited there and moved back; or another mapping of the folio: nobody can tell
         return (
             None
@@ -345,5 +345,5 @@ class Checker:
 
     def outstanding(self, counters: Mapping[str, int]) -> int:
         """Entries booked and neither removed nor judged."""
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         return max(0, booked - counters["ENTRIES_REMOVED"] - self.entries.total())

@@ -19,7 +19,7 @@ from tracer.tables.records import Event, Records, Row, Visited
 ENUMS = ("migrate_reason", "migrate_mode")
 """What findings name by the kernel's own words."""
 _MOST_PLACES = 16
-_THP_SPLIT = 1000  # REASON_THP_SPLIT, books.h
+_THP_SPLIT = 1000  # REASON_THP_SPLIT, shared.h
 
 
 _FARED = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}
@@ -232,8 +232,8 @@ class Findings:
         did = "a migration entry is inserted" if inserted else "remove_migration_ptes() visits"
         scene: dict[str, Any] = {}
         if self._scene:
-            now = self._scene.look(event.b)
-            scene = {"vma_now": self._scene.vma(event.b, event.a)}
+            now = self._scene.look(event.vma)
+            scene = {"vma_now": self._scene.vma(event.vma, event.mm)}
             scene |= {
                 "folio_now": self._scene.folio(event.folio, vm_flags=now.vm_flags if now else 0)
             }
@@ -242,7 +242,7 @@ class Findings:
             entry = TrailEntry(
                 event.start_ns or event.time_ns,
                 event.tid,
-                {event.a},
+                {event.mm},
                 [(event.addr, event.addr + 1)],
                 {event.folio},
             )
@@ -252,13 +252,13 @@ class Findings:
             Verdict.VIOLATED,
             function,
             shape,
-            f"{did} at {event.addr:#x} of mm {event.a:#x}, and folio {event.folio:#x} is not locked",
+            f"{did} at {event.addr:#x} of mm {event.mm:#x}, and folio {event.folio:#x} is not locked",
             event.task,
             self._symbols.stack(self._books.stack(event.stack)),
             {
                 "addr": hex(event.addr),
-                "mm": hex(event.a),
-                "vma": hex(event.b),
+                "mm": hex(event.mm),
+                "vma": hex(event.vma),
                 "folio": hex(event.folio),
             }
             | scene
@@ -289,8 +289,8 @@ class Findings:
             event.task,
             self._symbols.stack(self._books.stack(event.stack)),
             {
-                "outer_mm": hex(event.a),
-                "inner_mm": hex(event.b),
+                "outer_mm": hex(event.outer),
+                "inner_mm": hex(event.inner),
                 "opposite_task": event.first_tid,
                 "opposite_stack": self._symbols.stack(self._books.stack(event.first_stack)),
             },

@@ -39,7 +39,7 @@ class Aftermath(Session):
         self._down, self.left = down, left
 
     def _attach(self) -> None:
-        layouts, answer = Layouts.read(probes_folder() / "include" / "books.h"), self._down.answer
+        layouts, answer = Layouts.read(probes_folder() / "include" / "shared.h"), self._down.answer
         attached = Attached(taken_over(answer, self._down.fds), answer.page_size, answer.enums)
         for point in attached.loaded.points.get("tasks", []):
             point.link = point.link or point.program.attach_iterator()

@@ -1,6 +1,6 @@
 """Fidelity: how much is probed, what is covered with that, and how a running session changes it.
 
-A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (books.h: epochs); what was
+A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (shared.h: epochs); what was
 counted before it is judged by what was covered then; what a task holds is forgotten where its release may go unseen.
 """
 
@@ -24,8 +24,8 @@ WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 _UNSAMPLED_COST = 1 / 7
 """What a window that is not booked costs of one that is (tests.bench.programs)."""
 _PROBE_OBJECTS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "page_tables", "objects", "forks"}),
+    "owner": frozenset({"migration", "ledger", "page_tables", "objects", "forks", "vma", "rmap"}),
 }
 
 

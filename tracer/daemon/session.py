@@ -115,7 +115,7 @@ class Session:
 
     def _attach(self) -> None:
         include = self._folders[0] / "include"
-        layouts = Layouts.read(include / "books.h")
+        layouts = Layouts.read(include / "shared.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
         sizes, cache = (
             self.config.maps.sizes(),
@@ -149,7 +149,7 @@ class Session:
         self.books = Records(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.max_entry_age_seconds * 1e9)
-        self.books.set_params(levels=levels, welcome_ns=welcome_ns)
+        self.books.set_params(levels=levels, max_entry_age_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.open_cases = OpenCases(
             self.books,
@@ -324,7 +324,7 @@ class Session:
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         welcome_ns = int(config.max_entry_age_seconds * 1e9)
-        self.books.set_params(welcome_ns=welcome_ns)
+        self.books.set_params(max_entry_age_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
@@ -417,7 +417,7 @@ class Session:
         }
         totals |= {
             "windows": self.protocol_events.rulings.windows,
-            "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+            "migration_entries": counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
 

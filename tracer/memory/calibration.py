@@ -1,6 +1,6 @@
 """Finding the direct map and the struct page array of this kernel, so that the oracle reads what it means to read.
 
-Nothing is assumed and no memory under a guessed base is read: see `calibrate` in probes/oracle.bpf.c. The result counts only if
+Nothing is assumed and no memory under a guessed base is read: see `calibrate` in probes/page_tables.bpf.c. The result counts only if
 walks of the daemon's own pages agree with its own pagemap.
 """
 

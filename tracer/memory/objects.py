@@ -40,7 +40,11 @@ class ObjectReader:
     def __init__(
         self, maps: Mapping[str, Table], look: Runnable | None, layouts: Layouts, kernel: Kernel
     ) -> None:
-        self._look, self._table, self._layout = look, maps.get("scene"), layouts.structs["scene"]
+        self._look, self._table, self._layout = (
+            look,
+            maps.get("object_info"),
+            layouts.structs["object_info"],
+        )
         bits = {
             value: name
             for name, value in reversed(kernel.enumerators(ENUM).items())
@@ -55,7 +59,7 @@ class ObjectReader:
         return bool(self._look and self._table)
 
     def look(self, vma: int, folio: int = 0) -> Any:
-        """struct scene, or None."""
+        """struct object_info, or None."""
         if not self._look or not self._table or not (vma or folio):
             return None
         self._look.run(vma, folio)

@@ -19,7 +19,7 @@ class Histogram:
 
     @classmethod
     def add_up(cls, raw: bytes) -> Histogram:
-        """One histogram out of those of all CPUs, one after the other (struct histogram of books.h)."""
+        """One histogram out of those of all CPUs, one after the other (struct histogram of shared.h)."""
         if raw == bytes(len(raw)):
             return cls()
         *slots, total = (sum(column) for column in zip(*_CODE.iter_unpack(raw), strict=True))

@@ -77,32 +77,52 @@ class Taken:
     entry: int = 0
 
 
+_DETAILS = {
+    "MIGRATION_LEFT": "left_entries",
+    "MIGRATOR_DIED": "left_entries",
+    "ORDER_REVERSED": "reversed_order",
+    "PROTOCOL_NEW": "new_protocol",
+    "INSERTED_UNLOCKED": "unlocked_folio",
+    "REMOVED_UNLOCKED": "unlocked_folio",
+}
+"""The member of union event_detail that an event kind fills in (shared.h)."""
+
+
 @dataclass(frozen=True)
 class Event:
-    """A wake-up from the kernel; `a` and `b` mean what `kind` says (books.h)."""
+    """A wake-up from the kernel. The members from `entries` on are those of its kind, the others are 0.
+
+    entries, visits: outstanding entries, and the visit clock when their migration began.
+    mm, vma, addr, folio: where a folio is not locked, or the window of a new protocol.
+    outer, inner: two mms whose locks are nested in both orders; first_ns, last_ns: of the opposite order.
+    """
 
     kind: str
     time_ns: int
     start_ns: int
-    a: int
-    b: int
-    first_ns: int
     tid: int
     tgid: int
-    first_tid: int
     comm: str
     stack: int
-    first_stack: int
-    mode: int
-    reason: int
-    addr: int = 0
-    folio: int = 0
     cgroup: int = 0
     cgroup_name: str = ""
+    entries: int = 0
+    visits: int = 0
+    mode: int = 0
+    reason: int = 0
+    mm: int = 0
+    vma: int = 0
+    addr: int = 0
+    folio: int = 0
+    outer: int = 0
+    inner: int = 0
     held_ns: int = 0
+    first_ns: int = 0
     first_held_ns: int = 0
     last_ns: int = 0
     last_held_ns: int = 0
+    first_stack: int = 0
+    first_tid: int = 0
 
     @property
     def task(self) -> dict[str, Any]:
@@ -159,7 +179,7 @@ class Records:
                 )
 
     def counters(self) -> dict[str, int]:
-        """Every counter by its name in books.h, summed over the CPUs."""
+        """Every counter by its name in shared.h, summed over the CPUs."""
         names = self._layouts.enums["counter"][:-1]
         rows = self._maps["counters"].rows(len(names))
         return {
@@ -357,29 +377,11 @@ class Records:
                 yield Mm(window.mm, window.pgd, 0, "(forked)", window.id)
 
     def event(self, raw: bytes) -> Event:
-        e = self._layouts.structs["event"].unpack(raw)
-        stacks = (e.stack, e.first_stack)
-        tasks = (e.tid, e.tgid, e.first_tid, e.comm)
-        return Event(
-            self._kinds.get(e.kind, "?"),
-            e.time_ns,
-            e.start_ns,
-            e.a,
-            e.b,
-            e.first_ns,
-            *tasks,
-            *stacks,
-            e.mode,
-            e.reason,
-            e.addr,
-            e.folio,
-            e.cgroup,
-            e.cgroup_name,
-            e.held_ns,
-            e.first_held_ns,
-            e.last_ns,
-            e.last_held_ns,
-        )
+        e = vars(self._layouts.structs["event"].unpack(raw))
+        kind, detail = self._kinds.get(e.pop("kind"), "?"), e.pop("detail")
+        if kind in _DETAILS:
+            e |= vars(self._layouts.structs[_DETAILS[kind]].unpack(detail))
+        return Event(kind, **e)
 
     def stack(self, stack: int, book: str = "stacks") -> list[int]:
         """Kernel addresses, innermost first, of an event or (flight_stacks) of a flight; empty where none was taken."""

@@ -33,7 +33,7 @@ def split(world: World, pfn: int, *, times: int) -> None:
 
 def recorded(world: World) -> int:
     counters = world.books.counters()
-    return counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+    return counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
 
 
 class TestARowThatGoesOn:

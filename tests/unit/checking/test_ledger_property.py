@@ -238,7 +238,7 @@ class Kernel(RuleBasedStateMachine):
     def every_entry_is_accounted_for(self) -> None:
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
         counters, court = self.world.books.counters(), self.court
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         outstanding = sum(row.count for row in self.world.books.ledger()) + court.open_cases.held()
         assert recorded == counters["ENTRIES_REMOVED"] + court.entries.total() + outstanding
         checks = court.checks()
@@ -295,7 +295,7 @@ class Kernel(RuleBasedStateMachine):
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
         counters = self.world.books.counters()
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         unbooked = sum(
             max(0, len(one.decision.proven) - one.entries)
             for one in self.court.judged

@@ -73,7 +73,7 @@ def test_an_entry_left_behind_wakes_us_and_is_proven(levels: int) -> None:
     world = World(levels)
     mm = left_in(world)
     (event,) = map(world.books.event, world.native.events())
-    assert (event.kind, event.tid, event.a, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
+    assert (event.kind, event.tid, event.entries, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
     court = judged(world)
     assert court.proven() == {(mm.number, ADDR)}
     assert court.checks()["M1", Verdict.VIOLATED] == 1
@@ -222,7 +222,7 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
     counters = world.books.counters()
     assert counters["FORKS_SEEN"] == 1
     assert (
-        counters["ENTRIES_BOOKED"],
+        counters["ENTRIES_RECORDED"],
         counters["ENTRIES_COPIED"],
         counters["ENTRIES_REMOVED"],
     ) == (1, 1, 2)
@@ -300,7 +300,7 @@ def test_a_hugetlb_copy_is_booked() -> None:
         world.fire("remove_migration_pte", ADDR, 0, 9)
     world.end(migration)
     counters = world.books.counters()
-    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNBOOKED"]) == (1, 0)
+    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNRECORDED"]) == (1, 0)
     assert not world.native.events()
 
 
@@ -329,7 +329,7 @@ def test_a_task_that_dies_inside_a_migration_is_told() -> None:
     world.lock(pfn, False)
     world.exit(migrator)
     (event,) = map(world.books.event, world.native.events())
-    assert (event.kind, event.a) == ("MIGRATOR_DIED", 1)
+    assert (event.kind, event.entries) == ("MIGRATOR_DIED", 1)
 
 
 @pytest.mark.parametrize("levels", [4, 5])
@@ -610,7 +610,7 @@ class TestMmapLock:
         world = World()
         mm = world.new_mm()
         world.unlock_mm(mm)
-        assert world.books.counters()["LOCKS_UNBOOKED"] == 1
+        assert world.books.counters()["LOCKS_UNRECORDED"] == 1
 
     def test_fork_holds(self) -> None:
         world = World()
@@ -642,7 +642,7 @@ class TestMmapLock:
             nests(world, *order)
         (event,) = map(world.books.event, world.native.events())
         assert (event.kind, event.tid, event.first_tid) == ("ORDER_REVERSED", 6, 5)
-        assert (event.a, event.b) == (two.at, one.at)
+        assert (event.outer, event.inner) == (two.at, one.at)
         assert world.books.counters()["NESTED_HOLDS"] == 1
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:

@@ -285,7 +285,7 @@ def test_a_mmap_lock_held_across_a_change_orders_nothing() -> None:
     world.unlock_mm(two, write=False)
     world.unlock_mm(one, write=False)
     counters = world.books.counters()
-    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
+    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNRECORDED"]) == (0, 1)
 
 
 def test_a_fork_does_not_go_on_for_ever() -> None:

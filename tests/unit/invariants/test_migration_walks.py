@@ -101,7 +101,7 @@ class TestRows:
         assert (
             counters["ENTRIES_COPIED"],
             counters["ENTRIES_REMOVED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (2, 3, 0)
         assert not world.native.events()
 
@@ -139,7 +139,7 @@ class TestRows:
         assert (
             counters["ENTRIES_REMOVED"],
             counters["M5_HOLDS"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (1, 0, 0)
         assert not world.native.events()
 
@@ -445,14 +445,14 @@ class TestThpSplit:
         world = World(levels)
         split, mm = self.frozen(world)
         counters = world.books.counters()
-        assert (counters["ENTRIES_BOOKED"], counters["PMDS_FROZEN"]) == (512, 1)
+        assert (counters["ENTRIES_RECORDED"], counters["PMDS_FROZEN"]) == (512, 1)
         assert len(world.books.ledger()) == 512
         self.thaw(world, split, mm, {5: "zeroed", 511: "zeroed"})
         counters = world.books.counters()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (512, 2, 0)
         assert counters["SPLITS_ENDED"] == 1
         assert not world.books.ledger()
@@ -470,7 +470,7 @@ class TestThpSplit:
         split, mm = self.frozen(world)
         self.thaw(world, split, mm, {3: "skipped", 64: "ignored", 511: "skipped"})
         (event,) = map(world.books.event, world.native.events())
-        assert (event.kind, event.a, event.reason) == ("MIGRATION_LEFT", 3, 1000)
+        assert (event.kind, event.entries, event.reason) == ("MIGRATION_LEFT", 3, 1000)
         court = judged(world)
         court.read_events([])
         checks = court.checks()
@@ -545,7 +545,7 @@ class TestThpSplit:
     def test_a_split_that_gives_up_freezing_books_nothing(self) -> None:
         world = World()
         self.frozen(world, gives_up=True)
-        assert not world.books.counters()["ENTRIES_BOOKED"]
+        assert not world.books.counters()["ENTRIES_RECORDED"]
 
     def test_a_split_that_fails_is_put_back_in_one_visit(self) -> None:
         world = World()
@@ -560,7 +560,7 @@ class TestThpSplit:
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (512, 0, 0)
         assert not world.native.events()
 
@@ -605,7 +605,7 @@ class TestThpSplit:
         counters = world.books.counters()
         assert (
             counters["ENTRIES_REMOVED"]
-            == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+            == counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
             >= 1024
         )
         assert not world.books.ledger()
