@@ -104,13 +104,13 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "Runs left out by the kernel, by stem",
+                    "Runs left out by the kernel, by probe object",
                     "The kernel skips a program that already runs on this CPU: lazily preempting kernels do so often.",
                     "short",
                     (
                         Query(
-                            f"sum by (instance, stem) (increase(rmapd_probe_missed_runs_total{{{_H}}}[$__rate_interval]))",
-                            "{{instance}} {{stem}}",
+                            f"sum by (instance, probe_object) (increase(rmapd_probe_missed_runs_total{{{_H}}}[$__rate_interval]))",
+                            "{{instance}} {{probe_object}}",
                         ),
                     ),
                     "RmapdChecksUnverifiable",

@@ -245,11 +245,11 @@ def exec_(
     as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run, 127 not found, 128+N signal N.
     """
     from tracer.daemon import exec_supervisor
-    from tracer.supervision.exec_order import Order
+    from tracer.supervision.exec_order import ExecOrder
 
     settings = _load(config, require, fidelity=fidelity)
     _needs_privilege()
-    order = Order(settings, command, report, form, fail_on, junit, code, timeout, grace)
+    order = ExecOrder(settings, command, report, form, fail_on, junit, code, timeout, grace)
     try:
         with only_one(Path(settings.lock_file)):
             ctx.exit(exec_supervisor.run(order))
@@ -269,7 +269,7 @@ def doctor(config: Path | None, form: str) -> None:
     from tracer.daemon import installation
 
     checks = installation.examine(
-        installation.Machine(),
+        installation.Probed(),
         partial(_load, config, None),
         str(_path(config) or "no file: every default"),
     )
@@ -330,11 +330,11 @@ def protocols(
     settings = _load(config, None, fidelity=fidelity)
     _needs_privilege()
     from tracer.daemon import exec_supervisor
-    from tracer.supervision.exec_order import Order
+    from tracer.supervision.exec_order import ExecOrder
 
     with only_one(Path(settings.lock_file)):
         ctx.exit(
-            exec_supervisor.run(Order(settings, ["sleep", str(seconds)], save, fail_on="never"))
+            exec_supervisor.run(ExecOrder(settings, ["sleep", str(seconds)], save, fail_on="never"))
         )
 
 

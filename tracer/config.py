@@ -16,7 +16,13 @@ import msgspec
 from tracer import bounded_input
 from tracer.errors import RmapdError
 
-CHANGEABLE = ("welcome_seconds", "settle_seconds", "patrol_seconds", "budget", "sampled_windows")
+CHANGEABLE = (
+    "max_entry_age_seconds",
+    "settle_seconds",
+    "scan_seconds",
+    "budget",
+    "sampled_windows",
+)
 """What a running daemon takes over at SIGHUP; all else is about what is attached, and needs a restart."""
 STORE = "/var/lib/rmapd/rmapd.db"
 LEVELS = ("full", "sampled", "owner", "migration")
@@ -119,11 +125,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "where windows are sampled: of each function how many outermost windows are booked a second, on each CPU"
         ),
     ] = 1000
-    welcome_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
+    max_entry_age_seconds: Annotated[float, _says("M4: how long a migration entry may live")] = 10.0
     settle_seconds: Annotated[
         float, _says("`exec`: how long to wait at the end for migrations that are under way")
     ] = 5.0
-    patrol_seconds: Annotated[
+    scan_seconds: Annotated[
         float, _says("how often all page tables are searched without a suspect; 0: never")
     ] = 60.0
     otlp_endpoint: Annotated[
@@ -310,9 +316,9 @@ def _check(config: Config, where: str) -> None:
             "http://127.0.0.1:4318/v1/logs",
         )
     least_of = {
-        "welcome_seconds": 0.1,
+        "max_entry_age_seconds": 0.1,
         "settle_seconds": 0.0,
-        "patrol_seconds": 0.0,
+        "scan_seconds": 0.0,
         "otlp_timeout_seconds": 0.1,
         "store_days": 0.04,
     }

@@ -37,7 +37,7 @@ def made(maker: Maker, name: str) -> Nothing | None:
     """A variant by its name; None where this kernel or machine cannot have it. sampled:N books N windows of a function a second and CPU."""
     kind, _, what = name.partition(":")
     if kind == "floor":
-        return maker.floor(name, fidelity.stems(what))
+        return maker.floor(name, fidelity.probe_objects(what))
     if kind == "only":
         return maker.family(what)
     if kind == "sampled":

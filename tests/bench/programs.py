@@ -26,8 +26,8 @@ from tracer.bpf.programs import Program, enable_statistics, load_program
 from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder, running_kernel
 from tracer.kernel.running import Kernel
-from tracer.tables.c_structs import Books as Layouts
-from tracer.tables.records import Books
+from tracer.tables.c_structs import Layouts
+from tracer.tables.records import Records
 
 _STACK, _MARK = (
     88,
@@ -98,9 +98,9 @@ class Runs:
             kernel.release,
         )
         usable = [
-            stem
-            for stem in planned.stems
-            if any(hook.state is plan.State.READY for hook in stem.hooks)
+            probe_object
+            for probe_object in planned.probe_objects
+            if any(hook.state is plan.State.READY for hook in probe_object.hooks)
         ]
         with tempfile.TemporaryDirectory() as headers:
             bcc_headers.write(Path(headers), kernel.release)
@@ -115,7 +115,9 @@ class Runs:
             for p in w.points
         }
         self.made: dict[str, Program] = {}
-        Books(self.maps, layouts).set_params(gate=1, window_ns=10**9 // a_second if a_second else 0)
+        Records(self.maps, layouts).set_params(
+            gate=1, window_ns=10**9 // a_second if a_second else 0
+        )
 
     def has(self, name: str) -> bool:
         return name in self._points
@@ -169,7 +171,7 @@ def main(count: int = 20_000, a_second: int = 0) -> None:
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             Session(
-                Config(fidelity="migration", statistics=False, patrol_seconds=0), running_kernel()
+                Config(fidelity="migration", statistics=False, scan_seconds=0), running_kernel()
             )
         )
         go = _sequence(runs := Runs(layouts, a_second), Reader(session))

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 
 from tests.bench.variants import Attachable, Nothing
-from tracer.attach.attached import Loaded
+from tracer.attach.attached import AttachedProbes
 from tracer.daemon.session import probes_folder
-from tracer.tables.c_structs import Books as Layouts
-from tracer.tables.records import Books
+from tracer.tables.c_structs import Layouts
+from tracer.tables.records import Records
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
@@ -41,7 +41,7 @@ class RingRival(Attachable):
     }}
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: AttachedProbes) -> None:
         super().__init__("bcc", loaded)
         self._child = 0
 
@@ -79,7 +79,7 @@ class RingRival(Attachable):
 
     def facts(self) -> Mapping[str, object]:
         layouts = Layouts.read(probes_folder() / "include/books.h")
-        counters = Books(self._loaded.maps, layouts).counters()
+        counters = Records(self._loaded.maps, layouts).counters()
         return {
             **super().facts(),
             "sent": counters[layouts.enums["counter"][0]],

@@ -32,8 +32,8 @@ def points(kernel: Kernel) -> list[tuple[str, str]]:
     planned = plan.make(kernel, [probes_folder()])
     ways = (
         hook.ways[0]
-        for stem in planned.stems
-        for hook in stem.hooks
+        for probe_object in planned.probe_objects
+        for hook in probe_object.hooks
         if hook.state is plan.State.READY
     )
     return list(

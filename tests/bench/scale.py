@@ -91,9 +91,9 @@ def kernel_bytes() -> dict[str, int]:
 def looked_at(session: Session) -> dict[str, Any]:
     """A sweep now, and what the books hold."""
     started = time.monotonic()
-    mms = session.desk.oracle.mms() if session.desk.oracle else []
+    mms = session.open_cases.oracle.mms() if session.open_cases.oracle else []
     listed = time.monotonic() - started
-    sweep = session.desk.oracle.sweep(mms) if session.desk.oracle else None
+    sweep = session.open_cases.oracle.sweep(mms) if session.open_cases.oracle else None
     took = time.monotonic() - started
     started = time.monotonic()
     counters = session.snapshot().counters
@@ -123,7 +123,7 @@ def looked_at(session: Session) -> dict[str, Any]:
 @contextlib.contextmanager
 def opened() -> Iterator[tuple[Session, float]]:
     started = time.monotonic()
-    with Session(Config(statistics=False, patrol_seconds=0), running_kernel()) as session:
+    with Session(Config(statistics=False, scan_seconds=0), running_kernel()) as session:
         yield session, round(time.monotonic() - started, 2)
         session.stop()
 

@@ -122,7 +122,7 @@ def rate() -> None:
     patrol, whose cost is that of the machine's page tables, and the governor, who would take off the programs of so many windows."""
     keys = [variant(line, n) for line in _HOLDING for n in range(100)]
     with (
-        rehearsing(RMAPD_PATROL_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
+        rehearsing(RMAPD_SCAN_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
         contextlib.closing(Stage.find()) as stage,
     ):
         for n, key in enumerate(keys):

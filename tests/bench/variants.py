@@ -13,13 +13,13 @@ from pathlib import Path
 import msgspec
 
 from tracer.attach import loader, plan
-from tracer.attach.attached import Loaded, fasten, unfasten
+from tracer.attach.attached import AttachedProbes, fasten, unfasten
 from tracer.bpf.programs import enable_statistics
 from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder
 from tracer.kernel.running import Kernel
-from tracer.tables.c_structs import Books as Layouts
-from tracer.tables.records import Books
+from tracer.tables.c_structs import Layouts
+from tracer.tables.records import Records
 
 FAMILIES: dict[str, frozenset[str]] = {
     "mmap_lock": frozenset({"mmap_lock"}),
@@ -61,9 +61,9 @@ class Nothing:
 class Attachable(Nothing):
     """Programs that stay loaded, and are attached only while they are measured."""
 
-    def __init__(self, name: str, loaded: Loaded, *, statistics: bool = False) -> None:
+    def __init__(self, name: str, loaded: AttachedProbes, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
-        self._books = Books(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
+        self._books = Records(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
         self._books.set_params(gate=0)
         self._passed = [
             loaded.points[hook.hook.name]
@@ -121,7 +121,7 @@ class Maker:
     ) -> Nothing:
         """rmapd as it runs, without its HTTP server."""
         config = msgspec.structs.replace(
-            Config(fidelity=fidelity, statistics=False, patrol_seconds=0), **settings
+            Config(fidelity=fidelity, statistics=False, scan_seconds=0), **settings
         )
         return _Running(name, Session(config, self.kernel), statistics=statistics)
 
@@ -130,12 +130,14 @@ class Maker:
         loaded = self._loaded(FAMILIES[name], probes_folder())
         return Attachable(name, loaded) if loaded else None
 
-    def floor(self, name: str, stems: frozenset[str] | None) -> Attachable | None:
+    def floor(self, name: str, probe_objects: frozenset[str] | None) -> Attachable | None:
         """Empty programs at the hooks of those stems: what it costs to be called at all."""
-        loaded = self.replaced(f"floor-{name}", stems, "HOOK({program}) {{ return 0; }}\n")
+        loaded = self.replaced(f"floor-{name}", probe_objects, "HOOK({program}) {{ return 0; }}\n")
         return Attachable(name, loaded) if loaded else None
 
-    def replaced(self, name: str, stems: frozenset[str] | None, text: str) -> Loaded | None:
+    def replaced(
+        self, name: str, probe_objects: frozenset[str] | None, text: str
+    ) -> AttachedProbes | None:
         """The hooks of those stems (none named: of all) with another program at each: `text`, with {program} and {number} filled in.
 
         A program that a stem shares with the one it needs is that one's."""
@@ -143,25 +145,29 @@ class Maker:
         shutil.copytree(probes_folder(), folder)
         made = set[str]()
         for path in sorted(
-            folder.glob("*.toml"), key=lambda path: bool(plan.read_stem(path).needs)
+            folder.glob("*.toml"), key=lambda path: bool(plan.read_probe_object(path).needs)
         ):
             programs = [
-                program for program in _programs(plan.read_stem(path)) if program not in made
+                program
+                for program in _programs(plan.read_probe_object(path))
+                if program not in made
             ]
             path.with_suffix(".bpf.c").write_text(
                 "".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made)))
             )
             made |= {*programs}
-        return self._loaded(stems, folder)
+        return self._loaded(probe_objects, folder)
 
-    def _loaded(self, stems: frozenset[str] | None, folder: Path) -> Loaded | None:
-        planned = plan.make(self.kernel, [folder], stems)
+    def _loaded(self, probe_objects: frozenset[str] | None, folder: Path) -> AttachedProbes | None:
+        planned = plan.make(self.kernel, [folder], probe_objects)
         wanted = {
-            stem.name
-            for stem in planned.stems
-            if any(hook.state is plan.State.READY for hook in stem.hooks)
+            probe_object.name
+            for probe_object in planned.probe_objects
+            if any(hook.state is plan.State.READY for hook in probe_object.hooks)
         }
-        if not wanted or (stems and len(stems) > 1 and len(wanted) < len(stems)):
+        if not wanted or (
+            probe_objects and len(probe_objects) > 1 and len(wanted) < len(probe_objects)
+        ):
             return None
         kit = loader.Kit(
             self.kernel.types,
@@ -172,14 +178,16 @@ class Maker:
         )
         loaded = loader.load(planned, kit, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Books(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
+        Records(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
         return loaded
 
 
-def _programs(stem: plan.Stem) -> list[str]:
+def _programs(probe_object: plan.ProbeObject) -> list[str]:
     """The programs that its hooks name, but for those that are not attached to anything that runs by itself."""
     hooks = [
-        hook for hook in stem.hook if not "".join(hook.candidates).startswith(("run:", "iter:"))
+        hook
+        for hook in probe_object.hook
+        if not "".join(hook.candidates).startswith(("run:", "iter:"))
     ]
     names = {
         name for hook in hooks for name in (hook.at_entry, hook.at_return, hook.before) if name

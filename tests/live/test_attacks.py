@@ -164,7 +164,7 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
 def test_processes_that_exit_while_they_are_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RMAPD_PATROL_SECONDS", "0.5")
+    monkeypatch.setenv("RMAPD_SCAN_SECONDS", "0.5")
     done, found = run_exec(tmp_path, command=[*CROWD, "exit", "20"])
     assert done.returncode == 0, done.stderr
     assert not accused(found)
@@ -178,7 +178,7 @@ def test_processes_that_exit_while_they_are_judged(
 def test_ten_thousand_processes(tmp_path: Path) -> None:
     """M4 is about what stays, not about how fast a machine with so many is: a page that thousands map may take its ten seconds."""
     report, config = tmp_path / "report.json", tmp_path / "rmapd.toml"
-    config.write_text("welcome_seconds = 120.0\n")
+    config.write_text("max_entry_age_seconds = 120.0\n")
     done = rmapd(
         "exec",
         "--config",

@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.live.conftest import daemon, entries_hold, until
 from tests.support import busy
-from tracer.results.latest import Current
+from tracer.results.latest import LatestSnapshot
 from tracer.web import Application, Server
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
@@ -253,7 +253,7 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
 def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: str) -> None:
     """Of a kernel with tracepoints only, and where the judge hangs: the word, the reason and the colour, on a desk and on a phone."""
     s = busy.tracepoints_only() if not age else busy.well()
-    current = Current(lambda: 0.0)
+    current = LatestSnapshot(lambda: 0.0)
     current.put(s)
     with (
         Server(("127.0.0.1", 0), Application(current, lambda: s.taken_seconds + age)) as server,

@@ -24,10 +24,10 @@ PROGRAM = """
 import os
 import time
 os.environ["JOURNAL_STREAM"] = "{0.st_dev}:{0.st_ino}".format(os.fstat(1))  # as systemd does for a service
-from tracer.outputs.log import Journal
+from tracer.outputs.log import FindingLog
 from tracer.invariants.verdict import Finding, Verdict, Violation
 finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "shape", "one line", {}, ("f+0x1",), {"long": "x" * 100_000})
-Journal(time.time).new([Violation(finding, 1.0, 2.0, 3)])
+FindingLog(time.time).new([Violation(finding, 1.0, 2.0, 3)])
 """
 
 

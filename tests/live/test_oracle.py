@@ -26,7 +26,7 @@ PAGE = mmap.PAGESIZE
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     with Session(Config(), running_kernel()) as opened:
-        assert opened.desk.oracle, opened.oracle_reason
+        assert opened.open_cases.oracle, opened.oracle_reason
         yield opened
 
 
@@ -80,14 +80,14 @@ def pagemap(pid: int, addr: int) -> int:
 
 
 def mm_of(session: Session, pid: int) -> Mm:
-    assert session.desk.oracle
-    return next(mm for mm in session.desk.oracle.mms() if mm.tgid == pid)
+    assert session.open_cases.oracle
+    return next(mm for mm in session.open_cases.oracle.mms() if mm.tgid == pid)
 
 
 def test_a_thousand_present_pages_of_others_agree_with_pagemap(
     session: Session, sleepers: list[int]
 ) -> None:
-    oracle = session.desk.oracle
+    oracle = session.open_cases.oracle
     assert oracle
     chosen, levels = 0, set()
     for pid in sleepers:
@@ -109,7 +109,7 @@ def test_a_thousand_present_pages_of_others_agree_with_pagemap(
 
 
 def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) -> None:
-    oracle = session.desk.oracle
+    oracle = session.open_cases.oracle
     assert oracle
     mm = mm_of(session, sleepers[0])
     mapped = ranges(sleepers[0])
@@ -122,7 +122,7 @@ def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) 
 
 
 def test_exited_processes_do_no_harm(session: Session) -> None:
-    oracle = session.desk.oracle
+    oracle = session.open_cases.oracle
     assert oracle
     child = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
     assert child.stdout
@@ -167,7 +167,7 @@ def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path
                     if pagemap(child.pid, a) >> 62 == 1
                 ]
                 assert len(pages) > 100, "MADV_PAGEOUT swapped nothing out"
-                oracle = session.desk.oracle
+                oracle = session.open_cases.oracle
                 assert oracle
                 mm = mm_of(session, child.pid)
                 assert {answer.found for answer in oracle.ask([(mm, addr) for addr in pages])} == {
@@ -184,7 +184,7 @@ def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path
 
 
 def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None:
-    oracle = session.desk.oracle
+    oracle = session.open_cases.oracle
     assert oracle
     sweep = oracle.sweep(oracle.mms())
     assert sweep.complete

@@ -14,17 +14,17 @@ from tests.support.collector import collector
 DAEMON = """
 import sys
 from tracer.cli import main
-from tracer.checking.checker import Judge
+from tracer.checking.checker import Checker
 from tracer.invariants.verdict import Finding, Verdict
 step = {"time_ns": 5, "function": "vma_shrink", "task": {"pid": 7, "tgid": 7}, "vma": {}, "protocol": "vma_shrink[file]", "stack": []}
 finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "put in by a test", "takes anon_vma first", {"pid": 7}, trail=(step,))
-real = Judge.tick
+real = Checker.tick
 def tick(judge):
     real(judge)
     if finding.signature not in judge.tally.violations:
         judge.tally.record(finding, 1764000000.0)
         judge.new_findings.append(finding)
-Judge.tick = tick
+Checker.tick = tick
 main(sys.argv[1:])
 """
 

@@ -102,7 +102,7 @@ privileges.drop = dropped
 def config(reachable: Path) -> Path:
     """As the package installs it: root's, and everybody may read it."""
     path = reachable / "rmapd.toml"
-    path.write_text("patrol_seconds = 2.0\n")
+    path.write_text("scan_seconds = 2.0\n")
     return path
 
 
@@ -110,7 +110,7 @@ THIEF = """
 import json, os, sys
 from tracer import cli
 from tracer.daemon import run
-from tracer.web.application import Answer, Application
+from tracer.web.application import Application, Response
 
 CREATED = ("/etc/cron.d/rmapd-thief", "/run/systemd/rmapd-thief", "/run/rmapd-thief", "/root/rmapd-thief", "/usr/bin/rmapd-thief")
 
@@ -138,7 +138,7 @@ def announced(*arguments):
     announce(*arguments)
     print("the judge:", json.dumps(attempts()), file=sys.stderr, flush=True)
 def answered(self, ask):
-    return Answer.say(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
+    return Response.say(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
 run._announce, Application.__call__ = announced, answered
 cli.main()
 """
@@ -170,7 +170,7 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
         assert sample(url, 'rmapd_probe_runs_total{hook="set_migration_pte"}') > 5000, (
             "the kernel's statistics"
         )
-        config.write_text("patrol_seconds = 3.0\n")
+        config.write_text("scan_seconds = 3.0\n")
         process.send_signal(signal.SIGHUP)
         time.sleep(2)
         assert sample(url, "rmapd_oracle_ready") == 1
@@ -178,7 +178,7 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
         assert len(programs) > 10
         dropped = coverage(process)
     assert not still_loaded(programs)
-    config.write_text("patrol_seconds = 2.0\ndrop_privileges = false\n")
+    config.write_text("scan_seconds = 2.0\ndrop_privileges = false\n")
     with daemon("--config", str(config)) as (process, _):
         judge = judge_of(process.pid)
         assert all(
@@ -361,7 +361,7 @@ def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_we
 def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool) -> None:
     """The user that the daemon becomes may not be able to read it: a page, a violation, a collector, a terminal need no file of it."""
     with collector() as receiver:
-        text = f'otlp_endpoint = "{receiver.url}"\npatrol_seconds = 1.0\n'
+        text = f'otlp_endpoint = "{receiver.url}"\nscan_seconds = 1.0\n'
         (reachable / "rmapd.toml").write_text(text)
         command = [sys.executable, "-c", LATE, str(ROOT), sys.prefix]
         env = {
@@ -457,7 +457,7 @@ def test_nobody_without_privilege_can_hold_the_lock(config: Path) -> None:
 
 def test_the_configuration_is_read_again_without_privileges(config: Path) -> None:
     with daemon("--config", str(config)) as (process, _):
-        config.write_text("patrol_seconds = 7.0\n")
+        config.write_text("scan_seconds = 7.0\n")
         process.send_signal(signal.SIGHUP)
         time.sleep(2.5)
         config.rename(config.with_suffix(".gone"))
@@ -468,7 +468,8 @@ def test_the_configuration_is_read_again_without_privileges(config: Path) -> Non
         assert process.stderr
         said = process.stderr.read()
     assert (
-        "configuration read again: welcome_seconds 10, settle_seconds 5, patrol_seconds 7" in said
+        "configuration read again: max_entry_age_seconds 10, settle_seconds 5, scan_seconds 7"
+        in said
     )
     assert "the configuration stays as it was: cannot read the configuration" in said
 

@@ -24,7 +24,7 @@ from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheu
 from tests.support.promql import expand
 from tests.support.snapshots import full
 from tracer.outputs.prometheus import SnapshotCollector
-from tracer.web import Answer, Ask, Server
+from tracer.web import Request, Response, Server
 
 HOOKED_ONLY = ("rmapd_windows_total", "rmapd_window_seconds", "rmapd_protocols")
 """Metrics of which a kernel that lets no function be hooked has no series."""
@@ -34,8 +34,8 @@ HOOKED_ONLY = ("rmapd_windows_total", "rmapd_window_seconds", "rmapd_protocols")
 def replayed(page: Callable[[], bytes]) -> Iterator[str]:
     """An address that serves this text as /metrics, by the daemon's own server."""
 
-    def app(_: Ask) -> Answer:
-        return Answer(200, page(), "text/plain; version=0.0.4; charset=utf-8")
+    def app(_: Request) -> Response:
+        return Response(200, page(), "text/plain; version=0.0.4; charset=utf-8")
 
     with Server(("127.0.0.1", 0), app) as server:
         yield f"127.0.0.1:{server.port}"

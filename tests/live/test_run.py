@@ -27,7 +27,7 @@ from tracer.attach import loader, plan
 from tracer.attach.plan import State
 from tracer.config import Config, Maps
 from tracer.daemon.session import Session, probes_folder, running_kernel
-from tracer.tables.c_structs import Books
+from tracer.tables.c_structs import Layouts
 
 
 def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:
@@ -175,25 +175,25 @@ def test_without_btf(tmp_path: Path) -> None:
 EVERYWHERE = ("migration", "mmap_lock", "oracle")  # stems that need neither kprobes nor fentry
 
 
-@pytest.mark.parametrize("stem", EVERYWHERE)
-def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, stem: str) -> None:
+@pytest.mark.parametrize("probe_object", EVERYWHERE)
+def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, probe_object: str) -> None:
     copy = tmp_path / "probes"
     shutil.copytree(probes_folder(), copy)
-    broken = copy / f"{stem}.bpf.c"
+    broken = copy / f"{probe_object}.bpf.c"
     broken.write_text(broken.read_text() + "\nthis is not C;\n")
     with Session(Config(), running_kernel(), [copy]) as session:
         session.step(0.1)
         session.stop()
         snapshot = session.snapshot()
     for hook in snapshot.hooks:
-        if hook.stem == stem:
+        if hook.probe_object == probe_object:
             assert hook.state is State.MISSING
-            assert f"{stem}.bpf.c does not compile" in hook.reason
-        elif hook.stem in EVERYWHERE:
+            assert f"{probe_object}.bpf.c does not compile" in hook.reason
+        elif hook.probe_object in EVERYWHERE:
             assert hook.state is State.ATTACHED
-    assert bool(snapshot.oracle_reason) == (stem == "oracle")
-    assert (snapshot.coverage["M1"][0] == "none") == (stem == "migration")
-    assert (snapshot.coverage["L2"][0] == "none") == (stem == "mmap_lock")
+    assert bool(snapshot.oracle_reason) == (probe_object == "oracle")
+    assert (snapshot.coverage["M1"][0] == "none") == (probe_object == "migration")
+    assert (snapshot.coverage["L2"][0] == "none") == (probe_object == "mmap_lock")
     assert not remaining()
 
 
@@ -203,7 +203,7 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     include = probes_folder() / "include"
     kit = loader.Kit(
         kernel.types,
-        Books.read(include / "books.h").constants,
+        Layouts.read(include / "books.h").constants,
         include,
         Maps().sizes(),
         kernel.release,
@@ -211,7 +211,12 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     with loader.load(made, kit, statistics=False) as loaded:
         states = {h.hook.name: h.state for h in loaded.hooks}
     assert states.pop("never_there") in (State.MISSING, State.DENIED)
-    full = {h.hook.name for stem in made.stems if stem.name in EVERYWHERE for h in stem.hooks}
+    full = {
+        h.hook.name
+        for probe_object in made.probe_objects
+        if probe_object.name in EVERYWHERE
+        for h in probe_object.hooks
+    }
     assert {states[name] for name in full} == {State.ATTACHED}
 
 

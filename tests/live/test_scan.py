@@ -229,7 +229,7 @@ def run() -> Iterator[tuple[int, int, Judge]]:
     ):
         patch.setenv("NOTIFY_SOCKET", judge.name)
         patch.setenv(
-            "RMAPD_PATROL_SECONDS", "0"
+            "RMAPD_SCAN_SECONDS", "0"
         )  # sweeping all page tables takes its time, whoever asks
         with daemon() as (process, url):
             subprocess.run([*WORKLOAD, "5000"], check=True, stdout=subprocess.DEVNULL)

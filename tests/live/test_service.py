@@ -87,7 +87,7 @@ def start(manager: Manager, config: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> None:
     config = reachable / "rmapd.toml"
-    config.write_text("patrol_seconds = 60.0\n")
+    config.write_text("scan_seconds = 60.0\n")
     with start(manager, config) as process:
         first = manager.next()
         assert first["READY"] == "1", "the first word is that the gate is open"
@@ -96,11 +96,11 @@ def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> No
         for _ in range(3):
             assert manager.next()["WATCHDOG"] == "1"
         assert 1.5 < time.monotonic() - began < 6, "one ping a second, from the judging loop"
-        config.write_text("patrol_seconds = 30.0\nfidelity = 'migration'\n")
+        config.write_text("scan_seconds = 30.0\nfidelity = 'migration'\n")
         process.send_signal(signal.SIGHUP)
         assert int(manager.until("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
         manager.until("READY")
-        config.write_text("patrol_second = 1\n")
+        config.write_text("scan_second = 1\n")
         process.send_signal(signal.SIGHUP)
         manager.until("RELOADING")
         manager.until("READY")
@@ -111,11 +111,11 @@ def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> No
         assert process.stderr
         said = process.stderr.read()
     assert (
-        "configuration read again: welcome_seconds 10, settle_seconds 5, patrol_seconds 30, budget 0.01, sampled_windows 1000; "
+        "configuration read again: max_entry_age_seconds 10, settle_seconds 5, scan_seconds 30, budget 0.01, sampled_windows 1000; "
         "a restart is needed for fidelity" in said
     )
     assert "the configuration stays as it was" in said
-    assert "try: patrol_seconds" in said
+    assert "try: scan_seconds" in said
 
 
 def test_a_daemon_that_does_not_judge_is_not_alive(manager: Manager, reachable: Path) -> None:

@@ -14,8 +14,8 @@ from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Finding, Verdict, Violation
 from tracer.protocol.text import parse, text
-from tracer.results.latest import Current
-from tracer.results.protocols import Ruled
+from tracer.results.latest import LatestSnapshot
+from tracer.results.protocols import ProtocolVerdict
 from tracer.results.snapshot import Snapshot
 
 HOSTILE = "<script>document.title='owned'</script>"
@@ -24,13 +24,13 @@ _NOW = 1_767_225_600.0
 NO_HOOKS = "fentry programs are refused (EPERM: Operation not permitted); this kernel is built without CONFIG_KPROBES"
 
 
-def protocols() -> list[Ruled]:
+def protocols() -> list[ProtocolVerdict]:
     judges = {name: invariant.judge for name, invariant in discover().items() if invariant.judge}
     found = []
     for number, (line, _) in enumerate([*LEGAL, *SEED]):
         protocol = parse(line)
         found.append(
-            Ruled(
+            ProtocolVerdict(
                 protocol,
                 9**7 // (number + 1) ** 3,
                 {name: r for name, judge in judges.items() if (r := judge(protocol))},
@@ -157,9 +157,9 @@ def quiet(s: Snapshot) -> Snapshot:
     return replace(s, checks=held, violations={})
 
 
-def current(seconds: float = 4000.0, minutes: float = 10.0) -> Current:
+def current(seconds: float = 4000.0, minutes: float = 10.0) -> LatestSnapshot:
     """With its history."""
-    made = Current(lambda: 0.0)
+    made = LatestSnapshot(lambda: 0.0)
     at = seconds - minutes * 60
     while at <= seconds:
         made.put(snapshot(at))

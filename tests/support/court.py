@@ -7,8 +7,8 @@ from collections.abc import Container, Iterable
 
 from tests.support.native import synthetic_kernel
 from tests.support.world import World
-from tracer.checking.cases import Desk, Judged
-from tracer.checking.checker import Judge, Missed
+from tracer.checking.cases import DecidedCase, OpenCases
+from tracer.checking.checker import Checker, Missed
 from tracer.checking.findings import Findings
 from tracer.checking.missed_runs import MissedRuns
 from tracer.invariants.verdict import Ruling, Verdict
@@ -19,25 +19,29 @@ from tracer.results.snapshot import checks
 WELCOME_NS = 10**10
 
 
-class Court(Judge):
+class Court(Checker):
     """Remembers every decided case, so that a test can hold it against the truth."""
 
     def __init__(
         self,
         world: World,
         oracle: bool = True,
-        patrol: bool = True,
+        scan: bool = True,
         checked: Container[str] = ("M1", "M4", "M5"),
     ) -> None:
-        self.world, self.judged, self.second_walks = world, list[Judged](), dict[Place, Ruling]()
+        self.world, self.judged, self.second_walks = (
+            world,
+            list[DecidedCase](),
+            dict[Place, Ruling](),
+        )
         self.accused: list[int] = []  # World.names of the entries that M1 named when it did
-        patrol_ns = 60 * 10**9 if patrol else 0
-        desk = Desk(
+        scan_ns = 60 * 10**9 if scan else 0
+        open_cases = OpenCases(
             world.books,
             world.oracle if oracle else None,
             world.levels,
             WELCOME_NS,
-            patrol_ns,
+            scan_ns,
             lambda: world.now,
         )
         kernel = synthetic_kernel()
@@ -47,10 +51,10 @@ class Court(Judge):
         )
         missed = Missed(ledger, visits, orders, windows=lambda: 0)
         super().__init__(
-            world.books, desk, findings, WELCOME_NS, lambda: world.now, missed, checked
+            world.books, open_cases, findings, WELCOME_NS, lambda: world.now, missed, checked
         )
 
-    def _take(self, decided: Iterable[Judged]) -> None:
+    def _take(self, decided: Iterable[DecidedCase]) -> None:
         decided = list(decided)
         self.judged += decided
         for one in decided:
@@ -60,7 +64,7 @@ class Court(Judge):
                 ]
         super()._take(decided)
 
-    def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
+    def _second_walk(self, judged: DecidedCase) -> dict[Place, Ruling]:
         found = super()._second_walk(judged)
         self.second_walks |= found
         return found

@@ -15,7 +15,7 @@ from tracer.attach import loader, plan
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import FUNC, Btf
 from tracer.kernel.running import Kernel
-from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.c_structs import Layouts
 
 ROOT = Path(__file__).parent.parent.parent
 PROBES = ROOT / "probes"
@@ -89,7 +89,9 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
     harness = (Path(__file__).parent / "harness.h").read_text()
     usable = [
-        stem for stem in planned.stems if any(hook.state is plan.State.READY for hook in stem.hooks)
+        probe_object
+        for probe_object in planned.probe_objects
+        if any(hook.state is plan.State.READY for hook in probe_object.hooks)
     ]
     (folder / "all.c").write_text(
         harness + loader.source(planned.header, usable, PROBES / "include") + _FOLD
@@ -165,12 +167,12 @@ class NativeMap:
 class NativeProgram:
     """A harness program with the interface of tracer.bpf.maps.Runnable; one on a function has a point, which says where its arguments are."""
 
-    def __init__(self, lib: ctypes.CDLL, name: str, point: plan.Point | None = None) -> None:
+    def __init__(self, lib: ctypes.CDLL, name: str, point: plan.AttachPoint | None = None) -> None:
         self._lib, self._point = lib, point
         self._function = getattr(lib, f"rmapd_{name}")
         self._context = (ctypes.c_uint64 * 24)()
 
-    def _patch(self, point: plan.Point) -> None:
+    def _patch(self, point: plan.AttachPoint) -> None:
         """What tracer.attach.relocations does to instructions."""
         names = attach_plan().names
         constants = (ctypes.c_uint64 * 1024).in_dll(self._lib, "harness_constants")
@@ -218,7 +220,7 @@ MAPS = tuple(
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
     insiders protocols held_rwsems holds window_times allowances lock_waits lock_holds flights next_flight flight_stacks scene""".split()
 )
-WINDOW_STEMS = ("vma", "locks", "rmap")
+WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
     """mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
     sched_process_exit exit_mmap mmap_lock_contended mmap_lock_acquire_returned mmap_lock_released
@@ -234,12 +236,12 @@ class Native:
         self.lib.harness_reset()
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
-        stems = attach_plan(types).stems
+        probe_objects = attach_plan(types).probe_objects
         ways = [
             hook.ways[0]
-            for stem in stems
-            if stem.name in ("ledger", "forks")
-            for hook in stem.hooks
+            for probe_object in probe_objects
+            if probe_object.name in ("ledger", "forks")
+            for hook in probe_object.hooks
         ]
         self.programs |= {
             point.program: NativeProgram(self.lib, point.program, point)
@@ -248,9 +250,9 @@ class Native:
         }
         windows = [
             way
-            for stem in stems
-            if stem.name in WINDOW_STEMS
-            for hook in stem.hooks
+            for probe_object in probe_objects
+            if probe_object.name in WINDOW_PROBE_OBJECTS
+            for hook in probe_object.hooks
             for way in hook.ways
         ]
         self.points = {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.native import LAYOUTS, WINDOW_STEMS
+from tests.support.native import LAYOUTS, WINDOW_PROBE_OBJECTS
 from tracer.bpf import programs as program
 from tracer.bpf.maps import Map, call
 from tracer.bpf.programs import Program
@@ -70,12 +70,12 @@ HOOK(many) {{
 def make(folder: Path) -> Path:
     """The probes with the window stems replaced, in a new folder."""
     shutil.copytree(probes_folder(), folder)
-    for stem in WINDOW_STEMS:
-        plan = tomllib.loads((folder / f"{stem}.toml").read_text())
+    for probe_object in WINDOW_PROBE_OBJECTS:
+        plan = tomllib.loads((folder / f"{probe_object}.toml").read_text())
         names = [hook["name"] for hook in plan["hook"]]
-        extra = ["violate", "many"] if stem == "vma" else []
-        (folder / f"{stem}.toml").write_text(_toml(plan, names + extra))
-        (folder / f"{stem}.bpf.c").write_text(
+        extra = ["violate", "many"] if probe_object == "vma" else []
+        (folder / f"{probe_object}.toml").write_text(_toml(plan, names + extra))
+        (folder / f"{probe_object}.bpf.c").write_text(
             "".join(map(_STUB.format, names)) + (_PROGRAMS if extra else "")
         )
     return folder

@@ -11,9 +11,9 @@ from typing import Any
 from tests.support.snapshots import FINDING, full
 from tracer.invariants.verdict import Ruling, Tally, Verdict
 from tracer.protocol.text import parse
-from tracer.report.timeline import Pulse
+from tracer.report.timeline import TimelineSampler
 from tracer.results import json_form
-from tracer.results.protocols import Nested, Ruled
+from tracer.results.protocols import LockNesting, ProtocolVerdict
 from tracer.tables.histogram import SLOTS, Histogram
 
 LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
@@ -74,7 +74,7 @@ def _unlucky() -> str:
         },
     )
     late = replace(FINDING, invariant="M4", verdict=Verdict.SUSPECT, summary="an entry is old")
-    tally, pulse = Tally(), Pulse()
+    tally, pulse = Tally(), TimelineSampler()
     for seconds in range(6):
         tally.record(order if seconds % 2 else late, STARTED + seconds)
         pulse.add(
@@ -89,11 +89,11 @@ def _unlucky() -> str:
         )
     held = Histogram(tuple(40 if n == 0 else max(0, 10 - abs(n - 14)) for n in range(SLOTS)), 10**6)
     ruled = (
-        Ruled(parse(LEGAL), 900, {"L1": Ruling(Verdict.HOLDS)}),
-        Ruled(parse(SWAPPED), 3, {"L1": Ruling(Verdict.VIOLATED)}),
+        ProtocolVerdict(parse(LEGAL), 900, {"L1": Ruling(Verdict.HOLDS)}),
+        ProtocolVerdict(parse(SWAPPED), 3, {"L1": Ruling(Verdict.VIOLATED)}),
     )
     graph = (
-        Nested(
+        LockNesting(
             "i_mmap",
             "anon",
             {"write": 900},
@@ -102,7 +102,7 @@ def _unlucky() -> str:
             ("vma_expand+0x1",),
             True,
         ),
-        Nested(
+        LockNesting(
             "anon",
             "i_mmap",
             {"write": 3},
@@ -111,7 +111,7 @@ def _unlucky() -> str:
             ("vma_expand+0x1",),
             True,
         ),
-        Nested(
+        LockNesting(
             "mmap", "anon", {"write": 9, "read": 8}, {"vma_expand": 17}, parse(LEGAL), (), False
         ),
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.native import LAYOUTS
 from tracer.attach import plan
-from tracer.attach.plan import Hook, Planned, State, Way
+from tracer.attach.plan import AttachMethod, Hook, Planned, State
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.session import probes_folder
 from tracer.invariants.catalogue import discover
@@ -36,7 +36,7 @@ def snapshot(**changes: Any) -> Snapshot:
             "migration",
             Hook("set_migration_pte", ["raw_tp:set_migration_pte"], ""),
             State.ATTACHED,
-            (Way("raw_tp", "set_migration_pte", ()),),
+            (AttachMethod("raw_tp", "set_migration_pte", ()),),
         ),
         Planned(
             "migration",
@@ -71,11 +71,13 @@ def snapshot(**changes: Any) -> Snapshot:
 
 def full() -> Snapshot:
     """More than any kernel has: every hook of the plan attached, every window and class of locks seen, every invariant violated once."""
-    stems = {path.stem: plan.read_stem(path) for path in sorted(probes_folder().glob("*.toml"))}
+    probe_objects = {
+        path.stem: plan.read_probe_object(path) for path in sorted(probes_folder().glob("*.toml"))
+    }
     hooks = tuple(
-        Planned(name, hook, State.ATTACHED, (Way("kprobe", "x", ()),))
-        for name, stem in stems.items()
-        for hook in stem.hook
+        Planned(name, hook, State.ATTACHED, (AttachMethod("kprobe", "x", ()),))
+        for name, probe_object in probe_objects.items()
+        for hook in probe_object.hook
     )
     enums, some, known = LAYOUTS.enums, Histogram((1,) * SLOTS, 64), discover()
     windows = {

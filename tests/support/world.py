@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tests.support.native import LAYOUTS, Native, synthetic_kernel
 from tracer.memory.page_tables import Oracle
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 
 PAGE, HUGE = 4096, 512 * 4096
 POOL_PAGES = 512
@@ -87,7 +87,7 @@ class World:
         self.inside: Counter[int] = (
             Counter()
         )  # tid -> migrations that it is in: each a page deeper on the stack
-        self.books = Books(self.native.maps, LAYOUTS)
+        self.books = Records(self.native.maps, LAYOUTS)
         self.oracle = Oracle(
             self.native.maps,
             self.native.programs,

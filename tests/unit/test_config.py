@@ -41,8 +41,8 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
         ("listen = '9743'", "ADDR:PORT"),
         ("listen = 'localhost:99999'", "ADDR:PORT"),
         ("fidelity = 'most'", "auto, full, sampled, owner, migration"),
-        ("welcome_seconds = -1.0", "welcome_seconds"),
-        ("welcome_seconds = nan", "welcome_seconds"),
+        ("max_entry_age_seconds = -1.0", "max_entry_age_seconds"),
+        ("max_entry_age_seconds = nan", "max_entry_age_seconds"),
         ("= 3", "rmapd.toml"),
     ],
 )
@@ -87,18 +87,18 @@ def test_what_is_in_force_can_be_read_back(tmp_path: Path) -> None:
 def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> None:
     path = tmp_path / "rmapd.toml"
     path.write_text(
-        "listen = '127.0.0.1:1'\nwelcome_seconds = 1.0\n[maps]\nledger_rows = 8\nmm_rows = 9\n"
+        "listen = '127.0.0.1:1'\nmax_entry_age_seconds = 1.0\n[maps]\nledger_rows = 8\nmm_rows = 9\n"
     )
     environ = {
         "RMAPD_LISTEN": "127.0.0.1:2",
         "RMAPD_STRICT": "true",
-        "RMAPD_WELCOME_SECONDS": "20",
+        "RMAPD_MAX_ENTRY_AGE_SECONDS": "20",
         "RMAPD_MAPS_LEDGER_ROWS": "16",
     }
     found = config.load(
         path, environ | {"RMAPD_REQUIRE": "M1, L2", "RMAPD_DEBUG": "1", "HOME": "/"}, strict=False
     )
-    assert (found.listen, found.strict, found.welcome_seconds, found.require) == (
+    assert (found.listen, found.strict, found.max_entry_age_seconds, found.require) == (
         "127.0.0.1:2",
         False,
         20.0,
@@ -113,7 +113,11 @@ def test_the_environment_is_between_the_file_and_the_flags(tmp_path: Path) -> No
         ("RMAPD_LISTN", "x", "RMAPD_LISTEN"),
         ("RMAPD_MAPS_LEDGER_ROW", "8", "RMAPD_MAPS_LEDGER_ROWS"),
         ("RMAPD_STRICT", "perhaps", "RMAPD_STRICT in the environment is wrong"),
-        ("RMAPD_WELCOME_SECONDS", "ten", "RMAPD_WELCOME_SECONDS in the environment is wrong"),
+        (
+            "RMAPD_MAX_ENTRY_AGE_SECONDS",
+            "ten",
+            "RMAPD_MAX_ENTRY_AGE_SECONDS in the environment is wrong",
+        ),
         ("RMAPD_FIDELITY", "most", "auto, full, sampled, owner, migration"),
     ],
 )
@@ -126,14 +130,14 @@ def test_what_is_wrong_in_the_environment_is_named(
 
 def test_check_config(tmp_path: Path) -> None:
     path = tmp_path / "rmapd.toml"
-    path.write_text("patrol_seconds = 7.0\n")
+    path.write_text("scan_seconds = 7.0\n")
     run = CliRunner().invoke
     good = run(main, ["check-config", "--config", str(path)])
-    assert (good.exit_code, "patrol_seconds = 7.0" in good.output) == (0, True)
-    path.write_text("patrol_second = 7.0\n")
+    assert (good.exit_code, "scan_seconds = 7.0" in good.output) == (0, True)
+    path.write_text("scan_second = 7.0\n")
     bad = run(main, ["check-config", "--config", str(path)])
     assert bad.exit_code == 2
-    assert "patrol_seconds" in bad.output
+    assert "scan_seconds" in bad.output
     path.write_text("require = ['M9']\n")
     assert "no invariant M9" in run(main, ["check-config", "--config", str(path)]).output
     assert run(main, ["check-config", "--example"]).output == config.example()

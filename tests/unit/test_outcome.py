@@ -27,8 +27,8 @@ from tests.support.snapshots import snapshot
 from tracer import atomic_file
 from tracer import config as configuration
 from tracer.attach import attach_process, compiler, loader, plan
-from tracer.attach.attached import Loaded
-from tracer.attach.plan import Hook, Planned, State, Way
+from tracer.attach.attached import AttachedProbes
+from tracer.attach.plan import AttachMethod, Hook, Planned, State
 from tracer.bpf import programs
 from tracer.cli import main
 from tracer.config import Config
@@ -159,7 +159,7 @@ def test_another_rmapd_may_pass_and_its_file_names_nothing_else(tmp_path: Path) 
             only_one(path)
 
 
-ORDER = attach_process.Order([Path()], None, {}, {}, False)
+ORDER = attach_process.AttachOrder([Path()], None, {}, {}, False)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_program_for_which_there_is_no_memory_is_not_left_out(
         "vma",
         Hook("vma_expand", [], ""),
         State.READY,
-        (Way("kprobe", "vma_expand", (cast(Any, None),)),),
+        (AttachMethod("kprobe", "vma_expand", (cast(Any, None),)),),
     )
     maker = cast(
         Any,
@@ -234,24 +234,24 @@ def test_a_program_for_which_there_is_no_memory_is_not_left_out(
             program=lambda _: raising(OSError(errno.ENOMEM, "Cannot allocate memory"))()
         ),
     )
-    monkeypatch.setattr(loader, "Fastened", lambda made, *_: made)
+    monkeypatch.setattr(loader, "AttachedProgram", lambda made, *_: made)
     hook = Planned(
         "vma",
         hook.hook,
         State.READY,
-        (Way("kprobe", "vma_expand", (cast(Any, SimpleNamespace(how="", symbol="")),)),),
+        (AttachMethod("kprobe", "vma_expand", (cast(Any, SimpleNamespace(how="", symbol="")),)),),
     )
     with pytest.raises(
         Temporary, match="cannot load the programs of vma_expand: Cannot allocate memory"
     ):
-        loader._attach_hook(maker, hook, Loaded())
+        loader._attach_hook(maker, hook, AttachedProbes())
     refused = cast(
         Any,
         SimpleNamespace(
             program=lambda _: raising(OSError(errno.EPERM, "Operation not permitted"))()
         ),
     )
-    failed = loader._attach_hook(refused, hook, Loaded())
+    failed = loader._attach_hook(refused, hook, AttachedProbes())
     assert (failed.state, failed.tried) == (State.DENIED, True)
 
 

@@ -25,7 +25,7 @@ from tracer.errors import RmapdError
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Finding, Violation
 from tracer.logs import Lines
-from tracer.outputs.log import Journal
+from tracer.outputs.log import FindingLog
 from tracer.outputs.store.writer import Store
 from tracer.printable import json_text, printable, shown
 from tracer.report import diff, explain, html, markdown, terminal
@@ -34,7 +34,7 @@ from tracer.report.ktap import as_ktap
 from tracer.report.model import of_report, of_store
 from tracer.results import json_form
 from tracer.web.application import Application
-from tracer.web.http_message import Ask
+from tracer.web.http_message import Request
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\n2026 CRITICAL forged\r\x7f\x9b31m\u202eevil\u2028\u2066\ud800\U000e0041"
 FORBIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -230,7 +230,7 @@ def logged(say: Callable[[logging.Logger], None], *, prefixed: bool = False) -> 
 def test_a_record_is_one_line_and_a_name_cannot_forge_another(name: str) -> None:
     lines = list[str]()
     said = logged(
-        lambda _: Journal(time.time, {}, lines.append).new([Violation(hostile(name), 1.0, 2.0)])
+        lambda _: FindingLog(time.time, {}, lines.append).new([Violation(hostile(name), 1.0, 2.0)])
     )
     assert len(said.splitlines()) == 1
     assert not obeyed(said)
@@ -283,7 +283,7 @@ def test_the_pages_are_printable_and_the_api_is_exact_and_safe() -> None:
     application = Application(box)
 
     def body(path: str) -> str:
-        answer = application(Ask("GET", path, "", {}))
+        answer = application(Request("GET", path, "", {}))
         assert answer.status == 200, path
         return answer.body.decode()
 

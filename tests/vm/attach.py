@@ -17,7 +17,7 @@ from tracer.attach import loader, plan
 from tracer.bpf.programs import program_ids
 from tracer.config import Maps
 from tracer.daemon.session import probes_folder, running_kernel
-from tracer.tables.c_structs import Books
+from tracer.tables.c_structs import Layouts
 
 LOAD = [
     "stress-ng",
@@ -48,7 +48,7 @@ def main(out: str, times: int, how: str) -> None:
     before, programs = hooked(), len(list(program_ids()))
     kit = loader.Kit(
         kernel.types,
-        Books.read(include / "books.h").constants,
+        Layouts.read(include / "books.h").constants,
         include,
         Maps().sizes(),
         kernel.release,

@@ -194,7 +194,7 @@ def main(out: str) -> None:
     kernel = running_kernel()
     kernel.__dict__.update(preempts=True, kprobe_refused="")
     config = msgspec.structs.replace(
-        Config(), welcome_seconds=120.0, lock_file="/tmp/rmapd-attacks.lock"
+        Config(), max_entry_age_seconds=120.0, lock_file="/tmp/rmapd-attacks.lock"
     )
     found: dict[str, Any] = {}
 

@@ -100,7 +100,7 @@ def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
     recorded = Counter(window for window, _, _ in every if window != "outside")
     table = {name: times.count for name, times in session.windows.times().items() if times.count}
     protocols = Counter(
-        text(session.docket.encoding.decode(born[flight.row.protocol])) for flight in own
+        text(session.protocol_events.encoding.decode(born[flight.row.protocol])) for flight in own
     )
     return {
         "windows": Counter(
@@ -110,7 +110,8 @@ def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
         "table": table,
         "recorded": recorded,
         "all_protocols": {
-            text(ruled.protocol): ruled.windows for ruled in session.docket.rulings.protocols()
+            text(ruled.protocol): ruled.windows
+            for ruled in session.protocol_events.rulings.protocols()
         },
     }
 

@@ -28,7 +28,7 @@ def holds(session: Session) -> Counter[str]:
     checks = session.judge.tally.checks
     return Counter(
         {name: checks[name, Verdict.HOLDS] for name in ("L1", "L3", "L4", "L5")}
-        | {"windows": session.docket.rulings.windows}
+        | {"windows": session.protocol_events.rulings.windows}
     )
 
 
@@ -41,7 +41,7 @@ def main(out: str, rounds: int) -> None:
     )  # by kprobes: under load a trampoline each takes a guest half an hour
     with Session(Config(), kernel) as session:
         session.loaded.keep(
-            {hook.stem for hook in session.loaded.hooks}
+            {hook.probe_object for hook in session.loaded.hooks}
         )  # it attaches with its few capabilities, as in the daemon
         print("the gate is open", flush=True)
         load = subprocess.Popen(LOAD)

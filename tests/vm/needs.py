@@ -39,7 +39,7 @@ def asked(session: Session) -> dict[str, Callable[[], object]]:
     table, programs, oracle = (
         session.loaded.maps["params"],
         session.loaded.programs,
-        session.desk.oracle,
+        session.open_cases.oracle,
     )
     iterator, some = session.loaded.iterator("tasks"), programs["calibrate"][0]
     page = mmap.mmap(-1, mmap.PAGESIZE)

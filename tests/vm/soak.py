@@ -36,7 +36,7 @@ def soak(kernel: str, seconds: int) -> bool:
     """True where the kernel kept every promise that was watched."""
     try:
         tests = built(kernel)
-        settings = f"echo welcome_seconds = {_WELCOME_SECONDS} > $OUT/rmapd.toml; export RMAPD_CONFIG=$OUT/rmapd.toml"
+        settings = f"echo max_entry_age_seconds = {_WELCOME_SECONDS} > $OUT/rmapd.toml; export RMAPD_CONFIG=$OUT/rmapd.toml"
         load = f"python -m tests.workloads.selftests {tests} {_SELFTEST_SECONDS}; python -m tests.workloads.soak {seconds}"
         command = f"{settings}; rmapd exec --fail-on suspect --report $OUT/r.json -- sh -c '{load}'"
         limit = 4 * seconds + _OVERHEAD_SECONDS

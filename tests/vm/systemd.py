@@ -270,11 +270,11 @@ def judge() -> None:
 
 def reload() -> None:
     before, main = CONFIG.read_text(), pid()
-    CONFIG.write_text("patrol_seconds = 30.0\nrequire = ['M1']\n" + before)
+    CONFIG.write_text("scan_seconds = 30.0\nrequire = ['M1']\n" + before)
     good = say("systemctl reload rmapd")[0]
     time.sleep(4)
     taken = say("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
-    CONFIG.write_text("patrol_second = 30.0\n" + before)
+    CONFIG.write_text("scan_second = 30.0\n" + before)
     bad = say("systemctl reload rmapd")[0]
     said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[
         1

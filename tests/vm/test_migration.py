@@ -56,7 +56,7 @@ def test_small_pages(kernel: str) -> None:
     everywhere = [
         hook["state"]
         for hook in doctor["hooks"].values()
-        if hook["stem"] in ("migration", "ledger", "mmap_lock", "oracle")
+        if hook["probe_object"] in ("migration", "ledger", "mmap_lock", "oracle")
     ]
     assert set(everywhere) <= {"attached", "substituted"}
     assert {name: doctor["invariants"][name]["coverage"] for name in FULL} == dict.fromkeys(

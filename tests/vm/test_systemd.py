@@ -65,10 +65,10 @@ def lived(found: dict[str, Any]) -> None:
     assert set(map(tuple, attached.values())) == {("none",)}
     reloaded = found["reload"]
     assert reloaded["good"] == 0
-    assert "patrol_seconds 30, " in reloaded["taken"]
+    assert "scan_seconds 30, " in reloaded["taken"]
     assert "; a restart is needed for require" in reloaded["taken"]
     assert reloaded["bad"] != 0
-    assert "patrol_seconds" in reloaded["said"], "the nearest key is named"
+    assert "scan_seconds" in reloaded["said"], "the nearest key is named"
     assert (reloaded["same"], reloaded["state"], reloaded["ready"]) == (True, "active", 200)
     limit = found["watchdog"]["limit"]
     assert limit - 5 < found["watchdog"]["killed"] < limit + 100

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from tracer.attach import loader, plan
-from tracer.attach.attached import Fastened, Loaded
+from tracer.attach.attached import AttachedProbes, AttachedProgram
 from tracer.attach.compile_cache import Cache
 from tracer.attach.plan import Planned
 from tracer.bpf.maps import Map, possible_cpus
@@ -36,7 +36,7 @@ _MEMORY = "the same again later; it needs 150 MB for a second"
 
 
 @dataclass(frozen=True)
-class Order:
+class AttachOrder:
     """What is to be attached: the stems of these folders (or only those named), with books.h's constants and the maps' sizes.
     enums: of the kernel, that will be asked for afterwards."""
 
@@ -58,7 +58,7 @@ class _Point(msgspec.Struct, frozen=True):
     linked: bool
 
 
-class Answer(msgspec.Struct, frozen=True):
+class AttachResult(msgspec.Struct, frozen=True):
     """What the descriptors are, in their order; or why there are none."""
 
     hooks: list[Planned] = []
@@ -74,12 +74,12 @@ class Answer(msgspec.Struct, frozen=True):
 class Attached:
     """Everything that runs, sizeof(struct page), and the enums that were asked for."""
 
-    loaded: Loaded
+    loaded: AttachedProbes
     page_size: int
     enums: Mapping[str, dict[str, int]]
 
 
-def attach(kernel: Kernel, order: Order) -> Attached:
+def attach(kernel: Kernel, order: AttachOrder) -> Attached:
     """Plan, compile, load and attach. RmapdError as the child raised it, or that it died."""
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -110,7 +110,7 @@ def attach(kernel: Kernel, order: Order) -> Attached:
     return Attached(taken_over(answer, fds), answer.page_size, answer.enums)
 
 
-def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
+def _serve(theirs: socket.socket, kernel: Kernel, order: AttachOrder) -> None:
     """The child's side."""
     fds: list[int] = []
     try:
@@ -144,13 +144,17 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: Order) -> None:
     send_descriptors(theirs, fds)
 
 
-def _refusal(error: RmapdError) -> Answer:
-    return Answer(error=(error.what, error.why, error.hint, error.exit_code))
+def _refusal(error: RmapdError) -> AttachResult:
+    return AttachResult(error=(error.what, error.why, error.hint, error.exit_code))
 
 
 def describe(
-    loaded: Loaded, page_size: int, enums: Mapping[str, dict[str, int]], *, links: bool = True
-) -> tuple[Answer, list[int]]:
+    loaded: AttachedProbes,
+    page_size: int,
+    enums: Mapping[str, dict[str, int]],
+    *,
+    links: bool = True,
+) -> tuple[AttachResult, list[int]]:
     """The answer, and the descriptors in its order. links: with what keeps programs attached; else only iterators, which run when read."""
     maps = {
         name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in loaded.maps.items()
@@ -162,16 +166,16 @@ def describe(
             points.append(_Point(name, point.how, point.symbol, link is not None))
             fds += [point.program.fd] + ([link.fd] if link else [])
     fds += [loaded.statistics_fd] * (loaded.statistics_fd >= 0)
-    return Answer(
+    return AttachResult(
         loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, dict(enums)
     ), fds
 
 
-def _count(answer: Answer) -> int:
+def _count(answer: AttachResult) -> int:
     return len(answer.maps) + sum(1 + point.linked for point in answer.points) + answer.statistics
 
 
-def _receive(ours: socket.socket) -> tuple[Answer | None, list[int]]:
+def _receive(ours: socket.socket) -> tuple[AttachResult | None, list[int]]:
     head = exactly(ours, 8)
     if len(head) < 8:
         return None, []
@@ -179,21 +183,21 @@ def _receive(ours: socket.socket) -> tuple[Answer | None, list[int]]:
     text = exactly(ours, size)
     if len(text) < size:
         return None, []
-    answer = msgspec.msgpack.decode(text, type=Answer)
+    answer = msgspec.msgpack.decode(text, type=AttachResult)
     return answer, receive_descriptors(ours, _count(answer))
 
 
-def taken_over(answer: Answer, fds: Collection[int]) -> Loaded:
+def taken_over(answer: AttachResult, fds: Collection[int]) -> AttachedProbes:
     """The same as who described it had it, by our descriptors."""
     left, cpus = iter(fds), possible_cpus()
-    loaded = Loaded(hooks=answer.hooks)
+    loaded = AttachedProbes(hooks=answer.hooks)
     for name, (kind, key_size, value_size, rows) in answer.maps.items():
         loaded.maps[name] = Map(next(left), kind, key_size, value_size, rows, cpus)
     for point in answer.points:
         program = Program(next(left))
         link = (Iterated if point.how == "iter" else Link)(next(left)) if point.linked else None
         loaded.points.setdefault(point.hook, []).append(
-            Fastened(program, point.how, point.symbol, link)
+            AttachedProgram(program, point.how, point.symbol, link)
         )
     loaded.statistics_fd = next(left) if answer.statistics else -1
     return loaded

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from tracer.attach.liveness import Attachment
 from tracer.attach.plan import Planned, State
-from tracer.attach.reattach_helper import Keeper
+from tracer.attach.reattach_helper import ReattachHelper
 from tracer.bpf.maps import Map, Ring
 from tracer.bpf.programs import Iterated, Link, Program, RunStatistics
 from tracer.process.privileges import User
 
 
 @dataclass
-class Fastened:
+class AttachedProgram:
     """A loaded program, the place that it is for, and its link there while it is attached."""
 
     program: Program
@@ -24,11 +24,13 @@ class Fastened:
     link: Link | None = None
 
 
-def fasten(points: Sequence[Fastened], keeper: Keeper | None = None) -> None:
+def fasten(
+    points: Sequence[AttachedProgram], reattach_helper: ReattachHelper | None = None
+) -> None:
     """Attach all, a return before its entry: no window opens that cannot close. Where one is refused (OSError) none stays."""
     try:
         for point in reversed(points):
-            kept = keeper if point.how != "run" else None
+            kept = reattach_helper if point.how != "run" else None
             point.link = (
                 kept.attach(point.program)
                 if kept
@@ -39,7 +41,7 @@ def fasten(points: Sequence[Fastened], keeper: Keeper | None = None) -> None:
         raise
 
 
-def unfasten(points: Sequence[Fastened]) -> None:
+def unfasten(points: Sequence[AttachedProgram]) -> None:
     """Detach all, an entry before its return."""
     for point in points:
         if point.link:
@@ -47,7 +49,7 @@ def unfasten(points: Sequence[Fastened]) -> None:
         point.link = None
 
 
-def close_all(points: Sequence[Fastened]) -> None:
+def close_all(points: Sequence[AttachedProgram]) -> None:
     """Detach, and let go of the programs."""
     unfasten(points)
     for point in points:
@@ -55,15 +57,15 @@ def close_all(points: Sequence[Fastened]) -> None:
 
 
 @dataclass
-class Loaded:
+class AttachedProbes:
     """Close it (or die) and nothing of it remains. keeper: who attaches what has rested, if it is not us."""
 
     hooks: list[Planned] = field(default_factory=list)
     maps: dict[str, Map] = field(default_factory=dict)
-    points: dict[str, list[Fastened]] = field(default_factory=dict)
+    points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     statistics_fd: int = -1
-    keeper: Keeper | None = None
+    reattach_helper: ReattachHelper | None = None
 
     @property
     def programs(self) -> dict[str, list[Program]]:
@@ -122,30 +124,34 @@ class Loaded:
         ring = self.maps[name]
         return Ring(ring.fd, ring.max_entries, keep)
 
-    def rest(self, stems: Collection[str], reason: str) -> None:
+    def rest(self, probe_objects: Collection[str], reason: str) -> None:
         """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""
         for n, hook in enumerate(self.hooks):
-            if hook.stem in stems and (hook.on or hook.state is State.DETACHED):
+            if hook.probe_object in probe_objects and (hook.on or hook.state is State.DETACHED):
                 unfasten(self.points[hook.hook.name])
                 self.hooks[n] = replace(hook, state=State.RESTING, reason=reason)
 
-    def resume(self, stems: Collection[str]) -> list[str]:
+    def resume(self, probe_objects: Collection[str]) -> list[str]:
         """Attach the hooks of these stems that rest; why for each that the kernel refuses now."""
         refused = []
         for n, hook in enumerate(self.hooks):
-            if hook.stem in stems and hook.state is State.RESTING:
+            if hook.probe_object in probe_objects and hook.state is State.RESTING:
                 try:
-                    fasten(self.points[hook.hook.name], self.keeper)
+                    fasten(self.points[hook.hook.name], self.reattach_helper)
                     self.hooks[n] = hook.attached(hook.taken)
                 except OSError as error:
                     refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
         return refused
 
-    def keep(self, stems: Collection[str], who: User | None = None) -> None:
+    def keep(self, probe_objects: Collection[str], who: User | None = None) -> None:
         """Start a keeper of the hooks of these stems, which becomes `who`: it attaches them, and we need no privilege for it."""
-        names = [hook.hook.name for hook in self.hooks if hook.on and hook.stem in stems]
+        names = [
+            hook.hook.name for hook in self.hooks if hook.on and hook.probe_object in probe_objects
+        ]
         points = [point for name in names for point in self.points[name] if point.link]
-        self.keeper = Keeper([(point.program, point.how, point.symbol) for point in points], who)
+        self.reattach_helper = ReattachHelper(
+            [(point.program, point.how, point.symbol) for point in points], who
+        )
 
     def detach(self) -> None:
         """Take every program off its function; programs and maps stay."""
@@ -154,8 +160,8 @@ class Loaded:
 
     def close(self) -> None:
         """Detach everything, then let go of programs and maps."""
-        if self.keeper:
-            self.keeper.close()
+        if self.reattach_helper:
+            self.reattach_helper.close()
         for points in reversed(self.points.values()):
             close_all(points)
         for table in self.maps.values():
@@ -164,7 +170,7 @@ class Loaded:
             os.close(self.statistics_fd)
         self.points, self.maps, self.statistics_fd = {}, {}, -1
 
-    def __enter__(self) -> Loaded:
+    def __enter__(self) -> AttachedProbes:
         return self
 
     def __exit__(self, *_: object) -> None:

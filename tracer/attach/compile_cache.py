@@ -40,7 +40,7 @@ class MapShape(msgspec.Struct, frozen=True):
     value_type: int = 0
 
 
-class Entry(msgspec.Struct, frozen=True):
+class CacheEntry(msgspec.Struct, frozen=True):
     """A compiled module: maps by name, instructions by program, in which a map is its number in `maps`; types: BTF of the maps, if any."""
 
     maps: dict[str, MapShape]
@@ -68,7 +68,7 @@ class Cache:
         text = msgspec.msgpack.encode(made_of, order="deterministic")
         return hashlib.sha256(text).hexdigest()
 
-    def read(self, name: str) -> Entry | None:
+    def read(self, name: str) -> CacheEntry | None:
         """None where there is none, or none to be believed."""
         try:
             if not _is_ours(os.lstat(self._folder), stat.S_ISDIR):
@@ -86,11 +86,11 @@ class Cache:
             log.warning("%s is damaged: the probes are compiled anew", self._folder / name)
             return None
         try:
-            return msgspec.msgpack.decode(content, type=Entry)
+            return msgspec.msgpack.decode(content, type=CacheEntry)
         except msgspec.DecodeError:
             return None
 
-    def write(self, name: str, entry: Entry) -> None:
+    def write(self, name: str, entry: CacheEntry) -> None:
         """Whole or not at all; where it cannot be written, the next start compiles again."""
         content = msgspec.msgpack.encode(entry)
         try:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.attach.compile_cache import Cache, Entry, MapShape, compiler_identity
+from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_identity
 from tracer.attach.relocations import WIDE, instructions
 from tracer.bpf.maps import Map, create_map, load_types, shape_of, types_of
 from tracer.errors import RmapdError, Temporary
@@ -77,7 +77,7 @@ def compile_text(
     return compiled
 
 
-def _entry(compiled: Compiled) -> Entry:
+def _entry(compiled: Compiled) -> CacheEntry:
     """For the cache: maps as they were created, and numbers instead of our file descriptors."""
     shapes, numbers, types = {}, {}, set[int]()
     for number, (name, table) in enumerate(compiled.maps.items()):
@@ -86,12 +86,12 @@ def _entry(compiled: Compiled) -> Entry:
         numbers[table.fd] = number
         types |= {btf_id} - {0}
     blob = types_of(types.pop()) if types else b""
-    return Entry(
+    return CacheEntry(
         shapes, {name: _with_our_maps(code, numbers) for name, code in compiled.code.items()}, blob
     )
 
 
-def _restored(entry: Entry, cpus: int) -> Compiled:
+def _restored(entry: CacheEntry, cpus: int) -> Compiled:
     """New maps of the same shapes, and the instructions with their file descriptors."""
     maps, fds = dict[str, Map](), dict[int, int]()
     btf = load_types(entry.types) if entry.types else 0

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer.attach import bcc_headers
-from tracer.attach.attached import Fastened, Loaded, close_all, fasten
+from tracer.attach.attached import AttachedProbes, AttachedProgram, close_all, fasten
 from tracer.attach.compile_cache import Cache
 from tracer.attach.compiler import Compiled, compile_text
-from tracer.attach.plan import Plan, Planned, Point, State, StemPlan
+from tracer.attach.plan import AttachPoint, Plan, Planned, ProbeObjectPlan, State
 from tracer.attach.relocations import Names
 from tracer.bpf.maps import possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
@@ -34,10 +34,14 @@ class Kit:
     cache: Cache | None = None
 
 
-def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
+def load(plan: Plan, kit: Kit, *, statistics: bool) -> AttachedProbes:
     """Compile all stems at once and attach what resolved. A stem that does not compile costs its hooks, and those of stems that need it."""
-    loaded = Loaded()
-    usable = [stem for stem in plan.stems if any(hook.state is State.READY for hook in stem.hooks)]
+    loaded = AttachedProbes()
+    usable = [
+        probe_object
+        for probe_object in plan.probe_objects
+        if any(hook.state is State.READY for hook in probe_object.hooks)
+    ]
     with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
         bcc_headers.write(Path(folder), kit.release)
         try:
@@ -45,8 +49,10 @@ def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
         except Temporary:
             raise
         except RmapdError:
-            loaded.broken = _broken_stems(plan.header, usable, kit, folder)
-            usable = [stem for stem in usable if stem.name not in loaded.broken]
+            loaded.broken = _broken_probe_objects(plan.header, usable, kit, folder)
+            usable = [
+                probe_object for probe_object in usable if probe_object.name not in loaded.broken
+            ]
             if not usable:
                 raise
             compiled = _compile(plan.header, usable, kit, folder)
@@ -59,26 +65,38 @@ def load(plan: Plan, kit: Kit, *, statistics: bool) -> Loaded:
     return loaded
 
 
-def source(header: str, stems: Sequence[StemPlan], include: Path) -> str:
+def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path) -> str:
     """The one translation unit: what all share, then each stem."""
     parts = []
-    for name in ("books.h", "rmapd.h", "walk.h", *filter(None, (stem.include for stem in stems))):
+    for name in (
+        "books.h",
+        "rmapd.h",
+        "walk.h",
+        *filter(None, (probe_object.include for probe_object in probe_objects)),
+    ):
         parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
     parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
     parts += [
-        f'#line 1 "{stem.source.name}"\n{stem.source.read_text(encoding="utf-8")}' for stem in stems
+        f'#line 1 "{probe_object.source.name}"\n{probe_object.source.read_text(encoding="utf-8")}'
+        for probe_object in probe_objects
     ]
     return "\n".join(parts)
 
 
-def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> Compiled:
+def _compile(
+    header: str, probe_objects: Sequence[ProbeObjectPlan], kit: Kit, headers: str
+) -> Compiled:
     flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
     points = (
-        point for stem in stems for hook in stem.hooks for way in hook.ways for point in way.points
+        point
+        for probe_object in probe_objects
+        for hook in probe_object.hooks
+        for way in hook.ways
+        for point in way.points
     )
     try:
         return compile_text(
-            source(header, stems, kit.include),
+            source(header, probe_objects, kit.include),
             flags,
             map(_function, points),
             headers,
@@ -86,30 +104,32 @@ def _compile(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> 
             kit.cache,
         )
     except RmapdError as error:
-        names = ", ".join(f"{stem.name}.bpf.c" for stem in stems)
+        names = ", ".join(f"{probe_object.name}.bpf.c" for probe_object in probe_objects)
         raise type(error)(
             error.what.replace("the probes", names), why=error.why, hint=error.hint
         ) from error
 
 
-def _function(point: Point) -> str:
+def _function(point: AttachPoint) -> str:
     """The name of the C function. BCC recognises iterators by their prefix."""
     return point.program if point.program.startswith("bpf_iter__") else f"rmapd_{point.program}"
 
 
-def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str) -> dict[str, str]:
+def _broken_probe_objects(
+    header: str, probe_objects: Sequence[ProbeObjectPlan], kit: Kit, headers: str
+) -> dict[str, str]:
     broken: dict[str, str] = {}
-    for stem in stems:
-        needed = [other for other in stems if other.name == stem.needs]
-        if stem.needs in broken:
-            broken[stem.name] = f"needs {stem.needs}.bpf.c"
+    for probe_object in probe_objects:
+        needed = [other for other in probe_objects if other.name == probe_object.needs]
+        if probe_object.needs in broken:
+            broken[probe_object.name] = f"needs {probe_object.needs}.bpf.c"
             continue
         try:
-            alone = _compile(header, [*needed, stem], kit, headers)
+            alone = _compile(header, [*needed, probe_object], kit, headers)
         except Temporary:
             raise
         except RmapdError as error:
-            broken[stem.name] = error.why
+            broken[probe_object.name] = error.why
             continue
         for table in alone.maps.values():
             table.close()
@@ -117,16 +137,16 @@ def _broken_stems(header: str, stems: Sequence[StemPlan], kit: Kit, headers: str
 
 
 def _attach(
-    code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: Loaded, *, statistics: bool
+    code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: AttachedProbes, *, statistics: bool
 ) -> None:
     if statistics:
         with contextlib.suppress(OSError):
             loaded.statistics_fd = enable_statistics()
     maker = _Maker(code, plan.names, kit)
-    for stem in plan.stems:
-        for hook in stem.hooks:
-            if hook.state is State.READY and stem.name in loaded.broken:
-                reason = f"{stem.name}.bpf.c does not compile: {loaded.broken[stem.name]}"
+    for probe_object in plan.probe_objects:
+        for hook in probe_object.hooks:
+            if hook.state is State.READY and probe_object.name in loaded.broken:
+                reason = f"{probe_object.name}.bpf.c does not compile: {loaded.broken[probe_object.name]}"
                 loaded.hooks.append(hook.failed(State.MISSING, reason, tried=True))
             elif hook.state is State.READY:
                 loaded.hooks.append(_attach_hook(maker, hook, loaded))
@@ -142,7 +162,7 @@ class _Maker:
     names: Names
     kit: Kit
 
-    def program(self, point: Point) -> Program:
+    def program(self, point: AttachPoint) -> Program:
         if _function(point) not in self.code:
             raise Refused(f"no program {_function(point)} was compiled")
         code = self.names.patch(
@@ -157,15 +177,16 @@ class _Maker:
         return load_program(point.program, point.how, code, function_id)
 
 
-def _attach_hook(maker: _Maker, hook: Planned, loaded: Loaded) -> Planned:
+def _attach_hook(maker: _Maker, hook: Planned, loaded: AttachedProbes) -> Planned:
     """The first way whose points all attach."""
     reasons = []
     for number, way in enumerate(hook.ways):
-        points: list[Fastened] = []
+        points: list[AttachedProgram] = []
         step = "load"
         try:
             points.extend(
-                Fastened(maker.program(point), point.how, point.symbol) for point in way.points
+                AttachedProgram(maker.program(point), point.how, point.symbol)
+                for point in way.points
             )
             step = "attach"
             fasten(points)

@@ -76,7 +76,7 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ) | self.constants
 
 
-class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProbeObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `.toml`: a title, the members its programs read, the enumerators they need, and its hooks.
 
     `include`: a header of probes/include that its programs, and those of stems that `needs` it, share.
@@ -91,7 +91,7 @@ class Stem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Point:
+class AttachPoint:
     """One program at one place. `places` and `offsets` are put into it (tracer.attach.relocations); `constants` are names of books.h."""
 
     program: str
@@ -114,12 +114,12 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Way:
+class AttachMethod:
     """One candidate that this kernel seems to allow: all its points attach, or none stays. `instead`: why it is a substitute."""
 
     how: str
     symbol: str
-    points: tuple[Point, ...]
+    points: tuple[AttachPoint, ...]
     instead: str = ""
 
 
@@ -127,10 +127,10 @@ class Way:
 class Planned:
     """A hook resolved (or not) on this kernel; `ways` in order of preference. tried: this kernel could have it, and loading it failed."""
 
-    stem: str
+    probe_object: str
     hook: Hook
     state: State
-    ways: tuple[Way, ...] = ()
+    ways: tuple[AttachMethod, ...] = ()
     reason: str = ""
     taken: int = 0
     tried: bool = False
@@ -158,7 +158,7 @@ class Planned:
 
 
 @dataclass
-class StemPlan:
+class ProbeObjectPlan:
     """One stem on this kernel: its source, its hooks, and the members it needs and this kernel lacks."""
 
     name: str
@@ -173,15 +173,15 @@ class StemPlan:
 class Plan:
     """All stems on this kernel, the one header of types and numbers made for them, and the names that programs are patched by."""
 
-    stems: list[StemPlan] = field(default_factory=list)
+    probe_objects: list[ProbeObjectPlan] = field(default_factory=list)
     header: str = ""
     names: relocations.Names = field(default_factory=lambda: relocations.Names((), ()))
 
 
-def read_stem(path: Path) -> Stem:
+def read_probe_object(path: Path) -> ProbeObject:
     """Parse a stem's `.toml`; RmapdError names the file and the key that is wrong."""
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Stem)
+        return msgspec.toml.decode(path.read_bytes(), type=ProbeObject)
     except (OSError, msgspec.DecodeError) as error:
         raise RmapdError(f"cannot read the attach plan {path}", why=str(error)) from error
 
@@ -189,24 +189,26 @@ def read_stem(path: Path) -> Stem:
 def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = None) -> Plan:
     """Resolve all stems found in the folders (or only those named) against this kernel."""
     plan, types, enums = Plan(), dict[str, list[str]](), dict[str, list[str]]()
-    stems = {
-        path: read_stem(path)
+    probe_objects = {
+        path: read_probe_object(path)
         for path in sorted(path for folder in folders for path in folder.glob("*.toml"))
     }
     if only is not None:
-        stems = {path: stem for path, stem in stems.items() if path.stem in only}
-    if not stems:
+        probe_objects = {
+            path: probe_object for path, probe_object in probe_objects.items() if path.stem in only
+        }
+    if not probe_objects:
         raise RmapdError(f"no probes in {', '.join(map(str, folders))}", hint="reinstall rmapd")
     usable: set[str] = set()
-    for path, stem in sorted(stems.items(), key=lambda item: bool(item[1].needs)):
-        resolved = _resolve_stem(kernel, path, stem, usable)
-        plan.stems.append(resolved)
+    for path, probe_object in sorted(probe_objects.items(), key=lambda item: bool(item[1].needs)):
+        resolved = _resolve_probe_object(kernel, path, probe_object, usable)
+        plan.probe_objects.append(resolved)
         plan.header += "".join(_arguments(kernel, hook) for hook in resolved.hooks)
         if any(hook.state is State.READY for hook in resolved.hooks):
             usable.add(path.stem)
-            types |= stem.types
-            enums |= stem.enums
-    hooks = [hook for stem in stems.values() for hook in stem.hook]
+            types |= probe_object.types
+            enums |= probe_object.enums
+    hooks = [hook for probe_object in probe_objects.values() for hook in probe_object.hook]
     arguments = {
         name
         for hook in hooks
@@ -221,17 +223,25 @@ def make(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | None = 
     return plan
 
 
-def _resolve_stem(kernel: Kernel, path: Path, stem: Stem, usable: set[str]) -> StemPlan:
-    lacking = list(struct_slices.make(kernel.types, stem.types, stem.enums).missing.values())
-    resolved = StemPlan(
-        path.stem, path.with_suffix(".bpf.c"), stem.include, stem.needs, missing=lacking
+def _resolve_probe_object(
+    kernel: Kernel, path: Path, probe_object: ProbeObject, usable: set[str]
+) -> ProbeObjectPlan:
+    lacking = list(
+        struct_slices.make(kernel.types, probe_object.types, probe_object.enums).missing.values()
     )
-    planned = [resolve(kernel, path.stem, hook) for hook in stem.hook]
+    resolved = ProbeObjectPlan(
+        path.stem,
+        path.with_suffix(".bpf.c"),
+        probe_object.include,
+        probe_object.needs,
+        missing=lacking,
+    )
+    planned = [resolve(kernel, path.stem, hook) for hook in probe_object.hook]
     why = (
         str(lacking[0])
         if lacking
-        else f"needs the stem {stem.needs}"
-        if stem.needs and stem.needs not in usable
+        else f"needs the stem {probe_object.needs}"
+        if probe_object.needs and probe_object.needs not in usable
         else ""
     )
     helped = any(p.state is State.READY and p.hook.alone for p in planned)
@@ -247,18 +257,18 @@ def _resolve_stem(kernel: Kernel, path: Path, stem: Stem, usable: set[str]) -> S
     return resolved
 
 
-def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
+def resolve(kernel: Kernel, probe_object: str, hook: Hook) -> Planned:
     """Every candidate that this kernel has, in order (kprobes first where fentry programs are preempted); the reasons when it has none."""
     reasons, denied, ways = [], False, []
     for index, candidate in enumerate(hook.candidates):
         how, _, name = candidate.partition(":")
         if how not in _TRIALS:
             raise RmapdError(
-                f"hook {hook.name} of {stem}.toml: unknown candidate {candidate!r}",
+                f"hook {hook.name} of {probe_object}.toml: unknown candidate {candidate!r}",
                 hint=", ".join(_TRIALS),
             )
         trial = _TRIALS[how](kernel, name)
-        points: tuple[Point, ...] = ()
+        points: tuple[AttachPoint, ...] = ()
         if trial.symbol is not None:
             points, wrong = _points(kernel, how, name, trial.symbol, hook)
             trial = _Trial(reason=wrong) if wrong else trial
@@ -271,7 +281,7 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
                 if trial.symbol != name
                 else ""
             )
-            ways.append(Way(how, trial.symbol, points, note))
+            ways.append(AttachMethod(how, trial.symbol, points, note))
         else:
             reasons.append(trial.reason)
             denied |= trial.refused
@@ -284,7 +294,7 @@ def resolve(kernel: Kernel, stem: str, hook: Hook) -> Planned:
         ways.sort(key=lambda way: way.how == "fentry")
     reason = "; ".join(dict.fromkeys(reasons))
     return Planned(
-        stem,
+        probe_object,
         hook,
         State.READY if ways else State.DENIED if denied else State.MISSING,
         tuple(ways),
@@ -352,18 +362,20 @@ _TRIALS: dict[str, Callable[[Kernel, str], _Trial]] = {
 
 def _points(
     kernel: Kernel, how: str, name: str, symbol: str, hook: Hook
-) -> tuple[tuple[Point, ...], str]:
+) -> tuple[tuple[AttachPoint, ...], str]:
     """What a candidate attaches, or why it cannot: an argument that this kernel's function does not have."""
     if how == "raw_tp":
-        return (Point(hook.at_entry, how, symbol),), _wrong_types(kernel, name, hook)
+        return (AttachPoint(hook.at_entry, how, symbol),), _wrong_types(kernel, name, hook)
     if how not in ("fentry", "kprobe"):
-        return (Point(f"bpf_iter__{symbol}" if how == "iter" else hook.name, how, symbol),), ""
+        return (
+            AttachPoint(f"bpf_iter__{symbol}" if how == "iter" else hook.name, how, symbol),
+        ), ""
     return _on_function(kernel, how, name, symbol, hook, hook.args)
 
 
 def _on_function(
     kernel: Kernel, how: str, name: str, symbol: str, hook: Hook, args: dict[str, str]
-) -> tuple[tuple[Point, ...], str]:
+) -> tuple[tuple[AttachPoint, ...], str]:
     found = signature.read(kernel.types, name, args)
     if found.lacking:
         return (), f"{name}({found.parameters}) has no {', '.join(found.lacking)}"
@@ -380,20 +392,26 @@ def _on_function(
     entry, leave, before = hook.at_entry, hook.at_return, hook.before
     points = []
     if how == "fentry":
-        points += [Point(entry, "fentry", symbol, places, offsets, hook.numbers)] if entry else []
-        points += [Point(leave, "fexit", symbol, places, offsets, hook.numbers)] if leave else []
+        points += (
+            [AttachPoint(entry, "fentry", symbol, places, offsets, hook.numbers)] if entry else []
+        )
+        points += (
+            [AttachPoint(leave, "fexit", symbol, places, offsets, hook.numbers)] if leave else []
+        )
     else:
         first = entry or before
-        points += [Point(first, "kprobe", symbol, places, offsets, hook.numbers)] if first else []
         points += (
-            [Point(leave, "kretprobe", symbol, *signature.at_return(found), hook.numbers)]
+            [AttachPoint(first, "kprobe", symbol, places, offsets, hook.numbers)] if first else []
+        )
+        points += (
+            [AttachPoint(leave, "kretprobe", symbol, *signature.at_return(found), hook.numbers)]
             if leave
             else []
         )
     return tuple(points), ""
 
 
-def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> tuple[list[Way], list[_Trial]]:
+def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> tuple[list[AttachMethod], list[_Trial]]:
     """The ways to make a window from what surrounds it, and what was in the way of others; every end must be there."""
     ways, misses = [], []
     for how in ("fentry", "kprobe"):
@@ -414,10 +432,11 @@ def _rebuilt(kernel: Kernel, hook: Hook, made: Rebuilt) -> tuple[list[Way], list
             misses.append(_Trial(reason=wrong))
             continue
         ends = tuple(
-            Point(hook.leave or "window_end", how, name, {}, {}, hook.numbers) for name in made.ends
+            AttachPoint(hook.leave or "window_end", how, name, {}, {}, hook.numbers)
+            for name in made.ends
         )
         ways.append(
-            Way(
+            AttachMethod(
                 how,
                 made.begin,
                 points[:1] + ends,

@@ -46,7 +46,7 @@ def needed(
     return frozenset({Cap.BPF, Cap.PERFMON} | ({Cap.SYS_ADMIN} if admin else set()))
 
 
-class Keeper:
+class ReattachHelper:
     """The daemon's side."""
 
     def __init__(self, places: Sequence[Place], who: User | None = None) -> None:

@@ -13,16 +13,16 @@ from itertools import product
 from tracer.invariants.migration_entries import (
     LOOK_GAP_NS,
     Case,
-    Decision,
+    CaseDecision,
     Home,
     homes,
     judge,
     pages,
 )
 from tracer.invariants.verdict import Verdict
-from tracer.memory.entries import Answer, Place
+from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.page_tables import Oracle
-from tracer.tables.records import Books, Event, Row
+from tracer.tables.records import Event, Records, Row
 
 _REST = (
     100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
@@ -35,27 +35,27 @@ Key = tuple[str, bytes]
 
 
 @dataclass
-class Judged:
+class DecidedCase:
     """A decided case with what was known about it; row is None for an entry that only a sweep found.
 
     entries: recorded entries that this verdict is about. For M1 they are out of the ledger now."""
 
     case: Case
-    decision: Decision
+    decision: CaseDecision
     row: Row | None
     event: Event | None
     entries: int = 0
 
 
 @dataclass
-class Desk:
+class OpenCases:
     """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds."""
 
-    books: Books
+    books: Records
     oracle: Oracle | None
     levels: int
     patience_ns: int
-    patrol_ns: int
+    scan_ns: int
     clock: Callable[[], int]
     cases: dict[Key, tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
@@ -64,15 +64,15 @@ class Desk:
     reopened: int = 0
     _next_ask_ns: int = 0
     _next_sweep_ns: int = 0
-    _next_patrol_ns: int = 0
+    _next_scan_ns: int = 0
 
     def __post_init__(self) -> None:
-        self._next_patrol_ns = self.clock() + self.patrol_ns
+        self._next_scan_ns = self.clock() + self.scan_ns
 
-    def change(self, patience_ns: int, patrol_ns: int) -> None:
+    def change(self, patience_ns: int, scan_ns: int) -> None:
         """From now on other times; a patrol that would come sooner does."""
-        self.patience_ns, self.patrol_ns = patience_ns, patrol_ns
-        self._next_patrol_ns = min(self._next_patrol_ns, self.clock() + patrol_ns)
+        self.patience_ns, self.scan_ns = patience_ns, scan_ns
+        self._next_scan_ns = min(self._next_scan_ns, self.clock() + scan_ns)
 
     def open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Put rows on the desk; those already there stay as they are, but for an event that comes after the timer has found its row."""
@@ -102,16 +102,16 @@ class Desk:
         """When work() has something to do; None while the desk is empty."""
         return self._next_ask_ns if self.cases else None
 
-    def patrol(self, *, now: bool = False) -> None:
+    def scan(self, *, now: bool = False) -> None:
         """A sweep without a suspect, every patrol_ns (0: never): finds what was left behind by ways that no event tells of."""
         if (
             self.oracle
-            and self.patrol_ns
-            and (now or self.clock() >= max(self._next_patrol_ns, self._next_sweep_ns))
+            and self.scan_ns
+            and (now or self.clock() >= max(self._next_scan_ns, self._next_sweep_ns))
         ):
             self._sweep(self.oracle)
 
-    def work(self, *, hurry: bool = False) -> list[Judged]:
+    def work(self, *, hurry: bool = False) -> list[DecidedCase]:
         """Ask about what is open, sweep if that is due (or `hurry`), and return what is decided."""
         if not self.cases:
             return []
@@ -126,7 +126,7 @@ class Desk:
                 found += self._sweep(self.oracle)
         return self._decide(found)
 
-    def _ask(self, oracle: Oracle) -> list[Answer]:
+    def _ask(self, oracle: Oracle) -> list[FoundEntry]:
         oracle.learn()
         start, mms = self.clock(), oracle.mms()
         most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
@@ -142,21 +142,21 @@ class Desk:
         self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _REST // 2)
         return list({(a.mm.mm, a.addr): a for a in found}.values())
 
-    def _share_out(self, found: Iterable[Answer]) -> dict[Key, list[Answer]]:
+    def _share_out(self, found: Iterable[FoundEntry]) -> dict[Key, list[FoundEntry]]:
         """An entry belongs to one case only: to the case at its address, or else to one of its page that has met fewer than were
         booked. As long as an entry is left that nobody names, some case thus lacks one, and sweeps for it.
 
         An entry of another page at a case's address comes last: one row may stand for entries of several pages, but names one.
         Cases of rows come before those that only a sweep opened. What was proven once belongs to nobody any more.
         """
-        owned: dict[Key, list[Answer]] = {key: [] for key in self.cases}
+        owned: dict[Key, list[FoundEntry]] = {key: [] for key in self.cases}
         room = {key: case.size for key, (case, _, _) in self.cases.items()}
         queues: defaultdict[tuple[str, bool, int], dict[Home, deque[Key]]] = defaultdict(dict)
         for key, (case, _, _) in self.cases.items():
             for rank, home in enumerate(case.homes):
                 queues[case.invariant, case.count > 0, rank].setdefault(home, deque()).append(key)
 
-        def give(answer: Answer, queue: deque[Key]) -> bool:
+        def give(answer: FoundEntry, queue: deque[Key]) -> bool:
             while queue and room[queue[0]] <= 0 and answer.addr != self.cases[queue[0]][0].addr:
                 queue.popleft()
             if queue:
@@ -179,12 +179,12 @@ class Desk:
                 ]
         return owned
 
-    def _sweep(self, oracle: Oracle) -> list[Answer]:
+    def _sweep(self, oracle: Oracle) -> list[FoundEntry]:
         start = self.clock()
         sweep = oracle.sweep(oracle.mms())
         now = self.clock()
         self._next_sweep_ns = now + (now - start) * _REST
-        self._next_patrol_ns = now + self.patrol_ns
+        self._next_scan_ns = now + self.scan_ns
         self.sweeps += 1
         if sweep.complete:  # what is gone may be proven anew
             places = {answer.place for answer in sweep.answers}
@@ -206,22 +206,22 @@ class Desk:
                 self.cases[key] = case, None, None
         return list(sweep.answers)
 
-    def _decide(self, found: list[Answer]) -> list[Judged]:
+    def _decide(self, found: list[FoundEntry]) -> list[DecidedCase]:
         done, now, owned = [], self.clock(), self._share_out(found)
         for key, (case, row, event) in list(self.cases.items()):
             decision = judge(case, owned[key], now, self.patience_ns)
             if decision:
-                done.append(self._close(key, Judged(case, decision, row, event)))
+                done.append(self._close(key, DecidedCase(case, decision, row, event)))
         return done
 
-    def _give_up(self, why: str) -> list[Judged]:
-        decision = Decision(Verdict.SUSPECT, why)
+    def _give_up(self, why: str) -> list[DecidedCase]:
+        decision = CaseDecision(Verdict.SUSPECT, why)
         return [
-            self._close(key, Judged(case, decision, row, event))
+            self._close(key, DecidedCase(case, decision, row, event))
             for key, (case, row, event) in list(self.cases.items())
         ]
 
-    def finish(self) -> list[Judged]:
+    def finish(self) -> list[DecidedCase]:
         """No more looks: what was found once is a suspect, what was never looked for is unverifiable."""
         done = []
         for key, (case, row, event) in list(self.cases.items()):
@@ -231,9 +231,9 @@ class Desk:
             done.append(
                 self._close(
                     key,
-                    Judged(
+                    DecidedCase(
                         case,
-                        Decision(verdict, "the run ended before it could be decided"),
+                        CaseDecision(verdict, "the run ended before it could be decided"),
                         row,
                         event,
                     ),
@@ -241,7 +241,7 @@ class Desk:
             )
         return done
 
-    def _close(self, key: Key, judged: Judged) -> Judged:
+    def _close(self, key: Key, judged: DecidedCase) -> DecidedCase:
         del self.cases[key]
         self.proven |= {(judged.case.invariant, answer.place) for answer in judged.decision.proven}
         judged = replace(judged, entries=self._take_out(judged))
@@ -251,7 +251,7 @@ class Desk:
         )
         return judged
 
-    def _take_out(self, judged: Judged) -> int:
+    def _take_out(self, judged: DecidedCase) -> int:
         """How many recorded entries the verdict is about.
 
         The row of an entry that was inserted outside of a migration goes on: the same task may insert at the same address again and again.

@@ -8,15 +8,15 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from tracer.checking.cases import Desk, Judged, entry_pfn
+from tracer.checking.cases import DecidedCase, OpenCases, entry_pfn
 from tracer.checking.findings import Findings
 from tracer.checking.late_removals import LateRemovals
 from tracer.checking.missed_runs import MissedRuns
-from tracer.checking.protocol_events import Docket
+from tracer.checking.protocol_events import ProtocolEvents
 from tracer.invariants import migration_walks
 from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
-from tracer.memory.entries import Answer, Place
-from tracer.tables.records import Books, Event, Row, Visited
+from tracer.memory.entries import FoundEntry, Place
+from tracer.tables.records import Event, Records, Row, Visited
 
 _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
 _LOOKS_FOR_LOST = (
@@ -38,22 +38,22 @@ class Missed:
     windows: Callable[[], int]
 
 
-class Judge:
+class Checker:
     """Fed by read_events() at a wake-up, tick() once a second, work() whenever the desk is due, and close() at the end.
     count_protocols() before its tally is read."""
 
     def __init__(
         self,
-        books: Books,
-        desk: Desk,
+        books: Records,
+        open_cases: OpenCases,
         findings: Findings,
         welcome_ns: int,
         clock: Callable[[], int],
         missed: Missed,
         checked: Container[str] = ("M1", "M4", "M5"),
-        docket: Docket | None = None,
+        protocol_events: ProtocolEvents | None = None,
     ) -> None:
-        self.tally, self.desk, self.new_findings = Tally(), desk, list[Finding]()
+        self.tally, self.open_cases, self.new_findings = Tally(), open_cases, list[Finding]()
         self.entries = Counter[Verdict]()  # recorded entries by the verdict that M1 gave them here
         self._books, self._findings, self._welcome_ns, self._clock = (
             books,
@@ -62,21 +62,21 @@ class Judge:
             clock,
         )
         self._asked_late: set[bytes] = set()
-        self._checked, self._docket = checked, docket
+        self._checked, self._docket = checked, protocol_events
         self._missed = missed
         self.late = LateRemovals(self._missed.ledger)
         self._told_missed_ns: int | None = None
         self._unheld = deque[int](maxlen=_LOOKS_FOR_LOST)
 
-    def change(self, welcome_ns: int, patrol_ns: int) -> None:
+    def change(self, welcome_ns: int, scan_ns: int) -> None:
         """From now on other times."""
         self._welcome_ns = welcome_ns
-        self.desk.change(welcome_ns, patrol_ns)
+        self.open_cases.change(welcome_ns, scan_ns)
 
     def _open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
         """Without coverage there is no case: where removals are not seen, everything would look left over."""
         if invariant in self._checked:
-            self.desk.open(invariant, rows, event)
+            self.open_cases.open(invariant, rows, event)
 
     def read_events(self, ring: Iterable[bytes]) -> None:
         """Open a case for every row that an ended migration left."""
@@ -171,7 +171,7 @@ class Judge:
 
         Recorded before the ledger was read, removed until after it: at least so many are lost, whatever goes on meanwhile."""
         removed = self._books.counters()["ENTRIES_REMOVED"]
-        held = sum(row.count for row in rows) + self.desk.held()
+        held = sum(row.count for row in rows) + self.open_cases.held()
         self._unheld.append(
             before["ENTRIES_BOOKED"]
             + before["ENTRIES_COPIED"]
@@ -194,23 +194,23 @@ class Judge:
         return bool(row.start_ns) and self._books.migration_start(row.tid) == row.start_ns
 
     def work(self, *, hurry: bool = False) -> None:
-        self._take(self.desk.work(hurry=hurry))
+        self._take(self.open_cases.work(hurry=hurry))
 
     def close(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """With the gate closed: judge what is left, search everything once more, decide within this time."""
         self.count_protocols()
         rows = self.count_late()
         self._open("M1", [row for row in rows if not self._running(row)])
-        self.desk.patrol(now=True)
+        self.open_cases.scan(now=True)
         end = self._clock() + int(seconds * 1e9)
-        while self.desk.cases and self._clock() < end:
+        while self.open_cases.cases and self._clock() < end:
             self.work(hurry=True)
             sleep(0.006)
-        self._take(self.desk.finish())
+        self._take(self.open_cases.finish())
         # what is left: their removal was not waited for, the end of their migration was missed, or they are in no row
         self._unverifiable(self.outstanding(self._books.counters()))
 
-    def _take(self, decided: Iterable[Judged]) -> None:
+    def _take(self, decided: Iterable[DecidedCase]) -> None:
         for judged in decided:
             case, verdict = judged.case, judged.decision.verdict
             late = case.invariant == "M4"
@@ -238,7 +238,7 @@ class Judge:
                 self.entries[gone] += judged.entries - accused
                 self.tally.add(case.invariant, gone, judged.entries - accused)
 
-    def _second_walk(self, judged: Judged) -> dict[Place, Ruling]:
+    def _second_walk(self, judged: DecidedCase) -> dict[Place, Ruling]:
         """M5 of each entry that is left behind: the first walk was there, was the second?"""
         if (
             "M5" not in self._checked
@@ -262,23 +262,23 @@ class Judge:
                 self.tally.add("M5", ruling.verdict)
         return rulings
 
-    def _missed_a_visit(self, judged: Judged) -> bool:
+    def _missed_a_visit(self, judged: DecidedCase) -> bool:
         """Whether the kernel left out a run of the second walk's program during this migration."""
         row, event = judged.row, judged.event
         since = (row.start_ns or row.first_ns) if row else 0
         return self._missed.visits.during(since, event.time_ns if event else self._clock())
 
-    def _left_by(self, row: Row, answer: Answer) -> list[Visited]:
+    def _left_by(self, row: Row, answer: FoundEntry) -> list[Visited]:
         """What the first walk of this row's migration left of this page, in the mm of the answer first."""
         pages = 512 if row.level == 2 else 1
         of_page = [
             v
             for v in row.visited.values()
-            if 0 <= answer.pfn - entry_pfn(v.entry, self.desk.levels) < pages
+            if 0 <= answer.pfn - entry_pfn(v.entry, self.open_cases.levels) < pages
         ]
         return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
 
-    def _was_visited(self, judged: Judged, answer: Answer) -> bool | None:
+    def _was_visited(self, judged: DecidedCase, answer: FoundEntry) -> bool | None:
         """At its place now, or where it was: mremap moves it, and where a walk meets its folio, before the second walk or after it.
         A visit at a place that it was moved to may have been of another mapping of the folio, which stood there before."""
         row, event = judged.row, judged.event
@@ -296,7 +296,7 @@ class Judge:
         )
 
     def _was_visited_there(
-        self, row: Row, known: Visited, answer: Answer, since: int | None
+        self, row: Row, known: Visited, answer: FoundEntry, since: int | None
     ) -> bool | None:
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
@@ -307,7 +307,7 @@ class Judge:
             return True
         return None if None in found or (moved and True in found) else True in found
 
-    def _settled(self, judged: Judged) -> None:
+    def _settled(self, judged: DecidedCase) -> None:
         """An entry that is gone holds for both; an M4 case leaves its row to M1, and is asked again after another welcome."""
         if judged.case.invariant == "M4":
             if judged.row:

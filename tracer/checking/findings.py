@@ -6,15 +6,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from tracer.checking.cases import Judged
-from tracer.checking.trail import Entry, Trail, Trails, entry_of
+from tracer.checking.cases import DecidedCase
+from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
 from tracer.invariants.verdict import Finding, Ruling, Verdict
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
-from tracer.memory.entries import Answer, Place
-from tracer.memory.objects import Scene
+from tracer.memory.entries import FoundEntry, Place
+from tracer.memory.objects import ObjectReader
 from tracer.printable import printable
-from tracer.tables.records import Books, Event, Row, Visited
+from tracer.tables.records import Event, Records, Row, Visited
 
 ENUMS = ("migrate_reason", "migrate_mode")
 """What findings name by the kernel's own words."""
@@ -63,11 +63,11 @@ class Findings:
 
     def __init__(
         self,
-        books: Books,
+        books: Records,
         kernel: Kernel,
         symbols: Symbols,
         clock: Callable[[], int],
-        scene: Scene | None = None,
+        scene: ObjectReader | None = None,
         trails: Trails | None = None,
     ) -> None:
         self._books, self._clock, self._symbols, self._scene, self._trails = (
@@ -84,7 +84,7 @@ class Findings:
 
     def entry(
         self,
-        judged: Judged,
+        judged: DecidedCase,
         second_walk: Mapping[Place, Ruling] = MappingProxyType({}),
         *,
         bare: bool = False,
@@ -127,7 +127,7 @@ class Findings:
         )
 
     def _found(
-        self, answer: Answer, row: Row | None, second_walk: Mapping[Place, Ruling]
+        self, answer: FoundEntry, row: Row | None, second_walk: Mapping[Place, Ruling]
     ) -> dict[str, Any]:
         """An entry where it is now, the VMA in which the first walk left it, and what VMA and page are by now."""
         found: dict[str, Any] = {
@@ -159,7 +159,11 @@ class Findings:
         return found
 
     def _trail(
-        self, judged: Judged, row: Row | None, found: Sequence[Answer], visited: bool | None
+        self,
+        judged: DecidedCase,
+        row: Row | None,
+        found: Sequence[FoundEntry],
+        visited: bool | None,
     ) -> Trail:
         """What touched the entry's address space, VMA, folio, anon root or mapping since the first walk."""
         if not self._trails or not row:
@@ -182,7 +186,13 @@ class Findings:
         return out | ({"culprit": _CULPRITS[visited]} if visited is not None else {})
 
     def passed_over(
-        self, judged: Judged, row: Row, answer: Answer, ruling: Ruling, *, bare: bool = False
+        self,
+        judged: DecidedCase,
+        row: Row,
+        answer: FoundEntry,
+        ruling: Ruling,
+        *,
+        bare: bool = False,
     ) -> Finding:
         """A VMA that the second walk did not visit (M5)."""
         event = judged.event
@@ -229,7 +239,7 @@ class Findings:
             }
         trail = Trail()
         if self._trails:
-            entry = Entry(
+            entry = TrailEntry(
                 event.start_ns or event.time_ns,
                 event.tid,
                 {event.a},
@@ -259,7 +269,7 @@ class Findings:
     def _reason(self, event: Event) -> str:
         return self._reasons.get(event.reason, str(event.reason))
 
-    def _shape(self, judged: Judged) -> str:
+    def _shape(self, judged: DecidedCase) -> str:
         level = "PMD" if judged.case.level == 2 else "PTE"
         event = judged.event
         if event is None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from typing import Any
 
-from tracer.checking.protocol_verdicts import Rulings
+from tracer.checking.protocol_verdicts import ProtocolVerdicts
 from tracer.checking.trail import Trail, Trails, ranges
 from tracer.invariants.base import Invariant
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
-from tracer.memory.objects import Scene, vm_letters
+from tracer.memory.objects import ObjectReader, vm_letters
 from tracer.protocol.codec import Encoding
 from tracer.results.protocols import Sighting
-from tracer.tables.c_structs import Books as Layouts
-from tracer.tables.records import Books, Event
+from tracer.tables.c_structs import Layouts
+from tracer.tables.records import Event, Records
 from tracer.tables.windows import Windows
 
 _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
@@ -22,21 +22,21 @@ _MOST_SINGLE_LOOKUPS = 64  # a batch is cheaper from about here on
 _LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
 
 
-class Docket:
+class ProtocolEvents:
     """hear() for every event of a new protocol, work() as soon as one of them is not well (pressing), at every tick(), and at the end."""
 
     def __init__(
         self,
         windows: Windows,
-        books: Books,
+        books: Records,
         layouts: Layouts,
         symbols: Symbols,
         invariants: Mapping[str, Invariant],
         checked: Container[str],
-        scene: Scene | None = None,
+        scene: ObjectReader | None = None,
     ) -> None:
         self.windows, self.encoding = windows, Encoding(layouts)
-        self.rulings = Rulings(self.encoding, invariants, checked)
+        self.rulings = ProtocolVerdicts(self.encoding, invariants, checked)
         self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
         self.pressing = False
         self._books, self._symbols, self._scene = books, symbols, scene

@@ -14,13 +14,13 @@ from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
 from tracer.protocol.codec import Encoding
 from tracer.protocol.model import Protocol
 from tracer.protocol.text import text
-from tracer.results.protocols import Nested, Ruled, Sighting
+from tracer.results.protocols import LockNesting, ProtocolVerdict, Sighting
 
 _FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
 
 
 @dataclass
-class _Known:
+class _KnownProtocol:
     """A protocol with its rulings by invariant."""
 
     protocol: Protocol
@@ -29,7 +29,7 @@ class _Known:
     nested: tuple[tuple[Edge, str], ...] = ()
 
 
-class Rulings:
+class ProtocolVerdicts:
     """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
     report() brings a Tally up to date. checked: the invariants that have coverage now."""
 
@@ -50,7 +50,7 @@ class Rulings:
             invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge
         }
         self._graph = LockGraph()
-        self._known: dict[bytes, _Known] = {}
+        self._known: dict[bytes, _KnownProtocol] = {}
         self._keys: dict[Protocol, bytes] = {}
         self._counts: Counter[bytes] = Counter()
         self._sightings: dict[bytes, Sighting] = {}
@@ -97,7 +97,7 @@ class Rulings:
             if self._ruled(key) is None:
                 self.windows_unreadable += count
 
-    def _ruled(self, key: bytes) -> _Known | None:
+    def _ruled(self, key: bytes) -> _KnownProtocol | None:
         """The protocol of this key, ruled on where it was never met before; None where the key cannot be read."""
         if key in self._known or key in self.unreadable:
             return self._known.get(key)
@@ -112,13 +112,13 @@ class Rulings:
             if (ruling := judge(protocol))
         }
         self._keys[protocol] = key
-        known = self._known[key] = _Known(protocol, rulings)
+        known = self._known[key] = _KnownProtocol(protocol, rulings)
         self._rule_on_cycles(known)
         if any(ruling.verdict in _FOUND for ruling in known.rulings.values()):
             self.wrong.add(key)
         return known
 
-    def _rule_on_cycles(self, known: _Known) -> None:
+    def _rule_on_cycles(self, known: _KnownProtocol) -> None:
         """L2 looks at all protocols so far: the one that closes a cycle is the one that violates it."""
         cycle = self._graph.add(known.protocol)
         if cycle is None:
@@ -207,7 +207,7 @@ class Rulings:
             "stack": list(sighting.stack),
         }
 
-    def lock_graph(self) -> list[Nested]:
+    def lock_graph(self) -> list[LockNesting]:
         """The classes' edges in the order in which they were met, each window counted once per edge and mode."""
         modes, functions, closed = (
             defaultdict[Edge, Counter[str]](Counter),
@@ -223,7 +223,9 @@ class Rulings:
         found = []
         for edge, first in self._graph.first.items():
             stack = self._sightings.get(self._keys[first], Sighting()).stack
-            found.append(Nested(*edge, modes[edge], functions[edge], first, stack, edge in closed))
+            found.append(
+                LockNesting(*edge, modes[edge], functions[edge], first, stack, edge in closed)
+            )
         return found
 
     @property
@@ -231,10 +233,10 @@ class Rulings:
         """All windows counted so far."""
         return self._counts.total()
 
-    def protocols(self) -> list[Ruled]:
+    def protocols(self) -> list[ProtocolVerdict]:
         """Every protocol counted so far, with its windows and how it was ruled on."""
         return [
-            Ruled(known.protocol, self._counts[key], dict(known.rulings))
+            ProtocolVerdict(known.protocol, self._counts[key], dict(known.rulings))
             for key, known in self._known.items()
             if self._counts[key]
         ]

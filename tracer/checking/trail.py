@@ -13,11 +13,11 @@ from typing import Any
 from tracer.errors import RmapdError
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.kernel.symbolizer import Symbols
-from tracer.memory.entries import Answer
+from tracer.memory.entries import FoundEntry
 from tracer.protocol.codec import Encoding
 from tracer.protocol.model import Protocol, Visit, Walker
 from tracer.protocol.text import text
-from tracer.tables.records import Books, Event, Row
+from tracer.tables.records import Event, Records, Row
 from tracer.tables.windows import Flight, Recorded, Windows
 
 _MOST_CHANGES, _MOST_WALKS = 24, 8
@@ -39,7 +39,7 @@ class Trail:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TrailEntry:
     """What a migration entry is tied to. folios: source and destination; brought: the destination, where the second walk came; visited: did
     the second walk come here (None: it cannot be told)."""
 
@@ -73,15 +73,19 @@ class Entry:
 
 
 def entry_of(
-    row: Row, answers: Iterable[Answer], visited: bool | None, locks: Collection[int], since_ns: int
-) -> Entry:
+    row: Row,
+    answers: Iterable[FoundEntry],
+    visited: bool | None,
+    locks: Collection[int],
+    since_ns: int,
+) -> TrailEntry:
     """A row of the ledger, and where its entries are now."""
     places = [(answer.addr, answer.addr + 1) for answer in answers]
     ranges = [(known.vm_start, known.vm_end) for known in row.visited.values() if known.vm_end]
     brought = {known.to for known in row.visited.values()} - {0}
     folios = ({known.folio for known in row.visited.values()} | brought) - {0}
     mms = {answer.mm.mm for answer in answers} | {*row.visited}
-    return Entry(
+    return TrailEntry(
         since_ns,
         row.tid,
         mms,
@@ -99,7 +103,7 @@ class Trails:
     def __init__(
         self,
         windows: Windows,
-        books: Books,
+        books: Records,
         symbols: Symbols,
         encoding: Encoding,
         rule: Callable[[bytes], Mapping[str, Ruling]],
@@ -135,7 +139,7 @@ class Trails:
         note = _reach(recorded, event.time_ns, before[0].row.end_ns if before else 0)
         return Trail((*steps, last | {"marked": True, "why": why}), note)
 
-    def of_entry(self, entry: Entry, now_ns: int) -> Trail:
+    def of_entry(self, entry: TrailEntry, now_ns: int) -> Trail:
         """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
         around = {*entry.mms, *entry.folios, *entry.locks} - {0}
         recorded, born = (
@@ -166,7 +170,7 @@ class Trails:
         return Trail(tuple(steps), " ".join(filter(None, note)))
 
     def _point_at(
-        self, flights: Sequence[Flight], entry: Entry, born: Mapping[int, bytes]
+        self, flights: Sequence[Flight], entry: TrailEntry, born: Mapping[int, bytes]
     ) -> tuple[Flight | None, str]:
         """The window that explains the entry, and in which way; the strongest reason first."""
         for reason in (self._is_ruled, self._moved, self._second_walk):
@@ -175,7 +179,7 @@ class Trails:
                     return flight, why
         return None, ""
 
-    def _is_ruled(self, flight: Flight, entry: Entry, key: bytes) -> str:
+    def _is_ruled(self, flight: Flight, entry: TrailEntry, key: bytes) -> str:
         """A change that broke a rule where the entry is. A walk's own fault is no reason that the entry stayed."""
         wrong = (
             [
@@ -190,7 +194,7 @@ class Trails:
             return ""
         return f"{flight.window}() broke {', '.join(wrong)} {_where(flight, entry)}, after the entry was inserted and before it was missed"
 
-    def _moved(self, flight: Flight, entry: Entry, _key: bytes) -> str:
+    def _moved(self, flight: Flight, entry: TrailEntry, _key: bytes) -> str:
         """A boundary that moved between the walks of an entry that the second one did not come to."""
         r = flight.row
         if (
@@ -202,7 +206,7 @@ class Trails:
             return ""
         return f"{flight.window}() moved a boundary of the entry's VMA between the two walks: they looked for the page in different places"
 
-    def _second_walk(self, flight: Flight, entry: Entry, key: bytes) -> str:
+    def _second_walk(self, flight: Flight, entry: TrailEntry, key: bytes) -> str:
         protocol = self._protocol(key)
         if not protocol or protocol.context.walker is not Walker.REMOVE_MIGRATION:
             return ""
@@ -265,7 +269,7 @@ def ranges(vma: int, seen: Any) -> dict[str, str]:
     return {name: hex(value) for name, value in numbers.items() if value}
 
 
-def _where(flight: Flight, entry: Entry) -> str:
+def _where(flight: Flight, entry: TrailEntry) -> str:
     if entry.overlaps(flight):
         return "on the entry's VMA"
     return (
@@ -297,7 +301,7 @@ def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
     )
 
 
-def _without(entry: Entry, recorded: Recorded, changed: bool) -> str:
+def _without(entry: TrailEntry, recorded: Recorded, changed: bool) -> str:
     """What the trail says where it marks nothing."""
     if max(recorded.changes_ns, recorded.unsampled_ns) > entry.since_ns:
         return "What is not in the recorder may be what explains it."

@@ -17,8 +17,7 @@ from tracer.errors import RmapdError
 from tracer.kernel.running import Kernel
 from tracer.supervision import handed_down
 from tracer.supervision.checkpoint import Left, Memory, read
-from tracer.tables.c_structs import Books as Layouts
-from tracer.tables.c_structs import Layout
+from tracer.tables.c_structs import Layout, Layouts
 
 
 def put_back(layout: Layout, before: bytes, now: bytes) -> bytes:
@@ -52,7 +51,7 @@ class Aftermath(Session):
             self.loaded.maps[name].update(
                 key, put_back(layouts.structs["ledger_row"], value, now) if now else value
             )
-        resume(self.left, self.judge, self.docket.rulings)
+        resume(self.left, self.judge, self.protocol_events.rulings)
         self.judge.read_events([event for at, event in self.left.events if at < self._ring.at])
 
     def _calibrate(self, *_: object) -> str:

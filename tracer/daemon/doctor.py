@@ -22,11 +22,16 @@ def examine(session: Session) -> dict[str, Any]:
             "kprobes": kernel.kprobe_refused or "yes",
             "page-table levels": "5" if kernel.five_level_paging else "4",
             "page-table oracle": "calibrated"
-            if session.desk.oracle
+            if session.open_cases.oracle
             else f"not calibrated: {session.oracle_reason}",
         },
         "hooks": {
-            h.hook.name: {"stem": h.stem, "state": h.state.value, "how": h.how, "reason": h.reason}
+            h.hook.name: {
+                "probe_object": h.probe_object,
+                "state": h.state.value,
+                "how": h.how,
+                "reason": h.reason,
+            }
             for h in session.loaded.hooks
         },
         "invariants": {

@@ -25,19 +25,19 @@ from tracer.process import children
 from tracer.report import terminal
 from tracer.report.junit import as_junit
 from tracer.report.ktap import as_ktap
-from tracer.report.timeline import Pulse
+from tracer.report.timeline import TimelineSampler
 from tracer.results import json_form
 from tracer.results.snapshot import Snapshot
 from tracer.supervision.checkpoint import Memory, read
 from tracer.supervision.command import FAILED, JUDGE_DIED, Outcome
-from tracer.supervision.exec_order import Order, bare
-from tracer.supervision.supervisor import Line
+from tracer.supervision.exec_order import ExecOrder, bare
+from tracer.supervision.supervisor import SupervisorLine
 
 _TURN_SECONDS = 0.2
 _ELSEWHERE = "the same with --format json or ktap, to a file on another file system"
 
 
-def in_judge(order: Order, memory: Memory, line: Line) -> NoReturn:
+def in_judge(order: ExecOrder, memory: Memory, line: SupervisorLine) -> NoReturn:
     """All that the judge does in its life."""
     code = FAILED
     try:
@@ -54,8 +54,8 @@ def in_judge(order: Order, memory: Memory, line: Line) -> NoReturn:
         os._exit(code)
 
 
-def _judge(order: Order, memory: Memory, line: Line) -> int:
-    pulse, supervisor = Pulse(), os.getppid()
+def _judge(order: ExecOrder, memory: Memory, line: SupervisorLine) -> int:
+    pulse, supervisor = TimelineSampler(), os.getppid()
     with Session(order.config, running_kernel(), memory=memory) as session:
         pulse.add(*session.totals())
         children.die_with_parent(0, supervisor)  # from here on there is something to report
@@ -83,16 +83,16 @@ def _judge(order: Order, memory: Memory, line: Line) -> int:
         return _write(order, session.snapshot(), outcome, pulse)
 
 
-def after_death(order: Order, memory: Memory, outcome: Outcome) -> int:
+def after_death(order: ExecOrder, memory: Memory, outcome: Outcome) -> int:
     """The judge has died: judge what the kernel's books still have, from where it was, and report."""
-    pulse = Pulse()
+    pulse = TimelineSampler()
     with aftermath(order.config, memory) as session:
         session.stop()
         pulse.add(*session.totals(), last=True)
         return _write(order, session.snapshot(), outcome, pulse, {"not_kept": memory.not_kept})
 
 
-def from_log(order: Order, memory: Memory, outcome: Outcome) -> int:
+def from_log(order: ExecOrder, memory: Memory, outcome: Outcome) -> int:
     """The judge has died, and so has who judged after it: what the judge had found."""
     state = read(memory).state
     found = bare(outcome) | {
@@ -113,10 +113,10 @@ def from_log(order: Order, memory: Memory, outcome: Outcome) -> int:
 
 
 def _write(
-    order: Order,
+    order: ExecOrder,
     snapshot: Snapshot,
     outcome: Outcome,
-    pulse: Pulse,
+    pulse: TimelineSampler,
     more: Mapping[str, Any] | None = None,
 ) -> int:
     """Print, write the files, and the exit code."""
@@ -148,7 +148,7 @@ def _write(
     return code
 
 
-def _put(order: Order, as_json: str, text: str, junit: str = "") -> None:
+def _put(order: ExecOrder, as_json: str, text: str, junit: str = "") -> None:
     """What cannot be written here may be written there. A reader that has gone away is no fault."""
     try:
         click.echo(text, nl=False)

@@ -20,7 +20,7 @@ from tracer.supervision.command import (
     Outcome,
     signal_name,
 )
-from tracer.supervision.exec_order import Order, bare
+from tracer.supervision.exec_order import ExecOrder, bare
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _TURN_SECONDS = 0.5
@@ -32,7 +32,7 @@ def exit_code(code: int) -> int:
     return FAILED if code in (TEMPORARY, DEFECT) else code
 
 
-def run(order: Order) -> int:
+def run(order: ExecOrder) -> int:
     """The exit code of the contract. Signals are taken from here on. Raises RmapdError."""
     signals = supervisor.Signals(*_SIGNALS)
     for path, what in ((order.report, "the report"), (order.junit, "the JUnit file")):
@@ -52,7 +52,7 @@ class _Run:
     """The supervisor's side of one run."""
 
     def __init__(
-        self, order: Order, signals: supervisor.Signals, watched: supervisor.Watched
+        self, order: ExecOrder, signals: supervisor.Signals, watched: supervisor.Watched
     ) -> None:
         self._order, self._signals, self._watched = order, signals, watched
         self._command = Command(order.command, order.grace)

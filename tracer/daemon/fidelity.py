@@ -9,33 +9,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from tracer.attach.attached import Loaded
+from tracer.attach.attached import AttachedProbes
 from tracer.attach.plan import State
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor
 from tracer.invariants.base import Coverage, Invariant
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 from tracer.tables.windows import Windows
 
 log = logging.getLogger("rmapd")
 
-WINDOW_STEMS = ("vma", "locks", "rmap")
+WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 _UNSAMPLED_COST = 1 / 7
 """What a window that is not booked costs of one that is (tests.bench.programs)."""
-_STEMS = {
+_PROBE_OBJECTS = {
     "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
     "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
 }
 
 
-def stems(level: str) -> frozenset[str] | None:
+def probe_objects(level: str) -> frozenset[str] | None:
     """The stems that run at this level; None: all."""
-    return _STEMS.get(level)
+    return _PROBE_OBJECTS.get(level)
 
 
-def runs(stem: str, level: str) -> bool:
-    return level not in _STEMS or stem in _STEMS[level]
+def runs(probe_object: str, level: str) -> bool:
+    return level not in _PROBE_OBJECTS or probe_object in _PROBE_OBJECTS[level]
 
 
 class Fidelity:
@@ -44,8 +44,8 @@ class Fidelity:
     def __init__(
         self,
         level: str,
-        loaded: Loaded,
-        books: Books,
+        loaded: AttachedProbes,
+        books: Records,
         windows: Windows,
         invariants: Mapping[str, Invariant],
         features: Collection[str],
@@ -81,7 +81,11 @@ class Fidelity:
         found = self._loaded.attached() | self._features
         gone = [hook for hook in self._loaded.hooks if hook.state is State.DETACHED]
         off = {hook.hook.name: hook.reason for hook in gone}
-        of_windows = {hook.hook.name: hook.reason for hook in gone if hook.stem in WINDOW_STEMS}
+        of_windows = {
+            hook.hook.name: hook.reason
+            for hook in gone
+            if hook.probe_object in WINDOW_PROBE_OBJECTS
+        }
         sampled = self._how_sampled() if self._sampled else ""
         self.coverage = {
             name: one.coverage(found, of_windows if one.judge else off, sampled)
@@ -104,7 +108,9 @@ class Fidelity:
 
     def _how_sampled(self) -> str:
         """Empty where no window is seen."""
-        if not any(hook.on and hook.stem in WINDOW_STEMS for hook in self._loaded.hooks):
+        if not any(
+            hook.on and hook.probe_object in WINDOW_PROBE_OBJECTS for hook in self._loaded.hooks
+        ):
             return ""
         return f"windows are sampled: {self._rate:,} outermost ones of a function a second, on each CPU"
 
@@ -128,7 +134,9 @@ class Fidelity:
         return offered
 
     def _attached_at(self, level: str) -> frozenset[str]:
-        return frozenset(h.hook.name for h in self._loaded.hooks if h.on and runs(h.stem, level))
+        return frozenset(
+            h.hook.name for h in self._loaded.hooks if h.on and runs(h.probe_object, level)
+        )
 
     @property
     def changes(self) -> dict[str, int]:
@@ -191,7 +199,11 @@ class Fidelity:
             sum(times.count for times in self._windows.times().values()),
             sum(self._windows.unsampled().values()),
         )
-        names = {hook.hook.name for hook in self._loaded.hooks if hook.stem in WINDOW_STEMS}
+        names = {
+            hook.hook.name
+            for hook in self._loaded.hooks
+            if hook.probe_object in WINDOW_PROBE_OBJECTS
+        }
         in_windows = sum(one.seconds for name, one in statistics.items() if name in names)
         return booked, unsampled, in_windows, sum(one.seconds for one in statistics.values())
 
@@ -202,19 +214,29 @@ class Fidelity:
         spent = dict.fromkeys(levels, 0.0)
         for hook in self._loaded.hooks:
             if hook.hook.name in statistics:
-                lowest = [level for level in levels if runs(hook.stem, level)][-1:] or levels[:1]
+                lowest = [level for level in levels if runs(hook.probe_object, level)][
+                    -1:
+                ] or levels[:1]
                 spent[lowest[0]] += statistics[hook.hook.name].seconds
         return spent
 
     def change(self, level: str, why: str, count: Callable[[], None]) -> list[str]:
         """Attach and detach what differs; why for each hook that the kernel refuses to take again."""
-        every = {hook.stem for hook in self._loaded.hooks}
-        rest = {stem for stem in every if runs(stem, self.level) and not runs(stem, level)}
-        resume = {stem for stem in every if not runs(stem, self.level) and runs(stem, level)}
+        every = {hook.probe_object for hook in self._loaded.hooks}
+        rest = {
+            probe_object
+            for probe_object in every
+            if runs(probe_object, self.level) and not runs(probe_object, level)
+        }
+        resume = {
+            probe_object
+            for probe_object in every
+            if not runs(probe_object, self.level) and runs(probe_object, level)
+        }
         changing = rest | resume
         resampled = self._sampled != (level != LEVELS[0])
         windows, mmap_locks = (
-            resampled or not changing.isdisjoint(WINDOW_STEMS),
+            resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS),
             "mmap_lock" in changing,
         )
         with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):

@@ -13,9 +13,9 @@ from tracer.config import Config
 from tracer.daemon.after_death import Aftermath, aftermath
 from tracer.errors import RmapdError
 from tracer.invariants.verdict import Verdict
-from tracer.outputs.log import Journal
+from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
-from tracer.outputs.sinks import Reaction, open_store
+from tracer.outputs.sinks import Sinks, open_store
 from tracer.process import children
 from tracer.supervision.checkpoint import Memory
 
@@ -74,7 +74,7 @@ def _keep(config: Config, session: Aftermath, how: str) -> int:
         store = open_store(
             config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest
         )
-        with contextlib.closing(Reaction(store, Journal(time.time), Sender(None))) as reaction:
+        with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as reaction:
             reaction.react(tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"
     log.error(

@@ -34,7 +34,7 @@ _TELLING = (
 
 
 @dataclass(frozen=True)
-class Decision:
+class LevelChange:
     """The level to go to, and why in the words of the log."""
 
     level: str
@@ -70,7 +70,7 @@ class Governor:
         """Whether look() would look: what it needs costs something, too."""
         return self._last is None or now - self._last[0] >= self.pace.look
 
-    def look(self, now: float, spent: Mapping[str, float], more: float = 1.0) -> Decision | None:
+    def look(self, now: float, spent: Mapping[str, float], more: float = 1.0) -> LevelChange | None:
         """spent: seconds in programs since they were loaded, by the lowest level that they run at. more: how many times as much they would
         do at the level above, where they do a part of it here."""
         if not self.due(now):
@@ -95,7 +95,9 @@ class Governor:
         factor = self._whole_by_left[-1] if self._whole_by_left else 1.0
         return self.share * (factor or 1.0) * self._more
 
-    def _lower(self, now: float, spent: Mapping[str, float], then: Mapping[str, float]) -> Decision:
+    def _lower(
+        self, now: float, spent: Mapping[str, float], then: Mapping[str, float]
+    ) -> LevelChange:
         whole = sum(spent.values()) - sum(then.values())
         left = whole - (spent.get(self.level, 0.0) - then.get(self.level, 0.0))
         in_vain = now - self._tried < self.pace.rest
@@ -103,18 +105,18 @@ class Governor:
         self._whole_by_left.append(whole / left if left >= _TELLING * whole else None)
         self._go(1, now)
         self.lowered += 1
-        return Decision(
+        return LevelChange(
             self.level,
             f"programs take {self.share:.2%} of the machine's CPU time, the budget is {self.budget:.2%}",
         )
 
-    def _raise(self, now: float) -> Decision:
+    def _raise(self, now: float) -> LevelChange:
         guess = self._guess()
         self._whole_by_left.pop()
         self._go(-1, now)
         self.raised += 1
         self._tried = now
-        return Decision(
+        return LevelChange(
             self.level,
             f"programs would take some {guess:.2%} of the machine's CPU time, the budget is {self.budget:.2%}",
         )

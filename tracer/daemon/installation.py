@@ -67,7 +67,7 @@ def _unimportable(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Probed:
     """Where to look."""
 
     proc: Path = Path("/proc")
@@ -86,7 +86,7 @@ class Machine:
             return ""
 
 
-def examine(machine: Machine, configuration: Callable[[], Config], where: str) -> list[Check]:
+def examine(machine: Probed, configuration: Callable[[], Config], where: str) -> list[Check]:
     """Everything, each check on its own: one that is wrong hides no other."""
     return [
         _bcc(machine),
@@ -102,7 +102,7 @@ def examine(machine: Machine, configuration: Callable[[], Config], where: str) -
     ]
 
 
-def _bcc(machine: Machine) -> Check:
+def _bcc(machine: Probed) -> Check:
     why = machine.unimportable("bcc")
     if not why:
         return Check("bcc", OK, "installed")
@@ -118,7 +118,7 @@ def _configuration(configuration: Callable[[], Config], where: str) -> Check:
     return Check("configuration", OK, f"{where} is valid")
 
 
-def _unit(machine: Machine) -> Check:
+def _unit(machine: Probed) -> Check:
     if not (machine.run / "systemd/system").exists():
         return Check(
             "unit",
@@ -152,7 +152,7 @@ def _unit(machine: Machine) -> Check:
     return Check("unit", NOTE, says, "systemctl enable --now rmapd")
 
 
-def _state(machine: Machine) -> Check:
+def _state(machine: Probed) -> Check:
     if not machine.state.exists():
         return Check(
             "state directory",
@@ -169,7 +169,7 @@ def _state(machine: Machine) -> Check:
     return Check("state directory", OK, f"{machine.state} can be written")
 
 
-def _capabilities(machine: Machine) -> Check:
+def _capabilities(machine: Probed) -> Check:
     """Attaching takes CAP_SYS_ADMIN, or CAP_BPF and CAP_PERFMON; to see all, CAP_SYS_ADMIN and CAP_SYSLOG."""
     held = effective(machine.text(machine.proc / "self/status"))
     if why := cannot_attach(held):
@@ -199,7 +199,7 @@ def cannot_attach(held: int) -> str:
     return f"{' and '.join(missing)} missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN instead of both)"
 
 
-def _types(machine: Machine) -> Check:
+def _types(machine: Probed) -> Check:
     if (machine.sys / "kernel/btf/vmlinux").exists():
         return Check("BTF", OK, "the kernel describes its types")
     return Check(
@@ -210,7 +210,7 @@ def _types(machine: Machine) -> Check:
     )
 
 
-def _kernel_settings(machine: Machine) -> Iterator[Check]:
+def _kernel_settings(machine: Probed) -> Iterator[Check]:
     lockdown = machine.text(machine.sys / "kernel/security/lockdown")
     if "[confidentiality]" in lockdown:
         yield Check(
@@ -253,7 +253,7 @@ def _kernel_settings(machine: Machine) -> Iterator[Check]:
         yield Check("debugfs", NOTE, says, "mount -t debugfs nodev /sys/kernel/debug")
 
 
-def _seccomp(machine: Machine) -> Check:
+def _seccomp(machine: Probed) -> Check:
     if why := machine.unimportable("seccomp"):
         return Check(
             "seccomp", NOTE, f"no filter of rmapd's own: {why}", "apt-get install python3-seccomp"
@@ -261,7 +261,7 @@ def _seccomp(machine: Machine) -> Check:
     return Check("seccomp", OK, "libseccomp for Python is installed")
 
 
-def _user(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Check]:
+def _user(machine: Probed, configuration: Callable[[], Config]) -> Iterator[Check]:
     try:
         name = configuration().user
     except RmapdError:
@@ -273,7 +273,7 @@ def _user(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Che
         yield Check("user", NOTE, says, "make install, or the Debian package")
 
 
-def _otlp(machine: Machine, configuration: Callable[[], Config]) -> Iterator[Check]:
+def _otlp(machine: Probed, configuration: Callable[[], Config]) -> Iterator[Check]:
     try:
         endpoint = configuration().otlp_endpoint
     except RmapdError:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tracer.attach.attached import Loaded
+from tracer.attach.attached import AttachedProbes
 from tracer.bpf.maps import Table, possible_cpus
-from tracer.checking.checker import Judge
-from tracer.checking.protocol_verdicts import Rulings
+from tracer.checking.checker import Checker
+from tracer.checking.protocol_verdicts import ProtocolVerdicts
 from tracer.daemon.fidelity import Fidelity
-from tracer.supervision.checkpoint import Checkpoint, Left, Memory, State, Undoable
+from tracer.supervision.checkpoint import Checkpoint, CheckpointState, Left, Memory, Undoable
 from tracer.supervision.handed_down import HandedDown
 
 _SETTLED = ("ledger", "frozen")
@@ -24,7 +24,7 @@ class Recorder:
 
     _checkpoint: Checkpoint | None
 
-    def tables(self, loaded: Loaded) -> dict[str, Table]:
+    def tables(self, loaded: AttachedProbes) -> dict[str, Table]:
         """The maps, those whose rows are settled with a note of each."""
         tables = dict[str, Table](loaded.maps)
         if self._memory:
@@ -43,25 +43,25 @@ class Recorder:
         if self._checkpoint:
             self._checkpoint.note_event(at, event)
 
-    def bind(self, judge: Judge, rulings: Rulings, fidelity: Fidelity) -> None:
-        def look() -> State:
-            tally, desk = judge.tally, judge.desk
-            return State(
+    def bind(self, judge: Checker, rulings: ProtocolVerdicts, fidelity: Fidelity) -> None:
+        def look() -> CheckpointState:
+            tally, open_cases = judge.tally, judge.open_cases
+            return CheckpointState(
                 level=fidelity.level,
                 checks=[(*which, count) for which, count in tally.checks.items()],
                 rest=[(*which, count) for which, count in tally.rest.items()],
                 violations=dict(tally.violations),
-                answers=dict(desk.answers),
+                answers=dict(open_cases.answers),
                 entries=list(judge.entries.items()),
-                held=desk.held_rows(),
+                held=open_cases.held_rows(),
                 late=judge.late.state,
-                sweeps=desk.sweeps,
+                sweeps=open_cases.sweeps,
                 run=self.run,
             )
 
         if self._memory:
             self._checkpoint = Checkpoint(
-                self._memory, look, rulings.moved, lambda: judge.desk.proven
+                self._memory, look, rulings.moved, lambda: judge.open_cases.proven
             )
 
     def begin(self, handed_down: HandedDown) -> None:
@@ -80,15 +80,15 @@ class Recorder:
             self._memory.beat()
 
 
-def resume(left: Left, judge: Judge, rulings: Rulings) -> None:
+def resume(left: Left, judge: Checker, rulings: ProtocolVerdicts) -> None:
     """Go on from where another judge was."""
-    state, tally, desk = left.state, judge.tally, judge.desk
+    state, tally, open_cases = left.state, judge.tally, judge.open_cases
     tally.checks.update({(invariant, verdict): count for invariant, verdict, count in state.checks})
     tally.rest.update({(invariant, verdict): count for invariant, verdict, count in state.rest})
     tally.violations |= state.violations
     rulings.resume(state.protocols)
-    desk.answers.update(state.answers)
+    open_cases.answers.update(state.answers)
     judge.entries.update(dict(state.entries))
     judge.late.resume(*state.late)
-    desk.open("M1", state.held)
-    desk.sweeps, desk.proven = state.sweeps, set(state.proven)
+    open_cases.open("M1", state.held)
+    open_cases.sweeps, open_cases.proven = state.sweeps, set(state.proven)

@@ -23,13 +23,13 @@ from tracer.errors import RmapdError
 from tracer.invariants.base import Coverage
 from tracer.invariants.verdict import Verdict
 from tracer.outputs import otlp
-from tracer.outputs.log import Journal
-from tracer.outputs.sinks import Reaction, open_store
+from tracer.outputs.log import FindingLog
+from tracer.outputs.sinks import Sinks, open_store
 from tracer.process import privileges
 from tracer.process.lock_and_signals import ReloadSignal, StopSignal
-from tracer.process.sd_notify import Supervisor, taken_back
-from tracer.results.history import Point
-from tracer.results.latest import Current
+from tracer.process.sd_notify import SystemdNotifier, taken_back
+from tracer.results.history import HistoryPoint
+from tracer.results.latest import LatestSnapshot
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import entries
 from tracer.results.standing_facts import standing
@@ -50,7 +50,7 @@ class Asked:
 
 def serve(config: Config, asked: Asked, duration: float | None, judge: Supervised) -> None:
     """Run until a signal or for `duration` seconds. The port is taken before anything is attached."""
-    current, supervisor, kernel = Current(), Supervisor(), running_kernel()
+    current, supervisor, kernel = LatestSnapshot(), SystemdNotifier(), running_kernel()
     _take_back(config, supervisor)
     access = Access(Path(config.web_config) if config.web_config else None)
     for concern in access.concerns(config.address[0]):
@@ -63,7 +63,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         otlp.sender(config.otlp_endpoint, config.otlp_timeout_seconds, kernel.release) as collector,
         Server(config.address, Application(current), access) as server,
         contextlib.closing(
-            Reaction(open_store(config, kernel.release, who), Journal(time.time), collector)
+            Sinks(open_store(config, kernel.release, who), FindingLog(time.time), collector)
         ) as reaction,
         Session(config, kernel, memory=judge.memory) as session,
     ):
@@ -149,7 +149,7 @@ def _foresee(asked: Asked, access: Access) -> None:
         log.warning("SIGHUP would not change who may read: %s", why)
 
 
-def _take_back(config: Config, supervisor: Supervisor) -> None:
+def _take_back(config: Config, supervisor: SystemdNotifier) -> None:
     """What the last run left when it died, if systemd kept it: before anything begins anew."""
     if kept := taken_back():
         keep_from_systemd(config, kept)
@@ -171,7 +171,7 @@ def _reload(session: Session, configuration: Callable[[], Config]) -> None:
     )
 
 
-def _in_a_line(s: Snapshot, points: Sequence[Point] = ()) -> str:
+def _in_a_line(s: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
     """For `systemctl status`."""
     covered = sum(level is not Coverage.NONE for level, _ in s.coverage.values())
     found = f"{s.total(Verdict.VIOLATED)} violated, {s.total(Verdict.SUSPECT)} suspect of {sum(s.checks.values())} checks"
@@ -222,7 +222,7 @@ def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot, Sequence[Point]], None]]:
+def _status(where: str) -> Iterator[Callable[[Snapshot, Snapshot, Sequence[HistoryPoint]], None]]:
     """A table that redraws itself; only on a terminal."""
     from rich.live import Live
 

@@ -22,14 +22,14 @@ from tracer.attach.liveness import Watch
 from tracer.bpf import programs as program
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program
-from tracer.checking.cases import Desk
-from tracer.checking.checker import Judge, Missed
+from tracer.checking.cases import OpenCases
+from tracer.checking.checker import Checker, Missed
 from tracer.checking.findings import ENUMS, Findings
 from tracer.checking.missed_runs import MissedRuns
-from tracer.checking.protocol_events import Docket
+from tracer.checking.protocol_events import ProtocolEvents
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.daemon import required
-from tracer.daemon.fidelity import WINDOW_STEMS, Fidelity, runs, stems
+from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
 from tracer.daemon.governor import Governor, Pace
 from tracer.daemon.recorder import Recorder
 from tracer.invariants.base import Coverage
@@ -45,8 +45,8 @@ from tracer.process.privileges import User
 from tracer.results.snapshot import OF_THE_LEDGER, Snapshot, checks
 from tracer.supervision.checkpoint import Memory
 from tracer.supervision.handed_down import HandedDown
-from tracer.tables.c_structs import Books as Layouts
-from tracer.tables.records import Books
+from tracer.tables.c_structs import Layouts
+from tracer.tables.records import Records
 from tracer.tables.windows import Windows
 
 log = logging.getLogger("rmapd")
@@ -122,9 +122,9 @@ class Session:
             Path(self.config.cache) if self.config.cache else None,
         )
         enums = (*ENUMS, objects.ENUM)
-        order = attach_process.Order(
+        order = attach_process.AttachOrder(
             self._folders,
-            stems(level),
+            probe_objects(level),
             layouts.constants,
             sizes,
             self.config.statistics,
@@ -146,17 +146,17 @@ class Session:
         self.kernel.known_enums |= attached.enums
         self._page_size = attached.page_size
         self.loaded = self._stack.enter_context(attached.loaded)
-        self.books = Books(self.recorder.tables(self.loaded), layouts)
+        self.books = Records(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
-        welcome_ns = int(self.config.welcome_seconds * 1e9)
+        welcome_ns = int(self.config.max_entry_age_seconds * 1e9)
         self.books.set_params(levels=levels, welcome_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
-        self.desk = Desk(
+        self.open_cases = OpenCases(
             self.books,
             oracle,
             levels,
             welcome_ns,
-            int(self.config.patrol_seconds * 1e9),
+            int(self.config.scan_seconds * 1e9),
             self._clock,
         )
         self.windows = Windows(self.loaded.maps, layouts)
@@ -173,29 +173,31 @@ class Session:
         checked = self._fidelity.checked
         self._ruled = [name for name in checked if self.invariants[name].judge]
         symbols = self._symbols = Symbols(self.kernel)
-        seen = objects.Scene(
+        seen = objects.ObjectReader(
             self.loaded.maps,
             next(iter(self.loaded.programs.get("look", [])), None),
             layouts,
             self.kernel,
         )
-        self.docket = Docket(
+        self.protocol_events = ProtocolEvents(
             self.windows, self.books, layouts, symbols, self.invariants, checked, seen
         )
-        findings = Findings(self.books, self.kernel, symbols, self._clock, seen, self.docket.trails)
+        findings = Findings(
+            self.books, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
+        )
         missed = {
             name: MissedRuns(partial(self._missed_runs, *on), self._clock)
             for name, on in _MISSED.items()
         }
-        self.judge = Judge(
+        self.judge = Checker(
             self.books,
-            self.desk,
+            self.open_cases,
             findings,
             welcome_ns,
             self._clock,
             Missed(windows=self._missed, **missed),
             checked,
-            self.docket,
+            self.protocol_events,
         )
         self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._ring = self.loaded.ring("events", self.recorder.note_event)
@@ -205,7 +207,7 @@ class Session:
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         self.watch = Watch(self.loaded.attachments, self._runs)
-        self.recorder.bind(self.judge, self.docket.rulings, self._fidelity)
+        self.recorder.bind(self.judge, self.protocol_events.rulings, self._fidelity)
 
     @property
     def fidelity(self) -> str:
@@ -223,7 +225,12 @@ class Session:
             return levels[:1]
         if self.config.drop_privileges:
             self.loaded.keep(
-                [hook.stem for hook in self.loaded.hooks if not runs(hook.stem, levels[-1])], who
+                [
+                    hook.probe_object
+                    for hook in self.loaded.hooks
+                    if not runs(hook.probe_object, levels[-1])
+                ],
+                who,
             )
         self._fidelity.governor = Governor(levels, self.config.budget, os.cpu_count() or 1, pace)
         return levels
@@ -245,7 +252,7 @@ class Session:
         """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
         changed = self.loaded.mark(self.watch.look())
         for hook in changed:
-            self._changes[hook.stem] += 1
+            self._changes[hook.probe_object] += 1
             log.warning(
                 "hook %s is %s%s",
                 hook.hook.name,
@@ -258,12 +265,14 @@ class Session:
     def _missed(self) -> int:
         """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
         self._look_after_hooks()
-        changes = sum(self._changes[stem] for stem in WINDOW_STEMS)
-        return changes + self.loaded.missed(lambda hook: hook.stem in WINDOW_STEMS)
+        changes = sum(self._changes[probe_object] for probe_object in WINDOW_PROBE_OBJECTS)
+        return changes + self.loaded.missed(lambda hook: hook.probe_object in WINDOW_PROBE_OBJECTS)
 
-    def _missed_runs(self, stem: str, hooks: Collection[str]) -> int:
+    def _missed_runs(self, probe_object: str, hooks: Collection[str]) -> int:
         """Runs left out of these hooks' programs, and how often hooks of this stem were taken away or came back."""
-        return self._changes[stem] + self.loaded.missed(lambda hook: hook.hook.name in hooks)
+        return self._changes[probe_object] + self.loaded.missed(
+            lambda hook: hook.hook.name in hooks
+        )
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = (
@@ -314,12 +323,12 @@ class Session:
         self.config = msgspec.structs.replace(
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
-        welcome_ns = int(config.welcome_seconds * 1e9)
+        welcome_ns = int(config.max_entry_age_seconds * 1e9)
         self.books.set_params(welcome_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
-        self.judge.change(welcome_ns, int(config.patrol_seconds * 1e9))
+        self.judge.change(welcome_ns, int(config.scan_seconds * 1e9))
         return stay
 
     def rehearse(self) -> tuple[object, ...]:
@@ -329,7 +338,7 @@ class Session:
         self.windows.rows()
         ledger = self.loaded.maps.get("ledger")
         taken = ledger.take(bytes(ledger.key_size)) if ledger else None  # no row has this key
-        statistics, oracle, searched = self.snapshot().statistics, self.desk.oracle, False
+        statistics, oracle, searched = self.snapshot().statistics, self.open_cases.oracle, False
         if oracle:
             first = oracle.mms()[:1]  # init's
             searched = (
@@ -348,7 +357,7 @@ class Session:
     def step(self, timeout: float = _TICK_SECONDS) -> bool:
         """Sleep until the kernel, the desk or the clock has work, then do it. True where a tick (once a second) was done."""
         self.recorder.beat()
-        now, due = self._clock(), self.desk.due_ns()
+        now, due = self._clock(), self.open_cases.due_ns()
         until = min(
             self._next_tick_ns,
             due if due is not None else self._next_tick_ns,
@@ -372,7 +381,7 @@ class Session:
         self._next_tick_ns = self._clock() + int(_TICK_SECONDS * 1e9)
         self.judge.tick()
         self._fidelity.doubt(self.judge.doubts())
-        self.desk.patrol()
+        self.open_cases.scan()
         self._fidelity.look(self._clock() / 1e9, self.judge.count_protocols)
         self.recorder.commit()
         return True
@@ -386,7 +395,7 @@ class Session:
         end = self._clock() + int(seconds * 1e9)
         while self._clock() < end:
             self.step(0.02)
-            if not self.desk.cases and not self.judge.outstanding(self.books.counters()):
+            if not self.open_cases.cases and not self.judge.outstanding(self.books.counters()):
                 return
 
     def stop(self) -> None:
@@ -407,7 +416,7 @@ class Session:
             for verdict in Verdict
         }
         totals |= {
-            "windows": self.docket.rulings.windows,
+            "windows": self.protocol_events.rulings.windows,
             "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
@@ -438,14 +447,14 @@ class Session:
             windows_unsampled=self.windows.unsampled(),
             lock_waits=self.windows.waits(),
             lock_holds=self.windows.holds(),
-            protocols=tuple(self.docket.rulings.protocols()),
-            lock_graph=tuple(self.docket.rulings.lock_graph()),
-            unreadable=self.docket.rulings.windows_unreadable,
+            protocols=tuple(self.protocol_events.rulings.protocols()),
+            lock_graph=tuple(self.protocol_events.rulings.lock_graph()),
+            unreadable=self.protocol_events.rulings.windows_unreadable,
             counters=counters,
             entries=dict(self.judge.entries),
             outstanding=outstanding,
             oldest_entry_seconds=oldest,
-            oracle={**self.desk.answers, "sweeps": self.desk.sweeps},
+            oracle={**self.open_cases.answers, "sweeps": self.open_cases.sweeps},
             oracle_reason=self.oracle_reason,
             user_seconds=usage.ru_utime - self._base_user,
             peak_rss_bytes=usage.ru_maxrss * 1024,
@@ -453,5 +462,5 @@ class Session:
             cpus=os.cpu_count() or 1,
             rest=dict(self.judge.tally.rest),
             required=required.required(self.config, self.invariants),
-            age_limit_seconds=self.config.welcome_seconds,
+            age_limit_seconds=self.config.max_entry_age_seconds,
         )

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracer.invariants.verdict import Verdict
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Colour
 from tracer.results.standing_facts import standing
@@ -29,7 +29,7 @@ def warm() -> None:
 
 
 def table(
-    now: Snapshot, before: Snapshot | None, where: str, points: Sequence[Point] = ()
+    now: Snapshot, before: Snapshot | None, where: str, points: Sequence[HistoryPoint] = ()
 ) -> Table:
     """Coverage, counts and rates since the snapshot before."""
     seconds = max(now.running_seconds - before.running_seconds, 1e-9) if before else 1.0

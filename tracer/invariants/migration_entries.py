@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tracer.invariants.base import Invariant
 from tracer.invariants.verdict import Verdict
-from tracer.memory.entries import Answer, Place
+from tracer.memory.entries import FoundEntry, Place
 
 LOOKS = 3
 """How often an entry must be seen with its page unlocked, in fresh walks of a freshly listed mm, to be proven."""
@@ -58,7 +58,7 @@ INVARIANTS = (
     Invariant(
         id="M4",
         title="no migration entry outlives its welcome",
-        claim="A migration entry is gone within welcome_seconds (10 s) of its insertion.",
+        claim="A migration entry is gone within max_entry_age_seconds (10 s) of its insertion.",
         stated="mm/migrate.c: migrate_folio_unmap() to migrate_folio_move() run with the folio locked and every fault on it waiting",
         not_violations="Entries that are in no page table any more. An old entry whose page is still locked is a slow migration: "
         "a suspect.",
@@ -103,7 +103,7 @@ class Case:
     looks: dict[Place, Look] = field(default_factory=dict)
     standing: set[Place] = field(default_factory=set)
     gone: set[Place] = field(default_factory=set)
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[FoundEntry, ...] = ()
 
     def __post_init__(self) -> None:
         self.left = self.size
@@ -119,7 +119,7 @@ class Case:
         page = len(self.pfns), self.pfns.start // len(self.pfns)
         return (self.addr, page), (None, page), (self.addr, None)
 
-    def lacks(self, answers: Iterable[Answer]) -> bool:
+    def lacks(self, answers: Iterable[FoundEntry]) -> bool:
         """Whether fewer were found than may be left, or not everywhere was looked: the others must be looked for elsewhere."""
         first_look = not (self.looks or self.gone)
         return (
@@ -128,7 +128,7 @@ class Case:
             < self.left
         )
 
-    def swept(self, answers: Sequence[Answer], complete: bool) -> None:
+    def swept(self, answers: Sequence[FoundEntry], complete: bool) -> None:
         """A sweep found these of its entries, and they are asked about again where it found them; the others are gone."""
         self.left = pages(a for a in answers if a.left_behind)
         self.answers += tuple(answers)
@@ -141,7 +141,7 @@ class Case:
         )
 
 
-def homes(answer: Answer) -> tuple[list[Home], list[Home], list[Home]]:
+def homes(answer: FoundEntry) -> tuple[list[Home], list[Home], list[Home]]:
     """The Case.homes that a migration entry found somewhere belongs to: as a PTE's, or as part of a PMD's."""
     frames = (1, answer.pfn), (512, answer.pfn // 512)
     return (
@@ -151,21 +151,21 @@ def homes(answer: Answer) -> tuple[list[Home], list[Home], list[Home]]:
     )
 
 
-def pages(answers: Iterable[Answer]) -> int:
+def pages(answers: Iterable[FoundEntry]) -> int:
     """How many pages the entries stand for."""
     return sum(512 if answer.level == 2 else 1 for answer in answers)
 
 
 @dataclass(frozen=True)
-class Decision:
+class CaseDecision:
     """How a case ended. proven: the entries that are left behind, for `violated`."""
 
     verdict: Verdict
     reason: str
-    proven: tuple[Answer, ...] = ()
+    proven: tuple[FoundEntry, ...] = ()
 
 
-def _look(case: Case, answers: Sequence[Answer], now_ns: int) -> None:
+def _look(case: Case, answers: Sequence[FoundEntry], now_ns: int) -> None:
     """Count the looks at which each entry was met without a break; a place that was empty once is another migration's from then on."""
     looks = {}
     for answer in answers:
@@ -181,7 +181,9 @@ def _look(case: Case, answers: Sequence[Answer], now_ns: int) -> None:
     case.looks, case.just_swept = looks, False
 
 
-def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) -> Decision | None:
+def judge(
+    case: Case, answers: Sequence[FoundEntry], now_ns: int, patience_ns: int
+) -> CaseDecision | None:
     """Decide a case from the migration entries found now; None: look again later.
 
     The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that began after the
@@ -201,7 +203,7 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
     proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
     late = now_ns - case.opened_ns >= patience_ns
     if proven and (late or len(proven) == len(ours)):
-        return Decision(
+        return CaseDecision(
             Verdict.VIOLATED,
             "a migration entry is in the page table and its page is not locked",
             proven,
@@ -216,25 +218,27 @@ def judge(case: Case, answers: Sequence[Answer], now_ns: int, patience_ns: int) 
         not case.sweep_complete
     ):  # an mm that died under the sweep leads it astray: the next one may see everything
         return (
-            Decision(
+            CaseDecision(
                 Verdict.UNVERIFIABLE,
                 "not at its address, and no sweep could search every page table",
             )
             if late
             else None
         )
-    return Decision(Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed")
+    return CaseDecision(
+        Verdict.HOLDS, "no page table holds it any more: zapped, or moved and removed"
+    )
 
 
-def _stubborn(case: Case, ours: Sequence[Answer]) -> Decision | None:
+def _stubborn(case: Case, ours: Sequence[FoundEntry]) -> CaseDecision | None:
     """A suspect is what was met in LOOKS looks without a break, and no less."""
     if not case.stubborn:
         return None
     if not any(answer.migration for answer in ours):
-        return Decision(
+        return CaseDecision(
             Verdict.SUSPECT,
             "an entry for this page is there, of a swap type that was never seen inserted",
         )
-    return Decision(
+    return CaseDecision(
         Verdict.SUSPECT, "a migration entry is in the page table and its page stayed locked"
     )

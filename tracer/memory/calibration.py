@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracer.bpf.maps import Runnable, Table
-from tracer.memory.entries import Answer
+from tracer.memory.entries import FoundEntry
 from tracer.memory.page_tables import Oracle
-from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 
 _GUESSES = 1 << 16  # 1 GiB apart: 64 TiB
 _OWN_PAGES = 64
@@ -53,7 +53,7 @@ def calibrate(
     maps: Mapping[str, Table],
     programs: Mapping[str, Runnable],
     oracle: Oracle,
-    books: Books,
+    books: Records,
     layouts: Layouts,
     page_size_of_struct: int,
     address_of: Callable[[str], int],
@@ -116,7 +116,7 @@ def _agrees(oracle: Oracle, mm: int, pgd: int) -> bool:
     )
 
 
-def frame(answer: Answer) -> int:
+def frame(answer: FoundEntry) -> int:
     """The page frame of a present entry, small or huge, at the answer's address."""
     entry, level, addr = answer.entry, answer.level, answer.addr
     span = 1 << (9 * (level - 1))

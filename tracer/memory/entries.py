@@ -11,7 +11,7 @@ Place = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Answer:
+class FoundEntry:
     """What one walk found. lock: None unknown, True locked; stable: the entry did not change around reading the lock."""
 
     mm: Mm

@@ -7,7 +7,7 @@ from typing import Any
 
 from tracer.bpf.maps import Runnable, Table
 from tracer.kernel.running import Kernel
-from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.c_structs import Layouts
 
 ENUM = "pageflags"
 """What a scene names by the kernel's own words."""
@@ -34,7 +34,7 @@ def vm_letters(flags: int) -> str:
     )
 
 
-class Scene:
+class ObjectReader:
     """look() at a VMA and a folio by address. `there` is False where the program is not loaded."""
 
     def __init__(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from tracer.bpf.maps import Readable, Runnable, Table
-from tracer.memory.entries import Answer
-from tracer.tables.c_structs import Books as Layouts
+from tracer.memory.entries import FoundEntry
+from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 
 _MIGRATION_TYPES = (
     3  # SWP_MIGRATION_NUM, include/linux/swap.h: read, read exclusive (from 5.19), write
@@ -31,7 +31,7 @@ _TABLES_FACTOR, _TABLES_PER_MM = (
 class Sweep:
     """All migration entries of all mms; complete: nothing was passed over for lack of room."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[FoundEntry, ...]
     complete: bool
     tables: int
 
@@ -44,7 +44,7 @@ class Oracle:
         maps: Mapping[str, Table],
         programs: Mapping[str, Runnable],
         tasks: Readable | None,
-        books: Books,
+        books: Records,
         layouts: Layouts,
         levels: int,
         page_tables: Callable[[], int],
@@ -90,7 +90,7 @@ class Oracle:
             found.setdefault(mm.mm, mm)
         return list(found.values())
 
-    def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[Answer]:
+    def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[FoundEntry]:
         """Walk to each address, in order."""
         out, table = [], self._maps["queries"]
         for start in range(0, len(questions), table.max_entries):
@@ -105,24 +105,24 @@ class Oracle:
                 )
         return out
 
-    def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[Answer]:
+    def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[FoundEntry]:
         """The migration entries (and possible ones) that stand at these addresses in any of these mms."""
-        questions, out = ((mm, addr) for addr in addresses for mm in mms), list[Answer]()
+        questions, out = ((mm, addr) for addr in addresses for mm in mms), list[FoundEntry]()
         while chunk := list(islice(questions, self._maps["queries"].max_entries)):
             out += [answer for answer in self.ask(chunk) if answer.migration or answer.possible]
         return out
 
-    def _answer(self, mm: Mm, addr: int, raw: bytes) -> Answer:
+    def _answer(self, mm: Mm, addr: int, raw: bytes) -> FoundEntry:
         q = self._query.unpack(raw)
         found = self._found[q.found]
-        return Answer(
+        return FoundEntry(
             mm, addr, found, q.entry, q.level, q.pfn, self._locks.get(q.lock), bool(q.stable)
         )
 
     def sweep(self, mms: Sequence[Mm]) -> Sweep:
         """Search all page tables of these mms. What was the page table of an mm that died meanwhile may lead anywhere: who finds far more
         tables than the kernel has is lost, and gives up."""
-        answers: list[Answer] = []
+        answers: list[FoundEntry] = []
         complete, tables = True, 0
         most = _TABLES_FACTOR * self._page_tables() + _TABLES_PER_MM * len(mms)
         room = max(1, self._maps["uppers"].max_entries // 16)
@@ -141,7 +141,7 @@ class Oracle:
             complete &= whole
         return Sweep(tuple(answers), complete, tables)
 
-    def _sweep_some(self, mms: Sequence[Mm], most: int) -> tuple[list[Answer], bool, int]:
+    def _sweep_some(self, mms: Sequence[Mm], most: int) -> tuple[list[FoundEntry], bool, int]:
         layout, state = self._layouts.structs["table"], self._maps["sweep_state"]
         counts = self._layouts.structs["sweep_state"]
         tops = b"".join(
@@ -150,7 +150,7 @@ class Oracle:
         self._maps["uppers"].load(tops)
         state.update(bytes(4), counts.pack(uppers=len(mms), wanted=self.learn()))
         upper, leaf, tables = self._programs["sweep_upper"], self._programs["sweep_leaf"], 0
-        hits: list[Answer] = []
+        hits: list[FoundEntry] = []
         opened, now = 0, counts.unpack(state.lookup(bytes(4)) or bytes(counts.size))
         while opened < now.uppers and tables + opened <= most:
             stop = min(now.uppers, opened + (self._maps["leaves"].max_entries - now.leaves) // 512)
@@ -169,5 +169,7 @@ class Oracle:
         raw = self._maps["hits"].prefix(now.hits)
         for n in range(now.hits):
             q = self._query.unpack(raw[n * self._query.size : (n + 1) * self._query.size])
-            hits.append(Answer(Mm(q.pgd, 0, 0), q.addr, "FOUND_MIGRATION", q.entry, q.level, q.pfn))
+            hits.append(
+                FoundEntry(Mm(q.pgd, 0, 0), q.addr, "FOUND_MIGRATION", q.entry, q.level, q.pfn)
+            )
         return hits, not now.lost and opened >= now.uppers, tables + opened

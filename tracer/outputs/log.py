@@ -51,7 +51,7 @@ def to_journald(fields: Mapping[str, str], address: str = _SOCKET) -> None:
         out.sendto(datagram(fields), address)
 
 
-class Journal:
+class FindingLog:
     """new() for findings whose signature is new, repeats() once a tick."""
 
     def __init__(

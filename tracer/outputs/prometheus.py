@@ -22,7 +22,7 @@ from tracer.attach.plan import State
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS
 from tracer.invariants.verdict import Verdict
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Standing
 from tracer.results.standing_facts import standing
@@ -49,7 +49,7 @@ class SnapshotCollector(Collector):
     def __init__(
         self,
         current: Callable[[], Snapshot | None],
-        points: Callable[[], Sequence[Point]] = tuple,
+        points: Callable[[], Sequence[HistoryPoint]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._current, self._points, self._clock = current, points, clock
@@ -145,15 +145,15 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         ("hook",),
         runs,
     )
-    missed = Counter({h.stem: 0 for h in s.hooks})
-    for h in s.hooks:  # also of those that were taken away: the count of a stem never falls
-        missed[h.stem] += s.statistics.get(h.hook.name, _NO_RUNS).missed
-    text = "Runs of a stem's BPF programs that the kernel left out because the program was running already."
+    missed = Counter({h.probe_object: 0 for h in s.hooks})
+    for h in s.hooks:  # also of those that were taken away: the count of a probe object never falls
+        missed[h.probe_object] += s.statistics.get(h.hook.name, _NO_RUNS).missed
+    text = "Runs of a probe object's BPF programs that the kernel left out because the program was running already."
     yield _counter(
         "rmapd_probe_missed_runs",
         text,
-        ("stem",),
-        (((stem,), float(count)) for stem, count in missed.items()),
+        ("probe_object",),
+        (((probe_object,), float(count)) for probe_object, count in missed.items()),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 from tracer.invariants.verdict import Finding, Tally
-from tracer.outputs.log import Journal
+from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
 from tracer.outputs.store.database import Foreign
 from tracer.outputs.store.writer import Store
@@ -69,10 +69,10 @@ def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str,
         raise RmapdError(error.what, why=why, hint=error.hint) from error
 
 
-class Reaction:
+class Sinks:
     """The store, the log and the collector of one run."""
 
-    def __init__(self, store: Store | None, journal: Journal, collector: Sender) -> None:
+    def __init__(self, store: Store | None, journal: FindingLog, collector: Sender) -> None:
         self._store, self._journal, self._collector = store, journal, collector
         self._next_run = 0.0
 

@@ -15,7 +15,7 @@ _FDS_AT_ONCE = 200  # SCM_MAX_FD is 253
 _FIRST = 3  # SD_LISTEN_FDS_START
 
 
-class Supervisor:
+class SystemdNotifier:
     """systemd, by NOTIFY_SOCKET; without one, nobody listens and nothing is sent. Only the judging thread may call alive()."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:

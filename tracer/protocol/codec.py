@@ -29,7 +29,7 @@ from tracer.protocol.model import (
     Walker,
     joined,
 )
-from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.c_structs import Layouts
 
 _OWNERS = tuple(Owner)
 _LOCKS, _KINDS, _TREES, _PARTS = tuple(Lock), tuple(Kind), tuple(Tree), tuple(Part)

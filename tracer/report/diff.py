@@ -85,7 +85,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """What a report says of protocols. absent: functions that its kernel does not have, or does not let be probed, with the reason.
     unsampled: windows that were not booked: what is in one run only may be so by chance. why_none: why no window may have been seen."""
 
@@ -118,7 +118,7 @@ class Difference:
     why: str = ""
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> ComparedRun:
     """A report of `rmapd exec --report` or `rmapd protocols --save`. RmapdError where it is none."""
     report = model.as_given(path)
     hooks = {
@@ -131,7 +131,7 @@ def read(path: Path) -> Run:
         for one in report.protocols
     )
     why_none = _why_none(report.fidelity, report.duration_seconds, hooks)
-    return Run(
+    return ComparedRun(
         path.name,
         report.kernel,
         seen,
@@ -152,7 +152,7 @@ def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
     return f"no window ended in its {seconds:.3g} s"
 
 
-def nothing_to_compare(a: Run, b: Run) -> str:
+def nothing_to_compare(a: ComparedRun, b: ComparedRun) -> str:
     """Why two runs cannot be compared: which side has no windows and why, or that no function is in both. Empty where they can be."""
     blind = [run for run in (a, b) if not run.seen]
     if blind:
@@ -167,7 +167,7 @@ def nothing_to_compare(a: Run, b: Run) -> str:
     return f"No function is in both: {a.name} has windows of {own}; {b.name} of {other}."
 
 
-def read_both(a: Path, b: Path) -> tuple[Run, Run]:
+def read_both(a: Path, b: Path) -> tuple[ComparedRun, ComparedRun]:
     """Two reports under names that tell them apart: those of the files, or their whole paths where those are the same."""
     ours, theirs = read(a), read(b)
     return (
@@ -177,13 +177,13 @@ def read_both(a: Path, b: Path) -> tuple[Run, Run]:
     )
 
 
-def compare(a: Run, b: Run) -> list[Difference]:
+def compare(a: ComparedRun, b: ComparedRun) -> list[Difference]:
     """All differences, the most alarming first, then by count."""
     found = [*_only(a, b), *_only(b, a), *_rates(a, b)]
     return sorted(found, key=lambda d: (d.grade, -d.count, d.text))
 
 
-def _only(a: Run, b: Run) -> Iterable[Difference]:
+def _only(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
     """What a has and b has not."""
     known = {one.same for one in b.seen}
     for function in sorted({one.function for one in a.seen}):
@@ -247,7 +247,7 @@ def _nearest(
     return max(others, key=near, default=None)
 
 
-def _grade(one: Seen, nearest: Seen, a: Run, b: Run) -> tuple[Grade, str]:
+def _grade(one: Seen, nearest: Seen, a: ComparedRun, b: ComparedRun) -> tuple[Grade, str]:
     """How the protocol of `a` differs from its nearest of `b`."""
     mine = _comparable(one.protocol.flat(), b.absent, b.classes(one.function))
     theirs = _comparable(nearest.protocol.flat(), a.absent, a.classes(one.function))
@@ -319,7 +319,7 @@ def _acquired(steps: Iterable[Step]) -> list[str]:
     ]
 
 
-def _rates(a: Run, b: Run) -> Iterable[Difference]:
+def _rates(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
     counts = {one.same: one.count for one in b.seen}
     for one in a.seen:
         whole, there = (
@@ -344,7 +344,7 @@ def _rates(a: Run, b: Run) -> Iterable[Difference]:
             )
 
 
-def as_json(a: Run, b: Run, found: Sequence[Difference]) -> dict[str, Any]:
+def as_json(a: ComparedRun, b: ComparedRun, found: Sequence[Difference]) -> dict[str, Any]:
     """For machines."""
     rows = [
         {
@@ -365,7 +365,7 @@ def as_json(a: Run, b: Run, found: Sequence[Difference]) -> dict[str, Any]:
     }
 
 
-def as_text(a: Run, b: Run, found: Sequence[Difference]) -> str:
+def as_text(a: ComparedRun, b: ComparedRun, found: Sequence[Difference]) -> str:
     """For people: what alarms in full, of the rest a line each."""
     alarming = sum(d.grade.alarms for d in found)
     lines = [

@@ -19,9 +19,9 @@ from tracer.outputs.store import reader
 from tracer.printable import shown
 from tracer.report import model
 from tracer.report.alignment import aligned, differences
-from tracer.report.model import Report, Violation
+from tracer.report.model import Report, ReportedViolation
 from tracer.report.nearest import pair
-from tracer.results.evidence import CycleEdge, Entry, Evidence, Folio, Task, Told, Vma
+from tracer.results.evidence import CycleEdge, EntryEvidence, Evidence, Folio, Task, Told, Vma
 
 _ADDRESSED = re.compile(r":| at 0x")
 _PLAIN = ("outer_mm", "inner_mm", "opposite_task", "age_seconds", "entries_outstanding")
@@ -35,7 +35,7 @@ class Known:
     def __init__(self, exact: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         self.exact, self._given = exact, report
         said = shown(exact)
-        self.violation: Violation = msgspec.convert(said, Violation)
+        self.violation: ReportedViolation = msgspec.convert(said, ReportedViolation)
         self.told: Told = self.violation.told
         self.first_seen, self.last_seen = said["first_seen"], said["last_seen"]
 
@@ -255,7 +255,7 @@ def _folio(folio: Folio) -> str:
     return ", ".join(filter(None, words))
 
 
-def _entry(entry: Entry) -> str:
+def _entry(entry: EntryEvidence) -> str:
     lock = {
         True: "its page is locked",
         False: "its page is not locked",
@@ -264,7 +264,7 @@ def _entry(entry: Entry) -> str:
     return f"of {entry.comm}[{entry.tgid}]: {entry.entry}, a migration entry for pfn {entry.pfn}; {lock}"
 
 
-def _entry_parts(entry: Entry) -> Iterable[tuple[str, str]]:
+def _entry_parts(entry: EntryEvidence) -> Iterable[tuple[str, str]]:
     yield "VMA at the first walk", _vma(entry.first_walk)
     yield "VMA now" if entry.vma_now.same else "gone: what is there now", _vma(entry.vma_now)
     yield "folio now", _folio(entry.folio_now)

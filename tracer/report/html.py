@@ -13,7 +13,7 @@ import tracer
 from tracer.report import plots
 from tracer.report.alignment import differences
 from tracer.report.diff import Seen
-from tracer.report.model import Edge, Report, Reported, Violation
+from tracer.report.model import Edge, Report, Reported, ReportedViolation
 from tracer.report.nearest import pair
 from tracer.report.summary import functions, headline, moment, span, tiles
 
@@ -119,7 +119,7 @@ def _step(word: str) -> Markup:
     return Markup('<span class="{}">{}</span>').format(kind, word) if kind else escape(word)
 
 
-def _violation(v: Violation, titles: dict[str, str], reported: Reported) -> dict[str, Any]:
+def _violation(v: ReportedViolation, titles: dict[str, str], reported: Reported) -> dict[str, Any]:
     """With the title of its invariant, and its trail told backwards in time from its last window."""
     ends = [step["time_ns"] for step in v.trail if isinstance(step.get("time_ns"), int)]
     trail = [_step_of_trail(step, max(ends, default=0)) for step in v.trail]

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 from tracer.invariants.verdict import Verdict
 from tracer.printable import printable
+from tracer.report.tap_points import TapPoint, tap_points
 from tracer.report.terminal import violation_text
-from tracer.report.test_points import Point, points
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing_facts import standing
 
@@ -17,7 +17,7 @@ def as_junit(
     s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[Verdict] = (Verdict.VIOLATED,)
 ) -> str:
     """One suite; what is bad is a failure with the text of its violations, what was not decided is skipped."""
-    found = points(s, bad)
+    found = tap_points(s, bad)
     counts = {
         "tests": len(found),
         "failures": sum(bool(p.failed) for p in found),
@@ -56,7 +56,7 @@ def _standing(s: Snapshot) -> list[tuple[str, str]]:
     ]
 
 
-def _case(suite: ET.Element, point: Point) -> None:
+def _case(suite: ET.Element, point: TapPoint) -> None:
     case = ET.SubElement(
         suite, "testcase", classname="rmapd", name=f"{point.id}: {point.title}", time="0"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import tracer
 from tracer.report import plots
 from tracer.report.alignment import aligned
-from tracer.report.model import Histogram, Report, Reported, Run, Violation
+from tracer.report.model import Report, Reported, ReportedHistogram, ReportedViolation, StoredRun
 from tracer.report.nearest import pair
 from tracer.report.summary import functions, headline, moment, span, tiles
 from tracer.report.svg import duration
@@ -73,7 +73,7 @@ def _violations(reported: Reported) -> Iterator[str]:
         yield f"\nAnd {hidden:,} signatures more: rmapd explain tells of each."
 
 
-def _violation(v: Violation, report: Report) -> Iterator[str]:
+def _violation(v: ReportedViolation, report: Report) -> Iterator[str]:
     yield f"\n### {v.invariant} {v.verdict}: {_code(v.function + '()')} × {v.count:,}"
     yield f"\n{_text(v.summary)}"
     task = _code(f"{v.task.get('comm')}[{v.task.get('pid')}]") if v.task else "not known"
@@ -207,14 +207,14 @@ _HISTOGRAMS = (
 
 
 def _row(
-    label: str, histogram: Histogram, say: Callable[[float], str], first: float
+    label: str, histogram: ReportedHistogram, say: Callable[[float], str], first: float
 ) -> tuple[str, ...]:
     some = histogram.some
     spread = (say(some.below(0.5)), say(some.below(0.99))) if some.count else ("", "")
     return _text(label), f"{histogram.count:,}", f"{some.count:,}", *spread, _bars(some, first)
 
 
-def _bars(histogram: Histogram, first: float) -> str:
+def _bars(histogram: ReportedHistogram, first: float) -> str:
     """A block per power of two, from `first` on, as high as its share of the highest."""
     counts = {
         round(bound / first, 6): count
@@ -258,7 +258,7 @@ def _runs(reported: Reported) -> Iterator[str]:
         yield "\nWhat follows is of the last run."
 
 
-def _run(run: Run) -> tuple[str, ...]:
+def _run(run: StoredRun) -> tuple[str, ...]:
     ended = moment(run.ended) if run.ended else "it runs, or was killed"
     return (
         moment(run.started),

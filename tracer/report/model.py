@@ -38,7 +38,7 @@ class Checks(msgspec.Struct, frozen=True):
         return self.holds + self.violated + self.suspect + self.unverifiable
 
 
-class Invariant(msgspec.Struct, frozen=True):
+class ReportedInvariant(msgspec.Struct, frozen=True):
     """An invariant: how far it was checked, and with what verdicts."""
 
     title: str
@@ -47,7 +47,7 @@ class Invariant(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Hook(msgspec.Struct, frozen=True):
+class ReportedHook(msgspec.Struct, frozen=True):
     """A hook of the attach plan on this kernel."""
 
     state: str
@@ -56,7 +56,7 @@ class Hook(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Protocol(msgspec.Struct, frozen=True):
+class ReportedProtocol(msgspec.Struct, frozen=True):
     """A protocol of the table; text, or function, context and steps."""
 
     count: int
@@ -79,7 +79,7 @@ class Protocol(msgspec.Struct, frozen=True):
         return self.text or f"{self.function}[{' '.join(self.context)}]  {self.steps}"
 
 
-class Violation(msgspec.Struct, frozen=True):
+class ReportedViolation(msgspec.Struct, frozen=True):
     """A violation or suspect. hours: how often in each hour, runs: the first and the last run that met it, where a store kept it."""
 
     id: str
@@ -109,7 +109,7 @@ class Violation(msgspec.Struct, frozen=True):
         return told(self)
 
 
-class Histogram(msgspec.Struct, frozen=True):
+class ReportedHistogram(msgspec.Struct, frozen=True):
     """counts[n]: values below bounds[n] and not below the bound before; a bound is twice the one before."""
 
     name: str
@@ -135,7 +135,7 @@ class Histogram(msgspec.Struct, frozen=True):
         return 1e-9 if self.name.endswith("_seconds") else 1.0
 
     @property
-    def some(self) -> Histogram:
+    def some(self) -> ReportedHistogram:
         """Without the values that are 0: the locks that nobody had to wait for."""
         zeros = self.counts[0] if self.bounds and self.bounds[0] <= self.unit else None
         if zeros is None:
@@ -178,7 +178,7 @@ class Edge(msgspec.Struct, frozen=True):
         return sum(self.functions.values())
 
 
-class LockGraph(msgspec.Struct, frozen=True):
+class ReportedLockGraph(msgspec.Struct, frozen=True):
     """The classes met and their edges."""
 
     classes: list[LockClass] = []
@@ -221,7 +221,7 @@ class Overhead(msgspec.Struct, frozen=True):
     rss_bytes: int = 0
 
 
-class Command(msgspec.Struct, frozen=True):
+class ReportedCommand(msgspec.Struct, frozen=True):
     """What exec ran; exit_code is None where it had not ended, and in what a daemon serves."""
 
     argv: list[str] = []
@@ -251,9 +251,9 @@ class Report(msgspec.Struct, frozen=True):
     """A run."""
 
     kernel: str
-    invariants: dict[str, Invariant] = {}
-    protocols: list[Protocol] = []
-    violations: list[Violation] = []
+    invariants: dict[str, ReportedInvariant] = {}
+    protocols: list[ReportedProtocol] = []
+    violations: list[ReportedViolation] = []
     rmapd: str = ""
     fidelity: str = ""
     fidelity_changes: dict[str, int] = {}
@@ -263,12 +263,12 @@ class Report(msgspec.Struct, frozen=True):
     duration_seconds: float = 0.0
     started: Time | None = None
     ended: Time | None = None
-    command: Command = Command()
-    hooks: dict[str, Hook] = {}
+    command: ReportedCommand = ReportedCommand()
+    hooks: dict[str, ReportedHook] = {}
     windows: dict[str, int] = {}
     windows_unsampled: dict[str, int] = {}
-    histograms: list[Histogram] = []
-    lock_graph: LockGraph = LockGraph()
+    histograms: list[ReportedHistogram] = []
+    lock_graph: ReportedLockGraph = ReportedLockGraph()
     timeline: Timeline = Timeline()
     lost: dict[str, int] = {}
     migration: Migration = Migration()
@@ -279,7 +279,7 @@ class Report(msgspec.Struct, frozen=True):
         return sum(getattr(one.checks, verdict) for one in self.invariants.values())
 
 
-class Run(msgspec.Struct, frozen=True):
+class StoredRun(msgspec.Struct, frozen=True):
     """A run as a store knows it; ended is None where it runs, or was killed."""
 
     id: str
@@ -297,16 +297,16 @@ class Reported(msgspec.Struct, frozen=True):
 
     source: str
     report: Report
-    violations: list[Violation]
+    violations: list[ReportedViolation]
     rest: dict[str, int]
-    runs: list[Run] = []
+    runs: list[StoredRun] = []
     silent_seconds: float = 0.0
 
     @property
     def reports(self) -> list[Report]:
         return [run.report for run in self.runs] or [self.report]
 
-    def report_of(self, v: Violation) -> Report:
+    def report_of(self, v: ReportedViolation) -> Report:
         """Of the last run that met it, if it is not forgotten."""
         return next((run.report for run in self.runs if run.id == v.runs.get("last")), self.report)
 
@@ -358,10 +358,10 @@ def of_store(path: Path) -> Reported:
         )
     try:
         runs = [
-            msgspec.convert(shown(run | {"report": run["report"] | {"violations": []}}), Run)
+            msgspec.convert(shown(run | {"report": run["report"] | {"violations": []}}), StoredRun)
             for run in found.runs
         ]
-        violations = msgspec.convert(shown(found.violations), list[Violation])
+        violations = msgspec.convert(shown(found.violations), list[ReportedViolation])
     except (msgspec.ValidationError, TypeError, RecursionError) as error:
         raise RmapdError(
             f"the store {path} has what no rmapd wrote",

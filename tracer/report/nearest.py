@@ -6,10 +6,10 @@ from tracer.errors import RmapdError
 from tracer.protocol.text import parse
 from tracer.report.alignment import nearest
 from tracer.report.diff import Seen
-from tracer.report.model import Report, Violation
+from tracer.report.model import Report, ReportedViolation
 
 
-def pair(v: Violation, report: Report) -> tuple[Seen, Seen] | None:
+def pair(v: ReportedViolation, report: Report) -> tuple[Seen, Seen] | None:
     """What was seen, and the nearest legal protocol of the same function in that run. None where there is none, or where a report of
     another rmapd has a notation that this one does not know."""
     if not v.protocol:

@@ -6,7 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from tracer.report.model import Edge, Histogram, LockGraph, Report, Reported, Violation
+from tracer.report.model import (
+    Edge,
+    Report,
+    Reported,
+    ReportedHistogram,
+    ReportedLockGraph,
+    ReportedViolation,
+)
 from tracer.report.svg import COLOUR, compact, draw, duration, plain
 
 if TYPE_CHECKING:
@@ -136,7 +143,7 @@ def _hours(axes: Axes, reported: Reported) -> None:
     )
 
 
-def _spans(axes: Axes, spans: Sequence[Violation], reported: Reported) -> dict[str, str]:
+def _spans(axes: Axes, spans: Sequence[ReportedViolation], reported: Reported) -> dict[str, str]:
     """A line per signature, from its first to its last sighting, with its name above the line's left end."""
     titles = {}
     for row, v in enumerate(reversed(spans)):
@@ -164,7 +171,7 @@ def _short(function: str) -> str:
     return function if len(function) <= 22 else f"{function[:21]}…"
 
 
-def lifetime(name: str, histogram: Histogram, width: float) -> str:
+def lifetime(name: str, histogram: ReportedHistogram, width: float) -> str:
     """How long migration entries lived."""
 
     def paint(figure: Figure) -> dict[str, str]:
@@ -204,7 +211,7 @@ _BESIDE: dict[float, dict[str, str]] = {
 
 
 def durations(
-    name: str, rows: Sequence[tuple[str, Histogram]], width: float, *, vmas: bool = False
+    name: str, rows: Sequence[tuple[str, ReportedHistogram]], width: float, *, vmas: bool = False
 ) -> str:
     """Histograms one above the other on one axis, each as high as its own highest bar, with count, median and 99th percentile."""
     say: Callable[[float], str] = (lambda value: f"{value:.0f}") if vmas else duration
@@ -247,7 +254,7 @@ def durations(
     )
 
 
-def _said(histogram: Histogram, say: Callable[[float], str]) -> str:
+def _said(histogram: ReportedHistogram, say: Callable[[float], str]) -> str:
     """How many, how long, and for how many it was nothing at all."""
     some = histogram.some
     zeros = "" if some.count == histogram.count else f", {compact(some.count)} not 0"
@@ -259,7 +266,7 @@ def _said(histogram: Histogram, say: Callable[[float], str]) -> str:
 
 def _bars(
     axes: Axes,
-    histogram: Histogram,
+    histogram: ReportedHistogram,
     base: float,
     full: float,
     prefix: str,
@@ -303,7 +310,7 @@ _STEP = 0.72
 """Half the width of a class's box, and from one class to the next."""
 
 
-def lock_graph(name: str, graph: LockGraph, width: float) -> str:
+def lock_graph(name: str, graph: ReportedLockGraph, width: float) -> str:
     """Classes in the documented order, outermost on top. An arrow goes from a lock that is held to the one that is then waited for: down
     on the right as documented, up on the left against the order."""
     classes = sorted(graph.classes, key=lambda one: one.rank)
@@ -402,7 +409,7 @@ def _arrow(axes: Axes, edge: Edge, place: dict[str, float], most: int, gid: str)
     return {gid: f"{edge.taken} taken with {edge.held} held: {modes}"}
 
 
-def histograms(report: Report, name: str) -> list[tuple[str, Histogram]]:
+def histograms(report: Report, name: str) -> list[tuple[str, ReportedHistogram]]:
     """Those of this name, by what tells them apart, the most counted first; none of nothing."""
     found = [one for one in report.histograms if one.name == name and one.count]
     if name.startswith("lock_"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from tracer.report.model import Protocol, Report, Reported
+from tracer.report.model import Report, Reported, ReportedProtocol
 from tracer.results.standing import Facts, listed, stand
 
 
@@ -213,7 +213,7 @@ def span(ns: int) -> str:
 
 def functions(report: Report) -> list[dict[str, Any]]:
     """Protocols by function: what was ruled a violation first, then by windows."""
-    by_function = defaultdict[str, list[Protocol]](list)
+    by_function = defaultdict[str, list[ReportedProtocol]](list)
     for one in report.protocols:
         by_function[one.function].append(one)
     found = []

@@ -8,7 +8,7 @@ from typing import Any
 _MOST = 600
 
 
-class Pulse:
+class TimelineSampler:
     """add() once a second; when there are too many moments, every other one goes and half as many are taken from then on."""
 
     def __init__(self, most: int = _MOST) -> None:

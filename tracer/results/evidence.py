@@ -47,7 +47,7 @@ class Folio(msgspec.Struct, frozen=True):
     pfn: str = ""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class EntryEvidence(msgspec.Struct, frozen=True):
     """A migration entry that was found. locked: whether its page is; None: not known."""
 
     addr: str = ""
@@ -79,10 +79,10 @@ class Culprit(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-class Evidence(Entry, frozen=True):
+class Evidence(EntryEvidence, frozen=True):
     """Of any invariant. An entry's own members where there is one entry; vma and folio are addresses or what was read there."""
 
-    entries: list[Entry] | None = None
+    entries: list[EntryEvidence] | None = None
     mm: str = ""
     vma: Vma | str = Vma()
     folio: Folio | str = Folio()

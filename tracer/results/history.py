@@ -13,7 +13,7 @@ KEPT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class Point:
+class HistoryPoint:
     """Counts since the gate opened, at `seconds` after it did."""
 
     seconds: float
@@ -27,7 +27,7 @@ class Point:
     outstanding: int = 0
 
     @classmethod
-    def of(cls, s: Snapshot) -> Point:
+    def of(cls, s: Snapshot) -> HistoryPoint:
         return cls(
             seconds=s.running_seconds,
             checks={
@@ -43,9 +43,12 @@ class Point:
         )
 
 
-def longer(points: tuple[Point, ...], snapshot: Snapshot) -> tuple[Point, ...]:
+def longer(points: tuple[HistoryPoint, ...], snapshot: Snapshot) -> tuple[HistoryPoint, ...]:
     """The points with this snapshot's, if the last one is old enough, without those that are too old."""
     now = snapshot.running_seconds
     if points and now - points[-1].seconds < STEP_SECONDS:
         return points
-    return (*(point for point in points if now - point.seconds <= KEPT_SECONDS), Point.of(snapshot))
+    return (
+        *(point for point in points if now - point.seconds <= KEPT_SECONDS),
+        HistoryPoint.of(snapshot),
+    )

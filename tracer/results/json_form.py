@@ -10,7 +10,7 @@ import tracer
 from tracer.invariants.lock_order import classes
 from tracer.invariants.verdict import Verdict, Violation
 from tracer.protocol.text import parts, text
-from tracer.results.protocols import Ruled
+from tracer.results.protocols import ProtocolVerdict
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Standing
 from tracer.results.standing_facts import standing
@@ -176,7 +176,7 @@ def _lock_graph(s: Snapshot) -> dict[str, Any]:
     }
 
 
-def protocol_json(ruled: Ruled) -> dict[str, Any]:
+def protocol_json(ruled: ProtocolVerdict) -> dict[str, Any]:
     """One protocol of the table; `text` is what tests and people read and type."""
     head, body = parts(ruled.protocol)
     return {

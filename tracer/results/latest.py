@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tracer.results.history import Point, longer
+from tracer.results.history import HistoryPoint, longer
 from tracer.results.snapshot import Snapshot
 
 _FRESH_SECONDS = 1.0
@@ -15,7 +15,7 @@ _OLD_SECONDS = 10.0
 _PATIENCE_SECONDS = 0.25
 
 
-class Current:
+class LatestSnapshot:
     """One reference, replaced whole by the judging thread; any thread calls it. None until the gate is open. points: of the last
     ten minutes, oldest first.
 
@@ -25,7 +25,7 @@ class Current:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._snapshot: Snapshot | None = None
-        self.points: tuple[Point, ...] = ()
+        self.points: tuple[HistoryPoint, ...] = ()
         self._clock, self._taken, self._gave_up = clock, 0.0, -_FRESH_SECONDS
         self._changed = threading.Condition()
         self.asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -25,7 +25,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Ruled:
+class ProtocolVerdict:
     """A protocol, how many windows were so, and its rulings by invariant."""
 
     protocol: Protocol
@@ -39,7 +39,7 @@ class Ruled:
 
 
 @dataclass(frozen=True)
-class Nested:
+class LockNesting:
     """An edge of the lock graph: windows in which `taken` was waited for with `held` held, by mode of `taken` and by function; the first
     protocol that did so, and its stack."""
 

@@ -9,7 +9,7 @@ from tracer.attach.plan import Planned
 from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage, Invariant
 from tracer.invariants.verdict import Tally, Verdict, Violation
-from tracer.results.protocols import Nested, Ruled
+from tracer.results.protocols import LockNesting, ProtocolVerdict
 from tracer.tables.histogram import Histogram
 
 
@@ -50,8 +50,8 @@ class Snapshot:
     windows_unsampled: Mapping[str, int] = field(default_factory=dict)
     lock_waits: Mapping[str, Histogram] = field(default_factory=dict)
     lock_holds: Mapping[str, Histogram] = field(default_factory=dict)
-    protocols: tuple[Ruled, ...] = ()
-    lock_graph: tuple[Nested, ...] = ()
+    protocols: tuple[ProtocolVerdict, ...] = ()
+    lock_graph: tuple[LockNesting, ...] = ()
     unreadable: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
     entries: Mapping[Verdict, int] = field(default_factory=dict)

@@ -35,7 +35,7 @@ class Colour(enum.StrEnum):
         return float(list(Colour).index(self))
 
 
-class Kind(enum.StrEnum):
+class ReasonKind(enum.StrEnum):
     """What a reason is about: a closed set, for metrics."""
 
     SUSPECT = "suspect"
@@ -98,7 +98,7 @@ class Standing:
 
     colour: Colour
     title: str
-    reasons: Mapping[Kind, str]
+    reasons: Mapping[ReasonKind, str]
     coverage: str
 
     def as_json(self) -> dict[str, object]:
@@ -272,19 +272,19 @@ def _lost(facts: Facts) -> str:
     return f"{sum(lost.values()):,} events were lost, and what they were about is not checked: {tables}."
 
 
-_REASONS: Mapping[Kind, Callable[[Facts], str]] = {
-    Kind.SUSPECT: _suspect,
-    Kind.ENDED_EARLY: _ended_early,
-    Kind.STALE: lambda facts: facts.stale,
-    Kind.GATE: _gate,
-    Kind.NOTHING: _nothing,
-    Kind.COVERAGE: _coverage,
-    Kind.REQUIRED: _required,
-    Kind.FIDELITY: _fidelity,
-    Kind.HOOKS: _hooks,
-    Kind.UNVERIFIABLE: _unverifiable,
-    Kind.OUTSTANDING: _outstanding,
-    Kind.LOST: _lost,
+_REASONS: Mapping[ReasonKind, Callable[[Facts], str]] = {
+    ReasonKind.SUSPECT: _suspect,
+    ReasonKind.ENDED_EARLY: _ended_early,
+    ReasonKind.STALE: lambda facts: facts.stale,
+    ReasonKind.GATE: _gate,
+    ReasonKind.NOTHING: _nothing,
+    ReasonKind.COVERAGE: _coverage,
+    ReasonKind.REQUIRED: _required,
+    ReasonKind.FIDELITY: _fidelity,
+    ReasonKind.HOOKS: _hooks,
+    ReasonKind.UNVERIFIABLE: _unverifiable,
+    ReasonKind.OUTSTANDING: _outstanding,
+    ReasonKind.LOST: _lost,
 }
 """In the order in which they are told: each returns its sentence, or nothing where it does not apply."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tracer.attach.plan import State
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS, Facts, Standing, stand
 
 _MINUTES = 3
 
 
-def standing(s: Snapshot, points: Sequence[Point] = (), age: float | None = None) -> Standing:
+def standing(
+    s: Snapshot, points: Sequence[HistoryPoint] = (), age: float | None = None
+) -> Standing:
     """How it stands. age: seconds since the snapshot was taken, where a daemon answers from it; None: of a run's report."""
     outstanding, unsettled = (s.outstanding, 0) if s.gate_open else (0, s.outstanding)
     changes = s.fidelity_changes
@@ -45,7 +47,7 @@ def _stale(s: Snapshot, age: float | None) -> str:
     return f"The checker has not looked for {age:,.0f} s: what is shown is that old."
 
 
-def _floors(points: Sequence[Point]) -> list[int]:
+def _floors(points: Sequence[HistoryPoint]) -> list[int]:
     """The fewest entries outstanding in each of the last minutes, the oldest minute first; empty before there were so many."""
     if not points or points[-1].seconds - points[0].seconds < 60.0 * _MINUTES:
         return []

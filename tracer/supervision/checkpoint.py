@@ -106,7 +106,7 @@ Proven = tuple[str, tuple[int, int, int, int, int]]
 """(invariant, place) of a violation."""
 
 
-class State(msgspec.Struct, array_like=True):
+class CheckpointState(msgspec.Struct, array_like=True):
     """What is known beside the kernel's books. protocols: windows that were ruled on, by key; proven: places that a violation was found
     at. All of it, or what has changed; gone: what was proven before is forgotten. run: its name in the store; stored: how often each
     violation is counted there, by signature. entries: that were judged, by verdict; held: rows that are in a case and no longer in the
@@ -129,7 +129,7 @@ class State(msgspec.Struct, array_like=True):
     proven: list[Proven] = []
     gone: bool = False
 
-    def add(self, change: State) -> None:
+    def add(self, change: CheckpointState) -> None:
         """Bring it up to date."""
         self.attached = change.attached or self.attached
         self.level = change.level
@@ -162,7 +162,7 @@ class _Taken(msgspec.Struct, array_like=True):
 
 
 class _Record(msgspec.Struct, array_like=True):
-    state: State | None = None
+    state: CheckpointState | None = None
     taken: _Taken | None = None
 
 
@@ -170,7 +170,7 @@ class _Record(msgspec.Struct, array_like=True):
 class Left:
     """What a judge has left behind. rows: (map, key, value) settled since its last state; events: (place in the ring, event)."""
 
-    state: State = field(default_factory=State)
+    state: CheckpointState = field(default_factory=CheckpointState)
     rows: list[tuple[str, bytes, bytes]] = field(default_factory=list)
     events: list[tuple[int, bytes]] = field(default_factory=list)
     not_kept: int = 0
@@ -227,7 +227,7 @@ class Checkpoint:
     def __init__(
         self,
         memory: Memory,
-        look: Callable[[], State],
+        look: Callable[[], CheckpointState],
         moved: Callable[[bool], dict[bytes, int]],
         proven: Callable[[], set[Proven]],
     ) -> None:
@@ -242,7 +242,7 @@ class Checkpoint:
     def begin(self, attached: bytes) -> None:
         """attached: what runs, for who comes after."""
         self._attached = attached
-        self.memory.append(self._encode(_Record(State(attached=attached))))
+        self.memory.append(self._encode(_Record(CheckpointState(attached=attached))))
 
     def note_row(self, name: str, key: bytes, value: bytes) -> None:
         """A row is about to be settled. Only as it was at the last state."""
@@ -291,7 +291,7 @@ class Checkpoint:
         self._noted.clear()
         self._last = record
 
-    def _add_places(self, now: State) -> None:
+    def _add_places(self, now: CheckpointState) -> None:
         proven = self._proven()
         if proven is self._of and len(proven) == len(self._places):
             return

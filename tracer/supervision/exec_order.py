@@ -14,7 +14,7 @@ from tracer.supervision.command import Outcome
 
 
 @dataclass(frozen=True)
-class Order:
+class ExecOrder:
     """What was asked for. violation_code: of what --fail-on names; seconds: timeout for the command, grace from a signal to SIGKILL."""
 
     config: Config

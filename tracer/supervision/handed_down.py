@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tracer.attach.attach_process import Answer
+from tracer.attach.attach_process import AttachResult
 from tracer.bpf.maps import object_name
 
 
@@ -14,7 +14,7 @@ class HandedDown(msgspec.Struct, frozen=True):
     """fds: of what `answer` says, in its order, no link of an attachment among them. started_ns: CLOCK_MONOTONIC.
     oracle_reason: why there is no oracle; empty where it is calibrated. names: of the maps' and programs' descriptors, object_name()."""
 
-    answer: Answer
+    answer: AttachResult
     fds: list[int]
     level: str
     started_ns: int
@@ -23,7 +23,7 @@ class HandedDown(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, answer: Answer, fds: list[int], level: str, started_ns: int, oracle_reason: str
+        cls, answer: AttachResult, fds: list[int], level: str, started_ns: int, oracle_reason: str
     ) -> HandedDown:
         return cls(
             answer, fds, level, started_ns, oracle_reason, list(filter(None, map(object_name, fds)))

@@ -34,14 +34,14 @@ _ASLEEP_SECONDS = 5.0
 _DETACH_SECONDS = 30.0
 
 
-class Line:
+class SupervisorLine:
     """One end of a conversation in messages (msgpack of a kind and what it takes). The descriptor is a number: child.py says why."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
-    def pair(cls) -> tuple[Line, Line]:
+    def pair(cls) -> tuple[SupervisorLine, SupervisorLine]:
         ours, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK
         )
@@ -105,7 +105,7 @@ class Watched:
     """The judge, as its supervisor sees it. finishing: it is about to end by itself, however long that takes."""
 
     def __init__(
-        self, process: int, line: Line, memory: Memory, hang_seconds: float, own: set[int]
+        self, process: int, line: SupervisorLine, memory: Memory, hang_seconds: float, own: set[int]
     ) -> None:
         self.process, self.line, self.memory = process, line, memory
         self.handle = os.pidfd_open(process)
@@ -197,7 +197,7 @@ class Supervised:
 
     memory: Memory
     owner: int
-    line: Line | None = None
+    line: SupervisorLine | None = None
 
     def survive(self) -> None:
         """From here on there is something to lose: end in good order when the supervisor dies. Once more after a change of user, which
@@ -238,9 +238,9 @@ def _open() -> set[int]:
     return found
 
 
-def fork(memory: Memory, hang_seconds: float) -> tuple[Line, Watched | None]:
+def fork(memory: Memory, hang_seconds: float) -> tuple[SupervisorLine, Watched | None]:
     """Two processes from here on: the judge, for whom there is no Watched, and its supervisor."""
-    ours, theirs = Line.pair()
+    ours, theirs = SupervisorLine.pair()
     own, parent = _open(), os.getpid()
     process = children.fork_sharing_files()
     if process:

@@ -79,7 +79,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Books:
+class Layouts:
     """All structs and enumerators of the header."""
 
     structs: dict[str, Layout]
@@ -87,7 +87,7 @@ class Books:
     enums: dict[str, tuple[str, ...]]
 
     @classmethod
-    def read(cls, header: Path) -> Books:
+    def read(cls, header: Path) -> Layouts:
         try:
             return parse(header.read_text(encoding="utf-8"))
         except OSError as error:
@@ -96,7 +96,7 @@ class Books:
             ) from error
 
 
-def parse(text: str) -> Books:
+def parse(text: str) -> Layouts:
     """Parse the header's text."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     constants: dict[str, int] = {}
@@ -107,7 +107,7 @@ def parse(text: str) -> Books:
             enums[name] = _enum(body, constants)
         else:
             structs[name] = _struct(name, body, structs)
-    return Books(structs, constants, enums)
+    return Layouts(structs, constants, enums)
 
 
 def _enum(body: str, constants: dict[str, int]) -> tuple[str, ...]:

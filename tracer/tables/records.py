@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tracer.bpf.maps import Table
-from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.c_structs import Layouts
 from tracer.tables.histogram import Histogram
 from tracer.tables.mm import Mm
 
@@ -113,7 +113,7 @@ class Event:
         return {"pid": self.tid, "tgid": self.tgid, "comm": self.comm} | group
 
 
-class Books:
+class Records:
     """Typed access to the maps. All methods are cheap enough for once a second."""
 
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tracer.bpf.maps import Table
-from tracer.tables.c_structs import Books as Layouts
+from tracer.tables.c_structs import Layouts
 from tracer.tables.histogram import Histogram
 
 _JIFFY_NS = 10_000_000

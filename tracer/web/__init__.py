@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tracer.web.access import Access
 from tracer.web.application import Application, Source
-from tracer.web.http_message import Answer, Ask
+from tracer.web.http_message import Request, Response
 from tracer.web.server import Server
 
-__all__ = ["Access", "Answer", "Application", "Ask", "Server", "Source"]
+__all__ = ["Access", "Application", "Request", "Response", "Server", "Source"]

@@ -11,11 +11,11 @@ from typing import Any
 import tracer
 from tracer.printable import json_text
 from tracer.results import json_form
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Standing
 from tracer.results.standing_facts import standing
-from tracer.web.http_message import JSON, Answer, Ask
+from tracer.web.http_message import JSON, Request, Response
 from tracer.web.search import Query, Search
 
 ROOT = "/api/v1"
@@ -24,13 +24,13 @@ PARTS = ("hooks", "invariants", "windows", "violations", "lost", "migration", "o
 _DESCRIPTION = (Path(__file__).parent / "openapi.json").read_bytes()
 
 
-def answer(data: object, status: int = 200) -> Answer:
-    return Answer(
+def answer(data: object, status: int = 200) -> Response:
+    return Response(
         status, json_text(data, indent=None, separators=(",", ":")).encode() + b"\n", JSON
     )
 
 
-def problem(status: int, what: str) -> Answer:
+def problem(status: int, what: str) -> Response:
     return answer({"error": what}, status)
 
 
@@ -40,7 +40,9 @@ class Api:
     def __init__(self, search: Search) -> None:
         self._search = search
 
-    def __call__(self, ask: Ask, s: Snapshot, points: Sequence[Point], age: float = 0.0) -> Answer:
+    def __call__(
+        self, ask: Request, s: Snapshot, points: Sequence[HistoryPoint], age: float = 0.0
+    ) -> Response:
         """For any path under /api/. age: seconds since the snapshot was taken."""
         path = ask.path.removeprefix(ROOT).strip("/")
         if not ask.path.startswith(ROOT) or (path and not ask.path.startswith(f"{ROOT}/")):
@@ -55,7 +57,7 @@ class Api:
         if path == "protocols":
             return answer(self._search.all_found(s, Query.of(ask.fields)))
         if path == "openapi.json":
-            return Answer(200, _DESCRIPTION, JSON)
+            return Response(200, _DESCRIPTION, JSON)
         if path == "report":
             return answer(self._report(s, standing(s, points, age)))
         if path in ("", "rates"):
@@ -99,7 +101,7 @@ def index(s: Snapshot, stands: Standing) -> dict[str, Any]:
     }
 
 
-def rates(points: Sequence[Point]) -> Mapping[str, Any]:
+def rates(points: Sequence[HistoryPoint]) -> Mapping[str, Any]:
     """Counts over the last ten minutes, every two to ten seconds, in columns; a rate is the difference of two by that of their times."""
     return {
         "seconds": [round(p.seconds, 3) for p in points],

@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
 from tracer.outputs.prometheus import SnapshotCollector
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS, STALLED_SECONDS
 from tracer.web.api import Api, problem
-from tracer.web.http_message import Answer, Ask
+from tracer.web.http_message import Request, Response
 from tracer.web.pages import Pages
 from tracer.web.search import Search
 
@@ -34,7 +34,7 @@ class Source(Protocol):
     """Where the snapshot and the last minutes are read."""
 
     @property
-    def points(self) -> tuple[Point, ...]: ...
+    def points(self) -> tuple[HistoryPoint, ...]: ...
     def __call__(self) -> Snapshot | None: ...
 
 
@@ -49,15 +49,15 @@ class Application:
         search = Search()
         self._pages, self._api = Pages(search, clock), Api(search)
         self._static = {
-            path: Answer(200, (_FOLDER / name).read_bytes(), kind, _FRESH)
+            path: Response(200, (_FOLDER / name).read_bytes(), kind, _FRESH)
             for path, (name, kind) in _STATIC.items()
         }
-        self._kept: dict[tuple[str, ...], Answer] = {}
+        self._kept: dict[tuple[str, ...], Response] = {}
         self._kept_of: Snapshot | None = None
 
-    def __call__(self, ask: Ask) -> Answer:
+    def __call__(self, ask: Request) -> Response:
         if ask.method not in ("GET", "HEAD"):
-            return Answer.say(405, "GET or HEAD only", Allow="GET, HEAD")
+            return Response.say(405, "GET or HEAD only", Allow="GET, HEAD")
         if ask.path in self._static:
             return self._static[ask.path]
         s = self._current()
@@ -65,9 +65,9 @@ class Application:
             return self._healthy(s)
         if ask.path == "/-/ready":
             return (
-                Answer.say(200, "ready")
+                Response.say(200, "ready")
                 if s and s.gate_open
-                else Answer.say(503, "the gate is not open")
+                else Response.say(503, "the gate is not open")
             )
         return self._once(ask, s, lambda: self._make(ask, s))
 
@@ -75,19 +75,19 @@ class Application:
         """Seconds since the snapshot was taken: a new one was just asked for, so an old one means a judging loop that is busy or hangs."""
         return self._clock() - s.taken_seconds if s else 0.0
 
-    def _healthy(self, s: Snapshot | None) -> Answer:
+    def _healthy(self, s: Snapshot | None) -> Response:
         """Not healthy where the judging loop hangs: all answers are from before that."""
         age = self._age(s)
         if s is None or not s.gate_open or age <= STALE_SECONDS:
-            return Answer.say(200, "healthy")
+            return Response.say(200, "healthy")
         said = f"the checker has not looked for {age:,.0f} s"
         return (
-            Answer.say(200, f"healthy, but {said}")
+            Response.say(200, f"healthy, but {said}")
             if age <= STALLED_SECONDS
-            else Answer.say(503, f"not healthy: {said}")
+            else Response.say(503, f"not healthy: {said}")
         )
 
-    def _once(self, ask: Ask, s: Snapshot | None, make: Callable[[], Answer]) -> Answer:
+    def _once(self, ask: Request, s: Snapshot | None, make: Callable[[], Response]) -> Response:
         """From what is kept, or made and kept."""
         if s is not self._kept_of:
             self._kept, self._kept_of = {}, s
@@ -105,7 +105,7 @@ class Application:
             return answer
         return self._kept[key]
 
-    def _keep(self, key: tuple[str, ...], answer: Answer) -> None:
+    def _keep(self, key: tuple[str, ...], answer: Response) -> None:
         """For as long as there is room; the oldest gives way."""
         self._kept[key] = answer
         while (
@@ -114,10 +114,10 @@ class Application:
         ):
             del self._kept[next(iter(self._kept))]
 
-    def _make(self, ask: Ask, s: Snapshot | None) -> Answer:
+    def _make(self, ask: Request, s: Snapshot | None) -> Response:
         if ask.path == "/metrics":
             encode, kind = choose_encoder(ask.headers.get("accept", ""))
-            return Answer(200, encode(self._registry), kind)
+            return Response(200, encode(self._registry), kind)
         if ask.path.startswith("/api"):
             return (
                 self._api(ask, s, self._current.points, self._age(s))

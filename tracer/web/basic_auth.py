@@ -24,7 +24,7 @@ _MOST_REFUSED = 512
 _BCRYPT_BYTES = 72  # bcrypt never looked further; the library now refuses to pretend
 
 
-class Entry(enum.Enum):
+class Admission(enum.Enum):
     """How a login ended."""
 
     YES = enum.auto()
@@ -60,11 +60,11 @@ class Logins:
     def close(self) -> None:
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def enter(self, users: Mapping[str, str], header: str) -> Entry:
+    async def enter(self, users: Mapping[str, str], header: str) -> Admission:
         """Whether this header is a user's. BUSY: too many are asking; the same may be tried again."""
         given = credentials(header)
         if given is None:
-            return Entry.NO
+            return Admission.NO
         user, password = given
         # A name that nobody has takes as long as one that somebody has.
         hashed = users.get(user) or _nobody(users)
@@ -72,21 +72,21 @@ class Logins:
             b"\0".join((user.encode(), hashed.encode(), password)), key=self._secret
         ).digest()
         if hmac.compare_digest(self._good.get(user, b""), key):
-            return Entry.YES
+            return Admission.YES
         if key in self._bad:
-            return Entry.NO
+            return Admission.NO
         if self._waiting >= _MOST_WAITING:
-            return Entry.BUSY
+            return Admission.BUSY
         right = await self._hash(password, hashed)
         if right is None:
-            return Entry.BUSY
+            return Admission.BUSY
         if right and user in users:
             self._good[user] = key
-            return Entry.YES
+            return Admission.YES
         self._bad[key] = None
         while len(self._bad) > _MOST_REFUSED:
             self._bad.popitem(last=False)
-        return Entry.NO
+        return Admission.NO
 
     async def _hash(self, password: bytes, hashed: str) -> bool | None:
         """None where its turn does not come in time."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tracer.results.history import KEPT_SECONDS, Point
+from tracer.results.history import KEPT_SECONDS, HistoryPoint
 
 WIDTH, HEIGHT = 600, 100
 _MARGIN = 4
@@ -16,7 +16,7 @@ _GAP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One rate: its name, its values over time, and the pieces of its line (a hole in time is a hole in the line)."""
 
     name: str
@@ -39,7 +39,7 @@ class Chart:
     title: str
     unit: str
     note: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     top: float
 
     @property
@@ -54,7 +54,7 @@ class Drawn:
     title: str
     unit: str
     note: str
-    lines: tuple[tuple[str, Callable[[Point], float]], ...]
+    lines: tuple[tuple[str, Callable[[HistoryPoint], float]], ...]
     times: float = 1.0
     least_top: float = 1.0
 
@@ -95,7 +95,9 @@ CHARTS = (
 )
 
 
-def rates(points: Sequence[Point], counted: Callable[[Point], float]) -> list[tuple[float, float]]:
+def rates(
+    points: Sequence[HistoryPoint], counted: Callable[[HistoryPoint], float]
+) -> list[tuple[float, float]]:
     """(when, per second) between each point and the next. A count that falls back counts as nothing."""
     return [
         (b.seconds, max(0.0, counted(b) - counted(a)) / (b.seconds - a.seconds))
@@ -105,7 +107,7 @@ def rates(points: Sequence[Point], counted: Callable[[Point], float]) -> list[tu
 
 
 def over(
-    points: Sequence[Point], seconds: float, counted: Callable[[Point], float]
+    points: Sequence[HistoryPoint], seconds: float, counted: Callable[[HistoryPoint], float]
 ) -> float | None:
     """The rate over the last seconds; None where there is only one point."""
     if len(points) < 2:
@@ -123,7 +125,7 @@ def scale(most: float, least: float) -> float:
     return next(power * step for step in (1, 2, 5, 10) if power * step >= most * (1 - 1e-9))
 
 
-def draw(drawn: Drawn, points: Sequence[Point], now: float) -> Chart:
+def draw(drawn: Drawn, points: Sequence[HistoryPoint], now: float) -> Chart:
     """The chart, its right end at `now` (seconds since the gate opened)."""
     series = [
         (name, [(when, value * drawn.times) for when, value in rates(points, counted)])
@@ -133,7 +135,7 @@ def draw(drawn: Drawn, points: Sequence[Point], now: float) -> Chart:
         max((value for _, values in series for _, value in values), default=0.0), drawn.least_top
     )
     lines = tuple(
-        Line(name, tuple(values), tuple(_pieces(values, now, top))) for name, values in series
+        ChartLine(name, tuple(values), tuple(_pieces(values, now, top))) for name, values in series
     )
     return Chart(drawn.title, drawn.unit, drawn.note, lines, top)
 

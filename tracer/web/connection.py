@@ -15,7 +15,7 @@ from typing import Any
 
 import h11
 
-from tracer.web.http_message import SECURE, Answer, Ask
+from tracer.web.http_message import SECURE, Request, Response
 
 MOST_HEADER_BYTES = 16 * 1024
 HANDSHAKE_SECONDS = 5.0
@@ -88,7 +88,7 @@ class Connection:
         else:
             self._client.close()
 
-    async def converse(self, answer: Callable[[Ask, bool], Awaitable[Answer]]) -> None:
+    async def converse(self, answer: Callable[[Request, bool], Awaitable[Response]]) -> None:
         """Until the client closes, breaks the protocol, is too slow, or has asked enough. answer() is told of who asks again in haste."""
         answered_at = -math.inf
         for number in range(MOST_REQUESTS):
@@ -99,7 +99,7 @@ class Connection:
                     ask = await self._ask()
             except h11.RemoteProtocolError as error:
                 await self._refuse(
-                    Answer.say(
+                    Response.say(
                         error.error_status_hint, f"not a request that is answered here: {error}"
                     )
                 )
@@ -132,7 +132,7 @@ class Connection:
                 return event
             await self._read()
 
-    async def _ask(self) -> Ask:
+    async def _ask(self) -> Request:
         """A whole request. A body is refused: nothing here takes one."""
         first = await self._event()
         if not isinstance(first, h11.Request):
@@ -145,9 +145,9 @@ class Connection:
         self._bodiless = first.method == b"HEAD"
         path, _, query = first.target.decode("ascii", "replace").partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in first.headers}
-        return Ask(first.method.decode("ascii", "replace"), path, query, headers)
+        return Request(first.method.decode("ascii", "replace"), path, query, headers)
 
-    async def _refuse(self, answer: Answer) -> None:
+    async def _refuse(self, answer: Response) -> None:
         """Say why, and let a client that is still sending hear it: a socket closed with bytes unread is a reset."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
@@ -158,7 +158,7 @@ class Connection:
                     if not await self._reader.read(_PIECE):
                         return
 
-    async def _send(self, answer: Answer, *, last: bool) -> None:
+    async def _send(self, answer: Response, *, last: bool) -> None:
         """In pieces, so that little is held for a client that reads slowly, and not for long."""
         headers = {name: value for name, value in (SECURE | answer.headers).items() if value}
         headers |= {

@@ -32,7 +32,7 @@ Strict-Transport-Security is left to the operator: it binds every other port of 
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """A request without a body. `headers` by lower-case name."""
 
     method: str
@@ -50,7 +50,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What goes back."""
 
     status: int
@@ -59,7 +59,7 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def say(cls, status: int, text: str, **headers: str) -> Answer:
+    def say(cls, status: int, text: str, **headers: str) -> Response:
         """A line of text."""
         return cls(
             status,
@@ -71,11 +71,11 @@ class Answer:
     def reason(self) -> str:
         return http.HTTPStatus(self.status).phrase
 
-    def packed(self) -> Answer:
+    def packed(self) -> Response:
         """Compressed, where that is worth it."""
         if len(self.body) < _WORTH_PACKING:
             return self
-        return Answer(
+        return Response(
             self.status,
             gzip.compress(self.body, 3, mtime=0),
             self.kind,
@@ -83,4 +83,4 @@ class Answer:
         )
 
 
-Answering = Callable[[Ask], Answer]
+Answering = Callable[[Request], Response]

@@ -16,12 +16,12 @@ import tracer
 from tracer.invariants.verdict import Verdict
 from tracer.printable import printable
 from tracer.results import json_form
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS
 from tracer.results.standing_facts import standing
 from tracer.web import chart
-from tracer.web.http_message import HTML, Answer, Ask
+from tracer.web.http_message import HTML, Request, Response
 from tracer.web.search import RULED, Query, Search
 
 RATE_SECONDS = 60.0
@@ -78,7 +78,9 @@ class Pages:
         ):  # now: the user that the daemon becomes may not be able to read them
             self._templates.get_template(name)
 
-    def __call__(self, ask: Ask, s: Snapshot | None, points: Sequence[Point]) -> Answer:
+    def __call__(
+        self, ask: Request, s: Snapshot | None, points: Sequence[HistoryPoint]
+    ) -> Response:
         if s is None:
             return self._page(
                 503,
@@ -133,7 +135,7 @@ class Pages:
     def _age(self, s: Snapshot) -> float:
         return self._clock() - s.taken_seconds
 
-    def _page(self, status: int, template: str, s: Snapshot | None, **values: Any) -> Answer:
+    def _page(self, status: int, template: str, s: Snapshot | None, **values: Any) -> Response:
         age = self._age(s) if s else 0.0
         common = {
             "s": s,
@@ -142,9 +144,11 @@ class Pages:
             "refresh": "",
         }
         text = self._templates.get_template(template).render(common | values)
-        return Answer(status, text.encode(), HTML, {"Retry-After": "2"} if status == 503 else {})
+        return Response(status, text.encode(), HTML, {"Retry-After": "2"} if status == 503 else {})
 
-    def _overview(self, ask: Ask, s: Snapshot, points: Sequence[Point]) -> dict[str, Any]:
+    def _overview(
+        self, ask: Request, s: Snapshot, points: Sequence[HistoryPoint]
+    ) -> dict[str, Any]:
         refresh = ask.fields.get("refresh", "")
         hooks = sorted(
             (hook for hook in _hooks(s) if hook["seconds"]), key=lambda hook: -hook["seconds"]
@@ -172,7 +176,7 @@ class Pages:
             "hooks_on": sum(hook.on for hook in s.hooks),
         }
 
-    def _protocols(self, ask: Ask, s: Snapshot) -> dict[str, Any]:
+    def _protocols(self, ask: Request, s: Snapshot) -> dict[str, Any]:
         query = Query.of(ask.fields)
         page = self._search.page(s, query)
         asked = {"q": " ".join(query.words), "function": query.function, "ruled": query.ruled}
@@ -204,7 +208,7 @@ def _worst_first(s: Snapshot) -> list[Any]:
     )
 
 
-def _row(s: Snapshot, name: str, points: Sequence[Point]) -> dict[str, Any]:
+def _row(s: Snapshot, name: str, points: Sequence[HistoryPoint]) -> dict[str, Any]:
     """An invariant: coverage, counts, and its checks per second over the last minute."""
     level, reason = s.coverage[name]
     return {
@@ -226,7 +230,7 @@ def _hooks(s: Snapshot) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": hook.hook.name,
-                "stem": hook.stem,
+                "probe_object": hook.probe_object,
                 "state": hook.state.value,
                 "how": hook.how,
                 "reason": hook.reason,
@@ -239,7 +243,9 @@ def _hooks(s: Snapshot) -> list[dict[str, Any]]:
     return rows
 
 
-def _share(points: Sequence[Point], counted: Callable[[Point], float]) -> float | None:
+def _share(
+    points: Sequence[HistoryPoint], counted: Callable[[HistoryPoint], float]
+) -> float | None:
     return chart.over(points, RATE_SECONDS, counted)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tracer.invariants.verdict import Ruling
 from tracer.protocol.model import Protocol
 from tracer.results.json_form import protocol_json
-from tracer.results.protocols import Ruled
+from tracer.results.protocols import ProtocolVerdict
 from tracer.results.snapshot import Snapshot
 
 PAGE = 50
@@ -62,7 +62,7 @@ class Search:
     def _make(
         protocol: Protocol, rulings: tuple[tuple[str, Ruling], ...]
     ) -> tuple[dict[str, Any], str]:
-        made = protocol_json(Ruled(protocol, 0, dict(rulings)))
+        made = protocol_json(ProtocolVerdict(protocol, 0, dict(rulings)))
         return made, f"{made['text']} {made['ascii']}".casefold()
 
     def everything(self, s: Snapshot) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ class Search:
             )
         ]
 
-    def _rows(self, protocols: Iterable[Ruled]) -> Iterable[tuple[dict[str, Any], str]]:
+    def _rows(self, protocols: Iterable[ProtocolVerdict]) -> Iterable[tuple[dict[str, Any], str]]:
         for one in protocols:
             made, text = self._made(one.protocol, tuple(one.rulings.items()))
             yield made | {"count": one.windows}, text

@@ -16,10 +16,10 @@ from typing import Any
 
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.web.access import Access, is_loopback
-from tracer.web.basic_auth import Entry, Logins
+from tracer.web.basic_auth import Admission, Logins
 from tracer.web.connection import Connection, Gone
 from tracer.web.cpu_budget import Budget
-from tracer.web.http_message import SECURE, Answer, Answering, Ask
+from tracer.web.http_message import SECURE, Answering, Request, Response
 from tracer.web.tls import may_enter
 from tracer.web.web_config import Rules
 
@@ -164,41 +164,41 @@ class Server:
             await connection.converse(self._answer)
             await connection.finish()
 
-    async def _answer(self, ask: Ask, hasty: bool) -> Answer:
+    async def _answer(self, ask: Request, hasty: bool) -> Response:
         await self._budget.wait(_FOR_OTHERS_SECONDS if hasty else 0.0)
         self.access.refresh()
         rules = self.access.rules
         answer = await self._refusal(ask, rules) or self._apply(ask)
         return replace(answer, headers={**SECURE, **answer.headers, **rules.headers})
 
-    async def _refusal(self, ask: Ask, rules: Rules) -> Answer | None:
+    async def _refusal(self, ask: Request, rules: Rules) -> Response | None:
         """Why this request is not answered, if it is not."""
         if (
             not rules.asks_who
             and is_loopback(self._host)
             and not _by_address(ask.headers.get("host", ""))
         ):
-            return Answer.say(
+            return Response.say(
                 421,
                 "ask by address or as localhost: any other name may be somebody else's, who points it here",
             )
         if not rules.users:
             return None
         entry = await self._logins.enter(rules.users, ask.headers.get("authorization", ""))
-        if entry is Entry.BUSY:
-            return Answer.say(429, "too many logins at once", Retry_After="2")
+        if entry is Admission.BUSY:
+            return Response.say(429, "too many logins at once", Retry_After="2")
         return (
             None
-            if entry is Entry.YES
-            else Answer.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
+            if entry is Admission.YES
+            else Response.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
         )
 
-    def _apply(self, ask: Ask) -> Answer:
+    def _apply(self, ask: Request) -> Response:
         try:
             return self._application(ask)
         except Exception:
             log.exception("http: %s %s failed", ask.method, ask.path[:200])
-            return Answer.say(500, "rmapd failed to answer this; its log says why")
+            return Response.say(500, "rmapd failed to answer this; its log says why")
 
 
 def _noted(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from tracer.attach.plan import Hook, Planned, Rebuilt, State
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
 
-SHIPPED = {hook.name: hook for path in PROBES.glob("*.toml") for hook in plan.read_stem(path).hook}
+SHIPPED = {
+    hook.name: hook for path in PROBES.glob("*.toml") for hook in plan.read_probe_object(path).hook
+}
 BASE = {"begins": ["vma"], "ends": [], "ends_too": [], "grow": ["vma", "start"], "dup": []}
 
 
@@ -223,7 +225,7 @@ def test_a_beginning_without_the_argument_rebuilds_nothing() -> None:
     assert [way.symbol for way in found.ways] == ["grow", "grow"]
 
 
-def stem(folder: Path, name: str, **more: object) -> None:
+def probe_object(folder: Path, name: str, **more: object) -> None:
     """A stem with one hook, `hook`, and what else is given."""
     hooks = [
         {"name": f"{name}_hook", "candidates": ["raw_tp:exit_mmap"], "note": ""}
@@ -245,16 +247,16 @@ def states(folder: Path) -> dict[str, tuple[State, str]]:
     made = Kernel("new", Btf(kernel_types()), folder, folder)
     return {
         hook.hook.name: (hook.state, hook.reason)
-        for one in plan.make(made, [folder]).stems
+        for one in plan.make(made, [folder]).probe_objects
         for hook in one.hooks
     }
 
 
 def test_a_stem_that_needs_another(tmp_path: Path) -> None:
-    stem(tmp_path, "above", needs="below")
-    stem(tmp_path, "below")
+    probe_object(tmp_path, "above", needs="below")
+    probe_object(tmp_path, "below")
     assert {state for state, _ in states(tmp_path).values()} == {State.READY}
-    stem(tmp_path, "below", hook={"candidates": ["raw_tp:gone"]})
+    probe_object(tmp_path, "below", hook={"candidates": ["raw_tp:gone"]})
     assert states(tmp_path)["above_hook"] == (State.MISSING, "needs the stem below")
     (tmp_path / "below.toml").unlink()
     assert states(tmp_path)["above_hook"] == (State.MISSING, "needs the stem below")
@@ -262,14 +264,14 @@ def test_a_stem_that_needs_another(tmp_path: Path) -> None:
 
 def test_a_hook_that_is_of_no_use_alone(tmp_path: Path) -> None:
     company = {"name": "company", "candidates": ["raw_tp:exit_mmap"], "note": "", "alone": False}
-    stem(tmp_path, "some", hooks=[company])
+    probe_object(tmp_path, "some", hooks=[company])
     assert states(tmp_path)["company"][0] is State.READY
-    stem(tmp_path, "some", hook={"candidates": ["fentry:gone"]}, hooks=[company])
+    probe_object(tmp_path, "some", hook={"candidates": ["fentry:gone"]}, hooks=[company])
     assert states(tmp_path)["company"] == (
         State.MISSING,
         "of no use: none of the functions it goes with can be hooked",
     )
-    stem(tmp_path, "some", hook={"alone": False}, hooks=[company])
+    probe_object(tmp_path, "some", hook={"alone": False}, hooks=[company])
     assert {state for state, _ in states(tmp_path).values()} == {State.MISSING}, (
         "two that need company are none"
     )
@@ -279,9 +281,9 @@ def test_the_windows_of_the_synthetic_kernel() -> None:
     """Every program of the window stems has a way in the tests that run them natively."""
     programs = {
         point.program
-        for stem in attach_plan().stems
-        if stem.name in ("vma", "locks", "rmap")
-        for hook in stem.hooks
+        for probe_object in attach_plan().probe_objects
+        if probe_object.name in ("vma", "locks", "rmap")
+        for hook in probe_object.hooks
         for way in hook.ways
         for point in way.points
     }

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tracer.attach.compile_cache import Cache, Entry, MapShape, compiler_identity
+from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_identity
 
-ENTRY = Entry(
+ENTRY = CacheEntry(
     {"ledger": MapShape(1, 32, 96, 1024, 0), "states": MapShape(29, 4, 8, 0, 1, 2, 3)},
     {"rmapd_walk": b"\x95" + bytes(7)},
     b"\x9f\xeb",

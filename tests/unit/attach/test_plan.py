@@ -154,7 +154,9 @@ def test_a_stem_that_lacks_a_member_costs_its_own_hooks_only(tmp_path: Path) -> 
         'title = "t"\n[types]\n"mm_struct.pgd" = ["mm_struct.dgp"]\n[[hook]]\nname = "h"\ncandidates = ["raw_tp:exit_mmap"]\nnote = ""\n'
     )
     made = plan.make(k, [PROBES, folder])
-    states = {hook.hook.name: hook for stem in made.stems for hook in stem.hooks}
+    states = {
+        hook.hook.name: hook for probe_object in made.probe_objects for hook in probe_object.hooks
+    }
     assert states["h"].state is State.MISSING
     assert "mm_struct.dgp" in states["h"].reason
     assert states["exit_mmap"].state is State.READY
@@ -165,7 +167,11 @@ def test_a_symbol_that_does_not_exist_is_missing_forever(tmp_path: Path) -> None
     """The plan entry of tests/fixtures names one: its absence must cost nothing but itself."""
     k = Kernel("new", Btf(kernel_types()), tmp_path, tmp_path)
     made = plan.make(k, [PROBES, Path(__file__).parents[2] / "fixtures"])
-    states = {hook.hook.name: hook.state for stem in made.stems for hook in stem.hooks}
+    states = {
+        hook.hook.name: hook.state
+        for probe_object in made.probe_objects
+        for hook in probe_object.hooks
+    }
     assert states.pop("never_there") is State.MISSING
     assert State.READY in states.values()
 
@@ -174,14 +180,14 @@ def test_a_symbol_that_does_not_exist_is_missing_forever(tmp_path: Path) -> None
 def test_a_broken_plan_names_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.toml").write_text(text)
     with pytest.raises(RmapdError, match=r"bad\.toml"):
-        plan.read_stem(tmp_path / "bad.toml")
+        plan.read_probe_object(tmp_path / "bad.toml")
 
 
 def test_every_shipped_stem_says_why_its_names_are_what_they_are() -> None:
     for path in sorted(PROBES.glob("*.toml")):
-        stem = plan.read_stem(path)
+        probe_object = plan.read_probe_object(path)
         assert path.with_suffix(".bpf.c").exists()
-        assert all(hook.note for hook in stem.hook)
+        assert all(hook.note for hook in probe_object.hook)
 
 
 def test_five_levels_from_the_flags(tmp_path: Path) -> None:

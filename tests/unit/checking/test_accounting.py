@@ -13,7 +13,7 @@ from tests.support.snapshots import snapshot
 from tests.support.world import MIGRATION_WRITE, World, swap_entry
 from tests.unit.checking.test_ledger_property import _LIMITS, KernelThatMissesRuns
 from tests.unit.checking.test_world import ADDR
-from tracer.attach.plan import Hook, Planned, State, Way
+from tracer.attach.plan import AttachMethod, Hook, Planned, State
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.after_death import put_back
 from tracer.invariants.verdict import Verdict
@@ -42,7 +42,7 @@ class TestARowThatGoesOn:
     @pytest.mark.parametrize("later", [0, 1, 26])
     def test_what_comes_while_its_case_is_open_has_a_verdict_too(self, later: int) -> None:
         world = World(hooks=False)
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         pfn = world.map_page(world.new_mm(), ADDR)
         split(world, pfn, times=5)
         world.tick(2 * 10**9)
@@ -64,7 +64,7 @@ class TestARowThatGoesOn:
         self,
     ) -> None:
         world = World(hooks=False)
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         mm = world.new_mm()
         pfn = world.map_page(mm, ADDR)
         split(world, pfn, times=5)
@@ -75,14 +75,14 @@ class TestARowThatGoesOn:
         court.end()
         world.put(world.slot(mm, ADDR), swap_entry(MIGRATION_WRITE, pfn))
         mm.migrating.add(ADDR)
-        other = Court(world, patrol=True)
+        other = Court(world, scan=True)
         other.end()
         assert court.checks()["M1", Verdict.HOLDS] == 6
         assert other.proven() == {(mm.number, ADDR)}
 
     def test_what_the_kernel_removes_while_the_case_is_open_is_counted_once(self) -> None:
         world = World(hooks=False)
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         pfn = world.map_page(world.new_mm(), ADDR)
         split(world, pfn, times=5)
         world.tick(2 * 10**9)
@@ -98,7 +98,7 @@ class TestEntriesInNoRow:
 
     def lost(self) -> tuple[World, Court]:
         world = World(hooks=False)
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         pfn = world.map_page(world.new_mm(), ADDR)
         split(world, pfn, times=7)
         ledger = world.native.maps["ledger"]
@@ -129,7 +129,7 @@ class TestM4HasOneVerdictOnAnEntry:
     @pytest.mark.parametrize("hooks", [True, False])
     def test_a_late_entry_that_is_removed_after_all(self, hooks: bool) -> None:
         world = World(hooks=hooks)
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         mm, migration = world.new_mm(), world.start(77)
         pfns = world.map_page(mm, ADDR), world.map_page(mm, ADDR + 4096)
         for pfn in pfns:
@@ -148,7 +148,7 @@ class TestM4HasOneVerdictOnAnEntry:
 
     def test_a_late_entry_that_is_left_behind_in_the_end(self) -> None:
         world = World()
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         mm, migration = world.new_mm(), world.start(77)
         pfn = world.map_page(mm, ADDR)
         world.unmap_folio(migration, pfn)
@@ -188,24 +188,24 @@ class TestAfterTheDeathOfAJudge:
 
     def test_rows_in_cases_and_late_removals_go_on(self) -> None:
         world = World(hooks=False)
-        first = Court(world, patrol=False)
+        first = Court(world, scan=False)
         pfn = world.map_page(world.new_mm(), ADDR)
         split(world, pfn, times=5)
         world.tick(2 * 10**9)
         first.tick()
         split(world, pfn, times=3)
         first.work()
-        held = first.desk.held_rows()
+        held = first.open_cases.held_rows()
         while (
             not held
         ):  # until the case of the first five is decided: what came later has a case, and no row
             world.tick(10**9)
             first.work()
-            held = first.desk.held_rows()
-        second = Court(world, patrol=False)
+            held = first.open_cases.held_rows()
+        second = Court(world, scan=False)
         second.entries.update(first.entries)
         second.late.resume(*first.late.state)
-        second.desk.open("M1", held)
+        second.open_cases.open("M1", held)
         second.end()
         assert second.entries[Verdict.HOLDS] == recorded(world) == 8
         assert not second.entries[Verdict.UNVERIFIABLE]
@@ -246,7 +246,7 @@ class Exports(KernelThatMissesRuns):
         self.taken_away ^= {hook}
 
     def now(self) -> Snapshot:
-        way, missed = (Way("raw_tp", "x", ()),), self.world.missed
+        way, missed = (AttachMethod("raw_tp", "x", ()),), self.world.missed
         states = {
             name: State.DETACHED if name in self.taken_away else State.ATTACHED for name in _HOOKS
         }
@@ -265,7 +265,7 @@ class Exports(KernelThatMissesRuns):
             violations={v.first.id: v for v in self.court.tally.violations.values()},
             entries=dict(self.court.entries),
             outstanding=self.court.outstanding(counters),
-            oracle={**self.court.desk.answers, "sweeps": self.court.desk.sweeps},
+            oracle={**self.court.open_cases.answers, "sweeps": self.court.open_cases.sweeps},
         )
 
     @invariant()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tracer.invariants.migration_entries import LOOK_GAP_NS, Case, Decision, judge
+from tracer.invariants.migration_entries import LOOK_GAP_NS, Case, CaseDecision, judge
 from tracer.invariants.verdict import Verdict
-from tracer.memory.entries import Answer
+from tracer.memory.entries import FoundEntry
 from tracer.tables.mm import Mm
 
 MM = Mm(0x1000, 0x2000, 42, "victim", 7)
-LEFT = Answer(
+LEFT = FoundEntry(
     MM, 0x400000, "FOUND_MIGRATION", entry=1 << 63, level=1, pfn=99, locked=False, stable=True
 )
 PATIENCE = 10**10
@@ -20,7 +20,7 @@ def case() -> Case:
     return Case("M1", 0x400000, range(99, 100), 1, opened_ns=0)
 
 
-def looks(c: Case, answers: list[Answer], times: list[int]) -> list[Decision | None]:
+def looks(c: Case, answers: list[FoundEntry], times: list[int]) -> list[CaseDecision | None]:
     return [judge(c, answers, now, PATIENCE) for now in times]
 
 

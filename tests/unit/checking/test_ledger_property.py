@@ -45,7 +45,7 @@ class Kernel(RuleBasedStateMachine):
         self.world = World(4, self.HOOKS, **self.SIZES)
         self.world.mmap_lock = self.MMAP_LOCK
         self.checked, self.slow = Counter[tuple[str, Verdict]](), False
-        self.court = Court(self.world, patrol=self.PATROL)
+        self.court = Court(self.world, scan=self.PATROL)
         self.warm_up(self.world.new_mm())
         self.migrations: list[SimMigration] = []
         self.forks: list[tuple[SimMm, SimMm, list[int]]] = []
@@ -239,7 +239,7 @@ class Kernel(RuleBasedStateMachine):
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
         counters, court = self.world.books.counters(), self.court
         recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
-        outstanding = sum(row.count for row in self.world.books.ledger()) + court.desk.held()
+        outstanding = sum(row.count for row in self.world.books.ledger()) + court.open_cases.held()
         assert recorded == counters["ENTRIES_REMOVED"] + court.entries.total() + outstanding
         checks = court.checks()
         m4 = sum(checks["M4", verdict] for verdict in Verdict) - counters["LEDGER_LOST"]
@@ -252,13 +252,13 @@ class Kernel(RuleBasedStateMachine):
         assert not fallen, "a counter went backwards"
         self.checked = checks
 
-    @rule(patrol=st.booleans())
-    def daemon_looks(self, patrol: bool) -> None:
+    @rule(scan=st.booleans())
+    def daemon_looks(self, scan: bool) -> None:
         """Whatever is proven now is the truth now: the world stands still while the daemon looks."""
         before = len(self.court.judged)
         self.world.tick(6_000_000)
-        if patrol:
-            self.court.desk.patrol(now=True)
+        if scan:
+            self.court.open_cases.scan(now=True)
         self.court.hear()
         proven = {
             (a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven

@@ -150,7 +150,7 @@ class TestAnEndThatWasMissed:
         world.remap_folio(first, pfn, skip=1)
         world.end(first, seen=False)
         world.start(KCOMPACTD)
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         court.end()
         assert court.checks()["M1", Verdict.VIOLATED] == 1
 

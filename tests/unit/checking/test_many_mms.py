@@ -10,7 +10,7 @@ from tests.support.court import Court
 from tests.support.world import PAGE, World
 from tracer.checking import cases
 from tracer.invariants.verdict import Verdict
-from tracer.memory.entries import Answer
+from tracer.memory.entries import FoundEntry
 from tracer.tables.mm import Mm
 
 ADDR = 0x7F0000000000
@@ -32,7 +32,7 @@ def test_questions_are_bounded_and_nothing_is_missed(monkeypatch: pytest.MonkeyP
     court, asked = Court(world), list[int]()
     ask = world.oracle.ask
 
-    def counted(questions: Sequence[tuple[Mm, int]]) -> list[Answer]:
+    def counted(questions: Sequence[tuple[Mm, int]]) -> list[FoundEntry]:
         asked.append(len(questions))
         return ask(questions)
 

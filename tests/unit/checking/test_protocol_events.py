@@ -7,20 +7,20 @@ from collections.abc import Container
 
 from tests.support.box import Box, box
 from tests.support.native import LAYOUTS, synthetic_kernel
-from tracer.checking.protocol_events import Docket
+from tracer.checking.protocol_events import ProtocolEvents
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 
 COUNTERS = dict.fromkeys(LAYOUTS.enums["counter"], 0)
 HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
 
 
-def docket_of(b: Box, checked: Container[str] = ("L4",)) -> Docket:
-    return Docket(
+def docket_of(b: Box, checked: Container[str] = ("L4",)) -> ProtocolEvents:
+    return ProtocolEvents(
         b.windows,
-        Books(b.native.maps, LAYOUTS),
+        Records(b.native.maps, LAYOUTS),
         LAYOUTS,
         Symbols(synthetic_kernel()),
         discover(),
@@ -28,11 +28,11 @@ def docket_of(b: Box, checked: Container[str] = ("L4",)) -> Docket:
     )
 
 
-def hear(docket: Docket, b: Box) -> bool:
+def hear(protocol_events: ProtocolEvents, b: Box) -> bool:
     """Bring it the events; whether one presses."""
     for raw in b.native.events():
-        docket.hear(Books(b.native.maps, LAYOUTS).event(raw), raw)
-    return docket.pressing
+        protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+    return protocol_events.pressing
 
 
 def unlink(b: Box, *, locked: bool) -> None:
@@ -44,35 +44,37 @@ def unlink(b: Box, *, locked: bool) -> None:
 def test_only_what_is_not_well_presses_and_is_counted_at_once() -> None:
     """The rest waits until somebody looks at the whole table."""
     b, tally = box(), Tally()
-    docket = docket_of(b)
+    protocol_events = docket_of(b)
     unlink(b, locked=True)
-    assert not hear(docket, b)
+    assert not hear(protocol_events, b)
     unlink(b, locked=False)
-    assert hear(docket, b)
-    (finding,) = docket.work(tally, COUNTERS, 0, 1.0, whole=False)
+    assert hear(protocol_events, b)
+    (finding,) = protocol_events.work(tally, COUNTERS, 0, 1.0, whole=False)
     assert (finding.invariant, finding.verdict) == ("L4", Verdict.VIOLATED)
     assert tally.checks == {("L4", Verdict.VIOLATED): 1}
     unlink(b, locked=False)
-    assert not hear(docket, b), "a protocol presses once: it has a row"
-    assert docket.work(tally, COUNTERS, 0, 1.0, whole=False) == []
+    assert not hear(protocol_events, b), "a protocol presses once: it has a row"
+    assert protocol_events.work(tally, COUNTERS, 0, 1.0, whole=False) == []
     assert tally.checks == {("L4", Verdict.VIOLATED): 2}
-    docket.work(tally, COUNTERS, 0, 1.0)
+    protocol_events.work(tally, COUNTERS, 0, 1.0)
     assert tally.checks == {("L4", Verdict.VIOLATED): 2, ("L4", Verdict.HOLDS): 1}
 
 
 def test_a_lost_event_is_found_in_the_table_at_the_next_tick() -> None:
     b, tally = box(), Tally()
-    docket = docket_of(b)
+    protocol_events = docket_of(b)
     unlink(b, locked=False)
     b.native.events()
-    assert docket.work(tally, COUNTERS, 0, 1.0, whole=False) == []
-    assert len(docket.work(tally, COUNTERS | {"EVIDENCE_LOST": 1}, 0, 1.0, whole=False)) == 1
+    assert protocol_events.work(tally, COUNTERS, 0, 1.0, whole=False) == []
+    assert (
+        len(protocol_events.work(tally, COUNTERS | {"EVIDENCE_LOST": 1}, 0, 1.0, whole=False)) == 1
+    )
 
 
 def test_losses_make_doubtful_for_two_ticks() -> None:
     """L3 depends on every step; L4, which one moment proves, stays."""
     b, tally = box(), Tally()
-    docket = docket_of(b, ("L3",))
+    protocol_events = docket_of(b, ("L3",))
     lossy = COUNTERS | {"WINDOWS_LOST": 1}
 
     def leaks(counters: dict[str, int], *, tick: bool) -> list[tuple[str, Verdict]]:
@@ -80,10 +82,10 @@ def test_losses_make_doubtful_for_two_ticks() -> None:
         vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", vma.at):
             b.down(b.anon_lock(vma.anon_vma))
-        hear(docket, b)
-        docket.work(tally, counters, 0, 1.0, whole=False)
+        hear(protocol_events, b)
+        protocol_events.work(tally, counters, 0, 1.0, whole=False)
         if tick:
-            docket.tick()
+            protocol_events.tick()
         return list((tally.checks - before).elements())
 
     assert leaks(COUNTERS, tick=True) == [("L3", Verdict.VIOLATED)]
@@ -101,9 +103,9 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
             b.tree(vma, vma.anon_vma, enter=False)
     for book, address in (("stacks", 0x1111), ("flight_stacks", 0x2222)):
         b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
-    docket = docket_of(b)
-    assert hear(docket, b)
-    (finding,) = docket.work(Tally(), COUNTERS, 0, 1.0)
+    protocol_events = docket_of(b)
+    assert hear(protocol_events, b)
+    (finding,) = protocol_events.work(Tally(), COUNTERS, 0, 1.0)
     healthy, broken = (
         "unlink_anon_vmas[anon]  anon↓w anon- anon↑w",
         "unlink_anon_vmas[anon]  anon-(-)",
@@ -118,7 +120,7 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
 
 def test_a_stack_that_found_its_bucket_taken_is_in_the_second_table() -> None:
     b = box()
-    books, rows = Books(b.native.maps, LAYOUTS), b.native.maps["stacks"].max_entries
+    books, rows = Records(b.native.maps, LAYOUTS), b.native.maps["stacks"].max_entries
     for at, address, book in ((7, 0x1111, "stacks"), (rows + 7, 0x2222, "more_stacks")):
         b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
         assert books.stack(at) == [address]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.native import LAYOUTS
-from tracer.checking.protocol_verdicts import Rulings
+from tracer.checking.protocol_verdicts import ProtocolVerdicts
 from tracer.invariants.base import Invariant
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Ruling, Tally, Verdict
@@ -32,8 +32,8 @@ def key(line: str) -> bytes:
     return ENCODING.encode(parse(line))
 
 
-def rulings(checked: list[str] = EVERY) -> Rulings:
-    return Rulings(ENCODING, discover(), checked)
+def rulings(checked: list[str] = EVERY) -> ProtocolVerdicts:
+    return ProtocolVerdicts(ENCODING, discover(), checked)
 
 
 def test_the_same_rows_again_change_nothing() -> None:
@@ -59,7 +59,9 @@ def test_a_protocol_is_judged_once() -> None:
         judged.append(protocol)
         return Ruling(HOLDS)
 
-    court = Rulings(ENCODING, {"X": Invariant("X", "t", "c", "s", "n", "c", judge=judge)}, ["X"])
+    court = ProtocolVerdicts(
+        ENCODING, {"X": Invariant("X", "t", "c", "s", "n", "c", judge=judge)}, ["X"]
+    )
     for count in range(1, 5):
         court.update({key(LEGAL): count, key(LEAK): count})
     assert judged == [parse(LEGAL), parse(LEAK)]

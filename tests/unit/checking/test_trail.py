@@ -12,33 +12,37 @@ from typing import Any
 from tests.support.box import ENCODING, Box, Vma, box
 from tests.support.native import LAYOUTS, synthetic_kernel
 from tests.unit.probes.test_windows import grow
-from tracer.checking.protocol_events import Docket
-from tracer.checking.trail import Entry, Trail, Trails, entry_of
+from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally
 from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine, switches, taint_letters
-from tracer.memory.objects import Scene, vm_letters
-from tracer.tables.records import Books, Row, Visited
+from tracer.memory.objects import ObjectReader, vm_letters
+from tracer.tables.records import Records, Row, Visited
 
 MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 
 
 def trails(b: Box, rules: bool = True) -> Trails:
-    books, kernel = Books(b.native.maps, LAYOUTS), synthetic_kernel()
-    docket = Docket(b.windows, books, LAYOUTS, Symbols(kernel), discover(), set(discover()))
+    books, kernel = Records(b.native.maps, LAYOUTS), synthetic_kernel()
+    protocol_events = ProtocolEvents(
+        b.windows, books, LAYOUTS, Symbols(kernel), discover(), set(discover())
+    )
     return Trails(
         b.windows,
         books,
         Symbols(kernel),
         ENCODING,
-        docket.rulings.rule if rules else lambda _key: {},
+        protocol_events.rulings.rule if rules else lambda _key: {},
     )
 
 
-def entry(b: Box, vma: Vma, since: int, **changes: Any) -> Entry:
+def entry(b: Box, vma: Vma, since: int, **changes: Any) -> TrailEntry:
     return replace(
-        Entry(since, MIGRATOR, {b.mm}, [(0x1000, 0x3000)], {FOLIO}, {b.anon_lock(vma.anon_vma)}),
+        TrailEntry(
+            since, MIGRATOR, {b.mm}, [(0x1000, 0x3000)], {FOLIO}, {b.anon_lock(vma.anon_vma)}
+        ),
         **changes,
     )
 
@@ -130,7 +134,7 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
 
 def test_where_windows_were_sampled_before_it_says_nothing() -> None:
     b, vma, _ = world()
-    books = Books(b.native.maps, LAYOUTS)
+    books = Records(b.native.maps, LAYOUTS)
     books.set_params(window_ns=10**9)
     b.tick(10_000_000)
     for end in (0x5000, 0x6000, 0x7000):
@@ -149,7 +153,7 @@ def test_where_windows_are_sampled_it_says_so() -> None:
     """That no window is there is no proof that none was."""
     b, vma, since = world()
     b.tick(10_000_000)
-    Books(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
+    Records(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
     trail = trails(b, rules=False).of_entry(
@@ -187,11 +191,13 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
         other = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", other.at):
             pass
-    books = Books(b.native.maps, LAYOUTS)
-    docket = Docket(b.windows, books, LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"})
+    books = Records(b.native.maps, LAYOUTS)
+    protocol_events = ProtocolEvents(
+        b.windows, books, LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
+    )
     for each in raw:
-        docket.hear(books.event(each), each)
-    (finding,) = docket.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
+        protocol_events.hear(books.event(each), each)
+    (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     (last,) = finding.trail
     assert last["protocol"] == finding.protocol == "unlink_anon_vmas[anon]  anon-(-)"
     assert last["marked"]
@@ -214,16 +220,16 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
             with b.call("unlink_anon_vmas", vma.at):
                 b.tree(vma, vma.anon_vma, enter=False)
             accused, (raw,) = b.now, b.native.events()
-    docket = Docket(
+    protocol_events = ProtocolEvents(
         b.windows,
-        Books(b.native.maps, LAYOUTS),
+        Records(b.native.maps, LAYOUTS),
         LAYOUTS,
         Symbols(synthetic_kernel()),
         discover(),
         {"L4"},
     )
-    docket.hear(Books(b.native.maps, LAYOUTS).event(raw), raw)
-    (finding,) = docket.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
+    protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+    (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
     assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]
     assert finding.evidence["trail_note"] == "The flight recorder has all since then."
@@ -251,7 +257,7 @@ def test_an_event_has_the_cgroup_of_its_task() -> None:
     with b.call("unlink_anon_vmas", vma.at):
         pass
     (raw,) = b.native.events()
-    assert Books(b.native.maps, LAYOUTS).event(raw).task == {
+    assert Records(b.native.maps, LAYOUTS).event(raw).task == {
         "pid": 7,
         "tgid": 7,
         "comm": "harness",
@@ -261,7 +267,7 @@ def test_an_event_has_the_cgroup_of_its_task() -> None:
 
 def test_a_scene_is_what_vma_and_folio_are_now() -> None:
     b = box()
-    scene = Scene(b.native.maps, b.native.programs["look"], LAYOUTS, synthetic_kernel())
+    scene = ObjectReader(b.native.maps, b.native.programs["look"], LAYOUTS, synthetic_kernel())
     vma, folio = b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping()), b.take(128)
     file, dentry, name = b.take(64), b.take(64), ctypes.create_string_buffer(b"libc.so.6")
     b.memory.append(name)
@@ -299,7 +305,7 @@ def test_a_scene_is_what_vma_and_folio_are_now() -> None:
     b.set(folio, "folio.mapping", vma.mapping)
     assert scene.folio(folio)["kind"] == "file"
     assert scene.vma(0) == {}
-    assert Scene({}, None, LAYOUTS, synthetic_kernel()).folio(folio) == {}
+    assert ObjectReader({}, None, LAYOUTS, synthetic_kernel()).folio(folio) == {}
 
 
 def test_flags_as_letters() -> None:

@@ -12,8 +12,8 @@ from tracer.invariants.verdict import Verdict
 ADDR = 0x7F0000000000
 
 
-def judged(world: World, patrol: bool = False) -> Court:
-    court = Court(world, patrol=patrol)
+def judged(world: World, scan: bool = False) -> Court:
+    court = Court(world, scan=scan)
     court.end()
     return court
 
@@ -90,7 +90,7 @@ def test_a_zapped_entry_is_cleared() -> None:
     world.end(migration)
     court = judged(world)
     assert court.checks()["M1", Verdict.HOLDS] == 1
-    assert court.desk.answers["cleared"] == 1
+    assert court.open_cases.answers["cleared"] == 1
 
 
 def test_a_moved_entry_that_is_missed_is_found_at_its_new_address() -> None:
@@ -134,7 +134,7 @@ class TestEntriesOfOnePage:
         world = World()
         mm, other = world.new_mm(), world.new_mm()
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE), (other, ADDR))
-        assert self.named(world, Court(world, patrol=False)).desk.sweeps == 0
+        assert self.named(world, Court(world, scan=False)).open_cases.sweeps == 0
 
     def test_one_is_moved(self) -> None:
         """The case of its address must not be closed by the proof of the other."""
@@ -142,14 +142,14 @@ class TestEntriesOfOnePage:
         mm = world.new_mm()
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE))
         world.move(mm, ADDR, ADDR + 512 * PAGE)
-        assert self.named(world, Court(world, patrol=False)).desk.sweeps == 1
+        assert self.named(world, Court(world, scan=False)).open_cases.sweeps == 1
 
     def test_all_are_moved_one_after_the_other_between_looks(self) -> None:
         """Found by hypothesis: both leave their addresses, one of them for an address where the other was."""
         world = World()
         mm = world.new_mm()
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE))
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         for addr, to in (
             (ADDR, ADDR + 2 * PAGE),
             (ADDR + PAGE, ADDR),
@@ -167,7 +167,7 @@ class TestEntriesOfOnePage:
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE))
         world.move(mm, ADDR + PAGE, ADDR + 2 * PAGE)
         world.move(mm, ADDR, ADDR + PAGE)
-        self.named(world, Court(world, patrol=False))
+        self.named(world, Court(world, scan=False))
 
     def test_one_of_two_mms_moved_it_from_the_address_they_shared(self) -> None:
         """One row with a count of two: one entry at its address is not all."""
@@ -175,13 +175,13 @@ class TestEntriesOfOnePage:
         mm, other = world.new_mm(), world.new_mm()
         left_at(world, (mm, ADDR), (other, ADDR))
         world.move(other, ADDR, ADDR + PAGE)
-        self.named(world, Court(world, patrol=False))
+        self.named(world, Court(world, scan=False))
 
     def test_one_is_a_copy_that_no_removal_told_of(self) -> None:
         """Copies are booked at removals: here the second walk missed the parent's entry too."""
         world = World()
         child = forked_in_between(world, skip=2)
-        assert (child.number, ADDR) in self.named(world, Court(world, patrol=False)).proven()
+        assert (child.number, ADDR) in self.named(world, Court(world, scan=False)).proven()
 
     @pytest.mark.parametrize("gone", [ADDR, ADDR + PAGE])
     def test_one_is_zapped(self, gone: int) -> None:
@@ -190,7 +190,7 @@ class TestEntriesOfOnePage:
         mm = world.new_mm()
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE))
         world.zap(mm, gone)
-        assert self.named(world, Court(world, patrol=False), holds=1).desk.sweeps == 1
+        assert self.named(world, Court(world, scan=False), holds=1).open_cases.sweeps == 1
 
     def test_one_is_moved_after_a_patrol_saw_it_in_its_place(self) -> None:
         world = World()
@@ -198,7 +198,7 @@ class TestEntriesOfOnePage:
         left_at(world, (mm, ADDR), (mm, ADDR + PAGE))
         court = Court(world)
         court.read_events(world.native.events())
-        court.desk.patrol(now=True)
+        court.open_cases.scan(now=True)
         world.move(mm, ADDR, ADDR + 2 * PAGE)
         self.named(world, court)
 
@@ -232,7 +232,7 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
 def test_a_copy_that_the_second_walk_misses_is_proven_without_a_patrol() -> None:
     world = World()
     child = forked_in_between(world, skip=1)
-    assert judged(world, patrol=False).proven() == {(child.number, ADDR)}
+    assert judged(world, scan=False).proven() == {(child.number, ADDR)}
 
 
 def test_the_patrol_finds_what_no_event_told_of() -> None:
@@ -248,8 +248,8 @@ def test_the_patrol_finds_what_no_event_told_of() -> None:
     )  # as a freezing THP split would, without a tracepoint
     mm.entries[ADDR] = 44
     mm.migrating.add(ADDR)
-    assert not judged(world, patrol=False).proven()
-    assert judged(world, patrol=True).proven() == {(mm.number, ADDR)}
+    assert not judged(world, scan=False).proven()
+    assert judged(world, scan=True).proven() == {(mm.number, ADDR)}
 
 
 def test_an_entry_that_is_proven_is_counted_once_however_often_it_is_found() -> None:
@@ -261,7 +261,7 @@ def test_an_entry_that_is_proven_is_counted_once_however_often_it_is_found() -> 
         court.hear()
         world.tick(10**9)
     for _ in range(3):
-        court.desk.patrol(now=True)
+        court.open_cases.scan(now=True)
         for _ in range(6):
             court.work()
             world.tick(10**9)
@@ -649,7 +649,7 @@ class TestMmapLock:
         """One run of mmap_lock_released is missed: a lock of one task looks held from then on. Orders that nest while it does are doubted,
         and a real reversal half a minute later, of locks that were taken after that, is a suspect."""
         world = World()
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         one, two, three = world.new_mm(), world.new_mm(), world.new_mm()
         world.become(5)
         world.lock_mm(one, write=False)
@@ -680,7 +680,7 @@ class TestMmapLock:
     def test_a_doubtful_first_nesting_is_made_good_by_the_last(self) -> None:
         """The order that a missed release made up is there for ever. Once it is really met, its reversal is a suspect."""
         world = World()
-        court = Court(world, patrol=False)
+        court = Court(world, scan=False)
         one, two = world.new_mm(), world.new_mm()
         world.become(5)
         world.lock_mm(one, write=False)
@@ -767,7 +767,7 @@ class TestFindings:
         self.left(world)
         mm = world.mms[0]
         world.put(world.slot(mm, ADDR + PAGE), swap_entry(30, 44))
-        (violation,) = judged(world, patrol=True).tally.violations.values()
+        (violation,) = judged(world, scan=True).tally.violations.values()
         assert violation.first.evidence["booked"] is False
 
     def test_reversed_locks_are_a_suspect_of_l2(self) -> None:
@@ -823,7 +823,7 @@ class TestTheTimer:
         world.tick(2 * 10**9)
         court.look_for_late()
         court.hear()
-        ((_, _, event),) = court.desk.cases.values()
+        ((_, _, event),) = court.open_cases.cases.values()
         assert event
         assert event.kind == "MIGRATION_LEFT"
 

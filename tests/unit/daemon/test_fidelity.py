@@ -10,16 +10,16 @@ from tests.support.box import Box, box
 from tests.support.native import LAYOUTS, PROBES
 from tests.support.world import World
 from tracer.attach import plan
-from tracer.attach.attached import Fastened, Loaded, fasten
-from tracer.attach.plan import Planned, State, Way
-from tracer.attach.reattach_helper import Keeper
+from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
+from tracer.attach.plan import AttachMethod, Planned, State
+from tracer.attach.reattach_helper import ReattachHelper
 from tracer.bpf.programs import Link, Program, RunStatistics
 from tracer.config import Config
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 from tracer.tables.windows import Windows
 
 SAMPLED = "windows are sampled: 1,000 outermost ones of a function a second, on each CPU"
@@ -49,32 +49,36 @@ class FakeLink(Link):
         self._program.attached -= 1
 
 
-def loaded(*without: str) -> Loaded:
+def loaded(*without: str) -> AttachedProbes:
     """Every hook of the stems attached, but those of the stems `without`."""
-    made = Loaded()
+    made = AttachedProbes()
     for path in sorted(PROBES.glob("*.toml")):
-        for hook in plan.read_stem(path).hook:
+        for hook in plan.read_probe_object(path).hook:
             there = path.stem not in without
             state = State.ATTACHED if there else State.MISSING
-            made.hooks.append(Planned(path.stem, hook, state, (Way("kprobe", hook.name, ()),)))
+            made.hooks.append(
+                Planned(path.stem, hook, state, (AttachMethod("kprobe", hook.name, ()),))
+            )
             if there:
                 program = Fake()
                 made.points[hook.name] = [
-                    Fastened(program, "kprobe", hook.name, program.attach("", ""))
+                    AttachedProgram(program, "kprobe", hook.name, program.attach("", ""))
                 ]
     return made
 
 
-def fidelity(made: Loaded, level: str = "full") -> tuple[Fidelity, Books]:
-    books = Books(World().native.maps, LAYOUTS)
+def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Records]:
+    books = Records(World().native.maps, LAYOUTS)
     return Fidelity(
         level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}
     ), books
 
 
-def fakes(made: Loaded, stem: str) -> list[Fake]:
+def fakes(made: AttachedProbes, probe_object: str) -> list[Fake]:
     names = [
-        hook.hook.name for hook in made.hooks if hook.stem == stem and hook.hook.name in made.points
+        hook.hook.name
+        for hook in made.hooks
+        if hook.probe_object == probe_object and hook.hook.name in made.points
     ]
     return [
         point.program
@@ -84,7 +88,7 @@ def fakes(made: Loaded, stem: str) -> list[Fake]:
     ]
 
 
-def epochs(books: Books) -> tuple[int, int]:
+def epochs(books: Records) -> tuple[int, int]:
     params = LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"")
     return params.window_epoch, params.mmap_epoch
 
@@ -128,9 +132,15 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert one.change("owner", "too dear", count) == []
     assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
     assert epochs(books) == (2, 2)
-    assert not any(fake.attached for stem in ("locks", "mmap_lock") for fake in fakes(made, stem))
+    assert not any(
+        fake.attached
+        for probe_object in ("locks", "mmap_lock")
+        for fake in fakes(made, probe_object)
+    )
     assert all(
-        fake.attached == 1 for stem in ("vma", "forks", "migration") for fake in fakes(made, stem)
+        fake.attached == 1
+        for probe_object in ("vma", "forks", "migration")
+        for fake in fakes(made, probe_object)
     )
     assert (one.level, one.coverage["L1"][0], one.coverage["L4"][0]) == (
         "owner",
@@ -144,7 +154,7 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert "L4" in checked
     assert one.change("migration", "too dear", count) == []
     assert epochs(books) == (4, 2)
-    resting = {hook.stem: hook.reason for hook in made.hooks if hook.state is State.RESTING}
+    resting = {hook.probe_object: hook.reason for hook in made.hooks if hook.state is State.RESTING}
     assert set(resting) == {"locks", "vma", "rmap", "mmap_lock"}
     assert resting["vma"] == "the governor has lowered fidelity to migration: too dear"
     assert one.change("full", "there is room", count) == []
@@ -229,7 +239,7 @@ def test_a_session_may_begin_sampled() -> None:
     assert (window_ns(books), one.coverage["L1"]) == (1_000_000, (Coverage.PARTIAL, SAMPLED))
 
 
-def window_ns(books: Books) -> int:
+def window_ns(books: Records) -> int:
     return int(
         LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"").window_ns
     )
@@ -239,7 +249,7 @@ def window_ns(books: Books) -> int:
 def test_a_window_that_a_change_cuts_is_not_counted(when: str) -> None:
     """Its release goes unseen, and it would look like a lock that is never given back."""
     b = box()
-    books = Books(b.native.maps, LAYOUTS)
+    books = Records(b.native.maps, LAYOUTS)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     lock = b.anon_lock(vma.anon_vma)
     if when == "before":
@@ -297,7 +307,7 @@ def replace_end(row: object) -> object:
     return row
 
 
-class Refusing(Keeper):
+class Refusing(ReattachHelper):
     """A keeper that was given nothing."""
 
     def __init__(self) -> None:
@@ -310,13 +320,13 @@ class Refusing(Keeper):
 
 def test_the_keeper_is_asked_for_what_is_attached() -> None:
     """What is run on demand is nowhere attached: nobody is asked."""
-    keeper = Refusing()
-    on_demand, kept = Fastened(Fake(), "run", "x"), Fastened(Fake(), "kprobe", "x")
-    fasten([on_demand], keeper)
-    assert keeper.asked == 0
+    reattach_helper = Refusing()
+    on_demand, kept = AttachedProgram(Fake(), "run", "x"), AttachedProgram(Fake(), "kprobe", "x")
+    fasten([on_demand], reattach_helper)
+    assert reattach_helper.asked == 0
     with pytest.raises(OSError, match="not permitted"):
-        fasten([kept], keeper)
-    assert (keeper.asked, kept.link) == (1, None)
+        fasten([kept], reattach_helper)
+    assert (reattach_helper.asked, kept.link) == (1, None)
 
 
 def test_a_resting_hook_says_why() -> None:

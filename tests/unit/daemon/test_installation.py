@@ -10,16 +10,16 @@ import pytest
 
 from tracer.config import Config
 from tracer.daemon import installation
-from tracer.daemon.installation import NOTE, OK, WRONG, Check, Machine
+from tracer.daemon.installation import NOTE, OK, WRONG, Check, Probed
 from tracer.errors import RmapdError
 
 RUNS = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nResult=success\nNRestarts=0\n"
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path: Path) -> Probed:
     """A machine on which all is well."""
-    made = Machine(
+    made = Probed(
         tmp_path / "proc",
         tmp_path / "sys",
         tmp_path / "state",
@@ -44,11 +44,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def examined(machine: Machine, config: Callable[[], Config] = Config) -> dict[str, Check]:
+def examined(machine: Probed, config: Callable[[], Config] = Config) -> dict[str, Check]:
     return {check.name: check for check in installation.examine(machine, config, "rmapd.toml")}
 
 
-def test_all_is_well(machine: Machine) -> None:
+def test_all_is_well(machine: Probed) -> None:
     found = examined(machine)
     assert {check.state for check in found.values()} == {OK}
     assert "try:" not in installation.as_text(list(found.values()))
@@ -112,7 +112,7 @@ def test_all_is_well(machine: Machine) -> None:
     ],
 )
 def test_what_is_not(
-    machine: Machine, path: str, text: str, name: str, state: str, says: str
+    machine: Probed, path: str, text: str, name: str, state: str, says: str
 ) -> None:
     write(machine.proc.parent / path, text)
     found = examined(machine)[name]
@@ -139,18 +139,18 @@ def test_what_is_not(
         ("", NOTE, "rmapd.service is unknown"),
     ],
 )
-def test_the_unit(machine: Machine, shown: str, state: str, says: str) -> None:
+def test_the_unit(machine: Probed, shown: str, state: str, says: str) -> None:
     found = examined(replace(machine, systemctl=lambda: shown))["unit"]
     assert found.state == state
     assert says in found.says
 
 
-def test_no_systemd(machine: Machine) -> None:
+def test_no_systemd(machine: Probed) -> None:
     (machine.run / "systemd/system").rmdir()
     assert examined(machine)["unit"].state == NOTE
 
 
-def test_what_python_lacks(machine: Machine) -> None:
+def test_what_python_lacks(machine: Probed) -> None:
     found = examined(
         replace(machine, unimportable=lambda name: f"No module named {name!r}"),
         lambda: Config(otlp_endpoint="http://c:4318/v1/logs"),
@@ -158,7 +158,7 @@ def test_what_python_lacks(machine: Machine) -> None:
     assert (found["bcc"].state, found["seccomp"].state, found["OTLP"].state) == (WRONG, NOTE, WRONG)
 
 
-def test_a_wrong_configuration_hides_nothing_else(machine: Machine) -> None:
+def test_a_wrong_configuration_hides_nothing_else(machine: Probed) -> None:
     def broken() -> Config:
         raise RmapdError(
             "the configuration rmapd.toml is wrong", why="no key fidelty", hint="fidelity"
@@ -171,7 +171,7 @@ def test_a_wrong_configuration_hides_nothing_else(machine: Machine) -> None:
     assert found["bcc"].state == OK
 
 
-def test_a_state_directory_that_is_not_there_yet(machine: Machine) -> None:
+def test_a_state_directory_that_is_not_there_yet(machine: Probed) -> None:
     machine.state.rmdir()
     assert examined(machine)["state directory"].state == NOTE
 
@@ -188,12 +188,12 @@ def test_a_state_directory_that_is_not_there_yet(machine: Machine) -> None:
     ],
 )
 def test_a_bcc_that_is_there_and_cannot_be_imported_is_not_installed(
-    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, says: str
+    machine: Probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, says: str
 ) -> None:
     """A file is there (find_spec finds it), and the compiler could not use it."""
     write(tmp_path / "python/bcc.py", content)
     monkeypatch.syspath_prepend(tmp_path / "python")
-    found = examined(replace(machine, unimportable=Machine().unimportable))["bcc"]
+    found = examined(replace(machine, unimportable=Probed().unimportable))["bcc"]
     assert (found.state, says in found.says) == (WRONG, True), found
 
 
@@ -201,7 +201,7 @@ def test_a_name_from_outside_does_not_reach_the_terminal() -> None:
     assert "\x1b" not in installation.as_text([Check("OTLP", WRONG, "http://\x1b[2J", "\x1b[31m")])
 
 
-def test_a_machine_without_the_user_of_the_daemon(machine: Machine) -> None:
+def test_a_machine_without_the_user_of_the_daemon(machine: Probed) -> None:
     found = examined(replace(machine, knows=lambda name: name != "rmapd"))
     assert found["user"].state == NOTE
     assert "there is no user rmapd" in found["user"].says

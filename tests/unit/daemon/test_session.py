@@ -24,7 +24,7 @@ def session(said: list[str], finds: list[str], next_tick_ns: int) -> Session:
     judge.work, judge.tick = (lambda: said.append("work")), (lambda: said.append("tick"))
     made = cast(Any, object.__new__(Session))
     made.judge, made._clock, made._next_tick_ns = judge, lambda: 5, next_tick_ns
-    made.desk = SimpleNamespace(due_ns=lambda: 0, patrol=lambda: said.append("patrol"))
+    made.open_cases = SimpleNamespace(due_ns=lambda: 0, scan=lambda: said.append("scan"))
     made._poll, made._ring = (
         SimpleNamespace(poll=lambda _ms: []),
         SimpleNamespace(fd=3, read=lambda: []),
@@ -48,4 +48,4 @@ def test_a_tick_that_is_due_is_not_put_off_by_what_is_found() -> None:
     """Or a kernel that breaks a rule in many ways would keep the watchdog waiting."""
     said = list[str]()
     assert session(said, ["a violation"], next_tick_ns=5).step() is True
-    assert said == ["read", "work", "tick", "patrol", "govern"]
+    assert said == ["read", "work", "tick", "scan", "govern"]

@@ -498,7 +498,7 @@ class TestThpSplit:
         world.put(world.slot(mm, THP + 7 * PAGE), 0)
         self.thaw(world, split, mm, {7: "ignored"})
         court = judged(world)
-        assert court.desk.answers["cleared"] == 1
+        assert court.open_cases.answers["cleared"] == 1
         assert court.checks()["M1", Verdict.HOLDS] == 512
 
     def test_a_page_of_a_split_that_mremap_moved_is_found_where_it_is(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tracer.invariants.verdict import Finding, Tally, Verdict, Violation
 from tracer.logs import is_journal
-from tracer.outputs.log import Journal, datagram, to_journald
+from tracer.outputs.log import FindingLog, datagram, to_journald
 
 
 def violation(n: int = 0, count: int = 1) -> Violation:
@@ -31,7 +31,7 @@ class Time:
 
 def test_a_new_signature_is_one_json_line_and_a_repeat_an_hourly_one() -> None:
     clock, lines, tally = Time(), list[str](), Tally()
-    journal = Journal(clock, {}, lines.append)
+    journal = FindingLog(clock, {}, lines.append)
     tally.record(violation().first, 1.0)
     journal.new(tally.violations.values())
     (first,) = map(json.loads, lines)
@@ -49,7 +49,7 @@ def test_a_new_signature_is_one_json_line_and_a_repeat_an_hourly_one() -> None:
 
 def test_lines_are_limited_and_what_is_withheld_is_named() -> None:
     clock, lines = Time(), list[str]()
-    journal = Journal(clock, {}, lines.append)
+    journal = FindingLog(clock, {}, lines.append)
     journal.new(violation(n) for n in range(100))
     assert len(lines) == 30
     journal.repeats([])
@@ -84,7 +84,9 @@ def test_under_systemd_a_line_has_fields_and_goes_to_stdout_where_journald_is_de
 ) -> None:
     sent, lines = list[Mapping[str, str]](), list[str]()
     monkeypatch.setattr("tracer.outputs.log.is_journal", lambda environ, _fd: bool(environ))
-    Journal(Time(), {"JOURNAL_STREAM": "1:2"}, lines.append, sent.append).new([violation(count=3)])
+    FindingLog(Time(), {"JOURNAL_STREAM": "1:2"}, lines.append, sent.append).new(
+        [violation(count=3)]
+    )
     (fields,) = sent
     assert not lines
     assert fields["RMAPD_ID"] == violation().first.id
@@ -98,7 +100,7 @@ def test_under_systemd_a_line_has_fields_and_goes_to_stdout_where_journald_is_de
     def deaf(_fields: Mapping[str, str]) -> None:
         raise BlockingIOError("full")
 
-    Journal(Time(), {"JOURNAL_STREAM": "1:2"}, lines.append, deaf).new([violation()])
+    FindingLog(Time(), {"JOURNAL_STREAM": "1:2"}, lines.append, deaf).new([violation()])
     assert len(lines) == 1
 
 
@@ -109,7 +111,7 @@ def suspected(n: int = 0) -> Violation:
 def test_a_violation_is_critical_and_a_suspect_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     """Not the level of a hook that is missing: whoever is woken by one is woken by the kernel."""
     clock, sent = Time(), list[Mapping[str, str]]()
-    journal = Journal(clock, {}, print, sent.append)
+    journal = FindingLog(clock, {}, print, sent.append)
     journal._native = True
     journal.new([violation(), suspected()])
     assert [record.levelname for record in caplog.records] == ["CRITICAL", "WARNING"]
@@ -127,7 +129,7 @@ def test_what_is_withheld_has_the_level_of_its_worst(
     make: Callable[[int], Violation], priority: str
 ) -> None:
     clock, sent = Time(), list[Mapping[str, str]]()
-    journal = Journal(clock, {}, print, sent.append)
+    journal = FindingLog(clock, {}, print, sent.append)
     journal._native = True
     journal.new([suspected(n) for n in range(35)])
     journal.new([make(99)])
@@ -143,5 +145,5 @@ def test_a_stdout_that_takes_nothing_does_not_end_the_watch(
     def full(_line: str) -> None:
         raise OSError(28, "No space left on device")
 
-    Journal(Time(), {}, full).new([violation()])
+    FindingLog(Time(), {}, full).new([violation()])
     assert "stdout does not take a line" in caplog.text

@@ -18,9 +18,9 @@ from tests.support.snapshots import snapshot
 from tracer.errors import RmapdError
 from tracer.invariants.verdict import Finding, Tally, Verdict, Violation
 from tracer.outputs import otlp
-from tracer.outputs.log import Journal
+from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
-from tracer.outputs.sinks import Reaction
+from tracer.outputs.sinks import Sinks
 from tracer.results.json_form import violation_json
 
 TRAIL = (
@@ -176,7 +176,7 @@ def test_what_is_logged_is_offered() -> None:
     tally, new, lines, offered = Tally(), [finding], list[str](), list[Any]()
     tally.record(finding, 1.0)
     receiver: Any = SimpleNamespace(offer=offered.append, counts=lambda: {"sent": 1})
-    after = Reaction(None, Journal(time.time, {}, lines.append), receiver).react(
+    after = Sinks(None, FindingLog(time.time, {}, lines.append), receiver).react(
         tally, new, snapshot()
     )
     assert [json.loads(line) for line in lines] == json.loads(json.dumps(offered))

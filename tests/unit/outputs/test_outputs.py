@@ -20,7 +20,7 @@ from tracer.outputs.prometheus import SnapshotCollector
 from tracer.report import terminal
 from tracer.report.ktap import as_ktap
 from tracer.results import json_form
-from tracer.results.history import Point
+from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot, StoreState
 from tracer.tables.histogram import SLOTS, Histogram
 from tracer.web import Application, Server
@@ -85,7 +85,7 @@ def test_labels_come_from_closed_sets() -> None:
         "book",
         "event",
         "level",
-        "stem",
+        "probe_object",
         "version",
         "kernel",
         "le",
@@ -106,7 +106,7 @@ def test_a_host_has_under_seven_hundred_series() -> None:
 def test_what_is_not_hooked_has_no_times() -> None:
     samples = exposition(snapshot())
     assert ("rmapd_probe_runs_total", (("hook", "gone"),)) not in samples
-    assert samples["rmapd_probe_missed_runs_total", (("stem", "migration"),)] == 2
+    assert samples["rmapd_probe_missed_runs_total", (("probe_object", "migration"),)] == 2
     assert ("rmapd_windows_total", (("function", "copy_vma"),)) not in exposition(
         snapshot(window_times={"vma_expand": Histogram(), "copy_vma": Histogram()})
     )
@@ -124,7 +124,7 @@ def test_lock_classes_are_added_up() -> None:
 
 
 class Box:
-    points: tuple[Point, ...] = ()
+    points: tuple[HistoryPoint, ...] = ()
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = snapshot(taken_seconds=time.time())

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, Vma, box
 from tests.support.native import LAYOUTS
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 from tracer.tables.windows import Windows
 
 SECOND = 1_000_000_000
@@ -19,7 +19,7 @@ each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kpr
 def sampling(a_second: int, ways: tuple[str, str] = FENTRY) -> Box:
     b = box(ways)
     b.tick(100 * SECOND)
-    Books(b.native.maps, LAYOUTS).set_params(window_ns=SECOND // a_second)
+    Records(b.native.maps, LAYOUTS).set_params(window_ns=SECOND // a_second)
     return b
 
 
@@ -201,7 +201,7 @@ def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
     vma = spent(b)
     b.miss("expand_downwards", vma.at, 0x1000)
     b.tick(seconds * SECOND)
-    Books(b.native.maps, LAYOUTS).set_params(window_ns=a_second * SECOND)
+    Records(b.native.maps, LAYOUTS).set_params(window_ns=a_second * SECOND)
     b.calls.append("a system call with more on the stack")
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
@@ -215,7 +215,7 @@ def test_nor_from_before_a_change_of_hooks() -> None:
     b = sampling(1)
     vma = spent(b)
     b.enter("expand_downwards", vma.at, 0x1000)
-    with Books(b.native.maps, LAYOUTS).change_of_hooks(windows=True, mmap_locks=False):
+    with Records(b.native.maps, LAYOUTS).change_of_hooks(windows=True, mmap_locks=False):
         b.calls.pop()
     b.calls.append("deeper")
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):

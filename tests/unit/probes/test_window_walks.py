@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, box
 from tests.support.native import LAYOUTS
-from tracer.tables.records import Books
+from tracer.tables.records import Records
 
 each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 ANON, KSM = 1, 3  # PAGE_MAPPING_ANON, PAGE_MAPPING_KSM
@@ -14,7 +14,7 @@ ANON, KSM = 1, 3  # PAGE_MAPPING_ANON, PAGE_MAPPING_KSM
 
 def visits(b: Box, name: str) -> tuple[int, int]:
     """(walks, VMAs visited)"""
-    found = Books(b.native.maps, LAYOUTS).histograms()[name]
+    found = Records(b.native.maps, LAYOUTS).histograms()[name]
     return found.count, found.sum_ns
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.process.sd_notify import Supervisor
+from tracer.process.sd_notify import SystemdNotifier
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def ears(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
 
 def test_what_is_said(ears: tuple[str, socket.socket]) -> None:
     name, listening = ears
-    supervisor = Supervisor({"NOTIFY_SOCKET": name})
+    supervisor = SystemdNotifier({"NOTIFY_SOCKET": name})
     supervisor.ready("gate open")
     supervisor.alive("0 violated")
     supervisor.reloading()
@@ -43,14 +43,14 @@ def test_an_abstract_socket() -> None:
         listening.bind("")  # the kernel picks an abstract name
         listening.settimeout(5)
         name = listening.getsockname().decode().replace("\0", "@", 1)
-        Supervisor({"NOTIFY_SOCKET": name}).ready("x")
+        SystemdNotifier({"NOTIFY_SOCKET": name}).ready("x")
         assert listening.recv(4096).startswith(b"READY=1")
 
 
 def test_nobody_listens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Supervisor({}).ready("x")
+    SystemdNotifier({}).ready("x")
     assert not caplog.messages
-    gone = Supervisor({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    gone = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
     gone.alive("x")
     gone.alive("x")
     (message,) = caplog.messages
@@ -61,7 +61,7 @@ def test_descriptors_are_kept_and_let_go(tmp_path: Path) -> None:
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(name)
-        systemd = Supervisor({"NOTIFY_SOCKET": name})
+        systemd = SystemdNotifier({"NOTIFY_SOCKET": name})
 
         given = [os.memfd_create(f"kept-{number}") for number in range(3)]
         systemd.keep(given)

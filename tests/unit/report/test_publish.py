@@ -29,7 +29,7 @@ from tracer.invariants.verdict import Verdict, Violation
 from tracer.outputs.store.writer import Store
 from tracer.printable import printable
 from tracer.report import html, markdown
-from tracer.report.model import Command, of_report, of_store
+from tracer.report.model import ReportedCommand, of_report, of_store
 from tracer.report.summary import headline, tiles
 from tracer.results.json_form import as_json
 
@@ -510,7 +510,7 @@ def test_the_json_of_a_run_has_what_is_drawn() -> None:
 
 
 def test_a_command_that_had_not_ended_has_no_exit_code() -> None:
-    assert [Command(["x"], code).ending for code in (0, 3, None)] == [
+    assert [ReportedCommand(["x"], code).ending for code in (0, 3, None)] == [
         "exited with 0",
         "exited with 3",
         "had not ended",

@@ -6,7 +6,7 @@ import threading
 import time
 
 from tests.support.snapshots import snapshot
-from tracer.results.latest import Current
+from tracer.results.latest import LatestSnapshot
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
 
 def test_nobody_is_asked_before_the_first_and_after_the_last() -> None:
     clock = Clock()
-    current = Current(clock)
+    current = LatestSnapshot(clock)
     assert current() is None
     closed = current.put(snapshot(gate_open=False))
     clock.now += 60
@@ -32,7 +32,7 @@ def test_nobody_is_asked_before_the_first_and_after_the_last() -> None:
 
 def test_a_fresh_one_is_given_as_it_is() -> None:
     clock = Clock()
-    current = Current(clock)
+    current = LatestSnapshot(clock)
     first = current.put(snapshot())
     clock.now += 0.9
     assert current() is first
@@ -45,7 +45,7 @@ def test_a_fresh_one_is_given_as_it_is() -> None:
 
 def test_many_who_ask_get_one() -> None:
     clock = Clock()
-    current = Current(clock)
+    current = LatestSnapshot(clock)
     current.put(snapshot())
     clock.now += 1
     found: list[object] = []
@@ -68,7 +68,7 @@ def test_many_who_ask_get_one() -> None:
 
 def test_a_busy_judge_is_not_waited_for() -> None:
     clock = Clock()
-    current = Current(clock)
+    current = LatestSnapshot(clock)
     first = current.put(snapshot())
     clock.now += 5
     start = time.monotonic()

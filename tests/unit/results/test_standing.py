@@ -22,15 +22,15 @@ from tracer.outputs.store.writer import Store
 from tracer.report import html, markdown, terminal
 from tracer.report.junit import as_junit
 from tracer.report.ktap import as_ktap
-from tracer.report.model import Run, of_report, of_store
+from tracer.report.model import StoredRun, of_report, of_store
 from tracer.report.summary import facts, headline
 from tracer.results import json_form
-from tracer.results.history import Point, longer
-from tracer.results.latest import Current
+from tracer.results.history import HistoryPoint, longer
+from tracer.results.latest import LatestSnapshot
 from tracer.results.snapshot import Snapshot
-from tracer.results.standing import MOST_OUTSTANDING, Colour, Kind
+from tracer.results.standing import MOST_OUTSTANDING, Colour, ReasonKind
 from tracer.results.standing_facts import standing
-from tracer.web import Application, Ask
+from tracer.web import Application, Request
 
 
 def taken_away() -> Snapshot:
@@ -52,51 +52,61 @@ def unverifiable(share: float) -> Snapshot:
     )
 
 
-CASES: list[tuple[str, Snapshot, Kind, str]] = [
+CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
     (
         "suspect",
         well(checks={("M1", Verdict.HOLDS): 9, ("M1", Verdict.SUSPECT): 2}),
-        Kind.SUSPECT,
+        ReasonKind.SUSPECT,
         "2 checks are suspect",
     ),
     (
         "ended early",
         well(ended_early="the judge died by signal 9"),
-        Kind.ENDED_EARLY,
+        ReasonKind.ENDED_EARLY,
         "The run ended early: the judge died by signal 9.",
     ),
-    ("nothing happened", well(checks={}), Kind.NOTHING, "0 checks"),
+    ("nothing happened", well(checks={}), ReasonKind.NOTHING, "0 checks"),
     (
         "tracepoints only",
         tracepoints_only(),
-        Kind.COVERAGE,
+        ReasonKind.COVERAGE,
         "3 of 18 invariants are checked here, in part; 15 are not: M2 ",
     ),
     (
         "required",
         required_in_part(),
-        Kind.REQUIRED,
+        ReasonKind.REQUIRED,
         "Required, and not checked in full: L1 in part.",
     ),
     (
         "governed",
         well(fidelity="owner", fidelity_changes={"lower": 2, "raise": 1}),
-        Kind.FIDELITY,
+        ReasonKind.FIDELITY,
         "lowered fidelity to owner",
     ),
-    ("taken away", taken_away(), Kind.HOOKS, "switched off by somebody else: "),
-    ("unverifiable", unverifiable(0.02), Kind.UNVERIFIABLE, "more than 1% of all: M1 20 of 1,020."),
-    ("lost", well(counters={"LEDGER_LOST": 3, "LOCKS_LOST": 40}), Kind.LOST, "43 events were lost"),
+    ("taken away", taken_away(), ReasonKind.HOOKS, "switched off by somebody else: "),
+    (
+        "unverifiable",
+        unverifiable(0.02),
+        ReasonKind.UNVERIFIABLE,
+        "more than 1% of all: M1 20 of 1,020.",
+    ),
+    (
+        "lost",
+        well(counters={"LEDGER_LOST": 3, "LOCKS_LOST": 40}),
+        ReasonKind.LOST,
+        "43 events were lost",
+    ),
     (
         "without a verdict",
         well(outstanding=69_639, gate_open=False),
-        Kind.OUTSTANDING,
+        ReasonKind.OUTSTANDING,
         "69,639 migration entries got no verdict.",
     ),
     (
         "old",
         well(outstanding=12, oldest_entry_seconds=14.0),
-        Kind.OUTSTANDING,
+        ReasonKind.OUTSTANDING,
         "the oldest for 14 s: longer than the age limit of 10 s",
     ),
 ]
@@ -105,7 +115,7 @@ CASES: list[tuple[str, Snapshot, Kind, str]] = [
 @pytest.mark.parametrize(
     ("s", "kind", "said"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
-def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: Kind, said: str) -> None:
+def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: ReasonKind, said: str) -> None:
     found = standing(s)
     assert (found.colour, list(found.reasons)) == (Colour.AMBER, [kind])
     assert said in found.reasons[kind]
@@ -129,16 +139,16 @@ def test_red_keeps_its_reasons() -> None:
     assert (found.colour, found.title, list(found.reasons)) == (
         Colour.RED,
         "M1 violated",
-        [Kind.COVERAGE],
+        [ReasonKind.COVERAGE],
     )
 
 
 def test_a_kernel_with_tracepoints_only_is_told_why_once() -> None:
-    assert NO_HOOKS in standing(tracepoints_only()).reasons[Kind.COVERAGE]
+    assert NO_HOOKS in standing(tracepoints_only()).reasons[ReasonKind.COVERAGE]
 
 
-def history(outstanding: list[int]) -> tuple[Point, ...]:
-    points: tuple[Point, ...] = ()
+def history(outstanding: list[int]) -> tuple[HistoryPoint, ...]:
+    points: tuple[HistoryPoint, ...] = ()
     for n, count in enumerate(outstanding):
         points = longer(points, well(running_seconds=2.0 * n, outstanding=count))
     return points
@@ -163,10 +173,10 @@ def test_entries_that_pile_up_are_amber(outstanding: list[int], colour: Colour) 
 def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
     """As seen: 142,520 outstanding, the oldest 0.0 s old, for ever."""
     found = standing(well(outstanding=142_520), (), 0.0)
-    assert (found.colour, list(found.reasons)) == (Colour.AMBER, [Kind.OUTSTANDING])
+    assert (found.colour, list(found.reasons)) == (Colour.AMBER, [ReasonKind.OUTSTANDING])
     assert (
         "142,520 migration entries outstanding, and the ledger has no row of them"
-        in found.reasons[Kind.OUTSTANDING]
+        in found.reasons[ReasonKind.OUTSTANDING]
     )
 
 
@@ -237,12 +247,12 @@ class Served:
 
     def __init__(self, s: Snapshot) -> None:
         self.age = 0.0
-        made = Current(lambda: 0.0)
+        made = LatestSnapshot(lambda: 0.0)
         made.put(s)
         self.app = Application(made, lambda: s.taken_seconds + self.age)
 
     def __call__(self, path: str, status: int = 200) -> str:
-        answer = self.app(Ask("GET", path))
+        answer = self.app(Request("GET", path))
         assert answer.status == status
         return answer.body.decode()
 
@@ -302,7 +312,7 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     def stands(ended: tuple[bool, bool], now: float = 0.0) -> tuple[str, list[str]]:
         path = tmp_path / f"{ended}.db"
         reported = of_store(path if path.exists() else kept(path, ended=ended))
-        last: Run = reported.runs[-1]
+        last: StoredRun = reported.runs[-1]
         assert (reported.silent_seconds > 0) == (last.ended is None)
         found = headline(
             type(reported)(reported.source, reported.report, [], {}, reported.runs, now)

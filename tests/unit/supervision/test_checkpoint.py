@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.invariants.verdict import Finding, Tally, Verdict
-from tracer.supervision.checkpoint import Checkpoint, Left, Memory, State, read
+from tracer.supervision.checkpoint import Checkpoint, CheckpointState, Left, Memory, read
 from tracer.tables.records import Row, Visited
 
 HALF = 1 << 16
@@ -43,9 +43,9 @@ class Judge:
         self.checkpoint = Checkpoint(memory, self._look, self._moved_now, lambda: self.proven)
         self.checkpoint.begin(b"what is attached")
 
-    def _look(self) -> State:
+    def _look(self) -> CheckpointState:
         checks = [(*which, count) for which, count in self.tally.checks.items()]
-        return State(
+        return CheckpointState(
             level="full",
             checks=checks,
             violations=dict(self.tally.violations),
@@ -202,7 +202,7 @@ def test_a_state_comes_back_as_it_was_written() -> None:
     memory = Memory(1 << 20)
     visited = Visited(1 << 63, 2, 3, 4, 5, 6, 7)
     row = Row(b"k" * 32, 1, 2, 0, 0x7F0000000000, 1, 5, 1 << 63, 9, (), {1 << 63: visited})
-    state = State(
+    state = CheckpointState(
         level="full",
         entries=[(Verdict.HOLDS, 4)],
         held=[row],

@@ -12,7 +12,7 @@ from tracer.daemon.exec_supervisor import exit_code
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
 from tracer.supervision import supervisor
 from tracer.supervision.command import FAILED, NotFound, NotRunnable
-from tracer.supervision.supervisor import Line
+from tracer.supervision.supervisor import SupervisorLine
 
 DEATHS = """
 import os, signal, sys, time
@@ -76,7 +76,7 @@ def test_a_time_in_which_both_were_stopped_is_no_hang() -> None:
 
 
 def test_errors_go_from_one_process_to_the_other() -> None:
-    ours, theirs = Line.pair()
+    ours, theirs = SupervisorLine.pair()
     for error in (
         RmapdError("what", why="why", hint="hint"),
         NotCheckable("M1 is required", why="no hook"),

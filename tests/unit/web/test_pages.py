@@ -20,9 +20,9 @@ from tracer.protocol.text import parse, text
 from tracer.report import diff
 from tracer.results import json_form
 from tracer.results.history import KEPT_SECONDS
-from tracer.results.latest import Current
+from tracer.results.latest import LatestSnapshot
 from tracer.results.snapshot import Snapshot, StoreState
-from tracer.web import Answer, Application, Ask, api, chart, pages, search
+from tracer.web import Application, Request, Response, api, chart, pages, search
 
 
 class Reader(HTMLParser):
@@ -57,25 +57,27 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def current() -> Current:
+def current() -> LatestSnapshot:
     return busy.current()
 
 
 @pytest.fixture(scope="module")
-def app(current: Current) -> Application:
+def app(current: LatestSnapshot) -> Application:
     return Application(current)
 
 
 def over(s: Snapshot) -> Application:
-    made = Current(lambda: 0.0)
+    made = LatestSnapshot(lambda: 0.0)
     made.put(s)
     return Application(made)
 
 
-def read(app: Application, target: str, **headers: str) -> Answer:
+def read(app: Application, target: str, **headers: str) -> Response:
     path, _, query = target.partition("?")
     return app(
-        Ask("GET", path, query, {name.replace("_", "-"): value for name, value in headers.items()})
+        Request(
+            "GET", path, query, {name.replace("_", "-"): value for name, value in headers.items()}
+        )
     )
 
 
@@ -93,7 +95,7 @@ def data(app: Application, target: str, status: int = 200) -> Any:
     return json.loads(answer.body)
 
 
-def every_page(current: Current) -> list[str]:
+def every_page(current: LatestSnapshot) -> list[str]:
     s = current()
     assert s
     mine = [f"/violations/{name}" for name in s.violations] + [
@@ -103,7 +105,7 @@ def every_page(current: Current) -> list[str]:
 
 
 def test_every_page_is_whole_escaped_and_asks_nobody_else(
-    app: Application, current: Current
+    app: Application, current: LatestSnapshot
 ) -> None:
     for path in every_page(current):
         seen = page(app, path)
@@ -128,7 +130,7 @@ def test_every_page_is_whole_escaped_and_asks_nobody_else(
     assert len(shown) >= 3, "a hostile name is shown, as text"
 
 
-def test_every_link_leads_somewhere(app: Application, current: Current) -> None:
+def test_every_link_leads_somewhere(app: Application, current: LatestSnapshot) -> None:
     links = {
         link
         for path in every_page(current)
@@ -140,7 +142,7 @@ def test_every_link_leads_somewhere(app: Application, current: Current) -> None:
         assert read(app, link).status == 200, link
 
 
-def test_tables_have_captions_and_scopes(app: Application, current: Current) -> None:
+def test_tables_have_captions_and_scopes(app: Application, current: LatestSnapshot) -> None:
     for path in every_page(current):
         seen = page(app, path)
         names = [tag for tag, _ in seen.tags]
@@ -153,7 +155,7 @@ def test_tables_have_captions_and_scopes(app: Application, current: Current) -> 
         assert all(attributes.get("aria-label") for tag, attributes in seen.tags if tag == "svg")
 
 
-def test_the_overview_says_how_it_is(app: Application, current: Current) -> None:
+def test_the_overview_says_how_it_is(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     told = page(app, "/").text
@@ -177,7 +179,7 @@ def test_the_overview_says_how_it_is(app: Application, current: Current) -> None
     assert "Nothing is checked here" in page(over(none), "/").text
 
 
-def test_what_is_not_kept_is_said(current: Current) -> None:
+def test_what_is_not_kept_is_said(current: LatestSnapshot) -> None:
     s = current()
     assert s
     store = StoreState("/var/lib/rmapd/<x>.db", "No space left on device", unwritten=2)
@@ -187,22 +189,22 @@ def test_what_is_not_kept_is_said(current: Current) -> None:
     assert "cannot be written" not in page(over(s), "/").text
 
 
-def test_what_is_not_the_present_is_said(current: Current) -> None:
+def test_what_is_not_the_present_is_said(current: LatestSnapshot) -> None:
     s = current()
     assert s
     assert "This is not the present" in page(over(s), "/").text
     now = s.taken_seconds + 1
-    fresh = pages.Pages(search.Search(), lambda: now)(Ask("GET", "/"), s, ())
+    fresh = pages.Pages(search.Search(), lambda: now)(Request("GET", "/"), s, ())
     assert b"This is not the present" not in fresh.body
     assert (
         "The gate is closed" in page(over(replace(s, gate_open=False, taken_seconds=4e9)), "/").text
     )
-    before = Application(Current())
+    before = Application(LatestSnapshot())
     assert "The gate is not open" in page(before, "/", 503).text
     assert data(before, "/api/v1/", 503) == {"error": "the gate is not open"}
 
 
-def test_a_violation_has_a_page(app: Application, current: Current) -> None:
+def test_a_violation_has_a_page(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     for violation in s.violations.values():
@@ -262,7 +264,9 @@ def test_refreshing_is_asked_for(app: Application) -> None:
         ("q=%ff%fe%00", 0),
     ],
 )
-def test_protocols_are_searched(app: Application, current: Current, query: str, found: int) -> None:
+def test_protocols_are_searched(
+    app: Application, current: LatestSnapshot, query: str, found: int
+) -> None:
     s = current()
     assert s
     rows = data(app, f"/api/v1/protocols?{query}")
@@ -273,7 +277,7 @@ def test_protocols_are_searched(app: Application, current: Current, query: str, 
     assert f"{found} of {len(s.protocols)}" in told
 
 
-def test_a_ruling_selects(app: Application, current: Current) -> None:
+def test_a_ruling_selects(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     by = {
@@ -288,7 +292,7 @@ def test_a_ruling_selects(app: Application, current: Current) -> None:
     assert not by["clean"] & by["violated"]
 
 
-def test_many_protocols_are_turned_like_pages(current: Current) -> None:
+def test_many_protocols_are_turned_like_pages(current: LatestSnapshot) -> None:
     s = current()
     assert s
     app = over(replace(s, protocols=s.protocols * 4))
@@ -298,7 +302,7 @@ def test_many_protocols_are_turned_like_pages(current: Current) -> None:
     assert "/protocols?page=2" in last.attributes("href")
 
 
-def test_the_api_has_the_keys_of_a_report(app: Application, current: Current) -> None:
+def test_the_api_has_the_keys_of_a_report(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     expected = json.loads(json.dumps(json_form.as_json(s, [], 0)))
@@ -335,7 +339,7 @@ def test_a_report_over_http_can_be_compared(app: Application, tmp_path: Any) -> 
     assert not list(diff.compare(ours, ours))
 
 
-def test_the_description_describes_every_path(app: Application, current: Current) -> None:
+def test_the_description_describes_every_path(app: Application, current: LatestSnapshot) -> None:
     """OpenAPI 3.1 has the schemas of JSON Schema: every answer is held against its own."""
     described = data(app, "/api/v1/openapi.json")
     s = current()
@@ -351,7 +355,7 @@ def test_the_description_describes_every_path(app: Application, current: Current
     assert not jsonschema.Draft202012Validator(lost).is_valid({"evidence": "many"})
 
 
-def test_rates_are_differences(current: Current) -> None:
+def test_rates_are_differences(current: LatestSnapshot) -> None:
     points = current.points
     assert len(points) == KEPT_SECONDS / 2 + 1
     assert points[-1].seconds - points[0].seconds == KEPT_SECONDS
@@ -368,7 +372,7 @@ def test_rates_are_differences(current: Current) -> None:
 
 
 def test_history_is_bounded_and_no_finer_than_it_says() -> None:
-    made = Current(lambda: 0.0)
+    made = LatestSnapshot(lambda: 0.0)
     assert made() is None
     for second in range(2000):
         made.put(snapshot(running_seconds=second * 1.0))
@@ -388,7 +392,7 @@ def test_scales_are_round(most: float, least: float, top: float) -> None:
     assert chart.scale(most, least) == pytest.approx(top)
 
 
-def test_a_hole_in_time_is_a_hole_in_the_line(current: Current) -> None:
+def test_a_hole_in_time_is_a_hole_in_the_line(current: LatestSnapshot) -> None:
     points = [*current.points[:10], *current.points[40:50]]
     (line,) = chart.draw(chart.CHARTS[0], points, points[-1].seconds).lines
     assert len(line.pieces) == 2
@@ -417,10 +421,10 @@ def test_durations_are_readable(seconds: float | None, text: str) -> None:
     assert pages.span(seconds) == text
 
 
-def test_answers_are_kept_while_the_snapshot_is(current: Current) -> None:
+def test_answers_are_kept_while_the_snapshot_is(current: LatestSnapshot) -> None:
     s = current()
     assert s
-    made = Current(lambda: 0.0)
+    made = LatestSnapshot(lambda: 0.0)
     made.put(s)
     app = Application(made)
     first = read(app, "/api/v1/lost")
@@ -447,7 +451,7 @@ def test_metrics_speak_what_is_asked_for(app: Application) -> None:
 
 
 def test_nothing_but_reading() -> None:
-    app = Application(Current())
+    app = Application(LatestSnapshot())
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
-        answer = app(Ask(method, "/"))
+        answer = app(Request(method, "/"))
         assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")

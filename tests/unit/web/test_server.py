@@ -20,17 +20,17 @@ import bcrypt
 import pytest
 import trustme
 
-from tracer.web import Access, Answer, Ask, Server, basic_auth, connection, server
+from tracer.web import Access, Request, Response, Server, basic_auth, connection, server
 from tracer.web.cpu_budget import SAVED_SECONDS, SHARE, Budget
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 BODY = b"hello " * 100
 
 
-def app(ask: Ask) -> Answer:
+def app(ask: Request) -> Response:
     if ask.path == "/fail":
         raise ValueError("on purpose")
-    return Answer(200, b"x" * int(ask.fields["n"]) if "n" in ask.fields else BODY)
+    return Response(200, b"x" * int(ask.fields["n"]) if "n" in ask.fields else BODY)
 
 
 @contextlib.contextmanager
@@ -463,7 +463,7 @@ def test_it_stops_with_clients_on_the_line(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_gzip_is_said_and_right() -> None:
-    packed = Answer(200, BODY * 10).packed()
+    packed = Response(200, BODY * 10).packed()
     assert packed.headers["Content-Encoding"] == "gzip"
     assert gzip.decompress(packed.body) == BODY * 10
-    assert Answer(200, b"short").packed() == Answer(200, b"short")
+    assert Response(200, b"short").packed() == Response(200, b"short")

@@ -23,7 +23,7 @@ _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sq
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoreContents:
     """violations: as report.violation_json(), with "hours" ({"2026-01-01T00:00:00Z": count}) and "runs" (the first, the last).
     runs: id, kernel, started, written, ended (None: it runs, or was killed), rmapd, report (as report.as_json(), violations in short).
     rest: findings without a row of their own, by (why, invariant, verdict). Newest last."""
@@ -38,7 +38,7 @@ class Stored:
         return next((run for run in self.runs if run["id"] == violation["runs"]["last"]), None)
 
 
-def read(path: Path) -> Stored:
+def read(path: Path) -> StoreContents:
     """Read a store. RmapdError where there is none, or nothing that can be read."""
     try:
         there = stat.S_ISREG(path.stat().st_mode)
@@ -59,7 +59,7 @@ def read(path: Path) -> Stored:
     try:
         with _open(path) as database:
             _check(database, path)
-            return Stored(path, _violations(database), _runs(database), _rest(database))
+            return StoreContents(path, _violations(database), _runs(database), _rest(database))
     except (sqlite3.Error, OSError, ValueError, RecursionError) as error:
         if passes(error) or getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
             raise Temporary(

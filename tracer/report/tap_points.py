@@ -12,7 +12,7 @@ from tracer.results.standing_facts import standing
 
 
 @dataclass(frozen=True)
-class Point:
+class TapPoint:
     """skip: the reason, where nothing was decided. failed: what made it fail, by verdict and count."""
 
     id: str
@@ -34,7 +34,7 @@ class Point:
         )
 
 
-def points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[Point]:
+def tap_points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[TapPoint]:
     """bad: the verdicts that fail a point, those that make rmapd exec exit with 3."""
     found = []
     for name, invariant in s.invariants.items():
@@ -43,7 +43,7 @@ def points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[
         failed = ", ".join(f"{counts[verdict]} {verdict}" for verdict in bad if counts[verdict])
         own = tuple(v for v in s.violations.values() if v.first.invariant == name)
         found.append(
-            Point(
+            TapPoint(
                 name,
                 invariant.title,
                 counts,
