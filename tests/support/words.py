@@ -50,7 +50,13 @@ RETIRED = (
     _phrase(r"(?:come|comes|came|coming) by", "called from"),
     _phrase(r"(?:the|a|an|each|every|that|this|another) judge", "checker"),
     _phrase(r"somebody(?: else)?(?:'s)?", "the task, the caller, another program"),
-    _phrase(r"who (?:waits?|asks|holds|reads|comes|goes|left|hangs|maps)", "a waiter, the caller"),
+    Retired(  # not people: "the developer who reads a report"
+        re.compile(
+            r"(?<![a-z] )(?:\b[Ww]ho|\b(?:task|process|thread|code|lock) who)"
+            r" (?:waits?|asks|holds|reads|comes|goes|left|hangs|maps)\b"
+        ),
+        "a waiter, the caller, the task that",
+    ),
     _phrase(rf"{_PROGRAMS} {_SPEAKS}", "reports, prints, shows"),
     Retired(re.compile(r"\bclass Way\b|\bWay\("), "attach method"),
 )

@@ -28,6 +28,8 @@ from tests.support.words import retired
         "the judge dies",
         "held by somebody",
         "who waits passes contention_begin",
+        "a lock, who holds it, and why",
+        "the task who holds it",
         "the log says which",
         "rmapd tells it for your kernel",
         "class Way:",
@@ -55,6 +57,7 @@ def test_retired_word_is_found(line: str) -> None:
         "what the log shows",
         "a bookmark",
         "Whom it concerns.",
+        "the developer who reads a report",
     ],
 )
 def test_ordinary_word_is_left_alone(line: str) -> None:
