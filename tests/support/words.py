@@ -52,7 +52,7 @@ RETIRED = (
     _phrase(r"somebody(?: else)?(?:'s)?", "the task, the caller, another program"),
     Retired(  # not people: "the developer who reads a report"
         re.compile(
-            r"(?<![a-z] )(?:\b[Ww]ho|\b(?:task|process|thread|code|lock) who)"
+            r"(?:(?<![a-z] )\b[Ww]ho|\b(?:task|process|thread|code|lock) who)"
             r" (?:waits?|asks|holds|reads|comes|goes|left|hangs|maps)\b"
         ),
         "a waiter, the caller, the task that",
