@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -197,19 +198,23 @@ def table() -> str:
     for name, one in found.items():
         for protocol in one["protocols"]:
             if wrong := protocol["violates"] + protocol["suspect"]:
-                torn.append(
-                    f"- {name}, {protocol['count']:,}: `{protocol['text']}` would be {', '.join(wrong)}"
-                )
+                cells = (name, f"{protocol['count']:,}", f"`{protocol['text']}`", ", ".join(wrong))
+                torn.append(f"| {' | '.join(cells)} |")
             else:
                 counts[protocol["function"], protocol["text"]][name] = protocol["count"]
     lines = ["# Protocols seen on healthy kernels", ""]
     lines += [
-        f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}"
+        textwrap.fill(
+            f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}",
+            width=100,
+            subsequent_indent="  ",
+        )
         for name, one in found.items()
     ]
     lines += [
         "",
-        "The notation is in PROTOCOLS.md. `python -m tests.vm.soak run 600 KERNEL...` makes the reports, `... table` this file.",
+        "The notation is in [PROTOCOLS.md](../PROTOCOLS.md). `python -m tests.vm.soak run 600 KERNEL...`",
+        "makes the reports, `... table` this file.",
         "",
     ]
     lines += [f"| protocol | {' | '.join(found)} |", f"|-|{'-|' * len(found)}"]
@@ -219,8 +224,11 @@ def table() -> str:
     if torn:
         lines += ["", "## While the kernel left out runs of programs", ""]
         lines += [
-            "Windows that lost steps, or a return: rmapd counted them as unverifiable (KERNELS.md, lazy preemption).",
+            "These windows lost steps, or a return. rmapd counted them as unverifiable",
+            "([KERNELS.md](../KERNELS.md), lazy preemption).",
             "",
+            "| kernel | count | protocol | would be |",
+            "|-|-|-|-|",
             *torn,
         ]
     return "\n".join(lines) + "\n"
