@@ -40,7 +40,10 @@ RETIRED = (
     _word("stems?", "probe object", before="."),  # path.stem is Python's
     _word("desks?|dockets?|courts?", "cases, queue, checker"),
     _word("scenes?", "object info"),
-    _word("welcomes?", "age limit (max_entry_age_seconds)"),
+    Retired(  # patches are welcome
+        re.compile(r"(?<!are )(?<!is )(?<!be )(?<![a-z])welcomes?(?![a-z])", re.IGNORECASE),
+        "age limit (max_entry_age_seconds)",
+    ),
     _word("patrol(?:s|led|ling)?", "periodic scan (scan_seconds)"),
     _word("resting", "paused"),
     _word("bare", "without evidence", after=r"(?![- ]metal)"),

@@ -14,6 +14,8 @@ from tests.support.words import retired
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     ROOT / "dashboards/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
