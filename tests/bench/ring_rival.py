@@ -17,7 +17,7 @@ from tests.bench.variants import Attachable, Nothing
 from tracer.attach.attached import AttachedProbes
 from tracer.daemon.session import probes_folder
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
+from tracer.tables.counters import Counters
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
@@ -79,7 +79,7 @@ class RingRival(Attachable):
 
     def facts(self) -> Mapping[str, object]:
         layouts = Layouts.read(probes_folder() / "include/shared.h")
-        counters = Records(self._loaded.maps, layouts).counters()
+        counters = Counters(self._loaded.maps, layouts).read()
         return {
             **super().facts(),
             "sent": counters[layouts.enums["counter"][0]],

@@ -19,7 +19,7 @@ from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
+from tracer.tables.params import Params
 
 FAMILIES: dict[str, frozenset[str]] = {
     "mmap_lock": frozenset({"mmap_lock"}),
@@ -63,8 +63,8 @@ class Attachable(Nothing):
 
     def __init__(self, name: str, loaded: AttachedProbes, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
-        self._books = Records(loaded.maps, Layouts.read(probes_folder() / "include/shared.h"))
-        self._books.set_params(gate=0)
+        self._params = Params(loaded.maps, Layouts.read(probes_folder() / "include/shared.h"))
+        self._params.set(gate=0)
         self._passed = [
             loaded.points[hook.hook.name]
             for hook in loaded.hooks
@@ -81,8 +81,8 @@ class Attachable(Nothing):
             for points in self._passed:
                 fasten(points)
                 stack.callback(unfasten, points)
-            self._books.set_params(gate=1)
-            stack.callback(self._books.set_params, gate=0)
+            self._params.set(gate=1)
+            stack.callback(self._params.set, gate=0)
             yield self
 
     def facts(self) -> Mapping[str, object]:
@@ -181,7 +181,7 @@ class Maker:
         )
         loaded = loader.load(planned, kit, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Records(loaded.maps, self._layouts).set_params(levels=levels, max_entry_age_ns=10**10)
+        Params(loaded.maps, self._layouts).set(levels=levels, max_entry_age_ns=10**10)
         return loaded
 
 

@@ -45,7 +45,7 @@ class Aftermath(Session):
             point.link = point.link or point.program.attach_iterator()
         self._build(attached, layouts, self.left.state.level or self._down.level)
         self._started_ns = self._down.started_ns
-        self.books.set_params(gate=0)
+        self.tables.params.set(gate=0)
         for name, key, value in self.left.rows:
             now = None if name == "frozen" else self.loaded.maps[name].lookup(key)
             self.loaded.maps[name].update(
