@@ -1,6 +1,6 @@
-"""The BPF programs compiled by gcc against harness.h: what runs in the kernel runs in the unit tests, without root or bcc.
+"""The BPF programs compiled by gcc against harness.h: the kernel's code runs in the unit tests.
 
-usage: python -m tests.support.native FOLDER     (writes kernel.h there: with it clangd and gcc can read probes/ as it is)
+usage: python -m tests.support.native FOLDER     (writes kernel.h: clangd can read probes/ with it)
 """
 
 from __future__ import annotations
