@@ -71,12 +71,13 @@ def load(plan: Plan, kit: Kit, *, statistics: bool) -> AttachedProbes:
 
 
 def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path) -> str:
-    """Return one translation unit: the probe objects, with each header in place of its first `#include`.
+    """Return one translation unit: the probe objects, with each header in place of its `#include`.
 
     BCC rewrites map accesses in its main file only, so headers cannot be left to the compiler.
 
-    header: the text of kernel.h, which is generated from this kernel's BTF (tracer.attach.struct_slices).
+    header: the text of kernel.h, generated from this kernel's BTF (tracer.attach.struct_slices).
     include: the folder of the other headers.
+    RmapdError where a header cannot be read.
     """
     known = {GENERATED: header}
     return "\n".join(
@@ -91,7 +92,10 @@ def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path)
 
 
 def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str:
-    """Return a source file with its `#include "..."` lines expanded. known: headers to be read from memory; a header that was used is empty."""
+    """Return a source file with its `#include "..."` lines expanded, each header once.
+
+    known: headers that are in memory; a header that has been used is empty.
+    """
     lines = [f'#line 1 "{name}"']
     for number, line in enumerate(text.splitlines(), 1):
         found = _INCLUDE.match(line)
@@ -101,7 +105,14 @@ def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str
         wanted = found[1]
         inner = known.get(wanted)
         if inner is None:
-            inner = (include / wanted).read_text(encoding="utf-8")
+            try:
+                inner = (include / wanted).read_text(encoding="utf-8")
+            except OSError as error:
+                raise RmapdError(
+                    f"cannot read {wanted}, which {name} includes",
+                    why=str(error),
+                    hint="reinstall rmapd",
+                ) from error
         known[wanted] = ""
         if inner:
             lines += [_expanded(wanted, inner, include, known), f'#line {number + 1} "{name}"']

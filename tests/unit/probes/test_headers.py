@@ -13,6 +13,7 @@ from tests.support.btf_blob import kernel_types
 from tests.support.native import PROBES, write_kernel_header
 from tracer.attach.loader import GENERATED, source
 from tracer.attach.plan import ProbeObjectPlan
+from tracer.errors import RmapdError
 
 FILES = [*sorted((PROBES / "include").glob("*.h")), *sorted(PROBES.glob("*.bpf.c"))]
 NAMES = {path.name for path in FILES}
@@ -52,13 +53,20 @@ def test_header_has_an_include_guard(path: Path) -> None:
     assert code[-1] == "#endif"
 
 
-def test_source_has_each_header_once(tmp_path: Path) -> None:
+def test_source_has_each_header_once() -> None:
     objects = [ProbeObjectPlan(path.name, path) for path in sorted(PROBES.glob("*.bpf.c"))]
     text = source("/* generated */\n", objects, PROBES / "include")
     assert text.count("/* generated */") == 1
     assert "#include" not in text
     for name in NAMES:
         assert text.count(f'#line 1 "{name}"') == 1, name
+
+
+def test_missing_header_is_an_error_of_the_object(tmp_path: Path) -> None:
+    path = tmp_path / "outer.bpf.c"
+    path.write_text('#include "absent.h"\n')
+    with pytest.raises(RmapdError, match=r"cannot read absent.h, which outer.bpf.c includes"):
+        source("", [ProbeObjectPlan("outer", path)], tmp_path)
 
 
 def test_source_keeps_the_line_numbers_of_its_files(tmp_path: Path) -> None:
