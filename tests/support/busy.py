@@ -96,7 +96,7 @@ def violations() -> list[Violation]:
         "M1", Verdict.SUSPECT, "migrate_pages", "level=PTE reason=numa_misplaced mode=MIGRATE_ASYNC",
         f"a migration entry is left behind and its page is not locked: {HOSTILE}[4711] at 0x7f1000002000",
         {"pid": 812, "tgid": 812, "comm": "kcompactd0"}, ("migrate_pages+0x9a1", "compact_zone+0x7d5", "kcompactd+0x2f2"),
-        {"addr": "0x7f1000002000", "age_seconds": None, "booked": True, "entries": [
+        {"addr": "0x7f1000002000", "age_seconds": None, "recorded": True, "entries": [
             {"tgid": 4711, "comm": HOSTILE, "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
             {"tgid": 4712, "comm": "x", "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
         ]},

@@ -75,7 +75,7 @@ def test_every_invariant_of_the_catalogue_is_declared() -> None:
 
 def test_coverage_says_what_is_lacking() -> None:
     m1 = discover()["M1"]
-    every = {name for names in (*m1.needs, *(m1.lacking or {})) for name in names.split("|")}
+    every = {name for names in (*m1.needs, *m1.lacking) for name in names.split("|")}
     assert m1.coverage(every) == (Coverage.FULL, "")
     assert m1.coverage(every - {"set_migration_pte"}) == (Coverage.NONE, "needs set_migration_pte")
     level, reason = m1.coverage(every - {"oracle"})
@@ -96,7 +96,7 @@ def test_coverage_knows_alternatives() -> None:
     }
     assert l5.coverage(new) == (Coverage.FULL, "")
     assert l5.coverage(
-        {"commit", "__vma_adjust", "vma_adjust_trans_huge", "do_brk_flags", "expand_upwards"}
+        {"commit", "__vma_adjust", "vma_expand", "do_brk_flags", "expand_downwards"}
     ) == (Coverage.FULL, "")
     assert l5.coverage({"commit"}) == (Coverage.NONE, "needs __vma_adjust or commit_merge")
     assert l5.coverage(new - {"vma_shrink"}) == (Coverage.PARTIAL, "shrinking is not seen")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from tracer.invariants.migration_entries import (
+    LEFT_BEHIND,
     LOOK_GAP_NS,
     Case,
     CaseDecision,
@@ -200,9 +201,9 @@ class OpenCases:
         }
         for answer in sweep.answers:
             if answer.left_behind and answer.place not in known:
-                key = ("M1", b"sweep" + repr((self.sweeps, answer.place)).encode())
+                key = (LEFT_BEHIND.id, b"sweep" + repr((self.sweeps, answer.place)).encode())
                 pfns = range(answer.pfn, answer.pfn + 1)
-                case = Case("M1", answer.addr, pfns, 0, now, answer.level)
+                case = Case(LEFT_BEHIND.id, answer.addr, pfns, 0, now, answer.level)
                 case.swept((answer,), sweep.complete)
                 self.cases[key] = case, None, None
         return list(sweep.answers)
@@ -261,7 +262,7 @@ class OpenCases:
         case, row = judged.case, judged.row
         if not row or not row.keys:
             return case.count
-        if case.invariant != "M1":  # what was removed meanwhile has the kernel's verdict
+        if case.invariant != LEFT_BEHIND.id:  # what was removed meanwhile has the kernel's verdict
             return min(case.count, self.ledger.outstanding(row))
         taken = self.ledger.take(row)
         if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ _LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
 
 @dataclass(frozen=True)
 class ProtocolTables:
-    """The tables that tell of protocols."""
+    """The tables of protocols and windows."""
 
     events: Events
     protocol_table: ProtocolTable
@@ -37,7 +37,7 @@ class ProtocolTables:
 
     @classmethod
     def of(cls, tables: Tables) -> ProtocolTables:
-        """Choose the tables of protocols."""
+        """Choose these of all tables."""
         return cls(tables.events, tables.protocol_table, tables.flight_recorder, tables.stacks)
 
 
@@ -50,11 +50,11 @@ class ProtocolEvents:
         layouts: Layouts,
         symbols: Symbols,
         invariants: Mapping[str, Invariant],
-        checked: Container[str],
-        scene: ObjectReader | None = None,
+        covered: frozenset[str],
+        objects: ObjectReader,
     ) -> None:
         self._tables, self.encoding = tables, Encoding(layouts)
-        self.rulings = ProtocolVerdicts(self.encoding, invariants, checked)
+        self.rulings = ProtocolVerdicts(self.encoding, invariants, covered)
         self.trails = Trails(
             tables.protocol_table,
             tables.flight_recorder,
@@ -64,8 +64,12 @@ class ProtocolEvents:
             self.rulings.rule,
         )
         self.pressing = False
-        self._symbols, self._scene = symbols, scene
+        self._symbols, self._objects = symbols, objects
         self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
+
+    def cover(self, covered: frozenset[str]) -> None:
+        """From now on windows are judged by these invariants."""
+        self.rulings.cover(covered)
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
@@ -85,13 +89,11 @@ class ProtocolEvents:
             **ranges(event.vma, seen),
             **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {}),
         }
-        if self._scene and wrong and event.vma:
-            now = self._scene.vma(event.vma, event.mm)
+        if wrong and event.vma:
+            now = self._objects.vma(event.vma, event.mm)
             vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
         folio = (
-            self._scene.folio(seen.folio, vm_flags=seen.vm_flags)
-            if self._scene and wrong and seen.folio
-            else {}
+            self._objects.folio(seen.folio, vm_flags=seen.vm_flags) if wrong and seen.folio else {}
         )
         sighting = Sighting(
             task=event.task,

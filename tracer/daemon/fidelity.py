@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from tracer.attach.attached import AttachedProbes
 from tracer.attach.plan import State
@@ -41,7 +42,7 @@ def runs(probe_object: str, level: str) -> bool:
 
 
 class Fidelity:
-    """The level in force. `checked` is one set for the whole session: those who judge look into it."""
+    """The level in force. `checked`: the invariants that have coverage with it, another set after each change."""
 
     def __init__(
         self,
@@ -56,8 +57,8 @@ class Fidelity:
         sampled_windows: int = Config().sampled_windows,
     ) -> None:
         self.level = level
-        self.coverage: dict[str, tuple[Coverage, str]] = {}
-        self.checked: set[str] = set()
+        self.coverage: Mapping[str, tuple[Coverage, str]] = {}
+        self.checked: frozenset[str] = frozenset()
         self.governor: Governor | None = None
         self._loaded, self._params, self._epochs = loaded, params, epochs
         self._invariants, self._features = (
@@ -91,18 +92,18 @@ class Fidelity:
             if hook.probe_object in WINDOW_PROBE_OBJECTS
         }
         sampled = self._how_sampled() if self._sampled else ""
-        self.coverage = {
+        coverage = {
             name: one.coverage(found, of_windows if one.judge else off, sampled)
             for name, one in self._invariants.items()
         }
         for name, why in self._doubts.items():
-            level, reason = self.coverage[name]
+            level, reason = coverage[name]
             if level is not Coverage.NONE:
-                self.coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
-        self.checked.clear()
-        self.checked |= {
+                coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
+        self.coverage = MappingProxyType(coverage)
+        self.checked = frozenset(
             name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE
-        }
+        )
 
     def doubt(self, doubts: Mapping[str, str]) -> None:
         """invariant -> why it is checked in part only, for now."""

@@ -68,7 +68,11 @@ def _keep(config: Config, session: Aftermath, how: str) -> int:
     state, why = session.left.state, f"found after a crash: {how}"
     with session:
         session.stop()
-        snapshot, tally, new = session.snapshot(), session.judge.tally, session.judge.new_findings
+        snapshot, tally, new = (
+            session.snapshot(),
+            session.judge.tally,
+            session.judge.take_new_findings(),
+        )
         for finding in new:
             finding.evidence["found"] = why
         store = open_store(

@@ -71,7 +71,9 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         def look(*, ended: bool = False) -> Snapshot:
             now = session.snapshot()  # first: it may find something new
             session.recorder.commit()
-            now = reaction.react(session.judge.tally, session.judge.new_findings, now, ended=ended)
+            now = reaction.react(
+                session.judge.tally, session.judge.take_new_findings(), now, ended=ended
+            )
             session.recorder.commit(stored=reaction.stored)
             return current.put(now)
 

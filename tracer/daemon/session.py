@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import select
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,20 +18,22 @@ from tracer.attach import attach_process
 from tracer.attach.liveness import Watch
 from tracer.bpf import programs as program
 from tracer.bpf.maps import Map
-from tracer.bpf.programs import Program
+from tracer.bpf.programs import Program, RunStatistics
 from tracer.checking.cases import OpenCases
-from tracer.checking.checker import Checker, CheckerTables, Missed
+from tracer.checking.checker import Checker, CheckerTables
 from tracer.checking.findings import ENUMS, Findings
-from tracer.checking.missed_runs import MissedRuns
 from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
+from tracer.checking.second_walks import SecondWalks
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.daemon import required
-from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
+from tracer.daemon.fidelity import Fidelity, probe_objects, runs
 from tracer.daemon.governor import Governor, Pace
+from tracer.daemon.losses import LossTracker
 from tracer.daemon.recorder import Recorder
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
-from tracer.invariants.verdict import Verdict
+from tracer.invariants.migration_walks import PASSED_OVER
+from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.btf import FUNC
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
@@ -42,21 +41,15 @@ from tracer.kernel.taint import machine
 from tracer.memory import calibration, objects
 from tracer.memory.page_tables import Oracle
 from tracer.process.privileges import User
-from tracer.results.snapshot import OF_THE_LEDGER, Snapshot, checks
+from tracer.results.checks import all_checks
+from tracer.results.snapshot import Snapshot
 from tracer.supervision.checkpoint import Memory
 from tracer.supervision.handed_down import HandedDown
 from tracer.tables.c_structs import Layouts
 from tracer.tables.tables import Tables
 
-log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
-_MISSED = {
-    "ledger": ("migration", OF_THE_LEDGER),
-    "visits": ("ledger", ("second_walk",)),
-    "orders": ("mmap_lock", ("mmap_lock_acquire_returned", "mmap_lock_released")),
-}
-"""What judging depends on: the stem whose hooks may come and go, and the hooks whose runs the kernel may leave out."""
 
 
 def probes_folder() -> Path:
@@ -89,9 +82,6 @@ class Session:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped, self.recorder = False, Recorder(memory)
-        self._changes: Counter[str] = (
-            Counter()
-        )  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -171,7 +161,7 @@ class Session:
             self.config.sampled_windows,
         )
         checked = self._fidelity.checked
-        self._ruled = [name for name in checked if self.invariants[name].judge]
+        self._covered_at_start = checked
         symbols = self._symbols = Symbols(self.kernel)
         seen = objects.ObjectReader(
             self.loaded.maps,
@@ -185,28 +175,31 @@ class Session:
         findings = Findings(
             self.tables.stacks, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
-        missed = {
-            name: MissedRuns(partial(self._missed_runs, *on), self._clock)
-            for name, on in _MISSED.items()
-        }
-        self.judge = Checker(
-            CheckerTables.of(self.tables),
-            self.open_cases,
-            findings,
-            welcome_ns,
-            self._clock,
-            Missed(windows=self._missed, **missed),
-            checked,
-            self.protocol_events,
+        self.watch = Watch(self.loaded.attachments, self._runs)
+        self.losses = LossTracker(
+            self.loaded, self.watch, self._fidelity, self.invariants, self._clock
         )
-        self.judge.tally.machine = lambda: machine(self.kernel.release)
+        self.judge = Checker(
+            tables=CheckerTables.of(self.tables),
+            invariants=self.invariants,
+            covered=checked,
+            tally=Tally(lambda: machine(self.kernel.release)),
+            open_cases=self.open_cases,
+            second_walks=SecondWalks(
+                self.tables.visits, self.losses.unbroken[PASSED_OVER.id], levels, self._clock
+            ),
+            findings=findings,
+            protocol_events=self.protocol_events,
+            hooks=self.losses,
+            age_limit_ns=welcome_ns,
+            clock=self._clock,
+        )
         self._ring = self.loaded.ring("events", self.recorder.note_event)
         self._stack.callback(self._ring.close)
         self._poll = select.poll()
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        self.watch = Watch(self.loaded.attachments, self._runs)
         self.recorder.bind(self.judge, self.protocol_events.rulings, self._fidelity)
 
     @property
@@ -246,32 +239,6 @@ class Session:
             {name: one.runs + one.missed for name, one in self.loaded.statistics().items()}
             if counts
             else {}
-        )
-
-    def _look_after_hooks(self) -> None:
-        """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
-        changed = self.loaded.mark(self.watch.look())
-        for hook in changed:
-            self._changes[hook.probe_object] += 1
-            log.warning(
-                "hook %s is %s%s",
-                hook.hook.name,
-                hook.state,
-                f": {hook.reason}" if hook.reason else " again",
-            )
-        if changed:
-            self._fidelity.cover()
-
-    def _missed(self) -> int:
-        """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
-        self._look_after_hooks()
-        changes = sum(self._changes[probe_object] for probe_object in WINDOW_PROBE_OBJECTS)
-        return changes + self.loaded.missed(lambda hook: hook.probe_object in WINDOW_PROBE_OBJECTS)
-
-    def _missed_runs(self, probe_object: str, hooks: Collection[str]) -> int:
-        """Runs left out of these hooks' programs, and how often hooks of this stem were taken away or came back."""
-        return self._changes[probe_object] + self.loaded.missed(
-            lambda hook: hook.hook.name in hooks
         )
 
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
@@ -414,7 +381,7 @@ class Session:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         self.judge.count_protocols()
         counters = self.tables.counters.read()
-        counted = checks(self.judge.tally, counters, self.loaded.statistics(), self._ruled)
+        counted = self._checks(counters, self.loaded.statistics())
         totals = {
             verdict.value: sum(count for (_, found), count in counted.items() if found is verdict)
             for verdict in Verdict
@@ -425,10 +392,20 @@ class Session:
         }
         return (self._clock() - self._started_ns) / 1e9, totals
 
+    def _checks(
+        self, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics]
+    ) -> dict[tuple[str, Verdict], int]:
+        return all_checks(
+            self.invariants.values(),
+            self._covered_at_start,
+            self.judge.tally.checks,
+            counters,
+            {name: run.missed for name, run in statistics.items()},
+        )
+
     def snapshot(self) -> Snapshot:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
-        self.judge.count_protocols()
-        rows = [] if self._stopped else self.judge.count_late()
+        rows = [] if self._stopped else self.judge.catch_up().rows
         counters = self.tables.counters.read()
         outstanding = self.judge.outstanding(counters)
         oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9
@@ -443,7 +420,7 @@ class Session:
             hooks=tuple(self.loaded.hooks),
             invariants=self.invariants,
             coverage=self.coverage,
-            checks=checks(self.judge.tally, counters, statistics, self._ruled),
+            checks=self._checks(counters, statistics),
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
             histograms=self.tables.histograms.read(),

@@ -90,7 +90,7 @@ INVARIANTS = (
             "vma_interval_tree_remove",
         ),
         judge=judge_trees,
-        whole_windows=False,
+        every_window=False,
     ),
     Invariant(
         id="L5",
@@ -105,11 +105,11 @@ INVARIANTS = (
         blind_spots="A boundary that changes without a store into the maple tree.",
         needs=("commit", "__vma_adjust|commit_merge"),
         lacking={
-            "vma_expand|vma_adjust_trans_huge": "vma_expand() is not seen by itself",
+            "vma_expand": "vma_expand() is not seen by itself",
             "__vma_adjust|vma_shrink": "shrinking is not seen",
             "__vma_adjust|__split_vma": "splits are not seen",
             "do_brk_flags": "brk is not seen",
-            "expand_downwards|expand_upwards": "stack growth is not seen",
+            "expand_downwards": "stack growth is not seen",
         },
         judge=judge_commits,
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Sinks:
     def react(
         self,
         tally: Tally,
-        new: list[Finding],
+        new: Iterable[Finding],
         snapshot: Snapshot,
         *,
         ended: bool = False,
@@ -109,7 +109,6 @@ class Sinks:
             )
             self._store.keep_run(report, ended=ended)
         found = [tally.violations[finding.signature] for finding in new]
-        new.clear()
         self._journal.new(found)
         for violation in found:
             self._collector.offer(violation_json(violation))

@@ -435,9 +435,9 @@ def _invariant_parts(invariant: Invariant) -> dict[str, str]:
         "not violations": invariant.not_violations,
         "how confirmed": invariant.confirmed,
         "blind spots": invariant.blind_spots,
+        "runbook": invariant.runbook,
         "hooks": hooks,
         "without": "\n".join(
-            f"{name}: {cost}".replace("|", " or ")
-            for name, cost in (invariant.lacking or {}).items()
+            f"{name}: {cost}".replace("|", " or ") for name, cost in invariant.lacking.items()
         ),
     }

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.support.box import ENCODING, Box, Vma, box
 from tests.support.native import LAYOUTS, synthetic_kernel
+from tests.unit.checking.test_protocol_events import protocol_events_of
 from tests.unit.probes.test_windows import grow
-from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally
@@ -24,9 +24,7 @@ MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 
 def trails(b: Box, rules: bool = True) -> Trails:
     kernel = synthetic_kernel()
-    protocol_events = ProtocolEvents(
-        ProtocolTables.of(b.tables), LAYOUTS, Symbols(kernel), discover(), set(discover())
-    )
+    protocol_events = protocol_events_of(b, discover())
     return Trails(
         b.tables.protocol_table,
         b.tables.flight_recorder,
@@ -190,9 +188,7 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
         other = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", other.at):
             pass
-    protocol_events = ProtocolEvents(
-        ProtocolTables.of(b.tables), LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
-    )
+    protocol_events = protocol_events_of(b)
     for each in raw:
         protocol_events.hear(b.tables.events.decode(each), each)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
@@ -218,13 +214,7 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
             with b.call("unlink_anon_vmas", vma.at):
                 b.tree(vma, vma.anon_vma, enter=False)
             accused, (raw,) = b.now, b.native.events()
-    protocol_events = ProtocolEvents(
-        ProtocolTables.of(b.tables),
-        LAYOUTS,
-        Symbols(synthetic_kernel()),
-        discover(),
-        {"L4"},
-    )
+    protocol_events = protocol_events_of(b)
     protocol_events.hear(b.tables.events.decode(raw), raw)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]

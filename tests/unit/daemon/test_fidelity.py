@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.model_kernel import ModelKernel
 from tests.support.native import PROBES
-from tests.support.world import World
 from tracer.attach import plan
 from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
 from tracer.attach.plan import AttachMethod, Planned, State
@@ -66,8 +66,8 @@ def loaded(*without: str) -> AttachedProbes:
 
 
 def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Params]:
-    world = World()
-    tables = world.tables
+    model = ModelKernel()
+    tables = model.tables
     return Fidelity(
         level,
         made,
@@ -130,10 +130,10 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     made = loaded()
     one, params = fidelity(made)
     assert one.coverage["L1"][0] is Coverage.FULL
-    checked, counted = one.checked, []
+    counted = []
 
     def count() -> None:
-        counted.append((epochs(params), "L1" in checked))
+        counted.append((epochs(params), "L1" in one.checked))
 
     assert one.change("owner", "too dear", count) == []
     assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
@@ -156,8 +156,8 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), (
         "below `sampled` they go on being sampled"
     )
-    assert "L1" not in checked
-    assert "L4" in checked
+    assert "L1" not in one.checked
+    assert "L4" in one.checked
     assert one.change("migration", "too dear", count) == []
     assert epochs(params) == (4, 2)
     resting = {hook.probe_object: hook.reason for hook in made.hooks if hook.state is State.RESTING}

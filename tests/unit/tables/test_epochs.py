@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.box import Box, box
+from tests.support.model_kernel import ModelKernel
 from tests.support.native import LAYOUTS
-from tests.support.world import World
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -38,29 +38,29 @@ def window_of(b: Box) -> None:
 
 
 def test_mmap_lock_held_across_change_of_hooks_has_no_order() -> None:
-    world = World()
-    one, two = world.new_mm(), world.new_mm()
-    world.become(5)
-    world.lock_mm(one, write=False)
-    with world.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
+    model = ModelKernel()
+    one, two = model.new_mm(), model.new_mm()
+    model.become(5)
+    model.lock_mm(one, write=False)
+    with model.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
         pass  # released unseen
-    world.lock_mm(two, write=False)
-    world.unlock_mm(two, write=False)
-    world.unlock_mm(one, write=False)
-    counters = world.tables.counters.read()
+    model.lock_mm(two, write=False)
+    model.unlock_mm(two, write=False)
+    model.unlock_mm(one, write=False)
+    counters = model.tables.counters.read()
     assert (counters["NESTED_HOLDS"], counters["LOCKS_UNRECORDED"]) == (0, 1)
 
 
 def test_open_fork_window_is_closed_by_change_of_mmap_lock_hooks() -> None:
-    world = World()
-    parent = world.new_mm()
-    world.begin_fork(parent)
+    model = ModelKernel()
+    parent = model.new_mm()
+    model.begin_fork(parent)
     layout = LAYOUTS.structs["fork_window"]
-    raw = world.native.maps["fork_windows"].lookup(bytes(4)) or b""
+    raw = model.native.maps["fork_windows"].lookup(bytes(4)) or b""
     assert layout.unpack(raw).end_ns == 0
-    with world.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
+    with model.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
         pass
-    after = layout.unpack(world.native.maps["fork_windows"].lookup(bytes(4)) or b"")
+    after = layout.unpack(model.native.maps["fork_windows"].lookup(bytes(4)) or b"")
     assert after.end_ns > 0
     assert replace_end(after) == layout.unpack(raw)
 

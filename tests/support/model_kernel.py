@@ -56,7 +56,7 @@ class SimMigration:
     new: dict[int, int] = field(default_factory=dict)
 
 
-class World:
+class ModelKernel:
     """levels: 4 or 5. hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps."""
 
     def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
@@ -112,7 +112,7 @@ class World:
     def _take(self, pages: int = 1) -> int:
         at = self._pool + self._used * PAGE
         self._used += pages
-        assert self._used <= POOL_PAGES, "the world is out of memory"
+        assert self._used <= POOL_PAGES, "the model is out of memory"
         ctypes.memset(at, 0, pages * PAGE)
         return at
 
