@@ -27,7 +27,7 @@ from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder, running_kernel
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
+from tracer.tables.params import Params
 
 _STACK, _MARK = (
     88,
@@ -45,7 +45,7 @@ class Reader:
 
     def __init__(self, session: Session) -> None:
         self._maps, self._program = session.loaded.maps, session.loaded.programs["calibrate"][0]
-        self._layout = session.books._layouts.structs["calibration"]
+        self._layout = Layouts.read(probes_folder() / "include/shared.h").structs["calibration"]
         self._types = session.kernel.types
 
     def at(self, address: int) -> int:
@@ -111,9 +111,7 @@ class Runs:
             for p in w.points
         }
         self.made: dict[str, Program] = {}
-        Records(self.maps, layouts).set_params(
-            gate=1, window_ns=10**9 // a_second if a_second else 0
-        )
+        Params(self.maps, layouts).set(gate=1, window_ns=10**9 // a_second if a_second else 0)
 
     def has(self, name: str) -> bool:
         return name in self._points
@@ -163,7 +161,7 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
 
 
 def main(count: int = 20_000, a_second: int = 0) -> None:
-    layouts = Layouts.read(probes_folder() / "include/books.h")
+    layouts = Layouts.read(probes_folder() / "include/shared.h")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             Session(

@@ -19,7 +19,7 @@ from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
+from tracer.tables.params import Params
 
 FAMILIES: dict[str, frozenset[str]] = {
     "mmap_lock": frozenset({"mmap_lock"}),
@@ -63,8 +63,8 @@ class Attachable(Nothing):
 
     def __init__(self, name: str, loaded: AttachedProbes, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
-        self._books = Records(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
-        self._books.set_params(gate=0)
+        self._params = Params(loaded.maps, Layouts.read(probes_folder() / "include/shared.h"))
+        self._params.set(gate=0)
         self._passed = [
             loaded.points[hook.hook.name]
             for hook in loaded.hooks
@@ -81,8 +81,8 @@ class Attachable(Nothing):
             for points in self._passed:
                 attach_all(points)
                 stack.callback(detach_all, points)
-            self._books.set_params(gate=1)
-            stack.callback(self._books.set_params, gate=0)
+            self._params.set(gate=1)
+            stack.callback(self._params.set, gate=0)
             yield self
 
     def facts(self) -> Mapping[str, object]:
@@ -114,7 +114,7 @@ class Maker:
     _layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:
-        self._layouts = Layouts.read(probes_folder() / "include/books.h")
+        self._layouts = Layouts.read(probes_folder() / "include/shared.h")
 
     def session(
         self, name: str, fidelity: str, *, statistics: bool = False, **settings: int
@@ -153,7 +153,10 @@ class Maker:
                 if program not in made
             ]
             path.with_suffix(".bpf.c").write_text(
-                "".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made)))
+                '#include "common.h"\n'
+                + "".join(
+                    text.format(program=p, number=n) for n, p in enumerate(programs, len(made))
+                )
             )
             made |= {*programs}
         return self._loaded(probe_objects, folder)
@@ -176,7 +179,7 @@ class Maker:
         )
         loaded = loader.load(planned, build, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Records(loaded.maps, self._layouts).set_params(levels=levels, welcome_ns=10**10)
+        Params(loaded.maps, self._layouts).set(levels=levels, max_entry_age_ns=10**10)
         return loaded
 
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from tests.support.native import LAYOUTS, Native, NativeProgram, synthetic_kernel
 from tracer.protocol.codec import Encoding
 from tracer.protocol.text import text
-from tracer.tables.windows import Windows
+from tracer.tables.tables import Tables
 
 ENCODING = Encoding(LAYOUTS)
 TASK, OTHER_TASK = 0xFFFF888000001000, 0xFFFF888000002000
@@ -55,7 +55,7 @@ class Box:
         params = LAYOUTS.structs["params"]
         self.native.maps["params"].update(struct.pack("<I", 0), params.pack(gate=1))
         self.mm = self.take(256)
-        self.windows = Windows(self.native.maps, LAYOUTS)
+        self.tables = Tables.of(self.native.maps, LAYOUTS)
         self.tick(0)
         self.run_as_task()
 
@@ -251,7 +251,10 @@ class Box:
 
     # recorded
     def seen(self) -> dict[str, int]:
-        return {text(ENCODING.decode(key)): count for key, count in self.windows.rows().items()}
+        return {
+            text(ENCODING.decode(key)): count
+            for key, count in self.tables.protocol_table.counts().items()
+        }
 
     def counter(self, name: str) -> int:
         raw = self.native.maps["counters"].lookup(struct.pack("<I", LAYOUTS.constants[name]))
@@ -272,11 +275,11 @@ class Box:
         """Return how many windows are open in all tasks."""
         return sum(
             int.from_bytes(value[_DEPTH : _DEPTH + 4], "little")
-            for _, value in self.native.maps["insiders"].items()
+            for _, value in self.native.maps["task_windows"].items()
         )
 
 
-_DEPTH = 24  # of struct insider (probes/include/window.h)
+_DEPTH = 24  # of struct task_windows (probes/include/task_windows.h)
 
 
 def box(methods: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable
 from tests.support.native import synthetic_kernel
 from tests.support.world import World
 from tracer.checking.cases import DecidedCase, OpenCases
-from tracer.checking.checker import Checker, Missed
+from tracer.checking.checker import Checker, CheckerTables, Missed
 from tracer.checking.findings import Findings
 from tracer.checking.missed_runs import MissedRuns
 from tracer.invariants.verdict import Ruling, Verdict
@@ -37,7 +37,7 @@ class Court(Checker):
         self.accused: list[int] = []  # World.names of the entries that M1 named when it did
         scan_ns = 60 * 10**9 if scan else 0
         open_cases = OpenCases(
-            world.books,
+            world.tables.ledger,
             world.oracle if oracle else None,
             world.levels,
             WELCOME_NS,
@@ -45,13 +45,19 @@ class Court(Checker):
             lambda: world.now,
         )
         kernel = synthetic_kernel()
-        findings = Findings(world.books, kernel, Symbols(kernel), lambda: world.now)
+        findings = Findings(world.tables.stacks, kernel, Symbols(kernel), lambda: world.now)
         ledger, visits, orders = (
             MissedRuns(lambda: world.missed, lambda: world.now) for _ in range(3)
         )
         missed = Missed(ledger, visits, orders, windows=lambda: 0)
         super().__init__(
-            world.books, open_cases, findings, WELCOME_NS, lambda: world.now, missed, checked
+            CheckerTables.of(world.tables),
+            open_cases,
+            findings,
+            WELCOME_NS,
+            lambda: world.now,
+            missed,
+            checked,
         )
 
     def _take(self, decided: Iterable[DecidedCase]) -> None:
@@ -81,7 +87,7 @@ class Court(Checker):
 
     def checks(self) -> Counter[tuple[str, Verdict]]:
         self.count_late()
-        return Counter(checks(self.tally, self.world.books.counters(), {}))
+        return Counter(checks(self.tally, self.world.tables.counters.read(), {}))
 
     def proven(self) -> set[tuple[int, int]]:
         """(mm number, address) of every entry that some verdict `violated` names."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tests.support.native import LAYOUTS, Native, synthetic_kernel
 from tracer.memory.page_tables import Oracle
-from tracer.tables.records import Records
+from tracer.tables.tables import Tables
 
 PAGE, HUGE = 4096, 512 * 4096
 POOL_PAGES = 512
@@ -87,20 +87,22 @@ class World:
         self.inside: Counter[int] = (
             Counter()
         )  # tid -> migrations that it is in: each a page deeper on the stack
-        self.books = Records(self.native.maps, LAYOUTS)
+        self.tables = Tables.of(self.native.maps, LAYOUTS)
         self.oracle = Oracle(
             self.native.maps,
             self.native.programs,
             self,
-            self.books,
+            self.tables.params,
+            self.tables.swap_types,
+            self.tables.other_mms,
             LAYOUTS,
             levels,
             lambda: self.page_tables,
         )
-        self.books.set_params(
+        self.tables.params.set(
             gate=1,
             levels=levels,
-            welcome_ns=10**10,
+            max_entry_age_ns=10**10,
             page_offset=self.page_offset,
             vmemmap=self.vmemmap,
         )

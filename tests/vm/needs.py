@@ -94,7 +94,7 @@ def _rewritten(table: Map) -> bool:
 
 def _own_pfn(page: mmap.mmap) -> int:
     page[0] = 1
-    return calibration.own_pfn(calibration._address(page))
+    return calibration.own_pfn(calibration.mapping_address(page))
 
 
 def _attach_kprobe(session: Session) -> object:

@@ -22,7 +22,8 @@ from tracer.invariants.migration_entries import (
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.page_tables import Oracle
-from tracer.tables.records import Event, Records, Row
+from tracer.tables.events import Event
+from tracer.tables.ledger import Ledger, Row
 
 _REST = (
     100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
@@ -51,7 +52,7 @@ class DecidedCase:
 class OpenCases:
     """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds."""
 
-    books: Records
+    ledger: Ledger
     oracle: Oracle | None
     levels: int
     patience_ns: int
@@ -127,7 +128,7 @@ class OpenCases:
         return self._decide(found)
 
     def _ask(self, oracle: Oracle) -> list[FoundEntry]:
-        oracle.learn()
+        oracle.update_swap_types()
         start, mms = self.clock(), oracle.mms()
         most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
         addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:most]
@@ -261,8 +262,8 @@ class OpenCases:
         if not row or not row.keys:
             return case.count
         if case.invariant != "M1":  # what was removed meanwhile has the kernel's verdict
-            return min(case.count, self.books.left_of(row))
-        taken = self.books.settle(row)
+            return min(case.count, self.ledger.outstanding(row))
+        taken = self.ledger.take(row)
         if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
             return taken.count
         self.reopened += 1

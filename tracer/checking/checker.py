@@ -16,7 +16,13 @@ from tracer.checking.protocol_events import ProtocolEvents
 from tracer.invariants import migration_walks
 from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
 from tracer.memory.entries import FoundEntry, Place
-from tracer.tables.records import Event, Records, Row, Visited
+from tracer.tables.counters import Counters
+from tracer.tables.events import Event, Events
+from tracer.tables.ledger import Ledger, Row, Visited
+from tracer.tables.migrations import Migrations
+from tracer.tables.params import Params
+from tracer.tables.tables import Tables
+from tracer.tables.visits import Visits
 
 _SPLIT_NS = 1_000_000_000  # a THP split takes milliseconds; its rows have no end event
 _LOOKS_FOR_LOST = (
@@ -38,13 +44,37 @@ class Missed:
     windows: Callable[[], int]
 
 
+@dataclass(frozen=True)
+class CheckerTables:
+    """The tables that the checker reads, and the parameters that it sets."""
+
+    events: Events
+    counters: Counters
+    ledger: Ledger
+    visits: Visits
+    migrations: Migrations
+    params: Params
+
+    @classmethod
+    def of(cls, tables: Tables) -> CheckerTables:
+        """Choose the checker's tables."""
+        return cls(
+            tables.events,
+            tables.counters,
+            tables.ledger,
+            tables.visits,
+            tables.migrations,
+            tables.params,
+        )
+
+
 class Checker:
     """Fed by read_events() at a wake-up, tick() once a second, work() whenever the desk is due, and close() at the end.
     count_protocols() before its tally is read."""
 
     def __init__(
         self,
-        books: Records,
+        tables: CheckerTables,
         open_cases: OpenCases,
         findings: Findings,
         welcome_ns: int,
@@ -55,8 +85,8 @@ class Checker:
     ) -> None:
         self.tally, self.open_cases, self.new_findings = Tally(), open_cases, list[Finding]()
         self.entries = Counter[Verdict]()  # recorded entries by the verdict that M1 gave them here
-        self._books, self._findings, self._welcome_ns, self._clock = (
-            books,
+        self._tables, self._findings, self._welcome_ns, self._clock = (
+            tables,
             findings,
             welcome_ns,
             clock,
@@ -82,7 +112,7 @@ class Checker:
         """Open a case for every row that an ended migration left."""
         ended = []
         for raw in ring:
-            event = self._books.event(raw)
+            event = self._tables.events.decode(raw)
             if event.kind == "ORDER_REVERSED":
                 self._record_order(event)
             elif event.kind == "PROTOCOL_NEW":
@@ -94,7 +124,7 @@ class Checker:
                 ended.append(event)
         if self._docket and self._docket.pressing:
             self._count(whole=False)
-        rows = self._books.ledger() if ended else []
+        rows = self._tables.ledger.rows() if ended else []
         for event in ended:
             self._open(
                 "M1",
@@ -131,12 +161,12 @@ class Checker:
         if self._docket:
             now = time.time()
             self.new_findings += self._docket.work(
-                self.tally, self._books.counters(), self._missed.windows(), now, whole=whole
+                self.tally, self._tables.counters.read(), self._missed.windows(), now, whole=whole
             )
 
     def look_for_late(self) -> None:
         """The timer's part: rows whose migration ended without waking us, rows older than their age limit, entries that are in no row."""
-        counters = self._books.counters()
+        counters = self._tables.counters.read()
         rows = self.count_late()
         if "M1" in self._checked:
             self._count_lost(counters, rows)
@@ -155,14 +185,14 @@ class Checker:
         """Count what the kernel removed late. Returns the ledger as it is now.
 
         The counters are read before the ledger, so a removal that is in them is not in the ledger any more."""
-        counters = self._books.counters()
-        rows = self._books.ledger() if self.outstanding(counters) else []
+        counters = self._tables.counters.read()
+        rows = self._tables.ledger.rows() if self.outstanding(counters) else []
         for verdict, count in self.late.count(
             counters, {row.key: row.count for row in rows}, self._clock()
         ):
             self.tally.add("M4", verdict, count)
         if (last := self._missed.ledger.last_ns) != self._told_missed_ns and last is not None:
-            self._books.set_params(missed_ns=last)
+            self._tables.params.set(missed_ns=last)
             self._told_missed_ns = last
         return rows
 
@@ -170,10 +200,10 @@ class Checker:
         """An entry that was recorded, and is in no row and in no case, never gets a verdict: it is unverifiable.
 
         Recorded before the ledger was read, removed until after it: at least so many are lost, whatever goes on meanwhile."""
-        removed = self._books.counters()["ENTRIES_REMOVED"]
+        removed = self._tables.counters.read()["ENTRIES_REMOVED"]
         held = sum(row.count for row in rows) + self.open_cases.held()
         self._unheld.append(
-            before["ENTRIES_BOOKED"]
+            before["ENTRIES_RECORDED"]
             + before["ENTRIES_COPIED"]
             - removed
             - self.entries.total()
@@ -191,7 +221,7 @@ class Checker:
                 self.tally.add(invariant, Verdict.UNVERIFIABLE, entries)
 
     def _running(self, row: Row) -> bool:
-        return bool(row.start_ns) and self._books.migration_start(row.tid) == row.start_ns
+        return bool(row.start_ns) and self._tables.migrations.start_of(row.tid) == row.start_ns
 
     def work(self, *, hurry: bool = False) -> None:
         self._take(self.open_cases.work(hurry=hurry))
@@ -208,7 +238,7 @@ class Checker:
             sleep(0.006)
         self._take(self.open_cases.finish())
         # what is left: their removal was not waited for, the end of their migration was missed, or they are in no row
-        self._unverifiable(self.outstanding(self._books.counters()))
+        self._unverifiable(self.outstanding(self._tables.counters.read()))
 
     def _take(self, decided: Iterable[DecidedCase]) -> None:
         for judged in decided:
@@ -286,12 +316,12 @@ class Checker:
         if row is None or not left:
             return None
         known = left[0]
-        visited = self._was_visited_there(row, known, answer, event.b if event else None)
+        visited = self._was_visited_there(row, known, answer, event.visits if event else None)
         # moved away, visited there and moved back; or another mapping of the folio: nobody can tell
         return (
             None
             if visited is False
-            and self._books.was_visited_elsewhere(row, answer.mm.mm, known.folio)
+            and self._tables.visits.was_visited_elsewhere(row, answer.mm.mm, known.folio)
             else visited
         )
 
@@ -301,7 +331,7 @@ class Checker:
         if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
             return known.visits > 0
         places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
-        found = [self._books.was_visited(row, answer.mm.mm, at, since) for at in places]
+        found = [self._tables.visits.was_visited(row, answer.mm.mm, at, since) for at in places]
         moved = known.mm == answer.mm.mm and answer.addr != row.addr
         if moved and known.visits:
             return True
@@ -345,5 +375,5 @@ class Checker:
 
     def outstanding(self, counters: Mapping[str, int]) -> int:
         """Entries booked and neither removed nor judged."""
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         return max(0, booked - counters["ENTRIES_REMOVED"] - self.entries.total())

@@ -14,12 +14,14 @@ from tracer.kernel.symbolizer import Symbols
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.objects import ObjectReader
 from tracer.printable import printable
-from tracer.tables.records import Event, Records, Row, Visited
+from tracer.tables.events import Event
+from tracer.tables.ledger import Row, Visited
+from tracer.tables.stacks import Stacks
 
 ENUMS = ("migrate_reason", "migrate_mode")
 """What findings name by the kernel's own words."""
 _MOST_PLACES = 16
-_THP_SPLIT = 1000  # REASON_THP_SPLIT, books.h
+_THP_SPLIT = 1000  # REASON_THP_SPLIT, shared.h
 
 
 _FARED = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}
@@ -63,15 +65,15 @@ class Findings:
 
     def __init__(
         self,
-        books: Records,
+        stacks: Stacks,
         kernel: Kernel,
         symbols: Symbols,
         clock: Callable[[], int],
         scene: ObjectReader | None = None,
         trails: Trails | None = None,
     ) -> None:
-        self._books, self._clock, self._symbols, self._scene, self._trails = (
-            books,
+        self._stacks, self._clock, self._symbols, self._scene, self._trails = (
+            stacks,
             clock,
             symbols,
             scene,
@@ -121,7 +123,7 @@ class Findings:
                 ]
             ),
             _task(row, event) if row else {},
-            self._symbols.stack(self._books.stack(event.stack)) if event else (),
+            self._symbols.stack(self._stacks.of_event(event.stack)) if event else (),
             evidence | self._culprit(trail, visited),
             trail=trail.steps,
         )
@@ -213,7 +215,7 @@ class Findings:
             self._shape(judged),
             f"{ruling.reason}: {where} of {printable(answer.mm.comm)}[{answer.mm.tgid}] holds one at {answer.addr:#x}{came}",
             _task(row, event),
-            self._symbols.stack(self._books.stack(event.stack)) if event else (),
+            self._symbols.stack(self._stacks.of_event(event.stack)) if event else (),
             self._found(answer, row, {})
             | {"migration_start_ns": row.start_ns}
             | self._culprit(trail, False),
@@ -232,8 +234,8 @@ class Findings:
         did = "a migration entry is inserted" if inserted else "remove_migration_ptes() visits"
         scene: dict[str, Any] = {}
         if self._scene:
-            now = self._scene.look(event.b)
-            scene = {"vma_now": self._scene.vma(event.b, event.a)}
+            now = self._scene.look(event.vma)
+            scene = {"vma_now": self._scene.vma(event.vma, event.mm)}
             scene |= {
                 "folio_now": self._scene.folio(event.folio, vm_flags=now.vm_flags if now else 0)
             }
@@ -242,7 +244,7 @@ class Findings:
             entry = TrailEntry(
                 event.start_ns or event.time_ns,
                 event.tid,
-                {event.a},
+                {event.mm},
                 [(event.addr, event.addr + 1)],
                 {event.folio},
             )
@@ -252,13 +254,13 @@ class Findings:
             Verdict.VIOLATED,
             function,
             shape,
-            f"{did} at {event.addr:#x} of mm {event.a:#x}, and folio {event.folio:#x} is not locked",
+            f"{did} at {event.addr:#x} of mm {event.mm:#x}, and folio {event.folio:#x} is not locked",
             event.task,
-            self._symbols.stack(self._books.stack(event.stack)),
+            self._symbols.stack(self._stacks.of_event(event.stack)),
             {
                 "addr": hex(event.addr),
-                "mm": hex(event.a),
-                "vma": hex(event.b),
+                "mm": hex(event.mm),
+                "vma": hex(event.vma),
                 "folio": hex(event.folio),
             }
             | scene
@@ -287,11 +289,11 @@ class Findings:
             f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order of task {event.first_tid}; "
             "tracepoints cannot tell whether either was a trylock",
             event.task,
-            self._symbols.stack(self._books.stack(event.stack)),
+            self._symbols.stack(self._stacks.of_event(event.stack)),
             {
-                "outer_mm": hex(event.a),
-                "inner_mm": hex(event.b),
+                "outer_mm": hex(event.outer),
+                "inner_mm": hex(event.inner),
                 "opposite_task": event.first_tid,
-                "opposite_stack": self._symbols.stack(self._books.stack(event.first_stack)),
+                "opposite_stack": self._symbols.stack(self._stacks.of_event(event.first_stack)),
             },
         )

@@ -39,13 +39,13 @@ class Aftermath(Session):
         self._down, self.left = down, left
 
     def _attach(self) -> None:
-        layouts, answer = Layouts.read(probes_folder() / "include" / "books.h"), self._down.answer
+        layouts, answer = Layouts.read(probes_folder() / "include" / "shared.h"), self._down.answer
         attached = AttachOutcome(taken_over(answer, self._down.fds), answer.page_size, answer.enums)
         for point in attached.probes.points.get("tasks", []):
             point.link = point.link or point.program.attach("iter", "")
         self._build(attached, layouts, self.left.state.level or self._down.level)
         self._started_ns = self._down.started_ns
-        self.books.set_params(gate=0)
+        self.tables.params.set(gate=0)
         for name, key, value in self.left.rows:
             now = None if name == "frozen" else self.loaded.maps[name].lookup(key)
             self.loaded.maps[name].update(

@@ -1,6 +1,6 @@
 """Fidelity: how much is probed, what is covered with that, and how a running session changes it.
 
-A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (books.h: epochs); what was
+A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (shared.h: epochs); what was
 counted before it is judged by what was covered then; what a task holds is forgotten where its release may go unseen.
 """
 
@@ -15,8 +15,10 @@ from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor
 from tracer.invariants.base import Coverage, Invariant
-from tracer.tables.records import Records
-from tracer.tables.windows import Windows
+from tracer.tables.allowances import Allowances
+from tracer.tables.epochs import Epochs
+from tracer.tables.params import Params
+from tracer.tables.window_times import WindowTimes
 
 log = logging.getLogger("rmapd")
 
@@ -24,8 +26,8 @@ WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 _UNSAMPLED_COST = 1 / 7
 """What a window that is not booked costs of one that is (tests.bench.programs)."""
 _PROBE_OBJECTS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "page_tables", "objects", "forks"}),
+    "owner": frozenset({"migration", "ledger", "page_tables", "objects", "forks", "vma", "rmap"}),
 }
 
 
@@ -45,8 +47,10 @@ class Fidelity:
         self,
         level: str,
         loaded: AttachedProbes,
-        books: Records,
-        windows: Windows,
+        params: Params,
+        epochs: Epochs,
+        window_times: WindowTimes,
+        allowances: Allowances,
         invariants: Mapping[str, Invariant],
         features: Collection[str],
         sampled_windows: int = Config().sampled_windows,
@@ -55,13 +59,13 @@ class Fidelity:
         self.coverage: dict[str, tuple[Coverage, str]] = {}
         self.checked: set[str] = set()
         self.governor: Governor | None = None
-        self._loaded, self._books, self._invariants, self._features = (
-            loaded,
-            books,
+        self._loaded, self._params, self._epochs = loaded, params, epochs
+        self._invariants, self._features = (
             invariants,
             frozenset(features),
         )
-        self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
+        self._window_times, self._allowances = window_times, allowances
+        self._sampled, self._rate = level == "sampled", sampled_windows
         self._counted = (0.0, 0.0, 0.0, 0.0)
         self._doubts: dict[str, str] = {}
         self._sample()
@@ -74,7 +78,7 @@ class Fidelity:
         self.cover()
 
     def _sample(self) -> None:
-        self._books.set_params(window_ns=10**9 // self._rate if self._sampled else 0)
+        self._params.set(window_ns=10**9 // self._rate if self._sampled else 0)
 
     def cover(self) -> None:
         """What is checked with the hooks that are on now."""
@@ -196,8 +200,8 @@ class Fidelity:
     ) -> tuple[float, float, float, float]:
         """Windows booked, those that were not, seconds in programs of windows, in all programs."""
         booked, unsampled = (
-            sum(times.count for times in self._windows.times().values()),
-            sum(self._windows.unsampled().values()),
+            sum(times.count for times in self._window_times.windows().values()),
+            sum(self._allowances.unsampled().values()),
         )
         names = {
             hook.hook.name
@@ -239,7 +243,7 @@ class Fidelity:
             resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS),
             "mmap_lock" in changing,
         )
-        with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):
+        with self._epochs.changing_hooks(windows=windows, mmap_locks=mmap_locks):
             count()
             self._loaded.pause(pause, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)

@@ -24,10 +24,10 @@ from tracer.bpf.links import attached_to
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program
 from tracer.checking.cases import OpenCases
-from tracer.checking.checker import Checker, Missed
+from tracer.checking.checker import Checker, CheckerTables, Missed
 from tracer.checking.findings import ENUMS, Findings
 from tracer.checking.missed_runs import MissedRuns
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.daemon import required
 from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
@@ -47,8 +47,7 @@ from tracer.results.snapshot import OF_THE_LEDGER, Snapshot, checks
 from tracer.supervision.checkpoint import Memory
 from tracer.supervision.handed_down import HandedDown
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
-from tracer.tables.windows import Windows
+from tracer.tables.tables import Tables
 
 log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
@@ -111,18 +110,18 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         if not self._stopped:
-            self.books.set_params(gate=0)
+            self.tables.params.set(gate=0)
         self._stack.close()
 
     def _attach(self) -> None:
         include = self._folders[0] / "include"
-        layouts = Layouts.read(include / "books.h")
+        layouts = Layouts.read(include / "shared.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
         sizes, cache = (
             self.config.maps.sizes(),
             Path(self.config.cache) if self.config.cache else None,
         )
-        enums = (*ENUMS, objects.ENUM)
+        enums = (*ENUMS, objects.PAGE_FLAGS)
         order = attach_process.AttachOrder(
             self._folders,
             probe_objects(level),
@@ -140,33 +139,34 @@ class Session:
         self.recorder.begin(
             HandedDown.of(*described, self.fidelity, self._started_ns, self.oracle_reason)
         )
-        self.books.set_params(gate=1)
+        self.tables.params.set(gate=1)
 
     def _build(self, attached: attach_process.AttachOutcome, layouts: Layouts, level: str) -> None:
         """All that judges, over what is attached."""
         self.kernel.known_enums |= attached.enums
         self._page_size = attached.page_size
         self.loaded = self._stack.enter_context(attached.probes)
-        self.books = Records(self.recorder.tables(self.loaded), layouts)
+        self.tables = Tables.of(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.max_entry_age_seconds * 1e9)
-        self.books.set_params(levels=levels, welcome_ns=welcome_ns)
+        self.tables.params.set(levels=levels, max_entry_age_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.open_cases = OpenCases(
-            self.books,
+            self.tables.ledger,
             oracle,
             levels,
             welcome_ns,
             int(self.config.scan_seconds * 1e9),
             self._clock,
         )
-        self.windows = Windows(self.loaded.maps, layouts)
         features = {"oracle"} if oracle else ()
         self._fidelity = Fidelity(
             level,
             self.loaded,
-            self.books,
-            self.windows,
+            self.tables.params,
+            self.tables.epochs,
+            self.tables.window_times,
+            self.tables.allowances,
             self.invariants,
             features,
             self.config.sampled_windows,
@@ -181,17 +181,17 @@ class Session:
             self.kernel,
         )
         self.protocol_events = ProtocolEvents(
-            self.windows, self.books, layouts, symbols, self.invariants, checked, seen
+            ProtocolTables.of(self.tables), layouts, symbols, self.invariants, checked, seen
         )
         findings = Findings(
-            self.books, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
+            self.tables.stacks, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
         missed = {
             name: MissedRuns(partial(self._missed_runs, *on), self._clock)
             for name, on in _MISSED.items()
         }
         self.judge = Checker(
-            self.books,
+            CheckerTables.of(self.tables),
             self.open_cases,
             findings,
             welcome_ns,
@@ -293,7 +293,9 @@ class Session:
             maps,
             programs,
             self.loaded.iterator("tasks"),
-            self.books,
+            self.tables.params,
+            self.tables.swap_types,
+            self.tables.other_mms,
             layouts,
             levels,
             self.kernel.page_tables,
@@ -311,7 +313,7 @@ class Session:
     ) -> str:
         """Why the oracle cannot be used, or empty."""
         return calibration.calibrate(
-            maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of
+            maps, programs, oracle, self.tables.params, layouts, page_size, self.kernel.address_of
         ).reason
 
     def change(self, config: Config) -> list[str]:
@@ -325,7 +327,7 @@ class Session:
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         welcome_ns = int(config.max_entry_age_seconds * 1e9)
-        self.books.set_params(welcome_ns=welcome_ns)
+        self.tables.params.set(max_entry_age_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
@@ -335,8 +337,8 @@ class Session:
     def rehearse(self) -> tuple[object, ...]:
         """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs. /proc/kallsyms is opened the
         first time and kept, so a stack that is explained later has its names."""
-        self.books.set_params(gate=1)
-        self.windows.rows()
+        self.tables.params.set(gate=1)
+        self.tables.protocol_table.counts()
         ledger = self.loaded.maps.get("ledger")
         taken = ledger.take(bytes(ledger.key_size)) if ledger else None  # no row has this key
         statistics, oracle, searched = self.snapshot().statistics, self.open_cases.oracle, False
@@ -396,12 +398,14 @@ class Session:
         end = self._clock() + int(seconds * 1e9)
         while self._clock() < end:
             self.step(0.02)
-            if not self.open_cases.cases and not self.judge.outstanding(self.books.counters()):
+            if not self.open_cases.cases and not self.judge.outstanding(
+                self.tables.counters.read()
+            ):
                 return
 
     def stop(self) -> None:
         """Close the gate, judge what is left, keep the results; the programs stay until the context ends."""
-        self.books.set_params(gate=0)
+        self.tables.params.set(gate=0)
         self.judge.read_events(self._ring.read())
         self.judge.close(max(1.0, self.config.settle_seconds))
         self.recorder.commit()
@@ -410,7 +414,7 @@ class Session:
     def totals(self) -> tuple[float, dict[str, int]]:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         self.judge.count_protocols()
-        counters = self.books.counters()
+        counters = self.tables.counters.read()
         counted = checks(self.judge.tally, counters, self.loaded.statistics(), self._ruled)
         totals = {
             verdict.value: sum(count for (_, found), count in counted.items() if found is verdict)
@@ -418,7 +422,7 @@ class Session:
         }
         totals |= {
             "windows": self.protocol_events.rulings.windows,
-            "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+            "migration_entries": counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
 
@@ -426,7 +430,7 @@ class Session:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
         self.judge.count_protocols()
         rows = [] if self._stopped else self.judge.count_late()
-        counters = self.books.counters()
+        counters = self.tables.counters.read()
         outstanding = self.judge.outstanding(counters)
         oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9
         statistics = self.loaded.statistics()
@@ -443,11 +447,11 @@ class Session:
             checks=checks(self.judge.tally, counters, statistics, self._ruled),
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
-            histograms=self.books.histograms(),
-            window_times=self.windows.times(),
-            windows_unsampled=self.windows.unsampled(),
-            lock_waits=self.windows.waits(),
-            lock_holds=self.windows.holds(),
+            histograms=self.tables.histograms.read(),
+            window_times=self.tables.window_times.windows(),
+            windows_unsampled=self.tables.allowances.unsampled(),
+            lock_waits=self.tables.window_times.lock_waits(),
+            lock_holds=self.tables.window_times.lock_holds(),
             protocols=tuple(self.protocol_events.rulings.protocols()),
             lock_graph=tuple(self.protocol_events.rulings.lock_graph()),
             unreadable=self.protocol_events.rulings.windows_unreadable,

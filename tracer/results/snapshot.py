@@ -133,7 +133,7 @@ def checks(
             Verdict.VIOLATED,
             max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED]),
         ),
-        ("M2", Verdict.UNVERIFIABLE, missed("first_walk") + counters["M2_UNSURE"]),
+        ("M2", Verdict.UNVERIFIABLE, missed("first_walk") + counters["M2_UNVERIFIABLE"]),
         ("M3", Verdict.HOLDS, counters["M3_HOLDS"]),
         (
             "M3",

@@ -32,8 +32,8 @@ def split(world: World, pfn: int, *, times: int) -> None:
 
 
 def recorded(world: World) -> int:
-    counters = world.books.counters()
-    return counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+    counters = world.tables.counters.read()
+    return counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
 
 
 class TestARowThatGoesOn:
@@ -58,7 +58,7 @@ class TestARowThatGoesOn:
             == recorded(world)
             == 5 + later
         )
-        assert court.outstanding(world.books.counters()) == 0
+        assert court.outstanding(world.tables.counters.read()) == 0
 
     def test_an_entry_that_comes_late_and_stays_is_not_cleared_by_the_case_of_the_others(
         self,
@@ -109,18 +109,18 @@ class TestEntriesInNoRow:
     def test_they_are_unverifiable_after_three_looks(self) -> None:
         world, court = self.lost()
         for _ in range(3):
-            assert court.outstanding(world.books.counters()) == 7
+            assert court.outstanding(world.tables.counters.read()) == 7
             world.tick(10**9)
             court.tick()
         checked = court.checks()
         assert (checked["M1", Verdict.UNVERIFIABLE], checked["M4", Verdict.UNVERIFIABLE]) == (7, 7)
-        assert court.outstanding(world.books.counters()) == 0
+        assert court.outstanding(world.tables.counters.read()) == 0
 
     def test_they_are_unverifiable_at_the_end(self) -> None:
         world, court = self.lost()
         court.end()
         assert court.checks()["M1", Verdict.UNVERIFIABLE] == 7
-        assert court.outstanding(world.books.counters()) == 0
+        assert court.outstanding(world.tables.counters.read()) == 0
 
 
 class TestM4HasOneVerdictOnAnEntry:
@@ -257,7 +257,7 @@ class Exports(KernelThatMissesRuns):
         )
         statistics = {name: RunStatistics(1, 10, 0.5, missed) for name in _HOOKS}
         self.court.count_late()
-        counters = self.world.books.counters()
+        counters = self.world.tables.counters.read()
         return snapshot(
             hooks=hooks,
             statistics=statistics,

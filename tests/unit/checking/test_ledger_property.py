@@ -237,9 +237,11 @@ class Kernel(RuleBasedStateMachine):
     @invariant()
     def every_entry_is_accounted_for(self) -> None:
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
-        counters, court = self.world.books.counters(), self.court
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
-        outstanding = sum(row.count for row in self.world.books.ledger()) + court.open_cases.held()
+        counters, court = self.world.tables.counters.read(), self.court
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
+        outstanding = (
+            sum(row.count for row in self.world.tables.ledger.rows()) + court.open_cases.held()
+        )
         assert recorded == counters["ENTRIES_REMOVED"] + court.entries.total() + outstanding
         checks = court.checks()
         m4 = sum(checks["M4", verdict] for verdict in Verdict) - counters["LEDGER_LOST"]
@@ -294,8 +296,8 @@ class Kernel(RuleBasedStateMachine):
                 ruling.verdict, {(number, pfn)}
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
-        counters = self.world.books.counters()
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        counters = self.world.tables.counters.read()
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         unbooked = sum(
             max(0, len(one.decision.proven) - one.entries)
             for one in self.court.judged

@@ -37,8 +37,8 @@ def passes(court: Court, *, missed: bool = False) -> None:
 
 
 def m4(world: World) -> tuple[int, int, int]:
-    counters = world.books.counters()
-    return counters["M4_HOLDS"], counters["M4_UNTOLD"], counters["M4_LATE"]
+    counters = world.tables.counters.read()
+    return counters["M4_HOLDS"], counters["M4_AGE_UNKNOWN"], counters["M4_LATE"]
 
 
 class TestAnOldEntryAndAYoungOne:
@@ -134,7 +134,7 @@ class TestAnEndThatWasMissed:
         second = world.start(KCOMPACTD)
         moved(world, mm, second)
         world.end(second)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (counters["MIGRATIONS_UNENDED"], counters["MIGRATIONS_ENDED"]) == (1, 1)
         assert m4(world) == (1, 0, 0)
         court = Court(world)
@@ -162,7 +162,7 @@ class TestAnEndThatWasMissed:
         world.end(outer)
         last = world.start(KCOMPACTD)
         world.end(last)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (counters["MIGRATIONS_UNENDED"], counters["MIGRATIONS_ENDED"]) == (1, 1)
 
     def test_a_split_inside_of_a_migration_is_inside_wherever_its_probe_lies(self) -> None:
@@ -174,7 +174,7 @@ class TestAnEndThatWasMissed:
         world.end_split(split)
         world.inside[KCOMPACTD] = 1
         world.end(migration)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (counters["MIGRATIONS_UNENDED"], counters["MIGRATIONS_ENDED"]) == (0, 1)
 
     def test_at_the_end_of_a_run_it_is_unverifiable(self) -> None:

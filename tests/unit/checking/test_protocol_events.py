@@ -7,11 +7,10 @@ from collections.abc import Container
 
 from tests.support.box import Box, box
 from tests.support.native import LAYOUTS, synthetic_kernel
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
-from tracer.tables.records import Records
 
 COUNTERS = dict.fromkeys(LAYOUTS.enums["counter"], 0)
 HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
@@ -19,8 +18,7 @@ HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
 
 def docket_of(b: Box, checked: Container[str] = ("L4",)) -> ProtocolEvents:
     return ProtocolEvents(
-        b.windows,
-        Records(b.native.maps, LAYOUTS),
+        ProtocolTables.of(b.tables),
         LAYOUTS,
         Symbols(synthetic_kernel()),
         discover(),
@@ -31,7 +29,7 @@ def docket_of(b: Box, checked: Container[str] = ("L4",)) -> ProtocolEvents:
 def hear(protocol_events: ProtocolEvents, b: Box) -> bool:
     """Bring it the events; whether one presses."""
     for raw in b.native.events():
-        protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+        protocol_events.hear(b.tables.events.decode(raw), raw)
     return protocol_events.pressing
 
 
@@ -116,13 +114,3 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
         "what fills with the stacks of all windows has no room for those of violations"
     )
     assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
-
-
-def test_a_stack_that_found_its_bucket_taken_is_in_the_second_table() -> None:
-    b = box()
-    books, rows = Records(b.native.maps, LAYOUTS), b.native.maps["stacks"].max_entries
-    for at, address, book in ((7, 0x1111, "stacks"), (rows + 7, 0x2222, "more_stacks")):
-        b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
-        assert books.stack(at) == [address]
-    assert not books.stack(rows + 8)
-    assert not books.stack(-17)

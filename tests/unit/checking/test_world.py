@@ -72,8 +72,8 @@ def test_a_clean_migration_holds(levels: int) -> None:
 def test_an_entry_left_behind_wakes_us_and_is_proven(levels: int) -> None:
     world = World(levels)
     mm = left_in(world)
-    (event,) = map(world.books.event, world.native.events())
-    assert (event.kind, event.tid, event.a, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
+    (event,) = map(world.tables.events.decode, world.native.events())
+    assert (event.kind, event.tid, event.entries, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
     court = judged(world)
     assert court.proven() == {(mm.number, ADDR)}
     assert court.checks()["M1", Verdict.VIOLATED] == 1
@@ -219,10 +219,10 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
     world = World(4, told_by != "mmap_lock")
     world.mmap_lock = told_by != "dup_mmap"
     forked_in_between(world, skip=0)
-    counters = world.books.counters()
+    counters = world.tables.counters.read()
     assert counters["FORKS_SEEN"] == 1
     assert (
-        counters["ENTRIES_BOOKED"],
+        counters["ENTRIES_RECORDED"],
         counters["ENTRIES_COPIED"],
         counters["ENTRIES_REMOVED"],
     ) == (1, 1, 2)
@@ -299,8 +299,8 @@ def test_a_hugetlb_copy_is_booked() -> None:
         world.put(world.slot(mm, ADDR, level=2), 1536 << 12 | 0xE7)
         world.fire("remove_migration_pte", ADDR, 0, 9)
     world.end(migration)
-    counters = world.books.counters()
-    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNBOOKED"]) == (1, 0)
+    counters = world.tables.counters.read()
+    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNRECORDED"]) == (1, 0)
     assert not world.native.events()
 
 
@@ -328,8 +328,8 @@ def test_a_task_that_dies_inside_a_migration_is_told() -> None:
     world.unmap_folio(migration, pfn)
     world.lock(pfn, False)
     world.exit(migrator)
-    (event,) = map(world.books.event, world.native.events())
-    assert (event.kind, event.a) == ("MIGRATOR_DIED", 1)
+    (event,) = map(world.tables.events.decode, world.native.events())
+    assert (event.kind, event.entries) == ("MIGRATOR_DIED", 1)
 
 
 @pytest.mark.parametrize("levels", [4, 5])
@@ -358,48 +358,6 @@ def test_pmd_entries(levels: int) -> None:
     assert court.checks()["M1", Verdict.HOLDS] == 1
 
 
-def test_walks_tell_what_is_there() -> None:
-    world = World()
-    mm = world.new_mm()
-    world.map_page(mm, ADDR)
-    world.put(world.slot(mm, ADDR + PAGE), swap_entry(3, 12345))
-    world.put(world.slot(mm, ADDR + 512 * PAGE, level=2), 1024 << 12 | 0xE7)
-    world.put(world.slot(mm, ADDR + 2 * PAGE), 0x8000000000000100)  # PROT_NONE
-    (us,) = [m for m in world.oracle.mms() if m.mm == mm.at]
-    addresses = [ADDR, ADDR + PAGE, ADDR + 512 * PAGE, ADDR + 2 * PAGE, ADDR + 3 * PAGE, 0x1000]
-    answers = world.oracle.ask([(us, addr) for addr in addresses])
-    found = [(a.found.removeprefix("FOUND_"), a.level) for a in answers]
-    assert found[:4] == [("PRESENT", 1), ("OTHER", 1), ("PRESENT", 2), ("PRESENT", 1)]
-    assert [kind for kind, _ in found[4:]] == ["NOTHING", "NOTHING"]
-
-
-def test_an_mm_that_is_gone_is_unreadable_or_empty_never_an_entry() -> None:
-    world = World()
-    mm = world.new_mm()
-    world.map_page(mm, ADDR)
-    (us,) = [m for m in world.oracle.mms() if m.mm == mm.at]
-    world.exit(mm)
-    (answer,) = world.oracle.ask([(us, ADDR)])
-    assert answer.found == "FOUND_NOTHING"
-    bad = type(us)(1, 0x10, 1)
-    (answer,) = world.oracle.ask([(bad, ADDR)])
-    assert answer.found == "FOUND_UNREADABLE"
-
-
-def test_an_exiting_mm_is_listed_until_exit_mmap() -> None:
-    world = World()
-    mm = world.new_mm()
-    task = world.tasks.pop(mm.tgid)[0]
-    assert mm.at not in {m.mm for m in world.oracle.mms()}
-    world.become(mm.tgid)
-    world.fire("sched_process_exit", task, 1)
-    assert [(m.comm, m.id) for m in world.oracle.mms() if m.mm == mm.at] == [
-        ("(exiting)", mm.number)
-    ]
-    world.fire("exit_mmap", mm.at)
-    assert mm.at not in {m.mm for m in world.oracle.mms()}
-
-
 def test_without_an_oracle_suspects_stay_suspects() -> None:
     world = World()
     left_in(world)
@@ -420,7 +378,7 @@ def test_a_full_ledger_is_counted_and_unverifiable() -> None:
         world.remap_folio(migration, pfn)
     world.end(migration)
     checks = judged(world).checks()
-    assert world.books.counters()["LEDGER_LOST"] == 4
+    assert world.tables.counters.read()["LEDGER_LOST"] == 4
     assert (checks["M1", Verdict.UNVERIFIABLE], checks["M1", Verdict.HOLDS]) == (6, 0)
 
 
@@ -433,18 +391,18 @@ def test_a_full_ring_is_counted_and_the_timer_takes_over() -> None:
     world.unmap_folio(migration, pfn)
     world.remap_folio(migration, pfn, skip=1)
     world.end(migration)
-    assert world.books.counters()["EVIDENCE_LOST"] == 1
+    assert world.tables.counters.read()["EVIDENCE_LOST"] == 1
     assert judged(world).proven() == {(mm.number, ADDR)}
 
 
 def test_nothing_is_booked_while_the_gate_is_closed() -> None:
     world = World()
     pfn = one_page(world)
-    world.books.set_params(gate=0)
+    world.tables.params.set(gate=0)
     migration = world.start(77)
     world.unmap_folio(migration, pfn)
     world.end(migration)
-    assert not any(world.books.counters().values())
+    assert not any(world.tables.counters.read().values())
 
 
 def test_a_late_removal_is_not_an_m4_hold() -> None:
@@ -455,7 +413,7 @@ def test_a_late_removal_is_not_an_m4_hold() -> None:
     world.tick(11 * 10**9)
     world.remap_folio(migration, pfn)
     world.end(migration)
-    counters = world.books.counters()
+    counters = world.tables.counters.read()
     assert (counters["M4_HOLDS"], counters["M4_LATE"], counters["M1_HOLDS"]) == (0, 1, 1)
 
 
@@ -466,48 +424,9 @@ def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
     world.unmap_folio(migration, pfn)
     world.tick(5000)
     world.remap_folio(migration, pfn)
-    histogram = world.books.histograms()["HIST_MIGRATION_ENTRY"]
+    histogram = world.tables.histograms.read()["HIST_MIGRATION_ENTRY"]
     assert histogram.count == 1
     assert histogram.slots[(histogram.sum_ns).bit_length()] == 1
-
-
-def test_a_sweep_that_runs_out_of_room_goes_on_in_smaller_pieces() -> None:
-    world = World(UPPERS=64)
-    mms = [world.new_mm() for _ in range(16)]
-    for n, mm in enumerate(mms):
-        for place in range(4):
-            world.map_page(mm, ADDR + place * (1 << 30))
-        if n == 7:
-            world.native.maps["entry_types"].update(
-                bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0])
-            )
-            world.put(world.slot(mm, ADDR + PAGE), swap_entry(30, 44))
-    sweep = world.oracle.sweep(world.oracle.mms())
-    assert sweep.complete
-    assert [(answer.mm.id, answer.addr) for answer in sweep.answers] == [
-        (mms[7].number, ADDR + PAGE)
-    ]
-
-
-def test_an_mm_too_large_for_the_sweep_makes_it_incomplete() -> None:
-    world = World(UPPERS=4)
-    mm = world.new_mm()
-    for place in range(6):
-        world.map_page(mm, ADDR + place * (1 << 30))
-    assert not world.oracle.sweep(world.oracle.mms()).complete
-
-
-def test_a_table_that_cannot_be_read_hides_none_beside_it() -> None:
-    """Leaves are searched two in a run: the first is gone, the second holds the entry."""
-    world = World()
-    mm = world.new_mm()
-    world.map_page(mm, ADDR)
-    world.map_page(mm, ADDR + 512 * PAGE)
-    world.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, 0, 0, 0, 0, 0, 0, 0]))
-    world.put(world.slot(mm, ADDR + 512 * PAGE), swap_entry(30, 44))
-    world.put(world.slot(mm, ADDR, level=2), 0x3FFFFFFFF000 | 0x67)
-    answers = world.oracle.sweep(world.oracle.mms()).answers
-    assert [answer.addr for answer in answers] == [ADDR + 512 * PAGE]
 
 
 MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/events/lock.h
@@ -540,12 +459,12 @@ class TestMmapLock:
         world.tick(1 << 25)
         world.unlock_mm(mm)
         wait, hold = (
-            world.books.histograms()["HIST_MMAP_WAIT_WRITE"],
-            world.books.histograms()["HIST_MMAP_HOLD_WRITE"],
+            world.tables.histograms.read()["HIST_MMAP_WAIT_WRITE"],
+            world.tables.histograms.read()["HIST_MMAP_HOLD_WRITE"],
         )
         assert (wait.slots[0], wait.slots[21]) == (7, 1), "who waited counts for itself"
         assert hold.count == 7, "the first of two is timed, for seven"
-        assert not world.books.histograms()["HIST_MMAP_HOLD_READ"].count
+        assert not world.tables.histograms.read()["HIST_MMAP_HOLD_READ"].count
         assert not held(world)
 
     @pytest.mark.parametrize("lock", [MMAP_LOCK, MMAP_LOCK + 8])
@@ -560,7 +479,7 @@ class TestMmapLock:
         if killed:
             world.fire("mmap_lock_acquire_returned", mm.at, 1, 0)
         world.lock_mm(mm)
-        waited = world.books.histograms()["HIST_MMAP_WAIT_WRITE"].count - 7
+        waited = world.tables.histograms.read()["HIST_MMAP_WAIT_WRITE"].count - 7
         assert waited == (lock == MMAP_LOCK and flags == LCB_F_WRITE and not killed)
 
     def test_a_downgrade_ends_the_write_hold(self) -> None:
@@ -569,8 +488,8 @@ class TestMmapLock:
             world.lock_mm(mm)
             world.fire("mmap_lock_acquire_returned", mm.at, 0, 1)
             world.unlock_mm(mm, write=False)
-        assert world.books.histograms()["HIST_MMAP_HOLD_WRITE"].count == 7
-        assert world.books.histograms()["HIST_MMAP_HOLD_READ"].count == 7
+        assert world.tables.histograms.read()["HIST_MMAP_HOLD_WRITE"].count == 7
+        assert world.tables.histograms.read()["HIST_MMAP_HOLD_READ"].count == 7
         assert not held(world)
 
     def test_one_hold_in_seven_is_timed_and_stands_for_all(self) -> None:
@@ -580,8 +499,8 @@ class TestMmapLock:
             world.tick(1 << 25)
             world.unlock_mm(mm)
         hold, wait = (
-            world.books.histograms()["HIST_MMAP_HOLD_WRITE"],
-            world.books.histograms()["HIST_MMAP_WAIT_WRITE"],
+            world.tables.histograms.read()["HIST_MMAP_HOLD_WRITE"],
+            world.tables.histograms.read()["HIST_MMAP_WAIT_WRITE"],
         )
         assert (hold.slots[26], hold.count, wait.slots[0]) == (70, 70, 70)
         assert hold.sum_ns / 70 == pytest.approx(1 << 25, rel=0.01)
@@ -596,28 +515,28 @@ class TestMmapLock:
         world.unlock_mm(other)
         world.lock_mm(mm)
         assert held(world) == 1
-        assert not world.books.counters()["LOCKS_LOST"]
+        assert not world.tables.counters.read()["LOCKS_LOST"]
         world.unlock_mm(mm)
         assert not held(world)
 
     def test_a_failed_trylock_leaves_nothing(self) -> None:
         world, mm = one_task()
         world.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
-        assert not world.books.histograms()["HIST_MMAP_WAIT_READ"].count
+        assert not world.tables.histograms.read()["HIST_MMAP_WAIT_READ"].count
         assert not held(world)
 
     def test_a_release_from_before_the_gate_is_counted_only(self) -> None:
         world = World()
         mm = world.new_mm()
         world.unlock_mm(mm)
-        assert world.books.counters()["LOCKS_UNBOOKED"] == 1
+        assert world.tables.counters.read()["LOCKS_UNRECORDED"] == 1
 
     def test_fork_holds(self) -> None:
         world = World()
         parent = world.new_mm()
         child = world.begin_fork(parent)
         world.end_fork(parent, child)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (counters["NESTED_HOLDS"], counters["FORKS_SEEN"]) == (1, 1)
         assert not world.native.events()
 
@@ -640,10 +559,10 @@ class TestMmapLock:
         for tid, order in ((5, (one, two)), (6, (two, one))):
             world.become(tid)
             nests(world, *order)
-        (event,) = map(world.books.event, world.native.events())
+        (event,) = map(world.tables.events.decode, world.native.events())
         assert (event.kind, event.tid, event.first_tid) == ("ORDER_REVERSED", 6, 5)
-        assert (event.a, event.b) == (two.at, one.at)
-        assert world.books.counters()["NESTED_HOLDS"] == 1
+        assert (event.outer, event.inner) == (two.at, one.at)
+        assert world.tables.counters.read()["NESTED_HOLDS"] == 1
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:
         """One run of mmap_lock_released is missed: a lock of one task looks held from then on. Orders that nest while it does are doubted,
@@ -723,7 +642,7 @@ class TestMmapLock:
         world.become(5)
         for _ in range(5):
             world.lock_mm(world.new_mm(), write=False)
-        assert world.books.counters()["LOCKS_LOST"] == 1
+        assert world.tables.counters.read()["LOCKS_LOST"] == 1
 
 
 class TestFindings:

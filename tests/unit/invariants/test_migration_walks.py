@@ -18,7 +18,7 @@ from tests.support.world import (
 from tests.unit.checking.test_world import ADDR, judged, left_in
 from tracer.invariants.migration_walks import rule
 from tracer.invariants.verdict import Finding, Verdict
-from tracer.tables.records import Event
+from tracer.tables.events import Event
 
 THP = 0x7F0000200000
 PFN = 1024
@@ -59,7 +59,7 @@ class TestRows:
         pfn = world.map_page(one, ADDR)
         world.map_page(two, ADDR, pfn)
         world.unmap_folio(world.start(77), pfn)
-        (row,) = world.books.ledger()
+        (row,) = world.tables.ledger.rows()
         assert (row.count, len(row.keys), set(row.visited)) == (2, 2, {one.at, two.at})
         known = row.visited[two.at]
         assert (known.vma, known.vm_start, known.vm_end, known.folio, known.at) == (
@@ -80,7 +80,7 @@ class TestRows:
         world.copy_page(parent, child, ADDR)
         world.end_fork(parent, child)
         world.remap_folio(migration, pfn, skip=1)
-        (row,) = world.books.ledger()
+        (row,) = world.tables.ledger.rows()
         assert (set(row.visited), row.count) == ({child.at}, 1)
 
     @pytest.mark.parametrize("backwards", [False, True])
@@ -97,11 +97,11 @@ class TestRows:
             mm = child
         world.remap_folio(migration, pfn, backwards=backwards)
         world.end(migration)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (
             counters["ENTRIES_COPIED"],
             counters["ENTRIES_REMOVED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (2, 3, 0)
         assert not world.native.events()
 
@@ -117,11 +117,11 @@ class TestRows:
         world.copy_page(theirs, child, ADDR)
         world.end_fork(theirs, child)
         world.remap_folio(migrations[0], pfns[0])
-        assert world.books.counters()["ENTRIES_COPIED"] == 0
+        assert world.tables.counters.read()["ENTRIES_COPIED"] == 0
         world.remap_folio(migrations[1], pfns[1])
         for migration in migrations:
             world.end(migration)
-        assert world.books.counters()["ENTRIES_COPIED"] == 1
+        assert world.tables.counters.read()["ENTRIES_COPIED"] == 1
         assert not world.native.events()
 
     def test_an_insertion_from_before_the_first_visit_was_seen_is_found_again(self) -> None:
@@ -135,11 +135,11 @@ class TestRows:
         world.hooks = True
         world.remap_folio(migration, pfn)
         world.end(migration)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["M5_HOLDS"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (1, 0, 0)
         assert not world.native.events()
 
@@ -444,18 +444,18 @@ class TestThpSplit:
     def test_a_split_balances(self, levels: int) -> None:
         world = World(levels)
         split, mm = self.frozen(world)
-        counters = world.books.counters()
-        assert (counters["ENTRIES_BOOKED"], counters["PMDS_FROZEN"]) == (512, 1)
-        assert len(world.books.ledger()) == 512
+        counters = world.tables.counters.read()
+        assert (counters["ENTRIES_RECORDED"], counters["PMDS_FROZEN"]) == (512, 1)
+        assert len(world.tables.ledger.rows()) == 512
         self.thaw(world, split, mm, {5: "zeroed", 511: "zeroed"})
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (512, 2, 0)
         assert counters["SPLITS_ENDED"] == 1
-        assert not world.books.ledger()
+        assert not world.tables.ledger.rows()
         assert not world.native.events()
         checks = judged(world).checks()
         assert (
@@ -469,8 +469,8 @@ class TestThpSplit:
         world = World(VISIT_ROWS=2048)
         split, mm = self.frozen(world)
         self.thaw(world, split, mm, {3: "skipped", 64: "ignored", 511: "skipped"})
-        (event,) = map(world.books.event, world.native.events())
-        assert (event.kind, event.a, event.reason) == ("MIGRATION_LEFT", 3, 1000)
+        (event,) = map(world.tables.events.decode, world.native.events())
+        assert (event.kind, event.entries, event.reason) == ("MIGRATION_LEFT", 3, 1000)
         court = judged(world)
         court.read_events([])
         checks = court.checks()
@@ -479,7 +479,7 @@ class TestThpSplit:
             "its event was taken by this test"
         )
         assert court.proven() == {(mm.number, THP + n * PAGE) for n in (3, 64, 511)}
-        assert not world.books.ledger()
+        assert not world.tables.ledger.rows()
 
     def test_a_page_that_a_split_passes_over_breaks_m5(self) -> None:
         world = World(VISIT_ROWS=2048)
@@ -522,7 +522,7 @@ class TestThpSplit:
         world.call("first_walk_leave")
         world.thaw(split, mm, THP, PFN, "zeroed")
         world.end_split(split)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (counters["ENTRIES_REMOVED"], counters["ENTRIES_REPLACED"]) == (1, 1)
         assert not world.native.events()
 
@@ -537,15 +537,15 @@ class TestThpSplit:
             world.thaw(split, mm, THP + n * PAGE, PFN + n, "zeroed" if n == 2 else "restored")
             if n == 1:
                 world.thaw(split, child, THP + PAGE, PFN + 1)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (counters["ENTRIES_COPIED"], counters["ENTRIES_REMOVED"]) == (2, 513)
-        (row,) = world.books.ledger()
+        (row,) = world.tables.ledger.rows()
         assert (row.addr, set(row.visited)) == (THP + 2 * PAGE, {child.at})
 
     def test_a_split_that_gives_up_freezing_books_nothing(self) -> None:
         world = World()
         self.frozen(world, gives_up=True)
-        assert not world.books.counters()["ENTRIES_BOOKED"]
+        assert not world.tables.counters.read()["ENTRIES_RECORDED"]
 
     def test_a_split_that_fails_is_put_back_in_one_visit(self) -> None:
         world = World()
@@ -556,11 +556,11 @@ class TestThpSplit:
             world.fire("remove_migration_pte", THP + n * PAGE, 0, 0)
         world.call("second_walk_leave")
         world.end_split(split)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (512, 0, 0)
         assert not world.native.events()
 
@@ -577,7 +577,7 @@ class TestThpSplit:
         world = World(FROZEN_ROWS=1)
         for _ in range(2):
             self.frozen(world)
-        assert world.books.counters()["LEDGER_LOST"] == 1
+        assert world.tables.counters.read()["LEDGER_LOST"] == 1
 
     def test_what_two_vmas_map_of_a_thp_is_not_frozen_twice(self) -> None:
         """Mapped by PTEs since it was split into two VMAs: the second visit finds the entries of the first (6.1: 512 false suspects)."""
@@ -587,7 +587,7 @@ class TestThpSplit:
         world.call("freeze", mm.vma, 0, THP + 3 * PAGE, 1)
         world.call("freeze_leave", mm.vma, 0, THP + 3 * PAGE, 1)
         world.call("first_walk_leave")
-        assert world.books.counters()["PMDS_FROZEN"] == 1
+        assert world.tables.counters.read()["PMDS_FROZEN"] == 1
         self.thaw(world, split, mm, {})
         assert not world.native.events()
 
@@ -602,13 +602,13 @@ class TestThpSplit:
             for n in range(512):
                 world.thaw(split, each, THP + n * PAGE, PFN + n)
         world.end_split(split)
-        counters = world.books.counters()
+        counters = world.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"]
-            == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+            == counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
             >= 1024
         )
-        assert not world.books.ledger()
+        assert not world.tables.ledger.rows()
         assert not world.native.events()
 
     def test_a_split_frees_nothing_of_a_file(self) -> None:
@@ -621,7 +621,7 @@ class TestThpSplit:
         world.call("freeze", mm.vma, 0, THP, 1)
         world.call("freeze_leave", mm.vma, 0, THP, 1)
         world.end_split(split)
-        assert not world.books.ledger()
+        assert not world.tables.ledger.rows()
 
 
 def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> (
@@ -644,7 +644,7 @@ def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_differe
 def test_the_row_knows_the_folio_that_the_second_walk_brought() -> None:
     world = World()
     mm = migrated(world, blind=1)
-    rows = [row for row in world.books.ledger() if mm.at in row.visited]
+    rows = [row for row in world.tables.ledger.rows() if mm.at in row.visited]
     assert [row.visited[mm.at].to for row in rows] == [world.folio(world.next_pfn - 1)]
 
 
