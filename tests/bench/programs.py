@@ -49,7 +49,7 @@ class Reader:
             session.probes.loaded.maps,
             session.probes.loaded.programs["calibrate"][0],
         )
-        self._layout = Layouts.read(probes_folder() / "include/books.h").structs["calibration"]
+        self._layout = Layouts.read(probes_folder() / "include/shared.h").structs["calibration"]
         self._types = session.probes.kernel.types
 
     def at(self, address: int) -> int:
@@ -165,7 +165,7 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
 
 
 def main(count: int = 20_000, a_second: int = 0) -> None:
-    layouts = Layouts.read(probes_folder() / "include/books.h")
+    layouts = Layouts.read(probes_folder() / "include/shared.h")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             open_session(

@@ -66,7 +66,7 @@ class Attachable(Nothing):
 
     def __init__(self, name: str, loaded: AttachedProbes, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
-        self._params = Params(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
+        self._params = Params(loaded.maps, Layouts.read(probes_folder() / "include/shared.h"))
         self._params.set(gate=0)
         self._passed = [
             loaded.points[hook.hook.name]
@@ -117,7 +117,7 @@ class Maker:
     _layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:
-        self._layouts = Layouts.read(probes_folder() / "include/books.h")
+        self._layouts = Layouts.read(probes_folder() / "include/shared.h")
 
     def session(
         self, name: str, fidelity: str, *, statistics: bool = False, **settings: int
@@ -156,7 +156,10 @@ class Maker:
                 if program not in made
             ]
             path.with_suffix(".bpf.c").write_text(
-                "".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made)))
+                '#include "common.h"\n'
+                + "".join(
+                    text.format(program=p, number=n) for n, p in enumerate(programs, len(made))
+                )
             )
             made |= {*programs}
         return self._loaded(probe_objects, folder)
@@ -179,7 +182,7 @@ class Maker:
         )
         loaded = loader.load(planned, build, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Params(loaded.maps, self._layouts).set(levels=levels, welcome_ns=10**10)
+        Params(loaded.maps, self._layouts).set(levels=levels, max_entry_age_ns=10**10)
         return loaded
 
 

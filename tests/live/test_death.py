@@ -139,7 +139,10 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
         assert not unread, "every violation is found"
         assert counted == bookings.counts, "as often as it was booked"
         ledger, m1 = found["migration"], found["invariants"]["M1"]["checks"]
-        assert ledger["entries_booked"] + ledger["entries_copied"] == sum(m1.values()), (ledger, m1)
+        assert ledger["entries_recorded"] + ledger["entries_copied"] == sum(m1.values()), (
+            ledger,
+            m1,
+        )
         assert m1["violated"] == 0
         assert ledger["outstanding"] <= m1["unverifiable"], (
             "their migration was under way when the gate closed"

@@ -174,7 +174,7 @@ def test_without_btf(tmp_path: Path) -> None:
     assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
 
 
-EVERYWHERE = ("migration", "mmap_lock", "oracle")  # stems that need neither kprobes nor fentry
+EVERYWHERE = ("migration", "mmap_lock", "page_tables")  # stems that need neither kprobes nor fentry
 
 
 @pytest.mark.parametrize("probe_object", EVERYWHERE)
@@ -193,7 +193,7 @@ def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, probe_ob
             assert f"{probe_object}.bpf.c does not compile" in hook.reason
         elif hook.probe_object in EVERYWHERE:
             assert hook.state is HookState.ATTACHED
-    assert bool(snapshot.oracle_reason) == (probe_object == "oracle")
+    assert bool(snapshot.oracle_reason) == (probe_object == "page_tables")
     assert (snapshot.coverage["M1"][0] == "none") == (probe_object == "migration")
     assert (snapshot.coverage["L2"][0] == "none") == (probe_object == "mmap_lock")
     assert not remaining()
@@ -205,7 +205,7 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     include = probes_folder() / "include"
     build = loader.BuildEnvironment(
         kernel.types,
-        Layouts.read(include / "books.h").constants,
+        Layouts.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
         kernel.release,

@@ -275,11 +275,11 @@ class Box:
         """Return how many windows are open in all tasks."""
         return sum(
             int.from_bytes(value[_DEPTH : _DEPTH + 4], "little")
-            for _, value in self.native.maps["insiders"].items()
+            for _, value in self.native.maps["task_windows"].items()
         )
 
 
-_DEPTH = 24  # of struct insider (probes/include/window.h)
+_DEPTH = 24  # of struct task_windows (probes/include/task_windows.h)
 
 
 def box(methods: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:

@@ -102,7 +102,7 @@ class ModelKernel:
         self.tables.params.set(
             gate=1,
             levels=levels,
-            welcome_ns=10**10,
+            max_entry_age_ns=10**10,
             page_offset=self.page_offset,
             vmemmap=self.vmemmap,
         )

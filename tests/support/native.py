@@ -1,6 +1,9 @@
 """The BPF programs compiled by gcc against harness.h.
 
 The code that runs in the kernel runs in the unit tests, without root or bcc.
+
+usage: python -m tests.support.native FOLDER
+Writes kernel.h there: with it clangd and gcc can read probes/ as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import ctypes
 import functools
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +26,7 @@ from tracer.tables.c_structs import Layouts
 
 ROOT = Path(__file__).parent.parent.parent
 PROBES = ROOT / "probes"
+HARNESS = Path(__file__).parent / "harness.h"
 SIZES = {
     "LEDGER_ROWS": 256,
     "FROZEN_ROWS": 8,
@@ -43,14 +48,14 @@ SIZES = {
 }
 _FOLD = """
 u32 harness_fold(const u8 *steps, u32 n, u8 *to) {
-  struct frame f = {0};
-  for (u32 i = 0; i < n; i++) put(&f, steps[i]);
-  memcpy(to, f.key.steps, sizeof(f.key.steps));
-  return f.n;
+  struct open_window w = {};
+  for (u32 i = 0; i < n; i++) append_step(&w, steps[i]);
+  memcpy(to, w.key.steps, sizeof(w.key.steps));
+  return w.n;
 }
 """
 PT_REGS = "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss".split()
-LAYOUTS = Layouts.read(PROBES / "include/books.h")
+LAYOUTS = Layouts.read(PROBES / "include/shared.h")
 
 
 class _Map(ctypes.Structure):
@@ -85,15 +90,23 @@ def attach_plan(types: bytes = b"") -> plan.Plan:
     return resolver.make_plan(synthetic_kernel(types), [PROBES])
 
 
+def write_kernel_header(folder: Path, types: bytes = b"") -> Path:
+    """Write the header that the loader generates for a kernel, and the sizes of the maps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = "".join(f"#define {name} {value}\n" for name, value in SIZES.items())
+    path = folder / loader.GENERATED
+    path.write_text(sizes + attach_plan(types).header)
+    return path
+
+
 @functools.cache
 def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     """Compile all probe objects: one library for each kernel and set of map sizes."""
     planned = attach_plan(types)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
-    harness = (Path(__file__).parent / "harness.h").read_text()
     usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
     (folder / "all.c").write_text(
-        harness + loader.source(planned.header, usable, PROBES / "include") + _FOLD
+        HARNESS.read_text() + loader.source(planned.header, usable, PROBES / "include") + _FOLD
     )
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
     command = [
@@ -164,7 +177,7 @@ class NativeMap:
 
 
 class NativeProgram:
-    """A harness program with the interface of tracer.bpf.maps.Runnable.
+    """A harness program with the interface of tracer.bpf.programs.Runnable.
 
     A program on a function has a point, which names the places of the arguments.
     """
@@ -223,8 +236,8 @@ MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks more_stacks
     ledger migrations dying_mms lock_states lock_order hold_turn next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders protocols held_rwsems holds window_times allowances lock_waits lock_holds
-    flights next_flight flight_stacks scene""".split()
+    task_windows protocols held_rwsems holds window_times allowances lock_waits lock_holds
+    flights next_flight flight_stacks object_info""".split()
 )
 WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
@@ -285,7 +298,7 @@ class Native:
         return found
 
     def fold(self, steps: bytes) -> bytes:
-        """Return the bytes of a protocol key that put() makes of these steps."""
+        """Return the bytes of a protocol key that append_step() makes of these steps."""
         out = ctypes.create_string_buffer(64)
         self.lib.harness_fold(steps, len(steps), out)
         return out.raw
@@ -293,3 +306,7 @@ class Native:
     def sequence(self) -> bytes:
         used = self.lib.harness_sequence(self._buffer)
         return self._buffer.raw[:used]
+
+
+if __name__ == "__main__":
+    write_kernel_header(Path(sys.argv[1]))

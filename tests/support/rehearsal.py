@@ -29,24 +29,24 @@ A_RUN = 256
 _STUB = "HOOK({}) {{ return 0; }}\n"
 _PROGRAMS = f"""
 BPF_ARRAY(staged, struct protocol_key, 1);
-BPF_ARRAY(actor, struct frame, 1);
-BPF_ARRAY(task, struct insider, 1);
+BPF_ARRAY(actor, struct open_window, 1);
+BPF_ARRAY(task, struct task_windows, 1);
 BPF_ARRAY(cast, struct protocol_key, {CAST_ROWS});
 
 HOOK(violate) {{
   u32 zero = 0;
   struct protocol_key *key = staged.lookup(&zero);
-  struct frame *f = actor.lookup(&zero);
-  struct insider *t = task.lookup(&zero);
+  struct open_window *w = actor.lookup(&zero);
+  struct task_windows *t = task.lookup(&zero);
   struct params *p = open_gate();
-  if (!key || !f || !t || !p) return 0;
+  if (!key || !w || !t || !p) return 0;
   t->stack = -1;
-  __builtin_memcpy(&f->key, key, sizeof(*key));
-  f->epoch = p->window_epoch;
-  f->start_ns = bpf_ktime_get_ns();
-  f->mm = ctx->args[0];
-  f->vma = ctx->args[1];
-  count_protocol(ctx, t, f, bpf_ktime_get_ns(), 0, 0);
+  __builtin_memcpy(&w->key, key, sizeof(*key));
+  w->epoch = p->window_epoch;
+  w->start_ns = bpf_ktime_get_ns();
+  w->mm.addr = ctx->args[0];
+  w->vma.addr = ctx->args[1];
+  record_window(ctx, t, w, bpf_ktime_get_ns(), 0, 0);
   return 0;
 }}
 
@@ -58,7 +58,7 @@ HOOK(many) {{
     u32 row = (first + i) % rows, is_new = 0, window = 0;
     struct protocol_key *key = cast.lookup(&row);
     if (!key) return 0;
-    first_seen(key, now, &is_new);
+    count_protocol(key, now, &is_new);
     window = key->window;
     struct histogram *h = window_times.lookup(&window);
     if (h) add_to(h, i);
@@ -77,16 +77,16 @@ def make(folder: Path) -> Path:
         extra = ["violate", "many"] if probe_object == "vma" else []
         (folder / f"{probe_object}.toml").write_text(_toml(plan, names + extra))
         (folder / f"{probe_object}.bpf.c").write_text(
-            "".join(map(_STUB.format, names)) + (_PROGRAMS if extra else "")
+            '#include "windows.h"\n'
+            + "".join(map(_STUB.format, names))
+            + (_PROGRAMS if extra else "")
         )
     return folder
 
 
 def _toml(plan: dict[str, Any], hooks: list[str]) -> str:
     """Return a probe object of the same types, with hooks that are attached to nothing."""
-    lines = [
-        f"{key} = {json.dumps(plan[key])}" for key in ("title", "include", "needs") if key in plan
-    ]
+    lines = [f"{key} = {json.dumps(plan[key])}" for key in ("title", "needs") if key in plan]
     for table in ("types", "enums"):
         if table in plan:
             lines += [

@@ -63,7 +63,7 @@ def snapshot(**changes: Any) -> Snapshot:
         "statistics": {"set_migration_pte": RunStatistics(1, 10, 0.5, 2)},
         "histograms": {"HIST_MIGRATION_ENTRY": Histogram(tuple(slots), 5_000_000_000)},
         "window_times": {"vma_expand": Histogram(tuple(slots), 5_000_000_000)},
-        "counters": {"LEDGER_LOST": 3, "EVIDENCE_LOST": 1, "ENTRIES_BOOKED": 44},
+        "counters": {"LEDGER_LOST": 3, "EVIDENCE_LOST": 1, "ENTRIES_RECORDED": 44},
         "oracle": {"asked": 5, "cleared": 2},
     }
     return Snapshot(**(values | changes))

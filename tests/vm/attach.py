@@ -48,7 +48,7 @@ def main(out: str, times: int, how: str) -> None:
     before, programs = hooked(), len(list(program_ids()))
     build = loader.BuildEnvironment(
         kernel.types,
-        Layouts.read(include / "books.h").constants,
+        Layouts.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
         kernel.release,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,10 @@ from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC, Btf
+
+GENERATED = "kernel.h"
+"""The header that is generated for each kernel; probes/include/common.h includes it."""
+_INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -103,21 +108,54 @@ class _Attaching:
 
 
 def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path) -> str:
-    """Return the one translation unit: the headers that all share, then each probe object."""
-    parts = []
-    for name in (
-        "books.h",
-        "rmapd.h",
-        "walk.h",
-        *filter(None, (probe_object.include for probe_object in probe_objects)),
-    ):
-        parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
-    parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
-    parts += [
-        f'#line 1 "{probe_object.source.name}"\n{probe_object.source.read_text(encoding="utf-8")}'
+    """Return one translation unit: the probe objects, with each header in place of its `#include`.
+
+    BCC rewrites map accesses in its main file only, so headers cannot be left to the compiler.
+
+    header: the text of kernel.h, generated from this kernel's BTF (tracer.attach.struct_slices).
+    include: the folder of the other headers.
+    RmapdError where a header cannot be read.
+    """
+    known = {GENERATED: header}
+    return "\n".join(
+        _expanded(
+            probe_object.source.name,
+            probe_object.source.read_text(encoding="utf-8"),
+            include,
+            known,
+        )
         for probe_object in probe_objects
-    ]
-    return "\n".join(parts)
+    )
+
+
+def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str:
+    """Return a source file with its `#include "..."` lines expanded, each header once.
+
+    known: headers that are in memory; a header that has been used is empty.
+    """
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _INCLUDE.match(line)
+        if not found:
+            lines.append(line)
+            continue
+        wanted = found[1]
+        inner = known.get(wanted)
+        if inner is None:
+            try:
+                inner = (include / wanted).read_text(encoding="utf-8")
+            except OSError as error:
+                raise RmapdError(
+                    f"cannot read {wanted}, which {name} includes",
+                    why=str(error),
+                    hint="reinstall rmapd",
+                ) from error
+        known[wanted] = ""
+        if inner:
+            lines += [_expanded(wanted, inner, include, known), f'#line {number + 1} "{name}"']
+        else:
+            lines.append("")
+    return "\n".join(lines)
 
 
 def compile_probe_objects(

@@ -119,7 +119,6 @@ class ProbeObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One `.toml`: its hooks, and what its programs need of the kernel's types.
 
     types, enums: members and enumerators (tracer.attach.struct_slices).
-    include: a header that its programs, and those of probe objects that need it, share.
     needs: the probe object without which this one is unusable.
     """
 
@@ -127,7 +126,6 @@ class ProbeObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hook: list[Hook]
     types: dict[str, list[str]] = {}
     enums: dict[str, list[str]] = {}
-    include: str = ""
     needs: str = ""
 
 
@@ -240,7 +238,6 @@ class ProbeObjectPlan:
 
     name: str
     source: Path
-    include: str = ""
     needs: str = ""
     hooks: tuple[PlannedHook, ...] = ()
     missing: tuple[struct_slices.Missing, ...] = ()

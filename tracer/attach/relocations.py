@@ -2,7 +2,7 @@
 
 One compiled program is loaded once for each function that it is attached to.
 
-The C side (probes/include/rmapd.h) marks two kinds of places: `CONSTANT(name)` is a move of a
+The C side (probes/include/common.h) marks two kinds of places: `CONSTANT(name)` is a move of a
 number that stands for the name, `PLACE(name)` a load from the context at an offset that stands for
 the name.
 """

@@ -91,7 +91,6 @@ def _resolve_probe_object(
     return ProbeObjectPlan(
         path.stem,
         path.with_suffix(".bpf.c"),
-        probe_object.include,
         probe_object.needs,
         tuple(map(checked, hooks)),
         missing,

@@ -122,7 +122,7 @@ class Trails:
 
     def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
         """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
-        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
+        around = {event.vma, event.mm, seen.folio, seen.anon, seen.i_mmap} - {0}
         recorded = self._flight_recorder.recorded(
             around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS
         )
@@ -247,7 +247,7 @@ class Trails:
             "duration_ns": event.time_ns - event.start_ns if event.start_ns else 0,
             "function": protocol.window if protocol else "",
             "task": {"pid": event.tid, "tgid": event.tgid},
-            "vma": ranges(event.a, seen),
+            "vma": ranges(event.vma, seen),
             "protocol": self._text(key),
             "stack": list(self._symbols.stack(self._stacks.of_event(event.stack))),
         }

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 """The probe objects whose hooks record windows."""
-_MIGRATION = frozenset({"migration", "ledger", "oracle", "scene", "forks"})
+_MIGRATION = frozenset({"migration", "ledger", "page_tables", "objects", "forks"})
 _PROBE_OBJECTS = {"migration": _MIGRATION, "owner": _MIGRATION | {"vma", "rmap"}}
 
 

@@ -94,4 +94,4 @@ def opened(
 
 def read_layouts(folder: Path) -> Layouts:
     """Read the layouts and constants that the probe objects of a folder share with Python."""
-    return Layouts.read(folder / "include" / "books.h")
+    return Layouts.read(folder / "include" / "shared.h")

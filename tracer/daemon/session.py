@@ -67,7 +67,7 @@ class Session:
         levels, age_limit_ns = page_table_levels(kernel), int(config.max_entry_age_seconds * 1e9)
         self.config, self.probes, self.recorder, self.clock = config, probes, recorder, clock
         self.invariants, self.symbols, self.stopped = discover(), Symbols(kernel), False
-        tables.params.set(levels=levels, welcome_ns=age_limit_ns)
+        tables.params.set(levels=levels, max_entry_age_ns=age_limit_ns)
         oracle, reason = make_oracle(loaded, tables, probes.layouts, kernel)
         if oracle and oracle_reason is None:
             reason = calibrate(oracle, loaded, tables, probes.layouts, kernel, probes.page_size)
@@ -183,7 +183,7 @@ class Session:
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         age_limit_ns = int(config.max_entry_age_seconds * 1e9)
-        self.probes.tables.params.set(welcome_ns=age_limit_ns)
+        self.probes.tables.params.set(max_entry_age_ns=age_limit_ns)
         self.fidelity.sample(config.sampled_windows)
         if self.fidelity.governor:
             self.fidelity.governor.budget = config.budget

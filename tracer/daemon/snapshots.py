@@ -100,6 +100,6 @@ def build_totals(session: Session) -> tuple[float, dict[str, int]]:
     }
     totals |= {
         "windows": session.protocol_events.rulings.windows,
-        "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+        "migration_entries": counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"],
     }
     return (session.clock() - session.started_ns) / 1e9, totals

@@ -201,10 +201,10 @@ def _records(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     yield _gauge("rmapd_migration_oldest_entry_seconds", text, (), [((), s.oldest_entry_seconds)])
     c = s.counters
     entries = (
-        ("inserted", "ENTRIES_BOOKED"),
+        ("inserted", "ENTRIES_RECORDED"),
         ("copied", "ENTRIES_COPIED"),
         ("removed", "ENTRIES_REMOVED"),
-        ("removed_unrecorded", "REMOVALS_UNBOOKED"),
+        ("removed_unrecorded", "REMOVALS_UNRECORDED"),
     )
     values = [((event,), c.get(name, 0)) for event, name in entries]
     decided = s.decided

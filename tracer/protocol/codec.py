@@ -1,4 +1,4 @@
-"""Protocols as the kernel writes them: struct protocol_key of probes/include/books.h, to and fro."""
+"""Protocols as the kernel writes them: struct protocol_key of probes/include/shared.h, to and fro."""
 
 from __future__ import annotations
 

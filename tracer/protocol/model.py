@@ -1,6 +1,6 @@
 """A protocol: what one call of a function that changes VMAs or walks rmap (a *window*) did with locks and trees, in order.
 
-The kernel counts windows by protocol (probes/include/books.h, Book 2); tracer/protocol/codec.py turns its bytes into these
+The kernel counts windows by protocol (probes/include/shared.h, Book 2); tracer/protocol/codec.py turns its bytes into these
 classes, tracer/protocol/text.py is their text form, and tracer/invariants judge them.
 """
 
@@ -226,7 +226,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of the window besides its steps (enum context in books.h)."""
+    """What is known of the window besides its steps (enum context in shared.h)."""
 
     file: bool = False
     anon: bool = False

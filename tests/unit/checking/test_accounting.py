@@ -33,7 +33,7 @@ def split(model: ModelKernel, pfn: int, *, times: int) -> None:
 
 def recorded(model: ModelKernel) -> int:
     counters = model.tables.counters.read()
-    return counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+    return counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
 
 
 class TestARowThatGoesOn:

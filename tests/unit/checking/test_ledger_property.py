@@ -238,7 +238,7 @@ class Kernel(RuleBasedStateMachine):
     def every_entry_is_accounted_for(self) -> None:
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
         counters, checker = self.model.tables.counters.read(), self.checker
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         outstanding = (
             sum(row.count for row in self.model.tables.ledger.rows()) + checker.open_cases.held()
         )
@@ -299,7 +299,7 @@ class Kernel(RuleBasedStateMachine):
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
         counters = self.model.tables.counters.read()
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         unbooked = sum(
             max(0, len(one.decision.proven) - one.entries)
             for one in self.checker.decided

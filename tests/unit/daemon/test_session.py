@@ -37,7 +37,7 @@ class Bench:
         self.memory = CheckpointMemory(1 << 20)
         hooks = [
             replace(hook, state=HookState.MISSING, reason="left out by the test")
-            if hook.probe_object == "oracle"
+            if hook.probe_object == "page_tables"
             else hook.attached(0)
             for one in attach_plan().probe_objects
             for hook in one.hooks
@@ -123,7 +123,7 @@ def test_change_takes_over_what_needs_no_restart_and_returns_the_rest(bench: Ben
     session = bench.session()
     wanted = msgspec.structs.replace(Config(), max_entry_age_seconds=7.0, strict=True)
     assert session.change(wanted) == ["strict"]
-    assert bench.model.tables.params.get().welcome_ns == 7 * 10**9
+    assert bench.model.tables.params.get().max_entry_age_ns == 7 * 10**9
     assert session.config == msgspec.structs.replace(Config(), max_entry_age_seconds=7.0)
 
 

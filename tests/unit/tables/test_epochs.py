@@ -48,7 +48,7 @@ def test_mmap_lock_held_across_change_of_hooks_has_no_order() -> None:
     model.unlock_mm(two, write=False)
     model.unlock_mm(one, write=False)
     counters = model.tables.counters.read()
-    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
+    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNRECORDED"]) == (0, 1)
 
 
 def test_open_fork_window_is_closed_by_change_of_mmap_lock_hooks() -> None:
