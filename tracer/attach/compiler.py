@@ -119,7 +119,7 @@ def _compile(
 ) -> Compiled:
     """In a child."""
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as request:
+    with ours, theirs, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as request:
         request.write(
             json.dumps({"text": text, "flags": list(flags), "programs": programs}).encode()
         )
