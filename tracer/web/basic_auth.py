@@ -11,7 +11,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
@@ -47,13 +47,14 @@ def credentials(header: str) -> tuple[str, bytes] | None:
 class Logins:
     """Remembers, by a keyed digest, who was let in (one password a user: guesses cannot drive it out) and who was not (the last few)."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._good: dict[str, bytes] = {}
         self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._waiting = 0
         self._spent = 0.0
-        self._budget = Budget(used=lambda: self._spent)
+        self._budget = Budget(used=lambda: self._spent, clock=clock)
         self._turn = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, "rmapd-login")
 
@@ -95,11 +96,11 @@ class Logins:
             async with asyncio.timeout(_WAIT_SECONDS) as patience, self._turn:
                 await self._budget.wait()
                 patience.reschedule(None)
-                began = time.monotonic()
+                began = self._clock()
                 right = await asyncio.get_running_loop().run_in_executor(
                     self._worker, _check, password, hashed
                 )
-                self._spent += time.monotonic() - began
+                self._spent += self._clock() - began
                 return right
         except TimeoutError:
             return None
