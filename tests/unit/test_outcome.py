@@ -6,13 +6,13 @@ import errno
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.clock import SAFETY_SECONDS
 from tests.support.native import ROOT
 from tests.support.reports import written
 from tests.support.snapshots import snapshot
@@ -394,26 +395,42 @@ def test_a_reader_that_has_enough_is_no_error_and_a_full_stderr_changes_no_code(
         assert run("explain", "nonsense", stderr=full).returncode == 2
 
 
-STARTED = "import sys; print('x', flush=True); from tracer.__main__ import main; sys.argv = ['rmapd', 'explain', 'L1']; main()"
+STARTED = """
+import os, signal, sys
+from tracer.__main__ import main
+left = int(sys.argv[1])
+def count(event, _):
+    global left
+    if event == "import":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(count)
+sys.argv = ["rmapd", "explain", "L1"]
+try:
+    main()
+finally:
+    os.write(1, f"\\n{left}".encode())
+"""
+"""SIGINT comes when so many modules are about to be imported; the last line is how many imports are left over."""
 
 
 def test_ctrl_c_while_it_starts_has_no_traceback() -> None:
     """From the first line of rmapd's own on; before it Python itself starts."""
+
+    def interrupted(at: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", STARTED, str(at)], capture_output=True, text=True, check=False
+        )
+
+    most = 1 << 20
+    imports = most - int(interrupted(most).stdout.rpartition("\n")[2])
+    assert imports > 100
     codes = set()
     for moment in range(24):
-        with subprocess.Popen(
-            [sys.executable, "-c", STARTED],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout
-            process.stdout.readline()
-            time.sleep(0.004 + moment * 0.005)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=30)
-        assert said == "", (moment, said)
-        codes.add(process.returncode)
+        done = interrupted(1 + moment * imports // 24)
+        assert done.stderr == "", (moment, done.stderr)
+        codes.add(done.returncode)
     assert codes <= {-signal.SIGINT, 130, 0}
     assert -signal.SIGINT in codes
 
@@ -473,9 +490,16 @@ def test_a_pipe_that_nobody_reads_is_refused_before_and_after(
 def test_a_pipe_that_somebody_reads_gets_all(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.md")
     taken = list[str]()
-    reader = threading.Thread(target=lambda: taken.append((tmp_path / "fifo.md").read_text()))
+    end = os.open(tmp_path / "fifo.md", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(end, True)
+
+    def read() -> None:
+        with os.fdopen(end) as file:
+            assert select.select([file], [], [], SAFETY_SECONDS)[0], "until something is written"
+            taken.append(file.read())
+
+    reader = threading.Thread(target=read)
     reader.start()
-    time.sleep(0.1)
     atomic_file.write(tmp_path / "fifo.md", "x" * 300_000, "the report")
-    reader.join(10)
+    reader.join()
     assert taken == ["x" * 300_000]

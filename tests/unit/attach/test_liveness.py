@@ -115,8 +115,8 @@ def test_anothers_kprobe_on_the_same_function_is_not_ours(kernel: Kernel) -> Non
     """trace-cmd and perf make theirs switched off, and switch them on when they are read. Seen on 6.1: `copy_vma` was said to be off."""
     watch = kernel.watch()
     ours = "ffffffff81000000  k  copy_vma+0x0    [FTRACE]\nffffffff81000000  r  copy_vma+0x0    [FTRACE]\n"
-    anothers = "ffffffff81000000  k  copy_vma+0x0    [DISABLED][FTRACE]\nffffffff81000000  r  copy_vma+0x0    [DISABLED][FTRACE]\n"
-    for text in (ours + anothers, anothers + ours):
+    foreign = "ffffffff81000000  k  copy_vma+0x0    [DISABLED][FTRACE]\nffffffff81000000  r  copy_vma+0x0    [DISABLED][FTRACE]\n"
+    for text in (ours + foreign, foreign + ours):
         kernel.write("sys/kernel/debug/kprobes/list", text)
         assert watch.look() == {}
 

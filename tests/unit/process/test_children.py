@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import SAFETY_SECONDS, Clock, until
 from tracer.process import children
+from tracer.supervision import command as command_module
 from tracer.supervision.command import Command, NotFound, NotRunnable
 
 SHARING = """
@@ -54,18 +56,21 @@ def killed() -> int:
     return 0
 
 
-def slow() -> int:
-    time.sleep(60)
-    return 0
+def endless() -> int:
+    while True:
+        signal.pause()
 
 
-def test_a_child_has_its_time() -> None:
-    assert children.limited(lambda: 7, 5, sharing=False) == 7
-    assert children.limited(killed, 5, sharing=False) == -signal.SIGKILL
-    began = time.monotonic()
-    assert children.limited(slow, 0.2, sharing=False) is None
-    assert children.limited(slow, 60, sharing=False, stopped=lambda: True) is None
-    assert time.monotonic() - began < 5
+def test_a_child_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert children.limited(lambda: 7, SAFETY_SECONDS, sharing=False) == 7
+    assert children.limited(killed, SAFETY_SECONDS, sharing=False) == -signal.SIGKILL
+    clock = Clock()
+    monkeypatch.setattr(children, "time", clock)
+    began = clock.now
+    assert children.limited(endless, 60, sharing=False) is None
+    assert clock.now - began == pytest.approx(60, abs=0.1)
+    assert children.limited(endless, 60, sharing=False, stopped=lambda: True) is None
+    assert clock.now - began == pytest.approx(60, abs=0.1), "it was not waited for"
 
 
 def test_a_main_thread_that_is_gone_is_seen() -> None:
@@ -74,10 +79,7 @@ def test_a_main_thread_that_is_gone_is_seen() -> None:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         ctypes.CDLL(None).syscall(60, 0)  # exit(2), of this thread only
     try:
-        end = time.monotonic() + 5
-        while not children.exiting(process) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert children.exiting(process)
+        until(lambda: children.exiting(process))
         assert children.ended(process) is None, "nobody can reap it"
         assert not children.exiting(os.getpid())
         assert not children.exiting(1 << 22)
@@ -92,13 +94,16 @@ def test_a_command_that_cannot_die_holds_nothing_up(monkeypatch: pytest.MonkeyPa
     command.start()
     assert command.process
     process = command.process
+    clock = Clock()
+    monkeypatch.setattr(command_module, "time", clock)
     sent = list[int]()
     monkeypatch.setattr(process, "send_signal", sent.append)
     monkeypatch.setattr(process, "kill", lambda: sent.append(signal.SIGKILL))
     command.end(signal.SIGTERM)
-    began = time.monotonic()
+    began = clock.now
     command.wait(10)
-    assert 1 < time.monotonic() - began < 3, "the grace, and a second for SIGKILL"
+    took = clock.now - began
+    assert took == pytest.approx(1.1, abs=0.05), "the grace, and a second for SIGKILL"
     assert sent == [signal.SIGTERM, signal.SIGKILL]
     outcome = command.outcome(124, {"reason": "time"})
     assert (outcome.exit_code, outcome.code, outcome.ended) == (
