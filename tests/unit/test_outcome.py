@@ -21,7 +21,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.clock import SAFETY_SECONDS
+from tests.support.clock import SAFETY_SECONDS, until
 from tests.support.native import ROOT
 from tests.support.reports import written
 from tests.support.snapshots import snapshot
@@ -111,8 +111,8 @@ def test_a_server_whose_thread_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Server, "_accept", broken)
 
     def serving() -> None:
-        with Server(("127.0.0.1", 0), Application(cast(Any, SimpleNamespace(points=())))) as server:
-            server._thread.join(10)
+        with Server(("127.0.0.1", 0), Application(cast(Any, SimpleNamespace(points=())))):
+            until(lambda: "rmapd-http" not in {one.name for one in threading.enumerate()})
 
     done = ending(monkeypatch, serving)
     assert (done.exit_code, "LookupError: no such room" in done.stderr) == (70, True), done.stderr

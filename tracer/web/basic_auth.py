@@ -68,7 +68,7 @@ class Logins:
             return Admission.NO
         user, password = given
         # A name that nobody has takes as long as one that somebody has.
-        hashed = users.get(user) or _nobody(users)
+        hashed = users.get(user) or hash_of_nobody(users)
         key = hashlib.blake2b(
             b"\0".join((user.encode(), hashed.encode(), password)), key=self._secret
         ).digest()
@@ -98,7 +98,7 @@ class Logins:
                 patience.reschedule(None)
                 began = self._clock()
                 right = await asyncio.get_running_loop().run_in_executor(
-                    self._worker, _check, password, hashed
+                    self._worker, matches, password, hashed
                 )
                 self._spent += self._clock() - began
                 return right
@@ -108,15 +108,15 @@ class Logins:
             self._waiting -= 1
 
 
-def _check(password: bytes, hashed: str) -> bool:
-    """bcrypt lets go of the interpreter while it works."""
+def matches(password: bytes, hashed: str) -> bool:
+    """Return whether the password has this hash. bcrypt releases the interpreter lock meanwhile."""
     try:
         return bcrypt.checkpw(password[:_BCRYPT_BYTES], hashed.encode())
     except ValueError:
         return False
 
 
-def _nobody(users: Mapping[str, str]) -> str:
+def hash_of_nobody(users: Mapping[str, str]) -> str:
     """A hash of no password, as costly as the costliest of these."""
     cost = max(hashed[4:6] for hashed in users.values())
     return f"$2b${cost}$" + "." * 53
