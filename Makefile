@@ -15,6 +15,11 @@ CMD ?= rmapd doctor
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
 EXTRAS ?=
+# Workers that run the unit tests; 0: none, one test after the other in this process.
+JOBS ?= auto
+SHELL_SCRIPTS = $(shell grep -rlIzP --exclude-dir={.git,.venv,build} '\A\#!.*\b(ba|da)?sh\b' .)
+# Daemons of live tests become another user: their coverage data are written where everybody may.
+COVERED := /tmp/rmapd-coverage
 
 # Install what is missing of the Debian packages named.
 define install
@@ -25,7 +30,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check graph unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
+.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -33,6 +38,7 @@ run: setup
 
 test: check live
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
+	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
@@ -50,17 +56,28 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
+	$(VENV)/bin/shellcheck $(SHELL_SCRIPTS)
 	$(MAKE) --no-print-directory unit
 
 graph: setup
 	$(PYTHON) -m tests.support.import_graph
 
+# In random order (the seed is printed; -p randomly --randomly-seed=N repeats it), by several workers.
 unit: setup
-	$(PYTHON) -m pytest tests/unit --cov --cov-branch --cov-report=term:skip-covered
+	COVERAGE_FILE=.coverage.unit $(PYTHON) -m pytest tests/unit -p randomly -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered
 
 live: setup
 	$(call install,$(LIVE_APT))
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live --deselect $(CROWD)
+	$(SUDO) rm -rf $(COVERED) && $(SUDO) mkdir -m 1777 $(COVERED)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live $(LIVE_ARGS) --deselect $(CROWD) \
+	  --cov --cov-config=tests/live/coveragerc --cov-report=
+	$(SUDO) $(VENV)/bin/coverage combine -q --data-file=.coverage.live --rcfile=tests/live/coveragerc $(COVERED)/data*
+
+# Branch coverage of the last `make unit` and `make live` together.
+coverage: setup
+	$(VENV)/bin/coverage combine -q --keep --data-file=.coverage $(wildcard .coverage.unit .coverage.live)
+	$(VENV)/bin/coverage report --skip-covered --sort=cover
 
 dashboards: setup
 	$(PYTHON) -m dashboards
@@ -113,4 +130,4 @@ vm-setup: setup
 	$(call install,$(VM_APT))
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

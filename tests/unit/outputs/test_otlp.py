@@ -93,7 +93,7 @@ def test_a_violation_arrives_whole() -> None:
 def test_a_collector_that_is_away_for_a_while() -> None:
     with (
         collector() as receiver,
-        Sender(otlp._exporter(receiver.url, 0.3, "6.1"), wait_seconds=0.05) as sender,
+        Sender(otlp._exporter(receiver.url, SAFETY_SECONDS, "6.1"), wait_seconds=0.05) as sender,
     ):
         receiver.statuses = [
             400,
