@@ -20,6 +20,10 @@ JOBS ?= auto
 SHELL_SCRIPTS = $(shell grep -rlIzP --exclude-dir={.git,.venv,build} '\A\#!.*\b(ba|da)?sh\b' .)
 # Daemons of live tests become another user: their coverage data are written where everybody may.
 COVERED := /tmp/rmapd-coverage
+# Empty: live tests without coverage, at the daemon's own speed.
+LIVE_COVERAGE ?= --cov --cov-config=tests/live/coveragerc --cov-report=
+# What to run of them: LIVE_ARGS='-k exec'.
+LIVE_ARGS ?=
 
 # Install what is missing of the Debian packages named.
 define install
@@ -70,9 +74,9 @@ unit: setup
 live: setup
 	$(call install,$(LIVE_APT))
 	$(SUDO) rm -rf $(COVERED) && $(SUDO) mkdir -m 1777 $(COVERED)
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live $(LIVE_ARGS) --deselect $(CROWD) \
-	  --cov --cov-config=tests/live/coveragerc --cov-report=
-	$(SUDO) $(VENV)/bin/coverage combine -q --data-file=.coverage.live --rcfile=tests/live/coveragerc $(COVERED)/data*
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live $(LIVE_ARGS) $(LIVE_COVERAGE) --deselect $(CROWD)
+	! ls $(COVERED)/data* >/dev/null 2>&1 || \
+	  $(SUDO) $(VENV)/bin/coverage combine -q --data-file=.coverage.live --rcfile=tests/live/coveragerc $(COVERED)/data*
 
 # Branch coverage of the last `make unit` and `make live` together.
 coverage: setup
