@@ -16,6 +16,15 @@ BPF_C := $(wildcard probes/*.bpf.c probes/include/*.h) tests/support/harness.h
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
 EXTRAS ?=
+# Workers that run the unit tests; 0: none, one test after the other in this process.
+JOBS ?= auto
+SHELL_SCRIPTS = $(shell grep -rlIzP --exclude-dir={.git,.venv,build} '\A\#!.*\b(ba|da)?sh\b' .)
+# Daemons of live tests become another user: their coverage data are written where everybody may.
+COVERED := /tmp/rmapd-coverage
+# Empty: live tests without coverage, at the daemon's own speed.
+LIVE_COVERAGE ?= --cov --cov-config=tests/live/coveragerc --cov-report=
+# What to run of them: LIVE_ARGS='-k exec'.
+LIVE_ARGS ?=
 
 # Install what is missing of the Debian packages named.
 define install
@@ -26,7 +35,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check graph unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clangd clean
+.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench dashboards install uninstall deb test-systemd setup vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -34,6 +43,7 @@ run: setup
 
 test: check live
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
+	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
@@ -52,17 +62,28 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(BPF_C)
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
+	$(VENV)/bin/shellcheck $(SHELL_SCRIPTS)
 	$(MAKE) --no-print-directory unit
 
 graph: setup
 	$(PYTHON) -m tests.support.import_graph
 
+# In random order (the seed is printed; -p randomly --randomly-seed=N repeats it), by several workers.
 unit: setup
-	$(PYTHON) -m pytest tests/unit --cov --cov-branch --cov-report=term:skip-covered
+	COVERAGE_FILE=.coverage.unit $(PYTHON) -m pytest tests/unit -p randomly -n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered
 
 live: setup
 	$(call install,$(LIVE_APT))
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live --deselect $(CROWD)
+	$(SUDO) rm -rf $(COVERED) && $(SUDO) mkdir -m 1777 $(COVERED)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=$(RMAPD_REQUIRE_KERNEL) $(PYTHON) -m pytest tests/live $(LIVE_ARGS) $(LIVE_COVERAGE) --deselect $(CROWD)
+	! ls $(COVERED)/data* >/dev/null 2>&1 || \
+	  $(SUDO) $(VENV)/bin/coverage combine -q --data-file=.coverage.live --rcfile=tests/live/coveragerc $(COVERED)/data*
+
+# Branch coverage of the last `make unit` and `make live` together.
+coverage: setup
+	$(VENV)/bin/coverage combine -q --keep --data-file=.coverage $(wildcard .coverage.unit .coverage.live)
+	$(VENV)/bin/coverage report --skip-covered --sort=cover
 
 dashboards: setup
 	$(PYTHON) -m dashboards
@@ -119,4 +140,4 @@ clangd: setup
 	$(PYTHON) -m tests.support.native build/clangd
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.support.clock import Clock
 from tests.support.reports import unlucky, written
 from tests.unit.report.test_explain import left_behind, lock_order
 from tracer import atomic_file, bounded_input, cli
@@ -47,6 +48,8 @@ def commands(path: Path) -> dict[str, list[str | Path]]:
 
 @pytest.fixture
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time advances only in waits for something to read: /dev/zero takes as long as it takes."""
+    monkeypatch.setattr(bounded_input, "time", Clock())
     monkeypatch.setattr(bounded_input, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(atomic_file, "_PATIENCE_SECONDS", 0.3)
 

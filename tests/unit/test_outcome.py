@@ -6,13 +6,13 @@ import errno
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from typing import Any, NoReturn, cast
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.support.clock import SAFETY_SECONDS, until
 from tests.support.native import ROOT
 from tests.support.reports import written
 from tests.support.snapshots import snapshot
@@ -109,11 +110,8 @@ def test_failed_server_thread_makes_the_command_a_defect(monkeypatch: pytest.Mon
     monkeypatch.setattr(Server, "_accept", broken)
 
     def serving() -> None:
-        with Server(("127.0.0.1", 0), Application(cast(Any, SimpleNamespace(points=())))) as server:
-            assert server.port
-            for thread in threading.enumerate():
-                if thread.name == "rmapd-http":
-                    thread.join(10)
+        with Server(("127.0.0.1", 0), Application(cast(Any, SimpleNamespace(points=())))):
+            until(lambda: "rmapd-http" not in {one.name for one in threading.enumerate()})
 
     done = run_raising(monkeypatch, serving)
     assert (done.exit_code, "LookupError: no such page" in done.stderr) == (70, True), done.stderr
@@ -392,29 +390,42 @@ def test_closed_pipe_is_no_error_and_full_stderr_changes_no_exit_code(
         assert run("explain", "nonsense", stderr=full).returncode == 2
 
 
-STARTED = (
-    "import sys; print('x', flush=True); from tracer.__main__ import main;"
-    " sys.argv = ['rmapd', 'explain', 'L1']; main()"
-)
+STARTED = """
+import os, signal, sys
+from tracer.__main__ import main
+left = int(sys.argv[1])
+def count(event, _):
+    global left
+    if event == "import":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(count)
+sys.argv = ["rmapd", "explain", "L1"]
+try:
+    main()
+finally:
+    os.write(1, f"\\n{left}".encode())
+"""
+"""Sends itself SIGINT at the given import; the last line is how many imports are left."""
 
 
 def test_ctrl_c_during_start_prints_no_traceback() -> None:
     """From rmapd's first line on; before it, Python itself starts."""
+
+    def interrupted(at: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", STARTED, str(at)], capture_output=True, text=True, check=False
+        )
+
+    most = 1 << 20
+    imports = most - int(interrupted(most).stdout.rpartition("\n")[2])
+    assert imports > 100
     codes = set()
     for moment in range(24):
-        with subprocess.Popen(
-            [sys.executable, "-c", STARTED],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout
-            process.stdout.readline()
-            time.sleep(0.004 + moment * 0.005)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=30)
-        assert said == "", (moment, said)
-        codes.add(process.returncode)
+        done = interrupted(1 + moment * imports // 24)
+        assert done.stderr == "", (moment, done.stderr)
+        codes.add(done.returncode)
     assert codes <= {-signal.SIGINT, 130, 0}
     assert -signal.SIGINT in codes
 
@@ -477,9 +488,16 @@ def test_pipe_without_a_reader_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_pipe_with_a_reader_gets_everything(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.md")
     taken = list[str]()
-    reader = threading.Thread(target=lambda: taken.append((tmp_path / "fifo.md").read_text()))
+    end = os.open(tmp_path / "fifo.md", os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(end, True)
+
+    def read() -> None:
+        with os.fdopen(end) as file:
+            assert select.select([file], [], [], SAFETY_SECONDS)[0], "until something is written"
+            taken.append(file.read())
+
+    reader = threading.Thread(target=read)
     reader.start()
-    time.sleep(0.1)
     atomic_file.write(tmp_path / "fifo.md", "x" * 300_000, "the report")
-    reader.join(10)
+    reader.join()
     assert taken == ["x" * 300_000]

@@ -96,7 +96,7 @@ def test_runs_of_a_kernel_add_up_in_one_row(
 
 
 def test_what_the_workloads_say_is_found_among_other_output() -> None:
-    said = soak._loads(
+    said = soak.loads(
         'warning: x\n{"selftests": {"merge": {"pass": 1}}}\n{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n'
     )
     assert said == {"selftests": {"merge": {"pass": 1}}, "soak": {"seconds": 1.5, "parts": {}}}

@@ -56,7 +56,7 @@ def soak(kernel: str, seconds: int) -> bool:
     if not (result.folder / "r.json").exists():
         print(result.output, file=sys.stderr)
         return False
-    found = json.loads((result.folder / "r.json").read_text()) | {"loads": _loads(result.output)}
+    found = json.loads((result.folder / "r.json").read_text()) | {"loads": loads(result.output)}
     kept = _keep(kernel, found, result.folder)
     print(_line(kernel, found), kept, flush=True)
     for violation in found["violations"]:
@@ -68,7 +68,7 @@ def soak(kernel: str, seconds: int) -> bool:
     )
 
 
-def _loads(output: str) -> dict[str, Any]:
+def loads(output: str) -> dict[str, Any]:
     """What the workloads said of themselves: a JSON line each."""
     found: dict[str, Any] = {}
     for line in output.splitlines():

@@ -111,6 +111,8 @@ def attach(kernel: Kernel, order: AttachOrder) -> AttachOutcome:
     try:
         child = os.fork()
     except OSError as error:
+        ours.close()
+        theirs.close()
         raise of_os(error, "cannot start the process that attaches", _MEMORY) from error
     if not child:
         try:

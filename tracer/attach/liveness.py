@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,7 +174,9 @@ class _KernelFile:
     def read(self) -> str:
         """Read it anew; empty where it cannot be read."""
         try:
-            self._file = self._file or self._path.open(encoding="utf-8", errors="replace")
+            if self._file is None:
+                self._file = self._path.open(encoding="utf-8", errors="replace")
+                weakref.finalize(self, self._file.close).atexit = False
             self._file.seek(0)
             return self._file.read()
         except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -116,8 +117,12 @@ class Kernel:
         path = self.proc_root / "kallsyms"
         with contextlib.suppress(OSError):
             if os.readlink("/proc/self/fd/0") == str(path):
-                return os.fdopen(os.dup(0), encoding="utf-8", errors="replace")
-        return path.open(encoding="utf-8", errors="replace")
+                file = os.fdopen(os.dup(0), encoding="utf-8", errors="replace")
+                weakref.finalize(self, file.close).atexit = False
+                return file
+        file = path.open(encoding="utf-8", errors="replace")
+        weakref.finalize(self, file.close).atexit = False
+        return file
 
     def _kallsyms(self) -> Iterator[tuple[int, str, str, str]]:
         try:

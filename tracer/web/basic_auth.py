@@ -11,7 +11,7 @@ import hmac
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
@@ -47,13 +47,14 @@ def credentials(header: str) -> tuple[str, bytes] | None:
 class Logins:
     """Remembers, by a keyed digest, who was let in (one password a user: guesses cannot drive it out) and who was not (the last few)."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._good: dict[str, bytes] = {}
         self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._waiting = 0
         self._spent = 0.0
-        self._budget = Budget(used=lambda: self._spent)
+        self._budget = Budget(used=lambda: self._spent, clock=clock)
         self._turn = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, "rmapd-login")
 
@@ -67,7 +68,7 @@ class Logins:
             return Admission.NO
         user, password = given
         # A name that nobody has takes as long as one that somebody has.
-        hashed = users.get(user) or _nobody(users)
+        hashed = users.get(user) or hash_of_nobody(users)
         key = hashlib.blake2b(
             b"\0".join((user.encode(), hashed.encode(), password)), key=self._secret
         ).digest()
@@ -95,11 +96,11 @@ class Logins:
             async with asyncio.timeout(_WAIT_SECONDS) as patience, self._turn:
                 await self._budget.wait()
                 patience.reschedule(None)
-                began = time.monotonic()
+                began = self._clock()
                 right = await asyncio.get_running_loop().run_in_executor(
-                    self._worker, _check, password, hashed
+                    self._worker, matches, password, hashed
                 )
-                self._spent += time.monotonic() - began
+                self._spent += self._clock() - began
                 return right
         except TimeoutError:
             return None
@@ -107,15 +108,15 @@ class Logins:
             self._waiting -= 1
 
 
-def _check(password: bytes, hashed: str) -> bool:
-    """bcrypt lets go of the interpreter while it works."""
+def matches(password: bytes, hashed: str) -> bool:
+    """Return whether the password has this hash. bcrypt releases the interpreter lock meanwhile."""
     try:
         return bcrypt.checkpw(password[:_BCRYPT_BYTES], hashed.encode())
     except ValueError:
         return False
 
 
-def _nobody(users: Mapping[str, str]) -> str:
+def hash_of_nobody(users: Mapping[str, str]) -> str:
     """A hash of no password, as costly as the costliest of these."""
     cost = max(hashed[4:6] for hashed in users.values())
     return f"$2b${cost}$" + "." * 53

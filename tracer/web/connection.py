@@ -8,7 +8,6 @@ import enum
 import math
 import socket
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
@@ -49,6 +48,7 @@ class Connection:
     """Speaks HTTP/1.1 over a stream. `worth`: what it is at and since when, for whoever looks for a connection to give up."""
 
     def __init__(self, client: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
         self._is(Doing.WAITING)
         self._client = client
         self._transport: asyncio.WriteTransport | None = None
@@ -56,19 +56,18 @@ class Connection:
         self._bodiless = False
 
     def _is(self, doing: Doing) -> None:
-        self.worth = (doing, time.monotonic())
+        self.worth = (doing, self._loop.time())
 
     async def open(self, tls: ssl.SSLContext | None = None) -> None:
         """Shake hands, where there is TLS."""
-        loop = asyncio.get_running_loop()
         self._reader = asyncio.StreamReader(limit=_PIECE)
         protocol = asyncio.StreamReaderProtocol(self._reader)
         seconds = HANDSHAKE_SECONDS if tls else None
-        transport, _ = await loop.connect_accepted_socket(
+        transport, _ = await self._loop.connect_accepted_socket(
             lambda: protocol, self._client, ssl=tls, ssl_handshake_timeout=seconds
         )
         self._transport = transport
-        self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
+        self._writer = asyncio.StreamWriter(transport, protocol, self._reader, self._loop)
 
     @property
     def certificate(self) -> dict[str, Any] | None:
@@ -105,10 +104,10 @@ class Connection:
                 )
                 return
             self._is(Doing.ANSWERING)
-            answered = await answer(ask, time.monotonic() - answered_at < HASTE_SECONDS)
+            answered = await answer(ask, self._loop.time() - answered_at < HASTE_SECONDS)
             self._is(Doing.SENDING)
             await self._send(answered, last=number == MOST_REQUESTS - 1)
-            answered_at = time.monotonic()
+            answered_at = self._loop.time()
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 return
             self._http.start_next_cycle()

@@ -9,7 +9,6 @@ import logging
 import re
 import socket
 import threading
-import time
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -69,13 +68,17 @@ class Server:
     """Bound on construction, so that a busy port is an error before anything is attached; serves while the context is open."""
 
     def __init__(
-        self, address: tuple[str, int], application: Answering, access: Access | None = None
+        self,
+        address: tuple[str, int],
+        application: Answering,
+        access: Access | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._application, self._host = application, address[0]
         self.access = access or Access(None)
         self._socket = listening(address)
         self.port = int(self._socket.getsockname()[1])
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop or asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="rmapd-http", daemon=True)
         self._talks: dict[asyncio.Task[None], Connection] = {}
 
@@ -96,7 +99,7 @@ class Server:
 
     def _run(self) -> None:
         """The thread: all that is of the server happens here."""
-        self._budget, self._logins = Budget(), Logins()
+        self._budget, self._logins = Budget(clock=self._loop.time), Logins(self._loop.time)
         self._loop.set_exception_handler(_noted)
         with contextlib.closing(self._loop), self._socket:
             with contextlib.suppress(asyncio.CancelledError):
@@ -148,7 +151,7 @@ class Server:
             if len(kept) < MOST_CONNECTIONS:
                 return
             least = min(kept, key=kept.__getitem__)
-            moment = kept[least][1] + _MOMENT_SECONDS - time.monotonic()
+            moment = kept[least][1] + _MOMENT_SECONDS - self._loop.time()
             if moment <= 0:
                 least.cancel()
                 return

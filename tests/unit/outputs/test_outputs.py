@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.clock import SAFETY_SECONDS
 from tests.support.snapshots import FINDING, full, snapshot
 from tracer.daemon.terminal import table
 from tracer.errors import RmapdError
@@ -143,7 +144,7 @@ def served() -> Iterator[tuple[Box, str]]:
 def get(url: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, method=method), timeout=5
+            urllib.request.Request(url, method=method), timeout=SAFETY_SECONDS
         ) as answer:
             return answer.status, answer.read().decode(), dict(answer.headers)
     except urllib.error.HTTPError as error:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clock import SAFETY_SECONDS, Clock, until
 from tracer.process import children
+from tracer.supervision import command as command_module
 from tracer.supervision.command import Command, NotFound, NotRunnable
 
 SHARING = """
@@ -54,18 +56,21 @@ def killed() -> int:
     return 0
 
 
-def slow() -> int:
-    time.sleep(60)
-    return 0
+def endless() -> int:
+    while True:
+        signal.pause()
 
 
-def test_limited_child_returns_its_status_or_none() -> None:
-    assert children.run_limited(lambda: 7, 5, sharing=False) == 7
-    assert children.run_limited(killed, 5, sharing=False) == -signal.SIGKILL
-    began = time.monotonic()
-    assert children.run_limited(slow, 0.2, sharing=False) is None
-    assert children.run_limited(slow, 60, sharing=False, stopped=lambda: True) is None
-    assert time.monotonic() - began < 5
+def test_limited_child_returns_its_status_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert children.run_limited(lambda: 7, SAFETY_SECONDS, sharing=False) == 7
+    assert children.run_limited(killed, SAFETY_SECONDS, sharing=False) == -signal.SIGKILL
+    clock = Clock()
+    monkeypatch.setattr(children, "time", clock)
+    began = clock.now
+    assert children.run_limited(endless, 60, sharing=False) is None
+    assert clock.now - began == pytest.approx(60, abs=0.1)
+    assert children.run_limited(endless, 60, sharing=False, stopped=lambda: True) is None
+    assert clock.now - began == pytest.approx(60, abs=0.1), "it was not waited for"
 
 
 def test_process_whose_main_thread_exited_is_exiting() -> None:
@@ -74,13 +79,8 @@ def test_process_whose_main_thread_exited_is_exiting() -> None:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         ctypes.CDLL(None).syscall(60, 0)  # exit(2), of this thread only
     try:
-        end = time.monotonic() + 5
-        while not children.is_exiting(process) and time.monotonic() < end:
-            time.sleep(0.01)
-        assert children.is_exiting(process)
-        assert children.exit_status(process) is None, (
-            "the process has another thread, so it cannot be reaped"
-        )
+        until(lambda: children.is_exiting(process))
+        assert children.exit_status(process) is None, "another thread keeps it from being reaped"
         assert not children.is_exiting(os.getpid())
         assert not children.is_exiting(1 << 22)
     finally:
@@ -94,13 +94,16 @@ def test_command_that_survives_sigkill_is_abandoned(monkeypatch: pytest.MonkeyPa
     command.start()
     assert command.process
     process = command.process
+    clock = Clock()
+    monkeypatch.setattr(command_module, "time", clock)
     sent = list[int]()
     monkeypatch.setattr(process, "send_signal", sent.append)
     monkeypatch.setattr(process, "kill", lambda: sent.append(signal.SIGKILL))
     command.terminate(signal.SIGTERM)
-    began = time.monotonic()
+    began = clock.now
     command.wait(10)
-    assert 1 < time.monotonic() - began < 3, "the grace period, and a second after SIGKILL"
+    took = clock.now - began
+    assert took == pytest.approx(1.1, abs=0.05), "the grace period, and a second after SIGKILL"
     assert sent == [signal.SIGTERM, signal.SIGKILL]
     outcome = command.outcome(124, {"reason": "time"})
     assert (outcome.exit_code, outcome.code, outcome.ended) == (

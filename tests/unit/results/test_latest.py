@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 
+import pytest
+
+from tests.support.clock import SAFETY_SECONDS, until
 from tests.support.snapshots import snapshot
 from tracer.results.latest import LatestSnapshot
 
@@ -43,19 +46,21 @@ def test_a_fresh_one_is_given_as_it_is() -> None:
     current.close()
 
 
-def test_many_who_ask_get_one() -> None:
+def test_many_who_ask_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With patience for a machine on which a quarter of a second is not enough to start threads."""
     clock = Clock()
     current = LatestSnapshot(clock)
     current.put(snapshot())
     clock.now += 1
     found: list[object] = []
     threads = [threading.Thread(target=lambda: found.append(current())) for _ in range(8)]
+    wait_for = threading.Condition.wait_for
+    monkeypatch.setattr(
+        threading.Condition, "wait_for", lambda self, what, _: wait_for(self, what, SAFETY_SECONDS)
+    )
     for thread in threads:
         thread.start()
-    for _ in range(200):
-        if current.wanted():
-            break
-        time.sleep(0.005)
+    until(current.wanted)
     second = current.put(snapshot())
     for thread in threads:
         thread.join()
@@ -66,14 +71,21 @@ def test_many_who_ask_get_one() -> None:
     current.close()
 
 
-def test_a_busy_judge_is_not_waited_for() -> None:
+def test_a_busy_judge_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     current = LatestSnapshot(clock)
     first = current.put(snapshot())
     clock.now += 5
-    start = time.monotonic()
+    waited = list[float]()
+
+    def wait_for(_: threading.Condition, came: Callable[[], bool], seconds: float) -> bool:
+        waited.append(seconds)
+        return came()
+
+    monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
     assert current() is first
-    assert time.monotonic() - start < 2
+    assert current() is first
+    assert waited == [0.25], "once a second"
     assert current.wanted()
     assert not current.wanted()
     current.close()

@@ -433,10 +433,11 @@ def test_answers_are_kept_while_the_snapshot_is(current: LatestSnapshot) -> None
     assert packed.headers["Content-Encoding"] == "gzip"
     assert b"<title>" in gzip.decompress(packed.body)
     assert b"<title>" in read(app, "/").body
-    for number in range(500):
-        read(app, f"/protocols?q={number}")
-    assert len(app._kept) <= 64
-    assert sum(len(answer.body) for answer in app._kept.values()) <= 4 << 20
+    pages = [f"/protocols?q={number}" for number in range(500)]
+    answers = {page: read(app, page) for page in pages}
+    kept = [answers[page] for page in reversed(pages) if read(app, page) is answers[page]]
+    assert 0 < len(kept) <= 64
+    assert sum(len(answer.body) for answer in kept) <= 4 << 20
     made.put(replace(s, counters={}))
     assert read(app, "/api/v1/lost") is not first
     assert data(app, "/api/v1/lost")["locks"] == 0

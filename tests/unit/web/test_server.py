@@ -7,12 +7,12 @@ import base64
 import contextlib
 import gzip
 import http.client
+import itertools
 import logging
 import selectors
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +20,12 @@ import bcrypt
 import pytest
 import trustme
 
+from tests.support.clock import SAFETY_SECONDS, ManualLoop, until
 from tracer.web import Access, Request, Response, Server, basic_auth, connection, server
 from tracer.web.cpu_budget import SAVED_SECONDS, SHARE, Budget
 
-HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(b"correct horse", b"$2b$04$abcdefghijklmnopqrstuu").decode()
+"""With a fixed salt: it is part of test ids, and every worker must collect the same."""
 BODY = b"hello " * 100
 
 
@@ -34,12 +36,14 @@ def app(ask: Request) -> Response:
 
 
 @contextlib.contextmanager
-def serving(access: Access | None = None, host: str = "127.0.0.1") -> Iterator[int]:
-    with Server((host, 0), app, access) as made:
+def serving(
+    access: Access | None = None, host: str = "127.0.0.1", loop: ManualLoop | None = None
+) -> Iterator[int]:
+    with Server((host, 0), app, access, loop) as made:
         yield made.port
 
 
-def raw(port: int, sent: bytes, seconds: float = 5) -> bytes:
+def raw(port: int, sent: bytes, seconds: float = SAFETY_SECONDS) -> bytes:
     """What comes back for these bytes, until the server closes."""
     got = b""
     with (
@@ -56,11 +60,11 @@ def get(
     port: int, path: str = "/", context: ssl.SSLContext | None = None, **headers: str
 ) -> tuple[int, bytes, dict[str, str]]:
     kind = (
-        http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+        http.client.HTTPSConnection("127.0.0.1", port, timeout=SAFETY_SECONDS, context=context)
         if context
         else None
     )
-    client = kind or http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    client = kind or http.client.HTTPConnection("127.0.0.1", port, timeout=SAFETY_SECONDS)
     with contextlib.closing(client):
         client.request(
             "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
@@ -160,36 +164,65 @@ def test_no_name_of_somebody_elses_reads_us(host: str, status: int, tmp_path: Pa
         assert get(port, Host=host, Authorization=basic("alice", "correct horse"))[0] == 200
 
 
-def test_a_slow_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.3)
-    with serving() as port:
-        for sent in (b"", b"GET / HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"):
-            began = time.monotonic()
-            raw(port, sent)
-            assert 0.2 < time.monotonic() - began < 3
-        with socket.create_connection(("127.0.0.1", port)) as drip:
-            began = time.monotonic()
-            with contextlib.suppress(ConnectionError):
-                for byte in b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 200:
-                    drip.sendall(bytes([byte]))
-                    time.sleep(0.02)
-            assert time.monotonic() - began < 3, "however steadily it drips"
+def closed(client: socket.socket) -> bool:
+    """Whether the server has closed this connection; what it sent before is read."""
+    client.setblocking(False)
+    try:
+        while client.recv(65536):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    return True
 
 
-def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "SEND_SECONDS", 0.5)
-    with serving() as port, socket.socket() as greedy:
+@pytest.mark.parametrize(
+    ("sent", "seconds"),
+    [
+        (b"", connection.REQUEST_SECONDS),
+        (b"GET / HTTP/1.1\r\nHost:", connection.REQUEST_SECONDS),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", connection.IDLE_SECONDS),
+    ],
+    ids=["nothing is sent", "half a request", "no second request"],
+)
+def test_a_slow_request_is_given_up(sent: bytes, seconds: float) -> None:
+    loop = ManualLoop()
+    with serving(loop=loop) as port, socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(sent)
+        loop.advance(seconds - 0.1)
+        assert not closed(client)
+        loop.advance(0.2)
+        assert closed(client)
+
+
+def test_a_request_that_drips_is_given_up() -> None:
+    """However steadily it drips: ten bytes a second."""
+    loop = ManualLoop()
+    with serving(loop=loop) as port, socket.create_connection(("127.0.0.1", port)) as drip:
+        sent = 0
+        for byte in b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"y" * 200:
+            if closed(drip):
+                break
+            drip.sendall(bytes([byte]))
+            loop.advance(0.1)
+            sent += 1
+    assert sent == pytest.approx(connection.REQUEST_SECONDS * 10, abs=2)
+
+
+def test_a_client_that_does_not_read_is_given_up() -> None:
+    loop = ManualLoop()
+    with serving(loop=loop) as port, socket.socket() as greedy:
         greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         greedy.connect(("127.0.0.1", port))
         greedy.sendall(b"GET /?n=20000000 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        time.sleep(1.5)
-        greedy.settimeout(5)
+        loop.advance(connection.SEND_SECONDS + 0.1)
+        greedy.settimeout(SAFETY_SECONDS)
         got = 0
         with contextlib.suppress(ConnectionError):
             while piece := greedy.recv(1 << 20):
                 got += len(piece)
-        assert got < 20_000_000
+        assert 0 < got < 20_000_000
         assert get(port)[0] == 200
 
 
@@ -197,7 +230,9 @@ def test_the_idlest_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 5)
     with serving() as port, contextlib.ExitStack() as stack:
         idle = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", port), timeout=SAFETY_SECONDS)
+            )
             for _ in range(20)
         ]
         assert get(port)[0] == 200
@@ -282,43 +317,92 @@ def test_users(tmp_path: Path) -> None:
         assert get(port, "/-/healthy")[0] == 401, "no path is without"
 
 
-def test_guesses_do_not_hold_the_others(tmp_path: Path) -> None:
-    """Ten clients guess at once, at a cost that takes a tenth of a second each; who was let in before is let in at once."""
-    path = tmp_path / "web.yml"
-    costly = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(11)).decode()
-    path.write_text(f"basic_auth_users: {{alice: {costly}}}")
-    with serving(Access(path)) as port:
-        assert get(port, Authorization=basic("alice", "correct horse"))[0] == 200
-        seen: list[int] = []
-        ends = time.monotonic() + 2
+class Guesses:
+    """Ten clients that guess again and again until they are told to stop."""
 
-        def guess(number: int) -> None:
-            while time.monotonic() < ends:
-                seen.append(
-                    get(port, Authorization=basic("alice", f"{number} {time.monotonic()}"))[0]
-                )
-                time.sleep(0.2)
-
-        threads = [threading.Thread(target=guess, args=(n,)) for n in range(10)]
-        for thread in threads:
+    def __init__(self, port: int) -> None:
+        self.port, self.seen, self._stop = port, list[int](), threading.Event()
+        self._threads = [threading.Thread(target=self._guess, args=(n,)) for n in range(10)]
+        for thread in self._threads:
             thread.start()
-        slowest = 0.0
-        while time.monotonic() < ends:
-            began = time.monotonic()
-            assert get(port, Authorization=basic("alice", "correct horse"))[0] == 200
-            slowest = max(slowest, time.monotonic() - began)
-            time.sleep(0.05)
-        for thread in threads:
-            thread.join(30)
-    assert slowest < 1.5
-    assert set(seen) == {401, 429}
-    assert seen.count(401) < 30, "guesses that were hashed"
+
+    def _guess(self, number: int) -> None:
+        for again in itertools.count():
+            if self._stop.is_set():
+                return
+            self.seen.append(get(self.port, Authorization=basic("alice", f"{number} {again}"))[0])
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def ended(self) -> bool:
+        return not any(thread.is_alive() for thread in self._threads)
+
+
+@pytest.fixture
+def alice(tmp_path: Path) -> Access:
+    (tmp_path / "web.yml").write_text(f"basic_auth_users: {{alice: {HASH}}}")
+    return Access(tmp_path / "web.yml")
+
+
+def test_guesses_do_not_hold_the_others(alice: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one guess is hashed and others wait for their turn: who was let in before is let in, who is too many is told so."""
+    right = basic("alice", "correct horse")
+    hashing, done = threading.Event(), threading.Event()
+
+    def check(_password: bytes, _hashed: bytes) -> bool:
+        hashing.set()
+        return not done.wait(SAFETY_SECONDS)
+
+    with serving(alice) as port:
+        assert get(port, Authorization=right)[0] == 200
+        monkeypatch.setattr(bcrypt, "checkpw", check)
+        guesses = Guesses(port)
+        try:
+            assert hashing.wait(SAFETY_SECONDS)
+            until(lambda: 429 in guesses.seen)
+            for _ in range(20):
+                assert get(port, Authorization=right)[0] == 200
+            assert set(guesses.seen) == {429}, "the first guess is being hashed all the while"
+        finally:
+            guesses.stop()
+            done.set()
+        until(guesses.ended)
+    assert set(guesses.seen) == {401, 429}
+
+
+def test_guesses_are_hashed_in_a_share_of_a_cpu(
+    alice: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a tenth of a second of the loop's time; ten clients guess for ten seconds of it."""
+    loop, hashed = ManualLoop(), [0]
+
+    def check(_password: bytes, _hashed: bytes) -> bool:
+        hashed[0] += 1
+        loop.advance(0.1)
+        return False
+
+    def ended() -> bool:
+        loop.advance(0.1)
+        return guesses.ended()
+
+    monkeypatch.setattr(bcrypt, "checkpw", check)
+    began = loop.now
+    with serving(alice, loop=loop) as port:
+        guesses = Guesses(port)
+        while loop.now < began + 10:
+            loop.advance(0.1)
+        guesses.stop()
+        until(ended)
+        took = loop.now - began
+    assert 401 in guesses.seen
+    assert hashed[0] <= 1 + (SAVED_SECONDS + took * SHARE) / 0.1
 
 
 def test_a_nobody_costs_as_much_as_a_user() -> None:
     users = {"a": HASH, "b": HASH.replace("$04$", "$06$")}
-    assert basic_auth._nobody(users).startswith("$2b$06$")
-    assert not basic_auth._check(b"", basic_auth._nobody(users))
+    assert basic_auth.hash_of_nobody(users).startswith("$2b$06$")
+    assert not basic_auth.matches(b"", basic_auth.hash_of_nobody(users))
     assert basic_auth.credentials("basic YTpiOmM=") == ("a", b"b:c")
 
 
@@ -386,12 +470,12 @@ def test_client_certificates(certificates: Certificates) -> None:
 
 
 def test_a_client_that_never_shakes_hands_holds_nobody(certificates: Certificates) -> None:
-    with serving(certificates.rules()) as port, contextlib.ExitStack() as stack:
+    """No time passes: none of the others has been given up."""
+    loop = ManualLoop()
+    with serving(certificates.rules(), loop=loop) as port, contextlib.ExitStack() as stack:
         for _ in range(30):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        began = time.monotonic()
         assert get(port, context=certificates.client())[0] == 200
-        assert time.monotonic() - began < 2
 
 
 def test_a_renewed_certificate_and_a_removed_user_take_effect(
@@ -426,14 +510,9 @@ def test_a_renewed_certificate_and_a_removed_user_take_effect(
         assert asked() == 200
         before = serial()
         certificates.issue()
-        ends = time.monotonic() + 10
-        while serial() == before:
-            assert time.monotonic() < ends
-            time.sleep(0.1)
+        until(lambda: serial() != before)
         certificates.rules(f"basic_auth_users:\n  bob: {HASH}\n")
-        while asked() != 401:
-            assert time.monotonic() < ends, "also on a connection that was there before"
-            time.sleep(0.1)
+        until(lambda: asked() == 401, "also on a connection that was there before")
 
 
 def test_headers_may_be_set(tmp_path: Path) -> None:
@@ -449,16 +528,14 @@ def test_headers_may_be_set(tmp_path: Path) -> None:
 
 
 def test_it_stops_with_clients_on_the_line(caplog: pytest.LogCaptureFixture) -> None:
+    """No time passes: nothing is waited for."""
     caplog.set_level(logging.WARNING)
-    before = threading.active_count()
-    with contextlib.ExitStack() as stack:
-        with serving() as port:
-            for _ in range(10):
-                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            assert get(port)[0] == 200
-            began = time.monotonic()
-        assert time.monotonic() - began < 2
-    assert threading.active_count() == before
+    before = set(threading.enumerate())
+    with contextlib.ExitStack() as stack, serving(loop=ManualLoop()) as port:
+        for _ in range(10):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert get(port)[0] == 200
+    assert set(threading.enumerate()) <= before
     assert not caplog.text
 
 

@@ -1,0 +1,23 @@
+"""Unit tests run in parallel workers, in random order."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+def _encodable(data: Any) -> Any:
+    """Escape lone surrogates in every string of a report."""
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_encodable(key): _encodable(value) for key, value in data.items()}
+    return type(data)(map(_encodable, data)) if isinstance(data, (list, tuple)) else data
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Make a worker's report UTF-8: tests log names with lone surrogates, which xdist cannot send."""
+    return _encodable((yield))
