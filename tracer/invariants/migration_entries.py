@@ -234,18 +234,15 @@ def judge(
         )
     proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
     late = now_ns - case.opened_ns >= patience_ns
-    if proven and (late or len(proven) == len(ours)):
+    nearly = any(0 < case.looks[a.place].free < LOOKS for a in ours)  # proven soon, or locked again
+    if proven and (len(proven) == len(ours) or (late and not nearly)):
         return CaseDecision(
             Verdict.VIOLATED,
             "a migration entry is in the page table and its page is not locked",
             proven,
         )
-    if ours:  # one whose page was unlocked just now is proven soon, or locked again
-        return (
-            _stubborn(case, ours)
-            if late and not any(case.looks[a.place].free for a in ours)
-            else None
-        )
+    if ours:
+        return _stubborn(case, ours) if late and not proven and not nearly else None
     if (
         not case.sweep_complete
     ):  # an mm that died under the sweep leads it astray: the next one may see everything
