@@ -62,7 +62,7 @@ class Recorder:
 
         if self._memory:
             self._checkpoint = Checkpoint(
-                self._memory, look, rulings.moved, lambda: judge.open_cases.proven
+                self._memory, look, rulings.changed_counts, lambda: judge.open_cases.proven
             )
 
     def begin(self, handed_down: HandedDown) -> None:

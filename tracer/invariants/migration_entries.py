@@ -167,7 +167,7 @@ class Case:
         self.just_swept, self.sweep_complete = True, complete
 
     @property
-    def stubborn(self) -> bool:
+    def persistent(self) -> bool:
         return any(
             self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks
         )
@@ -242,7 +242,7 @@ def judge(
             proven,
         )
     if ours:
-        return _stubborn(case, ours) if late and not proven and not nearly else None
+        return _persistent(case, ours) if late and not proven and not nearly else None
     if (
         not case.sweep_complete
     ):  # an mm that died under the sweep leads it astray: the next one may see everything
@@ -259,9 +259,9 @@ def judge(
     )
 
 
-def _stubborn(case: Case, ours: Sequence[FoundEntry]) -> CaseDecision | None:
+def _persistent(case: Case, ours: Sequence[FoundEntry]) -> CaseDecision | None:
     """A suspect is what was met in LOOKS looks without a break, and no less."""
-    if not case.stubborn:
+    if not case.persistent:
         return None
     if not any(answer.migration for answer in ours):
         return CaseDecision(
