@@ -1,7 +1,7 @@
 """The kernel's own tests of mm, then everything at once on a kernel for some minutes, judged; what was seen on all kernels as tables.
 
 usage: python -m tests.vm.soak run SECONDS KERNEL...       (exit 1 where anything is violated, suspect, lost or unreadable)
-       python -m tests.vm.soak table                       (docs/SEEN.md from the reports that are there)
+       python -m tests.vm.soak table                       (docs/measurements/SEEN.md from the reports that are there)
        python -m tests.vm.soak summary                     (checks, verdicts, losses and protocols per kernel, all runs added up)
 
 Reports add up: each run of a kernel is kept under RMAPD_VM_RESULTS (the folder of temporary files, where that is not set).
@@ -19,7 +19,7 @@ from typing import Any
 from tests.vm.guest import RESULTS, GuestError, ladder, run
 from tests.vm.selftests import built
 
-TABLE = Path(__file__).parent.parent.parent / "docs/SEEN.md"
+TABLE = Path(__file__).parent.parent.parent / "docs/measurements/SEEN.md"
 KEPT = RESULTS / "soaks"
 VERDICTS = ("holds", "violated", "suspect", "unverifiable")
 _WELCOME_SECONDS = 120  # an emulated kernel is twenty times slower: M4 is about what stays, not about how fast this machine is

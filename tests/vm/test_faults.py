@@ -1,4 +1,4 @@
-"""Real violations on a real kernel, fault by fault: docs/DETECTION.md has what this prints.
+"""Real violations on a real kernel, fault by fault: docs/measurements/DETECTION.md has what this prints.
 
 The module of tests/faults is built against Debian's headers of the guest's kernel (6.1, this suite's own) and loaded in the guest only.
 """
