@@ -169,14 +169,14 @@ class CheckerRig(Checker):
         """Every ruling of M5, by where the entry is."""
         return self.walks.found
 
-    def hear(self) -> None:
+    def wake_up(self) -> None:
         """Do what the daemon does at a wake-up: read events, then work once."""
         self.read_events(self.model.native.events())
         self.work()
 
     def end(self) -> None:
         """End a run as Session.stop() does. Time passes while it sleeps."""
-        self.hear()
+        self.wake_up()
         self.close(1.0, lambda seconds: self.model.tick(int(seconds * 1e9)))
 
     def checks(self) -> Counter[tuple[str, Verdict]]:

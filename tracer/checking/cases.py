@@ -1,6 +1,7 @@
-"""The desk where suspects wait: asked about at their address, looked for in a sweep, decided by the monitor.
+"""Open cases: suspected entries that are looked for in the page tables until they are decided.
 
-Asking and sweeping are paced by what they cost: after each, the desk rests a multiple of the time it took.
+Looks at addresses and sweeps of all page tables are paced by what they cost: after each, the next
+one waits for a multiple of the time that it took.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from tracer.memory.page_tables import Oracle
 from tracer.tables.events import Event
 from tracer.tables.ledger import Ledger, Row
 
-_REST = (
-    100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
-)
+_PAUSE = 100
+"""Times the cost of a sweep, and 50 times that of a look: at most one and two percent of a CPU."""
 _MOST_ADDRESSES = 1024
-_MOST_QUESTIONS = 32_768  # an address is asked for in every mm: where there are thousands, few addresses; the sweep is for the others
+_MOST_QUESTIONS = 32_768
+"""An address is looked up in every mm. Where there are thousands, few addresses are, and the sweep
+finds the others."""
 
 Key = tuple[str, bytes]
 """(invariant, ledger key)"""
@@ -38,9 +40,12 @@ Key = tuple[str, bytes]
 
 @dataclass
 class DecidedCase:
-    """A decided case with what was known about it; row is None for an entry that only a sweep found.
+    """A decided case with what was known about it.
 
-    entries: recorded entries that this verdict is about. For M1 they are out of the ledger now."""
+    row: None for an entry that only a sweep found. event: the end of its migration; None where that
+    was lost. entries: recorded entries that this verdict is about; those of M1 are out of the
+    ledger now.
+    """
 
     case: Case
     decision: CaseDecision
@@ -51,7 +56,13 @@ class DecidedCase:
 
 @dataclass
 class OpenCases:
-    """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds."""
+    """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds.
+
+    oracle: None where page tables cannot be read. levels: of page tables. patience_ns: after which
+    a case that cannot be proven is a suspect. scan_ns: between two periodic scans; 0: none. cases:
+    each with its row and the event that opened it. answers: counts for the report. proven: entries
+    that a verdict has named already.
+    """
 
     ledger: Ledger
     oracle: Oracle | None
@@ -72,12 +83,18 @@ class OpenCases:
         self._next_scan_ns = self.clock() + self.scan_ns
 
     def change(self, patience_ns: int, scan_ns: int) -> None:
-        """From now on other times; a patrol that would come sooner does."""
+        """From now on use another patience, and other time between scans.
+
+        A scan that is due sooner is done sooner.
+        """
         self.patience_ns, self.scan_ns = patience_ns, scan_ns
         self._next_scan_ns = min(self._next_scan_ns, self.clock() + scan_ns)
 
     def open(self, invariant: str, rows: Iterable[Row], event: Event | None = None) -> None:
-        """Put rows on the desk; those already there stay as they are, but for an event that comes after the timer has found its row."""
+        """Open a case for each row that has none.
+
+        An event that comes after the case of its row was opened is added to it.
+        """
         now = self.clock()
         for row in rows:
             case, known, before = self.cases.get((invariant, row.key), (None, row, None))
@@ -99,19 +116,22 @@ class OpenCases:
         self.answers, self.sweeps, self.proven = Counter(answers), sweeps, set(proven)
 
     def held_rows(self) -> list[Row]:
-        """Rows that are in a case and no longer in the ledger."""
+        """Return the rows that are in a case and no longer in the ledger."""
         return [row for _, row, _ in self.cases.values() if row and not row.keys]
 
     def held(self) -> int:
-        """Entries in these rows."""
+        """Return the number of entries in these rows."""
         return sum(row.count for row in self.held_rows())
 
     def due_ns(self) -> int | None:
-        """When work() has something to do; None while the desk is empty."""
+        """Return when work() has something to do; None while no case is open."""
         return self._next_ask_ns if self.cases else None
 
     def scan(self, *, now: bool = False) -> None:
-        """A sweep without a suspect, every patrol_ns (0: never): finds what was left behind by ways that no event tells of."""
+        """Sweep all page tables if a periodic scan is due, or `now`.
+
+        It finds entries that were left behind by kernel code without a tracepoint.
+        """
         if (
             self.oracle
             and self.scan_ns
@@ -120,7 +140,10 @@ class OpenCases:
             self._sweep(self.oracle)
 
     def work(self, *, hurry: bool = False) -> list[DecidedCase]:
-        """Ask about what is open, sweep if that is due (or `hurry`), and return what is decided."""
+        """Look at the entries of open cases and return the decided ones.
+
+        hurry: look now, and sweep all page tables.
+        """
         if not self.cases:
             return []
         if self.oracle is None:
@@ -147,15 +170,19 @@ class OpenCases:
         ]
         self.answers["asked"] += len(addresses)
         now = self.clock()
-        self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _REST // 2)
+        self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _PAUSE // 2)
         return list({(a.mm.mm, a.addr): a for a in found}.values())
 
     def _share_out(self, found: Iterable[FoundEntry]) -> dict[Key, list[FoundEntry]]:
-        """An entry belongs to one case only: to the case at its address, or else to one of its page that has met fewer than were
-        booked. As long as an entry is left that nobody names, some case thus lacks one, and sweeps for it.
+        """Assign each found entry to at most one case.
 
-        An entry of another page at a case's address comes last: one row may stand for entries of several pages, but names one.
-        Cases of rows come before those that only a sweep opened. What was proven once belongs to nobody any more.
+        The order is: a case of the same page and address, of the same page, of the same address.
+
+        A case that has met fewer entries than were recorded takes more, so an entry that no case
+        names leaves some case short, and that case is swept for. An entry of another page at a
+        case's address comes last: one row may stand for entries of several pages, but names one.
+        Cases of rows come before cases that a sweep opened. An entry that was proven once belongs
+        to no case any more.
         """
         owned: dict[Key, list[FoundEntry]] = {key: [] for key in self.cases}
         room = {key: case.size for key, (case, _, _) in self.cases.items()}
@@ -191,7 +218,7 @@ class OpenCases:
         start = self.clock()
         sweep = oracle.sweep(oracle.mms())
         now = self.clock()
-        self._next_sweep_ns = now + (now - start) * _REST
+        self._next_sweep_ns = now + (now - start) * _PAUSE
         self._next_scan_ns = now + self.scan_ns
         self.sweeps += 1
         if sweep.complete:  # what is gone may be proven anew
@@ -230,11 +257,15 @@ class OpenCases:
         ]
 
     def finish(self) -> list[DecidedCase]:
-        """No more looks: what was found once is a suspect, what was never looked for is unverifiable."""
+        """Close all cases without another look.
+
+        An entry that was met in LOOKS looks is a suspect; one that was never looked for is
+        unverifiable.
+        """
         done = []
         for key, (case, row, event) in list(self.cases.items()):
             verdict = (
-                Verdict.SUSPECT if case.stubborn or self.oracle is None else Verdict.UNVERIFIABLE
+                Verdict.SUSPECT if case.persistent or self.oracle is None else Verdict.UNVERIFIABLE
             )
             done.append(
                 self._close(
@@ -249,29 +280,33 @@ class OpenCases:
             )
         return done
 
-    def _close(self, key: Key, judged: DecidedCase) -> DecidedCase:
+    def _close(self, key: Key, decided: DecidedCase) -> DecidedCase:
         del self.cases[key]
-        self.proven |= {(judged.case.invariant, answer.place) for answer in judged.decision.proven}
-        judged = replace(judged, entries=self._take_out(judged))
-        kind = "present" if judged.decision.proven or judged.case.answers else "gone"
-        self.answers["cleared" if judged.decision.verdict is Verdict.HOLDS else kind] += (
-            judged.entries
+        self.proven |= {
+            (decided.case.invariant, answer.place) for answer in decided.decision.proven
+        }
+        decided = replace(decided, entries=self._take_out(decided))
+        kind = "present" if decided.decision.proven or decided.case.answers else "gone"
+        self.answers["cleared" if decided.decision.verdict is Verdict.HOLDS else kind] += (
+            decided.entries
         )
-        return judged
+        return decided
 
-    def _take_out(self, judged: DecidedCase) -> int:
-        """How many recorded entries the verdict is about.
+    def _take_out(self, decided: DecidedCase) -> int:
+        """Take the row out of the ledger; return how many entries the verdict is about.
 
-        The row of an entry that was inserted outside of a migration goes on: the same task may insert at the same address again and again.
-        Entries that came after the case was opened were not looked for. That all are gone is not known of them: they get a case of
-        their own, which cannot grow, for its row is no longer in the ledger."""
-        case, row = judged.case, judged.row
+        The row of an entry that was inserted outside of a migration can grow: the same task may
+        insert at the same address again and again. Entries that came after the case was opened were
+        not looked for, so a case whose entries are gone decides nothing about them. They get a case
+        of their own, which cannot grow, as its row is not in the ledger any more.
+        """
+        case, row = decided.case, decided.row
         if not row or not row.keys:
             return case.count
         if case.invariant != LEFT_BEHIND.id:  # what was removed meanwhile has the kernel's verdict
             return min(case.count, self.ledger.outstanding(row))
         taken = self.ledger.take(row)
-        if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
+        if decided.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
             return taken.count
         self.reopened += 1
         known = replace(
@@ -281,11 +316,14 @@ class OpenCases:
             count=taken.count,
             entry=taken.entry,
         )
-        self.open(case.invariant, [known], judged.event)
+        self.open(case.invariant, [known], decided.event)
         return 0
 
 
 def entry_pfn(entry: int, levels: int) -> int:
-    """The pfn in a migration entry: the low SWP_PFN_BITS of the swap offset, bits 58..9 inverted (arch/x86/include/asm/pgtable_64.h)."""
+    """Return the pfn in a migration entry: the low SWP_PFN_BITS of the swap offset.
+
+    The offset is stored inverted in bits 58..9 (arch/x86/include/asm/pgtable_64.h).
+    """
     bits = 40 if levels == 5 else 34
     return (~entry & ((1 << 59) - 1)) >> 9 & ((1 << bits) - 1)

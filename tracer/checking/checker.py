@@ -1,4 +1,7 @@
-"""The checker: turns ring events, ledger rows and the protocol table into verdicts. Pure: clock and tables are injected."""
+"""The checker: turns ring events, ledger rows and the protocol table into verdicts.
+
+Pure: clock and tables are injected.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ from tracer.tables.ledger import Row
 from tracer.tables.tables import Tables
 
 _HURRY_SECONDS = 0.006
-"""Time between two looks at open cases while a run ends: longer than LOOK_GAP_NS, or the looks would not count."""
+"""Time between two looks at open cases while a run ends: longer than LOOK_GAP_NS, or the looks
+would not count."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,14 @@ class CheckerTables:
 
 
 class Checker:
-    """Call read_events() at a wake-up, tick() once a second, work() whenever open_cases are due, and close() at the end.
+    """Turns what the probes record into verdicts, as it comes.
 
-    tally: of the run. covered: invariants that have coverage at the beginning; hooks.look() returns those that have it later.
-    age_limit_ns: after which an entry is too old. clock: CLOCK_MONOTONIC in nanoseconds, as events have it.
+    Call read_events() at a wake-up, tick() once a second, work() whenever open_cases are due, and
+    close() at the end.
+
+    tally: of the run. covered: invariants that have coverage at the beginning; hooks.look() returns
+    those that have it later. age_limit_ns: after which an entry is too old. clock: CLOCK_MONOTONIC
+    in nanoseconds, as events have it.
     """
 
     def __init__(
@@ -135,7 +143,10 @@ class Checker:
         self._entry_checks.resume(entries, late, rows)
 
     def cover(self, covered: frozenset[str]) -> None:
-        """From now on these invariants have coverage. Windows and entries that were counted before keep their verdicts."""
+        """From now on these invariants have coverage.
+
+        Windows and entries that were counted before keep their verdicts.
+        """
         self._entry_checks.cover(covered)
         self._protocol_events.cover(covered)
 
@@ -152,20 +163,22 @@ class Checker:
             if event.kind == "ORDER_REVERSED":
                 self._record_order(event)
             elif event.kind == "PROTOCOL_NEW":
-                self._protocol_events.hear(event, raw)
+                self._protocol_events.read_event(event, raw)
             elif event.kind in self._reports:
                 self.verdicts.record(self._findings.reported(*self._reports[event.kind], event))
             else:
                 ended.append(event)
-        if self._protocol_events.pressing:
+        if self._protocol_events.urgent:
             counters = self._tables.counters.read()
             self._look()
             self._count(counters, whole=False)
         self._entry_checks.migrations_ended(ended)
 
     def _record_order(self, event: Event) -> None:
-        """Two locks look nested that never were, where the release of the outer one was missed. The first and the last nesting in
-        the opposite order are known: one that is beyond doubt is enough.
+        """Record that two mmap_locks were nested in both orders, unless a release was missed.
+
+        Locks look nested that never were where the release of the outer one was missed. The first
+        and the last nesting in the opposite order are known: one that is beyond doubt is enough.
         """
         missed = self._hooks.unbroken[NO_CYCLE.id].during
         opposite = missed(event.first_held_ns, event.first_ns) and missed(
@@ -191,12 +204,14 @@ class Checker:
         )
 
     def catch_up(self) -> Reading:
-        """Count all that the probes have recorded until now; return the counters and the ledger that it was counted from."""
+        """Count all that the probes have recorded until now; return what it was counted from."""
         return self._catch_up(whole=True)
 
     def _catch_up(self, *, whole: bool) -> Reading:
-        """The order matters. A run that was missed before the counters were read is known to the look after them; an entry whose
-        removal is in the counters is in no row that is read after them.
+        """Read the counters, look at the hooks, count windows, read the ledger.
+
+        The order matters. A run that was missed before the counters were read is known to the look
+        after them; an entry whose removal is in the counters is in no row that is read after them.
         """
         counters = self._tables.counters.read()
         self._look()
@@ -206,14 +221,21 @@ class Checker:
         return Reading(counters, rows)
 
     def tick(self) -> None:
-        """Once a second: count violations in the protocol table, late removals and lost entries; open cases for overdue rows."""
+        """Count and open what no event reports. To be called once a second.
+
+        Counts violations in the protocol table, late removals and lost entries, and opens cases for
+        overdue rows.
+        """
         reading = self._catch_up(whole=False)
         self._protocol_events.tick()
         self._entry_checks.count_lost(reading.counters, reading.rows)
         self._entry_checks.open_overdue(reading.rows)
 
     def work(self, *, hurry: bool = False) -> None:
-        """Ask the page tables about open cases if that is due, or `hurry`, and count what is decided."""
+        """Look at open cases in the page tables if that is due, and count the decided ones.
+
+        hurry: look now.
+        """
         self._take(self.open_cases.work(hurry=hurry))
 
     def _take(self, decided: list[DecidedCase]) -> None:
@@ -222,7 +244,10 @@ class Checker:
         self._entry_checks.take(decided)
 
     def close(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        """With the gate closed: count all, search all page tables once more, decide open cases within this time."""
+        """Decide what is left, with the gate closed.
+
+        Counts all, searches all page tables once more, and gives open cases this many seconds.
+        """
         reading = self.catch_up()
         self._entry_checks.open_left(reading.rows)
         self.open_cases.scan(now=True)
@@ -234,7 +259,11 @@ class Checker:
         self._entry_checks.close()
 
     def doubts(self) -> dict[str, str]:
-        """Return invariant -> why less is known of it now: the kernel missed runs lately, and checks under way are unverifiable."""
+        """Return invariant -> why it is checked in part only at present.
+
+        The kernel missed runs of programs within the last age limit, and checks that were under way
+        are unverifiable.
+        """
         found, now = {}, self._clock()
         for name, missed in self._hooks.unbroken.items():
             needed, last = self._invariants[name].unbroken, missed.last_ns

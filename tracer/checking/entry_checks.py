@@ -1,7 +1,8 @@
 """M1, M4 and M5: gives every recorded migration entry one verdict.
 
-The ledger has a row for each entry until it is removed. Rows that an ended migration left, and rows that are too old, become
-cases; the page tables decide these. Entries that are in no row and in no case are unverifiable.
+The ledger has a row for each entry until it is removed. Rows that an ended migration left, and rows
+that are too old, become cases; the page tables decide these. Entries that are in no row and in no
+case are unverifiable.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class EntryTables:
 class EntryChecks:
     """Turns ledger rows into cases, and decided cases into verdicts.
 
-    missed: of the programs that record insertions and removals. covered: invariants that have coverage; a row opens no case of
-    another, as without its removals every entry looks left over. age_limit_ns: M4's. clock: CLOCK_MONOTONIC in nanoseconds.
+    missed: of the programs that record insertions and removals. covered: invariants that have
+    coverage; a row opens no case of another, as without its removals every entry looks left over.
+    age_limit_ns: M4's. clock: CLOCK_MONOTONIC in nanoseconds.
     """
 
     def __init__(
@@ -119,13 +121,19 @@ class EntryChecks:
             self.open_cases.open(invariant, rows, event)
 
     def ledger(self, counters: Mapping[str, int]) -> list[Row]:
-        """Read the ledger. counters: read before, so that a removal that is in them is in no row any more."""
+        """Read the ledger.
+
+        counters: read before, so that a removal that is in them is in no row any more.
+        """
         return self._tables.ledger.rows() if self.outstanding(counters) else []
 
     def count_late(self, counters: Mapping[str, int], rows: Iterable[Row]) -> None:
-        """Count removals after the age limit. To be called after a look at missed runs that is younger than the counters.
+        """Count removals after the age limit.
 
-        Also tells the probes up to when runs were missed: they do not trust the age of an entry from before.
+        To be called after a look at missed runs that is younger than the counters.
+
+        Also tells the probes up to when runs were missed: they do not trust the age of an entry
+        from before.
         """
         left = {row.key: row.count for row in rows}
         for verdict, count in self.late.count(counters, left, self._clock()):
@@ -136,7 +144,10 @@ class EntryChecks:
             self._reported_missed_ns = last
 
     def open_overdue(self, rows: Iterable[Row]) -> None:
-        """Open cases for rows whose migration has ended without an event, and for rows older than the age limit."""
+        """Open cases for rows that no event was received for.
+
+        These are rows whose migration has ended, and rows older than the age limit.
+        """
         rows, now = list(rows), self._clock()
         if not rows:
             self._too_old.clear()
@@ -152,10 +163,11 @@ class EntryChecks:
         return bool(row.start_ns) and self._tables.migrations.start_of(row.tid) == row.start_ns
 
     def count_lost(self, before: Mapping[str, int], rows: Iterable[Row]) -> None:
-        """Count entries that are in no row and in no case: nothing will ever decide them, so they are unverifiable.
+        """Count entries that are in no row and in no case: they are unverifiable.
 
-        before: counters from before the rows were read. The removals are read again, after them: whatever goes on meanwhile, at
-        least as many entries are lost as were recorded before, are in none of the rows and are not removed yet.
+        before: counters from before the rows were read. The removals are read again, after them:
+        whatever goes on meanwhile, at least as many entries are lost as were recorded before, are
+        in none of the rows and are not removed yet.
         """
         if LEFT_BEHIND.id not in self._covered:
             return
@@ -174,17 +186,22 @@ class EntryChecks:
                 self._verdicts.add(invariant, Verdict.UNVERIFIABLE, entries)
 
     def open_left(self, rows: Iterable[Row]) -> None:
-        """Open cases for the rows of migrations that have ended: the run ends, and no event of theirs is waited for."""
+        """Open cases for the rows of migrations that have ended, at the end of a run."""
         self._open(LEFT_BEHIND.id, [row for row in rows if not self._is_running(row)])
 
     def close(self) -> None:
-        """Entries that are left are unverifiable: their removal was not waited for, the end of their migration was missed, or they
-        are in no row.
+        """Count the entries that are left as unverifiable.
+
+        Their removal was not waited for, the end of their migration was missed, or they are in no
+        row.
         """
         self._count_unverifiable(self.outstanding(self._tables.counters.read()))
 
     def take(self, decided: Iterable[DecidedCase]) -> None:
-        """Count the verdicts of decided cases. To be called after a look at missed runs that is younger than the decisions."""
+        """Count the verdicts of decided cases.
+
+        To be called after a look at missed runs that is younger than the decisions.
+        """
         for one in decided:
             if one.case.invariant == TOO_OLD.id:
                 self._take_too_old(one)
@@ -194,7 +211,10 @@ class EntryChecks:
                 self._take_left_behind(one)
 
     def _take_cleared(self, decided: DecidedCase) -> None:
-        """Entries that are gone, or that could not be searched for. What M4 has not judged of them gets the same verdict of it."""
+        """Entries that are gone, or that could not be searched for.
+
+        What M4 has not judged of them gets the same verdict of it.
+        """
         verdict, entries = decided.decision.verdict, decided.entries
         self.entries[verdict] += entries
         self._verdicts.add(LEFT_BEHIND.id, verdict, entries)
@@ -202,7 +222,10 @@ class EntryChecks:
         self._verdicts.add(TOO_OLD.id, verdict, unjudged)
 
     def _take_left_behind(self, decided: DecidedCase) -> None:
-        """Entries of which some are there. Those that were not found are gone, if all page tables were searched."""
+        """Entries of which some are there.
+
+        Those that were not found are gone, if all page tables were searched.
+        """
         verdict = decided.decision.verdict
         found = len(decided.decision.proven) if verdict is Verdict.VIOLATED else decided.entries
         found = max(1, found)
@@ -232,7 +255,7 @@ class EntryChecks:
             self.late.judge(row.key, accused)
 
     def _rule_on_second_walk(self, decided: DecidedCase) -> dict[Place, Ruling]:
-        """M5 of each entry that is proven to be left behind: the first walk was there, was the second?"""
+        """Return M5's ruling on each entry that is proven to be left behind."""
         if PASSED_OVER.id not in self._covered or decided.decision.verdict is not Verdict.VIOLATED:
             return {}
         rulings = self._second_walks.rulings(decided)

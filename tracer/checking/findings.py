@@ -1,4 +1,4 @@
-"""Findings: a decided case, or an event of a probe, in the words of a kernel developer and with its evidence."""
+"""Findings: decided cases, and events of probes, in words and with evidence."""
 
 from __future__ import annotations
 
@@ -28,22 +28,28 @@ _MOST_ENTRIES = 16
 _THP_SPLIT = 1000  # REASON_THP_SPLIT of the probes, beside enum migrate_reason
 
 _SECOND_WALK = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}
-"""Part of the signature: an entry that was visited and not restored is another defect than one that was not visited."""
+"""Part of the signature: an entry that was visited and not restored is another defect than one that
+was not visited."""
 _CULPRITS = {
     True: {
         "function": "remove_migration_pte",
-        "why": "the second walk called it for the VMA that holds the entry, and it put nothing back",
+        "why": "the second walk called it for the VMA that holds the entry, and it put nothing "
+        "back",
     },
     False: {
         "function": "remove_migration_ptes",
-        "why": "its rmap walk did not come to a VMA in which the first walk, of the same migration, had left an entry",
+        "why": "its rmap walk did not come to a VMA in which the first walk, of the same migration, "
+        "had left an entry",
     },
 }
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The part of a finding that its signature does not need. Reading it costs look-ups in the kernel."""
+    """The part of a finding that its signature does not need.
+
+    Reading it costs look-ups in the kernel.
+    """
 
     summary: str
     task: Mapping[str, Any] = field(default_factory=dict)
@@ -54,9 +60,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Draft:
-    """A finding whose evidence is not read yet: `outline` has what its signature is made of, `explain` reads the rest.
+    """A finding whose evidence is not read yet.
 
-    A defect that is met a million times is a million look-ups of a signature, and one explanation.
+    `outline` has what its signature is made of; `explain` reads the rest. A defect that is met a
+    million times is a million look-ups of a signature, and one explanation.
     """
 
     outline: Finding
@@ -79,8 +86,8 @@ class Draft:
 class Findings:
     """Drafts findings. Knows the kernel's names for reasons, modes and addresses.
 
-    clock: CLOCK_MONOTONIC in nanoseconds. objects: reads VMAs and folios as they are now. trails: the windows that led to a
-    finding.
+    clock: CLOCK_MONOTONIC in nanoseconds. objects: reads VMAs and folios as they are now. trails:
+    the windows that led to a finding.
     """
 
     def __init__(
@@ -100,7 +107,10 @@ class Findings:
         self._reasons = reasons | {_THP_SPLIT: "thp_split"}
 
     def entry(self, decided: DecidedCase, second_walk: Mapping[Place, Ruling]) -> Draft:
-        """An entry that is, or may be, left behind (migration_entries.py). second_walk: the ruling on each that is proven."""
+        """Draft the finding of a case: an entry that is, or may be, left behind or too old.
+
+        second_walk: M5's ruling on each entry that is proven.
+        """
         visited = _visited(second_walk.values())
         outline = Finding(
             decided.case.invariant,
@@ -138,7 +148,7 @@ class Findings:
     def passed_over(
         self, decided: DecidedCase, row: Row, answer: FoundEntry, ruling: Ruling
     ) -> Draft:
-        """An entry of this row whose VMA the second walk did not visit (migration_walks.PASSED_OVER)."""
+        """Draft the finding that the second walk did not visit the VMA of an entry of this row."""
         outline = Finding(
             PASSED_OVER.id, ruling.verdict, "remove_migration_ptes", self._shape(decided), ""
         )
@@ -166,7 +176,10 @@ class Findings:
         )
 
     def reported(self, invariant: str, report: EventReport, event: Event) -> Draft:
-        """A violation that a probe has proven. report: how the invariant declares it."""
+        """Draft a violation that a probe has proven.
+
+        report: how the invariant declares the event.
+        """
         shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
         outline = Finding(invariant, Verdict.VIOLATED, report.function, shape, "")
         return Draft(outline, partial(self._explain_reported, report, event))
@@ -191,7 +204,7 @@ class Findings:
         )
 
     def order(self, event: Event) -> Draft:
-        """Two mmap_locks that two tasks nested in opposite orders (lock_order.NO_CYCLE)."""
+        """Draft the finding that two tasks nested two mmap_locks in opposite orders."""
         outline = Finding(
             NO_CYCLE.id, Verdict.SUSPECT, "mmap_lock", "two mms nested in both orders", ""
         )
@@ -218,7 +231,7 @@ class Findings:
     def _found(
         self, answer: FoundEntry, row: Row | None, second_walk: Mapping[Place, Ruling]
     ) -> dict[str, Any]:
-        """Where an entry is now, the VMA in which the first walk left it, and what VMA and folio are by now."""
+        """Return where an entry is, and its VMA and folio then and now."""
         found: dict[str, Any] = {
             "tgid": answer.mm.tgid,
             "comm": answer.mm.comm,
@@ -245,7 +258,7 @@ class Findings:
     def _entry_trail(
         self, decided: DecidedCase, found: Sequence[FoundEntry], visited: bool | None
     ) -> Trail:
-        """The windows since the first walk that touched the entry's address space, VMA, folio, anon root or mapping."""
+        """Return the windows since the first walk that touched what the entry depends on."""
         row = decided.row
         if row is None:
             return Trail(
@@ -282,7 +295,10 @@ def _visited(rulings: Collection[Ruling]) -> bool | None:
 
 
 def _culprit(trail: Trail, visited: bool | None) -> dict[str, Any]:
-    """The function that the evidence points at, and why: the marked window of the trail, or else one of the second walk."""
+    """Return the function that the evidence points at, and why.
+
+    It is the marked window of the trail, or else a function of the second walk.
+    """
     if (step := trail.marked) and not step["function"].startswith("rmap_walk"):
         return {"culprit": {"function": step["function"], "why": step["why"]}}
     return {"culprit": _CULPRITS[visited]} if visited is not None else {}

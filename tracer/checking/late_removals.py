@@ -1,4 +1,4 @@
-"""M4's verdict on entries that the kernel saw removed after their age limit: one each, classified when it is counted."""
+"""M4's verdict on entries that the kernel removed after their age limit, each counted once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from tracer.invariants.verdict import Verdict
 
 
 class LateRemovals:
-    """Follows the counters M4_LATE and M4_AGE_UNKNOWN, and the entries that M4 has judged while they were still in the ledger.
+    """Follows the counters of late removals, and what M4 has judged before them.
 
-    The kernel counts the removal of such an entry, too. An entry has one verdict, so its removal is taken off what the kernel counts.
-    missed: of the programs that record insertions and removals.
+    The probes also count the removal of an entry that M4 judged while it was in the ledger. An
+    entry has one verdict, so its removal is taken off what the probes count. missed: of the
+    programs that record insertions and removals.
     """
 
     def __init__(self, missed: MissedRuns) -> None:
@@ -24,19 +25,23 @@ class LateRemovals:
 
     @property
     def state(self) -> tuple[dict[str, int], dict[bytes, int], int]:
-        """For another one, that goes on from here with resume()."""
+        """What another LateRemovals needs to go on from here: the arguments of resume()."""
         return dict(self._seen), dict(self._judged), self._removed
 
     def resume(self, seen: Mapping[str, int], judged: Mapping[bytes, int], removed: int) -> None:
+        """Go on from the state of another."""
         self._seen |= seen
         self._judged, self._removed = dict(judged), removed
 
     def judge(self, key: bytes, entries: int) -> None:
-        """M4 has given these entries of a row a verdict."""
+        """Note that M4 has given these entries of a row a verdict."""
         self._judged[key] = self._judged.get(key, 0) + entries
 
     def settle(self, key: bytes, entries: int) -> int:
-        """These entries were taken out of the ledger by M1. How many of them M4 has not judged yet."""
+        """Note that M1 took these entries out of the ledger.
+
+        Return how many of them M4 has not judged yet.
+        """
         known = min(entries, self._judged.get(key, 0))
         self._keep(key, self._judged.get(key, 0) - known)
         return entries - known
@@ -50,10 +55,13 @@ class LateRemovals:
     def count(
         self, counters: Mapping[str, int], left: Mapping[bytes, int], now_ns: int
     ) -> Iterator[tuple[Verdict, int]]:
-        """What the kernel has removed late since the last call. left: entries outstanding by row, read after the counters.
+        """Yield (verdict, count) of what the kernel has removed late since the last call.
 
-        A late removal is a suspect. It is unverifiable where its age cannot be told, or where a run was missed since the last call
-        but one; the kernel looks at what was missed before (params.missed_ns)."""
+        left: entries outstanding by row, read after the counters. A late removal is a suspect. It
+        is unverifiable where its age cannot be told from another entry's, or where a run was missed
+        since the last call but one; the probes consider runs that were missed before
+        (params.missed_ns).
+        """
         for key, entries in list(self._judged.items()):
             gone = max(0, entries - left.get(key, 0))
             self._removed += gone

@@ -1,4 +1,4 @@
-"""When the kernel left out runs of programs, so that only checks that were under way then are doubted."""
+"""When the kernel missed runs of programs: only checks that were under way then are doubted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ _MOST_SPANS = 256
 class MissedRuns:
     """Spans of time in which a count of missed runs grew.
 
-    count: missed runs since the programs were loaded; it never falls. clock: CLOCK_MONOTONIC in nanoseconds, as the kernel's
-    events have it. Runs that were missed before the first look may have been missed at any time before. A run was missed at
-    some moment between two looks, so a look once a second keeps the spans short.
+    count: missed runs since the programs were loaded; it never falls. clock: CLOCK_MONOTONIC in
+    nanoseconds, as the kernel's events have it. Runs that were missed before the first look may
+    have been missed at any time before. A run was missed at some moment between two looks, so a
+    look once a second keeps the spans short.
     """
 
     def __init__(self, count: Callable[[], int], clock: Callable[[], int]) -> None:
@@ -35,13 +36,20 @@ class MissedRuns:
         self._known, self._looked_ns = count, before
 
     def _join_nearest(self) -> None:
-        """Make one span of the two nearest: the list is bounded, no missed run is forgotten, and the time between is doubted too."""
+        """Make one span of the two nearest.
+
+        The list is bounded, no missed run is forgotten, and the time between the two is doubted as
+        well.
+        """
         gaps = [later[0] - earlier[1] for earlier, later in pairwise(self._spans)]
         at = gaps.index(min(gaps))
         self._spans[at : at + 2] = [(self._spans[at][0], self._spans[at + 1][1])]
 
     def during(self, since_ns: int, until_ns: int) -> bool:
-        """Whether a run may have been missed in this time, both ends included, as far as the last look knows."""
+        """Whether a run may have been missed in this time, as far as the last look knows.
+
+        Both ends are included.
+        """
         return any(start < until_ns and since_ns <= end for start, end in self._spans)
 
     @property
@@ -56,7 +64,10 @@ class MissedRuns:
 
 
 class HookState(Protocol):
-    """What the checker must know of rmapd's own hooks before it decides. look() brings it up to date; the rest are pure reads."""
+    """What the checker must know of rmapd's own hooks before it decides.
+
+    look() brings it up to date; the rest are pure reads.
+    """
 
     @property
     def unbroken(self) -> Mapping[str, MissedRuns]:
@@ -64,7 +75,10 @@ class HookState(Protocol):
 
     @property
     def windows_missed(self) -> int:
-        """How many runs of programs of windows were missed so far, and how often a hook of windows was detached or came back."""
+        """Runs of programs of windows that were missed so far, and changes of their hooks.
+
+        A change: a hook was detached, or came back.
+        """
 
     def look(self) -> frozenset[str]:
-        """Look at the hooks and at the kernel's counts of missed runs. Return the invariants that have coverage now."""
+        """Look at the hooks and at the counts of missed runs. Return the invariants covered now."""

@@ -1,4 +1,4 @@
-"""The docket: what the protocol table says is brought before the rulings, with the evidence of a first sighting and its trail."""
+"""Reads events of new protocols, and counts the windows of the protocol table."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class ProtocolTables:
 
 
 class ProtocolEvents:
-    """hear() for every event of a new protocol, work() as soon as one of them is not well (pressing), at every tick(), and at the end."""
+    """Reads events of new protocols and counts the windows of the protocol table.
+
+    Call read_event() for each PROTOCOL_NEW, work() as soon as one of them is `urgent`, at every
+    tick and before the tally is read, and tick() once a second.
+    """
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class ProtocolEvents:
             self.encoding,
             self.rulings.rule,
         )
-        self.pressing = False
+        self.urgent = False
         self._symbols, self._objects = symbols, objects
         self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
 
@@ -71,15 +75,19 @@ class ProtocolEvents:
         """From now on windows are judged by these invariants."""
         self.rulings.cover(covered)
 
-    def hear(self, event: Event, raw: bytes) -> None:
-        """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
+    def read_event(self, event: Event, raw: bytes) -> None:
+        """Keep the first window of a protocol as evidence.
+
+        A window that violates something gets its trail now, while the flight recorder still has it.
+        raw: the event's bytes, which the protocol key and struct sighting follow.
+        """
         key, seen = self._tables.events.sighting(raw)
         wrong = [
             f"{name}: {ruling.reason}"
             for name, ruling in self.rulings.rule(key).items()
             if ruling.verdict in _WRONG
         ]
-        self.pressing |= bool(wrong)
+        self.urgent |= bool(wrong)
         trail = (
             self.trails.of_window(event, key, seen, f"this window broke {'; '.join(wrong)}")
             if wrong
@@ -106,7 +114,7 @@ class ProtocolEvents:
             note=trail.note,
             folio=folio,
         )
-        self.rulings.sighted(key, sighting)
+        self.rulings.add_sighting(key, sighting)
 
     def work(
         self,
@@ -117,10 +125,16 @@ class ProtocolEvents:
         *,
         whole: bool = True,
     ) -> list[Finding]:
-        """Count the table into the tally, or (not whole) only what is not well in it; the findings that are new.
+        """Count windows into the tally and return the findings that are new.
 
-        Losses since the tick before the last make what is new doubtful: a window may have lost a step in one second and be counted in
-        the next. What holds is as good an hour later, so a tick leaves it alone; what has lost its event is in the whole table only."""
+        whole: read the whole table; else only the protocols that violate something, as a window
+        that holds can be counted later. An event that was lost makes it read the whole table: the
+        protocol that it was about is in no other place. missed: runs of programs of windows that
+        were left out so far. wall: seconds since the epoch.
+
+        Windows that violate something are unverifiable if events were lost since the tick before
+        the last: a window may lose a step in one second and be counted in the next.
+        """
         losses = sum(counters[name] for name in _LOSSES) + missed
         whole |= (
             counters["EVIDENCE_LOST"] != self._evidence_lost
@@ -129,7 +143,7 @@ class ProtocolEvents:
         table = self._tables.protocol_table
         rows = table.counts() if whole else table.counts_of(self.rulings.wrong)
         self.rulings.update(rows, lossy=losses > self._losses[0])
-        self._evidence_lost, self._last_losses, self.pressing = (
+        self._evidence_lost, self._last_losses, self.urgent = (
             counters["EVIDENCE_LOST"],
             losses,
             False,
@@ -137,7 +151,10 @@ class ProtocolEvents:
         return self.rulings.report(tally, wall)
 
     def tick(self) -> None:
-        """A second has passed since the tick before."""
+        """Note that a second has passed.
+
+        Losses from before the last tick cast no doubt on new windows.
+        """
         self._losses = (self._losses[1], self._last_losses)
 
 

@@ -1,4 +1,7 @@
-"""The protocol table's judge: every distinct protocol is ruled on once, and from then on counting is a look-up. No kernel, no clock."""
+"""Rules on each distinct protocol once; from then on its windows are counted by a look-up.
+
+No kernel, no clock.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _FOUND = (Verdict.VIOLATED, Verdict.SUSPECT)
 
 @dataclass
 class _KnownProtocol:
-    """A protocol with its rulings by invariant."""
+    """A protocol with its rulings by invariant.
+
+    cycle: the lock cycle that it closed. nested: the locks that it nests, with the mode.
+    """
 
     protocol: Protocol
     rulings: dict[str, Ruling]
@@ -30,8 +36,12 @@ class _KnownProtocol:
 
 
 class ProtocolVerdicts:
-    """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
-    report() brings a Tally up to date. covered: the invariants that have coverage."""
+    """Verdicts on all windows of a run.
+
+    update() takes in the protocol table whenever it is read, add_sighting() the event of each new
+    protocol; report() brings a Tally up to date. covered: the invariants that have coverage. wrong:
+    keys of protocols that some invariant finds violated or suspect.
+    """
 
     def __init__(
         self, encoding: Encoding, invariants: Mapping[str, Invariant], covered: frozenset[str]
@@ -55,10 +65,10 @@ class ProtocolVerdicts:
         self._counts: Counter[bytes] = Counter()
         self._sightings: dict[bytes, Sighting] = {}
         self._unreported: Counter[tuple[bytes, str, Verdict]] = Counter()
-        self._bare: dict[
+        self._without_sighting: dict[
             bytes, set[tuple[str, Verdict]]
         ] = {}  # recorded before their sighting came
-        self._moved: dict[bytes, int] = {}
+        self._changed: dict[bytes, int] = {}
 
     def cover(self, covered: frozenset[str]) -> None:
         """From now on windows count for these invariants."""
@@ -67,15 +77,17 @@ class ProtocolVerdicts:
     def update(
         self, rows: Mapping[bytes, int], *, lossy: bool = False
     ) -> Mapping[tuple[str, Verdict], int]:
-        """Take in the table's counts since the gate opened; the checks so far, by invariant and verdict.
+        """Take in the table's counts since the gate opened; return all checks so far.
 
-        The same rows again change nothing. lossy: events were lost lately, so what is new and not well counts as
-        unverifiable: a window whose return was missed ends in another one. What a single moment proves stays."""
+        The same rows again change nothing. lossy: events were lost lately, so new windows that
+        violate something are unverifiable: a window whose return was missed ends in another one.
+        Rulings that a single moment proves stay.
+        """
         for key, count in rows.items():
             new = count - self._counts[key]
             if new <= 0:
                 continue
-            self._counts[key] = self._moved[key] = count
+            self._counts[key] = self._changed[key] = count
             known = self._ruled(key)
             if known is None:
                 self.windows_unreadable += new
@@ -89,20 +101,23 @@ class ProtocolVerdicts:
                 self._unreported[key, invariant, verdict] += new
         return dict(self.checks)
 
-    def moved(self, every: bool = False) -> dict[bytes, int]:
-        """The counts that have changed since they were asked for last, or all; by key."""
-        found, self._moved = dict(self._counts) if every else self._moved, {}
+    def changed_counts(self, every: bool = False) -> dict[bytes, int]:
+        """Return the counts that have changed since the last call, or (every) all; by key."""
+        found, self._changed = dict(self._counts) if every else self._changed, {}
         return found
 
     def resume(self, counts: Mapping[bytes, int]) -> None:
-        """Go on from counts that another has ruled on already."""
+        """Go on from counts that another checker has ruled on already."""
         for key, count in counts.items():
             self._counts[key] = count
             if self._ruled(key) is None:
                 self.windows_unreadable += count
 
     def _ruled(self, key: bytes) -> _KnownProtocol | None:
-        """The protocol of this key, ruled on where it was never met before; None where the key cannot be read."""
+        """Return the protocol of this key; None where it cannot be decoded.
+
+        Rule on it if it is new.
+        """
         if key in self._known or key in self.unreadable:
             return self._known.get(key)
         try:
@@ -123,7 +138,10 @@ class ProtocolVerdicts:
         return known
 
     def _rule_on_cycles(self, known: _KnownProtocol) -> None:
-        """L2 looks at all protocols so far: the one that closes a cycle is the one that violates it."""
+        """Rule on L2, which depends on all protocols so far.
+
+        The one that closes a cycle violates it.
+        """
         cycle = self._graph.add(known.protocol)
         if cycle is None:
             return
@@ -135,18 +153,19 @@ class ProtocolVerdicts:
         )
 
     def rule(self, key: bytes) -> Mapping[str, Ruling]:
-        """How this protocol is ruled on, by invariant, counted or not; empty where the key cannot be read."""
+        """Return the rulings on this protocol by invariant. Empty if the key cannot be decoded."""
         known = self._ruled(key)
         return known.rulings if known else {}
 
-    def sighted(self, key: bytes, sighting: Sighting) -> None:
+    def add_sighting(self, key: bytes, sighting: Sighting) -> None:
         """Keep the first sighting of a protocol."""
         self._sightings.setdefault(key, sighting)
 
     def report(self, tally: Tally, wall: float) -> list[Finding]:
-        """Count in the tally what update() took in since the last report; the findings whose signature is new.
+        """Count in the tally what update() took in; return findings with new signatures.
 
-        A finding whose sighting comes later is completed in the tally then."""
+        A finding whose sighting comes later is completed in the tally then.
+        """
         self._complete(tally)
         fresh = []
         for (key, invariant, verdict), count in self._unreported.items():
@@ -157,13 +176,13 @@ class ProtocolVerdicts:
             if tally.record(finding, wall, count):
                 fresh.append(finding)
                 if key not in self._sightings:
-                    self._bare.setdefault(key, set()).add((invariant, verdict))
+                    self._without_sighting.setdefault(key, set()).add((invariant, verdict))
         self._unreported.clear()
         return fresh
 
     def _complete(self, tally: Tally) -> None:
-        for key in [key for key in self._bare if key in self._sightings]:
-            for invariant, verdict in self._bare.pop(key):
+        for key in [key for key in self._without_sighting if key in self._sightings]:
+            for invariant, verdict in self._without_sighting.pop(key):
                 finding = self._finding(key, invariant, verdict)
                 if finding.signature in tally.violations:
                     tally.violations[finding.signature].first = finding
@@ -201,7 +220,7 @@ class ProtocolVerdicts:
         )
 
     def _edge(self, edge: Edge) -> dict[str, Any]:
-        """One direction of a cycle: what was held, what was waited for, where first."""
+        """Return one edge of a cycle, with the first protocol and stack of it."""
         protocol = self._graph.first[edge]
         sighting = self._sightings.get(self._keys[protocol], Sighting())
         return {
@@ -212,7 +231,10 @@ class ProtocolVerdicts:
         }
 
     def lock_graph(self) -> list[LockNesting]:
-        """The classes' edges in the order in which they were met, each window counted once per edge and mode."""
+        """Return the edges of the lock graph, oldest first.
+
+        A window counts once per edge and mode.
+        """
         modes, functions, closed = (
             defaultdict[Edge, Counter[str]](Counter),
             defaultdict[Edge, Counter[str]](Counter),
@@ -238,7 +260,7 @@ class ProtocolVerdicts:
         return self._counts.total()
 
     def protocols(self) -> list[ProtocolVerdict]:
-        """Every protocol counted so far, with its windows and how it was ruled on."""
+        """Return every protocol that was counted, with its windows and rulings."""
         return [
             ProtocolVerdict(known.protocol, self._counts[key], dict(known.rulings))
             for key, known in self._known.items()

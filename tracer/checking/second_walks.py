@@ -1,4 +1,4 @@
-"""M5: whether the second rmap walk of a migration visited the VMA in which an entry was left behind."""
+"""M5: whether the second rmap walk of a migration visited the VMA of an entry left behind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tracer.tables.visits import Visits
 
 
 class SecondWalks:
-    """Rules on entries that are proven to be left behind, from the visits of the second walk that are recorded.
+    """Rules on entries that are proven to be left behind, from the recorded visits.
 
-    missed: of the second walk's program. levels: of page tables. clock: CLOCK_MONOTONIC in nanoseconds.
+    missed: of the second walk's program. levels: of page tables. clock: CLOCK_MONOTONIC in
+    nanoseconds.
     """
 
     def __init__(
@@ -25,7 +26,7 @@ class SecondWalks:
         self._visits, self._missed, self._levels, self._clock = visits, missed, levels, clock
 
     def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
-        """One ruling for each entry that the case proved to be left behind, by where it is."""
+        """Return a ruling for each entry that the case proved to be left behind, by its place."""
         return {answer.place: self._ruling(decided, answer) for answer in decided.decision.proven}
 
     def _ruling(self, decided: DecidedCase, answer: FoundEntry) -> Ruling:
@@ -35,13 +36,16 @@ class SecondWalks:
         return rule(visited)
 
     def _may_have_missed(self, decided: DecidedCase) -> bool:
-        """Whether the kernel may have left out a run of the second walk's program during this migration."""
+        """Whether a run of the second walk's program may have been missed in this migration."""
         row, event = decided.row, decided.event
         since = (row.start_ns or row.first_ns) if row else 0
         return self._missed.during(since, event.time_ns if event else self._clock())
 
     def _left_by(self, row: Row, answer: FoundEntry) -> list[Visited]:
-        """What the first walk of this row's migration left of this page; in the mm of the answer first."""
+        """Return what the first walk of this row's migration left of this page.
+
+        Visits in the mm of the answer come first.
+        """
         pages = 512 if row.level == 2 else 1
         of_page = [
             visited
@@ -53,9 +57,10 @@ class SecondWalks:
     def _was_visited(self, decided: DecidedCase, answer: FoundEntry) -> bool | None:
         """Whether the second walk came to where the entry is, or was.
 
-        mremap may move an entry before the second walk or after it, so a visit counts at its address now, at the address where
-        it was inserted, and where a walk would meet its folio. None where that proves nothing: a visit at an address that the
-        entry was moved to may have been of another mapping of the folio, which stood there before.
+        mremap may move an entry before the second walk or after it, so a visit counts at its
+        address now, at the address where it was inserted, and where a walk would meet its folio.
+        None where that proves nothing: a visit at an address that the entry was moved to may have
+        been of another mapping of the folio, which stood there before.
         """
         row, event = decided.row, decided.event
         left = self._left_by(row, answer) if row else []
@@ -63,7 +68,8 @@ class SecondWalks:
             return None
         known = left[0]
         visited = self._was_visited_there(row, known, answer, event.visits if event else None)
-        # moved away, visited there and moved back, or another mapping of the folio: the visits cannot tell these apart
+        # moved away, visited there and moved back, or another mapping of the folio: the visits
+        # cannot tell these apart
         elsewhere = visited is False and self._visits.was_visited_elsewhere(
             row, answer.mm.mm, known.folio
         )

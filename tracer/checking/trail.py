@@ -1,7 +1,8 @@
-"""The trail: the windows out of the flight recorder that led to a violation, in time order, the one that the evidence points at marked.
+"""The trail of a violation: the windows in the flight recorder that led to it, in time order.
 
-Of a window that is accused: the last windows of its task, its VMA, address space, folio and locks, and itself. Of a migration entry: what
-touched its address space, VMA, folio, anon root or mapping from the first walk on.
+The window that the evidence points at is marked. The trail of a window has the last windows of its
+task, VMA, address space, folio and locks, and ends with itself. The trail of a migration entry has
+the windows that touched its address space, VMA, folio, anon root or mapping from the first walk on.
 """
 
 from __future__ import annotations
@@ -30,21 +31,29 @@ _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
 
 @dataclass(frozen=True)
 class Trail:
-    """steps: as a report has them, `marked` with its `why` on the one that the evidence points at; note: how far back the recorder goes,
-    and what the trail says."""
+    """Steps of a trail, and a note.
+
+    steps: with the keys of a report; the step that the evidence points at is `marked`, with the
+    reason in `why`. note: how far back the flight recorder goes, and what the trail shows.
+    """
 
     steps: tuple[Mapping[str, Any], ...] = ()
     note: str = ""
 
     @property
     def marked(self) -> Mapping[str, Any] | None:
+        """The step that the evidence points at; None if there is none."""
         return next((step for step in self.steps if step.get("marked")), None)
 
 
 @dataclass(frozen=True)
 class TrailEntry:
-    """What a migration entry is tied to. folios: source and destination; brought: the destination, where the second walk came; visited: did
-    the second walk come here (None: it cannot be told)."""
+    """The objects that a migration entry depends on, by address.
+
+    since_ns: of its first walk. tid: of the migrating task. folios: source and destination. locks:
+    rwsems of anon_vma and i_mmap. brought: the destination, if the second walk visited the VMA.
+    visited: whether it did; None: not known.
+    """
 
     since_ns: int
     tid: int
@@ -56,7 +65,10 @@ class TrailEntry:
     visited: bool | None = None
 
     def concerns(self, flight: Flight) -> bool:
-        """Whether this window touched what the entry is tied to; of the locks, only the migrating task's walks."""
+        """Whether this window touched one of the objects.
+
+        Of the locks only the migrating task's own walks count.
+        """
         r = flight.row
         own = flight.window not in _WALKS or r.tid == self.tid
         return (
@@ -66,6 +78,7 @@ class TrailEntry:
         )
 
     def overlaps(self, flight: Flight) -> bool:
+        """Whether the window's VMA had one of the entry's addresses, before the window or after it."""
         r = flight.row
         spans = [
             (start, end) for start, end in ((r.was_start, r.was_end), (r.vm_start, r.vm_end)) if end
@@ -82,7 +95,7 @@ def entry_of(
     locks: Collection[int],
     since_ns: int,
 ) -> TrailEntry:
-    """A row of the ledger, and where its entries are now."""
+    """Return the TrailEntry of a ledger row, with the places where its entries are now."""
     places = [(answer.addr, answer.addr + 1) for answer in answers]
     ranges = [(known.vm_start, known.vm_end) for known in row.visited.values() if known.vm_end]
     brought = {known.to for known in row.visited.values()} - {0}
@@ -101,7 +114,10 @@ def entry_of(
 
 
 class Trails:
-    """Reads the recorder when there is something to explain. rule: how a protocol is ruled on, by invariant."""
+    """Reads the flight recorder when there is a violation to explain.
+
+    rule: returns a protocol's rulings.
+    """
 
     def __init__(
         self,
@@ -121,7 +137,11 @@ class Trails:
         )
 
     def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
-        """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
+        """Return the windows before a violating window, and itself as the last and marked step.
+
+        Windows after it explain nothing. It is known from its event even if the recorder has lost
+        it. key, seen: its protocol key and struct sighting. why: the reason of the marked step.
+        """
         around = {event.vma, event.mm, seen.folio, seen.anon, seen.i_mmap} - {0}
         recorded = self._flight_recorder.recorded(
             around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS
@@ -144,7 +164,10 @@ class Trails:
         return Trail((*steps, last | {"marked": True, "why": why}), note)
 
     def of_entry(self, entry: TrailEntry, now_ns: int) -> Trail:
-        """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
+        """Return the windows from the first walk on that touched the entry's objects.
+
+        Empty, with a note, where there was none. now_ns: windows that began later are left out.
+        """
         around = {*entry.mms, *entry.folios, *entry.locks} - {0}
         recorded, born = (
             self._flight_recorder.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)),
@@ -176,7 +199,7 @@ class Trails:
     def _point_at(
         self, flights: Sequence[Flight], entry: TrailEntry, born: Mapping[int, bytes]
     ) -> tuple[Flight | None, str]:
-        """The window that explains the entry, and in which way; the strongest reason first."""
+        """Return the window that explains the entry, and why. The strongest reason comes first."""
         for reason in (self._is_ruled, self._moved, self._second_walk):
             for flight in reversed(flights):
                 if why := reason(flight, entry, born.get(flight.row.protocol, b"")):
@@ -184,7 +207,10 @@ class Trails:
         return None, ""
 
     def _is_ruled(self, flight: Flight, entry: TrailEntry, key: bytes) -> str:
-        """A change that broke a rule where the entry is. A walk's own fault is no reason that the entry stayed."""
+        """Return why a change that violates an invariant explains the entry.
+
+        A walk's own violation is no reason that the entry stayed.
+        """
         wrong = (
             [
                 f"{name} ({ruling.reason})"
@@ -196,10 +222,13 @@ class Trails:
         )
         if not wrong or flight.window in _WALKS:
             return ""
-        return f"{flight.window}() broke {', '.join(wrong)} {_where(flight, entry)}, after the entry was inserted and before it was missed"
+        return (
+            f"{flight.window}() broke {', '.join(wrong)} {_where(flight, entry)}, "
+            "after the entry was inserted and before it was missed"
+        )
 
     def _moved(self, flight: Flight, entry: TrailEntry, _key: bytes) -> str:
-        """A boundary that moved between the walks of an entry that the second one did not come to."""
+        """Return why a boundary that moved between the walks explains an entry that was missed."""
         r = flight.row
         if (
             entry.visited
@@ -208,14 +237,20 @@ class Trails:
             or (r.was_start, r.was_end) == (r.vm_start, r.vm_end)
         ):
             return ""
-        return f"{flight.window}() moved a boundary of the entry's VMA between the two walks: they looked for the page in different places"
+        return (
+            f"{flight.window}() moved a boundary of the entry's VMA between the two walks: "
+            "they looked for the page in different places"
+        )
 
     def _second_walk(self, flight: Flight, entry: TrailEntry, key: bytes) -> str:
         protocol = self._protocol(key)
         if not protocol or protocol.context.walker is not Walker.REMOVE_MIGRATION:
             return ""
         if entry.visited and flight.row.folio in entry.brought:
-            return "the second walk of this page: remove_migration_pte() was called for the VMA, and the entry is still there"
+            return (
+                "the second walk of this page: remove_migration_pte() was called for the VMA, "
+                "and the entry is still there"
+            )
         if flight.row.folio in entry.folios and not any(
             isinstance(step, Visit) for step in protocol.flat()
         ):
@@ -262,7 +297,7 @@ class Trails:
 
 
 def ranges(vma: int, seen: Any) -> dict[str, str]:
-    """A VMA's address and its range before and after, as far as known."""
+    """Return a VMA's address and its range before and after, as far as known."""
     numbers = {
         "vma": vma,
         "was_start": seen.was_start,
@@ -284,7 +319,7 @@ def _where(flight: Flight, entry: TrailEntry) -> str:
 
 
 def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
-    """Whether the recorder still has all since then; it says so where it has not."""
+    """Return whether the flight recorder still has all windows since then."""
     gone = [
         f"{what} that ended more than {max(0, now_ns - horizon) / 1e9:.3f} s before"
         for what, horizon in (
@@ -306,11 +341,17 @@ def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
 
 
 def _without(entry: TrailEntry, recorded: Recorded, changed: bool) -> str:
-    """What the trail says where it marks nothing."""
+    """Return what the trail shows where no step is marked."""
     if max(recorded.changes_ns, recorded.unsampled_ns) > entry.since_ns:
         return "What is not in the recorder may be what explains it."
     if entry.visited is False and not changed:
-        return "No window changed the address space between the two walks: the second walk itself passed the VMA over."
+        return (
+            "No window changed the address space between the two walks: "
+            "the second walk itself passed the VMA over."
+        )
     if entry.visited:
-        return "The second walk came to the VMA: what it called there, remove_migration_pte(), did not put the page back."
+        return (
+            "The second walk came to the VMA: remove_migration_pte(), which it called there, "
+            "did not put the page back."
+        )
     return "None of these windows explains it by itself."

@@ -21,7 +21,10 @@ class Verdicts:
         self.tally.add(invariant, verdict, count)
 
     def record(self, draft: Draft, count: int = 1) -> None:
-        """Count checks that ended in this finding. Its evidence is read only where its signature is new."""
+        """Count checks that ended in this finding.
+
+        Its evidence is read only where its signature is new.
+        """
         known = draft.outline.signature in self.tally.violations
         self.record_finding(draft.outline if known else draft.complete(), count)
 
@@ -36,7 +39,7 @@ class Verdicts:
 
     @property
     def new(self) -> tuple[Finding, ...]:
-        """Findings with new signatures, in the order in which they were found, that were not taken yet."""
+        """Findings with new signatures that were not taken yet, oldest first."""
         return tuple(self._new)
 
     def take_new(self) -> list[Finding]:

@@ -77,7 +77,7 @@ class Recorder:
             sweeps=open_cases.sweeps,
             run=self.run,
         )
-        self._checkpoint.commit(state, rulings.moved, open_cases.proven, stored=stored)
+        self._checkpoint.commit(state, rulings.changed_counts, open_cases.proven, stored=stored)
 
     def beat(self) -> None:
         """Record that this process is alive and checks."""

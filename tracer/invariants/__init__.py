@@ -1,4 +1,5 @@
-"""The rules that the kernel must keep, one file a family, and what a verdict on one is.
+"""The rules that the kernel must keep, one file a family, and the verdicts on them.
 
-An invariant is declared in INVARIANTS of its file and found by catalogue.py. No file here knows BCC, a map or a metric.
+A file declares its invariants in INVARIANTS, and catalogue.py finds them. No file here knows BCC, a
+map or a metric.
 """

@@ -1,4 +1,4 @@
-"""What an invariant declares: its words, the hooks it needs, the counters it is counted by, and what a loss costs it."""
+"""What an invariant declares: its words, hooks, counters and losses."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Coverage(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Counters:
-    """Counters of the probes (`enum counter`), each count of which is one check of the invariant with this verdict.
+    """Counters of the probes (`enum counter`). Each count is one check with this verdict.
 
-    violated: the probe also sends an event for each. The checker records the events that arrive, and the counts beyond
-    those are violations without evidence: a full ring loses the evidence and not the count.
+    violated: the probe also sends an event for each. The checker records the events that arrive,
+    and the counts beyond those are violations without evidence: a full ring loses the evidence and
+    not the count.
     """
 
     holds: tuple[str, ...] = ()
@@ -40,8 +41,8 @@ class Counters:
 class Loss:
     """Events that could not be recorded. Each makes one check of the invariant unverifiable.
 
-    table: what overflowed, the key of `lost` in reports. counters: counters of events that found it full.
-    missed_runs: hooks; a run of their programs that the kernel left out is lost as well.
+    table: what overflowed, the key of `lost` in reports. counters: counters of events that found it
+    full. missed_runs: hooks; a run of their programs that the kernel left out is lost as well.
     """
 
     table: str
@@ -50,15 +51,17 @@ class Loss:
 
 
 WINDOW_LOSS = Loss("protocols", counters=("PROTOCOLS_LOST", "WINDOWS_LOST"))
-"""Windows that are in no protocol count. Each may have violated every invariant that protocols are judged by."""
+"""Windows that are in no protocol count. Each may have violated every invariant that protocols are
+judged by."""
 
 
 @dataclass(frozen=True)
 class UnbrokenRuns:
-    """Programs that must not miss a run while a check is under way, or that check is unverifiable.
+    """Programs that must not miss a run while a check is under way, or it is unverifiable.
 
-    hooks: of these programs. probe_object: the one that they are in; a hook of it that is detached or comes back counts as a
-    missed run. subject: what the programs record, for the reason that coverage gives.
+    hooks: of these programs. probe_object: the one that they are in; a hook of it that is detached
+    or comes back counts as a missed run. subject: what the programs record, for the reason that
+    coverage gives.
     """
 
     probe_object: str
@@ -70,7 +73,8 @@ class UnbrokenRuns:
 class EventReport:
     """A ring event (`enum event_kind`) by which a probe reports a violation that it has proven.
 
-    function: what the finding is attributed to. summary: one sentence, a format string over the members of the event.
+    function: what the finding is attributed to. summary: one sentence, a format string over addr,
+    mm, vma and folio of the event.
     """
 
     kind: str
@@ -82,16 +86,18 @@ class EventReport:
 class Invariant:
     """One invariant, complete: nothing outside of its file names it.
 
-    Words, for `rmapd explain`: title, claim; stated, where the kernel states it; not_violations, what looks like one and is
-    legal; confirmed, how a violation is proven; blind_spots.
+    Words, for `rmapd explain`: title, claim; stated, where the kernel states it; not_violations,
+    what looks like one and is legal; confirmed, how a violation is proven; blind_spots.
 
-    Hooks: without those of `needs` nothing is checked. `lacking` maps a hook or feature to what its absence costs. A name may
-    list alternatives, `__vma_adjust|commit_merge`, where kernels have one or the other. `awaits` lists kernel functions of an
-    invariant that this version does not check yet.
+    Hooks: without those of `needs` nothing is checked. `lacking` maps a hook or feature to what its
+    absence costs. A name may list alternatives, `__vma_adjust|commit_merge`, where kernels have one
+    or the other. `awaits` lists kernel functions of an invariant that this version does not check
+    yet.
 
-    Checks: `judge` rules on a protocol and returns None where the invariant says nothing of it. `every_window`: checking takes
-    all windows from their beginning to their end (None: it does where there is a `judge`). `every_entry`: each recorded
-    migration entry is one check. `counters`, `events`: checks that a probe settles. `losses`, `unbroken`: what makes checks
+    Checks: `judge` rules on a protocol and returns None where the invariant says nothing of it.
+    `every_window`: checking takes all windows from their beginning to their end (None: it does
+    where there is a `judge`). `every_entry`: each recorded migration entry is one check.
+    `counters`, `events`: checks that a probe settles. `losses`, `unbroken`: what makes checks
     unverifiable, one by one, and those under way; loss of windows is implied by `judge`.
     """
 
@@ -136,11 +142,14 @@ class Invariant:
         return f"docs/runbooks/{self.id}.md"
 
     def losses_by_check(self) -> tuple[Loss, ...]:
-        """The losses that make single checks unverifiable."""
+        """Return the losses that make single checks unverifiable."""
         return (*self.losses, *((WINDOW_LOSS,) if self.judge else ()))
 
     def settled(self, counters: Mapping[str, int], recorded: int) -> dict[Verdict, int]:
-        """Checks that the probes settled, by verdict. recorded: violations that the checker has recorded from events."""
+        """Return the checks that the probes settled, by verdict.
+
+        recorded: violations that the checker has recorded from events.
+        """
 
         def total(names: tuple[str, ...]) -> int:
             return sum(counters[name] for name in names)
@@ -154,9 +163,9 @@ class Invariant:
         }
 
     def lost(self, counters: Mapping[str, int], missed_runs: Mapping[str, int]) -> int:
-        """Checks that became unverifiable because what they are about was not recorded.
+        """Return the checks that are unverifiable as what they are about was not recorded.
 
-        missed_runs: hook -> runs that the kernel left out, of the hooks that are attached.
+        missed_runs: hook -> runs that the kernel missed, of the hooks that are attached.
         """
         return sum(
             sum(counters[name] for name in loss.counters)
@@ -167,10 +176,11 @@ class Invariant:
     def coverage(
         self, attached: Collection[str], off: Mapping[str, str] | None = None, sampled: str = ""
     ) -> tuple[Coverage, str]:
-        """Return the coverage with these hooks and features, and the reason for anything less than full.
+        """Return the coverage with these hooks and features, and the reason where it is not full.
 
-        off: hooks that were attached and are not any more -> why. A protocol is judged by all hooks of windows, so each of them
-        that is gone is given as a reason. sampled: how windows are sampled; empty where all are recorded.
+        off: hooks that were attached and are not any more -> why. A protocol is judged by all hooks
+        of windows, so each of them that is gone is given as a reason. sampled: how windows are
+        sampled; empty where all are recorded.
         """
         if not self.built:
             return Coverage.NONE, "not checked by this version of rmapd"

@@ -1,4 +1,4 @@
-"""L3: locks are given back."""
+"""L3: a window returns with the locks that it was entered with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from tracer.invariants.lock_order import RWSEM_LACKING
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import Kind, Lock, Locking, Owner, Protocol
 
-_TAKES_ALL = "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): mm_drop_all_locks() gives back, at the latest on failure"
+_TAKES_ALL = (
+    "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): mm_drop_all_locks() gives back, at the"
+    " latest on failure"
+)
 CONTRACTS = {
     ("mm_take_all_locks", Lock.I_MMAP): _TAKES_ALL,
     ("mm_take_all_locks", Lock.ANON): _TAKES_ALL,
@@ -21,20 +24,28 @@ CONTRACTS = {
     (
         "collapse_huge_page",
         Lock.MMAP,
-    ): "collapse_huge_page(), mm/khugepaged.c: gives back the caller's mmap_lock, 'allocate a huge page' first",
+    ): (
+        "collapse_huge_page(), mm/khugepaged.c: gives back the caller's mmap_lock, 'allocate a huge"
+        " page' first"
+    ),
 }
-"""(window, class) -> where the kernel documents that the window returns with other locks than it was entered with."""
+"""(window, class) -> where the kernel documents that the window returns with other locks than it
+was entered with."""
 
 
 def _expected(protocol: Protocol, lock: Lock) -> bool:
-    """dup_mmap() is seen in pieces: both mmap_locks are taken in the first and given back in the last (kernel/fork.c)."""
+    """Whether the kernel documents that the window changes this lock.
+
+    dup_mmap() is seen in pieces: both mmap_locks are taken in the first and released in the last
+    (kernel/fork.c).
+    """
     return (protocol.window, lock.family) in CONTRACTS or (
         protocol.context.piece and lock.family is Lock.MMAP
     )
 
 
 def judge_balance(protocol: Protocol) -> Ruling | None:
-    """L3: what the owner fields at entry and return prove, then what the steps add up to."""
+    """Rule on L3: first by the owner fields at entry and return, then by the sum of the steps."""
     context = protocol.context
     states = {
         lock: (before, after)
@@ -72,7 +83,7 @@ def judge_balance(protocol: Protocol) -> Ruling | None:
 def _leftovers(
     protocol: Protocol, steps: list[Locking], states: dict[Lock, tuple[Owner, Owner]]
 ) -> Iterator[Ruling]:
-    """What the steps leave over, where the owner fields at entry and return agree."""
+    """Yield a ruling for each lock that the steps leave over, where the owner fields agree."""
     writes, reads = Counter[Lock](), Counter[Lock]()
     for lock, kind in ((step.lock, step.kind) for step in steps):
         if kind is Kind.DOWNGRADE_WRITE:
@@ -96,12 +107,12 @@ def _leftovers(
             )
         elif left:
             yield Ruling(
-                Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell"
+                Verdict.SUSPECT, f"returns with a {lock.spoken} held, according to the steps"
             )
         else:
             yield Ruling(
                 Verdict.SUSPECT,
-                f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry",
+                f"gives back a {lock.spoken} that was held at entry, perhaps by this task",
             )
 
 
@@ -110,13 +121,24 @@ INVARIANTS = (
         id="L3",
         title="locks are given back",
         claim="A window returns with the locks that it was entered with.",
-        stated="mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once kept its lock: "
-        "Hugh Dickins, 7 July 2022, <e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>",
-        not_violations="Pairs by contract: mm_take_all_locks() and mm_drop_all_locks(); collapse_huge_page(), which gives back its "
-        "caller's mmap_lock. A lock that is given back and taken again.",
-        confirmed="A lock held for write at return and not at entry, or the other way round, is proven by rwsem.owner. "
-        "What only the steps leave over, a read lock or a lock of no known class, is a suspect.",
-        blind_spots="A read lock that is kept while another task reads too looks the same to the owner field.",
+        stated=(
+            "mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once kept"
+            " its lock: Hugh Dickins, 7 July 2022,"
+            " <e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>"
+        ),
+        not_violations=(
+            "Pairs by contract: mm_take_all_locks() and mm_drop_all_locks(); collapse_huge_page(),"
+            " which gives back its caller's mmap_lock. A lock that is given back and taken again."
+        ),
+        confirmed=(
+            "A lock held for write at return and not at entry, or the other way round, is proven by"
+            " rwsem.owner. A read lock or a lock of no known class, for which there are only the"
+            " steps, is a suspect."
+        ),
+        blind_spots=(
+            "A read lock that is kept while another task reads too looks the same to the owner"
+            " field."
+        ),
         needs=("down_write", "up_write", "down_read", "up_read"),
         lacking=RWSEM_LACKING,
         judge=judge_balance,

@@ -18,8 +18,9 @@ _RANKS = {
     Lock.I_MMAP: 7,
     Lock.ANON: 8,
 }
-"""mm/rmap.c, 'Lock ordering in mm', outermost first; the folio lock would be 3. vma_start_write() stands between the i_mmap_rwsem
-of hugetlbfs and that of other files; hugetlb's own vma_lock before either ('hugetlbfs PageHuge() take locks in this order')."""
+"""mm/rmap.c, 'Lock ordering in mm', outermost first; the folio lock would be 3. vma_start_write()
+stands between the i_mmap_rwsem of hugetlbfs and that of other files; hugetlb's own vma_lock before
+either ('hugetlbfs PageHuge() take locks in this order')."""
 _HUGETLB_I_MMAP = 5
 _HUGETLB_NODE = "hugetlb_i_mmap"
 
@@ -38,13 +39,19 @@ MANY_ALLOWED = {
     (
         "dup_mmap",
         Lock.MMAP,
-    ): "dup_mmap(), mm/mmap.c (kernel/fork.c before 6.16): mmap_write_lock_nested(mm, SINGLE_DEPTH_NESTING)",
+    ): (
+        "dup_mmap(), mm/mmap.c (kernel/fork.c before 6.16): mmap_write_lock_nested(mm,"
+        " SINGLE_DEPTH_NESTING)"
+    ),
 }
 """(window, class) -> where the kernel documents that many of the class are held at once."""
 
 
 def _readers(protocol: Protocol) -> set[Lock]:
-    """Locks that this task may have held for read at entry: somebody did, and the rest of the window does not show that it was another."""
+    """Return the locks that this task may have held for read at entry.
+
+    Each was read-held then, and the rest of the window does not show that another task held it.
+    """
     steps = [step for step in protocol.flat() if isinstance(step, Locking)]
     found = set()
     for (lock, before), (_, after) in zip(
@@ -62,7 +69,11 @@ def _readers(protocol: Protocol) -> set[Lock]:
 def acquisitions(
     protocol: Protocol,
 ) -> Iterator[tuple[Locking, tuple[Lock, ...], tuple[Lock, ...]]]:
-    """Every acquisition that may wait: (its step, what this task holds, what it may hold for read since before the window)."""
+    """Yield every acquisition that may wait, with the locks held.
+
+    Its step, the locks that this task holds, and those that it may hold for read since before the
+    window.
+    """
     held = Counter(
         {lock: 1 for lock, owner in protocol.context.entry.items() if owner is Owner.SELF}
     )
@@ -93,7 +104,7 @@ def _above(taken: Lock, held: Lock, protocol: Protocol) -> bool:
 
 
 def judge_order(protocol: Protocol) -> Ruling | None:
-    """L1: mm/rmap.c, 'Lock ordering in mm'."""
+    """Rule on L1: mm/rmap.c, 'Lock ordering in mm'."""
     if protocol.lost:
         return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
     if _after_the_folio(protocol):
@@ -113,8 +124,11 @@ def judge_order(protocol: Protocol) -> Ruling | None:
 
 
 def _after_the_folio(protocol: Protocol) -> bool:
-    """hugetlb has i_mmap_rwsem before the folio lock. A trylock of these walks counts too: where it fails they wait, as none of them sets
-    rwc->try_lock (rmap_walk_file(), mm/rmap.c; 6d4675e60135 in v5.19)."""
+    """Whether a hugetlb walk takes i_mmap_rwsem with the folio locked, which comes after it.
+
+    A trylock of these walks counts too: if it fails they wait, as none of them sets rwc->try_lock
+    (rmap_walk_file(), mm/rmap.c; 6d4675e60135 in v5.19).
+    """
     context = protocol.context
     if not context.hugetlb or not context.folio_locked or context.walker not in FOLIO_LOCK_WALKERS:
         return False
@@ -146,16 +160,21 @@ Edge = tuple[str, str]
 
 
 class LockGraph:
-    """L2: which classes were waited for while which were held. first: the protocol that brought each edge."""
+    """L2: the lock classes that were waited for while others were held.
+
+    first: the protocol that added each edge.
+    """
 
     def __init__(self) -> None:
         self.first: dict[Edge, Protocol] = {}
         self._closing: dict[Edge, tuple[Edge, ...]] = {}
 
     def add(self, protocol: Protocol) -> tuple[Edge, ...] | None:
-        """Take the protocol's edges in; the cycle that one of them closed when it was new, () where none did; None: it has no edges.
+        """Add the protocol's edges; return the cycle that one of them closed when it was new.
 
-        Whoever goes the way that all went before the cycle was there is not to blame for it."""
+        () if none did; None if the protocol has no edges. Only the protocol that adds the closing
+        edge is blamed.
+        """
         if protocol.lost:
             return None
         edges = _edges(protocol)
@@ -166,7 +185,7 @@ class LockGraph:
         return next(filter(None, (self._closing[edge] for edge in edges)), ()) if edges else None
 
     def _cycle(self, edge: Edge) -> tuple[Edge, ...]:
-        """The shortest cycle through this edge."""
+        """Return the shortest cycle through this edge."""
         held, taken = edge
         met = {taken}
         paths: list[tuple[Edge, ...]] = [(edge,)]
@@ -182,7 +201,7 @@ class LockGraph:
 
 
 def _turned(cycle: tuple[Edge, ...]) -> tuple[Edge, ...]:
-    """The same cycle, however it was met, begins with the same edge."""
+    """Return the cycle beginning with its smallest edge, so that equal cycles compare equal."""
     start = cycle.index(min(cycle))
     return cycle[start:] + cycle[:start]
 
@@ -192,8 +211,10 @@ def _edges(protocol: Protocol) -> tuple[Edge, ...]:
 
 
 def nestings(protocol: Protocol) -> tuple[tuple[Edge, str], ...]:
-    """The protocol's edges, each with the modes in which the inner lock is taken. `other` is no class, and two instances of one class
-    are L1's."""
+    """Return the protocol's edges, each with the modes in which the inner lock is taken.
+
+    `other` is no class, and two instances of one class are L1's.
+    """
     found = dict[tuple[Edge, str], None]()
     for step, held, _ in acquisitions(protocol):
         for lock in held:
@@ -204,13 +225,13 @@ def nestings(protocol: Protocol) -> tuple[tuple[Edge, str], ...]:
 
 
 def classes() -> dict[str, tuple[str, int]]:
-    """Every class that the graph may have -> its name as a kernel developer says it, its rank in the documented order."""
+    """Return every class that the graph may have -> its name in words, its documented rank."""
     known = {str(lock): (lock.spoken, rank) for lock, rank in _RANKS.items()}
     return known | {_HUGETLB_NODE: ("i_mmap_rwsem of hugetlbfs", _HUGETLB_I_MMAP)}
 
 
 def _node(lock: Lock, protocol: Protocol) -> str:
-    """hugetlbfs has a lockdep class of its own, hugetlbfs_i_mmap_rwsem_key."""
+    """Return the class of a lock: hugetlbfs has its own, hugetlbfs_i_mmap_rwsem_key of lockdep."""
     return (
         _HUGETLB_NODE
         if lock.family is Lock.I_MMAP and protocol.context.hugetlb
@@ -226,20 +247,27 @@ RWSEM_LACKING = {
     "down_write_trylock": "trylocks are not seen: their windows are unverifiable",
     "down_read_trylock": "trylocks are not seen: their windows are unverifiable",
 }
-"""What the absence of an rwsem hook costs; a release without its acquisition is an event that is missing."""
+"""What the absence of an rwsem hook costs; a release without its acquisition is an event that is
+missing."""
 
 DOCUMENTED_ORDER = Invariant(
     id="L1",
     title="documented lock order",
     claim="Within a window no blocking acquisition of a lower rank while a higher rank is held.",
     stated="the head of mm/rmap.c, 'Lock ordering in mm'",
-    not_violations="Trylocks, except where a walk of hugetlbfs waits if they fail. Many locks of one class in mm_take_all_locks(); "
-    "the child's mmap_lock under the parent's in dup_mmap(). "
-    "hugetlb, whose i_mmap_rwsem comes before the folio lock.",
-    confirmed="By the order of the operations themselves. A lock that somebody read-held at entry, and still at return, may be this "
-    "task's or another's: suspect.",
-    blind_spots="Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma rwsem; the folio lock, "
-    "except in rmap walks.",
+    not_violations=(
+        "Trylocks, except where a walk of hugetlbfs waits if they fail. Many locks of one class in"
+        " mm_take_all_locks(); the child's mmap_lock under the parent's in dup_mmap(). hugetlb,"
+        " whose i_mmap_rwsem comes before the folio lock."
+    ),
+    confirmed=(
+        "By the order of the operations themselves. A lock that was read-held at entry, and still"
+        " is at return, may be held by this task or by another: suspect."
+    ),
+    blind_spots=(
+        "Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma"
+        " rwsem; the folio lock, except in rmap walks."
+    ),
     needs=_RWSEM,
     lacking=RWSEM_LACKING,
     judge=judge_order,
@@ -250,14 +278,24 @@ NO_CYCLE = Invariant(
     id="L2",
     title="no cycle among lock classes",
     claim="The locks that are taken while another is held never form a cycle over the whole run.",
-    stated="mm/rmap.c, 'Lock ordering in mm'; dup_mmap() in mm/mmap.c (kernel/fork.c before 6.16) is the one nesting of two mmap_locks",
-    not_violations="A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so cannot deadlock. "
-    "An mm whose address is reused: mms are told apart by mm->context.ctx_id.",
-    confirmed="Between classes by the operations themselves, with the first protocol and stack of every edge. Between two mmap_locks, "
-    "from tracepoints alone, a trylock looks like any acquisition, so a reversed pair is a suspect, with both stacks; "
-    "the nesting of a fork has none.",
-    blind_spots="Pairs older than the last order_rows nestings; a lock taken again by its own holder (a legal trylock looks the same); "
-    "locks of one class, except mmap_lock.",
+    stated=(
+        "mm/rmap.c, 'Lock ordering in mm'; dup_mmap() in mm/mmap.c (kernel/fork.c before 6.16) is"
+        " the one nesting of two mmap_locks"
+    ),
+    not_violations=(
+        "A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so"
+        " cannot deadlock. An mm whose address is reused: mms are identified by mm->context.ctx_id."
+    ),
+    confirmed=(
+        "Between classes by the operations themselves, with the first protocol and stack of every"
+        " edge. Between two mmap_locks, from tracepoints alone, a trylock looks like any"
+        " acquisition, so a reversed pair is a suspect, with both stacks; the nesting in a fork has"
+        " none."
+    ),
+    blind_spots=(
+        "Pairs older than the last order_rows nestings; a lock taken again by its own holder (a"
+        " legal trylock looks the same); locks of one class, except mmap_lock."
+    ),
     needs=_MMAP_LOCK,
     lacking=dict.fromkeys(
         _RWSEM,

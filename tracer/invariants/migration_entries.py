@@ -1,4 +1,4 @@
-"""M1 and M4: what is still in the ledger when it should not be, judged by what the page tables say."""
+"""M1 and M4: entries that are in the ledger for too long, judged by what the page tables hold."""
 
 from __future__ import annotations
 
@@ -10,25 +10,34 @@ from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry, Place
 
 LOOKS = 3
-"""How often an entry must be seen with its page unlocked, in fresh walks of a freshly listed mm, to be proven."""
+"""How often an entry must be seen with its page unlocked, in fresh walks of a freshly listed mm, to
+be proven."""
 LOOK_GAP_NS = 5_000_000
 """Time between two looks that count."""
 
-_UNNAMED = (
-    "the visits of the rmap walks are not seen: entries of several mms at one address are one row"
+_NO_VISITS = (
+    "the visits of the rmap walks are not seen: entries of several mms at one address share a row"
 )
 _LACKING = {
-    "oracle": "no page-table oracle: what is left over stays a suspect",
-    "walk": "no page-table oracle: what is left over stays a suspect",
+    "oracle": "no page-table oracle: an entry that is left over stays a suspect",
+    "walk": "no page-table oracle: an entry that is left over stays a suspect",
     "tasks": "no BPF task iterator: the oracle cannot list the mms",
-    "fork|mmap_lock_acquire_returned": "forks are not seen: a copy that fork made and the second walk missed goes unnoticed",
+    "fork|mmap_lock_acquire_returned": (
+        "forks are not seen: a copy that fork() made and the second walk missed goes unnoticed"
+    ),
     "sched_process_exit": "exiting mms are not seen",
     "exit_mmap": "exiting mms are not seen",
-    "set_migration_pmd": "PMD entries are not booked",
-    "first_walk": _UNNAMED,
-    "second_walk": _UNNAMED,
-    "freeze": "a freezing THP split inserts without a tracepoint: only the patrol finds what it leaves",
-    "thp_split": "THP splits have no beginning and no end: what they leave is looked for after a second",
+    "set_migration_pmd": "PMD entries are not recorded",
+    "first_walk": _NO_VISITS,
+    "second_walk": _NO_VISITS,
+    "freeze": (
+        "a THP split that freezes a PMD inserts without a tracepoint: only the periodic scan finds"
+        " entries that it leaves"
+    ),
+    "thp_split": (
+        "THP splits have no beginning and no end: entries that they leave are looked for after one"
+        " second"
+    ),
 }
 
 LEDGER_HOOKS = (
@@ -43,7 +52,8 @@ LEDGER_HOOKS = (
     "thp_split",
     "freeze",
 )
-"""Hooks whose missed run may leave a row for an entry that is long gone, or give it another entry's removal."""
+"""Hooks whose missed run may leave a row for an entry that is long gone, or give it another entry's
+removal."""
 
 LEDGER_LOSS = Loss(
     "ledger",
@@ -53,23 +63,35 @@ LEDGER_LOSS = Loss(
 """Insertions that are in no row."""
 
 LATE, LATE_UNCERTAIN = "M4_LATE", "M4_AGE_UNKNOWN"
-"""Counters of removals after the age limit. The checker classifies them when it reads them (checking/late_removals.py)."""
+"""Counters of removals after the age limit. The checker classifies them when it reads them
+(checking/late_removals.py)."""
 
 LEFT_BEHIND = Invariant(
     id="M1",
     title="no migration entry is left behind",
     claim="When the migration of a folio has ended, no page table holds a migration entry for it.",
-    stated="pfn_swap_entry_to_page(), include/linux/swapops.h: BUG_ON(is_migration_entry(entry) && !PageLocked(p)); "
-    "a debug-only warning from 6.19 (93976a20345b)",
-    not_violations="Entries that munmap, exit, truncation or MADV_DONTNEED zapped meanwhile; entries that mremap moved and the second "
-    "walk found at their new address; copies that fork made and the second walk found too; PMD entries split into PTE entries; "
-    "removals without an insertion after a freezing THP split.",
-    confirmed="Three looks, 5 ms or more apart, by the page-table oracle: the entry is there and its page is not locked. "
-    "An entry that is not at its address is looked for in all page tables before it counts as gone.",
-    blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
-    "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
-    "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
-    "patrol finds what it leaves.",
+    stated=(
+        "pfn_swap_entry_to_page(), include/linux/swapops.h: BUG_ON(is_migration_entry(entry) &&"
+        " !PageLocked(p)); a debug-only warning from 6.19 (93976a20345b)"
+    ),
+    not_violations=(
+        "Entries that munmap(), exit, truncation or MADV_DONTNEED zapped meanwhile; entries that"
+        " mremap() moved and the second walk found at their new address; copies that fork() made"
+        " and the second walk found too; PMD entries that were split into PTE entries; removals"
+        " without an insertion after a THP split that froze its PMD."
+    ),
+    confirmed=(
+        "By three looks at the page table, 5 ms or more apart: the entry is there and its page is"
+        " not locked. An entry that is not at its address is searched for in all page tables before"
+        " it counts as gone."
+    ),
+    blind_spots=(
+        "An entry that mremap() moves between two page tables during the sweep; a copy made by a"
+        " fork that shared its fork window with another fork in the same instant; an entry that"
+        " mremap() moves to where another entry of its page was proven and zapped since the last"
+        " sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the"
+        " periodic scan finds entries that it leaves."
+    ),
     needs=(
         "mm_migrate_pages_start",
         "mm_migrate_pages",
@@ -84,12 +106,20 @@ LEFT_BEHIND = Invariant(
 
 TOO_OLD = Invariant(
     id="M4",
-    title="no migration entry outlives its welcome",
+    title="no migration entry outlives its age limit",
     claim="A migration entry is gone within max_entry_age_seconds (10 s) of its insertion.",
-    stated="mm/migrate.c: migrate_folio_unmap() to migrate_folio_move() run with the folio locked and every fault on it waiting",
-    not_violations="Entries that are in no page table any more. An old entry whose page is still locked is a slow migration: "
-    "a suspect.",
-    confirmed="The oracle finds the entry with its page unlocked: violated. With its page locked: suspect.",
+    stated=(
+        "mm/migrate.c: from migrate_folio_unmap() to migrate_folio_move() the folio is locked, and"
+        " every fault on its entries waits"
+    ),
+    not_violations=(
+        "Entries that are in no page table any more. An old entry whose page is still locked is a"
+        " slow migration: a suspect."
+    ),
+    confirmed=(
+        "The page table holds the entry and its page is not locked: violated. Its page is locked,"
+        " or the entry was removed after the age limit: suspect."
+    ),
     blind_spots="As for M1.",
     needs=("set_migration_pte", "remove_migration_pte"),
     lacking=_LACKING,
@@ -104,7 +134,11 @@ INVARIANTS = (LEFT_BEHIND, TOO_OLD)
 
 @dataclass(frozen=True)
 class Look:
-    """How often an entry was met without a break, how often of these in a row with its page unlocked, and when last."""
+    """Consecutive looks at one entry.
+
+    count: looks that found it without a break. free: how many of the last of these found its page
+    unlocked. time_ns: of the last.
+    """
 
     count: int
     free: int
@@ -117,10 +151,11 @@ Home = tuple[int | None, tuple[int, int] | None]
 
 @dataclass
 class Case:
-    """One suspect under examination: `count` entries of one row (0: of no row, found by a sweep).
+    """One suspected row: `count` entries (0: of no row, found by a sweep).
 
-    pfns: where its page may be found by a sweep (a PMD entry may have been split). left: how many pages' worth of entries may
-    still be in some page table: all at first, then what the last sweep found. As long as fewer are met, one may be elsewhere.
+    pfns: where its page may be found by a sweep (a PMD entry may have been split). left: how many
+    pages' worth of entries may still be in some page table: all at first, then what the last sweep
+    found. While fewer are met, one may be elsewhere.
     """
 
     invariant: str
@@ -142,17 +177,20 @@ class Case:
 
     @property
     def size(self) -> int:
-        """Pages' worth of entries that were booked."""
+        """Pages' worth of entries that were recorded."""
         return max(1, self.count) * len(self.pfns)
 
     @property
     def homes(self) -> tuple[Home, Home, Home]:
-        """Where its entries may be, the likeliest first: its page at its address, its page, its address."""
+        """Where its entries may be: its page at its address, its page, its address."""
         page = len(self.pfns), self.pfns.start // len(self.pfns)
         return (self.addr, page), (None, page), (self.addr, None)
 
     def lacks(self, answers: Iterable[FoundEntry]) -> bool:
-        """Whether fewer were found than may be left, or not everywhere was looked: the others must be looked for elsewhere."""
+        """Whether entries must be looked for elsewhere.
+
+        Fewer were found than may be left, or the last sweep did not search everywhere.
+        """
         first_look = not (self.looks or self.gone)
         return (
             not self.sweep_complete
@@ -161,20 +199,24 @@ class Case:
         )
 
     def swept(self, answers: Sequence[FoundEntry], complete: bool) -> None:
-        """A sweep found these of its entries, and they are asked about again where it found them; the others are gone."""
+        """Take in what a sweep found of its entries.
+
+        They are looked at again where it found them; the others are gone.
+        """
         self.left = pages(a for a in answers if a.left_behind)
         self.answers += tuple(answers)
         self.just_swept, self.sweep_complete = True, complete
 
     @property
-    def stubborn(self) -> bool:
+    def persistent(self) -> bool:
+        """Whether an entry was met in LOOKS looks without a break."""
         return any(
             self.looks[a.place].count >= LOOKS for a in self.answers if a.place in self.looks
         )
 
 
 def homes(answer: FoundEntry) -> tuple[list[Home], list[Home], list[Home]]:
-    """The Case.homes that a migration entry found somewhere belongs to: as a PTE's, or as part of a PMD's."""
+    """Return the Case.homes that an entry belongs to: as a PTE's, or as part of a PMD's."""
     frames = (1, answer.pfn), (512, answer.pfn // 512)
     return (
         [(answer.addr, page) for page in frames],
@@ -184,7 +226,7 @@ def homes(answer: FoundEntry) -> tuple[list[Home], list[Home], list[Home]]:
 
 
 def pages(answers: Iterable[FoundEntry]) -> int:
-    """How many pages the entries stand for."""
+    """Return how many pages the entries stand for."""
     return sum(512 if answer.level == 2 else 1 for answer in answers)
 
 
@@ -198,7 +240,10 @@ class CaseDecision:
 
 
 def _look(case: Case, answers: Sequence[FoundEntry], now_ns: int) -> None:
-    """Count the looks at which each entry was met without a break; a place that was empty once is another migration's from then on."""
+    """Count the looks at which each entry was met without a break.
+
+    A place that was empty once belongs to another migration from then on.
+    """
     looks = {}
     for answer in answers:
         last = case.looks.get(answer.place, Look(0, 0, now_ns - LOOK_GAP_NS))
@@ -218,11 +263,13 @@ def judge(
 ) -> CaseDecision | None:
     """Decide a case from the migration entries found now; None: look again later.
 
-    The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that began after the
-    migration ended, is the other proof; a case that lacks entries waits for that sweep, whatever else it has. Entries with a
-    locked page are other migrations under way, unless they were there from the first look on (pages that move to and fro meet
-    the same addresses and page frames again: seen on 6.1 with two nodes).
-    Anything between waits, and is a suspect when patience runs out.
+    The same entry with its page unlocked in LOOKS looks is proof. Nothing anywhere, in a sweep that
+    began after the migration ended, is the other proof; a case that lacks entries waits for that
+    sweep, whatever else it has. Entries with a locked page belong to other migrations that are
+    under way, unless they were there from the first look on (pages that move to and fro meet the
+    same addresses and page frames again: seen on 6.1 with two nodes).
+
+    Anything between waits, and is a suspect when patience_ns have passed since the case was opened.
     """
     _look(case, answers, now_ns)
     ours = [a for a in answers if a.left_behind or a.place in case.standing]
@@ -234,18 +281,15 @@ def judge(
         )
     proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
     late = now_ns - case.opened_ns >= patience_ns
-    if proven and (late or len(proven) == len(ours)):
+    nearly = any(0 < case.looks[a.place].free < LOOKS for a in ours)  # proven soon, or locked again
+    if proven and (len(proven) == len(ours) or (late and not nearly)):
         return CaseDecision(
             Verdict.VIOLATED,
             "a migration entry is in the page table and its page is not locked",
             proven,
         )
-    if ours:  # one whose page was unlocked just now is proven soon, or locked again
-        return (
-            _stubborn(case, ours)
-            if late and not any(case.looks[a.place].free for a in ours)
-            else None
-        )
+    if ours:
+        return _persistent(case, ours) if late and not proven and not nearly else None
     if (
         not case.sweep_complete
     ):  # an mm that died under the sweep leads it astray: the next one may see everything
@@ -262,9 +306,9 @@ def judge(
     )
 
 
-def _stubborn(case: Case, ours: Sequence[FoundEntry]) -> CaseDecision | None:
-    """A suspect is what was met in LOOKS looks without a break, and no less."""
-    if not case.stubborn:
+def _persistent(case: Case, ours: Sequence[FoundEntry]) -> CaseDecision | None:
+    """Return a suspect for what was met in LOOKS looks without a break, and None for less."""
+    if not case.persistent:
         return None
     if not any(answer.migration for answer in ours):
         return CaseDecision(

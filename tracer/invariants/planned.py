@@ -1,4 +1,7 @@
-"""Invariants that have their id and meaning, and no monitor in this version yet; `awaits` tells which probes each will need."""
+"""Invariants that have an id and a meaning, and are not checked by this version.
+
+`awaits` names the kernel functions that each will need.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ INVARIANTS = (
     Invariant(
         "V3",
         "census",
-        "All VMAs of an mm are sorted, do not overlap, are map_count many, and have an anon_vma exactly where they have a chain.",
+        "All VMAs of an mm are sorted, do not overlap, are map_count many, and have an anon_vma"
+        " exactly where they have a chain.",
         "mm/vma.c, validate_mm()",
         "an mm that changes while it is counted",
         "by counting twice",

@@ -1,4 +1,4 @@
-"""L6: rmap walks are covered."""
+"""L6: rmap walks hold the lock of what they walk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ _STATES = {Owner.FREE: "not held", Owner.OTHER: "held for write by another task"
 
 
 def _demands_folio_lock(protocol: Protocol) -> bool:
-    """rmap_walk_file() and rmap_walk_ksm() demand it of every walker they know; its absence there can be a walk without a folio."""
+    """Whether the kernel demands a locked folio of this walk.
+
+    The callers of FOLIO_LOCK_WALKERS hold it. folio_referenced() locks file and KSM folios and
+    leaves anonymous ones unlocked (mm/rmap.c). Other walkers may walk without a folio.
+    """
     walker = protocol.context.walker
     return walker in FOLIO_LOCK_WALKERS or (
         walker is Walker.REFERENCED and protocol.window != "rmap_walk_anon"
@@ -28,8 +32,11 @@ def _demands_folio_lock(protocol: Protocol) -> bool:
 
 
 def judge_walk(protocol: Protocol) -> Ruling | None:
-    """L6: rmap_walk_anon(), rmap_walk_file(), mm/rmap.c; rmap_walk_ksm(), mm/ksm.c, which takes the lock of each rmap_item in turn.
-    A walk that visits nothing is no check."""
+    """Rule on L6. A walk that visits nothing is no check.
+
+    rmap_walk_anon(), rmap_walk_file(), mm/rmap.c; rmap_walk_ksm(), mm/ksm.c, which takes the lock
+    of each rmap_item in turn.
+    """
     if protocol.window not in _WALKS or not any(
         isinstance(step, Visit) for step in protocol.flat()
     ):
@@ -70,19 +77,30 @@ INVARIANTS = (
     Invariant(
         id="L6",
         title="rmap walks are covered",
-        claim="rmap_walk_anon() and rmap_walk_ksm() run under the anon_vma root's rwsem, rmap_walk_file() under i_mmap_rwsem; "
-        "the folio is locked where the walk demands it.",
+        claim=(
+            "rmap_walk_anon() and rmap_walk_ksm() run under the anon_vma root's rwsem,"
+            " rmap_walk_file() under i_mmap_rwsem; the folio is locked where the walk demands it."
+        ),
         stated="rmap_walk_anon(), rmap_walk_file(): mm/rmap.c; rmap_walk_ksm(): mm/ksm.c",
-        not_violations="Callers that hand a held lock over (rmap_walk_locked()). Walks without a folio (mapping_wrprotect_range()). "
-        "A walk that found nothing to visit is not counted.",
-        confirmed="By rwsem.owner and count at each visit. A lock that is read-held without an acquisition by this walk may be another's: "
-        "unverifiable.",
-        blind_spots="Whether the read lock is this task's is known from the rwsem hooks only; whose the folio lock is, is not known.",
+        not_violations=(
+            "Callers that hand a held lock over (rmap_walk_locked()). Walks without a folio"
+            " (mapping_wrprotect_range()). A walk that finds no VMA is not counted."
+        ),
+        confirmed=(
+            "By rwsem.owner and count at each visit. A read-held lock that this walk did not"
+            " acquire may be another task's: unverifiable."
+        ),
+        blind_spots=(
+            "Only the rwsem hooks show whether a read lock is this task's. The owner of the folio"
+            " lock is not known."
+        ),
         needs=("rmap_walk_anon", "rmap_walk_file"),
         lacking={
             "rmap_walk_ksm": "walks of merged pages are not seen",
             "down_read": "which task holds a read lock is not known: most walks are unverifiable",
-            "down_read_trylock": "which task holds a read lock is not known: most walks are unverifiable",
+            "down_read_trylock": (
+                "which task holds a read lock is not known: most walks are unverifiable"
+            ),
         },
         judge=judge_walk,
     ),

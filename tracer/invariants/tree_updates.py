@@ -1,4 +1,4 @@
-"""V2: a VMA whose boundary moves leaves its interval trees before and enters them again after."""
+"""V2: a VMA whose boundary moves leaves its interval trees before, and enters them after."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ STORES_LATE = {
     (
         "__vma_adjust",
         Tree.FILE,
-    ): "__vma_adjust(), mm/mmap.c up to 6.2: with `insert`, only the new half is stored, after the trees",
+    ): (
+        "__vma_adjust(), mm/mmap.c up to 6.2: with `insert`, only the new half is stored, after the"
+        " trees"
+    ),
     (
         "__split_vma",
         Tree.FILE,
-    ): "vma_complete(), mm/vma.c: the file VMA is back in its tree when the new half, the only one stored, is",
+    ): (
+        "vma_complete(), mm/vma.c: the file VMA is back in its tree when the new half, the only one"
+        " stored, is"
+    ),
 }
 """(window, tree) -> where the kernel puts the VMA back before the commit that a protocol shows."""
 
 
 def judge_pairing(protocol: Protocol) -> Ruling | None:
-    """V2: vma_prepare() and vma_complete(), mm/vma.c; anon_vma_interval_tree_pre_update_vma(), mm/mmap.c up to 6.2.
-    A window that lets another boundary window do the work is judged there."""
+    """Rule on V2: vma_prepare() and vma_complete(), mm/vma.c.
+
+    Up to 6.2 anon_vma_interval_tree_pre_update_vma(), mm/mmap.c. A window that lets another
+    boundary window do the work is judged by that one.
+    """
     context = protocol.context
     trees = [
         tree
@@ -55,7 +64,7 @@ def judge_pairing(protocol: Protocol) -> Ruling | None:
 
 
 def _until_leave(protocol: Protocol, tree: Tree) -> tuple[list[Step], list[Step]]:
-    """The steps before the VMA leaves the tree, and those after."""
+    """Return the steps before the VMA leaves the tree, and those after."""
     steps = list(protocol.flat())
     leaves = (
         n
@@ -83,12 +92,21 @@ INVARIANTS = (
     Invariant(
         id="V2",
         title="tree updates come in pairs",
-        claim="A window that moves a boundary takes the VMA out of its trees before and puts it back after.",
+        claim=(
+            "A window that moves a boundary takes the VMA out of its interval trees before, and"
+            " puts it back after."
+        ),
         stated="vma_prepare() and vma_complete(), mm/vma.c; __vma_adjust(), mm/mmap.c up to 6.2",
-        not_violations="A boundary that no tree depends on: no anon_vma, no file. A window that fails before anything moved. "
-        "A window that leaves the work to commit_merge(), vma_expand() or __vma_adjust().",
+        not_violations=(
+            "A boundary that no tree depends on: no anon_vma, no file. A window that fails before"
+            " anything moved. A window that leaves the work to commit_merge(), vma_expand() or"
+            " __vma_adjust()."
+        ),
         confirmed="By the order of the tree's own hooks.",
-        blind_spots="Which of several VMAs of a window left and entered is not told apart.",
+        blind_spots=(
+            "The VMAs of one window are not distinguished: one may leave a tree and another"
+            " enter it."
+        ),
         needs=(
             "anon_vma_interval_tree_insert",
             "anon_vma_interval_tree_remove",
@@ -97,7 +115,10 @@ INVARIANTS = (
             "__vma_adjust|commit_merge",
         ),
         lacking={
-            "commit": "that a boundary changes between the two is not seen, only that they come in this order",
+            "commit": (
+                "that a boundary changes between the two is not seen, only that they come in this"
+                " order"
+            ),
             "__vma_adjust|vma_shrink": "shrinking is not seen",
             "__vma_adjust|__split_vma": "splits are not seen",
         },

@@ -1,4 +1,4 @@
-"""Verdicts, and what a check that did not hold leaves behind. A violation is data, never an exception."""
+"""Verdicts on checks, and findings: a violation is data, never an exception."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Verdict(enum.StrEnum):
-    """Exactly one of four, for every check."""
+    """The result of a check: exactly one of four."""
 
     HOLDS = "holds"
     VIOLATED = "violated"
@@ -21,8 +21,11 @@ class Verdict(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Ruling:
-    """A monitor's judgement of one protocol. The reason is the same for every window of that protocol: no address, no pid.
-    proven: by what was read from the lock or the VMA itself, so that lost events cannot change it."""
+    """A verdict on one protocol, or on one entry.
+
+    reason: the same for every window of the protocol, so without addresses and pids. proven: by
+    what was read from the lock or the VMA itself, so that lost events cannot change it.
+    """
 
     verdict: Verdict
     reason: str = ""
@@ -31,7 +34,10 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check that ended in violated or suspect, with what is known about it."""
+    """One check that ended in violated or suspect, with what is known about it.
+
+    shape: the part of the signature that distinguishes defects of one function.
+    """
 
     invariant: str
     verdict: Verdict
@@ -46,17 +52,22 @@ class Finding:
 
     @property
     def signature(self) -> str:
-        """The same defect met again has the same signature: no pid, no address in it."""
+        """The same for the same defect met again: without pid and address."""
         return f"{self.invariant} {self.verdict} {self.function} {self.shape}"
 
     @property
     def id(self) -> str:
+        """A short name of the signature, for reports and `rmapd explain`."""
         return f"{self.invariant}-{hashlib.sha256(self.signature.encode()).hexdigest()[:10]}"
 
 
 @dataclass
 class Violation:
-    """All findings of one signature; the first one's evidence is kept, and what the machine was then."""
+    """All findings of one signature.
+
+    first: with the evidence. first_seen, last_seen: seconds since the epoch. machine: its state
+    when the first was found.
+    """
 
     first: Finding
     first_seen: float
@@ -66,9 +77,10 @@ class Violation:
 
 
 class Tally:
-    """Checks per invariant and verdict, and findings folded by signature, of which at most most_signatures are kept.
+    """Checks by invariant and verdict, and findings folded by signature.
 
-    machine: the state of the machine, for a violation that is new. rest: findings beyond the bound, counted without evidence.
+    machine: returns the state of the machine, for a violation that is new. most_signatures: kept.
+    rest: findings beyond that bound, counted without evidence.
     """
 
     def __init__(
@@ -90,10 +102,14 @@ class Tally:
         self.violations = dict(violations)
 
     def add(self, invariant: str, verdict: Verdict, count: int = 1) -> None:
+        """Count checks."""
         self.checks[invariant, verdict] += count
 
     def record(self, finding: Finding, wall: float, count: int = 1) -> bool:
-        """Count the check and keep the finding; True where its signature is new."""
+        """Count checks that ended in this finding; return whether its signature is new.
+
+        wall: seconds since the epoch.
+        """
         self.add(finding.invariant, finding.verdict, count)
         known = self.violations.get(finding.signature)
         if known:
@@ -107,4 +123,5 @@ class Tally:
         return True
 
     def any(self, verdict: Verdict) -> bool:
+        """Whether some check had this verdict."""
         return any(count for (_, found), count in self.checks.items() if found is verdict)

@@ -1,4 +1,4 @@
-"""V1 and V5: what the VMA looks like when the window ends; the kernel side compares, the context carries the outcome."""
+"""V1 and V5: the VMA when its window ends. The probe compares; the context has the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FOLLOWS = {
 
 
 def judge_geometry(protocol: Protocol) -> Ruling | None:
-    """V1: validate_mm(), mm/vma.c. A window that failed did not have to do what it was asked for."""
+    """Rule on V1: validate_mm(), mm/vma.c. A failed window need not do what it was asked for."""
     found = protocol.context.geometry
     if found is Geometry.NONE or (found is Geometry.NOT_AS_ASKED and protocol.error):
         return None
@@ -32,7 +32,7 @@ def judge_geometry(protocol: Protocol) -> Ruling | None:
 
 
 def judge_follows(protocol: Protocol) -> Ruling | None:
-    """V5: dup_anon_vma(), mm/vma.c. A window that failed took nothing over."""
+    """Rule on V5: dup_anon_vma(), mm/vma.c. A failed window took nothing over."""
     found = protocol.context.follows
     if found is Follows.NONE or protocol.error:
         return None
@@ -47,11 +47,17 @@ INVARIANTS = (
     Invariant(
         id="V1",
         title="VMA geometry",
-        claim="After a window vm_start < vm_end, page aligned, as asked for, vm_pgoff moved along, and no overlap with a neighbour.",
+        claim=(
+            "After a window vm_start < vm_end, page aligned, as asked for, vm_pgoff moved along,"
+            " and no overlap with a neighbour."
+        ),
         stated="validate_mm(), mm/vma.c",
         not_violations="A failed window's VMA that is not as asked for.",
         confirmed="By the VMA at the window's end, under the mmap_lock that the window holds.",
-        blind_spots="Windows of functions that give no VMA. Overlap is looked for between the halves of a split, not with others.",
+        blind_spots=(
+            "Windows of functions without a VMA argument. Overlap is checked between the halves of"
+            " a split only."
+        ),
         needs=("__vma_adjust|commit_merge|vma_expand",),
         lacking={
             "__vma_adjust|vma_shrink": "shrinking is not seen",
@@ -64,14 +70,19 @@ INVARIANTS = (
     Invariant(
         id="V5",
         title="the anon_vma follows its pages",
-        claim="A VMA that takes over the pages of a VMA with an anon_vma has that anon_vma when the window ends.",
+        claim=(
+            "A VMA that takes over the pages of a VMA with an anon_vma has that anon_vma when the"
+            " window ends."
+        ),
         stated="dup_anon_vma(), mm/vma.c; broken from 6.16 to 6.18.7 (CVE-2026-23077)",
         not_violations="VMAs without faulted pages, which have no anon_vma to hand over.",
         confirmed="By the VMAs at the window's end.",
         blind_spots="A chain that lacks an older anon_vma than vma->anon_vma.",
         needs=("copy_vma",),
         lacking={
-            "__vma_adjust|commit_merge|vma_expand": "merges and expansions over a neighbour are not seen"
+            "__vma_adjust|commit_merge|vma_expand": (
+                "merges and expansions over a neighbour are not seen"
+            )
         },
         judge=judge_follows,
     ),

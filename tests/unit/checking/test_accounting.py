@@ -11,8 +11,8 @@ from tests.support.checker_rig import CheckerRig
 from tests.support.model_kernel import MIGRATION_WRITE, ModelKernel, swap_entry
 from tests.support.native import LAYOUTS
 from tests.support.snapshots import snapshot
+from tests.unit.checking.test_entry_checks import ADDR
 from tests.unit.checking.test_ledger_property import _LIMITS, KernelThatMissesRuns
-from tests.unit.checking.test_world import ADDR
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.after_death import put_back

@@ -72,6 +72,17 @@ def test_an_entry_whose_page_is_unlocked_at_last_is_proven_although_patience_has
     assert third.verdict is Verdict.VIOLATED
 
 
+def test_case_past_its_patience_waits_for_entry_that_is_nearly_proven() -> None:
+    """Found by the property test: of two entries at one address the second was dropped, and counted as gone."""
+    c, second = case(), replace(LEFT, mm=replace(MM, mm=0x9000), pfn=100)
+    assert looks(c, [LEFT], [PATIENCE, PATIENCE + LOOK_GAP_NS]) == [None, None]
+    later = [PATIENCE + n * LOOK_GAP_NS for n in (2, 3, 4)]
+    first, again, third = looks(c, [LEFT, second], later)
+    assert (first, again) == (None, None)
+    assert third
+    assert (third.verdict, third.proven) == (Verdict.VIOLATED, (LEFT, second))
+
+
 def test_an_unstable_entry_is_no_look() -> None:
     assert (
         looks(

@@ -261,7 +261,7 @@ class Kernel(RuleBasedStateMachine):
         self.model.tick(6_000_000)
         if scan:
             self.checker.open_cases.scan(now=True)
-        self.checker.hear()
+        self.checker.wake_up()
         proven = {
             (a.mm.id, a.addr) for one in self.checker.decided[before:] for a in one.decision.proven
         }

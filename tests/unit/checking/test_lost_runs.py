@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.checker_rig import CheckerRig
 from tests.support.model_kernel import ModelKernel, SimMigration, SimMm
-from tests.unit.checking.test_world import ADDR
+from tests.unit.checking.test_entry_checks import ADDR
 from tracer.invariants.verdict import Verdict
 
 MINUTES = 200 * 10**9

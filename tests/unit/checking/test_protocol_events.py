@@ -29,11 +29,11 @@ def protocol_events_of(b: Box, covered: Collection[str] = ("L4",)) -> ProtocolEv
     )
 
 
-def hear(protocol_events: ProtocolEvents, b: Box) -> bool:
+def read_events(protocol_events: ProtocolEvents, b: Box) -> bool:
     """Bring it the events; whether one presses."""
     for raw in b.native.events():
-        protocol_events.hear(b.tables.events.decode(raw), raw)
-    return protocol_events.pressing
+        protocol_events.read_event(b.tables.events.decode(raw), raw)
+    return protocol_events.urgent
 
 
 def unlink(b: Box, *, locked: bool) -> None:
@@ -47,14 +47,14 @@ def test_only_what_is_not_well_presses_and_is_counted_at_once() -> None:
     b, tally = box(), Tally()
     protocol_events = protocol_events_of(b)
     unlink(b, locked=True)
-    assert not hear(protocol_events, b)
+    assert not read_events(protocol_events, b)
     unlink(b, locked=False)
-    assert hear(protocol_events, b)
+    assert read_events(protocol_events, b)
     (finding,) = protocol_events.work(tally, COUNTERS, 0, 1.0, whole=False)
     assert (finding.invariant, finding.verdict) == ("L4", Verdict.VIOLATED)
     assert tally.checks == {("L4", Verdict.VIOLATED): 1}
     unlink(b, locked=False)
-    assert not hear(protocol_events, b), "a protocol presses once: it has a row"
+    assert not read_events(protocol_events, b), "a protocol presses once: it has a row"
     assert protocol_events.work(tally, COUNTERS, 0, 1.0, whole=False) == []
     assert tally.checks == {("L4", Verdict.VIOLATED): 2}
     protocol_events.work(tally, COUNTERS, 0, 1.0)
@@ -83,7 +83,7 @@ def test_losses_make_doubtful_for_two_ticks() -> None:
         vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", vma.at):
             b.down(b.anon_lock(vma.anon_vma))
-        hear(protocol_events, b)
+        read_events(protocol_events, b)
         protocol_events.work(tally, counters, 0, 1.0, whole=False)
         if tick:
             protocol_events.tick()
@@ -105,7 +105,7 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
     for book, address in (("stacks", 0x1111), ("flight_stacks", 0x2222)):
         b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
     protocol_events = protocol_events_of(b)
-    assert hear(protocol_events, b)
+    assert read_events(protocol_events, b)
     (finding,) = protocol_events.work(Tally(), COUNTERS, 0, 1.0)
     healthy, broken = (
         "unlink_anon_vmas[anon]  anon↓w anon- anon↑w",

@@ -85,8 +85,8 @@ def test_a_finding_carries_its_sighting() -> None:
         {"start": "0x1000"},
         {"anon": "0xffff"},
     )
-    checker.sighted(key(LEAK), sighting)
-    checker.sighted(key(LEAK), Sighting({"pid": 8}))
+    checker.add_sighting(key(LEAK), sighting)
+    checker.add_sighting(key(LEAK), Sighting({"pid": 8}))
     checker.update({key(LEAK): 2})
     (finding,) = checker.report(tally, 1.0)
     assert (finding.invariant, finding.verdict, finding.function) == (
@@ -120,7 +120,7 @@ def test_a_sighting_that_comes_late_completes_the_finding() -> None:
     checker.update({key(LEAK): 1})
     (finding,) = checker.report(tally, 1.0)
     assert finding.evidence["sighted"] is False
-    checker.sighted(key(LEAK), Sighting(stack=("do_brk_flags",)))
+    checker.add_sighting(key(LEAK), Sighting(stack=("do_brk_flags",)))
     assert checker.report(tally, 2.0) == []
     (violation,) = tally.violations.values()
     assert violation.first.stack == ("do_brk_flags",)
@@ -143,8 +143,8 @@ def test_lost_events_take_back_all_that_needs_a_whole_window() -> None:
 
 def test_a_cycle_shows_both_directions() -> None:
     checker, tally = rulings(["L2"]), Tally()
-    checker.sighted(key(LEGAL), Sighting(stack=("forth",)))
-    checker.sighted(key(TURNED), Sighting(stack=("back",)))
+    checker.add_sighting(key(LEGAL), Sighting(stack=("forth",)))
+    checker.add_sighting(key(TURNED), Sighting(stack=("back",)))
     checker.update({key(LEGAL): 5})
     assert checker.checks == {("L2", HOLDS): 5}
     checker.update({key(LEGAL): 5, key(TURNED): 1})

@@ -190,7 +190,7 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
             pass
     protocol_events = protocol_events_of(b)
     for each in raw:
-        protocol_events.hear(b.tables.events.decode(each), each)
+        protocol_events.read_event(b.tables.events.decode(each), each)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     (last,) = finding.trail
     assert last["protocol"] == finding.protocol == "unlink_anon_vmas[anon]  anon-(-)"
@@ -215,7 +215,7 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
                 b.tree(vma, vma.anon_vma, enter=False)
             accused, (raw,) = b.now, b.native.events()
     protocol_events = protocol_events_of(b)
-    protocol_events.hear(b.tables.events.decode(raw), raw)
+    protocol_events.read_event(b.tables.events.decode(raw), raw)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
     assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]

@@ -15,7 +15,7 @@ from tests.support.model_kernel import (
     SimMm,
     swap_entry,
 )
-from tests.unit.checking.test_world import ADDR, judged, left_in
+from tests.unit.checking.test_entry_checks import ADDR, judged, left_in
 from tracer.invariants.migration_walks import rule
 from tracer.invariants.verdict import Finding, Verdict
 
@@ -163,7 +163,7 @@ class TestLocks:
         model.fire("set_migration_pte", ADDR, swap_entry(30, pfn), 0)
         model.call("first_walk_leave")
         checker = CheckerRig(model)
-        checker.hear()
+        checker.wake_up()
         checks = checker.checks()
         assert (checks["M2", Verdict.HOLDS], checks["M2", Verdict.VIOLATED]) == (0, 1)
         (finding,) = findings(checker, "M2")
@@ -209,7 +209,7 @@ class TestLocks:
         model.start(77)
         model.visit(mm, ADDR, 2, 3)
         checker = CheckerRig(model)
-        checker.hear()
+        checker.wake_up()
         (finding,) = findings(checker, "M3")
         assert finding.evidence["folio"] == hex(model.folio(2 if unlocked == "source" else 3))
         assert checker.checks()["M3", Verdict.VIOLATED] == 1
@@ -662,7 +662,7 @@ def test_repeats_of_one_kind_read_no_evidence() -> None:
         model.call("first_walk", model.folio(pfn), mm.vma, ADDR + n * 4096)
         model.fire("set_migration_pte", ADDR + n * 4096, swap_entry(MIGRATION_WRITE, pfn), 0)
         model.call("first_walk_leave")
-    checker.hear()
+    checker.wake_up()
     model.end(migration)
     (violation,) = [v for v in checker.tally.violations.values() if v.first.invariant == "M2"]
     assert violation.count == 40

@@ -159,7 +159,7 @@ class TestEntriesOfOnePage:
             (ADDR + PAGE, ADDR + 3 * PAGE),
         ):
             model.move(mm, addr, to)
-            checker.hear()
+            checker.wake_up()
             model.tick(6_000_000)
         self.named(model, checker)
 
@@ -260,7 +260,7 @@ def test_an_entry_that_is_proven_is_counted_once_however_often_it_is_found() -> 
     left_in(model)
     checker = CheckerRig(model)
     for _ in range(6):
-        checker.hear()
+        checker.wake_up()
         model.tick(10**9)
     for _ in range(3):
         checker.open_cases.scan(now=True)
@@ -582,7 +582,7 @@ class TestMmapLock:
         model.unlock_mm(two, write=False)
         model.become(6)
         nests(model, two, one)
-        checker.hear()
+        checker.wake_up()
         assert (
             checker.checks()["L2", Verdict.UNVERIFIABLE],
             checker.checks()["L2", Verdict.SUSPECT],
@@ -592,7 +592,7 @@ class TestMmapLock:
         for tid, order in ((7, (two, three)), (8, (three, two))):
             model.become(tid)
             nests(model, *order)
-        checker.hear()
+        checker.wake_up()
         assert (
             checker.checks()["L2", Verdict.UNVERIFIABLE],
             checker.checks()["L2", Verdict.SUSPECT],
@@ -615,7 +615,7 @@ class TestMmapLock:
         for tid, order in ((6, (one, two)), (7, (two, one))):
             model.become(tid)
             nests(model, *order)
-        checker.hear()
+        checker.wake_up()
         assert (
             checker.checks()["L2", Verdict.UNVERIFIABLE],
             checker.checks()["L2", Verdict.SUSPECT],
@@ -702,7 +702,7 @@ class TestFindings:
             model.lock_mm(inner)
             model.unlock_mm(inner)
             model.unlock_mm(outer)
-        checker.hear()
+        checker.wake_up()
         (violation,) = checker.tally.violations.values()
         assert (violation.first.invariant, violation.first.verdict) == ("L2", Verdict.SUSPECT)
         assert "opposite order of task 5" in violation.first.summary
@@ -744,7 +744,7 @@ class TestTheTimer:
         left_in(model)
         model.tick(2 * 10**9)
         checker.tick()
-        checker.hear()
+        checker.wake_up()
         ((_, _, event),) = checker.open_cases.cases.values()
         assert event
         assert event.kind == "MIGRATION_LEFT"
