@@ -33,7 +33,7 @@ class RmapdError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """Return the message with names escaped; only `why`, a compiler's output, may have lines."""
+        """Return the message with names escaped; only `why`, a compiler's output, has lines."""
         text = printable(self.what)
         if self.why:
             text += ": " + "\n    ".join(map(printable, self.why.splitlines()))

@@ -47,6 +47,6 @@ def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own
         v for v in report["violations"] if v["invariant"] == "M1" and v["verdict"] == "violated"
     )
     assert violation["evidence"]["entries"][0]["tgid"] == fault["judge"]
-    assert violation["evidence"]["entries"][0]["comm"] == "rmapd-judge"
-    assert f"rmapd-judge[{fault['judge']}] at 0x" in violation["summary"]
+    assert violation["evidence"]["entries"][0]["comm"] == "rmapd-checker"
+    assert f"rmapd-checker[{fault['judge']}] at 0x" in violation["summary"]
     assert report["migration"]["outstanding"] == 0

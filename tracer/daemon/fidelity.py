@@ -1,8 +1,8 @@
 """Fidelity: how much is probed, what that covers, and how a running session changes it.
 
 A change loses no count and invents none. A window or an mmap_lock that began before the change is
-not counted (epochs in probes/include/shared.h); what was counted before is checked with the old coverage;
-locks that a task holds are forgotten where their release may not be seen.
+not counted (epochs in probes/include/shared.h); what was counted before is checked with the old
+coverage; locks that a task holds are forgotten where their release may not be seen.
 """
 
 from __future__ import annotations
