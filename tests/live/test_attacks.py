@@ -162,7 +162,7 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
             for value in ("1", "0"):
                 switch.write_text(value)
                 for _ in range(25):
-                    assert not session.probes.loaded.update_detached(session.watch.check())
+                    assert not session.probes.loaded.update_detached(session.liveness.check())
             ran = caught_up(session).statistics["mmap_lock_released"]
             assert ran.runs or not statistics
     finally:

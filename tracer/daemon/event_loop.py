@@ -81,6 +81,7 @@ class EventLoop:
         self._fidelity.doubt(self._checker.doubts())
         self._open_cases.scan()
         self._fidelity.look(self._clock() / 1e9, self._checker.count_protocols)
+        self._checker.cover(self._fidelity.covered)  # a doubt or the governor may have changed it
         self._commit()
         return True
 

@@ -27,13 +27,13 @@ class LossTracker:
     def __init__(
         self,
         loaded: AttachedProbes,
-        watch: LivenessCheck,
+        liveness: LivenessCheck,
         fidelity: Fidelity,
         invariants: Mapping[str, Invariant],
         clock: Callable[[], int],
     ) -> None:
         """Track these hooks. clock: CLOCK_MONOTONIC in nanoseconds."""
-        self._loaded, self._watch, self._fidelity = loaded, watch, fidelity
+        self._loaded, self._liveness, self._fidelity = loaded, liveness, fidelity
         self._changes: Counter[str] = Counter()  # hooks detached or back, by probe object
         self._windows_missed = 0
         self.unbroken: Mapping[str, MissedRuns] = {
@@ -53,7 +53,7 @@ class LossTracker:
         Call it before anything is checked: windows during which a hook was detached or came back
         prove nothing.
         """
-        changed = self.find_changed_hooks()
+        changed = self._find_changed_hooks()
         if changed:
             self._fidelity.renew_coverage()
         changes = sum(self._changes[probe_object] for probe_object in WINDOW_PROBE_OBJECTS)
@@ -64,9 +64,9 @@ class LossTracker:
             missed.look()
         return self._fidelity.covered
 
-    def find_changed_hooks(self) -> list[str]:
+    def _find_changed_hooks(self) -> list[str]:
         """Find hooks that were detached or came back since the last look, log and count them."""
-        changed = self._loaded.update_detached(self._watch.check())
+        changed = self._loaded.update_detached(self._liveness.check())
         for hook in changed:
             self._changes[hook.probe_object] += 1
             why = f": {hook.reason}" if hook.reason else " again"

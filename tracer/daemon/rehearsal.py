@@ -29,6 +29,6 @@ def rehearse(session: Session) -> tuple[object, ...]:
         searched,
         session.probes.kernel.shows_addresses(),
         attached,
-        session.watch.check(),
+        session.liveness.check(),
         [(name, ran.program_id) for name, ran in statistics.items()],
     )

@@ -85,8 +85,8 @@ class Session:
             config.sampled_windows,
         )
         self.covered_at_start = self.fidelity.covered
-        self.watch = LivenessCheck(loaded.attachments, lambda: run_counts(loaded))
-        self.losses = LossTracker(loaded, self.watch, self.fidelity, self.invariants, clock)
+        self.liveness = LivenessCheck(loaded.attachments, lambda: run_counts(loaded))
+        self.losses = LossTracker(loaded, self.liveness, self.fidelity, self.invariants, clock)
         reader = next(iter(loaded.programs.get("look", [])), None)
         objects = ObjectReader(loaded.maps, reader, probes.layouts, kernel)
         self.protocol_events = ProtocolEvents(

@@ -41,6 +41,7 @@ class Log:
             tick=lambda: self.done.append("tick"),
             doubts=dict,
             count_protocols=None,
+            cover=lambda covered: self.done.append(f"cover {covered}"),
         )
 
     def open_cases(self) -> Any:
@@ -50,7 +51,9 @@ class Log:
 
     def fidelity(self) -> Any:
         return SimpleNamespace(
-            doubt=lambda _doubts: None, look=lambda _now, _count: self.done.append("govern")
+            doubt=lambda _doubts: None,
+            look=lambda _now, _count: self.done.append("govern"),
+            covered="M1",
         )
 
 
@@ -92,7 +95,7 @@ def test_tick_that_is_due_is_done_in_spite_of_a_new_finding(ring: Any) -> None:
     one = loop(log, ring)
     log.now += TICK_NS
     assert one.step() is True
-    assert log.done == ["beat", "read", "work", "tick", "scan", "govern", "commit"]
+    assert log.done == ["beat", "read", "work", "tick", "scan", "govern", "cover M1", "commit"]
 
 
 def test_requested_tick_is_done_in_the_next_step(ring: Any) -> None:
