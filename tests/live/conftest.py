@@ -85,8 +85,8 @@ def child_of(parent: int, name: str) -> int:
     return 0
 
 
-def judge_of(supervisor: int) -> int:
-    """The judging process, 0 while there is none: it is a child of the one that people know."""
+def checker_of(supervisor: int) -> int:
+    """Return the pid of the checker, a child of the process that was started; 0 while there is none."""
     return child_of(supervisor, CHECKER_NAME)
 
 
@@ -195,7 +195,7 @@ def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
 
 
 def entries_hold(url: str, more: float) -> None:
-    """CheckpointMemory is compacted until M1 holds for that many entries more. How many of the pages that are moved somebody maps is for chance."""
+    """Compact memory until M1 holds for `more` further entries; how many moved pages are mapped is random."""
     line = 'rmapd_checks_total{invariant="M1",verdict="holds"}'
     before = sample(url, line)
     for _ in range(10):

@@ -19,9 +19,9 @@ import pytest
 from tests.live.conftest import (
     ROOT,
     WORKLOAD,
+    checker_of,
     daemon,
     fetch,
-    judge_of,
     loaded_by,
     rmapd,
     run_exec,
@@ -85,9 +85,9 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
         try:
             time.sleep(3)
             before = sample(url, CHECKS.format("M1", "holds"))
-            os.kill(judge_of(process.pid), signal.SIGSTOP)
+            os.kill(checker_of(process.pid), signal.SIGSTOP)
             time.sleep(30)
-            os.kill(judge_of(process.pid), signal.SIGCONT)
+            os.kill(checker_of(process.pid), signal.SIGCONT)
             time.sleep(10)
         finally:
             load_.terminate()

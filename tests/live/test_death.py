@@ -1,6 +1,7 @@
-"""The judge dies, hangs, or is killed at any moment: what it had recorded is reported, and nothing stays attached.
+"""The checker dies, hangs or is killed: its results are reported, and nothing stays attached.
 
-RMAPD_KILLS=200 for more rounds of the first test."""
+RMAPD_KILLS=200 runs more rounds of the first test.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import RMAPD, WORKLOAD, child_of, daemon, judge_of, remaining, until
+from tests.live.conftest import RMAPD, WORKLOAD, checker_of, child_of, daemon, remaining, until
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.outputs.store import reader
@@ -61,7 +62,7 @@ def executing(
 
 @contextlib.contextmanager
 def migrating() -> Iterator[None]:
-    """Meanwhile memory is compacted, and others fork, map and exit."""
+    """Compact memory, fork, map and exit while the context is open."""
     with subprocess.Popen(
         [*WORKLOAD, "10000000"], stdout=subprocess.DEVNULL, start_new_session=True
     ) as load:
@@ -72,7 +73,7 @@ def migrating() -> Iterator[None]:
 
 
 def started(process: subprocess.Popen[str], command: str = "sleep") -> None:
-    """The gate is open: the command runs."""
+    """Wait until the command runs: the gate is open then."""
     until(lambda: child_of(process.pid, command), 60, f"{command} is started")
 
 
@@ -81,8 +82,8 @@ def read(report: Path) -> dict[str, Any]:
     return found
 
 
-class Bookings:
-    """Windows that violate something, booked by a thread as fast as it goes; how many of each."""
+class Violations:
+    """A thread that records violating windows as fast as it can; counts has how many of each."""
 
     def __init__(self, recorder: WindowRecorder) -> None:
         self.counts: Counter[str] = Counter()
@@ -121,10 +122,10 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
         ):
             started(process)
             with contextlib.closing(WindowRecorder.find()) as recorder:
-                bookings = Bookings(recorder)
+                violations = Violations(recorder)
                 time.sleep(chance.uniform(0, 1.5))
-                bookings.stop()
-                os.kill(judge_of(process.pid), signal.SIGKILL)
+                violations.stop()
+                os.kill(checker_of(process.pid), signal.SIGKILL)
                 said, errors = process.communicate(timeout=60)
         assert process.returncode == 71, errors
         found = read(report)
@@ -135,9 +136,9 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
         counted = {
             v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"
         }
-        unread = set(bookings.counts) - set(counted)
+        unread = set(violations.counts) - set(counted)
         assert not unread, "every violation is found"
-        assert counted == bookings.counts, "as often as it was booked"
+        assert counted == violations.counts, "as often as it was recorded"
         ledger, m1 = found["migration"], found["invariants"]["M1"]["checks"]
         assert ledger["entries_recorded"] + ledger["entries_copied"] == sum(m1.values()), (
             ledger,
@@ -159,10 +160,10 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_judge_that_dies_while_it_attaches(tmp_path: Path) -> None:
+def test_checker_that_dies_while_it_attaches_leaves_a_report(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--", "sleep", "60") as process:
-        os.kill(until(lambda: judge_of(process.pid), 10, "there is a judge"), signal.SIGKILL)
+        os.kill(until(lambda: checker_of(process.pid), 10, "there is a checker"), signal.SIGKILL)
         process.communicate(timeout=60)
     assert process.returncode == 71
     assert read(report)["command"]["ended"] == "it was not started"
@@ -170,13 +171,13 @@ def test_a_judge_that_dies_while_it_attaches(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_judge_that_hangs(tmp_path: Path) -> None:
+def test_checker_that_hangs_is_killed_and_reported(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     with executing(
         "--report", str(report), "--", "sleep", "60", env={"RMAPD_HANG_SECONDS": "5"}
     ) as process:
         started(process)
-        os.kill(judge_of(process.pid), signal.SIGSTOP)
+        os.kill(checker_of(process.pid), signal.SIGSTOP)
         began = time.monotonic()
         process.communicate(timeout=60)
     assert process.returncode == 71
@@ -188,9 +189,9 @@ def test_a_judge_that_hangs(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> None:
-    """As after a BUG: the process is a zombie behind another thread, with all its descriptors. What it attached is closed nevertheless."""
-    report, judge = tmp_path / "r.json", 0
+def test_checker_whose_main_thread_is_gone_is_detached(tmp_path: Path) -> None:
+    """After a BUG the process is a zombie behind another thread; its descriptors are closed all the same."""
+    report, checker = tmp_path / "r.json", 0
     try:
         with executing(
             "--report",
@@ -201,7 +202,7 @@ def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> No
             command=(sys.executable, "-c", EXIT_OF_MAIN_THREAD),
         ) as process:
             started(process)
-            judge = judge_of(process.pid)
+            checker = checker_of(process.pid)
             process.communicate(timeout=60)
         assert process.returncode == 71
         assert (
@@ -209,16 +210,18 @@ def test_a_judge_whose_main_thread_is_gone_and_which_stays(tmp_path: Path) -> No
             == "the checker died: the kernel killed its main thread, and the process stays"
         )
         assert read(report)["invariants"]["M1"]["coverage"] == "partial"
-        assert Path(f"/proc/{judge}/task/{judge}/stat").read_text().rpartition(") ")[2][0] == "Z"
-        assert len(list(Path(f"/proc/{judge}/task").iterdir())) == 2
+        assert (
+            Path(f"/proc/{checker}/task/{checker}/stat").read_text().rpartition(") ")[2][0] == "Z"
+        )
+        assert len(list(Path(f"/proc/{checker}/task").iterdir())) == 2
         assert not remaining()
     finally:
-        if judge:
-            os.kill(judge, signal.SIGKILL)
+        if checker:
+            os.kill(checker, signal.SIGKILL)
 
 
-def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
-    """What the first one had found is reported all the same."""
+def test_results_are_reported_if_the_process_after_the_checker_dies_too(tmp_path: Path) -> None:
+    """The report has what the checker had found."""
     altered = "import os, sys; from tracer.daemon import after_death; after_death.find_remains = lambda *_: os.kill(os.getpid(), 9); "
     altered += "from tests.support import altered; altered.main(*sys.argv[1:])"
     report, command = (
@@ -230,7 +233,7 @@ def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
         with contextlib.closing(WindowRecorder.find()) as recorder:
             recorder.record(variant(VIOLATING["L3"], 0))
             time.sleep(2)
-        os.kill(judge_of(process.pid), signal.SIGKILL)
+        os.kill(checker_of(process.pid), signal.SIGKILL)
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 71
     assert [(v["invariant"], v["count"]) for v in read(report)["violations"]] == [("L3", 1)]
@@ -240,23 +243,23 @@ def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_the_supervisor_dies(tmp_path: Path, both: bool) -> None:
+def test_checker_reports_when_its_supervisor_dies(tmp_path: Path, both: bool) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--", "sleep", "3") as process:
         started(process)
-        judge = judge_of(process.pid)
+        checker = checker_of(process.pid)
         process.kill()
         if both:
-            os.kill(judge, signal.SIGKILL)
+            os.kill(checker, signal.SIGKILL)
         process.wait(10)
     assert not remaining()
     if not both:
-        until(report.exists, 20, "the judge reports")
+        until(report.exists, 20, "the checker reports")
         assert read(report)["ended_early"]["reason"] == "the supervising process died"
 
 
-def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
-    """Its supervisor stores what is left: what was stored is not counted twice, and what was not is not lost."""
+def test_supervisor_stores_the_results_of_a_killed_daemon(reachable: Path) -> None:
+    """Counts that were stored are not stored twice, and the others are not lost."""
     altered, path = (
         (sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"),
         reachable / "rmapd.db",
@@ -271,8 +274,8 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
             for _ in range(100):
                 recorder.record(key)
                 time.sleep(chance.uniform(0, 0.02))
-            judge = judge_of(process.pid)
-            os.kill(judge, signal.SIGKILL)
+            checker = checker_of(process.pid)
+            os.kill(checker, signal.SIGKILL)
             _, said = process.communicate(timeout=60)
         assert process.returncode == 71, said
         assert "found after a crash: the checker died: killed by SIGKILL: 100 violated" in said
@@ -289,9 +292,9 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
         assert not remaining()
 
 
-def test_a_daemon_whose_supervisor_is_killed() -> None:
+def test_daemon_ends_when_its_supervisor_is_killed() -> None:
     with daemon() as (process, _):
-        judge = judge_of(process.pid)
+        checker = checker_of(process.pid)
         process.kill()
-        until(lambda: not Path(f"/proc/{judge}").exists(), 20, "the judge ends, too")
+        until(lambda: not Path(f"/proc/{checker}").exists(), 20, "the checker ends, too")
     assert not remaining()

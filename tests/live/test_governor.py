@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from pyprctl import Cap
 
-from tests.live.conftest import daemon, fetch, judge_of, loaded_by, sample, still_loaded, until
+from tests.live.conftest import checker_of, daemon, fetch, loaded_by, sample, still_loaded, until
 from tracer.daemon.probes import probes_folder
 from tracer.process.capabilities import permitted_by_thread
 
@@ -115,9 +115,9 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
                 )
         programs = loaded_by(process.pid)
         assert len(programs) > 10
-        assert set(permitted_by_thread(Path(f"/proc/{keeper_of(process.pid)}")).values()) == {
-            1 << Cap.BPF.value | 1 << Cap.PERFMON.value
-        }
+        assert set(
+            permitted_by_thread(Path(f"/proc/{reattach_helper_of(process.pid)}")).values()
+        ) == {1 << Cap.BPF.value | 1 << Cap.PERFMON.value}
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr
@@ -128,7 +128,7 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
         )
         assert "fidelity owner instead of full: programs take" in said
         assert "fidelity full instead of owner: programs would take" in said
-    assert not still_loaded(programs), "the keeper has let go, too"
+    assert not still_loaded(programs), "the reattach helper has released them, too"
 
 
 def test_what_is_required_is_never_taken_off(
@@ -145,7 +145,7 @@ def test_what_is_required_is_never_taken_off(
         assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, L2)) == (1, 0.5)
 
 
-def test_without_its_keeper_it_stays_low_and_says_so(
+def test_level_stays_low_without_the_reattach_helper(
     slow_probes: Path, load: subprocess.Popen[bytes]
 ) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
@@ -153,7 +153,7 @@ def test_without_its_keeper_it_stays_low_and_says_so(
         load.send_signal(signal.SIGCONT)
         comes(url, 'rmapd_fidelity{level="owner"}', 1)
         load.send_signal(signal.SIGSTOP)
-        os.kill(keeper_of(process.pid), signal.SIGKILL)
+        os.kill(reattach_helper_of(process.pid), signal.SIGKILL)
         time.sleep(12)
         assert (
             sample(url, 'rmapd_fidelity{level="owner"}'),
@@ -167,9 +167,9 @@ def test_without_its_keeper_it_stays_low_and_says_so(
         assert process.stderr.read().count("fidelity stays owner: ") == 1
 
 
-def keeper_of(pid: int) -> int:
-    """The judge's one child."""
-    judge = judge_of(pid)
-    (child,) = Path(f"/proc/{judge}/task/{judge}/children").read_text().split()
+def reattach_helper_of(pid: int) -> int:
+    """Return the pid of the checker's one child."""
+    checker = checker_of(pid)
+    (child,) = Path(f"/proc/{checker}/task/{checker}/children").read_text().split()
     assert b"tracer.attach.reattach_helper" in Path(f"/proc/{child}/cmdline").read_bytes()
     return int(child)

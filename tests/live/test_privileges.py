@@ -18,18 +18,18 @@ from pyprctl import Cap
 from tests.live.conftest import (
     RMAPD,
     ROOT,
+    checker_of,
     daemon,
     daemons_user,
     entries_hold,
     fetch,
-    judge_of,
     loaded_by,
     rmapd,
     sample,
     still_loaded,
     until,
 )
-from tests.live.test_governor import keeper_of
+from tests.live.test_governor import reattach_helper_of
 from tests.live.test_otlp import DAEMON
 from tests.support.collector import collector
 from tracer.outputs.store import reader
@@ -147,7 +147,7 @@ cli.main()
 
 def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     with daemon("--config", str(config)) as (process, url):
-        found = threads(judge_of(process.pid))
+        found = threads(checker_of(process.pid))
         assert len(found) > 1, "the server's thread is among them"
         found += threads(process.pid)  # the supervisor's one
         for one in found:
@@ -180,7 +180,7 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     assert not still_loaded(programs)
     config.write_text("scan_seconds = 2.0\ndrop_privileges = false\n")
     with daemon("--config", str(config)) as (process, _):
-        judge = judge_of(process.pid)
+        judge = checker_of(process.pid)
         assert all(
             int(one["CapEff"], 16) == int(status(Path("/proc/self"))["CapEff"], 16)
             for one in threads(judge)
@@ -209,7 +209,7 @@ def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None
     """Real, effective, saved and file-system ids, and no supplementary groups."""
     user = daemons_user()
     with daemon("--config", str(config)) as (process, _):
-        helper, judge = keeper_of(process.pid), judge_of(process.pid)
+        helper, judge = reattach_helper_of(process.pid), checker_of(process.pid)
         found = [*threads(process.pid), *threads(judge), *threads(helper)]
         assert len(found) > 3, "the supervisor's, the judge's two, the helper's"
         for one in found:

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.parser import text_string_to_metric_families
 
 import dashboards
-from tests.live.conftest import RMAPD, ROOT, WORKLOAD, daemon, fetch, judge_of, until
+from tests.live.conftest import RMAPD, ROOT, WORKLOAD, checker_of, daemon, fetch, until
 from tests.support.prometheus import RULES, SCRAPE_SECONDS, free_port, prometheus, running
 from tests.support.promql import expand
 from tests.support.snapshots import full
@@ -219,7 +219,7 @@ def run_at(address: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            judge = judge_of(process.pid) if process.poll() is None else 0
+            judge = checker_of(process.pid) if process.poll() is None else 0
             process.kill()
             if judge:
                 with contextlib.suppress(ProcessLookupError):

@@ -174,11 +174,13 @@ def test_without_btf(tmp_path: Path) -> None:
     assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
 
 
-EVERYWHERE = ("migration", "mmap_lock", "page_tables")  # stems that need neither kprobes nor fentry
+EVERYWHERE = ("migration", "mmap_lock", "page_tables")  # they need neither kprobes nor fentry
 
 
 @pytest.mark.parametrize("probe_object", EVERYWHERE)
-def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, probe_object: str) -> None:
+def test_probe_object_that_does_not_compile_costs_only_itself(
+    tmp_path: Path, probe_object: str
+) -> None:
     copy = tmp_path / "probes"
     shutil.copytree(probes_folder(), copy)
     broken = copy / f"{probe_object}.bpf.c"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import daemon, daemons_user, fetch, judge_of, rmapd, sample
+from tests.live.conftest import checker_of, daemon, daemons_user, fetch, rmapd, sample
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.outputs.store import reader
 from tracer.outputs.store.writer import Store
@@ -154,7 +154,7 @@ def test_a_killed_run_is_there_without_an_end(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     with daemon("--store", str(path)) as (process, url):
         assert sample(url, "rmapd_store_writable") == 1
-        judge = judge_of(process.pid)
+        judge = checker_of(process.pid)
         process.kill()  # and who would keep what is left, before it can
         os.kill(judge, signal.SIGKILL)
         process.wait(30)
