@@ -16,7 +16,7 @@ RUN = "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', 
 FAILING = {
     "the judging loop": "from tracer.daemon import session\ndef fail(*_): raise ZeroDivisionError('day 30')\nsession.Session.step = fail",
     "the server's thread": "from tracer.web import server\nasync def fail(_): 1 / 0 * len('day 30')\nserver.Server._accept = fail",
-    "the store": "from tracer.outputs import sinks\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nsinks.Sinks.react = fail",
+    "the store": "from tracer.outputs import sinks\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nsinks.Sinks.deliver = fail",
     "attaching": "from tracer.attach import loader\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nloader.load = fail",
 }
 
@@ -64,9 +64,9 @@ def test_what_ran_out_of_memory_may_pass(before: str) -> None:
 def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) -> None:
     script = (
         "from tracer import cli; from tracer.outputs import log\nfrom tests.support.snapshots import FINDING\nfrom tracer.invariants.verdict import Violation\n"
-        "from tracer.outputs import sinks\nreact = sinks.Sinks.react\n"
+        "from tracer.outputs import sinks\nreact = sinks.Sinks.deliver\n"
         "def loud(self, *a, **k):\n    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n    return react(self, *a, **k)\n"
-        "sinks.Sinks.react = loud\nfrom tracer import outcome\noutcome.install_stdout()\n"
+        "sinks.Sinks.deliver = loud\nfrom tracer import outcome\noutcome.install_stdout()\n"
         + RUN.replace("'20'", "'2'")
     )
     with Path("/dev/full").open("w") as full:
