@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from tracer.attach import loader, plan
-from tracer.attach.attached import AttachedProbes, fasten, unfasten
+from tracer.attach import loader, plan, resolver
+from tracer.attach.attached import AttachedProbes, attach_all, detach_all
 from tracer.bpf.programs import enable_statistics
 from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder
@@ -71,7 +71,7 @@ class Attachable(Nothing):
             if hook.on and hook.how not in ("run", "iter")
         ]
         for points in self._passed:
-            unfasten(points)
+            detach_all(points)
 
     @contextlib.contextmanager
     def on(self) -> Iterator[Nothing]:
@@ -79,8 +79,8 @@ class Attachable(Nothing):
             if self._statistics:
                 stack.callback(os.close, enable_statistics())
             for points in self._passed:
-                fasten(points)
-                stack.callback(unfasten, points)
+                attach_all(points)
+                stack.callback(detach_all, points)
             self._params.set(gate=1)
             stack.callback(self._params.set, gate=0)
             yield self
@@ -162,24 +162,22 @@ class Maker:
         return self._loaded(probe_objects, folder)
 
     def _loaded(self, probe_objects: frozenset[str] | None, folder: Path) -> AttachedProbes | None:
-        planned = plan.make(self.kernel, [folder], probe_objects)
+        planned = resolver.make_plan(self.kernel, [folder], probe_objects)
         wanted = {
-            probe_object.name
-            for probe_object in planned.probe_objects
-            if any(hook.state is plan.State.READY for hook in probe_object.hooks)
+            probe_object.name for probe_object in planned.probe_objects if probe_object.usable
         }
         if not wanted or (
             probe_objects and len(probe_objects) > 1 and len(wanted) < len(probe_objects)
         ):
             return None
-        kit = loader.Kit(
+        build = loader.BuildEnvironment(
             self.kernel.types,
             self._layouts.constants,
             folder / "include",
             Config().maps.sizes(),
             self.kernel.release,
         )
-        loaded = loader.load(planned, kit, statistics=False)
+        loaded = loader.load(planned, build, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
         Params(loaded.maps, self._layouts).set(levels=levels, max_entry_age_ns=10**10)
         return loaded

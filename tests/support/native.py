@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.btf_blob import kernel_types
-from tracer.attach import loader, plan
+from tracer.attach import loader, plan, resolver
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import FUNC, Btf
 from tracer.kernel.running import Kernel
@@ -87,7 +87,7 @@ def synthetic_kernel(types: bytes = b"") -> Kernel:
 
 @functools.cache
 def attach_plan(types: bytes = b"") -> plan.Plan:
-    return plan.make(synthetic_kernel(types), [PROBES])
+    return resolver.make_plan(synthetic_kernel(types), [PROBES])
 
 
 def write_kernel_header(folder: Path, types: bytes = b"") -> Path:
@@ -104,11 +104,7 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     """Compile all probe objects: one library for each kernel and set of map sizes."""
     planned = attach_plan(types)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
-    usable = [
-        probe_object
-        for probe_object in planned.probe_objects
-        if any(hook.state is plan.State.READY for hook in probe_object.hooks)
-    ]
+    usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
     (folder / "all.c").write_text(
         HARNESS.read_text() + loader.source(planned.header, usable, PROBES / "include") + _FOLD
     )
@@ -196,7 +192,7 @@ class NativeProgram:
         names = attach_plan().names
         constants = (ctypes.c_uint64 * 1024).in_dll(self._lib, "harness_constants")
         places = (ctypes.c_int64 * 1024).in_dll(self._lib, "harness_places")
-        given = point.numbers(LAYOUTS.constants)
+        given = point.constant_values(LAYOUTS.constants)
         for name, number in names.constants.items():
             constants[number & 1023] = given.get(
                 name, NO_OFFSET if name.startswith("offset_of_") else 0
@@ -261,28 +257,28 @@ class Native:
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
         probe_objects = attach_plan(types).probe_objects
-        ways = [
-            hook.ways[0]
+        methods = [
+            hook.methods[0]
             for probe_object in probe_objects
             if probe_object.name in ("ledger", "forks")
             for hook in probe_object.hooks
         ]
         self.programs |= {
             point.program: NativeProgram(self.lib, point.program, point)
-            for way in ways
-            for point in way.points
+            for method in methods
+            for point in method.points
         }
         windows = [
-            way
+            method
             for probe_object in probe_objects
             if probe_object.name in WINDOW_PROBE_OBJECTS
             for hook in probe_object.hooks
-            for way in hook.ways
+            for method in hook.methods
         ]
         self.points = {
             f"{point.how}:{point.symbol}": NativeProgram(self.lib, point.program, point)
-            for way in windows
-            for point in way.points
+            for method in windows
+            for point in method.points
         }
         self._buffer = ctypes.create_string_buffer(1 << 16)
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Collection
 
-from tracer.bpf.maps import object_name
+from tracer.bpf.syscall import object_name
 from tracer.config import Config
 from tracer.daemon.after_death import Aftermath, aftermath
 from tracer.errors import RmapdError

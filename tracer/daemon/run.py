@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 import tracer
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.config import CHANGEABLE, Config
 from tracer.daemon.found_after import keep_from_systemd
 from tracer.daemon.session import Session, running_kernel
@@ -186,7 +186,7 @@ def _in_a_line(s: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     absent = defaultdict[tuple[bool, str], list[str]](list)
     for hook in snapshot.hooks:
-        if hook.state in (State.MISSING, State.DENIED):
+        if hook.state in (HookState.MISSING, HookState.DENIED):
             absent[hook.tried, hook.reason].append(hook.hook.name)
     for (
         (tried, reason),

@@ -15,8 +15,9 @@ import msgspec
 
 import tracer
 from tracer.attach import attach_process
-from tracer.attach.liveness import Watch
+from tracer.attach.liveness import LivenessCheck
 from tracer.bpf import programs as program
+from tracer.bpf.links import attached_to
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program, RunStatistics
 from tracer.checking.cases import OpenCases
@@ -130,11 +131,11 @@ class Session:
         )
         self.tables.params.set(gate=1)
 
-    def _build(self, attached: attach_process.Attached, layouts: Layouts, level: str) -> None:
+    def _build(self, attached: attach_process.AttachOutcome, layouts: Layouts, level: str) -> None:
         """All that judges, over what is attached."""
         self.kernel.known_enums |= attached.enums
         self._page_size = attached.page_size
-        self.loaded = self._stack.enter_context(attached.loaded)
+        self.loaded = self._stack.enter_context(attached.probes)
         self.tables = Tables.of(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.max_entry_age_seconds * 1e9)
@@ -175,7 +176,7 @@ class Session:
         findings = Findings(
             self.tables.stacks, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
-        self.watch = Watch(self.loaded.attachments, self._runs)
+        self.watch = LivenessCheck(self.loaded.attachments, self._runs)
         self.losses = LossTracker(
             self.loaded, self.watch, self._fidelity, self.invariants, self._clock
         )
@@ -217,7 +218,7 @@ class Session:
         if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
             return levels[:1]
         if self.config.drop_privileges:
-            self.loaded.keep(
+            self.loaded.start_reattach_helper(
                 [
                     hook.probe_object
                     for hook in self.loaded.hooks
@@ -313,13 +314,13 @@ class Session:
             searched = (
                 bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
             )
-        standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
+        standing = [attached_to(one.link.fd) for one in self.loaded.attachments()]
         return (
             taken,
             searched,
             self.kernel.shows_addresses(),
             standing,
-            self.watch.look(),
+            self.watch.check(),
             [(name, ran.program_id) for name, ran in statistics.items()],
         )
 

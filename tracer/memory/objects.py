@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracer.bpf.maps import Runnable, Table
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
 

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from tracer.bpf.maps import Readable, Runnable, Table
+from tracer.bpf.links import Readable
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.memory.entries import FoundEntry
 from tracer.memory.sweep import TableSearch
 from tracer.tables.c_structs import Layouts

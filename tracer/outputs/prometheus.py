@@ -18,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 import tracer
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS
 from tracer.invariants.verdict import Verdict
@@ -129,7 +129,9 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         ("hook",),
         (((n,), float(n in on)) for n in names),
     )
-    loaded = on | {h.hook.name for h in s.hooks if h.state in (State.RESTING, State.DETACHED)}
+    loaded = on | {
+        h.hook.name for h in s.hooks if h.state in (HookState.PAUSED, HookState.DETACHED)
+    }
     stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in loaded}
     seconds = (((n,), one.seconds) for n, one in stats.items())
     yield _counter(
@@ -159,7 +161,9 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
 
 def _windows(s: Snapshot) -> dict[str, Histogram]:
     """Times by function, of those that are hooked here or were seen all the same."""
-    hooked = {h.hook.window for h in s.hooks if h.on or h.state in (State.RESTING, State.DETACHED)}
+    hooked = {
+        h.hook.window for h in s.hooks if h.on or h.state in (HookState.PAUSED, HookState.DETACHED)
+    }
     return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 import tracer
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.invariants.verdict import Verdict, Violation
 from tracer.printable import printable
 from tracer.protocol.text import text
@@ -48,7 +48,7 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
     absent = [
         f"{h.hook.name} {h.state} ({h.reason})"
         for h in s.hooks
-        if h.state in (State.MISSING, State.DENIED)
+        if h.state in (HookState.MISSING, HookState.DENIED)
     ]
     lines += [f"hook: {line}" for line in absent]
     for violation in s.violations.values():

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.busy import NO_HOOKS, tracepoints_only, well
 from tests.support.reports import written
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.daemon.run import _in_a_line
 from tracer.daemon.terminal import table
 from tracer.invariants.base import Coverage
@@ -37,7 +37,10 @@ def taken_away() -> Snapshot:
     s = well()
     return replace(
         s,
-        hooks=(replace(s.hooks[0], state=State.DETACHED, reason="its link is gone"), *s.hooks[1:]),
+        hooks=(
+            replace(s.hooks[0], state=HookState.DETACHED, reason="its link is gone"),
+            *s.hooks[1:],
+        ),
     )
 
 
