@@ -177,7 +177,7 @@ class NativeMap:
 
 
 class NativeProgram:
-    """A harness program with the interface of tracer.bpf.maps.Runnable.
+    """A harness program with the interface of tracer.bpf.programs.Runnable.
 
     A program on a function has a point, which names the places of the arguments.
     """

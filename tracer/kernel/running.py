@@ -155,14 +155,15 @@ class Kernel:
         """Why no kprobe can be set, or none can be trusted; empty where they can.
 
         trace_call_bpf() counts the runs that it leaves out since Linux 6.7 (dd8657894c11 "bpf:
-        Count missed stats in trace_call_bpf"). The same series gave struct bpf_link_info its
-        perf_event.kprobe.missed (3acf8ace6823), by which it is recognised. Where nothing counts
-        them and tasks are preempted in bpf(2) calls on maps, whole windows are missing without a
-        trace.
+        Count missed stats in trace_call_bpf"). That change is not visible in BTF. Its series also
+        gave struct bpf_link_info its kprobe_multi.missed (e2b2cd592adb), by which it is recognised:
+        perf_event.kprobe.missed (3acf8ace6823) is in 6.6-stable too (6.6.59), without the count.
+        Where nothing counts them and tasks are preempted in bpf(2) calls on maps, whole windows are
+        missing without a trace.
         """
         if not (self.sys_root / "bus/event_source/devices/kprobe").exists():
             return "this kernel is built without CONFIG_KPROBES"
-        if self.preempts and not self.types.resolve("bpf_link_info.perf_event.kprobe.missed"):
+        if self.preempts and not self.types.resolve("bpf_link_info.kprobe_multi.missed"):
             return (
                 "before 6.7 a kernel that preempts does not count what it leaves out of kprobes: "
                 "boot with preempt=voluntary"

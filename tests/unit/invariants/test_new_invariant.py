@@ -24,12 +24,12 @@ from tracer.report.explain import invariant_text
 from tracer.results.checks import all_checks
 from tracer.results.json_form import as_json
 
+RUNBOOK = "/".join(("docs/runbooks", "P1.md"))  # there is no such page
+
 NEW = """
 from tracer.invariants.base import Counters, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import Protocol
-
-RUNBOOK = "/".join(("docs/runbooks", "P1.md"))  # there is no such page
 
 
 def judge_moves(protocol: Protocol) -> Ruling | None:
