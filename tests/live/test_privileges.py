@@ -353,7 +353,7 @@ def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_we
         f"the configuration stays as it was: cannot read the configuration {config}: Permission denied"
         in after
     )
-    assert "who may read stays as it was: the certificate and key" in after
+    assert "the access rules stay unchanged: the certificate and key" in after
     assert f"chgrp {grp.getgrgid(daemons_user().pw_gid).gr_name} {config}" in after
 
 

@@ -71,8 +71,9 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         def look(*, ended: bool = False) -> Snapshot:
             now = session.snapshot()  # first: it may find something new
             session.recorder.commit()
-            new = _taken(session.judge.new_findings)
-            now = reaction.deliver(session.judge.tally, new, now, ended=ended)
+            now = reaction.deliver(
+                session.judge.tally, _taken(session.judge.new_findings), now, ended=ended
+            )
             session.recorder.commit(stored=reaction.stored)
             return current.put(now)
 

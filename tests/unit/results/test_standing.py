@@ -271,15 +271,15 @@ def test_a_judge_that_hangs_is_told_by_answers_that_were_kept() -> None:
     page = now("/")
     assert ">amber</span>" in page
     assert ">green</span>" not in page.partition("</section>")[0]
-    assert "The checker has not looked for 12 s" in page
+    assert "The checker has read no tables for 12 s" in page
     assert "rmapd_standing 1.0" in now("/metrics")
     assert json.loads(now("/api/v1/"))["standing"]["reasons"][0]["kind"] == "stale"
     assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
-    assert now("/-/healthy").strip() == "healthy, but the checker has not looked for 12 s"
+    assert now("/-/healthy").strip() == "healthy, but the checker has read no tables for 12 s"
     now.age = 13.0
     assert "The checker has not looked for 13 s" in now("/")
     now.age = 75.0
-    assert now("/-/healthy", 503).strip() == "not healthy: the checker has not looked for 75 s"
+    assert now("/-/healthy", 503).strip() == "not healthy: the checker has read no tables for 75 s"
 
 
 def test_a_closed_gate_is_amber_and_healthy() -> None:
