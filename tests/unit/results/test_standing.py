@@ -181,8 +181,8 @@ def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
     )
 
 
-def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """What each output says of a run that ended so."""
+def texts_of_outputs(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the text of each output of a run that ended with this snapshot."""
     found = json_form.as_json(s, ["true"], 0)
     reported = from_report_file(
         written(tmp_path / "r.json", found | {"histograms": []})
@@ -210,7 +210,7 @@ def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
         found.title,
         list(found.reasons.values()),
     )
-    for name, text in spoken(s, tmp_path):
+    for name, text in texts_of_outputs(s, tmp_path):
         assert found.title in text, name
         assert re.search(rf"\b{found.colour}\b", text, re.I), name
         assert all(reason in text for reason in found.reasons.values()), name
@@ -231,12 +231,12 @@ def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
     s = well(outstanding=69_639, oldest_entry_seconds=0.0, gate_open=False)
     found = json_form.as_json(s, ["true"], 0)
     assert found["migration"]["outstanding"] == 69_639
-    outputs = dict(spoken(s, tmp_path)) | {"page": Served(s)("/"), "line": _in_a_line(s)}
+    outputs = dict(texts_of_outputs(s, tmp_path)) | {"page": Served(s)("/"), "line": _in_a_line(s)}
     outputs["json"] = json.dumps(found)
     for name, text in outputs.items():
         assert re.search("outstanding", text, re.I), name
         assert re.search("69,?639", text), name
-    none = dict(spoken(well(), tmp_path)) | {
+    none = dict(texts_of_outputs(well(), tmp_path)) | {
         "page": Served(well())("/"),
         "line": _in_a_line(well()),
     }
