@@ -171,10 +171,10 @@ def test_every_alert_and_invariant_has_a_runbook_and_no_runbook_is_unused() -> N
     assert {rule["alert"] for rule in ALERTS} | set(discover()) | {"README"} == PAGES
     heads = (
         "What it means.",
-        "How sure it is.",
+        "How certain it is.",
         "Save before rebooting.",
-        "What the trail answers.",
-        "Whom it concerns.",
+        "What the trail shows.",
+        "Whom to contact.",
     )
     index = (ROOT / "docs/runbooks/README.md").read_text()
     for page in PAGES - {"README"}:
