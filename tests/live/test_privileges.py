@@ -138,7 +138,7 @@ def announced(*arguments):
     announce(*arguments)
     print("the judge:", json.dumps(attempts()), file=sys.stderr, flush=True)
 def answered(self, ask):
-    return Response.say(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
+    return Response.plain(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
 run._announce, Application.__call__ = announced, answered
 cli.main()
 """

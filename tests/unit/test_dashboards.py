@@ -37,7 +37,7 @@ TESTS = yaml.safe_load((PROMETHEUS / "rules_test.yaml").read_text())["tests"]
 
 @pytest.fixture(scope="module")
 def exported() -> Exported:
-    """Everything that any kernel could make rmapd export, and what the rules make of it."""
+    """Return all series that rmapd can export, and those that the rules record."""
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(full))
     ProcessCollector(registry=registry)
@@ -58,7 +58,7 @@ def test_dashboards_match_generated_json() -> None:
     "path", sorted(dashboards.FOLDER.glob("*.json")), ids=lambda path: path.stem
 )
 def test_dashboard_json_has_grafana_schema(path: Any) -> None:
-    """Through the SDK's own reader and back nothing is lost: no key that it does not know."""
+    """The SDK reads the JSON and writes it again without a change, so it knows every key."""
     found = json.loads(path.read_text())
     again = json.loads(JSONEncoder().encode(Dashboard.from_json(found)))
     assert again == found
@@ -89,7 +89,7 @@ SHOWN = [(board, panel) for board, panel in PANELS if panel.kind in ("stat", "ba
 
 @pytest.mark.parametrize(("board", "panel"), SHOWN, ids=lambda one: getattr(one, "title", ""))
 def test_panel_without_data_is_not_green(board: Board, panel: Panel) -> None:
-    """Grafana shows null in the colour of the lowest step, unless a mapping says otherwise."""
+    """Grafana shows null in the colour of the lowest step, unless a mapping overrides it."""
     found = json.loads((dashboards.FOLDER / f"{board.uid}.json").read_text())["panels"]
     (own,) = [
         one
@@ -110,7 +110,7 @@ def test_panel_without_data_is_not_green(board: Board, panel: Panel) -> None:
 
 
 def test_zero_is_green_only_for_standing() -> None:
-    """Zero violations are as many where nothing is checked."""
+    """There are zero violations also if nothing is checked."""
     green = {
         panel.title
         for _, panel in SHOWN

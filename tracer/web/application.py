@@ -63,7 +63,7 @@ class Application:
     def __call__(self, ask: Request) -> Response:
         """Return the response to a request of any method and path."""
         if ask.method not in ("GET", "HEAD"):
-            return Response.say(405, "GET or HEAD only", Allow="GET, HEAD")
+            return Response.plain(405, "GET or HEAD only", Allow="GET, HEAD")
         if ask.path in self._static:
             return self._static[ask.path]
         s = self._current()
@@ -71,9 +71,9 @@ class Application:
             return self._healthy(s)
         if ask.path == "/-/ready":
             return (
-                Response.say(200, "ready")
+                Response.plain(200, "ready")
                 if s and s.gate_open
-                else Response.say(503, "the gate is not open")
+                else Response.plain(503, "the gate is not open")
             )
         return self._from_cache(ask, s, lambda: self._make(ask, s))
 
@@ -88,12 +88,12 @@ class Application:
         """Answer whether the checking loop runs: if it hangs, all responses are outdated."""
         age = self._age(s)
         if s is None or not s.gate_open or age <= STALE_SECONDS:
-            return Response.say(200, "healthy")
+            return Response.plain(200, "healthy")
         reason = f"the checker has read no tables for {age:,.0f} s"
         return (
-            Response.say(200, f"healthy, but {reason}")
+            Response.plain(200, f"healthy, but {reason}")
             if age <= STALLED_SECONDS
-            else Response.say(503, f"not healthy: {reason}")
+            else Response.plain(503, f"not healthy: {reason}")
         )
 
     @property

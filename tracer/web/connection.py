@@ -107,7 +107,7 @@ class Connection:
                     ask = await self._request()
             except h11.RemoteProtocolError as error:
                 await self._refuse(
-                    Response.say(error.error_status_hint, f"cannot answer this request: {error}")
+                    Response.plain(error.error_status_hint, f"cannot answer this request: {error}")
                 )
                 return
             self._set(Activity.ANSWERING)

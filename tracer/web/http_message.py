@@ -63,7 +63,7 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def say(cls, status: int, text: str, **headers: str) -> Response:
+    def plain(cls, status: int, text: str, **headers: str) -> Response:
         """Return a response with a line of text; an underscore in a header's name is a hyphen."""
         return cls(
             status,

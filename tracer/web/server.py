@@ -184,7 +184,7 @@ class Server:
             and is_loopback(self._host)
             and not _by_address(ask.headers.get("host", ""))
         ):
-            return Response.say(
+            return Response.plain(
                 421,
                 "use an address or localhost: any other host name may be an attack (DNS rebinding)",
             )
@@ -192,11 +192,13 @@ class Server:
             return None
         entry = await self._logins.check(rules.users, ask.headers.get("authorization", ""))
         if entry is Admission.BUSY:
-            return Response.say(429, "too many logins at the same time", Retry_After="2")
+            return Response.plain(429, "too many logins at the same time", Retry_After="2")
         return (
             None
             if entry is Admission.YES
-            else Response.say(401, "a user and a password are needed", WWW_Authenticate=_CHALLENGE)
+            else Response.plain(
+                401, "a user and a password are needed", WWW_Authenticate=_CHALLENGE
+            )
         )
 
     def _apply(self, ask: Request) -> Response:
@@ -204,7 +206,7 @@ class Server:
             return self._application(ask)
         except Exception:
             log.exception("http: %s %s failed", ask.method, ask.path[:200])
-            return Response.say(500, "rmapd cannot answer this request; the log has the error")
+            return Response.plain(500, "rmapd cannot answer this request; the log has the error")
 
 
 def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What leaves the daemon: metrics, pages, reports, KTAP."""
+"""Outputs of the daemon: metrics, HTTP endpoints, reports, KTAP."""
 
 from __future__ import annotations
 
@@ -84,7 +84,6 @@ def test_label_values_come_from_fixed_sets() -> None:
         "class",
         "mode",
         "kind",
-        "book",
         "event",
         "level",
         "probe_object",
@@ -97,7 +96,7 @@ def test_label_values_come_from_fixed_sets() -> None:
 
 
 def test_host_has_under_seven_hundred_series() -> None:
-    """More than any kernel has: every hook of the plan attached, every window and class seen."""
+    """Count with every hook attached and every window and class seen: more than on any kernel."""
     every = full()
     assert len(every.hooks) > 70
     assert len(every.window_times) == 30

@@ -1,4 +1,4 @@
-"""The store: what it keeps, and what happens to its file."""
+"""The store: its rows, its limits, and its file when that is broken, locked or removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 class Clock:
-    """Wall and monotonic time in one."""
+    """A clock for both Unix and monotonic time."""
 
     def __init__(self) -> None:
         self.now = T0
@@ -418,13 +418,13 @@ def test_store_is_readable_and_counts_never_fall_after_kill(
             finally:
                 os._exit(1)
         os.close(writer)
-        with os.fdopen(reader) as said:
+        with os.fdopen(reader) as stream:
             if kill % 4:
-                said.readline()
+                stream.readline()
             time.sleep(dice.uniform(0, 0.03))
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-            believed = max((int(line) for line in said.read().split()), default=0)
+            believed = max((int(line) for line in stream.read().split()), default=0)
         try:
             now = Counter(counts(path))
         except RmapdError:

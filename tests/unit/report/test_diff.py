@@ -1,4 +1,4 @@
-"""rmapd diff: what alarms comes first, and what differs by the kernel's nature does not alarm."""
+"""rmapd diff: alarming differences come first, expected ones of two kernels raise no alarm."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_renamed_function_and_its_calls_raise_no_alarm(tmp_path: Path) -> None:
 
 
 def test_lock_class_that_other_kernel_lacks_raises_no_alarm(tmp_path: Path) -> None:
-    """6.4 to 6.14 take the per-VMA lock; 6.1 has none."""
+    """Kernels 6.4 to 6.14 take the per-VMA lock; 6.1 has none."""
     with_vma = SHRUNK.replace("anon↓w", "vma↓w vma↑w anon↓w")
     assert [d.grade.alarms for d in differences(tmp_path, {SHRUNK: 5}, {with_vma: 5})] == [
         False,
@@ -129,7 +129,7 @@ def test_lock_class_that_other_kernel_lacks_raises_no_alarm(tmp_path: Path) -> N
 
 
 def test_window_that_returned_early_lacks_no_lock(tmp_path: Path) -> None:
-    """Seen between 6.1 and 6.12: collapse_huge_page() gives up before it comes to the anon_vma."""
+    """Seen between 6.1 and 6.12: collapse_huge_page() returns before it takes the anon_vma lock."""
     whole = "collapse_huge_page[mmap:r]  mmap↑r mmap↓w anon↓w anon↑w mmap↑w → []"
     early = "collapse_huge_page[mmap:r]  mmap↑r mmap↓w mmap↑w → []"
     assert [d.grade for d in differences(tmp_path, {whole: 5}, {whole: 5, early: 1})] == [
@@ -166,7 +166,7 @@ def test_text_and_json_contain_every_difference(tmp_path: Path) -> None:
 
 
 def test_two_files_with_equal_names_are_named_by_path(tmp_path: Path) -> None:
-    """run 1 and run 2 both wrote r.json: 'only r.json' would say nothing."""
+    """Two runs may both write r.json: 'only r.json' would be ambiguous."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     paths = (
@@ -288,7 +288,7 @@ def test_all_faults_of_a_run_come_before_other_differences() -> None:
 
 
 def test_sampled_run_prints_number_of_unsampled_windows(tmp_path: Path) -> None:
-    """What is in the other one only may be what it did not book."""
+    """A protocol may be missing in a run because its window was not recorded."""
     one, other = report(tmp_path / "a.json", {LEGAL: 5}), report(tmp_path / "b.json", {LEGAL: 5})
     one.write_text(
         json.dumps(
@@ -307,7 +307,7 @@ NO_HOOKS = "fentry programs are refused (EPERM); this kernel is built without CO
 
 
 def blind(path: Path, **changes: Any) -> Path:
-    """A run in which no window was seen, on a kernel where only tracepoints can be hooked."""
+    """Write a report without windows, of a kernel on which only tracepoints can be hooked."""
     hooks = {
         name: {"state": "denied", "reason": NO_HOOKS}
         for name in ("vma_expand", "vma_shrink", "down_write")

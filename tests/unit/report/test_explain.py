@@ -1,4 +1,4 @@
-"""`rmapd explain` of a violation: complete, readable, and nothing in it that was not found."""
+"""`rmapd explain` of a violation and of an invariant, and the alignment of two protocols."""
 
 from __future__ import annotations
 
@@ -165,10 +165,10 @@ def explain(*args: str) -> str:
 
 
 def test_lock_order_violation_is_explained_with_legal_protocol(report: Path) -> None:
-    said = explain(lock_order().first.id, "--report", str(report))
+    output = explain(lock_order().first.id, "--report", str(report))
     assert (
         "Subject: L1 violated in __vma_adjust() on 6.1.0-test: "
-        "i_mmap_rwsem is taken with the anon_vma rwsem held" in said
+        "i_mmap_rwsem is taken with the anon_vma rwsem held" in output
     )
     for part in (
         "mm/rmap.c",
@@ -177,14 +177,14 @@ def test_lock_order_violation_is_explained_with_legal_protocol(report: Path) -> 
         "cgroup session-1.scope (inode 42)",
         "0x1000-0x3000, then 0x1000-0x5000",
     ):
-        assert part in said
-    assert "rw-p rd wr" in said
-    assert "812 windows of this run" in said
-    assert ">> +0.000000 s  [7]" in said
-    assert "-0.003000 s" in said
-    assert "^ this window broke L1: the order" in said
-    assert "f+0x2 [faults]" in said
-    lines = said.splitlines()
+        assert part in output
+    assert "rw-p rd wr" in output
+    assert "812 windows of this run" in output
+    assert ">> +0.000000 s  [7]" in output
+    assert "-0.003000 s" in output
+    assert "^ this window broke L1: the order" in output
+    assert "f+0x2 [faults]" in output
+    lines = output.splitlines()
     seen, legal, marks = (
         next(n for n, line in enumerate(lines) if line.startswith(f"    {name}  "))
         for name in ("seen ", "legal", "     ")
@@ -199,12 +199,12 @@ def test_lock_order_violation_is_explained_with_legal_protocol(report: Path) -> 
 
 
 def test_entry_left_behind_names_function_that_did_not_restore_it(report: Path) -> None:
-    said = explain(left_behind().first.id[:6].lower(), "--report", str(report))
-    assert "Function at fault: remove_migration_pte() -- the second walk called it" in said
-    assert "pfn 0x12; its page is not locked" in said
-    assert "0xf0, anon, order 0, uptodate swapbacked" in said
-    assert "The flight recorder has wrapped" in said
-    assert "not tainted" in said
+    output = explain(left_behind().first.id[:6].lower(), "--report", str(report))
+    assert "Function at fault: remove_migration_pte() -- the second walk called it" in output
+    assert "pfn 0x12; its page is not locked" in output
+    assert "0xf0, anon, order 0, uptodate swapbacked" in output
+    assert "The flight recorder has wrapped" in output
+    assert "not tainted" in output
 
 
 def test_violation_is_explained_as_json_and_markdown(report: Path) -> None:
@@ -213,10 +213,10 @@ def test_violation_is_explained_as_json_and_markdown(report: Path) -> None:
     assert found["nearest_legal"]["protocol"] == HEALTHY
     assert {run["op"] for run in found["nearest_legal"]["differences"]} > {"equal"}
     assert found["violation"] == violation_json(lock_order())
-    said = explain(lock_order().first.id, "--report", str(report), "--format", "md")
-    assert said.startswith("# L1 violated in ")
-    assert said.count("```") % 2 == 0
-    assert "## Trail" in said
+    output = explain(lock_order().first.id, "--report", str(report), "--format", "md")
+    assert output.startswith("# L1 violated in ")
+    assert output.count("```") % 2 == 0
+    assert "## Trail" in output
 
 
 def test_stored_violation_is_found_by_beginning_of_its_id(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_stored_violation_is_found_by_beginning_of_its_id(tmp_path: Path) -> Non
         violation.first_seen = violation.last_seen = now
         store.keep([violation], {})
     store.close()
-    said = explain("L1-", "--store", str(path))
-    assert "By hour: " in said
-    assert "This run has no legal protocol of __vma_adjust()" in said
+    output = explain("L1-", "--store", str(path))
+    assert "By hour: " in output
+    assert "This run has no legal protocol of __vma_adjust()" in output
     done = CliRunner().invoke(main, ["explain", "L9-123", "--store", str(path)])
     assert done.exit_code == 2
     assert lock_order().first.id in done.output
@@ -321,8 +321,8 @@ def test_two_mmap_locks_in_both_orders_print_both_stacks(tmp_path: Path) -> None
             {"kernel": "6.1.0-test", "violations": [violation_json(Violation(finding, 1.0, 1.0))]}
         )
     )
-    said = explain("L2-", "--report", str(path))
-    assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
-    assert "Stack of the opposite order, task 77" in said
-    assert "dup_mmap+0x9" in said
-    assert "This is a suspect, not proven." in said
+    output = explain("L2-", "--report", str(path))
+    assert re.search(r"^    outer mm +0xa$", output, re.MULTILINE)
+    assert "Stack of the opposite order, task 77" in output
+    assert "dup_mmap+0x9" in output
+    assert "This is a suspect, not proven." in output

@@ -137,7 +137,7 @@ def test_every_section_has_content(page: str) -> None:
 
 
 def test_plots_use_only_css_variables_as_colours(page: str) -> None:
-    """A colour of matplotlib's would not follow light and dark."""
+    """A fixed colour would not follow the light and dark styles."""
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.S))
     assert drawn.count("<svg") == 8
     assert not re.findall(r"(?:fill|stroke|color): *#[0-9a-fA-F]{3,6}", drawn)
@@ -188,7 +188,7 @@ def test_markdown_has_all_sections_and_escaped_cells(tmp_path: Path) -> None:
 
 
 def test_report_of_older_rmapd_is_rendered(tmp_path: Path) -> None:
-    """0.1.0 wrote neither histograms nor a lock graph, nor when it began."""
+    """The first 0.1.0 wrote no histograms, no lock graph and no start time."""
     old = {
         key: value
         for key, value in unlucky().items()
@@ -201,7 +201,7 @@ def test_report_of_older_rmapd_is_rendered(tmp_path: Path) -> None:
 
 
 def test_trail_without_mark_marks_window_with_violating_protocol(tmp_path: Path) -> None:
-    """As rmapd wrote it at first; and accuses nobody where the last window is another one."""
+    """The first versions wrote no mark; no window is marked if the last one did something else."""
     old = unlucky()
     order = next(one for one in old["violations"] if one["trail"])
     order["trail"][-1].pop("marked")
@@ -310,7 +310,7 @@ def test_unreadable_store_is_an_error(kept: Path, tmp_path: Path) -> None:
     with sqlite3.connect(kept) as database:
         database.execute("UPDATE evidence SET evidence = '{\"id\": 7}'")
     database.close()
-    for name, said in (
+    for name, message in (
         ("gone", "there is no store"),
         ("none", "cannot read the store"),
         ("young", "no run in the store"),
@@ -319,7 +319,7 @@ def test_unreadable_store_is_an_error(kept: Path, tmp_path: Path) -> None:
         done = CliRunner().invoke(
             main, ["report", "--store", str(tmp_path / name), "--output", str(tmp_path / "s.html")]
         )
-        assert (done.exit_code, said in done.stderr, (tmp_path / "s.html").exists()) == (
+        assert (done.exit_code, message in done.stderr, (tmp_path / "s.html").exists()) == (
             2,
             True,
             False,
@@ -329,7 +329,7 @@ def test_unreadable_store_is_an_error(kept: Path, tmp_path: Path) -> None:
 
 
 def test_violation_known_only_by_count_is_reported_as_red(tmp_path: Path) -> None:
-    """More signatures than are kept, or a check that was counted and left no finding."""
+    """There may be findings beyond the limit on signatures, or counts without a finding."""
     quiet = unlucky() | {"violations": [], "beyond": {"L5 suspect": 7}}
     quiet["invariants"] = {
         name: one | {"checks": {"holds": 5}} for name, one in quiet["invariants"].items()
@@ -349,7 +349,7 @@ def test_violation_known_only_by_count_is_reported_as_red(tmp_path: Path) -> Non
 
 
 def damaged() -> list[tuple[str, Any]]:
-    """Reports of which one thing is not as it must be."""
+    """Return reports that are each invalid in one place."""
     first = unlucky()["histograms"][0]
     return [
         ("kernel", 6),
@@ -400,24 +400,24 @@ def test_file_that_is_no_report_is_an_error(tmp_path: Path, content: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    ("source", "output", "said"),
+    ("source", "output", "message"),
     [
         ("none.json", "r.html", "cannot read"),
         (".", "r.html", "is a directory"),
-        ("r.json", "r.pdf", "cannot tell what"),
+        ("r.json", "r.pdf", "cannot write"),
         ("r.json", "none/r.html", "cannot write the report"),
         ("r.json", "r.json/r.md", "cannot write the report"),
     ],
 )
 def test_invalid_source_or_output_is_an_error(
-    tmp_path: Path, source: str, output: str, said: str
+    tmp_path: Path, source: str, output: str, message: str
 ) -> None:
     written(tmp_path / "r.json")
     done = CliRunner().invoke(
         main, ["report", "--from", str(tmp_path / source), "--output", str(tmp_path / output)]
     )
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json"]
 
 
@@ -454,7 +454,7 @@ LIMITED = (
 
 
 def test_full_disk_leaves_old_file_intact(tmp_path: Path) -> None:
-    """The kernel refuses to let the file grow, as a full disk would."""
+    """Limit the file size (RLIMIT_FSIZE), which fails like a full disk."""
     (tmp_path / "r.md").write_text("old")
     limit = (4096, 4096)
     done = subprocess.run(
@@ -488,7 +488,7 @@ def test_writing_keeps_links_and_devices(tmp_path: Path) -> None:
 
 
 def test_histogram_of_zeros_is_drawn(tmp_path: Path) -> None:
-    """An axis of logarithms with nothing on it (rmapd report ended with exit 2, 6.18)."""
+    """A logarithmic axis without values made rmapd report exit with 2 on 6.18."""
     found = unlucky()
     for one in found["histograms"]:
         if one["name"] == "lock_wait_seconds":

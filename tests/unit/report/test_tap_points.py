@@ -49,7 +49,7 @@ def seen() -> Snapshot:
 
 
 def parsed(text: str) -> tuple[Any, list[Any]]:
-    """The plan and the test lines that tap.py finds."""
+    """Return the plan and the test lines that tap.py parses."""
     lines = list(Parser().parse_text(text))
     (plan,) = [line for line in lines if line.category == "plan"]
     assert {line.category for line in lines} <= {"plan", "test", "diagnostic", "unknown"}
@@ -77,15 +77,15 @@ def test_tap_parser_accepts_ktap() -> None:
 
 def test_skip_has_its_reason() -> None:
     lines = as_ktap(seen()).splitlines()
-    said = {
+    skips = {
         line.split()[2].rstrip(":"): line.partition(" # SKIP ")[2]
         for line in lines
         if " # SKIP " in line
     }
-    assert said["M4"] == "none of 9 checks could be verified, events were lost"
-    assert said["M5"] == "nothing to check happened"
-    assert said["L1"].startswith("needs </style>")
-    assert "M2" not in said
+    assert skips["M4"] == "none of 9 checks could be verified, events were lost"
+    assert skips["M5"] == "nothing to check happened"
+    assert skips["L1"].startswith("needs </style>")
+    assert "M2" not in skips
 
 
 def test_suspect_fails_point_if_suspects_are_bad() -> None:

@@ -27,7 +27,7 @@ from tracer.web import Application, Request, Response, api, chart, pages, search
 
 
 class Reader(HTMLParser):
-    """What a browser would see: tags that are open, links, what loads something, and text."""
+    """A page as a browser sees it: open tags, links, resources and text."""
 
     EMPTY = frozenset({"meta", "link", "img", "input", "line", "polyline", "polygon"})
 
@@ -159,11 +159,11 @@ def test_tables_have_captions_and_scopes(app: Application, current: LatestSnapsh
 def test_overview_shows_standing_and_counts(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
-    told = page(app, "/").text
-    assert "3 checks violated" in told
-    assert "1 more is suspect" in told
-    assert "anon_vma rwsem is taken before i_mmap_rwsem" in told
-    assert "43 events" in told
+    shown = page(app, "/").text
+    assert "3 checks violated" in shown
+    assert "1 more is suspect" in shown
+    assert "anon_vma rwsem is taken before i_mmap_rwsem" in shown
+    assert "43 events" in shown
     quiet = page(over(busy.quiet(s)), "/").text
     assert "Not all is known: nothing violated in" in quiet
     assert "None of the covered invariants was violated" in quiet
@@ -184,9 +184,9 @@ def test_findings_beyond_limit_are_shown(current: LatestSnapshot) -> None:
     s = current()
     assert s
     store = StoreState("/var/lib/rmapd/<x>.db", "No space left on device", unwritten=2)
-    told = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
-    assert "1,200 more findings are counted without evidence" in told
-    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in told
+    shown = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
+    assert "1,200 more findings are counted without evidence" in shown
+    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in shown
     assert "cannot be written" not in page(over(s), "/").text
 
 
@@ -210,7 +210,7 @@ def test_violation_has_a_page(app: Application, current: LatestSnapshot) -> None
     assert s
     for violation in s.violations.values():
         f = violation.first
-        told = page(app, f"/violations/{f.id}").text
+        shown = page(app, f"/violations/{f.id}").text
         for part in (
             f.id,
             f.summary,
@@ -219,20 +219,22 @@ def test_violation_has_a_page(app: Application, current: LatestSnapshot) -> None
             *f.stack,
             *(str(step["protocol"]) for step in f.trail),
         ):
-            assert part in told, part
+            assert part in shown, part
     trail = page(app, f"/violations/{next(iter(s.violations))}").text
     assert "−29.2 ms" in trail
     assert "12.3 µs" in trail
     assert "The evidence points at this window: a boundary moved between the two walks." in trail
     assert "The recorder goes back 9 s." in trail
-    bare = replace(
+    without_evidence = replace(
         next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},)
     )
     assert (
         "vma_expand"
         in page(
-            over(replace(s, violations={bare.id: Violation(bare, 0.0, 0.0)})),
-            f"/violations/{bare.id}",
+            over(
+                replace(s, violations={without_evidence.id: Violation(without_evidence, 0.0, 0.0)})
+            ),
+            f"/violations/{without_evidence.id}",
         ).text
     )
     page(app, "/violations/M1-nothing", 404)
@@ -274,8 +276,8 @@ def test_search_finds_protocols_by_words_and_function(
     assert len(rows) == found
     counts = [row["count"] for row in rows]
     assert counts == sorted(counts, reverse=True)
-    told = page(app, f"/protocols?{query}").text
-    assert f"{found} of {len(s.protocols)}" in told
+    shown = page(app, f"/protocols?{query}").text
+    assert f"{found} of {len(s.protocols)}" in shown
 
 
 def test_search_selects_by_verdict(app: Application, current: LatestSnapshot) -> None:
@@ -341,7 +343,7 @@ def test_report_over_http_can_be_compared(app: Application, tmp_path: Any) -> No
 
 
 def test_openapi_describes_every_path(app: Application, current: LatestSnapshot) -> None:
-    """OpenAPI 3.1 has the schemas of JSON Schema: every answer is held against its own."""
+    """Validate each response with its schema: OpenAPI 3.1 uses JSON Schema."""
     described = data(app, "/api/v1/openapi.json")
     s = current()
     assert s

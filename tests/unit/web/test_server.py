@@ -1,4 +1,4 @@
-"""The server from outside: good clients, bad ones, slow ones; TLS, certificates and passwords."""
+"""The server with valid, malformed and slow clients; TLS, certificates and passwords."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def serving(access: Access | None = None, host: str = "127.0.0.1") -> Iterator[i
 
 
 def raw(port: int, sent: bytes, seconds: float = 5) -> bytes:
-    """What comes back for these bytes, until the server closes."""
+    """Send bytes and return the response, up to the end of the connection."""
     got = b""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=seconds) as client,
@@ -249,7 +249,7 @@ def test_waiters_do_not_use_up_the_budget(waiters: int) -> None:
     used = SAVED_SECONDS
     with contextlib.closing(loop):
         ends = loop.run_until_complete(all_waited())
-    assert ends == sorted(ends), "who came first"
+    assert ends == sorted(ends), "in the order of arrival"
     assert 0.5 <= ends[0] < 0.7, "0.1 s of CPU at a share of 0.2"
     assert ends[-1] < 0.7 + 1.2 * (waiters - 1) * 0.01 / SHARE
 
@@ -399,7 +399,7 @@ def test_renewed_certificate_and_removed_user_take_effect(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracer.web.access.LOOK_SECONDS", 0.05)
-    who = basic("alice", "correct horse")
+    header = basic("alice", "correct horse")
     with (
         serving(certificates.rules(f"basic_auth_users:\n  alice: {HASH}\n")) as port,
         contextlib.ExitStack() as stack,
@@ -419,7 +419,7 @@ def test_renewed_certificate_and_removed_user_take_effect(
         )
 
         def asked() -> int:
-            kept.request("GET", "/", headers={"Authorization": who})
+            kept.request("GET", "/", headers={"Authorization": header})
             answer = kept.getresponse()
             answer.read()
             return answer.status

@@ -206,7 +206,7 @@ def test_changed_file_is_reloaded_once_unchanged_for_a_second(
     assert caplog.text.count("the access rules stay unchanged") == 1
     later()
     later()
-    assert caplog.text.count("the access rules stay unchanged") == 1, "and is said once"
+    assert caplog.text.count("the access rules stay unchanged") == 1, "and it is logged once"
     path.write_text(TLS + "}")
     mine.reread()
     assert "a restart" in caplog.text
