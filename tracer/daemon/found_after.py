@@ -79,7 +79,7 @@ def _keep(config: Config, session: Aftermath, how: str) -> int:
             config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest
         )
         with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as reaction:
-            reaction.react(tally, new, snapshot, ended=True, early=why)
+            reaction.deliver(tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"
     log.error(
         "%s: %s of %d checks; %d entries are outstanding",

@@ -21,7 +21,7 @@ from tracer.daemon.found_after import keep_from_systemd
 from tracer.daemon.session import Session, running_kernel
 from tracer.errors import RmapdError
 from tracer.invariants.base import Coverage
-from tracer.invariants.verdict import Verdict
+from tracer.invariants.verdict import Finding, Verdict
 from tracer.outputs import otlp
 from tracer.outputs.log import FindingLog
 from tracer.outputs.sinks import Sinks, open_store
@@ -71,7 +71,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         def look(*, ended: bool = False) -> Snapshot:
             now = session.snapshot()  # first: it may find something new
             session.recorder.commit()
-            now = reaction.react(
+            now = reaction.deliver(
                 session.judge.tally, session.judge.take_new_findings(), now, ended=ended
             )
             session.recorder.commit(stored=reaction.stored)
@@ -127,6 +127,13 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
     log.info(
         "gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else ""
     )
+
+
+def _taken(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Take the new findings out of the checker's list."""
+    new = tuple(findings)
+    findings.clear()
+    return new
 
 
 def _drop(session: Session, judge: Supervised, who: privileges.User | None) -> None:

@@ -52,7 +52,7 @@ def judge_balance(protocol: Protocol) -> Ruling | None:
         )
         return Ruling(
             Verdict.VIOLATED,
-            f"returns {'an error ' if protocol.error else ''}{how.format(lock.spoken)}",
+            f"returns {'an error ' if protocol.error else ''}{how.format(lock.display_name)}",
             proven=True,
         )
     if protocol.lost:
@@ -92,16 +92,17 @@ def _leftovers(
         if not possible:
             yield Ruling(
                 Verdict.UNVERIFIABLE,
-                f"{lock.spoken}: the steps do not add up, so an event is missing",
+                f"{lock.display_name}: the steps do not add up, so an event is missing",
             )
         elif left:
             yield Ruling(
-                Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell"
+                Verdict.SUSPECT,
+                f"returns with a {lock.display_name} held, as far as the steps tell",
             )
         else:
             yield Ruling(
                 Verdict.SUSPECT,
-                f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry",
+                f"gives back a {lock.display_name} that somebody, perhaps this task, held at entry",
             )
 
 
