@@ -17,7 +17,7 @@ from tests.bench.variants import Attachable, Nothing
 from tracer.attach.attached import AttachedProbes
 from tracer.daemon.session import probes_folder
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
+from tracer.tables.counters import Counters
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 
@@ -78,8 +78,8 @@ class RingRival(Attachable):
         return time.clock_gettime(~self._child << 3 | 2) if self._child else 0.0
 
     def facts(self) -> Mapping[str, object]:
-        layouts = Layouts.read(probes_folder() / "include/books.h")
-        counters = Records(self._loaded.maps, layouts).counters()
+        layouts = Layouts.read(probes_folder() / "include/shared.h")
+        counters = Counters(self._loaded.maps, layouts).read()
         return {
             **super().facts(),
             "sent": counters[layouts.enums["counter"][0]],

@@ -111,7 +111,7 @@ def looked_at(session: Session) -> dict[str, Any]:
         "snapshot_seconds": round(time.monotonic() - started, 3),
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rows": rows,
-        "windows": sum(times.count for times in session.windows.times().values()),
+        "windows": sum(times.count for times in session.tables.window_times.windows().values()),
         "lost": {
             name: n
             for name, n in counters.items()

@@ -17,7 +17,6 @@ import pytest
 from tests.live.conftest import ROOT
 from tracer.config import Config
 from tracer.daemon.session import Session, running_kernel
-from tracer.memory.calibration import frame
 from tracer.tables.mm import Mm
 
 PAGE = mmap.PAGESIZE
@@ -99,7 +98,7 @@ def test_a_thousand_present_pages_of_others_agree_with_pagemap(
         answers = oracle.ask([(mm, addr) for addr in picked])
         for addr, answer in zip(picked, answers, strict=True):
             assert answer.found == "FOUND_PRESENT", hex(addr)
-            assert frame(answer) == pagemap(pid, addr) & ((1 << 55) - 1), hex(addr)
+            assert answer.present_pfn == pagemap(pid, addr) & ((1 << 55) - 1), hex(addr)
             levels.add(answer.level)
         chosen += len(picked)
         for answer in oracle.ask([(mm, addr) for addr in absent[:200]]):
@@ -193,9 +192,7 @@ def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None
 
 
 def test_base_addresses_make_sense(session: Session) -> None:
-    params = session.books._layouts.structs["params"].unpack(
-        session.loaded.maps["params"].lookup(bytes(4)) or b""
-    )
+    params = session.tables.params.get()
     assert params.page_offset % (1 << 30) == 0
     assert params.page_offset >> 47 == (1 << 17) - 1
     assert params.vmemmap >> 47 == (1 << 17) - 1

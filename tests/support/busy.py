@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.snapshots import full
 from tests.unit.invariants.test_golden import LEGAL, SEED
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
@@ -96,7 +96,7 @@ def violations() -> list[Violation]:
         "M1", Verdict.SUSPECT, "migrate_pages", "level=PTE reason=numa_misplaced mode=MIGRATE_ASYNC",
         f"a migration entry is left behind and its page is not locked: {HOSTILE}[4711] at 0x7f1000002000",
         {"pid": 812, "tgid": 812, "comm": "kcompactd0"}, ("migrate_pages+0x9a1", "compact_zone+0x7d5", "kcompactd+0x2f2"),
-        {"addr": "0x7f1000002000", "age_seconds": None, "booked": True, "entries": [
+        {"addr": "0x7f1000002000", "age_seconds": None, "recorded": True, "entries": [
             {"tgid": 4711, "comm": HOSTILE, "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
             {"tgid": 4712, "comm": "x", "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
         ]},
@@ -138,7 +138,7 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         window_times=times,
         protocols=tuple(protocols()),
         violations={v.first.id: v for v in violations()},
-        counters={"ENTRIES_BOOKED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
+        counters={"ENTRIES_RECORDED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
         user_seconds=seconds * 0.004,
         peak_rss_bytes=86 << 20,
         taken_seconds=_NOW + seconds - 4000,
@@ -183,7 +183,7 @@ def tracepoints_only() -> Snapshot:
     coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
     coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))
     hooks = [
-        replace(hook, state=State.DENIED, reason=NO_HOOKS) if n > 20 else hook
+        replace(hook, state=HookState.DENIED, reason=NO_HOOKS) if n > 20 else hook
         for n, hook in enumerate(s.hooks)
     ]
     return replace(

@@ -90,7 +90,10 @@ def _stopped(session: Session, pid: int) -> None:
 
 def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
     """windows and protocols of the process itself; and whether the table and the recorder, two books, agree on all windows there were."""
-    flights, born = session.windows.flights(), session.windows.born()
+    flights, born = (
+        session.tables.flight_recorder.flights(),
+        session.tables.protocol_table.keys_by_first_ns(),
+    )
     own = [
         flight
         for flight in flights
@@ -98,7 +101,11 @@ def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
     ]
     every = {(flight.window, flight.row.tid, flight.row.start_ns) for flight in flights}
     recorded = Counter(window for window, _, _ in every if window != "outside")
-    table = {name: times.count for name, times in session.windows.times().items() if times.count}
+    table = {
+        name: times.count
+        for name, times in session.tables.window_times.windows().items()
+        if times.count
+    }
     protocols = Counter(
         text(session.protocol_events.encoding.decode(born[flight.row.protocol])) for flight in own
     )

@@ -1,4 +1,4 @@
-"""Real bugs on stock kernels: named on the kernel that has them, silent on one that has the fix. docs/DETECTION.md has the numbers.
+"""Real bugs on stock kernels: named on the kernel that has them, silent on one that has the fix. docs/measurements/DETECTION.md has the numbers.
 
 The workloads only walk the path; nothing is made to crash. tests/vm/bugs.toml has the kernels that are not of the ladder. To be run with
 those of the ladder that have the fix: RMAPD_VM_KERNELS="6.12 6.18".

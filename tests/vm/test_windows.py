@@ -1,4 +1,4 @@
-"""Windows and protocols of an exact workload on full kernels, by fentry and by kprobe; docs/WINDOWS.md says what is expected and why."""
+"""Windows and protocols of an exact workload on full kernels, by fentry and by kprobe; docs/measurements/WINDOWS.md says what is expected and why."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How often each kernel function runs per operation of tests/workloads/vma.py, on each kernel of the ladder.
 
-usage: python -m tests.vm.windows [KERNEL...]     (prints a table for docs/WINDOWS.md)
+usage: python -m tests.vm.windows [KERNEL...]     (prints a table for docs/measurements/WINDOWS.md)
 
 Kprobes with a histogram by pid count what the workload and its children hit. What 46 operations hit more than 23, divided by 23, is what
 one operation hits: what the set-up and the exit cost falls out. A remainder means that the workload is not what it says.

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 from tracer.invariants.migration_entries import (
+    LEFT_BEHIND,
     LOOK_GAP_NS,
     Case,
     CaseDecision,
@@ -22,7 +23,8 @@ from tracer.invariants.migration_entries import (
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.page_tables import Oracle
-from tracer.tables.records import Event, Records, Row
+from tracer.tables.events import Event
+from tracer.tables.ledger import Ledger, Row
 
 _REST = (
     100  # times the cost of a sweep, 50 times that of asking: one and two percent of a CPU at most
@@ -51,7 +53,7 @@ class DecidedCase:
 class OpenCases:
     """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds."""
 
-    books: Records
+    ledger: Ledger
     oracle: Oracle | None
     levels: int
     patience_ns: int
@@ -127,7 +129,7 @@ class OpenCases:
         return self._decide(found)
 
     def _ask(self, oracle: Oracle) -> list[FoundEntry]:
-        oracle.learn()
+        oracle.update_swap_types()
         start, mms = self.clock(), oracle.mms()
         most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
         addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:most]
@@ -199,9 +201,9 @@ class OpenCases:
         }
         for answer in sweep.answers:
             if answer.left_behind and answer.place not in known:
-                key = ("M1", b"sweep" + repr((self.sweeps, answer.place)).encode())
+                key = (LEFT_BEHIND.id, b"sweep" + repr((self.sweeps, answer.place)).encode())
                 pfns = range(answer.pfn, answer.pfn + 1)
-                case = Case("M1", answer.addr, pfns, 0, now, answer.level)
+                case = Case(LEFT_BEHIND.id, answer.addr, pfns, 0, now, answer.level)
                 case.swept((answer,), sweep.complete)
                 self.cases[key] = case, None, None
         return list(sweep.answers)
@@ -260,9 +262,9 @@ class OpenCases:
         case, row = judged.case, judged.row
         if not row or not row.keys:
             return case.count
-        if case.invariant != "M1":  # what was removed meanwhile has the kernel's verdict
-            return min(case.count, self.books.left_of(row))
-        taken = self.books.settle(row)
+        if case.invariant != LEFT_BEHIND.id:  # what was removed meanwhile has the kernel's verdict
+            return min(case.count, self.ledger.outstanding(row))
+        taken = self.ledger.take(row)
         if judged.decision.verdict is not Verdict.HOLDS or taken.last_ns <= case.opened_ns:
             return taken.count
         self.reopened += 1

@@ -1,29 +1,34 @@
-"""Findings: a decided case or a lock event in the words of a kernel developer, with its evidence."""
+"""Findings: a decided case, or an event of a probe, in the words of a kernel developer and with its evidence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from tracer.checking.cases import DecidedCase
 from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
+from tracer.invariants.base import EventReport
+from tracer.invariants.lock_order import NO_CYCLE
+from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Finding, Ruling, Verdict
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.objects import ObjectReader
 from tracer.printable import printable
-from tracer.tables.records import Event, Records, Row, Visited
+from tracer.tables.events import Event
+from tracer.tables.ledger import Row, Visited
+from tracer.tables.stacks import Stacks
 
 ENUMS = ("migrate_reason", "migrate_mode")
-"""What findings name by the kernel's own words."""
-_MOST_PLACES = 16
-_THP_SPLIT = 1000  # REASON_THP_SPLIT, books.h
+"""Kernel enums whose names findings use."""
+_MOST_ENTRIES = 16
+_THP_SPLIT = 1000  # REASON_THP_SPLIT of the probes, beside enum migrate_reason
 
-
-_FARED = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}
-"""An entry that was not restored and one that was not come to are different defects."""
+_SECOND_WALK = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}
+"""Part of the signature: an entry that was visited and not restored is another defect than one that was not visited."""
 _CULPRITS = {
     True: {
         "function": "remove_migration_pte",
@@ -36,14 +41,255 @@ _CULPRITS = {
 }
 
 
+@dataclass(frozen=True)
+class Explanation:
+    """The part of a finding that its signature does not need. Reading it costs look-ups in the kernel."""
+
+    summary: str
+    task: Mapping[str, Any] = field(default_factory=dict)
+    stack: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    trail: Trail = field(default_factory=Trail)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A finding whose evidence is not read yet: `outline` has what its signature is made of, `explain` reads the rest.
+
+    A defect that is met a million times is a million look-ups of a signature, and one explanation.
+    """
+
+    outline: Finding
+    explain: Callable[[], Explanation]
+
+    def complete(self) -> Finding:
+        """Read the evidence. To be called while the kernel still has it."""
+        known = self.explain()
+        note = {"trail_note": known.trail.note} if known.trail.note else {}
+        return replace(
+            self.outline,
+            summary=known.summary,
+            task=dict(known.task),
+            stack=known.stack,
+            evidence={**known.evidence, **note},
+            trail=known.trail.steps,
+        )
+
+
+class Findings:
+    """Drafts findings. Knows the kernel's names for reasons, modes and addresses.
+
+    clock: CLOCK_MONOTONIC in nanoseconds. objects: reads VMAs and folios as they are now. trails: the windows that led to a
+    finding.
+    """
+
+    def __init__(
+        self,
+        stacks: Stacks,
+        kernel: Kernel,
+        symbols: Symbols,
+        clock: Callable[[], int],
+        objects: ObjectReader,
+        trails: Trails,
+    ) -> None:
+        self._stacks, self._clock, self._symbols = stacks, clock, symbols
+        self._objects, self._trails = objects, trails
+        reasons, self._modes = (
+            {value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS
+        )
+        self._reasons = reasons | {_THP_SPLIT: "thp_split"}
+
+    def entry(self, decided: DecidedCase, second_walk: Mapping[Place, Ruling]) -> Draft:
+        """An entry that is, or may be, left behind (migration_entries.py). second_walk: the ruling on each that is proven."""
+        visited = _visited(second_walk.values())
+        outline = Finding(
+            decided.case.invariant,
+            decided.decision.verdict,
+            "migrate_pages",
+            self._shape(decided) + _SECOND_WALK[visited],
+            "",
+        )
+        return Draft(outline, partial(self._explain_entry, decided, second_walk, visited))
+
+    def _explain_entry(
+        self, decided: DecidedCase, second_walk: Mapping[Place, Ruling], visited: bool | None
+    ) -> Explanation:
+        case, decision, row = decided.case, decided.decision, decided.row
+        found = (decision.proven or case.answers)[:_MOST_ENTRIES]
+        holders = dict.fromkeys(f"{_owner(a)} at {a.addr:#x}" for a in found)
+        held = ", ".join(holders) or "in no address space that could be found"
+        reasons = dict.fromkeys(ruling.reason for ruling in second_walk.values())
+        trail = self._entry_trail(decided, found, visited)
+        return Explanation(
+            "; ".join([f"{decision.reason}: {held}", *reasons]),
+            _task(row, decided.event) if row else {},
+            self._event_stack(decided.event),
+            {
+                "addr": hex(case.addr),
+                "age_seconds": round((self._clock() - row.first_ns) / 1e9, 6) if row else None,
+                "recorded": row is not None,
+                "entries_outstanding": case.count,
+                "entries": [self._found(a, row, second_walk) for a in found],
+            }
+            | _culprit(trail, visited),
+            trail,
+        )
+
+    def passed_over(
+        self, decided: DecidedCase, row: Row, answer: FoundEntry, ruling: Ruling
+    ) -> Draft:
+        """An entry of this row whose VMA the second walk did not visit (migration_walks.PASSED_OVER)."""
+        outline = Finding(
+            PASSED_OVER.id, ruling.verdict, "remove_migration_ptes", self._shape(decided), ""
+        )
+        return Draft(outline, partial(self._explain_passed_over, decided, row, answer, ruling))
+
+    def _explain_passed_over(
+        self, decided: DecidedCase, row: Row, answer: FoundEntry, ruling: Ruling
+    ) -> Explanation:
+        known = row.visited.get(answer.mm.mm)
+        where = f"VMA {known.vm_start:#x}-{known.vm_end:#x}" if known and known.vma else "a VMA"
+        moved = (
+            ""
+            if known and answer.addr == row.addr
+            else f", which the first walk left at {row.addr:#x} of mm {next(iter(row.visited)):#x}"
+        )
+        trail = self._entry_trail(decided, [answer], visited=False)
+        return Explanation(
+            f"{ruling.reason}: {where} of {_owner(answer)} holds one at {answer.addr:#x}{moved}",
+            _task(row, decided.event),
+            self._event_stack(decided.event),
+            self._found(answer, row, {})
+            | {"migration_start_ns": row.start_ns}
+            | _culprit(trail, visited=False),
+            trail,
+        )
+
+    def reported(self, invariant: str, report: EventReport, event: Event) -> Draft:
+        """A violation that a probe has proven. report: how the invariant declares it."""
+        shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
+        outline = Finding(invariant, Verdict.VIOLATED, report.function, shape, "")
+        return Draft(outline, partial(self._explain_reported, report, event))
+
+    def _explain_reported(self, report: EventReport, event: Event) -> Explanation:
+        addresses = {"addr": event.addr, "mm": event.mm, "vma": event.vma, "folio": event.folio}
+        now = self._objects.look(event.vma)
+        since = event.start_ns or event.time_ns
+        around = TrailEntry(
+            since, event.tid, {event.mm}, [(event.addr, event.addr + 1)], {event.folio}
+        )
+        return Explanation(
+            report.summary.format(**addresses),
+            event.task,
+            self._event_stack(event),
+            {name: hex(value) for name, value in addresses.items()}
+            | {
+                "vma_now": self._objects.vma(event.vma, event.mm),
+                "folio_now": self._objects.folio(event.folio, vm_flags=now.vm_flags if now else 0),
+            },
+            self._trails.of_entry(around, event.time_ns),
+        )
+
+    def order(self, event: Event) -> Draft:
+        """Two mmap_locks that two tasks nested in opposite orders (lock_order.NO_CYCLE)."""
+        outline = Finding(
+            NO_CYCLE.id, Verdict.SUSPECT, "mmap_lock", "two mms nested in both orders", ""
+        )
+        return Draft(outline, partial(self._explain_order, event))
+
+    def _explain_order(self, event: Event) -> Explanation:
+        opposite = self._symbols.stack(self._stacks.of_event(event.first_stack))
+        return Explanation(
+            f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order of "
+            f"task {event.first_tid}; tracepoints cannot tell whether either was a trylock",
+            event.task,
+            self._event_stack(event),
+            {
+                "outer_mm": hex(event.outer),
+                "inner_mm": hex(event.inner),
+                "opposite_task": event.first_tid,
+                "opposite_stack": opposite,
+            },
+        )
+
+    def _event_stack(self, event: Event | None) -> tuple[str, ...]:
+        return self._symbols.stack(self._stacks.of_event(event.stack)) if event else ()
+
+    def _found(
+        self, answer: FoundEntry, row: Row | None, second_walk: Mapping[Place, Ruling]
+    ) -> dict[str, Any]:
+        """Where an entry is now, the VMA in which the first walk left it, and what VMA and folio are by now."""
+        found: dict[str, Any] = {
+            "tgid": answer.mm.tgid,
+            "comm": answer.mm.comm,
+            "addr": hex(answer.addr),
+            "entry": hex(answer.entry),
+            "pfn": hex(answer.pfn),
+            "locked": answer.locked,
+        }
+        if answer.place in second_walk:
+            found["second_walk"] = second_walk[answer.place].reason
+        visited = row.visited.get(answer.mm.mm) if row else None
+        if visited is None:
+            return found
+        now = self._objects.look(visited.vma)
+        found |= {
+            "mm": hex(visited.mm),
+            "folio": hex(visited.folio),
+            "first_walk": _vma(visited),
+            "vma_now": self._objects.vma(visited.vma, visited.mm),
+            "folio_now": self._objects.folio(visited.folio, answer.pfn, now.vm_flags if now else 0),
+        }
+        return found | ({"to_folio_now": self._objects.folio(visited.to)} if visited.to else {})
+
+    def _entry_trail(
+        self, decided: DecidedCase, found: Sequence[FoundEntry], visited: bool | None
+    ) -> Trail:
+        """The windows since the first walk that touched the entry's address space, VMA, folio, anon root or mapping."""
+        row = decided.row
+        if row is None:
+            return Trail(
+                note="Its insertion was not recorded: a periodic scan of the page tables found it."
+            )
+        locks: set[int] = set()
+        for known in row.visited.values():
+            now = self._objects.look(known.vma)
+            locks |= {now.anon, now.i_mmap} - {0} if now and now.vm_mm == known.mm else set()
+        since = min(row.start_ns, row.first_ns) if row.start_ns else row.first_ns
+        return self._trails.of_entry(entry_of(row, found, visited, locks, since), self._clock())
+
+    def _reason(self, event: Event) -> str:
+        return self._reasons.get(event.reason, str(event.reason))
+
+    def _shape(self, decided: DecidedCase) -> str:
+        level = "PMD" if decided.case.level == 2 else "PTE"
+        event = decided.event
+        if event is None:
+            return f"level={level}"
+        died = " (the migrating task died)" if event.kind == "MIGRATOR_DIED" else ""
+        mode = self._modes.get(event.mode, event.mode)
+        return f"level={level} reason={self._reason(event)} mode={mode}{died}"
+
+
 def _visited(rulings: Collection[Ruling]) -> bool | None:
-    """Whether the second walk came to all, or to none; None: not known, or both."""
+    """Whether the second walk came to all of them, or to none; None: not known, or to some."""
     verdicts = {ruling.verdict for ruling in rulings}
     return (
         {Verdict.HOLDS: True, Verdict.VIOLATED: False}.get(verdicts.pop())
         if len(verdicts) == 1
         else None
     )
+
+
+def _culprit(trail: Trail, visited: bool | None) -> dict[str, Any]:
+    """The function that the evidence points at, and why: the marked window of the trail, or else one of the second walk."""
+    if (step := trail.marked) and not step["function"].startswith("rmap_walk"):
+        return {"culprit": {"function": step["function"], "why": step["why"]}}
+    return {"culprit": _CULPRITS[visited]} if visited is not None else {}
+
+
+def _owner(answer: FoundEntry) -> str:
+    return f"{printable(answer.mm.comm)}[{answer.mm.tgid}]"
 
 
 def _task(row: Row, event: Event | None) -> dict[str, Any]:
@@ -56,242 +302,3 @@ def _vma(visited: Visited) -> dict[str, str]:
         "vm_start": hex(visited.vm_start),
         "vm_end": hex(visited.vm_end),
     }
-
-
-class Findings:
-    """Makes findings; knows the kernel's names for reasons, modes and addresses."""
-
-    def __init__(
-        self,
-        books: Records,
-        kernel: Kernel,
-        symbols: Symbols,
-        clock: Callable[[], int],
-        scene: ObjectReader | None = None,
-        trails: Trails | None = None,
-    ) -> None:
-        self._books, self._clock, self._symbols, self._scene, self._trails = (
-            books,
-            clock,
-            symbols,
-            scene,
-            trails,
-        )
-        reasons, self._modes = (
-            {value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS
-        )
-        self._reasons = reasons | {_THP_SPLIT: "thp_split"}
-
-    def entry(
-        self,
-        judged: DecidedCase,
-        second_walk: Mapping[Place, Ruling] = MappingProxyType({}),
-        *,
-        bare: bool = False,
-    ) -> Finding:
-        """An entry that is, or may be, left behind (M1, M4); second_walk: M5's ruling on each that is proven.
-        bare: what tells its signature, and no evidence."""
-        case, decision, row, event = judged.case, judged.decision, judged.row, judged.event
-        found = (decision.proven or case.answers)[:_MOST_PLACES]
-        holders = dict.fromkeys(
-            f"{printable(a.mm.comm)}[{a.mm.tgid}] at {a.addr:#x}" for a in found
-        )
-        visited = _visited(second_walk.values())
-        shape = self._shape(judged) + _FARED[visited]
-        if bare:
-            return Finding(case.invariant, decision.verdict, "migrate_pages", shape, "")
-        evidence: dict[str, Any] = {
-            "addr": hex(case.addr),
-            "age_seconds": round((self._clock() - row.first_ns) / 1e9, 6) if row else None,
-            "booked": row is not None,
-            "entries_outstanding": case.count,
-            "entries": [self._found(a, row, second_walk) for a in found],
-        }
-        trail = self._trail(judged, row, found, visited)
-        visits = dict.fromkeys(ruling.reason for ruling in second_walk.values())
-        return Finding(
-            case.invariant,
-            decision.verdict,
-            "migrate_pages",
-            shape,
-            "; ".join(
-                [
-                    f"{decision.reason}: {', '.join(holders) or 'in no address space that could be found'}",
-                    *visits,
-                ]
-            ),
-            _task(row, event) if row else {},
-            self._symbols.stack(self._books.stack(event.stack)) if event else (),
-            evidence | self._culprit(trail, visited),
-            trail=trail.steps,
-        )
-
-    def _found(
-        self, answer: FoundEntry, row: Row | None, second_walk: Mapping[Place, Ruling]
-    ) -> dict[str, Any]:
-        """An entry where it is now, the VMA in which the first walk left it, and what VMA and page are by now."""
-        found: dict[str, Any] = {
-            "tgid": answer.mm.tgid,
-            "comm": answer.mm.comm,
-            "addr": hex(answer.addr),
-            "entry": hex(answer.entry),
-            "pfn": hex(answer.pfn),
-            "locked": answer.locked,
-        }
-        if answer.place in second_walk:
-            found["second_walk"] = second_walk[answer.place].reason
-        if row and (visited := row.visited.get(answer.mm.mm)):
-            found |= {
-                "mm": hex(visited.mm),
-                "folio": hex(visited.folio),
-                "first_walk": _vma(visited),
-            }
-            if self._scene:
-                now = self._scene.look(visited.vma)
-                vma = self._scene.vma(visited.vma, visited.mm)
-                found |= {
-                    "vma_now": vma,
-                    "folio_now": self._scene.folio(
-                        visited.folio, answer.pfn, now.vm_flags if now else 0
-                    ),
-                }
-                found |= {"to_folio_now": self._scene.folio(visited.to)} if visited.to else {}
-        return found
-
-    def _trail(
-        self,
-        judged: DecidedCase,
-        row: Row | None,
-        found: Sequence[FoundEntry],
-        visited: bool | None,
-    ) -> Trail:
-        """What touched the entry's address space, VMA, folio, anon root or mapping since the first walk."""
-        if not self._trails or not row:
-            return Trail(
-                note="" if row else "When it was inserted is not known: only the patrol met it."
-            )
-        locks: set[int] = set()
-        for known in row.visited.values():
-            now = self._scene.look(known.vma) if self._scene else None
-            locks |= {now.anon, now.i_mmap} - {0} if now and now.vm_mm == known.mm else set()
-        since = min(row.start_ns, row.first_ns) if row.start_ns else row.first_ns
-        return self._trails.of_entry(entry_of(row, found, visited, locks, since), self._clock())
-
-    @staticmethod
-    def _culprit(trail: Trail, visited: bool | None) -> dict[str, Any]:
-        """The function that the evidence points at, and why."""
-        out: dict[str, Any] = {"trail_note": trail.note} if trail.note else {}
-        if (step := trail.marked) and not step["function"].startswith("rmap_walk"):
-            return out | {"culprit": {"function": step["function"], "why": step["why"]}}
-        return out | ({"culprit": _CULPRITS[visited]} if visited is not None else {})
-
-    def passed_over(
-        self,
-        judged: DecidedCase,
-        row: Row,
-        answer: FoundEntry,
-        ruling: Ruling,
-        *,
-        bare: bool = False,
-    ) -> Finding:
-        """A VMA that the second walk did not visit (M5)."""
-        event = judged.event
-        if bare:
-            return Finding("M5", ruling.verdict, "remove_migration_ptes", self._shape(judged), "")
-        known = row.visited.get(answer.mm.mm)
-        where = f"VMA {known.vm_start:#x}-{known.vm_end:#x}" if known and known.vma else "a VMA"
-        came = (
-            ""
-            if known and answer.addr == row.addr
-            else f", which the first walk left at {row.addr:#x} of mm {next(iter(row.visited)):#x}"
-        )
-        trail = self._trail(judged, row, [answer], False)
-        return Finding(
-            "M5",
-            ruling.verdict,
-            "remove_migration_ptes",
-            self._shape(judged),
-            f"{ruling.reason}: {where} of {printable(answer.mm.comm)}[{answer.mm.tgid}] holds one at {answer.addr:#x}{came}",
-            _task(row, event),
-            self._symbols.stack(self._books.stack(event.stack)) if event else (),
-            self._found(answer, row, {})
-            | {"migration_start_ns": row.start_ns}
-            | self._culprit(trail, False),
-            trail=trail.steps,
-        )
-
-    def unlocked(self, event: Event, *, bare: bool = False) -> Finding:
-        """A folio that is not locked while its migration entries are inserted or removed (M2, M3)."""
-        inserted = event.kind == "INSERTED_UNLOCKED"
-        invariant, function = (
-            ("M2", "try_to_migrate_one") if inserted else ("M3", "remove_migration_pte")
-        )
-        shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
-        if bare:
-            return Finding(invariant, Verdict.VIOLATED, function, shape, "")
-        did = "a migration entry is inserted" if inserted else "remove_migration_ptes() visits"
-        scene: dict[str, Any] = {}
-        if self._scene:
-            now = self._scene.look(event.b)
-            scene = {"vma_now": self._scene.vma(event.b, event.a)}
-            scene |= {
-                "folio_now": self._scene.folio(event.folio, vm_flags=now.vm_flags if now else 0)
-            }
-        trail = Trail()
-        if self._trails:
-            entry = TrailEntry(
-                event.start_ns or event.time_ns,
-                event.tid,
-                {event.a},
-                [(event.addr, event.addr + 1)],
-                {event.folio},
-            )
-            trail = self._trails.of_entry(entry, event.time_ns)
-        return Finding(
-            invariant,
-            Verdict.VIOLATED,
-            function,
-            shape,
-            f"{did} at {event.addr:#x} of mm {event.a:#x}, and folio {event.folio:#x} is not locked",
-            event.task,
-            self._symbols.stack(self._books.stack(event.stack)),
-            {
-                "addr": hex(event.addr),
-                "mm": hex(event.a),
-                "vma": hex(event.b),
-                "folio": hex(event.folio),
-            }
-            | scene
-            | ({"trail_note": trail.note} if trail.note else {}),
-            trail=trail.steps,
-        )
-
-    def _reason(self, event: Event) -> str:
-        return self._reasons.get(event.reason, str(event.reason))
-
-    def _shape(self, judged: DecidedCase) -> str:
-        level = "PMD" if judged.case.level == 2 else "PTE"
-        event = judged.event
-        if event is None:
-            return f"level={level}"
-        died = " (the migrating task died)" if event.kind == "MIGRATOR_DIED" else ""
-        return f"level={level} reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}{died}"
-
-    def order(self, event: Event) -> Finding:
-        """Two mmap_locks nested in both orders (L2)."""
-        return Finding(
-            "L2",
-            Verdict.SUSPECT,
-            "mmap_lock",
-            "two mms nested in both orders",
-            f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order of task {event.first_tid}; "
-            "tracepoints cannot tell whether either was a trylock",
-            event.task,
-            self._symbols.stack(self._books.stack(event.stack)),
-            {
-                "outer_mm": hex(event.a),
-                "inner_mm": hex(event.b),
-                "opposite_task": event.first_tid,
-                "opposite_stack": self._symbols.stack(self._books.stack(event.first_stack)),
-            },
-        )

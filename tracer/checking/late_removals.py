@@ -9,7 +9,7 @@ from tracer.invariants.verdict import Verdict
 
 
 class LateRemovals:
-    """Follows the counters M4_LATE and M4_UNTOLD, and the entries that M4 has judged while they were still in the ledger.
+    """Follows the counters M4_LATE and M4_AGE_UNKNOWN, and the entries that M4 has judged while they were still in the ledger.
 
     The kernel counts the removal of such an entry, too. An entry has one verdict, so its removal is taken off what the kernel counts.
     missed: of the programs that record insertions and removals.
@@ -17,7 +17,7 @@ class LateRemovals:
 
     def __init__(self, missed: MissedRuns) -> None:
         self._missed = missed
-        self._seen = {"M4_LATE": 0, "M4_UNTOLD": 0}
+        self._seen = {"M4_LATE": 0, "M4_AGE_UNKNOWN": 0}
         self._judged: dict[bytes, int] = {}  # entries that M4 has judged, by the key of their row
         self._removed = 0  # of these, removed by the kernel, and not yet taken off its counters
         self._counted_ns = (0, 0)  # when count() was called last, and before that
@@ -62,7 +62,7 @@ class LateRemovals:
         self._counted_ns = now_ns, self._counted_ns[0]
         for name, verdict in (
             ("M4_LATE", Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT),
-            ("M4_UNTOLD", Verdict.UNVERIFIABLE),
+            ("M4_AGE_UNKNOWN", Verdict.UNVERIFIABLE),
         ):
             more = counters[name] - self._seen[name]
             self._seen[name] += more

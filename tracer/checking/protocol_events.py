@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
@@ -14,12 +15,30 @@ from tracer.memory.objects import ObjectReader, vm_letters
 from tracer.protocol.codec import Encoding
 from tracer.results.protocols import Sighting
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Event, Records
-from tracer.tables.windows import Windows
+from tracer.tables.events import Event, Events
+from tracer.tables.flight_recorder import FlightRecorder
+from tracer.tables.protocol_table import ProtocolTable
+from tracer.tables.stacks import Stacks
+from tracer.tables.tables import Tables
 
 _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
 _MOST_SINGLE_LOOKUPS = 64  # a batch is cheaper from about here on
 _LOSSES = ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED")
+
+
+@dataclass(frozen=True)
+class ProtocolTables:
+    """The tables of protocols and windows."""
+
+    events: Events
+    protocol_table: ProtocolTable
+    flight_recorder: FlightRecorder
+    stacks: Stacks
+
+    @classmethod
+    def of(cls, tables: Tables) -> ProtocolTables:
+        """Choose these of all tables."""
+        return cls(tables.events, tables.protocol_table, tables.flight_recorder, tables.stacks)
 
 
 class ProtocolEvents:
@@ -27,24 +46,34 @@ class ProtocolEvents:
 
     def __init__(
         self,
-        windows: Windows,
-        books: Records,
+        tables: ProtocolTables,
         layouts: Layouts,
         symbols: Symbols,
         invariants: Mapping[str, Invariant],
-        checked: Container[str],
-        scene: ObjectReader | None = None,
+        covered: frozenset[str],
+        objects: ObjectReader,
     ) -> None:
-        self.windows, self.encoding = windows, Encoding(layouts)
-        self.rulings = ProtocolVerdicts(self.encoding, invariants, checked)
-        self.trails = Trails(windows, books, symbols, self.encoding, self.rulings.rule)
+        self._tables, self.encoding = tables, Encoding(layouts)
+        self.rulings = ProtocolVerdicts(self.encoding, invariants, covered)
+        self.trails = Trails(
+            tables.protocol_table,
+            tables.flight_recorder,
+            tables.stacks,
+            symbols,
+            self.encoding,
+            self.rulings.rule,
+        )
         self.pressing = False
-        self._books, self._symbols, self._scene = books, symbols, scene
+        self._symbols, self._objects = symbols, objects
         self._losses, self._last_losses, self._evidence_lost = (0, 0), 0, 0
+
+    def cover(self, covered: frozenset[str]) -> None:
+        """From now on windows are judged by these invariants."""
+        self.rulings.cover(covered)
 
     def hear(self, event: Event, raw: bytes) -> None:
         """Keep what the first window of a protocol was; a violating one gets its trail now, while the recorder still has it."""
-        key, seen = self.windows.sighting(raw)
+        key, seen = self._tables.events.sighting(raw)
         wrong = [
             f"{name}: {ruling.reason}"
             for name, ruling in self.rulings.rule(key).items()
@@ -57,23 +86,21 @@ class ProtocolEvents:
             else Trail()
         )
         vma = {
-            **ranges(event.a, seen),
+            **ranges(event.vma, seen),
             **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {}),
         }
-        if self._scene and wrong and event.a:
-            now = self._scene.vma(event.a, event.b)
+        if wrong and event.vma:
+            now = self._objects.vma(event.vma, event.mm)
             vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
         folio = (
-            self._scene.folio(seen.folio, vm_flags=seen.vm_flags)
-            if self._scene and wrong and seen.folio
-            else {}
+            self._objects.folio(seen.folio, vm_flags=seen.vm_flags) if wrong and seen.folio else {}
         )
         sighting = Sighting(
             task=event.task,
-            stack=self._symbols.stack(self._books.stack(event.stack)),
+            stack=self._symbols.stack(self._tables.stacks.of_event(event.stack)),
             vma=vma,
             addresses={
-                name: hex(value) for name, value in _addresses(event.b, seen).items() if value
+                name: hex(value) for name, value in _addresses(event.mm, seen).items() if value
             },
             trail=trail.steps,
             note=trail.note,
@@ -99,7 +126,8 @@ class ProtocolEvents:
             counters["EVIDENCE_LOST"] != self._evidence_lost
             or len(self.rulings.wrong) > _MOST_SINGLE_LOOKUPS
         )
-        rows = self.windows.rows() if whole else self.windows.rows_of(self.rulings.wrong)
+        table = self._tables.protocol_table
+        rows = table.counts() if whole else table.counts_of(self.rulings.wrong)
         self.rulings.update(rows, lossy=losses > self._losses[0])
         self._evidence_lost, self._last_losses, self.pressing = (
             counters["EVIDENCE_LOST"],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tracer.errors import RmapdError
 from tracer.invariants.base import Invariant
-from tracer.invariants.lock_order import Edge, LockGraph, nestings
+from tracer.invariants.lock_order import NO_CYCLE, Edge, LockGraph, nestings
 from tracer.invariants.verdict import Finding, Ruling, Tally, Verdict
 from tracer.protocol.codec import Encoding
 from tracer.protocol.model import Protocol
@@ -31,10 +31,10 @@ class _KnownProtocol:
 
 class ProtocolVerdicts:
     """Fed by update() with the whole table whenever it is read, and by sighted() with the event of each new protocol;
-    report() brings a Tally up to date. checked: the invariants that have coverage now."""
+    report() brings a Tally up to date. covered: the invariants that have coverage."""
 
     def __init__(
-        self, encoding: Encoding, invariants: Mapping[str, Invariant], checked: Container[str]
+        self, encoding: Encoding, invariants: Mapping[str, Invariant], covered: frozenset[str]
     ) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
         self.wrong: set[bytes] = (
@@ -42,9 +42,9 @@ class ProtocolVerdicts:
         )  # keys of protocols that some invariant finds violated or suspect
         self.unreadable: dict[bytes, str] = {}
         self.windows_unreadable = 0
-        self._encoding, self._checked = encoding, checked
+        self._encoding, self._covered = encoding, covered
         self._momentary = {
-            invariant.id for invariant in invariants.values() if not invariant.by_windows
+            invariant.id for invariant in invariants.values() if not invariant.needs_every_window
         }
         self._judges = {
             invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge
@@ -59,6 +59,10 @@ class ProtocolVerdicts:
             bytes, set[tuple[str, Verdict]]
         ] = {}  # recorded before their sighting came
         self._moved: dict[bytes, int] = {}
+
+    def cover(self, covered: frozenset[str]) -> None:
+        """From now on windows count for these invariants."""
+        self._covered = covered
 
     def update(
         self, rows: Mapping[bytes, int], *, lossy: bool = False
@@ -77,7 +81,7 @@ class ProtocolVerdicts:
                 self.windows_unreadable += new
                 continue
             for invariant, ruling in known.rulings.items():
-                if invariant not in self._checked:
+                if invariant not in self._covered:
                     continue
                 doubtful = lossy and ruling.verdict in _FOUND and invariant not in self._momentary
                 verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
@@ -124,7 +128,7 @@ class ProtocolVerdicts:
         if cycle is None:
             return
         known.cycle, known.nested = cycle, nestings(known.protocol)
-        known.rulings["L2"] = (
+        known.rulings[NO_CYCLE.id] = (
             Ruling(Verdict.VIOLATED, f"the lock classes form a cycle: {_named(cycle)}")
             if cycle
             else Ruling(Verdict.HOLDS)
@@ -179,7 +183,7 @@ class ProtocolVerdicts:
             if value
         }
         shape = text(known.protocol, ascii=True)
-        if invariant == "L2":
+        if invariant == NO_CYCLE.id:
             evidence["edges"] = [self._edge(edge) for edge in known.cycle]
             shape = _named(known.cycle)
         task, protocol = dict(sighting.task), text(known.protocol)

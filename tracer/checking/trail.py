@@ -17,8 +17,11 @@ from tracer.memory.entries import FoundEntry
 from tracer.protocol.codec import Encoding
 from tracer.protocol.model import Protocol, Visit, Walker
 from tracer.protocol.text import text
-from tracer.tables.records import Event, Records, Row
-from tracer.tables.windows import Flight, Recorded, Windows
+from tracer.tables.events import Event
+from tracer.tables.flight_recorder import Flight, FlightRecorder, Recorded
+from tracer.tables.ledger import Row
+from tracer.tables.protocol_table import ProtocolTable
+from tracer.tables.stacks import Stacks
 
 _MOST_CHANGES, _MOST_WALKS = 24, 8
 _WALKS = ("rmap_walk_anon", "rmap_walk_file", "rmap_walk_ksm")
@@ -102,15 +105,16 @@ class Trails:
 
     def __init__(
         self,
-        windows: Windows,
-        books: Records,
+        protocol_table: ProtocolTable,
+        flight_recorder: FlightRecorder,
+        stacks: Stacks,
         symbols: Symbols,
         encoding: Encoding,
         rule: Callable[[bytes], Mapping[str, Ruling]],
     ) -> None:
-        self._windows, self._books, self._symbols, self._encoding, self._rule = (
-            windows,
-            books,
+        self._protocol_table, self._flight_recorder = protocol_table, flight_recorder
+        self._stacks, self._symbols, self._encoding, self._rule = (
+            stacks,
             symbols,
             encoding,
             rule,
@@ -118,11 +122,11 @@ class Trails:
 
     def of_window(self, event: Event, key: bytes, seen: Any, why: str) -> Trail:
         """Ends with the accused window itself: what came later led to nothing. It is known by its event even where the recorder lost it."""
-        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
-        recorded = self._windows.recorded(
+        around = {event.vma, event.mm, seen.folio, seen.anon, seen.i_mmap} - {0}
+        recorded = self._flight_recorder.recorded(
             around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS
         )
-        born = self._windows.born()
+        born = self._protocol_table.keys_by_first_ns()
         before, own = list[Flight](), None
         for flight in recorded.flights:
             if (flight.row.tid, flight.row.start_ns, born.get(flight.row.protocol)) == (
@@ -143,8 +147,8 @@ class Trails:
         """From the first walk on. Empty, with a note, where no window touched what the entry is tied to."""
         around = {*entry.mms, *entry.folios, *entry.locks} - {0}
         recorded, born = (
-            self._windows.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)),
-            self._windows.born(),
+            self._flight_recorder.recorded(around, {entry.tid}, since_ns=max(1, entry.since_ns)),
+            self._protocol_table.keys_by_first_ns(),
         )
         found = [f for f in recorded.flights if f.row.start_ns <= now_ns and entry.concerns(f)]
         changes = [flight for flight in found if flight.window not in _WALKS]
@@ -233,7 +237,7 @@ class Trails:
             "task": {"pid": row.tid, "tgid": row.tgid},
             "vma": ranges(row.vma, row),
             "protocol": self._text(born.get(row.protocol)),
-            "stack": list(self._symbols.stack(self._books.stack(row.stack, "flight_stacks"))),
+            "stack": list(self._symbols.stack(self._stacks.of_flight(row.stack))),
         }
 
     def _step_of(self, event: Event, key: bytes, seen: Any) -> dict[str, Any]:
@@ -243,9 +247,9 @@ class Trails:
             "duration_ns": event.time_ns - event.start_ns if event.start_ns else 0,
             "function": protocol.window if protocol else "",
             "task": {"pid": event.tid, "tgid": event.tgid},
-            "vma": ranges(event.a, seen),
+            "vma": ranges(event.vma, seen),
             "protocol": self._text(key),
-            "stack": list(self._symbols.stack(self._books.stack(event.stack))),
+            "stack": list(self._symbols.stack(self._stacks.of_event(event.stack))),
         }
 
     def _text(self, key: bytes | None) -> str:

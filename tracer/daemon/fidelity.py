@@ -1,6 +1,6 @@
 """Fidelity: how much is probed, what is covered with that, and how a running session changes it.
 
-A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (books.h: epochs); what was
+A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (shared.h: epochs); what was
 counted before it is judged by what was covered then; what a task holds is forgotten where its release may go unseen.
 """
 
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from tracer.attach.attached import AttachedProbes
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor
 from tracer.invariants.base import Coverage, Invariant
-from tracer.tables.records import Records
-from tracer.tables.windows import Windows
+from tracer.tables.allowances import Allowances
+from tracer.tables.epochs import Epochs
+from tracer.tables.params import Params
+from tracer.tables.window_times import WindowTimes
 
 log = logging.getLogger("rmapd")
 
@@ -24,8 +27,8 @@ WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 _UNSAMPLED_COST = 1 / 7
 """What a window that is not booked costs of one that is (tests.bench.programs)."""
 _PROBE_OBJECTS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "page_tables", "objects", "forks"}),
+    "owner": frozenset({"migration", "ledger", "page_tables", "objects", "forks", "vma", "rmap"}),
 }
 
 
@@ -39,29 +42,31 @@ def runs(probe_object: str, level: str) -> bool:
 
 
 class Fidelity:
-    """The level in force. `checked` is one set for the whole session: those who judge look into it."""
+    """The level in force. `checked`: the invariants that have coverage with it, another set after each change."""
 
     def __init__(
         self,
         level: str,
         loaded: AttachedProbes,
-        books: Records,
-        windows: Windows,
+        params: Params,
+        epochs: Epochs,
+        window_times: WindowTimes,
+        allowances: Allowances,
         invariants: Mapping[str, Invariant],
         features: Collection[str],
         sampled_windows: int = Config().sampled_windows,
     ) -> None:
         self.level = level
-        self.coverage: dict[str, tuple[Coverage, str]] = {}
-        self.checked: set[str] = set()
+        self.coverage: Mapping[str, tuple[Coverage, str]] = {}
+        self.checked: frozenset[str] = frozenset()
         self.governor: Governor | None = None
-        self._loaded, self._books, self._invariants, self._features = (
-            loaded,
-            books,
+        self._loaded, self._params, self._epochs = loaded, params, epochs
+        self._invariants, self._features = (
             invariants,
             frozenset(features),
         )
-        self._windows, self._sampled, self._rate = windows, level == "sampled", sampled_windows
+        self._window_times, self._allowances = window_times, allowances
+        self._sampled, self._rate = level == "sampled", sampled_windows
         self._counted = (0.0, 0.0, 0.0, 0.0)
         self._doubts: dict[str, str] = {}
         self._sample()
@@ -74,12 +79,12 @@ class Fidelity:
         self.cover()
 
     def _sample(self) -> None:
-        self._books.set_params(window_ns=10**9 // self._rate if self._sampled else 0)
+        self._params.set(window_ns=10**9 // self._rate if self._sampled else 0)
 
     def cover(self) -> None:
         """What is checked with the hooks that are on now."""
         found = self._loaded.attached() | self._features
-        gone = [hook for hook in self._loaded.hooks if hook.state is State.DETACHED]
+        gone = [hook for hook in self._loaded.hooks if hook.state is HookState.DETACHED]
         off = {hook.hook.name: hook.reason for hook in gone}
         of_windows = {
             hook.hook.name: hook.reason
@@ -87,18 +92,18 @@ class Fidelity:
             if hook.probe_object in WINDOW_PROBE_OBJECTS
         }
         sampled = self._how_sampled() if self._sampled else ""
-        self.coverage = {
+        coverage = {
             name: one.coverage(found, of_windows if one.judge else off, sampled)
             for name, one in self._invariants.items()
         }
         for name, why in self._doubts.items():
-            level, reason = self.coverage[name]
+            level, reason = coverage[name]
             if level is not Coverage.NONE:
-                self.coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
-        self.checked.clear()
-        self.checked |= {
+                coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, why]))
+        self.coverage = MappingProxyType(coverage)
+        self.checked = frozenset(
             name for name, (level, _) in self.coverage.items() if level is not Coverage.NONE
-        }
+        )
 
     def doubt(self, doubts: Mapping[str, str]) -> None:
         """invariant -> why it is checked in part only, for now."""
@@ -196,8 +201,8 @@ class Fidelity:
     ) -> tuple[float, float, float, float]:
         """Windows booked, those that were not, seconds in programs of windows, in all programs."""
         booked, unsampled = (
-            sum(times.count for times in self._windows.times().values()),
-            sum(self._windows.unsampled().values()),
+            sum(times.count for times in self._window_times.windows().values()),
+            sum(self._allowances.unsampled().values()),
         )
         names = {
             hook.hook.name
@@ -223,7 +228,7 @@ class Fidelity:
     def change(self, level: str, why: str, count: Callable[[], None]) -> list[str]:
         """Attach and detach what differs; why for each hook that the kernel refuses to take again."""
         every = {hook.probe_object for hook in self._loaded.hooks}
-        rest = {
+        pause = {
             probe_object
             for probe_object in every
             if runs(probe_object, self.level) and not runs(probe_object, level)
@@ -233,15 +238,15 @@ class Fidelity:
             for probe_object in every
             if not runs(probe_object, self.level) and runs(probe_object, level)
         }
-        changing = rest | resume
+        changing = pause | resume
         resampled = self._sampled != (level != LEVELS[0])
         windows, mmap_locks = (
             resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS),
             "mmap_lock" in changing,
         )
-        with self._books.change_of_hooks(windows=windows, mmap_locks=mmap_locks):
+        with self._epochs.changing_hooks(windows=windows, mmap_locks=mmap_locks):
             count()
-            self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
+            self._loaded.pause(pause, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)
             self._sampled = level != LEVELS[0]
             self._sample()

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Collection
 
-from tracer.bpf.maps import object_name
+from tracer.bpf.syscall import object_name
 from tracer.config import Config
 from tracer.daemon.after_death import Aftermath, aftermath
 from tracer.errors import RmapdError
@@ -68,14 +68,18 @@ def _keep(config: Config, session: Aftermath, how: str) -> int:
     state, why = session.left.state, f"found after a crash: {how}"
     with session:
         session.stop()
-        snapshot, tally, new = session.snapshot(), session.judge.tally, session.judge.new_findings
+        snapshot, tally, new = (
+            session.snapshot(),
+            session.judge.tally,
+            session.judge.take_new_findings(),
+        )
         for finding in new:
             finding.evidence["found"] = why
         store = open_store(
             config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest
         )
         with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as reaction:
-            reaction.react(tally, new, snapshot, ended=True, early=why)
+            reaction.deliver(tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"
     log.error(
         "%s: %s of %d checks; %d entries are outstanding",

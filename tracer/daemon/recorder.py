@@ -7,6 +7,7 @@ from tracer.bpf.maps import Table, possible_cpus
 from tracer.checking.checker import Checker
 from tracer.checking.protocol_verdicts import ProtocolVerdicts
 from tracer.daemon.fidelity import Fidelity
+from tracer.invariants.migration_entries import LEFT_BEHIND
 from tracer.supervision.checkpoint import Checkpoint, CheckpointState, Left, Memory, Undoable
 from tracer.supervision.handed_down import HandedDown
 
@@ -90,5 +91,5 @@ def resume(left: Left, judge: Checker, rulings: ProtocolVerdicts) -> None:
     open_cases.answers.update(state.answers)
     judge.entries.update(dict(state.entries))
     judge.late.resume(*state.late)
-    open_cases.open("M1", state.held)
+    open_cases.open(LEFT_BEHIND.id, state.held)
     open_cases.sweeps, open_cases.proven = state.sweeps, set(state.proven)

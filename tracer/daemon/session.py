@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import resource
 import select
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -18,23 +15,26 @@ import msgspec
 
 import tracer
 from tracer.attach import attach_process
-from tracer.attach.liveness import Watch
+from tracer.attach.liveness import LivenessCheck
 from tracer.bpf import programs as program
+from tracer.bpf.links import attached_to
 from tracer.bpf.maps import Map
-from tracer.bpf.programs import Program
+from tracer.bpf.programs import Program, RunStatistics
 from tracer.checking.cases import OpenCases
-from tracer.checking.checker import Checker, Missed
+from tracer.checking.checker import Checker, CheckerTables
 from tracer.checking.findings import ENUMS, Findings
-from tracer.checking.missed_runs import MissedRuns
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
+from tracer.checking.second_walks import SecondWalks
 from tracer.config import CHANGEABLE, LEVELS, Config
 from tracer.daemon import required
-from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity, probe_objects, runs
+from tracer.daemon.fidelity import Fidelity, probe_objects, runs
 from tracer.daemon.governor import Governor, Pace
+from tracer.daemon.losses import LossTracker
 from tracer.daemon.recorder import Recorder
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
-from tracer.invariants.verdict import Verdict
+from tracer.invariants.migration_walks import PASSED_OVER
+from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.btf import FUNC
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
@@ -42,22 +42,15 @@ from tracer.kernel.taint import machine
 from tracer.memory import calibration, objects
 from tracer.memory.page_tables import Oracle
 from tracer.process.privileges import User
-from tracer.results.snapshot import OF_THE_LEDGER, Snapshot, checks
+from tracer.results.checks import all_checks
+from tracer.results.snapshot import Snapshot
 from tracer.supervision.checkpoint import Memory
 from tracer.supervision.handed_down import HandedDown
 from tracer.tables.c_structs import Layouts
-from tracer.tables.records import Records
-from tracer.tables.windows import Windows
+from tracer.tables.tables import Tables
 
-log = logging.getLogger("rmapd")
 _TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
-_MISSED = {
-    "ledger": ("migration", OF_THE_LEDGER),
-    "visits": ("ledger", ("second_walk",)),
-    "orders": ("mmap_lock", ("mmap_lock_acquire_returned", "mmap_lock_released")),
-}
-"""What judging depends on: the stem whose hooks may come and go, and the hooks whose runs the kernel may leave out."""
 
 
 def probes_folder() -> Path:
@@ -90,9 +83,6 @@ class Session:
         self.config, self.kernel, self.invariants = config, kernel, discover()
         self._clock, self._folders = clock, list(folders) or [probes_folder()]
         self._stopped, self.recorder = False, Recorder(memory)
-        self._changes: Counter[str] = (
-            Counter()
-        )  # stem -> hooks of it that were taken away, or came back
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -110,18 +100,18 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         if not self._stopped:
-            self.books.set_params(gate=0)
+            self.tables.params.set(gate=0)
         self._stack.close()
 
     def _attach(self) -> None:
         include = self._folders[0] / "include"
-        layouts = Layouts.read(include / "books.h")
+        layouts = Layouts.read(include / "shared.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
         sizes, cache = (
             self.config.maps.sizes(),
             Path(self.config.cache) if self.config.cache else None,
         )
-        enums = (*ENUMS, objects.ENUM)
+        enums = (*ENUMS, objects.PAGE_FLAGS)
         order = attach_process.AttachOrder(
             self._folders,
             probe_objects(level),
@@ -139,39 +129,40 @@ class Session:
         self.recorder.begin(
             HandedDown.of(*described, self.fidelity, self._started_ns, self.oracle_reason)
         )
-        self.books.set_params(gate=1)
+        self.tables.params.set(gate=1)
 
-    def _build(self, attached: attach_process.Attached, layouts: Layouts, level: str) -> None:
+    def _build(self, attached: attach_process.AttachOutcome, layouts: Layouts, level: str) -> None:
         """All that judges, over what is attached."""
         self.kernel.known_enums |= attached.enums
         self._page_size = attached.page_size
-        self.loaded = self._stack.enter_context(attached.loaded)
-        self.books = Records(self.recorder.tables(self.loaded), layouts)
+        self.loaded = self._stack.enter_context(attached.probes)
+        self.tables = Tables.of(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.max_entry_age_seconds * 1e9)
-        self.books.set_params(levels=levels, welcome_ns=welcome_ns)
+        self.tables.params.set(levels=levels, max_entry_age_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.open_cases = OpenCases(
-            self.books,
+            self.tables.ledger,
             oracle,
             levels,
             welcome_ns,
             int(self.config.scan_seconds * 1e9),
             self._clock,
         )
-        self.windows = Windows(self.loaded.maps, layouts)
         features = {"oracle"} if oracle else ()
         self._fidelity = Fidelity(
             level,
             self.loaded,
-            self.books,
-            self.windows,
+            self.tables.params,
+            self.tables.epochs,
+            self.tables.window_times,
+            self.tables.allowances,
             self.invariants,
             features,
             self.config.sampled_windows,
         )
         checked = self._fidelity.checked
-        self._ruled = [name for name in checked if self.invariants[name].judge]
+        self._covered_at_start = checked
         symbols = self._symbols = Symbols(self.kernel)
         seen = objects.ObjectReader(
             self.loaded.maps,
@@ -180,33 +171,36 @@ class Session:
             self.kernel,
         )
         self.protocol_events = ProtocolEvents(
-            self.windows, self.books, layouts, symbols, self.invariants, checked, seen
+            ProtocolTables.of(self.tables), layouts, symbols, self.invariants, checked, seen
         )
         findings = Findings(
-            self.books, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
+            self.tables.stacks, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
-        missed = {
-            name: MissedRuns(partial(self._missed_runs, *on), self._clock)
-            for name, on in _MISSED.items()
-        }
+        self.watch = LivenessCheck(self.loaded.attachments, self._runs)
+        self.losses = LossTracker(
+            self.loaded, self.watch, self._fidelity, self.invariants, self._clock
+        )
         self.judge = Checker(
-            self.books,
-            self.open_cases,
-            findings,
-            welcome_ns,
-            self._clock,
-            Missed(windows=self._missed, **missed),
-            checked,
-            self.protocol_events,
+            tables=CheckerTables.of(self.tables),
+            invariants=self.invariants,
+            covered=checked,
+            tally=Tally(lambda: machine(self.kernel.release)),
+            open_cases=self.open_cases,
+            second_walks=SecondWalks(
+                self.tables.visits, self.losses.unbroken[PASSED_OVER.id], levels, self._clock
+            ),
+            findings=findings,
+            protocol_events=self.protocol_events,
+            hooks=self.losses,
+            age_limit_ns=welcome_ns,
+            clock=self._clock,
         )
-        self.judge.tally.machine = lambda: machine(self.kernel.release)
         self._ring = self.loaded.ring("events", self.recorder.note_event)
         self._stack.callback(self._ring.close)
         self._poll = select.poll()
         self._poll.register(self._ring.fd, select.POLLIN)
         self._started_ns = self._next_tick_ns = self._clock()
         self._base_user = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        self.watch = Watch(self.loaded.attachments, self._runs)
         self.recorder.bind(self.judge, self.protocol_events.rulings, self._fidelity)
 
     @property
@@ -224,7 +218,7 @@ class Session:
         if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
             return levels[:1]
         if self.config.drop_privileges:
-            self.loaded.keep(
+            self.loaded.start_reattach_helper(
                 [
                     hook.probe_object
                     for hook in self.loaded.hooks
@@ -248,32 +242,6 @@ class Session:
             else {}
         )
 
-    def _look_after_hooks(self) -> None:
-        """Before what was seen since the last look is judged: windows during which hooks went or came prove nothing."""
-        changed = self.loaded.mark(self.watch.look())
-        for hook in changed:
-            self._changes[hook.probe_object] += 1
-            log.warning(
-                "hook %s is %s%s",
-                hook.hook.name,
-                hook.state,
-                f": {hook.reason}" if hook.reason else " again",
-            )
-        if changed:
-            self._fidelity.cover()
-
-    def _missed(self) -> int:
-        """Before any protocol is ruled on: runs left out of programs that it depends on, and hooks that went or came back."""
-        self._look_after_hooks()
-        changes = sum(self._changes[probe_object] for probe_object in WINDOW_PROBE_OBJECTS)
-        return changes + self.loaded.missed(lambda hook: hook.probe_object in WINDOW_PROBE_OBJECTS)
-
-    def _missed_runs(self, probe_object: str, hooks: Collection[str]) -> int:
-        """Runs left out of these hooks' programs, and how often hooks of this stem were taken away or came back."""
-        return self._changes[probe_object] + self.loaded.missed(
-            lambda hook: hook.hook.name in hooks
-        )
-
     def _oracle(self, layouts: Layouts, levels: int, page_size: int) -> Oracle | None:
         maps, programs = (
             self.loaded.maps,
@@ -292,7 +260,9 @@ class Session:
             maps,
             programs,
             self.loaded.iterator("tasks"),
-            self.books,
+            self.tables.params,
+            self.tables.swap_types,
+            self.tables.other_mms,
             layouts,
             levels,
             self.kernel.page_tables,
@@ -310,7 +280,7 @@ class Session:
     ) -> str:
         """Why the oracle cannot be used, or empty."""
         return calibration.calibrate(
-            maps, programs, oracle, self.books, layouts, page_size, self.kernel.address_of
+            maps, programs, oracle, self.tables.params, layouts, page_size, self.kernel.address_of
         ).reason
 
     def change(self, config: Config) -> list[str]:
@@ -324,7 +294,7 @@ class Session:
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         welcome_ns = int(config.max_entry_age_seconds * 1e9)
-        self.books.set_params(welcome_ns=welcome_ns)
+        self.tables.params.set(max_entry_age_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
@@ -334,8 +304,8 @@ class Session:
     def rehearse(self) -> tuple[object, ...]:
         """All that judging asks of the kernel, once: the same again, or a privilege is missing that it needs. /proc/kallsyms is opened the
         first time and kept, so a stack that is explained later has its names."""
-        self.books.set_params(gate=1)
-        self.windows.rows()
+        self.tables.params.set(gate=1)
+        self.tables.protocol_table.counts()
         ledger = self.loaded.maps.get("ledger")
         taken = ledger.take(bytes(ledger.key_size)) if ledger else None  # no row has this key
         statistics, oracle, searched = self.snapshot().statistics, self.open_cases.oracle, False
@@ -344,13 +314,13 @@ class Session:
             searched = (
                 bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
             )
-        standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
+        standing = [attached_to(one.link.fd) for one in self.loaded.attachments()]
         return (
             taken,
             searched,
             self.kernel.shows_addresses(),
             standing,
-            self.watch.look(),
+            self.watch.check(),
             [(name, ran.program_id) for name, ran in statistics.items()],
         )
 
@@ -395,12 +365,14 @@ class Session:
         end = self._clock() + int(seconds * 1e9)
         while self._clock() < end:
             self.step(0.02)
-            if not self.open_cases.cases and not self.judge.outstanding(self.books.counters()):
+            if not self.open_cases.cases and not self.judge.outstanding(
+                self.tables.counters.read()
+            ):
                 return
 
     def stop(self) -> None:
         """Close the gate, judge what is left, keep the results; the programs stay until the context ends."""
-        self.books.set_params(gate=0)
+        self.tables.params.set(gate=0)
         self.judge.read_events(self._ring.read())
         self.judge.close(max(1.0, self.config.settle_seconds))
         self.recorder.commit()
@@ -409,23 +381,33 @@ class Session:
     def totals(self) -> tuple[float, dict[str, int]]:
         """Seconds since the gate opened, and counts for a timeline: cheaper than a snapshot."""
         self.judge.count_protocols()
-        counters = self.books.counters()
-        counted = checks(self.judge.tally, counters, self.loaded.statistics(), self._ruled)
+        counters = self.tables.counters.read()
+        counted = self._checks(counters, self.loaded.statistics())
         totals = {
             verdict.value: sum(count for (_, found), count in counted.items() if found is verdict)
             for verdict in Verdict
         }
         totals |= {
             "windows": self.protocol_events.rulings.windows,
-            "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+            "migration_entries": counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
 
+    def _checks(
+        self, counters: Mapping[str, int], statistics: Mapping[str, RunStatistics]
+    ) -> dict[tuple[str, Verdict], int]:
+        return all_checks(
+            self.invariants.values(),
+            self._covered_at_start,
+            self.judge.tally.checks,
+            counters,
+            {name: run.missed for name, run in statistics.items()},
+        )
+
     def snapshot(self) -> Snapshot:
         """Read everything once. What that finds is among the judge's new findings, and in the snapshot."""
-        self.judge.count_protocols()
-        rows = [] if self._stopped else self.judge.count_late()
-        counters = self.books.counters()
+        rows = [] if self._stopped else self.judge.catch_up().rows
+        counters = self.tables.counters.read()
         outstanding = self.judge.outstanding(counters)
         oldest = max((self._clock() - row.first_ns for row in rows), default=0) / 1e9
         statistics = self.loaded.statistics()
@@ -439,14 +421,14 @@ class Session:
             hooks=tuple(self.loaded.hooks),
             invariants=self.invariants,
             coverage=self.coverage,
-            checks=checks(self.judge.tally, counters, statistics, self._ruled),
+            checks=self._checks(counters, statistics),
             violations={v.first.id: v for v in self.judge.tally.violations.values()},
             statistics=statistics,
-            histograms=self.books.histograms(),
-            window_times=self.windows.times(),
-            windows_unsampled=self.windows.unsampled(),
-            lock_waits=self.windows.waits(),
-            lock_holds=self.windows.holds(),
+            histograms=self.tables.histograms.read(),
+            window_times=self.tables.window_times.windows(),
+            windows_unsampled=self.tables.allowances.unsampled(),
+            lock_waits=self.tables.window_times.lock_waits(),
+            lock_holds=self.tables.window_times.lock_holds(),
             protocols=tuple(self.protocol_events.rulings.protocols()),
             lock_graph=tuple(self.protocol_events.rulings.lock_graph()),
             unreadable=self.protocol_events.rulings.windows_unreadable,

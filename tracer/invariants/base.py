@@ -1,12 +1,12 @@
-"""What an invariant is: its claim, where the kernel states it, what it needs, and how far this kernel lets it be checked."""
+"""What an invariant declares: its words, the hooks it needs, the counters it is counted by, and what a loss costs it."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tracer.invariants.verdict import Ruling
+from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import Protocol
 
 
@@ -19,16 +19,81 @@ class Coverage(enum.StrEnum):
 
     @property
     def gauge(self) -> float:
+        """The value of the metric: 1 full, 0.5 partial, 0 none."""
         return {"full": 1.0, "partial": 0.5, "none": 0.0}[self.value]
 
 
 @dataclass(frozen=True)
+class Counters:
+    """Counters of the probes (`enum counter`), each count of which is one check of the invariant with this verdict.
+
+    violated: the probe also sends an event for each. The checker records the events that arrive, and the counts beyond
+    those are violations without evidence: a full ring loses the evidence and not the count.
+    """
+
+    holds: tuple[str, ...] = ()
+    violated: tuple[str, ...] = ()
+    unverifiable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Events that could not be recorded. Each makes one check of the invariant unverifiable.
+
+    table: what overflowed, the key of `lost` in reports. counters: counters of events that found it full.
+    missed_runs: hooks; a run of their programs that the kernel left out is lost as well.
+    """
+
+    table: str
+    counters: tuple[str, ...] = ()
+    missed_runs: tuple[str, ...] = ()
+
+
+WINDOW_LOSS = Loss("protocols", counters=("PROTOCOLS_LOST", "WINDOWS_LOST"))
+"""Windows that are in no protocol count. Each may have violated every invariant that protocols are judged by."""
+
+
+@dataclass(frozen=True)
+class UnbrokenRuns:
+    """Programs that must not miss a run while a check is under way, or that check is unverifiable.
+
+    hooks: of these programs. probe_object: the one that they are in; a hook of it that is detached or comes back counts as a
+    missed run. subject: what the programs record, for the reason that coverage gives.
+    """
+
+    probe_object: str
+    hooks: tuple[str, ...]
+    subject: str
+
+
+@dataclass(frozen=True)
+class EventReport:
+    """A ring event (`enum event_kind`) by which a probe reports a violation that it has proven.
+
+    function: what the finding is attributed to. summary: one sentence, a format string over the members of the event.
+    """
+
+    kind: str
+    function: str
+    summary: str
+
+
+@dataclass(frozen=True)
 class Invariant:
-    """One invariant. `needs`: hooks without which nothing is checked. `lacking`: hook or feature -> what its absence costs.
-    A name may be alternatives, `__vma_adjust|commit_merge`: any of them will do, for kernels have different ones.
-    `awaits`: kernel functions whose probing it waits for, where this version of rmapd has no monitor for it yet.
-    `judge`: the ruling on a protocol, where the invariant is checked by protocols; None where it says nothing of this one.
-    `whole_windows`: it depends on what all windows did from beginning to end; None: where it has a judge."""
+    """One invariant, complete: nothing outside of its file names it.
+
+    Words, for `rmapd explain`: title, claim; stated, where the kernel states it; not_violations, what looks like one and is
+    legal; confirmed, how a violation is proven; blind_spots.
+
+    Hooks: without those of `needs` nothing is checked. `lacking` maps a hook or feature to what its absence costs. A name may
+    list alternatives, `__vma_adjust|commit_merge`, where kernels have one or the other. `awaits` lists kernel functions of an
+    invariant that this version does not check yet.
+
+    Checks: `judge` rules on a protocol and returns None where the invariant says nothing of it. `every_window`: checking takes
+    all windows from their beginning to their end (None: it does where there is a `judge`). `every_entry`: each recorded
+    migration entry is one check. `counters`, `events`: checks that a probe settles. `losses`, `unbroken`: what makes checks
+    unverifiable, one by one, and those under way; loss of windows is implied by `judge`.
+    """
 
     id: str
     title: str
@@ -38,50 +103,95 @@ class Invariant:
     confirmed: str
     blind_spots: str = ""
     needs: tuple[str, ...] = ()
-    lacking: Mapping[str, str] | None = None
+    lacking: Mapping[str, str] = field(default_factory=dict)
     awaits: tuple[str, ...] = ()
     judge: Callable[[Protocol], Ruling | None] | None = None
-    whole_windows: bool | None = None
+    every_window: bool | None = None
+    every_entry: bool = False
+    counters: Counters = Counters()
+    events: tuple[EventReport, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    unbroken: UnbrokenRuns | None = None
 
     @property
-    def by_windows(self) -> bool:
-        """Whether a window that is not booked, or not to its end, is one that was not checked."""
-        return bool(self.judge) if self.whole_windows is None else self.whole_windows
+    def needs_every_window(self) -> bool:
+        """Whether a window that is not recorded, or not to its end, leaves something unchecked."""
+        return bool(self.judge) if self.every_window is None else self.every_window
 
     @property
     def built(self) -> bool:
+        """Whether this version checks it on some kernel."""
         return bool(self.needs)
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """Every hook and feature that coverage depends on, alternatives apart."""
+        return frozenset(
+            name for names in (*self.needs, *self.lacking) for name in names.split("|")
+        )
+
+    @property
+    def runbook(self) -> str:
+        """The page on what to do with a violation, relative to the top of the source tree."""
+        return f"docs/runbooks/{self.id}.md"
+
+    def losses_by_check(self) -> tuple[Loss, ...]:
+        """The losses that make single checks unverifiable."""
+        return (*self.losses, *((WINDOW_LOSS,) if self.judge else ()))
+
+    def settled(self, counters: Mapping[str, int], recorded: int) -> dict[Verdict, int]:
+        """Checks that the probes settled, by verdict. recorded: violations that the checker has recorded from events."""
+
+        def total(names: tuple[str, ...]) -> int:
+            return sum(counters[name] for name in names)
+
+        found = self.counters
+        without_event = max(0, total(found.violated) - recorded) if found.violated else 0
+        return {
+            Verdict.HOLDS: total(found.holds),
+            Verdict.VIOLATED: without_event,
+            Verdict.UNVERIFIABLE: total(found.unverifiable),
+        }
+
+    def lost(self, counters: Mapping[str, int], missed_runs: Mapping[str, int]) -> int:
+        """Checks that became unverifiable because what they are about was not recorded.
+
+        missed_runs: hook -> runs that the kernel left out, of the hooks that are attached.
+        """
+        return sum(
+            sum(counters[name] for name in loss.counters)
+            + sum(missed_runs.get(hook, 0) for hook in loss.missed_runs)
+            for loss in self.losses_by_check()
+        )
 
     def coverage(
         self, attached: Collection[str], off: Mapping[str, str] | None = None, sampled: str = ""
     ) -> tuple[Coverage, str]:
-        """Coverage with these hooks and features, and the reason for anything less than full. off: hooks that were taken away -> why;
-        what is judged by protocols is judged by all windows, so none of their hooks may be missing unnoticed. sampled: how, where not all
-        windows are booked."""
+        """Return the coverage with these hooks and features, and the reason for anything less than full.
+
+        off: hooks that were attached and are not any more -> why. A protocol is judged by all hooks of windows, so each of them
+        that is gone is given as a reason. sampled: how windows are sampled; empty where all are recorded.
+        """
         if not self.built:
             return Coverage.NONE, "not checked by this version of rmapd"
-        named = {
-            name for names in (*self.needs, *(self.lacking or {})) for name in names.split("|")
+        relevant = {
+            name: why for name, why in (off or {}).items() if self.judge or name in self.hooks
         }
-        away = _taken_away(
-            {name: why for name, why in (off or {}).items() if self.judge or name in named}
-        )
+        gone = _taken_away(relevant)
         absent = [
             names.replace("|", " or ") for names in self.needs if not _any_of(names, attached)
         ]
         if absent:
-            return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}", *away])
-        costs = [
-            cost for names, cost in (self.lacking or {}).items() if not _any_of(names, attached)
-        ]
-        if self.by_windows and sampled:
+            return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}", *gone])
+        costs = [cost for names, cost in self.lacking.items() if not _any_of(names, attached)]
+        if self.needs_every_window and sampled:
             costs.append(sampled)
-        costs = list(dict.fromkeys(costs + away))
+        costs = list(dict.fromkeys(costs + gone))
         return (Coverage.PARTIAL, "; ".join(costs)) if costs else (Coverage.FULL, "")
 
 
 def _taken_away(off: Mapping[str, str]) -> list[str]:
-    """One reason for all hooks that have it."""
+    """One sentence a reason, with the first hooks that share it."""
     hooks: dict[str, list[str]] = {}
     for name, why in off.items():
         hooks.setdefault(why, []).append(name)

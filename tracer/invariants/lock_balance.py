@@ -52,7 +52,7 @@ def judge_balance(protocol: Protocol) -> Ruling | None:
         )
         return Ruling(
             Verdict.VIOLATED,
-            f"returns {'an error ' if protocol.error else ''}{how.format(lock.spoken)}",
+            f"returns {'an error ' if protocol.error else ''}{how.format(lock.display_name)}",
             proven=True,
         )
     if protocol.lost:
@@ -92,16 +92,17 @@ def _leftovers(
         if not possible:
             yield Ruling(
                 Verdict.UNVERIFIABLE,
-                f"{lock.spoken}: the steps do not add up, so an event is missing",
+                f"{lock.display_name}: the steps do not add up, so an event is missing",
             )
         elif left:
             yield Ruling(
-                Verdict.SUSPECT, f"returns with a {lock.spoken} held, as far as the steps tell"
+                Verdict.SUSPECT,
+                f"returns with a {lock.display_name} held, as far as the steps tell",
             )
         else:
             yield Ruling(
                 Verdict.SUSPECT,
-                f"gives back a {lock.spoken} that somebody, perhaps this task, held at entry",
+                f"gives back a {lock.display_name} that somebody, perhaps this task, held at entry",
             )
 
 
@@ -110,7 +111,8 @@ INVARIANTS = (
         id="L3",
         title="locks are given back",
         claim="A window returns with the locks that it was entered with.",
-        stated="mm/vma.c, vma_prepare() and vma_complete(); seed: an error return of do_brk_flags() that kept its lock",
+        stated="mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once kept its lock: "
+        "Hugh Dickins, 7 July 2022, <e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>",
         not_violations="Pairs by contract: mm_take_all_locks() and mm_drop_all_locks(); collapse_huge_page(), which gives back its "
         "caller's mmap_lock. A lock that is given back and taken again.",
         confirmed="A lock held for write at return and not at entry, or the other way round, is proven by rwsem.owner. "

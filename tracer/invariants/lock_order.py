@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from tracer.invariants.base import Invariant
+from tracer.invariants.base import Counters, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import FOLIO_LOCK_WALKERS, Kind, Lock, Locking, Owner, Protocol
 
@@ -129,15 +129,17 @@ def _order(
 ) -> Ruling:
     for lock in held:
         if _above(taken, lock, protocol):
-            return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with the {lock.spoken} held")
+            return Ruling(
+                Verdict.VIOLATED, f"{taken.display_name} is taken with the {lock.display_name} held"
+            )
         many = taken.family is lock.family and taken.family in _INSTANCES
         if many and (protocol.window, taken.family) not in MANY_ALLOWED:
-            return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with one held already")
+            return Ruling(Verdict.VIOLATED, f"{taken.display_name} is taken with one held already")
     for lock in readers:
         if _above(taken, lock, protocol):
             return Ruling(
                 Verdict.SUSPECT,
-                f"{taken.spoken} is taken with the {lock.spoken} read-held, perhaps by this task",
+                f"{taken.display_name} is taken with the {lock.display_name} read-held, perhaps by this task",
             )
     return Ruling(Verdict.HOLDS)
 
@@ -205,7 +207,7 @@ def nestings(protocol: Protocol) -> tuple[tuple[Edge, str], ...]:
 
 def classes() -> dict[str, tuple[str, int]]:
     """Every class that the graph may have -> its name as a kernel developer says it, its rank in the documented order."""
-    known = {str(lock): (lock.spoken, rank) for lock, rank in _RANKS.items()}
+    known = {str(lock): (lock.display_name, rank) for lock, rank in _RANKS.items()}
     return known | {_HUGETLB_NODE: ("i_mmap_rwsem of hugetlbfs", _HUGETLB_I_MMAP)}
 
 
@@ -228,40 +230,45 @@ RWSEM_LACKING = {
 }
 """What the absence of an rwsem hook costs; a release without its acquisition is an event that is missing."""
 
-INVARIANTS = (
-    Invariant(
-        id="L1",
-        title="documented lock order",
-        claim="Within a window no blocking acquisition of a lower rank while a higher rank is held.",
-        stated="the head of mm/rmap.c, 'Lock ordering in mm'",
-        not_violations="Trylocks, except where a walk of hugetlbfs waits if they fail. Many locks of one class in mm_take_all_locks(); "
-        "the child's mmap_lock under the parent's in dup_mmap(). "
-        "hugetlb, whose i_mmap_rwsem comes before the folio lock.",
-        confirmed="By the order of the operations themselves. A lock that somebody read-held at entry, and still at return, may be this "
-        "task's or another's: suspect.",
-        blind_spots="Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma rwsem; the folio lock, "
-        "except in rmap walks.",
-        needs=_RWSEM,
-        lacking=RWSEM_LACKING,
-        judge=judge_order,
-    ),
-    Invariant(
-        id="L2",
-        title="no cycle among lock classes",
-        claim="The locks that are taken while another is held never form a cycle over the whole run.",
-        stated="mm/rmap.c, 'Lock ordering in mm'; dup_mmap() in mm/mmap.c (kernel/fork.c before 6.16) is the one nesting of two mmap_locks",
-        not_violations="A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so cannot deadlock. "
-        "An mm whose address is reused: mms are told apart by mm->context.ctx_id.",
-        confirmed="Between classes by the operations themselves, with the first protocol and stack of every edge. Between two mmap_locks, "
-        "from tracepoints alone, a trylock looks like any acquisition, so a reversed pair is a suspect, with both stacks; "
-        "the nesting of a fork has none.",
-        blind_spots="Pairs older than the last order_rows nestings; a lock taken again by its own holder (a legal trylock looks the same); "
-        "locks of one class, except mmap_lock.",
-        needs=("mmap_lock_acquire_returned", "mmap_lock_released"),
-        lacking=dict.fromkeys(
-            _RWSEM,
-            "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint",
-        ),
-        whole_windows=True,
-    ),
+DOCUMENTED_ORDER = Invariant(
+    id="L1",
+    title="documented lock order",
+    claim="Within a window no blocking acquisition of a lower rank while a higher rank is held.",
+    stated="the head of mm/rmap.c, 'Lock ordering in mm'",
+    not_violations="Trylocks, except where a walk of hugetlbfs waits if they fail. Many locks of one class in mm_take_all_locks(); "
+    "the child's mmap_lock under the parent's in dup_mmap(). "
+    "hugetlb, whose i_mmap_rwsem comes before the folio lock.",
+    confirmed="By the order of the operations themselves. A lock that somebody read-held at entry, and still at return, may be this "
+    "task's or another's: suspect.",
+    blind_spots="Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma rwsem; the folio lock, "
+    "except in rmap walks.",
+    needs=_RWSEM,
+    lacking=RWSEM_LACKING,
+    judge=judge_order,
 )
+
+_MMAP_LOCK = ("mmap_lock_acquire_returned", "mmap_lock_released")
+NO_CYCLE = Invariant(
+    id="L2",
+    title="no cycle among lock classes",
+    claim="The locks that are taken while another is held never form a cycle over the whole run.",
+    stated="mm/rmap.c, 'Lock ordering in mm'; dup_mmap() in mm/mmap.c (kernel/fork.c before 6.16) is the one nesting of two mmap_locks",
+    not_violations="A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so cannot deadlock. "
+    "An mm whose address is reused: mms are told apart by mm->context.ctx_id.",
+    confirmed="Between classes by the operations themselves, with the first protocol and stack of every edge. Between two mmap_locks, "
+    "from tracepoints alone, a trylock looks like any acquisition, so a reversed pair is a suspect, with both stacks; "
+    "the nesting of a fork has none.",
+    blind_spots="Pairs older than the last order_rows nestings; a lock taken again by its own holder (a legal trylock looks the same); "
+    "locks of one class, except mmap_lock.",
+    needs=_MMAP_LOCK,
+    lacking=dict.fromkeys(
+        _RWSEM,
+        "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint",
+    ),
+    every_window=True,
+    counters=Counters(holds=("NESTED_HOLDS",)),
+    losses=(Loss("locks", counters=("LOCKS_LOST",)),),
+    unbroken=UnbrokenRuns("mmap_lock", _MMAP_LOCK, "mmap_lock"),
+)
+
+INVARIANTS = (DOCUMENTED_ORDER, NO_CYCLE)

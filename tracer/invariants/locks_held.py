@@ -43,7 +43,7 @@ def judge_trees(protocol: Protocol) -> Ruling | None:
             how = "enters" if step.enters else "leaves"
             return Ruling(
                 Verdict.VIOLATED,
-                f"a VMA {how} the {step.tree} tree with the {lock.spoken} {_STATES[step.owner]}",
+                f"a VMA {how} the {step.tree} tree with the {lock.display_name} {_STATES[step.owner]}",
                 proven=True,
             )
     if protocol.overlong:
@@ -61,11 +61,11 @@ def judge_commits(protocol: Protocol) -> Ruling | None:
     excused = ""
     for part, owner in parts:
         if owner is Owner.READ and (protocol.window, part) in MAY_BE_READ:
-            excused = f"the boundary changes with the {Lock(part).spoken} only read-held: legal before 6.5 and 6.1.37, and only there"
+            excused = f"the boundary changes with the {Lock(part).display_name} only read-held: legal before 6.5 and 6.1.37, and only there"
         elif owner is not Owner.SELF:
             return Ruling(
                 Verdict.VIOLATED,
-                f"the boundary changes with the {Lock(part).spoken} {_STATES[owner]}",
+                f"the boundary changes with the {Lock(part).display_name} {_STATES[owner]}",
                 proven=True,
             )
     if excused or (parts and protocol.overlong):
@@ -90,7 +90,7 @@ INVARIANTS = (
             "vma_interval_tree_remove",
         ),
         judge=judge_trees,
-        whole_windows=False,
+        every_window=False,
     ),
     Invariant(
         id="L5",
@@ -105,11 +105,11 @@ INVARIANTS = (
         blind_spots="A boundary that changes without a store into the maple tree.",
         needs=("commit", "__vma_adjust|commit_merge"),
         lacking={
-            "vma_expand|vma_adjust_trans_huge": "vma_expand() is not seen by itself",
+            "vma_expand": "vma_expand() is not seen by itself",
             "__vma_adjust|vma_shrink": "shrinking is not seen",
             "__vma_adjust|__split_vma": "splits are not seen",
             "do_brk_flags": "brk is not seen",
-            "expand_downwards|expand_upwards": "stack growth is not seen",
+            "expand_downwards": "stack growth is not seen",
         },
         judge=judge_commits,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tracer.invariants.base import Invariant
+from tracer.invariants.base import Counters, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry, Place
 
@@ -31,43 +31,75 @@ _LACKING = {
     "thp_split": "THP splits have no beginning and no end: what they leave is looked for after a second",
 }
 
-INVARIANTS = (
-    Invariant(
-        id="M1",
-        title="no migration entry is left behind",
-        claim="When the migration of a folio has ended, no page table holds a migration entry for it.",
-        stated="pfn_swap_entry_to_page(), include/linux/swapops.h: BUG_ON(is_migration_entry(entry) && !PageLocked(p)); "
-        "a debug-only warning from 6.19 (93976a20345b)",
-        not_violations="Entries that munmap, exit, truncation or MADV_DONTNEED zapped meanwhile; entries that mremap moved and the second "
-        "walk found at their new address; copies that fork made and the second walk found too; PMD entries split into PTE entries; "
-        "removals without an insertion after a freezing THP split.",
-        confirmed="Three looks, 5 ms or more apart, by the page-table oracle: the entry is there and its page is not locked. "
-        "An entry that is not at its address is looked for in all page tables before it counts as gone.",
-        blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
-        "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
-        "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
-        "patrol finds what it leaves.",
-        needs=(
-            "mm_migrate_pages_start",
-            "mm_migrate_pages",
-            "set_migration_pte",
-            "remove_migration_pte",
-        ),
-        lacking=_LACKING,
-    ),
-    Invariant(
-        id="M4",
-        title="no migration entry outlives its welcome",
-        claim="A migration entry is gone within max_entry_age_seconds (10 s) of its insertion.",
-        stated="mm/migrate.c: migrate_folio_unmap() to migrate_folio_move() run with the folio locked and every fault on it waiting",
-        not_violations="Entries that are in no page table any more. An old entry whose page is still locked is a slow migration: "
-        "a suspect.",
-        confirmed="The oracle finds the entry with its page unlocked: violated. With its page locked: suspect.",
-        blind_spots="As for M1.",
-        needs=("set_migration_pte", "remove_migration_pte"),
-        lacking=_LACKING,
-    ),
+LEDGER_HOOKS = (
+    "mm_migrate_pages_start",
+    "mm_migrate_pages",
+    "set_migration_pte",
+    "set_migration_pmd",
+    "remove_migration_pte",
+    "remove_migration_pmd",
+    "first_walk",
+    "second_walk",
+    "thp_split",
+    "freeze",
 )
+"""Hooks whose missed run may leave a row for an entry that is long gone, or give it another entry's removal."""
+
+LEDGER_LOSS = Loss(
+    "ledger",
+    counters=("LEDGER_LOST",),
+    missed_runs=("set_migration_pte", "set_migration_pmd"),
+)
+"""Insertions that are in no row."""
+
+LATE, LATE_UNCERTAIN = "M4_LATE", "M4_AGE_UNKNOWN"
+"""Counters of removals after the age limit. The checker classifies them when it reads them (checking/late_removals.py)."""
+
+LEFT_BEHIND = Invariant(
+    id="M1",
+    title="no migration entry is left behind",
+    claim="When the migration of a folio has ended, no page table holds a migration entry for it.",
+    stated="pfn_swap_entry_to_page(), include/linux/swapops.h: BUG_ON(is_migration_entry(entry) && !PageLocked(p)); "
+    "a debug-only warning from 6.19 (93976a20345b)",
+    not_violations="Entries that munmap, exit, truncation or MADV_DONTNEED zapped meanwhile; entries that mremap moved and the second "
+    "walk found at their new address; copies that fork made and the second walk found too; PMD entries split into PTE entries; "
+    "removals without an insertion after a freezing THP split.",
+    confirmed="Three looks, 5 ms or more apart, by the page-table oracle: the entry is there and its page is not locked. "
+    "An entry that is not at its address is looked for in all page tables before it counts as gone.",
+    blind_spots="An entry that mremap moves between two page tables while the sweep is under way; a copy made by a fork that "
+    "shared its fork window with another on the same instant; an entry that mremap moves to where another of its page was "
+    "proven and zapped since the last sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the "
+    "patrol finds what it leaves.",
+    needs=(
+        "mm_migrate_pages_start",
+        "mm_migrate_pages",
+        "set_migration_pte",
+        "remove_migration_pte",
+    ),
+    lacking=_LACKING,
+    every_entry=True,
+    counters=Counters(holds=("M1_HOLDS",), unverifiable=("M1_UNVERIFIABLE",)),
+    losses=(LEDGER_LOSS,),
+)
+
+TOO_OLD = Invariant(
+    id="M4",
+    title="no migration entry outlives its welcome",
+    claim="A migration entry is gone within max_entry_age_seconds (10 s) of its insertion.",
+    stated="mm/migrate.c: migrate_folio_unmap() to migrate_folio_move() run with the folio locked and every fault on it waiting",
+    not_violations="Entries that are in no page table any more. An old entry whose page is still locked is a slow migration: "
+    "a suspect.",
+    confirmed="The oracle finds the entry with its page unlocked: violated. With its page locked: suspect.",
+    blind_spots="As for M1.",
+    needs=("set_migration_pte", "remove_migration_pte"),
+    lacking=_LACKING,
+    every_entry=True,
+    counters=Counters(holds=("M4_HOLDS",)),
+    losses=(LEDGER_LOSS,),
+    unbroken=UnbrokenRuns("migration", LEDGER_HOOKS, "insertions, removals or migrations"),
+)
+
+INVARIANTS = (LEFT_BEHIND, TOO_OLD)
 
 
 @dataclass(frozen=True)

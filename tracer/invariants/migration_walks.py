@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tracer.invariants.base import Invariant
+from tracer.invariants.base import Counters, EventReport, Invariant, Loss, UnbrokenRuns
+from tracer.invariants.migration_entries import LEDGER_LOSS
 from tracer.invariants.verdict import Ruling, Verdict
 
 _MIGRATE_DEVICE = "migrate_vma_*() (device memory) inserts in mm/migrate_device.c, without a tracepoint and without try_to_migrate_one()."
@@ -11,57 +12,82 @@ _SPLITS = {
     "thp_split": "THP splits have no beginning and no end: their visits are not booked",
 }
 
-INVARIANTS = (
-    Invariant(
-        id="M2",
-        title="inserted under the page lock",
-        claim="When a migration entry is inserted, its folio is locked.",
-        stated="try_to_migrate(), mm/rmap.c: caller must hold the folio lock; pfn_swap_entry_to_page(), include/linux/swapops.h",
-        not_violations="None known.",
-        confirmed="By the hook itself: PG_locked is read where set_migration_pte fires, under the page-table lock, after the entry is set; "
-        "for a frozen PMD when the split of it returns, once for its 512 entries.",
-        blind_spots="Who holds the lock cannot be told: PG_locked has no owner. An unlocked folio proves something only where the entry is "
-        "at the address of the visit; elsewhere (in a large folio, or where a visit was not seen) it is unverifiable. "
-        + _MIGRATE_DEVICE,
-        needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
-        lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
+INSERTED_UNLOCKED = Invariant(
+    id="M2",
+    title="inserted under the page lock",
+    claim="When a migration entry is inserted, its folio is locked.",
+    stated="try_to_migrate(), mm/rmap.c: caller must hold the folio lock; pfn_swap_entry_to_page(), include/linux/swapops.h",
+    not_violations="None known.",
+    confirmed="By the hook itself: PG_locked is read where set_migration_pte fires, under the page-table lock, after the entry is set; "
+    "for a frozen PMD when the split of it returns, once for its 512 entries.",
+    blind_spots="Who holds the lock cannot be told: PG_locked has no owner. An unlocked folio proves something only where the entry is "
+    "at the address of the visit; elsewhere (in a large folio, or where a visit was not seen) it is unverifiable. "
+    + _MIGRATE_DEVICE,
+    needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
+    lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
+    counters=Counters(
+        holds=("M2_HOLDS",), violated=("M2_VIOLATED",), unverifiable=("M2_UNVERIFIABLE",)
     ),
-    Invariant(
-        id="M3",
-        title="removed under the page lock",
-        claim="While remove_migration_ptes() walks, the source and the destination folio are locked.",
-        stated="remove_migration_ptes(), mm/migrate.c: both are unlocked only afterwards, in migrate_folio_move() and "
-        "migrate_folio_undo_src(); after a split, remap_page() runs before the new folios are unlocked, mm/huge_memory.c",
-        not_violations="None known.",
-        confirmed="By the hook itself: PG_locked of both is read at each VMA that the walk visits.",
-        blind_spots="Who holds the lock cannot be told: PG_locked has no owner. A walk that visits no VMA is not seen.",
-        needs=("second_walk",),
-    ),
-    Invariant(
-        id="M5",
-        title="the second walk visits what the first walk visited",
-        claim="Every VMA in which the first rmap walk left an entry, and which still maps that range, is visited by the second walk.",
-        stated="rmap_walk_anon(), rmap_walk_file(), mm/rmap.c: both walks go by the same interval tree, under its lock",
-        not_violations="VMAs that were unmapped, and entries that are in no page table any more.",
-        confirmed="An entry that the second walk removes where it was inserted, or copied by a fork, holds. Of an entry that M1 proves to "
-        "be left behind, the visits of the second walk in that mm, at that address, are looked up: none is the proof.",
-        blind_spots="An entry that was moved, copied, or is inside of a large folio, where so many visits came since the migration began "
-        "that one there may have aged out of its map (maps.visit_rows), one whose folio the walk visited elsewhere in that mm "
-        "(it was moved meanwhile, or the page is mapped twice), and any entry where the kernel left out runs of the second walk's "
-        "program: unverifiable. " + _MIGRATE_DEVICE,
-        needs=(
-            "first_walk",
-            "second_walk",
-            "set_migration_pte",
-            "remove_migration_pte",
-            "mm_migrate_pages_start",
+    events=(
+        EventReport(
+            "INSERTED_UNLOCKED",
+            "try_to_migrate_one",
+            "a migration entry is inserted at {addr:#x} of mm {mm:#x}, and folio {folio:#x} is not locked",
         ),
-        lacking={
-            "walk": "no page-table oracle: a VMA that is passed over is not proven",
-            **_SPLITS,
-        },
     ),
+    losses=(Loss("ledger", missed_runs=("first_walk",)),),
 )
+
+REMOVED_UNLOCKED = Invariant(
+    id="M3",
+    title="removed under the page lock",
+    claim="While remove_migration_ptes() walks, the source and the destination folio are locked.",
+    stated="remove_migration_ptes(), mm/migrate.c: both are unlocked only afterwards, in migrate_folio_move() and "
+    "migrate_folio_undo_src(); after a split, remap_page() runs before the new folios are unlocked, mm/huge_memory.c",
+    not_violations="None known.",
+    confirmed="By the hook itself: PG_locked of both is read at each VMA that the walk visits.",
+    blind_spots="Who holds the lock cannot be told: PG_locked has no owner. A walk that visits no VMA is not seen.",
+    needs=("second_walk",),
+    counters=Counters(holds=("M3_HOLDS",), violated=("M3_VIOLATED",)),
+    events=(
+        EventReport(
+            "REMOVED_UNLOCKED",
+            "remove_migration_pte",
+            "remove_migration_ptes() visits {addr:#x} of mm {mm:#x}, and folio {folio:#x} is not locked",
+        ),
+    ),
+    losses=(Loss("ledger", missed_runs=("second_walk",)),),
+)
+
+PASSED_OVER = Invariant(
+    id="M5",
+    title="the second walk visits what the first walk visited",
+    claim="Every VMA in which the first rmap walk left an entry, and which still maps that range, is visited by the second walk.",
+    stated="rmap_walk_anon(), rmap_walk_file(), mm/rmap.c: both walks go by the same interval tree, under its lock",
+    not_violations="VMAs that were unmapped, and entries that are in no page table any more.",
+    confirmed="An entry that the second walk removes where it was inserted, or copied by a fork, holds. Of an entry that M1 proves to "
+    "be left behind, the visits of the second walk in that mm, at that address, are looked up: none is the proof.",
+    blind_spots="An entry that was moved, copied, or is inside of a large folio, where so many visits came since the migration began "
+    "that one there may have aged out of its map (maps.visit_rows), one whose folio the walk visited elsewhere in that mm "
+    "(it was moved meanwhile, or the page is mapped twice), and any entry where the kernel left out runs of the second walk's "
+    "program: unverifiable. " + _MIGRATE_DEVICE,
+    needs=(
+        "first_walk",
+        "second_walk",
+        "set_migration_pte",
+        "remove_migration_pte",
+        "mm_migrate_pages_start",
+    ),
+    lacking={
+        "walk": "no page-table oracle: a VMA that is passed over is not proven",
+        **_SPLITS,
+    },
+    counters=Counters(holds=("M5_HOLDS",)),
+    losses=(LEDGER_LOSS,),
+    unbroken=UnbrokenRuns("ledger", ("second_walk",), "the second walk"),
+)
+
+INVARIANTS = (INSERTED_UNLOCKED, REMOVED_UNLOCKED, PASSED_OVER)
 
 
 def rule(visited: bool | None) -> Ruling:

@@ -18,7 +18,8 @@ INVARIANTS = (
         "V4",
         "gaps",
         "The maple tree's gaps agree with the VMAs.",
-        "mas_validate_gaps(), lib/maple_tree.c, the seed's other BUG",
+        "mas_validate_gaps(), lib/maple_tree.c; its BUG: Hugh Dickins, 7 July 2022, "
+        "<e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>",
         "none known",
         "not decided yet",
         awaits=("bpf_iter_task_vma",),

@@ -66,15 +66,18 @@ class Violation:
 
 
 class Tally:
-    """Checks per invariant and verdict, and findings folded by signature (bounded). rest: findings beyond the bound, counted without
-    evidence."""
+    """Checks per invariant and verdict, and findings folded by signature, of which at most most_signatures are kept.
 
-    def __init__(self, most_signatures: int = 1000) -> None:
+    machine: the state of the machine, for a violation that is new. rest: findings beyond the bound, counted without evidence.
+    """
+
+    def __init__(
+        self, machine: Callable[[], Mapping[str, Any]] = dict, most_signatures: int = 1000
+    ) -> None:
         self.checks: Counter[tuple[str, Verdict]] = Counter()
         self.violations: dict[str, Violation] = {}
         self.rest: Counter[tuple[str, Verdict]] = Counter()
-        self.machine: Callable[[], Mapping[str, Any]] = dict
-        self._most = most_signatures
+        self._machine, self._most = machine, most_signatures
 
     def add(self, invariant: str, verdict: Verdict, count: int = 1) -> None:
         self.checks[invariant, verdict] += count
@@ -90,7 +93,7 @@ class Tally:
         if len(self.violations) >= self._most:
             self.rest[finding.invariant, finding.verdict] += count
             return False
-        self.violations[finding.signature] = Violation(finding, wall, wall, count, self.machine())
+        self.violations[finding.signature] = Violation(finding, wall, wall, count, self._machine())
         return True
 
     def any(self, verdict: Verdict) -> bool:

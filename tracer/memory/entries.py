@@ -1,4 +1,4 @@
-"""What the page-table oracle answers: facts about entries, no judgement."""
+"""Page-table entries as the oracle reads them: facts, no verdict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ Place = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True)
 class FoundEntry:
-    """What one walk found. lock: None unknown, True locked; stable: the entry did not change around reading the lock."""
+    """The entry at which one walk ended.
+
+    found: a name of enum found. level: 1 PTE, 2 PMD, 3 PUD.
+    pfn: the page frame that a migration entry names; 0 in other entries.
+    locked: whether the entry's page is locked; None: not known.
+    stable: the entry was the same before and after the page's flags were read.
+    """
 
     mm: Mm
     addr: int
@@ -25,19 +31,36 @@ class FoundEntry:
 
     @property
     def migration(self) -> bool:
+        """Whether it is a migration entry.
+
+        It is not present, and of a swap type that the kernel inserted as a migration entry.
+        """
         return self.found == "FOUND_MIGRATION"
 
     @property
     def possible(self) -> bool:
-        """Not present, and of a swap type that may be a migration entry's although it was never seen inserted."""
+        """Whether it may be a migration entry.
+
+        Its swap type was not seen inserted, but is next to one that was.
+        """
         return self.found == "FOUND_POSSIBLE"
 
     @property
     def left_behind(self) -> bool:
-        """A migration entry whose page is not locked: what pfn_swap_entry_to_page() forbids (include/linux/swapops.h)."""
+        """Whether it is a migration entry whose page is not locked.
+
+        pfn_swap_entry_to_page() forbids it (include/linux/swapops.h).
+        """
         return self.migration and self.stable and self.locked is False
 
     @property
     def place(self) -> Place:
         """Equal for the same entry in the same mm seen again; its protection bits may differ."""
         return self.mm.mm, self.mm.pgd, self.mm.id, self.addr, self.pfn
+
+    @property
+    def present_pfn(self) -> int:
+        """The page frame that a present entry, small or huge, maps at the address."""
+        pages = 1 << (9 * (self.level - 1))
+        first = (self.entry >> 12) & ((1 << 40) - 1) & ~(pages - 1)
+        return first + ((self.addr >> 12) & (pages - 1))

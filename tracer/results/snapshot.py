@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tracer.attach.plan import Planned
+from tracer.attach.plan import PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage, Invariant
-from tracer.invariants.verdict import Tally, Verdict, Violation
+from tracer.invariants.verdict import Verdict, Violation
+from tracer.results.checks import lost_events
 from tracer.results.protocols import LockNesting, ProtocolVerdict
 from tracer.tables.histogram import Histogram
 
@@ -39,7 +40,7 @@ class Snapshot:
     fidelity: str
     gate_open: bool
     running_seconds: float
-    hooks: tuple[Planned, ...]
+    hooks: tuple[PlannedHook, ...]
     invariants: Mapping[str, Invariant]
     coverage: Mapping[str, tuple[Coverage, str]]
     checks: Mapping[tuple[str, Verdict], int]
@@ -73,19 +74,9 @@ class Snapshot:
 
     @property
     def lost(self) -> dict[str, int]:
-        """Events lost, by book."""
-        c = self.counters
-        return {
-            "evidence": c.get("EVIDENCE_LOST", 0),
-            "protocols": c.get("PROTOCOLS_LOST", 0)
-            + c.get("WINDOWS_LOST", 0)
-            + c.get("WINDOWS_UNCLOSED", 0),
-            "unreadable": self.unreadable,
-            "ledger": c.get("LEDGER_LOST", 0) + c.get("MIGRATIONS_LOST", 0),
-            "locks": c.get("LOCKS_LOST", 0),
-            "mms": c.get("MMS_LOST", 0),
-            "missed_runs": sum(s.missed for s in self.statistics.values()),
-        }
+        """Events that could not be recorded, by what overflowed, and runs that the kernel left out."""
+        missed = sum(run.missed for run in self.statistics.values())
+        return lost_events(self.invariants.values(), self.counters, self.unreadable, missed)
 
     @property
     def decided(self) -> dict[str, int]:
@@ -100,54 +91,3 @@ class Snapshot:
 
     def checked(self, invariant: str, verdict: Verdict) -> int:
         return self.checks.get((invariant, verdict), 0)
-
-
-OF_THE_LEDGER = tuple(
-    "mm_migrate_pages_start mm_migrate_pages set_migration_pte set_migration_pmd remove_migration_pte remove_migration_pmd".split()
-    + "first_walk second_walk thp_split freeze".split()
-)
-"""Hooks whose missed run may leave an entry in the ledger that is long gone, or give it another's removal."""
-
-
-def checks(
-    tally: Tally,
-    counters: Mapping[str, int],
-    statistics: Mapping[str, RunStatistics],
-    ruled: Iterable[str] = (),
-) -> dict[tuple[str, Verdict], int]:
-    """All checks: those the kernel settled by itself, and those that were judged here. ruled: invariants that windows are judged by."""
-
-    def missed(*hooks: str) -> int:
-        return sum(statistics[name].missed for name in hooks if name in statistics)
-
-    lost = counters["LEDGER_LOST"] + missed("set_migration_pte", "set_migration_pmd")
-    out = dict(tally.checks)
-    for invariant, verdict, count in (
-        ("M1", Verdict.HOLDS, counters["M1_HOLDS"]),
-        ("M1", Verdict.UNVERIFIABLE, counters["M1_UNVERIFIABLE"] + lost),
-        ("M4", Verdict.HOLDS, counters["M4_HOLDS"]),
-        ("M4", Verdict.UNVERIFIABLE, lost),
-        ("M2", Verdict.HOLDS, counters["M2_HOLDS"]),
-        (
-            "M2",
-            Verdict.VIOLATED,
-            max(0, counters["M2_VIOLATED"] - tally.checks["M2", Verdict.VIOLATED]),
-        ),
-        ("M2", Verdict.UNVERIFIABLE, missed("first_walk") + counters["M2_UNSURE"]),
-        ("M3", Verdict.HOLDS, counters["M3_HOLDS"]),
-        (
-            "M3",
-            Verdict.VIOLATED,
-            max(0, counters["M3_VIOLATED"] - tally.checks["M3", Verdict.VIOLATED]),
-        ),
-        ("M3", Verdict.UNVERIFIABLE, missed("second_walk")),
-        ("M5", Verdict.HOLDS, counters["M5_HOLDS"]),
-        ("M5", Verdict.UNVERIFIABLE, lost if "first_walk" in statistics else 0),
-        ("L2", Verdict.HOLDS, counters["NESTED_HOLDS"]),
-        ("L2", Verdict.UNVERIFIABLE, counters["LOCKS_LOST"]),
-    ):
-        out[invariant, verdict] = out.get((invariant, verdict), 0) + count
-    for invariant in ruled:
-        lost = counters["PROTOCOLS_LOST"] + counters["WINDOWS_LOST"]
-        out[invariant, Verdict.UNVERIFIABLE] = out.get((invariant, Verdict.UNVERIFIABLE), 0) + lost
-    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS, Facts, Standing, stand
@@ -23,9 +23,11 @@ def standing(
             coverage={name: level.value for name, (level, _) in s.coverage.items()},
             checks={(name, verdict.value): count for (name, verdict), count in s.checks.items()},
             off={
-                h.hook.name: h.reason for h in s.hooks if h.state in (State.MISSING, State.DENIED)
+                h.hook.name: h.reason
+                for h in s.hooks
+                if h.state in (HookState.MISSING, HookState.DENIED)
             },
-            taken_away=[h.hook.name for h in s.hooks if h.state is State.DETACHED],
+            taken_away=[h.hook.name for h in s.hooks if h.state is HookState.DETACHED],
             lost=s.lost,
             required=s.required,
             outstanding=outstanding,

@@ -22,7 +22,7 @@ import msgspec
 
 from tracer.bpf.maps import Map
 from tracer.invariants.verdict import Finding, Verdict, Violation
-from tracer.tables.records import Row
+from tracer.tables.ledger import Row
 
 _HEAD = mmap.PAGESIZE
 _END, _BEAT, _NOT_KEPT = range(3)  # words of the head

@@ -1,4 +1,5 @@
-"""BPF maps decoded: C layouts, the ledger, counters, parameters, windows, histograms.
+"""BPF maps decoded: one class a table, that turns bytes into values.
 
-A table turns bytes into values. It gives no verdict, and reads no kernel memory.
+The structs that docstrings name are in the header that the BPF programs include (c_structs parses
+it). A table gives no verdict, and reads no kernel memory.
 """

@@ -1,6 +1,7 @@
-"""The layouts that kernel and daemon share, read from probes/include/books.h itself: one place, no drift.
+"""C structs and enums that the BPF programs and the daemon share.
 
-The header is restricted to enums and structs of fixed-width scalars, `char name[n]` and scalar arrays.
+They are parsed from the header that the programs include, so there is one definition of each. The
+header has only enums, and structs of fixed-width scalars, of `char name[n]` and of scalar arrays.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import Any
 from tracer.errors import RmapdError
 
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "s32": "i", "s64": "q"}
-_MEMBER = re.compile(r"(?:struct )?(\w+) (\w+)(?:\[(\d+)\])?")
+_MEMBER = re.compile(r"(?:struct |union )?(\w+)\s+(\w+)(?:\[(\d+)\])?")
+_UNION = "union"
+"""The kind of a member that is unpacked as bytes: its reader knows which struct they are."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One struct: pack a mapping into bytes, unpack bytes into a namespace with the C member names."""
+    """One struct.
+
+    members: (name, C type, count) of each member; count 0: no array.
+    """
 
     name: str
     code: struct.Struct
@@ -31,19 +37,29 @@ class Layout:
 
     @property
     def size(self) -> int:
+        """The size in bytes."""
         return self.code.size
 
     def place(self, member: str) -> int:
-        """Where a member is among the values that `code` unpacks; no array comes before it."""
+        """Return the index of a member among the values that `code` unpacks.
+
+        No array may come before the member.
+        """
         return [name for name, _, _ in self.members].index(member)
 
     @cached_property
     def record(self) -> Callable[..., Any]:
-        """Makes an immutable of the values that `code` unpacked, in a fifth of the time of named(). Only structs without arrays."""
+        """A named tuple of the values that `code` unpacks: five times as fast as unpack().
+
+        Only for structs without arrays.
+        """
         return namedtuple(self.name, [name for name, _, _ in self.members])
 
     def column(self, member: str, blob: bytes) -> Sequence[int]:
-        """One member of each of the structs that follow one another in there; nothing is copied. Only structs of u64, u32, no arrays."""
+        """Return one member of each struct in a row of structs, without a copy.
+
+        Only for structs of u64 and u32 without arrays.
+        """
         at = 1 + self.place(member)
         before, kind = self.code.format[:at], self.code.format[at]
         size = struct.calcsize(kind)
@@ -52,10 +68,10 @@ class Layout:
         ]
 
     def unpack(self, blob: bytes) -> Any:
-        return self.named(self.code.unpack_from(blob))
+        """Return the struct at the start of the bytes, as a namespace with the C names."""
+        return self._named(self.code.unpack_from(blob))
 
-    def named(self, unpacked: Iterable[Any]) -> Any:
-        """What `code` unpacked, by the names of the members."""
+    def _named(self, unpacked: Iterable[Any]) -> Any:
         values, out = iter(unpacked), SimpleNamespace()
         for name, kind, count in self.members:
             if kind == "char":
@@ -65,22 +81,29 @@ class Layout:
         return out
 
     def pack(self, **given: Any) -> bytes:
-        """Missing members are zero, arrays of numbers are given as lists; only structs without arrays of chars are packed."""
+        """Return the bytes of a struct with these members; missing members are zero.
+
+        An array of numbers is given as a list. An array of chars is always zero.
+        """
         values: list[int | bytes] = []
         for name, kind, count in self.members:
-            values += (
-                [b""]
-                if kind == "char"
-                else [given.get(name, 0)]
-                if not count
-                else given.get(name, [0] * count)
-            )
+            if kind == _UNION:
+                values.append(given.get(name, b""))
+            elif kind == "char":
+                values.append(b"")
+            elif count:
+                values += given.get(name, [0] * count)
+            else:
+                values.append(given.get(name, 0))
         return self.code.pack(*values)
 
 
 @dataclass(frozen=True)
 class Layouts:
-    """All structs and enumerators of the header."""
+    """All structs and enums of the header.
+
+    constants: the value of each enumerator. enums: the names of the enumerators of each enum.
+    """
 
     structs: dict[str, Layout]
     constants: dict[str, int]
@@ -88,6 +111,7 @@ class Layouts:
 
     @classmethod
     def read(cls, header: Path) -> Layouts:
+        """Parse the header. Raises RmapdError if it cannot be read."""
         try:
             return parse(header.read_text(encoding="utf-8"))
         except OSError as error:
@@ -96,21 +120,31 @@ class Layouts:
             ) from error
 
 
+def names_of(layouts: Layouts, enum: str, prefix: str) -> tuple[str, ...]:
+    """Return the enumerators that begin with a prefix, without it, in the order of the header."""
+    names = (name for name in layouts.enums[enum] if name.startswith(prefix))
+    return tuple(name.removeprefix(prefix) for name in names)
+
+
 def parse(text: str) -> Layouts:
-    """Parse the header's text."""
+    """Parse the text of the header. Raises RmapdError for a member that it does not understand."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     constants: dict[str, int] = {}
     enums: dict[str, tuple[str, ...]] = {}
     structs: dict[str, Layout] = {}
-    for kind, name, body in re.findall(r"\b(enum|struct) (\w+) \{(.*?)\};", text, flags=re.S):
+    unions: dict[str, int] = {}
+    for kind, name, body in re.findall(r"\b(enum|struct|union) (\w+) \{(.*?)\};", text, flags=re.S):
         if kind == "enum":
             enums[name] = _enum(body, constants)
+        elif kind == "union":
+            unions[name] = max(part.code.size for part in _members_of(name, body, structs))
         else:
-            structs[name] = _struct(name, body, structs)
+            structs[name] = _struct(name, body, structs, unions)
     return Layouts(structs, constants, enums)
 
 
 def _enum(body: str, constants: dict[str, int]) -> tuple[str, ...]:
+    """Add the enumerators to `constants` and return their names."""
     names, value = [], 0
     for item in filter(None, (part.strip() for part in body.split(","))):
         name, _, given = (part.strip() for part in item.partition("="))
@@ -121,15 +155,29 @@ def _enum(body: str, constants: dict[str, int]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _struct(name: str, body: str, known: dict[str, Layout]) -> Layout:
+def _members_of(name: str, body: str, known: dict[str, Layout]) -> list[Layout]:
+    """Return the structs that a union is of. RmapdError: a member is not a struct."""
+    kinds = [kind for _, kind, _ in _struct(name, body, known, {}).members]
+    if plain := set(kinds) - set(known):
+        raise RmapdError(f"union {name} in shared.h", why=f"{plain.pop()} is not a struct")
+    return [known[kind] for kind in kinds]
+
+
+def _struct(name: str, body: str, known: dict[str, Layout], unions: dict[str, int]) -> Layout:
+    """Make the layout of a struct; its members may be structs or unions that are known."""
     codes, members = "<", []
     for line in filter(None, (part.strip() for part in body.split(";"))):
         matched = _MEMBER.fullmatch(line)
         if not matched:
-            raise RmapdError(f"struct {name} in books.h", why=f"cannot read the member {line!r}")
+            raise RmapdError(
+                f"struct {name} of the shared header", why=f"cannot read the member {line!r}"
+            )
         kind, member, count = matched[1], matched[2], int(matched[3] or 0)
         if kind == "char":
             codes += f"{count}s"
+        elif kind in unions:
+            codes += f"{unions[kind]}s"
+            kind = _UNION
         elif kind in known:
             codes += known[kind].code.format[1:] * (count or 1)
             count = (count or 1) * len(known[kind].members)

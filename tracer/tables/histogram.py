@@ -1,10 +1,13 @@
-"""Histograms as the kernel counts them: powers of two in nanoseconds."""
+"""Histograms with slots of powers of two (struct histogram)."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from tracer.bpf.maps import Table
+from tracer.tables.c_structs import Layouts
 
 SLOTS = 64
 _CODE = struct.Struct(f"<{SLOTS}QQ")
@@ -12,14 +15,17 @@ _CODE = struct.Struct(f"<{SLOTS}QQ")
 
 @dataclass(frozen=True)
 class Histogram:
-    """slots[n] counts values below 2**n ns and not below 2**(n-1)."""
+    """One histogram, of times in nanoseconds or of whole numbers.
+
+    slots[n] counts values below 2**n and not below 2**(n-1). sum_ns: the sum of all values.
+    """
 
     slots: tuple[int, ...] = field(default=(0,) * SLOTS)
     sum_ns: int = 0
 
     @classmethod
     def add_up(cls, raw: bytes) -> Histogram:
-        """One histogram out of those of all CPUs, one after the other (struct histogram of books.h)."""
+        """Add up the histograms of all CPUs, which follow one another in the bytes."""
         if raw == bytes(len(raw)):
             return cls()
         *slots, total = (sum(column) for column in zip(*_CODE.iter_unpack(raw), strict=True))
@@ -27,6 +33,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
+        """How many values were counted."""
         return sum(self.slots)
 
     def __add__(self, other: Histogram) -> Histogram:
@@ -38,16 +45,28 @@ class Histogram:
     def _below(
         self, powers: Sequence[int], edge: Callable[[int], float]
     ) -> list[tuple[str, float]]:
-        """Cumulative Prometheus buckets with these powers of two as edges, then +Inf."""
+        """Return cumulative Prometheus buckets (le, count) for these powers of two, then +Inf."""
         return [
             *((repr(edge(n)), float(sum(self.slots[: n + 1]))) for n in powers),
             ("+Inf", float(self.count)),
         ]
 
     def buckets(self, powers: Sequence[int]) -> list[tuple[str, float]]:
-        """Of whole numbers: a value below 2**n is at most 2**n - 1."""
+        """Return buckets of whole numbers: a value below 2**n is at most 2**n - 1."""
         return self._below(powers, lambda n: float(2**n - 1))
 
     def buckets_seconds(self, powers: Sequence[int]) -> list[tuple[str, float]]:
-        """Of times: edges of 2**n ns, in seconds."""
+        """Return buckets of times, with edges of 2**n ns written in seconds."""
         return self._below(powers, lambda n: 2**n / 1e9)
+
+
+class Histograms:
+    """Reader of the per-CPU map `histograms`."""
+
+    def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
+        self._table, self._names = maps["histograms"], layouts.enums["hist"][:-1]
+
+    def read(self) -> dict[str, Histogram]:
+        """Return every histogram by its name in enum hist, summed over the CPUs."""
+        rows = self._table.rows(len(self._names))
+        return dict(zip(self._names, map(Histogram.add_up, rows), strict=True))

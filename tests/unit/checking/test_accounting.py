@@ -7,33 +7,33 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
-from tests.support.court import Court
+from tests.support.checker_rig import CheckerRig
+from tests.support.model_kernel import MIGRATION_WRITE, ModelKernel, swap_entry
 from tests.support.native import LAYOUTS
 from tests.support.snapshots import snapshot
-from tests.support.world import MIGRATION_WRITE, World, swap_entry
 from tests.unit.checking.test_ledger_property import _LIMITS, KernelThatMissesRuns
 from tests.unit.checking.test_world import ADDR
-from tracer.attach.plan import AttachMethod, Hook, Planned, State
+from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.after_death import put_back
 from tracer.invariants.verdict import Verdict
 from tracer.outputs.prometheus import SnapshotCollector
 from tracer.results.json_form import as_json
-from tracer.results.snapshot import Snapshot, checks
+from tracer.results.snapshot import Snapshot
 
 STRESS = 91
 
 
-def split(world: World, pfn: int, *, times: int) -> None:
+def split(model: ModelKernel, pfn: int, *, times: int) -> None:
     """A task splits a THP outside of migrate_pages(): the shared zeropage replaces what it inserts, without a tracepoint."""
-    world.become(STRESS)
+    model.become(STRESS)
     for _ in range(times):
-        world.fire("set_migration_pte", ADDR, swap_entry(MIGRATION_WRITE, pfn), 9)
+        model.fire("set_migration_pte", ADDR, swap_entry(MIGRATION_WRITE, pfn), 9)
 
 
-def recorded(world: World) -> int:
-    counters = world.books.counters()
-    return counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+def recorded(model: ModelKernel) -> int:
+    counters = model.tables.counters.read()
+    return counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
 
 
 class TestARowThatGoesOn:
@@ -41,86 +41,86 @@ class TestARowThatGoesOn:
 
     @pytest.mark.parametrize("later", [0, 1, 26])
     def test_what_comes_while_its_case_is_open_has_a_verdict_too(self, later: int) -> None:
-        world = World(hooks=False)
-        court = Court(world, scan=False)
-        pfn = world.map_page(world.new_mm(), ADDR)
-        split(world, pfn, times=5)
-        world.tick(2 * 10**9)
-        court.tick()
-        split(world, pfn, times=later)
+        model = ModelKernel(hooks=False)
+        checker = CheckerRig(model, scan=False)
+        pfn = model.map_page(model.new_mm(), ADDR)
+        split(model, pfn, times=5)
+        model.tick(2 * 10**9)
+        checker.tick()
+        split(model, pfn, times=later)
         for _ in range(4):
-            world.tick(10**9)
-            court.work()
-            court.tick()
+            model.tick(10**9)
+            checker.work()
+            checker.tick()
         assert (
-            court.checks()["M1", Verdict.HOLDS]
-            == court.checks()["M4", Verdict.HOLDS]
-            == recorded(world)
+            checker.checks()["M1", Verdict.HOLDS]
+            == checker.checks()["M4", Verdict.HOLDS]
+            == recorded(model)
             == 5 + later
         )
-        assert court.outstanding(world.books.counters()) == 0
+        assert checker.outstanding(model.tables.counters.read()) == 0
 
     def test_an_entry_that_comes_late_and_stays_is_not_cleared_by_the_case_of_the_others(
         self,
     ) -> None:
-        world = World(hooks=False)
-        court = Court(world, scan=False)
-        mm = world.new_mm()
-        pfn = world.map_page(mm, ADDR)
-        split(world, pfn, times=5)
-        world.tick(2 * 10**9)
-        court.tick()
-        court.work()
-        split(world, pfn, times=1)
-        court.end()
-        world.put(world.slot(mm, ADDR), swap_entry(MIGRATION_WRITE, pfn))
+        model = ModelKernel(hooks=False)
+        checker = CheckerRig(model, scan=False)
+        mm = model.new_mm()
+        pfn = model.map_page(mm, ADDR)
+        split(model, pfn, times=5)
+        model.tick(2 * 10**9)
+        checker.tick()
+        checker.work()
+        split(model, pfn, times=1)
+        checker.end()
+        model.put(model.slot(mm, ADDR), swap_entry(MIGRATION_WRITE, pfn))
         mm.migrating.add(ADDR)
-        other = Court(world, scan=True)
+        other = CheckerRig(model, scan=True)
         other.end()
-        assert court.checks()["M1", Verdict.HOLDS] == 6
+        assert checker.checks()["M1", Verdict.HOLDS] == 6
         assert other.proven() == {(mm.number, ADDR)}
 
     def test_what_the_kernel_removes_while_the_case_is_open_is_counted_once(self) -> None:
-        world = World(hooks=False)
-        court = Court(world, scan=False)
-        pfn = world.map_page(world.new_mm(), ADDR)
-        split(world, pfn, times=5)
-        world.tick(2 * 10**9)
-        court.tick()
-        world.become(STRESS)
-        world.fire("remove_migration_pte", ADDR, pfn << 12, 0)
-        court.end()
-        assert court.checks()["M1", Verdict.HOLDS] == recorded(world) == 5
+        model = ModelKernel(hooks=False)
+        checker = CheckerRig(model, scan=False)
+        pfn = model.map_page(model.new_mm(), ADDR)
+        split(model, pfn, times=5)
+        model.tick(2 * 10**9)
+        checker.tick()
+        model.become(STRESS)
+        model.fire("remove_migration_pte", ADDR, pfn << 12, 0)
+        checker.end()
+        assert checker.checks()["M1", Verdict.HOLDS] == recorded(model) == 5
 
 
 class TestEntriesInNoRow:
     """A row that was lost: nobody will ever judge what was in it."""
 
-    def lost(self) -> tuple[World, Court]:
-        world = World(hooks=False)
-        court = Court(world, scan=False)
-        pfn = world.map_page(world.new_mm(), ADDR)
-        split(world, pfn, times=7)
-        ledger = world.native.maps["ledger"]
+    def lost(self) -> tuple[ModelKernel, CheckerRig]:
+        model = ModelKernel(hooks=False)
+        checker = CheckerRig(model, scan=False)
+        pfn = model.map_page(model.new_mm(), ADDR)
+        split(model, pfn, times=7)
+        ledger = model.native.maps["ledger"]
         for key, _ in list(ledger.items()):
             ledger.delete(key)
-        return world, court
+        return model, checker
 
     def test_they_are_unverifiable_after_three_looks(self) -> None:
-        world, court = self.lost()
+        model, checker = self.lost()
         for _ in range(3):
-            assert court.outstanding(world.books.counters()) == 7
-            world.tick(10**9)
-            court.tick()
-        checked = court.checks()
+            assert checker.outstanding(model.tables.counters.read()) == 7
+            model.tick(10**9)
+            checker.tick()
+        checked = checker.checks()
         assert (checked["M1", Verdict.UNVERIFIABLE], checked["M4", Verdict.UNVERIFIABLE]) == (7, 7)
-        assert court.outstanding(world.books.counters()) == 0
+        assert checker.outstanding(model.tables.counters.read()) == 0
 
     def test_they_are_unverifiable_at_the_end(self) -> None:
-        world, court = self.lost()
-        court.end()
-        assert court.checks()["M1", Verdict.UNVERIFIABLE] == 7
-        assert court.outstanding(world.books.counters()) == 0
+        model, checker = self.lost()
+        checker.end()
+        assert checker.checks()["M1", Verdict.UNVERIFIABLE] == 7
+        assert checker.outstanding(model.tables.counters.read()) == 0
 
 
 class TestM4HasOneVerdictOnAnEntry:
@@ -128,39 +128,39 @@ class TestM4HasOneVerdictOnAnEntry:
 
     @pytest.mark.parametrize("hooks", [True, False])
     def test_a_late_entry_that_is_removed_after_all(self, hooks: bool) -> None:
-        world = World(hooks=hooks)
-        court = Court(world, scan=False)
-        mm, migration = world.new_mm(), world.start(77)
-        pfns = world.map_page(mm, ADDR), world.map_page(mm, ADDR + 4096)
+        model = ModelKernel(hooks=hooks)
+        checker = CheckerRig(model, scan=False)
+        mm, migration = model.new_mm(), model.start(77)
+        pfns = model.map_page(mm, ADDR), model.map_page(mm, ADDR + 4096)
         for pfn in pfns:
-            world.unmap_folio(migration, pfn)
+            model.unmap_folio(migration, pfn)
         for _ in range(30):
-            world.tick(10**9)
-            court.tick()
-            court.work()
-        assert court.checks()["M4", Verdict.SUSPECT] == 2
+            model.tick(10**9)
+            checker.tick()
+            checker.work()
+        assert checker.checks()["M4", Verdict.SUSPECT] == 2
         for pfn in pfns:
-            world.remap_folio(migration, pfn)
-            court.tick()
-        world.end(migration)
-        court.end()
-        assert court.checks()["M4", Verdict.SUSPECT] == 2
+            model.remap_folio(migration, pfn)
+            checker.tick()
+        model.end(migration)
+        checker.end()
+        assert checker.checks()["M4", Verdict.SUSPECT] == 2
 
     def test_a_late_entry_that_is_left_behind_in_the_end(self) -> None:
-        world = World()
-        court = Court(world, scan=False)
-        mm, migration = world.new_mm(), world.start(77)
-        pfn = world.map_page(mm, ADDR)
-        world.unmap_folio(migration, pfn)
+        model = ModelKernel()
+        checker = CheckerRig(model, scan=False)
+        mm, migration = model.new_mm(), model.start(77)
+        pfn = model.map_page(mm, ADDR)
+        model.unmap_folio(migration, pfn)
         for _ in range(30):
-            world.tick(10**9)
-            court.tick()
-            court.work()
-        world.zap(mm, ADDR)
-        world.remap_folio(migration, pfn)
-        world.end(migration)
-        court.end()
-        checked = court.checks()
+            model.tick(10**9)
+            checker.tick()
+            checker.work()
+        model.zap(mm, ADDR)
+        model.remap_folio(migration, pfn)
+        model.end(migration)
+        checker.end()
+        checked = checker.checks()
         assert (
             checked["M4", Verdict.SUSPECT],
             checked["M4", Verdict.HOLDS],
@@ -187,27 +187,27 @@ class TestAfterTheDeathOfAJudge:
         assert (found.first_ns, found.last_ns, found.count) == (first_ns, later, count)
 
     def test_rows_in_cases_and_late_removals_go_on(self) -> None:
-        world = World(hooks=False)
-        first = Court(world, scan=False)
-        pfn = world.map_page(world.new_mm(), ADDR)
-        split(world, pfn, times=5)
-        world.tick(2 * 10**9)
+        model = ModelKernel(hooks=False)
+        first = CheckerRig(model, scan=False)
+        pfn = model.map_page(model.new_mm(), ADDR)
+        split(model, pfn, times=5)
+        model.tick(2 * 10**9)
         first.tick()
-        split(world, pfn, times=3)
+        split(model, pfn, times=3)
         first.work()
         held = first.open_cases.held_rows()
         while (
             not held
         ):  # until the case of the first five is decided: what came later has a case, and no row
-            world.tick(10**9)
+            model.tick(10**9)
             first.work()
             held = first.open_cases.held_rows()
-        second = Court(world, scan=False)
+        second = CheckerRig(model, scan=False)
         second.entries.update(first.entries)
         second.late.resume(*first.late.state)
         second.open_cases.open("M1", held)
         second.end()
-        assert second.entries[Verdict.HOLDS] == recorded(world) == 8
+        assert second.entries[Verdict.HOLDS] == recorded(model) == 8
         assert not second.entries[Verdict.UNVERIFIABLE]
 
 
@@ -246,26 +246,27 @@ class Exports(KernelThatMissesRuns):
         self.taken_away ^= {hook}
 
     def now(self) -> Snapshot:
-        way, missed = (AttachMethod("raw_tp", "x", ()),), self.world.missed
+        method, missed = (AttachMethod("raw_tp", "x", ()),), self.model.missed
         states = {
-            name: State.DETACHED if name in self.taken_away else State.ATTACHED for name in _HOOKS
+            name: HookState.DETACHED if name in self.taken_away else HookState.ATTACHED
+            for name in _HOOKS
         }
         hooks = tuple(
-            Planned("migration", Hook(name, ["raw_tp:x"], ""), state, way)
+            PlannedHook("migration", Hook(name, ["raw_tp:x"], ""), state, method)
             for name, state in states.items()
         )
         statistics = {name: RunStatistics(1, 10, 0.5, missed) for name in _HOOKS}
-        self.court.count_late()
-        counters = self.world.books.counters()
+        self.checker.catch_up()
+        counters = self.model.tables.counters.read()
         return snapshot(
             hooks=hooks,
             statistics=statistics,
             counters=counters,
-            checks=checks(self.court.tally, counters, statistics),
-            violations={v.first.id: v for v in self.court.tally.violations.values()},
-            entries=dict(self.court.entries),
-            outstanding=self.court.outstanding(counters),
-            oracle={**self.court.open_cases.answers, "sweeps": self.court.open_cases.sweeps},
+            checks=self.checker.all_checks({name: run.missed for name, run in statistics.items()}),
+            violations={v.first.id: v for v in self.checker.tally.violations.values()},
+            entries=dict(self.checker.entries),
+            outstanding=self.checker.outstanding(counters),
+            oracle={**self.checker.open_cases.answers, "sweeps": self.checker.open_cases.sweeps},
         )
 
     @invariant()

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.support.court import Court
-from tests.support.world import (
+from tests.support.checker_rig import CheckerRig
+from tests.support.model_kernel import (
     MIGRATION_READ,
     MIGRATION_WRITE,
+    ModelKernel,
     SimMigration,
     SimMm,
-    World,
     swap_entry,
 )
 from tracer.invariants.verdict import Verdict
@@ -33,7 +33,7 @@ _LIMITS = settings(
 
 
 class Kernel(RuleBasedStateMachine):
-    """One world; bugs happen only through `buggy_remap`, losses only through small maps."""
+    """One model; bugs happen only through `buggy_remap`, losses only through small maps."""
 
     SIZES: ClassVar[dict[str, int]] = {}
     PATROL = True
@@ -42,11 +42,11 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(4, self.HOOKS, **self.SIZES)
-        self.world.mmap_lock = self.MMAP_LOCK
+        self.model = ModelKernel(4, self.HOOKS, **self.SIZES)
+        self.model.mmap_lock = self.MMAP_LOCK
         self.checked, self.slow = Counter[tuple[str, Verdict]](), False
-        self.court = Court(self.world, scan=self.PATROL)
-        self.warm_up(self.world.new_mm())
+        self.checker = CheckerRig(self.model, scan=self.PATROL)
+        self.warm_up(self.model.new_mm())
         self.migrations: list[SimMigration] = []
         self.forks: list[tuple[SimMm, SimMm, list[int]]] = []
         self.next_tid = 500
@@ -54,24 +54,24 @@ class Kernel(RuleBasedStateMachine):
 
     def warm_up(self, mm: SimMm) -> None:
         """Migrate three pages, so that all types of migration entries have been seen."""
-        migration = self.world.start(499)
+        migration = self.model.start(499)
         for kind in (MIGRATION_READ, MIGRATION_READ + 1, MIGRATION_WRITE):
-            pfn = self.world.map_page(mm, ADDRESSES[0])
-            self.world.unmap_folio(migration, pfn, kind)
-            self.world.remap_folio(migration, pfn)
-            self.world.zap(mm, ADDRESSES[0])
-        self.world.end(migration)
+            pfn = self.model.map_page(mm, ADDRESSES[0])
+            self.model.unmap_folio(migration, pfn, kind)
+            self.model.remap_folio(migration, pfn)
+            self.model.zap(mm, ADDRESSES[0])
+        self.model.end(migration)
 
     def _mm(self, data: st.DataObject) -> SimMm:
         return data.draw(
-            st.sampled_from([mm for mm in self.world.mms if mm.tgid in self.world.tasks])
+            st.sampled_from([mm for mm in self.model.mms if mm.tgid in self.model.tasks])
         )
 
     @rule(data=st.data(), addr=st.sampled_from(ADDRESSES))
     def touch(self, data: st.DataObject, addr: int) -> None:
         mm = self._mm(data)
         if addr not in mm.entries and mm not in self.in_fork:
-            self.world.map_page(mm, addr)
+            self.model.map_page(mm, addr)
 
     @rule(data=st.data(), addr=st.sampled_from(ADDRESSES))
     def share(self, data: st.DataObject, addr: int) -> None:
@@ -80,29 +80,29 @@ class Kernel(RuleBasedStateMachine):
         pages = [
             other.entries[a]
             for a in other.entries
-            if a not in other.migrating and other.entries[a] not in self.world.locked
+            if a not in other.migrating and other.entries[a] not in self.model.locked
         ]
         if pages and addr not in mm.entries and mm not in self.in_fork:
-            self.world.map_page(mm, addr, data.draw(st.sampled_from(pages)))
+            self.model.map_page(mm, addr, data.draw(st.sampled_from(pages)))
 
     @precondition(lambda self: len(self.migrations) < 3)
     @rule()
     def start_migration(self) -> None:
         self.next_tid += 1
-        self.migrations.append(self.world.start(self.next_tid))
+        self.migrations.append(self.model.start(self.next_tid))
 
     @precondition(lambda self: self.migrations)
     @rule(data=st.data())
     def unmap(self, data: st.DataObject) -> None:
         pages = {
             p
-            for mm in self.world.mms
+            for mm in self.model.mms
             for a, p in mm.entries.items()
-            if a not in mm.migrating and p not in self.world.locked
+            if a not in mm.migrating and p not in self.model.locked
         }
-        pages -= {mm.entries[a] for mm in self.world.mms for a in mm.migrating}
+        pages -= {mm.entries[a] for mm in self.model.mms for a in mm.migrating}
         if pages:
-            self.world.unmap_folio(
+            self.model.unmap_folio(
                 data.draw(st.sampled_from(self.migrations)),
                 data.draw(st.sampled_from(sorted(pages))),
             )
@@ -115,7 +115,7 @@ class Kernel(RuleBasedStateMachine):
     def remap(self, data: st.DataObject, backwards: bool) -> None:
         """Where only tracepoints are seen, a copy must be removed after what it was copied from, as the order of the rmap trees has it."""
         migration = data.draw(st.sampled_from(self._busy()))
-        self.world.remap_folio(
+        self.model.remap_folio(
             migration,
             data.draw(st.sampled_from(migration.pfns)),
             backwards=backwards and self.HOOKS,
@@ -125,22 +125,22 @@ class Kernel(RuleBasedStateMachine):
     @rule(data=st.data(), skip=st.integers(1, 2))
     def buggy_remap(self, data: st.DataObject, skip: int) -> None:
         migration = data.draw(st.sampled_from(self._busy()))
-        self.world.remap_folio(migration, data.draw(st.sampled_from(migration.pfns)), skip)
+        self.model.remap_folio(migration, data.draw(st.sampled_from(migration.pfns)), skip)
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data(), skip=st.integers(0, 1))
     def blind_remap(self, data: st.DataObject, skip: int) -> None:
         """The second walk comes and does not restore what it finds."""
         migration = data.draw(st.sampled_from(self._busy()))
-        self.world.remap_folio(migration, data.draw(st.sampled_from(migration.pfns)), skip, blind=1)
+        self.model.remap_folio(migration, data.draw(st.sampled_from(migration.pfns)), skip, blind=1)
 
     @precondition(lambda self: self.migrations)
     @rule(data=st.data())
     def end_migration(self, data: st.DataObject) -> None:
         migration = data.draw(st.sampled_from(self.migrations))
         for pfn in list(migration.pfns):
-            self.world.remap_folio(migration, pfn)
-        self.world.end(migration)
+            self.model.remap_folio(migration, pfn)
+        self.model.end(migration)
         self.migrations.remove(migration)
 
     @rule(data=st.data())
@@ -149,31 +149,31 @@ class Kernel(RuleBasedStateMachine):
         unlocked = [
             a
             for a in mm.entries
-            if not (a in mm.migrating and mm.entries[a] not in self.world.locked)
+            if not (a in mm.migrating and mm.entries[a] not in self.model.locked)
         ]
         if unlocked and mm not in self.in_fork:
-            self.world.zap(mm, data.draw(st.sampled_from(unlocked)))
+            self.model.zap(mm, data.draw(st.sampled_from(unlocked)))
 
     @rule(data=st.data(), to=st.sampled_from(ADDRESSES))
     def mremap(self, data: st.DataObject, to: int) -> None:
         mm = self._mm(data)
         blind = (
-            not self.PATROL and self.world.next_mm > 2
+            not self.PATROL and self.model.next_mm > 2
         )  # a copy that is moved before its parent's is removed
-        movable = sorted(a for a in mm.entries if (mm.number, a) not in self.court.proven())
+        movable = sorted(a for a in mm.entries if (mm.number, a) not in self.checker.proven())
         again = (
-            (mm.number, to) in self.court.proven()
+            (mm.number, to) in self.checker.proven()
         )  # where another of its page was proven and is gone: a documented blind spot
         if movable and to not in mm.entries and mm not in self.in_fork and not blind and not again:
-            self.world.move(mm, data.draw(st.sampled_from(movable)), to)
+            self.model.move(mm, data.draw(st.sampled_from(movable)), to)
 
-    @precondition(lambda self: len(self.world.mms) < 5)
+    @precondition(lambda self: len(self.model.mms) < 5)
     @rule(data=st.data())
     def begin_fork(self, data: st.DataObject) -> None:
         parent = self._mm(data)
         if parent not in self.in_fork:
             self.in_fork.add(parent)
-            self.forks.append((parent, self.world.begin_fork(parent), sorted(parent.entries)))
+            self.forks.append((parent, self.model.begin_fork(parent), sorted(parent.entries)))
 
     @precondition(lambda self: self.forks)
     @rule(data=st.data(), whole=st.booleans())
@@ -181,19 +181,19 @@ class Kernel(RuleBasedStateMachine):
         fork = data.draw(st.sampled_from(self.forks))
         parent, child, left = fork
         while left:
-            self.world.copy_page(parent, child, left.pop(0))
+            self.model.copy_page(parent, child, left.pop(0))
             if not whole:
                 return
-        self.world.end_fork(parent, child)
+        self.model.end_fork(parent, child)
         self.forks.remove(fork)
         self.in_fork.discard(parent)
 
-    @precondition(lambda self: len(self.world.tasks) > 1)
+    @precondition(lambda self: len(self.model.tasks) > 1)
     @rule(data=st.data())
     def exit(self, data: st.DataObject) -> None:
         mm = self._mm(data)
         if mm not in self.in_fork:
-            self.world.exit(mm)
+            self.model.exit(mm)
 
     @rule(
         addr=st.sampled_from(ADDRESSES),
@@ -204,20 +204,20 @@ class Kernel(RuleBasedStateMachine):
         """A THP split of one task, again and again, where its function is not hooked: insertions outside of a migration, and removals that
         have no tracepoint where the shared zeropage is put."""
         mm = self._mm(data)
-        if mm in self.in_fork or mm.entries.get(addr) in self.world.locked or addr in mm.migrating:
+        if mm in self.in_fork or mm.entries.get(addr) in self.model.locked or addr in mm.migrating:
             return
-        pfn = mm.entries.get(addr) or self.world.map_page(mm, addr)
-        if sum(pfn in other.entries.values() for other in self.world.mms) > 1:
+        pfn = mm.entries.get(addr) or self.model.map_page(mm, addr)
+        if sum(pfn in other.entries.values() for other in self.model.mms) > 1:
             return
-        self.world.become(self.next_tid % 2 + 90)
+        self.model.become(self.next_tid % 2 + 90)
         entry = swap_entry(MIGRATION_WRITE, pfn)
-        self.world.put(self.world.slot(mm, addr), entry)
-        self.world.fire("set_migration_pte", addr, entry, 9)
+        self.model.put(self.model.slot(mm, addr), entry)
+        self.model.fire("set_migration_pte", addr, entry, 9)
         if how == "removed":
-            self.world.map_page(mm, addr, pfn)
-            self.world.fire("remove_migration_pte", addr, pfn << 12, 0)
+            self.model.map_page(mm, addr, pfn)
+            self.model.fire("remove_migration_pte", addr, pfn << 12, 0)
         else:
-            self.world.zap(mm, addr)  # the shared zeropage is nobody's to migrate
+            self.model.zap(mm, addr)  # the shared zeropage is nobody's to migrate
 
     @rule(seconds=st.sampled_from([1, 11]))
     def time_passes(self, seconds: int) -> None:
@@ -225,23 +225,25 @@ class Kernel(RuleBasedStateMachine):
 
         A page that is locked for so long may be taken for that of an earlier entry at its address, which is a suspect then."""
         self.slow |= seconds > 10 and bool(self._busy())
-        self.world.tick(seconds * 10**9)
-        before = len(self.court.judged)
-        self.court.tick()
-        self.court.work()
+        self.model.tick(seconds * 10**9)
+        before = len(self.checker.decided)
+        self.checker.tick()
+        self.checker.work()
         proven = {
-            (a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven
+            (a.mm.id, a.addr) for one in self.checker.decided[before:] for a in one.decision.proven
         }
-        assert proven <= self.world.left_behind(), "a false violation"
+        assert proven <= self.model.left_behind(), "a false violation"
 
     @invariant()
     def every_entry_is_accounted_for(self) -> None:
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
-        counters, court = self.world.books.counters(), self.court
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
-        outstanding = sum(row.count for row in self.world.books.ledger()) + court.open_cases.held()
-        assert recorded == counters["ENTRIES_REMOVED"] + court.entries.total() + outstanding
-        checks = court.checks()
+        counters, checker = self.model.tables.counters.read(), self.checker
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
+        outstanding = (
+            sum(row.count for row in self.model.tables.ledger.rows()) + checker.open_cases.held()
+        )
+        assert recorded == counters["ENTRIES_REMOVED"] + checker.entries.total() + outstanding
+        checks = checker.checks()
         m4 = sum(checks["M4", verdict] for verdict in Verdict) - counters["LEDGER_LOST"]
         assert m4 <= recorded, "an entry counted twice"
         fallen = {
@@ -254,59 +256,61 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(scan=st.booleans())
     def daemon_looks(self, scan: bool) -> None:
-        """Whatever is proven now is the truth now: the world stands still while the daemon looks."""
-        before = len(self.court.judged)
-        self.world.tick(6_000_000)
+        """Whatever is proven now is the truth now: the model stands still while the daemon looks."""
+        before = len(self.checker.decided)
+        self.model.tick(6_000_000)
         if scan:
-            self.court.open_cases.scan(now=True)
-        self.court.hear()
+            self.checker.open_cases.scan(now=True)
+        self.checker.hear()
         proven = {
-            (a.mm.id, a.addr) for one in self.court.judged[before:] for a in one.decision.proven
+            (a.mm.id, a.addr) for one in self.checker.decided[before:] for a in one.decision.proven
         }
-        assert proven <= self.world.left_behind(), "a false violation"
+        assert proven <= self.model.left_behind(), "a false violation"
 
     def teardown(self) -> None:
         for fork in list(self.forks):
             parent, child, left = fork
             for addr in left:
-                self.world.copy_page(parent, child, addr)
-            self.world.end_fork(parent, child)
+                self.model.copy_page(parent, child, addr)
+            self.model.end_fork(parent, child)
         for migration in list(self.migrations):
             for pfn in list(migration.pfns):
-                self.world.remap_folio(migration, pfn)
-            self.world.end(migration)
-        truth = self.world.left_behind()
-        before = self.court.proven()
-        self.court.end()
+                self.model.remap_folio(migration, pfn)
+            self.model.end(migration)
+        truth = self.model.left_behind()
+        before = self.checker.proven()
+        self.checker.end()
         self.verdicts(truth, before)
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
-        found = self.court.proven() - before
+        found = self.checker.proven() - before
         assert found <= truth, "a false violation"
-        assert {self.world.names[entry] for entry in truth} <= set(self.court.accused), (
+        assert {self.model.names[entry] for entry in truth} <= set(self.checker.accused), (
             "a missed violation"
         )
-        assert len(self.court.accused) == len(set(self.court.accused)), "one entry, counted twice"
-        checks = self.court.checks()
+        assert len(self.checker.accused) == len(set(self.checker.accused)), (
+            "one entry, counted twice"
+        )
+        checks = self.checker.checks()
         assert not checks["M1", Verdict.UNVERIFIABLE], "nothing was lost"
-        for (_, _, number, _, pfn), ruling in self.court.second_walks.items():
-            told = {Verdict.VIOLATED: self.world.passed, Verdict.HOLDS: self.world.seen}.get(
+        for (_, _, number, _, pfn), ruling in self.checker.second_walks.items():
+            told = {Verdict.VIOLATED: self.model.passed, Verdict.HOLDS: self.model.seen}.get(
                 ruling.verdict, {(number, pfn)}
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
-        counters = self.world.books.counters()
-        booked = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        counters = self.model.tables.counters.read()
+        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         unbooked = sum(
             max(0, len(one.decision.proven) - one.entries)
-            for one in self.court.judged
+            for one in self.checker.decided
             if one.case.invariant == "M1"
         )
-        violated = self.court.tally.checks["M1", Verdict.VIOLATED]
-        assert violated == len(self.court.accused)
+        violated = self.checker.tally.checks["M1", Verdict.VIOLATED]
+        assert violated == len(self.checker.accused)
         suspects = checks["M1", Verdict.SUSPECT]
         assert self.slow or not suspects, "what could be proven was not"
         assert checks["M1", Verdict.HOLDS] + violated + suspects == booked + unbooked
-        assert booked == counters["ENTRIES_REMOVED"] + self.court.entries.total()
+        assert booked == counters["ENTRIES_REMOVED"] + self.checker.entries.total()
 
 
 class KernelWithoutPatrol(Kernel):
@@ -338,8 +342,8 @@ class LossyKernel(Kernel):
     }
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
-        assert self.court.proven() - before <= truth, "a false violation"
-        assert truth <= self.court.proven(), "the last sweep finds even what was never booked"
+        assert self.checker.proven() - before <= truth, "a false violation"
+        assert truth <= self.checker.proven(), "the last sweep finds even what was never booked"
 
 
 class KernelThatMissesRuns(Kernel):
@@ -352,13 +356,13 @@ class KernelThatMissesRuns(Kernel):
         )
     )
     def miss(self, hook: str) -> None:
-        self.world.missing.add(hook)
+        self.model.missing.add(hook)
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
-        assert self.court.proven() - before <= truth, "a false violation"
-        assert truth <= self.court.proven(), "the last sweep finds even what was never booked"
-        for (_, _, number, _, pfn), ruling in self.court.second_walks.items():
-            assert ruling.verdict is not Verdict.VIOLATED or (number, pfn) in self.world.passed, (
+        assert self.checker.proven() - before <= truth, "a false violation"
+        assert truth <= self.checker.proven(), "the last sweep finds even what was never booked"
+        for (_, _, number, _, pfn), ruling in self.checker.second_walks.items():
+            assert ruling.verdict is not Verdict.VIOLATED or (number, pfn) in self.model.passed, (
                 "M5 accuses a walk that was there"
             )
 

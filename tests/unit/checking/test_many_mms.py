@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.support.court import Court
-from tests.support.world import PAGE, World
+from tests.support.checker_rig import CheckerRig
+from tests.support.model_kernel import PAGE, ModelKernel
 from tracer.checking import cases
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry
@@ -19,46 +19,29 @@ ADDR = 0x7F0000000000
 def test_questions_are_bounded_and_nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Was 1,024 addresses in 9,720 mms at once: ten million questions and 1.5 GB, while the daemon was to end."""
     monkeypatch.setattr(cases, "_MOST_QUESTIONS", 12)
-    world = World()
-    mms = [world.new_mm() for _ in range(8)]
-    migration = world.start(77)
+    model = ModelKernel()
+    mms = [model.new_mm() for _ in range(8)]
+    migration = model.start(77)
     for n, mm in enumerate(mms):
-        pfn = world.map_page(mm, ADDR + n * PAGE)
-        world.unmap_folio(migration, pfn)
-        world.remap_folio(migration, pfn, skip=1)
+        pfn = model.map_page(mm, ADDR + n * PAGE)
+        model.unmap_folio(migration, pfn)
+        model.remap_folio(migration, pfn, skip=1)
         if n % 2:
-            world.zap(mm, ADDR + n * PAGE)
-    world.end(migration)
-    court, asked = Court(world), list[int]()
-    ask = world.oracle.ask
+            model.zap(mm, ADDR + n * PAGE)
+    model.end(migration)
+    checker, asked = CheckerRig(model), list[int]()
+    ask = model.oracle.ask
 
     def counted(questions: Sequence[tuple[Mm, int]]) -> list[FoundEntry]:
         asked.append(len(questions))
         return ask(questions)
 
-    monkeypatch.setattr(world.oracle, "ask", counted)
-    court.end()
-    checks = court.checks()
+    monkeypatch.setattr(model.oracle, "ask", counted)
+    checker.end()
+    checks = checker.checks()
     assert (
         checks["M1", Verdict.VIOLATED],
         checks["M1", Verdict.HOLDS],
         checks["M1", Verdict.SUSPECT],
     ) == (4, 4, 0)
     assert max(asked) <= 12
-
-
-def test_a_sweep_that_finds_more_tables_than_there_are_gives_up() -> None:
-    """Seen where thousands of processes came and went: 7.2 million tables, and ten minutes without a look at SIGTERM."""
-    world = World()
-    mms = [world.new_mm() for _ in range(20)]
-    migration = world.start(77)
-    for mm in mms:
-        pfn = world.map_page(mm, ADDR)
-        world.unmap_folio(migration, pfn)
-        world.remap_folio(migration, pfn)
-    found = world.oracle.mms()
-    assert world.oracle.sweep(found).complete
-    world.page_tables = -1_000
-    given_up = world.oracle.sweep(found)
-    assert not given_up.complete
-    assert given_up.tables < world.oracle.sweep(found[:1]).tables + 4 * len(mms)

@@ -27,6 +27,7 @@ def test_what_was_missed_before_the_first_look_may_have_been_at_any_time() -> No
     kernel = Kernel()
     kernel.passes(10, misses=5)
     missed = kernel.missed_runs()
+    missed.look()
     assert missed.during(1, 2)
     kernel.passes(10)
     assert not missed.during(11, 20)
@@ -47,6 +48,16 @@ def test_a_span_reaches_from_the_look_before_to_the_look_that_finds_it() -> None
     assert missed.last_ns == 20
 
 
+def test_reading_spans_does_not_look() -> None:
+    kernel = Kernel()
+    missed = kernel.missed_runs()
+    kernel.passes(10, misses=5)
+    assert not missed.during(1, 20)
+    assert missed.last_ns is None
+    missed.look()
+    assert missed.during(1, 20)
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 1000), st.booleans()), min_size=1, max_size=2000), st.data()
 )
@@ -59,7 +70,7 @@ def test_the_list_is_bounded_and_nothing_is_forgotten(
         kernel.passes(ns, misses)
         times += [kernel.now] * misses
         missed.look()
-    assert len(missed._spans) <= 256
+    assert missed.spans <= 256
     if times:
         when = data.draw(st.sampled_from(times))
         assert missed.during(when, when)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Container
+from collections.abc import Collection
 
 from tests.support.box import Box, box
 from tests.support.native import LAYOUTS, synthetic_kernel
-from tracer.checking.protocol_events import ProtocolEvents
+from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
-from tracer.tables.records import Records
+from tracer.memory.objects import ObjectReader
 
 COUNTERS = dict.fromkeys(LAYOUTS.enums["counter"], 0)
 HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
 
 
-def docket_of(b: Box, checked: Container[str] = ("L4",)) -> ProtocolEvents:
+def protocol_events_of(b: Box, covered: Collection[str] = ("L4",)) -> ProtocolEvents:
+    kernel = synthetic_kernel()
     return ProtocolEvents(
-        b.windows,
-        Records(b.native.maps, LAYOUTS),
+        ProtocolTables.of(b.tables),
         LAYOUTS,
-        Symbols(synthetic_kernel()),
+        Symbols(kernel),
         discover(),
-        checked,
+        frozenset(covered),
+        ObjectReader(b.native.maps, None, LAYOUTS, kernel),
     )
 
 
 def hear(protocol_events: ProtocolEvents, b: Box) -> bool:
     """Bring it the events; whether one presses."""
     for raw in b.native.events():
-        protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+        protocol_events.hear(b.tables.events.decode(raw), raw)
     return protocol_events.pressing
 
 
@@ -44,7 +45,7 @@ def unlink(b: Box, *, locked: bool) -> None:
 def test_only_what_is_not_well_presses_and_is_counted_at_once() -> None:
     """The rest waits until somebody looks at the whole table."""
     b, tally = box(), Tally()
-    protocol_events = docket_of(b)
+    protocol_events = protocol_events_of(b)
     unlink(b, locked=True)
     assert not hear(protocol_events, b)
     unlink(b, locked=False)
@@ -62,7 +63,7 @@ def test_only_what_is_not_well_presses_and_is_counted_at_once() -> None:
 
 def test_a_lost_event_is_found_in_the_table_at_the_next_tick() -> None:
     b, tally = box(), Tally()
-    protocol_events = docket_of(b)
+    protocol_events = protocol_events_of(b)
     unlink(b, locked=False)
     b.native.events()
     assert protocol_events.work(tally, COUNTERS, 0, 1.0, whole=False) == []
@@ -74,7 +75,7 @@ def test_a_lost_event_is_found_in_the_table_at_the_next_tick() -> None:
 def test_losses_make_doubtful_for_two_ticks() -> None:
     """L3 depends on every step; L4, which one moment proves, stays."""
     b, tally = box(), Tally()
-    protocol_events = docket_of(b, ("L3",))
+    protocol_events = protocol_events_of(b, ("L3",))
     lossy = COUNTERS | {"WINDOWS_LOST": 1}
 
     def leaks(counters: dict[str, int], *, tick: bool) -> list[tuple[str, Verdict]]:
@@ -103,7 +104,7 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
             b.tree(vma, vma.anon_vma, enter=False)
     for book, address in (("stacks", 0x1111), ("flight_stacks", 0x2222)):
         b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
-    protocol_events = docket_of(b)
+    protocol_events = protocol_events_of(b)
     assert hear(protocol_events, b)
     (finding,) = protocol_events.work(Tally(), COUNTERS, 0, 1.0)
     healthy, broken = (
@@ -116,13 +117,3 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
         "what fills with the stacks of all windows has no room for those of violations"
     )
     assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
-
-
-def test_a_stack_that_found_its_bucket_taken_is_in_the_second_table() -> None:
-    b = box()
-    books, rows = Records(b.native.maps, LAYOUTS), b.native.maps["stacks"].max_entries
-    for at, address, book in ((7, 0x1111, "stacks"), (rows + 7, 0x2222, "more_stacks")):
-        b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
-        assert books.stack(at) == [address]
-    assert not books.stack(rows + 8)
-    assert not books.stack(-17)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,27 +10,25 @@ from typing import Any
 
 from tests.support.box import ENCODING, Box, Vma, box
 from tests.support.native import LAYOUTS, synthetic_kernel
+from tests.unit.checking.test_protocol_events import protocol_events_of
 from tests.unit.probes.test_windows import grow
-from tracer.checking.protocol_events import ProtocolEvents
 from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally
 from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine, switches, taint_letters
-from tracer.memory.objects import ObjectReader, vm_letters
-from tracer.tables.records import Records, Row, Visited
+from tracer.tables.ledger import Row, Visited
 
 MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
 
 
 def trails(b: Box, rules: bool = True) -> Trails:
-    books, kernel = Records(b.native.maps, LAYOUTS), synthetic_kernel()
-    protocol_events = ProtocolEvents(
-        b.windows, books, LAYOUTS, Symbols(kernel), discover(), set(discover())
-    )
+    kernel = synthetic_kernel()
+    protocol_events = protocol_events_of(b, discover())
     return Trails(
-        b.windows,
-        books,
+        b.tables.protocol_table,
+        b.tables.flight_recorder,
+        b.tables.stacks,
         Symbols(kernel),
         ENCODING,
         protocol_events.rulings.rule if rules else lambda _key: {},
@@ -134,12 +131,12 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
 
 def test_where_windows_were_sampled_before_it_says_nothing() -> None:
     b, vma, _ = world()
-    books = Records(b.native.maps, LAYOUTS)
-    books.set_params(window_ns=10**9)
+    params = b.tables.params
+    params.set(window_ns=10**9)
     b.tick(10_000_000)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
-    books.set_params(window_ns=0)
+    params.set(window_ns=0)
     b.tick(1_000_000_000)
     trail = trails(b, rules=False).of_entry(
         entry(b, vma, b.now, mms={1}, locks=(), visited=False), b.now
@@ -153,7 +150,7 @@ def test_where_windows_are_sampled_it_says_so() -> None:
     """That no window is there is no proof that none was."""
     b, vma, since = world()
     b.tick(10_000_000)
-    Records(b.native.maps, LAYOUTS).set_params(window_ns=10**9)
+    b.tables.params.set(window_ns=10**9)
     for end in (0x5000, 0x6000, 0x7000):
         grow(b, vma, end)
     trail = trails(b, rules=False).of_entry(
@@ -191,12 +188,9 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
         other = b.vma(0x1000, 0x3000, anon=b.anon_vma())
         with b.call("unlink_anon_vmas", other.at):
             pass
-    books = Records(b.native.maps, LAYOUTS)
-    protocol_events = ProtocolEvents(
-        b.windows, books, LAYOUTS, Symbols(synthetic_kernel()), discover(), {"L4"}
-    )
+    protocol_events = protocol_events_of(b)
     for each in raw:
-        protocol_events.hear(books.event(each), each)
+        protocol_events.hear(b.tables.events.decode(each), each)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     (last,) = finding.trail
     assert last["protocol"] == finding.protocol == "unlink_anon_vmas[anon]  anon-(-)"
@@ -220,15 +214,8 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
             with b.call("unlink_anon_vmas", vma.at):
                 b.tree(vma, vma.anon_vma, enter=False)
             accused, (raw,) = b.now, b.native.events()
-    protocol_events = ProtocolEvents(
-        b.windows,
-        Records(b.native.maps, LAYOUTS),
-        LAYOUTS,
-        Symbols(synthetic_kernel()),
-        discover(),
-        {"L4"},
-    )
-    protocol_events.hear(Records(b.native.maps, LAYOUTS).event(raw), raw)
+    protocol_events = protocol_events_of(b)
+    protocol_events.hear(b.tables.events.decode(raw), raw)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
     assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
     assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]
@@ -241,76 +228,6 @@ def test_the_ledgers_row_says_what_an_entry_is_tied_to() -> None:
     found = entry_of(row, [], None, {0xBB}, 7)
     assert (found.mms, set(found.folios), found.brought) == ({5}, {FOLIO, NEW_FOLIO}, {NEW_FOLIO})
     assert (0x1000, 0x9000) in found.ranges
-
-
-def test_an_event_has_the_cgroup_of_its_task() -> None:
-    b = box()
-    group, node, name = b.take(64), b.take(64), ctypes.create_string_buffer(b"session-1.scope")
-    b.memory.append(name)
-    css_set = b.take(64)
-    b.set(b.task, "task_struct.cgroups", css_set)
-    b.set(css_set, "css_set.dfl_cgrp", group)
-    b.set(group, "cgroup.kn", node)
-    b.set(node, "kernfs_node.id", 4242)
-    b.set(node, "kernfs_node.name", ctypes.addressof(name))
-    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
-    with b.call("unlink_anon_vmas", vma.at):
-        pass
-    (raw,) = b.native.events()
-    assert Records(b.native.maps, LAYOUTS).event(raw).task == {
-        "pid": 7,
-        "tgid": 7,
-        "comm": "harness",
-        "cgroup": {"id": 4242, "name": "session-1.scope"},
-    }
-
-
-def test_a_scene_is_what_vma_and_folio_are_now() -> None:
-    b = box()
-    scene = ObjectReader(b.native.maps, b.native.programs["look"], LAYOUTS, synthetic_kernel())
-    vma, folio = b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping()), b.take(128)
-    file, dentry, name = b.take(64), b.take(64), ctypes.create_string_buffer(b"libc.so.6")
-    b.memory.append(name)
-    b.set(vma.at, "vm_area_struct.vm_flags", 0x100073)
-    b.set(vma.at, "vm_area_struct.vm_file", file)
-    b.set(file, "file.f_mapping", vma.mapping)
-    b.set(file, "file.f_path.dentry", dentry)
-    b.set(dentry, "dentry.d_name.name", ctypes.addressof(name))
-    b.set(folio, "folio.flags.f", 1 << 6 | 1 << 8 | 1)
-    b.set(folio, "folio.mapping", vma.anon_vma + 1)
-    b.set(folio, "folio._flags_1", 0xAB09)
-    found = scene.vma(vma.at, b.mm)
-    assert (found["flags"], found["file"], found["same"]) == (
-        "rw-p rd wr mr mw me ac",
-        "libc.so.6",
-        True,
-    )
-    assert (found["anon"], found["i_mmap"]) == (
-        hex(b.anon_lock(vma.anon_vma)),
-        hex(b.file_lock(vma.mapping)),
-    )
-    assert not scene.vma(vma.at, 0x1234)["same"]
-    page = scene.folio(folio, 0x55)
-    assert page == {
-        "folio": hex(folio),
-        "kind": "anon",
-        "order": 9,
-        "pfn": "0x55",
-        "flags": ["locked", "head", "uptodate"],
-        "locked": True,
-    }
-    assert [scene.folio(folio, vm_flags=1 << 22)["kind"]] == ["hugetlb"]
-    b.set(folio, "folio.mapping", vma.anon_vma + 3)
-    assert scene.folio(folio)["kind"] == "ksm"
-    b.set(folio, "folio.mapping", vma.mapping)
-    assert scene.folio(folio)["kind"] == "file"
-    assert scene.vma(0) == {}
-    assert ObjectReader({}, None, LAYOUTS, synthetic_kernel()).folio(folio) == {}
-
-
-def test_flags_as_letters() -> None:
-    assert vm_letters(0x8) == "---s sh"
-    assert vm_letters(0x7 | 1 << 22 | 1 << 31) == "rwxp rd wr ex ht mg"
 
 
 def test_the_machine_in_its_kernels_words(tmp_path: Path) -> None:

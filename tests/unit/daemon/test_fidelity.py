@@ -6,21 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.box import Box, box
-from tests.support.native import LAYOUTS, PROBES
-from tests.support.world import World
+from tests.support.model_kernel import ModelKernel
+from tests.support.native import PROBES
 from tracer.attach import plan
-from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
-from tracer.attach.plan import AttachMethod, Planned, State
+from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all
+from tracer.attach.plan import AttachMethod, HookState, PlannedHook
 from tracer.attach.reattach_helper import ReattachHelper
-from tracer.bpf.programs import Link, Program, RunStatistics
+from tracer.bpf.links import Link
+from tracer.bpf.programs import Program, RunStatistics
 from tracer.config import Config
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
-from tracer.tables.records import Records
-from tracer.tables.windows import Windows
+from tracer.tables.params import Params
 
 SAMPLED = "windows are sampled: 1,000 outermost ones of a function a second, on each CPU"
 
@@ -55,9 +54,9 @@ def loaded(*without: str) -> AttachedProbes:
     for path in sorted(PROBES.glob("*.toml")):
         for hook in plan.read_probe_object(path).hook:
             there = path.stem not in without
-            state = State.ATTACHED if there else State.MISSING
+            state = HookState.ATTACHED if there else HookState.MISSING
             made.hooks.append(
-                Planned(path.stem, hook, state, (AttachMethod("kprobe", hook.name, ()),))
+                PlannedHook(path.stem, hook, state, (AttachMethod("kprobe", hook.name, ()),))
             )
             if there:
                 program = Fake()
@@ -67,11 +66,19 @@ def loaded(*without: str) -> AttachedProbes:
     return made
 
 
-def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Records]:
-    books = Records(World().native.maps, LAYOUTS)
+def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Params]:
+    model = ModelKernel()
+    tables = model.tables
     return Fidelity(
-        level, made, books, Windows(books._maps, LAYOUTS), discover(), {"oracle"}
-    ), books
+        level,
+        made,
+        tables.params,
+        tables.epochs,
+        tables.window_times,
+        tables.allowances,
+        discover(),
+        {"oracle"},
+    ), tables.params
 
 
 def fakes(made: AttachedProbes, probe_object: str) -> list[Fake]:
@@ -88,9 +95,9 @@ def fakes(made: AttachedProbes, probe_object: str) -> list[Fake]:
     ]
 
 
-def epochs(books: Records) -> tuple[int, int]:
-    params = LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"")
-    return params.window_epoch, params.mmap_epoch
+def epochs(params: Params) -> tuple[int, int]:
+    now = params.get()
+    return now.window_epoch, now.mmap_epoch
 
 
 def test_coverage_is_partial_while_there_is_doubt_and_whole_again_after_it() -> None:
@@ -122,16 +129,16 @@ def test_what_is_offered() -> None:
 
 def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     made = loaded()
-    one, books = fidelity(made)
+    one, params = fidelity(made)
     assert one.coverage["L1"][0] is Coverage.FULL
-    checked, counted = one.checked, []
+    counted = []
 
     def count() -> None:
-        counted.append((epochs(books), "L1" in checked))
+        counted.append((epochs(params), "L1" in one.checked))
 
     assert one.change("owner", "too dear", count) == []
     assert counted == [((1, 1), True)], "by what was covered, and with no window opening"
-    assert epochs(books) == (2, 2)
+    assert epochs(params) == (2, 2)
     assert not any(
         fake.attached
         for probe_object in ("locks", "mmap_lock")
@@ -150,22 +157,24 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert one.coverage["L5"] == (Coverage.PARTIAL, SAMPLED), (
         "below `sampled` they go on being sampled"
     )
-    assert "L1" not in checked
-    assert "L4" in checked
+    assert "L1" not in one.checked
+    assert "L4" in one.checked
     assert one.change("migration", "too dear", count) == []
-    assert epochs(books) == (4, 2)
-    resting = {hook.probe_object: hook.reason for hook in made.hooks if hook.state is State.RESTING}
+    assert epochs(params) == (4, 2)
+    resting = {
+        hook.probe_object: hook.reason for hook in made.hooks if hook.state is HookState.PAUSED
+    }
     assert set(resting) == {"locks", "vma", "rmap", "mmap_lock"}
     assert resting["vma"] == "the governor has lowered fidelity to migration: too dear"
     assert one.change("full", "there is room", count) == []
-    assert epochs(books) == (6, 4)
+    assert epochs(params) == (6, 4)
     assert all(
         fake.attached == 1
         for points in made.points.values()
         for fake in [points[0].program]
         if isinstance(fake, Fake)
     )
-    assert all(hook.state is State.ATTACHED for hook in made.hooks)
+    assert all(hook.state is HookState.ATTACHED for hook in made.hooks)
     assert one.coverage == fidelity(loaded())[0].coverage
 
 
@@ -207,7 +216,7 @@ def test_a_hook_that_is_refused_leaves_it_low() -> None:
 
 def test_at_sampled_everything_stays_attached() -> None:
     made = loaded()
-    one, books = fidelity(made)
+    one, params = fidelity(made)
     assert one.change("sampled", "too dear", lambda: None) == []
     assert all(
         fake.attached == 1
@@ -215,7 +224,7 @@ def test_at_sampled_everything_stays_attached() -> None:
         for fake in [points[0].program]
         if isinstance(fake, Fake)
     )
-    assert (epochs(books), window_ns(books)) == ((2, 0), 1_000_000), (
+    assert (epochs(params), window_ns(params)) == ((2, 0), 1_000_000), (
         "no window is half of the one kind"
     )
     assert {name for name, (level, _) in one.coverage.items() if level is Coverage.FULL} >= {
@@ -229,82 +238,21 @@ def test_at_sampled_everything_stays_attached() -> None:
         for name in ("L1", "L2", "L3", "L5", "L6", "V2")
     )
     one.sample(50)
-    assert (window_ns(books), one.coverage["L1"][1]) == (20_000_000, SAMPLED.replace("1,000", "50"))
+    assert (window_ns(params), one.coverage["L1"][1]) == (
+        20_000_000,
+        SAMPLED.replace("1,000", "50"),
+    )
     assert one.change("full", "there is room", lambda: None) == []
-    assert (window_ns(books), one.coverage) == (0, fidelity(loaded())[0].coverage)
+    assert (window_ns(params), one.coverage) == (0, fidelity(loaded())[0].coverage)
 
 
 def test_a_session_may_begin_sampled() -> None:
-    one, books = fidelity(loaded(), "sampled")
-    assert (window_ns(books), one.coverage["L1"]) == (1_000_000, (Coverage.PARTIAL, SAMPLED))
+    one, params = fidelity(loaded(), "sampled")
+    assert (window_ns(params), one.coverage["L1"]) == (1_000_000, (Coverage.PARTIAL, SAMPLED))
 
 
-def window_ns(books: Records) -> int:
-    return int(
-        LAYOUTS.structs["params"].unpack(books._maps["params"].lookup(bytes(4)) or b"").window_ns
-    )
-
-
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_window_that_a_change_cuts_is_not_counted(when: str) -> None:
-    """Its release goes unseen, and it would look like a lock that is never given back."""
-    b = box()
-    books = Records(b.native.maps, LAYOUTS)
-    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
-    lock = b.anon_lock(vma.anon_vma)
-    if when == "before":
-        b.enter("unlink_anon_vmas", vma.at)
-        b.down(lock)
-    with books.change_of_hooks(windows=True, mmap_locks=False):
-        if when == "meanwhile":
-            b.enter("unlink_anon_vmas", vma.at)
-            b.down(lock)
-    b.free(lock)  # unseen
-    b.leave("unlink_anon_vmas", vma.at)
-    assert b.seen() == {}
-    assert b.native.events() == []
-    window_of(b)
-    assert list(b.seen().values()) == [1], "the next one is"
-    assert b.held_rwsems() == 0
-
-
-def window_of(b: Box) -> None:
-    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
-    with b.call("unlink_anon_vmas", vma.at), b.locked(b.anon_lock(vma.anon_vma)):
-        pass
-
-
-def test_a_mmap_lock_held_across_a_change_orders_nothing() -> None:
-    world = World()
-    one, two = world.new_mm(), world.new_mm()
-    world.become(5)
-    world.lock_mm(one, write=False)
-    with world.books.change_of_hooks(windows=False, mmap_locks=True):
-        pass  # released unseen
-    world.lock_mm(two, write=False)
-    world.unlock_mm(two, write=False)
-    world.unlock_mm(one, write=False)
-    counters = world.books.counters()
-    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
-
-
-def test_a_fork_does_not_go_on_for_ever() -> None:
-    world = World()
-    parent = world.new_mm()
-    world.begin_fork(parent)
-    layout = LAYOUTS.structs["fork_window"]
-    raw = world.native.maps["fork_windows"].lookup(bytes(4)) or b""
-    assert layout.unpack(raw).end_ns == 0
-    with world.books.change_of_hooks(windows=False, mmap_locks=True):
-        pass
-    after = layout.unpack(world.native.maps["fork_windows"].lookup(bytes(4)) or b"")
-    assert after.end_ns > 0
-    assert replace_end(after) == layout.unpack(raw)
-
-
-def replace_end(row: object) -> object:
-    vars(row)["end_ns"] = 0
-    return row
+def window_ns(params: Params) -> int:
+    return int(params.get().window_ns)
 
 
 class Refusing(ReattachHelper):
@@ -322,14 +270,14 @@ def test_the_keeper_is_asked_for_what_is_attached() -> None:
     """What is run on demand is nowhere attached: nobody is asked."""
     reattach_helper = Refusing()
     on_demand, kept = AttachedProgram(Fake(), "run", "x"), AttachedProgram(Fake(), "kprobe", "x")
-    fasten([on_demand], reattach_helper)
+    attach_all([on_demand], reattach_helper)
     assert reattach_helper.asked == 0
     with pytest.raises(OSError, match="not permitted"):
-        fasten([kept], reattach_helper)
+        attach_all([kept], reattach_helper)
     assert (reattach_helper.asked, kept.link) == (1, None)
 
 
 def test_a_resting_hook_says_why() -> None:
     (hook,) = [hook for hook in loaded().hooks if hook.hook.name == "down_read"]
-    resting = replace(hook, state=State.RESTING, reason="why")
-    assert (resting.on, resting.attached(0).state) == (False, State.ATTACHED)
+    resting = replace(hook, state=HookState.PAUSED, reason="why")
+    assert (resting.on, resting.attached(0).state) == (False, HookState.ATTACHED)

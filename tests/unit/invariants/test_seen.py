@@ -1,4 +1,4 @@
-"""Every protocol that a healthy kernel showed (docs/SEEN.md) stays legal: the golden traces that no one invented."""
+"""Every protocol that a healthy kernel showed (docs/measurements/SEEN.md) stays legal: the golden traces that no one invented."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tracer.invariants.verdict import Verdict
 from tracer.protocol.codec import Encoding
 from tracer.protocol.text import parse, text
 
-SEEN = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/SEEN.md").read_text(), flags=re.M)
+SEEN = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/measurements/SEEN.md").read_text(), flags=re.M)
 KNOWN = {name: invariant.judge for name, invariant in discover().items() if invariant.judge}
 
 

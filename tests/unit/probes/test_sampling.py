@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import struct
-
 import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, Vma, box
-from tests.support.native import LAYOUTS
-from tracer.tables.records import Records
-from tracer.tables.windows import Windows
 
 SECOND = 1_000_000_000
 OTHER = 0xFFFF888000002000
@@ -19,7 +14,7 @@ each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kpr
 def sampling(a_second: int, ways: tuple[str, str] = FENTRY) -> Box:
     b = box(ways)
     b.tick(100 * SECOND)
-    Records(b.native.maps, LAYOUTS).set_params(window_ns=SECOND // a_second)
+    b.tables.params.set(window_ns=SECOND // a_second)
     return b
 
 
@@ -43,7 +38,7 @@ def spent(b: Box) -> Vma:
 
 
 def unsampled(b: Box) -> dict[str, int]:
-    return {name: count for name, count in b.windows.unsampled().items() if count}
+    return {name: count for name, count in b.tables.allowances.unsampled().items() if count}
 
 
 def outside(b: Box) -> list[str]:
@@ -58,7 +53,7 @@ def test_what_is_above_the_allowance_is_counted_and_not_booked(ways: tuple[str, 
         grow(b, vma)
     assert (grown(b), unsampled(b)) == (11, {"expand_downwards": 39}), "a second's worth and one"
     assert len(b.seen()) == 1, "no step of theirs is booked elsewhere"
-    assert b.windows.times()["expand_downwards"].count == 11
+    assert b.tables.window_times.windows()["expand_downwards"].count == 11
     assert (b.held_rwsems(), b.open_windows()) == (0, 0)
 
 
@@ -201,7 +196,7 @@ def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
     vma = spent(b)
     b.miss("expand_downwards", vma.at, 0x1000)
     b.tick(seconds * SECOND)
-    Records(b.native.maps, LAYOUTS).set_params(window_ns=a_second * SECOND)
+    b.tables.params.set(window_ns=a_second * SECOND)
     b.calls.append("a system call with more on the stack")
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
@@ -215,7 +210,7 @@ def test_nor_from_before_a_change_of_hooks() -> None:
     b = sampling(1)
     vma = spent(b)
     b.enter("expand_downwards", vma.at, 0x1000)
-    with Records(b.native.maps, LAYOUTS).change_of_hooks(windows=True, mmap_locks=False):
+    with b.tables.epochs.changing_hooks(windows=True, mmap_locks=False):
         b.calls.pop()
     b.calls.append("deeper")
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
@@ -231,14 +226,3 @@ def test_one_task_in_such_a_window_is_not_all() -> None:
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
     assert b.seen()["__split_vma[anon ok]"] == 1
-
-
-def test_the_sum_of_all_cpus() -> None:
-    """rows() brings the values of all CPUs, one after the other."""
-    row = struct.pack("<6Q", 1, 2, 3, 4, 40, 5) + struct.pack("<6Q", 6, 7, 8, 9, 2, 0)
-
-    class Two:
-        def rows(self, count: int) -> list[bytes]:
-            return [row] * count
-
-    assert set(Windows({"allowances": Two()}, LAYOUTS).unsampled().values()) == {42}  # type: ignore[dict-item]

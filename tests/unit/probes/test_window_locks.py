@@ -50,7 +50,7 @@ def test_the_first_one_met_in_a_window_of_a_vma_that_has_none() -> None:
         "i_mmap",
         "i_mmap2",
     ]
-    (flight,) = b.windows.flights()
+    (flight,) = b.tables.flight_recorder.flights()
     assert (flight.row.anon, flight.row.i_mmap) == (second, file)
 
 
@@ -202,9 +202,15 @@ def test_holds_and_waits() -> None:
         b.touch("downgrade_write", lock)
         b.tick(2)
         b.touch("up_read", lock)
-    assert (b.windows.holds()["anon"].count, b.windows.holds()["anon"].sum_ns) == (2, 37)
-    assert (b.windows.waits()["anon"].count, b.windows.waits()["anon"].sum_ns) == (2, 1000)
-    assert b.windows.holds()["other"].count == 0
+    assert (
+        b.tables.window_times.lock_holds()["anon"].count,
+        b.tables.window_times.lock_holds()["anon"].sum_ns,
+    ) == (2, 37)
+    assert (
+        b.tables.window_times.lock_waits()["anon"].count,
+        b.tables.window_times.lock_waits()["anon"].sum_ns,
+    ) == (2, 1000)
+    assert b.tables.window_times.lock_holds()["other"].count == 0
 
 
 @each_way
@@ -213,17 +219,23 @@ def test_the_wait_of_a_killable_form_is_known_before_the_hold(ways: tuple[str, s
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
         for returned, ns in ((EINTR, 5000), (0, 1000), (0, 0)):
-            b._run(b.ways[0], "down_write_killable", (lock,))
+            b._run(b.methods[0], "down_write_killable", (lock,))
             if ns:
                 b.fire("contention_begin", lock, LCB_WRITE)
                 b.tick(ns)
                 b.fire("contention_end", lock, 0)
-            b._run(b.ways[1], "down_write_killable", (lock,), returned=returned)
+            b._run(b.methods[1], "down_write_killable", (lock,), returned=returned)
             b.tick(30)
             if not returned:
                 b.touch("up_write", lock)
-    assert (b.windows.waits()["anon"].count, b.windows.waits()["anon"].sum_ns) == (2, 1000)
-    assert (b.windows.holds()["anon"].count, b.windows.holds()["anon"].sum_ns) == (2, 60)
+    assert (
+        b.tables.window_times.lock_waits()["anon"].count,
+        b.tables.window_times.lock_waits()["anon"].sum_ns,
+    ) == (2, 1000)
+    assert (
+        b.tables.window_times.lock_holds()["anon"].count,
+        b.tables.window_times.lock_holds()["anon"].sum_ns,
+    ) == (2, 60)
 
 
 def test_a_spinlock_that_is_contended_meanwhile_does_not_end_the_wait() -> None:
@@ -240,7 +252,10 @@ def test_a_spinlock_that_is_contended_meanwhile_does_not_end_the_wait() -> None:
         b.tick(300)
         b.fire("contention_end", lock, 0)
         b.touch("up_write", lock)
-    assert (b.windows.waits()["anon"].sum_ns, b.windows.holds()["anon"].sum_ns) == (1000, 0)
+    assert (
+        b.tables.window_times.lock_waits()["anon"].sum_ns,
+        b.tables.window_times.lock_holds()["anon"].sum_ns,
+    ) == (1000, 0)
 
 
 def test_a_lock_kept_over_the_end_of_its_window_has_its_time() -> None:
@@ -253,7 +268,7 @@ def test_a_lock_kept_over_the_end_of_its_window_has_its_time() -> None:
     with b.call("vma_shrink", 0, vma.at, 0, 0x3000):
         b.touch("up_write", lock)
     assert b.seen() == {"expand_downwards[ok]  anon↓w": 1, "vma_shrink[ok]  anon↑w": 1}
-    assert (b.windows.holds()["anon"].sum_ns, b.held_rwsems()) == (70, 0)
+    assert (b.tables.window_times.lock_holds()["anon"].sum_ns, b.held_rwsems()) == (70, 0)
 
 
 @each_way
@@ -270,7 +285,8 @@ def test_more_locks_than_a_task_has_places_for(ways: tuple[str, str]) -> None:
             b.touch("up_write", lock)
     assert (
         b.held_rwsems(),
-        b.windows.holds()["anon"].count + b.windows.holds()["anon2"].count,
+        b.tables.window_times.lock_holds()["anon"].count
+        + b.tables.window_times.lock_holds()["anon2"].count,
     ) == (0, 20)
     assert "?" not in steps(b)
 

@@ -244,7 +244,7 @@ def test_protocols_that_found_the_table_full() -> None:
     windowed(b, vma)
     assert lost(b) == {"PROTOCOLS_LOST": 4}
     assert b.seen() == {"expand_downwards[ok]": 2, "vma_shrink[ok]": 1}
-    assert len(b.windows.flights()) == 3
+    assert len(b.tables.flight_recorder.flights()) == 3
 
 
 def test_tasks_for_which_there_is_no_memory() -> None:

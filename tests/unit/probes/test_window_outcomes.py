@@ -283,7 +283,7 @@ def test_an_imported_anon_vma_is_looked_at_from_then_on() -> None:
         b.held(b.anon_lock(anon))
         b.store(vma)
     assert one(b) == "__vma_adjust[anon=imported moved ok]  commit(mmap:- anon:w) → [anon:w]"
-    (flight,) = b.windows.flights()
+    (flight,) = b.tables.flight_recorder.flights()
     assert flight.row.anon == b.anon_lock(anon)
 
 
@@ -294,7 +294,7 @@ def test_the_vma_that_grows_is_the_one_that_outlives_the_call() -> None:
     with b.call("__vma_adjust", vma.at, 0x1000, 0x5000, 1, 0, heir.at):
         b.change(heir, vm_end=0x5000)
     assert one(b) == "__vma_adjust[moved ok]"
-    assert b.windows.flights()[0].row.vma == heir.at
+    assert b.tables.flight_recorder.flights()[0].row.vma == heir.at
 
 
 @each_way
@@ -341,7 +341,7 @@ def test_dup_mmap_is_cut_where_it_copies(ways: tuple[str, str]) -> None:
         "dup_mmap[piece mmap:w]": 2,
         "dup_mmap[piece mmap:w]  mmap2↑w mmap↑w → []": 1,
     }
-    assert b.windows.times()["dup_mmap"].count == 1
+    assert b.tables.window_times.windows()["dup_mmap"].count == 1
 
 
 def test_each_piece_of_dup_mmap_has_locks_of_its_own() -> None:

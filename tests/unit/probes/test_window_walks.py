@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, box
-from tests.support.native import LAYOUTS
-from tracer.tables.records import Records
 
 each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 ANON, KSM = 1, 3  # PAGE_MAPPING_ANON, PAGE_MAPPING_KSM
@@ -14,7 +12,7 @@ ANON, KSM = 1, 3  # PAGE_MAPPING_ANON, PAGE_MAPPING_KSM
 
 def visits(b: Box, name: str) -> tuple[int, int]:
     """(walks, VMAs visited)"""
-    found = Records(b.native.maps, LAYOUTS).histograms()[name]
+    found = b.tables.histograms.read()[name]
     return found.count, found.sum_ns
 
 
@@ -131,7 +129,7 @@ def test_the_recorder_has_the_folio_and_no_stack() -> None:
     folio = b.folio(anon | ANON)
     with b.call("rmap_walk_anon", folio, 0, 0):
         pass
-    (flight,) = b.windows.flights()
+    (flight,) = b.tables.flight_recorder.flights()
     assert (flight.row.folio, flight.row.stack, flight.row.anon, flight.row.mm) == (
         folio,
         -1,

@@ -37,8 +37,8 @@ def test_a_window_with_its_locks_trees_and_commit(ways: tuple[str, str]) -> None
     assert b.seen() == {
         "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w": 1
     }
-    assert b.windows.holds()["anon"].count == 1
-    (flight,) = b.windows.flights()
+    assert b.tables.window_times.lock_holds()["anon"].count == 1
+    (flight,) = b.tables.flight_recorder.flights()
     assert (flight.window, flight.row.was_end, flight.row.vm_end, flight.row.tid) == (
         "__vma_adjust",
         0x3000,
@@ -83,7 +83,7 @@ def test_windows_with_the_gate_closed_do_not_exist() -> None:
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     grow(b, vma, 0x4000)
     b.tree(vma, vma.anon_vma, enter=True)
-    assert (b.seen(), b.rows("insiders")) == ({}, 0)
+    assert (b.seen(), b.rows("task_windows")) == ({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_a_tree_step_outside_of_windows_tells_of_itself_once() -> None:
     b.file_tree(vma, enter=True)
     assert b.seen() == {"outside[]  file+": 2}
     (raw,) = b.native.events()
-    key, _ = b.windows.sighting(raw)
-    assert key in b.windows.rows()
+    key, _ = b.tables.events.sighting(raw)
+    assert key in b.tables.protocol_table.counts()
 
 
 def test_a_new_protocol_tells_what_it_saw() -> None:
@@ -217,7 +217,7 @@ def test_a_new_protocol_tells_what_it_saw() -> None:
     grow(b, vma, 0x4000)
     grow(b, vma, 0x5000)
     (raw,) = b.native.events()
-    _, seen = b.windows.sighting(raw)
+    _, seen = b.tables.events.sighting(raw)
     assert (seen.was_start, seen.was_end, seen.vm_start, seen.vm_end) == (
         0x1000,
         0x3000,
@@ -234,12 +234,14 @@ def test_the_flight_recorder_keeps_the_last_windows() -> None:
         b.tick(10)
         with b.call("expand_downwards", vma.at, 0x1000):
             b.tick(end)
-    flights = b.windows.flights()
+    flights = b.tables.flight_recorder.flights()
     assert [flight.row.end_ns - flight.row.start_ns for flight in flights] == list(range(4, 12)), (
         "8 rows on one CPU"
     )
-    assert {flight.row.protocol for flight in flights} == set(b.windows.born())
-    recorded = b.windows.recorded
+    assert {flight.row.protocol for flight in flights} == set(
+        b.tables.protocol_table.keys_by_first_ns()
+    )
+    recorded = b.tables.flight_recorder.recorded
     assert (
         recorded({b.mm}).flights
         == recorded({vma.at, 0xBAD}).flights
@@ -261,9 +263,9 @@ def test_times_of_windows() -> None:
     for ns in (5, 100, 0):
         with b.call("expand_downwards", vma.at, 0x1000):
             b.tick(ns)
-    times = b.windows.times()["expand_downwards"]
+    times = b.tables.window_times.windows()["expand_downwards"]
     assert (times.count, times.sum_ns, [times.slots[n] for n in (0, 3, 7)]) == (3, 105, [1, 1, 1])
-    assert b.windows.times()["copy_vma"].count == 0
+    assert b.tables.window_times.windows()["copy_vma"].count == 0
 
 
 def test_the_stack_of_a_window_is_taken_once_for_each_way_into_it() -> None:
@@ -285,7 +287,7 @@ def test_the_stack_of_a_window_is_taken_once_for_each_way_into_it() -> None:
             pass
     with b.call("vma_shrink", 0, vma.at, 0, 0x3000):
         pass
-    stacks = [(flight.window, flight.row.stack) for flight in b.windows.flights()]
+    stacks = [(flight.window, flight.row.stack) for flight in b.tables.flight_recorder.flights()]
     assert stacks == [
         ("anon_vma_clone", 1),
         ("__split_vma", 1),

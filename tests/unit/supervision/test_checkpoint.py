@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.supervision.checkpoint import Checkpoint, CheckpointState, Left, Memory, read
-from tracer.tables.records import Row, Visited
+from tracer.tables.ledger import Row, Visited
 
 HALF = 1 << 16
 

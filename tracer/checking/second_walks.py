@@ -1,0 +1,82 @@
+"""M5: whether the second rmap walk of a migration visited the VMA in which an entry was left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tracer.checking.cases import DecidedCase, entry_pfn
+from tracer.checking.missed_runs import MissedRuns
+from tracer.invariants.migration_walks import rule
+from tracer.invariants.verdict import Ruling
+from tracer.memory.entries import FoundEntry, Place
+from tracer.tables.ledger import Row, Visited
+from tracer.tables.visits import Visits
+
+
+class SecondWalks:
+    """Rules on entries that are proven to be left behind, from the visits of the second walk that are recorded.
+
+    missed: of the second walk's program. levels: of page tables. clock: CLOCK_MONOTONIC in nanoseconds.
+    """
+
+    def __init__(
+        self, visits: Visits, missed: MissedRuns, levels: int, clock: Callable[[], int]
+    ) -> None:
+        self._visits, self._missed, self._levels, self._clock = visits, missed, levels, clock
+
+    def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
+        """One ruling for each entry that the case proved to be left behind, by where it is."""
+        return {answer.place: self._ruling(decided, answer) for answer in decided.decision.proven}
+
+    def _ruling(self, decided: DecidedCase, answer: FoundEntry) -> Ruling:
+        visited = self._was_visited(decided, answer)
+        if visited is False and self._may_have_missed(decided):
+            visited = None
+        return rule(visited)
+
+    def _may_have_missed(self, decided: DecidedCase) -> bool:
+        """Whether the kernel may have left out a run of the second walk's program during this migration."""
+        row, event = decided.row, decided.event
+        since = (row.start_ns or row.first_ns) if row else 0
+        return self._missed.during(since, event.time_ns if event else self._clock())
+
+    def _left_by(self, row: Row, answer: FoundEntry) -> list[Visited]:
+        """What the first walk of this row's migration left of this page; in the mm of the answer first."""
+        pages = 512 if row.level == 2 else 1
+        of_page = [
+            visited
+            for visited in row.visited.values()
+            if 0 <= answer.pfn - entry_pfn(visited.entry, self._levels) < pages
+        ]
+        return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
+
+    def _was_visited(self, decided: DecidedCase, answer: FoundEntry) -> bool | None:
+        """Whether the second walk came to where the entry is, or was.
+
+        mremap may move an entry before the second walk or after it, so a visit counts at its address now, at the address where
+        it was inserted, and where a walk would meet its folio. None where that proves nothing: a visit at an address that the
+        entry was moved to may have been of another mapping of the folio, which stood there before.
+        """
+        row, event = decided.row, decided.event
+        left = self._left_by(row, answer) if row else []
+        if row is None or not left:
+            return None
+        known = left[0]
+        visited = self._was_visited_there(row, known, answer, event.visits if event else None)
+        # moved away, visited there and moved back, or another mapping of the folio: the visits cannot tell these apart
+        elsewhere = visited is False and self._visits.was_visited_elsewhere(
+            row, answer.mm.mm, known.folio
+        )
+        return None if elsewhere else visited
+
+    def _was_visited_there(
+        self, row: Row, known: Visited, answer: FoundEntry, since: int | None
+    ) -> bool | None:
+        if known.mm == answer.mm.mm and known.visits is not None and answer.addr == row.addr:
+            return known.visits > 0
+        places = {answer.addr, row.addr, known.at, known.at + answer.addr - row.addr}
+        found = [self._visits.was_visited(row, answer.mm.mm, at, since) for at in places]
+        moved = known.mm == answer.mm.mm and answer.addr != row.addr
+        if moved and known.visits:
+            return True
+        return None if None in found or (moved and True in found) else True in found

@@ -1,0 +1,116 @@
+"""A search for migration entries in all page tables of some mms.
+
+The program `sweep_upper` opens tables of tables and queues what is below them; the program
+`sweep_leaf` searches tables of pages. Both queues are array maps of fixed size, so the daemon runs
+the programs in turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
+from tracer.tables.c_structs import Layouts
+from tracer.tables.mm import Mm
+
+_ENTRIES = 512  # PTRS_PER_PTE
+_USER_ENTRIES = 256  # of a top-level table; the upper half is the kernel's
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An entry of a wanted swap type.
+
+    mm: the index of its mm in the list that was searched.
+    """
+
+    mm: int
+    addr: int
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The hits of one search.
+
+    complete: no table and no hit was left out for lack of room. tables: how many tables were
+    opened.
+    """
+
+    hits: tuple[Hit, ...]
+    complete: bool
+    tables: int
+
+
+class TableSearch:
+    """Runs the programs of the sweep."""
+
+    def __init__(
+        self,
+        maps: Mapping[str, Table],
+        programs: Mapping[str, Runnable],
+        layouts: Layouts,
+        levels: int,
+    ) -> None:
+        """levels: of the page tables, 4 or 5."""
+        self._programs, self._levels = programs, levels
+        self._uppers, self._leaves, self._hits = maps["uppers"], maps["leaves"], maps["hits"]
+        self._state, self._counts = maps["sweep_state"], layouts.structs["sweep_state"]
+        self._table, self._query = layouts.structs["table"], layouts.structs["query"]
+        self._upper_entries_a_run = layouts.constants["UPPER_ENTRIES_A_RUN"]
+        self._leaves_a_run = layouts.constants["LEAVES_A_RUN"]
+
+    @property
+    def most_mms(self) -> int:
+        """How many mms one search should have: their tables of tables must fit into the queue."""
+        return max(1, self._uppers.max_entries // 16)
+
+    def search(self, mms: Sequence[Mm], wanted: int, most: int) -> SearchResult:
+        """Search all page tables of these mms.
+
+        wanted: a bit for each swap type to report. most: the search ends, incomplete, after so many
+        tables.
+        """
+        self._start(mms, wanted)
+        opened, tables, now = 0, 0, self._read_state()
+        while opened < now.uppers and tables + opened <= most:
+            room = (self._leaves.max_entries - now.leaves) // _ENTRIES
+            stop = min(now.uppers, opened + room)
+            for index in range(opened, stop):
+                self._open(index, _ENTRIES if index >= len(mms) else _USER_ENTRIES)
+            opened, now = stop, self._read_state()
+            if now.leaves > self._leaves.max_entries - _ENTRIES or opened >= now.uppers:
+                tables += now.leaves
+                now = self._search_leaves(now.leaves)
+        complete = not now.lost and opened >= now.uppers
+        return SearchResult(self._read_hits(now.hits), complete, tables + opened)
+
+    def _start(self, mms: Sequence[Mm], wanted: int) -> None:
+        """Queue the top-level tables and reset the counts."""
+        tops = (self._table.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms))
+        self._uppers.load(b"".join(tops))
+        self._state.update(bytes(4), self._counts.pack(uppers=len(mms), wanted=wanted))
+
+    def _read_state(self) -> Any:
+        return self._counts.unpack(self._state.lookup(bytes(4)) or bytes(self._counts.size))
+
+    def _open(self, index: int, entries: int) -> None:
+        """Queue the tables below one table of tables."""
+        for first in range(0, entries, self._upper_entries_a_run):
+            self._programs["sweep_upper"].run(index, first)
+
+    def _search_leaves(self, leaves: int) -> Any:
+        """Search the queued tables of pages, empty their queue, and return the counts."""
+        for index in range(0, leaves, self._leaves_a_run):
+            self._programs["sweep_leaf"].run(index)
+        now = self._read_state()
+        now.leaves = 0
+        self._state.update(bytes(4), self._counts.pack(**vars(now)))
+        return now
+
+    def _read_hits(self, count: int) -> tuple[Hit, ...]:
+        raw, size = self._hits.prefix(count), self._query.size
+        found = (self._query.unpack(raw[n * size : (n + 1) * size]) for n in range(count))
+        return tuple(Hit(query.pgd, query.addr) for query in found)  # pgd: put_hit() has the index
