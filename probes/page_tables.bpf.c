@@ -36,6 +36,18 @@ static __always_inline u64 head_page(struct params *p, u64 pfn)
 }
 
 /*
+ * Whether the mm still is the one that the query is about. When the mm is freed its pgd may become
+ * any other page, whose contents look like page tables with migration entries in them. A freed
+ * mm_struct keeps its members, with mm_count 0, until it is another mm, which has another id.
+ */
+static __always_inline u32 mm_exists(struct query *q)
+{
+	mm_t mm = MM(q->mm);
+
+	return READ_MM(mm, mm_count) > 0 && READ_MM(mm, id) == q->id && READ_MM(mm, pgd) == q->pgd;
+}
+
+/*
  * Answer queries. args[0], args[1]: the first one and the one to stop before, at most WALKS_A_RUN
  * apart.
  */
@@ -62,6 +74,10 @@ HOOK(walk)
 		q->level = 0;
 		q->stable = 0;
 		q->lock = LOCK_UNKNOWN;
+		if (!mm_exists(q)) {
+			q->found = FOUND_MM_GONE;
+			continue;
+		}
 		if (walk(p, q->pgd, q->addr, &entry, &level)) {
 			q->found = FOUND_UNREADABLE;
 			continue;
@@ -90,6 +106,8 @@ HOOK(walk)
 		/* The flags are those of the entry's page where the entry is still the same. */
 		q->stable = !walk(p, q->pgd, q->addr, &again, &level_again) && again == entry &&
 			    level_again == level;
+		if (!mm_exists(q))
+			q->found = FOUND_MM_GONE;
 	}
 	return 0;
 }

@@ -559,7 +559,8 @@ enum found {
 	FOUND_POSSIBLE,  /* of a type not seen, next to one that was: fork() and mprotect() turn
 			    writable entries into readable ones */
 	FOUND_OTHER,     /* not present and no migration entry: swap, marker, device */
-	FOUND_UNREADABLE
+	FOUND_UNREADABLE,
+	FOUND_MM_GONE /* the mm_struct is freed, or is another mm by now: it holds nothing */
 };
 enum page_lock {
 	LOCK_UNKNOWN,
@@ -567,6 +568,8 @@ enum page_lock {
 	LOCK_HELD
 };
 struct query {
+	u64 mm;
+	u64 id; /* mm->context.ctx_id: no two mms have the same */
 	u64 pgd;
 	u64 addr;
 	u64 entry;

@@ -25,7 +25,8 @@ RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
 os.environ.setdefault("RMAPD_STORE", "")  # not the machine's own
 os.environ.setdefault("RMAPD_CACHE", "")  # a compiler that a test breaks is asked
-WORKLOAD = [sys.executable, str(ROOT / "tests/workloads/migrate.py")]
+WORKLOAD = [sys.executable, "-S", str(ROOT / "tests/workloads/migrate.py")]
+"""-S: coverage is started by a file in site-packages; a process that forks in a loop has none."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -155,6 +155,7 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ("mmap_lock", rwsem, 1024),
         ("mm_mt", tree, 1152),
         ("mm_users", atomic, 1280),
+        ("mm_count", atomic, 1408),
         *([("mm_lock_seq", s32, 1344)] if vma_locks else []),
     ]
     mm = blob.record("mm_struct", 256, mm_members)

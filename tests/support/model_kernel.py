@@ -31,6 +31,13 @@ def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
     return kind << 59 | ((~offset << 14 & _U64) >> 5) & ~(31 << 59) & _U64
 
 
+_MM_MEMBERS = {
+    "pgd": "mm_struct.pgd",
+    "count": "mm_struct.mm_count.counter",
+    "number": "mm_struct.context.ctx_id",
+}
+
+
 @dataclass(eq=False)
 class SimMm:
     at: int
@@ -142,14 +149,18 @@ class ModelKernel:
         at = self._take()
         mm = SimMm(at, self._take(), self.next_mm, 1000 + self.next_mm)
         self.next_mm += 1
-        self._field("mm_struct.pgd", at, mm.pgd)
-        self._field("mm_struct.context.ctx_id", at, mm.number)
+        self.set_mm(mm, pgd=mm.pgd, count=1, number=mm.number)
         self._field("vm_area_struct.vm_mm", mm.vma, at)
         self._field("vm_area_struct.vm_end", mm.vma, 1 << 47)
         self.mms.append(mm)
         task = self._new_task(mm.tgid, mm)
         self.tasks[mm.tgid] = task, mm
         return mm
+
+    def set_mm(self, mm: SimMm, **members: int) -> None:
+        """Write members of an mm_struct: pgd, count (mm_count) and number (context.ctx_id)."""
+        for member, value in members.items():
+            self._field(_MM_MEMBERS[member], mm.at, value)
 
     def _new_task(self, tid: int, mm: SimMm | None) -> int:
         task = self._take()
@@ -408,6 +419,7 @@ class ModelKernel:
             self.zap(mm, addr)
         self.fire("exit_mmap", mm.at)
         mm.alive = False
+        self.set_mm(mm, count=0)
         self.mms.remove(mm)
 
     def left_behind(self) -> set[tuple[int, int]]:

@@ -18,7 +18,7 @@ log = logging.getLogger("rmapd")
 
 
 class LossTracker:
-    """Finds out what is not seen; the checker's HookState.
+    """Finds out what is not seen; the checker's HookLosses.
 
     look() asks the kernel, logs changes and renews the coverage. Everything else only reads what
     the last look found.

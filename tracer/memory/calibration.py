@@ -1,8 +1,8 @@
 """Find the bases of the direct map and of the struct page array (page_offset_base, vmemmap_base).
 
-Nothing is assumed, and no memory under a guessed base is read: the comment of `calibrate` in the
-oracle's BPF source says how. The result counts only if walks of the daemon's own pages agree with
-its own /proc/self/pagemap.
+Nothing is assumed, and no memory under a guessed base is read. The comment at the BPF program
+`calibrate` explains the method. The result counts only if walks of the daemon's own pages agree
+with its own /proc/self/pagemap.
 """
 
 from __future__ import annotations

@@ -134,10 +134,11 @@ def sender(endpoint: str, timeout_seconds: float, kernel: str) -> Sender:
     timeout_seconds: of one request. kernel: the release, an attribute of the resource. RmapdError
     if the extra is not installed.
     """
-    return Sender(_exporter(endpoint, timeout_seconds, kernel) if endpoint else None)
+    return Sender(exporter(endpoint, timeout_seconds, kernel) if endpoint else None)
 
 
-def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
+def exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
+    """Return a function that sends one violation; arguments and errors are those of sender()."""
     try:
         from opentelemetry._logs import LogRecord, SeverityNumber
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
@@ -151,7 +152,7 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
             why=str(error),
             hint="pip install 'rmapd[otlp]', or otlp_endpoint = \"\"",
         ) from error
-    exporter = OTLPLogExporter(endpoint=endpoint, timeout=timeout_seconds)
+    client = OTLPLogExporter(endpoint=endpoint, timeout=timeout_seconds)
     host, version = os.uname().nodename, tracer.__version__
     named = {
         "service.name": "rmapd",
@@ -174,7 +175,7 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
             attributes=attributes(violation),
         )
         return (
-            exporter.export([ReadableLogRecord(record, resource, scope)])
+            client.export([ReadableLogRecord(record, resource, scope)])
             is LogRecordExportResult.SUCCESS
         )
 

@@ -30,11 +30,11 @@ _RUN_SECONDS = 60.0
 
 
 def open_store(
-    config: Config, kernel: str, who: User | None = None, **earlier: Any
+    config: Config, kernel: str, user: User | None = None, **earlier: Any
 ) -> Store | None:
     """Open the configured store as the user that the daemon becomes.
 
-    who: that user; the default store is given to it. earlier: arguments run, counted and rest of
+    user: that user; the default store is given to it. earlier: arguments run, counted and rest of
     Store, to continue a run. Returns None if the configuration has no store, or if the default one
     cannot be opened. RmapdError if a store that was asked for cannot be opened.
     """
@@ -43,11 +43,11 @@ def open_store(
         log.info("no store: findings are in the log only")
         return None
     if config.store != STORE:
-        return _opened(config, kernel, who, earlier)
+        return _opened(config, kernel, user, earlier)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        hand_over(path.parent, path.name, who)
-        return _opened(config, kernel, who, earlier)
+        hand_over(path.parent, path.name, user)
+        return _opened(config, kernel, user, earlier)
     except (OSError, RmapdError) as error:
         reason = error.in_a_line if isinstance(error, RmapdError) else error
         log.warning(
@@ -56,9 +56,9 @@ def open_store(
         return None
 
 
-def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str, Any]) -> Store:
+def _opened(config: Config, kernel: str, user: User | None, earlier: Mapping[str, Any]) -> Store:
     try:
-        with files_as(who):
+        with files_as(user):
             return Store(
                 Path(config.store),
                 kernel,
@@ -70,7 +70,7 @@ def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str,
     except Foreign:
         raise
     except RmapdError as error:
-        why = f"{error.why}, to the user {who.name} that rmapd becomes" if who else error.why
+        why = f"{error.why}, to the user {user.name} that rmapd becomes" if user else error.why
         raise RmapdError(error.what, why=why, hint=error.hint) from error
 
 

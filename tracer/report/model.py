@@ -23,11 +23,6 @@ class ReportedChecks(msgspec.Struct, frozen=True):
     suspect: int = 0
     unverifiable: int = 0
 
-    @property
-    def all(self) -> int:
-        """The number of checks with any verdict."""
-        return self.holds + self.violated + self.suspect + self.unverifiable
-
 
 class ReportedInvariant(msgspec.Struct, frozen=True):
     """An invariant with its coverage and its checks; reason: why coverage is not full."""
@@ -63,7 +58,7 @@ class ReportedProtocol(msgspec.Struct, frozen=True):
         if not self.function:
             msgspec.structs.force_setattr(self, "function", self.text.partition("[")[0])
         if not self.function:
-            raise ValueError("a protocol without its function")
+            raise ValueError("a protocol without a function")
 
     @property
     def line(self) -> str:
@@ -126,7 +121,7 @@ class ReportedHistogram(msgspec.Struct, frozen=True):
         ):
             raise ValueError("bounds must rise, one for each count")
         if any(count < 0 for count in self.counts) or sum(self.counts) != self.count:
-            raise ValueError("the counts do not add up to count")
+            raise ValueError("the sum of counts must be count")
 
     @property
     def unit(self) -> float:
@@ -187,8 +182,8 @@ class ReportedLockGraph(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         known = {one.id for one in self.classes}
-        if lost := {node for edge in self.edges for node in (edge.held, edge.taken)} - known:
-            raise ValueError(f"an edge of {', '.join(sorted(lost))}, which is no class here")
+        if unknown := {node for edge in self.edges for node in (edge.held, edge.taken)} - known:
+            raise ValueError(f"an edge of unknown lock classes: {', '.join(sorted(unknown))}")
 
 
 class ReportedTimeline(msgspec.Struct, frozen=True):
@@ -202,7 +197,7 @@ class ReportedTimeline(msgspec.Struct, frozen=True):
             any(len(column) != len(self.seconds) for column in self.totals.values())
             or sorted(self.seconds) != self.seconds
         ):
-            raise ValueError("as many totals as seconds, and seconds that rise")
+            raise ValueError("seconds must rise, with one value of each total for each")
 
 
 class ReportedProbeCost(msgspec.Struct, frozen=True):

@@ -31,8 +31,8 @@ def publish(read: Callable[[], ReportContents], output: Path | None) -> None:
         return
     if output.suffix.lower() not in _FORMS:
         raise RmapdError(
-            f"cannot tell what {output} should be",
-            why="it ends neither in .html nor in .md",
+            f"cannot write {output}",
+            why="its name ends neither in .html nor in .md",
             hint="--output report.html",
         )
     atomic_file.writable(output, "the report")

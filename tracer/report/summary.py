@@ -16,7 +16,7 @@ class Headline:
     """The top of a report.
 
     colour: red, amber or green. reasons: why it is not green. lines: findings, coverage and losses,
-    without which the title says little.
+    which the title needs as context.
     """
 
     colour: str

@@ -1,4 +1,4 @@
-"""OTLP to a real receiver on loopback: what arrives, and that neither a slow nor an absent collector is felt by the judge."""
+"""OTLP to a real receiver on loopback, which may be slow or absent without delaying the checker."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def violation(
     return violation_json(Violation(finding, 1764000000.25, 1764000001.5, 3))
 
 
-def test_a_violation_arrives_whole() -> None:
+def test_violation_arrives_complete_at_collector() -> None:
     wanted, suspect = violation(), violation(Verdict.SUSPECT)
     with collector() as receiver, otlp.sender(receiver.url, 5.0, "6.1.0-56-amd64") as sender:
         sender.offer(wanted)
@@ -91,15 +91,13 @@ def test_a_violation_arrives_whole() -> None:
     assert first["resource"]["host.name"]
 
 
-def test_a_collector_that_is_away_for_a_while() -> None:
+def test_refused_violation_is_sent_again() -> None:
     with (
         collector() as receiver,
-        Sender(otlp._exporter(receiver.url, SAFETY_SECONDS, "6.1"), wait_seconds=0.05) as sender,
+        Sender(otlp.exporter(receiver.url, SAFETY_SECONDS, "6.1"), wait_seconds=0.05) as sender,
     ):
-        receiver.statuses = [
-            400,
-            400,
-        ]  # not to be tried again, says the exporter: our own tries are what brings it through
+        # The library does not retry after 400; the attempts of the sender succeed.
+        receiver.statuses = [400, 400]
         sender.offer(violation())
         until(lambda: len(receiver.received) == 1)
         until(lambda: sender.counts()["sent"] == 1)
@@ -107,27 +105,31 @@ def test_a_collector_that_is_away_for_a_while() -> None:
     assert sender.counts() == {"sent": 1, "failed": 0, "dropped": 0}
 
 
-def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreachable_collector_is_counted_as_failed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(otlp, "_TRIES", 2)
     with Sender(
-        otlp._exporter("http://127.0.0.1:9/v1/logs", 0.2, "6.1"), wait_seconds=0.01
+        otlp.exporter("http://127.0.0.1:9/v1/logs", 0.2, "6.1"), wait_seconds=0.01
     ) as sender:
         sender.offer(violation())
         until(lambda: sender.counts()["failed"] == 1)
     assert "was not accepted in 2 attempts; it is in this log" in caplog.text
 
 
-def test_a_collector_that_hangs_holds_up_nobody(
+def test_hanging_collector_does_not_delay_offer_or_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A queue of 4 and 1,000 violations: each is offered without waiting (the collector hangs all the while), what does not fit is
-    counted, the end waits for its time and no longer."""
+    """With a queue of 4 and a collector that hangs, offering 1,000 violations takes no time.
+
+    The end of the sender waits for five seconds of its clock.
+    """
     clock = Clock()
     monkeypatch.setattr(otlp, "time", clock)
     began = clock.now
     with collector() as receiver:
         receiver.hold.set()
-        with Sender(otlp._exporter(receiver.url, SAFETY_SECONDS, "6.1"), queue_size=4) as sender:
+        with Sender(otlp.exporter(receiver.url, SAFETY_SECONDS, "6.1"), queue_size=4) as sender:
             sender.offer(violation())
             until(lambda: receiver.requests == 1)
             for _ in range(1000):
@@ -139,7 +141,9 @@ def test_a_collector_that_hangs_holds_up_nobody(
     assert "5 violations were not accepted before the end of the run" in caplog.text
 
 
-def test_what_cannot_be_encoded_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_violation_that_cannot_be_encoded_is_counted_as_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with collector() as receiver, otlp.sender(receiver.url, 5.0, "6.1") as sender:
         sender.offer(violation() | {"evidence": object()})
         sender.offer(violation())
@@ -147,7 +151,7 @@ def test_what_cannot_be_encoded_is_counted(caplog: pytest.LogCaptureFixture) -> 
     assert re.search(r"cannot send \S+: TypeError", caplog.text)
 
 
-def test_no_endpoint_no_thread() -> None:
+def test_sender_without_endpoint_starts_no_thread() -> None:
     before = threading.active_count()
     with otlp.sender("", 5.0, "6.1") as sender:
         sender.offer(violation())
@@ -155,14 +159,14 @@ def test_no_endpoint_no_thread() -> None:
     assert sender.counts() == {}
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_otlp_extra_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http._log_exporter", None)
     with pytest.raises(RmapdError, match="OTLP is not installed") as raised:
         otlp.sender("http://127.0.0.1:4318/v1/logs", 5.0, "6.1")
     assert "rmapd[otlp]" in str(raised.value)
 
 
-def test_what_is_logged_is_offered() -> None:
+def test_new_finding_is_logged_and_offered() -> None:
     finding = Finding(
         "M1", Verdict.VIOLATED, "migrate_pages", "level=PTE", "an entry is left behind", trail=TRAIL
     )

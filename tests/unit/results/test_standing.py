@@ -184,8 +184,8 @@ def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
     )
 
 
-def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """What each output says of a run that ended so."""
+def texts_of_outputs(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the text of each output of a run that ended with this snapshot."""
     found = json_form.as_json(s, ["true"], 0)
     reported = from_report_file(
         written(tmp_path / "r.json", found | {"histograms": []})
@@ -213,7 +213,7 @@ def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
         found.title,
         list(found.reasons.values()),
     )
-    for name, text in spoken(s, tmp_path):
+    for name, text in texts_of_outputs(s, tmp_path):
         assert found.title in text, name
         assert re.search(rf"\b{found.colour}\b", text, re.I), name
         assert all(reason in text for reason in found.reasons.values()), name
@@ -234,12 +234,12 @@ def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
     s = well(outstanding=69_639, oldest_entry_seconds=0.0, gate_open=False)
     found = json_form.as_json(s, ["true"], 0)
     assert found["migration"]["outstanding"] == 69_639
-    outputs = dict(spoken(s, tmp_path)) | {"page": Served(s)("/"), "line": status_line(s)}
+    outputs = dict(texts_of_outputs(s, tmp_path)) | {"page": Served(s)("/"), "line": status_line(s)}
     outputs["json"] = json.dumps(found)
     for name, text in outputs.items():
         assert re.search("outstanding", text, re.I), name
         assert re.search("69,?639", text), name
-    none = dict(spoken(well(), tmp_path)) | {
+    none = dict(texts_of_outputs(well(), tmp_path)) | {
         "page": Served(well())("/"),
         "line": status_line(well()),
     }
@@ -274,15 +274,15 @@ def test_a_judge_that_hangs_is_told_by_answers_that_were_kept() -> None:
     page = now("/")
     assert ">amber</span>" in page
     assert ">green</span>" not in page.partition("</section>")[0]
-    assert "The checker has not looked for 12 s" in page
+    assert "The checker has read no tables for 12 s" in page
     assert "rmapd_standing 1.0" in now("/metrics")
     assert json.loads(now("/api/v1/"))["standing"]["reasons"][0]["kind"] == "stale"
     assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
-    assert now("/-/healthy").strip() == "healthy, but the checker has not looked for 12 s"
+    assert now("/-/healthy").strip() == "healthy, but the checker has read no tables for 12 s"
     now.age = 13.0
     assert "The checker has not looked for 13 s" in now("/")
     now.age = 75.0
-    assert now("/-/healthy", 503).strip() == "not healthy: the checker has not looked for 75 s"
+    assert now("/-/healthy", 503).strip() == "not healthy: the checker has read no tables for 75 s"
 
 
 def test_a_closed_gate_is_amber_and_healthy() -> None:

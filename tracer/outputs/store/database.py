@@ -91,7 +91,7 @@ class Database:
     """An open store of at most most_bytes. All methods may raise sqlite3.Error."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
-        # Evidence has kernel addresses: nobody else may read the file.
+        # Evidence has kernel addresses: other users must not read the file.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._path, self._most_bytes = path, most_bytes
         self._sql = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)

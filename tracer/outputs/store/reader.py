@@ -80,7 +80,7 @@ def read(path: Path) -> StoreContents:
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a store read-only in one transaction, so that concurrent writes are not seen."""
     with contextlib.ExitStack() as stack:
-        database = stack.enter_context(contextlib.closing(_connect(path)))
+        database = stack.enter_context(contextlib.closing(connect(path)))
         try:
             database.execute("BEGIN")
             database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -91,12 +91,13 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
             for end in ("", "-wal"):
                 if (original := Path(f"{path}{end}")).exists():
                     Path(f"{copy}{end}").write_bytes(original.read_bytes())
-            database = stack.enter_context(contextlib.closing(_connect(copy)))
+            database = stack.enter_context(contextlib.closing(connect(copy)))
             database.execute("BEGIN")
         yield database
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a database read-only."""
     database = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_WAIT_SECONDS, isolation_level=None
     )
