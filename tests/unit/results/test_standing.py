@@ -84,7 +84,7 @@ CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
         ReasonKind.FIDELITY,
         "lowered fidelity to owner",
     ),
-    ("taken away", taken_away(), ReasonKind.HOOKS, "switched off by somebody else: "),
+    ("taken away", taken_away(), ReasonKind.HOOKS, "switched off by another program: "),
     (
         "unverifiable",
         unverifiable(0.02),
@@ -327,7 +327,9 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     )
     assert stands((False, True)) == (
         "amber",
-        ["1 run before the last one has no end: killed, with whatever was not judged yet."],
+        [
+            "1 run before the last one has no end: killed, and what was not judged then has no verdict."
+        ],
     )
 
 
