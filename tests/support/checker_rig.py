@@ -1,4 +1,5 @@
-"""The daemon's checker over a ModelKernel: real cases, tables, oracle and findings, with the model's clock."""
+"""The daemon's checker over a ModelKernel: real cases, tables, oracle and findings, with the
+model's clock."""
 
 from __future__ import annotations
 
@@ -185,7 +186,8 @@ class CheckerRig(Checker):
         return Counter(self.all_checks({}))
 
     def all_checks(self, missed_runs: Mapping[str, int]) -> dict[tuple[str, Verdict], int]:
-        """Checks by the counters as they are now, in a run that began with every invariant covered."""
+        """Checks by the counters as they are now, in a run that began with every invariant
+        covered."""
         return all_checks(
             self.known.values(),
             frozenset(self.known),

@@ -1,4 +1,7 @@
-"""Red, amber or green: every reason has its colour, every output says the same, and green is never said where little is known."""
+"""Red, amber or green: every reason has its colour, and every output shows the same.
+
+Green is never shown where little is known.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +124,7 @@ def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: ReasonKind, said: s
     assert said in found.reasons[kind]
 
 
-def test_green_says_of_how_many_checks_and_invariants() -> None:
+def test_green_title_has_the_number_of_checks_and_invariants() -> None:
     found = standing(well())
     assert (found.colour, found.reasons) == (Colour.GREEN, {})
     assert re.fullmatch(r"Nothing violated in [\d,]+ checks of 14 invariants", found.title)
@@ -143,7 +146,7 @@ def test_red_keeps_its_reasons() -> None:
     )
 
 
-def test_a_kernel_with_tracepoints_only_is_told_why_once() -> None:
+def test_kernel_with_tracepoints_only_has_one_reason() -> None:
     assert NO_HOOKS in standing(tracepoints_only()).reasons[ReasonKind.COVERAGE]
 
 
@@ -170,7 +173,7 @@ def test_entries_that_pile_up_are_amber(outstanding: list[int], colour: Colour) 
     assert _in_a_line(s, history(outstanding)).startswith(colour)
 
 
-def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
+def test_entries_in_no_row_are_amber_at_once() -> None:
     """As seen: 142,520 outstanding, the oldest 0.0 s old, for ever."""
     found = standing(well(outstanding=142_520), (), 0.0)
     assert (found.colour, list(found.reasons)) == (Colour.AMBER, [ReasonKind.OUTSTANDING])
@@ -181,7 +184,7 @@ def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
 
 
 def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """What each output says of a run that ended so."""
+    """What each output shows of a run that ended so."""
     found = json_form.as_json(s, ["true"], 0)
     reported = of_report(
         written(tmp_path / "r.json", found | {"histograms": []})
@@ -198,7 +201,7 @@ def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "s", [well(), *(case[1] for case in CASES)], ids=["well", *(case[0] for case in CASES)]
 )
-def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
+def test_all_outputs_show_the_same_standing(s: Snapshot, tmp_path: Path) -> None:
     s = replace(s, gate_open=False) if not s.outstanding else s
     found = standing(s)
     again = headline(of_report(written(tmp_path / "again.json", json_form.as_json(s, ["true"], 0))))
@@ -257,8 +260,9 @@ class Served:
         return answer.body.decode()
 
 
-def test_a_judge_that_hangs_is_told_by_answers_that_were_kept() -> None:
-    """The same snapshot, asked for when it was new and again when it is old: an answer that was kept must not be green."""
+def test_kept_answers_show_a_checker_that_hangs() -> None:
+    """The same snapshot, asked for when it was new and again when it is old: an answer that was
+    kept must not be green."""
     now = Served(well())
     assert ">green</span>" in now("/")
     assert "rmapd_standing 0.0" in now("/metrics")
@@ -328,7 +332,8 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     assert stands((False, True)) == (
         "amber",
         [
-            "1 run before the last one has no end: killed, and what was not judged then has no verdict."
+            "1 run before the last one has no end: killed, and what was not judged then has no"
+            " verdict."
         ],
     )
 
