@@ -119,7 +119,7 @@ class CheckerRig(Checker):
         self.cases.record_for(model)
         kernel, maps = synthetic_kernel(), model.native.maps
         self.symbols, objects = CountedSymbols(kernel), ObjectReader(maps, None, LAYOUTS, kernel)
-        hooks = ModelHooks(model, frozenset(covered))
+        self.hooks = hooks = ModelHooks(model, frozenset(covered))
         self.walks = RecordedWalks(model, hooks.unbroken[PASSED_OVER.id])
         protocol_events = ProtocolEvents(
             ProtocolTables.of(model.tables),

@@ -5,12 +5,15 @@ A legal one holds, a defect is proven, a loss is counted.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support.checker_rig import CheckerRig
 from tests.support.model_kernel import MIGRATION_READ, PAGE, ModelKernel, SimMm, swap_entry
 from tests.support.native import LAYOUTS
 from tracer.invariants.verdict import Verdict
+from tracer.tables.counters import Counters
 
 ADDR = 0x7F0000000000
 
@@ -291,6 +294,35 @@ def test_without_coverage_no_entry_is_suspected() -> None:
         count for (invariant, _), count in checker.checks().items() if invariant == "M4" and count
     )
     assert ("M1", Verdict.SUSPECT) not in checker.checks()
+
+
+def test_entry_left_after_coverage_was_lost_opens_no_case() -> None:
+    model = ModelKernel()
+    checker = CheckerRig(model)
+    checker.hooks.covered = frozenset({"M5"})
+    checker.tick()
+    left_in(model)
+    checker.wake_up()
+    assert not checker.open_cases.cases
+
+
+class CountedReads(Counters):
+    """Counts how often the counters are read."""
+
+    reads = 0
+
+    def read(self) -> dict[str, int]:
+        self.reads += 1
+        return super().read()
+
+
+def test_tick_reads_the_counters_before_the_ledger_and_once_after_it() -> None:
+    model = ModelKernel()
+    counters = CountedReads(model.native.maps, LAYOUTS)
+    model.tables = replace(model.tables, counters=counters)
+    checker = CheckerRig(model)
+    checker.tick()
+    assert counters.reads == 2
 
 
 def test_hugetlb_copy_is_recorded() -> None:
