@@ -12,6 +12,7 @@ CROWD := tests/live/test_attacks.py::test_ten_thousand_processes
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
+BPF_C := $(wildcard probes/*.bpf.c probes/include/*.h) tests/support/harness.h
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
 EXTRAS ?=
@@ -25,7 +26,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check graph unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clean
+.PHONY: run test test-kernels test-hard check graph unit live vm bench dashboards install uninstall deb test-systemd setup vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -49,6 +50,7 @@ test-systemd: vm-setup
 check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(BPF_C)
 	$(VENV)/bin/mypy
 	$(MAKE) --no-print-directory unit
 
@@ -111,6 +113,10 @@ $(VENV)/.installed: pyproject.toml Makefile
 
 vm-setup: setup
 	$(call install,$(VM_APT))
+
+# What clangd needs to read probes/: the header that the loader generates for each kernel, here of the unit tests' kernel.
+clangd: setup
+	$(PYTHON) -m tests.support.native build/clangd
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

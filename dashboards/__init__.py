@@ -1,4 +1,7 @@
-"""Grafana dashboards as code. `python -m dashboards` writes dashboards/grafana/*.json; the rules beside them are written by hand."""
+"""Grafana dashboards as code.
+
+`python -m dashboards` writes dashboards/grafana/*.json; dashboards/prometheus/ is written by hand.
+"""
 
 from __future__ import annotations
 
@@ -12,5 +15,5 @@ BOARDS: tuple[Board, ...] = (host.BOARD, fleet.BOARD, daemon.BOARD)
 
 
 def files() -> dict[Path, str]:
-    """What is to be in the folder: text by path."""
+    """Return the text of each file in the folder by path."""
     return {FOLDER / f"{board.uid}.json": as_json(board, BOARDS) for board in BOARDS}

@@ -1,4 +1,4 @@
-"""What a dashboard of ours is made of, as data, and how it becomes Grafana's JSON (with Grafana's own SDK)."""
+"""The parts of a dashboard as data, and their conversion to JSON with Grafana's SDK."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.common import VisibilityMode, VizOrientation
 
 RUNBOOKS = "https://rmapd.example/docs/runbooks"
-"""Where docs/runbooks/ is to be read. The domain is a reserved one: put your own there (dashboards/README.md)."""
+"""The URL of docs/runbooks/ on a reserved domain; replace it (dashboards/README.md)."""
 
 _SOURCE = model.DataSourceRef("prometheus", "${datasource}")
 _TAG = "rmapd"
@@ -43,9 +43,13 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel. kind: stat, graph, states or bars. unit: Grafana's name. runbook: a file of docs/runbooks/ without its suffix.
-    thresholds: colour from this value on; below the first it is `base`, which is never green: zero of something is no proof that all is
-    well, and Grafana shows the base where there is no data. texts: what to show for a value."""
+    """One panel.
+
+    kind: stat, graph, states or bars. unit: Grafana's name of it. runbook: a file of docs/runbooks/
+    without its suffix. thresholds: the colour from each value on. base: the colour below the first
+    threshold; it is never green, since Grafana also uses it without data, and since zero violations
+    prove nothing if nothing is checked. texts: shown instead of a value. span: columns of 24.
+    """
 
     kind: str
     title: str
@@ -70,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Variable:
-    """A choice at the top: the values of a query, all of them unless something is picked."""
+    """A selection at the top of a dashboard: the values of a query, by default all."""
 
     name: str
     label: str
@@ -80,7 +84,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Board:
-    """A dashboard. uid: its name in links and its file's name."""
+    """A dashboard; uid: its name in links and of its file. window: the initial time range."""
 
     uid: str
     title: str
@@ -91,6 +95,7 @@ class Board:
 
     @property
     def panels(self) -> tuple[Panel, ...]:
+        """All panels, in order."""
         return tuple(panel for row in self.rows for panel in row.panels)
 
 
@@ -149,7 +154,7 @@ def _texts(panel: Panel) -> list[model.ValueMap]:
 
 
 def _no_data() -> model.SpecialValueMap:
-    """Neither a number nor a colour that says that all is well, where there is no series, or nothing to divide by."""
+    """Show "no data" in orange if there is no series, or a division by zero."""
     result = model.ValueMappingResult(text="no data", color="orange")
     return model.SpecialValueMap(
         model.DashboardSpecialValueMapOptions(model.SpecialValueMatch.NULL_AND_NAN, result)
@@ -219,7 +224,7 @@ def _links(board: Board, boards: Sequence[Board]) -> list[Builder[model.Dashboar
 
 
 def as_model(board: Board, boards: Sequence[Board]) -> model.Dashboard:
-    """The SDK's own object, whose types are Grafana's schema."""
+    """Return the dashboard as the SDK's object; boards: all dashboards, to link them."""
     made = (
         build.Dashboard(board.title)
         .uid(board.uid)
@@ -245,5 +250,5 @@ def as_model(board: Board, boards: Sequence[Board]) -> model.Dashboard:
 
 
 def as_json(board: Board, boards: Sequence[Board]) -> str:
-    """As it is checked in."""
+    """Return the JSON of a dashboard, as it is committed."""
     return JSONEncoder(sort_keys=True, indent=2).encode(as_model(board, boards)) + "\n"

@@ -1,28 +1,27 @@
-"""The daemon's own health: is it there, does it judge, what does it lose, what does it use."""
+"""The Daemon dashboard: whether rmapd runs and checks, what it loses, what it uses."""
 
 from __future__ import annotations
 
 from dashboards.board import GOOD_IS_ONE, HOST, KERNEL, Board, Panel, Query, Row
 
 _H = 'instance=~"$host"'
-_OURS = (
-    "and on (job, instance) rmapd_gate_open"  # process_* is exported by others on the host as well
-)
+_OURS = "and on (job, instance) rmapd_gate_open"
+"""Selects the process_* series of rmapd: other exporters have them too."""
 _UP = {"0": "no", "1": "yes"}
 
 BOARD = Board(
     uid="rmapd-daemon",
     title="rmapd / Daemon",
-    description="Whether rmapd itself is well: up, judging, complete, and within its budget.",
+    description="Whether rmapd itself works: up, checking, without losses, and within its budget.",
     variables=(KERNEL, HOST),
     rows=(
         Row(
-            "Is it there",
+            "Availability",
             (
                 Panel(
                     "stat",
-                    "Answers",
-                    "Whether Prometheus could scrape it.",
+                    "Up",
+                    "Whether Prometheus can scrape the daemon.",
                     "short",
                     (Query(f'min(up{{job="rmapd", {_H}}})'),),
                     "RmapdDown",
@@ -35,7 +34,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Gate",
-                    "1 while events are booked.",
+                    "1 while kernel events are being recorded.",
                     "short",
                     (Query(f"min(rmapd_gate_open{{{_H}}})"),),
                     "RmapdNotReady",
@@ -47,8 +46,10 @@ BOARD = Board(
                 ),
                 Panel(
                     "stat",
-                    "Last look at the books",
-                    "How long ago the judging loop last looked. It does so every second; the web server would go on answering without it.",
+                    "Last read of the tables",
+                    "Seconds since the checker last read the kernel's tables. It does so every "
+                    "second; "
+                    "if it stops, the web server still answers.",
                     "s",
                     (Query(f"max(time() - rmapd_snapshot_time_seconds{{{_H}}})"),),
                     "RmapdStalled",
@@ -58,8 +59,8 @@ BOARD = Board(
                 ),
                 Panel(
                     "stat",
-                    "Up since",
-                    "Age of the process. All its counts begin with it.",
+                    "Uptime",
+                    "Age of the process. All of its counts start at zero with it.",
                     "s",
                     (Query(f"min(time() - (process_start_time_seconds{{{_H}}} {_OURS}))"),),
                     span=4,
@@ -68,7 +69,9 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Fidelity",
-                    "How much is probed: full, owner (no rwsems), migration (the ledger alone).",
+                    "The fidelity in force: full, owner (without rwsem programs) or migration "
+                    "(only "
+                    "the ledger).",
                     "short",
                     (Query(f"count by (level) (rmapd_fidelity{{{_H}}} == 1)", "{{level}}"),),
                     span=4,
@@ -77,7 +80,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Version",
-                    "Versions in use, and how many hosts have each.",
+                    "The versions in use, with the number of hosts of each.",
                     "short",
                     (Query(f"count by (version) (rmapd_build_info{{{_H}}})", "{{version}}"),),
                     span=4,
@@ -86,17 +89,20 @@ BOARD = Board(
             ),
         ),
         Row(
-            "What it loses",
+            "Losses",
             (
                 Panel(
                     "graph",
-                    "Events lost by book",
-                    "A lost event turns checks unverifiable, never into a violation. It also hides what it was about.",
+                    "Events lost, by kind",
+                    "A lost event makes checks unverifiable, never violated. A defect in a lost "
+                    "event "
+                    "stays unseen.",
                     "short",
                     (
                         Query(
-                            f"sum by (instance, book) (increase(rmapd_events_lost_total{{{_H}}}[$__rate_interval]))",
-                            "{{instance}} {{book}}",
+                            "sum by (instance, kind)"
+                            f" (increase(rmapd_events_lost_total{{{_H}}}[$__rate_interval]))",
+                            "{{instance}} {{kind}}",
                         ),
                     ),
                     "RmapdEventsLost",
@@ -104,12 +110,15 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "Runs left out by the kernel, by probe object",
-                    "The kernel skips a program that already runs on this CPU: lazily preempting kernels do so often.",
+                    "Program runs skipped by the kernel, by probe object",
+                    "The kernel skips a program that is already running on the CPU, often with "
+                    "lazy "
+                    "preemption.",
                     "short",
                     (
                         Query(
-                            f"sum by (instance, probe_object) (increase(rmapd_probe_missed_runs_total{{{_H}}}[$__rate_interval]))",
+                            "sum by (instance, probe_object)"
+                            f" (increase(rmapd_probe_missed_runs_total{{{_H}}}[$__rate_interval]))",
                             "{{instance}} {{probe_object}}",
                         ),
                     ),
@@ -119,7 +128,9 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Hooks attached",
-                    "Of the attach plan, which has every name that any kernel has: never all of them.",
+                    "Attached hooks of the attach plan. The plan has the names of all kernels, so "
+                    "no "
+                    "kernel attaches all of them.",
                     "short",
                     (
                         Query(
@@ -135,7 +146,7 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Invariants checked",
-                    "In full, and in part.",
+                    "Invariants with full and with partial coverage.",
                     "short",
                     (
                         Query(
@@ -152,16 +163,18 @@ BOARD = Board(
             ),
         ),
         Row(
-            "What it uses",
+            "Resources",
             (
                 Panel(
                     "graph",
                     "Memory",
-                    "Resident now, and the peak since its start. The maps in the kernel are not in it.",
+                    "Resident memory of the process, now and at its peak, without the kernel's "
+                    "maps.",
                     "bytes",
                     (
                         Query(
-                            f"process_resident_memory_bytes{{{_H}}} and on (job, instance) rmapd_gate_open{{{_H}}}",
+                            f"process_resident_memory_bytes{{{_H}}}"
+                            f" and on (job, instance) rmapd_gate_open{{{_H}}}",
                             "{{instance}} resident",
                         ),
                         Query(f"rmapd_peak_rss_bytes{{{_H}}}", "{{instance}} peak"),
@@ -172,7 +185,7 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "CPU time of the process",
-                    "Seconds per second, of one CPU. Includes the programs that the oracle runs on demand.",
+                    "Share of one CPU, with the programs that the oracle (page-table walker) runs.",
                     "percentunit",
                     (
                         Query(
@@ -188,13 +201,15 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "Time per run of a hook, the ten longest",
-                    "By the kernel's own account, which adds its clock reads.",
+                    "Time per run, the ten slowest hooks",
+                    "By the kernel's BPF statistics, which include the time to read the clock.",
                     "s",
                     (
                         Query(
-                            f"topk(10, sum by (hook) (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval]))"
-                            f" / (sum by (hook) (rate(rmapd_probe_runs_total{{{_H}}}[$__rate_interval])) > 0))",
+                            "topk(10, sum by (hook)"
+                            f" (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval]))"
+                            " / (sum by (hook)"
+                            f" (rate(rmapd_probe_runs_total{{{_H}}}[$__rate_interval])) > 0))",
                             "{{hook}}",
                         ),
                     ),
@@ -203,14 +218,15 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Open files",
-                    "BPF programs, links and maps are file descriptors. It does not grow after the gate is open.",
+                    "Each BPF program, link and map is a file descriptor. The number does not grow "
+                    "after the gate opens.",
                     "short",
                     (Query(f"process_open_fds{{{_H}}} {_OURS}", "{{instance}}"),),
                 ),
                 Panel(
                     "graph",
                     "Series per scrape",
-                    "Under 700 by design, and the same from the first scrape to the last.",
+                    "Fewer than 700 by design, and constant from the first scrape on.",
                     "short",
                     (Query(f'scrape_samples_scraped{{job="rmapd", {_H}}}', "{{instance}}"),),
                     "",
@@ -219,7 +235,7 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Duration of a scrape",
-                    "The scrape reads what the judging loop left: it costs the loop nothing.",
+                    "A scrape reads the last snapshot; the checker makes one a second at most.",
                     "s",
                     (Query(f'scrape_duration_seconds{{job="rmapd", {_H}}}', "{{instance}}"),),
                 ),

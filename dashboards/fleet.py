@@ -1,4 +1,4 @@
-"""Many hosts, by kernel release. Needs recorded series only, which are what a fleet federates (docs/FLEET.md)."""
+"""The Fleet dashboard: many hosts by kernel release, from recorded series alone (docs/FLEET.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KI = 'kernel=~"$kernel", invariant=~"$invariant"'
 BOARD = Board(
     uid="rmapd-fleet",
     title="rmapd / Fleet",
-    description="Which kernels break which invariant, how far each lets them be checked, and which hosts stand out.",
+    description="Violations and coverage by kernel release, and hosts that stand out.",
     variables=(
         Variable("kernel", "Kernel", "label_values(kernel:rmapd_hosts:count, kernel)"),
         Variable(
@@ -20,7 +20,7 @@ BOARD = Board(
     window="now-7d",
     rows=(
         Row(
-            "Which kernel breaks what",
+            "Violations by kernel",
             (
                 Panel(
                     "stat",
@@ -35,7 +35,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Hosts with a violation",
-                    "Hosts on which a violation was proven since their daemon started.",
+                    "Hosts with a proven violation since their daemon started.",
                     "short",
                     (Query(f"sum(instance_kernel:rmapd_violations:sum{{{_K}}} > bool 0)"),),
                     "RmapdInvariantViolated",
@@ -46,7 +46,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Hosts not green",
-                    "Hosts whose silence is no proof, or that are red: their page has the reasons.",
+                    "Amber or red hosts. The status page of each has the reasons.",
                     "short",
                     (Query(f"sum(instance_kernel:rmapd_standing:max{{{_K}}} > bool 0)"),),
                     "RmapdNotAllKnown",
@@ -57,7 +57,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Kernel releases",
-                    "Releases that rmapd runs on.",
+                    "Kernel releases that rmapd runs on.",
                     "short",
                     (Query(f"count(kernel:rmapd_hosts:count{{{_K}}})"),),
                     span=3,
@@ -66,7 +66,7 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Hosts by kernel",
-                    "How many hosts run which release.",
+                    "The number of hosts of each release.",
                     "short",
                     (Query(f"sum by (kernel) (kernel:rmapd_hosts:count{{{_K}}})", "{{kernel}}"),),
                     height=5,
@@ -74,11 +74,13 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Violations by kernel and invariant",
-                    "Proven violations on all hosts of a kernel. Zero means something only where there is coverage and there are checks.",
+                    "Proven violations on all hosts of a kernel. Zero is significant only with "
+                    "coverage and checks.",
                     "short",
                     (
                         Query(
-                            f"topk(30, sum by (kernel, invariant) (kernel_invariant:rmapd_violations:sum{{{_KI}}}))",
+                            "topk(30, sum by (kernel, invariant)"
+                            f" (kernel_invariant:rmapd_violations:sum{{{_KI}}}))",
                             "{{kernel}} {{invariant}}",
                         ),
                     ),
@@ -88,13 +90,14 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "Verdicts that are not `holds`, by kernel",
-                    "Per second, on all hosts of a kernel.",
+                    "Verdicts other than `holds`, by kernel",
+                    "Checks per second on all hosts of a kernel.",
                     "ops",
                     (
                         Query(
                             "sum by (kernel, invariant, verdict)"
-                            f' (kernel_invariant_verdict:rmapd_checks:rate5m{{{_KI}, verdict!="holds"}})',
+                            " (kernel_invariant_verdict:rmapd_checks:rate5m"
+                            f'{{{_KI}, verdict!="holds"}})',
                             "{{kernel}} {{invariant}} {{verdict}}",
                         ),
                     ),
@@ -104,16 +107,18 @@ BOARD = Board(
             ),
         ),
         Row(
-            "How far it is checked",
+            "Coverage and checks",
             (
                 Panel(
                     "bars",
                     "Coverage by kernel and invariant",
-                    "Average over a kernel's hosts: full is 100 %, partial 50 %. Hosts of one kernel differ by configuration.",
+                    "Average of a kernel's hosts: full is 100 %, partial 50 %. Hosts of one kernel "
+                    "differ by configuration.",
                     "percentunit",
                     (
                         Query(
-                            f"avg by (kernel, invariant) (kernel_invariant:rmapd_coverage:avg{{{_KI}}})",
+                            "avg by (kernel, invariant)"
+                            f" (kernel_invariant:rmapd_coverage:avg{{{_KI}}})",
                             "{{kernel}} {{invariant}}",
                         ),
                     ),
@@ -129,7 +134,8 @@ BOARD = Board(
                     "ops",
                     (
                         Query(
-                            f"sum by (kernel) (kernel_invariant_verdict:rmapd_checks:rate5m{{{_KI}}})",
+                            "sum by (kernel)"
+                            f" (kernel_invariant_verdict:rmapd_checks:rate5m{{{_KI}}})",
                             "{{kernel}}",
                         ),
                     ),
@@ -143,7 +149,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Violations",
-                    "The ten hosts with the most.",
+                    "The ten hosts with the most violations.",
                     "short",
                     (
                         Query(
@@ -157,7 +163,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Unverifiable checks",
-                    "The ten hosts with the largest share of checks for which an event was lost, over an hour.",
+                    "The ten hosts with the largest share of unverifiable checks in an hour.",
                     "percentunit",
                     (Query("topk(10, instance:rmapd_unverifiable:ratio_rate1h)", "{{instance}}"),),
                     "RmapdChecksUnverifiable",
@@ -166,7 +172,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Events lost",
-                    "The ten hosts that lost the most in the last hour.",
+                    "The ten hosts with the most lost events in the last hour.",
                     "short",
                     (Query("topk(10, instance:rmapd_events_lost:increase1h)", "{{instance}}"),),
                     "RmapdEventsLost",
@@ -184,7 +190,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Lock waits, 99 %",
-                    "The ten longest tails.",
+                    "The ten longest 99th percentiles of lock waits.",
                     "s",
                     (
                         Query(
@@ -198,7 +204,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Oldest migration entry",
-                    "The ten oldest.",
+                    "The ten hosts with the oldest migration entries.",
                     "s",
                     (
                         Query(

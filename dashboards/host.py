@@ -1,4 +1,4 @@
-"""One host: what was checked, how much of it can be trusted, and what it costs."""
+"""The Host dashboard: what is checked, how reliable the verdicts are, and the cost."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ _COVERAGE = {"0": "none", "0.5": "partial", "1": "full"}
 
 def _quantile(q: float, metric: str, by: str = "") -> str:
     labels = f"instance, {by}, le" if by else "instance, le"
-    return f"histogram_quantile({q}, sum by ({labels}) (rate({metric}_bucket{{{_H}}}[$__rate_interval])))"
+    rate = f"rate({metric}_bucket{{{_H}}}[$__rate_interval])"
+    return f"histogram_quantile({q}, sum by ({labels}) ({rate}))"
 
 
 BOARD = Board(
     uid="rmapd-host",
     title="rmapd / Host",
-    description="What rmapd checked on a host, how far it could, what it found, and what that costs.",
+    description="Checks, coverage, findings and cost of rmapd on a host.",
     variables=(KERNEL, HOST, INVARIANT),
     rows=(
         Row(
-            "Verdict, and how much it is worth",
+            "Verdict, and its reliability",
             (
                 Panel(
                     "stat",
                     "Standing",
-                    "As the daemon's page says it, of the worst host. Red: violated. Amber: not all is known, or something is suspect; the "
-                    "page and /api/v1/ have the reasons.",
+                    "The standing of the worst host, as on the daemon's status page. Red: "
+                    "violated. "
+                    "Amber: something is not known or is suspect. The page and /api/v1/ have the "
+                    "reasons.",
                     "short",
                     (Query(f"max(rmapd_standing{{{_H}}})"),),
                     "RmapdNotAllKnown",
@@ -52,7 +55,8 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Violations",
-                    "Proven violations since the daemon started. Worth as much as the checks, the coverage and the losses beside it.",
+                    "Proven violations since the daemon started. Zero is significant only with "
+                    "checks and coverage, and without losses.",
                     "short",
                     (Query(f"sum(rmapd_violations_total{{{_HI}}})"),),
                     "RmapdInvariantViolated",
@@ -63,7 +67,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Suspects",
-                    "The events say that an invariant is false, and it could not be confirmed here.",
+                    "Checks that fail by the recorded events and could not be confirmed.",
                     "short",
                     (Query(f'sum(rmapd_checks_total{{{_HI}, verdict="suspect"}})'),),
                     "RmapdInvariantSuspect",
@@ -74,7 +78,7 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Checks that hold",
-                    "Checks evaluated and true since the daemon started.",
+                    "Checks with the verdict `holds` since the daemon started.",
                     "short",
                     (Query(f'sum(rmapd_checks_total{{{_HI}, verdict="holds"}})'),),
                     "RmapdNotAllKnown",
@@ -86,11 +90,14 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Unverifiable",
-                    "Share of all checks since the daemon started for which an event was lost: neither good nor bad. No checks, no share.",
+                    "Share of all checks since the daemon started that depend on a lost event: "
+                    "they "
+                    "neither hold nor fail.",
                     "percentunit",
                     (
                         Query(
-                            f'sum(rmapd_checks_total{{{_HI}, verdict="unverifiable"}}) / sum(rmapd_checks_total{{{_HI}}})',
+                            f'sum(rmapd_checks_total{{{_HI}, verdict="unverifiable"}})'
+                            f" / sum(rmapd_checks_total{{{_HI}}})",
                         ),
                     ),
                     "RmapdChecksUnverifiable",
@@ -101,7 +108,8 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Gate",
-                    "1 while events are booked. 0 before the programs are attached and after they are detached.",
+                    "1 while kernel events are being recorded: from attaching to detaching the "
+                    "programs.",
                     "short",
                     (Query(f"min(rmapd_gate_open{{{_H}}})"),),
                     "RmapdNotReady",
@@ -114,7 +122,8 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Oracle",
-                    "Whether page tables can be asked. Without it what is left over stays a suspect.",
+                    "Whether page tables can be read. Without that, entries left behind stay "
+                    "suspects.",
                     "short",
                     (Query(f"min(rmapd_oracle_ready{{{_H}}})"),),
                     "RmapdOracleNotReady",
@@ -126,8 +135,9 @@ BOARD = Board(
                 ),
                 Panel(
                     "stat",
-                    "Last look",
-                    "How long ago the checker last looked: everything here is that old.",
+                    "Last read",
+                    "Seconds since the checker last read the kernel's tables: the age of all data "
+                    "here.",
                     "s",
                     (Query(f"max(time() - rmapd_snapshot_time_seconds{{{_H}}})"),),
                     "RmapdStalled",
@@ -143,7 +153,8 @@ BOARD = Board(
                 Panel(
                     "states",
                     "Coverage by invariant",
-                    "How far this kernel and this run let an invariant be checked. `rmapd doctor` on the host says why it is not full.",
+                    "Coverage of each invariant on this kernel in this run. `rmapd doctor` on the "
+                    "host prints why it is not full.",
                     "short",
                     (
                         Query(
@@ -160,11 +171,13 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Checks by invariant",
-                    "Checks per second. An idle machine migrates nothing, and then nothing is checked.",
+                    "Checks per second. An idle machine migrates no pages, so there is little to "
+                    "check.",
                     "ops",
                     (
                         Query(
-                            f"sum by (invariant) (rate(rmapd_checks_total{{{_HI}}}[$__rate_interval]))",
+                            "sum by (invariant)"
+                            f" (rate(rmapd_checks_total{{{_HI}}}[$__rate_interval]))",
                             "{{invariant}}",
                         ),
                     ),
@@ -173,11 +186,13 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Checks that do not hold",
-                    "violated: false and proven. suspect: false by the events, not confirmed. unverifiable: an event was lost.",
+                    "violated: proven false. suspect: false by the events, not confirmed. "
+                    "unverifiable: an event was lost.",
                     "short",
                     (
                         Query(
-                            f'sum by (invariant, verdict) (increase(rmapd_checks_total{{{_HI}, verdict!="holds"}}[$__rate_interval]))',
+                            "sum by (invariant, verdict) (increase(rmapd_checks_total"
+                            f'{{{_HI}, verdict!="holds"}}[$__rate_interval]))',
                             "{{invariant}} {{verdict}}",
                         ),
                     ),
@@ -186,7 +201,9 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Distinct defects",
-                    "Signatures seen since the daemon started: the same defect met again counts once. The page of the daemon lists them.",
+                    "Signatures since the daemon started: a repeated defect counts once. The "
+                    "status "
+                    "page lists them.",
                     "short",
                     (
                         Query(
@@ -204,21 +221,26 @@ BOARD = Board(
             (
                 Panel(
                     "graph",
-                    "Entries by what happened to them",
-                    "What is inserted or copied (by fork) is removed, cleared_by_oracle, left_behind, unverifiable or outstanding. "
-                    "removed_unbooked were inserted unseen.",
+                    "Entries by event",
+                    "An inserted or copied (by fork) entry ends as removed, cleared_by_oracle, "
+                    "left_behind, unverifiable or outstanding. removed_unrecorded: removed, but "
+                    "the "
+                    "insertion was not recorded.",
                     "ops",
                     (
                         Query(
-                            f"sum by (event) (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))",
+                            "sum by (event)"
+                            f" (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))",
                             "{{event}}",
                         ),
                     ),
                 ),
                 Panel(
                     "graph",
-                    "Outstanding, and the oldest",
-                    "Entries booked and not yet settled, and the age of the oldest. One that stays is what M1 and M4 are about.",
+                    "Outstanding entries, and the oldest",
+                    "Recorded entries without a removal or a verdict, and the age of the oldest. "
+                    "M1 and "
+                    "M4 judge entries that stay.",
                     "short",
                     (
                         Query(
@@ -235,8 +257,10 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "Life of an entry",
-                    "Insertion to removal: every fault on the page waits this long. Estimated within buckets of a factor of eight.",
+                    "Lifetime of an entry",
+                    "From insertion to removal: faults on the page wait that long. Estimated "
+                    "within "
+                    "buckets of a factor of eight.",
                     "s",
                     (
                         Query(
@@ -251,11 +275,14 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Oracle",
-                    "Addresses asked about, and sweeps of all page tables (one a minute is the patrol).",
+                    "Addresses read in page tables, and sweeps of all page tables (the periodic "
+                    "scan "
+                    "is one a minute).",
                     "cpm",
                     (
                         Query(
-                            f"sum by (kind) (rate(rmapd_oracle_questions_total{{{_H}}}[$__rate_interval])) * 60",
+                            "sum by (kind)"
+                            f" (rate(rmapd_oracle_questions_total{{{_H}}}[$__rate_interval])) * 60",
                             "{{kind}}",
                         ),
                     ),
@@ -268,7 +295,8 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Wait, 99 %",
-                    "From asking for a lock to having it: mmap_lock everywhere, other classes inside of windows.",
+                    "From request to acquisition: mmap_lock everywhere, other classes inside "
+                    "windows.",
                     "s",
                     (
                         Query(
@@ -282,7 +310,7 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Hold, 99 %",
-                    "How long a lock was held: who waits, waits for this.",
+                    "Time from acquisition to release, which waiters wait for.",
                     "s",
                     (
                         Query(
@@ -299,19 +327,21 @@ BOARD = Board(
                     "ops",
                     (
                         Query(
-                            f"sum by (class, mode) (rate(rmapd_lock_hold_seconds_count{{{_H}}}[$__rate_interval]))",
+                            "sum by (class, mode)"
+                            f" (rate(rmapd_lock_hold_seconds_count{{{_H}}}[$__rate_interval]))",
                             "{{class}} {{mode}}",
                         ),
                     ),
                 ),
                 Panel(
                     "graph",
-                    "Waiting",
-                    "Tasks that wait for a lock, on average (seconds waited per second).",
+                    "Waiting tasks",
+                    "Average number of tasks that wait for a lock (seconds waited per second).",
                     "short",
                     (
                         Query(
-                            f"sum by (class, mode) (rate(rmapd_lock_wait_seconds_sum{{{_H}}}[$__rate_interval]))",
+                            "sum by (class, mode)"
+                            f" (rate(rmapd_lock_wait_seconds_sum{{{_H}}}[$__rate_interval]))",
                             "{{class}} {{mode}}",
                         ),
                     ),
@@ -325,12 +355,14 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Windows by function",
-                    "Calls per second of functions that change VMAs or walk rmap. Empty on a kernel without fentry and kprobes. Unsampled: "
-                    "not booked, because fidelity is sampled or below.",
+                    "Calls per second of functions that change VMAs or walk rmap. Empty on a "
+                    "kernel "
+                    "without fentry and kprobes. unsampled: not recorded because of sampling.",
                     "ops",
                     (
                         Query(
-                            f"sum by (function) (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))",
+                            "sum by (function)"
+                            f" (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))",
                             "{{function}}",
                         ),
                         Query(
@@ -342,7 +374,9 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Distinct protocols by function",
-                    "A protocol is what a window did with locks and trees. Each is judged once; a new one on a kernel in service is news.",
+                    "A protocol is what a window does with locks and trees; each is judged once. "
+                    "New "
+                    "ones are rare on a kernel that has run for long.",
                     "short",
                     (Query(f"max by (function) (rmapd_protocols{{{_H}}})", "{{function}}"),),
                 ),
@@ -355,7 +389,8 @@ BOARD = Board(
                         Query(
                             f"1 - sum by (function) (rate(rmapd_window_seconds_bucket"
                             f'{{{_H}, le="0.001048576"}}[$__rate_interval])) / '
-                            f"sum by (function) (rate(rmapd_window_seconds_count{{{_H}}}[$__rate_interval]))",
+                            "sum by (function)"
+                            f" (rate(rmapd_window_seconds_count{{{_H}}}[$__rate_interval]))",
                             "{{function}}",
                         ),
                     ),
@@ -363,7 +398,7 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "VMAs per rmap walk, 99 %",
-                    "How many VMAs a walk visits: long walks hold the locks of the pages that they walk for.",
+                    "VMAs that a walk visits: a long walk holds its locks for long.",
                     "short",
                     (
                         Query(
@@ -374,21 +409,25 @@ BOARD = Board(
             ),
         ),
         Row(
-            "What it costs here",
+            "Cost",
             (
                 Panel(
                     "graph",
                     "Share of the machine's CPU time",
-                    "BPF programs by the kernel's account (0 where `statistics = false`), and the daemon's own process. The budget is 1 %.",
+                    "BPF programs by the kernel's statistics (0 with `statistics = false`), and "
+                    "the "
+                    "daemon's process. The budget is 1 %.",
                     "percentunit",
                     (
                         Query(
-                            f"sum by (instance) (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval]))"
+                            "sum by (instance)"
+                            f" (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval]))"
                             f" / on (instance) max by (instance) (rmapd_cpus{{{_H}}})",
                             "{{instance}} programs",
                         ),
                         Query(
-                            f"sum by (instance) (rate(process_cpu_seconds_total{{{_H}}}[$__rate_interval]))"
+                            "sum by (instance)"
+                            f" (rate(process_cpu_seconds_total{{{_H}}}[$__rate_interval]))"
                             f" / on (instance) max by (instance) (rmapd_cpus{{{_H}}})",
                             "{{instance}} daemon",
                         ),
@@ -398,12 +437,13 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "The ten dearest hooks",
-                    "Seconds per second spent in a hook's BPF program.",
+                    "The ten most expensive hooks",
+                    "Seconds per second in a hook's BPF programs.",
                     "percentunit",
                     (
                         Query(
-                            f"topk(10, sum by (hook) (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval])))",
+                            "topk(10, sum by (hook)"
+                            f" (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval])))",
                             "{{hook}}",
                         ),
                     ),

@@ -1,23 +1,42 @@
-/* Windows of rmap walks: the lock they run under, the folio's lock, and every VMA they visit. */
+/* Windows of rmap walks: the lock that they run under, the folio's lock, and each visited VMA. */
+#include "windows.h"
 
-HOOK(walk_enter) {
-  u32 window = CONSTANT(window), flags = CONSTANT(flags);
-  struct frame *outer = 0, *f = open_window(ctx, STACK_MARK(), window, flags, 0, &outer);
-  if (f) fill(f, outer, window, flags, ASKED_NOTHING, RETURNS_NOTHING, 0, 0, 0, ARGUMENT(folio), ARGUMENT(mapping), 0, 0, ARGUMENT(locked));
-  return 0;
+HOOK(walk_enter)
+{
+	u32 window = CONSTANT(window);
+	u32 flags = CONSTANT(flags);
+	struct open_window *outer = 0;
+	struct open_window *w = begin_window(ctx, STACK_MARK(), window, flags, 0, &outer);
+	if (!w)
+		return 0;
+	struct window_args args = {
+		.asked = ASKED_NOTHING,
+		.returns = RETURNS_NOTHING,
+		.folio = FOLIO(ARGUMENT(folio)),
+		.mapping = MAPPING(ARGUMENT(mapping)),
+		.locked = ARGUMENT(locked),
+	};
+	describe_window(w, outer, window, flags, &args);
+	return 0;
 }
 
-HOOK(visit) {
-  struct frame *f = here(ctx);
-  if (!f || !(f->flags & WINDOW_WALKS)) return 0;
-  u64 vma = ARGUMENT(vma), rwsem = f->key.window == WINDOW_rmap_walk_file ? f->i_mmap : f->anon;
-  if (f->key.window == WINDOW_rmap_walk_ksm) rwsem = root_lock_of(READ(vm_area_struct, vma, anon_vma));
-  u32 walker = CONSTANT(walker);
-  if (!(f->key.context >> CONTEXT_WALKER_SHIFT & 7)) {
-    shift_in(&f->key.context, walker, CONTEXT_WALKER_SHIFT);
-    if (READ(vm_area_struct, vma, vm_flags) & VM_HUGETLB) f->key.context |= CONTEXT_HUGETLB;
-  }
-  f->visits += 1;
-  put(f, STEP_VISIT + owner_of(rwsem));
-  return 0;
+/* A walk calls back for one VMA: rwc->rmap_one. */
+HOOK(visit)
+{
+	struct open_window *w = current_window(ctx);
+	if (!w || !(w->flags & WINDOW_WALKS))
+		return 0;
+	vma_t vma = VMA(ARGUMENT(vma));
+	rwsem_t rwsem = w->key.window == WINDOW_rmap_walk_file ? w->i_mmap : w->anon;
+	if (w->key.window == WINDOW_rmap_walk_ksm)
+		rwsem = anon_lock_of(vma);
+	u32 walker = CONSTANT(walker);
+	if (!(w->key.context >> CONTEXT_WALKER_SHIFT & 7)) {
+		set_field(&w->key.context, walker, CONTEXT_WALKER_SHIFT);
+		if (READ_VMA(vma, vm_flags) & VM_HUGETLB)
+			w->key.context |= CONTEXT_HUGETLB;
+	}
+	w->visits += 1;
+	append_step(w, visit_step(owner_of(rwsem)));
+	return 0;
 }

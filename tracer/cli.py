@@ -349,7 +349,8 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
     """Compare the protocols of two reports, the most alarming difference first.
 
     Exit: 3 where a difference alarms, 4 where there was nothing to compare."""
-    from tracer.report.diff import as_json, as_text, compare, nothing_to_compare, read_both
+    from tracer.report.diff import compare, nothing_to_compare, read_both
+    from tracer.report.diff_output import as_json, as_text
 
     ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
@@ -385,7 +386,7 @@ def report(
     source: Path | None, config: Path | None, store: str | None, output: Path | None
 ) -> None:
     """A store, or a run, as one self-contained HTML file with plots or as Markdown."""
-    from tracer.report.model import of_report, of_store
+    from tracer.report.load import from_report_file, from_store
     from tracer.report.publish import publish
 
     if source and store:
@@ -394,9 +395,9 @@ def report(
         )
     publish(
         lambda: (
-            of_report(source)
+            from_report_file(source)
             if source
-            else of_store(Path(_load(config, None, store=store).store or configuration.STORE))
+            else from_store(Path(_load(config, None, store=store).store or configuration.STORE))
         ),
         output,
     )
@@ -421,7 +422,8 @@ def explain(
     """Explain an invariant (M1, L2, …), or a violation by its id: as one would send it to linux-mm."""
     from tracer.outputs.store import reader
     from tracer.report import explain as explanation
-    from tracer.report import model
+    from tracer.report.find_violation import find
+    from tracer.report.load import read_report
 
     if store is not None and report:
         raise RmapdError(
@@ -431,7 +433,7 @@ def explain(
         )
     known, invariant = discover(), discover().get(id.upper())
     if invariant or "-" not in id:  # a file that was named is looked at, whatever else was asked
-        _ = model.read(report) if report else reader.read(Path(store)) if store else None
+        _ = read_report(report) if report else reader.read(Path(store)) if store else None
     if invariant:
         shown: Any = (
             explanation.invariant_json(invariant)
@@ -443,7 +445,7 @@ def explain(
             f"no invariant {id!r}", hint=f"one of {', '.join(known)}, or a violation's id"
         )
     else:
-        found = explanation.find(
+        found = find(
             id, Path(_load(config, None, store=store).store or configuration.STORE), report
         )
         if found.violation.invariant not in known:

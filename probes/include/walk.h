@@ -1,52 +1,104 @@
-/* Walking an x86-64 page table by value: no lock taken, no fault possible (bpf_probe_read_kernel).
-   Bits as in arch/x86/include/asm/pgtable_types.h; swap entries as in arch/x86/include/asm/pgtable_64.h:
-   the type is bits 63..59, the offset is bits 58..9 inverted, and its low bits are the pfn. */
-#define PTE_PRESENT 0x001ULL
-#define PTE_PROTNONE 0x100ULL                           /* _PAGE_GLOBAL where not present */
-#define PTE_SPECIAL 0x200ULL                            /* _PAGE_SOFTW1: the shared zeropage, or no struct page at all */
-#define PTE_LEAF 0x080ULL                               /* _PAGE_PSE above the last level */
+/*
+ * Walk x86-64 page tables by value: no lock is taken, and no read can fault.
+ *
+ * The constants are the kernel's, by their kernel names.
+ */
+#ifndef RMAPD_WALK_H
+#define RMAPD_WALK_H
 
-static __always_inline u64 table_mask(struct params *p) {        /* MAX_PHYSMEM_BITS: 46, or 52 with five levels */
-  return p->levels == 5 ? 0x000ffffffffff000ULL : 0x00003ffffffff000ULL;
+#include "common.h"
+
+/* arch/x86/include/asm/pgtable_types.h */
+#define _PAGE_PRESENT  0x001ULL
+#define _PAGE_PSE      0x080ULL /* above the last level: the entry maps a page itself */
+#define _PAGE_PROTNONE 0x100ULL /* _PAGE_GLOBAL where _PAGE_PRESENT is clear */
+#define _PAGE_SPECIAL  0x200ULL /* the shared zeropage, or a pfn without a struct page */
+
+/* arch/x86/include/asm/pgtable_64_types.h */
+#define PMD_SHIFT    21
+#define PTRS_PER_PTE 512
+#define PMD_SIZE     (1ULL << PMD_SHIFT)
+#define PMD_MASK     (~(PMD_SIZE - 1))
+
+/*
+ * Swap entries: arch/x86/include/asm/pgtable_64.h. The type is in bits 63..59. The offset is in
+ * bits 58..9, inverted; the low bits of a migration entry's offset are the pfn.
+ */
+#define SWP_TYPE_BITS    5
+#define SWP_OFFSET_SHIFT 14
+
+/* include/linux/swap.h: the types of migration entries are consecutive numbers. */
+#define SWP_MIGRATION_NUM 3
+
+/* The index of an address in its last-level table. */
+#define PTE_INDEX(addr) ((addr) >> PAGE_SHIFT & (PTRS_PER_PTE - 1))
+
+/*
+ * The bits of an entry that hold a physical address. MAX_PHYSMEM_BITS is 46, or 52 with five
+ * levels (arch/x86/include/asm/sparsemem.h).
+ */
+static __always_inline u64 table_mask(struct params *p)
+{
+	return p->levels == 5 ? 0x000ffffffffff000ULL : 0x00003ffffffff000ULL;
 }
 
-static __always_inline u32 entry_type(u64 entry) { return entry >> 59; }
-
-static __always_inline u64 entry_pfn(struct params *p, u64 entry) {
-  return (~entry << 5 >> 14) & (table_mask(p) >> 12);
+static __always_inline u32 entry_type(u64 entry)
+{
+	return entry >> (64 - SWP_TYPE_BITS);
 }
 
-static __always_inline int is_present(u64 entry, u32 level) {
-  return (entry & (PTE_PRESENT | PTE_PROTNONE | (level > 1 ? PTE_LEAF : 0))) != 0;
+static __always_inline u64 entry_pfn(struct params *p, u64 entry)
+{
+	return (~entry << SWP_TYPE_BITS >> SWP_OFFSET_SHIFT) & (table_mask(p) >> PAGE_SHIFT);
 }
 
-static __always_inline int type_seen(u32 type) {
-  u64 *seen = entry_types.lookup(&type);
-  return seen && *seen;
+/* pte_present(), pmd_present() */
+static __always_inline int is_present(u64 entry, u32 level)
+{
+	return (entry & (_PAGE_PRESENT | _PAGE_PROTNONE | (level > 1 ? _PAGE_PSE : 0))) != 0;
 }
 
-static __always_inline int is_migration(u64 entry, u32 level) {
-  return entry && !is_present(entry, level) && type_seen(entry_type(entry));
+static __always_inline int type_seen(u32 type)
+{
+	u64 *seen = entry_types.lookup(&type);
+	return seen && *seen;
 }
 
-/* The types of migration entries are SWP_MIGRATION_NUM (3) consecutive numbers, include/linux/swap.h. */
-static __always_inline int is_possible(struct params *p, u64 entry, u32 level) {
-  u32 type = entry_type(entry);
-  if (p->types_known || !entry || is_present(entry, level)) return 0;
-  return type_seen(type - 2) || type_seen(type - 1) || type_seen(type + 1) || type_seen(type + 2);
+static __always_inline int is_migration(u64 entry, u32 level)
+{
+	return entry && !is_present(entry, level) && type_seen(entry_type(entry));
 }
 
-/* The entry at which the walk for addr ends, and its level; -1 where a table could not be read. */
-static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level) {
-  u64 table = pgd, e = 0;
+/* Whether the type is unknown, and close enough to a known one to be a migration entry, too. */
+static __always_inline int is_possible(struct params *p, u64 entry, u32 level)
+{
+	u32 type = entry_type(entry);
+	if (p->types_known || !entry || is_present(entry, level))
+		return 0;
+	return type_seen(type - 2) || type_seen(type - 1) || type_seen(type + 1) ||
+	       type_seen(type + 2);
+}
+_Static_assert(SWP_MIGRATION_NUM == 3, "is_possible() looks at two types on each side");
+
+/* Find the entry at which the walk for addr ends, and its level. -1: a table is unreadable. */
+static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level)
+{
+	u64 table = pgd;
+	u64 e = 0;
 #pragma unroll
-  for (u32 l = 5; l >= 1; l--) {
-    if (l > p->levels) continue;
-    if (bpf_probe_read_kernel(&e, 8, (void *)(table + 8 * ((addr >> (3 + 9 * l)) & 511)))) return -1;
-    *entry = e;
-    *level = l;
-    if (l == 1 || !(e & PTE_PRESENT) || (e & PTE_LEAF)) return 0;
-    table = p->page_offset + (e & table_mask(p));
-  }
-  return 0;
+	for (u32 l = 5; l >= 1; l--) {
+		if (l > p->levels)
+			continue;
+		u64 index = (addr >> (3 + 9 * l)) & (PTRS_PER_PTE - 1);
+		if (bpf_probe_read_kernel(&e, 8, (void *)(table + 8 * index)))
+			return -1;
+		*entry = e;
+		*level = l;
+		if (l == 1 || !(e & _PAGE_PRESENT) || (e & _PAGE_PSE))
+			return 0;
+		table = p->page_offset + (e & table_mask(p));
+	}
+	return 0;
 }
+
+#endif

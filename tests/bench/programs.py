@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from tracer.attach import bcc_headers, loader, plan
+from tracer.attach import bcc_headers, loader, resolver
 from tracer.bpf.programs import Program, enable_statistics, load_program
 from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder, running_kernel
@@ -45,7 +45,7 @@ class Reader:
 
     def __init__(self, session: Session) -> None:
         self._maps, self._program = session.loaded.maps, session.loaded.programs["calibrate"][0]
-        self._layout = Layouts.read(probes_folder() / "include/books.h").structs["calibration"]
+        self._layout = Layouts.read(probes_folder() / "include/shared.h").structs["calibration"]
         self._types = session.kernel.types
 
     def at(self, address: int) -> int:
@@ -89,29 +89,25 @@ class Runs:
 
     def __init__(self, layouts: Layouts, a_second: int) -> None:
         kernel, folder = _kernel(), probes_folder()
-        planned = plan.make(kernel, [folder], frozenset({"vma", "locks", "rmap"}))
-        self._kit = loader.Kit(
+        planned = resolver.make_plan(kernel, [folder], frozenset({"vma", "locks", "rmap"}))
+        self._build = loader.BuildEnvironment(
             kernel.types,
             layouts.constants,
             folder / "include",
             Config().maps.sizes(),
             kernel.release,
         )
-        usable = [
-            probe_object
-            for probe_object in planned.probe_objects
-            if any(hook.state is plan.State.READY for hook in probe_object.hooks)
-        ]
+        usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
         with tempfile.TemporaryDirectory() as headers:
             bcc_headers.write(Path(headers), kernel.release)
-            compiled = loader._compile(planned.header, usable, self._kit, headers)
+            compiled = loader.compile_probe_objects(planned.header, usable, self._build, headers)
         self.maps = compiled.maps
-        self._maker = loader._Maker(compiled.code, planned.names, self._kit)
+        self._programs = loader.ProgramLoader(compiled.code, planned.names, self._build)
         self._points = {
             f"{p.how}:{p.symbol}": p
             for s in usable
             for h in s.hooks
-            for w in h.ways
+            for w in h.methods
             for p in w.points
         }
         self.made: dict[str, Program] = {}
@@ -127,7 +123,7 @@ class Runs:
         if known not in self.made:
             point = self._points[name]
             places = point.places | ({} if point.how == "raw_tp" else {"stack": _STACK})
-            self.made[known] = self._maker.program(
+            self.made[known] = self._programs.load(
                 replace(point, how="run", symbol="", places=places)
             )
         self.made[known].run(*args, *[0] * (11 - len(args)), _MARK - inner)
@@ -165,7 +161,7 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
 
 
 def main(count: int = 20_000, a_second: int = 0) -> None:
-    layouts = Layouts.read(probes_folder() / "include/books.h")
+    layouts = Layouts.read(probes_folder() / "include/shared.h")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(
             Session(

@@ -78,7 +78,7 @@ class RingRival(Attachable):
         return time.clock_gettime(~self._child << 3 | 2) if self._child else 0.0
 
     def facts(self) -> Mapping[str, object]:
-        layouts = Layouts.read(probes_folder() / "include/books.h")
+        layouts = Layouts.read(probes_folder() / "include/shared.h")
         counters = Counters(self._loaded.maps, layouts).read()
         return {
             **super().facts(),

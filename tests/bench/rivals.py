@@ -16,7 +16,7 @@ from typing import IO
 
 from tests.bench.ring_rival import RingRival
 from tests.bench.variants import Maker, Nothing
-from tracer.attach import plan
+from tracer.attach import plan, resolver
 from tracer.daemon.session import probes_folder
 from tracer.kernel.running import Kernel
 
@@ -29,18 +29,18 @@ _NOT_ATTACHED = ("run", "iter")
 
 def points(kernel: Kernel) -> list[tuple[str, str]]:
     """(how, symbol) of all that rmapd attaches in full, each once."""
-    planned = plan.make(kernel, [probes_folder()])
-    ways = (
-        hook.ways[0]
+    planned = resolver.make_plan(kernel, [probes_folder()])
+    methods = (
+        hook.methods[0]
         for probe_object in planned.probe_objects
         for hook in probe_object.hooks
-        if hook.state is plan.State.READY
+        if hook.state is plan.HookState.READY
     )
     return list(
         dict.fromkeys(
             (point.how, point.symbol)
-            for way in ways
-            for point in way.points
+            for method in methods
+            for point in method.points
             if point.how not in _NOT_ATTACHED
         )
     )

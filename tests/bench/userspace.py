@@ -19,7 +19,7 @@ from queue import Queue
 from typing import Any
 
 from tests.live.conftest import RMAPD, WORKLOAD, daemon, daemons_user, fetch, sample
-from tests.support.rehearsal import A_RUN, CAST_ROWS, Stage, make
+from tests.support.rehearsal import A_RUN, CAST_ROWS, WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.protocol.text import text
 
@@ -63,14 +63,14 @@ def truth() -> None:
         invariant: ([], []) for invariant in VIOLATING
     }
     for run in range(RUNS):
-        with rehearsing() as (process, url), contextlib.closing(Stage.find()) as stage:
+        with rehearsing() as (process, url), contextlib.closing(WindowRecorder.find()) as recorder:
             assert process.stdout
             lines: Queue[tuple[int, dict[str, Any]]] = Queue()
             threading.Thread(target=_listen, args=(process.stdout, lines), daemon=True).start()
             for number in range(SAMPLES):
                 for invariant, line in VIOLATING.items():
                     key = variant(line, run * SAMPLES + number)
-                    logged, shown = _one(stage, url, lines, invariant, key)
+                    logged, shown = _one(recorder, url, lines, invariant, key)
                     found[invariant][0].append(logged)
                     found[invariant][1].append(shown)
     print(_HEAD)
@@ -88,14 +88,18 @@ def _listen(stream: Any, lines: Queue[tuple[int, dict[str, Any]]]) -> None:
 
 
 def _one(
-    stage: Stage, url: str, lines: Queue[tuple[int, dict[str, Any]]], invariant: str, key: bytes
+    recorder: WindowRecorder,
+    url: str,
+    lines: Queue[tuple[int, dict[str, Any]]],
+    invariant: str,
+    key: bytes,
 ) -> tuple[float, float]:
     """Milliseconds to the log and to the metric."""
     metric = f'rmapd_violations_total{{invariant="{invariant}"}}'
     before, protocol = sample(url, metric), text(ENCODING.decode(key))
     time.sleep(0.02)
     start = time.monotonic_ns()
-    stage.book(key)
+    recorder.record(key)
     while True:
         at, row = lines.get(timeout=30)
         if (row.get("invariant"), row.get("protocol")) == (invariant, protocol):
@@ -123,19 +127,19 @@ def rate() -> None:
     keys = [variant(line, n) for line in _HOLDING for n in range(100)]
     with (
         rehearsing(RMAPD_SCAN_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
-        contextlib.closing(Stage.find()) as stage,
+        contextlib.closing(WindowRecorder.find()) as recorder,
     ):
         for n, key in enumerate(keys):
-            stage.cast.update(n.to_bytes(4, "little"), key)
+            recorder.cast.update(n.to_bytes(4, "little"), key)
         assert len(keys) <= CAST_ROWS
-        stage.many.run(0, len(keys))
-        stage.many.run(A_RUN, len(keys))
+        recorder.many.run(0, len(keys))
+        recorder.many.run(A_RUN, len(keys))
         time.sleep(12)
         print("| windows a second | asked for | daemon's CPU, % of one core | of that judging |")
         for scraped in (False, True):
             for wanted in RATES:
                 done, spent, judged = _at_rate(
-                    stage, process.pid, url, wanted, len(keys), scraped=scraped
+                    recorder, process.pid, url, wanted, len(keys), scraped=scraped
                 )
                 print(
                     f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} | {spent:.3f} | {judged:.3f} |",
@@ -154,14 +158,14 @@ _HOLDING = (
 
 
 def _at_rate(
-    stage: Stage, pid: int, url: str, wanted: int, rows: int, *, scraped: bool
+    recorder: WindowRecorder, pid: int, url: str, wanted: int, rows: int, *, scraped: bool
 ) -> tuple[float, float, float]:
     """(windows a second, CPU % of the daemon, of its judging thread)"""
     begin, spent, judged, booked = time.monotonic(), cpu(pid), own(pid), 0
     next_scrape = begin + 5
     while (now := time.monotonic()) - begin < SECONDS:
         while booked < wanted * (now - begin):
-            stage.many.run(booked, rows)
+            recorder.many.run(booked, rows)
             booked += A_RUN
         if scraped and now >= next_scrape:
             fetch(f"{url}/metrics")
@@ -190,9 +194,9 @@ def memory() -> None:
                 fetch(f"{url}/")
             subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
             if name != "this kernel's hooks":
-                with contextlib.closing(Stage.find()) as stage:
+                with contextlib.closing(WindowRecorder.find()) as recorder:
                     for line in VIOLATING.values():
-                        stage.book(variant(line, 7))
+                        recorder.record(variant(line, 7))
             time.sleep(3)
             print(name, "after scrapes, pages, migrations and violations:", _resident(process.pid))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from tracer.attach import loader, plan
-from tracer.attach.attached import AttachedProbes, fasten, unfasten
+from tracer.attach import loader, plan, resolver
+from tracer.attach.attached import AttachedProbes, attach_all, detach_all
 from tracer.bpf.programs import enable_statistics
 from tracer.config import Config
 from tracer.daemon.session import Session, probes_folder
@@ -63,7 +63,7 @@ class Attachable(Nothing):
 
     def __init__(self, name: str, loaded: AttachedProbes, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
-        self._params = Params(loaded.maps, Layouts.read(probes_folder() / "include/books.h"))
+        self._params = Params(loaded.maps, Layouts.read(probes_folder() / "include/shared.h"))
         self._params.set(gate=0)
         self._passed = [
             loaded.points[hook.hook.name]
@@ -71,7 +71,7 @@ class Attachable(Nothing):
             if hook.on and hook.how not in ("run", "iter")
         ]
         for points in self._passed:
-            unfasten(points)
+            detach_all(points)
 
     @contextlib.contextmanager
     def on(self) -> Iterator[Nothing]:
@@ -79,8 +79,8 @@ class Attachable(Nothing):
             if self._statistics:
                 stack.callback(os.close, enable_statistics())
             for points in self._passed:
-                fasten(points)
-                stack.callback(unfasten, points)
+                attach_all(points)
+                stack.callback(detach_all, points)
             self._params.set(gate=1)
             stack.callback(self._params.set, gate=0)
             yield self
@@ -114,7 +114,7 @@ class Maker:
     _layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:
-        self._layouts = Layouts.read(probes_folder() / "include/books.h")
+        self._layouts = Layouts.read(probes_folder() / "include/shared.h")
 
     def session(
         self, name: str, fidelity: str, *, statistics: bool = False, **settings: int
@@ -153,32 +153,33 @@ class Maker:
                 if program not in made
             ]
             path.with_suffix(".bpf.c").write_text(
-                "".join(text.format(program=p, number=n) for n, p in enumerate(programs, len(made)))
+                '#include "common.h"\n'
+                + "".join(
+                    text.format(program=p, number=n) for n, p in enumerate(programs, len(made))
+                )
             )
             made |= {*programs}
         return self._loaded(probe_objects, folder)
 
     def _loaded(self, probe_objects: frozenset[str] | None, folder: Path) -> AttachedProbes | None:
-        planned = plan.make(self.kernel, [folder], probe_objects)
+        planned = resolver.make_plan(self.kernel, [folder], probe_objects)
         wanted = {
-            probe_object.name
-            for probe_object in planned.probe_objects
-            if any(hook.state is plan.State.READY for hook in probe_object.hooks)
+            probe_object.name for probe_object in planned.probe_objects if probe_object.usable
         }
         if not wanted or (
             probe_objects and len(probe_objects) > 1 and len(wanted) < len(probe_objects)
         ):
             return None
-        kit = loader.Kit(
+        build = loader.BuildEnvironment(
             self.kernel.types,
             self._layouts.constants,
             folder / "include",
             Config().maps.sizes(),
             self.kernel.release,
         )
-        loaded = loader.load(planned, kit, statistics=False)
+        loaded = loader.load(planned, build, statistics=False)
         levels = 5 if self.kernel.five_level_paging else 4
-        Params(loaded.maps, self._layouts).set(levels=levels, welcome_ns=10**10)
+        Params(loaded.maps, self._layouts).set(levels=levels, max_entry_age_ns=10**10)
         return loaded
 
 

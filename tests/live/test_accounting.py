@@ -21,7 +21,7 @@ def accounted(migration: dict[str, int]) -> bool:
         migration[f"entries_{verdict}"]
         for verdict in ("cleared", "violated", "suspect", "unverifiable")
     )
-    recorded = migration["entries_booked"] + migration["entries_copied"]
+    recorded = migration["entries_recorded"] + migration["entries_copied"]
     return recorded == migration["entries_removed"] + judged + migration["outstanding"]
 
 
@@ -29,12 +29,12 @@ def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> No
     done, report = run_exec(tmp_path, command=[STRESSORS, "20"])
     assert done.returncode == 0, done.stdout + done.stderr
     migration, checks = report["migration"], report["invariants"]["M1"]["checks"]
-    assert migration["entries_booked"] > 20_000
+    assert migration["entries_recorded"] > 20_000
     assert accounted(migration), migration
     assert migration["outstanding"] == 0
     assert (
         sum(checks.values())
-        == migration["entries_booked"] + migration["entries_copied"] + report["lost"]["ledger"]
+        == migration["entries_recorded"] + migration["entries_copied"] + report["lost"]["ledger"]
     ), (checks, migration)
     assert (checks["violated"], checks["suspect"]) == (0, 0), report["violations"]
     assert not remaining()

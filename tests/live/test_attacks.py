@@ -28,8 +28,8 @@ from tests.live.conftest import (
     sample,
     still_loaded,
 )
-from tracer.attach.liveness import Watch
-from tracer.attach.plan import State
+from tracer.attach.liveness import LivenessCheck
+from tracer.attach.plan import HookState
 from tracer.config import Config, load
 from tracer.daemon.session import Session, running_kernel
 from tracer.invariants.base import Coverage
@@ -118,7 +118,7 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
         session._next_tick_ns = 0
         session.step(0)
         state = next(one for one in session.loaded.hooks if one.hook.name == "remove_migration_pte")
-        assert state.state is State.DETACHED
+        assert state.state is HookState.DETACHED
         level, reason = session.snapshot().coverage["M1"]
         assert level is Coverage.NONE
         assert "taken away: remove_migration_pte" in reason
@@ -136,12 +136,12 @@ def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
     """No descriptor and no switch says so: only that our own VMA changes run nothing."""
     with Session(load(None, os.environ), running_kernel()) as session:
         seconds, attached = iter(range(0, 10**14, 10**9)), session.loaded.attachments()
-        watch = Watch(
-            lambda: attached, session._runs, fastened=lambda _fd: (), clock=lambda: next(seconds)
+        watch = LivenessCheck(
+            lambda: attached, session._runs, attached_to=lambda _fd: (), clock=lambda: next(seconds)
         )
-        assert not watch.look()
+        assert not watch.check()
         session.loaded.detach()
-        off = [watch.look() for _ in range(50)][-1]
+        off = [watch.check() for _ in range(50)][-1]
         assert {"mmap_lock_acquire_returned", "mmap_lock_released"} <= set(off)
 
 
@@ -154,7 +154,7 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
             for value in ("1", "0"):
                 switch.write_text(value)
                 for _ in range(25):
-                    assert not session.loaded.mark(session.watch.look())
+                    assert not session.loaded.update_detached(session.watch.check())
             ran = session.snapshot().statistics["mmap_lock_released"]
             assert ran.runs or not statistics
     finally:

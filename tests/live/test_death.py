@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from tests.live.conftest import RMAPD, WORKLOAD, child_of, daemon, judge_of, remaining, until
-from tests.support.rehearsal import Stage, make
+from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.outputs.store import reader
 from tracer.protocol.text import text
@@ -84,9 +84,9 @@ def read(report: Path) -> dict[str, Any]:
 class Bookings:
     """Windows that violate something, booked by a thread as fast as it goes; how many of each."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, recorder: WindowRecorder) -> None:
         self.counts: Counter[str] = Counter()
-        self._stage, self._stop = stage, threading.Event()
+        self._recorder, self._stop = recorder, threading.Event()
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
 
@@ -95,7 +95,7 @@ class Bookings:
         while not self._stop.is_set():
             for line in VIOLATING.values():
                 key = variant(line, number // 3 % 256)
-                self._stage.book(key)
+                self._recorder.record(key)
                 self.counts[text(ENCODING.decode(key))] += 1
             number += 1
             time.sleep(random.random() / 100)
@@ -120,8 +120,8 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
             migrating(),
         ):
             started(process)
-            with contextlib.closing(Stage.find()) as stage:
-                bookings = Bookings(stage)
+            with contextlib.closing(WindowRecorder.find()) as recorder:
+                bookings = Bookings(recorder)
                 time.sleep(chance.uniform(0, 1.5))
                 bookings.stop()
                 os.kill(judge_of(process.pid), signal.SIGKILL)
@@ -139,7 +139,10 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
         assert not unread, "every violation is found"
         assert counted == bookings.counts, "as often as it was booked"
         ledger, m1 = found["migration"], found["invariants"]["M1"]["checks"]
-        assert ledger["entries_booked"] + ledger["entries_copied"] == sum(m1.values()), (ledger, m1)
+        assert ledger["entries_recorded"] + ledger["entries_copied"] == sum(m1.values()), (
+            ledger,
+            m1,
+        )
         assert m1["violated"] == 0
         assert ledger["outstanding"] <= m1["unverifiable"], (
             "their migration was under way when the gate closed"
@@ -222,8 +225,8 @@ def test_who_judges_after_it_may_die_as_well(tmp_path: Path) -> None:
     )
     with executing("--report", str(report), "--", "sleep", "60", command=command) as process:
         started(process)
-        with contextlib.closing(Stage.find()) as stage:
-            stage.book(variant(VIOLATING["L3"], 0))
+        with contextlib.closing(WindowRecorder.find()) as recorder:
+            recorder.record(variant(VIOLATING["L3"], 0))
             time.sleep(2)
         os.kill(judge_of(process.pid), signal.SIGKILL)
         said = process.communicate(timeout=60)[0]
@@ -260,11 +263,11 @@ def test_a_daemon_whose_judge_is_killed(reachable: Path) -> None:
     for round_ in range(3):
         with (
             daemon("--store", str(path), command=altered) as (process, _),
-            contextlib.closing(Stage.find()) as stage,
+            contextlib.closing(WindowRecorder.find()) as recorder,
         ):
             time.sleep(chance.uniform(0, 2))
             for _ in range(100):
-                stage.book(key)
+                recorder.record(key)
                 time.sleep(chance.uniform(0, 0.02))
             judge = judge_of(process.pid)
             os.kill(judge, signal.SIGKILL)

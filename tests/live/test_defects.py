@@ -79,7 +79,7 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
-    assert "stdout does not take a line" in done.stderr
+    assert "cannot write a finding to stdout" in done.stderr
     assert "gate closed" in done.stderr
 
 

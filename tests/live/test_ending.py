@@ -12,7 +12,7 @@ import pytest
 
 from tests.live.conftest import remaining, rmapd, run_exec
 from tests.live.test_death import executing, read, started
-from tests.support.rehearsal import Stage, make
+from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 
 DEAF = ["sh", "-c", "trap '' TERM INT HUP; exec sleep 60"]
@@ -121,8 +121,8 @@ def test_a_command_that_exits_with_3_is_told_apart(tmp_path: Path) -> None:
         command=altered,
     ) as process:
         started(process)
-        with contextlib.closing(Stage.find()) as stage:
-            stage.book(variant(VIOLATING["L3"], 0))
+        with contextlib.closing(WindowRecorder.find()) as recorder:
+            recorder.record(variant(VIOLATING["L3"], 0))
         process.communicate(timeout=30)
     assert process.returncode == 99, "what is violated comes first"
     assert read(out)["exit"] == {"code": 99, "reason": "violated (--fail-on)"}

@@ -23,10 +23,10 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
         assert set(report["lost"].values()) == {0}
         assert report["violations"] == []
         ledger = report["migration"]
-        assert ledger["entries_booked"] + ledger["entries_copied"] == ledger[
+        assert ledger["entries_recorded"] + ledger["entries_copied"] == ledger[
             "entries_removed"
         ] + report["oracle"].get("cleared", 0)
-        assert m1["holds"] == ledger["entries_booked"] + ledger["entries_copied"]
+        assert m1["holds"] == ledger["entries_recorded"] + ledger["entries_copied"]
         cleared += report["oracle"].get("cleared", 0)
         if cleared:
             break

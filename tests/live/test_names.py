@@ -12,7 +12,7 @@ from pathlib import Path
 import pyprctl
 
 from tests.live.conftest import daemon, fetch, rmapd, until
-from tests.support.rehearsal import Stage, make
+from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 
 NAME = "\x1b]0;x\x07\n\u202ea"
@@ -43,11 +43,11 @@ def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
     store = reachable / "rmapd.db"
     with (
         daemon("--store", str(store), command=altered) as (process, url),
-        contextlib.closing(Stage.find()) as stage,
+        contextlib.closing(WindowRecorder.find()) as recorder,
     ):
         with called(NAME):
             assert Path("/proc/thread-self/comm").read_bytes() == NAME.encode() + b"\n"
-            stage.book(variant(VIOLATING["L3"], 0))
+            recorder.record(variant(VIOLATING["L3"], 0))
         violations = until(
             lambda: json.loads(fetch(f"{url}/api/v1/violations")[1]), 20, "the violation is found"
         )

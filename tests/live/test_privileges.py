@@ -138,7 +138,7 @@ def announced(*arguments):
     announce(*arguments)
     print("the judge:", json.dumps(attempts()), file=sys.stderr, flush=True)
 def answered(self, ask):
-    return Response.say(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
+    return Response.plain(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
 run._announce, Application.__call__ = announced, answered
 cli.main()
 """
@@ -353,7 +353,7 @@ def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_we
         f"the configuration stays as it was: cannot read the configuration {config}: Permission denied"
         in after
     )
-    assert "who may read stays as it was: the certificate and key" in after
+    assert "the access rules stay unchanged: the certificate and key" in after
     assert f"chgrp {grp.getgrgid(daemons_user().pw_gid).gr_name} {config}" in after
 
 

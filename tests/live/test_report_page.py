@@ -12,7 +12,7 @@ from tests.support import busy
 from tests.support.chromium import CHROMIUM, scroll_width, visit
 from tests.support.reports import written
 from tracer.report import html
-from tracer.report.model import of_report
+from tracer.report.load import from_report_file
 from tracer.results import json_form
 
 RGB = tuple[int, ...]
@@ -36,7 +36,7 @@ def chromium() -> None:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    (folder / "r.html").write_text(html.render(of_report(written(folder / "r.json"))))
+    (folder / "r.html").write_text(html.render(from_report_file(written(folder / "r.json"))))
     return folder / "r.html"
 
 
@@ -88,7 +88,7 @@ def test_a_report_that_is_amber_looks_so(tmp_path: Path, dark: bool, width: int)
         "ended_early": {"reason": "the judge was killed by SIGKILL"}
     }
     page = tmp_path / "amber.html"
-    page.write_text(html.render(of_report(written(tmp_path / "r.json", found))))
+    page.write_text(html.render(from_report_file(written(tmp_path / "r.json", found))))
     seen = visit(page, tmp_path, width=width, height=700, dark=dark)
     assert (seen.console, seen.requests) == ([], [])
     colours = shares(seen.screenshot)

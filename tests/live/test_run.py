@@ -23,8 +23,8 @@ from tests.live.conftest import (
     rmapd,
     sample,
 )
-from tracer.attach import loader, plan
-from tracer.attach.plan import State
+from tracer.attach import loader, resolver
+from tracer.attach.plan import HookState
 from tracer.config import Config, Maps
 from tracer.daemon.session import Session, probes_folder, running_kernel
 from tracer.tables.c_structs import Layouts
@@ -172,7 +172,7 @@ def test_without_btf(tmp_path: Path) -> None:
     assert "CONFIG_DEBUG_INFO_BTF" in done.stderr
 
 
-EVERYWHERE = ("migration", "mmap_lock", "oracle")  # stems that need neither kprobes nor fentry
+EVERYWHERE = ("migration", "mmap_lock", "page_tables")  # stems that need neither kprobes nor fentry
 
 
 @pytest.mark.parametrize("probe_object", EVERYWHERE)
@@ -187,11 +187,11 @@ def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, probe_ob
         snapshot = session.snapshot()
     for hook in snapshot.hooks:
         if hook.probe_object == probe_object:
-            assert hook.state is State.MISSING
+            assert hook.state is HookState.MISSING
             assert f"{probe_object}.bpf.c does not compile" in hook.reason
         elif hook.probe_object in EVERYWHERE:
-            assert hook.state is State.ATTACHED
-    assert bool(snapshot.oracle_reason) == (probe_object == "oracle")
+            assert hook.state is HookState.ATTACHED
+    assert bool(snapshot.oracle_reason) == (probe_object == "page_tables")
     assert (snapshot.coverage["M1"][0] == "none") == (probe_object == "migration")
     assert (snapshot.coverage["L2"][0] == "none") == (probe_object == "mmap_lock")
     assert not remaining()
@@ -199,25 +199,25 @@ def test_a_stem_that_does_not_compile_costs_only_itself(tmp_path: Path, probe_ob
 
 def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     kernel = running_kernel()
-    made = plan.make(kernel, [probes_folder(), ROOT / "tests/fixtures"])
+    made = resolver.make_plan(kernel, [probes_folder(), ROOT / "tests/fixtures"])
     include = probes_folder() / "include"
-    kit = loader.Kit(
+    build = loader.BuildEnvironment(
         kernel.types,
-        Layouts.read(include / "books.h").constants,
+        Layouts.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
         kernel.release,
     )
-    with loader.load(made, kit, statistics=False) as loaded:
+    with loader.load(made, build, statistics=False) as loaded:
         states = {h.hook.name: h.state for h in loaded.hooks}
-    assert states.pop("never_there") in (State.MISSING, State.DENIED)
+    assert states.pop("never_there") in (HookState.MISSING, HookState.DENIED)
     full = {
         h.hook.name
         for probe_object in made.probe_objects
         if probe_object.name in EVERYWHERE
         for h in probe_object.hooks
     }
-    assert {states[name] for name in full} == {State.ATTACHED}
+    assert {states[name] for name in full} == {HookState.ATTACHED}
 
 
 def test_a_compiler_that_crashes_is_a_clear_error(tmp_path: Path) -> None:

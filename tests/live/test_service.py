@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.live.conftest import RMAPD, ROOT, daemons_user, remaining
-from tests.support.rehearsal import Stage, make
+from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 from tracer.outputs.store import reader
 
@@ -260,11 +260,11 @@ def test_what_a_killed_run_has_left_is_read_by_the_next_start(
     key = variant(VIOLATING["L3"], 0)
     with subprocess.Popen(altered, stderr=subprocess.PIPE, text=True, env=environment) as process:
         manager.until("WATCHDOG")
-        with contextlib.closing(Stage.find()) as stage:
-            stage.book(key)
+        with contextlib.closing(WindowRecorder.find()) as recorder:
+            recorder.record(key)
             time.sleep(2.2)
             for _ in range(41):
-                stage.book(key)
+                recorder.record(key)
         process.kill()
         process.communicate(timeout=30)
     kinds = Counter(os.readlink(f"/proc/self/fd/{fd}").split(":")[-1] for fd in manager.kept)

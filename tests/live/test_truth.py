@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any
 
 from tests.live.conftest import RMAPD, daemon, sample, until
-from tests.support.rehearsal import Stage, make
+from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.protocol.text import text
 
@@ -31,7 +31,10 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
     """A tick comes once a second: by it alone half of these would take longer than half of one."""
     altered = [sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"]
     logged, shown = [], []
-    with daemon(command=altered) as (process, url), contextlib.closing(Stage.find()) as stage:
+    with (
+        daemon(command=altered) as (process, url),
+        contextlib.closing(WindowRecorder.find()) as recorder,
+    ):
         assert process.stdout
         lines: Queue[dict[str, Any]] = Queue()
         Thread(target=listen, args=(process.stdout, lines), daemon=True).start()
@@ -43,7 +46,7 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
                     variant(line, number),
                 )
                 before, start = sample(url, metric), time.monotonic()
-                stage.book(key)
+                recorder.record(key)
                 row = lines.get(timeout=20)
                 while row["invariant"] != invariant or row["protocol"] != text(
                     ENCODING.decode(key)
@@ -60,7 +63,7 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
             sample(url, 'rmapd_violations_total{invariant="L3"}'),
         )
         for _ in range(100):
-            stage.book(again)
+            recorder.record(again)
         until(
             lambda: sample(url, 'rmapd_violations_total{invariant="L3"}') == before + 100,
             20,

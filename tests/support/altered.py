@@ -1,6 +1,8 @@
-"""rmapd with other probes than its own, another pace of its governor, and no limit on its log lines: for tests and measurements.
+"""rmapd with other probes, another pace of its governor, and no limit on its log lines.
 
-usage: python -m tests.support.altered PROBES PACE ARGUMENT…     (PACE: JSON, the members of tracer.daemon.governor.Pace)
+usage: python -m tests.support.altered PROBES PACE ARGUMENT…
+
+PACE: JSON, the members of tracer.daemon.governor.Pace.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from tracer.outputs import log
 
 
 def main(probes: str, pace: str, *arguments: str) -> None:
+    """Run rmapd with these arguments."""
     session.probes_folder = lambda: Path(probes)
     session.Session.govern = partialmethod(session.Session.govern, Pace(**json.loads(pace)))  # type: ignore[method-assign,assignment]
     log._MOST_A_MINUTE = 1 << 30

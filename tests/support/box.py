@@ -1,4 +1,8 @@
-"""Kernel memory of one mm for the window programs: VMAs, files, anon_vmas, rwsems, and a task that calls functions on a stack."""
+"""Kernel memory of one mm, and a task that calls functions, for the window programs.
+
+VMAs, files, anon_vmas and rwsems are real memory of this process, laid out by the types of
+btf_blob.kernel_types().
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,15 @@ class Vma:
 
 @dataclass
 class Box:
-    """`ways`: how functions are hooked, at entry and return. A call is a page deeper on the stack than its caller."""
+    """The memory, and the programs run natively.
+
+    methods: how functions are hooked, at entry and at return. A call is a page deeper on the stack
+    than its caller.
+    """
 
     native: Native
     types: bytes = b""
-    ways: tuple[str, str] = FENTRY
+    methods: tuple[str, str] = FENTRY
     memory: list[ctypes.Array[ctypes.c_char]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     now: int = 1000
@@ -69,7 +77,7 @@ class Box:
         self.put(at + self.offset(path), value)
 
     def run_as_task(self) -> None:
-        """The task's mm, for windows that have no argument to tell it."""
+        """Run as a task of this mm, for windows no argument of which leads to it."""
         self.task = self.take(256)
         self.set(self.task, "task_struct.mm", self.mm)
         self.native.set("harness_task", self.task)
@@ -109,7 +117,7 @@ class Box:
         return Vma(at, anon, mapping)
 
     def chain(self, vma: int, to: int) -> None:
-        """The VMA's anon_vma_chain begins there; 0: it is empty."""
+        """Make the VMA's anon_vma_chain begin there; 0: make it empty."""
         self.set(
             vma,
             "vm_area_struct.anon_vma_chain",
@@ -141,7 +149,7 @@ class Box:
         return self.mm_lock(self.mm)
 
     def held(self, lock: int, *, write: bool = True, by: int = 0) -> None:
-        """This task (or another) has it for write; or somebody reads."""
+        """Set an rwsem as held for write, by this task or another one, or as held by a reader."""
         self.put(lock, 1 if write else 1 << 8)
         self.put(lock + 8, (by or self.task) if write else READERS)
 
@@ -149,7 +157,7 @@ class Box:
         self.put(lock, 0)
         self.put(lock + 8, 0)
 
-    # what runs
+    # running
     def become(self, tid: int) -> None:
         self.native.set("harness_pid_tgid", tid << 32 | tid)
 
@@ -177,30 +185,30 @@ class Box:
 
     def enter(self, function: str, *args: int) -> None:
         self.calls.append(function)
-        self._run(self.ways[0], function, args, window=True)
+        self._run(self.methods[0], function, args, window=True)
 
     def leave(self, function: str, *args: int, returned: int = 0) -> None:
         assert self.calls[-1] == function
-        self._run(self.ways[1], function, args, returned=returned, window=True)
+        self._run(self.methods[1], function, args, returned=returned, window=True)
         self.calls.pop()
 
     @contextmanager
     def call(self, function: str, *args: int, returned: int = 0) -> Iterator[SimpleNamespace]:
-        """What a function does; the body may set what it returns."""
-        says = SimpleNamespace(returned=returned)
+        """Enter and leave a function; the body may set what it returns."""
+        outcome = SimpleNamespace(returned=returned)
         self.enter(function, *args)
-        yield says
-        self.leave(function, *args, returned=says.returned)
+        yield outcome
+        self.leave(function, *args, returned=outcome.returned)
 
     def miss(self, function: str, *args: int) -> None:
-        """A call whose return is not seen."""
+        """Enter a function and leave it without the program at its return."""
         self.enter(function, *args)
         self.calls.pop()
 
     def touch(self, function: str, *args: int, returned: int = 0) -> None:
-        """A function that is no window: at its entry, then at its return."""
-        self._run(self.ways[0], function, args)
-        self._run(self.ways[1], function, args, returned=returned)
+        """Call a function that is no window: run the program at its entry, then at its return."""
+        self._run(self.methods[0], function, args)
+        self._run(self.methods[1], function, args, returned=returned)
 
     def fire(self, tracepoint: str, *args: int) -> None:
         self.native.set("harness_stack", STACK - 4096 * len(self.calls) - 64)
@@ -241,7 +249,7 @@ class Box:
         ctypes.memmove(name, function, len(function))
         self.fire("ma_write", name, mas, 0, vma.at)
 
-    # what is booked
+    # recorded
     def seen(self) -> dict[str, int]:
         return {
             text(ENCODING.decode(key)): count
@@ -253,26 +261,26 @@ class Box:
         return int.from_bytes(raw or b"", "little")
 
     def rows(self, name: str) -> int:
-        """How many rows a map has."""
+        """Return how many rows a map has."""
         return len(list(self.native.maps[name].items()))
 
     def held_rwsems(self) -> int:
-        """How many rwsems are down as held: by task, and of those the ones that made room."""
+        """Return how many rwsems are recorded as held, by tasks and in the map for more of them."""
         states = (
             struct.unpack_from("<8Q", value) for _, value in self.native.maps["held_rwsems"].items()
         )
         return sum(bool(rwsem) for state in states for rwsem in state) + self.rows("holds")
 
     def open_windows(self) -> int:
-        """How many windows the tasks are in."""
+        """Return how many windows are open in all tasks."""
         return sum(
             int.from_bytes(value[_DEPTH : _DEPTH + 4], "little")
-            for _, value in self.native.maps["insiders"].items()
+            for _, value in self.native.maps["task_windows"].items()
         )
 
 
-_DEPTH = 24  # of struct insider (probes/include/window.h)
+_DEPTH = 24  # of struct task_windows (probes/include/task_windows.h)
 
 
-def box(ways: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
-    return Box(Native(types, **sizes), types, ways)
+def box(methods: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:
+    return Box(Native(types, **sizes), types, methods)

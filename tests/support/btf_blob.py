@@ -1,4 +1,4 @@
-"""Writes BTF, so that tests have kernels of their own making."""
+"""Write BTF, so that tests have kernels of their own making."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ Member: TypeAlias = tuple[str, int, int] | tuple[str, int, int, int]
 
 @dataclass
 class Blob:
-    """Types are added in order and numbered from 1; members name earlier ids."""
+    """BTF under construction; types are numbered from 1 as they are added.
+
+    Members name earlier types.
+    """
 
     strings: bytearray = field(default_factory=lambda: bytearray(b"\0"))
     types: bytearray = field(default_factory=bytearray)
@@ -54,7 +57,7 @@ class Blob:
         return self.add(b.ARRAY, "", 0, struct.pack("<III", element, index, count))
 
     def record(self, name: str, size: int, members: list[Member], union: bool = False) -> int:
-        """members: (name, type, bit offset[, bitfield size])."""
+        """Add a struct or union; members: (name, type, bit offset[, bitfield size])."""
         flag = any(len(m) == 4 for m in members)
         trailer = b""
         for member in members:
@@ -95,9 +98,43 @@ class Blob:
         return head + bytes(self.types) + bytes(self.strings)
 
 
+def awkward_types() -> b.Btf:
+    """Return types that are hard to read: anonymous members, unions, arrays, bitfields."""
+    blob = Blob()
+    u32, u64, s32 = (
+        blob.integer("unsigned int", 4),
+        blob.integer("unsigned long", 8),
+        blob.integer("int", 4, signed=True),
+    )
+    inner = blob.record("", 16, [("left", u64, 0), ("right", s32, 64)])
+    either = blob.record(
+        "", 8, [("as_long", u64, 0), ("as_pointer", blob.pointer(), 0)], union=True
+    )
+    words = blob.array(u32, 3, u32)
+    flags = blob.typedef("flags_t", blob.record("", 8, [("f", u64, 0)]))
+    blob.record(
+        "deep",
+        64,
+        [
+            ("first", u32, 0),
+            ("", inner, 64),
+            ("", either, 192),
+            ("words", words, 256),
+            ("flags", flags, 384),
+        ],
+    )
+    blob.record("bits", 8, [("a", u32, 0, 3), ("b", u32, 3, 7), ("late", u32, 33, 1)])
+    blob.record("plain", 8, [("flags", u64, 0)])
+    blob.enum("colour", {"RED": 0, "GREEN": 5})
+    return b.Btf(blob.bytes())
+
+
 def kernel_types(vma_locks: bool = False) -> bytes:
-    """A small kernel that has what the probes read, at offsets of our own choosing. vma_locks: with the per-VMA rwsem of 6.4 to 6.14,
-    and that of hugetlb."""
+    """Return the types of a small kernel that has all that the probes read.
+
+    The offsets are arbitrary. vma_locks: with the rwsem of each VMA, as in 6.4 to 6.14, and with
+    that of hugetlb.
+    """
     blob = Blob()
     u32, u64, s32 = (
         blob.integer("unsigned int", 4),
@@ -118,6 +155,7 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ("mmap_lock", rwsem, 1024),
         ("mm_mt", tree, 1152),
         ("mm_users", atomic, 1280),
+        ("mm_count", atomic, 1408),
         *([("mm_lock_seq", s32, 1344)] if vma_locks else []),
     ]
     mm = blob.record("mm_struct", 256, mm_members)
@@ -240,7 +278,7 @@ def kernel_types(vma_locks: bool = False) -> bytes:
 def _window_functions(
     blob: Blob, vma: int, mm: int, folio: int, void: int, u64: int, s32: int, boolean: int
 ) -> None:
-    """Functions that are windows, trees and locks, with the parameters that 6.1 gives them."""
+    """Add the functions that are windows, trees and locks, with the parameters of 6.1."""
     adjust = {"vma": vma, "start": u64, "end": u64, "pgoff": u64, "insert": vma, "expand": vma}
     blob.function("__vma_adjust", adjust, s32)
     blob.function("__split_vma", {"mm": mm, "vma": vma, "addr": u64, "new_below": s32}, s32)

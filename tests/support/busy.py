@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.snapshots import full
 from tests.unit.invariants.test_golden import LEGAL, SEED
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
@@ -166,7 +166,7 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         window_times=times,
         protocols=tuple(protocols()),
         violations={v.first.id: v for v in violations()},
-        counters={"ENTRIES_BOOKED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
+        counters={"ENTRIES_RECORDED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
         user_seconds=seconds * 0.004,
         peak_rss_bytes=86 << 20,
         taken_seconds=_NOW + seconds - 4000,
@@ -211,7 +211,7 @@ def tracepoints_only() -> Snapshot:
     coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
     coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))
     hooks = [
-        replace(hook, state=State.DENIED, reason=NO_HOOKS) if n > 20 else hook
+        replace(hook, state=HookState.DENIED, reason=NO_HOOKS) if n > 20 else hook
         for n, hook in enumerate(s.hooks)
     ]
     return replace(

@@ -1,4 +1,4 @@
-"""Headless Chromium, asked about a page: what it looks like, what it complains of, what it asks the network for."""
+"""Load a page in headless Chromium: its picture, console messages, requests and width."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium")
-_FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
---disable-sync --hide-scrollbars --enable-logging=stderr --allow-file-access-from-files""".split()
+_FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
+--disable-background-networking --disable-component-update --disable-sync
+--hide-scrollbars --enable-logging=stderr --allow-file-access-from-files""".split()
 _NOWHERE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-_ITSELF = "not an origin"  # what the browser asks for on its own account
-_WRAPPER = """<!doctype html><body style="margin:0"><iframe id="f" style="border:0;width:{width}px;height:{height}px" src="{url}"></iframe>
-<script>onload = () => document.body.dataset.wide = document.getElementById("f").contentDocument.documentElement.scrollWidth</script>"""
+_ITSELF = "not an origin"  # the initiator of the browser's own requests
+_WRAPPER = """<!doctype html><body style="margin:0">
+<iframe id="f" style="border:0;width:{width}px;height:{height}px" src="{url}"></iframe>
+<script>onload = () => document.body.dataset.wide =
+document.getElementById("f").contentDocument.documentElement.scrollWidth</script>"""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """console: messages of the page; requests: what the page asked the network for."""
+    """A loaded page; console: its messages, requests: the URLs that it requested."""
 
     screenshot: Path
     console: list[str]
@@ -30,10 +33,10 @@ class Visit:
 def visit(
     page: Path, folder: Path, width: int = 1200, height: int = 1600, *, dark: bool = False
 ) -> Visit:
-    """Load the page, take its picture."""
+    """Load a page in a window of this size in pixels and take a screenshot of it."""
     picture, log = folder / f"{page.stem}-{width}{'-dark' if dark else ''}.png", folder / "net.json"
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    said = _run(
+    output = _run(
         folder,
         f"--window-size={width},{height}",
         scheme,
@@ -41,7 +44,7 @@ def visit(
         f"--screenshot={picture}",
         page.as_uri(),
     )
-    console = re.findall(r":CONSOLE:\d+\] (.*)", said)
+    console = re.findall(r":CONSOLE:\d+\] (.*)", output)
     events = json.loads(log.read_text())["events"]
     asked = {
         event["params"]["url"]
@@ -52,7 +55,7 @@ def visit(
 
 
 def scroll_width(page: Path, folder: Path, width: int) -> int:
-    """How wide the page is where there are only so many pixels: more than that has to be scrolled sideways."""
+    """Return the width of the page in a viewport of `width` pixels; more means scrolling."""
     wrapper = folder / "wrapper.html"
     wrapper.write_text(_WRAPPER.format(width=width, height=3000, url=page.as_uri()))
     done = _run(folder, "--window-size=1200,3200", "--dump-dom", wrapper.as_uri())

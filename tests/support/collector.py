@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector for tests: receives OTLP over HTTP on loopback and decodes it with OpenTelemetry's own protobuf classes."""
+"""An OpenTelemetry collector on loopback that decodes OTLP with OpenTelemetry's own classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
 
 @dataclass
 class Collector:
-    """statuses: what the next requests are answered with (then 200); hold: while set, no request is answered."""
+    """The collector's state.
+
+    received: the log records. statuses: of the next responses, then 200. hold: while it is set, no
+    request is answered.
+    """
 
     received: list[dict[str, Any]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
@@ -27,6 +31,7 @@ class Collector:
     url: str = ""
 
     def take(self, body: bytes) -> None:
+        """Decode the body of a request and append its records."""
         for resource_logs in ExportLogsServiceRequest.FromString(body).resource_logs:
             resource = {pair.key: _value(pair.value) for pair in resource_logs.resource.attributes}
             for scope_logs in resource_logs.scope_logs:
@@ -48,6 +53,7 @@ def _value(value: Any) -> Any:
 
 @contextlib.contextmanager
 def collector(port: int = 0) -> Iterator[Collector]:
+    """Run a collector on this port, or on a free one."""
     made, closing = Collector(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -67,7 +73,7 @@ def collector(port: int = 0) -> Iterator[Collector]:
                 self.wfile.write(ExportLogsServiceResponse().SerializeToString())
 
         def log_message(self, *_: object) -> None:
-            """Silent."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         server.daemon_threads = True

@@ -27,6 +27,12 @@ MIGRATION_WRITE, MIGRATION_READ = 30, 28
 USER_BITS = 0x67  # present, writable, user, accessed, dirty
 _U64 = (1 << 64) - 1
 
+_MM_MEMBERS = {
+    "pgd": "mm_struct.pgd",
+    "count": "mm_struct.mm_count.counter",
+    "number": "mm_struct.context.ctx_id",
+}
+
 
 def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
     """A swap-type entry as x86-64 encodes it; flags sit above the pfn (accessed and dirty bits of
@@ -109,7 +115,7 @@ class ModelKernel:
         self.tables.params.set(
             gate=1,
             levels=levels,
-            welcome_ns=10**10,
+            max_entry_age_ns=10**10,
             page_offset=self.page_offset,
             vmemmap=self.vmemmap,
         )
@@ -150,14 +156,18 @@ class ModelKernel:
         at = self._take()
         mm = SimMm(at, self._take(), self.next_mm, 1000 + self.next_mm)
         self.next_mm += 1
-        self.set_field("mm_struct.pgd", at, mm.pgd)
-        self.set_field("mm_struct.context.ctx_id", at, mm.number)
+        self.set_mm(mm, pgd=mm.pgd, count=1, number=mm.number)
         self.set_field("vm_area_struct.vm_mm", mm.vma, at)
         self.set_field("vm_area_struct.vm_end", mm.vma, 1 << 47)
         self.mms.append(mm)
         task = self._new_task(mm.tgid, mm)
         self.tasks[mm.tgid] = task, mm
         return mm
+
+    def set_mm(self, mm: SimMm, **members: int) -> None:
+        """Write members of an mm_struct: pgd, count (mm_count) and number (context.ctx_id)."""
+        for member, value in members.items():
+            self.set_field(_MM_MEMBERS[member], mm.at, value)
 
     def _new_task(self, tid: int, mm: SimMm | None) -> int:
         task = self._take()
@@ -430,6 +440,7 @@ class ModelKernel:
             self.zap(mm, addr)
         self.fire("exit_mmap", mm.at)
         mm.alive = False
+        self.set_mm(mm, count=0)
         self.mms.remove(mm)
 
     def left_behind(self) -> set[tuple[int, int]]:

@@ -1,6 +1,9 @@
 """The BPF programs compiled by gcc against harness.h.
 
 The code that runs in the kernel runs in the unit tests, without root or bcc.
+
+usage: python -m tests.support.native FOLDER
+Writes kernel.h there: with it clangd and gcc can read probes/ as it is.
 """
 
 from __future__ import annotations
@@ -9,12 +12,13 @@ import ctypes
 import functools
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.btf_blob import kernel_types
-from tracer.attach import loader, plan
+from tracer.attach import loader, plan, resolver
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import FUNC, Btf
 from tracer.kernel.running import Kernel
@@ -22,6 +26,7 @@ from tracer.tables.c_structs import Layouts
 
 ROOT = Path(__file__).parent.parent.parent
 PROBES = ROOT / "probes"
+HARNESS = Path(__file__).parent / "harness.h"
 SIZES = {
     "LEDGER_ROWS": 256,
     "FROZEN_ROWS": 8,
@@ -43,14 +48,14 @@ SIZES = {
 }
 _FOLD = """
 u32 harness_fold(const u8 *steps, u32 n, u8 *to) {
-  struct frame f = {0};
-  for (u32 i = 0; i < n; i++) put(&f, steps[i]);
-  memcpy(to, f.key.steps, sizeof(f.key.steps));
-  return f.n;
+  struct open_window w = {};
+  for (u32 i = 0; i < n; i++) append_step(&w, steps[i]);
+  memcpy(to, w.key.steps, sizeof(w.key.steps));
+  return w.n;
 }
 """
 PT_REGS = "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss".split()
-LAYOUTS = Layouts.read(PROBES / "include/books.h")
+LAYOUTS = Layouts.read(PROBES / "include/shared.h")
 
 
 class _Map(ctypes.Structure):
@@ -82,7 +87,16 @@ def synthetic_kernel(types: bytes = b"") -> Kernel:
 
 @functools.cache
 def attach_plan(types: bytes = b"") -> plan.Plan:
-    return plan.make(synthetic_kernel(types), [PROBES])
+    return resolver.make_plan(synthetic_kernel(types), [PROBES])
+
+
+def write_kernel_header(folder: Path, types: bytes = b"") -> Path:
+    """Write the header that the loader generates for a kernel, and the sizes of the maps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = "".join(f"#define {name} {value}\n" for name, value in SIZES.items())
+    path = folder / loader.GENERATED
+    path.write_text(sizes + attach_plan(types).header)
+    return path
 
 
 @functools.cache
@@ -90,14 +104,9 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     """Compile all probe objects: one library for each kernel and set of map sizes."""
     planned = attach_plan(types)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
-    harness = (Path(__file__).parent / "harness.h").read_text()
-    usable = [
-        probe_object
-        for probe_object in planned.probe_objects
-        if any(hook.state is plan.State.READY for hook in probe_object.hooks)
-    ]
+    usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
     (folder / "all.c").write_text(
-        harness + loader.source(planned.header, usable, PROBES / "include") + _FOLD
+        HARNESS.read_text() + loader.source(planned.header, usable, PROBES / "include") + _FOLD
     )
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
     command = [
@@ -168,7 +177,7 @@ class NativeMap:
 
 
 class NativeProgram:
-    """A harness program with the interface of tracer.bpf.maps.Runnable.
+    """A harness program with the interface of tracer.bpf.programs.Runnable.
 
     A program on a function has a point, which names the places of the arguments.
     """
@@ -183,7 +192,7 @@ class NativeProgram:
         names = attach_plan().names
         constants = (ctypes.c_uint64 * 1024).in_dll(self._lib, "harness_constants")
         places = (ctypes.c_int64 * 1024).in_dll(self._lib, "harness_places")
-        given = point.numbers(LAYOUTS.constants)
+        given = point.constant_values(LAYOUTS.constants)
         for name, number in names.constants.items():
             constants[number & 1023] = given.get(
                 name, NO_OFFSET if name.startswith("offset_of_") else 0
@@ -227,8 +236,8 @@ MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks more_stacks
     ledger migrations dying_mms lock_states lock_order hold_turn next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    insiders protocols held_rwsems holds window_times allowances lock_waits lock_holds
-    flights next_flight flight_stacks scene""".split()
+    task_windows protocols held_rwsems holds window_times allowances lock_waits lock_holds
+    flights next_flight flight_stacks object_info""".split()
 )
 WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
@@ -248,28 +257,28 @@ class Native:
         self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
         self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
         probe_objects = attach_plan(types).probe_objects
-        ways = [
-            hook.ways[0]
+        methods = [
+            hook.methods[0]
             for probe_object in probe_objects
             if probe_object.name in ("ledger", "forks")
             for hook in probe_object.hooks
         ]
         self.programs |= {
             point.program: NativeProgram(self.lib, point.program, point)
-            for way in ways
-            for point in way.points
+            for method in methods
+            for point in method.points
         }
         windows = [
-            way
+            method
             for probe_object in probe_objects
             if probe_object.name in WINDOW_PROBE_OBJECTS
             for hook in probe_object.hooks
-            for way in hook.ways
+            for method in hook.methods
         ]
         self.points = {
             f"{point.how}:{point.symbol}": NativeProgram(self.lib, point.program, point)
-            for way in windows
-            for point in way.points
+            for method in windows
+            for point in method.points
         }
         self._buffer = ctypes.create_string_buffer(1 << 16)
 
@@ -289,7 +298,7 @@ class Native:
         return found
 
     def fold(self, steps: bytes) -> bytes:
-        """Return the bytes of a protocol key that put() makes of these steps."""
+        """Return the bytes of a protocol key that append_step() makes of these steps."""
         out = ctypes.create_string_buffer(64)
         self.lib.harness_fold(steps, len(steps), out)
         return out.raw
@@ -297,3 +306,7 @@ class Native:
     def sequence(self) -> bytes:
         used = self.lib.harness_sequence(self._buffer)
         return self._buffer.raw[:used]
+
+
+if __name__ == "__main__":
+    write_kernel_header(Path(sys.argv[1]))

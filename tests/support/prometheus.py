@@ -1,4 +1,4 @@
-"""Debian's Prometheus, started with our rules, and its HTTP API."""
+"""Run Debian's Prometheus with the project's rules, and query its HTTP API."""
 
 from __future__ import annotations
 
@@ -20,27 +20,30 @@ SCRAPE_SECONDS = 1
 
 
 def free_port() -> int:
+    """Return a TCP port on loopback that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """The HTTP API of a Prometheus."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def get(self, path: str, **parameters: str) -> Any:
+        """Return the data of a path of the API."""
         status, body = fetch(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}")
         assert status == 200, body
         return json.loads(body).get("data")
 
     def query(self, expr: str) -> list[Any]:
+        """Return the result of an instant query."""
         return list(self.get("/api/v1/query", query=expr)["result"])
 
     def firing(self) -> dict[tuple[str, str], dict[str, str]]:
-        """Labels of the alerts that fire, by name and instance."""
+        """Return labels and annotations of the firing alerts by name and instance."""
         alerts = self.get("/api/v1/alerts")["alerts"]
         return {
             (a["labels"]["alertname"], a["labels"].get("instance", "")): a["labels"]
@@ -50,8 +53,8 @@ class Prometheus:
         }
 
 
-def hurried(text: str) -> str:
-    """The alerts with `for` cut to a scrape interval: what is waited for is shortened, what is asked is not."""
+def shortened(text: str) -> str:
+    """Shorten each `for` of the alerts to a scrape interval; expressions stay as they are."""
     loaded = yaml.safe_load(text)
     for group in loaded["groups"]:
         for rule in group["rules"]:
@@ -63,9 +66,12 @@ def hurried(text: str) -> str:
 def prometheus(
     folder: Path, *targets: str, **more: Any
 ) -> contextlib.AbstractContextManager[Prometheus]:
-    """Debian's Prometheus over these targets, with our rules; alerts without their patience."""
+    """Run Prometheus on these targets with our rules; alerts fire after a scrape interval.
+
+    more: further keys of its configuration.
+    """
     for name in ("rules.yaml", "alerts.yaml"):
-        (folder / name).write_text(hurried((RULES / name).read_text()))
+        (folder / name).write_text(shortened((RULES / name).read_text()))
     scrape = {"job_name": "rmapd", "static_configs": [{"targets": list(targets)}]}
     return running(
         folder, {"rule_files": ["rules.yaml", "alerts.yaml"], "scrape_configs": [scrape], **more}
@@ -76,7 +82,7 @@ def prometheus(
 def running(
     folder: Path, config: dict[str, Any], *flags: str, patience: float = 30
 ) -> Iterator[Prometheus]:
-    """A Prometheus with this configuration, ready within so many seconds."""
+    """Run a Prometheus with this configuration; it must be ready within `patience` seconds."""
     times = {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"}
     whole = {**config, "global": {**times, **config.get("global", {})}}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(whole))

@@ -1,4 +1,4 @@
-"""What a PromQL expression names, and whether rmapd exports it."""
+"""Check that the metrics, labels and label values of a PromQL expression are exported."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from prometheus_client import Metric
 PROMETHEUS = dict.fromkeys(
     ("up", "scrape_samples_scraped", "scrape_duration_seconds"), frozenset({"job", "instance"})
 )
-"""What Prometheus itself writes of every target, and the labels it puts on every series."""
+"""Series that Prometheus itself writes for every target, with their labels."""
 _TARGET = frozenset({"job", "instance"})
 
 
 def expand(expr: str, variables: Mapping[str, str]) -> str:
-    """Grafana's variables replaced; a plain $name is a word of its own."""
+    """Replace Grafana's variables, $name."""
     return re.sub(r"\$(\w+)", lambda match: variables[match[1]], expr)
 
 
 @dataclass
 class Exported:
-    """Names with their labels, and the values that each label takes."""
+    """The exported metrics with their labels, and the values of each label."""
 
     labels: dict[str, frozenset[str]] = field(default_factory=dict)
     values: dict[tuple[str, str], set[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, families: Iterable[Metric]) -> Exported:
+        """Collect names, labels and values of metric families."""
         out = cls(dict(PROMETHEUS))
         for family in families:
             for sample in family.samples:
@@ -39,7 +40,7 @@ class Exported:
         return out
 
     def wrong(self, expr: str) -> list[str]:
-        """What the expression asks for and nobody exports."""
+        """Return a message for each metric, label or value of the expression that is unknown."""
         out, seen = [], set[str]()
         tree = promql.parse(expr)
         for selector in selectors(tree):
@@ -63,11 +64,12 @@ class Exported:
 
 
 def selectors(tree: promql.Expr) -> list[promql.VectorSelector]:
+    """Return the vector selectors of an expression."""
     return [node for node in _nodes(tree) if isinstance(node, promql.VectorSelector)]
 
 
 def grouped(tree: promql.Expr) -> Iterator[str]:
-    """Labels that aggregations and vector matching name."""
+    """Yield the labels of aggregations and of vector matching."""
     for node in _nodes(tree):
         if isinstance(node, promql.AggregateExpr) and node.modifier:
             yield from node.modifier.labels
@@ -77,7 +79,7 @@ def grouped(tree: promql.Expr) -> Iterator[str]:
 
 
 def kept(tree: promql.Expr) -> frozenset[str]:
-    """The labels of the result: those of the outermost aggregation."""
+    """Return the labels of the result, which are those of the outermost aggregation."""
     found = (
         node.modifier.labels
         for node in _nodes(tree)
@@ -87,7 +89,7 @@ def kept(tree: promql.Expr) -> frozenset[str]:
 
 
 def _nodes(tree: promql.Expr) -> list[promql.Expr]:
-    """Outermost first."""
+    """Return all nodes, the outermost first."""
     nodes: list[promql.Expr] = []
     promql.walk(tree, nodes.append)
     return nodes

@@ -1,13 +1,13 @@
-"""Windows without functions: probes whose window hooks are attached to nothing, and programs that book what a test gives them through the
-books' own code. So a kernel that cannot hook windows has protocols, at any rate, with a hundred programs loaded.
+"""Probes that record the windows which a test asks for, on a kernel that can hook none.
 
-`violate` books one window of the protocol that is staged; `many` books n windows of the protocols that are cast. Both are run by
-BPF_PROG_TEST_RUN from any process that has the right to.
+The hooks of the window probe objects are attached to nothing here. Two programs run on demand, by
+BPF_PROG_TEST_RUN from any process that has the right to, and record windows through the probes' own
+code: `violate` one window of the protocol in the map `staged`, `many` a number of windows of the
+protocols in the map `cast`. So such a kernel has protocols, with a hundred programs loaded.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 import struct
@@ -19,8 +19,9 @@ from typing import Any
 
 from tests.support.native import LAYOUTS, WINDOW_PROBE_OBJECTS
 from tracer.bpf import programs as program
-from tracer.bpf.maps import Map, call
-from tracer.bpf.programs import Program
+from tracer.bpf.maps import Map, map_info
+from tracer.bpf.programs import Program, open_program
+from tracer.bpf.syscall import Command, call, object_info
 from tracer.daemon.session import probes_folder
 
 CAST_ROWS = 1024
@@ -28,24 +29,24 @@ A_RUN = 256
 _STUB = "HOOK({}) {{ return 0; }}\n"
 _PROGRAMS = f"""
 BPF_ARRAY(staged, struct protocol_key, 1);
-BPF_ARRAY(actor, struct frame, 1);
-BPF_ARRAY(task, struct insider, 1);
+BPF_ARRAY(actor, struct open_window, 1);
+BPF_ARRAY(task, struct task_windows, 1);
 BPF_ARRAY(cast, struct protocol_key, {CAST_ROWS});
 
 HOOK(violate) {{
   u32 zero = 0;
   struct protocol_key *key = staged.lookup(&zero);
-  struct frame *f = actor.lookup(&zero);
-  struct insider *t = task.lookup(&zero);
+  struct open_window *w = actor.lookup(&zero);
+  struct task_windows *t = task.lookup(&zero);
   struct params *p = open_gate();
-  if (!key || !f || !t || !p) return 0;
+  if (!key || !w || !t || !p) return 0;
   t->stack = -1;
-  __builtin_memcpy(&f->key, key, sizeof(*key));
-  f->epoch = p->window_epoch;
-  f->start_ns = bpf_ktime_get_ns();
-  f->mm = ctx->args[0];
-  f->vma = ctx->args[1];
-  count_protocol(ctx, t, f, bpf_ktime_get_ns(), 0, 0);
+  __builtin_memcpy(&w->key, key, sizeof(*key));
+  w->epoch = p->window_epoch;
+  w->start_ns = bpf_ktime_get_ns();
+  w->mm.addr = ctx->args[0];
+  w->vma.addr = ctx->args[1];
+  record_window(ctx, t, w, bpf_ktime_get_ns(), 0, 0);
   return 0;
 }}
 
@@ -57,7 +58,7 @@ HOOK(many) {{
     u32 row = (first + i) % rows, is_new = 0, window = 0;
     struct protocol_key *key = cast.lookup(&row);
     if (!key) return 0;
-    first_seen(key, now, &is_new);
+    count_protocol(key, now, &is_new);
     window = key->window;
     struct histogram *h = window_times.lookup(&window);
     if (h) add_to(h, i);
@@ -68,7 +69,7 @@ HOOK(many) {{
 
 
 def make(folder: Path) -> Path:
-    """The probes with the window stems replaced, in a new folder."""
+    """Copy the probes into a new folder, with the window probe objects replaced."""
     shutil.copytree(probes_folder(), folder)
     for probe_object in WINDOW_PROBE_OBJECTS:
         plan = tomllib.loads((folder / f"{probe_object}.toml").read_text())
@@ -76,16 +77,16 @@ def make(folder: Path) -> Path:
         extra = ["violate", "many"] if probe_object == "vma" else []
         (folder / f"{probe_object}.toml").write_text(_toml(plan, names + extra))
         (folder / f"{probe_object}.bpf.c").write_text(
-            "".join(map(_STUB.format, names)) + (_PROGRAMS if extra else "")
+            '#include "windows.h"\n'
+            + "".join(map(_STUB.format, names))
+            + (_PROGRAMS if extra else "")
         )
     return folder
 
 
 def _toml(plan: dict[str, Any], hooks: list[str]) -> str:
-    """A stem of the same types, with hooks that are attached to nothing."""
-    lines = [
-        f"{key} = {json.dumps(plan[key])}" for key in ("title", "include", "needs") if key in plan
-    ]
+    """Return a probe object of the same types, with hooks that are attached to nothing."""
+    lines = [f"{key} = {json.dumps(plan[key])}" for key in ("title", "needs") if key in plan]
     for table in ("types", "enums"):
         if table in plan:
             lines += [
@@ -99,28 +100,24 @@ def _toml(plan: dict[str, Any], hooks: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_MAP_NEXT_ID, _MAP_BY_ID, _INFO = 12, 14, 15
-
-
 def _maps() -> Iterator[tuple[str, Map]]:
-    """Every map of this kernel by name; whoever takes one closes it."""
+    """Yield each map of this kernel with its name; the caller closes it."""
     last = 0
     while True:
         try:
-            _, left = call(_MAP_NEXT_ID, struct.pack("<I", last))
+            _, left = call(Command.MAP_GET_NEXT_ID, struct.pack("<I", last))
         except FileNotFoundError:
             return
         (last,) = struct.unpack_from("<I", left, 4)
-        fd, _ = call(_MAP_BY_ID, struct.pack("<I", last))
-        info = ctypes.create_string_buffer(80)
-        call(_INFO, struct.pack("<IIQ", fd, len(info), ctypes.addressof(info)))
-        kind, _, key, value, rows = struct.unpack_from("<IIIII", info)
-        yield info.raw[24:40].split(b"\0")[0].decode(), Map(fd, kind, key, value, rows)
+        fd, _ = call(Command.MAP_GET_FD_BY_ID, struct.pack("<I", last))
+        kind, key, value, rows, *_ = map_info(fd)
+        name = object_info(fd, 80)[24:40].split(b"\0")[0].decode()
+        yield name, Map(fd, kind, key, value, rows)
 
 
 @dataclass
-class Stage:
-    """The maps and programs of the rehearsing rmapd, from another process."""
+class WindowRecorder:
+    """The maps and programs of the rmapd that has these probes, opened by another process."""
 
     staged: Map
     cast: Map
@@ -128,8 +125,8 @@ class Stage:
     many: Program
 
     @classmethod
-    def find(cls) -> Stage:
-        """Of the one rmapd that rehearses on this machine."""
+    def find(cls) -> WindowRecorder:
+        """Find them; one such rmapd runs on this machine."""
         maps: dict[str, Map] = {}
         for name, found in _maps():
             if name in ("staged", "cast") and name not in maps:
@@ -139,15 +136,16 @@ class Stage:
         programs = {}
         for number, name in program.program_ids():
             if name in ("rmapd_violate", "rmapd_many"):
-                programs[name] = Program(call(13, struct.pack("<I", number))[0])
+                programs[name] = open_program(number)
         return cls(maps["staged"], maps["cast"], programs["rmapd_violate"], programs["rmapd_many"])
 
-    def book(self, key: bytes, mm: int = 0x1000, vma: int = 0x2000) -> None:
-        """One window of this protocol, here and now."""
+    def record(self, key: bytes, mm: int = 0x1000, vma: int = 0x2000) -> None:
+        """Have one window of this protocol recorded, on this CPU."""
         assert len(key) == LAYOUTS.structs["protocol_key"].size
         self.staged.update(bytes(4), key)
         self.violate.run(mm, vma)
 
     def close(self) -> None:
+        """Close the descriptors."""
         for one in (self.staged, self.cast, self.violate, self.many):
             one.close()

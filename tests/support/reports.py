@@ -1,4 +1,4 @@
-"""Reports made by hand, of an unlucky run: every section has something, and names are as hostile as a task can make them."""
+"""A made-up report in which every section has content and names are hostile."""
 
 from __future__ import annotations
 
@@ -16,14 +16,20 @@ from tracer.results import json_form
 from tracer.results.protocols import LockNesting, ProtocolVerdict
 from tracer.tables.histogram import SLOTS, Histogram
 
-LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
-SWAPPED = "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+LEGAL = (
+    "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- "
+    "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
+SWAPPED = (
+    "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- "
+    "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
 HOSTILE = "</style><script>alert(1)</script>`|](x)$\\frac{1}{\n# ok 1 <b>&amp;"
 STARTED = 1_700_000_000.0
 
 
 def unlucky() -> dict[str, Any]:
-    """A report as `rmapd exec` writes it: L1 is violated, M4 is under suspicion."""
+    """Return a report as `rmapd exec` writes it: L1 is violated, M4 is suspect."""
     loaded: dict[str, Any] = json.loads(_unlucky())
     return loaded
 
@@ -74,10 +80,10 @@ def _unlucky() -> str:
         },
     )
     late = replace(FINDING, invariant="M4", verdict=Verdict.SUSPECT, summary="an entry is old")
-    tally, pulse = Tally(), TimelineSampler()
+    tally, timeline = Tally(), TimelineSampler()
     for seconds in range(6):
         tally.record(order if seconds % 2 else late, STARTED + seconds)
-        pulse.add(
+        timeline.add(
             seconds,
             {
                 "holds": 100 * seconds**2,
@@ -126,10 +132,11 @@ def _unlucky() -> str:
         taken_seconds=STARTED + 6,
         running_seconds=6.0,
     )
-    found = json_form.as_json(seen, ["sh", "-c", HOSTILE], 1) | {"timeline": pulse.as_json()}
+    found = json_form.as_json(seen, ["sh", "-c", HOSTILE], 1) | {"timeline": timeline.as_json()}
     return json.dumps(found)
 
 
 def written(path: Path, found: dict[str, Any] | None = None) -> Path:
+    """Write a report, by default the one of unlucky(), and return the path."""
     path.write_text(json.dumps(unlucky() if found is None else found))
     return path

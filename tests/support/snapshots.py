@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.native import LAYOUTS
 from tracer.attach import plan
-from tracer.attach.plan import AttachMethod, Hook, Planned, State
+from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.session import probes_folder
 from tracer.invariants.catalogue import discover
@@ -32,16 +32,16 @@ def snapshot(**changes: Any) -> Snapshot:
     tally.record(FINDING, 1_700_000_000.0)
     tally.add("M1", Verdict.HOLDS, 41)
     hooks = (
-        Planned(
+        PlannedHook(
             "migration",
             Hook("set_migration_pte", ["raw_tp:set_migration_pte"], ""),
-            State.ATTACHED,
+            HookState.ATTACHED,
             (AttachMethod("raw_tp", "set_migration_pte", ()),),
         ),
-        Planned(
+        PlannedHook(
             "migration",
             Hook("gone", ["raw_tp:gone"], ""),
-            State.MISSING,
+            HookState.MISSING,
             reason="no raw tracepoint gone in this kernel",
         ),
     )
@@ -63,7 +63,7 @@ def snapshot(**changes: Any) -> Snapshot:
         "statistics": {"set_migration_pte": RunStatistics(1, 10, 0.5, 2)},
         "histograms": {"HIST_MIGRATION_ENTRY": Histogram(tuple(slots), 5_000_000_000)},
         "window_times": {"vma_expand": Histogram(tuple(slots), 5_000_000_000)},
-        "counters": {"LEDGER_LOST": 3, "EVIDENCE_LOST": 1, "ENTRIES_BOOKED": 44},
+        "counters": {"LEDGER_LOST": 3, "EVIDENCE_LOST": 1, "ENTRIES_RECORDED": 44},
         "oracle": {"asked": 5, "cleared": 2},
     }
     return Snapshot(**(values | changes))
@@ -76,7 +76,7 @@ def full() -> Snapshot:
         path.stem: plan.read_probe_object(path) for path in sorted(probes_folder().glob("*.toml"))
     }
     hooks = tuple(
-        Planned(name, hook, State.ATTACHED, (AttachMethod("kprobe", "x", ()),))
+        PlannedHook(name, hook, HookState.ATTACHED, (AttachMethod("kprobe", "x", ()),))
         for name, probe_object in probe_objects.items()
         for hook in probe_object.hook
     )

@@ -25,7 +25,7 @@ from tracer import atomic_file, bounded_input, cli
 from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.outputs.store.writer import Store
-from tracer.report import model
+from tracer.report.load import read_report
 from tracer.results.json_form import violation_json
 
 DEEP = "[" * 200_000
@@ -199,7 +199,7 @@ def test_what_one_command_takes_the_others_take(
                 inside[place[-1]] = value
     path = written(tmp_path / "r.json", found)
     try:
-        given_report = model.as_given(path)
+        given_report = read_report(path).exact_report
     except RmapdError:
         for args in commands(path).values():
             assert "is no report of rmapd" in rmapd(*args).stderr

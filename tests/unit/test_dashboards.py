@@ -1,4 +1,4 @@
-"""Dashboards, rules, alerts and runbooks: each says only what rmapd exports and what is there to read."""
+"""Dashboards, rules, alerts and runbooks: they name only metrics and pages that exist."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TESTS = yaml.safe_load((PROMETHEUS / "rules_test.yaml").read_text())["tests"]
 
 @pytest.fixture(scope="module")
 def exported() -> Exported:
-    """Everything that any kernel could make rmapd export, and what the rules make of it."""
+    """Return all series that rmapd can export, and those that the rules record."""
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(full))
     ProcessCollector(registry=registry)
@@ -47,7 +47,7 @@ def exported() -> Exported:
     return out
 
 
-def test_checked_in_is_what_the_code_makes() -> None:
+def test_dashboards_match_generated_json() -> None:
     made = dashboards.files()
     assert set(dashboards.FOLDER.iterdir()) == set(made)
     for path, text in made.items():
@@ -57,8 +57,8 @@ def test_checked_in_is_what_the_code_makes() -> None:
 @pytest.mark.parametrize(
     "path", sorted(dashboards.FOLDER.glob("*.json")), ids=lambda path: path.stem
 )
-def test_the_json_is_of_the_schema(path: Any) -> None:
-    """Through the SDK's own reader and back nothing is lost: no key that it does not know."""
+def test_dashboard_json_has_grafana_schema(path: Any) -> None:
+    """The SDK reads the JSON and writes it again without a change, so it knows every key."""
     found = json.loads(path.read_text())
     again = json.loads(JSONEncoder().encode(Dashboard.from_json(found)))
     assert again == found
@@ -67,7 +67,7 @@ def test_the_json_is_of_the_schema(path: Any) -> None:
 
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda one: getattr(one, "title", ""))
-def test_panels_are_complete(board: Board, panel: Panel) -> None:
+def test_panel_has_title_unit_description_and_queries(board: Board, panel: Panel) -> None:
     assert panel.title
     assert panel.unit
     assert panel.description.endswith(".")
@@ -77,7 +77,9 @@ def test_panels_are_complete(board: Board, panel: Panel) -> None:
 
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=lambda one: getattr(one, "title", ""))
-def test_queries_ask_for_what_is_exported(board: Board, panel: Panel, exported: Exported) -> None:
+def test_panel_queries_name_exported_metrics(
+    board: Board, panel: Panel, exported: Exported
+) -> None:
     for query in panel.queries:
         assert not exported.wrong(expand(query.expr, VARIABLES)), query.expr
 
@@ -86,8 +88,8 @@ SHOWN = [(board, panel) for board, panel in PANELS if panel.kind in ("stat", "ba
 
 
 @pytest.mark.parametrize(("board", "panel"), SHOWN, ids=lambda one: getattr(one, "title", ""))
-def test_no_panel_is_green_without_data(board: Board, panel: Panel) -> None:
-    """Grafana shows null in the colour of the lowest step, unless a mapping says otherwise."""
+def test_panel_without_data_is_not_green(board: Board, panel: Panel) -> None:
+    """Grafana shows null in the colour of the lowest step, unless a mapping overrides it."""
     found = json.loads((dashboards.FOLDER / f"{board.uid}.json").read_text())["panels"]
     (own,) = [
         one
@@ -107,8 +109,8 @@ def test_no_panel_is_green_without_data(board: Board, panel: Panel) -> None:
     assert panel.base != "green"
 
 
-def test_zero_is_green_where_it_is_the_standing_alone() -> None:
-    """Zero violations are as many where nothing is checked."""
+def test_zero_is_green_only_for_standing() -> None:
+    """There are zero violations also if nothing is checked."""
     green = {
         panel.title
         for _, panel in SHOWN
@@ -117,7 +119,7 @@ def test_zero_is_green_where_it_is_the_standing_alone() -> None:
     assert green == {"Standing"}
 
 
-def test_fleet_needs_recorded_series_only(exported: Exported) -> None:
+def test_fleet_dashboard_needs_only_recorded_series(exported: Exported) -> None:
     recorded = {rule["record"] for rule in RECORDED}
     fleet = next(board for board in dashboards.BOARDS if board.uid == "rmapd-fleet")
     alone = Exported({name: labels for name, labels in exported.labels.items() if name in recorded})
@@ -126,7 +128,7 @@ def test_fleet_needs_recorded_series_only(exported: Exported) -> None:
             assert not alone.wrong(expand(query.expr, VARIABLES)), query.expr
 
 
-def test_a_query_for_what_nobody_exports_is_found(exported: Exported) -> None:
+def test_query_for_unknown_metric_is_detected(exported: Exported) -> None:
     assert exported.wrong("rmapd_violation_total") == ["no metric rmapd_violation_total"]
     assert exported.wrong('rmapd_violations_total{verdict="holds"}') == [
         "rmapd_violations_total has no label verdict"
@@ -140,12 +142,12 @@ def test_a_query_for_what_nobody_exports_is_found(exported: Exported) -> None:
 @pytest.mark.parametrize(
     "rule", [*RECORDED, *ALERTS], ids=lambda rule: rule.get("record") or rule["alert"]
 )
-def test_rules_ask_for_what_is_exported(rule: dict[str, Any], exported: Exported) -> None:
+def test_rules_name_exported_metrics(rule: dict[str, Any], exported: Exported) -> None:
     assert not exported.wrong(rule["expr"])
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
-def test_alerts_say_what_to_do(rule: dict[str, Any]) -> None:
+def test_alert_has_severity_and_annotations(rule: dict[str, Any]) -> None:
     name = rule["alert"]
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
@@ -154,7 +156,7 @@ def test_alerts_say_what_to_do(rule: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
-def test_alerts_have_a_case_that_fires_and_one_that_does_not(rule: dict[str, Any]) -> None:
+def test_alert_has_firing_and_silent_test_case(rule: dict[str, Any]) -> None:
     cases = [
         case
         for test in TESTS
@@ -165,14 +167,14 @@ def test_alerts_have_a_case_that_fires_and_one_that_does_not(rule: dict[str, Any
     assert any(not case["exp_alerts"] for case in cases)
 
 
-def test_every_alert_and_invariant_has_its_page_and_no_page_is_idle() -> None:
+def test_every_alert_and_invariant_has_a_runbook_and_no_runbook_is_unused() -> None:
     assert {rule["alert"] for rule in ALERTS} | set(discover()) | {"README"} == PAGES
     heads = (
         "What it means.",
-        "How sure it is.",
+        "How certain it is.",
         "Save before rebooting.",
-        "What the trail answers.",
-        "Whom it concerns.",
+        "What the trail shows.",
+        "Whom to contact.",
     )
     index = (ROOT / "docs/runbooks/README.md").read_text()
     for page in PAGES - {"README"}:

@@ -26,9 +26,8 @@ from tests.support.reports import written
 from tests.support.snapshots import snapshot
 from tracer import atomic_file
 from tracer import config as configuration
-from tracer.attach import attach_process, compiler, loader, plan
-from tracer.attach.attached import AttachedProbes
-from tracer.attach.plan import AttachMethod, Hook, Planned, State
+from tracer.attach import attach_process, compiler, loader, resolver
+from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf import programs
 from tracer.cli import main
 from tracer.config import Config
@@ -199,7 +198,7 @@ def test_what_the_process_that_attaches_says(
     def make(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(plan, "make", make)
+    monkeypatch.setattr(resolver, "make_plan", make)
     logging.getLogger("rmapd").addHandler(handler := logging.StreamHandler())
     try:
         with pytest.raises(kind) as caught:
@@ -222,37 +221,33 @@ def test_a_program_for_which_there_is_no_memory_is_not_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is a coverage lost by chance, that the next start would have."""
-    hook = Planned(
+    hook = PlannedHook(
         "vma",
         Hook("vma_expand", [], ""),
-        State.READY,
+        HookState.READY,
         (AttachMethod("kprobe", "vma_expand", (cast(Any, None),)),),
     )
     maker = cast(
         Any,
-        SimpleNamespace(
-            program=lambda _: raising(OSError(errno.ENOMEM, "Cannot allocate memory"))()
-        ),
+        SimpleNamespace(load=lambda _: raising(OSError(errno.ENOMEM, "Cannot allocate memory"))()),
     )
     monkeypatch.setattr(loader, "AttachedProgram", lambda made, *_: made)
-    hook = Planned(
+    hook = PlannedHook(
         "vma",
         hook.hook,
-        State.READY,
+        HookState.READY,
         (AttachMethod("kprobe", "vma_expand", (cast(Any, SimpleNamespace(how="", symbol="")),)),),
     )
     with pytest.raises(
         Temporary, match="cannot load the programs of vma_expand: Cannot allocate memory"
     ):
-        loader._attach_hook(maker, hook, AttachedProbes())
+        loader.attach_hook(maker, hook)
     refused = cast(
         Any,
-        SimpleNamespace(
-            program=lambda _: raising(OSError(errno.EPERM, "Operation not permitted"))()
-        ),
+        SimpleNamespace(load=lambda _: raising(OSError(errno.EPERM, "Operation not permitted"))()),
     )
-    failed = loader._attach_hook(refused, hook, AttachedProbes())
-    assert (failed.state, failed.tried) == (State.DENIED, True)
+    failed, points = loader.attach_hook(refused, hook)
+    assert (failed.state, failed.tried, points) == (HookState.DENIED, True, [])
 
 
 def test_the_verifier_is_not_asked_for_its_words_where_there_is_no_memory(
@@ -294,16 +289,16 @@ def test_how_the_compiler_ended(
     (tmp_path / "bcc.py").write_text(script)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RmapdError) as caught:
-        compiler._compile("", [], [], str(tmp_path), 1)
+        compiler.compile_in_child("", [], [], str(tmp_path), 1)
     assert (type(caught.value), why in caught.value.why) == (kind, True), caught.value
 
 
 def test_what_this_kernel_cannot_have_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
-    def absent(name: str, reason: str, *, tried: bool = False) -> Planned:
-        return Planned(
+    def absent(name: str, reason: str, *, tried: bool = False) -> PlannedHook:
+        return PlannedHook(
             "vma",
             Hook(name, [], ""),
-            State.DENIED if tried else State.MISSING,
+            HookState.DENIED if tried else HookState.MISSING,
             reason=reason,
             tried=tried,
         )

@@ -28,10 +28,11 @@ from tracer.logs import Lines
 from tracer.outputs.log import FindingLog
 from tracer.outputs.store.writer import Store
 from tracer.printable import json_text, printable, shown
-from tracer.report import diff, explain, html, markdown, terminal
+from tracer.report import diff, diff_output, explain, html, markdown, terminal
+from tracer.report.find_violation import find
 from tracer.report.junit import as_junit
 from tracer.report.ktap import as_ktap
-from tracer.report.model import of_report, of_store
+from tracer.report.load import from_report_file, from_store
 from tracer.results import json_form
 from tracer.web.application import Application
 from tracer.web.http_message import Request
@@ -171,9 +172,9 @@ def reported(name: str) -> dict[str, Any]:
 def test_a_report_that_is_read_back_is_printable_in_every_form(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "r.json", reported(name))
     if name is ESCAPE:  # drawing takes seconds
-        assert not obeyed(html.render(of_report(path)))
-    assert not obeyed(markdown.render(of_report(path)), keep="\n\u2007")
-    known = explain.find(FINDING.invariant + "-", tmp_path, path)
+        assert not obeyed(html.render(from_report_file(path)))
+    assert not obeyed(markdown.render(from_report_file(path)), keep="\n\u2007")
+    known = find(FINDING.invariant + "-", tmp_path, path)
     for text in (explain.as_text, explain.as_markdown):
         assert not obeyed(text(known, discover()["M1"]))
     exact = explain.as_json(known, discover()["M1"])
@@ -192,8 +193,8 @@ def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
     ours, theirs = diff.read_both(*paths)
     found = diff.compare(ours, theirs)
     assert found
-    assert not obeyed(diff.as_text(ours, theirs, found))
-    assert diff.as_json(ours, theirs, found)["a"]["kernel"] == ESCAPE
+    assert not obeyed(diff_output.as_text(ours, theirs, found))
+    assert diff_output.as_json(ours, theirs, found)["a"]["kernel"] == ESCAPE
     done = CliRunner().invoke(main, ["diff", str(tmp_path / "\x1b[2Jnone"), str(paths[0])])
     assert (done.exit_code, obeyed(done.stderr)) == (2, set())
     assert "\\x1b[2Jnone" in done.stderr
@@ -305,9 +306,9 @@ def test_a_store_keeps_names_exact_and_shows_them_printable(tmp_path: Path) -> N
         ended=True,
     )
     store.close()
-    assert not obeyed(html.render(of_store(path)))
-    assert not obeyed(markdown.render(of_store(path)), keep="\n\u2007")
-    known = explain.find("M1-", path, None)
+    assert not obeyed(html.render(from_store(path)))
+    assert not obeyed(markdown.render(from_store(path)), keep="\n\u2007")
+    known = find("M1-", path, None)
     assert known.exact["task"]["comm"] == name
     assert not obeyed(explain.as_text(known, discover()["M1"]))
 

@@ -69,7 +69,7 @@ def report(**checks: int) -> dict[str, Any]:
             }
         ],
         "lost": {"missed_runs": 3, "ledger": 0},
-        "migration": {"entries_booked": 7},
+        "migration": {"entries_recorded": 7},
         "loads": {
             "selftests": {
                 "merge": {"pass": 24, "fail": 0, "skip": 1, "exit": 0},

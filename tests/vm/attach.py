@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from tracer.attach import loader, plan
+from tracer.attach import loader, resolver
 from tracer.bpf.programs import program_ids
 from tracer.config import Maps
 from tracer.daemon.session import probes_folder, running_kernel
@@ -46,14 +46,16 @@ def main(out: str, times: int, how: str) -> None:
     kernel, include = running_kernel(), probes_folder() / "include"
     kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
     before, programs = hooked(), len(list(program_ids()))
-    kit = loader.Kit(
+    build = loader.BuildEnvironment(
         kernel.types,
-        Layouts.read(include / "books.h").constants,
+        Layouts.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
         kernel.release,
     )
-    with loader.load(plan.make(kernel, [probes_folder()]), kit, statistics=True) as loaded:
+    with loader.load(
+        resolver.make_plan(kernel, [probes_folder()]), build, statistics=True
+    ) as loaded:
         print("the gate is open", flush=True)
         load = subprocess.Popen(LOAD)
         try:
@@ -62,7 +64,7 @@ def main(out: str, times: int, how: str) -> None:
                 pair
                 for hook in on
                 for pair in zip(
-                    loaded.programs[hook.hook.name], hook.ways[hook.taken].points, strict=True
+                    loaded.programs[hook.hook.name], hook.methods[hook.chosen].points, strict=True
                 )
             ]
             busiest, left, runs, seconds = hooked(), [], [], []

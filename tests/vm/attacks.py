@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from tests.workloads.soak import compaction
-from tracer.bpf.maps import call
 from tracer.bpf.programs import program_ids
+from tracer.bpf.syscall import Command, call
 from tracer.config import Config
 from tracer.daemon.session import Session, running_kernel
 from tracer.invariants.verdict import Verdict
@@ -38,7 +38,6 @@ TINY = {
     "order_rows": 1,
 }
 TINY |= {"ring_pages": 1, "protocol_rows": 8, "hold_rows": 1, "flight_rows": 2}
-_LINK_DETACH = 34
 _DAY = 86400
 
 
@@ -92,7 +91,7 @@ def links_detached(session: Session) -> dict[str, Any]:
     answers: dict[str, int] = {}
     for one in session.loaded.attachments():
         try:
-            call(_LINK_DETACH, struct.pack("<I", one.link.fd))
+            call(Command.LINK_DETACH, struct.pack("<I", one.link.fd))
             answer = "taken"
         except OSError as error:
             answer = error.strerror or "?"

@@ -40,7 +40,7 @@ def main(out: str, rounds: int) -> None:
         preempts=True, kprobe_refused=""
     )  # by kprobes: under load a trampoline each takes a guest half an hour
     with Session(Config(), kernel) as session:
-        session.loaded.keep(
+        session.loaded.start_reattach_helper(
             {hook.probe_object for hook in session.loaded.hooks}
         )  # it attaches with its few capabilities, as in the daemon
         print("the gate is open", flush=True)

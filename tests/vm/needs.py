@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 from pyprctl import Cap, CapState, set_no_new_privs
 
+from tracer.bpf import links
 from tracer.bpf import programs as program
 from tracer.bpf.maps import Map
 from tracer.config import Config
@@ -73,11 +74,13 @@ def asked(session: Session) -> dict[str, Callable[[], object]]:
         "before: load a program": lambda: program.load_program(
             "needs", "raw_tp", struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
         ),
-        "before: attach a raw tracepoint": lambda: programs["set_migration_pte"][
-            0
-        ].attach_raw_tracepoint("set_migration_pte"),
+        "before: attach a raw tracepoint": lambda: links.attach(
+            programs["set_migration_pte"][0].fd, "raw_tp", "set_migration_pte"
+        ),
         "before: attach a kprobe": lambda: session.kernel.kprobe_refused or _attach_kprobe(session),
-        "before: the iterator's link (BPF_LINK_CREATE)": programs["tasks"][0].attach_iterator,
+        "before: the iterator's link (BPF_LINK_CREATE)": lambda: links.attach(
+            programs["tasks"][0].fd, "iter", ""
+        ),
         "tests: ids of programs (BPF_PROG_GET_NEXT_ID)": lambda: list(program.program_ids()),
     }
 
@@ -105,7 +108,7 @@ def _attach_kprobe(session: Session) -> object:
         None,
     )
     return (
-        loaded.attach_kprobe("do_brk_flags", at_return=False)
+        links.attach(loaded.fd, "kprobe", "do_brk_flags")
         if loaded
         else "no program is attached by kprobe here"
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import textwrap
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def _added(reports: list[Report]) -> Report:
         "windows": dict(windows),
         "protocols": [*protocols.values()],
         "lost": dict(lost),
-        "migration": {"entries_booked": sum(one["migration"]["entries_booked"] for one in reports)},
+        "migration": {
+            "entries_recorded": sum(one["migration"]["entries_recorded"] for one in reports)
+        },
     }
 
 
@@ -144,7 +147,7 @@ def _line(kernel: str, found: Report) -> str:
     rest = ", ".join(f"{verdict} {total[verdict]:,}" for verdict in VERDICTS[1:])
     return (
         f"{kernel}: {found['duration_seconds']:.0f} s, {sum(found['windows'].values()):,} windows, {len(found['protocols'])} protocols, "
-        f"{found['migration']['entries_booked']:,} migration entries; holds {total['holds']:,}: {held}; {rest}, lost {_lost(found)}"
+        f"{found['migration']['entries_recorded']:,} migration entries; holds {total['holds']:,}: {held}; {rest}, lost {_lost(found)}"
     )
 
 
@@ -197,19 +200,23 @@ def table() -> str:
     for name, one in found.items():
         for protocol in one["protocols"]:
             if wrong := protocol["violates"] + protocol["suspect"]:
-                torn.append(
-                    f"- {name}, {protocol['count']:,}: `{protocol['text']}` would be {', '.join(wrong)}"
-                )
+                cells = (name, f"{protocol['count']:,}", f"`{protocol['text']}`", ", ".join(wrong))
+                torn.append(f"| {' | '.join(cells)} |")
             else:
                 counts[protocol["function"], protocol["text"]][name] = protocol["count"]
     lines = ["# Protocols seen on healthy kernels", ""]
     lines += [
-        f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}"
+        textwrap.fill(
+            f"- {name} ({one['kernel']}): {_line(name, one).partition(': ')[2]}",
+            width=100,
+            subsequent_indent="  ",
+        )
         for name, one in found.items()
     ]
     lines += [
         "",
-        "The notation is in PROTOCOLS.md. `python -m tests.vm.soak run 600 KERNEL...` makes the reports, `... table` this file.",
+        "The notation is in [PROTOCOLS.md](../PROTOCOLS.md). `python -m tests.vm.soak run 600 KERNEL...`",
+        "makes the reports, `... table` this file.",
         "",
     ]
     lines += [f"| protocol | {' | '.join(found)} |", f"|-|{'-|' * len(found)}"]
@@ -219,8 +226,11 @@ def table() -> str:
     if torn:
         lines += ["", "## While the kernel left out runs of programs", ""]
         lines += [
-            "Windows that lost steps, or a return: rmapd counted them as unverifiable (KERNELS.md, lazy preemption).",
+            "These windows lost steps, or a return. rmapd counted them as unverifiable",
+            "([KERNELS.md](../KERNELS.md), lazy preemption).",
             "",
+            "| kernel | count | protocol | would be |",
+            "|-|-|-|-|",
             *torn,
         ]
     return "\n".join(lines) + "\n"

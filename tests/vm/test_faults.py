@@ -15,7 +15,8 @@ import pytest
 
 from tests.vm.guest import Result, run
 from tracer.invariants.catalogue import discover
-from tracer.report.explain import Known, as_text
+from tracer.report.explain import as_text
+from tracer.report.find_violation import ExplainedViolation
 
 WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "walk_unlocked": (5, 5, {("L6", "rmap_walk_anon")}),
@@ -65,7 +66,7 @@ def culprit(violation: dict[str, Any]) -> str:
 
 def fault_named(report: dict[str, Any], violation: dict[str, Any]) -> str:
     """The function that `rmapd explain` says is at fault; its text is kept beside the report with the others."""
-    said = as_text(Known(violation, report), discover()[violation["invariant"]])
+    said = as_text(ExplainedViolation(violation, report), discover()[violation["invariant"]])
     (name,) = re.findall(r"^Function at fault: (\w+)\(\)", said, re.MULTILINE)
     assert all(
         part in said for part in ("What was promised", "Proof", "Trail", "Stack", report["kernel"])
@@ -185,12 +186,14 @@ def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_win
     assert "exit 0" in result.output, result.output
     assert "exit 3" in result.output, result.output
     print(result.output)
-    first = result.output.partition("!! ruled a violation or suspect\n")[2].splitlines()
+    first = result.output.partition("!! violated or suspect protocol\n")[2].splitlines()
     assert re.match(
         r" +1  only broken.json: __vma_adjust\[file anon moved .*\]  anon↓w i_mmap↓w ", first[0]
     ), result.output
     assert first[1].strip() == "violates L1, L2"
-    assert re.match(r" +nearest:   __vma_adjust\[file anon moved .*\]  i_mmap↓w anon↓w ", first[2])
+    assert re.match(
+        r" +most similar:  __vma_adjust\[file anon moved .*\]  i_mmap↓w anon↓w ", first[2]
+    )
     assert "1 of them alarming" in result.output, result.output
 
 

@@ -56,7 +56,7 @@ def test_small_pages(kernel: str) -> None:
     everywhere = [
         hook["state"]
         for hook in doctor["hooks"].values()
-        if hook["probe_object"] in ("migration", "ledger", "mmap_lock", "oracle")
+        if hook["probe_object"] in ("migration", "ledger", "mmap_lock", "page_tables")
     ]
     assert set(everywhere) <= {"attached", "substituted"}
     assert {name: doctor["invariants"][name]["coverage"] for name in FULL} == dict.fromkeys(
@@ -80,7 +80,7 @@ def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
     assert "exit 0" in result.output, result.output
     found = report(result, "r.json")
     migration, checks = found["migration"], found["invariants"]["M1"]["checks"]
-    recorded = migration["entries_booked"] + migration["entries_copied"]
+    recorded = migration["entries_recorded"] + migration["entries_copied"]
     judged = sum(
         migration[f"entries_{verdict}"]
         for verdict in ("cleared", "violated", "suspect", "unverifiable")

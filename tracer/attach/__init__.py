@@ -1,4 +1,6 @@
-"""From an attach plan to attached programs: hooks and their candidates, compiling, loading, attaching, watching that they stay.
+"""From an attach plan to attached programs: resolve, compile, load, attach, check that they stay.
 
-Which hooks an invariant needs is data of the plan (probes/*.toml). Reading what programs record belongs to tables/.
+plan.py defines hooks, their states and the reasons of each. attach_process runs resolver and loader
+in a child process. Which hooks an invariant needs is data of the plan (probes/*.toml). Reading what
+programs record belongs to tables/.
 """

@@ -1,4 +1,9 @@
-"""Where a function's arguments are on this kernel, from BTF: parameters by name, members of what they point to, registers or stack."""
+"""Where a function's arguments are on this kernel, from BTF.
+
+A hook names its arguments by parameter (`vma`), by a member of what a parameter points to
+(`vmg.target`), or as what a pointer points to (`vmap*`). They are then in the context of an fentry
+or fexit program, in the registers that a kprobe saw, or on the stack.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,17 @@ from tracer.kernel.btf import Btf
 _REGISTERS = (14, 13, 12, 11, 9, 8)  # di, si, dx, cx, r8, r9 in struct pt_regs of x86-64
 _SP, _AX = 19, 10
 
+Located = tuple[dict[str, int], dict[str, int]]
+"""(argument -> offset of its place in a program's context, name -> constant of the program)."""
+
 
 @dataclass(frozen=True)
 class Argument:
-    """The parameter's number, counted in 8-byte slots, and the offset to follow from there (NO_OFFSET: the value itself)."""
+    """Where an argument is.
+
+    slot: number of the parameter, counted in slots of eight bytes. offset: of what to read from
+    there; NO_OFFSET where the parameter itself is the argument.
+    """
 
     slot: int
     offset: int = NO_OFFSET
@@ -21,7 +33,12 @@ class Argument:
 
 @dataclass(frozen=True)
 class Signature:
-    """A function as this kernel has it. `slots`: 8-byte slots of all parameters."""
+    """A function as this kernel has it.
+
+    slots: slots of eight bytes that all parameters take. returns: whether it is not void.
+    parameters: their names, for messages. lacking: arguments that it does not have, each with what
+    was asked for.
+    """
 
     slots: int
     returns: bool
@@ -30,16 +47,19 @@ class Signature:
     lacking: tuple[str, ...]
 
 
-def read(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
-    """Find the wanted arguments: `a | b` in order of preference, `p.member` follows a pointer, `p*` too, a last `?` makes it optional.
+def find(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
+    """Find the arguments of a function.
 
-    `p:type.member` is for a `void *`: it points to this struct."""
+    wanted: argument -> `a | b` in order of preference. `p.member` follows a pointer, `p*` reads
+    what it points to, `p:type.member` does so for a `void *` to a struct of this type. A last `?`
+    makes the argument optional.
+    """
     parameters, returned = types.signature(function) or ([], 0)
     first: dict[str, tuple[int, int]] = {}
     slots = 0
-    for name, kind in parameters:
-        first[name] = (slots, kind)
-        slots += (types.size(kind) + 7) // 8  # an empty struct takes none
+    for name, type_id in parameters:
+        first[name] = (slots, type_id)
+        slots += (types.size(type_id) + 7) // 8  # an empty struct takes none
     found, lacking = {}, []
     for name, text in wanted.items():
         tried = (_argument(types, first, part.strip()) for part in text.rstrip("?").split("|"))
@@ -54,23 +74,24 @@ def read(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
 
 
 def _argument(types: Btf, first: dict[str, tuple[int, int]], text: str) -> Argument | None:
+    """Find one argument. first: parameter -> (its first slot, its type)."""
     parameter, _, member = text.partition(".")
     parameter, _, cast = parameter.partition(":")
     follow = parameter.endswith("*")
     if parameter.rstrip("*") not in first:
         return None
-    slot, kind = first[parameter.rstrip("*")]
+    slot, type_id = first[parameter.rstrip("*")]
     if follow:
         return Argument(slot, 0)
     if not member:
         return Argument(slot)
-    owner = cast or types.pointed_to(kind)
+    owner = cast or types.pointed_to(type_id)
     field = types.resolve(f"{owner}.{member}") if owner else None
     return Argument(slot, field.bit_offset // 8) if field else None
 
 
-def in_trampoline(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
-    """(places, constants) for fentry and fexit: the arguments in order, what is returned behind them."""
+def at_fentry(signature: Signature) -> Located:
+    """Locate arguments for fentry and fexit: in order, and the returned value behind them."""
     places = {name: 8 * argument.slot for name, argument in signature.arguments.items()}
     if signature.returns:
         places["returned"] = 8 * signature.slots
@@ -79,8 +100,11 @@ def in_trampoline(signature: Signature) -> tuple[dict[str, int], dict[str, int]]
     }
 
 
-def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
-    """(places, constants) for a kprobe: struct pt_regs; the seventh argument and later ones are on the stack above the return address."""
+def at_kprobe(signature: Signature) -> Located:
+    """Locate arguments for a kprobe: in the registers of struct pt_regs.
+
+    The seventh argument and later ones are on the stack, above the return address (System V ABI).
+    """
     places, constants = {"stack": 8 * _SP}, {}
     for name, argument in signature.arguments.items():
         on_stack = argument.slot >= len(_REGISTERS)
@@ -91,8 +115,11 @@ def in_registers(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
     return places, constants
 
 
-def too_far(signature: Signature) -> tuple[str, ...]:
-    """Arguments that a kprobe cannot give: members of what an argument on the stack points to. A program follows one pointer."""
+def unreachable_from_kprobe(signature: Signature) -> tuple[str, ...]:
+    """Return the arguments that a kprobe program cannot read.
+
+    These are members of what an argument on the stack points to: a program follows one pointer.
+    """
     return tuple(
         name
         for name, a in signature.arguments.items()
@@ -100,6 +127,7 @@ def too_far(signature: Signature) -> tuple[str, ...]:
     )
 
 
-def at_return(signature: Signature) -> tuple[dict[str, int], dict[str, int]]:
-    """(places, constants) for a kretprobe: what is returned, and the stack with the return address taken off it."""
-    return {"stack": 8 * _SP} | ({"returned": 8 * _AX} if signature.returns else {}), {"popped": 8}
+def at_kretprobe(signature: Signature) -> Located:
+    """Locate what a kretprobe has: the returned value, and a stack without the return address."""
+    places = {"stack": 8 * _SP} | ({"returned": 8 * _AX} if signature.returns else {})
+    return places, {"popped": 8}

@@ -1,8 +1,10 @@
-"""Attaching in a process of its own, which hands over file descriptors and ends.
+"""Attach in a process of its own, which hands over file descriptors and ends.
 
-The kernel's types and symbols, the plan and what the compiler answers take some 100 MB, and none of it is needed once all is attached.
-The child is a fork. Through a Unix socket come eight bytes of length, then the answer (msgpack of `Answer`), then the descriptors: maps,
-programs, links, and the one that keeps BPF statistics on. What they stand for lives in the kernel as long as one process has them open.
+The kernel's types and symbols, the plan and what the compiler answers take some 100 MB, and the
+daemon needs none of it once all is attached. The child is a fork. Through a Unix socket come eight
+bytes of length, then the reply (msgpack of AttachReply), then the descriptors in its order: maps,
+programs with their links, and the one that keeps BPF statistics on. The kernel keeps what they
+stand for while one process has them open.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from tracer.attach import loader, plan
+from tracer.attach import loader, resolver
 from tracer.attach.attached import AttachedProbes, AttachedProgram
-from tracer.attach.compile_cache import Cache
-from tracer.attach.plan import Planned
+from tracer.attach.compile_cache import CompileCache
+from tracer.attach.plan import PlannedHook
+from tracer.bpf.links import IteratorLink, Link
 from tracer.bpf.maps import Map, possible_cpus
-from tracer.bpf.programs import Iterated, Link, Program
+from tracer.bpf.programs import Program
 from tracer.errors import Defect, RmapdError, Temporary, of_kind, of_os, passes
 from tracer.kernel.btf import STRUCT
 from tracer.kernel.running import Kernel
@@ -37,8 +40,15 @@ _MEMORY = "the same again later; it needs 150 MB for a second"
 
 @dataclass(frozen=True)
 class AttachOrder:
-    """What is to be attached: the stems of these folders (or only those named), with books.h's constants and the maps' sizes.
-    enums: of the kernel, that will be asked for afterwards."""
+    """What is to be attached.
+
+    folders: of probe objects; the first one's `include` has the headers.
+    only: names of the probe objects to attach; None: all.
+    constants: the enumerators of the header that daemon and programs share.
+    sizes: macro -> rows of a map. statistics: have the kernel count run times.
+    enums: of the kernel, that the caller will ask for afterwards.
+    cache: folder of compiled programs; None: compile anew.
+    """
 
     folders: Sequence[Path]
     only: frozenset[str] | None
@@ -50,7 +60,7 @@ class AttachOrder:
 
 
 class _Point(msgspec.Struct, frozen=True):
-    """A program, and whether its link comes with it."""
+    """A program of a hook. linked: the descriptor of its link comes behind its own."""
 
     hook: str
     how: str
@@ -58,29 +68,39 @@ class _Point(msgspec.Struct, frozen=True):
     linked: bool
 
 
-class AttachResult(msgspec.Struct, frozen=True):
-    """What the descriptors are, in their order; or why there are none."""
+class AttachReply(msgspec.Struct, frozen=True):
+    """The child's reply: what the descriptors are, in their order; or why there are none.
 
-    hooks: list[Planned] = []
+    maps: name -> (kind, key size, value size, rows). error: what, why, hint and exit code of
+    RmapdError.
+    """
+
+    hooks: list[PlannedHook] = []
     maps: dict[str, tuple[int, int, int, int]] = {}
     points: list[_Point] = []
     statistics: bool = False
     page_size: int = 0
     enums: dict[str, dict[str, int]] = {}
-    error: tuple[str, str, str, int] | None = None  # the last is the exit code
+    error: tuple[str, str, str, int] | None = None
 
 
 @dataclass(frozen=True)
-class Attached:
-    """Everything that runs, sizeof(struct page), and the enums that were asked for."""
+class AttachOutcome:
+    """The attached probes, and the facts of the kernel that only the child has read.
 
-    loaded: AttachedProbes
+    page_size: sizeof(struct page). enums: those that were asked for.
+    """
+
+    probes: AttachedProbes
     page_size: int
     enums: Mapping[str, dict[str, int]]
 
 
-def attach(kernel: Kernel, order: AttachOrder) -> Attached:
-    """Plan, compile, load and attach. RmapdError as the child raised it, or that it died."""
+def attach(kernel: Kernel, order: AttachOrder) -> AttachOutcome:
+    """Resolve, compile, load and attach in a child, and take over what it attached.
+
+    Raises RmapdError as the child did; Temporary or Defect where it died.
+    """
     ours, theirs = socket.socketpair()
     parent = os.getpid()
     try:
@@ -97,32 +117,26 @@ def attach(kernel: Kernel, order: AttachOrder) -> Attached:
     theirs.close()
     with ours:
         try:
-            answer, fds = _receive(ours)
+            reply, fds = _receive(ours)
         finally:
             _, status = os.waitpid(child, 0)
-    if answer is None:
+    if reply is None:
         raise died(
             "the process that attaches gave no answer", os.waitstatus_to_exitcode(status), _MEMORY
         )
-    if answer.error:
-        what, why, hint, exit_code = answer.error
+    if reply.error:
+        what, why, hint, exit_code = reply.error
         raise of_kind(exit_code)(what, why=why, hint=hint)
-    return Attached(taken_over(answer, fds), answer.page_size, answer.enums)
+    return AttachOutcome(taken_over(reply, fds), reply.page_size, reply.enums)
 
 
-def _serve(theirs: socket.socket, kernel: Kernel, order: AttachOrder) -> None:
-    """The child's side."""
+def _serve(parent: socket.socket, kernel: Kernel, order: AttachOrder) -> None:
+    """Run the child: attach, reply, send the descriptors."""
     fds: list[int] = []
     try:
-        planned = plan.make(kernel, order.folders, order.only)
-        include, cache = order.folders[0] / "include", Cache(order.cache) if order.cache else None
-        kit = loader.Kit(kernel.types, order.constants, include, order.sizes, kernel.release, cache)
-        loaded = loader.load(planned, kit, statistics=order.statistics)
-        page_size = kernel.types.size(kernel.types.find("page", STRUCT) or 0)
-        enums = {name: kernel.enumerators(name) for name in order.enums}
-        answer, fds = describe(loaded, page_size, enums)
+        reply, fds = _attached(kernel, order)
     except RmapdError as error:
-        answer = _refusal(error)
+        reply = _refusal(error)
     except Exception as error:
         if not passes(error):
             log.critical(
@@ -132,72 +146,92 @@ def _serve(theirs: socket.socket, kernel: Kernel, order: AttachOrder) -> None:
                 exc_info=error,
             )
         kind = Temporary if passes(error) else Defect
-        answer = _refusal(
+        reply = _refusal(
             kind(
                 "cannot attach",
                 why=f"{type(error).__name__}: {error}",
                 hint=_MEMORY if passes(error) else "report it",
             )
         )
-    text = msgspec.msgpack.encode(answer)
-    theirs.sendall(struct.pack("<Q", len(text)) + text)
-    send_descriptors(theirs, fds)
+    text = msgspec.msgpack.encode(reply)
+    parent.sendall(struct.pack("<Q", len(text)) + text)
+    send_descriptors(parent, fds)
 
 
-def _refusal(error: RmapdError) -> AttachResult:
-    return AttachResult(error=(error.what, error.why, error.hint, error.exit_code))
+def _attached(kernel: Kernel, order: AttachOrder) -> tuple[AttachReply, list[int]]:
+    plan = resolver.make_plan(kernel, order.folders, order.only)
+    build = loader.BuildEnvironment(
+        kernel.types,
+        order.constants,
+        order.folders[0] / "include",
+        order.sizes,
+        kernel.release,
+        CompileCache(order.cache) if order.cache else None,
+    )
+    probes = loader.load(plan, build, statistics=order.statistics)
+    page_size = kernel.types.size(kernel.types.find("page", STRUCT) or 0)
+    return describe(probes, page_size, {name: kernel.enumerators(name) for name in order.enums})
+
+
+def _refusal(error: RmapdError) -> AttachReply:
+    return AttachReply(error=(error.what, error.why, error.hint, error.exit_code))
 
 
 def describe(
-    loaded: AttachedProbes,
+    probes: AttachedProbes,
     page_size: int,
     enums: Mapping[str, dict[str, int]],
     *,
     links: bool = True,
-) -> tuple[AttachResult, list[int]]:
-    """The answer, and the descriptors in its order. links: with what keeps programs attached; else only iterators, which run when read."""
+) -> tuple[AttachReply, list[int]]:
+    """Return the reply that describes attached probes, and their descriptors in its order.
+
+    links: with those that keep programs attached; else only those of iterators, which run when
+    read.
+    """
     maps = {
-        name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in loaded.maps.items()
+        name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in probes.maps.items()
     }
-    points, fds = [], [table.fd for table in loaded.maps.values()]
-    for name, fastened in loaded.points.items():
-        for point in fastened:
+    points, fds = [], [table.fd for table in probes.maps.values()]
+    for name, attached in probes.points.items():
+        for point in attached:
             link = point.link if links or point.how == "iter" else None
             points.append(_Point(name, point.how, point.symbol, link is not None))
             fds += [point.program.fd] + ([link.fd] if link else [])
-    fds += [loaded.statistics_fd] * (loaded.statistics_fd >= 0)
-    return AttachResult(
-        loaded.hooks, maps, points, loaded.statistics_fd >= 0, page_size, dict(enums)
-    ), fds
+    statistics = probes.statistics_fd >= 0
+    fds += [probes.statistics_fd] if statistics else []
+    return AttachReply(probes.hooks, maps, points, statistics, page_size, dict(enums)), fds
 
 
-def _count(answer: AttachResult) -> int:
-    return len(answer.maps) + sum(1 + point.linked for point in answer.points) + answer.statistics
-
-
-def _receive(ours: socket.socket) -> tuple[AttachResult | None, list[int]]:
-    head = exactly(ours, 8)
+def _receive(child: socket.socket) -> tuple[AttachReply | None, list[int]]:
+    """Return (the reply, the descriptors); no reply where the child died before it gave one."""
+    head = exactly(child, 8)
     if len(head) < 8:
         return None, []
     (size,) = struct.unpack("<Q", head)
-    text = exactly(ours, size)
+    text = exactly(child, size)
     if len(text) < size:
         return None, []
-    answer = msgspec.msgpack.decode(text, type=AttachResult)
-    return answer, receive_descriptors(ours, _count(answer))
+    reply = msgspec.msgpack.decode(text, type=AttachReply)
+    count = len(reply.maps) + sum(1 + point.linked for point in reply.points) + reply.statistics
+    return reply, receive_descriptors(child, count)
 
 
-def taken_over(answer: AttachResult, fds: Collection[int]) -> AttachedProbes:
-    """The same as who described it had it, by our descriptors."""
+def taken_over(reply: AttachReply, fds: Iterable[int]) -> AttachedProbes:
+    """Return the probes that a reply describes, over this process's descriptors of them.
+
+    fds: in the reply's order.
+    """
     left, cpus = iter(fds), possible_cpus()
-    loaded = AttachedProbes(hooks=answer.hooks)
-    for name, (kind, key_size, value_size, rows) in answer.maps.items():
-        loaded.maps[name] = Map(next(left), kind, key_size, value_size, rows, cpus)
-    for point in answer.points:
+    maps = {
+        name: Map(next(left), kind, key_size, value_size, rows, cpus)
+        for name, (kind, key_size, value_size, rows) in reply.maps.items()
+    }
+    points: dict[str, list[AttachedProgram]] = {}
+    for point in reply.points:
         program = Program(next(left))
-        link = (Iterated if point.how == "iter" else Link)(next(left)) if point.linked else None
-        loaded.points.setdefault(point.hook, []).append(
-            AttachedProgram(program, point.how, point.symbol, link)
-        )
-    loaded.statistics_fd = next(left) if answer.statistics else -1
-    return loaded
+        kind_of_link = IteratorLink if point.how == "iter" else Link
+        link = kind_of_link(next(left)) if point.linked else None
+        attached = AttachedProgram(program, point.how, point.symbol, link)
+        points.setdefault(point.hook, []).append(attached)
+    return AttachedProbes(reply.hooks, maps, points, next(left) if reply.statistics else -1)

@@ -1,22 +1,24 @@
-"""What runs in the kernel, held by file descriptors: maps, programs, and where each program is attached."""
+"""What runs in the kernel, held by file descriptors: maps, programs, and where each is attached."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tracer.attach.liveness import Attachment
-from tracer.attach.plan import Planned, State
-from tracer.attach.reattach_helper import ReattachHelper
-from tracer.bpf.maps import Map, Ring
-from tracer.bpf.programs import Iterated, Link, Program, RunStatistics
+from tracer.attach.plan import HookState, PlannedHook
+from tracer.attach.reattach_helper import ProgramTarget, ReattachHelper
+from tracer.bpf.links import IteratorLink, Link
+from tracer.bpf.maps import Map
+from tracer.bpf.programs import Program, RunStatistics
+from tracer.bpf.ring_buffer import RingBuffer
 from tracer.process.privileges import User
 
 
 @dataclass
 class AttachedProgram:
-    """A loaded program, the place that it is for, and its link there while it is attached."""
+    """A loaded program and its target; link: its attachment there, None while it has none."""
 
     program: Program
     how: str
@@ -24,25 +26,25 @@ class AttachedProgram:
     link: Link | None = None
 
 
-def fasten(
-    points: Sequence[AttachedProgram], reattach_helper: ReattachHelper | None = None
-) -> None:
-    """Attach all, a return before its entry: no window opens that cannot close. Where one is refused (OSError) none stays."""
+def attach_all(points: Sequence[AttachedProgram], helper: ReattachHelper | None = None) -> None:
+    """Attach the programs of one hook, the one at a function's return first.
+
+    In this order no window is opened by a call whose return is not seen. helper: the process that
+    attaches in our place. Raises OSError where one program is refused; none is attached then.
+    """
     try:
         for point in reversed(points):
-            kept = reattach_helper if point.how != "run" else None
-            point.link = (
-                kept.attach(point.program)
-                if kept
-                else point.program.attach(point.how, point.symbol)
-            )
+            if helper and point.how != "run":
+                point.link = helper.attach(point.program)
+            else:
+                point.link = point.program.attach(point.how, point.symbol)
     except OSError:
-        unfasten(points)
+        detach_all(points)
         raise
 
 
-def unfasten(points: Sequence[AttachedProgram]) -> None:
-    """Detach all, an entry before its return."""
+def detach_all(points: Sequence[AttachedProgram]) -> None:
+    """Detach the programs of one hook, the one at a function's entry first."""
     for point in points:
         if point.link:
             point.link.close()
@@ -50,38 +52,43 @@ def unfasten(points: Sequence[AttachedProgram]) -> None:
 
 
 def close_all(points: Sequence[AttachedProgram]) -> None:
-    """Detach, and let go of the programs."""
-    unfasten(points)
+    """Detach the programs of one hook and unload them."""
+    detach_all(points)
     for point in points:
         point.program.close()
 
 
 @dataclass
 class AttachedProbes:
-    """Close it (or die) and nothing of it remains. keeper: who attaches what has rested, if it is not us."""
+    """Owns maps, programs and links; the kernel frees them when the process exits.
 
-    hooks: list[Planned] = field(default_factory=list)
+    hooks: of the whole plan, as they stand now. maps: by name. points: hook -> its programs.
+    statistics_fd: makes the kernel count run times while it is open; -1 where it does not.
+    reattach_helper: attaches paused hooks again, where this process has no privilege to do so.
+    """
+
+    hooks: list[PlannedHook] = field(default_factory=list)
     maps: dict[str, Map] = field(default_factory=dict)
     points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
     statistics_fd: int = -1
     reattach_helper: ReattachHelper | None = None
 
     @property
     def programs(self) -> dict[str, list[Program]]:
+        """The loaded programs of each hook, entry before return."""
         return {name: [point.program for point in points] for name, points in self.points.items()}
 
-    def iterator(self, name: str) -> Iterated | None:
-        return next(
-            (point.link for point in self.points.get(name, ()) if isinstance(point.link, Iterated)),
-            None,
-        )
+    def iterator(self, name: str) -> IteratorLink | None:
+        """Return the iterator of a hook; None where it is not attached."""
+        links = (point.link for point in self.points.get(name, ()))
+        return next((link for link in links if isinstance(link, IteratorLink)), None)
 
     def attached(self) -> frozenset[str]:
-        return frozenset(h.hook.name for h in self.hooks if h.on)
+        """Return the names of the hooks that are attached now."""
+        return frozenset(hook.hook.name for hook in self.hooks if hook.on)
 
     def attachments(self) -> list[Attachment]:
-        """What is attached now, point by point."""
+        """Return each program that this process holds attached, with its hook."""
         every = ((name, point) for name, points in self.points.items() for point in points)
         return [
             Attachment(name, point.how, point.symbol, point.link)
@@ -89,77 +96,94 @@ class AttachedProbes:
             if point.link
         ]
 
-    def mark(self, off: Mapping[str, str]) -> list[Planned]:
-        """hook -> why it is off now, though we left it on; those that were and are not named are on again. The hooks that changed."""
+    def update_detached(self, reasons: Mapping[str, str]) -> list[PlannedHook]:
+        """Mark hooks as detached by someone else, and those that came back as attached.
+
+        reasons: each hook that is off now though this process holds it attached -> why.
+        Returns the hooks whose state changed.
+        """
         changed = []
         for n, hook in enumerate(self.hooks):
-            why = off.get(hook.hook.name, "")
-            if (why and hook.on) or (not why and hook.state is State.DETACHED):
-                self.hooks[n] = (
-                    replace(hook, state=State.DETACHED, reason=why)
-                    if why
-                    else hook.attached(hook.taken)
-                )
-                changed.append(self.hooks[n])
+            reason = reasons.get(hook.hook.name, "")
+            if reason and hook.on:
+                self.hooks[n] = replace(hook, state=HookState.DETACHED, reason=reason)
+            elif not reason and hook.state is HookState.DETACHED:
+                self.hooks[n] = hook.attached(hook.chosen)
+            else:
+                continue
+            changed.append(self.hooks[n])
         return changed
 
     def statistics(self) -> dict[str, RunStatistics]:
-        """By hook name; the programs at entry and return of one function together."""
+        """Read the run statistics of each hook, those of its programs added up."""
         return {
             name: RunStatistics.total([point.program.statistics() for point in points])
             for name, points in self.points.items()
         }
 
-    def missed(self, of: Callable[[Planned], bool]) -> int:
-        """Runs that the kernel left out of the programs of those hooks."""
-        points = (
-            point
-            for hook in self.hooks
-            if of(hook)
-            for point in self.points.get(hook.hook.name, ())
-        )
+    def missed(self, of: Callable[[PlannedHook], bool]) -> int:
+        """Read how many runs the kernel left out of the programs of these hooks."""
+        points = (point for hook in filter(of, self.hooks) for point in self._points(hook))
         return sum(point.program.missed() for point in points)
 
-    def ring(self, name: str, keep: Callable[[int, bytes], None] | None = None) -> Ring:
-        ring = self.maps[name]
-        return Ring(ring.fd, ring.max_entries, keep)
+    def _points(self, hook: PlannedHook) -> Sequence[AttachedProgram]:
+        return self.points.get(hook.hook.name, ())
 
-    def rest(self, probe_objects: Collection[str], reason: str) -> None:
-        """Take the hooks of these stems off their functions, for now; their programs stay loaded, their counts go on from here."""
-        for n, hook in enumerate(self.hooks):
-            if hook.probe_object in probe_objects and (hook.on or hook.state is State.DETACHED):
-                unfasten(self.points[hook.hook.name])
-                self.hooks[n] = replace(hook, state=State.RESTING, reason=reason)
+    def ring(
+        self, name: str, before_consumed: Callable[[int, bytes], None] | None = None
+    ) -> RingBuffer:
+        """Open a ring buffer map for reading; see RingBuffer."""
+        ring = self.maps[name]
+        return RingBuffer(ring.fd, ring.max_entries, before_consumed)
+
+    def pause(self, probe_objects: Collection[str], reason: str) -> None:
+        """Detach the hooks of these probe objects for now; reason: why, for reports.
+
+        Their programs stay loaded, and their statistics go on from where they are.
+        """
+        for n, hook in self._hooks_of(probe_objects):
+            if hook.on or hook.state is HookState.DETACHED:
+                detach_all(self.points[hook.hook.name])
+                self.hooks[n] = replace(hook, state=HookState.PAUSED, reason=reason)
 
     def resume(self, probe_objects: Collection[str]) -> list[str]:
-        """Attach the hooks of these stems that rest; why for each that the kernel refuses now."""
+        """Attach the paused hooks of these probe objects again.
+
+        Returns why, for each that the kernel refuses now; such a hook stays paused.
+        """
         refused = []
-        for n, hook in enumerate(self.hooks):
-            if hook.probe_object in probe_objects and hook.state is State.RESTING:
+        for n, hook in self._hooks_of(probe_objects):
+            if hook.state is HookState.PAUSED:
                 try:
-                    fasten(self.points[hook.hook.name], self.reattach_helper)
-                    self.hooks[n] = hook.attached(hook.taken)
+                    attach_all(self.points[hook.hook.name], self.reattach_helper)
+                    self.hooks[n] = hook.attached(hook.chosen)
                 except OSError as error:
                     refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
         return refused
 
-    def keep(self, probe_objects: Collection[str], who: User | None = None) -> None:
-        """Start a keeper of the hooks of these stems, which becomes `who`: it attaches them, and we need no privilege for it."""
-        names = [
-            hook.hook.name for hook in self.hooks if hook.on and hook.probe_object in probe_objects
-        ]
-        points = [point for name in names for point in self.points[name] if point.link]
-        self.reattach_helper = ReattachHelper(
-            [(point.program, point.how, point.symbol) for point in points], who
-        )
+    def _hooks_of(self, probe_objects: Collection[str]) -> Iterator[tuple[int, PlannedHook]]:
+        return ((n, one) for n, one in enumerate(self.hooks) if one.probe_object in probe_objects)
+
+    def start_reattach_helper(
+        self, probe_objects: Collection[str], user: User | None = None
+    ) -> None:
+        """Start the process that attaches the hooks of these probe objects after a pause.
+
+        From then on resume() needs no privilege of this process. user: that the helper becomes;
+        None: it stays the one that it is.
+        """
+        hooks = [hook for _, hook in self._hooks_of(probe_objects) if hook.on]
+        points = [point for hook in hooks for point in self._points(hook) if point.link]
+        targets = [ProgramTarget(point.program, point.how, point.symbol) for point in points]
+        self.reattach_helper = ReattachHelper(targets, user)
 
     def detach(self) -> None:
-        """Take every program off its function; programs and maps stay."""
+        """Detach every program; programs and maps stay."""
         for points in reversed(self.points.values()):
-            unfasten(points)
+            detach_all(points)
 
     def close(self) -> None:
-        """Detach everything, then let go of programs and maps."""
+        """Detach everything, then close programs and maps."""
         if self.reattach_helper:
             self.reattach_helper.close()
         for points in reversed(self.points.values()):

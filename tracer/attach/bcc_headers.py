@@ -1,21 +1,48 @@
-"""The stub header tree that BCC's own virtual headers need in place of kernel headers: ten small files and no kernel source."""
+"""A stub header tree, in place of the kernel headers that BCC's own virtual headers include.
+
+Ten small files, and no kernel source: hosts need no linux-headers package.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 _TYPES = """#pragma once
-typedef unsigned char __u8; typedef signed char __s8; typedef unsigned short __u16; typedef short __s16;
-typedef unsigned int __u32; typedef int __s32; typedef unsigned long long __u64; typedef long long __s64;
-typedef __u8 u8; typedef __u16 u16; typedef __u32 u32; typedef __u64 u64;
-typedef __s8 s8; typedef __s16 s16; typedef __s32 s32; typedef __s64 s64;
-typedef __u16 __be16; typedef __u32 __be32; typedef __u64 __be64; typedef __u32 __wsum; typedef __u16 __sum16; typedef __u16 __le16;
+typedef unsigned char __u8;
+typedef signed char __s8;
+typedef unsigned short __u16;
+typedef short __s16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+typedef __s8 s8;
+typedef __s16 s16;
+typedef __s32 s32;
+typedef __s64 s64;
+typedef __u16 __le16;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u64 __be64;
+typedef __u16 __sum16;
+typedef __u32 __wsum;
 typedef __u64 __aligned_u64 __attribute__((aligned(8)));
-typedef _Bool bool; typedef unsigned long size_t; typedef unsigned long uintptr_t; typedef int pid_t; enum { false, true };
+typedef _Bool bool;
+typedef unsigned long size_t;
+typedef unsigned long uintptr_t;
+typedef int pid_t;
+enum { false, true };
 #define NULL ((void *)0)
 #define __bitwise
 #define PAGE_SIZE 4096UL
-struct pt_regs { unsigned long r15,r14,r13,r12,bp,bx,r11,r10,r9,r8,ax,cx,dx,si,di,orig_ax,ip,cs,flags,sp,ss; };
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8;
+	unsigned long ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
+};
 """
 
 _EMPTY = (
@@ -30,7 +57,7 @@ _EMPTY = (
 
 
 def write(root: Path, release: str) -> None:
-    """Write the tree for a kernel release such as `6.1.0-56-amd64` under root."""
+    """Write the tree. root: an empty folder. release: of the kernel, such as `6.1.0-56-amd64`."""
     numbers = [
         int(part.split("-")[0].split("+")[0])
         for part in f"{release}.0.0".split(".")[:3]

@@ -1,7 +1,8 @@
-"""What was compiled once, kept in a folder: the same text for the same kernel by the same compiler need not be compiled at the next start.
+"""A folder of compiled programs: the same text, for the same kernel, by the same compiler.
 
-An entry is believed only where nobody but us could have written it (folder and file are ours and nobody else may write them) and its
-content is what it was (a hash stands before it). Anything else is as if it were not there: the compiler is asked, as at the first time.
+What is read from it is loaded into the kernel, so an entry is trusted only if no other user can
+have written it (folder and file are ours, nobody else may write them) and if a hash before its
+content agrees. Any other entry counts as absent: the programs are compiled as at the first start.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import msgspec
 log = logging.getLogger("rmapd")
 
 _MOST_BYTES = 16 << 20
-_MOST_ENTRIES = 8
+_MOST_ENTRIES = 8  # of this kernel and the one before, of each fidelity
 _COMPILER = (
     "/usr/lib/x86_64-linux-gnu/libbcc.so.0",
     "/usr/lib/python3/dist-packages/bcc/__init__.py",
@@ -29,7 +30,10 @@ _COMPILER = (
 
 
 class MapShape(msgspec.Struct, frozen=True):
-    """What a map was created with. key_type, value_type: ids in the entry's `types`, where the map has any."""
+    """What a map is created with.
+
+    key_type, value_type: type ids in the entry's BTF; 0 where the map has no types.
+    """
 
     kind: int
     key_size: int
@@ -41,7 +45,11 @@ class MapShape(msgspec.Struct, frozen=True):
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
-    """A compiled module: maps by name, instructions by program, in which a map is its number in `maps`; types: BTF of the maps, if any."""
+    """A compiled translation unit.
+
+    maps: by name. code: program -> its instructions, which name a map by its position in `maps`.
+    types: BTF of the maps, if any.
+    """
 
     maps: dict[str, MapShape]
     code: dict[str, bytes]
@@ -49,7 +57,10 @@ class CacheEntry(msgspec.Struct, frozen=True):
 
 
 def compiler_identity(files: Iterable[str] = _COMPILER) -> list[tuple[str, int, int]]:
-    """Size and time of what compiles; empty where it is not at its usual place: then nothing is kept."""
+    """Return path, size and modification time (ns) of the compiler's files.
+
+    Empty where one is not at its usual place: nothing is cached then.
+    """
     try:
         return [
             (name, found.st_size, found.st_mtime_ns) for name in files for found in [os.stat(name)]
@@ -58,23 +69,24 @@ def compiler_identity(files: Iterable[str] = _COMPILER) -> list[tuple[str, int, 
         return []
 
 
-class Cache:
-    """Entries by what they were made of."""
+class CompileCache:
+    """Entries in a folder, each under the hash of what it was made of."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def name(self, made_of: Mapping[str, Any]) -> str:
+        """Return the name of the entry that is made of this, in any order of its keys."""
         text = msgspec.msgpack.encode(made_of, order="deterministic")
         return hashlib.sha256(text).hexdigest()
 
     def read(self, name: str) -> CacheEntry | None:
-        """None where there is none, or none to be believed."""
+        """Return an entry; None where there is none that can be trusted."""
         try:
-            if not _is_ours(os.lstat(self._folder), stat.S_ISDIR):
+            if not _is_ours(os.lstat(self.folder), stat.S_ISDIR):
                 return None
             with open(
-                os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb"
+                os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb"
             ) as file:
                 found = os.fstat(file.fileno())
                 if not _is_ours(found, stat.S_ISREG) or found.st_size > _MOST_BYTES:
@@ -83,7 +95,7 @@ class Cache:
         except OSError:
             return None
         if hashlib.sha256(name.encode() + content).digest() != digest:
-            log.warning("%s is damaged: the probes are compiled anew", self._folder / name)
+            log.warning("%s is damaged: the probes are compiled anew", self.folder / name)
             return None
         try:
             return msgspec.msgpack.decode(content, type=CacheEntry)
@@ -91,29 +103,27 @@ class Cache:
             return None
 
     def write(self, name: str, entry: CacheEntry) -> None:
-        """Whole or not at all; where it cannot be written, the next start compiles again."""
+        """Write an entry, whole or not at all. Failing is logged: the next start compiles again."""
         content = msgspec.msgpack.encode(entry)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not _is_ours(os.lstat(self._folder), stat.S_ISDIR):
-                log.warning("nothing is kept in %s: others may write it", self._folder)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_ours(os.lstat(self.folder), stat.S_ISDIR):
+                log.warning("compiled probes are not cached: others may write to %s", self.folder)
                 return
-            with tempfile.NamedTemporaryFile(
-                dir=self._folder, prefix=".new-", delete=False
-            ) as file:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
                 file.write(hashlib.sha256(name.encode() + content).digest() + content)
-            os.replace(file.name, self._folder / name)
-            self._tidy()
+            os.replace(file.name, self.folder / name)
+            self._remove_oldest()
         except OSError as error:
-            log.info("compiled probes are not kept: %s", error)
+            log.info("compiled probes are not cached: %s", error)
 
-    def _tidy(self) -> None:
-        """The latest entries stay: of this kernel and the one before, of each fidelity."""
-        entries = sorted((path.stat().st_mtime_ns, path) for path in self._folder.iterdir())
+    def _remove_oldest(self) -> None:
+        entries = sorted((path.stat().st_mtime_ns, path) for path in self.folder.iterdir())
         for _, path in entries[:-_MOST_ENTRIES]:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def _is_ours(found: os.stat_result, kind: Any) -> bool:
-    return kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+def _is_ours(found: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
+    """Return whether a file is of this kind, ours, and not writable by others."""
+    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022

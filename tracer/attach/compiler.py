@@ -1,8 +1,9 @@
-"""The compiler, in a process of its own: bcc and clang need some 150 MB and may crash; neither is the daemon's affair.
+"""Compile in a process of its own: bcc and clang take some 150 MB, and may crash.
 
-The only module that imports bcc. The parent hands a request (JSON: text, flags, programs) to standard input. The answer comes through
-a Unix socket: eight bytes of length, JSON (maps by name with their sizes, instructions by program), then the maps' file descriptors.
-The instructions name maps by the child's descriptors.
+This is the only module that imports bcc. The parent writes a request (JSON: text, flags, programs)
+to the child's standard input. The reply comes through a Unix socket: eight bytes of length, JSON
+(maps by name with their sizes, instructions by program), then the maps' file descriptors. The
+instructions name maps by the child's descriptors.
 """
 
 from __future__ import annotations
@@ -22,21 +23,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_identity
+from tracer.attach.compile_cache import CacheEntry, CompileCache, MapShape, compiler_identity
 from tracer.attach.relocations import WIDE, instructions
-from tracer.bpf.maps import Map, create_map, load_types, shape_of, types_of
+from tracer.bpf.maps import Map, btf_of, create_map, load_btf, map_info
 from tracer.errors import RmapdError, Temporary
 from tracer.process.fd_passing import died, exactly, receive_descriptors, send_descriptors
 
 log = logging.getLogger("rmapd")
 
 _DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
-_PSEUDO_MAP_FD = 1
+_PSEUDO_MAP_FD = 1  # BPF_PSEUDO_MAP_FD: the immediate is a map's descriptor
+_MEMORY = "the same again later; it needs 150 MB"
 
 
 @dataclass
 class Compiled:
-    """What a compilation leaves: maps that exist in the kernel, and instructions that name them by our file descriptors."""
+    """The result of a compilation: maps that the kernel has, and instructions by program.
+
+    The instructions name maps by this process's file descriptors.
+    """
 
     maps: dict[str, Map]
     code: dict[str, bytes]
@@ -48,13 +53,17 @@ def compile_text(
     programs: Iterable[str],
     headers: str,
     cpus: int,
-    cache: Cache | None = None,
+    cache: CompileCache | None = None,
 ) -> Compiled:
-    """One translation unit, compiled or (with a cache) taken from what was compiled before. `headers` is the stub header tree.
-    RmapdError with clang's first error."""
+    """Compile one translation unit, or take it from the cache.
+
+    flags: for clang. programs: names of the C functions that are wanted. headers: the folder that
+    bcc_headers.write() filled. cpus: possible_cpus(). Raises RmapdError with clang's first error,
+    Temporary where memory is short, Defect where the compiler crashed.
+    """
     wanted, compiler = sorted(set(programs)), compiler_identity()
     if cache is None or not compiler:
-        return _compile(text, flags, wanted, headers, cpus)
+        return compile_in_child(text, flags, wanted, headers, cpus)
     kernel = os.uname()
     name = cache.name(
         {
@@ -70,31 +79,32 @@ def compile_text(
         try:
             return _restored(entry, cpus)
         except OSError as error:
-            log.info("what was compiled before does not load (%s): compiled anew", error)
-    compiled = _compile(text, flags, wanted, headers, cpus)
+            log.info("the cached programs do not load (%s): compiled anew", error)
+    compiled = compile_in_child(text, flags, wanted, headers, cpus)
     with contextlib.suppress(OSError):
         cache.write(name, _entry(compiled))
     return compiled
 
 
 def _entry(compiled: Compiled) -> CacheEntry:
-    """For the cache: maps as they were created, and numbers instead of our file descriptors."""
+    """Return what the cache keeps: maps as they were created, and their numbers in the code."""
     shapes, numbers, types = {}, {}, set[int]()
     for number, (name, table) in enumerate(compiled.maps.items()):
-        kind, key_size, value_size, rows, flags, btf_id, key_type, value_type = shape_of(table.fd)
-        shapes[name] = MapShape(kind, key_size, value_size, rows, flags, key_type, value_type)
+        info = map_info(table.fd)
+        sizes = info.key_size, info.value_size, info.max_entries
+        shapes[name] = MapShape(info.kind, *sizes, info.flags, info.key_type, info.value_type)
         numbers[table.fd] = number
-        types |= {btf_id} - {0}
-    blob = types_of(types.pop()) if types else b""
+        types |= {info.btf_id} - {0}
+    blob = btf_of(types.pop()) if types else b""
     return CacheEntry(
         shapes, {name: _with_our_maps(code, numbers) for name, code in compiled.code.items()}, blob
     )
 
 
 def _restored(entry: CacheEntry, cpus: int) -> Compiled:
-    """New maps of the same shapes, and the instructions with their file descriptors."""
+    """Create the maps of an entry anew, and write their descriptors into its code."""
     maps, fds = dict[str, Map](), dict[int, int]()
-    btf = load_types(entry.types) if entry.types else 0
+    btf = load_btf(entry.types) if entry.types else 0
     try:
         for number, (name, shape) in enumerate(entry.maps.items()):
             sizes, typed = (
@@ -114,12 +124,12 @@ def _restored(entry: CacheEntry, cpus: int) -> Compiled:
     return Compiled(maps, {name: _with_our_maps(code, fds) for name, code in entry.code.items()})
 
 
-def _compile(
+def compile_in_child(
     text: str, flags: Sequence[str], programs: Sequence[str], headers: str, cpus: int
 ) -> Compiled:
-    """In a child."""
+    """Run a compiler process; arguments and errors are those of compile_text()."""
     ours, theirs = socket.socketpair()
-    with ours, tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as request:
+    with ours, theirs, tempfile.TemporaryFile() as stderr, tempfile.TemporaryFile() as request:
         request.write(
             json.dumps({"text": text, "flags": list(flags), "programs": programs}).encode()
         )
@@ -128,7 +138,7 @@ def _compile(
             [sys.executable, "-m", "tracer.attach.compiler", str(theirs.fileno())],
             stdin=request,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=stderr,
             pass_fds=[theirs.fileno()],
             env={
                 **os.environ,
@@ -137,44 +147,33 @@ def _compile(
             },
         )
         theirs.close()
-        answer = _answer(ours)
-        fds = receive_descriptors(ours, len(answer["maps"])) if answer and "maps" in answer else []
+        reply = _reply(ours)
+        fds = receive_descriptors(ours, len(reply["maps"])) if reply and "maps" in reply else []
         code = child.wait()
-        said.seek(0)
-        complaint = said.read().decode(errors="replace")
-    if answer is None:
-        if complaint:
-            log.error("the compiler's last words: %s", complaint[-4000:])
-        raise died(
-            "the compiler gave no answer",
-            code,
-            "the same again later; it needs 150 MB",
-            _last_line(complaint),
-        )
-    if "error" in answer:
-        kind = (
-            Temporary if os.strerror(errno.ENOMEM) in complaint else RmapdError
-        )  # bcc prints what the kernel says of a map
-        raise kind(
-            answer["error"], why=_first_error(complaint) or answer["why"], hint=answer["hint"]
-        )
+        stderr.seek(0)
+        messages = stderr.read().decode(errors="replace")
+    if reply is None:
+        if messages:
+            log.error("the compiler's last messages: %s", messages[-4000:])
+        raise died("the compiler gave no answer", code, _MEMORY, _last_line(messages))
+    if "error" in reply:
+        # bcc prints the kernel's error where a map cannot be created
+        kind = Temporary if os.strerror(errno.ENOMEM) in messages else RmapdError
+        reason = _first_error(messages) or reply["why"]
+        raise kind(reply["error"], why=reason, hint=reply["hint"])
     maps, ours_by_theirs = {}, {}
-    for fd, (name, (their_fd, kind, key_size, value_size, rows)) in zip(
-        fds, answer["maps"].items(), strict=True
-    ):
-        maps[name] = Map(fd, kind, key_size, value_size, rows, cpus)
+    for fd, (name, shape) in zip(fds, reply["maps"].items(), strict=True):
+        their_fd, kind_of_map, key_size, value_size, rows = shape
+        maps[name] = Map(fd, kind_of_map, key_size, value_size, rows, cpus)
         ours_by_theirs[their_fd] = fd
+    found = {name: bytes.fromhex(text) for name, text in reply["code"].items()}
     return Compiled(
-        maps,
-        {
-            name: _with_our_maps(bytes.fromhex(found), ours_by_theirs)
-            for name, found in answer["code"].items()
-        },
+        maps, {name: _with_our_maps(code, ours_by_theirs) for name, code in found.items()}
     )
 
 
-def _answer(ours: socket.socket) -> Any:
-    """None where the child died before it answered."""
+def _reply(ours: socket.socket) -> Any:
+    """Return the child's reply; None where it died before it gave one."""
     head = exactly(ours, 8)
     size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     text = exactly(ours, size)
@@ -182,6 +181,7 @@ def _answer(ours: socket.socket) -> Any:
 
 
 def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:
+    """Return the instructions with other numbers of maps. ours: number in the code -> number."""
     out = bytearray(code)
     for at, (opcode, registers, _, immediate) in instructions(code):
         if opcode == WIDE and registers >> 4 == _PSEUDO_MAP_FD:
@@ -189,38 +189,41 @@ def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:
     return bytes(out)
 
 
-def _first_error(complaint: str) -> str:
-    return next((line.strip() for line in complaint.splitlines() if "error:" in line), "")
+def _first_error(messages: str) -> str:
+    return next((line.strip() for line in messages.splitlines() if "error:" in line), "")
 
 
-def _last_line(complaint: str) -> str:
-    return next((line.strip() for line in reversed(complaint.splitlines()) if line.strip()), "")
+def _last_line(messages: str) -> str:
+    return next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")
 
 
 def main(descriptor: int) -> None:
-    """The child's side."""
-    theirs = socket.socket(fileno=descriptor)
+    """Run the child. descriptor: of its socket."""
+    parent = socket.socket(fileno=descriptor)
     request = json.load(sys.stdin)
-    answer, fds, keep = _compiled(request)
-    data = json.dumps(answer).encode()
-    theirs.sendall(struct.pack("<Q", len(data)) + data)
-    send_descriptors(theirs, fds)
-    theirs.close()
-    del keep
+    reply, fds, unit = _compiled(request)
+    data = json.dumps(reply).encode()
+    parent.sendall(struct.pack("<Q", len(data)) + data)
+    send_descriptors(parent, fds)
+    parent.close()
+    del unit  # which closes the maps
 
 
 def _compiled(request: dict[str, Any]) -> tuple[dict[str, Any], list[int], Any]:
-    """(answer, file descriptors, what must live until they are sent)."""
+    """Return (the reply, descriptors of the maps, the object that keeps these open)."""
     if _DEBIAN_PACKAGES not in sys.path:
         sys.path.append(_DEBIAN_PACKAGES)
     try:
         import bcc
     except (ImportError, OSError) as error:
-        hint = "apt-get install python3-bpfcc, and a virtual environment made with --system-site-packages over /usr/bin/python3"
+        hint = (
+            "apt-get install python3-bpfcc, and a virtual environment made with "
+            "--system-site-packages over /usr/bin/python3"
+        )
         return {"error": "cannot import bcc", "why": str(error), "hint": hint}, [], None
     try:
         unit = bcc.BPF(text=request["text"].encode(), cflags=request["flags"])
-    except Exception as error:  # bcc raises bare Exception
+    except Exception as error:  # bcc raises Exception itself
         return (
             {
                 "error": "cannot compile the probes",

@@ -1,8 +1,12 @@
-"""Whether what was attached still is. Others may take it away without a word: kprobes have one switch for all of them, ftrace has another,
-and what a descriptor stands for can go. A hook that is off costs coverage; it must not look like a kernel that does nothing.
+"""Detect probes that were disabled or detached by someone else.
 
-Three looks: what the kernel says of each descriptor, the switches, and a pulse: VMA changes of our own, which the hooks that saw the first
-one must see again.
+Kprobes have one switch for all of them, ftrace has another, `bpftool link detach` works on any
+link, and no event reports any of it. A hook that is off costs coverage; it must not look like a
+kernel on which nothing happens.
+
+Three checks: what the kernel reports of each attachment's descriptor; the switches of kprobes and
+ftrace; and a self-test every ten seconds, which changes VMAs of this process. Those of a few hooks
+that ran in the first self-test must run in each later one.
 """
 
 from __future__ import annotations
@@ -14,21 +18,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tracer.bpf.programs import Link, attached_to
+from tracer.bpf import links
+from tracer.bpf.links import Link
 
-_PROBES = frozenset({"kprobe", "kretprobe"})
-_KINDS = {"k": "kprobe", "r": "kretprobe"}
-"""As report_probe(), kernel/kprobes.c, calls them."""
-_PATCHED = _PROBES | {"fentry", "fexit"}
-_ANSWERING = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
-"""Hooks that a pulse certainly runs. Others may run at the same time for other reasons, and not the next time."""
-_PULSE_NS = 10_000_000_000
-_SILENT = 2  # pulses that a hook must miss in a row: a kernel may leave out a run
+_KPROBES = frozenset({"kprobe", "kretprobe"})
+_KPROBE_KINDS = {"k": "kprobe", "r": "kretprobe"}
+"""The letters of report_probe(), kernel/kprobes.c."""
+_BY_FTRACE = _KPROBES | {"fentry", "fexit"}
+_SELF_TESTED = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
+"""Hooks that the self-test certainly runs. Others may run at that time for another reason, and not
+the next time."""
+_SELF_TEST_NS = 10_000_000_000
+_FAILED_IN_A_ROW = 2  # self-tests, before a hook is off: the kernel may leave out one run
+_NOT_RUN = "its program no longer runs when this process does what it is attached to"
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """One point of a hook: where its program is attached, and by which link."""
+    """One attached program of a hook."""
 
     hook: str
     how: str
@@ -36,128 +43,127 @@ class Attachment:
     link: Link
 
 
-def pulse() -> None:
-    """Take a VMA, split it, let it merge, give it back."""
+def change_vmas() -> None:
+    """Map a VMA, split it, let it merge again, unmap it."""
     with mmap.mmap(-1, 3 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         block[mmap.PAGESIZE] = 1
         for advice in (mmap.MADV_DONTFORK, mmap.MADV_DOFORK):
             block.madvise(advice, mmap.PAGESIZE, mmap.PAGESIZE)
 
 
-class Watch:
-    """look() whenever something is judged: the hooks that are off now, with the reason. attachments: what we left on.
-    runs: hook -> how often its programs ran; empty where the kernel does not count for us.
-    fastened: what a descriptor is attached to, which must stay the same."""
+class LivenessCheck:
+    """Knows what each attachment was attached to, and which hooks the self-test runs."""
 
     def __init__(
         self,
         attachments: Callable[[], Iterable[Attachment]],
         runs: Callable[[], Mapping[str, int]],
         root: Path = Path("/"),
-        fastened: Callable[[int], tuple[int, ...]] = attached_to,
-        beat: Callable[[], None] = pulse,
+        attached_to: Callable[[int], tuple[int, ...]] = links.attached_to,
+        self_test: Callable[[], None] = change_vmas,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._attachments, self._runs, self._fastened, self._beat, self._clock = (
-            attachments,
-            runs,
-            fastened,
-            beat,
-            clock,
-        )
-        self._all_kprobes, self._list = (
-            _Switch(root / "sys/kernel/debug/kprobes/enabled"),
-            _Switch(root / "sys/kernel/debug/kprobes/list"),
-        )
-        self._ftrace = _Switch(root / "proc/sys/kernel/ftrace_enabled")
-        self._were: dict[Link, tuple[int, ...]] = {
-            one.link: fastened(one.link.fd) for one in attachments()
-        }
-        self._answers: frozenset[str] | None = None
-        self._silent: dict[str, int] = {}
-        self._next_pulse_ns = 0
+        """Note what is attached now.
 
-    def look(self) -> dict[str, str]:
-        """hook -> why it is off."""
+        attachments: what this process holds attached. runs: hook -> how often its programs ran;
+        empty where the kernel does not count for us. root: of /sys and /proc. attached_to:
+        identifies what a descriptor stands for. clock: in nanoseconds.
+        """
+        self._attachments, self._runs = attachments, runs
+        self._attached_to, self._self_test, self._clock = attached_to, self_test, clock
+        kprobes = root / "sys/kernel/debug/kprobes"
+        self._kprobes_enabled = _KernelFile(kprobes / "enabled")
+        self._kprobe_list = _KernelFile(kprobes / "list")
+        self._ftrace_enabled = _KernelFile(root / "proc/sys/kernel/ftrace_enabled")
+        self._targets = {one.link: attached_to(one.link.fd) for one in attachments()}
+        self._self_tested: frozenset[str] | None = None
+        self._failed: dict[str, int] = {}
+        self._next_self_test_ns = 0
+
+    def check(self) -> dict[str, str]:
+        """Return the hooks that are off now, though this process holds them attached -> why.
+
+        Call it before judging: what was seen while hooks went or came proves nothing.
+        """
         attached = list(self._attachments())
-        self._were = {
-            link: was for link, was in self._were.items() if link in {one.link for one in attached}
-        }
-        switches = self._switched_off(attached)
+        held = {one.link for one in attached}
+        self._targets = {link: target for link, target in self._targets.items() if link in held}
+        switched_off = self._switched_off(attached)
         off: dict[str, str] = {}
         for one in attached:
-            if (
-                why := switches.get(one.how)
-                or switches.get(f"{one.how} {one.symbol}")
-                or self._gone(one)
-            ):
-                off.setdefault(one.hook, why)
-        if self._clock() >= self._next_pulse_ns:
-            self._next_pulse_ns = self._clock() + _PULSE_NS
-            self._feel(frozenset(one.hook for one in attached))
-        for hook, times in self._silent.items():
-            if times >= _SILENT:
-                off.setdefault(
-                    hook, "its program does not run any more when what it is attached to is done"
-                )
+            reason = switched_off.get(one.how) or switched_off.get(f"{one.how} {one.symbol}")
+            if reason := reason or self._gone(one):
+                off.setdefault(one.hook, reason)
+        if self._clock() >= self._next_self_test_ns:
+            self._next_self_test_ns = self._clock() + _SELF_TEST_NS
+            self._run_self_test(frozenset(one.hook for one in attached))
+        for hook, times in self._failed.items():
+            if times >= _FAILED_IN_A_ROW:
+                off.setdefault(hook, _NOT_RUN)
         return off
 
     def _gone(self, one: Attachment) -> str:
+        """Return why a descriptor no longer stands for what was attached; empty where it does."""
         try:
-            now = self._fastened(one.link.fd)
+            now = self._attached_to(one.link.fd)
         except PermissionError:
-            return ""  # nothing is said of it
+            return ""  # unknown, not gone
         except OSError as error:
             return f"its {one.how} at {one.symbol} is gone: {error.strerror}"
-        was = self._were.setdefault(one.link, now)
-        return (
-            "" if now == was else f"its {one.how} at {one.symbol} is not the one that was attached"
-        )
+        if now == self._targets.setdefault(one.link, now):
+            return ""
+        return f"its {one.how} at {one.symbol} is not the one that was attached"
 
     def _switched_off(self, attached: Iterable[Attachment]) -> dict[str, str]:
-        """Ways, and ways at a symbol, that are off. Others' probes on the same function are in the kernel's list beside ours, and may be
-        switched off there: ours is where none of them is on."""
+        """Return methods, and methods at a symbol (`kprobe copy_vma`), that are off -> why."""
         off: dict[str, str] = {}
-        if self._ftrace.read().strip() == "0":
-            off |= dict.fromkeys(
-                _PATCHED, "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)"
-            )
-        if self._all_kprobes.read().strip() == "0":
-            off |= dict.fromkeys(
-                _PROBES, "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)"
-            )
-        elif any(one.how in _PROBES for one in attached):
-            on = set[str]()
-            for line in filter(str.strip, self._list.read().splitlines()):
-                _, kind, place, *_ = line.split()
-                point = f"{_KINDS.get(kind, kind)} {place.partition('+')[0]}"
-                if state := next(
-                    (state for state in ("GONE", "DISABLED") if f"[{state}]" in line), ""
-                ):
-                    off[point] = (
-                        f"the {point.replace(' ', ' at ')} is {state.lower()} (/sys/kernel/debug/kprobes/list)"
-                    )
-                else:
-                    on.add(point)
-            off = {point: why for point, why in off.items() if point not in on}
+        if self._ftrace_enabled.read().strip() == "0":
+            reason = "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)"
+            off |= dict.fromkeys(_BY_FTRACE, reason)
+        if self._kprobes_enabled.read().strip() == "0":
+            reason = "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)"
+            off |= dict.fromkeys(_KPROBES, reason)
+        elif any(one.how in _KPROBES for one in attached):
+            off |= self._disabled_kprobes()
         return off
 
-    def _feel(self, attached: frozenset[str]) -> None:
-        """The first pulse tells which hooks answer here; from then on these must, while they are attached."""
+    def _disabled_kprobes(self) -> dict[str, str]:
+        """Return the kprobes that the kernel lists as disabled or gone -> why.
+
+        The list has other tools' probes on the same function beside ours, which may be disabled.
+        Ours is off if none of them is on.
+        """
+        off, on = dict[str, str](), set[str]()
+        for line in filter(str.strip, self._kprobe_list.read().splitlines()):
+            _, letter, place, *_ = line.split()
+            kind, symbol = _KPROBE_KINDS.get(letter, letter), place.partition("+")[0]
+            state = next((state for state in ("GONE", "DISABLED") if f"[{state}]" in line), "")
+            if state:
+                where = "(/sys/kernel/debug/kprobes/list)"
+                off[f"{kind} {symbol}"] = f"the {kind} at {symbol} is {state.lower()} {where}"
+            else:
+                on.add(f"{kind} {symbol}")
+        return {point: reason for point, reason in off.items() if point not in on}
+
+    def _run_self_test(self, attached: frozenset[str]) -> None:
+        """Change VMAs, and count for each hook how often in a row it did not run.
+
+        The first time decides which hooks can be tested here.
+        """
         before = self._runs()
-        self._beat()
+        self._self_test()
         after = self._runs()
-        answered = frozenset(hook for hook, runs in after.items() if runs > before.get(hook, 0))
-        if self._answers is None:
-            self._answers = answered & _ANSWERING
-        self._silent = {
-            hook: 0 if hook in answered else self._silent.get(hook, 0) + 1
-            for hook in self._answers & attached
+        ran = frozenset(hook for hook, runs in after.items() if runs > before.get(hook, 0))
+        if self._self_tested is None:
+            self._self_tested = ran & _SELF_TESTED
+        self._failed = {
+            hook: 0 if hook in ran else self._failed.get(hook, 0) + 1
+            for hook in self._self_tested & attached
         }
 
 
-class _Switch:
-    """A file of the kernel's, opened while we may and kept: debugfs is root's. One that cannot be read says nothing."""
+class _KernelFile:
+    """A file of the kernel's, opened while we may open it, and kept: debugfs is root's."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -165,6 +171,7 @@ class _Switch:
         self.read()
 
     def read(self) -> str:
+        """Read it anew; empty where it cannot be read."""
         try:
             self._file = self._file or self._path.open(encoding="utf-8", errors="replace")
             self._file.seek(0)

@@ -1,107 +1,187 @@
-"""Load and attach. What the compiler gave goes in; maps, programs and links by file descriptor come out (tracer.attach.attached)."""
+"""Compile, load and attach the probe objects of a plan.
+
+load() does it all. It compiles the usable probe objects as one translation unit
+(tracer.attach.compiler), writes each program's constants and places into its instructions
+(tracer.attach.relocations), loads the programs and attaches them. A failure costs what it must and
+no more:
+
+- A probe object that does not compile costs its own hooks, and those of probe objects that need
+  it. Their state is `missing`. load() raises RmapdError where none compiles.
+- A method whose programs the kernel refuses, loading or attaching, is undone, and the hook's next
+  method is tried. After the last one the hook is `denied`, with the reason of each.
+- Where memory is short (ENOMEM) load() raises Temporary. To go on without the hook would be
+  coverage lost by chance, which the next start would have.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracer.attach import bcc_headers
-from tracer.attach.attached import AttachedProbes, AttachedProgram, close_all, fasten
-from tracer.attach.compile_cache import Cache
+from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
+from tracer.attach.compile_cache import CompileCache
 from tracer.attach.compiler import Compiled, compile_text
-from tracer.attach.plan import AttachPoint, Plan, Planned, ProbeObjectPlan, State
+from tracer.attach.plan import AttachPoint, HookState, Plan, PlannedHook, ProbeObjectPlan
 from tracer.attach.relocations import Names
-from tracer.bpf.maps import possible_cpus
+from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC, Btf
 
+GENERATED = "kernel.h"
+"""The header that is generated for each kernel; probes/include/common.h includes it."""
+_INCLUDE = re.compile(r'#include "([^"]+)"')
+
 
 @dataclass(frozen=True)
-class Kit:
-    """What a program needs to be made for this kernel: its types, books.h's constants, the folder of headers, the sizes of the maps.
-    cache: where what is compiled is kept."""
+class BuildEnvironment:
+    """What compiling and loading for this kernel takes, besides the plan.
+
+    types: of the kernel. constants: the enumerators of the header that daemon and programs share.
+    include: the folder of the headers. sizes: macro -> rows of a map. release: of the kernel.
+    cache: of compiled programs, if any.
+    """
 
     types: Btf
     constants: Mapping[str, int]
     include: Path
     sizes: Mapping[str, int]
     release: str
-    cache: Cache | None = None
+    cache: CompileCache | None = None
 
 
-def load(plan: Plan, kit: Kit, *, statistics: bool) -> AttachedProbes:
-    """Compile all stems at once and attach what resolved. A stem that does not compile costs its hooks, and those of stems that need it."""
-    loaded = AttachedProbes()
-    usable = [
-        probe_object
-        for probe_object in plan.probe_objects
-        if any(hook.state is State.READY for hook in probe_object.hooks)
-    ]
+def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedProbes:
+    """Compile, load and attach a plan; the module's docstring has what a failure costs.
+
+    statistics: have the kernel count run times, where it allows it. Raises RmapdError.
+    """
+    usable = [probe_object for probe_object in plan.probe_objects if probe_object.usable]
     with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
-        bcc_headers.write(Path(folder), kit.release)
-        try:
-            compiled = _compile(plan.header, usable, kit, folder)
-        except Temporary:
-            raise
-        except RmapdError:
-            loaded.broken = _broken_probe_objects(plan.header, usable, kit, folder)
-            usable = [
-                probe_object for probe_object in usable if probe_object.name not in loaded.broken
-            ]
-            if not usable:
-                raise
-            compiled = _compile(plan.header, usable, kit, folder)
-    loaded.maps = compiled.maps
+        bcc_headers.write(Path(folder), build.release)
+        compiled, broken = _compile_usable(plan.header, usable, build, folder)
+    attaching = _Attaching(ProgramLoader(compiled.code, plan.names, build), compiled.maps)
     try:
-        _attach(compiled.code, plan, kit, loaded, statistics=statistics)
+        if statistics:
+            with contextlib.suppress(OSError):
+                attaching.statistics_fd = enable_statistics()
+        for probe_object in plan.probe_objects:
+            attaching.attach(probe_object, broken.get(probe_object.name, ""))
     except BaseException:
-        loaded.close()
+        attaching.probes().close()
         raise
-    return loaded
+    return attaching.probes()
+
+
+@dataclass
+class _Attaching:
+    """What load() has attached so far."""
+
+    programs: ProgramLoader
+    maps: dict[str, Map]
+    hooks: list[PlannedHook] = field(default_factory=list)
+    points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
+    statistics_fd: int = -1
+
+    def attach(self, probe_object: ProbeObjectPlan, compile_error: str) -> None:
+        """Attach the hooks of a probe object. compile_error: why it does not compile, if so."""
+        for hook in probe_object.hooks:
+            if hook.state is HookState.READY and compile_error:
+                reason = f"{probe_object.name}.bpf.c does not compile: {compile_error}"
+                self.hooks.append(hook.failed(HookState.MISSING, reason, tried=True))
+            elif hook.state is HookState.READY:
+                attached, points = attach_hook(self.programs, hook)
+                self.hooks.append(attached)
+                if points:
+                    self.points[hook.hook.name] = points
+            else:
+                self.hooks.append(hook)
+
+    def probes(self) -> AttachedProbes:
+        """Return it as the owner of maps, programs and links."""
+        return AttachedProbes(self.hooks, self.maps, self.points, self.statistics_fd)
 
 
 def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path) -> str:
-    """The one translation unit: what all share, then each stem."""
-    parts = []
-    for name in (
-        "books.h",
-        "rmapd.h",
-        "walk.h",
-        *filter(None, (probe_object.include for probe_object in probe_objects)),
-    ):
-        parts.append(f'#line 1 "{name}"\n{(include / name).read_text(encoding="utf-8")}')
-    parts[1:1] = [f'#line 1 "types sliced from BTF"\n{header}']
-    parts += [
-        f'#line 1 "{probe_object.source.name}"\n{probe_object.source.read_text(encoding="utf-8")}'
+    """Return one translation unit: the probe objects, with each header in place of its `#include`.
+
+    BCC rewrites map accesses in its main file only, so headers cannot be left to the compiler.
+
+    header: the text of kernel.h, generated from this kernel's BTF (tracer.attach.struct_slices).
+    include: the folder of the other headers.
+    RmapdError where a header cannot be read.
+    """
+    known = {GENERATED: header}
+    return "\n".join(
+        _expanded(
+            probe_object.source.name,
+            probe_object.source.read_text(encoding="utf-8"),
+            include,
+            known,
+        )
         for probe_object in probe_objects
-    ]
-    return "\n".join(parts)
+    )
 
 
-def _compile(
-    header: str, probe_objects: Sequence[ProbeObjectPlan], kit: Kit, headers: str
+def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str:
+    """Return a source file with its `#include "..."` lines expanded, each header once.
+
+    known: headers that are in memory; a header that has been used is empty.
+    """
+    lines = [f'#line 1 "{name}"']
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _INCLUDE.match(line)
+        if not found:
+            lines.append(line)
+            continue
+        wanted = found[1]
+        inner = known.get(wanted)
+        if inner is None:
+            try:
+                inner = (include / wanted).read_text(encoding="utf-8")
+            except OSError as error:
+                raise RmapdError(
+                    f"cannot read {wanted}, which {name} includes",
+                    why=str(error),
+                    hint="reinstall rmapd",
+                ) from error
+        known[wanted] = ""
+        if inner:
+            lines += [_expanded(wanted, inner, include, known), f'#line {number + 1} "{name}"']
+        else:
+            lines.append("")
+    return "\n".join(lines)
+
+
+def compile_probe_objects(
+    header: str, probe_objects: Sequence[ProbeObjectPlan], build: BuildEnvironment, headers: str
 ) -> Compiled:
-    flags = [f"-D{name}={value}" for name, value in kit.sizes.items()] + ["-w"]
+    """Compile some probe objects as one translation unit.
+
+    header: Plan.header. headers: the folder that bcc_headers.write() filled. Raises RmapdError with
+    the compiler's first error.
+    """
+    flags = [f"-D{name}={value}" for name, value in build.sizes.items()] + ["-w"]
     points = (
         point
         for probe_object in probe_objects
         for hook in probe_object.hooks
-        for way in hook.ways
-        for point in way.points
+        for method in hook.methods
+        for point in method.points
     )
     try:
         return compile_text(
-            source(header, probe_objects, kit.include),
+            source(header, probe_objects, build.include),
             flags,
             map(_function, points),
             headers,
             possible_cpus(),
-            kit.cache,
+            build.cache,
         )
     except RmapdError as error:
         names = ", ".join(f"{probe_object.name}.bpf.c" for probe_object in probe_objects)
@@ -111,21 +191,38 @@ def _compile(
 
 
 def _function(point: AttachPoint) -> str:
-    """The name of the C function. BCC recognises iterators by their prefix."""
+    """Return the name of a program's C function. BCC recognises iterators by their prefix."""
     return point.program if point.program.startswith("bpf_iter__") else f"rmapd_{point.program}"
 
 
-def _broken_probe_objects(
-    header: str, probe_objects: Sequence[ProbeObjectPlan], kit: Kit, headers: str
+def _compile_usable(
+    header: str, usable: list[ProbeObjectPlan], build: BuildEnvironment, headers: str
+) -> tuple[Compiled, dict[str, str]]:
+    """Return (what compiles, probe object that does not -> why)."""
+    try:
+        return compile_probe_objects(header, usable, build, headers), {}
+    except Temporary:
+        raise
+    except RmapdError:
+        broken = _broken(header, usable, build, headers)
+        left = [probe_object for probe_object in usable if probe_object.name not in broken]
+        if not left:
+            raise
+        return compile_probe_objects(header, left, build, headers), broken
+
+
+def _broken(
+    header: str, usable: Iterable[ProbeObjectPlan], build: BuildEnvironment, headers: str
 ) -> dict[str, str]:
-    broken: dict[str, str] = {}
-    for probe_object in probe_objects:
-        needed = [other for other in probe_objects if other.name == probe_object.needs]
+    """Compile each probe object with what it needs, and return those that fail -> why."""
+    every, broken = {one.name: one for one in usable}, dict[str, str]()
+    for probe_object in every.values():
         if probe_object.needs in broken:
             broken[probe_object.name] = f"needs {probe_object.needs}.bpf.c"
             continue
+        needed = [every[probe_object.needs]] if probe_object.needs in every else []
         try:
-            alone = _compile(header, [*needed, probe_object], kit, headers)
+            alone = compile_probe_objects(header, [*needed, probe_object], build, headers)
         except Temporary:
             raise
         except RmapdError as error:
@@ -136,71 +233,55 @@ def _broken_probe_objects(
     return broken
 
 
-def _attach(
-    code: Mapping[str, bytes], plan: Plan, kit: Kit, loaded: AttachedProbes, *, statistics: bool
-) -> None:
-    if statistics:
-        with contextlib.suppress(OSError):
-            loaded.statistics_fd = enable_statistics()
-    maker = _Maker(code, plan.names, kit)
-    for probe_object in plan.probe_objects:
-        for hook in probe_object.hooks:
-            if hook.state is State.READY and probe_object.name in loaded.broken:
-                reason = f"{probe_object.name}.bpf.c does not compile: {loaded.broken[probe_object.name]}"
-                loaded.hooks.append(hook.failed(State.MISSING, reason, tried=True))
-            elif hook.state is State.READY:
-                loaded.hooks.append(_attach_hook(maker, hook, loaded))
-            else:
-                loaded.hooks.append(hook)
-
-
 @dataclass(frozen=True)
-class _Maker:
-    """Makes programs out of the compiled module."""
+class ProgramLoader:
+    """Loads programs of the compiled translation unit. code: instructions by C function."""
 
     code: Mapping[str, bytes]
     names: Names
-    kit: Kit
+    build: BuildEnvironment
 
-    def program(self, point: AttachPoint) -> Program:
-        if _function(point) not in self.code:
-            raise Refused(f"no program {_function(point)} was compiled")
-        code = self.names.patch(
-            self.code[_function(point)], point.numbers(self.kit.constants), point.places
-        )
+    def load(self, point: AttachPoint) -> Program:
+        """Load the program of an attach point, as its constants and places make it.
+
+        Raises Refused with the verifier's reason, OSError where there is no memory.
+        """
+        function = _function(point)
+        if function not in self.code:
+            raise Refused(f"no program {function} was compiled")
+        constants = point.constant_values(self.build.constants)
+        code = self.names.patch(self.code[function], constants, point.places)
         target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
-        function_id = (
-            self.kit.types.find(target, FUNC) or 0
-            if point.how in ("iter", "fentry", "fexit")
-            else 0
-        )
+        by_btf = point.how in ("iter", "fentry", "fexit")
+        function_id = (self.build.types.find(target, FUNC) or 0) if by_btf else 0
         return load_program(point.program, point.how, code, function_id)
 
 
-def _attach_hook(maker: _Maker, hook: Planned, loaded: AttachedProbes) -> Planned:
-    """The first way whose points all attach."""
+def attach_hook(
+    programs: ProgramLoader, hook: PlannedHook
+) -> tuple[PlannedHook, list[AttachedProgram]]:
+    """Attach a hook by the first of its methods all points of which load and attach.
+
+    Returns the hook as it is then, and its programs: none where it is denied. Raises Temporary
+    where memory is short.
+    """
     reasons = []
-    for number, way in enumerate(hook.ways):
+    for number, method in enumerate(hook.methods):
         points: list[AttachedProgram] = []
         step = "load"
         try:
-            points.extend(
-                AttachedProgram(maker.program(point), point.how, point.symbol)
-                for point in way.points
-            )
+            for point in method.points:
+                points.append(AttachedProgram(programs.load(point), point.how, point.symbol))
             step = "attach"
-            fasten(points)
+            attach_all(points)
         except (OSError, Refused) as error:
-            why = error.strerror if isinstance(error, OSError) else str(error)
-            reasons.append(f"{way.how} {way.symbol} refused at {step}: {why}")
             close_all(points)
-            if (
-                isinstance(error, OSError) and error.errno == errno.ENOMEM
-            ):  # to go on without it would be a coverage lost by chance
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
                 raise of_os(
                     error, f"cannot {step} the programs of {hook.hook.name}", "the same again later"
                 ) from error
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            reasons.append(f"{method.how} {method.symbol} refused at {step}: {reason}")
             continue
-        loaded.points[hook.hook.name] = points
-        return hook.attached(number)
-    return hook.failed(State.DENIED, "; ".join(reasons), tried=True)
+        return hook.attached(number), points
+    return hook.failed(HookState.DENIED, "; ".join(reasons), tried=True), []

@@ -1,12 +1,14 @@
-"""A process that keeps what the daemon gives up once it has attached: the privilege to attach again what the governor has taken off.
+"""The process that attaches paused hooks again, for a daemon that gave up the privilege to do so.
 
-It is given the loaded programs and their places at the start. All that can be asked of it afterwards is to attach one of them at its
-place, by number; the link's file descriptor comes back. It ends when the daemon does. It is started before privileges are dropped,
-becomes the daemon's user, and keeps the capabilities which that attaching needs, once it knows its programs.
+At its start it is given loaded programs and their targets. All that it does from then on is to
+attach one of them to its target, by number, and to send the link's file descriptor back. It is
+started before the daemon drops its privileges, becomes the daemon's user, keeps the capabilities
+that attaching these programs takes, and ends when the daemon does.
 
-Through the socket: eight bytes of length and JSON (the user: name, uid and gid, or null; [how, symbol] by number), then the programs. Four
-bytes come back once it has nothing left that it does not need. Then for each request a number (four bytes) and for each answer an errno
-(four bytes), with the descriptor where it is 0.
+Through the socket: eight bytes of length and JSON (the user's name, uid and gid, or null; [how,
+symbol] by number), then the programs. The helper answers with four bytes once it has dropped what
+it does not need. Each request is a number (four bytes); each answer an errno (four bytes), with the
+descriptor if it is 0.
 """
 
 from __future__ import annotations
@@ -21,36 +23,51 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import astuple
 from pathlib import Path
+from typing import NamedTuple
 
 from pyprctl import Cap
 
-from tracer.bpf.programs import Link, Program
+from tracer.bpf.links import Link
+from tracer.bpf.programs import Program
 from tracer.process import privileges
 from tracer.process.fd_passing import exactly, receive_descriptors, send_descriptors
 from tracer.process.privileges import User
 
 _START_SECONDS = 120.0  # of a Python where CPUs are emulated
-_PATIENCE_SECONDS = 10.0
-Place = tuple[Program, str, str]
-"""A program, and how and where it attaches."""
+_ANSWER_SECONDS = 10.0
+_PERF_EVENT_PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
 
 
-def needed(
-    ways: Collection[str], paranoid: Path = Path("/proc/sys/kernel/perf_event_paranoid")
+class ProgramTarget(NamedTuple):
+    """A loaded program, how it attaches (tracer.bpf.programs.KINDS), and to which symbol."""
+
+    program: Program
+    how: str
+    symbol: str
+
+
+def needed_capabilities(
+    methods: Collection[str], paranoid: Path = _PERF_EVENT_PARANOID
 ) -> frozenset[Cap]:
-    """To attach by these: kernel/bpf/syscall.c, bpf_link_create(); kernel/events/core.c, perf_kprobe_event_init(). Debian adds a level 3 of
-    perf_event_paranoid, above which perf_event_open() is for CAP_SYS_ADMIN."""
-    admin = (
-        bool({"kprobe", "kretprobe"} & set(ways)) and int(paranoid.read_text(encoding="utf-8")) > 2
-    )
-    return frozenset({Cap.BPF, Cap.PERFMON} | ({Cap.SYS_ADMIN} if admin else set()))
+    """Return the capabilities that attaching by these methods takes.
+
+    kernel/bpf/syscall.c, bpf_link_create(): CAP_BPF, CAP_PERFMON. kernel/events/core.c,
+    perf_kprobe_event_init(): CAP_PERFMON. Debian's kernels know a perf_event_paranoid of 3, at
+    which perf_event_open() takes CAP_SYS_ADMIN.
+    """
+    capabilities = {Cap.BPF, Cap.PERFMON}
+    by_kprobe = not {"kprobe", "kretprobe"}.isdisjoint(methods)
+    if by_kprobe and int(paranoid.read_text(encoding="utf-8")) > 2:
+        capabilities.add(Cap.SYS_ADMIN)
+    return frozenset(capabilities)
 
 
 class ReattachHelper:
-    """The daemon's side."""
+    """The daemon's side: the running process, and the socket to it."""
 
-    def __init__(self, places: Sequence[Place], who: User | None = None) -> None:
-        self._numbers = {place[0].fd: number for number, place in enumerate(places)}
+    def __init__(self, targets: Sequence[ProgramTarget], user: User | None = None) -> None:
+        """Start the process and wait until it has dropped its privileges. user: that it becomes."""
+        self._numbers = {target.program.fd: number for number, target in enumerate(targets)}
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -61,19 +78,21 @@ class ReattachHelper:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self._socket.settimeout(_START_SECONDS)
-        text = json.dumps(
-            [who and astuple(who), [[how, symbol] for _, how, symbol in places]]
-        ).encode()
+        symbols = [[target.how, target.symbol] for target in targets]
+        text = json.dumps([user and astuple(user), symbols]).encode()
         self._socket.sendall(struct.pack("<Q", len(text)) + text)
-        send_descriptors(self._socket, [program.fd for program, _, _ in places])
+        send_descriptors(self._socket, [target.program.fd for target in targets])
         try:
-            exactly(self._socket, 4)  # fewer where it has ended: attach() finds out
+            exactly(self._socket, 4)  # fewer bytes where it has ended: attach() finds out
         except OSError:
             self._process.kill()
-        self._socket.settimeout(_PATIENCE_SECONDS)
+        self._socket.settimeout(_ANSWER_SECONDS)
 
     def attach(self, program: Program) -> Link:
-        """Raises OSError where the kernel refuses, or the keeper does not answer."""
+        """Have a program attached to its target.
+
+        Raises OSError where the kernel refuses, or where the helper has ended or does not answer.
+        """
         self._socket.sendall(struct.pack("<I", self._numbers[program.fd]))
         answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
         if len(answer) < 4:
@@ -84,28 +103,29 @@ class ReattachHelper:
         return Link(fds[0])
 
     def close(self) -> None:
+        """Close the socket, which ends the helper, and wait for it."""
         self._socket.close()
-        self._process.wait(_PATIENCE_SECONDS)
+        self._process.wait(_ANSWER_SECONDS)
 
 
 def main(descriptor: int) -> None:
-    """The keeper's side."""
+    """Run the helper. descriptor: of its socket."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    theirs = socket.socket(fileno=descriptor)
-    who, places = json.loads(exactly(theirs, struct.unpack("<Q", exactly(theirs, 8))[0]))
-    privileges.become(who and User(*who), needed({how for how, _ in places}))
-    programs = [Program(fd) for fd in receive_descriptors(theirs, len(places))]
-    theirs.sendall(bytes(4))
-    while len(asked := exactly(theirs, 4)) == 4:
-        (number,) = struct.unpack("<I", asked)
+    daemon = socket.socket(fileno=descriptor)
+    user, symbols = json.loads(exactly(daemon, struct.unpack("<Q", exactly(daemon, 8))[0]))
+    privileges.become(user and User(*user), needed_capabilities({how for how, _ in symbols}))
+    programs = [Program(fd) for fd in receive_descriptors(daemon, len(symbols))]
+    daemon.sendall(bytes(4))
+    while len(request := exactly(daemon, 4)) == 4:
+        (number,) = struct.unpack("<I", request)
         try:
-            link = programs[number].attach(*places[number])
+            link = programs[number].attach(*symbols[number])
         except OSError as error:
-            theirs.sendall(struct.pack("<i", error.errno or 1))
+            daemon.sendall(struct.pack("<i", error.errno or 1))
             continue
-        if link:  # what is run on demand has none, and does not rest
-            socket.send_fds(theirs, [bytes(4)], [link.fd])
+        if link:  # a program that runs on demand has none, and is never paused
+            socket.send_fds(daemon, [bytes(4)], [link.fd])
             link.close()
 
 

@@ -14,7 +14,7 @@ from tracer.checking.cases import DecidedCase, OpenCases
 from tracer.checking.entry_checks import EntryChecks, EntryTables
 from tracer.checking.findings import Findings
 from tracer.checking.late_removals import LateRemovals
-from tracer.checking.missed_runs import HookState
+from tracer.checking.missed_runs import HookLosses
 from tracer.checking.protocol_events import ProtocolEvents
 from tracer.checking.second_walks import SecondWalks
 from tracer.checking.verdicts import Verdicts
@@ -76,7 +76,7 @@ class Checker:
         second_walks: SecondWalks,
         findings: Findings,
         protocol_events: ProtocolEvents,
-        hooks: HookState,
+        hooks: HookLosses,
         age_limit_ns: int,
         clock: Callable[[], int],
     ) -> None:

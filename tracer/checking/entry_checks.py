@@ -93,7 +93,7 @@ class EntryChecks:
 
     def outstanding(self, counters: Mapping[str, int]) -> int:
         """Entries that were recorded, and neither removed nor judged."""
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         return max(0, recorded - counters["ENTRIES_REMOVED"] - self.entries.total())
 
     def migrations_ended(self, events: Iterable[Event]) -> None:
@@ -162,7 +162,7 @@ class EntryChecks:
             return
         removed = self._tables.counters.read()["ENTRIES_REMOVED"]
         held = sum(row.count for row in rows) + self.open_cases.held()
-        recorded = before["ENTRIES_BOOKED"] + before["ENTRIES_COPIED"]
+        recorded = before["ENTRIES_RECORDED"] + before["ENTRIES_COPIED"]
         self._in_no_row.append(recorded - removed - self.entries.total() - held)
         if len(self._in_no_row) == _LOOKS_FOR_LOST and (lost := min(self._in_no_row)) > 0:
             self._in_no_row.clear()

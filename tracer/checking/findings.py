@@ -188,11 +188,11 @@ class Findings:
         return Draft(outline, partial(self._explain_reported, report, event))
 
     def _explain_reported(self, report: EventReport, event: Event) -> Explanation:
-        addresses = {"addr": event.addr, "mm": event.a, "vma": event.b, "folio": event.folio}
-        now = self._objects.look(event.b)
+        addresses = {"addr": event.addr, "mm": event.mm, "vma": event.vma, "folio": event.folio}
+        now = self._objects.look(event.vma)
         since = event.start_ns or event.time_ns
         around = TrailEntry(
-            since, event.tid, {event.a}, [(event.addr, event.addr + 1)], {event.folio}
+            since, event.tid, {event.mm}, [(event.addr, event.addr + 1)], {event.folio}
         )
         return Explanation(
             report.summary.format(**addresses),
@@ -200,7 +200,7 @@ class Findings:
             self._event_stack(event),
             {name: hex(value) for name, value in addresses.items()}
             | {
-                "vma_now": self._objects.vma(event.b, event.a),
+                "vma_now": self._objects.vma(event.vma, event.mm),
                 "folio_now": self._objects.folio(event.folio, vm_flags=now.vm_flags if now else 0),
             },
             self._trails.of_entry(around, event.time_ns),
@@ -221,8 +221,8 @@ class Findings:
             event.task,
             self._event_stack(event),
             {
-                "outer_mm": hex(event.a),
-                "inner_mm": hex(event.b),
+                "outer_mm": hex(event.outer),
+                "inner_mm": hex(event.inner),
                 "opposite_task": event.first_tid,
                 "opposite_stack": opposite,
             },

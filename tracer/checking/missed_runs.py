@@ -63,7 +63,7 @@ class MissedRuns:
         return self._spans[-1][1] if self._spans else None
 
 
-class HookState(Protocol):
+class HookLosses(Protocol):
     """What the checker must know of rmapd's own hooks before it decides.
 
     look() brings it up to date; the rest are pure reads.

@@ -94,11 +94,11 @@ class ProtocolEvents:
             else Trail()
         )
         vma = {
-            **ranges(event.a, seen),
+            **ranges(event.vma, seen),
             **({"flags": vm_letters(seen.vm_flags)} if seen.vm_flags else {}),
         }
-        if wrong and event.a:
-            now = self._objects.vma(event.a, event.b)
+        if wrong and event.vma:
+            now = self._objects.vma(event.vma, event.mm)
             vma |= {"file": now["file"]} if now.get("same") and "file" in now else {}
         folio = (
             self._objects.folio(seen.folio, vm_flags=seen.vm_flags) if wrong and seen.folio else {}
@@ -108,7 +108,7 @@ class ProtocolEvents:
             stack=self._symbols.stack(self._tables.stacks.of_event(event.stack)),
             vma=vma,
             addresses={
-                name: hex(value) for name, value in _addresses(event.b, seen).items() if value
+                name: hex(value) for name, value in _addresses(event.mm, seen).items() if value
             },
             trail=trail.steps,
             note=trail.note,

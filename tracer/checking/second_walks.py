@@ -67,7 +67,7 @@ class SecondWalks:
         if row is None or not left:
             return None
         known = left[0]
-        visited = self._was_visited_there(row, known, answer, event.b if event else None)
+        visited = self._was_visited_there(row, known, answer, event.visits if event else None)
         # moved away, visited there and moved back, or another mapping of the folio: the visits
         # cannot tell these apart
         elsewhere = visited is False and self._visits.was_visited_elsewhere(

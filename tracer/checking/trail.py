@@ -142,7 +142,7 @@ class Trails:
         Windows after it explain nothing. It is known from its event even if the recorder has lost
         it. key, seen: its protocol key and struct sighting. why: the reason of the marked step.
         """
-        around = {event.a, event.b, seen.folio, seen.anon, seen.i_mmap} - {0}
+        around = {event.vma, event.mm, seen.folio, seen.anon, seen.i_mmap} - {0}
         recorded = self._flight_recorder.recorded(
             around, {event.tid}, until_ns=event.time_ns, last=_MOST_CHANGES + _MOST_WALKS
         )
@@ -282,7 +282,7 @@ class Trails:
             "duration_ns": event.time_ns - event.start_ns if event.start_ns else 0,
             "function": protocol.window if protocol else "",
             "task": {"pid": event.tid, "tgid": event.tgid},
-            "vma": ranges(event.a, seen),
+            "vma": ranges(event.vma, seen),
             "protocol": self._text(key),
             "stack": list(self._symbols.stack(self._stacks.of_event(event.stack))),
         }

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tracer.attach.attach_process import Attached, taken_over
+from tracer.attach.attach_process import AttachOutcome, taken_over
 from tracer.config import Config
 from tracer.daemon.recorder import resume
 from tracer.daemon.session import Session, probes_folder, running_kernel
@@ -39,10 +39,10 @@ class Aftermath(Session):
         self._down, self.left = down, left
 
     def _attach(self) -> None:
-        layouts, answer = Layouts.read(probes_folder() / "include" / "books.h"), self._down.answer
-        attached = Attached(taken_over(answer, self._down.fds), answer.page_size, answer.enums)
-        for point in attached.loaded.points.get("tasks", []):
-            point.link = point.link or point.program.attach_iterator()
+        layouts, answer = Layouts.read(probes_folder() / "include" / "shared.h"), self._down.answer
+        attached = AttachOutcome(taken_over(answer, self._down.fds), answer.page_size, answer.enums)
+        for point in attached.probes.points.get("tasks", []):
+            point.link = point.link or point.program.attach("iter", "")
         self._build(attached, layouts, self.left.state.level or self._down.level)
         self._started_ns = self._down.started_ns
         self.tables.params.set(gate=0)
@@ -52,7 +52,9 @@ class Aftermath(Session):
                 key, put_back(layouts.structs["ledger_row"], value, now) if now else value
             )
         resume(self.left, self.judge, self.protocol_events.rulings)
-        self.judge.read_events([event for at, event in self.left.events if at < self._ring.at])
+        self.judge.read_events(
+            [event for at, event in self.left.events if at < self._ring.position]
+        )
 
     def _calibrate(self, *_: object) -> str:
         """As the dead judge found it: what it found is in the maps."""

@@ -1,6 +1,6 @@
 """Fidelity: how much is probed, what is covered with that, and how a running session changes it.
 
-A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (books.h: epochs); what was
+A change loses no count and makes none up. Windows and mmap_locks that began before it ended are not counted (shared.h: epochs); what was
 counted before it is judged by what was covered then; what a task holds is forgotten where its release may go unseen.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from tracer.attach.attached import AttachedProbes
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor
@@ -27,8 +27,8 @@ WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 _UNSAMPLED_COST = 1 / 7
 """What a window that is not booked costs of one that is (tests.bench.programs)."""
 _PROBE_OBJECTS = {
-    "migration": frozenset({"migration", "ledger", "oracle", "scene", "forks"}),
-    "owner": frozenset({"migration", "ledger", "oracle", "scene", "forks", "vma", "rmap"}),
+    "migration": frozenset({"migration", "ledger", "page_tables", "objects", "forks"}),
+    "owner": frozenset({"migration", "ledger", "page_tables", "objects", "forks", "vma", "rmap"}),
 }
 
 
@@ -84,7 +84,7 @@ class Fidelity:
     def cover(self) -> None:
         """What is checked with the hooks that are on now."""
         found = self._loaded.attached() | self._features
-        gone = [hook for hook in self._loaded.hooks if hook.state is State.DETACHED]
+        gone = [hook for hook in self._loaded.hooks if hook.state is HookState.DETACHED]
         off = {hook.hook.name: hook.reason for hook in gone}
         of_windows = {
             hook.hook.name: hook.reason
@@ -228,7 +228,7 @@ class Fidelity:
     def change(self, level: str, why: str, count: Callable[[], None]) -> list[str]:
         """Attach and detach what differs; why for each hook that the kernel refuses to take again."""
         every = {hook.probe_object for hook in self._loaded.hooks}
-        rest = {
+        pause = {
             probe_object
             for probe_object in every
             if runs(probe_object, self.level) and not runs(probe_object, level)
@@ -238,7 +238,7 @@ class Fidelity:
             for probe_object in every
             if not runs(probe_object, self.level) and runs(probe_object, level)
         }
-        changing = rest | resume
+        changing = pause | resume
         resampled = self._sampled != (level != LEVELS[0])
         windows, mmap_locks = (
             resampled or not changing.isdisjoint(WINDOW_PROBE_OBJECTS),
@@ -246,7 +246,7 @@ class Fidelity:
         )
         with self._epochs.changing_hooks(windows=windows, mmap_locks=mmap_locks):
             count()
-            self._loaded.rest(rest, f"the governor has lowered fidelity to {level}: {why}")
+            self._loaded.pause(pause, f"the governor has lowered fidelity to {level}: {why}")
             refused = self._loaded.resume(resume)
             self._sampled = level != LEVELS[0]
             self._sample()

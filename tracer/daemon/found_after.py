@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Collection
 
-from tracer.bpf.maps import object_name
+from tracer.bpf.syscall import object_name
 from tracer.config import Config
 from tracer.daemon.after_death import Aftermath, aftermath
 from tracer.errors import RmapdError
@@ -79,7 +79,7 @@ def _keep(config: Config, session: Aftermath, how: str) -> int:
             config, session.kernel.release, run=state.run, counted=state.stored, rest=state.rest
         )
         with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as reaction:
-            reaction.react(tally, new, snapshot, ended=True, early=why)
+            reaction.deliver(tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"
     log.error(
         "%s: %s of %d checks; %d entries are outstanding",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from tracer.attach.attached import AttachedProbes
-from tracer.attach.liveness import Watch
+from tracer.attach.liveness import LivenessCheck
 from tracer.checking.missed_runs import MissedRuns
 from tracer.daemon.fidelity import WINDOW_PROBE_OBJECTS, Fidelity
 from tracer.invariants.base import Invariant, UnbrokenRuns
@@ -17,7 +17,7 @@ log = logging.getLogger("rmapd")
 
 
 class LossTracker:
-    """Implements the checker's HookState. look() asks the kernel and renews the coverage; the rest are pure reads.
+    """Implements the checker's HookLosses. look() asks the kernel and renews the coverage; the rest are pure reads.
 
     clock: CLOCK_MONOTONIC in nanoseconds.
     """
@@ -25,7 +25,7 @@ class LossTracker:
     def __init__(
         self,
         loaded: AttachedProbes,
-        watch: Watch,
+        watch: LivenessCheck,
         fidelity: Fidelity,
         invariants: Mapping[str, Invariant],
         clock: Callable[[], int],
@@ -49,7 +49,7 @@ class LossTracker:
 
         Windows during which a hook was detached or came back prove nothing, so this comes before anything is judged.
         """
-        changed = self._loaded.mark(self._watch.look())
+        changed = self._loaded.update_detached(self._watch.check())
         for hook in changed:
             self._changes[hook.probe_object] += 1
             why = f": {hook.reason}" if hook.reason else " again"

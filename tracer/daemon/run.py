@@ -15,13 +15,13 @@ from importlib import import_module
 from pathlib import Path
 
 import tracer
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.config import CHANGEABLE, Config
 from tracer.daemon.found_after import keep_from_systemd
 from tracer.daemon.session import Session, running_kernel
 from tracer.errors import RmapdError
 from tracer.invariants.base import Coverage
-from tracer.invariants.verdict import Verdict
+from tracer.invariants.verdict import Finding, Verdict
 from tracer.outputs import otlp
 from tracer.outputs.log import FindingLog
 from tracer.outputs.sinks import Sinks, open_store
@@ -71,7 +71,7 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
         def look(*, ended: bool = False) -> Snapshot:
             now = session.snapshot()  # first: it may find something new
             session.recorder.commit()
-            now = reaction.react(
+            now = reaction.deliver(
                 session.judge.tally, session.judge.take_new_findings(), now, ended=ended
             )
             session.recorder.commit(stored=reaction.stored)
@@ -127,6 +127,13 @@ def serve(config: Config, asked: Asked, duration: float | None, judge: Supervise
     log.info(
         "gate closed, detached%s", f" on signal {asked.stop.asked}" if asked.stop.asked else ""
     )
+
+
+def _taken(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Take the new findings out of the checker's list."""
+    new = tuple(findings)
+    findings.clear()
+    return new
 
 
 def _drop(session: Session, judge: Supervised, who: privileges.User | None) -> None:
@@ -186,7 +193,7 @@ def _in_a_line(s: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
 def _announce(session: Session, snapshot: Snapshot, where: str) -> None:
     absent = defaultdict[tuple[bool, str], list[str]](list)
     for hook in snapshot.hooks:
-        if hook.state in (State.MISSING, State.DENIED):
+        if hook.state in (HookState.MISSING, HookState.DENIED):
             absent[hook.tried, hook.reason].append(hook.hook.name)
     for (
         (tried, reason),

@@ -15,8 +15,9 @@ import msgspec
 
 import tracer
 from tracer.attach import attach_process
-from tracer.attach.liveness import Watch
+from tracer.attach.liveness import LivenessCheck
 from tracer.bpf import programs as program
+from tracer.bpf.links import attached_to
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program, RunStatistics
 from tracer.checking.cases import OpenCases
@@ -104,7 +105,7 @@ class Session:
 
     def _attach(self) -> None:
         include = self._folders[0] / "include"
-        layouts = Layouts.read(include / "books.h")
+        layouts = Layouts.read(include / "shared.h")
         level = LEVELS[0] if self.config.fidelity == "auto" else self.config.fidelity
         sizes, cache = (
             self.config.maps.sizes(),
@@ -130,15 +131,15 @@ class Session:
         )
         self.tables.params.set(gate=1)
 
-    def _build(self, attached: attach_process.Attached, layouts: Layouts, level: str) -> None:
+    def _build(self, attached: attach_process.AttachOutcome, layouts: Layouts, level: str) -> None:
         """All that judges, over what is attached."""
         self.kernel.known_enums |= attached.enums
         self._page_size = attached.page_size
-        self.loaded = self._stack.enter_context(attached.loaded)
+        self.loaded = self._stack.enter_context(attached.probes)
         self.tables = Tables.of(self.recorder.tables(self.loaded), layouts)
         levels = 5 if self.kernel.five_level_paging else 4
         welcome_ns = int(self.config.max_entry_age_seconds * 1e9)
-        self.tables.params.set(levels=levels, welcome_ns=welcome_ns)
+        self.tables.params.set(levels=levels, max_entry_age_ns=welcome_ns)
         oracle = self._oracle(layouts, levels, attached.page_size)
         self.open_cases = OpenCases(
             self.tables.ledger,
@@ -175,7 +176,7 @@ class Session:
         findings = Findings(
             self.tables.stacks, self.kernel, symbols, self._clock, seen, self.protocol_events.trails
         )
-        self.watch = Watch(self.loaded.attachments, self._runs)
+        self.watch = LivenessCheck(self.loaded.attachments, self._runs)
         self.losses = LossTracker(
             self.loaded, self.watch, self._fidelity, self.invariants, self._clock
         )
@@ -217,7 +218,7 @@ class Session:
         if self.config.fidelity != "auto" or self.loaded.statistics_fd < 0 or len(levels) == 1:
             return levels[:1]
         if self.config.drop_privileges:
-            self.loaded.keep(
+            self.loaded.start_reattach_helper(
                 [
                     hook.probe_object
                     for hook in self.loaded.hooks
@@ -293,7 +294,7 @@ class Session:
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         welcome_ns = int(config.max_entry_age_seconds * 1e9)
-        self.tables.params.set(welcome_ns=welcome_ns)
+        self.tables.params.set(max_entry_age_ns=welcome_ns)
         self._fidelity.sample(config.sampled_windows)
         if self._fidelity.governor:
             self._fidelity.governor.budget = config.budget
@@ -313,13 +314,13 @@ class Session:
             searched = (
                 bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
             )
-        standing = [program.attached_to(one.link.fd) for one in self.loaded.attachments()]
+        standing = [attached_to(one.link.fd) for one in self.loaded.attachments()]
         return (
             taken,
             searched,
             self.kernel.shows_addresses(),
             standing,
-            self.watch.look(),
+            self.watch.check(),
             [(name, ran.program_id) for name, ran in statistics.items()],
         )
 
@@ -388,7 +389,7 @@ class Session:
         }
         totals |= {
             "windows": self.protocol_events.rulings.windows,
-            "migration_entries": counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"],
+            "migration_entries": counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"],
         }
         return (self._clock() - self._started_ns) / 1e9, totals
 

@@ -63,7 +63,7 @@ def judge_balance(protocol: Protocol) -> Ruling | None:
         )
         return Ruling(
             Verdict.VIOLATED,
-            f"returns {'an error ' if protocol.error else ''}{how.format(lock.spoken)}",
+            f"returns {'an error ' if protocol.error else ''}{how.format(lock.display_name)}",
             proven=True,
         )
     if protocol.lost:
@@ -103,16 +103,16 @@ def _leftovers(
         if not possible:
             yield Ruling(
                 Verdict.UNVERIFIABLE,
-                f"{lock.spoken}: the steps do not add up, so an event is missing",
+                f"{lock.display_name}: the steps do not add up, so an event is missing",
             )
         elif left:
             yield Ruling(
-                Verdict.SUSPECT, f"returns with a {lock.spoken} held, according to the steps"
+                Verdict.SUSPECT, f"returns with a {lock.display_name} held, according to the steps"
             )
         else:
             yield Ruling(
                 Verdict.SUSPECT,
-                f"gives back a {lock.spoken} that was held at entry, perhaps by this task",
+                f"gives back a {lock.display_name} that was held at entry, perhaps by this task",
             )
 
 

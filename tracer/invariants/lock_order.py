@@ -143,15 +143,18 @@ def _order(
 ) -> Ruling:
     for lock in held:
         if _above(taken, lock, protocol):
-            return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with the {lock.spoken} held")
+            return Ruling(
+                Verdict.VIOLATED, f"{taken.display_name} is taken with the {lock.display_name} held"
+            )
         many = taken.family is lock.family and taken.family in _INSTANCES
         if many and (protocol.window, taken.family) not in MANY_ALLOWED:
-            return Ruling(Verdict.VIOLATED, f"{taken.spoken} is taken with one held already")
+            return Ruling(Verdict.VIOLATED, f"{taken.display_name} is taken with one held already")
     for lock in readers:
         if _above(taken, lock, protocol):
             return Ruling(
                 Verdict.SUSPECT,
-                f"{taken.spoken} is taken with the {lock.spoken} read-held, perhaps by this task",
+                f"{taken.display_name} is taken with the {lock.display_name} read-held, perhaps by"
+                " this task",
             )
     return Ruling(Verdict.HOLDS)
 
@@ -226,7 +229,7 @@ def nestings(protocol: Protocol) -> tuple[tuple[Edge, str], ...]:
 
 def classes() -> dict[str, tuple[str, int]]:
     """Return every class that the graph may have -> its name in words, its documented rank."""
-    known = {str(lock): (lock.spoken, rank) for lock, rank in _RANKS.items()}
+    known = {str(lock): (lock.display_name, rank) for lock, rank in _RANKS.items()}
     return known | {_HUGETLB_NODE: ("i_mmap_rwsem of hugetlbfs", _HUGETLB_I_MMAP)}
 
 

@@ -62,7 +62,7 @@ LEDGER_LOSS = Loss(
 )
 """Insertions that are in no row."""
 
-LATE, LATE_UNCERTAIN = "M4_LATE", "M4_UNTOLD"
+LATE, LATE_UNCERTAIN = "M4_LATE", "M4_AGE_UNKNOWN"
 """Counters of removals after the age limit. The checker classifies them when it reads them
 (checking/late_removals.py)."""
 

@@ -37,7 +37,9 @@ INSERTED_UNLOCKED = Invariant(
     + _MIGRATE_DEVICE,
     needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
     lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
-    counters=Counters(holds=("M2_HOLDS",), violated=("M2_VIOLATED",), unverifiable=("M2_UNSURE",)),
+    counters=Counters(
+        holds=("M2_HOLDS",), violated=("M2_VIOLATED",), unverifiable=("M2_UNVERIFIABLE",)
+    ),
     events=(
         EventReport(
             "INSERTED_UNLOCKED",

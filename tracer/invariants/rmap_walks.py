@@ -58,7 +58,7 @@ def judge_walk(protocol: Protocol) -> Ruling | None:
         elif isinstance(step, Visit) and step.owner in _STATES:
             return Ruling(
                 Verdict.VIOLATED,
-                f"the walk visits a VMA with the {lock.spoken} {_STATES[step.owner]}",
+                f"the walk visits a VMA with the {lock.display_name} {_STATES[step.owner]}",
                 proven=True,
             )
         elif isinstance(step, Visit):
@@ -66,7 +66,7 @@ def judge_walk(protocol: Protocol) -> Ruling | None:
     if uncovered:
         return Ruling(
             Verdict.UNVERIFIABLE,
-            f"the {lock.spoken} is read-held, and nothing shows that this walk holds it",
+            f"the {lock.display_name} is read-held, and nothing shows that this walk holds it",
         )
     if protocol.overlong:
         return Ruling(Verdict.UNVERIFIABLE, "the rest of the walk is not known")

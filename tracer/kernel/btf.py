@@ -1,7 +1,8 @@
-"""The running kernel's BTF: types by name, members with exact offsets, function and tracepoint prototypes.
+"""A kernel's BTF: types, members with their offsets, prototypes of functions and tracepoints.
 
-The format is documented in the kernel's Documentation/bpf/btf.rst; kind numbers are those of include/uapi/linux/btf.h.
-Only record headers are indexed on reading (one pass over the type section); bodies are decoded on demand.
+The format is that of the kernel's Documentation/bpf/btf.rst, kind numbers those of
+include/uapi/linux/btf.h. Reading indexes the headers of records, in one pass over the type section;
+a record's body is decoded when it is asked for.
 """
 
 from __future__ import annotations
@@ -28,18 +29,21 @@ _TRAILER = {
     UNION: (0, 12),
     ENUM: (0, 8),
     FUNC_PROTO: (0, 8),
-} | {
     VAR: (4, 0),
     DATASEC: (0, 12),
     DECL_TAG: (4, 0),
     ENUM64: (0, 12),
 }
+"""Kind -> bytes that follow the header of a record: (once, for each of its vlen elements)."""
 _MODIFIERS = frozenset({TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG})
 
 
 @dataclass(frozen=True)
 class Field:
-    """One member as it lies in its outermost struct: bit_offset from the start, bit_size 0 unless a bitfield."""
+    """One member of a struct.
+
+    bit_offset: from the start of the outermost struct. bit_size: 0 unless it is a bitfield.
+    """
 
     name: str
     type_id: int
@@ -48,9 +52,10 @@ class Field:
 
 
 class Btf:
-    """A parsed BTF blob. Type id 0 is void."""
+    """A parsed BTF blob. Types are named by their ids; 0 is void."""
 
     def __init__(self, blob: bytes, origin: str = "BTF") -> None:
+        """Index a blob. origin: where it is from, for messages. Raises RmapdError."""
         if len(blob) < 24 or struct.unpack_from("<H", blob)[0] != _MAGIC:
             raise RmapdError(
                 f"{origin} is not BTF",
@@ -68,12 +73,14 @@ class Btf:
             self._index(self._types, self._types + type_len)
         except (struct.error, KeyError) as error:
             raise RmapdError(
-                f"{origin} cannot be read", why=f"unknown or truncated record ({error})"
+                f"{origin} cannot be read",
+                why=f"unknown or truncated record ({error})",
+                hint="report it, with this kernel's release",
             ) from error
 
     @classmethod
     def read(cls, path: Path) -> Btf:
-        """Read /sys/kernel/btf/vmlinux or a file of the same form."""
+        """Read /sys/kernel/btf/vmlinux, or another file of that form. Raises RmapdError."""
         try:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
@@ -105,26 +112,25 @@ class Btf:
         return self._blob[start : self._blob.index(b"\0", start)].decode()
 
     def _find_string(self, name: str) -> list[int]:
-        """Every offset at which the exact string stands (the section is usually deduplicated)."""
+        """Return the offsets of this very string; the section is usually deduplicated."""
         once, doubled = self._offsets
         text = name.encode()
         return doubled.get(text) or ([once[text]] if text in once else [])
 
     @cached_property
     def _offsets(self) -> tuple[dict[bytes, int], dict[bytes, list[int]]]:
-        """Where each string of the section is, and all places of those that are there more than once."""
+        """(string -> its last offset, string that is there more than once -> all its offsets)."""
         strings = self._blob[self._strings : self._strings_end].split(b"\0")
         starts = list(map(add, accumulate(map(len, strings), initial=0), range(len(strings))))
         once, doubled = dict(zip(strings, starts, strict=True)), dict[bytes, list[int]]()
-        if (
-            len(once) < len(strings) - 1
-        ):  # the empty one is both the first and, after the last zero, the last
+        # the empty string is both the first and, after the last zero, the last
+        if len(once) < len(strings) - 1:
             for string, start in zip(strings, starts, strict=True):
                 doubled.setdefault(string, []).append(start)
         return once, doubled
 
     def _header(self, type_id: int) -> tuple[str, int, int, int, int, int]:
-        """(name, kind, vlen, kind_flag, size_or_type, offset of the trailer)."""
+        """Return (name, kind, vlen, kind_flag, size or type, offset of what follows)."""
         if not 0 < type_id < len(self._at):
             return "void", 0, 0, 0, 0, 0
         at = self._at[type_id]
@@ -132,7 +138,7 @@ class Btf:
         return self._string(name), (info >> 24) & 31, info & 0xFFFF, info >> 31, size, at + 12
 
     def find(self, name: str, *kinds: int) -> int | None:
-        """The id of the first type of one of these kinds with this name."""
+        """Return the id of the first type of one of these kinds with this name; None if absent."""
         for offset in self._find_string(name):
             for kind in kinds:
                 if (kind, offset) in self._by_kind_name:
@@ -140,13 +146,15 @@ class Btf:
         return None
 
     def names(self, kind: int) -> Iterator[str]:
-        """All names of this kind (used for tracepoints and for suggestions)."""
+        """Yield the names of this kind."""
         return (self._string(offset) for of_kind, offset in self._by_kind_name if of_kind == kind)
 
     def name(self, type_id: int) -> str:
+        """Return a type's name; empty where it is anonymous."""
         return self._header(type_id)[0]
 
     def kind(self, type_id: int) -> int:
+        """Return a type's kind, one of the constants above; 0 for void."""
         return self._header(type_id)[1]
 
     def strip(self, type_id: int) -> int:
@@ -156,19 +164,20 @@ class Btf:
         return type_id
 
     def target(self, type_id: int) -> int:
-        """What a pointer points to, unstripped."""
+        """Return the type that a pointer, typedef, modifier or function refers to, unstripped."""
         return self._header(type_id)[4]
 
     def array(self, type_id: int) -> tuple[int, int]:
-        """(element type id, number of elements)."""
+        """Return (type of the elements, number of elements) of an array."""
         element, _, count = struct.unpack_from("<III", self._blob, self._header(type_id)[5])
         return element, count
 
     def int_signed(self, type_id: int) -> bool:
+        """Return whether an integer type is signed."""
         return bool((struct.unpack_from("<I", self._blob, self._header(type_id)[5])[0] >> 24) & 1)
 
     def size(self, type_id: int) -> int:
-        """sizeof in bytes; 0 for void, functions and forward declarations."""
+        """Return sizeof in bytes; 0 for void, functions and forward declarations."""
         type_id = self.strip(type_id)
         _, kind, _, _, size, _ = self._header(type_id)
         if kind == PTR:
@@ -179,7 +188,7 @@ class Btf:
         return size if kind in (INT, STRUCT, UNION, ENUM, ENUM64, FLOAT) else 0
 
     def members(self, type_id: int) -> list[Field]:
-        """Direct members of a struct or union, anonymous ones with an empty name."""
+        """Return the direct members of a struct or union; an anonymous one has an empty name."""
         _, kind, vlen, kind_flag, _, at = self._header(type_id)
         fields = []
         for index in range(vlen if kind in (STRUCT, UNION) else 0):
@@ -191,7 +200,10 @@ class Btf:
         return fields
 
     def flat_members(self, type_id: int, base: int = 0) -> Iterator[Field]:
-        """Members by the names C sees: those of anonymous structs and unions are lifted, recursively."""
+        """Yield members as C names them, with those of anonymous structs and unions.
+
+        base: offset of the struct itself, in bits.
+        """
         for field in self.members(type_id):
             inner = self.strip(field.type_id)
             if not field.name and self.kind(inner) in (STRUCT, UNION):
@@ -200,7 +212,10 @@ class Btf:
                 yield Field(field.name, field.type_id, base + field.bit_offset, field.bit_size)
 
     def resolve(self, path: str) -> Field | None:
-        """`struct.member.member…` to the final member, its offset counted from the first struct; None if absent."""
+        """Find a member by its path `struct.member.member…`; None if absent.
+
+        Its offset counts from the first struct, which may be a typedef.
+        """
         first, *rest = path.split(".")
         type_id = self.find(first, STRUCT, UNION)
         if type_id is None:
@@ -218,7 +233,7 @@ class Btf:
         return field
 
     def enumerators(self, enum: str) -> dict[str, int]:
-        """name -> value of every enumerator, unsigned; empty where the kernel has no such enum."""
+        """Return name -> value of an enum, unsigned; empty where the kernel has no such enum."""
         type_id = self.find(enum, ENUM, ENUM64)
         if type_id is None:
             return {}
@@ -234,7 +249,7 @@ class Btf:
         return out
 
     def c_type(self, type_id: int) -> str:
-        """The type as C spells it, names only (`struct mm_struct *`, `bool`, `unsigned long`)."""
+        """Spell a type as C does (`struct mm_struct *`, `bool`, `unsigned long`)."""
         name, kind, _, _, target, _ = self._header(type_id)
         if kind in (CONST, VOLATILE, RESTRICT, TYPE_TAG):
             return self.c_type(target)
@@ -253,19 +268,22 @@ class Btf:
         )
 
     def prototype(self, proto_id: int) -> list[str]:
-        """The parameter types of a FUNC_PROTO as C spells them."""
+        """Return the types of a FUNC_PROTO's parameters, as c_type() spells them."""
         _, _, vlen, _, _, at = self._header(proto_id)
         return [
             self.c_type(struct.unpack_from("<II", self._blob, at + 8 * i)[1]) for i in range(vlen)
         ]
 
     def function(self, name: str) -> list[str] | None:
-        """The parameter types of a kernel function, or None if BTF does not know it."""
+        """Return the types of a function's parameters; None if BTF does not have it."""
         type_id = self.find(name, FUNC)
         return None if type_id is None else self.prototype(self.target(type_id))
 
     def signature(self, name: str) -> tuple[list[tuple[str, int]], int] | None:
-        """([(parameter name, type id)], type id of what is returned, 0 for void) of a kernel function; None if BTF does not know it."""
+        """Return ([(parameter, type id)], type id of the returned value, 0 for void) of a function.
+
+        None if BTF does not have it.
+        """
         type_id = self.find(name, FUNC)
         if type_id is None:
             return None
@@ -274,13 +292,16 @@ class Btf:
         return [(self._string(parameter), kind) for parameter, kind in pairs], returned
 
     def pointed_to(self, type_id: int) -> str:
-        """The name of the struct that this pointer type points to; empty for anything else."""
-        bare = self.strip(type_id)
-        inner = self.strip(self.target(bare)) if self.kind(bare) == PTR else 0
+        """Return the name of the struct that a pointer points to; empty for anything else."""
+        pointer = self.strip(type_id)
+        inner = self.strip(self.target(pointer)) if self.kind(pointer) == PTR else 0
         return self.name(inner) if self.kind(inner) in (STRUCT, UNION) else ""
 
     def raw_tracepoint(self, name: str) -> list[str] | None:
-        """The arguments of a raw tracepoint (typedef `btf_trace_NAME`, its leading `void *` removed), or None."""
+        """Return the types of a raw tracepoint's arguments; None if BTF does not have it.
+
+        They are those of the typedef `btf_trace_NAME`, without the leading `void *`.
+        """
         type_id = self.find(f"btf_trace_{name}", TYPEDEF)
         if type_id is None:
             return None

@@ -1,6 +1,6 @@
-"""What this kernel is and has: its release, types, symbols and the ways of probing that it allows.
+"""One kernel: its release, types and symbols, and which kinds of probes it allows.
 
-Roots are passed in (a test gives a folder), nothing is read at import.
+The roots of /sys and /proc are passed in, so a test can give folders. Nothing is read at import.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ _SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 
 @dataclass
 class Kernel:
-    """One kernel, read lazily. `fentry_refused` answers why a fentry program cannot be loaded (empty: it can).
-    known_enums: what another process has read from the types already, so that this one need not parse them."""
+    """One kernel; each fact is read when it is first asked for.
+
+    btf: its types, or a function that reads them. fentry_probe: returns why an fentry program
+    cannot be loaded, empty where it can. known_enums: enums that another process has read from the
+    types already, so that this one need not parse them.
+    """
 
     release: str
     btf: Btf | Callable[[], Btf]
@@ -38,7 +42,11 @@ class Kernel:
     def running(
         cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None
     ) -> Kernel:
-        """The running kernel. Raises RmapdError on another machine than x86-64, and without BTF when the types are asked for."""
+        """Return the running kernel.
+
+        Raises RmapdError on a machine that is not x86-64. Reading `types` raises it where there is
+        no BTF.
+        """
         machine = os.uname().machine
         if machine != "x86_64":
             raise RmapdError(
@@ -55,16 +63,16 @@ class Kernel:
 
     @cached_property
     def types(self) -> Btf:
-        """The kernel's types, parsed when they are first asked for."""
+        """The kernel's types. Raises RmapdError where there is no BTF."""
         return self.btf if isinstance(self.btf, Btf) else self.btf()
 
     def enumerators(self, enum: str) -> dict[str, int]:
-        """name -> value of an enum of this kernel."""
+        """Return name -> value of an enum; empty where this kernel does not have it."""
         return self.known_enums[enum] if enum in self.known_enums else self.types.enumerators(enum)
 
     @cached_property
     def symbols(self) -> Collection[str]:
-        """Every name in /proc/kallsyms."""
+        """Every name in /proc/kallsyms; empty where it cannot be read."""
         try:
             self._kallsyms_file.seek(0)
             return frozenset(_SYMBOL.findall(self._kallsyms_file.read()))
@@ -72,7 +80,10 @@ class Kernel:
             return frozenset()
 
     def page_tables(self) -> int:
-        """How many page tables there are, by /proc/vmstat (NR_PAGETABLE: not all upper levels are counted)."""
+        """Return how many page tables there are, by /proc/vmstat.
+
+        NR_PAGETABLE does not count all upper levels. 1 << 24 where the line is not there.
+        """
         counted = re.search(
             r"^nr_page_table_pages (\d+)$",
             (self.proc_root / "vmstat").read_text(encoding="utf-8"),
@@ -81,11 +92,14 @@ class Kernel:
         return int(counted[1]) if counted else 1 << 24
 
     def address_of(self, symbol: str) -> int:
-        """One address from kallsyms, 0 where it is hidden or not there."""
+        """Return a symbol's address; 0 where kallsyms hides it or does not have it."""
         return next((address for address, _, name, _ in self._kallsyms() if name == symbol), 0)
 
     def functions(self) -> Iterator[tuple[int, str, str]]:
-        """(address, name, `[module]`) of everything that is code, read now: modules and BPF programs come and go."""
+        """Yield (address, name, `[module]`) of all code.
+
+        It is read anew each time: modules and BPF programs come and go.
+        """
         return (
             (address, name, module)
             for address, kind, name, module in self._kallsyms()
@@ -94,8 +108,11 @@ class Kernel:
 
     @cached_property
     def _kallsyms_file(self) -> TextIO:
-        """Opened once and kept: whether it shows addresses is settled when it is opened, what it lists when it is read. The unit gives it
-        to us as standard input, opened by systemd, and we need no CAP_SYSLOG."""
+        """/proc/kallsyms, opened once and kept.
+
+        The kernel decides at open whether the file shows addresses, and at read what it lists. So a
+        daemon needs no CAP_SYSLOG later on. The unit has systemd open it, as our standard input.
+        """
         path = self.proc_root / "kallsyms"
         with contextlib.suppress(OSError):
             if os.readlink("/proc/self/fd/0") == str(path):
@@ -114,12 +131,15 @@ class Kernel:
             return
 
     def shows_addresses(self) -> bool:
-        """Whether kallsyms tells where symbols are."""
+        """Return whether kallsyms shows addresses to this process."""
         return any(address for address, _, _, _ in islice(self._kallsyms(), 64))
 
     @cached_property
     def traceable(self) -> frozenset[str] | None:
-        """ftrace's available_filter_functions, or None where tracefs does not show it."""
+        """The functions that ftrace can hook (available_filter_functions).
+
+        None where tracefs does not show them.
+        """
         for place in ("kernel/tracing", "kernel/debug/tracing"):
             try:
                 text = (self.sys_root / place / "available_filter_functions").read_text(
@@ -132,21 +152,33 @@ class Kernel:
 
     @cached_property
     def kprobe_refused(self) -> str:
-        """Why no kprobe can be set, or would be trusted, or empty.
+        """Why no kprobe can be set, or none can be trusted; empty where they can.
 
-        trace_call_bpf() counts what it leaves out since Linux 6.7, which also gave struct bpf_link_info its counter of a kprobe's.
-        Where nothing counts and tasks are preempted in bpf(2) calls on maps, whole windows are missing without a trace."""
+        trace_call_bpf() counts the runs that it leaves out since Linux 6.7 (dd8657894c11 "bpf:
+        Count missed stats in trace_call_bpf"). That change is not visible in BTF. Its series also
+        gave struct bpf_link_info its kprobe_multi.missed (e2b2cd592adb), by which it is recognised:
+        perf_event.kprobe.missed (3acf8ace6823) is in 6.6-stable too (6.6.59), without the count.
+        Where nothing counts them and tasks are preempted in bpf(2) calls on maps, whole windows are
+        missing without a trace.
+        """
         if not (self.sys_root / "bus/event_source/devices/kprobe").exists():
             return "this kernel is built without CONFIG_KPROBES"
-        if self.preempts and not self.types.resolve("bpf_link_info.perf_event.kprobe.missed"):
-            return "before 6.7 a kernel that preempts does not count what it leaves out of kprobes: boot with preempt=voluntary"
+        if self.preempts and not self.types.resolve("bpf_link_info.kprobe_multi.missed"):
+            return (
+                "before 6.7 a kernel that preempts does not count what it leaves out of kprobes: "
+                "boot with preempt=voluntary"
+            )
         return ""
 
     @cached_property
     def preempts(self) -> bool:
-        """Whether a task in the kernel, and so in a BPF program, may lose its CPU to another. The kernel leaves out runs of a program
-        that is already running on the CPU: fentry programs then miss many. A kprobe's handler runs with preemption off; it is left out
-        only while another program or a bpf(2) call on a map is under way on that CPU (bpf_prog_active), which is rare."""
+        """Whether a task in the kernel, and so in a BPF program, can lose its CPU to another task.
+
+        The kernel leaves out runs of a program that already runs on that CPU, so where tasks are
+        preempted fentry programs miss many. A kprobe's handler runs with preemption off: its
+        program is left out only while another one, or a bpf(2) call on a map, is under way on that
+        CPU (bpf_prog_active), which is rare.
+        """
         try:
             mode = (self.sys_root / "kernel/debug/sched/preempt").read_text(encoding="utf-8")
         except OSError:
@@ -155,15 +187,19 @@ class Kernel:
 
     @cached_property
     def fentry_refused(self) -> str:
+        """Why no fentry program can be loaded; empty where it can."""
         return self.fentry_probe(self.types)
 
     def clones(self, name: str) -> list[str]:
-        """The function itself and the copies the compiler made of it (`.isra.0`, `.constprop.0`, `.part.0`)."""
+        """Return the symbols of a function: itself, then the copies that the compiler made of it.
+
+        They end in `.isra.0`, `.constprop.0`, `.part.0` and the like.
+        """
         return ([name] if name in self.symbols else []) + sorted(self._copies.get(name, ()))
 
     @cached_property
     def _copies(self) -> dict[str, list[str]]:
-        """The compiler's copies by the function that they are of."""
+        """Function -> the compiler's copies of it."""
         found: dict[str, list[str]] = {}
         for symbol in self.symbols:
             if "." in symbol and (copy := _CLONE.fullmatch(symbol)):
@@ -172,7 +208,10 @@ class Kernel:
 
     @property
     def five_level_paging(self) -> bool:
-        """Whether page tables have five levels: the kernel clears `la57` from the flags when it does not use it."""
+        """Whether page tables have five levels.
+
+        The kernel clears `la57` from the CPU's flags where it does not use it.
+        """
         try:
             text = (self.proc_root / "cpuinfo").read_text(encoding="utf-8")
         except OSError:

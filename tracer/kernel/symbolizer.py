@@ -1,5 +1,8 @@
-"""Kernel addresses as names, from /proc/kallsyms: read when there is a stack to explain, and again where an address has no name
-(a module that came later), once a minute at most."""
+"""Kernel addresses as names, from /proc/kallsyms.
+
+It is read when there is a first stack to explain, and again, once a minute at most, where an
+address has no name: a module may have been loaded since.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ from itertools import dropwhile
 
 from tracer.kernel.running import Kernel
 
-_LONGEST_FUNCTION = (
-    1 << 17
-)  # bytes; beyond, the address is of something that kallsyms does not list
+_LONGEST_FUNCTION = 1 << 17  # bytes; an address beyond is of nothing that kallsyms lists
 _AGAIN_SECONDS = 60.0
 _NOT_THE_KERNELS = ("0x", "bpf_prog_", "bpf_trampoline_", "bpf_trace_run")
 
 
 class Symbols:
-    """Symbolises stacks of one kernel. Some eighty thousand names are kept as one string: as objects they would take 20 MB."""
+    """Symbolizes stacks of one kernel.
+
+    Some eighty thousand names are kept as one string: as objects they would take 20 MB.
+    """
 
     def __init__(self, kernel: Kernel, clock: Callable[[], float] = time.monotonic) -> None:
         self._kernel, self._clock = kernel, clock
@@ -27,7 +31,10 @@ class Symbols:
         self._read: float | None = None
 
     def name(self, address: int) -> str:
-        """`symbol+0x12`, `symbol+0x12 [module]`, or the bare address where kallsyms hides or lacks it."""
+        """Return `symbol+0x12`, with ` [module]` behind it for a module's.
+
+        Where kallsyms hides or lacks the symbol, the address as a number.
+        """
         known = self._known(address)
         if not known and (self._read is None or self._clock() - self._read >= _AGAIN_SECONDS):
             self._read_all()
@@ -35,7 +42,10 @@ class Symbols:
         return known or f"{address:#x}"
 
     def _read_all(self) -> None:
-        """Addresses in order, where each one's name begins, and the names, each with its module and a zero after it."""
+        """Read addresses in order, where the name of each begins, and the names.
+
+        Each name has its module and a zero behind it.
+        """
         addresses, starts, names = array("Q"), array("I"), bytearray()
         for address, name, module in self._kernel.functions():
             addresses.append(address)
@@ -57,7 +67,10 @@ class Symbols:
         return f"{name}+{address - self._addresses[at]:#x}{' ' if module else ''}{module}"
 
     def stack(self, addresses: Sequence[int]) -> tuple[str, ...]:
-        """Innermost first, without the program that took it and what called that."""
+        """Return the names of a stack, innermost first.
+
+        Left out are the BPF program that took the stack, and what called it.
+        """
         names = [self.name(address) for address in addresses]
         return tuple(dropwhile(lambda name: name.startswith(_NOT_THE_KERNELS), names)) or tuple(
             names

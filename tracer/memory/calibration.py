@@ -1,8 +1,8 @@
 """Find the bases of the direct map and of the struct page array (page_offset_base, vmemmap_base).
 
-Nothing is assumed, and no memory under a guessed base is read: the comment of `calibrate` in the
-oracle's BPF source says how. The result counts only if walks of the daemon's own pages agree with
-its own /proc/self/pagemap.
+Nothing is assumed, and no memory under a guessed base is read. The comment at the BPF program
+`calibrate` explains the method. The result counts only if walks of the daemon's own pages agree
+with its own /proc/self/pagemap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.bpf.maps import Runnable, Table
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.memory.page_tables import Oracle
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm

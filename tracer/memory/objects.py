@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tracer.bpf.maps import Runnable, Table
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
 
@@ -45,7 +46,8 @@ class ObjectReader:
         self, maps: Mapping[str, Table], look: Runnable | None, layouts: Layouts, kernel: Kernel
     ) -> None:
         """look: the program. kernel: has the names of page flags."""
-        self._look, self._table, self._layout = look, maps.get("scene"), layouts.structs["scene"]
+        self._look, self._table = look, maps.get("object_info")
+        self._layout = layouts.structs["object_info"]
         bits = {
             value: name
             for name, value in reversed(kernel.enumerators(PAGE_FLAGS).items())
@@ -58,7 +60,7 @@ class ObjectReader:
     def look(self, vma: int, folio: int = 0) -> Any:
         """Read the VMA and the folio at these addresses (0: none).
 
-        Return the struct that the program fills; None if it is not loaded.
+        Return the struct object_info that the program fills; None if it is not loaded.
         """
         if not self._look or not self._table or not (vma or folio):
             return None

@@ -6,16 +6,19 @@ file triggers the BUG_ON() of pfn_swap_entry_to_page() (include/linux/swapops.h)
 held.
 
 An mm may go away during a read, and the read is stale then. So nothing is believed that was seen
-only once.
+only once, and nothing at all of an mm_struct that is freed: what was its pgd may be any page by
+then, and looks like page tables with entries left behind (seen on 6.18).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 
-from tracer.bpf.maps import Readable, Runnable, Table
+from tracer.bpf.links import Readable
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.memory.entries import FoundEntry
 from tracer.memory.sweep import TableSearch
 from tracer.tables.c_structs import Layouts
@@ -26,6 +29,7 @@ from tracer.tables.swap_types import SWAP_TYPES, SwapTypes
 
 _MIGRATION_TYPES = 3
 """SWP_MIGRATION_NUM (include/linux/swap.h): read, read exclusive (from 5.19), write."""
+_MM_GONE = "FOUND_MM_GONE"
 _TABLES_FACTOR, _TABLES_PER_MM = 4, 64
 """A sweep opens at most _TABLES_FACTOR times the page tables that the kernel counts.
 
@@ -91,23 +95,30 @@ class Oracle:
     def mms(self) -> list[Mm]:
         """Return every mm that can hold an entry.
 
-        They are the mms of tasks, those that exit, and the children of forks.
+        They are the mms of tasks, those that exit, and the children of forks. An exit that the
+        probes did not see (the gate was closed, or they are detached) leaves its mm among the
+        others: mms that are freed by now are left out.
         """
         found: dict[int, Mm] = {}
         raw, size = self._tasks.read() if self._tasks else b"", self._task_mm.size
         for at in range(0, len(raw) - size + 1, size):
             task = self._task_mm.unpack(raw[at : at + size])
             found[task.mm] = Mm(task.mm, task.pgd, task.tgid, task.comm, task.id)
-        for mm in self._other_mms.read():
-            found.setdefault(mm.mm, mm)
-        return list(found.values())
+        others = {mm.mm: mm for mm in self._other_mms.read() if mm.mm not in found}.values()
+        exist = [entry.found != _MM_GONE for entry in self.ask([(mm, 0) for mm in others])]
+        return [*found.values(), *compress(others, exist)]
 
     def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[FoundEntry]:
         """Walk to each (mm, address). Return one entry for each, in the same order."""
         out, table, size = [], self._queries, self._query.size
         for start in range(0, len(questions), table.max_entries):
             chunk = questions[start : start + table.max_entries]
-            table.load(b"".join(self._query.pack(pgd=mm.pgd, addr=addr) for mm, addr in chunk))
+            table.load(
+                b"".join(
+                    self._query.pack(mm=mm.mm, id=mm.id, pgd=mm.pgd, addr=addr)
+                    for mm, addr in chunk
+                )
+            )
             for first in range(0, len(chunk), self._walks_a_run):
                 self._walk.run(first, len(chunk))
             raw = table.prefix(len(chunk))

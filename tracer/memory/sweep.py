@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.bpf.maps import Runnable, Table
+from tracer.bpf.maps import Table
+from tracer.bpf.programs import Runnable
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
 

@@ -1,4 +1,5 @@
-"""Where a running daemon sends what it finds: metrics, the log, the store, OTLP.
+"""Outputs of a running daemon: Prometheus metrics, the log of findings, the store, OTLP.
 
-Texts and pages for readers of a finished run belong to report/ and web/.
+Modules here send values of results/ elsewhere and decide no verdict. Texts and pages for people
+belong to report/ and web/.
 """

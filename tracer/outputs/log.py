@@ -1,9 +1,11 @@
-"""The log of findings: a JSON line for each new signature, an hourly line for each that went on. Lines are limited, counts never.
+"""The log of findings: a JSON line for each new signature, and an hourly line if it repeats.
 
-A line about what is violated is critical, about a suspect a warning: whoever is woken by one is woken by the kernel, not by a missing hook.
+The number of lines is limited, counts are not. A violation is logged as critical and a suspect as
+a warning; nothing else is critical, so that an alert on that level means a defect of the kernel.
 
-Under systemd (JOURNAL_STREAM) a line goes to journald by its native protocol, with fields to search for: `journalctl RMAPD_INVARIANT=L1`.
-Not by libsystemd: its datagrams wait for a journald that hangs, and the judging thread must not.
+Under systemd (JOURNAL_STREAM) a line goes to journald by its native protocol, with fields to
+search for: `journalctl RMAPD_INVARIANT=L1`. libsystemd is not used: it blocks while journald
+hangs, and the checking thread must not block.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ _LEVELS = {Verdict.VIOLATED: logging.CRITICAL, Verdict.SUSPECT: logging.WARNING}
 
 
 def datagram(fields: Mapping[str, str]) -> bytes:
-    """Fields as systemd's JOURNAL_NATIVE_PROTOCOL has them: a value with a newline comes with its length, little endian."""
+    """Encode fields for journald (systemd's JOURNAL_NATIVE_PROTOCOL).
+
+    A value with a newline is preceded by its length as 64 bits, little endian.
+    """
     out = b""
     for name, text in fields.items():
         value = text.encode()
@@ -43,7 +48,7 @@ def datagram(fields: Mapping[str, str]) -> bytes:
 
 
 def to_journald(fields: Mapping[str, str], address: str = _SOCKET) -> None:
-    """One entry, or OSError; never waits."""
+    """Send one entry to journald without blocking; OSError if it is not accepted."""
     with socket.socket(
         socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     ) as out:
@@ -52,7 +57,10 @@ def to_journald(fields: Mapping[str, str], address: str = _SOCKET) -> None:
 
 
 class FindingLog:
-    """new() for findings whose signature is new, repeats() once a tick."""
+    """The log of findings of one run.
+
+    clock: monotonic seconds. write: writes a line to stdout. send: sends fields to journald.
+    """
 
     def __init__(
         self,
@@ -63,25 +71,25 @@ class FindingLog:
     ) -> None:
         self._clock, self._write, self._send = clock, write, send
         self._native = is_journal(environ, 1)
-        self._told: Counter[str] = Counter()  # by signature
+        self._logged: Counter[str] = Counter()  # count by signature
         self._next_hour = clock() + _HOUR
         self._minute, self._in_minute = clock(), 0
         self._withheld: list[str] = []
-        self._worst = logging.WARNING  # of what is withheld
+        self._withheld_level = logging.WARNING
 
     def new(self, violations: Iterable[Violation]) -> None:
-        """A line each; beyond a number in a minute one line for all."""
+        """Log a line for each new signature; beyond 30 in a minute keep them for one line."""
         for violation in violations:
             row, level = violation_json(violation), _LEVELS[violation.first.verdict]
-            self._told[violation.first.signature] = violation.count
-            if self._may():
+            self._logged[violation.first.signature] = violation.count
+            if self._may_log():
                 log.log(level, "%s %s: %s", row["verdict"], row["invariant"], row["summary"])
                 self._line(row, level)
             else:
                 self._withheld.append(row["id"])
-                self._worst = max(self._worst, level)
+                self._withheld_level = max(self._withheld_level, level)
 
-    def _may(self) -> bool:
+    def _may_log(self) -> bool:
         now = self._clock()
         if now - self._minute >= _MINUTE:
             self._minute, self._in_minute = now, 0
@@ -89,20 +97,25 @@ class FindingLog:
         return self._in_minute <= _MOST_A_MINUTE
 
     def repeats(self, violations: Iterable[Violation], *, now: bool = False) -> None:
-        """What was withheld, once its minute is over; once an hour (or now) how often each known signature was met since."""
+        """Log withheld ids once their minute is over, and hourly the repeats of each signature.
+
+        violations: all of the run. now: log the repeats now, at the end of the run.
+        """
         if self._withheld and (now or self._clock() - self._minute >= _MINUTE):
             why = f"more than {_MOST_A_MINUTE} new signatures in a minute"
             self._line(
-                {"withheld": len(self._withheld), "ids": self._withheld, "why": why}, self._worst
+                {"withheld": len(self._withheld), "ids": self._withheld, "why": why},
+                self._withheld_level,
             )
-            self._withheld, self._worst = [], logging.WARNING
+            self._withheld, self._withheld_level = [], logging.WARNING
         if not now and self._clock() < self._next_hour:
             return
         self._next_hour = self._clock() + _HOUR
         for violation in violations:
-            finding, more = violation.first, violation.count - self._told[violation.first.signature]
+            finding = violation.first
+            more = violation.count - self._logged[finding.signature]
             if more > 0:
-                self._told[finding.signature] = violation.count
+                self._logged[finding.signature] = violation.count
                 known = {
                     "id": finding.id,
                     "invariant": finding.invariant,
@@ -137,11 +150,10 @@ class FindingLog:
                 )
                 return
             except OSError as error:
-                log.warning("journald does not take an entry (%s): it goes to stdout", error)
+                log.warning("journald rejects an entry (%s): writing it to stdout", error)
         try:
             self._write(line)
-        except OSError as error:  # whoever reads stdout went away, or its disk is full: no reason to stop watching
+        except OSError as error:  # the reader is gone or the disk is full: keep checking
             log.error(
-                "stdout does not take a line (%s): what it would say is in the store, if there is one",
-                error,
+                "cannot write a finding to stdout (%s): it is in the store, if there is one", error
             )

@@ -1,7 +1,7 @@
-"""Violations as OTLP logs, for whatever OpenTelemetry collector a fleet has: the optional extra `otlp`.
+"""Send violations as OTLP logs to an OpenTelemetry collector, with the optional extra `otlp`.
 
-The judge hands over and goes on: a bounded queue, and a thread of its own that sends, waits and tries again. What does not fit or
-is never taken is counted, and it is in the log of the host all the same.
+A bounded queue and a thread that sends and retries keep the checking thread from waiting.
+Violations that do not fit or are never accepted are counted; the log of the host has them too.
 """
 
 from __future__ import annotations
@@ -22,30 +22,41 @@ from tracer.errors import RmapdError
 
 log = logging.getLogger("rmapd")
 
-_ROOM = 256
+_QUEUE_SIZE = 256
 _TRIES = 8
 _WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 60.0
-_AT_THE_END_SECONDS = 5.0
+_END_SECONDS = 5.0
+"""How long the end of a run waits for the queue to become empty."""
 
 
 Exporter = Callable[[Mapping[str, Any]], bool]
-"""Takes one violation (the keys of a report's `violations`); whether it has arrived. May take its time."""
+"""Sends one violation (the keys of a report's `violations`); returns whether it was accepted.
+
+It may block, and it may raise if the violation can never be sent.
+"""
 
 
 class Sender:
-    """Use as a context manager; without an exporter it does nothing. offer() never waits."""
+    """A queue of violations and the thread that sends them; a context manager.
+
+    exporter: None to send nothing. queue_size: violations that may wait. wait_seconds: before the
+    second attempt; each further wait is twice as long, up to a minute.
+    """
 
     def __init__(
-        self, exporter: Exporter | None, room: int = _ROOM, wait_seconds: float = _WAIT_SECONDS
+        self,
+        exporter: Exporter | None,
+        queue_size: int = _QUEUE_SIZE,
+        wait_seconds: float = _WAIT_SECONDS,
     ) -> None:
         self._exporter, self._wait_seconds = exporter, wait_seconds
-        self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue(room)
+        self._waiting: queue.Queue[Mapping[str, Any]] = queue.Queue(queue_size)
         self._counts = {"sent": 0, "failed": 0, "dropped": 0}
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="rmapd-otlp", daemon=True)
 
     def offer(self, violation: Mapping[str, Any]) -> None:
-        """Take it along, or count it as dropped where there is no room."""
+        """Queue a violation, or count it as dropped if the queue is full; never blocks."""
         if self._exporter is None:
             return
         try:
@@ -54,7 +65,7 @@ class Sender:
             self._counts["dropped"] += 1
 
     def counts(self) -> dict[str, int]:
-        """By result; empty where nothing is sent anywhere."""
+        """Return the number of violations by result, or {} without an exporter."""
         return dict(self._counts) if self._exporter else {}
 
     def __enter__(self) -> Sender:
@@ -70,14 +81,15 @@ class Sender:
     ) -> None:
         if not self._exporter:
             return
-        end = time.monotonic() + _AT_THE_END_SECONDS
+        end = time.monotonic() + _END_SECONDS
         while self._waiting.unfinished_tasks and time.monotonic() < end:
             time.sleep(0.02)
         self._closing.set()
         if left := self._waiting.unfinished_tasks:
             self._counts["dropped"] += left
             log.warning(
-                "%d violations were not taken by the OTLP collector before the end; they are in this log",
+                "OTLP: %d violations were not accepted before the end of the run; "
+                "they are in this log",
                 left,
             )
 
@@ -107,21 +119,26 @@ class Sender:
                     return True
             except Exception as error:
                 log.warning(
-                    "OTLP: %s is not sent: %s: %s", violation["id"], type(error).__name__, error
+                    "OTLP: cannot send %s: %s: %s", violation["id"], type(error).__name__, error
                 )
                 return False
         log.warning(
-            "OTLP: %s was not taken in %d tries; it is in this log", violation["id"], _TRIES
+            "OTLP: %s was not accepted in %d attempts; it is in this log", violation["id"], _TRIES
         )
         return False
 
 
 def sender(endpoint: str, timeout_seconds: float, kernel: str) -> Sender:
-    """To this collector; RmapdError where the extra is not installed. No endpoint: to nobody."""
-    return Sender(_exporter(endpoint, timeout_seconds, kernel) if endpoint else None)
+    """Return a sender to the collector at this URL; an empty URL sends nothing.
+
+    timeout_seconds: of one request. kernel: the release, an attribute of the resource. RmapdError
+    if the extra is not installed.
+    """
+    return Sender(exporter(endpoint, timeout_seconds, kernel) if endpoint else None)
 
 
-def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
+def exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
+    """Return a function that sends one violation; arguments and errors are those of sender()."""
     try:
         from opentelemetry._logs import LogRecord, SeverityNumber
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
@@ -131,11 +148,11 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     except ImportError as error:
         raise RmapdError(
-            f"otlp_endpoint is {endpoint}, and nothing here speaks OTLP",
+            f"otlp_endpoint is {endpoint}, but OTLP is not installed",
             why=str(error),
             hint="pip install 'rmapd[otlp]', or otlp_endpoint = \"\"",
         ) from error
-    exporter = OTLPLogExporter(endpoint=endpoint, timeout=timeout_seconds)
+    client = OTLPLogExporter(endpoint=endpoint, timeout=timeout_seconds)
     host, version = os.uname().nodename, tracer.__version__
     named = {
         "service.name": "rmapd",
@@ -158,7 +175,7 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
             attributes=attributes(violation),
         )
         return (
-            exporter.export([ReadableLogRecord(record, resource, scope)])
+            client.export([ReadableLogRecord(record, resource, scope)])
             is LogRecordExportResult.SUCCESS
         )
 
@@ -166,7 +183,7 @@ def _exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
 
 
 def attributes(violation: Mapping[str, Any]) -> dict[str, str | int]:
-    """A violation as flat attributes; what has a structure of its own (trail, evidence, stack) as JSON."""
+    """Return a violation as flat attributes; trail, evidence and stack are JSON texts."""
     plain = {
         f"rmapd.{name}": violation[name]
         for name in ("id", "invariant", "verdict", "function", "signature", "count", "protocol")

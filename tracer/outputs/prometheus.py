@@ -1,7 +1,9 @@
-"""Prometheus metrics from a snapshot. Labels come from closed sets; what can be seen here is there from the first scrape, at zero.
+"""Prometheus metrics of a snapshot.
 
-A host has under 700 series (docs/FLEET.md): times of programs and windows only where they are hooked, and buckets no finer than a question
-needs them."""
+Labels have a fixed set of values, and every series that can occur exists from the first scrape, at
+zero. A host has under 700 series (docs/FLEET.md): times of programs and windows exist only for
+hooked functions, and histograms have few buckets.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 import tracer
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS
 from tracer.invariants.verdict import Verdict
@@ -40,11 +42,17 @@ _LOCK_CLASSES = {
     "anon": ("anon", "anon2"),
     "other": ("vma", "i_rwsem", "invalidate", "hugetlb", "other"),
 }
-"""Label -> lock classes of windows. mmap and mmap2 are left out: the tracepoints of mmap_lock see them everywhere."""
+"""Label -> lock classes of windows.
+
+mmap and mmap2 are left out: the tracepoints of mmap_lock count them in and outside of windows.
+"""
 
 
 class SnapshotCollector(Collector):
-    """Collects from whatever snapshot is current; that the gate is not open while there is none."""
+    """Collects the metrics of the current snapshot; without one only that the gate is closed.
+
+    current: returns the snapshot. points: return the last counts. clock: Unix seconds.
+    """
 
     def __init__(
         self,
@@ -59,10 +67,11 @@ class SnapshotCollector(Collector):
     ) -> Iterable[
         CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
     ]:
+        """Return all metric families."""
         snapshot = self._current()
         yield _gauge(
             "rmapd_gate_open",
-            "1 while events are booked.",
+            "1 while kernel events are being recorded.",
             (),
             [((), float(snapshot is not None and snapshot.gate_open))],
         )
@@ -73,7 +82,7 @@ class SnapshotCollector(Collector):
         )
         yield from _invariants(snapshot)
         yield from _hooks(snapshot)
-        yield from _books(snapshot)
+        yield from _records(snapshot)
         yield from _histograms(snapshot)
         yield from _self(snapshot)
 
@@ -97,7 +106,10 @@ def _gauge(
 
 
 def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
-    text = "How it stands, as the page says it: 0 green, 1 amber (not all is known, or something is suspect), 2 red (violated)."
+    text = (
+        "Standing, as on the status page: 0 green, 1 amber (something is not known or is suspect), "
+        "2 red (violated)."
+    )
     yield _gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
 
 
@@ -109,9 +121,7 @@ def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily
     )
     violated = (((i,), s.checked(i, Verdict.VIOLATED)) for i in each)
     yield _counter("rmapd_violations", "Proven violations by invariant.", ("invariant",), violated)
-    text = (
-        "How far this kernel and this run let an invariant be checked: 1 full, 0.5 partial, 0 none."
-    )
+    text = "Coverage of the invariant on this kernel in this run: 1 full, 0.5 partial, 0 none."
     yield _gauge(
         "rmapd_invariant_coverage",
         text,
@@ -125,30 +135,35 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     on = {h.hook.name for h in s.hooks if h.on}
     yield _gauge(
         "rmapd_probe_attached",
-        "1 where the hook is attached.",
+        "1 if the hook is attached.",
         ("hook",),
         (((n,), float(n in on)) for n in names),
     )
-    loaded = on | {h.hook.name for h in s.hooks if h.state in (State.RESTING, State.DETACHED)}
+    loaded = on | {
+        h.hook.name for h in s.hooks if h.state in (HookState.PAUSED, HookState.DETACHED)
+    }
     stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in loaded}
     seconds = (((n,), one.seconds) for n, one in stats.items())
     yield _counter(
         "rmapd_probe_run_seconds",
-        "Time in the hook's BPF program, by the kernel's account.",
+        "Run time of the hook's BPF programs, by the kernel's BPF statistics.",
         ("hook",),
         seconds,
     )
     runs = (((n,), float(one.runs)) for n, one in stats.items())
     yield _counter(
         "rmapd_probe_runs",
-        "Runs of the hook's BPF program, by the kernel's account.",
+        "Runs of the hook's BPF programs, by the kernel's BPF statistics.",
         ("hook",),
         runs,
     )
     missed = Counter({h.probe_object: 0 for h in s.hooks})
-    for h in s.hooks:  # also of those that were taken away: the count of a probe object never falls
+    for h in s.hooks:  # detached hooks too: the count of a probe object must not fall
         missed[h.probe_object] += s.statistics.get(h.hook.name, _NO_RUNS).missed
-    text = "Runs of a probe object's BPF programs that the kernel left out because the program was running already."
+    text = (
+        "Runs of a probe object's BPF programs that the kernel skipped because the program was "
+        "already running on that CPU."
+    )
     yield _counter(
         "rmapd_probe_missed_runs",
         text,
@@ -158,16 +173,18 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
 
 
 def _windows(s: Snapshot) -> dict[str, Histogram]:
-    """Times by function, of those that are hooked here or were seen all the same."""
-    hooked = {h.hook.window for h in s.hooks if h.on or h.state in (State.RESTING, State.DETACHED)}
+    """Return the durations of windows by function, for functions that are hooked or were seen."""
+    hooked = {
+        h.hook.window for h in s.hooks if h.on or h.state in (HookState.PAUSED, HookState.DETACHED)
+    }
     return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
 
 
-def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+def _records(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     times = _windows(s)
     windows = (((name,), histogram.count) for name, histogram in times.items())
-    yield _counter("rmapd_windows", "Windows booked, by function.", ("function",), windows)
-    text = "Windows that were not booked because windows are sampled; those inside of them, too."
+    yield _counter("rmapd_windows", "Windows recorded, by function.", ("function",), windows)
+    text = "Windows not recorded because of sampling, with those inside of them."
     yield _counter(
         "rmapd_windows_unsampled", text, (), [((), float(sum(s.windows_unsampled.values())))]
     )
@@ -176,18 +193,18 @@ def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     yield _gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), seen)
     yield _gauge(
         "rmapd_migration_entries_outstanding",
-        "Migration entries booked and not yet settled.",
+        "Migration entries recorded that have neither been removed nor got a verdict.",
         (),
         [((), s.outstanding)],
     )
-    text = "Age of the oldest migration entry outstanding."
+    text = "Age of the oldest outstanding migration entry."
     yield _gauge("rmapd_migration_oldest_entry_seconds", text, (), [((), s.oldest_entry_seconds)])
     c = s.counters
     entries = (
-        ("inserted", "ENTRIES_BOOKED"),
+        ("inserted", "ENTRIES_RECORDED"),
         ("copied", "ENTRIES_COPIED"),
         ("removed", "ENTRIES_REMOVED"),
-        ("removed_unbooked", "REMOVALS_UNBOOKED"),
+        ("removed_unrecorded", "REMOVALS_UNRECORDED"),
     )
     values = [((event,), c.get(name, 0)) for event, name in entries]
     decided = s.decided
@@ -196,18 +213,21 @@ def _books(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         (("left_behind",), decided["violated"] + decided["suspect"]),
         (("unverifiable",), decided["unverifiable"]),
     ]
-    text = "Migration entries by what happened to them: inserted + copied = removed + the last three + outstanding."
+    text = (
+        "Migration entries by event: inserted + copied = removed + cleared_by_oracle + left_behind "
+        "+ unverifiable + outstanding. removed_unrecorded: removed, insertion not recorded."
+    )
     yield _counter("rmapd_migration_entries", text, ("event",), values)
     asked = (((kind,), s.oracle.get(kind, 0)) for kind in ("asked", "sweeps"))
     yield _counter(
         "rmapd_oracle_questions",
-        "Addresses asked about, and sweeps of all page tables.",
+        "Addresses read by the page-table walker (asked), and sweeps of all page tables.",
         ("kind",),
         asked,
     )
-    text = "Events lost, by book. A lost event turns checks unverifiable, never into a violation."
+    text = "Events lost, by kind. A lost event makes checks unverifiable, never violated."
     yield _counter(
-        "rmapd_events_lost", text, ("book",), (((book,), value) for book, value in s.lost.items())
+        "rmapd_events_lost", text, ("kind",), (((kind,), value) for kind, value in s.lost.items())
     )
 
 
@@ -223,7 +243,7 @@ def _add(
 def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
     h = s.histograms
     entry = HistogramMetricFamily(
-        "rmapd_migration_entry_seconds", "Insertion to removal of a migration entry."
+        "rmapd_migration_entry_seconds", "Time from insertion to removal of a migration entry."
     )
     _add(entry, (), h.get("HIST_MIGRATION_ENTRY", _NOTHING), _ENTRY_POWERS)
     yield entry
@@ -236,12 +256,14 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
     for what, text, of_class in (
         (
             "wait",
-            "Time from asking for a lock to having it: mmap_lock everywhere, other classes inside windows.",
+            "Time from request to acquisition of a lock: mmap_lock everywhere, "
+            "other classes inside windows.",
             s.lock_waits,
         ),
         (
             "hold",
-            "Time a lock was held: mmap_lock everywhere (one in seven is timed), other classes inside windows.",
+            "Time a lock was held: mmap_lock everywhere (one in seven is timed), "
+            "other classes inside windows.",
             s.lock_holds,
         ),
     ):
@@ -273,62 +295,61 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
 def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
     level = (((f,), float(f == s.fidelity)) for f in LEVELS)
     yield _gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
-    changes = (((way,), float(s.fidelity_changes.get(way, 0))) for way in ("lower", "raise"))
+    directions = ("lower", "raise")
+    changes = (((name,), float(s.fidelity_changes.get(name, 0))) for name in directions)
     yield _counter(
         "rmapd_fidelity_changes",
-        "Decisions of the governor, by direction.",
+        "Changes of fidelity by the governor, by direction.",
         ("direction",),
         changes,
     )
     yield _gauge(
         "rmapd_snapshot_time_seconds",
-        "Unix time at which the judge last looked at the books.",
+        "Unix time at which the checker last read the kernel's tables.",
         (),
         [((), s.taken_seconds)],
     )
-    yield _gauge("rmapd_cpus", "CPUs of this machine that are online.", (), [((), float(s.cpus))])
+    yield _gauge("rmapd_cpus", "Online CPUs of this machine.", (), [((), float(s.cpus))])
     verdicts = Counter(v.first.verdict for v in s.violations.values())
     found = (((v.value,), float(verdicts[v])) for v in (Verdict.VIOLATED, Verdict.SUSPECT))
     yield _gauge("rmapd_signatures", "Distinct defects seen, by verdict.", ("verdict",), found)
-    text = (
-        "Findings of signatures beyond the bound on them: counted, without evidence of their own."
-    )
-    yield _counter("rmapd_findings_unsigned", text, (), [((), float(sum(s.rest.values())))])
+    text = "Findings beyond the limit on signatures: they are counted, without evidence."
+    rest = float(sum(s.rest.values()))
+    yield _counter("rmapd_findings_without_evidence", text, (), [((), rest)])
     if s.store:
         yield _gauge(
             "rmapd_store_writable",
-            "1 where what is found can be stored.",
+            "1 if findings can be stored.",
             (),
             [((), float(not s.store.reason))],
         )
-        text = "Findings that are counted in memory and not stored yet."
+        text = "Findings counted in memory and not stored yet."
         yield _gauge("rmapd_store_unwritten_findings", text, (), [((), float(s.store.unwritten))])
         yield _counter(
             "rmapd_store_failures",
-            "Attempts to write the store that failed.",
+            "Failed attempts to write the store.",
             (),
             [((), float(s.store.failures))],
         )
-        text = "Signatures that the store has forgotten for size or age."
-        yield _counter(
-            "rmapd_store_forgotten_signatures", text, (), [((), float(s.store.forgotten))]
-        )
+        text = "Signatures deleted from the store for size or age; their counts are kept."
+        deleted = float(s.store.forgotten)
+        yield _counter("rmapd_store_deleted_signatures", text, (), [((), deleted)])
         yield _counter(
             "rmapd_store_write_seconds",
-            "Time the judge spent writing the store.",
+            "Time that the checking thread spent writing the store.",
             (),
             [((), s.store.seconds)],
         )
     yield _gauge(
         "rmapd_oracle_ready",
-        "1 where the page-table oracle is calibrated.",
+        "1 if the oracle (page-table walker) is calibrated.",
         (),
         [((), float(not s.oracle_reason))],
     )
     sent = (((result,), count) for result, count in s.otlp.items())
     yield _counter(
         "rmapd_otlp_records",
-        "Violations for the OTLP collector, by what became of them; none where there is none.",
+        "Violations for the OTLP collector, by result; no series without a collector.",
         ("result",),
         sent,
     )

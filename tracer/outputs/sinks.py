@@ -1,13 +1,13 @@
-"""What the daemon does about what was found: stored first, then logged, then handed to the OTLP collector.
+"""Send findings to the store, then to the log, then to the OTLP collector.
 
-The judging thread calls react() after each look at the books.
+The checking thread calls keep() once a second and deliver() whenever it makes a snapshot.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,35 +25,40 @@ from tracer.results.snapshot import Snapshot
 
 log = logging.getLogger("rmapd")
 
-_RUN_SECONDS = 60.0  # how often the run's report is written
+_RUN_SECONDS = 60.0
+"""The interval at which the report of the run is stored."""
 
 
 def open_store(
-    config: Config, kernel: str, who: User | None = None, **earlier: Any
+    config: Config, kernel: str, user: User | None = None, **earlier: Any
 ) -> Store | None:
-    """The store that the configuration names, opened as the user that the daemon becomes. The default one may be out of reach, one
-    that was asked for may not; and one that was root's is handed over. earlier: of a run that goes on (run, counted and rest of Store)."""
+    """Open the configured store as the user that the daemon becomes.
+
+    user: that user; the default store is given to it. earlier: arguments run, counted and rest of
+    Store, to continue a run. Returns None if the configuration has no store, or if the default one
+    cannot be opened. RmapdError if a store that was asked for cannot be opened.
+    """
     path = Path(config.store)
     if not config.store:
-        log.info("no store: what is found is in the log only")
+        log.info("no store: findings are in the log only")
         return None
     if config.store != STORE:
-        return _opened(config, kernel, who, earlier)
+        return _opened(config, kernel, user, earlier)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        hand_over(path.parent, path.name, who)
-        return _opened(config, kernel, who, earlier)
+        hand_over(path.parent, path.name, user)
+        return _opened(config, kernel, user, earlier)
     except (OSError, RmapdError) as error:
-        said = error.in_a_line if isinstance(error, RmapdError) else error
+        reason = error.in_a_line if isinstance(error, RmapdError) else error
         log.warning(
-            "no store: %s; what is found is in the log only. --store FILE for another place", said
+            "no store: %s; findings are in the log only. --store FILE uses another place", reason
         )
         return None
 
 
-def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str, Any]) -> Store:
+def _opened(config: Config, kernel: str, user: User | None, earlier: Mapping[str, Any]) -> Store:
     try:
-        with files_as(who):
+        with files_as(user):
             return Store(
                 Path(config.store),
                 kernel,
@@ -65,12 +70,12 @@ def _opened(config: Config, kernel: str, who: User | None, earlier: Mapping[str,
     except Foreign:
         raise
     except RmapdError as error:
-        why = f"{error.why}, to the user {who.name} that rmapd becomes" if who else error.why
+        why = f"{error.why}, to the user {user.name} that rmapd becomes" if user else error.why
         raise RmapdError(error.what, why=why, hint=error.hint) from error
 
 
 class Sinks:
-    """The store, the log and the collector of one run."""
+    """The store, the log of findings and the OTLP sender of one run."""
 
     def __init__(self, store: Store | None, journal: FindingLog, collector: Sender) -> None:
         self._store, self._journal, self._collector = store, journal, collector
@@ -78,29 +83,33 @@ class Sinks:
 
     @property
     def run(self) -> str:
-        """The run's name in the store."""
+        """The id of the run in the store, or an empty text without a store."""
         return self._store.run if self._store else ""
 
     @property
     def stored(self) -> bool:
-        """Whether all that it was given is in the store."""
+        """Whether there is a store and everything is written to it."""
         return self._store is not None and not self._store.state.unwritten
 
     def keep(self, tally: Tally) -> None:
-        """What was counted in this tick: little enough to lose nothing by a kill, and nothing to do where nothing is new."""
+        """Store the counts of this tick, so that a kill loses at most one second of them."""
         if self._store:
             self._store.keep(tally.violations.values(), tally.rest)
 
-    def react(
+    def deliver(
         self,
         tally: Tally,
-        new: Iterable[Finding],
+        new: Sequence[Finding],
         snapshot: Snapshot,
         *,
         ended: bool = False,
         early: str = "",
     ) -> Snapshot:
-        """Store, then log; the snapshot with the state of the store. early: why the run did not end as it should."""
+        """Store, log and send findings; return the snapshot with the state of store and sender.
+
+        new: findings with new signatures, each given once; they are in `tally` too. ended: the run
+        ends now. early: why it ended early, if it did.
+        """
         self.keep(tally)
         if self._store and (ended or time.monotonic() >= self._next_run):
             self._next_run = time.monotonic() + _RUN_SECONDS
@@ -120,5 +129,6 @@ class Sinks:
         )
 
     def close(self) -> None:
+        """Close the store, after a last attempt to write."""
         if self._store:
             self._store.close()

@@ -1,4 +1,5 @@
-"""What one window did with locks and trees, in order: the model, its bytes, its text.
+"""Protocols: what one window did with locks and interval trees, in order.
 
-Whether a protocol breaks a rule belongs to invariants/.
+model.py has the classes, codec.py the bytes of the kernel's table, text.py the notation. Whether a
+protocol violates a rule is decided in invariants/.
 """

@@ -1,4 +1,4 @@
-"""Protocols as the kernel writes them: struct protocol_key of probes/include/books.h, to and fro."""
+"""Decode and encode protocols: struct protocol_key of probes/include/shared.h."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MOST_IN_A_GROUP = 8
 
 
 class Encoding:
-    """decode() and encode() by the header that the kernel side was compiled from."""
+    """Decodes and encodes protocols by the layouts of the header that the probes include."""
 
     def __init__(self, layouts: Layouts) -> None:
         self._key = layouts.structs["protocol_key"]
@@ -52,11 +52,11 @@ class Encoding:
 
     @property
     def windows(self) -> tuple[str, ...]:
-        """The functions that can be windows."""
+        """The functions of enum window."""
         return self._windows
 
     def _every_step(self) -> dict[int, Step]:
-        """Every byte that is a step by itself."""
+        """Return the step of each byte, except for repeats."""
         at = self._at
         steps: dict[int, Step] = {at["STEP_LOST"]: Lost(), at["STEP_OVERLONG"]: Overlong()}
         for n, tree in enumerate(_TREES):
@@ -76,7 +76,7 @@ class Encoding:
         return steps | {at["STEP_CALL"] + n: Call(window) for n, window in enumerate(self._windows)}
 
     def decode(self, key: bytes) -> Protocol:
-        """The protocol of a key of the table; RmapdError where the bytes are none."""
+        """Return the protocol of a key of the map `protocols`; RmapdError if it is invalid."""
         if len(key) != self._key.size:
             raise _unreadable(key, f"{len(key)} bytes instead of {self._key.size}")
         raw = self._key.unpack(key)
@@ -92,7 +92,7 @@ class Encoding:
 
     def _decoded(self, key: bytes, codes: bytes) -> tuple[Step, ...]:
         first = self._at["STEP_REPEAT"]
-        found: list[tuple[Step, int]] = []  # a step and how many bytes it took
+        found: list[tuple[Step, int]] = []  # a step and its length in bytes
         for code in codes:
             if first <= code < first + _MOST_IN_A_GROUP:
                 group = _taken(found, code - first + 1)
@@ -131,7 +131,7 @@ class Encoding:
         )
 
     def encode(self, protocol: Protocol) -> bytes:
-        """The key of a protocol; RmapdError where the kernel could not have written it."""
+        """Return the key of a protocol; RmapdError if the kernel could not have written it."""
         if protocol.window not in self._windows:
             raise RmapdError(
                 f"cannot encode {protocol.window}",
@@ -188,7 +188,7 @@ class Encoding:
 
 
 def _taken(found: list[tuple[Step, int]], size: int) -> Sequence[tuple[Step, int]]:
-    """Take the last steps that together are this many bytes; nothing where they do not fit."""
+    """Remove the last steps with `size` bytes and return them; () if no steps have that size."""
     n = 0
     while size > 0 and n < len(found):
         n += 1
@@ -204,5 +204,5 @@ def _unreadable(key: bytes, why: str) -> RmapdError:
     return RmapdError(
         f"cannot read the protocol {key.hex().rstrip('0') or '0'}",
         why=why,
-        hint="report it: kernel side and daemon disagree",
+        hint="report it as a defect: probes and daemon disagree",
     )

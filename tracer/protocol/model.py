@@ -1,7 +1,7 @@
-"""A protocol: what one call of a function that changes VMAs or walks rmap (a *window*) did with locks and trees, in order.
+"""The classes of a protocol.
 
-The kernel counts windows by protocol (probes/include/books.h, Book 2); tracer/protocol/codec.py turns its bytes into these
-classes, tracer/protocol/text.py is their text form, and tracer/invariants judge them.
+A window is one call of a function that changes VMAs or walks rmap; its protocol is what it did
+with locks and interval trees, in order. The probes count windows by protocol.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NULL = 0xFFFF
 
 
 class Owner(enum.StrEnum):
-    """What the owner field of an rwsem says: `r` somebody reads, `w` this task has it for write, `x` another task has."""
+    """The owner of an rwsem: `r` held for read, `w` for write by this task, `x` by another task."""
 
     FREE = "-"
     READ = "r"
@@ -25,7 +25,7 @@ class Owner(enum.StrEnum):
 
 
 class Lock(enum.StrEnum):
-    """Lock classes; mmap2, i_mmap2 and anon2 are instances other than the one met first in the window."""
+    """Lock classes; mmap2, i_mmap2 and anon2 are further instances in the same window."""
 
     OTHER = "other"
     MMAP = "mmap"
@@ -41,17 +41,17 @@ class Lock(enum.StrEnum):
 
     @property
     def family(self) -> Lock:
-        """The class without regard to the instance."""
+        """The class without the number of the instance."""
         return Lock(self.value.rstrip("2"))
 
     @property
-    def spoken(self) -> str:
-        """As a kernel developer says it."""
-        name = _SPOKEN.get(self.family, f"{self.family} lock")
+    def display_name(self) -> str:
+        """The name of the lock for kernel developers."""
+        name = _DISPLAY_NAMES.get(self.family, f"{self.family} lock")
         return f"another {name}" if self is not self.family else name
 
 
-_SPOKEN = {
+_DISPLAY_NAMES = {
     Lock.OTHER: "lock of no known class",
     Lock.MMAP: "mmap_lock",
     Lock.I_MMAP: "i_mmap_rwsem",
@@ -64,7 +64,7 @@ _SPOKEN = {
 
 
 class Kind(enum.StrEnum):
-    """The rwsem operations, by the kernel's names. A failed trylock or an interrupted wait is no step."""
+    """The rwsem operations by the kernel's names; only successful ones are steps."""
 
     DOWN_READ = "down_read"
     DOWN_WRITE = "down_write"
@@ -78,27 +78,29 @@ class Kind(enum.StrEnum):
 
     @property
     def acquires(self) -> bool:
+        """Whether it acquires the lock."""
         return self.value.startswith("down_")
 
     @property
     def blocks(self) -> bool:
-        """Whether it may wait, and so can deadlock."""
+        """Whether it may wait for the lock, and thus deadlock."""
         return self.acquires and not self.value.endswith("trylock")
 
     @property
     def writes(self) -> bool:
+        """Whether it acquires, releases or downgrades the lock for write."""
         return "write" in self.value
 
 
 class Tree(enum.StrEnum):
-    """The two interval trees that rmap finds VMAs by."""
+    """The two interval trees in which rmap finds VMAs."""
 
     FILE = "file"
     ANON = "anon"
 
 
 class Part(enum.StrEnum):
-    """The locks that a commit looks at, of the VMA that is stored, in this order."""
+    """The locks of the stored VMA whose owners a commit records, in this order."""
 
     MMAP = "mmap"
     VMA = "vma"
@@ -107,7 +109,7 @@ class Part(enum.StrEnum):
 
 
 class Geometry(enum.StrEnum):
-    """V1, read from the VMA when the window ends."""
+    """The result of V1, read from the VMA at the end of the window."""
 
     NONE = "none"
     HOLDS = "holds"
@@ -119,7 +121,7 @@ class Geometry(enum.StrEnum):
 
 
 class Follows(enum.StrEnum):
-    """V5, read from the VMAs when the window ends."""
+    """The result of V5, read from the VMAs at the end of the window."""
 
     NONE = "none"
     HOLDS = "holds"
@@ -128,7 +130,7 @@ class Follows(enum.StrEnum):
 
 
 class Walker(enum.StrEnum):
-    """Whose rmap_one() a walk calls."""
+    """The user of an rmap walk, known by its rmap_one()."""
 
     NONE = "none"
     TRY_TO_MIGRATE = "try_to_migrate"
@@ -140,10 +142,13 @@ class Walker(enum.StrEnum):
 
 
 BOUNDARY_WINDOWS = frozenset(
-    "__vma_adjust vma_expand vma_shrink commit_merge __split_vma vma_merge vma_merge_new_range vma_merge_existing_range vma_modify "
-    "do_brk_flags expand_downwards expand_upwards".split()
+    "__vma_adjust vma_expand vma_shrink commit_merge __split_vma vma_merge vma_merge_new_range "
+    "vma_merge_existing_range vma_modify do_brk_flags expand_downwards expand_upwards".split()
 )
-"""Windows that change the boundaries of a VMA that others can find. copy_vma() and dup_mmap() make new ones."""
+"""Windows that change the boundaries of a VMA that other tasks can find.
+
+copy_vma() and dup_mmap() are not among them: they make new VMAs.
+"""
 
 FOLIO_LOCK_WALKERS = (
     Walker.TRY_TO_MIGRATE,
@@ -151,7 +156,10 @@ FOLIO_LOCK_WALKERS = (
     Walker.REMOVE_MIGRATION,
     Walker.MKCLEAN,
 )
-"""Walkers whose callers hold the folio lock: mm/rmap.c, try_to_migrate(), folio_mkclean(); mm/migrate.c, remove_migration_ptes()."""
+"""Walkers whose callers hold the folio lock.
+
+See mm/rmap.c, try_to_migrate() and folio_mkclean(), and mm/migrate.c, remove_migration_ptes().
+"""
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,10 @@ class Locking:
 
 @dataclass(frozen=True)
 class TreeStep:
-    """A VMA enters or leaves a tree; owner: of the tree's lock, None where no other task can reach the tree yet."""
+    """A VMA is inserted into a tree or removed from it.
+
+    owner: of the tree's lock; None if no other task can reach the tree yet.
+    """
 
     tree: Tree
     enters: bool
@@ -173,28 +184,28 @@ class TreeStep:
 
 @dataclass(frozen=True)
 class Commit:
-    """A VMA is stored with new boundaries. A part is absent where the VMA has no such lock."""
+    """A VMA is stored with new boundaries; a part is absent if the VMA has no such lock."""
 
     parts: tuple[tuple[Part, Owner], ...]
 
 
 @dataclass(frozen=True)
 class Visit:
-    """An rmap walk calls back; owner: of the walk's lock."""
+    """An rmap walk visits a VMA; owner: of the walk's lock."""
 
     owner: Owner
 
 
 @dataclass(frozen=True)
 class Call:
-    """An inner window ran here; it has a protocol of its own."""
+    """An inner window, which has a protocol of its own."""
 
     window: str
 
 
 @dataclass(frozen=True)
 class Lost:
-    """An event is missing here."""
+    """An event that was lost."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +215,7 @@ class Overlong:
 
 @dataclass(frozen=True)
 class Group:
-    """These steps came two times in a row, or more often."""
+    """Steps that were repeated two or more times."""
 
     steps: tuple[Step, ...]
 
@@ -214,19 +225,20 @@ Step: TypeAlias = Locking | TreeStep | Commit | Visit | Call | Lost | Overlong |
 
 @dataclass(frozen=True)
 class Held:
-    """The owner states of the window's first three locks at one moment."""
+    """The owners of the first mmap_lock, i_mmap_rwsem and anon_vma lock at one moment."""
 
     mmap: Owner = Owner.FREE
     i_mmap: Owner = Owner.FREE
     anon: Owner = Owner.FREE
 
     def items(self) -> tuple[tuple[Lock, Owner], ...]:
+        """Return the three locks with their owners."""
         return (Lock.MMAP, self.mmap), (Lock.I_MMAP, self.i_mmap), (Lock.ANON, self.anon)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of the window besides its steps (enum context in books.h)."""
+    """The context of a window: enum context of probes/include/shared.h."""
 
     file: bool = False
     anon: bool = False
@@ -260,7 +272,7 @@ FLAGS = (
 
 @dataclass(frozen=True)
 class Protocol:
-    """One distinct behaviour of one function. error: errno of a failed window, or NULL."""
+    """One distinct behaviour of one function; error: the errno of a failed window, or NULL."""
 
     window: str
     context: Context = Context()
@@ -268,20 +280,22 @@ class Protocol:
     steps: tuple[Step, ...] = ()
 
     def flat(self, times: int = 1) -> tuple[Step, ...]:
-        """The steps without groups, each group this many times."""
+        """Return the steps with each group expanded this many times."""
         return tuple(_flat(self.steps, times))
 
     @property
     def lost(self) -> bool:
+        """Whether an event of the window was lost."""
         return Lost() in self.flat()
 
     @property
     def overlong(self) -> bool:
+        """Whether the window had more steps than a protocol holds."""
         return Overlong() in self.flat()
 
     @property
     def calls(self) -> frozenset[str]:
-        """The inner windows."""
+        """The functions of inner windows."""
         return frozenset(step.window for step in self.flat() if isinstance(step, Call))
 
 
@@ -295,7 +309,10 @@ def _flat(steps: Iterable[Step], times: int) -> Iterator[Step]:
 
 
 def joined(steps: Iterable[Step]) -> tuple[Step, ...]:
-    """The steps with neighbouring commit parts in one commit for as long as the order of parts increases, as the kernel writes them."""
+    """Return the steps with adjacent commits joined while their parts are in rising order.
+
+    The probes write a commit as one byte per part.
+    """
     order, out = list(Part), list[Step]()
     for step in steps:
         last = out[-1] if out else None

@@ -1,18 +1,24 @@
-"""Protocols as text: for logs, reports and tests; docs/PROTOCOLS.md explains it to the reader of a violation.
+"""The notation of protocols in logs, reports and tests; docs/PROTOCOLS.md explains it to users.
 
-    vma_expand[file anon mmap:w]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w
+    vma_expand[file anon mmap:w]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+
+    anon+ anon↑w i_mmap↑w
     do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon- → [mmap:w anon:w]
 
-Head: the window, in brackets what is known at entry. `anon=imported`: the anon_vma came from a neighbour meanwhile;
-`mmap:w`, `i_mmap:r`, `anon:x`: lock states at entry, free ones are left out; `moved`: a boundary changed; `rebuilt`: the
-window is made from what surrounds it. `ok` is a geometry that holds and `geometry=…` what is wrong with it; `follows` is
-an anon_vma that followed its pages and `follows=…` one that did not. A walk has the name of its walker, `other_walker` for any
-not known by name. Then the error: an errno's name, or -NULL for a NULL or false.
-Steps: `anon↓w`, `anon↓wk` (killable), `anon↓r?` (trylock), `anon↑w`, `mmap⇓` (downgrade); `file-`, `anon+` with the tree's
-lock held for write, else `anon+(r)`, `(x)`, `(-)`, or `(new)` where nobody else can reach the tree; `commit(…)`; `visit(r)`;
-`anon_vma_clone()` an inner window; `{…}*` two times or more; `?` an event is missing; `…` the rest did not fit.
-Trailing `→ […]`: the lock states at return, where they differ from those at entry.
-ASCII: lock(anon:w) lock(anon:w killable) trylock(anon:r) unlock(anon:w) downgrade(mmap) ... -> [...].
+Head: the window, and its context in brackets. `anon=imported`: the anon_vma was taken from a
+neighbour in this window. `mmap:w`, `i_mmap:r`, `anon:x`: lock states at entry, without free ones.
+`moved`: a boundary changed. `rebuilt`: the window is derived from the hooks around it. `ok`: the
+geometry holds, `geometry=…`: what is wrong with it. `follows`: the anon_vma followed its pages,
+`follows=…`: it did not. A walk has the name of its walker, or `other_walker`. Then the error: the
+name of an errno, or -NULL for NULL and false.
+
+Steps: `anon↓w`, `anon↓wk` (killable), `anon↓r?` (trylock), `anon↑w`, `mmap⇓` (downgrade). `file-`,
+`anon+`: removal from and insertion into a tree with its lock held for write, otherwise with the
+owner, as in `anon+(r)`, `(x)`, `(-)`, or `(new)` if no other task can reach the tree. `commit(…)`,
+`visit(r)`. `anon_vma_clone()`: an inner window. `{…}*`: repeated two or more times. `?`: an event
+was lost. `…`: the rest did not fit.
+
+A trailing `→ […]` has the lock states at return, if they differ from those at entry. ASCII form:
+lock(anon:w) lock(anon:w killable) trylock(anon:r) unlock(anon:w) downgrade(mmap) ... -> [...].
 """
 
 from __future__ import annotations
@@ -92,14 +98,14 @@ _HELD_NAMES = tuple(each.name for each in fields(Held))
 
 
 def text(protocol: Protocol, *, ascii: bool = False) -> str:
-    """The protocol in one line."""
+    """Return the protocol in one line."""
     head, steps = parts(protocol, ascii=ascii)
     error = f" -{_error_name(protocol.error)}" if protocol.error else ""
     return f"{protocol.window}[{' '.join(head)}]{error}  {steps}".rstrip()
 
 
 def parts(protocol: Protocol, *, ascii: bool = False) -> tuple[list[str], str]:
-    """The words of the context, and the steps with the states at return."""
+    """Return the words of the context, and the steps with the lock states at return."""
     context = protocol.context
     head = [word for name, word in _FLAG_WORDS.items() if getattr(context, name)]
     head += [
@@ -115,7 +121,7 @@ def parts(protocol: Protocol, *, ascii: bool = False) -> tuple[list[str], str]:
 
 
 def words(steps: Iterable[Step], *, ascii: bool = False) -> list[str]:
-    """Each step as the text has it."""
+    """Return the text of each step."""
     return [_step(step, ascii) for step in steps]
 
 
@@ -155,7 +161,7 @@ _TOKEN = re.compile(r"\s*(\{|\}\*|[^\s{}()\[\]]+(?:\([^()]*\))?)")
 
 
 def parse(line: str) -> Protocol:
-    """Read a protocol in either form; RmapdError says what cannot be read, and where."""
+    """Parse a protocol in either form; RmapdError names the part that is invalid."""
     matched = _LINE.fullmatch(line)
     if not matched:
         raise _bad(line, "it does not begin with a window and its [context]")
@@ -236,12 +242,12 @@ def _steps(line: str, steps: str) -> tuple[Step, ...]:
         elif word == "}*":
             inner = open_groups.pop()
             if not open_groups or not inner:
-                raise _bad(line, "a }* without its {, or with nothing to repeat")
+                raise _bad(line, "a }* without a {, or without steps between them")
             open_groups[-1].append(Group(joined(inner)))
         else:
             open_groups[-1].append(_one(line, word))
     if len(open_groups) > 1:
-        raise _bad(line, "a { without its }*")
+        raise _bad(line, "a { without a }*")
     return joined(open_groups[0])
 
 
@@ -284,6 +290,6 @@ def _parts(line: str, word: str) -> tuple[tuple[Part, Owner], ...]:
     if not parts or order != sorted(set(order)):
         raise _bad(
             line,
-            f"the parts of {word!r} are not some of {' '.join(Part)}, each once, in this order",
+            f"the parts of {word!r} must be some of {' '.join(Part)}, each once, in this order",
         )
     return tuple(parts)

@@ -1,4 +1,5 @@
-"""Reports for people and CI: text, HTML, Markdown, KTAP, JUnit, `explain`, `diff`.
+"""Reports for people and CI: text, HTML, Markdown, KTAP, JUnit, `explain` and `diff`.
 
-Everything here is made from results/ or from a stored report. Nothing reads the kernel.
+Modules here format values of results/, or of a stored report that load.py reads. They never read
+the kernel, and they decide no verdict.
 """

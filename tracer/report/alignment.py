@@ -1,4 +1,4 @@
-"""Two protocols one above the other, step under step, with what differs marked."""
+"""Two protocols printed one above the other, step under step, with the differences marked."""
 
 from __future__ import annotations
 
@@ -7,40 +7,19 @@ from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Any
 
-from tracer.protocol.model import Locking, Protocol, Step
+from tracer.protocol.model import Protocol, Step
 from tracer.protocol.text import parts, text, words
-from tracer.report.diff import Seen, bare
+from tracer.report.similarity import without_lock_states
 
 _WIDTH = 96
 _GAP = "·"
 
 Token = tuple[str, str]
-"""What stands there, and what it is, whatever its lock states: tokens that are the same thing stand under each other."""
-
-
-def _skeleton(protocol: Protocol) -> list[str]:
-    """What it did besides locking, whoever held which lock."""
-    return words(bare(step) for step in protocol.flat() if not isinstance(step, Locking))
-
-
-def likeness(one: Protocol, other: Protocol) -> float:
-    """How much two protocols of a function are alike: first in what they were about, then in what they did, then in how they locked."""
-    pairs = (
-        (parts(one)[0], parts(other)[0]),
-        (_skeleton(one), _skeleton(other)),
-        (words(one.flat()), words(other.flat())),
-    )
-    about, did, locked = (SequenceMatcher(None, *pair, autojunk=False).ratio() for pair in pairs)
-    return 3 * about + 2 * did + locked
-
-
-def nearest(own: Protocol, others: Sequence[Seen]) -> Seen | None:
-    """The one that is most like it; of equals, the one that ran most."""
-    return max(others, key=lambda other: (likeness(own, other.protocol), other.count), default=None)
+"""A printed word, and the same without lock states. Tokens with equal second parts are aligned."""
 
 
 def _head(protocol: Protocol) -> list[Token]:
-    """The words of the context; of geometry and follows what they say is the state."""
+    """Return the words of the context; the values of geometry and follows count as states."""
     names = {"ok": "geometry", "anon=imported": "anon"}
     return [
         (f"[{word}]", names.get(word, word.partition("=")[0].partition(":")[0]))
@@ -49,11 +28,11 @@ def _head(protocol: Protocol) -> list[Token]:
 
 
 def _step(step: Step) -> Token:
-    return words([step])[0], words([bare(step)])[0]
+    return words([step])[0], words([without_lock_states(step)])[0]
 
 
 def _tail(protocol: Protocol) -> list[Token]:
-    """How it ended: the states at return, where they are not those at entry, and the error."""
+    """Return the lock states at return, if they differ from those at entry, and the error."""
     line = text(protocol)
     left = f"→ {line.rpartition('→ ')[2]}" if "→ " in line else ""
     error = line.partition("]")[2].split()[0] if protocol.error else ""
@@ -61,7 +40,12 @@ def _tail(protocol: Protocol) -> list[Token]:
 
 
 def differences(seen: Protocol, legal: Protocol) -> list[dict[str, Any]]:
-    """The runs of context, steps and end that are equal or differ, in order."""
+    """Compare context, steps and end of two protocols.
+
+    Returns in order the parts that are equal or differ: `op` is equal, replace (the same action
+    with other lock states), insert (only `legal` has it) or delete (only `seen` has it); `seen`
+    and `legal` are the words of each.
+    """
     found = list[dict[str, Any]]()
     for of in (_head, lambda protocol: [_step(step) for step in protocol.steps], _tail):
         ours, theirs = of(seen), of(legal)
@@ -69,7 +53,7 @@ def differences(seen: Protocol, legal: Protocol) -> list[dict[str, Any]]:
             None, [kind for _, kind in ours], [kind for _, kind in theirs], autojunk=False
         )
         for op, a, b, c, d in matcher.get_opcodes():
-            if op != "equal":  # unlike things stand beside each other
+            if op != "equal":  # different actions get columns of their own
                 found += [
                     {"op": "insert", "seen": [], "legal": [word for word, _ in theirs[c:d]]}
                 ] * (d > c)
@@ -85,7 +69,7 @@ def differences(seen: Protocol, legal: Protocol) -> list[dict[str, Any]]:
 
 
 def aligned(seen: Protocol, legal: Protocol, width: int = _WIDTH) -> list[str]:
-    """Rows of three lines: seen, legal, and ^^^ under each step that differs."""
+    """Return rows of three lines: seen, legal, and ^^^ under each step that differs."""
     columns = [
         (ours, theirs, run["op"] != "equal")
         for run in differences(seen, legal)

@@ -1,7 +1,8 @@
-"""`rmapd diff`: what one run's protocols have and another's have not, the most alarming first.
+"""`rmapd diff`: compare the protocols of two runs, the most alarming difference first.
 
-A protocol that only one run shows is set beside the nearest of the same function in the other. What is different by nature between two
-kernels does not alarm: calls of functions that the other kernel does not have, lock classes that the function never takes there.
+A protocol that only one run has is compared with the most similar one of the same function in the
+other run. Expected differences between two kernels raise no alarm: calls of functions that the
+other kernel does not have, and lock classes that the function never takes there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
-from tracer.printable import printable
 from tracer.protocol.model import (
     Call,
     Commit,
@@ -22,20 +21,25 @@ from tracer.protocol.model import (
     Lock,
     Locking,
     Owner,
-    Protocol,
     Step,
     TreeStep,
     Visit,
 )
-from tracer.protocol.text import parse, text, words
-from tracer.report import model
+from tracer.protocol.text import parse, words
+from tracer.report.load import read_report
+from tracer.report.similarity import ObservedProtocol, without_lock_states
 
-_ENOUGH = 100  # windows of a function on either side, before their shares say anything
-_TIMES = 10.0  # a share this many times another is told
+_MIN_WINDOWS = 100
+"""Shares of a function are compared if both runs have this many windows of it."""
+_MIN_FACTOR = 10.0
+"""Two shares of a protocol are reported if one is at least this many times the other."""
 
 
 class Grade(enum.IntEnum):
-    """How alarming, the most first. Up to UNORDERED a kernel developer should look."""
+    """How alarming a difference is, the most alarming first.
+
+    Grades up to UNORDERED need a kernel developer's attention.
+    """
 
     RULED = 1
     UNLOCKED = 2
@@ -47,67 +51,60 @@ class Grade(enum.IntEnum):
 
     @property
     def alarms(self) -> bool:
+        """Whether `rmapd diff` exits with 3 because of it."""
         return self <= Grade.UNORDERED
 
     @property
-    def says(self) -> str:
-        return _SAYS[self]
+    def heading(self) -> str:
+        """The line above the differences of this grade."""
+        return _HEADINGS[self]
 
 
-_SAYS = {
-    Grade.RULED: "ruled a violation or suspect",
-    Grade.UNLOCKED: "a lock step is missing, or a lock is not held",
-    Grade.UNORDERED: "locks are taken in another order",
-    Grade.STEPS: "other steps",
-    Grade.CONTEXT: "the same steps in a context not seen in the other",
-    Grade.RATE: "another share of its function's windows",
-    Grade.FUNCTION: "a function that only one has",
+_HEADINGS = {
+    Grade.RULED: "violated or suspect protocol",
+    Grade.UNLOCKED: "a lock operation is missing, or a lock is not held",
+    Grade.UNORDERED: "locks are taken in a different order",
+    Grade.STEPS: "different steps",
+    Grade.CONTEXT: "the same steps in a context that the other run does not have",
+    Grade.RATE: "a different share of the function's windows",
+    Grade.FUNCTION: "a function that only one run has",
 }
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A protocol as a report has it."""
-
-    text: str
-    count: int
-    wrong: tuple[str, ...]
-    protocol: Protocol
-
-    @property
-    def function(self) -> str:
-        return self.protocol.window
-
-    @property
-    def same(self) -> str:
-        """What makes it the same in two runs: not whether its window had to be rebuilt."""
-        return text(replace(self.protocol, context=replace(self.protocol.context, rebuilt=False)))
-
-
-@dataclass(frozen=True)
 class ComparedRun:
-    """What a report says of protocols. absent: functions that its kernel does not have, or does not let be probed, with the reason.
-    unsampled: windows that were not booked: what is in one run only may be so by chance. why_none: why no window may have been seen."""
+    """The protocols of one report.
+
+    absent: functions that the kernel does not have or cannot hook, with the reason. unsampled: the
+    number of windows that were not recorded, so that a protocol may be missing by chance.
+    why_none: why the run may have no windows.
+    """
 
     name: str
     kernel: str
-    seen: tuple[Seen, ...]
+    protocols: tuple[ObservedProtocol, ...]
     windows: Mapping[str, int]
     absent: Mapping[str, str]
     unsampled: int = 0
     why_none: str = ""
 
-    def of(self, function: str) -> list[Seen]:
-        return [one for one in self.seen if one.function == function]
+    def of(self, function: str) -> list[ObservedProtocol]:
+        """Return the protocols of a function."""
+        return [one for one in self.protocols if one.function == function]
 
     def classes(self, function: str) -> set[Lock]:
+        """Return the lock classes that a function takes or releases in this run."""
         steps = (step for one in self.of(function) for step in one.protocol.flat())
         return {step.lock.family for step in steps if isinstance(step, Locking)}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """side: the run that has it. nearest: the other's nearest protocol of the same function."""
+    """One difference.
+
+    side: the name of the run that has the protocol `text`. nearest: the most similar protocol of
+    the same function in the other run.
+    """
 
     grade: Grade
     side: str
@@ -119,22 +116,22 @@ class Difference:
 
 
 def read(path: Path) -> ComparedRun:
-    """A report of `rmapd exec --report` or `rmapd protocols --save`. RmapdError where it is none."""
-    report = model.as_given(path)
+    """Read the protocols of a report; RmapdError if the file is no report of rmapd."""
+    report = read_report(path).exact_report
     hooks = {
         name: hook.reason
         for name, hook in report.hooks.items()
         if hook.state in ("missing", "denied")
     }
-    seen = tuple(
-        Seen(one.said, one.count, (*one.violates, *one.suspect), parse(one.said))
+    protocols = tuple(
+        ObservedProtocol(one.line, one.count, (*one.violates, *one.suspect), parse(one.line))
         for one in report.protocols
     )
     why_none = _why_none(report.fidelity, report.duration_seconds, hooks)
     return ComparedRun(
         path.name,
         report.kernel,
-        seen,
+        protocols,
         report.windows,
         hooks,
         sum(report.windows_unsampled.values()),
@@ -143,7 +140,7 @@ def read(path: Path) -> ComparedRun:
 
 
 def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
-    """Why a run may have seen no window: its fidelity, what its kernel refuses, or that nothing happened."""
+    """Return why a run may have no windows: fidelity, missing hooks, or an idle machine."""
     if fidelity == "migration":
         return "at fidelity migration no window is recorded"
     reason, count = next(iter(Counter(absent.values()).most_common(1)), ("", 0))
@@ -153,14 +150,17 @@ def _why_none(fidelity: str, seconds: float, absent: Mapping[str, str]) -> str:
 
 
 def nothing_to_compare(a: ComparedRun, b: ComparedRun) -> str:
-    """Why two runs cannot be compared: which side has no windows and why, or that no function is in both. Empty where they can be."""
-    blind = [run for run in (a, b) if not run.seen]
-    if blind:
-        what = {run.name: "protocols" if run.windows else "windows" for run in blind}
+    """Return why two runs cannot be compared, or an empty text if they can.
+
+    Either a run has no windows, or the two have no function in common.
+    """
+    empty = [run for run in (a, b) if not run.protocols]
+    if empty:
+        what = {run.name: "protocols" if run.windows else "windows" for run in empty}
         return " ".join(
-            f"{run.name} ({run.kernel}) has no {what[run.name]}: {run.why_none}." for run in blind
+            f"{run.name} ({run.kernel}) has no {what[run.name]}: {run.why_none}." for run in empty
         )
-    ours, theirs = ({one.function for one in run.seen} for run in (a, b))
+    ours, theirs = ({one.function for one in run.protocols} for run in (a, b))
     if ours & theirs:
         return ""
     own, other = ", ".join(sorted(ours)), ", ".join(sorted(theirs))
@@ -168,7 +168,7 @@ def nothing_to_compare(a: ComparedRun, b: ComparedRun) -> str:
 
 
 def read_both(a: Path, b: Path) -> tuple[ComparedRun, ComparedRun]:
-    """Two reports under names that tell them apart: those of the files, or their whole paths where those are the same."""
+    """Read two reports and name them by their files, or by their paths if the names are equal."""
     ours, theirs = read(a), read(b)
     return (
         (replace(ours, name=str(a)), replace(theirs, name=str(b)))
@@ -178,16 +178,16 @@ def read_both(a: Path, b: Path) -> tuple[ComparedRun, ComparedRun]:
 
 
 def compare(a: ComparedRun, b: ComparedRun) -> list[Difference]:
-    """All differences, the most alarming first, then by count."""
+    """Return all differences, the most alarming first, then by count."""
     found = [*_only(a, b), *_only(b, a), *_rates(a, b)]
     return sorted(found, key=lambda d: (d.grade, -d.count, d.text))
 
 
 def _only(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
-    """What a has and b has not."""
-    known = {one.same for one in b.seen}
-    for function in sorted({one.function for one in a.seen}):
-        others, gone = b.of(function), b.absent
+    """Yield what only `a` has: functions and protocols."""
+    known = {one.identity for one in b.protocols}
+    for function in sorted({one.function for one in a.protocols}):
+        others, absent = b.of(function), b.absent
         if not others and function != "outside":
             count = a.windows.get(function, sum(one.count for one in a.of(function)))
             yield Difference(
@@ -200,9 +200,9 @@ def _only(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
             )
         common = b.classes(function)
         for one in a.of(function):
-            if one.same in known:
+            if one.identity in known:
                 continue
-            nearest = _nearest(one, others, gone, common)
+            nearest = _most_similar(one, others, absent, common)
             if one.wrong:
                 why = f"violates {', '.join(one.wrong)}"
                 yield Difference(
@@ -220,7 +220,7 @@ def _only(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
 
 
 def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: set[Lock]) -> list[Step]:
-    """Without calls of functions that the other does not have, and locks that the function never takes there."""
+    """Drop calls of functions that the other kernel lacks, and lock classes never taken there."""
     return [
         step
         for step in steps
@@ -229,26 +229,32 @@ def _comparable(steps: Sequence[Step], absent: Iterable[str], classes: set[Lock]
     ]
 
 
-def _nearest(
-    one: Seen, others: Sequence[Seen], absent: Iterable[str], classes: set[Lock]
-) -> Seen | None:
+def _most_similar(
+    one: ObservedProtocol,
+    others: Sequence[ObservedProtocol],
+    absent: Iterable[str],
+    classes: set[Lock],
+) -> ObservedProtocol | None:
+    """Return the most similar protocol, a legal one if there is any."""
     own = words(_comparable(one.protocol.flat(), absent, classes))
 
-    def near(other: Seen) -> tuple[bool, float, float, int]:
-        ratio = SequenceMatcher(None, own, words(other.protocol.flat()), autojunk=False).ratio()
+    def rank(other: ObservedProtocol) -> tuple[bool, float, float, int]:
+        steps = SequenceMatcher(None, own, words(other.protocol.flat()), autojunk=False).ratio()
         heads = SequenceMatcher(
             None,
             one.text.partition("]")[0].split(),
             other.text.partition("]")[0].split(),
             autojunk=False,
         ).ratio()
-        return not other.wrong, ratio, heads, other.count
+        return not other.wrong, steps, heads, other.count
 
-    return max(others, key=near, default=None)
+    return max(others, key=rank, default=None)
 
 
-def _grade(one: Seen, nearest: Seen, a: ComparedRun, b: ComparedRun) -> tuple[Grade, str]:
-    """How the protocol of `a` differs from its nearest of `b`."""
+def _grade(
+    one: ObservedProtocol, nearest: ObservedProtocol, a: ComparedRun, b: ComparedRun
+) -> tuple[Grade, str]:
+    """Return how a protocol of `a` differs from the most similar one of `b`, and a reason."""
     mine = _comparable(one.protocol.flat(), b.absent, b.classes(one.function))
     theirs = _comparable(nearest.protocol.flat(), a.absent, a.classes(one.function))
     if mine == theirs:
@@ -263,11 +269,15 @@ def _grade(one: Seen, nearest: Seen, a: ComparedRun, b: ComparedRun) -> tuple[Gr
 
 
 def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
-    """The lock steps and lock states that mine lacks, where it does something under locks and nothing else is different."""
+    """Return the lock operations and lock states that only `theirs` has.
+
+    Empty unless `mine` changes or walks a tree and the actions of both are the same: a window that
+    returned early needs no locks.
+    """
     if not any(isinstance(step, TreeStep | Commit | Visit) for step in mine):
         return []
-    (own, locking), (other, wanted) = _parted(mine), _parted(theirs)
-    if [bare(step) for step in own] != [bare(step) for step in other]:
+    (own, locking), (other, wanted) = _split(mine), _split(theirs)
+    if [without_lock_states(step) for step in own] != [without_lock_states(step) for step in other]:
         return []
     differing = [(ours, their) for ours, their in zip(own, other, strict=True) if ours != their]
     lacking = Counter(words(wanted))
@@ -279,27 +289,15 @@ def _missing(mine: Sequence[Step], theirs: Sequence[Step]) -> list[str]:
     return [*sorted(lacking.elements()), *words(their for _, their in differing)]
 
 
-def _parted(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """What is done, and the locking around it."""
+def _split(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
+    """Split steps into actions and lock operations."""
     return [step for step in steps if not isinstance(step, Locking)], [
         step for step in steps if isinstance(step, Locking)
     ]
 
 
-def bare(step: Step) -> Step:
-    """Without the states of its locks."""
-    match step:
-        case TreeStep(tree, enters, owner) if owner is not None:
-            return TreeStep(tree, enters, Owner.FREE)
-        case Commit(parts):
-            return Commit(tuple((part, Owner.FREE) for part, _ in parts))
-        case Visit():
-            return Visit(Owner.FREE)
-    return step
-
-
 def _held(step: Step) -> int:
-    """How many of its locks are held for write, or by a walk at all."""
+    """Return how many locks of the step are held as needed: for write; by a walk also for read."""
     match step:
         case TreeStep(_, _, owner):
             return int(owner is Owner.SELF)
@@ -311,7 +309,7 @@ def _held(step: Step) -> int:
 
 
 def _acquired(steps: Iterable[Step]) -> list[str]:
-    """The locks in the order in which they are waited for."""
+    """Return the locks in the order of the acquisitions that may block."""
     return [
         step.lock
         for step in steps
@@ -320,20 +318,21 @@ def _acquired(steps: Iterable[Step]) -> list[str]:
 
 
 def _rates(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
-    counts = {one.same: one.count for one in b.seen}
-    for one in a.seen:
+    """Yield protocols of both runs with very different shares of their function's windows."""
+    counts = {one.identity: one.count for one in b.protocols}
+    for one in a.protocols:
         whole, there = (
             sum(each.count for each in a.of(one.function)),
             sum(each.count for each in b.of(one.function)),
         )
-        if one.same not in counts or min(whole, there) < _ENOUGH:
+        if one.identity not in counts or min(whole, there) < _MIN_WINDOWS:
             continue
-        ours, theirs = one.count / whole, counts[one.same] / there
+        ours, theirs = one.count / whole, counts[one.identity] / there
         if (
-            max(ours, theirs) >= _TIMES * min(ours, theirs)
-            and max(ours, theirs) * min(whole, there) >= _ENOUGH
+            max(ours, theirs) >= _MIN_FACTOR * min(ours, theirs)
+            and max(ours, theirs) * min(whole, there) >= _MIN_WINDOWS
         ):
-            side, count = (a.name, one.count) if ours > theirs else (b.name, counts[one.same])
+            side, count = (a.name, one.count) if ours > theirs else (b.name, counts[one.identity])
             yield Difference(
                 Grade.RATE,
                 side,
@@ -342,58 +341,3 @@ def _rates(a: ComparedRun, b: ComparedRun) -> Iterable[Difference]:
                 count,
                 why=f"{ours:.2%} in {a.name}, {theirs:.2%} in {b.name}",
             )
-
-
-def as_json(a: ComparedRun, b: ComparedRun, found: Sequence[Difference]) -> dict[str, Any]:
-    """For machines."""
-    rows = [
-        {
-            "grade": d.grade.name.lower(),
-            "alarming": d.grade.alarms,
-            "side": d.side,
-            "function": d.function,
-            "protocol": d.text,
-        }
-        | {"count": d.count, "nearest": d.nearest, "why": d.why}
-        for d in found
-    ]
-    compared = {"comparable": not (why := nothing_to_compare(a, b)), "reason": why}
-    return compared | {
-        "a": {"file": a.name, "kernel": a.kernel},
-        "b": {"file": b.name, "kernel": b.kernel},
-        "differences": rows,
-    }
-
-
-def as_text(a: ComparedRun, b: ComparedRun, found: Sequence[Difference]) -> str:
-    """For people: what alarms in full, of the rest a line each."""
-    alarming = sum(d.grade.alarms for d in found)
-    lines = [
-        f"{run.name}: {run.kernel}, {len(run.seen)} protocols"
-        + (f"; {run.unsampled:,} windows were not sampled" if run.unsampled else "")
-        for run in (a, b)
-    ]
-    counted = f"{len(found)} differences, {alarming} of them alarming"
-    why = nothing_to_compare(a, b)
-    lines += (
-        [f"There was nothing to compare. {why}"]
-        if why and not alarming
-        else [why, counted]
-        if why
-        else [counted]
-    )
-    grade = None
-    for d in found:
-        if d.grade is not grade:
-            grade = d.grade
-            lines += ["", f"{'!! ' if grade.alarms else ''}{grade.says}"]
-        lines.append(
-            f"{d.count:12,}  only {d.side}: {d.text}"
-            if d.grade is not Grade.RATE
-            else f"{d.count:12,}  {d.text}: {d.why}"
-        )
-        if d.grade is not Grade.RATE and d.why:
-            lines.append(f"{'':14}{d.why}")
-        if d.grade.alarms and d.nearest:
-            lines.append(f"{'':14}nearest:   {d.nearest}")
-    return "\n".join(map(printable, lines)) + "\n"

@@ -1,4 +1,4 @@
-"""`rmapd report` as HTML: one file without scripts and requests."""
+"""`rmapd report` as HTML: one file without scripts and without requests."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ import jinja2
 from markupsafe import Markup, escape
 
 import tracer
-from tracer.report import plots
+from tracer.report import lock_graph_plot, plots
 from tracer.report.alignment import differences
-from tracer.report.diff import Seen
-from tracer.report.model import Edge, Report, Reported, ReportedViolation
-from tracer.report.nearest import pair
-from tracer.report.summary import functions, headline, moment, span, tiles
+from tracer.report.model import ReportContents, ReportedLockNesting, ReportedViolation, RunReport
+from tracer.report.similarity import ObservedProtocol, legal_counterpart
+from tracer.report.summary import functions, headline, tiles
+from tracer.time_text import before_last, utc
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_OPEN, _SHOWN, _MOST = 5, 8, 200
-"""Violations that are open, windows of a trail that are not folded, violations of a page."""
+_OPEN = 5
+"""Violations that are unfolded at first."""
+_SHOWN = 8
+"""Windows at the end of a trail that are not folded."""
+_MOST = 200
+"""Violations on the page."""
 _WIDE, _NARROW, _GRAPH = 640, 350, 270
+"""Widths of the plots in points."""
 
 
-def render(reported: Reported) -> str:
-    """The page. RmapdError where what draws it is not installed."""
+def render(reported: ReportContents) -> str:
+    """Return the page; RmapdError if matplotlib is not installed."""
     loader = jinja2.FileSystemLoader(_TEMPLATES)
     templates = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    templates.filters |= {"moment": moment, "protocol": _protocol}
+    templates.filters |= {"utc": utc, "protocol": _protocol}
     return templates.get_template("report.html").render(_page(reported)).lstrip()
 
 
@@ -38,7 +43,7 @@ def _drawn(svg: str) -> Markup:
     return Markup(svg)  # noqa: S704 - rmapd draws it
 
 
-def _page(reported: Reported) -> dict[str, Any]:
+def _page(reported: ReportContents) -> dict[str, Any]:
     report = reported.report
     titles = {id: one.title for id, one in report.invariants.items()}
     wide, narrow = (
@@ -58,7 +63,7 @@ def _page(reported: Reported) -> dict[str, Any]:
         "hidden": len(reported.violations[_MOST:]),
         "open": _OPEN,
         "shown": _SHOWN,
-        "lock_graph": _drawn(plots.lock_graph("locks", report.lock_graph, _GRAPH))
+        "lock_graph": _drawn(lock_graph_plot.lock_graph("locks", report.lock_graph, _GRAPH))
         if report.lock_graph.edges
         else "",
         "edges": [
@@ -84,19 +89,19 @@ _SECTIONS = (
 )
 
 
-def _caption(reported: Reported) -> str:
-    """What the time line shows."""
-    what = "Findings per hour, of all runs" if reported.runs else "Checks and windows per second"
+def _caption(reported: ReportContents) -> str:
+    """Return the caption of the timeline."""
+    rates = "Findings per hour, of all runs" if reported.runs else "Checks and windows per second"
     return (
-        f"{what}; below, each signature from its first sighting to its last."
+        f"{rates}; below, each signature from its first sighting to its last."
         if reported.violations
-        else f"{what}."
+        else f"{rates}."
     )
 
 
-def _protocol(said: str) -> Any:
-    """A protocol with what takes and what gives back told apart."""
-    head, bracket, steps = said.partition("]")
+def _protocol(line: str) -> Any:
+    """Mark up a protocol, so that acquisitions, releases and commits look different."""
+    head, bracket, steps = line.partition("]")
     function, _, context = head.partition("[")
     out = Markup("<b>{}</b>").format(function)
     out += Markup("<i>[{}]</i> ").format(context) if bracket else Markup("")
@@ -119,33 +124,34 @@ def _step(word: str) -> Markup:
     return Markup('<span class="{}">{}</span>').format(kind, word) if kind else escape(word)
 
 
-def _violation(v: ReportedViolation, titles: dict[str, str], reported: Reported) -> dict[str, Any]:
-    """With the title of its invariant, and its trail told backwards in time from its last window."""
+def _violation(
+    v: ReportedViolation, titles: dict[str, str], reported: ReportContents
+) -> dict[str, Any]:
+    """Return what the template shows of a violation."""
     ends = [step["time_ns"] for step in v.trail if isinstance(step.get("time_ns"), int)]
     trail = [_step_of_trail(step, max(ends, default=0)) for step in v.trail]
-    if trail and not any(
-        step["accused"] for step in trail
-    ):  # rmapd did not mark it before it kept trails of entries
-        trail[-1]["accused"] = bool(v.protocol) and (
+    if trail and not any(step["marked"] for step in trail):
+        # An older rmapd marked no step: the last one is at fault if it did what was found.
+        trail[-1]["marked"] = bool(v.protocol) and (
             trail[-1]["function"],
             trail[-1]["protocol"],
         ) == (v.function, v.protocol)
-    known = {name: getattr(v, name) for name in v.__struct_fields__}
-    told: dict[str, Any] = {
+    members = {name: getattr(v, name) for name in v.__struct_fields__}
+    shown: dict[str, Any] = {
         "title": titles.get(v.invariant, ""),
         "trail": trail,
         "note": str(v.evidence.get("trail_note", "")),
     }
-    told |= {"seen": _protocol(v.protocol), "legal": "", "windows": 0}
-    if both := pair(v, reported.report_of(v)):
-        told |= {"windows": both[1].count} | dict(
+    shown |= {"seen": _protocol(v.protocol), "legal": "", "windows": 0}
+    if both := legal_counterpart(v, reported.report_of(v)):
+        shown |= {"windows": both[1].count} | dict(
             zip(("seen", "legal"), _marked(*both), strict=True)
         )
-    return known | told | {"evidence": _shown(v.evidence), "machine": _shown(v.machine)}
+    return members | shown | {"evidence": _known(v.evidence), "machine": _known(v.machine)}
 
 
-def _marked(seen: Seen, legal: Seen) -> tuple[Any, Any]:
-    """Both, with the steps marked that only one has."""
+def _marked(seen: ObservedProtocol, legal: ObservedProtocol) -> tuple[Any, Any]:
+    """Return both protocols with the steps marked that only one of them has."""
     lines: dict[str, list[Any]] = {"seen": [], "legal": []}
     for run in differences(seen.protocol, legal.protocol):
         for side, line in lines.items():
@@ -159,7 +165,8 @@ def _marked(seen: Seen, legal: Seen) -> tuple[Any, Any]:
     return head + Markup(" ").join(lines["seen"]), head + Markup(" ").join(lines["legal"])
 
 
-def _shown(evidence: dict[str, Any]) -> dict[str, Any]:
+def _known(evidence: dict[str, Any]) -> dict[str, Any]:
+    """Drop empty members, and the note on the trail, which has its own place."""
     return {
         name: each
         for name, each in evidence.items()
@@ -171,20 +178,20 @@ def _step_of_trail(step: dict[str, Any], last: int) -> dict[str, Any]:
     task, vma, when = step.get("task") or {}, step.get("vma") or {}, step.get("time_ns")
     before = last - when if isinstance(when, int) else None
     return {
-        "when": "" if before is None else span(before),
+        "when": "" if before is None else before_last(before),
         "function": str(step.get("function", "")),
         "task": f"{task.get('comm', '')}[{task['pid']}]"
         if isinstance(task, dict) and "pid" in task
         else "",
         "vma": _range(vma) if isinstance(vma, dict) else "",
         "protocol": str(step.get("protocol", "")),
-        "accused": step.get("marked") is True,
+        "marked": step.get("marked") is True,
         "why": str(step.get("why", "")),
     }
 
 
 def _range(vma: dict[str, Any]) -> str:
-    """start-end, and what it was before where that is another."""
+    """Return start-end of a VMA, after the earlier range if it differs."""
     was, now = (
         f"{vma[a]}-{vma[b]}" if a in vma and b in vma else ""
         for a, b in (("was_start", "was_end"), ("vm_start", "vm_end"))
@@ -192,7 +199,7 @@ def _range(vma: dict[str, Any]) -> str:
     return f"{was} →\n{now}" if was and now and was != now else now or was
 
 
-def _edge(edge: Edge, report: Report) -> dict[str, Any]:
+def _edge(edge: ReportedLockNesting, report: RunReport) -> dict[str, Any]:
     classes = {one.id: one for one in report.lock_graph.classes}
     held, taken = classes[edge.held], classes[edge.taken]
     return {
@@ -207,7 +214,7 @@ def _edge(edge: Edge, report: Report) -> dict[str, Any]:
     }
 
 
-def _durations(report: Report) -> list[dict[str, str]]:
+def _durations(report: RunReport) -> list[dict[str, str]]:
     found = []
     for _, histogram in plots.histograms(report, "migration_entry_seconds"):
         caption = f"{histogram.count:,} entries, from insertion to removal."
@@ -230,32 +237,34 @@ _ROWS = (
     (
         "lock_wait_seconds",
         "Waiting for locks",
-        "From asking for a lock to having it: mmap_lock of all tasks, other classes inside windows.",
+        "From request to acquisition: mmap_lock of all tasks, other classes inside windows.",
     ),
     (
         "lock_hold_seconds",
         "Holding locks",
-        "From having a lock to giving it back: mmap_lock of all tasks (one in seven is timed), other classes inside windows.",
+        "From acquisition to release: mmap_lock of all tasks (one in seven is timed), "
+        "other classes inside windows.",
     ),
     ("window_seconds", "Windows", "One call of the function, from entry to return."),
     ("rmap_walk_vmas", "VMAs visited by an rmap walk", "A number, not a time."),
 )
 
 
-def _hooks(report: Report) -> dict[str, Any]:
+def _hooks(report: RunReport) -> dict[str, Any]:
     off = [
         (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
     ]
     return {"all": len(report.hooks), "on": len(report.hooks) - len(off), "off": off}
 
 
-def _cost(report: Report) -> str:
+def _cost(report: RunReport) -> str:
     runs, seconds = (
         sum(getattr(one, what) for one in report.overhead.hooks.values())
         for what in ("runs", "seconds")
     )
     each = f", {seconds / runs * 1e6:.2g} µs each" if runs else ""
+    user, mebibytes = report.overhead.user_seconds, report.overhead.rss_bytes / (1 << 20)
     return (
-        f"their programs ran {runs:,} times for {seconds:.2f} s{each}; rmapd itself took {report.overhead.user_seconds:.2f} s of CPU time "
-        f"and {report.overhead.rss_bytes / (1 << 20):.0f} MiB"
+        f"their programs ran {runs:,} times for {seconds:.2f} s{each}; "
+        f"rmapd itself used {user:.2f} s of CPU time and {mebibytes:.0f} MiB"
     )

@@ -1,4 +1,4 @@
-"""A run as JUnit XML, as CI servers read it: a test suite for the kernel, a test case per invariant."""
+"""A run as JUnit XML for CI servers: a test suite for the kernel, a test case per invariant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from tracer.results.standing_facts import standing
 def as_junit(
     s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[Verdict] = (Verdict.VIOLATED,)
 ) -> str:
-    """One suite; what is bad is a failure with the text of its violations, what was not decided is skipped."""
+    """Return the run as one test suite.
+
+    argv, exit_code: of the command of exec. bad: the verdicts that fail a case, with the text of
+    its violations. A case without a decision is skipped.
+    """
     found = tap_points(s, bad)
     counts = {
         "tests": len(found),
@@ -45,7 +49,7 @@ def as_junit(
 
 
 def _standing(s: Snapshot) -> list[tuple[str, str]]:
-    """Properties: the colour and its sentence, a property for each reason, and entries without a verdict."""
+    """Return the standing as properties: colour, title, reasons, entries without a verdict."""
     stands = standing(s)
     reasons = [(f"reason.{kind}", text) for kind, text in stands.reasons.items()]
     return [
@@ -65,15 +69,15 @@ def _case(suite: ET.Element, point: TapPoint) -> None:
         ET.SubElement(case, "failure", type=point.id, message=_xml(point.failed)).text = _xml(text)
     elif point.skip:
         ET.SubElement(case, "skipped", message=_xml(point.skip))
-    said = [
+    findings = [
         printable(
             f"{v.first.verdict} {v.first.id} ×{v.count} {v.first.function}: {v.first.summary}"
         )
         for v in point.found
     ]
-    ET.SubElement(case, "system-out").text = _xml("\n".join([point.seen, *said]))
+    ET.SubElement(case, "system-out").text = _xml("\n".join([point.checks, *findings]))
 
 
 def _xml(text: str) -> str:
-    """With escapes in place of the characters that XML has no way to write, and of those that a terminal would obey."""
+    """Escape characters that XML cannot contain, and control characters of terminals."""
     return printable(text, keep="\t\n")

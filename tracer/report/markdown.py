@@ -1,4 +1,7 @@
-"""`rmapd report` as Markdown, for a mail, an issue or a terminal. The lock graph is Mermaid's; the other plots are tables."""
+"""`rmapd report` as Markdown, for a mail, an issue or a terminal.
+
+The lock graph is a Mermaid diagram; the other plots are tables.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,37 @@ from typing import Any
 import tracer
 from tracer.report import plots
 from tracer.report.alignment import aligned
-from tracer.report.model import Report, Reported, ReportedHistogram, ReportedViolation, StoredRun
-from tracer.report.nearest import pair
-from tracer.report.summary import functions, headline, moment, span, tiles
-from tracer.report.svg import duration
+from tracer.report.model import (
+    ReportContents,
+    ReportedHistogram,
+    ReportedViolation,
+    RunReport,
+    StoredRun,
+)
+from tracer.report.similarity import legal_counterpart
+from tracer.report.summary import functions, headline, tiles
+from tracer.time_text import before_last, short, utc
 
 _MOST = 200
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
-def render(reported: Reported) -> str:
-    """The document."""
+def render(reported: ReportContents) -> str:
+    """Return the document."""
     parts = (_head, _violations, _runs, _coverage, _locks, _durations, _protocols, _hooks)
     return "\n".join(line for part in parts for line in part(reported)) + "\n"
 
 
 def _text(text: object) -> str:
-    """As text and nothing else, also in a table's cell."""
+    """Escape Markdown in a line of text or in a cell of a table."""
     return re.sub(r"([\\`*{}\[\]<>|#~]|(?<!\w)_|_(?!\w))", r"\\\1", re.sub(r"\s+", " ", str(text)))
 
 
 def _code(text: object) -> str:
-    """As code, also in a table's cell; a fence longer than any of its own backticks."""
-    said = re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", said)), default=0))
-    return f"{fence} {said} {fence}" if "`" in said else f"`{said}`" if said else ""
+    """Return inline code, also for a cell; the fence is longer than any backticks inside."""
+    code = re.sub(r"\s+", " ", str(text)).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence} {code} {fence}" if "`" in code else f"`{code}`" if code else ""
 
 
 def _fenced(lines: Iterable[str], kind: str = "") -> list[str]:
@@ -42,48 +51,49 @@ def _fenced(lines: Iterable[str], kind: str = "") -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: str = "") -> list[str]:
-    """numbers: the columns that are numbers, as the letter r in their place."""
+    """Return a table; numbers: an `r` at the place of each column of numbers, else a dot."""
     ruler = ["---:" if numbers[n : n + 1] == "r" else "---" for n in range(len(heads))]
     return ["", *(f"| {' | '.join(row)} |" for row in (heads, ruler, *rows))]
 
 
-def _head(reported: Reported) -> Iterator[str]:
-    report, said = reported.report, headline(reported)
-    yield f"# {said.text}"
+def _head(reported: ReportContents) -> Iterator[str]:
+    report, top = reported.report, headline(reported)
+    yield f"# {top.text}"
     yield ""
-    started = f", {moment(report.started)}" if report.started else ""
-    yield f"rmapd {report.rmapd} on Linux {_code(report.kernel)}{started}; from {_code(reported.source)}, by rmapd {tracer.__version__}."
-    yield f"\nStanding: **{said.colour}**" + (", because:" if said.reasons else "")
-    if said.reasons:
-        yield "\n" + "\n".join(f"- {_text(reason)}" for reason in said.reasons)
-    for line in said.lines:
+    started = f", {utc(report.started)}" if report.started else ""
+    source = f"from {_code(reported.source)}, by rmapd {tracer.__version__}"
+    yield f"rmapd {report.rmapd} on Linux {_code(report.kernel)}{started}; {source}."
+    yield f"\nStanding: **{top.colour}**" + (", because:" if top.reasons else "")
+    if top.reasons:
+        yield "\n" + "\n".join(f"- {_text(reason)}" for reason in top.reasons)
+    for line in top.lines:
         yield f"\n{_text(line)}"
     yield "\n" + ", ".join(f"{tile['name']} **{tile['value']}**" for tile in tiles(reported))
     if report.command.argv:
         yield f"\nRan {_code(' '.join(report.command.argv))}, which {report.command.ending}."
 
 
-def _violations(reported: Reported) -> Iterator[str]:
+def _violations(reported: ReportContents) -> Iterator[str]:
     yield "\n## Violations and suspects"
     if not reported.violations:
         yield "\nNone."
     for v in reported.violations[:_MOST]:
         yield from _violation(v, reported.report_of(v))
     if hidden := len(reported.violations[_MOST:]):
-        yield f"\nAnd {hidden:,} signatures more: rmapd explain tells of each."
+        yield f"\nAnd {hidden:,} more signatures; rmapd explain prints any of them."
 
 
-def _violation(v: ReportedViolation, report: Report) -> Iterator[str]:
+def _violation(v: ReportedViolation, report: RunReport) -> Iterator[str]:
     yield f"\n### {v.invariant} {v.verdict}: {_code(v.function + '()')} × {v.count:,}"
     yield f"\n{_text(v.summary)}"
     task = _code(f"{v.task.get('comm')}[{v.task.get('pid')}]") if v.task else "not known"
-    yield f"\n{_code(v.id)}, first {moment(v.first_seen)}, last {moment(v.last_seen)}; task {task}"
+    yield f"\n{_code(v.id)}, first {utc(v.first_seen)}, last {utc(v.last_seen)}; task {task}"
     if v.hours:
         yield "\nPer hour: " + ", ".join(
-            f"{moment(hour)} {count:,}" for hour, count in sorted(v.hours.items())
+            f"{utc(hour)} {count:,}" for hour, count in sorted(v.hours.items())
         )
     if v.protocol:
-        both = pair(v, report)
+        both = legal_counterpart(v, report)
         yield from _fenced(
             [v.protocol, *(["", *aligned(both[0].protocol, both[1].protocol)] if both else [])]
         )
@@ -104,16 +114,16 @@ def _violation(v: ReportedViolation, report: Report) -> Iterator[str]:
 
 
 def _step(step: dict[str, Any], end: int) -> tuple[str, ...]:
-    why = f"**{_text(step.get('why', 'accused'))}**" if step.get("marked") else ""
+    why = f"**{_text(step.get('why', 'at fault'))}**" if step.get("marked") else ""
     return (
-        span(end - step.get("time_ns", end)),
+        before_last(end - step.get("time_ns", end)),
         _code(step.get("function", "")),
         _code(step.get("protocol", "")),
         why,
     )
 
 
-def _coverage(reported: Reported) -> Iterator[str]:
+def _coverage(reported: ReportContents) -> Iterator[str]:
     yield "\n## Coverage and checks"
     rows = (
         (
@@ -131,7 +141,7 @@ def _coverage(reported: Reported) -> Iterator[str]:
 _VERDICTS = ("holds", "violated", "suspect", "unverifiable")
 
 
-def _locks(reported: Reported) -> Iterator[str]:
+def _locks(reported: ReportContents) -> Iterator[str]:
     graph = reported.report.lock_graph
     yield "\n## Locks taken under locks"
     if not graph.edges:
@@ -172,7 +182,7 @@ def _label(name: str) -> str:
     return re.sub(r"[^\w .()-]", "", name)
 
 
-def _durations(reported: Reported) -> Iterator[str]:
+def _durations(reported: ReportContents) -> Iterator[str]:
     yield "\n## How long it took"
     for name, title in _HISTOGRAMS:
         rows = [
@@ -180,11 +190,11 @@ def _durations(reported: Reported) -> Iterator[str]:
             for label, histogram in plots.histograms(reported.report, name)
         ]
         if rows:
-            say = duration if name.endswith("_seconds") else "{:.0f}".format
+            as_text = short if name.endswith("_seconds") else "{:.0f}".format
             first = min(
                 bound
                 for _, histogram in rows
-                for bound in histogram.some.bounds or histogram.bounds
+                for bound in histogram.without_zeros.bounds or histogram.bounds
             )
             heads = (
                 title,
@@ -192,9 +202,10 @@ def _durations(reported: Reported) -> Iterator[str]:
                 "not 0",
                 "half of them below",
                 "99 % below",
-                f"from {say(first / 2)}, doubling",
+                f"from {as_text(first / 2)}, doubling",
             )
-            yield from _table(heads, (_row(label, one, say, first) for label, one in rows), ".rrrr")
+            cells = (_row(label, one, as_text, first) for label, one in rows)
+            yield from _table(heads, cells, ".rrrr")
 
 
 _HISTOGRAMS = (
@@ -207,15 +218,25 @@ _HISTOGRAMS = (
 
 
 def _row(
-    label: str, histogram: ReportedHistogram, say: Callable[[float], str], first: float
+    label: str, histogram: ReportedHistogram, as_text: Callable[[float], str], first: float
 ) -> tuple[str, ...]:
-    some = histogram.some
-    spread = (say(some.below(0.5)), say(some.below(0.99))) if some.count else ("", "")
-    return _text(label), f"{histogram.count:,}", f"{some.count:,}", *spread, _bars(some, first)
+    positive = histogram.without_zeros
+    spread = (
+        (as_text(positive.below(0.5)), as_text(positive.below(0.99)))
+        if positive.count
+        else ("", "")
+    )
+    return (
+        _text(label),
+        f"{histogram.count:,}",
+        f"{positive.count:,}",
+        *spread,
+        _bars(positive, first),
+    )
 
 
 def _bars(histogram: ReportedHistogram, first: float) -> str:
-    """A block per power of two, from `first` on, as high as its share of the highest."""
+    """Return a block character per power of two from `first` on, scaled to the highest count."""
     counts = {
         round(bound / first, 6): count
         for bound, count in zip(histogram.bounds, histogram.counts, strict=True)
@@ -227,7 +248,7 @@ def _bars(histogram: ReportedHistogram, first: float) -> str:
     return _code(bars.replace(" ", "\u2007")) if bars else ""
 
 
-def _protocols(reported: Reported) -> Iterator[str]:
+def _protocols(reported: ReportContents) -> Iterator[str]:
     yield "\n## Protocols by function"
     for one in functions(reported.report):
         yield f"\n### {_code(one['function'])}: {one['windows']:,} windows"
@@ -241,13 +262,13 @@ def _protocols(reported: Reported) -> Iterator[str]:
             for row in one["rows"]
         ]
         rows = (
-            (f"{row['count']:,}", _code(row["said"]), said)
-            for row, said in zip(one["rows"], wrong, strict=True)
+            (f"{row['count']:,}", _code(row["line"]), verdicts)
+            for row, verdicts in zip(one["rows"], wrong, strict=True)
         )
         yield from _table(("windows", "protocol", ""), rows, "r")
 
 
-def _runs(reported: Reported) -> Iterator[str]:
+def _runs(reported: ReportContents) -> Iterator[str]:
     if reported.runs:
         yield "\n## Runs"
         yield from _table(
@@ -255,13 +276,13 @@ def _runs(reported: Reported) -> Iterator[str]:
             map(_run, reversed(reported.runs)),
             "....rrr",
         )
-        yield "\nWhat follows is of the last run."
+        yield "\nThe following sections show the last run."
 
 
 def _run(run: StoredRun) -> tuple[str, ...]:
-    ended = moment(run.ended) if run.ended else "it runs, or was killed"
+    ended = utc(run.ended) if run.ended else "still runs, or was killed"
     return (
-        moment(run.started),
+        utc(run.started),
         ended,
         _code(run.kernel),
         _text(run.rmapd),
@@ -269,7 +290,7 @@ def _run(run: StoredRun) -> tuple[str, ...]:
     )
 
 
-def _hooks(reported: Reported) -> Iterator[str]:
+def _hooks(reported: ReportContents) -> Iterator[str]:
     report = reported.report
     off = [
         (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
@@ -279,7 +300,7 @@ def _hooks(reported: Reported) -> Iterator[str]:
     yield (
         "\nLost: "
         + (
-            ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in report.lost.items())
+            ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in report.lost.items())
             or "not known"
         )
         + "."

@@ -1,54 +1,40 @@
-"""What a report file or a store says of runs, read back and checked: what is drawn from it need not ask again.
+"""The report of a run as typed, checked values: what `report`, `explain` and `diff` work on.
 
-Reports of an older rmapd lack keys; what depends on them is empty. What no report ever was is an RmapdError. `report`, `explain` and `diff`
-all read by this: what one of them takes, the others take."""
+Every key has a default, since reports of an older rmapd lack some. load.py reads them.
+"""
 
 from __future__ import annotations
 
 import datetime
-import time
-from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tracer import bounded_input
-from tracer.errors import RmapdError
-from tracer.outputs.store import reader
-from tracer.printable import shown
 from tracer.results.evidence import Told, told
-
-_HINT = "a file of rmapd exec --report, rmapd protocols --save or rmapd exec --format json"
-_MOST_BYTES = 1 << 30
 
 Time = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
 
 
-class Checks(msgspec.Struct, frozen=True):
-    """Checks of an invariant, by verdict."""
+class ReportedChecks(msgspec.Struct, frozen=True):
+    """The number of checks of an invariant, by verdict."""
 
     holds: int = 0
     violated: int = 0
     suspect: int = 0
     unverifiable: int = 0
 
-    @property
-    def all(self) -> int:
-        return self.holds + self.violated + self.suspect + self.unverifiable
-
 
 class ReportedInvariant(msgspec.Struct, frozen=True):
-    """An invariant: how far it was checked, and with what verdicts."""
+    """An invariant with its coverage and its checks; reason: why coverage is not full."""
 
     title: str
     coverage: Literal["full", "partial", "none"]
-    checks: Checks
+    checks: ReportedChecks
     reason: str = ""
 
 
 class ReportedHook(msgspec.Struct, frozen=True):
-    """A hook of the attach plan on this kernel."""
+    """A hook of the attach plan on this kernel; reason: why it is not attached."""
 
     state: str
     how: str = ""
@@ -57,7 +43,7 @@ class ReportedHook(msgspec.Struct, frozen=True):
 
 
 class ReportedProtocol(msgspec.Struct, frozen=True):
-    """A protocol of the table; text, or function, context and steps."""
+    """A protocol with the number of its windows, as text or as function, context and steps."""
 
     count: int
     function: str = ""
@@ -72,15 +58,20 @@ class ReportedProtocol(msgspec.Struct, frozen=True):
         if not self.function:
             msgspec.structs.force_setattr(self, "function", self.text.partition("[")[0])
         if not self.function:
-            raise ValueError("a protocol without its function")
+            raise ValueError("a protocol without a function")
 
     @property
-    def said(self) -> str:
+    def line(self) -> str:
+        """The protocol in one line, in the notation of docs/PROTOCOLS.md."""
         return self.text or f"{self.function}[{' '.join(self.context)}]  {self.steps}"
 
 
 class ReportedViolation(msgspec.Struct, frozen=True):
-    """A violation or suspect. hours: how often in each hour, runs: the first and the last run that met it, where a store kept it."""
+    """A violation or suspect.
+
+    From a store it also has hours, the number of sightings in each hour, and runs, the ids of the
+    first and the last run that saw it.
+    """
 
     id: str
     invariant: str
@@ -104,13 +95,16 @@ class ReportedViolation(msgspec.Struct, frozen=True):
         told(self)
 
     @property
-    def told(self) -> Told:
-        """Its evidence, trail, task and machine with their types."""
+    def details(self) -> Told:
+        """Its evidence, trail, task and machine as typed values."""
         return told(self)
 
 
 class ReportedHistogram(msgspec.Struct, frozen=True):
-    """counts[n]: values below bounds[n] and not below the bound before; a bound is twice the one before."""
+    """A histogram over powers of two.
+
+    counts[n]: the number of values in [bounds[n] / 2, bounds[n]), in seconds or VMAs.
+    """
 
     name: str
     labels: dict[str, str]
@@ -127,16 +121,16 @@ class ReportedHistogram(msgspec.Struct, frozen=True):
         ):
             raise ValueError("bounds must rise, one for each count")
         if any(count < 0 for count in self.counts) or sum(self.counts) != self.count:
-            raise ValueError("the counts do not add up to count")
+            raise ValueError("the sum of counts must be count")
 
     @property
     def unit(self) -> float:
-        """The bound below which only 0 is: 1 ns, or 1 VMA."""
+        """The smallest value that is not 0: 1 ns or 1 VMA."""
         return 1e-9 if self.name.endswith("_seconds") else 1.0
 
     @property
-    def some(self) -> ReportedHistogram:
-        """Without the values that are 0: the locks that nobody had to wait for."""
+    def without_zeros(self) -> ReportedHistogram:
+        """The histogram without values of 0, such as locks that were free when asked for."""
         zeros = self.counts[0] if self.bounds and self.bounds[0] <= self.unit else None
         if zeros is None:
             return self
@@ -145,7 +139,7 @@ class ReportedHistogram(msgspec.Struct, frozen=True):
         )
 
     def below(self, share: float) -> float:
-        """The bound below which this share of the values is."""
+        """Return the lowest bound with at least this share of the values below it, or 0."""
         so_far = 0
         for bound, count in zip(self.bounds, self.counts, strict=True):
             so_far += count
@@ -154,16 +148,16 @@ class ReportedHistogram(msgspec.Struct, frozen=True):
         return 0.0
 
 
-class LockClass(msgspec.Struct, frozen=True, rename={"id": "class"}):
-    """A class of locks; rank: its place in the documented order, outermost first."""
+class ReportedLockClass(msgspec.Struct, frozen=True, rename={"id": "class"}):
+    """A lock class; rank: its place in the order of mm/rmap.c, 0 for the outermost."""
 
     id: str
     name: str
     rank: int
 
 
-class Edge(msgspec.Struct, frozen=True):
-    """`taken` was waited for with `held` held."""
+class ReportedLockNesting(msgspec.Struct, frozen=True):
+    """The lock class `taken` was acquired while `held` was held; modes and functions: how often."""
 
     held: str
     taken: str
@@ -175,24 +169,25 @@ class Edge(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
+        """How often it happened, in all functions."""
         return sum(self.functions.values())
 
 
 class ReportedLockGraph(msgspec.Struct, frozen=True):
-    """The classes met and their edges."""
+    """The lock classes seen, and which was taken while another was held."""
 
-    classes: list[LockClass] = []
-    edges: list[Edge] = []
+    classes: list[ReportedLockClass] = []
+    edges: list[ReportedLockNesting] = []
     mmap_nestings: int = 0
 
     def __post_init__(self) -> None:
         known = {one.id for one in self.classes}
-        if lost := {node for edge in self.edges for node in (edge.held, edge.taken)} - known:
-            raise ValueError(f"an edge of {', '.join(sorted(lost))}, which is no class here")
+        if unknown := {node for edge in self.edges for node in (edge.held, edge.taken)} - known:
+            raise ValueError(f"an edge of unknown lock classes: {', '.join(sorted(unknown))}")
 
 
-class Timeline(msgspec.Struct, frozen=True):
-    """Totals at moments, seconds since the gate opened."""
+class ReportedTimeline(msgspec.Struct, frozen=True):
+    """Total counts at each of `seconds` since the gate opened."""
 
     seconds: list[float] = []
     totals: dict[str, list[int]] = {}
@@ -202,39 +197,39 @@ class Timeline(msgspec.Struct, frozen=True):
             any(len(column) != len(self.seconds) for column in self.totals.values())
             or sorted(self.seconds) != self.seconds
         ):
-            raise ValueError("as many totals as seconds, and seconds that rise")
+            raise ValueError("seconds must rise, with one value of each total for each")
 
 
-class ProbeCost(msgspec.Struct, frozen=True):
-    """What a hook's programs cost, by the kernel's account."""
+class ReportedProbeCost(msgspec.Struct, frozen=True):
+    """The cost of a hook's programs, by the kernel's BPF statistics."""
 
     runs: int = 0
     seconds: float = 0.0
     missed: int = 0
 
 
-class Overhead(msgspec.Struct, frozen=True):
-    """What rmapd itself cost."""
+class ReportedOverhead(msgspec.Struct, frozen=True):
+    """The cost of rmapd's programs and of its own process."""
 
-    hooks: dict[str, ProbeCost] = {}
+    hooks: dict[str, ReportedProbeCost] = {}
     user_seconds: float = 0.0
     rss_bytes: int = 0
 
 
 class ReportedCommand(msgspec.Struct, frozen=True):
-    """What exec ran; exit_code is None where it had not ended, and in what a daemon serves."""
+    """The command of `exec`; exit_code is None if it had not ended, and in a daemon's report."""
 
     argv: list[str] = []
     exit_code: int | None = 0
 
     @property
     def ending(self) -> str:
-        """What became of it, in words."""
+        """How it ended, in words."""
         return "had not ended" if self.exit_code is None else f"exited with {self.exit_code}"
 
 
-class Migration(msgspec.Struct, frozen=True):
-    """Migration entries that were recorded and neither removed nor judged."""
+class ReportedMigration(msgspec.Struct, frozen=True):
+    """Migration entries that are recorded and have neither been removed nor got a verdict."""
 
     outstanding: int = 0
     oldest_entry_seconds: float = 0.0
@@ -242,13 +237,13 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 class EndedEarly(msgspec.Struct, frozen=True):
-    """Why a run was cut short."""
+    """Why a run ended early."""
 
-    reason: str = "nobody knows why"
+    reason: str = "the reason is not known"
 
 
-class Report(msgspec.Struct, frozen=True):
-    """A run."""
+class RunReport(msgspec.Struct, frozen=True):
+    """The report of one run, with the keys of `rmapd exec --report` (docs/REPORTING.md)."""
 
     kernel: str
     invariants: dict[str, ReportedInvariant] = {}
@@ -269,114 +264,52 @@ class Report(msgspec.Struct, frozen=True):
     windows_unsampled: dict[str, int] = {}
     histograms: list[ReportedHistogram] = []
     lock_graph: ReportedLockGraph = ReportedLockGraph()
-    timeline: Timeline = Timeline()
+    timeline: ReportedTimeline = ReportedTimeline()
     lost: dict[str, int] = {}
-    migration: Migration = Migration()
-    overhead: Overhead = Overhead()
+    migration: ReportedMigration = ReportedMigration()
+    overhead: ReportedOverhead = ReportedOverhead()
     beyond: dict[str, int] = {}
 
     def checked(self, verdict: str) -> int:
+        """Return the number of checks of all invariants with this verdict."""
         return sum(getattr(one.checks, verdict) for one in self.invariants.values())
 
 
 class StoredRun(msgspec.Struct, frozen=True):
-    """A run as a store knows it; ended is None where it runs, or was killed."""
+    """A run of a store; ended is None if it still runs or was killed."""
 
     id: str
     kernel: str
     started: Time
     rmapd: str
-    report: Report
+    report: RunReport
     ended: Time | None = None
 
 
-class Reported(msgspec.Struct, frozen=True):
-    """All that a page is made of: where it comes from, the run that is shown in full, violations, and of a store all its runs.
-    rest: findings that have no signature of their own, by invariant and verdict. silent_seconds: for how long the last run has written
-    nothing, where it has no end."""
+class ReportContents(msgspec.Struct, frozen=True):
+    """Everything that an HTML or Markdown report shows.
+
+    source: the name of the file. report: the run that is shown in full. rest: the number of
+    findings without a signature of their own, by "invariant verdict". runs: all runs of a store.
+    silent_seconds: how long ago the last run, if it has not ended, was last written.
+    """
 
     source: str
-    report: Report
+    report: RunReport
     violations: list[ReportedViolation]
     rest: dict[str, int]
     runs: list[StoredRun] = []
     silent_seconds: float = 0.0
 
     @property
-    def reports(self) -> list[Report]:
+    def reports(self) -> list[RunReport]:
+        """The reports of all runs."""
         return [run.report for run in self.runs] or [self.report]
 
-    def report_of(self, v: ReportedViolation) -> Report:
-        """Of the last run that met it, if it is not forgotten."""
+    def report_of(self, v: ReportedViolation) -> RunReport:
+        """Return the report of the last run that saw it, or the main one if that was deleted."""
         return next((run.report for run in self.runs if run.id == v.runs.get("last")), self.report)
 
     def checked(self, verdict: str) -> int:
-        """Of all runs."""
+        """Return the number of checks with this verdict in all runs."""
         return sum(report.checked(verdict) for report in self.reports)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A report file as it is, once it is known to be one: names in it are not escaped."""
-    try:
-        found = bounded_input.json_value(bounded_input.read(path, "", _MOST_BYTES, _HINT))
-        msgspec.convert(
-            shown(found), Report
-        )  # not as it is: half a surrogate pair, which argv may have, is no key to msgspec
-    except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise RmapdError(f"{path} is no report of rmapd", why=str(error), hint=_HINT) from error
-    return dict(found)
-
-
-def as_given(path: Path) -> Report:
-    """A report file, names as they are, without its violations."""
-    found = read(path) | {"violations": []}
-    try:
-        return msgspec.convert(found, Report)
-    except msgspec.ValidationError:
-        return msgspec.convert(shown(found), Report)
-
-
-def of_report(path: Path) -> Reported:
-    """Of one report file, for people: every name in it is printable. RmapdError where it cannot be read or is none."""
-    report = msgspec.convert(shown(read(path)), Report)
-    return Reported(
-        shown(path.name),
-        report,
-        sorted(report.violations, key=lambda v: (v.verdict != "violated", v.first_seen)),
-        report.beyond,
-    )
-
-
-def of_store(path: Path) -> Reported:
-    """Of a store, with its last run in full and its violations, the last met first. RmapdError where it cannot be read or has no run."""
-    found = reader.read(path)
-    if not found.runs:
-        raise RmapdError(
-            f"there is no run in the store {path}",
-            why="none was written yet",
-            hint="the same in a minute, with rmapd run",
-        )
-    try:
-        runs = [
-            msgspec.convert(shown(run | {"report": run["report"] | {"violations": []}}), StoredRun)
-            for run in found.runs
-        ]
-        violations = msgspec.convert(shown(found.violations), list[ReportedViolation])
-    except (msgspec.ValidationError, TypeError, RecursionError) as error:
-        raise RmapdError(
-            f"the store {path} has what no rmapd wrote",
-            why=str(error),
-            hint="another one with --store",
-        ) from error
-    rest = Counter[str]()
-    for (_, invariant, verdict), count in found.rest.items():
-        rest[f"{invariant} {verdict}"] += count
-    violations.sort(key=lambda v: v.last_seen, reverse=True)
-    violations.sort(key=lambda v: v.verdict != "violated")
-    last = runs[-1]
-    silent = (
-        time.time() - last.report.ended.timestamp()
-        if last.ended is None and last.report.ended
-        else 0.0
-    )
-    return Reported(shown(str(path)), last.report, violations, dict(rest), runs, silent)

@@ -1,4 +1,4 @@
-"""The plots of a report: when it happened, how long things took, which lock is taken under which."""
+"""The plots of a report over time and of histograms; lock_graph_plot.py draws the lock graph."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from tracer.report.model import (
-    Edge,
-    Report,
-    Reported,
-    ReportedHistogram,
-    ReportedLockGraph,
-    ReportedViolation,
-)
-from tracer.report.svg import COLOUR, compact, draw, duration, plain
+from tracer.report.model import ReportContents, ReportedHistogram, ReportedViolation, RunReport
+from tracer.report.svg import COLOUR, compact, draw, plain
+from tracer.time_text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +19,11 @@ _VERDICT = {"violated": "bad", "suspect": "warn"}
 _ROW = 33.0
 
 
-def timeline(name: str, reported: Reported, width: float) -> str:
-    """Rates over the run, or violations by the hour where a store kept them; below, from when to when each signature was seen."""
+def timeline(name: str, reported: ReportContents, width: float) -> str:
+    """Draw rates over a run, or findings per hour of a store, and below the span of each signature.
+
+    name: unique on the page. width: in points. Returns the SVG, empty if there is nothing to draw.
+    """
     spans = sorted(reported.violations[:_MOST_SPANS], key=lambda v: v.first_seen)
     rated = len(reported.report.timeline.seconds) > 2 and not reported.runs
     upper = rated or any(v.hours for v in reported.violations)
@@ -49,16 +46,16 @@ def timeline(name: str, reported: Reported, width: float) -> str:
     return draw(name, width, sum(heights) + 44, "checks and violations over time", paint)
 
 
-def _moment(moment: Any, reported: Reported) -> Any:
-    """Where it stands on the axis: wall time of a store, seconds since the beginning of a run."""
+def _moment(moment: Any, reported: ReportContents) -> Any:
+    """Return a moment's place on the axis: its time for a store, seconds since start for a run."""
     return moment if reported.runs else (moment - _beginning(reported)).total_seconds()
 
 
-def _beginning(reported: Reported) -> Any:
+def _beginning(reported: ReportContents) -> Any:
     return reported.report.started or min(v.first_seen for v in reported.violations)
 
 
-def _time_axis(axes: Axes, reported: Reported) -> None:
+def _time_axis(axes: Axes, reported: ReportContents) -> None:
     if reported.runs:
         from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
@@ -76,8 +73,8 @@ def _time_axis(axes: Axes, reported: Reported) -> None:
         axes.set_xlim(0, max(reported.report.duration_seconds, 1))
 
 
-def _rates(axes: Axes, reported: Reported) -> None:
-    """Steps: a rate is known between two moments, not at one."""
+def _rates(axes: Axes, reported: ReportContents) -> None:
+    """Draw rates as steps: a rate is known between two moments, not at one."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     seen = reported.report.timeline
@@ -109,8 +106,8 @@ def _rates(axes: Axes, reported: Reported) -> None:
 _CHECKS = ("holds", "violated", "suspect", "unverifiable")
 
 
-def _hours(axes: Axes, reported: Reported) -> None:
-    """Violations and suspects of each hour, one on the other."""
+def _hours(axes: Axes, reported: ReportContents) -> None:
+    """Draw the violations and suspects of each hour as stacked bars."""
     import datetime
 
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -143,8 +140,10 @@ def _hours(axes: Axes, reported: Reported) -> None:
     )
 
 
-def _spans(axes: Axes, spans: Sequence[ReportedViolation], reported: Reported) -> dict[str, str]:
-    """A line per signature, from its first to its last sighting, with its name above the line's left end."""
+def _spans(
+    axes: Axes, spans: Sequence[ReportedViolation], reported: ReportContents
+) -> dict[str, str]:
+    """Draw a line per signature, from first to last sighting; return its tooltip by gid."""
     titles = {}
     for row, v in enumerate(reversed(spans)):
         ends = [_moment(v.first_seen, reported), _moment(v.last_seen, reported)]
@@ -172,7 +171,7 @@ def _short(function: str) -> str:
 
 
 def lifetime(name: str, histogram: ReportedHistogram, width: float) -> str:
-    """How long migration entries lived."""
+    """Draw the histogram of how long migration entries lived; returns the SVG."""
 
     def paint(figure: Figure) -> dict[str, str]:
         from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -187,47 +186,47 @@ def lifetime(name: str, histogram: ReportedHistogram, width: float) -> str:
             at = histogram.below(share)
             axes.axvline(at, color=COLOUR["ink"], linewidth=0.8, linestyle=(0, (2, 2)))
             axes.annotate(
-                f"{label} below {duration(at)} ",
+                f"{label} below {short(at)} ",
                 (at, 1),
                 xycoords=("data", "axes fraction"),
-                **_BESIDE[share],
+                ha="right",
+                va="top",
             )
         axes.set_ylim(top=1.22 * max(histogram.counts))
         return titles
 
-    return draw(
-        name,
-        width,
-        190,
-        f"{histogram.count} migration entries, half of them gone within {duration(histogram.below(0.5))}",
-        paint,
-    )
-
-
-_BESIDE: dict[float, dict[str, str]] = {
-    0.5: {"ha": "right", "va": "top"},
-    0.99: {"ha": "right", "va": "top"},
-}
+    half = short(histogram.below(0.5))
+    title = f"{histogram.count} migration entries, half of them removed within {half}"
+    return draw(name, width, 190, title, paint)
 
 
 def durations(
     name: str, rows: Sequence[tuple[str, ReportedHistogram]], width: float, *, vmas: bool = False
 ) -> str:
-    """Histograms one above the other on one axis, each as high as its own highest bar, with count, median and 99th percentile."""
-    say: Callable[[float], str] = (lambda value: f"{value:.0f}") if vmas else duration
+    """Draw histograms one above the other on one axis, each scaled to its own highest bar.
+
+    rows: label and histogram. vmas: the values are numbers of VMAs, not seconds. Each row has its
+    count, median and 99th percentile. Returns the SVG.
+    """
+    as_text: Callable[[float], str] = (lambda value: f"{value:.0f}") if vmas else short
 
     def paint(figure: Figure) -> dict[str, str]:
         axes = figure.subplots()
         titles = dict[str, str]()
         for row, (label, histogram) in enumerate(reversed(rows)):
             titles |= _bars(
-                axes, histogram, row, max(histogram.some.counts, default=1) / 0.56, f"r{row}-", say
+                axes,
+                histogram,
+                row,
+                max(histogram.without_zeros.counts, default=1) / 0.56,
+                f"r{row}-",
+                as_text,
             )
             axes.axhline(row, color=COLOUR["line"], linewidth=0.6)
             place = {"xycoords": ("axes fraction", "data"), "va": "top"}
             axes.annotate(label, (0, row + 0.96), weight="bold", **place)
             axes.annotate(
-                _said(histogram, say),
+                _summary(histogram, as_text),
                 (1, row + 0.96),
                 ha="right",
                 color=COLOUR["muted"],
@@ -235,9 +234,8 @@ def durations(
                 **place,
             )
         _seconds_axis(axes, vmas=vmas)
-        if not any(
-            histogram.some.bounds for _, histogram in rows
-        ):  # an axis of logarithms has no place for nothing but 0
+        # A logarithmic axis has no place for 0.
+        if not any(histogram.without_zeros.bounds for _, histogram in rows):
             axes.set_xlim(rows[0][1].unit, 1000 * rows[0][1].unit)
         axes.set_ylim(0, len(rows))
         axes.set_yticks([])
@@ -254,13 +252,12 @@ def durations(
     )
 
 
-def _said(histogram: ReportedHistogram, say: Callable[[float], str]) -> str:
-    """How many, how long, and for how many it was nothing at all."""
-    some = histogram.some
-    zeros = "" if some.count == histogram.count else f", {compact(some.count)} not 0"
-    spread = (
-        f" · half < {say(some.below(0.5))} · 99 % < {say(some.below(0.99))}" if some.count else ""
-    )
+def _summary(histogram: ReportedHistogram, as_text: Callable[[float], str]) -> str:
+    """Return count, median and 99th percentile of the values that are not 0."""
+    positive = histogram.without_zeros
+    zeros = "" if positive.count == histogram.count else f", {compact(positive.count)} not 0"
+    half, most = (as_text(positive.below(share)) for share in (0.5, 0.99))
+    spread = f" · half < {half} · 99 % < {most}" if positive.count else ""
     return f"{compact(histogram.count)}{zeros}{spread}"
 
 
@@ -270,27 +267,28 @@ def _bars(
     base: float,
     full: float,
     prefix: str,
-    say: Callable[[float], str] = duration,
+    as_text: Callable[[float], str] = short,
 ) -> dict[str, str]:
-    """Bars from half a bound to the bound, standing on `base`, where `full` counts are 1 high."""
+    """Draw bars from half a bound to the bound on `base`; `full` counts are 1 high."""
     titles = {}
-    some = histogram.some
+    positive = histogram.without_zeros
     lefts, widths = (
-        [bound / 2 for bound in some.bounds],
-        [bound / 2 * 0.94 for bound in some.bounds],
+        [bound / 2 for bound in positive.bounds],
+        [bound / 2 * 0.94 for bound in positive.bounds],
     )
     drawn = axes.bar(
         lefts,
-        [count / full for count in some.counts],
+        [count / full for count in positive.counts],
         widths,
         base,
         align="edge",
         color=COLOUR["blue"],
     )
-    for number, (bar, bound, count) in enumerate(zip(drawn, some.bounds, some.counts, strict=True)):
+    rows = zip(drawn, positive.bounds, positive.counts, strict=True)
+    for number, (bar, bound, count) in enumerate(rows):
         if count:
             bar.set_gid(f"{prefix}{number}")
-            titles[f"{prefix}{number}"] = f"{say(bound / 2)} to {say(bound)}: {count:,}"
+            titles[f"{prefix}{number}"] = f"{as_text(bound / 2)} to {as_text(bound)}: {count:,}"
     return titles
 
 
@@ -301,124 +299,23 @@ def _seconds_axis(axes: Axes, *, vmas: bool = False) -> None:
     axes.xaxis.set_major_locator(LogLocator(10, numticks=7))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:g}" if vmas else duration(value))
+        FuncFormatter(lambda value, _: f"{value:g}" if vmas else short(value))
     )
 
 
-_BOX = 0.62
-_STEP = 0.72
-"""Half the width of a class's box, and from one class to the next."""
+def histograms(report: RunReport, name: str) -> list[tuple[str, ReportedHistogram]]:
+    """Return the histograms of this name that counted anything, by their labels.
 
-
-def lock_graph(name: str, graph: ReportedLockGraph, width: float) -> str:
-    """Classes in the documented order, outermost on top. An arrow goes from a lock that is held to the one that is then waited for: down
-    on the right as documented, up on the left against the order."""
-    classes = sorted(graph.classes, key=lambda one: one.rank)
-    place = {one.id: -_STEP * row for row, one in enumerate(classes)}
-    most = max((edge.count for edge in graph.edges), default=1)
-    reach = [_reach(edge, place) for edge in graph.edges]
-    left, right = min([-0.05, *reach]) - _BOX - 0.2, max([0.05, *reach]) + _BOX + 0.2
-
-    def paint(figure: Figure) -> dict[str, str]:
-        from matplotlib.patches import FancyBboxPatch
-
-        axes = figure.subplots()
-        axes.set_axis_off()
-        axes.set_aspect("equal")
-        titles = dict[str, str]()
-        for one in classes:
-            at = (-_BOX + 0.06, place[one.id] - 0.09)
-            box = {
-                "boxstyle": "round,pad=0.06",
-                "facecolor": COLOUR["soft"],
-                "edgecolor": COLOUR["line"],
-            }
-            axes.add_patch(FancyBboxPatch(at, 2 * _BOX - 0.12, 0.18, zorder=4, **box))
-            axes.text(
-                0,
-                place[one.id],
-                one.name.replace(" of ", "\nof "),
-                ha="center",
-                va="center",
-                weight="bold",
-                zorder=5,
-            )
-        for number, edge in enumerate(sorted(graph.edges, key=lambda edge: edge.count)):
-            titles |= _arrow(axes, edge, place, most, f"e{number}")
-        axes.set_xlim(left, right)
-        axes.set_ylim(min(place.values()) - 0.3, 0.3)
-        return titles
-
-    height = width * (0.6 - min(place.values())) / (right - left)
-    said = "; ".join(f"{edge.taken} under {edge.held} {edge.count}" for edge in graph.edges)
-    return draw(name, width, height, f"lock classes: {said}", paint)
-
-
-def _reach(edge: Edge, place: dict[str, float]) -> float:
-    """How far out its arc goes: right where it leads down, left where it leads up."""
-    down = place[edge.held] - place[edge.taken]
-    return (0.3 + 0.3 * (abs(down) / _STEP - 1)) * (1 if down > 0 else -1)
-
-
-def _arrow(axes: Axes, edge: Edge, place: dict[str, float], most: int, gid: str) -> dict[str, str]:
-    """An arc, wider where it happened more often, further out where it spans more."""
-    from math import log10
-
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path
-
-    start, end, out = place[edge.held], place[edge.taken], _reach(edge, place)
-    side = 1 if out > 0 else -1
-    x, lean = side * (_BOX + 0.02), side * 0.08
-    way = Path(
-        [
-            (x, start - lean),
-            (x + out * 4 / 3, start - lean),
-            (x + out * 4 / 3, end + lean),
-            (x, end + lean),
-        ],
-        [1, 4, 4, 4],
-    )
-    colour = COLOUR["bad" if side < 0 else "blue"]
-    wide = 0.8 + 2 * log10(1 + edge.count) / log10(1 + most) if edge.count else 0.8
-    axes.add_patch(
-        arrow := FancyArrowPatch(
-            path=way,
-            arrowstyle="-|>",
-            mutation_scale=9 + 2 * wide,
-            linewidth=wide,
-            color=colour,
-            zorder=2,
-        )
-    )
-    arrow.set_gid(gid)
-    box = {"facecolor": COLOUR["paper"], "edgecolor": "none", "pad": 1.2}
-    weight = "bold" if side < 0 else "normal"
-    axes.text(
-        x + out,
-        (start + end) / 2,
-        compact(edge.count),
-        ha="center",
-        va="center",
-        color=colour,
-        weight=weight,
-        bbox=box,
-        zorder=3,
-    )
-    modes = ", ".join(f"{count:,} for {mode}" for mode, count in edge.modes.items())
-    return {gid: f"{edge.taken} taken with {edge.held} held: {modes}"}
-
-
-def histograms(report: Report, name: str) -> list[tuple[str, ReportedHistogram]]:
-    """Those of this name, by what tells them apart, the most counted first; none of nothing."""
+    Lock histograms keep the order of the report; the others come with the highest count first.
+    """
     found = [one for one in report.histograms if one.name == name and one.count]
     if name.startswith("lock_"):
-        spoken = {one.id: one.name for one in report.lock_graph.classes} | {"mmap": "mmap_lock"}
+        names = {one.id: one.name for one in report.lock_graph.classes} | {"mmap": "mmap_lock"}
         return [
             (
                 " ".join(
                     [
-                        spoken.get(one.labels.get("class", ""), one.labels.get("class", "")),
+                        names.get(one.labels.get("class", ""), one.labels.get("class", "")),
                         one.labels.get("mode", ""),
                     ]
                 ).strip(),

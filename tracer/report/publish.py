@@ -1,4 +1,4 @@
-"""`rmapd report`: from a report file or a store to one file for people."""
+"""`rmapd report`: write a report file or a store as one HTML or Markdown file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from tracer import atomic_file
 from tracer.errors import RmapdError
 from tracer.report import html, markdown
-from tracer.report.model import Reported
+from tracer.report.model import ReportContents
 
 _FORMS = {
     ".html": html.render,
@@ -20,15 +20,19 @@ _FORMS = {
 }
 
 
-def publish(read: Callable[[], Reported], output: Path | None) -> None:
-    """Write it whole; without an output Markdown to stdout."""
+def publish(read: Callable[[], ReportContents], output: Path | None) -> None:
+    """Write the report to a file, atomically, or as Markdown to stdout.
+
+    read: reads the source; it is called after the output is known to be of a kind that exists.
+    RmapdError if the suffix of the output is neither .html nor .md, or the file cannot be written.
+    """
     if output is None:
         click.echo(markdown.render(read()), nl=False)
         return
     if output.suffix.lower() not in _FORMS:
         raise RmapdError(
-            f"cannot tell what {output} should be",
-            why="it ends neither in .html nor in .md",
+            f"cannot write {output}",
+            why="its name ends neither in .html nor in .md",
             hint="--output report.html",
         )
     atomic_file.writable(output, "the report")

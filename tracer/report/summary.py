@@ -1,20 +1,23 @@
-"""What a report comes to, in words and numbers: the same in HTML and Markdown."""
+"""The summary of a report in words and numbers, which HTML and Markdown share."""
 
 from __future__ import annotations
 
-import datetime
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
-from tracer.report.model import Report, Reported, ReportedProtocol
+from tracer.report.model import ReportContents, ReportedProtocol, RunReport
 from tracer.results.standing import Facts, listed, stand
+from tracer.time_text import two_units
 
 
 @dataclass(frozen=True)
 class Headline:
-    """colour: red, amber or green; reasons: why not green; lines: what the sentence must not be read without."""
+    """The top of a report.
+
+    colour: red, amber or green. reasons: why it is not green. lines: findings, coverage and losses,
+    which the title needs as context.
+    """
 
     colour: str
     text: str
@@ -22,8 +25,8 @@ class Headline:
     lines: list[str] = field(default_factory=list)
 
 
-def headline(reported: Reported) -> Headline:
-    """How all runs stand, as every output says it, and the findings behind it."""
+def headline(reported: ReportContents) -> Headline:
+    """Return the standing of all runs, in the words of every output, and the findings."""
     found = stand(facts(reported))
     worst = next(
         (
@@ -44,11 +47,14 @@ def headline(reported: Reported) -> Headline:
 
 _WORST = ("violated", "suspect")
 _SILENT_SECONDS = 180.0
-"""A daemon writes its run into the store once a minute."""
+"""Three times the interval at which a daemon writes its run to the store."""
 
 
-def facts(reported: Reported) -> Facts:
-    """What the standing depends on: coverage and what is under way of the last run, everything else of all runs."""
+def facts(reported: ReportContents) -> Facts:
+    """Return the facts that the standing depends on.
+
+    Coverage and outstanding entries are those of the last run, everything else of all runs.
+    """
     last, reports = reported.report, reported.reports
     changes = last.fidelity_changes
     ended = [report for report in reports if report is not last or not report.gate_open]
@@ -74,8 +80,11 @@ def facts(reported: Reported) -> Facts:
     )
 
 
-def _checks(reported: Reported) -> dict[tuple[str, str], int]:
-    """By the counts of checks; by findings where there are more, as in a store whose first runs are forgotten."""
+def _checks(reported: ReportContents) -> dict[tuple[str, str], int]:
+    """Return checks by invariant and verdict.
+
+    Findings count if there are more of them: the first runs of a store may have been deleted.
+    """
     counted, found = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for report in reported.reports:
         for name, one in report.invariants.items():
@@ -93,60 +102,54 @@ def _checks(reported: Reported) -> dict[tuple[str, str], int]:
     return dict(counted | found)
 
 
-def _silent(reported: Reported) -> str:
+def _silent(reported: ReportContents) -> str:
     silent = reported.silent_seconds
     return (
-        f"The last run has no end and wrote nothing for {lasted(silent)}: it was killed, or hangs."
+        f"The last run has no end and wrote nothing for {two_units(silent)}: "
+        "it was killed, or hangs."
         if silent > _SILENT_SECONDS
         else ""
     )
 
 
-def _findings(reported: Reported, verdict: str) -> list[str]:
+def _findings(reported: ReportContents, verdict: str) -> list[str]:
     found = [v for v in reported.violations if v.verdict == verdict]
     where = sorted({f"{v.function}()" for v in found})
-    return (
-        [
-            f"{sum(v.count for v in found):,} findings of {_number(len(found), 'signature')}, in {listed(where)}."
-        ]
-        if found
-        else []
-    )
+    count, signatures = sum(v.count for v in found), _number(len(found), "signature")
+    return [f"{count:,} findings of {signatures}, in {listed(where)}."] if found else []
 
 
-def _further(reported: Reported) -> list[str]:
-    said = ", ".join(f"{name} {count:,}" for name, count in sorted(reported.rest.items()) if count)
-    return [f"Further findings whose evidence was not kept: {said}."] if said else []
+def _further(reported: ReportContents) -> list[str]:
+    counts = (f"{name} {count:,}" for name, count in sorted(reported.rest.items()) if count)
+    further = ", ".join(counts)
+    return [f"Further findings whose evidence was not kept: {further}."] if further else []
 
 
-def _coverage(report: Report) -> str:
+def _coverage(report: RunReport) -> str:
     by_level = defaultdict[str, list[str]](list)
     for id, one in report.invariants.items():
         by_level[one.coverage].append(id)
-    said = (("full", "in full"), ("partial", "in part"), ("none", "not at all"))
-    return (
-        "Checked "
-        + "; ".join(f"{how}: {' '.join(by_level[level])}" for level, how in said if by_level[level])
-        + "."
-    )
+    levels = (("full", "in full"), ("partial", "in part"), ("none", "not at all"))
+    parts = (f"{how}: {' '.join(by_level[level])}" for level, how in levels if by_level[level])
+    return f"Checked {'; '.join(parts)}."
 
 
-def _lost(reported: Reported) -> Counter[str]:
+def _lost(reported: ReportContents) -> Counter[str]:
     lost = Counter[str]()
     for report in reported.reports:
-        lost.update({table: count for table, count in report.lost.items() if count})
+        lost.update({kind: count for kind, count in report.lost.items() if count})
     return lost
 
 
-def _losses(reported: Reported) -> list[str]:
+def _losses(reported: ReportContents) -> list[str]:
     lost = _lost(reported)
     unverifiable = reported.checked("unverifiable")
     if not lost and not unverifiable:
         return []
-    books = ", ".join(f"{book.replace('_', ' ')} {count:,}" for book, count in lost.items())
+    kinds = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in lost.items())
     return [
         f"{unverifiable:,} checks could not be verified"
-        + (f"; events lost: {books}." if books else ".")
+        + (f"; events lost: {kinds}." if kinds else ".")
     ]
 
 
@@ -154,8 +157,8 @@ def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def tiles(reported: Reported) -> list[dict[str, str]]:
-    """A few numbers in large type, of all runs; kind: how alarming."""
+def tiles(reported: ReportContents) -> list[dict[str, str]]:
+    """Return the numbers that the report shows in large type: name, value and kind (its colour)."""
     counts = {
         verdict: sum(v.count for v in reported.violations if v.verdict == verdict)
         for verdict in ("violated", "suspect")
@@ -173,10 +176,10 @@ def tiles(reported: Reported) -> list[dict[str, str]]:
         *([("not sampled", f"{unsampled:,}", "warn")] if unsampled else []),
         (
             "protocols",
-            f"{len({one.said for report in reported.reports for one in report.protocols}):,}",
+            f"{len({one.line for report in reported.reports for one in report.protocols}):,}",
             "",
         ),
-        ("duration", lasted(sum(report.duration_seconds for report in reported.reports)), ""),
+        ("duration", two_units(sum(report.duration_seconds for report in reported.reports)), ""),
         ("runs", f"{len(reported.runs):,}", "")
         if reported.runs
         else ("fidelity", reported.report.fidelity or "–", ""),
@@ -184,35 +187,12 @@ def tiles(reported: Reported) -> list[dict[str, str]]:
     return [{"name": name, "value": value, "kind": kind} for name, value, kind in rows]
 
 
-def lasted(seconds: float) -> str:
-    """A long duration in its two largest units."""
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    for (unit, size), (smaller, small) in pairwise(
-        (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    ):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit} {seconds % size // small:.0f} {smaller}"
-    return ""
+def functions(report: RunReport) -> list[dict[str, Any]]:
+    """Return the protocols of each function: violated and suspect first, then by windows.
 
-
-def moment(when: datetime.datetime) -> str:
-    """To the second, in UTC."""
-    return when.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def span(ns: int) -> str:
-    """How long before the last one."""
-    if not ns:
-        return "0"
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if ns >= size:
-            return f"−{ns / size:.3g} {unit}" if ns < 1000 * size else f"−{ns / size:,.0f} {unit}"
-    return f"−{ns} ns"
-
-
-def functions(report: Report) -> list[dict[str, Any]]:
-    """Protocols by function: what was ruled a violation first, then by windows."""
+    Each function has `function`, `windows`, `wrong` (ids of invariants) and `rows`; each row has
+    `count`, `share` (in percent of the most frequent protocol), `line`, `violates` and `suspect`.
+    """
     by_function = defaultdict[str, list[ReportedProtocol]](list)
     for one in report.protocols:
         by_function[one.function].append(one)
@@ -229,7 +209,7 @@ def functions(report: Report) -> list[dict[str, Any]]:
                     {
                         "count": one.count,
                         "share": round(100 * one.count / max(most, 1), 1),
-                        "said": one.said,
+                        "line": one.line,
                     }
                     | {"violates": one.violates, "suspect": one.suspect}
                     for one in rows

@@ -1,6 +1,8 @@
-"""Drawings as SVG inside of a page: matplotlib's, in the page's colours and type, so that they follow light, dark and paper.
+"""Draw with matplotlib and inline the SVG in a page, in the colours and the font of the page.
 
-A colour here is the name of a CSS variable of the page. matplotlib gets a stand-in for each, which is replaced in what it wrote."""
+Each colour is a CSS variable of the page, so that a drawing follows the light, dark and print
+styles. matplotlib draws with a placeholder colour, which is then replaced in the SVG.
+"""
 
 from __future__ import annotations
 
@@ -55,23 +57,29 @@ def draw(
     name: str,
     width: float,
     height: float,
-    said: str,
+    description: str,
     paint: Callable[[Figure], dict[str, str] | None],
 ) -> str:
-    """An <svg> of this size in points that scales to its place. said: what it shows, for those who do not see it; name: one on its page.
-    paint may return titles, shown when a pointer rests on an artist, by the artist's gid."""
+    """Return an <svg> element that scales to its container.
+
+    name: unique on the page. width, height: in points. description: for screen readers. paint:
+    draws on a figure and may return tooltips by the gid of the artist. RmapdError if matplotlib is
+    not installed.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        hint = f"{sys.executable} -m pip install matplotlib (the extra rmapd[report]); Markdown, --output FILE.md, needs none"
+        hint = (
+            f"{sys.executable} -m pip install matplotlib (the extra rmapd[report]); "
+            "Markdown, --output FILE.md, needs none"
+        )
         raise RmapdError(
             "cannot draw an HTML report", why=f"{error.name} is not installed", hint=hint
         ) from error
     with warnings.catch_warnings(), matplotlib.rc_context(_SETTINGS | {"svg.hashsalt": name}):
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # names that are too long for a plot, or in letters that its font lacks
+        # Names may be too long for a plot, or have characters that its font lacks.
+        warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         titles = paint(figure)
         file = io.StringIO()
@@ -80,33 +88,36 @@ def draw(
             format="svg",
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    return _inline(file.getvalue(), said, titles or {})
+    return _inline(file.getvalue(), description, titles or {})
 
 
-def _inline(text: str, said: str, titles: dict[str, str]) -> str:
-    """Without what an SVG file has and a page must not: declarations, metadata, a style for all, ids that two drawings share."""
+def _inline(text: str, description: str, titles: dict[str, str]) -> str:
+    """Drop the parts of an SVG file that a page must not have.
+
+    These are declarations, metadata, global styles, and ids, which two drawings may share.
+    """
     root = ET.fromstring(text)  # noqa: S314 - matplotlib wrote it
-    referred = {*re.findall(r"#([\w-]+)", text)}
+    referenced = {*re.findall(r"#([\w-]+)", text)}
     for parent in root.iter():
         for child in [child for child in parent if child.tag in _NOT_INLINE]:
             parent.remove(child)
     for each in root.iter():
-        _tidy(each, titles, referred)
+        _tidy(each, titles, referenced)
     for attribute in ("width", "height", "version"):
         root.attrib.pop(attribute, None)
-    root.attrib |= {"role": "img", "aria-label": said}
+    root.attrib |= {"role": "img", "aria-label": description}
     ET.register_namespace("", _SVG[1:-1])
     ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     out = ET.tostring(root, encoding="unicode")
-    for colour, stand_in in COLOUR.items():
-        out = out.replace(stand_in, f"var(--{colour})")
+    for colour, placeholder in COLOUR.items():
+        out = out.replace(placeholder, f"var(--{colour})")
     return out
 
 
-def _tidy(each: ET.Element, titles: dict[str, str], referred: set[str]) -> None:
-    """The page's type, two digits are enough, and an id only where something refers to it."""
+def _tidy(each: ET.Element, titles: dict[str, str], referenced: set[str]) -> None:
+    """Use the page's font, round to two digits, keep only ids that are referenced, add tooltips."""
     gid = each.attrib.pop("id", "")
-    if gid in referred:
+    if gid in referenced:
         each.set("id", gid)
     for name in each.attrib.keys() & _NUMBERS:
         each.set(name, _DIGITS.sub(r"\1", each.attrib[name]))
@@ -119,27 +130,15 @@ def _tidy(each: ET.Element, titles: dict[str, str], referred: set[str]) -> None:
 
 
 def plain(axes: Axes, *, grid: bool = True) -> None:
-    """No ticks' marks, and a frame only where values stand on."""
+    """Remove tick marks and the left line of the frame."""
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=grid, axis="y")
 
 
 def compact(count: float) -> str:
-    """1,234 as 1.2k: room is scarce in a drawing."""
+    """Format a count with three digits, such as 1.23k for 1,234."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}"
     return f"{count:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Two digits and a unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return (
-                f"{seconds / size:.0f} {unit}"
-                if seconds / size >= 9.5
-                else f"{seconds / size:.2g} {unit}"
-            )
-    return f"{seconds / 1e-9:.0f} ns"

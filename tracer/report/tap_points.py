@@ -1,4 +1,4 @@
-"""A run as test points, one per invariant: what KTAP and JUnit say of it is the same."""
+"""A run as test points, one per invariant: the common part of KTAP and JUnit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from tracer.results.standing_facts import standing
 
 @dataclass(frozen=True)
 class TapPoint:
-    """skip: the reason, where nothing was decided. failed: what made it fail, by verdict and count."""
+    """One invariant as a test point.
+
+    skip: the reason, if nothing was decided. failed: the verdicts that made it fail, with counts.
+    found: its violations and suspects.
+    """
 
     id: str
     title: str
@@ -24,8 +28,8 @@ class TapPoint:
     found: tuple[Violation, ...]
 
     @property
-    def seen(self) -> str:
-        """Its checks, and how far the kernel let them be made."""
+    def checks(self) -> str:
+        """Its checks by verdict and its coverage, in one line."""
         return " ".join(
             [
                 *(f"{verdict}={count}" for verdict, count in self.counts.items()),
@@ -35,7 +39,10 @@ class TapPoint:
 
 
 def tap_points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> list[TapPoint]:
-    """bad: the verdicts that fail a point, those that make rmapd exec exit with 3."""
+    """Return a point for each invariant.
+
+    bad: the verdicts that fail a point; they also make rmapd exec exit with 3.
+    """
     found = []
     for name, invariant in s.invariants.items():
         counts = {verdict: s.checked(name, verdict) for verdict in Verdict}
@@ -56,15 +63,15 @@ def tap_points(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> l
     return found
 
 
-def said(s: Snapshot) -> list[str]:
-    """What concerns no single point: how the run stands, with its reasons, and what is left without a verdict."""
+def notes(s: Snapshot) -> list[str]:
+    """Return lines about the whole run: standing, reasons, and entries without a verdict."""
     return [*standing(s).lines(), f"outstanding: {entries(s.outstanding)}"]
 
 
 def _skipped(counts: dict[Verdict, int], reason: str) -> str:
-    """A point at which nothing was decided is neither ok nor not ok."""
+    """Return why a point is skipped, or an empty text: undecided is neither ok nor not ok."""
     if not any(counts.values()):
-        return reason or "nothing of the kind happened"
+        return reason or "nothing to check happened"
     unverifiable, all_ = counts[Verdict.UNVERIFIABLE], sum(counts.values())
     if unverifiable == all_:
         return f"none of {all_} checks could be verified, events were lost"

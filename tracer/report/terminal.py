@@ -1,4 +1,4 @@
-"""The report of a run: the JSON of the command-line contract, and the text for a terminal."""
+"""The report of a run as text for a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 import tracer
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.invariants.verdict import Verdict, Violation
 from tracer.printable import printable
 from tracer.protocol.text import text
@@ -16,9 +16,10 @@ from tracer.results.standing_facts import standing
 
 
 def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
-    """A summary for people."""
+    """Return a summary of the run, then all findings; argv, exit_code: of the command of exec."""
     lines = [
-        f"rmapd {tracer.__version__} on {s.kernel}, {s.running_seconds:.1f} s: {' '.join(argv)} (exit {exit_code})",
+        f"rmapd {tracer.__version__} on {s.kernel}, {s.running_seconds:.1f} s: "
+        f"{' '.join(argv)} (exit {exit_code})",
         "",
     ]
     lines += [*standing(s).lines(), ""]
@@ -30,25 +31,23 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
             h, v, u, x = (s.checked(name, verdict) for verdict in Verdict)
             lines.append(f"{name:4} {s.coverage[name][0]:8} {h:10,} {v:9,} {u:8,} {x:13,}")
     none = [name for name in s.invariants if s.coverage[name][0] == "none"]
-    lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor says why)")
+    lines.append(f"not checked: {', '.join(none) or 'none'} (rmapd doctor prints the reasons)")
     lines += _windows_text(s)
     if s.rest:
         lines += [
             "",
-            f"{sum(s.rest.values()):,} findings of further signatures, beyond the {len(s.violations):,} that are kept with evidence",
+            f"{sum(s.rest.values()):,} findings of further signatures, "
+            f"beyond the {len(s.violations):,} that are kept with evidence",
         ]
-    lines += ["", "lost: " + ", ".join(f"{book} {count}" for book, count in s.lost.items())]
+    lines += ["", "lost: " + ", ".join(f"{kind} {count}" for kind, count in s.lost.items())]
     oldest = f", the oldest for {s.oldest_entry_seconds:.3g} s" if s.outstanding else ""
-    lines.append(
-        f"outstanding: {entries(s.outstanding)} recorded, and neither removed nor judged{oldest}"
-    )
-    lines.append(
-        f"oracle: {s.oracle.get('asked', 0)} addresses asked, {s.oracle.get('sweeps', 0)} sweeps, {s.oracle.get('cleared', 0)} cleared"
-    )
+    lines.append(f"outstanding: {entries(s.outstanding)} without removal or verdict{oldest}")
+    asked, sweeps, cleared = (s.oracle.get(name, 0) for name in ("asked", "sweeps", "cleared"))
+    lines.append(f"oracle: {asked} addresses read, {sweeps} sweeps, {cleared} cleared")
     absent = [
         f"{h.hook.name} {h.state} ({h.reason})"
         for h in s.hooks
-        if h.state in (State.MISSING, State.DENIED)
+        if h.state in (HookState.MISSING, HookState.DENIED)
     ]
     lines += [f"hook: {line}" for line in absent]
     for violation in s.violations.values():
@@ -57,10 +56,10 @@ def as_text(s: Snapshot, argv: Sequence[str], exit_code: int) -> str:
 
 
 def _windows_text(s: Snapshot) -> list[str]:
-    """Windows by function, each with its protocols and how often each ran."""
+    """Return the windows of each function, and its protocols with their windows."""
     lines, unsampled = [""], sum(s.windows_unsampled.values())
     if unsampled:
-        lines.append(f"{unsampled:10,} windows were not booked: windows were sampled")
+        lines.append(f"{unsampled:10,} windows were not recorded, because of sampling")
     for name, histogram in s.window_times.items():
         ruled = sorted(
             (one for one in s.protocols if one.protocol.window == name),
@@ -75,7 +74,7 @@ def _windows_text(s: Snapshot) -> list[str]:
 
 
 def violation_text(v: Violation) -> list[str]:
-    """A violation as a few lines; names in them are printable."""
+    """Return a violation as a few printable lines."""
     f = v.first
     lines = [
         f"{f.verdict.upper()} {f.invariant} ×{v.count} [{f.id}] {f.function}: {f.summary}",

@@ -1,35 +1,41 @@
-"""Totals over the time of a run, for its timeline: a bounded number of moments, however long the run."""
+"""Sample the counts of a run for its timeline: a bounded number of samples for any duration."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-_MOST = 600
+_MAX_SAMPLES = 600
 
 
 class TimelineSampler:
-    """add() once a second; when there are too many moments, every other one goes and half as many are taken from then on."""
+    """Keeps samples of total counts; call add() once a second.
 
-    def __init__(self, most: int = _MOST) -> None:
-        self._moments: list[tuple[float, dict[str, int]]] = []
-        self._most, self._every, self._left = most, 1, 0
+    When there are more than max_samples, every other one is dropped and the interval is doubled.
+    """
+
+    def __init__(self, max_samples: int = _MAX_SAMPLES) -> None:
+        self._samples: list[tuple[float, dict[str, int]]] = []
+        self._max_samples, self._every, self._skip = max_samples, 1, 0
 
     def add(self, seconds: float, totals: Mapping[str, int], *, last: bool = False) -> None:
-        """totals: counts since the beginning, which is `seconds` ago."""
-        if self._left and not last:
-            self._left -= 1
+        """Take a sample, unless the interval has not passed.
+
+        totals: counts since the gate opened, `seconds` ago. last: take it in any case.
+        """
+        if self._skip and not last:
+            self._skip -= 1
             return
-        self._moments.append((seconds, dict(totals)))
-        self._left = self._every - 1
-        if len(self._moments) > self._most:
-            self._moments = self._moments[1::2]
+        self._samples.append((seconds, dict(totals)))
+        self._skip = self._every - 1
+        if len(self._samples) > self._max_samples:
+            self._samples = self._samples[1::2]
             self._every *= 2
 
     def as_json(self) -> dict[str, Any]:
-        """Column by column."""
-        names = self._moments[-1][1] if self._moments else {}
+        """Return the samples in columns, as `timeline` of a report has them."""
+        names = self._samples[-1][1] if self._samples else {}
         return {
-            "seconds": [round(seconds, 3) for seconds, _ in self._moments],
-            "totals": {name: [totals[name] for _, totals in self._moments] for name in names},
+            "seconds": [round(seconds, 3) for seconds, _ in self._samples],
+            "totals": {name: [totals[name] for _, totals in self._samples] for name in names},
         }

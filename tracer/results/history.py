@@ -39,7 +39,7 @@ class HistoryPoint:
             },
             unverifiable=s.total(Verdict.UNVERIFIABLE),
             windows=sum(times.count for times in s.window_times.values()),
-            entries=s.counters.get("ENTRIES_BOOKED", 0),
+            entries=s.counters.get("ENTRIES_RECORDED", 0),
             lost=sum(s.lost.values()),
             probe_seconds=sum(one.seconds for one in s.statistics.values()),
             user_seconds=s.user_seconds,

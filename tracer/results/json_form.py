@@ -91,10 +91,10 @@ def as_json(
 
 
 _LEDGER = (
-    "ENTRIES_BOOKED",
+    "ENTRIES_RECORDED",
     "ENTRIES_COPIED",
     "ENTRIES_REMOVED",
-    "REMOVALS_UNBOOKED",
+    "REMOVALS_UNRECORDED",
     "MIGRATIONS_ENDED",
     "MIGRATIONS_UNENDED",
     "FORKS_SEEN",
@@ -171,8 +171,8 @@ def _lock_graph(s: Snapshot) -> dict[str, Any]:
     met = {node for one in s.lock_graph for node in (one.held, one.taken)}
     return {
         "classes": [
-            {"class": name, "name": spoken, "rank": rank}
-            for name, (spoken, rank) in classes().items()
+            {"class": name, "name": display_name, "rank": rank}
+            for name, (display_name, rank) in classes().items()
             if name in met
         ],
         "edges": [

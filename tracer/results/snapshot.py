@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tracer.attach.plan import Planned
+from tracer.attach.plan import PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage, Invariant
 from tracer.invariants.verdict import Verdict, Violation
@@ -45,7 +45,7 @@ class Snapshot:
     fidelity: str
     gate_open: bool
     running_seconds: float
-    hooks: tuple[Planned, ...]
+    hooks: tuple[PlannedHook, ...]
     invariants: Mapping[str, Invariant]
     coverage: Mapping[str, tuple[Coverage, str]]
     checks: Mapping[tuple[str, Verdict], int]

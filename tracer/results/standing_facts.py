@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS, Facts, Standing, stand
@@ -27,9 +27,11 @@ def standing(
             coverage={name: level.value for name, (level, _) in s.coverage.items()},
             checks={(name, verdict.value): count for (name, verdict), count in s.checks.items()},
             off={
-                h.hook.name: h.reason for h in s.hooks if h.state in (State.MISSING, State.DENIED)
+                h.hook.name: h.reason
+                for h in s.hooks
+                if h.state in (HookState.MISSING, HookState.DENIED)
             },
-            taken_away=[h.hook.name for h in s.hooks if h.state is State.DETACHED],
+            taken_away=[h.hook.name for h in s.hooks if h.state is HookState.DETACHED],
             lost=s.lost,
             required=s.required,
             outstanding=outstanding,
@@ -48,7 +50,7 @@ def standing(
 def _stale(s: Snapshot, age: float | None) -> str:
     if age is None or not s.gate_open or age <= STALE_SECONDS:
         return ""
-    return f"The checker has not looked for {age:,.0f} s: what is shown is that old."
+    return f"The checker has read no tables for {age:,.0f} s: the data shown is that old."
 
 
 def _floors(points: Sequence[HistoryPoint]) -> list[int]:

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import msgspec
 
-from tracer.attach.attach_process import AttachResult
-from tracer.bpf.maps import object_name
+from tracer.attach.attach_process import AttachReply
+from tracer.bpf.syscall import object_name
 
 
 class HandedDown(msgspec.Struct, frozen=True):
     """fds: of what `answer` says, in its order, no link of an attachment among them. started_ns: CLOCK_MONOTONIC.
     oracle_reason: why there is no oracle; empty where it is calibrated. names: of the maps' and programs' descriptors, object_name()."""
 
-    answer: AttachResult
+    answer: AttachReply
     fds: list[int]
     level: str
     started_ns: int
@@ -23,7 +23,7 @@ class HandedDown(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, answer: AttachResult, fds: list[int], level: str, started_ns: int, oracle_reason: str
+        cls, answer: AttachReply, fds: list[int], level: str, started_ns: int, oracle_reason: str
     ) -> HandedDown:
         return cls(
             answer, fds, level, started_ns, oracle_reason, list(filter(None, map(object_name, fds)))

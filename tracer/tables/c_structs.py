@@ -19,7 +19,9 @@ from typing import Any
 from tracer.errors import RmapdError
 
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "s32": "i", "s64": "q"}
-_MEMBER = re.compile(r"(?:struct )?(\w+) (\w+)(?:\[(\d+)\])?")
+_MEMBER = re.compile(r"(?:struct |union )?(\w+)\s+(\w+)(?:\[(\d+)\])?")
+_UNION = "union"
+"""The kind of a member that is unpacked as bytes: its reader knows which struct they are."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Layout:
         """
         values: list[int | bytes] = []
         for name, kind, count in self.members:
-            if kind == "char":
+            if kind == _UNION:
+                values.append(given.get(name, b""))
+            elif kind == "char":
                 values.append(b"")
             elif count:
                 values += given.get(name, [0] * count)
@@ -128,11 +132,14 @@ def parse(text: str) -> Layouts:
     constants: dict[str, int] = {}
     enums: dict[str, tuple[str, ...]] = {}
     structs: dict[str, Layout] = {}
-    for kind, name, body in re.findall(r"\b(enum|struct) (\w+) \{(.*?)\};", text, flags=re.S):
+    unions: dict[str, int] = {}
+    for kind, name, body in re.findall(r"\b(enum|struct|union) (\w+) \{(.*?)\};", text, flags=re.S):
         if kind == "enum":
             enums[name] = _enum(body, constants)
+        elif kind == "union":
+            unions[name] = max(part.code.size for part in _members_of(name, body, structs))
         else:
-            structs[name] = _struct(name, body, structs)
+            structs[name] = _struct(name, body, structs, unions)
     return Layouts(structs, constants, enums)
 
 
@@ -148,8 +155,16 @@ def _enum(body: str, constants: dict[str, int]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _struct(name: str, body: str, known: dict[str, Layout]) -> Layout:
-    """Make the layout of a struct; its members may be structs that are `known`."""
+def _members_of(name: str, body: str, known: dict[str, Layout]) -> list[Layout]:
+    """Return the structs that a union is of. RmapdError: a member is not a struct."""
+    kinds = [kind for _, kind, _ in _struct(name, body, known, {}).members]
+    if plain := set(kinds) - set(known):
+        raise RmapdError(f"union {name} in shared.h", why=f"{plain.pop()} is not a struct")
+    return [known[kind] for kind in kinds]
+
+
+def _struct(name: str, body: str, known: dict[str, Layout], unions: dict[str, int]) -> Layout:
+    """Make the layout of a struct; its members may be structs or unions that are known."""
     codes, members = "<", []
     for line in filter(None, (part.strip() for part in body.split(";"))):
         matched = _MEMBER.fullmatch(line)
@@ -160,6 +175,9 @@ def _struct(name: str, body: str, known: dict[str, Layout]) -> Layout:
         kind, member, count = matched[1], matched[2], int(matched[3] or 0)
         if kind == "char":
             codes += f"{count}s"
+        elif kind in unions:
+            codes += f"{unions[kind]}s"
+            kind = _UNION
         elif kind in known:
             codes += known[kind].code.format[1:] * (count or 1)
             count = (count or 1) * len(known[kind].members)

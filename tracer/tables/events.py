@@ -7,36 +7,54 @@ from typing import Any
 
 from tracer.tables.c_structs import Layouts
 
+_DETAILS = {
+    "MIGRATION_LEFT": "left_entries",
+    "MIGRATOR_DIED": "left_entries",
+    "ORDER_REVERSED": "reversed_order",
+    "PROTOCOL_NEW": "new_protocol",
+    "INSERTED_UNLOCKED": "unlocked_folio",
+    "REMOVED_UNLOCKED": "unlocked_folio",
+}
+"""The member of union event_detail that an event kind fills in (shared.h)."""
+
 
 @dataclass(frozen=True)
 class Event:
-    """One event. Times are in nanoseconds of CLOCK_MONOTONIC.
+    """One event. The members from `entries` on are those of its kind; the others are 0.
 
-    The meaning of `a` and `b` depends on the kind: see struct event.
+    Times are in nanoseconds of CLOCK_MONOTONIC.
+    entries, visits: outstanding entries, and the visit clock when their migration began.
+    mm, vma, addr, folio: where a folio is not locked, or the window of a new protocol.
+    outer, inner: two mms whose locks are nested in both orders; first_ns, last_ns: of the opposite
+    order.
     """
 
     kind: str
     time_ns: int
     start_ns: int
-    a: int
-    b: int
-    first_ns: int
     tid: int
     tgid: int
-    first_tid: int
     comm: str
     stack: int
-    first_stack: int
-    mode: int
-    reason: int
-    addr: int = 0
-    folio: int = 0
     cgroup: int = 0
     cgroup_name: str = ""
+    entries: int = 0
+    visits: int = 0
+    mode: int = 0
+    reason: int = 0
+    mm: int = 0
+    vma: int = 0
+    addr: int = 0
+    folio: int = 0
+    outer: int = 0
+    inner: int = 0
     held_ns: int = 0
+    first_ns: int = 0
     first_held_ns: int = 0
     last_ns: int = 0
     last_held_ns: int = 0
+    first_stack: int = 0
+    first_tid: int = 0
 
     @property
     def task(self) -> dict[str, Any]:
@@ -52,6 +70,7 @@ class Events:
 
     def __init__(self, layouts: Layouts) -> None:
         self._layout = layouts.structs["event"]
+        self._details = {kind: layouts.structs[name] for kind, name in _DETAILS.items()}
         self._sighting = layouts.structs["sighting"]
         self._key_size = layouts.structs["protocol_key"].size
         self._kinds = {layouts.constants[name]: name for name in layouts.enums["event_kind"]}
@@ -62,7 +81,10 @@ class Events:
         Its kind is "?" if the header has no such kind.
         """
         members = vars(self._layout.unpack(raw))
-        return Event(**members | {"kind": self._kinds.get(members["kind"], "?")})
+        kind, detail = self._kinds.get(members.pop("kind"), "?"), members.pop("detail")
+        if kind in self._details:
+            members |= vars(self._details[kind].unpack(detail))
+        return Event(kind, **members)
 
     def sighting(self, raw: bytes) -> tuple[bytes, Any]:
         """Return the protocol key and the struct sighting that follow a PROTOCOL_NEW event."""

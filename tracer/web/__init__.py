@@ -1,6 +1,7 @@
-"""The HTTP side: /metrics, /-/healthy, /-/ready, the page and /api/. It reads the current snapshot and changes nothing.
+"""The HTTP server: /metrics, /-/healthy, /-/ready, the pages and /api/, and who may read them.
 
-Who may read it is decided here, too. What the page says is decided in results/ and report/.
+It serves the current snapshot and never changes anything. Verdicts and the standing on the pages
+are decided in results/.
 """
 
 from __future__ import annotations

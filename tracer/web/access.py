@@ -1,4 +1,4 @@
-"""The rules in force, read again when their files change: certificates are renewed and users removed without a restart."""
+"""The web configuration in force; it is reloaded when its files change, without a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 
 def is_loopback(host: str) -> bool:
-    """An address that only this machine reaches."""
+    """Return whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -28,7 +28,12 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Without a file everybody may read, by plain HTTP. A file that becomes wrong changes nothing but the log."""
+    """The access rules and the TLS context in force.
+
+    path: the web configuration; without one everybody may read over plain HTTP. If a file becomes
+    invalid later, an error is logged and the rules stay as they are. RmapdError if it is invalid
+    at the start. clock: monotonic seconds.
+    """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
@@ -50,7 +55,7 @@ class Access:
         )
 
     def _look(self) -> _Stamp:
-        """What the files look like from outside."""
+        """Return inode, size and mtime of each file."""
         found = []
         for name in filter(None, self._files()):
             try:
@@ -61,7 +66,10 @@ class Access:
         return tuple(found)
 
     def refresh(self) -> None:
-        """Read again what changed, once it has not changed for a second: a certificate and its key are two files."""
+        """Reload files that changed, once they are unchanged for a second.
+
+        A certificate and its key are two files that are replaced one after the other.
+        """
         if self._path is None or self._clock() - self._looked < LOOK_SECONDS:
             return
         self._looked = self._clock()
@@ -70,25 +78,25 @@ class Access:
             self.reread()
 
     def reread(self) -> None:
-        """Read again now."""
+        """Reload the files now."""
         if self._path is None:
             return
         try:
             rules, context = self._read(self._path)
             if (context is None) != (self.context is None):
                 raise RmapdError(
-                    f"TLS cannot be turned on or off by {self._path} while rmapd runs",
+                    f"{self._path} cannot turn TLS on or off while rmapd runs",
                     hint="a restart",
                 )
         except RmapdError as error:
-            log.error("who may read stays as it was: %s", error.in_a_line)
+            log.error("the access rules stay unchanged: %s", error.in_a_line)
         else:
             self.rules, self.context = rules, context
-            log.info("%s read again: %s", self._path, self.in_a_line())
+            log.info("%s is reloaded: %s", self._path, self.in_a_line())
         self._stamp = self._seen = self._look()
 
     def unreadable(self) -> str:
-        """Why reread() would change nothing now, or empty."""
+        """Return why reread() would fail now, or an empty text."""
         try:
             if self._path:
                 self._read(self._path)
@@ -97,6 +105,7 @@ class Access:
         return ""
 
     def in_a_line(self) -> str:
+        """Return TLS policy and number of users for the log."""
         named = self.rules.tls
         parts = [
             f"TLS, {named.client_auth_type}" if named else "no TLS",
@@ -105,17 +114,18 @@ class Access:
         return ", ".join(parts)
 
     def concerns(self, host: str) -> list[str]:
-        """What an operator should know of these rules on this address."""
+        """Return warnings for an operator who listens on this host under these rules."""
         found = list(self.rules.notes)
         if not is_loopback(host):
-            if not self.rules.asks_who:
+            if not self.rules.identifies_readers:
                 found.append(
-                    f"anybody who reaches {host} may read what rmapd knows: web_config has users and client certificates"
+                    f"anyone who can reach {host} may read all findings: "
+                    "set users or client certificates in web_config"
                 )
             if not self.rules.tls:
-                found.append(
-                    f"what rmapd tells on {host} goes over the network in clear: web_config has TLS"
-                )
+                found.append(f"traffic on {host} is not encrypted: set up TLS in web_config")
         if self.rules.users and not self.rules.tls:
-            found.append("passwords are sent in clear: basic_auth_users without tls_server_config")
+            found.append(
+                "passwords are not encrypted: basic_auth_users is set without tls_server_config"
+            )
         return found

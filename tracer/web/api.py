@@ -1,4 +1,4 @@
-"""The same as JSON under /api/v1/: what a report has under its keys, each at its own path, and the rates."""
+"""JSON under /api/v1/: each part of a report at a path of its own, the whole report, and rates."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from tracer.web.search import Query, Search
 
 ROOT = "/api/v1"
 PARTS = ("hooks", "invariants", "windows", "violations", "lost", "migration", "oracle", "overhead")
-"""Keys of a report that are paths as well."""
+"""Keys of a report that have a path of their own."""
+_NO_PATH = f"no such path; {ROOT}/ lists all of them"
 _DESCRIPTION = (Path(__file__).parent / "openapi.json").read_bytes()
 
 
 def answer(data: object, status: int = 200) -> Response:
+    """Return a response with JSON."""
     return Response(
         status, json_text(data, indent=None, separators=(",", ":")).encode() + b"\n", JSON
     )
 
 
 def problem(status: int, what: str) -> Response:
+    """Return an error as JSON."""
     return answer({"error": what}, status)
 
 
 class Api:
-    """Answers for a snapshot."""
+    """Answers requests for a snapshot."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -43,16 +46,16 @@ class Api:
     def __call__(
         self, ask: Request, s: Snapshot, points: Sequence[HistoryPoint], age: float = 0.0
     ) -> Response:
-        """For any path under /api/. age: seconds since the snapshot was taken."""
+        """Answer a request for a path under /api/. age: seconds since the snapshot was taken."""
         path = ask.path.removeprefix(ROOT).strip("/")
         if not ask.path.startswith(ROOT) or (path and not ask.path.startswith(f"{ROOT}/")):
-            return problem(404, f"no such path: {ROOT}/ has an index")
+            return problem(404, _NO_PATH)
         if path.startswith("violations/"):
             found = s.violations.get(path.removeprefix("violations/"))
             return (
                 answer(json_form.violation_json(found))
                 if found
-                else problem(404, "no violation of this id")
+                else problem(404, "no violation has this id")
             )
         if path == "protocols":
             return answer(self._search.all_found(s, Query.of(ask.fields)))
@@ -62,14 +65,10 @@ class Api:
             return answer(self._report(s, standing(s, points, age)))
         if path in ("", "rates"):
             return answer(rates(points) if path else index(s, standing(s, points, age)))
-        return (
-            answer(_parts(s)[path])
-            if path in PARTS
-            else problem(404, f"no such path: {ROOT}/ has an index")
-        )
+        return answer(_parts(s)[path]) if path in PARTS else problem(404, _NO_PATH)
 
     def _report(self, s: Snapshot, stands: Standing) -> dict[str, Any]:
-        """Like that of `exec`, but for the command: there is none."""
+        """Return a report like that of `exec`, without a command."""
         return _parts(s, stands) | {
             "command": {"argv": [], "exit_code": None},
             "protocols": self._search.everything(s),
@@ -77,12 +76,12 @@ class Api:
 
 
 def _parts(s: Snapshot, stands: Standing | None = None) -> dict[str, Any]:
-    """A report without its protocols, which cost most."""
+    """Return a report without its protocols, which are the most expensive part."""
     return json_form.as_json(dataclasses.replace(s, protocols=()), [], 0, stands)
 
 
 def index(s: Snapshot, stands: Standing) -> dict[str, Any]:
-    """What is served, and of what."""
+    """Return the version, the state of the daemon and the paths that are served."""
     taken = datetime.datetime.fromtimestamp(s.taken_seconds, datetime.UTC).isoformat(
         timespec="milliseconds"
     )
@@ -102,7 +101,10 @@ def index(s: Snapshot, stands: Standing) -> dict[str, Any]:
 
 
 def rates(points: Sequence[HistoryPoint]) -> Mapping[str, Any]:
-    """Counts over the last ten minutes, every two to ten seconds, in columns; a rate is the difference of two by that of their times."""
+    """Return the counts of the last ten minutes in columns, one row every two to ten seconds.
+
+    A rate is the difference of two counts over the difference of their `seconds`.
+    """
     return {
         "seconds": [round(p.seconds, 3) for p in points],
         "checks": {

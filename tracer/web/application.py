@@ -1,4 +1,4 @@
-"""What is at which path. Answers are kept for as long as their snapshot is the current one: asking often costs little."""
+"""The paths of the HTTP server. Responses are cached as long as their snapshot is current."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ _STATIC = {
 }
 _FOLDER = Path(__file__).parent / "static"
 _FRESH = {"Cache-Control": "max-age=3600"}
-_MOST_KEPT = 64
-_MOST_KEPT_BYTES = 4 << 20
+_MOST_CACHED = 64
+_MOST_CACHED_BYTES = 4 << 20
 
 
 class Source(Protocol):
-    """Where the snapshot and the last minutes are read."""
+    """Provides the current snapshot and the counts of the last ten minutes."""
 
     @property
-    def points(self) -> tuple[HistoryPoint, ...]: ...
-    def __call__(self) -> Snapshot | None: ...
+    def points(self) -> tuple[HistoryPoint, ...]:
+        """The counts, the latest last."""
+        ...
+
+    def __call__(self) -> Snapshot | None:
+        """Return the current snapshot, or None before the gate opens."""
+        ...
 
 
 class Application:
-    """Answers requests from the current snapshot. Called from one thread."""
+    """Answers requests from the current snapshot; called from one thread. clock: Unix seconds."""
 
     def __init__(self, current: Source, clock: Callable[[], float] = time.time) -> None:
         self._current, self._clock = current, clock
@@ -52,12 +57,13 @@ class Application:
             path: Response(200, (_FOLDER / name).read_bytes(), kind, _FRESH)
             for path, (name, kind) in _STATIC.items()
         }
-        self._kept: dict[tuple[str, ...], Response] = {}
-        self._kept_of: Snapshot | None = None
+        self._cache: dict[tuple[str, ...], Response] = {}
+        self._cached_snapshot: Snapshot | None = None
 
     def __call__(self, ask: Request) -> Response:
+        """Return the response to a request of any method and path."""
         if ask.method not in ("GET", "HEAD"):
-            return Response.say(405, "GET or HEAD only", Allow="GET, HEAD")
+            return Response.plain(405, "GET or HEAD only", Allow="GET, HEAD")
         if ask.path in self._static:
             return self._static[ask.path]
         s = self._current()
@@ -65,54 +71,63 @@ class Application:
             return self._healthy(s)
         if ask.path == "/-/ready":
             return (
-                Response.say(200, "ready")
+                Response.plain(200, "ready")
                 if s and s.gate_open
-                else Response.say(503, "the gate is not open")
+                else Response.plain(503, "the gate is not open")
             )
-        return self._once(ask, s, lambda: self._make(ask, s))
+        return self._from_cache(ask, s, lambda: self._make(ask, s))
 
     def _age(self, s: Snapshot | None) -> float:
-        """Seconds since the snapshot was taken: a new one was just asked for, so an old one means a judging loop that is busy or hangs."""
+        """Return the seconds since the snapshot was taken.
+
+        Each request asks for a new one: an old one means that the checking loop is busy or hangs.
+        """
         return self._clock() - s.taken_seconds if s else 0.0
 
     def _healthy(self, s: Snapshot | None) -> Response:
-        """Not healthy where the judging loop hangs: all answers are from before that."""
+        """Answer whether the checking loop runs: if it hangs, all responses are outdated."""
         age = self._age(s)
         if s is None or not s.gate_open or age <= STALE_SECONDS:
-            return Response.say(200, "healthy")
-        said = f"the checker has not looked for {age:,.0f} s"
+            return Response.plain(200, "healthy")
+        reason = f"the checker has read no tables for {age:,.0f} s"
         return (
-            Response.say(200, f"healthy, but {said}")
+            Response.plain(200, f"healthy, but {reason}")
             if age <= STALLED_SECONDS
-            else Response.say(503, f"not healthy: {said}")
+            else Response.plain(503, f"not healthy: {reason}")
         )
 
-    def _once(self, ask: Request, s: Snapshot | None, make: Callable[[], Response]) -> Response:
-        """From what is kept, or made and kept."""
-        if s is not self._kept_of:
-            self._kept, self._kept_of = {}, s
+    @property
+    def cached(self) -> tuple[Response, ...]:
+        """The cached responses, the oldest first."""
+        return tuple(self._cache.values())
+
+    def _from_cache(
+        self, ask: Request, s: Snapshot | None, make: Callable[[], Response]
+    ) -> Response:
+        """Return the cached response, or make it and cache it."""
+        if s is not self._cached_snapshot:
+            self._cache, self._cached_snapshot = {}, s
         packed = "gzip" in ask.headers.get("accept-encoding", "")
         accept = ask.headers.get("accept", "") if ask.path == "/metrics" else ""
         age = self._age(s)
-        stale = (
-            f"{age:.0f}" if age > STALE_SECONDS else ""
-        )  # an answer that says how old it is, is a new one every second
+        # A stale response contains its age in seconds.
+        stale = f"{age:.0f}" if age > STALE_SECONDS else ""
         key = (ask.path, ask.query, accept, "gzip" * packed, stale)
-        if key not in self._kept:
+        if key not in self._cache:
             answer = make().packed() if packed else make()
             answer = replace(answer, headers={**answer.headers, "Vary": "Accept-Encoding"})
             self._keep(key, answer)
             return answer
-        return self._kept[key]
+        return self._cache[key]
 
     def _keep(self, key: tuple[str, ...], answer: Response) -> None:
-        """For as long as there is room; the oldest gives way."""
-        self._kept[key] = answer
+        """Cache a response, and evict the oldest ones beyond the limits."""
+        self._cache[key] = answer
         while (
-            len(self._kept) > _MOST_KEPT
-            or sum(len(one.body) for one in self._kept.values()) > _MOST_KEPT_BYTES
+            len(self._cache) > _MOST_CACHED
+            or sum(len(one.body) for one in self._cache.values()) > _MOST_CACHED_BYTES
         ):
-            del self._kept[next(iter(self._kept))]
+            del self._cache[next(iter(self._cache))]
 
     def _make(self, ask: Request, s: Snapshot | None) -> Response:
         if ask.path == "/metrics":

@@ -1,4 +1,7 @@
-"""Basic authentication with bcrypt, at a bounded price: a password is hashed once, one at a time, within a share of a CPU."""
+"""HTTP basic authentication with bcrypt at a bounded cost.
+
+A password is hashed once, passwords are hashed one at a time, and hashing gets a share of one CPU.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ from tracer.web.cpu_budget import Budget
 _MOST_WAITING = 4
 _WAIT_SECONDS = 3.0
 _MOST_REFUSED = 512
-_BCRYPT_BYTES = 72  # bcrypt never looked further; the library now refuses to pretend
+_BCRYPT_BYTES = 72
+"""bcrypt ignores further bytes, and the library refuses longer passwords."""
 
 
 class Admission(enum.Enum):
-    """How a login ended."""
+    """The result of a login."""
 
     YES = enum.auto()
     NO = enum.auto()
@@ -33,7 +37,7 @@ class Admission(enum.Enum):
 
 
 def credentials(header: str) -> tuple[str, bytes] | None:
-    """User and password of an Authorization header."""
+    """Return user and password of an Authorization header, or None if it has none."""
     scheme, _, given = header.partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -45,7 +49,11 @@ def credentials(header: str) -> tuple[str, bytes] | None:
 
 
 class Logins:
-    """Remembers, by a keyed digest, who was let in (one password a user: guesses cannot drive it out) and who was not (the last few)."""
+    """Checks logins and remembers the results by a keyed digest.
+
+    It keeps one accepted password for each user, so that guesses cannot evict it, and the last 512
+    rejected logins.
+    """
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
@@ -58,16 +66,20 @@ class Logins:
         self._worker = ThreadPoolExecutor(1, "rmapd-login")
 
     def close(self) -> None:
+        """End the thread that hashes, without waiting for it."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def enter(self, users: Mapping[str, str], header: str) -> Admission:
-        """Whether this header is a user's. BUSY: too many are asking; the same may be tried again."""
+    async def check(self, users: Mapping[str, str], header: str) -> Admission:
+        """Return whether the header has the password of one of the users.
+
+        users: bcrypt hashes by name. BUSY: too many logins wait; the client may retry.
+        """
         given = credentials(header)
         if given is None:
             return Admission.NO
         user, password = given
-        # A name that nobody has takes as long as one that somebody has.
-        hashed = users.get(user) or _nobody(users)
+        # An unknown user takes as long as a known one.
+        hashed = users.get(user) or unmatchable(users)
         key = hashlib.blake2b(
             b"\0".join((user.encode(), hashed.encode(), password)), key=self._secret
         ).digest()
@@ -89,15 +101,15 @@ class Logins:
         return Admission.NO
 
     async def _hash(self, password: bytes, hashed: str) -> bool | None:
-        """None where its turn does not come in time."""
+        """Return whether the password matches, or None if hashing cannot begin in time."""
         self._waiting += 1
         try:
-            async with asyncio.timeout(_WAIT_SECONDS) as patience, self._turn:
+            async with asyncio.timeout(_WAIT_SECONDS) as limit, self._turn:
                 await self._budget.wait()
-                patience.reschedule(None)
+                limit.reschedule(None)
                 began = time.monotonic()
                 right = await asyncio.get_running_loop().run_in_executor(
-                    self._worker, _check, password, hashed
+                    self._worker, matches, password, hashed
                 )
                 self._spent += time.monotonic() - began
                 return right
@@ -107,15 +119,15 @@ class Logins:
             self._waiting -= 1
 
 
-def _check(password: bytes, hashed: str) -> bool:
-    """bcrypt lets go of the interpreter while it works."""
+def matches(password: bytes, hashed: str) -> bool:
+    """Hash and compare; bcrypt releases the interpreter lock meanwhile."""
     try:
         return bcrypt.checkpw(password[:_BCRYPT_BYTES], hashed.encode())
     except ValueError:
         return False
 
 
-def _nobody(users: Mapping[str, str]) -> str:
-    """A hash of no password, as costly as the costliest of these."""
+def unmatchable(users: Mapping[str, str]) -> str:
+    """Return a hash that no password matches, with the highest cost of the users' hashes."""
     cost = max(hashed[4:6] for hashed in users.values())
     return f"$2b${cost}$" + "." * 53

@@ -1,4 +1,4 @@
-"""Rates over the last minutes, drawn: polylines in a box of 600 by 100, made here, so that a browser needs no script."""
+"""The charts of the overview: rates of the last ten minutes as SVG polylines, without scripts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from tracer.results.history import KEPT_SECONDS, HistoryPoint
 
 WIDTH, HEIGHT = 600, 100
+"""The size of the drawing's coordinate system."""
 _MARGIN = 4
 _GAP_SECONDS = 30.0
-"""Nobody asking, there is a point every ten seconds: what is longer is a judge that stood still."""
+"""A line is interrupted beyond this: points come every ten seconds unless the checker stalls."""
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """One rate: its name, its values over time, and the pieces of its line (a hole in time is a hole in the line)."""
+    """One rate: its values over time and its line, in pieces where points are missing."""
 
     name: str
     values: tuple[tuple[float, float], ...]
@@ -25,16 +26,18 @@ class ChartLine:
 
     @property
     def last(self) -> float:
+        """The latest value, or 0."""
         return self.values[-1][1] if self.values else 0.0
 
     @property
     def most(self) -> float:
+        """The highest value, or 0."""
         return max((value for _, value in self.values), default=0.0)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines under one scale. `top` is the scale's end; `minutes` what was seen of the last ten."""
+    """Lines under one scale from 0 to `top`."""
 
     title: str
     unit: str
@@ -44,12 +47,17 @@ class Chart:
 
     @property
     def empty(self) -> bool:
+        """Whether no line has a value."""
         return not any(line.values for line in self.lines)
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a chart shows: names and what is counted, as a rate per second times `times`."""
+class ChartDefinition:
+    """The definition of a chart.
+
+    lines: name and count of each; its rate per second times `times` is drawn. least_top: the
+    smallest end of the scale.
+    """
 
     title: str
     unit: str
@@ -60,34 +68,34 @@ class Drawn:
 
 
 CHARTS = (
-    Drawn(
+    ChartDefinition(
         "Checks",
         "per second",
         "all verdicts of all invariants",
         (("checks", lambda p: sum(p.checks.values())),),
     ),
-    Drawn(
+    ChartDefinition(
         "Windows",
         "per second",
         "calls of functions that change VMAs or walk rmap",
         (("windows", lambda p: p.windows),),
     ),
-    Drawn(
+    ChartDefinition(
         "Migration entries",
         "per second",
-        "put into page tables",
+        "inserted into page tables",
         (("entries", lambda p: p.entries),),
     ),
-    Drawn(
+    ChartDefinition(
         "Not known",
         "per second",
-        "checks that a loss made unverifiable, and events lost",
+        "unverifiable checks and lost events",
         (("unverifiable", lambda p: p.unverifiable), ("lost", lambda p: p.lost)),
     ),
-    Drawn(
+    ChartDefinition(
         "Overhead",
         "% of one CPU",
-        "probes in the kernel, and the daemon itself",
+        "BPF programs in the kernel, and the daemon's process",
         (("probes", lambda p: p.probe_seconds), ("daemon", lambda p: p.user_seconds)),
         times=100.0,
         least_top=0.1,
@@ -98,7 +106,7 @@ CHARTS = (
 def rates(
     points: Sequence[HistoryPoint], counted: Callable[[HistoryPoint], float]
 ) -> list[tuple[float, float]]:
-    """(when, per second) between each point and the next. A count that falls back counts as nothing."""
+    """Return (seconds, rate per second) from each point to the next; a falling count is rate 0."""
     return [
         (b.seconds, max(0.0, counted(b) - counted(a)) / (b.seconds - a.seconds))
         for a, b in itertools.pairwise(points)
@@ -109,7 +117,7 @@ def rates(
 def over(
     points: Sequence[HistoryPoint], seconds: float, counted: Callable[[HistoryPoint], float]
 ) -> float | None:
-    """The rate over the last seconds; None where there is only one point."""
+    """Return the rate per second over the last `seconds`, or None with fewer than two points."""
     if len(points) < 2:
         return None
     last = points[-1]
@@ -119,25 +127,24 @@ def over(
 
 
 def scale(most: float, least: float) -> float:
-    """The nearest 1, 2 or 5 times a power of ten that is not below."""
+    """Return the smallest 1, 2 or 5 times a power of ten that is at least `most` and `least`."""
     most = max(most, least)
     power = 10.0 ** math.floor(math.log10(most))
     return next(power * step for step in (1, 2, 5, 10) if power * step >= most * (1 - 1e-9))
 
 
-def draw(drawn: Drawn, points: Sequence[HistoryPoint], now: float) -> Chart:
-    """The chart, its right end at `now` (seconds since the gate opened)."""
+def draw(definition: ChartDefinition, points: Sequence[HistoryPoint], now: float) -> Chart:
+    """Return the chart that ends at `now`, in seconds since the gate opened."""
     series = [
-        (name, [(when, value * drawn.times) for when, value in rates(points, counted)])
-        for name, counted in drawn.lines
+        (name, [(when, value * definition.times) for when, value in rates(points, counted)])
+        for name, counted in definition.lines
     ]
-    top = scale(
-        max((value for _, values in series for _, value in values), default=0.0), drawn.least_top
-    )
+    most = max((value for _, values in series for _, value in values), default=0.0)
+    top = scale(most, definition.least_top)
     lines = tuple(
         ChartLine(name, tuple(values), tuple(_pieces(values, now, top))) for name, values in series
     )
-    return Chart(drawn.title, drawn.unit, drawn.note, lines, top)
+    return Chart(definition.title, definition.unit, definition.note, lines, top)
 
 
 def _pieces(values: Sequence[tuple[float, float]], now: float, top: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""One client: requests read, answered and sent, each in bounded time and space."""
+"""The HTTP connection of one client: each request and response has limits of time and size."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tracer.web.http_message import SECURE, Request, Response
 MOST_HEADER_BYTES = 16 * 1024
 HANDSHAKE_SECONDS = 5.0
 REQUEST_SECONDS = 5.0
-"""From a request's first byte to its last; for the first request, from the connection."""
+"""From the first byte of a request to its last; for the first request, from the connection on."""
 IDLE_SECONDS = 75.0
-"""Between two requests. A Prometheus that scrapes once a minute keeps its connection."""
+"""Between two requests: a Prometheus that scrapes once a minute keeps its connection."""
 HASTE_SECONDS = 1.0
-"""Nothing new is known before that: who asks again sooner on the same connection lets others go first."""
+"""A sooner request on the same connection is hasty and yields to others: nothing new is known."""
 SEND_SECONDS = 20.0
 LINGER_SECONDS = 1.0
 LINGER_PIECES = 512
@@ -32,34 +32,38 @@ MOST_REQUESTS = 1000
 _PIECE = 32 * 1024
 
 
-class Doing(enum.IntEnum):
-    """What a connection is at, the least valuable first."""
+class Activity(enum.IntEnum):
+    """The activity of a connection, the least valuable first."""
 
     WAITING = 0
-    """for a request, or for the rest of one"""
+    """For a request, or for the rest of one."""
     SENDING = 1
     ANSWERING = 2
 
 
 class Gone(Exception):
-    """The client went away or broke the protocol: there is nothing more to say to it."""
+    """The client closed the connection or broke the protocol; it gets no response."""
 
 
 class Connection:
-    """Speaks HTTP/1.1 over a stream. `worth`: what it is at and since when, for whoever looks for a connection to give up."""
+    """An HTTP/1.1 connection over an accepted socket.
+
+    worth: its activity and the time of the last change in monotonic seconds; the server closes the
+    connection with the least worth if it has too many.
+    """
 
     def __init__(self, client: socket.socket) -> None:
-        self._is(Doing.WAITING)
+        self._set(Activity.WAITING)
         self._client = client
         self._transport: asyncio.WriteTransport | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEADER_BYTES)
         self._bodiless = False
 
-    def _is(self, doing: Doing) -> None:
-        self.worth = (doing, time.monotonic())
+    def _set(self, activity: Activity) -> None:
+        self.worth = (activity, time.monotonic())
 
     async def open(self, tls: ssl.SSLContext | None = None) -> None:
-        """Shake hands, where there is TLS."""
+        """Open the stream, with a TLS handshake if there is a context."""
         loop = asyncio.get_running_loop()
         self._reader = asyncio.StreamReader(limit=_PIECE)
         protocol = asyncio.StreamReaderProtocol(self._reader)
@@ -72,50 +76,52 @@ class Connection:
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """The client's, where it showed one that was verified."""
+        """The verified certificate of the client, or None."""
         return self._transport.get_extra_info("peercert") if self._transport else None
 
     async def finish(self) -> None:
-        """Close once all is sent."""
+        """Close the connection after everything has been sent."""
         self._writer.close()
         async with asyncio.timeout(LINGER_SECONDS):
             await self._writer.wait_closed()
 
     def close(self) -> None:
-        """At once: what the client has not taken by now is dropped with it."""
+        """Close the connection now, and drop unsent data."""
         if self._transport:
             self._transport.abort()
         else:
             self._client.close()
 
     async def converse(self, answer: Callable[[Request, bool], Awaitable[Response]]) -> None:
-        """Until the client closes, breaks the protocol, is too slow, or has asked enough. answer() is told of who asks again in haste."""
+        """Serve requests until the client closes, breaks the protocol, or reaches a limit.
+
+        answer: called with each request and whether it is hasty. Gone, TimeoutError or OSError
+        when the client goes away or is too slow.
+        """
         answered_at = -math.inf
         for number in range(MOST_REQUESTS):
             try:
                 async with asyncio.timeout(IDLE_SECONDS if number else REQUEST_SECONDS):
-                    await self._some()
+                    await self._first_bytes()
                 async with asyncio.timeout(REQUEST_SECONDS):
-                    ask = await self._ask()
+                    ask = await self._request()
             except h11.RemoteProtocolError as error:
                 await self._refuse(
-                    Response.say(
-                        error.error_status_hint, f"not a request that is answered here: {error}"
-                    )
+                    Response.plain(error.error_status_hint, f"cannot answer this request: {error}")
                 )
                 return
-            self._is(Doing.ANSWERING)
+            self._set(Activity.ANSWERING)
             answered = await answer(ask, time.monotonic() - answered_at < HASTE_SECONDS)
-            self._is(Doing.SENDING)
+            self._set(Activity.SENDING)
             await self._send(answered, last=number == MOST_REQUESTS - 1)
             answered_at = time.monotonic()
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 return
             self._http.start_next_cycle()
-            self._is(Doing.WAITING)
+            self._set(Activity.WAITING)
 
-    async def _some(self) -> None:
-        """Wait for the first bytes of a request, unless they came with the one before."""
+    async def _first_bytes(self) -> None:
+        """Wait for the first bytes of a request, unless they came with the previous one."""
         if not self._http.trailing_data[0]:
             await self._read()
 
@@ -132,8 +138,8 @@ class Connection:
                 return event
             await self._read()
 
-    async def _ask(self) -> Request:
-        """A whole request. A body is refused: nothing here takes one."""
+    async def _request(self) -> Request:
+        """Read a whole request; one with a body is refused."""
         first = await self._event()
         if not isinstance(first, h11.Request):
             raise Gone
@@ -148,7 +154,7 @@ class Connection:
         return Request(first.method.decode("ascii", "replace"), path, query, headers)
 
     async def _refuse(self, answer: Response) -> None:
-        """Say why, and let a client that is still sending hear it: a socket closed with bytes unread is a reset."""
+        """Send an error and read on for a second, since closing with unread data is a reset."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         await self._send(answer, last=True)
@@ -159,7 +165,7 @@ class Connection:
                         return
 
     async def _send(self, answer: Response, *, last: bool) -> None:
-        """In pieces, so that little is held for a client that reads slowly, and not for long."""
+        """Send in pieces, so that little memory is held for a slow client, and not for long."""
         headers = {name: value for name, value in (SECURE | answer.headers).items() if value}
         headers |= {
             "Content-Type": answer.kind,

@@ -1,4 +1,4 @@
-"""How much of the CPU the HTTP thread may have: the judge shares an interpreter with it and must not wait for it."""
+"""The CPU budget of the HTTP thread, which shares the interpreter with the checker."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable
 
 SHARE = 0.2
-"""Of one CPU, in the long run."""
+"""The share of one CPU in the long run."""
 SAVED_SECONDS = 1.0
-"""CPU time that a quiet server may save up for a burst."""
-_NAP_SECONDS = 0.1
-"""The least to wait for more. Waking up takes CPU time too: who wakes just when there is enough uses it up by that, for ever."""
+"""The CPU time that an idle server may save for a burst."""
+_MIN_SLEEP_SECONDS = 0.1
+"""The shortest sleep: a wake-up costs CPU time too, and frequent ones would use up the budget."""
 
 
 class Budget:
-    """A bucket of CPU seconds. wait() returns at once while there is some left, and else as soon as there is again."""
+    """A token bucket of CPU seconds, filled with SHARE seconds per second.
+
+    used: returns the CPU seconds used so far. clock: monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class Budget:
         self._first = defaultdict[float, asyncio.Lock](asyncio.Lock)
 
     def left(self) -> float:
-        """CPU seconds that may be spent now; negative where more was spent than there was."""
+        """Return the CPU seconds that may be used now; negative after an overdraft."""
         used, now = self._used(), self._clock()
         self._left = min(SAVED_SECONDS, self._left + (now - self._was) * SHARE) - (
             used - self._was_used
@@ -37,10 +40,10 @@ class Budget:
         return self._left
 
     async def wait(self, reserve: float = 0.0) -> None:
-        """Until more than the reserve is left. Every client waits alike: who asks much makes the page slow, never the judge.
+        """Wait until at least `reserve` CPU seconds are left.
 
-        Of those with the same reserve only the first looks, and the next one when that has used what it waited for.
+        Only the first waiter of each reserve polls; the next one follows when that one is done.
         """
         async with self._first[reserve]:
             while (left := self.left() - reserve) < 0:
-                await asyncio.sleep(min(1.0, max(_NAP_SECONDS, -left / SHARE)))
+                await asyncio.sleep(min(1.0, max(_MIN_SLEEP_SECONDS, -left / SHARE)))

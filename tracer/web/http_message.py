@@ -1,4 +1,4 @@
-"""A request and its answer, and the headers of every answer."""
+"""Requests, responses, and the headers of every response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _WORTH_PACKING = 1024
 
 SECURE: dict[str, str] = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "deny",
@@ -27,13 +28,16 @@ SECURE: dict[str, str] = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-store",
 }
-"""In every answer; a web configuration may set some of them otherwise. No script runs, nothing is loaded from elsewhere, nobody frames us.
-Strict-Transport-Security is left to the operator: it binds every other port of the same host name too."""
+"""Headers of every response; a web configuration may change some of them.
+
+They forbid scripts, resources of other hosts, and frames. Strict-Transport-Security is left to the
+operator, since it applies to all ports of a host name.
+"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request without a body. `headers` by lower-case name."""
+    """A request without a body; the names of headers are in lower case."""
 
     method: str
     path: str
@@ -42,7 +46,7 @@ class Request:
 
     @cached_property
     def fields(self) -> Mapping[str, str]:
-        """What a form sent; of a name that comes twice the last."""
+        """The fields of the query by name; the last one of each name."""
         try:
             return dict(parse_qsl(self.query, max_num_fields=_MOST_FIELDS, errors="replace"))
         except ValueError:
@@ -51,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What goes back."""
+    """A response; kind: the Content-Type."""
 
     status: int
     body: bytes
@@ -59,8 +63,8 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def say(cls, status: int, text: str, **headers: str) -> Response:
-        """A line of text."""
+    def plain(cls, status: int, text: str, **headers: str) -> Response:
+        """Return a response with a line of text; an underscore in a header's name is a hyphen."""
         return cls(
             status,
             f"{text}\n".encode(),
@@ -69,10 +73,11 @@ class Response:
 
     @property
     def reason(self) -> str:
+        """The reason phrase of the status."""
         return http.HTTPStatus(self.status).phrase
 
     def packed(self) -> Response:
-        """Compressed, where that is worth it."""
+        """Return the response compressed by gzip, if it has 1 KiB or more."""
         if len(self.body) < _WORTH_PACKING:
             return self
         return Response(

@@ -1,8 +1,7 @@
-"""The pages for people. What comes from the kernel (names of tasks, of files) is text that anybody may have chosen: it is escaped."""
+"""The HTML pages. Names of tasks and files may be chosen by any user, so they are escaped."""
 
 from __future__ import annotations
 
-import datetime
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS
 from tracer.results.standing_facts import standing
+from tracer.time_text import precise, utc
 from tracer.web import chart
 from tracer.web.http_message import HTML, Request, Response
 from tracer.web.search import RULED, Query, Search
@@ -37,22 +37,22 @@ _STEP: dict[str, Any] = {
     "marked": False,
     "why": "",
 }
-"""What a step of a trail may leave out."""
+"""Defaults of the members that a step of a trail may lack."""
 
 LOSSES = {
-    "evidence": "stack and task of something new: the event ring was full (maps.ring_pages)",
+    "evidence": "stack and task of a new finding: the event ring was full (maps.ring_pages)",
     "protocols": "windows not counted, or whose end was missed (maps.protocol_rows)",
-    "unreadable": "windows whose protocol rmapd could not read: a defect of rmapd",
-    "ledger": "migration entries or migrations not booked (maps.ledger_rows, migration_rows)",
-    "locks": "mmap_locks not booked: no memory for a task, or five held at once",
-    "mms": "dying address spaces not noted (maps.mm_rows)",
-    "missed_runs": "runs of a probe that the kernel left out, because it was running already on that CPU",
+    "unreadable": "windows whose protocol rmapd could not decode: a defect of rmapd",
+    "ledger": "migration entries or migrations not recorded (maps.ledger_rows, migration_rows)",
+    "locks": "mmap_locks not recorded: no memory for a task, or five held at once",
+    "mms": "ends of address spaces not recorded (maps.mm_rows)",
+    "missed_runs": "runs of a BPF program that the kernel skipped: it already ran on that CPU",
 }
-"""What each of Snapshot.lost is a loss of, and which key of the configuration bounds it."""
+"""What each key of Snapshot.lost means, and the key of the configuration that sets its limit."""
 
 
 class Pages:
-    """Renders the templates of this package."""
+    """Renders the templates of this package. clock: Unix seconds."""
 
     def __init__(self, search: Search, clock: Callable[[], float] = time.time) -> None:
         self._search, self._clock, self._host = search, clock, socket.gethostname()
@@ -63,33 +63,33 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
             auto_reload=False,
-            finalize=_shown,
+            finalize=_printable,
         )
         self._templates.filters |= {
             "number": number,
             "share": share,
-            "span": span,
+            "duration": precise,
             "rate": rate,
-            "moment": moment,
+            "utc": utc,
         }
         self._templates.globals |= {"Verdict": Verdict, "version": tracer.__version__}
-        for name in self._templates.list_templates(
-            ["html"]
-        ):  # now: the user that the daemon becomes may not be able to read them
+        # Load all now: the user that the daemon becomes may not be able to read them.
+        for name in self._templates.list_templates(["html"]):
             self._templates.get_template(name)
 
     def __call__(
         self, ask: Request, s: Snapshot | None, points: Sequence[HistoryPoint]
     ) -> Response:
+        """Return the page of the request's path; points: counts of the last ten minutes."""
         if s is None:
             return self._page(
                 503,
                 "problem.html",
                 None,
-                title="Not yet",
-                text="The gate is not open: rmapd is compiling or attaching.",
+                title="Starting",
+                text="The gate is not open yet: rmapd is compiling or attaching its probes.",
             )
-        room, _, name = ask.path.strip("/").partition("/")
+        folder, _, name = ask.path.strip("/").partition("/")
         if ask.path == "/":
             stands = standing(s, points, self._age(s))
             return self._page(
@@ -99,7 +99,7 @@ class Pages:
             return self._page(200, "protocols.html", s, **self._protocols(ask, s))
         if ask.path == "/hooks":
             return self._page(200, "hooks.html", s, hooks=_hooks(s))
-        if room == "violations" and name in s.violations:
+        if folder == "violations" and name in s.violations:
             violation = s.violations[name]
             found = json_form.violation_json(violation)
             return self._page(
@@ -110,7 +110,7 @@ class Pages:
                 steps=_steps(found["trail"]),
                 invariant=s.invariants[found["invariant"]],
             )
-        if room == "invariants" and name in s.invariants:
+        if folder == "invariants" and name in s.invariants:
             mine = [
                 json_form.violation_json(v)
                 for v in s.violations.values()
@@ -128,8 +128,8 @@ class Pages:
             404,
             "problem.html",
             s,
-            title="Nothing here",
-            text="There is no page at this address, or not any more.",
+            title="Page not found",
+            text="There is no page at this address.",
         )
 
     def _age(self, s: Snapshot) -> float:
@@ -169,7 +169,7 @@ class Pages:
                 for level in ("full", "partial", "none")
             },
             "charts": [chart.draw(one, points, s.running_seconds) for one in chart.CHARTS],
-            "lost": [(book, count, LOSSES.get(book, "")) for book, count in s.lost.items()],
+            "lost": [(kind, count, LOSSES.get(kind, "")) for kind, count in s.lost.items()],
             "costliest": hooks[:_COSTLIEST],
             "probes": _share(points, lambda p: p.probe_seconds),
             "daemon": _share(points, lambda p: p.user_seconds),
@@ -179,26 +179,26 @@ class Pages:
     def _protocols(self, ask: Request, s: Snapshot) -> dict[str, Any]:
         query = Query.of(ask.fields)
         page = self._search.page(s, query)
-        asked = {"q": " ".join(query.words), "function": query.function, "ruled": query.ruled}
+        form = {"q": " ".join(query.words), "function": query.function, "ruled": query.ruled}
 
-        def at(number: int) -> str:
+        def page_link(number: int) -> str:
             return "/protocols?" + urlencode(
-                {name: value for name, value in asked.items() if value} | {"page": number}
+                {name: value for name, value in form.items() if value} | {"page": number}
             )
 
         functions = sorted({one.protocol.window for one in s.protocols})
         return {
             "page": page,
-            "asked": asked,
+            "form": form,
             "functions": functions,
             "ruled": RULED,
-            "at": at,
+            "page_link": page_link,
             "total": len(s.protocols),
         }
 
 
-def _shown(value: Any) -> Any:
-    """What a template says of a name. Markup is ours, and its names are escaped already."""
+def _printable(value: Any) -> Any:
+    """Make a text printable, but not Markup: its names have been escaped before."""
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
@@ -209,7 +209,7 @@ def _worst_first(s: Snapshot) -> list[Any]:
 
 
 def _row(s: Snapshot, name: str, points: Sequence[HistoryPoint]) -> dict[str, Any]:
-    """An invariant: coverage, counts, and its checks per second over the last minute."""
+    """Return an invariant's coverage, counts, and checks per second over the last minute."""
     level, reason = s.coverage[name]
     return {
         "id": name,
@@ -222,7 +222,7 @@ def _row(s: Snapshot, name: str, points: Sequence[HistoryPoint]) -> dict[str, An
 
 
 def _hooks(s: Snapshot) -> list[dict[str, Any]]:
-    """Every hook with what it cost."""
+    """Return all hooks with their cost."""
     rows = []
     for hook in s.hooks:
         cost = s.statistics.get(hook.hook.name)
@@ -250,23 +250,23 @@ def _share(
 
 
 def _steps(trail: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A trail's steps with the time before the last one."""
+    """Return the steps of a trail with the seconds before the last one."""
     last = trail[-1].get("time_ns", 0) if trail else 0
     return [_STEP | step | {"before": (last - step.get("time_ns", 0)) / 1e9} for step in trail]
 
 
 def number(value: float) -> str:
-    """Thousands apart."""
+    """Format a number with thousands separators."""
     return f"{value:,.0f}"
 
 
 def share(value: float | None) -> str:
-    """A part of one CPU."""
+    """Format a share of one CPU as percent; None is a dash."""
     return "–" if value is None else f"{value:.2%}" if value < 0.1 else f"{value:.0%}"
 
 
 def rate(value: float | None) -> str:
-    """Per second, with as many digits as mean something."""
+    """Format a rate with at most two digits below 10; None is a dash."""
     if value is None:
         return "–"
     return (
@@ -276,21 +276,3 @@ def rate(value: float | None) -> str:
         if value >= 0.1
         else f"{value:.2g}"
     )
-
-
-def span(seconds: float | None) -> str:
-    """A duration in the unit that suits it."""
-    if seconds is None:
-        return "–"
-    for unit, long in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * long:
-            return f"{seconds / long:.1f} {unit}"
-    for unit, size in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1e9:.0f} ns"
-
-
-def moment(iso: str) -> str:
-    """An ISO time as people read it, to the second, in UTC."""
-    return datetime.datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,4 +1,4 @@
-"""Protocols found by words, function and ruling, the most frequent first. What is costly of a protocol is made once."""
+"""Search protocols by words, function and verdict. The text of each protocol is made only once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _KEYS = {"violated": "violates", "suspect": "suspect", "unverifiable": "unverifi
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked for; empty: all. `words` must all be in the protocol's text, its ASCII form or its function."""
+    """A query; an empty member matches everything.
+
+    words: must all be in the protocol's text or its ASCII form, in any case.
+    """
 
     words: tuple[str, ...] = ()
     function: str = ""
@@ -30,6 +33,7 @@ class Query:
 
     @classmethod
     def of(cls, fields: Mapping[str, str]) -> Query:
+        """Return the query of a form; invalid values match everything."""
         page = fields.get("page", "")
         number = int(page) if page.isascii() and page.isdigit() and len(page) < 6 else 1
         ruled = fields.get("ruled", "")
@@ -41,7 +45,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Page:
-    """A part of what was found."""
+    """One page of the `found` results."""
 
     rows: Sequence[Mapping[str, Any]]
     found: int
@@ -49,11 +53,12 @@ class Page:
 
     @property
     def last(self) -> int:
+        """The number of the last page, from 1."""
         return max(1, -(-self.found // PAGE))
 
 
 class Search:
-    """Finds; keeps the texts of the protocols that it met."""
+    """Searches the protocols of a snapshot, and caches their texts."""
 
     def __init__(self) -> None:
         self._made = lru_cache(_KEPT)(self._make)
@@ -66,7 +71,7 @@ class Search:
         return made, f"{made['text']} {made['ascii']}".casefold()
 
     def everything(self, s: Snapshot) -> list[dict[str, Any]]:
-        """As the report has them: by function, the most frequent first."""
+        """Return all protocols by function, the most frequent first, as a report has them."""
         return [
             row
             for row, _ in self._rows(
@@ -80,7 +85,7 @@ class Search:
             yield made | {"count": one.windows}, text
 
     def all_found(self, s: Snapshot, query: Query) -> list[dict[str, Any]]:
-        """The most frequent first."""
+        """Return all protocols that match, the most frequent first."""
         chosen = (one for one in s.protocols if query.function in ("", one.protocol.window))
         rows = [
             row
@@ -90,6 +95,7 @@ class Search:
         return sorted(rows, key=lambda row: (-row["count"], row["text"]))
 
     def page(self, s: Snapshot, query: Query) -> Page:
+        """Return the page of the result that the query asks for, or the last one."""
         found = self.all_found(s, query)
         page = Page((), len(found), query.page)
         number = min(page.number, page.last)

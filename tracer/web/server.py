@@ -1,4 +1,4 @@
-"""A listening socket and the thread that serves it. Clients are bounded in number, time and CPU; who is slow loses its place, not ours."""
+"""The HTTP server: a listening socket and a thread with limits of clients, time and CPU."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ from tracer.web.web_config import Rules
 log = logging.getLogger("rmapd")
 
 MOST_CONNECTIONS = 64
-_MOMENT_SECONDS = 0.1
+_GRACE_SECONDS = 0.1
+"""A connection is not closed for room within this time after its last change of activity."""
 _BACKLOG = 1024
-_FOR_ANSWERS_SECONDS = 0.1
-_FOR_OTHERS_SECONDS = 0.2
-"""CPU time that new connections leave to those that are there, and those who ask in haste to both."""
-_ASK_WHO = 'Basic realm="rmapd", charset="UTF-8"'
+_ACCEPT_RESERVE_SECONDS = 0.1
+"""CPU time that accepting leaves to requests of open connections."""
+_HASTY_RESERVE_SECONDS = 0.2
+"""CPU time that hasty requests leave to everything else."""
+_CHALLENGE = 'Basic realm="rmapd", charset="UTF-8"'
 _ENDS = (Gone, TimeoutError, OSError, EOFError)
-"""How a conversation ends that was not simply over: not worth a line in the log."""
+"""Errors that end a connection and are not logged."""
 
 
 def listening(address: tuple[str, int]) -> socket.socket:
-    """A socket bound to this address; RmapdError says what is in the way."""
+    """Return a listening socket for this address; RmapdError if it cannot be bound."""
     try:
         family, kind, number, _, where = socket.getaddrinfo(
             *address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -66,7 +68,11 @@ def listening(address: tuple[str, int]) -> socket.socket:
 
 
 class Server:
-    """Bound on construction, so that a busy port is an error before anything is attached; serves while the context is open."""
+    """Serves an application while its context is open.
+
+    The address is bound by the constructor, so that a busy port is an error before probes are
+    attached.
+    """
 
     def __init__(
         self, address: tuple[str, int], application: Answering, access: Access | None = None
@@ -95,9 +101,9 @@ class Server:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        """The thread: all that is of the server happens here."""
+        """Run the server's event loop, in its thread."""
         self._budget, self._logins = Budget(), Logins()
-        self._loop.set_exception_handler(_noted)
+        self._loop.set_exception_handler(_log_unhandled)
         with contextlib.closing(self._loop), self._socket:
             with contextlib.suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._accepting)
@@ -112,11 +118,11 @@ class Server:
 
     async def _accept(self) -> None:
         while True:
-            await self._budget.wait(_FOR_ANSWERS_SECONDS)
+            await self._budget.wait(_ACCEPT_RESERVE_SECONDS)
             try:
                 client, _ = await self._loop.sock_accept(self._socket)
             except OSError as error:
-                log.warning("http: cannot take a connection: %s", error)
+                log.warning("http: cannot accept a connection: %s", error)
                 await asyncio.sleep(1)
                 continue
             await self._make_room()
@@ -126,7 +132,7 @@ class Server:
             talk.add_done_callback(self._end)
 
     def _end(self, talk: asyncio.Task[None]) -> None:
-        """Also of one that was given up before it began."""
+        """Close a connection whose task ended, even if the task never ran."""
         self._talks.pop(talk).close()
         if not talk.cancelled() and (error := talk.exception()):
             log.error(
@@ -137,22 +143,22 @@ class Server:
             )
 
     async def _make_room(self) -> None:
-        """Give up the connection that is worth least, where there are too many: who waits before who is sent to, the longest first.
+        """Close the connection with the least worth if there are too many.
 
-        Everybody has a moment to say something before: in a flood of connections, one with a request is not swept away."""
+        Waiting connections go before those that send, the longest idle first. Each has a tenth of
+        a second first, so that a flood of connections does not displace one with a request.
+        """
         while True:
-            await asyncio.sleep(
-                0
-            )  # accepting does not let anybody else run while there is more to accept
+            await asyncio.sleep(0)  # accepting runs no other task while connections are pending
             kept = {talk: one.worth for talk, one in self._talks.items() if not talk.cancelling()}
             if len(kept) < MOST_CONNECTIONS:
                 return
             least = min(kept, key=kept.__getitem__)
-            moment = kept[least][1] + _MOMENT_SECONDS - time.monotonic()
-            if moment <= 0:
+            remaining = kept[least][1] + _GRACE_SECONDS - time.monotonic()
+            if remaining <= 0:
                 least.cancel()
                 return
-            await asyncio.sleep(moment)
+            await asyncio.sleep(remaining)
 
     async def _talk(self, connection: Connection) -> None:
         with contextlib.suppress(*_ENDS):
@@ -165,32 +171,34 @@ class Server:
             await connection.finish()
 
     async def _answer(self, ask: Request, hasty: bool) -> Response:
-        await self._budget.wait(_FOR_OTHERS_SECONDS if hasty else 0.0)
+        await self._budget.wait(_HASTY_RESERVE_SECONDS if hasty else 0.0)
         self.access.refresh()
         rules = self.access.rules
         answer = await self._refusal(ask, rules) or self._apply(ask)
         return replace(answer, headers={**SECURE, **answer.headers, **rules.headers})
 
     async def _refusal(self, ask: Request, rules: Rules) -> Response | None:
-        """Why this request is not answered, if it is not."""
+        """Return the response that refuses the request, or None if it may be answered."""
         if (
-            not rules.asks_who
+            not rules.identifies_readers
             and is_loopback(self._host)
             and not _by_address(ask.headers.get("host", ""))
         ):
-            return Response.say(
+            return Response.plain(
                 421,
-                "ask by address or as localhost: any other name may be somebody else's, who points it here",
+                "use an address or localhost: any other host name may be an attack (DNS rebinding)",
             )
         if not rules.users:
             return None
-        entry = await self._logins.enter(rules.users, ask.headers.get("authorization", ""))
+        entry = await self._logins.check(rules.users, ask.headers.get("authorization", ""))
         if entry is Admission.BUSY:
-            return Response.say(429, "too many logins at once", Retry_After="2")
+            return Response.plain(429, "too many logins at the same time", Retry_After="2")
         return (
             None
             if entry is Admission.YES
-            else Response.say(401, "a user and a password are needed", WWW_Authenticate=_ASK_WHO)
+            else Response.plain(
+                401, "a user and a password are needed", WWW_Authenticate=_CHALLENGE
+            )
         )
 
     def _apply(self, ask: Request) -> Response:
@@ -198,11 +206,11 @@ class Server:
             return self._application(ask)
         except Exception:
             log.exception("http: %s %s failed", ask.method, ask.path[:200])
-            return Response.say(500, "rmapd failed to answer this; its log says why")
+            return Response.plain(500, "rmapd cannot answer this request; the log has the error")
 
 
-def _noted(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio has nobody to tell: clients that went away are no news, anything else is a defect."""
+def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that no task handled: a defect, unless the client went away."""
     error = context.get("exception")
     if error is None or isinstance(error, _ENDS):
         log.debug("http: %s", context.get("message"))
@@ -211,7 +219,11 @@ def _noted(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 def _by_address(host: str) -> bool:
-    """Whether a Host header is an address or localhost, and so no name that a page of somebody else had pointed at us (DNS rebinding)."""
+    """Return whether a Host header is an address or localhost.
+
+    A web page of another host can point its own name at this address (DNS rebinding), but not
+    these.
+    """
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
     if name in ("", "localhost") or name.endswith(".localhost"):
         return True

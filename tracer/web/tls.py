@@ -1,4 +1,4 @@
-"""TLS by the rules: a context for new connections, and which client certificates are let in."""
+"""The TLS context of the web configuration, and which client certificates are accepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERIFY = {
 
 
 def context(tls: Tls) -> ssl.SSLContext:
-    """Reads certificate, key and CA; RmapdError where they cannot be used."""
+    """Read certificate, key and CA, and return the context; RmapdError if they cannot be used."""
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version, made.maximum_version = (
         _VERSIONS[tls.min_version],
@@ -36,10 +36,10 @@ def context(tls: Tls) -> ssl.SSLContext:
     if tls.curve_preferences:
         made.set_ecdh_curve(CURVES[tls.curve_preferences[0]])
     for name in filter(os.path.exists, (tls.cert_file, tls.key_file, tls.client_ca_file)):
-        if not os.path.isfile(name):  # OpenSSL would wait for a pipe to end
+        if not os.path.isfile(name):  # OpenSSL would block on a pipe
             raise RmapdError(
                 f"{name} cannot be used for TLS",
-                why="it is no regular file",
+                why="it is not a regular file",
                 hint="a PEM file that rmapd may read",
             )
     try:
@@ -63,7 +63,7 @@ def context(tls: Tls) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Instead of OpenSSL's question on the terminal."""
+    """Fail, where OpenSSL would ask on the terminal."""
     raise ValueError("the key has a password")
 
 
@@ -72,7 +72,10 @@ def _why(error: Exception) -> str:
 
 
 def may_enter(certificate: Mapping[str, Any] | None, allowed: Collection[str]) -> bool:
-    """Whether one of the certificate's alternative names is among those allowed; everybody where none are named."""
+    """Return whether an alternative name of the certificate is allowed.
+
+    allowed: the names of client_allowed_sans; if it is empty, every client is accepted.
+    """
     if not allowed:
         return True
     return any(
@@ -82,7 +85,7 @@ def may_enter(certificate: Mapping[str, Any] | None, allowed: Collection[str]) -
 
 
 def _plain(kind: str, value: str) -> str:
-    """A name as the web configuration writes it: Python's ssl spells IPv6 addresses in full."""
+    """Return a name as the web configuration writes it: ssl writes IPv6 addresses in full."""
     if kind != "IP Address":
         return value
     try:

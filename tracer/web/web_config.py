@@ -1,6 +1,8 @@
-"""Who may read: the web configuration of the Prometheus exporter toolkit (docs/web-configuration.md there), read and checked.
+"""Read and check a web configuration of the Prometheus exporter toolkit.
 
-Its keys keep their names and meaning. What Python's ssl or this server cannot do is an error that says so."""
+The keys have the names and the meaning of the toolkit's docs/web-configuration.md. A setting that
+Python's ssl or this server does not support is an error.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tracer import bounded_input
 from tracer.errors import RmapdError
 
 MOST_COST = 14
-"""Of a bcrypt hash: a login costs about a second of CPU then, and each step more doubles it."""
+"""The highest cost of a bcrypt hash: a login then takes about one CPU second, and each step more
+doubles it."""
 _HASH = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
 _HEADERS: Mapping[str, tuple[str, ...]] = {
     "Strict-Transport-Security": (),
@@ -27,7 +30,7 @@ _HEADERS: Mapping[str, tuple[str, ...]] = {
     "X-XSS-Protection": (),
     "Content-Security-Policy": (),
 }
-"""Headers that may be set, with the values they may have; none: any."""
+"""Headers that may be set, with their allowed values; none means any value."""
 CLIENT_AUTH = ("NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert")
 _UNVERIFIED = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
 VERSIONS = ("TLS12", "TLS13")
@@ -42,7 +45,7 @@ CIPHERS = {
         ("CHACHA20_POLY1305", "CHACHA20-POLY1305"),
     )
 }
-"""Go's names of the cipher suites of TLS 1.2 that are still held to be good, and OpenSSL's. Those of TLS 1.3 cannot be chosen in either."""
+"""The secure cipher suites of TLS 1.2 by Go's name, with OpenSSL's; those of TLS 1.3 are fixed."""
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,7 +84,11 @@ class WebConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Rules:
-    """What is in force. `tls`: None for plain HTTP; its file names are absolute."""
+    """The checked configuration.
+
+    tls: None for plain HTTP; its file names are absolute. users: bcrypt hashes by name. notes:
+    warnings for the log.
+    """
 
     tls: Tls | None = None
     users: Mapping[str, str] = field(default_factory=dict)
@@ -89,30 +96,34 @@ class Rules:
     notes: tuple[str, ...] = ()
 
     @property
-    def asks_who(self) -> bool:
-        """Whether a reader must be known, by password or by certificate."""
+    def identifies_readers(self) -> bool:
+        """Whether a reader needs a password or a certificate."""
         return bool(self.users) or (
             self.tls is not None and self.tls.client_auth_type == "RequireAndVerifyClientCert"
         )
 
 
 class _Strict(yaml.SafeLoader):
-    """A key that comes twice is an error, as in the toolkit: a second list of users must not replace the first unseen."""
+    """A loader that rejects duplicate keys, as the toolkit does.
+
+    Otherwise a second list of users would silently replace the first.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the mapping of a node; ConstructorError if a key is duplicate."""
         seen: set[object] = set()
         for key, _ in node.value:
             name = self.construct_object(key, deep=True)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{name} is there twice", key.start_mark
+                    None, None, f"duplicate key {name}", key.start_mark
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
 
 
 def read(path: Path) -> Rules:
-    """The file's rules; RmapdError names the file, the key and what to try."""
+    """Read the file and check it; RmapdError names the file, the key and a valid value."""
     try:
         text = bounded_input.text(path, "the web configuration", bounded_input.MOST_CONFIGURATION)
         given = yaml.load(text, Loader=_Strict) or {}  # noqa: S506 -- a SafeLoader
@@ -127,7 +138,7 @@ def read(path: Path) -> Rules:
         raise RmapdError(
             f"the web configuration {path} is wrong",
             why=_in_a_line(error),
-            hint=_nearest(str(error)),
+            hint=_known_key(str(error)),
         ) from error
     return _Check(path).rules(config)
 
@@ -136,7 +147,8 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _nearest(message: str) -> str:
+def _known_key(message: str) -> str:
+    """Return the known key that is most like an unknown one in the message."""
     known = [name for part in (WebConfig, Http, Tls) for name in part.__struct_fields__]
     unknown = re.search(r"unknown field `(\w+)`", message)
     near = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
@@ -144,7 +156,7 @@ def _nearest(message: str) -> str:
 
 
 class _Check:
-    """Turns a file's content into rules or says what is wrong with it."""
+    """Makes rules of a file's content; RmapdError if a setting is invalid."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -156,9 +168,7 @@ class _Check:
 
     def rules(self, config: WebConfig) -> Rules:
         if config.rate_limit is not None:
-            why = (
-                "not supported: rmapd bounds connections, request times and its CPU time by itself"
-            )
+            why = "not supported: rmapd limits connections, request times and its CPU time itself"
             raise self._wrong("rate_limit", why, "leave it out")
         self._headers(config.http_server_config.headers)
         for user, given in config.basic_auth_users.items():
@@ -200,7 +210,10 @@ class _Check:
         if not hashed:
             raise self._wrong(f"basic_auth_users: {user}", "not a bcrypt hash", hint)
         if not 4 <= int(hashed[1]) <= MOST_COST:
-            why = f"cost {int(hashed[1])} is not between 4 and {MOST_COST}: every guess at a password would hold a CPU for long"
+            why = (
+                f"cost {int(hashed[1])} is not between 4 and {MOST_COST}: "
+                "each guess at a password would take much CPU time"
+            )
             raise self._wrong(f"basic_auth_users: {user}", why, hint)
 
     def _tls(self, tls: Tls) -> Tls:
@@ -221,7 +234,7 @@ class _Check:
         self._client(tls)
         for name in ("min_version", "max_version"):
             self._one_of(
-                name, getattr(tls, name), VERSIONS, "older ones are not supported, they are broken"
+                name, getattr(tls, name), VERSIONS, "older versions are insecure, not supported"
             )
         if tls.min_version > tls.max_version:
             raise self._wrong(
@@ -254,7 +267,10 @@ class _Check:
 
     def _client(self, tls: Tls) -> None:
         if tls.client_auth_type in _UNVERIFIED:
-            why = f"{tls.client_auth_type} is not supported: it takes a certificate from anybody, and Python's ssl does not do that"
+            why = (
+                f"{tls.client_auth_type} is not supported: it accepts unverified certificates, "
+                "and Python's ssl cannot do that"
+            )
             raise self._wrong("client_auth_type", why, "RequireAndVerifyClientCert")
         self._one_of("client_auth_type", tls.client_auth_type, CLIENT_AUTH, "not a policy")
         verifies = tls.client_auth_type != "NoClientCert"
@@ -267,7 +283,7 @@ class _Check:
         if not verifies and (tls.client_ca_file or tls.client_allowed_sans):
             raise self._wrong(
                 "client_auth_type",
-                "there is a client CA or SAN, and no certificate is asked for",
+                "there is a client CA or SAN, but no certificate is requested",
                 "RequireAndVerifyClientCert",
             )
 

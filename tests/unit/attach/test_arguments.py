@@ -1,4 +1,4 @@
-"""Where arguments are: by name, in members, in registers, on the stack."""
+"""Where arguments are: found by name and member, in contexts, registers and on the stack."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ TYPES = types()
 
 
 def found(function: str, **wanted: str) -> Signature:
-    return arguments.read(TYPES, function, wanted)
+    return arguments.find(TYPES, function, wanted)
 
 
-def test_by_name() -> None:
+def test_parameter_is_found_by_its_name() -> None:
     seen = found("plain", vma="vma", flag="flag")
     assert seen == Signature(
         3, False, "mm, vma, flag", {"vma": Argument(1), "flag": Argument(2)}, ()
     )
 
 
-def test_a_member_of_what_a_parameter_points_to() -> None:
+def test_member_behind_a_pointer_has_its_parameters_slot_and_its_offset() -> None:
     assert found("expand", mm="vmg.mm", vma="vmg.target", start="vmg.start").arguments == {
         "mm": Argument(0, 8),
         "vma": Argument(0, 24),
@@ -63,7 +63,7 @@ def test_a_member_of_what_a_parameter_points_to() -> None:
     }
 
 
-def test_what_a_pointer_points_to() -> None:
+def test_starred_parameter_is_read_at_offset_zero() -> None:
     assert found("copy", vma="vmap*").arguments == {"vma": Argument(0, 0)}
 
 
@@ -79,7 +79,9 @@ def test_what_a_pointer_points_to() -> None:
         ("vma?", Argument(1)),
     ],
 )
-def test_alternatives(wanted: str, argument: Argument | None) -> None:
+def test_first_alternative_that_the_function_has_is_taken(
+    wanted: str, argument: Argument | None
+) -> None:
     seen = found("plain", it=wanted.strip())
     assert (seen.arguments.get("it"), seen.lacking) == (argument, ())
 
@@ -87,40 +89,40 @@ def test_alternatives(wanted: str, argument: Argument | None) -> None:
 @pytest.mark.parametrize(
     "wanted", ["other", "vma.dgp", "flag.bit", "other*", "vmg.mm | other", "vma:unknown.x"]
 )
-def test_what_a_function_does_not_have(wanted: str) -> None:
+def test_argument_that_the_function_lacks_is_reported(wanted: str) -> None:
     assert found("plain", it=wanted).lacking == (f"it ({wanted})",)
 
 
-def test_a_function_that_btf_does_not_know() -> None:
+def test_every_argument_of_a_function_unknown_to_btf_is_lacking() -> None:
     assert found("gone", vma="vma") == Signature(0, False, "", {}, ("vma (vma)",))
 
 
-def test_in_a_trampoline_arguments_come_in_order_and_what_is_returned_behind_them() -> None:
-    assert arguments.in_trampoline(found("expand", vma="vmg.target")) == (
+def test_fentry_context_has_arguments_in_order_and_the_returned_value_behind_them() -> None:
+    assert arguments.at_fentry(found("expand", vma="vmg.target")) == (
         {"vma": 0, "returned": 8},
         {"offset_of_vma": 24},
     )
-    assert arguments.in_trampoline(found("plain", vma="vma")) == (
+    assert arguments.at_fentry(found("plain", vma="vma")) == (
         {"vma": 8},
         {"offset_of_vma": NO_OFFSET},
     ), "void returns nothing"
-    assert arguments.in_trampoline(found("none")) == ({}, {})
+    assert arguments.at_fentry(found("none")) == ({}, {})
 
 
-def test_structs_by_value_take_as_many_slots_as_they_have_words() -> None:
+def test_struct_by_value_takes_a_slot_for_each_eight_bytes() -> None:
     seen = found("by_value", vma="vma", len="len")
     assert (seen.slots, seen.arguments) == (6, {"vma": Argument(2), "len": Argument(5)})
-    assert arguments.in_trampoline(seen)[0] == {"vma": 16, "len": 40, "returned": 48}
+    assert arguments.at_fentry(seen)[0] == {"vma": 16, "len": 40, "returned": 48}
 
 
-def test_an_empty_struct_takes_no_slot() -> None:
+def test_empty_struct_takes_no_slot() -> None:
     """struct vm_userfaultfd_ctx without CONFIG_USERFAULTFD."""
     assert found("with_empty", vma="vma").arguments == {"vma": Argument(0)}
 
 
-def test_in_registers() -> None:
+def test_first_six_arguments_of_a_kprobe_are_in_registers() -> None:
     wanted = {f"p{n}": f"p{n}" for n in range(6)}
-    places, constants = arguments.in_registers(found("many", **wanted))
+    places, constants = arguments.at_kprobe(found("many", **wanted))
     assert places == {
         "stack": SP,
         "p0": 14 * 8,
@@ -133,20 +135,20 @@ def test_in_registers() -> None:
     assert set(constants.values()) == {NO_OFFSET}
 
 
-def test_the_seventh_argument_is_above_the_return_address() -> None:
-    places, constants = arguments.in_registers(found("many", p6="p6", p8="p8"))
+def test_seventh_argument_of_a_kprobe_is_above_the_return_address() -> None:
+    places, constants = arguments.at_kprobe(found("many", p6="p6", p8="p8"))
     assert places == {"stack": SP, "p6": SP, "p8": SP}
     assert constants == {"offset_of_p6": 8, "offset_of_p8": 24}
 
 
-def test_a_member_behind_an_argument_on_the_stack_cannot_be_followed() -> None:
-    """A program follows one pointer; in a trampoline this argument is as near as any other."""
+def test_member_behind_an_argument_on_the_stack_is_unreachable_from_a_kprobe() -> None:
+    """A program follows one pointer; an fentry program finds this argument in its context."""
     seen = found("many", mm="vmg.mm", p0="p0", p6="p6")
-    assert arguments.too_far(seen) == ("mm",)
-    assert arguments.too_far(found("expand", mm="vmg.mm")) == ()
-    assert arguments.in_trampoline(seen)[0]["mm"] == 72
+    assert arguments.unreachable_from_kprobe(seen) == ("mm",)
+    assert arguments.unreachable_from_kprobe(found("expand", mm="vmg.mm")) == ()
+    assert arguments.at_fentry(seen)[0]["mm"] == 72
 
 
-def test_at_the_return_of_a_kprobe() -> None:
-    assert arguments.at_return(found("expand")) == ({"stack": SP, "returned": AX}, {"popped": 8})
-    assert arguments.at_return(found("plain")) == ({"stack": SP}, {"popped": 8})
+def test_kretprobe_has_the_returned_value_and_a_popped_stack() -> None:
+    assert arguments.at_kretprobe(found("expand")) == ({"stack": SP, "returned": AX}, {"popped": 8})
+    assert arguments.at_kretprobe(found("plain")) == ({"stack": SP}, {"popped": 8})

@@ -1,4 +1,4 @@
-"""The ways a hook on a function has, in order: entry and return, kprobes instead of trampolines, clones, windows that are rebuilt."""
+"""The methods that a hook on a function has, in order: fentry, kprobe, clones, rebuilt windows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.btf_blob import Blob, kernel_types
 from tests.support.native import PROBES, attach_plan
-from tracer.attach import plan
-from tracer.attach.plan import Hook, Planned, Rebuilt, State
+from tracer.attach import plan, resolver
+from tracer.attach.plan import Hook, HookState, PlannedHook, Rebuilt
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
 
@@ -58,41 +58,41 @@ def window(**more: object) -> Hook:
 REBUILT = Rebuilt("begins", ["ends", "ends_too"], {"vma": "vma"})
 
 
-def resolved(made: Kernel, hook: Hook) -> Planned:
-    return plan.resolve(made, "test", hook)
+def resolved(made: Kernel, hook: Hook) -> PlannedHook:
+    return resolver.resolve_hook(made, "test", hook)
 
 
-def points(found: Planned) -> list[list[str]]:
+def points(found: PlannedHook) -> list[list[str]]:
     return [
-        [f"{point.program}@{point.how}:{point.symbol}" for point in way.points]
-        for way in found.ways
+        [f"{point.program}@{point.how}:{point.symbol}" for point in method.points]
+        for method in found.methods
     ]
 
 
-def test_a_window_is_its_functions_entry_and_return() -> None:
+def test_window_hook_has_a_program_at_entry_and_at_return() -> None:
     found = resolved(kernel(), window())
     assert points(found) == [
         ["window_enter@fentry:grow", "window_leave@fexit:grow"],
         ["window_enter@kprobe:grow", "window_leave@kretprobe:grow"],
     ]
-    trampoline, breakpoint = (way.points for way in found.ways)
-    assert [point.places for point in trampoline] == [{"vma": 0, "returned": 16}] * 2
-    assert [point.places for point in breakpoint] == [
+    by_fentry, by_kprobe = (method.points for method in found.methods)
+    assert [point.places for point in by_fentry] == [{"vma": 0, "returned": 16}] * 2
+    assert [point.places for point in by_kprobe] == [
         {"vma": 112, "stack": 152},
         {"stack": 152, "returned": 80},
     ]
     numbers = {"window": "WINDOW_vma_expand", "returns": "RETURNS_ERRNO", "flags": "WINDOW_SHAPES"}
-    assert all(point.constants == numbers for way in found.ways for point in way.points)
-    assert breakpoint[1].offsets == {"popped": 8}
+    assert all(point.constants == numbers for method in found.methods for point in method.points)
+    assert by_kprobe[1].offsets == {"popped": 8}
 
 
-def test_what_is_only_left_needs_its_entry_for_a_kretprobe() -> None:
-    """A trampoline has the arguments at the return still."""
+def test_program_at_return_alone_gets_a_program_at_entry_by_kprobe_only() -> None:
+    """An fexit program still has the arguments."""
     found = resolved(kernel(), window(window="", leave="tried", before="trying"))
     assert points(found) == [["tried@fexit:grow"], ["trying@kprobe:grow", "tried@kretprobe:grow"]]
 
 
-def test_a_hook_with_its_own_program() -> None:
+def test_hook_without_a_window_has_one_program_at_entry() -> None:
     assert points(resolved(kernel(), window(window="", program="step"))) == [
         ["step@fentry:grow"],
         ["step@kprobe:grow"],
@@ -100,18 +100,20 @@ def test_a_hook_with_its_own_program() -> None:
     assert points(resolved(kernel(), window(window=""))) == [["w@fentry:grow"], ["w@kprobe:grow"]]
 
 
-def test_kprobes_where_trampolines_are_refused() -> None:
+def test_kprobe_is_the_only_method_where_fentry_is_refused() -> None:
     found = resolved(kernel(fentry="EPERM"), window())
-    assert ([way.how for way in found.ways], found.reason, found.state) == (
+    assert ([method.how for method in found.methods], found.reason, found.state) == (
         ["kprobe"],
         "EPERM",
-        State.READY,
+        HookState.READY,
     )
 
 
-def test_kprobes_first_where_programs_are_preempted() -> None:
+def test_kprobes_come_first_where_programs_are_preempted() -> None:
     hook = window(rebuilt=REBUILT)
-    assert [(way.how, way.symbol) for way in resolved(kernel(preempts=True), hook).ways] == [
+    assert [
+        (method.how, method.symbol) for method in resolved(kernel(preempts=True), hook).methods
+    ] == [
         ("kprobe", "grow"),
         ("kprobe", "begins"),
         ("fentry", "grow"),
@@ -119,114 +121,84 @@ def test_kprobes_first_where_programs_are_preempted() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("mode", "counts", "trusted"),
-    [("full", False, False), ("full", True, True), ("voluntary", False, True)],
-)
-def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
-    tmp_path: Path, mode: str, counts: bool, trusted: bool
-) -> None:
-    """6.1 with preempt=full: a healthy kernel was accused by visits that nobody saw (tests/unit/invariants/test_migration_walks.py)."""
-    blob = Blob()
-    kprobe = blob.record(
-        "", 8, [("missed", blob.integer("unsigned long long", 8), 0)] if counts else []
-    )
-    perf_event = blob.record(
-        "", 8, [("", blob.record("", 8, [("kprobe", kprobe, 0)], union=True), 0)]
-    )
-    blob.record(
-        "bpf_link_info",
-        8,
-        [("", blob.record("", 8, [("perf_event", perf_event, 0)], union=True), 0)],
-    )
-    made = Kernel("test", Btf(blob.bytes()), tmp_path, tmp_path, lambda _types: "")
-    (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
-    (tmp_path / "kernel/debug/sched").mkdir(parents=True)
-    (tmp_path / "kernel/debug/sched/preempt").write_text(
-        "none voluntary full\n".replace(mode, f"({mode})")
-    )
-    assert (made.kprobe_refused == "") is trusted
-    assert trusted or "before 6.7" in made.kprobe_refused
-
-
-def test_other_names_of_a_function_come_later_and_are_substitutes() -> None:
+def test_other_function_of_the_candidates_is_a_substitute() -> None:
     hook = window(candidates=["fentry:gone", "kprobe:gone", "fentry:grow", "kprobe:grow"])
     found = resolved(kernel(), hook)
-    assert [(way.how, way.instead) for way in found.ways] == [
+    assert [(method.how, method.instead) for method in found.methods] == [
         ("fentry", "instead of fentry:gone"),
         ("kprobe", "instead of fentry:gone"),
     ]
     assert "no function gone" in found.reason
-    assert found.attached(1).state is State.SUBSTITUTED
+    assert found.attached(1).state is HookState.SUBSTITUTED
 
 
-def test_a_clone_is_hooked_where_no_argument_is_asked_for() -> None:
+def test_clone_is_hooked_only_where_no_argument_is_read() -> None:
     made = kernel(["grow.isra.0", "dup.constprop.0"], fentry="EPERM")
     refused = resolved(made, window())
-    assert refused.state is State.DENIED
+    assert refused.state is HookState.DENIED
     assert (
         "grow.isra.0 is a clone: its arguments may be others than those of grow" in refused.reason
     )
     found = resolved(made, Hook("d", ["fentry:dup", "kprobe:dup"], ""))
-    assert (points(found), found.ways[0].instead) == (
+    assert (points(found), found.methods[0].instead) == (
         [["d@kprobe:dup.constprop.0"]],
         "clone of dup",
     )
 
 
-def test_the_function_itself_goes_before_its_clones() -> None:
-    assert resolved(kernel(["grow.isra.0", "grow"]), window()).ways[1].symbol == "grow"
+def test_function_itself_comes_before_its_clones() -> None:
+    assert resolved(kernel(["grow.isra.0", "grow"]), window()).methods[1].symbol == "grow"
 
 
-def test_an_argument_that_this_kernels_function_does_not_have() -> None:
+def test_hook_is_missing_where_the_function_lacks_an_argument() -> None:
     found = resolved(kernel(), window(args={"vma": "vma", "end": "end"}))
-    assert (found.state, found.ways) == (State.MISSING, ())
+    assert (found.state, found.methods) == (HookState.MISSING, ())
     assert found.reason == "grow(vma, start) has no end (end)"
 
 
-def test_a_rebuilt_window_is_the_last_way() -> None:
+def test_rebuilt_window_is_the_last_method() -> None:
     found = resolved(kernel(), window(rebuilt=REBUILT))
     assert points(found)[2:] == [
         ["window_enter@fentry:begins", "window_end@fentry:ends", "window_end@fentry:ends_too"],
         ["window_enter@kprobe:begins", "window_end@kprobe:ends", "window_end@kprobe:ends_too"],
     ]
-    way = found.ways[2]
-    assert way.instead == "rebuilt: from begins to ends or ends_too"
-    assert way.points[0].constants["flags"] == "WINDOW_SHAPES | WINDOW_REBUILT"
-    assert way.points[0].places == {"vma": 0, "returned": 8}
-    assert way.points[1].constants["window"] == "WINDOW_vma_expand"
-    assert found.attached(2).state is State.SUBSTITUTED
+    method = found.methods[2]
+    assert method.instead == "rebuilt: from begins to ends or ends_too"
+    assert method.points[0].constants["flags"] == "WINDOW_SHAPES | WINDOW_REBUILT"
+    assert method.points[0].places == {"vma": 0, "returned": 8}
+    assert method.points[1].constants["window"] == "WINDOW_vma_expand"
+    assert found.attached(2).state is HookState.SUBSTITUTED
 
 
-def test_a_rebuilt_window_without_flags_of_its_own() -> None:
-    (_, _, way, _) = resolved(kernel(), window(constants={}, rebuilt=REBUILT)).ways
-    assert way.points[0].constants["flags"] == "0 | WINDOW_REBUILT"
+def test_rebuilt_window_without_flags_gets_the_flag_rebuilt() -> None:
+    (_, _, method, _) = resolved(kernel(), window(constants={}, rebuilt=REBUILT)).methods
+    assert method.points[0].constants["flags"] == "0 | WINDOW_REBUILT"
 
 
 @pytest.mark.parametrize("without", ["begins", "ends", "ends_too"])
-def test_what_surrounds_a_function_must_all_be_there(without: str) -> None:
+def test_window_is_not_rebuilt_where_a_surrounding_function_is_missing(without: str) -> None:
     names = [name for name in BASE if name not in (without, "grow")]
     found = resolved(kernel(names, names), window(rebuilt=REBUILT))
-    assert (found.state, found.ways) == (State.MISSING, ())
+    assert (found.state, found.methods) == (HookState.MISSING, ())
 
 
 @pytest.mark.parametrize("clone", ["begins.isra.0", "ends.part.0"])
-def test_a_clone_ends_no_rebuilt_window(clone: str) -> None:
+def test_window_is_not_rebuilt_from_clones(clone: str) -> None:
     """It may stand for some of the calls only, and is not the symbol that would be attached to."""
     names = [clone if clone.startswith(f"{name}.") else name for name in BASE if name != "grow"]
     found = resolved(
         kernel(names, [name for name in names if "." not in name]), window(rebuilt=REBUILT)
     )
-    assert found.ways == ()
+    assert found.methods == ()
 
 
-def test_a_beginning_without_the_argument_rebuilds_nothing() -> None:
+def test_window_is_not_rebuilt_where_its_beginning_lacks_an_argument() -> None:
     found = resolved(kernel(), window(rebuilt=Rebuilt("dup", ["ends"], {"vma": "vma"})))
-    assert [way.symbol for way in found.ways] == ["grow", "grow"]
+    assert [method.symbol for method in found.methods] == ["grow", "grow"]
 
 
 def probe_object(folder: Path, name: str, **more: object) -> None:
-    """A stem with one hook, `hook`, and what else is given."""
+    """Write a probe object with one hook, `hook`, and what else is given."""
     hooks = [
         {"name": f"{name}_hook", "candidates": ["raw_tp:exit_mmap"], "note": ""}
         | more.pop("hook", {})  # type: ignore[operator]
@@ -243,57 +215,58 @@ def probe_object(folder: Path, name: str, **more: object) -> None:
     (folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
 
 
-def states(folder: Path) -> dict[str, tuple[State, str]]:
+def states(folder: Path) -> dict[str, tuple[HookState, str]]:
     made = Kernel("new", Btf(kernel_types()), folder, folder)
     return {
         hook.hook.name: (hook.state, hook.reason)
-        for one in plan.make(made, [folder]).probe_objects
+        for one in resolver.make_plan(made, [folder]).probe_objects
         for hook in one.hooks
     }
 
 
-def test_a_stem_that_needs_another(tmp_path: Path) -> None:
+def test_probe_object_is_missing_where_the_one_it_needs_is_unusable(tmp_path: Path) -> None:
     probe_object(tmp_path, "above", needs="below")
     probe_object(tmp_path, "below")
-    assert {state for state, _ in states(tmp_path).values()} == {State.READY}
+    assert {state for state, _ in states(tmp_path).values()} == {HookState.READY}
     probe_object(tmp_path, "below", hook={"candidates": ["raw_tp:gone"]})
-    assert states(tmp_path)["above_hook"] == (State.MISSING, "needs the stem below")
+    assert states(tmp_path)["above_hook"] == (HookState.MISSING, "needs the probe object below")
     (tmp_path / "below.toml").unlink()
-    assert states(tmp_path)["above_hook"] == (State.MISSING, "needs the stem below")
+    assert states(tmp_path)["above_hook"] == (HookState.MISSING, "needs the probe object below")
 
 
-def test_a_hook_that_is_of_no_use_alone(tmp_path: Path) -> None:
+def test_accompanying_hook_is_missing_where_no_other_hook_can_be_attached(tmp_path: Path) -> None:
     company = {"name": "company", "candidates": ["raw_tp:exit_mmap"], "note": "", "alone": False}
     probe_object(tmp_path, "some", hooks=[company])
-    assert states(tmp_path)["company"][0] is State.READY
+    assert states(tmp_path)["company"][0] is HookState.READY
     probe_object(tmp_path, "some", hook={"candidates": ["fentry:gone"]}, hooks=[company])
     assert states(tmp_path)["company"] == (
-        State.MISSING,
+        HookState.MISSING,
         "of no use: none of the functions it goes with can be hooked",
     )
     probe_object(tmp_path, "some", hook={"alone": False}, hooks=[company])
-    assert {state for state, _ in states(tmp_path).values()} == {State.MISSING}, (
+    assert {state for state, _ in states(tmp_path).values()} == {HookState.MISSING}, (
         "two that need company are none"
     )
 
 
-def test_the_windows_of_the_synthetic_kernel() -> None:
-    """Every program of the window stems has a way in the tests that run them natively."""
+def test_synthetic_kernel_has_a_method_for_every_window_program() -> None:
+    """Every window program can be run natively by the unit tests."""
     programs = {
         point.program
         for probe_object in attach_plan().probe_objects
         if probe_object.name in ("vma", "locks", "rmap")
         for hook in probe_object.hooks
-        for way in hook.ways
-        for point in way.points
+        for method in hook.methods
+        for point in method.points
     }
     assert programs == set(
-        "window_enter window_leave window_end vm_area_dup file_tree_step anon_tree_step commit task_exit rwsem rwsem_trying rwsem_tried "
-        "contention_begin contention_end walk_enter visit".split()
+        "window_enter window_leave window_end vm_area_dup file_tree_step anon_tree_step commit "
+        "task_exit rwsem rwsem_trying rwsem_tried contention_begin contention_end walk_enter "
+        "visit".split()
     )
 
 
-def test_shipped_alternatives_are_the_same_function_or_its_successor() -> None:
+def test_shipped_candidates_pair_fentry_and_kprobe_of_one_function() -> None:
     """fentry and kprobe of one name stand together, in this order."""
     for hook in SHIPPED.values():
         hows = [candidate.split(":") for candidate in hook.candidates]

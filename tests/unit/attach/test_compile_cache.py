@@ -1,4 +1,4 @@
-"""Compiled probes are believed only where nobody else could have written them, and as they were written."""
+"""Cached programs are trusted only if no other user can have written or changed them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.attach.compile_cache import Cache, CacheEntry, MapShape, compiler_identity
+from tracer.attach.compile_cache import CacheEntry, CompileCache, MapShape, compiler_identity
 
 ENTRY = CacheEntry(
     {"ledger": MapShape(1, 32, 96, 1024, 0), "states": MapShape(29, 4, 8, 0, 1, 2, 3)},
@@ -17,24 +17,24 @@ ENTRY = CacheEntry(
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
+def cache(tmp_path: Path) -> CompileCache:
+    return CompileCache(tmp_path / "cache")
 
 
-def written(cache: Cache, **made_of: object) -> tuple[str, Path]:
+def written(cache: CompileCache, **made_of: object) -> tuple[str, Path]:
     name = cache.name(made_of or {"text": "int x;"})
     cache.write(name, ENTRY)
-    return name, cache._folder / name
+    return name, cache.folder / name
 
 
-def test_what_was_written_is_read(cache: Cache) -> None:
+def test_written_entry_is_read_back(cache: CompileCache) -> None:
     name, path = written(cache)
     assert cache.read(name) == ENTRY
-    assert (cache._folder.stat().st_mode & 0o777, path.stat().st_mode & 0o077) == (0o700, 0)
+    assert (cache.folder.stat().st_mode & 0o777, path.stat().st_mode & 0o077) == (0o700, 0)
     assert cache.read(cache.name({"text": "int y;"})) is None
 
 
-def test_everything_it_is_made_of_is_in_its_name(cache: Cache) -> None:
+def test_name_depends_on_all_that_an_entry_is_made_of(cache: CompileCache) -> None:
     assert cache.name({"a": 1, "b": [2]}) == cache.name({"b": [2], "a": 1})
     assert (
         len(
@@ -52,7 +52,7 @@ def test_everything_it_is_made_of_is_in_its_name(cache: Cache) -> None:
     )
 
 
-def test_a_damaged_entry_is_none(cache: Cache) -> None:
+def test_damaged_entry_counts_as_absent(cache: CompileCache) -> None:
     name, path = written(cache)
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[:40] + bytes([whole[40] ^ 1]) + whole[41:], b"", whole[:20]):
@@ -62,7 +62,7 @@ def test_a_damaged_entry_is_none(cache: Cache) -> None:
     assert cache.read(name) == ENTRY
 
 
-def test_an_entry_of_another_name_is_none(cache: Cache) -> None:
+def test_renamed_entry_counts_as_absent(cache: CompileCache) -> None:
     """Renamed, it would be believed to be something else."""
     name, path = written(cache)
     other = cache.name({"text": "other"})
@@ -72,13 +72,13 @@ def test_an_entry_of_another_name_is_none(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o720, 0o702, 0o777])
-def test_what_others_may_write_is_not_believed(cache: Cache, mode: int) -> None:
+def test_entry_that_others_may_write_is_not_trusted(cache: CompileCache, mode: int) -> None:
     name, path = written(cache)
     path.chmod(mode)
     assert cache.read(name) is None
     path.chmod(0o600)
     assert cache.read(name) == ENTRY
-    cache._folder.chmod(mode)
+    cache.folder.chmod(mode)
     assert cache.read(name) is None
     path.unlink()
     cache.write(name, ENTRY)
@@ -86,32 +86,32 @@ def test_what_others_may_write_is_not_believed(cache: Cache, mode: int) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_what_belongs_to_another_is_not_believed(cache: Cache) -> None:
+def test_entry_of_another_user_is_not_trusted(cache: CompileCache) -> None:
     name, path = written(cache)
     os.chown(path, 12345, -1)
     assert cache.read(name) is None
 
 
-def test_a_link_is_not_followed(cache: Cache, tmp_path: Path) -> None:
+def test_symbolic_link_is_not_followed(cache: CompileCache, tmp_path: Path) -> None:
     name, path = written(cache)
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
     assert cache.read(name) is None
-    linked = Cache(tmp_path / "link")
-    linked._folder.symlink_to(cache._folder)
+    linked = CompileCache(tmp_path / "link")
+    linked.folder.symlink_to(cache.folder)
     path.unlink()
     (tmp_path / "elsewhere").rename(path)
     assert linked.read(name) is None
 
 
-def test_a_folder_that_cannot_be_is_no_error(tmp_path: Path) -> None:
+def test_impossible_folder_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    cache = Cache(tmp_path / "file/cache")
+    cache = CompileCache(tmp_path / "file/cache")
     cache.write("x", ENTRY)
     assert cache.read("x") is None
 
 
-def test_old_entries_go(cache: Cache) -> None:
+def test_oldest_entries_are_removed(cache: CompileCache) -> None:
     names = []
     for n in range(12):
         name, path = written(cache, number=n)
@@ -120,7 +120,7 @@ def test_old_entries_go(cache: Cache) -> None:
     assert [cache.read(name) is not None for name in names] == [False] * 4 + [True] * 8
 
 
-def test_another_compiler_is_seen(tmp_path: Path) -> None:
+def test_changed_compiler_changes_its_identity(tmp_path: Path) -> None:
     library = tmp_path / "libbcc.so.0"
     assert compiler_identity([str(library)]) == []
     library.write_text("one")

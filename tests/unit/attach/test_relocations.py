@@ -1,4 +1,4 @@
-"""What is written into the instructions of a program that is loaded once per function."""
+"""What the loader writes into the instructions of a program."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def place(name: str, target: int = 2, source: int = 6) -> bytes:
     return instruction(LOAD, target, source, NAMES.places[name])
 
 
-def test_the_header_names_every_number_once() -> None:
+def test_header_defines_every_number_once() -> None:
     words = [line.split() for line in NAMES.header.splitlines()]
     assert [word[1] for word in words] == [
         *("CONSTANT_kind", "CONSTANT_offset_of_vma", "CONSTANT_window"),
@@ -36,23 +36,23 @@ def test_the_header_names_every_number_once() -> None:
     assert len({word[2] for word in words}) == 5
 
 
-def test_numbers_do_not_depend_on_the_order_of_the_names() -> None:
+def test_numbers_do_not_depend_on_the_order_of_names() -> None:
     assert Names(("b", "a"), ("d", "c")).header == Names(("a", "b"), ("c", "d")).header
 
 
-def test_places_are_offsets_that_a_load_can_have() -> None:
+def test_numbers_of_places_are_offsets_that_a_load_can_have() -> None:
     names = Names((), [f"p{n:03}" for n in range(400)])
     assert all(0 < number < 1 << 15 and number % 8 == 0 for number in names.places.values())
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, (1 << 31) - 1, -(1 << 31)])
-def test_a_constant(value: int) -> None:
+def test_constant_is_written_into_its_instruction(value: int) -> None:
     assert NAMES.patch(constant("kind"), {"kind": value}, {}) == instruction(
         MOVE, 3, immediate=value
     )
 
 
-def test_a_constant_that_is_not_given() -> None:
+def test_constant_that_is_not_given_is_zero_or_no_offset() -> None:
     code = constant("kind") + constant("offset_of_vma")
     assert NAMES.patch(code, {}, {}) == instruction(MOVE, 3) + instruction(
         MOVE, 3, immediate=NO_OFFSET
@@ -60,27 +60,27 @@ def test_a_constant_that_is_not_given() -> None:
 
 
 @pytest.mark.parametrize("value", [1 << 31, -(1 << 31) - 1, 1 << 63])
-def test_a_constant_that_does_not_fit(value: int) -> None:
+def test_constant_that_does_not_fit_is_an_error(value: int) -> None:
     with pytest.raises(RmapdError, match="constant kind of a probe does not fit"):
         NAMES.patch(constant("kind"), {"kind": value}, {})
 
 
-def test_one_that_is_too_large_and_not_used_is_no_error() -> None:
+def test_unused_constant_that_does_not_fit_is_no_error() -> None:
     assert NAMES.patch(constant("window"), {"kind": 1 << 40}, {}) == instruction(MOVE, 3)
 
 
-def test_the_place_of_an_argument() -> None:
+def test_place_of_an_argument_is_written_into_its_load() -> None:
     assert NAMES.patch(place("vma"), {}, {"vma": 112}) == instruction(LOAD, 2, 6, 112)
     assert NAMES.patch(place("vma"), {}, {"vma": 0}) == instruction(LOAD, 2, 6, 0), (
         "the first argument is no missing one"
     )
 
 
-def test_an_argument_that_a_function_does_not_have_is_zero() -> None:
+def test_load_of_an_argument_that_the_function_lacks_becomes_zero() -> None:
     assert NAMES.patch(place("vma", target=9), {}, {"returned": 8}) == instruction(MOVE, 9)
 
 
-def test_what_is_not_marked_stays() -> None:
+def test_unmarked_instructions_stay_as_they_are() -> None:
     number = NAMES.constants["kind"]
     code = b"".join(
         (
@@ -95,15 +95,15 @@ def test_what_is_not_marked_stays() -> None:
     assert NAMES.patch(code, {"kind": 7}, {"vma": 0}) == code
 
 
-def test_the_second_half_of_a_wide_instruction_is_no_instruction() -> None:
-    """Its first byte is always 0 in the kernel, so the test makes one that only a wrong step would read."""
+def test_second_half_of_a_wide_instruction_is_skipped() -> None:
+    """The kernel wants its first byte to be 0; the test makes one that a wrong step would read."""
     wide = instruction(WIDE, 1, immediate=NAMES.constants["kind"]) + constant("kind")
     assert NAMES.patch(wide + constant("kind"), {"kind": 7}, {}) == wide + instruction(
         MOVE, 3, immediate=7
     )
 
 
-def test_every_mark_is_filled() -> None:
+def test_every_mark_of_a_program_is_replaced() -> None:
     code = place("vma") + constant("kind") + place("vma", target=4) + constant("kind", target=5)
     patched = NAMES.patch(code, {"kind": 7}, {"vma": 16})
     assert patched == b"".join(
@@ -116,4 +116,4 @@ def test_every_mark_is_filled() -> None:
     )
     assert code == place("vma") + constant("kind") + place("vma", target=4) + constant(
         "kind", target=5
-    ), "the template is not changed"
+    ), "the compiled program is not changed"

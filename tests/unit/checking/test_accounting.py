@@ -13,7 +13,7 @@ from tests.support.native import LAYOUTS
 from tests.support.snapshots import snapshot
 from tests.unit.checking.test_entry_checks import ADDR
 from tests.unit.checking.test_ledger_property import _LIMITS, KernelThatMissesRuns
-from tracer.attach.plan import AttachMethod, Hook, Planned, State
+from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.after_death import put_back
 from tracer.invariants.verdict import Verdict
@@ -34,7 +34,7 @@ def split(model: ModelKernel, pfn: int, *, times: int) -> None:
 
 def recorded(model: ModelKernel) -> int:
     counters = model.tables.counters.read()
-    return counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+    return counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
 
 
 class TestARowThatGoesOn:
@@ -249,12 +249,13 @@ class Exports(KernelThatMissesRuns):
         self.taken_away ^= {hook}
 
     def now(self) -> Snapshot:
-        way, missed = (AttachMethod("raw_tp", "x", ()),), self.model.missed
+        method, missed = (AttachMethod("raw_tp", "x", ()),), self.model.missed
         states = {
-            name: State.DETACHED if name in self.taken_away else State.ATTACHED for name in _HOOKS
+            name: HookState.DETACHED if name in self.taken_away else HookState.ATTACHED
+            for name in _HOOKS
         }
         hooks = tuple(
-            Planned("migration", Hook(name, ["raw_tp:x"], ""), state, way)
+            PlannedHook("migration", Hook(name, ["raw_tp:x"], ""), state, method)
             for name, state in states.items()
         )
         statistics = {name: RunStatistics(1, 10, 0.5, missed) for name in _HOOKS}

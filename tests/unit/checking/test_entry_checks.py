@@ -82,7 +82,7 @@ def test_entry_left_behind_sends_an_event_and_is_proven(levels: int) -> None:
     model = ModelKernel(levels)
     mm = left_in(model)
     (event,) = map(model.tables.events.decode, model.native.events())
-    assert (event.kind, event.tid, event.a, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
+    assert (event.kind, event.tid, event.entries, event.mode) == ("MIGRATION_LEFT", 77, 1, 2)
     checker = judged(model)
     assert checker.proven() == {(mm.number, ADDR)}
     assert checker.checks()["M1", Verdict.VIOLATED] == 1
@@ -234,7 +234,7 @@ def test_copy_made_by_fork_is_recorded_and_its_removal_expected(told_by: str) ->
     counters = model.tables.counters.read()
     assert counters["FORKS_SEEN"] == 1
     assert (
-        counters["ENTRIES_BOOKED"],
+        counters["ENTRIES_RECORDED"],
         counters["ENTRIES_COPIED"],
         counters["ENTRIES_REMOVED"],
     ) == (1, 1, 2)
@@ -343,7 +343,7 @@ def test_hugetlb_copy_is_recorded() -> None:
         model.fire("remove_migration_pte", ADDR, 0, 9)
     model.end(migration)
     counters = model.tables.counters.read()
-    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNBOOKED"]) == (1, 0)
+    assert (counters["ENTRIES_COPIED"], counters["REMOVALS_UNRECORDED"]) == (1, 0)
     assert not model.native.events()
 
 
@@ -372,7 +372,7 @@ def test_task_that_dies_inside_a_migration_sends_an_event() -> None:
     model.lock(pfn, False)
     model.exit(migrator)
     (event,) = map(model.tables.events.decode, model.native.events())
-    assert (event.kind, event.a) == ("MIGRATOR_DIED", 1)
+    assert (event.kind, event.entries) == ("MIGRATOR_DIED", 1)
 
 
 @pytest.mark.parametrize("levels", [4, 5])
@@ -575,7 +575,7 @@ class TestMmapLock:
         model = ModelKernel()
         mm = model.new_mm()
         model.unlock_mm(mm)
-        assert model.tables.counters.read()["LOCKS_UNBOOKED"] == 1
+        assert model.tables.counters.read()["LOCKS_UNRECORDED"] == 1
 
     def test_fork_holds(self) -> None:
         model = ModelKernel()
@@ -609,7 +609,7 @@ class TestMmapLock:
             nests(model, *order)
         (event,) = map(model.tables.events.decode, model.native.events())
         assert (event.kind, event.tid, event.first_tid) == ("ORDER_REVERSED", 6, 5)
-        assert (event.a, event.b) == (two.at, one.at)
+        assert (event.outer, event.inner) == (two.at, one.at)
         assert model.tables.counters.read()["NESTED_HOLDS"] == 1
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:

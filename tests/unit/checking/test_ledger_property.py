@@ -249,7 +249,7 @@ class Kernel(RuleBasedStateMachine):
         """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts,
         and no count falls."""
         counters, checker = self.model.tables.counters.read(), self.checker
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         outstanding = (
             sum(row.count for row in self.model.tables.ledger.rows()) + checker.open_cases.held()
         )
@@ -311,7 +311,7 @@ class Kernel(RuleBasedStateMachine):
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
         counters = self.model.tables.counters.read()
-        recorded = counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         unrecorded = sum(
             max(0, len(one.decision.proven) - one.entries)
             for one in self.checker.decided

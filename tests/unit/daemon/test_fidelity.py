@@ -9,10 +9,11 @@ import pytest
 from tests.support.model_kernel import ModelKernel
 from tests.support.native import PROBES
 from tracer.attach import plan
-from tracer.attach.attached import AttachedProbes, AttachedProgram, fasten
-from tracer.attach.plan import AttachMethod, Planned, State
+from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all
+from tracer.attach.plan import AttachMethod, HookState, PlannedHook
 from tracer.attach.reattach_helper import ReattachHelper
-from tracer.bpf.programs import Link, Program, RunStatistics
+from tracer.bpf.links import Link
+from tracer.bpf.programs import Program, RunStatistics
 from tracer.config import Config
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
@@ -53,9 +54,9 @@ def loaded(*without: str) -> AttachedProbes:
     for path in sorted(PROBES.glob("*.toml")):
         for hook in plan.read_probe_object(path).hook:
             there = path.stem not in without
-            state = State.ATTACHED if there else State.MISSING
+            state = HookState.ATTACHED if there else HookState.MISSING
             made.hooks.append(
-                Planned(path.stem, hook, state, (AttachMethod("kprobe", hook.name, ()),))
+                PlannedHook(path.stem, hook, state, (AttachMethod("kprobe", hook.name, ()),))
             )
             if there:
                 program = Fake()
@@ -160,7 +161,9 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
     assert "L4" in one.checked
     assert one.change("migration", "too dear", count) == []
     assert epochs(params) == (4, 2)
-    resting = {hook.probe_object: hook.reason for hook in made.hooks if hook.state is State.RESTING}
+    resting = {
+        hook.probe_object: hook.reason for hook in made.hooks if hook.state is HookState.PAUSED
+    }
     assert set(resting) == {"locks", "vma", "rmap", "mmap_lock"}
     assert resting["vma"] == "the governor has lowered fidelity to migration: too dear"
     assert one.change("full", "there is room", count) == []
@@ -171,7 +174,7 @@ def test_a_change_detaches_and_attaches_and_coverage_follows() -> None:
         for fake in [points[0].program]
         if isinstance(fake, Fake)
     )
-    assert all(hook.state is State.ATTACHED for hook in made.hooks)
+    assert all(hook.state is HookState.ATTACHED for hook in made.hooks)
     assert one.coverage == fidelity(loaded())[0].coverage
 
 
@@ -267,14 +270,14 @@ def test_the_keeper_is_asked_for_what_is_attached() -> None:
     """What is run on demand is nowhere attached: nobody is asked."""
     reattach_helper = Refusing()
     on_demand, kept = AttachedProgram(Fake(), "run", "x"), AttachedProgram(Fake(), "kprobe", "x")
-    fasten([on_demand], reattach_helper)
+    attach_all([on_demand], reattach_helper)
     assert reattach_helper.asked == 0
     with pytest.raises(OSError, match="not permitted"):
-        fasten([kept], reattach_helper)
+        attach_all([kept], reattach_helper)
     assert (reattach_helper.asked, kept.link) == (1, None)
 
 
 def test_a_resting_hook_says_why() -> None:
     (hook,) = [hook for hook in loaded().hooks if hook.hook.name == "down_read"]
-    resting = replace(hook, state=State.RESTING, reason="why")
-    assert (resting.on, resting.attached(0).state) == (False, State.ATTACHED)
+    resting = replace(hook, state=HookState.PAUSED, reason="why")
+    assert (resting.on, resting.attached(0).state) == (False, HookState.ATTACHED)

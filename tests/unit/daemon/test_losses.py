@@ -6,18 +6,18 @@ from typing import Any, cast
 
 from tests.unit.daemon.test_fidelity import Fake, fidelity, loaded
 from tracer.attach.attached import AttachedProbes
-from tracer.attach.liveness import Watch
+from tracer.attach.liveness import LivenessCheck
 from tracer.daemon.losses import LossTracker
 from tracer.invariants.catalogue import discover
 
 
-class FakeWatch:
+class FakeLiveness:
     """Finds the hooks off that the test names."""
 
     def __init__(self) -> None:
         self.off: dict[str, str] = {}
 
-    def look(self) -> dict[str, str]:
+    def check(self) -> dict[str, str]:
         return dict(self.off)
 
 
@@ -30,15 +30,17 @@ class MissingRuns(Fake):
         return self.runs_missed
 
 
-def tracker() -> tuple[LossTracker, FakeWatch, AttachedProbes, dict[str, MissingRuns]]:
-    made, watch, programs = loaded(), FakeWatch(), dict[str, MissingRuns]()
+def tracker() -> tuple[LossTracker, FakeLiveness, AttachedProbes, dict[str, MissingRuns]]:
+    made, watch, programs = loaded(), FakeLiveness(), dict[str, MissingRuns]()
     for name, points in made.points.items():
         for point in points:
             programs[name] = MissingRuns()
             point.program = programs[name]
     one, _ = fidelity(made)
     now = iter(range(1, 1_000_000))
-    losses = LossTracker(made, cast(Watch, cast(Any, watch)), one, discover(), lambda: next(now))
+    losses = LossTracker(
+        made, cast(LivenessCheck, cast(Any, watch)), one, discover(), lambda: next(now)
+    )
     losses.look()
     return losses, watch, made, programs
 

@@ -102,7 +102,7 @@ class TestRows:
         assert (
             counters["ENTRIES_COPIED"],
             counters["ENTRIES_REMOVED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (2, 3, 0)
         assert not model.native.events()
 
@@ -141,7 +141,7 @@ class TestRows:
         assert (
             counters["ENTRIES_REMOVED"],
             counters["M5_HOLDS"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (1, 0, 0)
         assert not model.native.events()
 
@@ -456,14 +456,14 @@ class TestThpSplit:
         model = ModelKernel(levels)
         split, mm = self.frozen(model)
         counters = model.tables.counters.read()
-        assert (counters["ENTRIES_BOOKED"], counters["PMDS_FROZEN"]) == (512, 1)
+        assert (counters["ENTRIES_RECORDED"], counters["PMDS_FROZEN"]) == (512, 1)
         assert len(model.tables.ledger.rows()) == 512
         self.thaw(model, split, mm, {5: "zeroed", 511: "zeroed"})
         counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (512, 2, 0)
         assert counters["SPLITS_ENDED"] == 1
         assert not model.tables.ledger.rows()
@@ -481,7 +481,7 @@ class TestThpSplit:
         split, mm = self.frozen(model)
         self.thaw(model, split, mm, {3: "skipped", 64: "ignored", 511: "skipped"})
         (event,) = map(model.tables.events.decode, model.native.events())
-        assert (event.kind, event.a, event.reason) == ("MIGRATION_LEFT", 3, 1000)
+        assert (event.kind, event.entries, event.reason) == ("MIGRATION_LEFT", 3, 1000)
         checker = judged(model)
         checker.read_events([])
         checks = checker.checks()
@@ -558,7 +558,7 @@ class TestThpSplit:
     def test_split_that_gives_up_freezing_records_nothing(self) -> None:
         model = ModelKernel()
         self.frozen(model, gives_up=True)
-        assert not model.tables.counters.read()["ENTRIES_BOOKED"]
+        assert not model.tables.counters.read()["ENTRIES_RECORDED"]
 
     def test_a_split_that_fails_is_put_back_in_one_visit(self) -> None:
         model = ModelKernel()
@@ -573,7 +573,7 @@ class TestThpSplit:
         assert (
             counters["ENTRIES_REMOVED"],
             counters["ENTRIES_REPLACED"],
-            counters["REMOVALS_UNBOOKED"],
+            counters["REMOVALS_UNRECORDED"],
         ) == (512, 0, 0)
         assert not model.native.events()
 
@@ -619,7 +619,7 @@ class TestThpSplit:
         counters = model.tables.counters.read()
         assert (
             counters["ENTRIES_REMOVED"]
-            == counters["ENTRIES_BOOKED"] + counters["ENTRIES_COPIED"]
+            == counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
             >= 1024
         )
         assert not model.tables.ledger.rows()

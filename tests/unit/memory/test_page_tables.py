@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from tests.support.model_kernel import PAGE, ModelKernel, swap_entry
+import pytest
+
+from tests.support.model_kernel import PAGE, ModelKernel, SimMm, swap_entry
+from tracer.tables.mm import Mm
 
 ADDR = 0x7F0000000000
 
@@ -22,17 +25,41 @@ def test_walk_returns_kind_and_level_of_each_entry() -> None:
     assert [kind for kind, _ in found[4:]] == ["NOTHING", "NOTHING"]
 
 
-def test_walk_of_mm_that_is_gone_finds_no_entry() -> None:
+def test_walk_of_unreadable_page_table_is_reported() -> None:
     model = ModelKernel()
     mm = model.new_mm()
-    model.map_page(mm, ADDR)
+    model.set_mm(mm, pgd=0x10)
     (us,) = [m for m in model.oracle.mms() if m.mm == mm.at]
-    model.exit(mm)
     (answer,) = model.oracle.ask([(us, ADDR)])
-    assert answer.found == "FOUND_NOTHING"
-    bad = type(us)(1, 0x10, 1)
-    (answer,) = model.oracle.ask([(bad, ADDR)])
     assert answer.found == "FOUND_UNREADABLE"
+
+
+def exits_unseen(model: ModelKernel) -> tuple[SimMm, Mm]:
+    """A task exits; the gate closes before exit_mmap(). Its tables still show an entry left behind."""
+    model.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, *bytes(7)]))
+    mm = model.new_mm()
+    model.put(model.slot(mm, ADDR), swap_entry(30, 44))
+    task = model.tasks.pop(mm.tgid)[0]
+    model.become(mm.tgid)
+    model.fire("sched_process_exit", task, 1)
+    model.tables.params.set(gate=0)
+    model.fire("exit_mmap", mm.at)
+    (listed,) = [m for m in model.oracle.mms() if m.mm == mm.at]
+    return mm, listed
+
+
+@pytest.mark.parametrize("then", [{"count": 0}, {"number": 99}, {"pgd": 0x10}])
+def test_entry_in_tables_of_freed_or_reused_mm_is_not_believed(then: dict[str, int]) -> None:
+    """Seen on 6.18: after a SIGKILL of the checker an entry in a freed mm was called violated."""
+    model = ModelKernel()
+    mm, listed = exits_unseen(model)
+    (before,) = model.oracle.ask([(listed, ADDR)])
+    assert before.migration
+    model.set_mm(mm, **then)
+    assert mm.at not in {m.mm for m in model.oracle.mms()}
+    (answer,) = model.oracle.ask([(listed, ADDR)])
+    assert (answer.found, answer.migration) == ("FOUND_MM_GONE", False)
+    assert model.oracle.sweep([listed]).answers == ()
 
 
 def test_exiting_mm_is_listed_until_exit_mmap() -> None:

@@ -1,4 +1,4 @@
-"""The log of findings: a line for what is new, hourly lines for what goes on, fields for journald."""
+"""The log of findings: new signatures, hourly repeats, fields for journald."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Time:
         return self.now
 
 
-def test_a_new_signature_is_one_json_line_and_a_repeat_an_hourly_one() -> None:
+def test_new_signature_is_logged_at_once_and_repeats_hourly() -> None:
     clock, lines, tally = Time(), list[str](), Tally()
     journal = FindingLog(clock, {}, lines.append)
     tally.record(violation().first, 1.0)
@@ -47,7 +47,7 @@ def test_a_new_signature_is_one_json_line_and_a_repeat_an_hourly_one() -> None:
     assert len(lines) == 3, "nothing new, no line"
 
 
-def test_lines_are_limited_and_what_is_withheld_is_named() -> None:
+def test_lines_beyond_limit_are_withheld_and_listed() -> None:
     clock, lines = Time(), list[str]()
     journal = FindingLog(clock, {}, lines.append)
     journal.new(violation(n) for n in range(100))
@@ -62,7 +62,7 @@ def test_lines_are_limited_and_what_is_withheld_is_named() -> None:
     assert json.loads(lines[-1])["signature"].endswith("shape 100")
 
 
-def test_fields_for_journald(tmp_path: Path) -> None:
+def test_journald_datagram_encodes_newlines_with_length(tmp_path: Path) -> None:
     assert datagram({"A": "x", "B": "1\n2"}) == b"A=x\nB\n\x03\0\0\0\0\0\0\x001\n2\n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
         journald.bind(str(tmp_path / "socket"))
@@ -70,7 +70,7 @@ def test_fields_for_journald(tmp_path: Path) -> None:
         assert journald.recv(1000) == b"MESSAGE=x\n"
 
 
-def test_the_stream_of_journald_is_known_by_its_inode(tmp_path: Path) -> None:
+def test_journal_stream_is_recognised_by_device_and_inode(tmp_path: Path) -> None:
     with (tmp_path / "stream").open("w") as stream:
         found = os.fstat(stream.fileno())
         assert is_journal({"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}, stream.fileno())
@@ -79,7 +79,7 @@ def test_the_stream_of_journald_is_known_by_its_inode(tmp_path: Path) -> None:
     assert not is_journal({"JOURNAL_STREAM": "1:2"}, 987)
 
 
-def test_under_systemd_a_line_has_fields_and_goes_to_stdout_where_journald_is_deaf(
+def test_finding_goes_to_journald_and_to_stdout_if_that_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sent, lines = list[Mapping[str, str]](), list[str]()
@@ -108,11 +108,19 @@ def suspected(n: int = 0) -> Violation:
     return Violation(Finding("M4", Verdict.SUSPECT, "migrate_pages", f"shape {n}", "old"), 1.0, 2.0)
 
 
-def test_a_violation_is_critical_and_a_suspect_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    """Not the level of a hook that is missing: whoever is woken by one is woken by the kernel."""
+@pytest.fixture
+def under_systemd(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Let stdout be the stream of journald; returns the environment that says so."""
+    monkeypatch.setattr("tracer.outputs.log.is_journal", lambda environ, _fd: bool(environ))
+    return {"JOURNAL_STREAM": "1:2"}
+
+
+def test_violation_is_critical_and_suspect_is_warning(
+    caplog: pytest.LogCaptureFixture, under_systemd: dict[str, str]
+) -> None:
+    """Only findings are critical: a missing hook is not."""
     clock, sent = Time(), list[Mapping[str, str]]()
-    journal = FindingLog(clock, {}, print, sent.append)
-    journal._native = True
+    journal = FindingLog(clock, under_systemd, print, sent.append)
     journal.new([violation(), suspected()])
     assert [record.levelname for record in caplog.records] == ["CRITICAL", "WARNING"]
     assert [fields["PRIORITY"] for fields in sent] == ["2", "4"]
@@ -125,12 +133,11 @@ def test_a_violation_is_critical_and_a_suspect_a_warning(caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize(("make", "priority"), [(violation, "2"), (suspected, "4")])
-def test_what_is_withheld_has_the_level_of_its_worst(
-    make: Callable[[int], Violation], priority: str
+def test_withheld_findings_have_level_of_their_worst(
+    make: Callable[[int], Violation], priority: str, under_systemd: dict[str, str]
 ) -> None:
     clock, sent = Time(), list[Mapping[str, str]]()
-    journal = FindingLog(clock, {}, print, sent.append)
-    journal._native = True
+    journal = FindingLog(clock, under_systemd, print, sent.append)
     journal.new([suspected(n) for n in range(35)])
     journal.new([make(99)])
     clock.now += 61
@@ -139,11 +146,11 @@ def test_what_is_withheld_has_the_level_of_its_worst(
     assert sent[-1]["PRIORITY"] == priority
 
 
-def test_a_stdout_that_takes_nothing_does_not_end_the_watch(
+def test_full_stdout_does_not_stop_logging(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def full(_line: str) -> None:
         raise OSError(28, "No space left on device")
 
     FindingLog(Time(), {}, full).new([violation()])
-    assert "stdout does not take a line" in caplog.text
+    assert "cannot write a finding to stdout" in caplog.text

@@ -1,4 +1,4 @@
-"""What leaves the daemon: metrics, pages, reports, KTAP."""
+"""Outputs of the daemon: metrics, HTTP endpoints, reports, KTAP."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ from tracer.tables.histogram import SLOTS, Histogram
 from tracer.web import Application, Server
 
 PROCESS_AND_SCRAPE = 6 + 5
-"""process_* of the client library, and what Prometheus itself adds to each target: up and scrape_*."""
-DESIGN_NAMES = """rmapd_checks_total rmapd_violations_total rmapd_invariant_coverage rmapd_probe_attached rmapd_probe_run_seconds_total
-rmapd_probe_runs_total rmapd_windows_total rmapd_protocols rmapd_migration_entries_outstanding rmapd_migration_oldest_entry_seconds
-rmapd_migration_entry_seconds_bucket rmapd_window_seconds_bucket rmapd_lock_wait_seconds_bucket rmapd_lock_hold_seconds_bucket
+"""process_* of the client library, and up and scrape_*, which Prometheus adds to each target."""
+DESIGN_NAMES = """rmapd_checks_total rmapd_violations_total rmapd_invariant_coverage
+rmapd_probe_attached rmapd_probe_run_seconds_total rmapd_probe_runs_total rmapd_windows_total
+rmapd_protocols rmapd_migration_entries_outstanding rmapd_migration_oldest_entry_seconds
+rmapd_migration_entry_seconds_bucket rmapd_window_seconds_bucket rmapd_lock_wait_seconds_bucket
+rmapd_lock_hold_seconds_bucket
 rmapd_rmap_walk_vmas_bucket rmapd_events_lost_total rmapd_fidelity rmapd_build_info""".split()
 
 
@@ -44,23 +46,23 @@ def exposition(s: Snapshot) -> dict[tuple[str, tuple[tuple[str, str], ...]], flo
     }
 
 
-def test_every_name_of_the_design_is_there_from_the_start() -> None:
+def test_every_metric_of_the_design_exists_from_the_first_scrape() -> None:
     empty = snapshot(checks={}, violations={}, statistics={}, histograms={}, counters={}, oracle={})
     names = {name for name, _ in exposition(empty)}
     assert not [name for name in DESIGN_NAMES if name not in names]
 
 
-def test_values_and_labels() -> None:
+def test_metrics_have_values_and_labels_of_the_snapshot() -> None:
     samples = exposition(snapshot())
     assert samples["rmapd_checks_total", (("invariant", "M1"), ("verdict", "holds"))] == 41
     assert samples["rmapd_violations_total", (("invariant", "M1"),)] == 1
     assert samples["rmapd_probe_attached", (("hook", "gone"),)] == 0
     assert samples["rmapd_probe_run_seconds_total", (("hook", "set_migration_pte"),)] == 0.5
-    assert samples["rmapd_events_lost_total", (("book", "ledger"),)] == 3
-    assert samples["rmapd_events_lost_total", (("book", "missed_runs"),)] == 2
+    assert samples["rmapd_events_lost_total", (("kind", "ledger"),)] == 3
+    assert samples["rmapd_events_lost_total", (("kind", "missed_runs"),)] == 2
 
 
-def test_histograms_are_cumulative_and_complete() -> None:
+def test_histogram_buckets_are_cumulative_and_complete() -> None:
     samples = exposition(snapshot())
     rows = {
         labels[0][1]: value
@@ -73,7 +75,7 @@ def test_histograms_are_cumulative_and_complete() -> None:
     assert samples["rmapd_migration_entry_seconds_sum", ()] == 5.0
 
 
-def test_labels_come_from_closed_sets() -> None:
+def test_label_values_come_from_fixed_sets() -> None:
     allowed = {
         "invariant",
         "verdict",
@@ -82,7 +84,6 @@ def test_labels_come_from_closed_sets() -> None:
         "class",
         "mode",
         "kind",
-        "book",
         "event",
         "level",
         "probe_object",
@@ -94,8 +95,8 @@ def test_labels_come_from_closed_sets() -> None:
     assert {key for _, labels in exposition(snapshot()) for key, _ in labels} <= allowed
 
 
-def test_a_host_has_under_seven_hundred_series() -> None:
-    """More than any kernel has: every hook of the plan attached, every window and class seen."""
+def test_host_has_under_seven_hundred_series() -> None:
+    """Count with every hook attached and every window and class seen: more than on any kernel."""
     every = full()
     assert len(every.hooks) > 70
     assert len(every.window_times) == 30
@@ -103,7 +104,7 @@ def test_a_host_has_under_seven_hundred_series() -> None:
     assert len(series) + PROCESS_AND_SCRAPE < 700
 
 
-def test_what_is_not_hooked_has_no_times() -> None:
+def test_function_without_hook_has_no_duration_series() -> None:
     samples = exposition(snapshot())
     assert ("rmapd_probe_runs_total", (("hook", "gone"),)) not in samples
     assert samples["rmapd_probe_missed_runs_total", (("probe_object", "migration"),)] == 2
@@ -112,7 +113,7 @@ def test_what_is_not_hooked_has_no_times() -> None:
     )
 
 
-def test_lock_classes_are_added_up() -> None:
+def test_lock_classes_of_one_label_are_summed() -> None:
     once, twice = Histogram((1,) * SLOTS, 7), Histogram((2,) * SLOTS, 5)
     samples = exposition(snapshot(lock_waits={"anon": once, "anon2": twice}))
     assert (
@@ -151,7 +152,7 @@ def get(url: str, method: str = "GET") -> tuple[int, str, dict[str, str]]:
             return error.code, error.read().decode(), dict(error.headers)
 
 
-def test_endpoints(served: tuple[Box, str]) -> None:
+def test_endpoints_answer_by_state_of_gate(served: tuple[Box, str]) -> None:
     box, url = served
     assert get(f"{url}/-/healthy")[0] == 200
     assert get(f"{url}/-/ready")[0] == 200
@@ -178,15 +179,16 @@ def test_endpoints(served: tuple[Box, str]) -> None:
     assert "rmapd_checks_total" not in before
 
 
-def test_a_busy_port_is_a_clear_error(served: tuple[Box, str]) -> None:
+def test_busy_port_is_a_clear_error(served: tuple[Box, str]) -> None:
     port = int(served[1].rsplit(":", 1)[1])
     with pytest.raises(RmapdError, match=f"cannot listen on 127.0.0.1:{port}"):
         Server(("127.0.0.1", port), Application(served[0]))
 
 
-def test_the_report_keeps_the_contract() -> None:
+def test_report_has_keys_of_the_contract() -> None:
     found = json.loads(json.dumps(json_form.as_json(snapshot(), ["true"], 0)))
-    keys = "rmapd kernel fidelity duration_seconds command hooks invariants windows protocols violations lost overhead".split()
+    keys = """rmapd kernel fidelity duration_seconds command hooks invariants windows protocols
+    violations lost overhead""".split()
     assert set(keys) <= set(found)
     assert found["command"] == {"argv": ["true"], "exit_code": 0}
     assert found["hooks"]["gone"] == {
@@ -208,14 +210,14 @@ def test_the_report_keeps_the_contract() -> None:
     assert {"user_seconds", "rss_bytes", "hooks"} == set(found["overhead"])
 
 
-def test_the_text_says_what_was_not_checked() -> None:
+def test_text_lists_unchecked_invariants() -> None:
     text = terminal.as_text(snapshot(), ["x"], 0)
     assert "VIOLATED M1" in text
     assert "not checked: M1, M2" in text
     assert "hook: gone missing" in text
 
 
-def test_ktap() -> None:
+def test_ktap_has_point_for_each_invariant() -> None:
     lines = as_ktap(snapshot()).splitlines()
     assert lines[0] == "KTAP version 1"
     points = [line for line in lines[2:] if not line.startswith("#")]
@@ -224,14 +226,14 @@ def test_ktap() -> None:
     assert "# SKIP" in points[1]
 
 
-def test_the_status_table_shows_rates() -> None:
+def test_status_table_shows_rates() -> None:
     before, now = snapshot(checks={}), snapshot(running_seconds=14.5)
     shown = table(now, before, "here")
     assert shown.row_count == 1
     assert "not checked here: M1" in str(shown.caption) or "M2" in str(shown.caption)
 
 
-def test_the_same_defect_is_one_violation_with_a_count() -> None:
+def test_repeated_defect_is_one_violation_with_count() -> None:
     tally = Tally(most_signatures=1)
     assert tally.record(FINDING, 1.0)
     assert not tally.record(FINDING, 2.0, 3)
@@ -243,7 +245,7 @@ def test_the_same_defect_is_one_violation_with_a_count() -> None:
     assert tally.checks["M4", Verdict.SUSPECT] == 1
 
 
-def test_a_store_that_cannot_be_written_shows() -> None:
+def test_unwritable_store_is_visible_in_metrics_and_report() -> None:
     state = StoreState("/x", "database or disk is full", 7, 1, 3, 0.5, 2)
     samples = exposition(
         snapshot(store=state, rest={("L1", Verdict.VIOLATED): 40, ("L2", Verdict.SUSPECT): 2})
@@ -251,14 +253,14 @@ def test_a_store_that_cannot_be_written_shows() -> None:
     assert samples["rmapd_store_writable", ()] == 0
     assert samples["rmapd_store_unwritten_findings", ()] == 7
     assert samples["rmapd_store_failures_total", ()] == 3
-    assert samples["rmapd_store_forgotten_signatures_total", ()] == 2
-    assert samples["rmapd_findings_unsigned_total", ()] == 42
+    assert samples["rmapd_store_deleted_signatures_total", ()] == 2
+    assert samples["rmapd_findings_without_evidence_total", ()] == 42
     assert ("rmapd_store_writable", ()) not in exposition(snapshot())
     found = json_form.as_json(snapshot(rest={("L1", Verdict.VIOLATED): 40}), [], 0)
     assert found["beyond"] == {"L1 violated": 40}
 
 
-def test_what_was_not_sampled_is_told_everywhere() -> None:
+def test_unsampled_windows_are_in_every_output() -> None:
     taken = snapshot(
         fidelity="sampled", windows_unsampled={"vma_expand": 1000, "copy_vma": 234, "vma_shrink": 0}
     )
@@ -266,7 +268,7 @@ def test_what_was_not_sampled_is_told_everywhere() -> None:
         "vma_expand": 1000,
         "copy_vma": 234,
     }
-    assert "1,234 windows were not booked: windows were sampled" in terminal.as_text(
+    assert "1,234 windows were not recorded, because of sampling" in terminal.as_text(
         taken, ["x"], 0
     )
     assert (

@@ -1,4 +1,4 @@
-"""The store: what it keeps, and what happens to its file."""
+"""The store: its rows, its limits, and its file when that is broken, locked or removed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 
 class Clock:
-    """Wall and monotonic time in one."""
+    """A clock for both Unix and monotonic time."""
 
     def __init__(self) -> None:
         self.now = T0
@@ -73,7 +73,7 @@ def counts(path: Path) -> dict[str, int]:
     }
 
 
-def test_what_is_kept_is_what_a_report_has(path: Path, clock: Clock) -> None:
+def test_stored_violation_equals_that_of_a_report(path: Path, clock: Clock) -> None:
     one, violation = store(path, clock), Violation(FINDING, T0, T0 + 1)
     one.keep([violation], {})
     one.keep_run(as_json(snapshot(), ["rmapd", "run"], 0))
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_a_report_has(path: Path, clock: Clock) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_signature_goes_on_in_the_next_run(path: Path, clock: Clock) -> None:
+def test_signature_of_earlier_run_is_continued(path: Path, clock: Clock) -> None:
     for run in range(3):
         one, tally = store(path, clock), Tally()
         for _ in range(5):
@@ -108,7 +108,7 @@ def test_a_signature_goes_on_in_the_next_run(path: Path, clock: Clock) -> None:
     assert len(kept["hours"]) == 8
 
 
-def test_a_million_repeats_are_one_row(path: Path, clock: Clock) -> None:
+def test_million_repeats_are_one_row(path: Path, clock: Clock) -> None:
     one, tally = store(path, clock), Tally()
     for n in range(1_000_000):
         tally.record(FINDING, clock.now)
@@ -122,7 +122,7 @@ def test_a_million_repeats_are_one_row(path: Path, clock: Clock) -> None:
     assert path.stat().st_size < 100_000
 
 
-def test_different_defects_have_different_rows_however_alike(path: Path, clock: Clock) -> None:
+def test_similar_defects_have_different_rows(path: Path, clock: Clock) -> None:
     tally = Tally()
     for n in range(300):
         tally.record(finding(n % 150), clock.now)
@@ -131,7 +131,7 @@ def test_different_defects_have_different_rows_however_alike(path: Path, clock: 
     assert counts(path) == {finding(n).signature: 2 for n in range(150)}
 
 
-def test_beyond_a_thousand_signatures_findings_are_still_counted(path: Path, clock: Clock) -> None:
+def test_findings_beyond_a_thousand_signatures_are_counted(path: Path, clock: Clock) -> None:
     one, tally = store(path, clock), Tally(most_signatures=10)
     for n in range(25):
         tally.record(finding(n), clock.now, 2)
@@ -146,7 +146,7 @@ def test_beyond_a_thousand_signatures_findings_are_still_counted(path: Path, clo
     )
 
 
-def test_evidence_that_is_completed_later_replaces_the_bare_one(path: Path, clock: Clock) -> None:
+def test_completed_evidence_replaces_incomplete_evidence(path: Path, clock: Clock) -> None:
     one, violation = store(path, clock), Violation(finding(stack=()), T0, T0)
     one.keep([violation], {})
     violation.first = finding(stack=("late+0x1",))
@@ -170,7 +170,7 @@ def break_page(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_header, break_page, lambda path: os.truncate(path, 5000)])
-def test_a_broken_file_is_set_aside_and_a_new_one_begun(
+def test_broken_file_is_renamed_and_new_one_is_started(
     path: Path, clock: Clock, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     one = store(path, clock)
@@ -186,9 +186,7 @@ def test_a_broken_file_is_set_aside_and_a_new_one_begun(
     assert "is broken" in caplog.text
 
 
-def test_a_file_that_breaks_under_a_running_daemon_costs_only_what_was_before(
-    path: Path, clock: Clock
-) -> None:
+def test_file_that_breaks_during_run_loses_only_earlier_runs(path: Path, clock: Clock) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 7)
     one.keep([violation], {})
     with sqlite3.connect(path) as other:
@@ -203,7 +201,7 @@ def test_a_file_that_breaks_under_a_running_daemon_costs_only_what_was_before(
     assert list(path.parent.glob("rmapd.db.broken-*"))
 
 
-def test_a_file_that_is_removed_is_made_again(path: Path, clock: Clock) -> None:
+def test_removed_file_is_created_again(path: Path, clock: Clock) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 7)
     one.keep([violation], {})
     path.unlink()
@@ -212,7 +210,7 @@ def test_a_file_that_is_removed_is_made_again(path: Path, clock: Clock) -> None:
     assert counts(path) == {finding().signature: 8}
 
 
-def test_a_row_that_somebody_deleted_is_put_again(path: Path, clock: Clock) -> None:
+def test_deleted_row_is_inserted_again(path: Path, clock: Clock) -> None:
     one, tally = store(path, clock), Tally()
     for n in range(6):
         tally.record(finding(n % 3), clock.now)
@@ -230,7 +228,7 @@ def test_a_row_that_somebody_deleted_is_put_again(path: Path, clock: Clock) -> N
     }
 
 
-def test_who_locks_the_store_delays_it_only(
+def test_locked_store_is_written_later(
     path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, violation = store(path, clock), Violation(finding(), T0, T0, 1)
@@ -255,9 +253,7 @@ def test_who_locks_the_store_delays_it_only(
     assert caplog.text.count("cannot be written") == 1
 
 
-def test_old_signatures_and_runs_are_forgotten_and_their_counts_kept(
-    path: Path, clock: Clock
-) -> None:
+def test_old_signatures_and_runs_are_deleted_and_counts_kept(path: Path, clock: Clock) -> None:
     one = store(path, clock, days=10)
     one.keep([Violation(finding(), clock.now, clock.now, 5)], {})
     one.keep_run(as_json(snapshot(), ["rmapd", "run"], 0), ended=True)
@@ -271,7 +267,7 @@ def test_old_signatures_and_runs_are_forgotten_and_their_counts_kept(
     assert not found.runs
 
 
-def test_the_store_keeps_within_its_bytes(path: Path, clock: Clock) -> None:
+def test_store_stays_within_store_bytes(path: Path, clock: Clock) -> None:
     one, tally = store(path, clock, most_bytes=MIB), Tally()
     for n in range(400):
         clock.now += 70
@@ -292,7 +288,7 @@ def older(monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock) -> None:
         monkeypatch.setattr(f"{module}.MIGRATIONS", (*schema.MIGRATIONS, step))
 
 
-def test_an_older_store_is_migrated_and_goes_on(
+def test_older_store_is_migrated_and_continued(
     monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock
 ) -> None:
     older(monkeypatch, path, clock)
@@ -308,7 +304,7 @@ def test_an_older_store_is_migrated_and_goes_on(
     assert not list(path.parent.glob("*.broken-*"))
 
 
-def test_what_the_first_schema_kept_is_still_there(
+def test_rows_of_first_schema_survive_migration(
     monkeypatch: pytest.MonkeyPatch, path: Path, clock: Clock
 ) -> None:
     """Version 1 had the evidence in the signature's row."""
@@ -345,7 +341,7 @@ def test_what_the_first_schema_kept_is_still_there(
     assert kept["evidence"] == row["evidence"]
 
 
-def test_another_programs_database_is_not_touched(path: Path, clock: Clock) -> None:
+def test_database_of_another_program_is_not_changed(path: Path, clock: Clock) -> None:
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE theirs (x)")
     other.close()
@@ -358,7 +354,7 @@ def test_another_programs_database_is_not_touched(path: Path, clock: Clock) -> N
         stored.read(path)
 
 
-def test_where_there_is_nothing_to_read_or_no_place_to_write(tmp_path: Path, clock: Clock) -> None:
+def test_missing_store_and_missing_folder_are_errors(tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(RmapdError, match="there is no store"):
         stored.read(tmp_path / "none.db")
     with pytest.raises(RmapdError, match="cannot write the store"):
@@ -372,12 +368,12 @@ def test_where_there_is_nothing_to_read_or_no_place_to_write(tmp_path: Path, clo
     assert counts(tmp_path / "no/folder.db") == {finding().signature: 4}
 
 
-def test_a_reader_without_rights_to_the_folder_reads_a_copy(
+def test_reader_without_write_access_to_folder_reads_copy(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = store(path, clock)
     one.keep([Violation(finding(), T0, T0, 4)], {})
-    connect = stored._connect
+    connect = stored.connect
 
     class Unwilling:
         def execute(self, _sql: str) -> None:
@@ -385,12 +381,12 @@ def test_a_reader_without_rights_to_the_folder_reads_a_copy(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(stored, "_connect", lambda at: Unwilling() if at == path else connect(at))
+    monkeypatch.setattr(stored, "connect", lambda at: Unwilling() if at == path else connect(at))
     assert counts(path) == {finding().signature: 4}
 
 
 def pour(path: Path, out: int, report: dict[str, Any]) -> None:
-    """A daemon that has nothing else to do; tells what it believes to be written."""
+    """Write findings for ever, and print the counts that should be in the file."""
     one, tally, n = Store(path, "6.1-test", 64 * MIB, 90), Tally(), 0
     while True:
         for _ in range(100):
@@ -407,10 +403,10 @@ def dice() -> random.Random:
     return random.Random(int(os.environ.get("RMAPD_SEED", "5")))
 
 
-def test_killed_at_any_moment_it_can_be_read_and_no_count_goes_back(
+def test_store_is_readable_and_counts_never_fall_after_kill(
     path: Path, dice: random.Random
 ) -> None:
-    """A quarter while it opens the store (most of these before there is a row), the others while it writes."""
+    """A quarter of the kills hit while the store is opened, the others while it is written."""
     before, report = Counter[str](), as_json(snapshot(), ["rmapd", "run"], 0)
     for kill in range(KILLS):
         reader, writer = os.pipe()
@@ -422,13 +418,13 @@ def test_killed_at_any_moment_it_can_be_read_and_no_count_goes_back(
             finally:
                 os._exit(1)
         os.close(writer)
-        with os.fdopen(reader) as said:
+        with os.fdopen(reader) as stream:
             if kill % 4:
-                said.readline()
+                stream.readline()
             time.sleep(dice.uniform(0, 0.03))
             os.kill(child, signal.SIGKILL)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-            believed = max((int(line) for line in said.read().split()), default=0)
+            believed = max((int(line) for line in stream.read().split()), default=0)
         try:
             now = Counter(counts(path))
         except RmapdError:

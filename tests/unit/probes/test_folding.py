@@ -1,4 +1,4 @@
-"""put() of probes/include/window.h: what is folded stands for what happened, and Python reads it."""
+"""append_step() of probes/include/steps.h: what is folded stands for what happened, and Python reads it."""
 
 from __future__ import annotations
 

@@ -219,12 +219,12 @@ def test_the_wait_of_a_killable_form_is_known_before_the_hold(ways: tuple[str, s
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
         for returned, ns in ((EINTR, 5000), (0, 1000), (0, 0)):
-            b._run(b.ways[0], "down_write_killable", (lock,))
+            b._run(b.methods[0], "down_write_killable", (lock,))
             if ns:
                 b.fire("contention_begin", lock, LCB_WRITE)
                 b.tick(ns)
                 b.fire("contention_end", lock, 0)
-            b._run(b.ways[1], "down_write_killable", (lock,), returned=returned)
+            b._run(b.methods[1], "down_write_killable", (lock,), returned=returned)
             b.tick(30)
             if not returned:
                 b.touch("up_write", lock)

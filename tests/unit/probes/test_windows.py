@@ -83,7 +83,7 @@ def test_windows_with_the_gate_closed_do_not_exist() -> None:
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     grow(b, vma, 0x4000)
     b.tree(vma, vma.anon_vma, enter=True)
-    assert (b.seen(), b.rows("insiders")) == ({}, 0)
+    assert (b.seen(), b.rows("task_windows")) == ({}, 0)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import threading
 import pytest
 from pyprctl import Cap
 
-from tracer.bpf import maps, programs
+from tracer.bpf.syscall import Command
 from tracer.errors import RmapdError
 from tracer.process import privileges, seccomp
 
@@ -89,14 +89,22 @@ def test_threads_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_that_judging_calls_is_allowed_and_no_more() -> None:
-    used = {maps._LOOKUP, maps._UPDATE, maps._DELETE, maps._LOOKUP_BATCH, maps._UPDATE_BATCH}
-    used |= {programs._TEST_RUN, programs._INFO, programs._ITER_CREATE}
+    used = {
+        Command.MAP_LOOKUP_ELEM,
+        Command.MAP_UPDATE_ELEM,
+        Command.MAP_DELETE_ELEM,
+        Command.MAP_LOOKUP_BATCH,
+        Command.MAP_UPDATE_BATCH,
+        Command.PROG_TEST_RUN,
+        Command.OBJ_GET_INFO_BY_FD,
+        Command.ITER_CREATE,
+    }
     assert used <= seccomp._BPF_ALLOWED
     assert not seccomp._BPF_ALLOWED & {
-        programs._PROG_LOAD,
-        programs._RAW_TRACEPOINT_OPEN,
-        programs._LINK_CREATE,
-        programs._ENABLE_STATS,
+        Command.PROG_LOAD,
+        Command.RAW_TRACEPOINT_OPEN,
+        Command.LINK_CREATE,
+        Command.ENABLE_STATS,
     }
 
 
@@ -150,12 +158,12 @@ def test_what_nobody_foresaw_keeps_no_capability_over_files(root: set[Cap]) -> N
 
 SEALED = """
 import errno, os, threading
-from tracer.bpf import maps, programs
+from tracer.bpf.syscall import Command, call
 from tracer.process import seccomp
 waiting, checked = threading.Event(), threading.Event()
-def refused(call):
+def refused(action):
     try:
-        call()
+        action()
     except OSError as error:
         return errno.errorcode[error.errno]
     return "done"
@@ -168,8 +176,8 @@ thread.start()
 print("forbid", repr(seccomp.forbid()))
 waiting.set()
 thread.join()
-load = lambda: maps.call(programs._PROG_LOAD, bytes(128))
-info = lambda: maps.call(programs._INFO, b"\\xff\\xff\\xff\\xff")
+load = lambda: call(Command.PROG_LOAD, bytes(128))
+info = lambda: call(Command.OBJ_GET_INFO_BY_FD, b"\\xff\\xff\\xff\\xff")
 print(*results, refused(lambda: os.execv("/bin/true", ["true"])), refused(load), refused(info))
 """
 

@@ -1,4 +1,4 @@
-"""The notation and the kernel's encoding: every protocol survives both, and what cannot be read is said to be so."""
+"""The notation and the kernel's encoding: protocols round-trip, invalid input is an error."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ protocols = st.builds(Protocol, st.sampled_from(ENCODING.windows), contexts, err
 
 
 @given(protocols)
-def test_text_round_trips(protocol: Protocol) -> None:
+def test_protocol_text_round_trips(protocol: Protocol) -> None:
     assert parse(text(protocol)) == protocol
     assert parse(text(protocol, ascii=True)) == protocol
     assert text(protocol, ascii=True).isascii()
 
 
 @given(protocols)
-def test_bytes_round_trip(protocol: Protocol) -> None:
+def test_protocol_bytes_round_trip(protocol: Protocol) -> None:
     try:
         key = ENCODING.encode(protocol)
     except RmapdError:  # a repeat of more than eight steps
@@ -99,7 +99,7 @@ def test_bytes_round_trip(protocol: Protocol) -> None:
 
 
 @given(st.binary(min_size=64, max_size=64), st.integers(0, 2**28 - 1))
-def test_any_bytes_are_read_or_refused(codes: bytes, context: int) -> None:
+def test_arbitrary_bytes_are_decoded_or_refused(codes: bytes, context: int) -> None:
     key = codes + context.to_bytes(4, "little") + bytes(4)
     try:
         protocol = ENCODING.decode(key)
@@ -126,14 +126,17 @@ def test_python_knows_every_enumerator_of_the_header() -> None:
     assert names("walker", "WALKER_") == list(Walker)
 
 
-def test_the_forms() -> None:
+def test_unicode_and_ascii_forms_are_equal() -> None:
     arrows = (
-        "vma_expand[file anon=imported moved mmap:w ok] -ENOMEM  i_mmap↓w anon↓wk anon2↓r? {anon-}* file-(x) commit(mmap:w anon:-) "
+        "vma_expand[file anon=imported moved mmap:w ok] -ENOMEM  i_mmap↓w anon↓wk anon2↓r? "
+        "{anon-}* file-(x) commit(mmap:w anon:-) "
         "anon+(new) anon_vma_clone() ? {{file+}* anon↑w}* mmap⇓ … → [mmap:r]"
     )
     ascii = (
-        "vma_expand[file anon=imported moved mmap:w ok] -ENOMEM  lock(i_mmap:w) lock(anon:w killable) trylock(anon2:r) {anon-}* file-(x) "
-        "commit(mmap:w anon:-) anon+(new) anon_vma_clone() ? {{file+}* unlock(anon:w)}* downgrade(mmap) ... -> [mmap:r]"
+        "vma_expand[file anon=imported moved mmap:w ok] -ENOMEM  lock(i_mmap:w) "
+        "lock(anon:w killable) trylock(anon2:r) {anon-}* file-(x) "
+        "commit(mmap:w anon:-) anon+(new) anon_vma_clone() ? {{file+}* unlock(anon:w)}* "
+        "downgrade(mmap) ... -> [mmap:r]"
     )
     assert parse(arrows) == parse(ascii)
     assert text(parse(ascii)) == arrows
@@ -146,7 +149,7 @@ def test_the_forms() -> None:
     )
 
 
-def test_neighbouring_parts_are_one_commit_while_their_order_increases() -> None:
+def test_adjacent_parts_are_one_commit_while_their_order_rises() -> None:
     assert parse("outside[]  commit(mmap:w) commit(anon:w)").steps == (
         Commit(((Part.MMAP, Owner.SELF), (Part.ANON, Owner.SELF))),
     )
@@ -162,16 +165,16 @@ def test_neighbouring_parts_are_one_commit_while_their_order_increases() -> None
         ("vma_expand[] -EODD", "no error 'EODD'"),
         ("vma_expand[] -0", "no error '0'"),
         ("vma_expand[]  anon↓", "no step 'anon↓'"),
-        ("vma_expand[]  {anon+", "without its }"),
-        ("vma_expand[]  anon+}*", "without its {"),
-        ("vma_expand[]  {}*", "nothing to repeat"),
-        ("vma_expand[]  commit()", "are not some of"),
+        ("vma_expand[]  {anon+", "without a }"),
+        ("vma_expand[]  anon+}*", "without a {"),
+        ("vma_expand[]  {}*", "without steps between them"),
+        ("vma_expand[]  commit()", "must be some of"),
         ("vma_expand[]  commit(anon:w mmap:w)", "in this order"),
         ("vma_expand[]  commit(folio:w)", "no part 'folio:w'"),
         ("vma_expand[]  anon+ ] file+", "at '] file+'"),
     ],
 )
-def test_bad_text_is_an_error(line: str, why: str) -> None:
+def test_invalid_text_is_an_error(line: str, why: str) -> None:
     with pytest.raises(RmapdError, match=r"cannot read the protocol") as raised:
         parse(line)
     assert why in raised.value.why
@@ -187,12 +190,12 @@ def test_bad_text_is_an_error(line: str, why: str) -> None:
         "outside[]  {" + "visit(r) " * 9 + "}*",
     ],
 )
-def test_what_the_kernel_cannot_write_is_not_encoded(line: str) -> None:
+def test_protocol_that_kernel_cannot_write_is_not_encoded(line: str) -> None:
     with pytest.raises(RmapdError, match="cannot encode"):
         ENCODING.encode(parse(line))
 
 
-def test_a_full_key_needs_no_end() -> None:
+def test_full_key_needs_no_terminator() -> None:
     protocol = parse("outside[]  " + "visit(r) " * 64)
     assert ENCODING.decode(ENCODING.encode(protocol)) == protocol
 
@@ -209,7 +212,7 @@ def test_a_full_key_needs_no_end() -> None:
         (bytes(67) + bytes((0x80, 0, 0, 0, 0)), "context"),
     ],
 )
-def test_bytes_that_are_no_protocol(key: bytes, why: str) -> None:
+def test_invalid_bytes_are_an_error(key: bytes, why: str) -> None:
     with pytest.raises(RmapdError, match="cannot read the protocol") as raised:
         ENCODING.decode(key)
     assert why in raised.value.why

@@ -1,4 +1,4 @@
-"""rmapd diff: what alarms comes first, and what differs by the kernel's nature does not alarm."""
+"""rmapd diff: alarming differences come first, expected ones of two kernels raise no alarm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from click.testing import CliRunner
 from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.protocol.text import parse
-from tracer.report.diff import Difference, Grade, as_json, as_text, compare, read, read_both
+from tracer.report.diff import Difference, Grade, compare, read, read_both
+from tracer.report.diff_output import as_json, as_text
 
-LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
-SWAPPED = "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+LEGAL = (
+    "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- "
+    "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
+SWAPPED = (
+    "vma_expand[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- "
+    "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
 SHRUNK = "vma_shrink[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
 UNLOCKED = "vma_shrink[anon moved mmap:w ok]  anon- commit(mmap:w anon:w) anon+"
 NOT_HELD = "vma_shrink[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:r) anon+ anon↑w"
@@ -50,11 +57,11 @@ def differences(
     )
 
 
-def test_the_same_has_no_difference(tmp_path: Path) -> None:
+def test_equal_reports_have_no_difference(tmp_path: Path) -> None:
     assert differences(tmp_path, {LEGAL: 5, SHRUNK: 7}, {LEGAL: 9, SHRUNK: 3}) == []
 
 
-def test_what_was_ruled_a_violation_comes_first_beside_the_nearest_legal_one(
+def test_violating_protocol_comes_first_with_most_similar_legal_one(
     tmp_path: Path,
 ) -> None:
     found = differences(
@@ -75,7 +82,7 @@ def test_what_was_ruled_a_violation_comes_first_beside_the_nearest_legal_one(
         (SHRUNK.replace("anon+", "anon+ anon- anon+"), SHRUNK, Grade.STEPS, ""),
     ],
 )
-def test_each_grade_is_told_apart(
+def test_each_grade_is_assigned_to_its_difference(
     tmp_path: Path, odd: str, near: str, grade: Grade, why: str
 ) -> None:
     both = {LEGAL: 5, SHRUNK: 5}
@@ -90,14 +97,14 @@ def test_each_grade_is_told_apart(
     assert found.grade.alarms == (grade <= Grade.UNORDERED)
 
 
-def test_a_missing_lock_ranks_above_a_new_function(tmp_path: Path) -> None:
+def test_missing_lock_ranks_above_new_function(tmp_path: Path) -> None:
     new = "do_brk_flags[moved mmap:w ok]  commit(mmap:w)"
     assert [
         d.grade for d in differences(tmp_path, {SHRUNK: 5}, {SHRUNK: 5, new: 900, UNLOCKED: 1})
     ] == [Grade.UNLOCKED, Grade.FUNCTION]
 
 
-def test_a_renamed_function_and_the_calls_of_it_do_not_alarm(tmp_path: Path) -> None:
+def test_renamed_function_and_its_calls_raise_no_alarm(tmp_path: Path) -> None:
     old = {"copy_vma[anon mmap:w follows]  vma_merge()": 9, "vma_merge[mmap:w]": 9}
     new = {
         "copy_vma[anon mmap:w follows]  vma_merge_new_range()": 9,
@@ -112,8 +119,8 @@ def test_a_renamed_function_and_the_calls_of_it_do_not_alarm(tmp_path: Path) -> 
     }
 
 
-def test_a_lock_class_that_the_other_kernel_does_not_have_does_not_alarm(tmp_path: Path) -> None:
-    """6.4 to 6.14 take the per-VMA lock; 6.1 has none."""
+def test_lock_class_that_other_kernel_lacks_raises_no_alarm(tmp_path: Path) -> None:
+    """Kernels 6.4 to 6.14 take the per-VMA lock; 6.1 has none."""
     with_vma = SHRUNK.replace("anon↓w", "vma↓w vma↑w anon↓w")
     assert [d.grade.alarms for d in differences(tmp_path, {SHRUNK: 5}, {with_vma: 5})] == [
         False,
@@ -121,8 +128,8 @@ def test_a_lock_class_that_the_other_kernel_does_not_have_does_not_alarm(tmp_pat
     ]
 
 
-def test_what_left_early_lacks_no_lock(tmp_path: Path) -> None:
-    """Seen between 6.1 and 6.12: collapse_huge_page() gives up before it comes to the anon_vma."""
+def test_window_that_returned_early_lacks_no_lock(tmp_path: Path) -> None:
+    """Seen between 6.1 and 6.12: collapse_huge_page() returns before it takes the anon_vma lock."""
     whole = "collapse_huge_page[mmap:r]  mmap↑r mmap↓w anon↓w anon↑w mmap↑w → []"
     early = "collapse_huge_page[mmap:r]  mmap↑r mmap↓w mmap↑w → []"
     assert [d.grade for d in differences(tmp_path, {whole: 5}, {whole: 5, early: 1})] == [
@@ -130,12 +137,12 @@ def test_what_left_early_lacks_no_lock(tmp_path: Path) -> None:
     ]
 
 
-def test_a_rebuilt_window_is_the_same_window(tmp_path: Path) -> None:
+def test_rebuilt_window_equals_hooked_window(tmp_path: Path) -> None:
     rebuilt = SHRUNK.replace("moved ", "moved rebuilt ")
     assert differences(tmp_path, {SHRUNK: 5}, {rebuilt: 5}) == []
 
 
-def test_a_rate_is_told_where_there_is_enough_of_it(tmp_path: Path) -> None:
+def test_rate_is_compared_only_with_enough_windows(tmp_path: Path) -> None:
     other = SHRUNK.replace(" ok", " anon:r ok")
     (a, b) = differences(tmp_path, {SHRUNK: 10, other: 990}, {SHRUNK: 990, other: 10})
     assert (a.grade, a.why) == (Grade.RATE, "99.00% in a.json, 1.00% in b.json")
@@ -143,7 +150,7 @@ def test_a_rate_is_told_where_there_is_enough_of_it(tmp_path: Path) -> None:
     assert differences(tmp_path, {SHRUNK: 1, other: 9}, {SHRUNK: 9, other: 1}) == []
 
 
-def test_both_forms_tell_all(tmp_path: Path) -> None:
+def test_text_and_json_contain_every_difference(tmp_path: Path) -> None:
     a = read(report(tmp_path / "a.json", {SHRUNK: 5}))
     b = read(report(tmp_path / "b.json", {SHRUNK: 5, UNLOCKED: 1}))
     found = compare(a, b)
@@ -158,8 +165,8 @@ def test_both_forms_tell_all(tmp_path: Path) -> None:
     )
 
 
-def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """run 1 and run 2 both wrote r.json: 'only r.json' would say nothing."""
+def test_two_files_with_equal_names_are_named_by_path(tmp_path: Path) -> None:
+    """Two runs may both write r.json: 'only r.json' would be ambiguous."""
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
     paths = (
@@ -177,23 +184,26 @@ def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"kernel": 1}', "\x00", '{"hooks": {}, "protocols": [{"text": "x ? y("}]}']
 )
-def test_what_is_no_report_is_said_so(tmp_path: Path, text: str) -> None:
+def test_file_that_is_no_report_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "r").write_text(text)
     with pytest.raises(RmapdError, match=r"is no report of rmapd|cannot read the protocol"):
         read(tmp_path / "r")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RmapdError, match="cannot read"):
         read(tmp_path / "none")
 
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-"""What two kernels without a fault were seen to do (vma.py and a minute of soak.py in a guest), and 6.1 with thirteen faults, one after the
-other (tests/vm/test_faults.py): of the reports what diff reads."""
+"""Reports of guests, reduced to the keys that diff reads.
+
+Two healthy kernels under vma.py and a minute of soak.py, and 6.1 with thirteen faults one after
+the other (tests/vm/test_faults.py).
+"""
 
 
-def test_between_two_healthy_kernels_renamed_functions_are_shown_and_nothing_alarms() -> None:
+def test_two_healthy_kernels_show_renamed_functions_without_alarm() -> None:
     a, b = read(FIXTURES / "healthy-6.1.json"), read(FIXTURES / "healthy-6.12.json")
     found = compare(a, b)
     assert len(found) > 50
@@ -208,8 +218,8 @@ def test_between_two_healthy_kernels_renamed_functions_are_shown_and_nothing_ala
         assert f"no function {function} in this kernel" in renamed[f"healthy-{side}.json", function]
 
 
-def test_a_lock_left_out_of_what_a_real_kernel_does_is_still_seen(tmp_path: Path) -> None:
-    """That nothing alarms above is not because nothing could: each window of 6.12 that takes the anon_vma lock, without it."""
+def test_lock_removed_from_real_protocols_raises_alarm(tmp_path: Path) -> None:
+    """Without its anon_vma lock each window of 6.12 alarms: the silence above proves something."""
     real = json.loads((FIXTURES / "healthy-6.12.json").read_text())
     locked = [one for one in real["protocols"] if "anon↓w anon- commit" in one["text"]]
     assert len(locked) > 3
@@ -232,7 +242,7 @@ def test_a_lock_left_out_of_what_a_real_kernel_does_is_still_seen(tmp_path: Path
 def only(
     tmp_path: Path, fault: Callable[[dict[str, Any]], bool], **changes: Any
 ) -> list[Difference]:
-    """The healthy 6.1 against the run of faults, without what other faults than this one did: what violates, and the half of a cycle."""
+    """Compare the healthy 6.1 with the run of faults, without the protocols of other faults."""
     real = json.loads((FIXTURES / "faults-6.1.json").read_text())
     others = [
         one
@@ -244,8 +254,8 @@ def only(
     return compare(read(FIXTURES / "healthy-6.1.json"), read(tmp_path / "broken.json"))
 
 
-def test_a_real_fault_is_the_first_difference_of_two_runs(tmp_path: Path) -> None:
-    """__vma_adjust() that takes the anon_vma lock before i_mmap_rwsem, beside what it does otherwise."""
+def test_real_fault_is_first_difference_of_two_runs(tmp_path: Path) -> None:
+    """Find __vma_adjust() with the anon_vma lock taken before i_mmap_rwsem."""
 
     def swapped(one: dict[str, Any]) -> bool:
         return one["text"].startswith("__vma_adjust[") and "anon↓w i_mmap↓w anon-" in one["text"]
@@ -269,7 +279,7 @@ def test_a_real_fault_is_the_first_difference_of_two_runs(tmp_path: Path) -> Non
     assert unruled[0].grade is Grade.UNORDERED
 
 
-def test_all_faults_of_a_run_come_before_all_else() -> None:
+def test_all_faults_of_a_run_come_before_other_differences() -> None:
     found = compare(read(FIXTURES / "healthy-6.1.json"), read(FIXTURES / "faults-6.1.json"))
     ruled = [d for d in found if d.grade is Grade.RULED]
     assert len(ruled) == 13
@@ -277,8 +287,8 @@ def test_all_faults_of_a_run_come_before_all_else() -> None:
     assert {d.side for d in ruled} == {"faults-6.1.json"}
 
 
-def test_a_run_that_was_sampled_says_so(tmp_path: Path) -> None:
-    """What is in the other one only may be what it did not book."""
+def test_sampled_run_prints_number_of_unsampled_windows(tmp_path: Path) -> None:
+    """A protocol may be missing in a run because its window was not recorded."""
     one, other = report(tmp_path / "a.json", {LEGAL: 5}), report(tmp_path / "b.json", {LEGAL: 5})
     one.write_text(
         json.dumps(
@@ -297,7 +307,7 @@ NO_HOOKS = "fentry programs are refused (EPERM); this kernel is built without CO
 
 
 def blind(path: Path, **changes: Any) -> Path:
-    """A run in which no window was seen, on a kernel where only tracepoints can be hooked."""
+    """Write a report without windows, of a kernel on which only tracepoints can be hooked."""
     hooks = {
         name: {"state": "denied", "reason": NO_HOOKS}
         for name in ("vma_expand", "vma_shrink", "down_write")
@@ -328,7 +338,7 @@ def blind(path: Path, **changes: Any) -> Path:
     ],
 )
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_run_without_windows_is_not_comparable(
+def test_run_without_windows_is_not_comparable(
     tmp_path: Path, changes: dict[str, Any], why: str, turned: bool
 ) -> None:
     sides = [
@@ -344,7 +354,7 @@ def test_a_run_without_windows_is_not_comparable(
     assert (done.exit_code, found["comparable"], why in found["reason"]) == (4, False, True)
 
 
-def test_runs_without_a_function_in_common_are_not_comparable(tmp_path: Path) -> None:
+def test_runs_without_common_function_are_not_comparable(tmp_path: Path) -> None:
     sides = [
         str(report(tmp_path / "a.json", {SHRUNK: 5})),
         str(report(tmp_path / "b.json", {LEGAL: 5})),
@@ -357,7 +367,7 @@ def test_runs_without_a_function_in_common_are_not_comparable(tmp_path: Path) ->
     )
 
 
-def test_two_blind_runs_are_both_named(tmp_path: Path) -> None:
+def test_two_runs_without_windows_are_both_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main, ["diff", str(blind(tmp_path / "a.json")), str(blind(tmp_path / "b.json"))]
     )
@@ -366,7 +376,7 @@ def test_two_blind_runs_are_both_named(tmp_path: Path) -> None:
     assert "b.json (6.18) has no windows" in done.stdout
 
 
-def test_what_is_ruled_a_violation_alarms_also_where_the_other_is_blind(tmp_path: Path) -> None:
+def test_violating_protocol_raises_alarm_if_other_run_has_no_windows(tmp_path: Path) -> None:
     bad = report(tmp_path / "bad.json", {SWAPPED: 5}, {SWAPPED: ["L1"]})
     done = CliRunner().invoke(main, ["diff", str(bad), str(blind(tmp_path / "blind.json"))])
     assert done.exit_code == 3
@@ -374,7 +384,7 @@ def test_what_is_ruled_a_violation_alarms_also_where_the_other_is_blind(tmp_path
     assert "blind.json (6.18) has no windows" in done.stdout
 
 
-def test_comparable_runs_say_so(tmp_path: Path) -> None:
+def test_comparable_runs_are_marked_in_json(tmp_path: Path) -> None:
     sides = [str(report(tmp_path / f"{name}.json", {SHRUNK: 5})) for name in "ab"]
     done = CliRunner().invoke(main, ["diff", *sides, "--format", "json"])
     assert (done.exit_code, json.loads(done.stdout)["comparable"]) == (0, True)

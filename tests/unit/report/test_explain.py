@@ -1,4 +1,4 @@
-"""`rmapd explain` of a violation: complete, readable, and nothing in it that was not found."""
+"""`rmapd explain` of a violation and of an invariant, and the alignment of two protocols."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from tracer.cli import main
 from tracer.invariants.verdict import Finding, Verdict, Violation
 from tracer.outputs.store.writer import Store
 from tracer.protocol.text import parse
-from tracer.report.alignment import aligned, differences, likeness
+from tracer.report.alignment import aligned, differences
+from tracer.report.similarity import similarity
 from tracer.results.json_form import as_json, violation_json
 
-HEALTHY = "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
-SWAPPED = "__vma_adjust[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+HEALTHY = (
+    "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- "
+    "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
+SWAPPED = (
+    "__vma_adjust[file anon moved mmap:w ok]  anon↓w i_mmap↓w anon- file- "
+    "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
 STEP = {
     "time_ns": 5_000_000,
     "duration_ns": 10,
@@ -157,11 +164,11 @@ def explain(*args: str) -> str:
     return done.output
 
 
-def test_a_lock_order_is_explained_with_the_legal_protocol_beside_it(report: Path) -> None:
-    said = explain(lock_order().first.id, "--report", str(report))
+def test_lock_order_violation_is_explained_with_legal_protocol(report: Path) -> None:
+    output = explain(lock_order().first.id, "--report", str(report))
     assert (
-        "Subject: L1 violated in __vma_adjust() on 6.1.0-test: i_mmap_rwsem is taken with the anon_vma rwsem held"
-        in said
+        "Subject: L1 violated in __vma_adjust() on 6.1.0-test: "
+        "i_mmap_rwsem is taken with the anon_vma rwsem held" in output
     )
     for part in (
         "mm/rmap.c",
@@ -170,14 +177,14 @@ def test_a_lock_order_is_explained_with_the_legal_protocol_beside_it(report: Pat
         "cgroup session-1.scope (inode 42)",
         "0x1000-0x3000, then 0x1000-0x5000",
     ):
-        assert part in said
-    assert "rw-p rd wr" in said
-    assert "812 windows of this run" in said
-    assert ">> +0.000000 s  [7]" in said
-    assert "-0.003000 s" in said
-    assert "^ this window broke L1: the order" in said
-    assert "f+0x2 [faults]" in said
-    lines = said.splitlines()
+        assert part in output
+    assert "rw-p rd wr" in output
+    assert "812 windows of this run" in output
+    assert ">> +0.000000 s  [7]" in output
+    assert "-0.003000 s" in output
+    assert "^ this window broke L1: the order" in output
+    assert "f+0x2 [faults]" in output
+    lines = output.splitlines()
     seen, legal, marks = (
         next(n for n, line in enumerate(lines) if line.startswith(f"    {name}  "))
         for name in ("seen ", "legal", "     ")
@@ -191,28 +198,28 @@ def test_a_lock_order_is_explained_with_the_legal_protocol_beside_it(report: Pat
     assert "i_mmap" in " ".join(marked) or "anon↓w" in " ".join(marked)
 
 
-def test_an_entry_names_the_function_that_did_not_restore_it(report: Path) -> None:
-    said = explain(left_behind().first.id[:6].lower(), "--report", str(report))
-    assert "Function at fault: remove_migration_pte() -- the second walk called it" in said
-    assert "pfn 0x12; its page is not locked" in said
-    assert "0xf0, anon, order 0, uptodate swapbacked" in said
-    assert "The flight recorder has wrapped" in said
-    assert "not tainted" in said
+def test_entry_left_behind_names_function_that_did_not_restore_it(report: Path) -> None:
+    output = explain(left_behind().first.id[:6].lower(), "--report", str(report))
+    assert "Function at fault: remove_migration_pte() -- the second walk called it" in output
+    assert "pfn 0x12; its page is not locked" in output
+    assert "0xf0, anon, order 0, uptodate swapbacked" in output
+    assert "The flight recorder has wrapped" in output
+    assert "not tainted" in output
 
 
-def test_it_comes_as_json_and_markdown_as_well(report: Path) -> None:
+def test_violation_is_explained_as_json_and_markdown(report: Path) -> None:
     found = json.loads(explain(lock_order().first.id, "--report", str(report), "--format", "json"))
     assert found["function_at_fault"] == "__vma_adjust"
     assert found["nearest_legal"]["protocol"] == HEALTHY
     assert {run["op"] for run in found["nearest_legal"]["differences"]} > {"equal"}
     assert found["violation"] == violation_json(lock_order())
-    said = explain(lock_order().first.id, "--report", str(report), "--format", "md")
-    assert said.startswith("# L1 violated in ")
-    assert said.count("```") % 2 == 0
-    assert "## Trail" in said
+    output = explain(lock_order().first.id, "--report", str(report), "--format", "md")
+    assert output.startswith("# L1 violated in ")
+    assert output.count("```") % 2 == 0
+    assert "## Trail" in output
 
 
-def test_a_stored_one_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+def test_stored_violation_is_found_by_beginning_of_its_id(tmp_path: Path) -> None:
     path = tmp_path / "rmapd.db"
     store = Store(path, "6.1.0-test", 1 << 20, 90, must=True)
     now = time.time()
@@ -220,9 +227,9 @@ def test_a_stored_one_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> Non
         violation.first_seen = violation.last_seen = now
         store.keep([violation], {})
     store.close()
-    said = explain("L1-", "--store", str(path))
-    assert "By hour: " in said
-    assert "No legal protocol of __vma_adjust() was seen in this run" in said
+    output = explain("L1-", "--store", str(path))
+    assert "By hour: " in output
+    assert "This run has no legal protocol of __vma_adjust()" in output
     done = CliRunner().invoke(main, ["explain", "L9-123", "--store", str(path)])
     assert done.exit_code == 2
     assert lock_order().first.id in done.output
@@ -235,7 +242,7 @@ def test_a_stored_one_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"violations": [{}]}', '{"violations": 7}'])
-def test_a_file_that_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) -> None:
+def test_explaining_from_file_that_is_no_report_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.json"
     path.write_text(text)
     done = CliRunner().invoke(main, ["explain", "L1-12", "--report", str(path)])
@@ -243,12 +250,12 @@ def test_a_file_that_is_no_report_is_said_to_be_none(tmp_path: Path, text: str) 
     assert "is no report of rmapd" in done.output
 
 
-def test_invariants_are_explained_as_before() -> None:
+def test_invariant_is_explained_in_full() -> None:
     assert explain("l1").startswith("L1: documented lock order\n\nclaim           Within a window")
     assert json.loads(explain("M1", "--format", "json"))["id"] == "M1"
 
 
-def test_steps_stand_above_each_other_and_every_difference_is_marked() -> None:
+def test_equal_steps_are_aligned_and_differences_are_marked() -> None:
     kept = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w → [mmap:w anon:w]")
     given_back = parse("do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon↑w")
     assert aligned(kept, given_back) == [
@@ -261,31 +268,37 @@ def test_steps_stand_above_each_other_and_every_difference_is_marked() -> None:
     assert all(len(line) <= 110 for line in aligned(parse(SWAPPED), parse(HEALTHY)))
 
 
-def test_what_is_the_same_thing_stands_under_itself_whoever_held_the_lock() -> None:
+def test_same_action_is_aligned_whatever_its_lock_states() -> None:
     unlocked = parse(
         "__vma_adjust[anon moved mmap:w geometry=pgoff]  anon-(-) commit(mmap:w anon:-) anon+(-)"
     )
     locked = parse(
         "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
     )
-    assert aligned(unlocked, locked) == [
-        "seen   [anon] [moved] [mmap:w] [geometry=pgoff] ·      anon-(-) commit(mmap:w anon:-) anon+(-) ·",
-        "legal  [anon] [moved] [mmap:w] [ok]             anon↓w anon-    commit(mmap:w anon:w) anon+    anon↑w",
-        "                               ^^^^^^^^^^^^^^^^ ^^^^^^ ^^^^^^^^ ^^^^^^^^^^^^^^^^^^^^^ ^^^^^^^^ ^^^^^^",
-    ]
+    head = (
+        "seen   [anon] [moved] [mmap:w] [geometry=pgoff] ",
+        "legal  [anon] [moved] [mmap:w] [ok]             ",
+        "                               ^^^^^^^^^^^^^^^^ ",
+    )
+    steps = (
+        "·      anon-(-) commit(mmap:w anon:-) anon+(-) ·",
+        "anon↓w anon-    commit(mmap:w anon:w) anon+    anon↑w",
+        "^^^^^^ ^^^^^^^^ ^^^^^^^^^^^^^^^^^^^^^ ^^^^^^^^ ^^^^^^",
+    )
+    assert aligned(unlocked, locked) == [a + b for a, b in zip(head, steps, strict=True)]
 
 
-def test_the_legal_protocol_is_one_about_the_same_that_did_the_same() -> None:
+def test_most_similar_protocol_has_same_context_and_actions() -> None:
     own = parse("__vma_adjust[anon moved mmap:w ok]  anon-(-) commit(mmap:w anon:-) anon+(-)")
     same = parse(
         "__vma_adjust[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
     )
     file = parse("__vma_adjust[file moved mmap:w ok]  commit(mmap:w anon:-)")
     split = parse("__vma_adjust[anon moved mmap:w ok]  anon↓w anon↑w")
-    assert max((file, split, same), key=lambda other: likeness(own, other)) is same
+    assert max((file, split, same), key=lambda other: similarity(own, other)) is same
 
 
-def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
+def test_two_mmap_locks_in_both_orders_print_both_stacks(tmp_path: Path) -> None:
     evidence = {
         "outer_mm": "0xa",
         "inner_mm": "0xb",
@@ -308,8 +321,8 @@ def test_two_mmap_locks_in_both_orders_show_both_stacks(tmp_path: Path) -> None:
             {"kernel": "6.1.0-test", "violations": [violation_json(Violation(finding, 1.0, 1.0))]}
         )
     )
-    said = explain("L2-", "--report", str(path))
-    assert re.search(r"^    outer mm +0xa$", said, re.MULTILINE)
-    assert "Stack of the opposite order, task 77" in said
-    assert "dup_mmap+0x9" in said
-    assert "It is a suspect, not proven." in said
+    output = explain("L2-", "--report", str(path))
+    assert re.search(r"^    outer mm +0xa$", output, re.MULTILINE)
+    assert "Stack of the opposite order, task 77" in output
+    assert "dup_mmap+0x9" in output
+    assert "This is a suspect, not proven." in output

@@ -1,4 +1,4 @@
-"""rmapd report: one file that a browser, a mail and a printer can show, whatever is in the report, and a clear word where it is none."""
+"""rmapd report: one file for browsers, mails and printers, and clear errors for bad input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from tracer.invariants.verdict import Verdict, Violation
 from tracer.outputs.store.writer import Store
 from tracer.printable import printable
 from tracer.report import html, markdown
-from tracer.report.model import ReportedCommand, of_report, of_store
+from tracer.report.load import from_report_file, from_store
+from tracer.report.model import ReportedCommand
 from tracer.report.summary import headline, tiles
 from tracer.results.json_form import as_json
 
@@ -38,7 +39,7 @@ _VOID = {"meta", "link", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: elements and their attributes, text by element, and whether all that opens is closed."""
+    """A page as a browser sees it: elements, attributes, text, and whether all tags are closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -68,10 +69,10 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return html.render(of_report(written(tmp_path_factory.mktemp("r") / "r.json")))
+    return html.render(from_report_file(written(tmp_path_factory.mktemp("r") / "r.json")))
 
 
-def test_the_page_asks_nobody_for_anything(page: str) -> None:
+def test_page_has_no_scripts_and_no_requests(page: str) -> None:
     seen = Page(page)
     assert not seen.tags.keys() & {"script", "iframe", "img", "object", "embed", "base", "form"}
     refers = [
@@ -90,13 +91,13 @@ def test_the_page_asks_nobody_for_anything(page: str) -> None:
     ) in seen.attributes
 
 
-def test_a_name_is_text_and_nothing_else(page: str) -> None:
+def test_hostile_name_is_escaped_in_html(page: str) -> None:
     assert "<script" not in page
     assert page.count("</style>") == 1
     assert printable(HOSTILE) in Page(page).text
 
 
-def test_ids_are_unique_and_all_that_is_referred_to_is_there(page: str) -> None:
+def test_ids_are_unique_and_references_resolve(page: str) -> None:
     seen = Page(page)
     ids = Counter(value for _, name, value in seen.attributes if name == "id")
     assert not [id for id, times in ids.items() if times > 1]
@@ -109,7 +110,7 @@ def test_ids_are_unique_and_all_that_is_referred_to_is_there(page: str) -> None:
     assert referred <= ids.keys()
 
 
-def test_every_section_tells(page: str) -> None:
+def test_every_section_has_content(page: str) -> None:
     text = Page(page).text
     for part in (
         "L1 violated",
@@ -126,17 +127,17 @@ def test_every_section_tells(page: str) -> None:
     ):
         assert part in text, part
     assert SWAPPED.replace("]  ", "] ") in text
-    assert "The nearest that broke nothing, 900 windows of this run" in text
+    assert "Most similar legal protocol, 900 windows of this run" in text
     seen, legal = (
         re.findall(f'<mark class="{side}">(.*?)</mark>', page) for side in ("seen", "legal")
     )
     assert {re.sub("<.*?>", "", step) for step in (*seen, *legal)} <= {"anon↓w", "i_mmap↓w"}
     assert len(seen) == len(legal) == 1
-    assert 'class="accused"' in page
+    assert 'class="marked"' in page
 
 
-def test_colours_are_the_pages_own(page: str) -> None:
-    """A colour of matplotlib's would not follow light and dark."""
+def test_plots_use_only_css_variables_as_colours(page: str) -> None:
+    """A fixed colour would not follow the light and dark styles."""
     drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.S))
     assert drawn.count("<svg") == 8
     assert not re.findall(r"(?:fill|stroke|color): *#[0-9a-fA-F]{3,6}", drawn)
@@ -144,7 +145,7 @@ def test_colours_are_the_pages_own(page: str) -> None:
     assert {"ink", "blue", "bad", "warn"} <= used <= set(re.findall(r"--(\w+):", page))
 
 
-def test_the_plots_have_what_the_report_has(page: str) -> None:
+def test_plots_show_the_data_of_the_report(page: str) -> None:
     titles = re.findall(
         r"<title>([^<]*)</title>", "".join(re.findall(r"<svg.*?</svg>", page, re.S))
     )
@@ -154,8 +155,8 @@ def test_the_plots_have_what_the_report_has(page: str) -> None:
     assert any(title.startswith("M4-") and "×3: an entry is old" in title for title in titles)
 
 
-def test_markdown_tells_the_same_and_no_cell_breaks_out(tmp_path: Path) -> None:
-    text = markdown.render(of_report(written(tmp_path / "r.json")))
+def test_markdown_has_all_sections_and_escaped_cells(tmp_path: Path) -> None:
+    text = markdown.render(from_report_file(written(tmp_path / "r.json")))
     assert text.startswith("# L1 violated\n")
     for part in (
         LEGAL.replace("]  ", "] "),
@@ -186,40 +187,46 @@ def test_markdown_tells_the_same_and_no_cell_breaks_out(tmp_path: Path) -> None:
     )
 
 
-def test_a_report_of_the_past_still_reads(tmp_path: Path) -> None:
-    """0.1.0 wrote neither histograms nor a lock graph, nor when it began."""
+def test_report_of_older_rmapd_is_rendered(tmp_path: Path) -> None:
+    """The first 0.1.0 wrote no histograms, no lock graph and no start time."""
     old = {
         key: value
         for key, value in unlucky().items()
         if key not in ("histograms", "lock_graph", "timeline", "started", "ended")
     }
-    reported = of_report(written(tmp_path / "old.json", old))
+    reported = from_report_file(written(tmp_path / "old.json", old))
     assert "No histogram" in html.render(reported)
     assert "seconds since the first violation" in html.render(reported)
     assert "No window took a lock" in markdown.render(reported)
 
 
-def test_a_trail_without_a_mark_accuses_the_window_of_the_protocol(tmp_path: Path) -> None:
-    """As rmapd wrote it at first; and accuses nobody where the last window is another one."""
+def test_trail_without_mark_marks_window_with_violating_protocol(tmp_path: Path) -> None:
+    """The first versions wrote no mark; no window is marked if the last one did something else."""
     old = unlucky()
     order = next(one for one in old["violations"] if one["trail"])
     order["trail"][-1].pop("marked")
-    assert html.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 1
+    assert (
+        html.render(from_report_file(written(tmp_path / "r.json", old))).count('class="marked"')
+        == 1
+    )
     order["trail"].reverse()
-    assert html.render(of_report(written(tmp_path / "r.json", old))).count('class="accused"') == 0
+    assert (
+        html.render(from_report_file(written(tmp_path / "r.json", old))).count('class="marked"')
+        == 0
+    )
 
 
-def test_a_protocol_of_another_notation_is_shown_alone(tmp_path: Path) -> None:
+def test_protocol_in_unknown_notation_is_shown_without_counterpart(tmp_path: Path) -> None:
     strange = unlucky()
     next(one for one in strange["violations"] if one["protocol"])["protocol"] = (
         "vma_expand[of the future]  anon⇓"
     )
-    text = Page(html.render(of_report(written(tmp_path / "r.json", strange)))).text
+    text = Page(html.render(from_report_file(written(tmp_path / "r.json", strange)))).text
     assert "anon⇓" in text
     assert "broke nothing" not in text
 
 
-def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
+def test_run_without_events_is_reported_as_empty(tmp_path: Path) -> None:
     nothing = {"holds": 0, "violated": 0, "suspect": 0, "unverifiable": 0}
     quiet = unlucky() | {
         "violations": [],
@@ -232,14 +239,14 @@ def test_a_run_in_which_nothing_happened_says_so(tmp_path: Path) -> None:
     quiet["invariants"] = {
         name: one | {"checks": nothing} for name, one in quiet["invariants"].items()
     }
-    text = Page(html.render(of_report(written(tmp_path / "q.json", quiet)))).text
+    text = Page(html.render(from_report_file(written(tmp_path / "q.json", quiet)))).text
     assert "Nothing was checked" in text
-    assert "nothing to put on a time line" in text
+    assert "nothing to show over time" in text
 
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """A store of two runs, three days apart, of which the second found nothing; two findings have no row of their own."""
+    """Return a store of two runs, three days apart, with two findings without a row."""
     path, hour = tmp_path / "rmapd.db", 3600.0
     violations = [
         Violation(replace(FINDING, shape=f"shape {n}", function=f"f{n}"), T0, T0 + n * hour, 1)
@@ -270,7 +277,7 @@ def kept(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_store_tells_of_all_its_runs(kept: Path, tmp_path: Path) -> None:
+def test_store_report_covers_all_runs(kept: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         main, ["report", "--store", str(kept), "--output", str(tmp_path / "s.html")]
     )
@@ -282,34 +289,37 @@ def test_a_store_tells_of_all_its_runs(kept: Path, tmp_path: Path) -> None:
         "126 findings of 3 signatures, in f0(), f1() and f2().",
         "Further findings whose evidence was not kept: V1 violated 2.",
         "The last of 2 runs: rmapd",
-        "it runs, or was killed",
+        "still runs, or was killed",
         "2026-01-04 00:00:00 UTC",
         "per hour",
     ):
         assert part in text, part
-    assert (tiles(of_store(kept))[0]["value"], tiles(of_store(kept))[2]["value"]) == ("128", "11")
+    assert (tiles(from_store(kept))[0]["value"], tiles(from_store(kept))[2]["value"]) == (
+        "128",
+        "11",
+    )
     assert (
         "violated"
         in CliRunner().invoke(main, ["report", "--store", str(kept)]).stdout.splitlines()[0]
     )
 
 
-def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> None:
+def test_unreadable_store_is_an_error(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"nothing of the kind" * 999)
     Store(tmp_path / "young", "6.1", 64 << 20, 90, must=True).close()
     with sqlite3.connect(kept) as database:
         database.execute("UPDATE evidence SET evidence = '{\"id\": 7}'")
     database.close()
-    for name, said in (
+    for name, message in (
         ("gone", "there is no store"),
         ("none", "cannot read the store"),
         ("young", "no run in the store"),
-        (kept.name, "no rmapd wrote"),
+        (kept.name, "was not written by rmapd"),
     ):
         done = CliRunner().invoke(
             main, ["report", "--store", str(tmp_path / name), "--output", str(tmp_path / "s.html")]
         )
-        assert (done.exit_code, said in done.stderr, (tmp_path / "s.html").exists()) == (
+        assert (done.exit_code, message in done.stderr, (tmp_path / "s.html").exists()) == (
             2,
             True,
             False,
@@ -318,26 +328,28 @@ def test_a_store_that_cannot_be_read_is_said_so(kept: Path, tmp_path: Path) -> N
     assert (done.exit_code, "cannot report on two things" in done.stderr) == (2, True)
 
 
-def test_what_only_the_counts_know_is_not_called_well(tmp_path: Path) -> None:
-    """More signatures than are kept, or a check that was counted and left no finding."""
+def test_violation_known_only_by_count_is_reported_as_red(tmp_path: Path) -> None:
+    """There may be findings beyond the limit on signatures, or counts without a finding."""
     quiet = unlucky() | {"violations": [], "beyond": {"L5 suspect": 7}}
     quiet["invariants"] = {
         name: one | {"checks": {"holds": 5}} for name, one in quiet["invariants"].items()
     }
-    assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "L5 under suspicion"
+    assert (
+        headline(from_report_file(written(tmp_path / "r.json", quiet))).text == "L5 under suspicion"
+    )
     quiet["invariants"]["V2"]["checks"] = {"violated": 1}
-    assert headline(of_report(written(tmp_path / "r.json", quiet))).text == "V2 violated"
+    assert headline(from_report_file(written(tmp_path / "r.json", quiet))).text == "V2 violated"
     quiet["invariants"] = {
         name: one | {"checks": {"unverifiable": 2}} for name, one in quiet["invariants"].items()
     }
     assert (
-        headline(of_report(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text
+        headline(from_report_file(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text
         == "None of 36 checks could be verified"
     )
 
 
 def damaged() -> list[tuple[str, Any]]:
-    """Reports of which one thing is not as it must be."""
+    """Return reports that are each invalid in one place."""
     first = unlucky()["histograms"][0]
     return [
         ("kernel", 6),
@@ -355,7 +367,7 @@ def damaged() -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("key", "value"), damaged())
-def test_a_damaged_report_is_said_so_and_nothing_is_written(
+def test_damaged_report_is_an_error_and_writes_no_file(
     tmp_path: Path, key: str, value: object
 ) -> None:
     source, output = written(tmp_path / "r.json", unlucky() | {key: value}), tmp_path / "r.html"
@@ -379,7 +391,7 @@ def test_a_damaged_report_is_said_so_and_nothing_is_written(
         b"\x00" * 99,
     ],
 )
-def test_what_is_no_report_is_said_so(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_report_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "r.json").write_bytes(content)
     done = CliRunner().invoke(main, ["report", "--from", str(tmp_path / "r.json")])
     assert done.exit_code == 2
@@ -388,26 +400,28 @@ def test_what_is_no_report_is_said_so(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "output", "said"),
+    ("source", "output", "message"),
     [
         ("none.json", "r.html", "cannot read"),
         (".", "r.html", "is a directory"),
-        ("r.json", "r.pdf", "cannot tell what"),
+        ("r.json", "r.pdf", "cannot write"),
         ("r.json", "none/r.html", "cannot write the report"),
         ("r.json", "r.json/r.md", "cannot write the report"),
     ],
 )
-def test_files_that_cannot_be(tmp_path: Path, source: str, output: str, said: str) -> None:
+def test_invalid_source_or_output_is_an_error(
+    tmp_path: Path, source: str, output: str, message: str
+) -> None:
     written(tmp_path / "r.json")
     done = CliRunner().invoke(
         main, ["report", "--from", str(tmp_path / source), "--output", str(tmp_path / output)]
     )
     assert done.exit_code == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json"]
 
 
-def test_without_the_extra_its_name_is_told_and_markdown_works(
+def test_missing_matplotlib_names_extra_and_markdown_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = builtins.__import__
@@ -433,11 +447,14 @@ def test_without_the_extra_its_name_is_told_and_markdown_works(
     assert not (tmp_path / "r.html").exists()
 
 
-LIMITED = "import sys; from pathlib import Path; from tracer import atomic_file; atomic_file.write(Path(sys.argv[1]), 'n' * 100_000, 'the report')"
+LIMITED = (
+    "import sys; from pathlib import Path; from tracer import atomic_file; "
+    "atomic_file.write(Path(sys.argv[1]), 'n' * 100_000, 'the report')"
+)
 
 
-def test_where_there_is_no_room_the_old_file_stays_whole(tmp_path: Path) -> None:
-    """The kernel refuses to let the file grow, as a full disk would."""
+def test_full_disk_leaves_old_file_intact(tmp_path: Path) -> None:
+    """Limit the file size (RLIMIT_FSIZE), which fails like a full disk."""
     (tmp_path / "r.md").write_text("old")
     limit = (4096, 4096)
     done = subprocess.run(
@@ -452,7 +469,7 @@ def test_where_there_is_no_room_the_old_file_stays_whole(tmp_path: Path) -> None
     assert (tmp_path / "r.md").read_text() == "old"
 
 
-def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
+def test_writing_keeps_links_and_devices(tmp_path: Path) -> None:
     (tmp_path / "link.md").symlink_to("real.md")
     atomic_file.writable(tmp_path / "link.md", "the report")
     atomic_file.write(tmp_path / "link.md", "new", "the report")
@@ -470,18 +487,18 @@ def test_a_link_stays_a_link_and_a_device_a_device(tmp_path: Path) -> None:
         atomic_file.write(Path("/dev/full"), "new", "the report")
 
 
-def test_locks_that_nobody_had_to_wait_for(tmp_path: Path) -> None:
-    """An axis of logarithms with nothing on it (rmapd report ended with exit 2, 6.18)."""
+def test_histogram_of_zeros_is_drawn(tmp_path: Path) -> None:
+    """A logarithmic axis without values made rmapd report exit with 2 on 6.18."""
     found = unlucky()
     for one in found["histograms"]:
         if one["name"] == "lock_wait_seconds":
             one |= {"bounds": [1e-9], "counts": [one["count"]], "sum": 0.0}
-    reported = of_report(written(tmp_path / "r.json", found))
+    reported = from_report_file(written(tmp_path / "r.json", found))
     assert "Waiting for locks" in html.render(reported)
     assert "| i_mmap_rwsem | 140 | 0 |  |  |  |" in markdown.render(reported)
 
 
-def test_the_json_of_a_run_has_what_is_drawn() -> None:
+def test_report_json_has_histograms_and_lock_graph() -> None:
     found = unlucky()
     waits = [
         one
@@ -509,7 +526,7 @@ def test_the_json_of_a_run_has_what_is_drawn() -> None:
     assert json.dumps(found["timeline"]["totals"]["windows"]) == "[0, 10, 20, 30, 40, 50]"
 
 
-def test_a_command_that_had_not_ended_has_no_exit_code() -> None:
+def test_command_that_had_not_ended_has_no_exit_code() -> None:
     assert [ReportedCommand(["x"], code).ending for code in (0, 3, None)] == [
         "exited with 0",
         "exited with 3",

@@ -1,4 +1,4 @@
-"""A run as test points, read back by the parsers that a CI has: TAP's and JUnit's from the package index."""
+"""A run as KTAP and JUnit, read back by public parsers of both."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ NAUGHTY = f"{HOSTILE}\x00\x1b[2J\r\nnot ok 3 M3\n# \ud800"
 
 
 def seen() -> Snapshot:
-    """M1 is violated, by something that has a name no tool should have to see; M2 holds, M3 is suspect, of M4 nothing could be verified,
-    M5 has coverage and nothing happened, nothing else has coverage."""
+    """Return a snapshot with a point of each kind.
+
+    M1 is violated, with hostile names; M2 holds, M3 is suspect, no check of M4 could be verified,
+    M5 is covered without any check, all others have no coverage.
+    """
     tally = Tally()
     tally.record(
         replace(FINDING, summary=NAUGHTY, task={"pid": 7, "comm": NAUGHTY}, stack=(NAUGHTY,)),
@@ -46,7 +49,7 @@ def seen() -> Snapshot:
 
 
 def parsed(text: str) -> tuple[Any, list[Any]]:
-    """The plan and the test lines that tap.py finds."""
+    """Return the plan and the test lines that tap.py parses."""
     lines = list(Parser().parse_text(text))
     (plan,) = [line for line in lines if line.category == "plan"]
     assert {line.category for line in lines} <= {"plan", "test", "diagnostic", "unknown"}
@@ -56,7 +59,7 @@ def parsed(text: str) -> tuple[Any, list[Any]]:
     return plan, [line for line in lines if line.category == "test"]
 
 
-def test_a_tap_parser_takes_it() -> None:
+def test_tap_parser_accepts_ktap() -> None:
     plan, tests = parsed(as_ktap(seen()))
     assert plan.expected_tests == len(tests) == len(discover())
     assert [test.number for test in tests] == list(range(1, len(tests) + 1))
@@ -72,20 +75,20 @@ def test_a_tap_parser_takes_it() -> None:
     assert all(test.ok and test.skip for test in tests[5:])
 
 
-def test_the_reason_of_a_skip_is_told() -> None:
+def test_skip_has_its_reason() -> None:
     lines = as_ktap(seen()).splitlines()
-    said = {
+    skips = {
         line.split()[2].rstrip(":"): line.partition(" # SKIP ")[2]
         for line in lines
         if " # SKIP " in line
     }
-    assert said["M4"] == "none of 9 checks could be verified, events were lost"
-    assert said["M5"] == "nothing of the kind happened"
-    assert said["L1"].startswith("needs </style>")
-    assert "M2" not in said
+    assert skips["M4"] == "none of 9 checks could be verified, events were lost"
+    assert skips["M5"] == "nothing to check happened"
+    assert skips["L1"].startswith("needs </style>")
+    assert "M2" not in skips
 
 
-def test_a_suspect_fails_where_suspects_are_to_fail() -> None:
+def test_suspect_fails_point_if_suspects_are_bad() -> None:
     _, tests = parsed(as_ktap(seen(), (Verdict.VIOLATED, Verdict.SUSPECT)))
     assert [test.description[:2] for test in tests if not test.ok] == ["M1", "M3"]
 
@@ -94,7 +97,7 @@ def test_a_suspect_fails_where_suspects_are_to_fail() -> None:
     ("bad", "failing"),
     [((Verdict.VIOLATED,), ["M1"]), ((Verdict.VIOLATED, Verdict.SUSPECT), ["M1", "M3"])],
 )
-def test_a_junit_parser_takes_it(
+def test_junit_parser_accepts_junit(
     tmp_path: Path, bad: tuple[Verdict, ...], failing: list[str]
 ) -> None:
     path = tmp_path / "junit.xml"

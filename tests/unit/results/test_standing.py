@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.busy import NO_HOOKS, tracepoints_only, well
 from tests.support.reports import written
-from tracer.attach.plan import State
+from tracer.attach.plan import HookState
 from tracer.daemon.run import _in_a_line
 from tracer.daemon.terminal import table
 from tracer.invariants.base import Coverage
@@ -25,7 +25,8 @@ from tracer.outputs.store.writer import Store
 from tracer.report import html, markdown, terminal
 from tracer.report.junit import as_junit
 from tracer.report.ktap import as_ktap
-from tracer.report.model import StoredRun, of_report, of_store
+from tracer.report.load import from_report_file, from_store
+from tracer.report.model import StoredRun
 from tracer.report.summary import facts, headline
 from tracer.results import json_form
 from tracer.results.history import HistoryPoint, longer
@@ -40,7 +41,10 @@ def taken_away() -> Snapshot:
     s = well()
     return replace(
         s,
-        hooks=(replace(s.hooks[0], state=State.DETACHED, reason="its link is gone"), *s.hooks[1:]),
+        hooks=(
+            replace(s.hooks[0], state=HookState.DETACHED, reason="its link is gone"),
+            *s.hooks[1:],
+        ),
     )
 
 
@@ -183,10 +187,10 @@ def test_entries_in_no_row_are_amber_at_once() -> None:
     )
 
 
-def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
+def texts_of_outputs(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What each output shows of a run that ended so."""
     found = json_form.as_json(s, ["true"], 0)
-    reported = of_report(
+    reported = from_report_file(
         written(tmp_path / "r.json", found | {"histograms": []})
     )  # plots take long
     yield "text", terminal.as_text(s, ["true"], 0)
@@ -204,13 +208,15 @@ def spoken(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
 def test_all_outputs_show_the_same_standing(s: Snapshot, tmp_path: Path) -> None:
     s = replace(s, gate_open=False) if not s.outstanding else s
     found = standing(s)
-    again = headline(of_report(written(tmp_path / "again.json", json_form.as_json(s, ["true"], 0))))
+    again = headline(
+        from_report_file(written(tmp_path / "again.json", json_form.as_json(s, ["true"], 0)))
+    )
     assert (again.colour, again.text, again.reasons) == (
         found.colour.value,
         found.title,
         list(found.reasons.values()),
     )
-    for name, text in spoken(s, tmp_path):
+    for name, text in texts_of_outputs(s, tmp_path):
         assert found.title in text, name
         assert re.search(rf"\b{found.colour}\b", text, re.I), name
         assert all(reason in text for reason in found.reasons.values()), name
@@ -231,12 +237,12 @@ def test_what_is_outstanding_is_in_every_output(tmp_path: Path) -> None:
     s = well(outstanding=69_639, oldest_entry_seconds=0.0, gate_open=False)
     found = json_form.as_json(s, ["true"], 0)
     assert found["migration"]["outstanding"] == 69_639
-    outputs = dict(spoken(s, tmp_path)) | {"page": Served(s)("/"), "line": _in_a_line(s)}
+    outputs = dict(texts_of_outputs(s, tmp_path)) | {"page": Served(s)("/"), "line": _in_a_line(s)}
     outputs["json"] = json.dumps(found)
     for name, text in outputs.items():
         assert re.search("outstanding", text, re.I), name
         assert re.search("69,?639", text), name
-    none = dict(spoken(well(), tmp_path)) | {
+    none = dict(texts_of_outputs(well(), tmp_path)) | {
         "page": Served(well())("/"),
         "line": _in_a_line(well()),
     }
@@ -272,15 +278,15 @@ def test_kept_answers_show_a_checker_that_hangs() -> None:
     page = now("/")
     assert ">amber</span>" in page
     assert ">green</span>" not in page.partition("</section>")[0]
-    assert "The checker has not looked for 12 s" in page
+    assert "The checker has read no tables for 12 s" in page
     assert "rmapd_standing 1.0" in now("/metrics")
     assert json.loads(now("/api/v1/"))["standing"]["reasons"][0]["kind"] == "stale"
     assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
-    assert now("/-/healthy").strip() == "healthy, but the checker has not looked for 12 s"
+    assert now("/-/healthy").strip() == "healthy, but the checker has read no tables for 12 s"
     now.age = 13.0
-    assert "The checker has not looked for 13 s" in now("/")
+    assert "The checker has read no tables for 13 s" in now("/")
     now.age = 75.0
-    assert now("/-/healthy", 503).strip() == "not healthy: the checker has not looked for 75 s"
+    assert now("/-/healthy", 503).strip() == "not healthy: the checker has read no tables for 75 s"
 
 
 def test_a_closed_gate_is_amber_and_healthy() -> None:
@@ -315,7 +321,7 @@ def kept(path: Path, *, ended: tuple[bool, bool]) -> Path:
 def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     def stands(ended: tuple[bool, bool], now: float = 0.0) -> tuple[str, list[str]]:
         path = tmp_path / f"{ended}.db"
-        reported = of_store(path if path.exists() else kept(path, ended=ended))
+        reported = from_store(path if path.exists() else kept(path, ended=ended))
         last: StoredRun = reported.runs[-1]
         assert (reported.silent_seconds > 0) == (last.ended is None)
         found = headline(
@@ -343,7 +349,7 @@ def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
     found = json_form.as_json(well(gate_open=False), ["true"], 0) | {
         "ended_early": {"reason": "the judge was killed by SIGKILL"}
     }
-    reported = of_report(written(tmp_path / "r.json", found))
+    reported = from_report_file(written(tmp_path / "r.json", found))
     assert headline(reported).colour == "amber"
     assert facts(reported).ended_early == ["the judge was killed by SIGKILL"]
     for text in (html.render(reported), markdown.render(reported)):

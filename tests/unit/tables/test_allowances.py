@@ -1,4 +1,4 @@
-"""What sampling left out."""
+"""Counts of the windows that sampling left out."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.support.native import LAYOUTS
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_window_that_spans_change_of_hooks_is_not_counted(when: str) -> None:
-    """Its release goes unseen, and it would look like a lock that is never given back."""
+    """The release of its lock is not seen: the lock would look like one that is never released."""
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     lock = b.anon_lock(vma.anon_vma)
@@ -22,12 +22,12 @@ def test_window_that_spans_change_of_hooks_is_not_counted(when: str) -> None:
         if when == "meanwhile":
             b.enter("unlink_anon_vmas", vma.at)
             b.down(lock)
-    b.free(lock)  # unseen
+    b.free(lock)  # without a hook
     b.leave("unlink_anon_vmas", vma.at)
     assert b.seen() == {}
     assert b.native.events() == []
     window_of(b)
-    assert list(b.seen().values()) == [1], "the next one is"
+    assert list(b.seen().values()) == [1], "the next window is counted"
     assert b.held_rwsems() == 0
 
 
@@ -43,12 +43,12 @@ def test_mmap_lock_held_across_change_of_hooks_has_no_order() -> None:
     model.become(5)
     model.lock_mm(one, write=False)
     with model.tables.epochs.changing_hooks(windows=False, mmap_locks=True):
-        pass  # released unseen
+        pass  # the release is not seen
     model.lock_mm(two, write=False)
     model.unlock_mm(two, write=False)
     model.unlock_mm(one, write=False)
     counters = model.tables.counters.read()
-    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNBOOKED"]) == (0, 1)
+    assert (counters["NESTED_HOLDS"], counters["LOCKS_UNRECORDED"]) == (0, 1)
 
 
 def test_open_fork_window_is_closed_by_change_of_mmap_lock_hooks() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 
 from tests.support.box import box
+from tests.support.native import LAYOUTS
+from tracer.tables.events import _DETAILS, Event
 
 
 def test_event_has_cgroup_of_its_task() -> None:
@@ -27,3 +30,10 @@ def test_event_has_cgroup_of_its_task() -> None:
         "comm": "harness",
         "cgroup": {"id": 4242, "name": "session-1.scope"},
     }
+
+
+def test_every_event_kind_has_a_struct_of_the_union() -> None:
+    assert {*_DETAILS} == {*LAYOUTS.enums["event_kind"]} - {"EVENT_KINDS"}
+    members = {field.name for field in dataclasses.fields(Event)}
+    for name in _DETAILS.values():
+        assert {member for member, _, _ in LAYOUTS.structs[name].members} <= members

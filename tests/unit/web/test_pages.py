@@ -1,4 +1,4 @@
-"""The pages and /api/v1: complete, escaped, linked, described; the charts, the search, what is kept."""
+"""The pages and /api/v1: content, escaping, links, description, charts, search, cache."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from tracer.results import json_form
 from tracer.results.history import KEPT_SECONDS
 from tracer.results.latest import LatestSnapshot
 from tracer.results.snapshot import Snapshot, StoreState
+from tracer.time_text import precise
 from tracer.web import Application, Request, Response, api, chart, pages, search
 
 
 class Reader(HTMLParser):
-    """What a browser would see: tags that are open, links, what loads something, and text."""
+    """A page as a browser sees it: open tags, links, resources and text."""
 
     EMPTY = frozenset({"meta", "link", "img", "input", "line", "polyline", "polygon"})
 
@@ -104,7 +105,7 @@ def every_page(current: LatestSnapshot) -> list[str]:
     return ["/", "/?refresh=5", "/protocols", "/protocols?q=anon&ruled=violated", "/hooks", *mine]
 
 
-def test_every_page_is_whole_escaped_and_asks_nobody_else(
+def test_every_page_is_complete_and_escaped_and_loads_nothing_foreign(
     app: Application, current: LatestSnapshot
 ) -> None:
     for path in every_page(current):
@@ -130,7 +131,7 @@ def test_every_page_is_whole_escaped_and_asks_nobody_else(
     assert len(shown) >= 3, "a hostile name is shown, as text"
 
 
-def test_every_link_leads_somewhere(app: Application, current: LatestSnapshot) -> None:
+def test_every_link_resolves(app: Application, current: LatestSnapshot) -> None:
     links = {
         link
         for path in every_page(current)
@@ -155,17 +156,17 @@ def test_tables_have_captions_and_scopes(app: Application, current: LatestSnapsh
         assert all(attributes.get("aria-label") for tag, attributes in seen.tags if tag == "svg")
 
 
-def test_the_overview_says_how_it_is(app: Application, current: LatestSnapshot) -> None:
+def test_overview_shows_standing_and_counts(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
-    told = page(app, "/").text
-    assert "3 checks violated" in told
-    assert "1 more is suspect" in told
-    assert "anon_vma rwsem is taken before i_mmap_rwsem" in told
-    assert "43 events" in told
+    shown = page(app, "/").text
+    assert "3 checks violated" in shown
+    assert "1 more is suspect" in shown
+    assert "anon_vma rwsem is taken before i_mmap_rwsem" in shown
+    assert "43 events" in shown
     quiet = page(over(busy.quiet(s)), "/").text
     assert "Not all is known: nothing violated in" in quiet
-    assert "None since the gate opened" in quiet
+    assert "None of the covered invariants was violated" in quiet
     suspect = replace(busy.quiet(s), checks={("M1", Verdict.SUSPECT): 1})
     assert "1 check is suspect" in page(over(suspect), "/").text
     empty = page(over(replace(busy.quiet(s), checks={})), "/").text
@@ -179,23 +180,23 @@ def test_the_overview_says_how_it_is(app: Application, current: LatestSnapshot) 
     assert "Nothing is checked here" in page(over(none), "/").text
 
 
-def test_what_is_not_kept_is_said(current: LatestSnapshot) -> None:
+def test_findings_beyond_limit_are_shown(current: LatestSnapshot) -> None:
     s = current()
     assert s
     store = StoreState("/var/lib/rmapd/<x>.db", "No space left on device", unwritten=2)
-    told = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
-    assert "1,200 more are counted without their evidence" in told
-    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in told
+    shown = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
+    assert "1,200 more findings are counted without evidence" in shown
+    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in shown
     assert "cannot be written" not in page(over(s), "/").text
 
 
-def test_what_is_not_the_present_is_said(current: LatestSnapshot) -> None:
+def test_outdated_page_has_a_warning(current: LatestSnapshot) -> None:
     s = current()
     assert s
-    assert "This is not the present" in page(over(s), "/").text
+    assert "This page is outdated" in page(over(s), "/").text
     now = s.taken_seconds + 1
     fresh = pages.Pages(search.Search(), lambda: now)(Request("GET", "/"), s, ())
-    assert b"This is not the present" not in fresh.body
+    assert b"This page is outdated" not in fresh.body
     assert (
         "The gate is closed" in page(over(replace(s, gate_open=False, taken_seconds=4e9)), "/").text
     )
@@ -204,12 +205,12 @@ def test_what_is_not_the_present_is_said(current: LatestSnapshot) -> None:
     assert data(before, "/api/v1/", 503) == {"error": "the gate is not open"}
 
 
-def test_a_violation_has_a_page(app: Application, current: LatestSnapshot) -> None:
+def test_violation_has_a_page(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     for violation in s.violations.values():
         f = violation.first
-        told = page(app, f"/violations/{f.id}").text
+        shown = page(app, f"/violations/{f.id}").text
         for part in (
             f.id,
             f.summary,
@@ -218,20 +219,22 @@ def test_a_violation_has_a_page(app: Application, current: LatestSnapshot) -> No
             *f.stack,
             *(str(step["protocol"]) for step in f.trail),
         ):
-            assert part in told, part
+            assert part in shown, part
     trail = page(app, f"/violations/{next(iter(s.violations))}").text
     assert "−29.2 ms" in trail
     assert "12.3 µs" in trail
-    assert "The evidence points here: a boundary moved between the two walks." in trail
+    assert "The evidence points at this window: a boundary moved between the two walks." in trail
     assert "The recorder goes back 9 s." in trail
-    bare = replace(
+    without_evidence = replace(
         next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},)
     )
     assert (
         "vma_expand"
         in page(
-            over(replace(s, violations={bare.id: Violation(bare, 0.0, 0.0)})),
-            f"/violations/{bare.id}",
+            over(
+                replace(s, violations={without_evidence.id: Violation(without_evidence, 0.0, 0.0)})
+            ),
+            f"/violations/{without_evidence.id}",
         ).text
     )
     page(app, "/violations/M1-nothing", 404)
@@ -239,7 +242,7 @@ def test_a_violation_has_a_page(app: Application, current: LatestSnapshot) -> No
     page(app, "/violations/<script>alert(1)</script>", 404)
 
 
-def test_refreshing_is_asked_for(app: Application) -> None:
+def test_page_reloads_only_on_request(app: Application) -> None:
     assert b'http-equiv="refresh"' not in read(app, "/").body
     assert b'http-equiv="refresh" content="5"' in read(app, "/?refresh=5").body
     for odd in ("0", "1;url=//evil.example", "", "99"):
@@ -264,7 +267,7 @@ def test_refreshing_is_asked_for(app: Application) -> None:
         ("q=%ff%fe%00", 0),
     ],
 )
-def test_protocols_are_searched(
+def test_search_finds_protocols_by_words_and_function(
     app: Application, current: LatestSnapshot, query: str, found: int
 ) -> None:
     s = current()
@@ -273,11 +276,11 @@ def test_protocols_are_searched(
     assert len(rows) == found
     counts = [row["count"] for row in rows]
     assert counts == sorted(counts, reverse=True)
-    told = page(app, f"/protocols?{query}").text
-    assert f"{found} of {len(s.protocols)}" in told
+    shown = page(app, f"/protocols?{query}").text
+    assert f"{found} of {len(s.protocols)}" in shown
 
 
-def test_a_ruling_selects(app: Application, current: LatestSnapshot) -> None:
+def test_search_selects_by_verdict(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     by = {
@@ -292,7 +295,7 @@ def test_a_ruling_selects(app: Application, current: LatestSnapshot) -> None:
     assert not by["clean"] & by["violated"]
 
 
-def test_many_protocols_are_turned_like_pages(current: LatestSnapshot) -> None:
+def test_many_protocols_are_split_into_pages(current: LatestSnapshot) -> None:
     s = current()
     assert s
     app = over(replace(s, protocols=s.protocols * 4))
@@ -302,7 +305,7 @@ def test_many_protocols_are_turned_like_pages(current: LatestSnapshot) -> None:
     assert "/protocols?page=2" in last.attributes("href")
 
 
-def test_the_api_has_the_keys_of_a_report(app: Application, current: LatestSnapshot) -> None:
+def test_api_has_keys_of_a_report(app: Application, current: LatestSnapshot) -> None:
     s = current()
     assert s
     expected = json.loads(json.dumps(json_form.as_json(s, [], 0)))
@@ -332,15 +335,15 @@ def test_the_api_has_the_keys_of_a_report(app: Application, current: LatestSnaps
         assert "error" in data(app, path, 404)
 
 
-def test_a_report_over_http_can_be_compared(app: Application, tmp_path: Any) -> None:
+def test_report_over_http_can_be_compared(app: Application, tmp_path: Any) -> None:
     path = tmp_path / "host.json"
     path.write_bytes(read(app, "/api/v1/report").body)
     ours = diff.read(path)
     assert not list(diff.compare(ours, ours))
 
 
-def test_the_description_describes_every_path(app: Application, current: LatestSnapshot) -> None:
-    """OpenAPI 3.1 has the schemas of JSON Schema: every answer is held against its own."""
+def test_openapi_describes_every_path(app: Application, current: LatestSnapshot) -> None:
+    """Validate each response with its schema: OpenAPI 3.1 uses JSON Schema."""
     described = data(app, "/api/v1/openapi.json")
     s = current()
     assert s
@@ -355,7 +358,7 @@ def test_the_description_describes_every_path(app: Application, current: LatestS
     assert not jsonschema.Draft202012Validator(lost).is_valid({"evidence": "many"})
 
 
-def test_rates_are_differences(current: LatestSnapshot) -> None:
+def test_rates_are_differences_of_counts(current: LatestSnapshot) -> None:
     points = current.points
     assert len(points) == KEPT_SECONDS / 2 + 1
     assert points[-1].seconds - points[0].seconds == KEPT_SECONDS
@@ -371,7 +374,7 @@ def test_rates_are_differences(current: LatestSnapshot) -> None:
     assert api.rates(())["seconds"] == []
 
 
-def test_history_is_bounded_and_no_finer_than_it_says() -> None:
+def test_history_has_limits_of_length_and_interval() -> None:
     made = LatestSnapshot(lambda: 0.0)
     assert made() is None
     for second in range(2000):
@@ -388,11 +391,11 @@ def test_history_is_bounded_and_no_finer_than_it_says() -> None:
     ("most", "least", "top"),
     [(0, 1, 1), (1, 1, 1), (1.1, 1, 2), (3, 1, 5), (5001, 1, 10_000), (0.03, 0.01, 0.05)],
 )
-def test_scales_are_round(most: float, least: float, top: float) -> None:
+def test_scale_ends_at_round_value(most: float, least: float, top: float) -> None:
     assert chart.scale(most, least) == pytest.approx(top)
 
 
-def test_a_hole_in_time_is_a_hole_in_the_line(current: LatestSnapshot) -> None:
+def test_missing_points_interrupt_the_line(current: LatestSnapshot) -> None:
     points = [*current.points[:10], *current.points[40:50]]
     (line,) = chart.draw(chart.CHARTS[0], points, points[-1].seconds).lines
     assert len(line.pieces) == 2
@@ -417,11 +420,11 @@ def test_a_hole_in_time_is_a_hole_in_the_line(current: LatestSnapshot) -> None:
         (2e5, "2.3 d"),
     ],
 )
-def test_durations_are_readable(seconds: float | None, text: str) -> None:
-    assert pages.span(seconds) == text
+def test_duration_is_printed_in_suitable_unit(seconds: float | None, text: str) -> None:
+    assert precise(seconds) == text
 
 
-def test_answers_are_kept_while_the_snapshot_is(current: LatestSnapshot) -> None:
+def test_response_is_cached_while_snapshot_is_current(current: LatestSnapshot) -> None:
     s = current()
     assert s
     made = LatestSnapshot(lambda: 0.0)
@@ -435,14 +438,14 @@ def test_answers_are_kept_while_the_snapshot_is(current: LatestSnapshot) -> None
     assert b"<title>" in read(app, "/").body
     for number in range(500):
         read(app, f"/protocols?q={number}")
-    assert len(app._kept) <= 64
-    assert sum(len(answer.body) for answer in app._kept.values()) <= 4 << 20
+    assert 0 < len(app.cached) <= 64
+    assert sum(len(answer.body) for answer in app.cached) <= 4 << 20
     made.put(replace(s, counters={}))
     assert read(app, "/api/v1/lost") is not first
     assert data(app, "/api/v1/lost")["locks"] == 0
 
 
-def test_metrics_speak_what_is_asked_for(app: Application) -> None:
+def test_metrics_use_requested_format(app: Application) -> None:
     plain = read(app, "/metrics")
     assert plain.kind.startswith("text/plain")
     open_metrics = read(app, "/metrics", accept="application/openmetrics-text; version=1.0.0")
@@ -450,7 +453,7 @@ def test_metrics_speak_what_is_asked_for(app: Application) -> None:
     assert open_metrics.body.endswith(b"# EOF\n")
 
 
-def test_nothing_but_reading() -> None:
+def test_methods_other_than_get_and_head_are_refused() -> None:
     app = Application(LatestSnapshot())
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         answer = app(Request(method, "/"))

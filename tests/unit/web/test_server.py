@@ -1,4 +1,4 @@
-"""The server from outside: good clients, bad ones, slow ones; TLS, certificates and passwords."""
+"""The server with valid, malformed and slow clients; TLS, certificates and passwords."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import trustme
 from tracer.web import Access, Request, Response, Server, basic_auth, connection, server
 from tracer.web.cpu_budget import SAVED_SECONDS, SHARE, Budget
 
-HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(b"correct horse", b"$2b$04$abcdefghijklmnopqrstuu").decode()
 BODY = b"hello " * 100
 
 
@@ -40,7 +40,7 @@ def serving(access: Access | None = None, host: str = "127.0.0.1") -> Iterator[i
 
 
 def raw(port: int, sent: bytes, seconds: float = 5) -> bytes:
-    """What comes back for these bytes, until the server closes."""
+    """Send bytes and return the response, up to the end of the connection."""
     got = b""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=seconds) as client,
@@ -85,7 +85,8 @@ def basic(user: str, password: str) -> str:
         (b"GET /\x00 HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", b"400"),
         (
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"413",
         ),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello", b"413"),
@@ -97,7 +98,7 @@ def basic(user: str, password: str) -> str:
         ),
     ],
 )
-def test_what_is_malformed_is_refused(sent: bytes, status: bytes) -> None:
+def test_malformed_request_is_refused(sent: bytes, status: bytes) -> None:
     with serving() as port:
         got = raw(port, sent)
         assert got.split(b" ", 2)[1] == status, got
@@ -105,7 +106,7 @@ def test_what_is_malformed_is_refused(sent: bytes, status: bytes) -> None:
         assert get(port)[0] == 200
 
 
-def test_a_connection_is_kept_and_pipelined() -> None:
+def test_connection_is_kept_and_pipelined() -> None:
     one = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with serving() as port:
         got = raw(port, one * 3 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -114,7 +115,7 @@ def test_a_connection_is_kept_and_pipelined() -> None:
         assert raw(port, b"HEAD" + one[3:-2] + b"Connection: close\r\n\r\n").endswith(b"\r\n\r\n")
 
 
-def test_headers_that_a_review_expects() -> None:
+def test_response_has_security_headers() -> None:
     with serving() as port:
         for path in ("/", "/fail"):
             headers = get(port, path)[2]
@@ -129,7 +130,7 @@ def test_headers_that_a_review_expects() -> None:
             assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_a_failure_is_logged_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_failure_is_logged_and_not_disclosed(caplog: pytest.LogCaptureFixture) -> None:
     with serving() as port:
         status, body, _ = get(port, "/fail")
     assert status == 500
@@ -151,8 +152,8 @@ def test_a_failure_is_logged_and_tells_nothing(caplog: pytest.LogCaptureFixture)
         ("127.0.0.1.evil.example", 421),
     ],
 )
-def test_no_name_of_somebody_elses_reads_us(host: str, status: int, tmp_path: Path) -> None:
-    """A page in a browser on this machine may have its own name pointed at 127.0.0.1. With users it gains nothing."""
+def test_foreign_host_name_is_refused_on_loopback(host: str, status: int, tmp_path: Path) -> None:
+    """A foreign page may point its name at 127.0.0.1 (DNS rebinding); users make that harmless."""
     with serving() as port:
         assert get(port, Host=host)[0] == status
     (tmp_path / "web.yml").write_text(f"basic_auth_users: {{alice: {HASH}}}")
@@ -160,7 +161,7 @@ def test_no_name_of_somebody_elses_reads_us(host: str, status: int, tmp_path: Pa
         assert get(port, Host=host, Authorization=basic("alice", "correct horse"))[0] == 200
 
 
-def test_a_slow_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_request_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.3)
     monkeypatch.setattr(connection, "IDLE_SECONDS", 0.3)
     with serving() as port:
@@ -177,7 +178,7 @@ def test_a_slow_request_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             assert time.monotonic() - began < 3, "however steadily it drips"
 
 
-def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "SEND_SECONDS", 0.5)
     with serving() as port, socket.socket() as greedy:
         greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -193,7 +194,7 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
         assert get(port)[0] == 200
 
 
-def test_the_idlest_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longest_idle_connection_is_closed_for_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "MOST_CONNECTIONS", 5)
     with serving() as port, contextlib.ExitStack() as stack:
         idle = [
@@ -209,7 +210,7 @@ def test_the_idlest_connection_makes_room(monkeypatch: pytest.MonkeyPatch) -> No
         assert gone >= 15
 
 
-def test_the_cpu_is_bounded() -> None:
+def test_cpu_budget_limits_use() -> None:
     used, now = [0.0], [0.0]
     budget = Budget(lambda: used[0], lambda: now[0])
     assert budget.left() == 1.0
@@ -222,8 +223,8 @@ def test_the_cpu_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("waiters", [1, 64])
-def test_those_who_wait_do_not_use_up_what_they_wait_for(waiters: int) -> None:
-    """By a clock of its own, on a machine where each turn of the loop takes a millisecond of CPU."""
+def test_waiters_do_not_use_up_the_budget(waiters: int) -> None:
+    """Simulate a machine on which each turn of the loop takes a millisecond of CPU time."""
     used, now = 0.0, 0.0
 
     class Turns(selectors.DefaultSelector):
@@ -248,12 +249,12 @@ def test_those_who_wait_do_not_use_up_what_they_wait_for(waiters: int) -> None:
     used = SAVED_SECONDS
     with contextlib.closing(loop):
         ends = loop.run_until_complete(all_waited())
-    assert ends == sorted(ends), "who came first"
+    assert ends == sorted(ends), "in the order of arrival"
     assert 0.5 <= ends[0] < 0.7, "0.1 s of CPU at a share of 0.2"
     assert ends[-1] < 0.7 + 1.2 * (waiters - 1) * 0.01 / SHARE
 
 
-def test_users(tmp_path: Path) -> None:
+def test_only_users_with_password_are_answered(tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text(f"basic_auth_users: {{alice: {HASH}, bob: {HASH.replace('$2b$', '$2y$')}}}")
     with serving(Access(path)) as port:
@@ -282,8 +283,8 @@ def test_users(tmp_path: Path) -> None:
         assert get(port, "/-/healthy")[0] == 401, "no path is without"
 
 
-def test_guesses_do_not_hold_the_others(tmp_path: Path) -> None:
-    """Ten clients guess at once, at a cost that takes a tenth of a second each; who was let in before is let in at once."""
+def test_password_guesses_do_not_delay_known_users(tmp_path: Path) -> None:
+    """Ten clients guess at 0.1 s of CPU time each; a user who logged in before is not delayed."""
     path = tmp_path / "web.yml"
     costly = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(11)).decode()
     path.write_text(f"basic_auth_users: {{alice: {costly}}}")
@@ -315,10 +316,10 @@ def test_guesses_do_not_hold_the_others(tmp_path: Path) -> None:
     assert seen.count(401) < 30, "guesses that were hashed"
 
 
-def test_a_nobody_costs_as_much_as_a_user() -> None:
+def test_unknown_user_costs_as_much_as_known_user() -> None:
     users = {"a": HASH, "b": HASH.replace("$04$", "$06$")}
-    assert basic_auth._nobody(users).startswith("$2b$06$")
-    assert not basic_auth._check(b"", basic_auth._nobody(users))
+    assert basic_auth.unmatchable(users).startswith("$2b$06$")
+    assert not basic_auth.matches(b"", basic_auth.unmatchable(users))
     assert basic_auth.credentials("basic YTpiOmM=") == ("a", b"b:c")
 
 
@@ -363,7 +364,7 @@ def refused(port: int, context: ssl.SSLContext) -> bool:
     return False
 
 
-def test_tls(certificates: Certificates) -> None:
+def test_server_speaks_tls(certificates: Certificates) -> None:
     with serving(certificates.rules("  min_version: TLS13\n")) as port:
         assert get(port, context=certificates.client())[0] == 200
         old = certificates.client()
@@ -373,7 +374,7 @@ def test_tls(certificates: Certificates) -> None:
         assert len(get(port, "/?n=3000000", certificates.client())[1]) == 3_000_000
 
 
-def test_client_certificates(certificates: Certificates) -> None:
+def test_client_certificate_is_required(certificates: Certificates) -> None:
     with serving(certificates.rules(CLIENTS)) as port:
         assert get(port, context=certificates.client("prometheus.test"))[0] == 200
         assert refused(port, certificates.client())
@@ -385,7 +386,7 @@ def test_client_certificates(certificates: Certificates) -> None:
         assert refused(port, certificates.client("other.test"))
 
 
-def test_a_client_that_never_shakes_hands_holds_nobody(certificates: Certificates) -> None:
+def test_client_without_handshake_does_not_block_others(certificates: Certificates) -> None:
     with serving(certificates.rules()) as port, contextlib.ExitStack() as stack:
         for _ in range(30):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
@@ -394,11 +395,11 @@ def test_a_client_that_never_shakes_hands_holds_nobody(certificates: Certificate
         assert time.monotonic() - began < 2
 
 
-def test_a_renewed_certificate_and_a_removed_user_take_effect(
+def test_renewed_certificate_and_removed_user_take_effect(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tracer.web.access.LOOK_SECONDS", 0.05)
-    who = basic("alice", "correct horse")
+    header = basic("alice", "correct horse")
     with (
         serving(certificates.rules(f"basic_auth_users:\n  alice: {HASH}\n")) as port,
         contextlib.ExitStack() as stack,
@@ -418,7 +419,7 @@ def test_a_renewed_certificate_and_a_removed_user_take_effect(
         )
 
         def asked() -> int:
-            kept.request("GET", "/", headers={"Authorization": who})
+            kept.request("GET", "/", headers={"Authorization": header})
             answer = kept.getresponse()
             answer.read()
             return answer.status
@@ -436,10 +437,11 @@ def test_a_renewed_certificate_and_a_removed_user_take_effect(
             time.sleep(0.1)
 
 
-def test_headers_may_be_set(tmp_path: Path) -> None:
+def test_configured_headers_are_sent(tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text(
-        "http_server_config: {headers: {X-Frame-Options: sameorigin, Strict-Transport-Security: max-age=60, X-Content-Type-Options: ''}}"
+        "http_server_config: {headers: {X-Frame-Options: sameorigin, "
+        "Strict-Transport-Security: max-age=60, X-Content-Type-Options: ''}}"
     )
     with serving(Access(path)) as port:
         headers = get(port)[2]
@@ -448,7 +450,7 @@ def test_headers_may_be_set(tmp_path: Path) -> None:
     assert "X-Content-Type-Options" not in headers
 
 
-def test_it_stops_with_clients_on_the_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_server_stops_with_open_connections(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     before = threading.active_count()
     with contextlib.ExitStack() as stack:
@@ -462,7 +464,7 @@ def test_it_stops_with_clients_on_the_line(caplog: pytest.LogCaptureFixture) -> 
     assert not caplog.text
 
 
-def test_gzip_is_said_and_right() -> None:
+def test_compressed_response_is_labelled_and_correct() -> None:
     packed = Response(200, BODY * 10).packed()
     assert packed.headers["Content-Encoding"] == "gzip"
     assert gzip.decompress(packed.body) == BODY * 10

@@ -1,4 +1,4 @@
-"""The web configuration: what is wrong with it is said by key, what is not supported too, and nothing is ignored."""
+"""The web configuration: errors name the key, unsupported keys are errors, none is ignored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.web import access, tls, web_config
 
-HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(b"correct horse", b"$2b$04$abcdefghijklmnopqrstuu").decode()
 
 
 @pytest.fixture
@@ -42,36 +42,38 @@ def read(folder: Path, text: str) -> web_config.Rules:
 TLS = "tls_server_config: {cert_file: server.pem, key_file: server.key"
 
 
-def test_everything_that_is_supported(folder: Path) -> None:
+def test_every_supported_key_is_read(folder: Path) -> None:
     found = read(
         folder,
-        TLS
-        + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem, client_allowed_sans: [a.test], min_version: TLS12,"
-        " max_version: TLS13, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256], prefer_server_cipher_suites: true,"
+        TLS + ", client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem,"
+        " client_allowed_sans: [a.test], min_version: TLS12,"
+        " max_version: TLS13, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256],"
+        " prefer_server_cipher_suites: true,"
         " curve_preferences: [CurveP256]}\n"
-        "http_server_config: {http2: true, headers: {X-Frame-Options: sameorigin, Strict-Transport-Security: max-age=1}}\n"
+        "http_server_config: {http2: true, headers: {X-Frame-Options: sameorigin,"
+        " Strict-Transport-Security: max-age=1}}\n"
         f"basic_auth_users: {{alice: {HASH}}}\n",
     )
     assert found.tls is not None
     assert found.tls.cert_file == str(folder / "server.pem")
-    assert found.asks_who
+    assert found.identifies_readers
     assert found.users == {"alice": HASH}
     assert found.headers["X-Frame-Options"] == "sameorigin"
     assert "HTTP/1.1" in found.notes[0]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "tls_server_config:\n", "# nothing\n"])
-def test_nothing_is_plain_http_for_everybody(folder: Path, text: str) -> None:
+def test_empty_configuration_is_plain_http_for_everyone(folder: Path, text: str) -> None:
     assert read(folder, text) == web_config.Rules()
 
 
 @pytest.mark.parametrize("suite", web_config.CIPHERS)
-def test_every_cipher_suite_is_one_of_openssl(folder: Path, suite: str) -> None:
+def test_every_cipher_suite_exists_in_openssl(folder: Path, suite: str) -> None:
     read(folder, f"{TLS}, cipher_suites: [{suite}]}}")
 
 
 @pytest.mark.parametrize("curve", web_config.CURVES)
-def test_every_curve_is_one_of_openssl(folder: Path, curve: str) -> None:
+def test_every_curve_exists_in_openssl(folder: Path, curve: str) -> None:
     read(folder, f"{TLS}, curve_preferences: [{curve}]}}")
 
 
@@ -84,7 +86,7 @@ def test_every_curve_is_one_of_openssl(folder: Path, curve: str) -> None:
         ("basic_auth_users: [a]", r"\$.basic_auth_users"),
         ("[", "is wrong"),
         ("a: &a [*a]", "is wrong"),
-        ("basic_auth_users: {a: x}\nbasic_auth_users: {b: y}", "basic_auth_users is there twice"),
+        ("basic_auth_users: {a: x}\nbasic_auth_users: {b: y}", "duplicate key basic_auth_users"),
         ("tls_server_config: {cert_file: server.pem}", "key_file .*missing"),
         ("tls_server_config: {key_file: server.key}", "cert_file .*missing"),
         (TLS + ", client_auth_type: RequireAnyClientCert}", "not supported"),
@@ -123,13 +125,13 @@ def test_every_curve_is_one_of_openssl(folder: Path, curve: str) -> None:
         ("rate_limit: {interval: 1s, burst: 3}", "not supported"),
     ],
 )
-def test_what_is_wrong_is_named(folder: Path, text: str, expected: str) -> None:
+def test_invalid_setting_is_named(folder: Path, text: str, expected: str) -> None:
     with pytest.raises(RmapdError) as caught:
         read(folder, text)
     assert re.search(expected, str(caught.value), re.DOTALL), caught.value
 
 
-def test_a_key_with_a_password_is_an_error_and_no_question(folder: Path) -> None:
+def test_key_with_password_is_an_error_without_prompt(folder: Path) -> None:
     key = serialization.load_pem_private_key((folder / "server.key").read_bytes(), None)
     lock = serialization.BestAvailableEncryption(b"secret")
     form = serialization.PrivateFormat.PKCS8
@@ -138,7 +140,7 @@ def test_a_key_with_a_password_is_an_error_and_no_question(folder: Path) -> None
         read(folder, TLS + "}")
 
 
-def test_check_config_reads_it_too(folder: Path) -> None:
+def test_check_config_reads_web_configuration(folder: Path) -> None:
     (folder / "web.yml").write_text("basic_auth_users: {alice: secret}")
     (folder / "rmapd.toml").write_text(f"web_config = '{folder}/web.yml'")
     done = CliRunner().invoke(main, ["check-config", "--config", str(folder / "rmapd.toml")])
@@ -176,12 +178,12 @@ def test_check_config_reads_it_too(folder: Path) -> None:
         ("127.0.0.1", "http_server_config: {http2: true}", 1),
     ],
 )
-def test_an_open_door_is_said(folder: Path, host: str, text: str, expected: int) -> None:
+def test_open_access_is_warned_about(folder: Path, host: str, text: str, expected: int) -> None:
     (folder / "web.yml").write_text(text)
     assert len(access.Access(folder / "web.yml").concerns(host)) == expected
 
 
-def test_a_file_is_read_again_when_it_has_settled(
+def test_changed_file_is_reloaded_once_unchanged_for_a_second(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = [0.0]
@@ -201,10 +203,10 @@ def test_a_file_is_read_again_when_it_has_settled(
     path.write_text("basic_auth_users: {alice: x}")
     later()
     assert later().users == {"alice": HASH}, "what is wrong changes nothing"
-    assert caplog.text.count("who may read stays as it was") == 1
+    assert caplog.text.count("the access rules stay unchanged") == 1
     later()
     later()
-    assert caplog.text.count("who may read stays as it was") == 1, "and is said once"
+    assert caplog.text.count("the access rules stay unchanged") == 1, "and it is logged once"
     path.write_text(TLS + "}")
     mine.reread()
     assert "a restart" in caplog.text
@@ -216,7 +218,7 @@ def test_a_file_is_read_again_when_it_has_settled(
     assert not mine.rules.users
 
 
-def test_a_certificate_is_read_again(folder: Path) -> None:
+def test_changed_certificate_is_reloaded(folder: Path) -> None:
     path = folder / "web.yml"
     path.write_text(TLS + "}")
     mine = access.Access(path)
@@ -243,7 +245,7 @@ def test_a_certificate_is_read_again(folder: Path) -> None:
         ((), False),
     ],
 )
-def test_a_client_certificate_is_let_in_by_its_names(
+def test_client_certificate_is_accepted_by_its_names(
     names: tuple[tuple[str, str], ...], expected: bool
 ) -> None:
     allowed = ["a.test", "spiffe://x/y", "2001:db8::1"]

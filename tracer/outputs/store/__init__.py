@@ -1,4 +1,5 @@
-"""The SQLite store: findings, hours and runs that outlive the daemon.
+"""The SQLite store of findings, hourly counts and runs, which outlives the daemon.
 
-writer.py writes, reader.py reads without writing, database.py owns the file, schema.py the tables. What is stored is decided by outputs/sinks.py.
+writer.py writes, reader.py reads without writing, database.py owns the file, and schema.py has the
+tables. outputs/sinks.py decides what is stored, and when.
 """

@@ -1,4 +1,4 @@
-"""What the store holds, read without writing: for `rmapd explain` and whoever else wants to know. The daemon may run meanwhile."""
+"""Read a store without writing to it, also while the daemon runs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from urllib.parse import quote
 from tracer.errors import RmapdError, Temporary, of_os, passes
 from tracer.outputs.store.schema import APPLICATION, MIGRATIONS
 
-_BESIDE = ("-wal", "-shm")
 _WAIT_SECONDS = 5.0
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL)
 
 
 @dataclass(frozen=True)
 class StoreContents:
-    """violations: as report.violation_json(), with "hours" ({"2026-01-01T00:00:00Z": count}) and "runs" (the first, the last).
-    runs: id, kernel, started, written, ended (None: it runs, or was killed), rmapd, report (as report.as_json(), violations in short).
-    rest: findings without a row of their own, by (why, invariant, verdict). Newest last."""
+    """The content of a store, the latest rows last.
+
+    violations: as json_form.violation_json(), with "hours" ({"2026-01-01T00:00:00Z": count}) and
+    "runs" (the ids of the first and the last one). runs: id, kernel, started, written, ended (None
+    if it still runs or was killed), rmapd, report (as json_form.as_json(), violations without
+    evidence). rest: the number of findings without a row of their own, by (why, invariant,
+    verdict).
+    """
 
     path: Path
     violations: list[dict[str, Any]]
@@ -34,23 +38,26 @@ class StoreContents:
     rest: Counter[tuple[str, str, str]]
 
     def run_of(self, violation: dict[str, Any]) -> dict[str, Any] | None:
-        """The last run that met it, if it is not forgotten."""
+        """Return the last run that saw a violation, or None if that run was deleted."""
         return next((run for run in self.runs if run["id"] == violation["runs"]["last"]), None)
 
 
 def read(path: Path) -> StoreContents:
-    """Read a store. RmapdError where there is none, or nothing that can be read."""
+    """Read a store.
+
+    RmapdError if there is none or if it cannot be read; Temporary if a later attempt may succeed.
+    """
     try:
-        there = stat.S_ISREG(path.stat().st_mode)
-        if there:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+        if is_file:
             path.open("rb").close()
     except FileNotFoundError:
-        there = False
+        is_file = False
     except OSError as error:
         raise of_os(
-            error, f"cannot read the store {path}", "sudo, or the user that rmapd run keeps it as"
+            error, f"cannot read the store {path}", "sudo, or the user that rmapd run becomes"
         ) from error
-    if not there:
+    if not is_file:
         raise RmapdError(
             f"there is no store {path}",
             why="rmapd run writes it",
@@ -71,25 +78,26 @@ def read(path: Path) -> StoreContents:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    """Read-only, in one transaction: what a daemon writes meanwhile is not seen."""
+    """Open a store read-only in one transaction, so that concurrent writes are not seen."""
     with contextlib.ExitStack() as stack:
-        database = stack.enter_context(contextlib.closing(_connect(path)))
+        database = stack.enter_context(contextlib.closing(connect(path)))
         try:
             database.execute("BEGIN")
             database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        except sqlite3.OperationalError:  # a folder where the -shm file of WAL cannot be made
+        except sqlite3.OperationalError:  # the folder is not writable: WAL needs its -shm file
             database.close()
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rmapd-store-"))
             copy = Path(folder, "copy.db")
             for end in ("", "-wal"):
                 if (original := Path(f"{path}{end}")).exists():
                     Path(f"{copy}{end}").write_bytes(original.read_bytes())
-            database = stack.enter_context(contextlib.closing(_connect(copy)))
+            database = stack.enter_context(contextlib.closing(connect(copy)))
             database.execute("BEGIN")
         yield database
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a database read-only."""
     database = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_WAIT_SECONDS, isolation_level=None
     )

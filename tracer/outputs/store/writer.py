@@ -1,7 +1,8 @@
-"""The store, written: what was found outlives the daemon. The judging thread writes what is new once a tick, in one transaction.
+"""Write findings and runs to the store, so that they outlive the daemon.
 
-Counts are kept in memory until they are written, so a disk that is full or broken costs nothing but a message: what was counted meanwhile
-follows as soon as the store can be written again.
+The checking thread writes new counts once a second, in one transaction. Counts stay in memory
+until they are written: a full or broken disk costs a message, and the counts follow as soon as
+the store can be written again.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
 
 
 class Store:
-    """One run's part in the store. keep() whenever there may be something new, keep_run() now and then, close() at the end.
+    """The writer of one run's findings.
 
-    No method raises for what happens to the file; but with `must`, one that cannot be opened at the start is an error.
-    run, counted, rest: of a run that another process has begun, and of which the file has so much."""
+    Call keep() when there may be new findings, keep_run() from time to time, close() at the end.
+    No method raises because of the file.
+
+    path: of the file, which may get most_bytes and keeps rows for most_days. must: raise an
+    RmapdError now if the file cannot be opened. run, counted, rest: of a run that another process
+    began: its id, and the counts that the file already has. clock: Unix seconds. monotonic:
+    monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -61,19 +68,17 @@ class Store:
         self._kernel, self._started = kernel, iso(clock())
         self._database: Database | None = None
         self._violations: dict[str, Violation] = {}
-        self._evidence: dict[str, Finding] = {}  # as written last
-        self._numbers: dict[str, int] = {}  # of the rows
+        self._evidence: dict[str, Finding] = {}  # as last written
+        self._numbers: dict[str, int] = {}  # of the rows, by signature
         self._changed: set[str] = set()
-        self._counted, self._written = (
-            Counter(counted or {}),
-            Counter(counted or {}),
-        )  # by signature, this run
+        # Findings of this run by signature: all, and those that are in the file.
+        self._counted, self._written = Counter(counted or {}), Counter(counted or {})
         self._hours: defaultdict[str, Counter[str]] = defaultdict(Counter)  # not written yet
         known = {(invariant, str(verdict)): count for invariant, verdict, count in rest}
         self._rest, self._rest_written = Counter(known), Counter(known)
         self._run: dict[str, Any] | None = None  # not written yet
         self._reason, self._next_try, self._next_tidy = "", 0.0, 0.0
-        self._writes = self._failures = self._forgotten = 0
+        self._writes = self._failures = self._deleted = 0
         self._seconds = 0.0
         try:
             self._database = Database.opened(path, most_bytes)
@@ -88,6 +93,7 @@ class Store:
 
     @property
     def state(self) -> StoreState:
+        """The state of the store for a snapshot."""
         unwritten = (self._counted - self._written).total() + (
             self._rest - self._rest_written
         ).total()
@@ -98,13 +104,16 @@ class Store:
             self._writes,
             self._failures,
             self._seconds,
-            self._forgotten,
+            self._deleted,
         )
 
     def keep(
         self, violations: Iterable[Violation], rest: Mapping[tuple[str, Verdict], int]
     ) -> None:
-        """Take over what was counted since, and write it. rest: findings that have no signature of their own."""
+        """Take over the counts of all violations, and write what is new.
+
+        rest: findings without a signature of their own, by invariant and verdict.
+        """
         for violation in violations:
             signature = violation.first.signature
             more = violation.count - self._counted[signature]
@@ -119,7 +128,11 @@ class Store:
         self.write()
 
     def keep_run(self, report: dict[str, Any], *, ended: bool = False) -> None:
-        """Keep the run as it is now. Violations have rows of their own: the report has them without evidence, stacks and trails."""
+        """Write the report of the run as it is now; ended: the run ends now.
+
+        Violations have rows of their own: the stored report has them without evidence, stack and
+        trail.
+        """
         short = [
             violation | {"evidence": {}, "stack": [], "trail": []}
             for violation in report["violations"]
@@ -139,7 +152,7 @@ class Store:
         self.write()
 
     def write(self) -> None:
-        """Write what is new, if the file can be written: after a failure it is tried again every few seconds."""
+        """Write what is new; after a failure do so only every five seconds."""
         new = self._changed or self._run or self._rest != self._rest_written
         if not new or (self._reason and self._monotonic() < self._next_try):
             return
@@ -148,7 +161,7 @@ class Store:
             database = self._open()
             try:
                 self._write_findings(database)
-            except LookupError:  # somebody removed rows: all that changed is put anew
+            except LookupError:  # rows were deleted by someone else: insert all that changed
                 self._numbers.clear()
                 self._write_findings(database)
             if self._run:
@@ -163,21 +176,21 @@ class Store:
             self._writes += 1
             if self._reason:
                 log.info(
-                    "the store %s is written again, and nothing that was counted meanwhile is missing",
+                    "the store %s can be written again; all counts of the meantime are in it",
                     self.path,
                 )
                 self._reason = ""
         self._seconds += time.perf_counter() - begin
 
     def close(self) -> None:
-        """One more try, whatever happened before."""
+        """Try once more to write what is new, and close the file."""
         self._next_try = 0.0
         self.write()
         if not self._database:  # the first try met a broken file and set it aside
             self.write()
         if self._reason:
             log.error(
-                "the store %s ends without %d findings: %s",
+                "the store %s lacks %d findings at the end of the run: %s",
                 self.path,
                 self.state.unwritten,
                 self._reason,
@@ -190,16 +203,16 @@ class Store:
         self._database = None
 
     def _open(self) -> Database:
-        """Whoever removes or replaces the file of a running daemon gets a new one, with what this run has counted."""
+        """Open the file; if it was removed or replaced, write all counts of this run again."""
         if self._database and self._database.gone:
             self._drop()
-            self._all_anew()
+            self._write_all_again()
         if not self._database:
             self._database = Database.opened(self.path, self._most_bytes)
         return self._database
 
-    def _all_anew(self) -> None:
-        """The file that had it is gone: this run's part is to be written once more."""
+    def _write_all_again(self) -> None:
+        """Mark everything of this run as not written: the file that had it is gone."""
         self._written.clear()
         self._rest_written.clear()
         self._evidence.clear()
@@ -207,7 +220,7 @@ class Store:
         self._changed = set(self._violations)
 
     def _write_findings(self, database: Database) -> None:
-        """Evidence is written once, or when it was completed; after that a repeat is two numbers."""
+        """Write new counts; evidence only if it is new or was completed."""
         rest = self._rest - self._rest_written
         if not self._changed and not rest:
             return
@@ -226,7 +239,7 @@ class Store:
                 (more[name], iso(self._violations[name].last_seen), self.run, numbers[name])
                 for name in known
             ]
-            if not database.more(repeats):
+            if not database.add_counts(repeats):
                 raise LookupError
             for name in self._changed - known:
                 numbers[name] = self._put(database, self._violations[name], more[name])
@@ -267,22 +280,22 @@ class Store:
         )
 
     def _tidy(self, database: Database) -> None:
-        """Keep within size and age; once a minute, or at once where there was no room."""
+        """Delete rows for age or size, once a minute."""
         if self._monotonic() < self._next_tidy:
             return
         self._next_tidy = self._monotonic() + _TIDY_SECONDS
-        self._say_forgotten(
-            database.forget_old(iso(self._clock() - self._most_seconds), self.run),
+        self._count_deleted(
+            database.delete_old(iso(self._clock() - self._most_seconds), self.run),
             "older than store_days",
         )
-        self._say_forgotten(database.make_room(self.run), "for want of room (store_bytes)")
+        self._count_deleted(database.make_room(self.run), "over store_bytes")
 
-    def _say_forgotten(self, signatures: int, why: str) -> None:
-        self._forgotten += signatures
+    def _count_deleted(self, signatures: int, why: str) -> None:
+        self._deleted += signatures
         if signatures:
             self._numbers.clear()
             log.warning(
-                "the store %s: %d signatures are forgotten, %s; their counts are kept",
+                "the store %s: deleted %d signatures (%s); their counts are kept",
                 self.path,
                 signatures,
                 why,
@@ -291,17 +304,15 @@ class Store:
     def _failed(self, error: sqlite3.Error) -> None:
         if is_broken(error):
             self._drop()
-            self._all_anew()
+            self._write_all_again()
             try:
                 set_aside(self.path, str(error))
             except OSError as refused:
-                self._trouble(f"{error}; it cannot be set aside: {refused}")
+                self._trouble(f"{error}; it cannot be renamed: {refused}")
             return
         if code(error) == sqlite3.SQLITE_FULL and self._database:
-            try:  # where it is our bound that is met, not the disk's, room can be made
-                self._say_forgotten(
-                    self._database.make_room(self.run), "for want of room (store_bytes)"
-                )
+            try:  # our own limit may be reached, not that of the disk
+                self._count_deleted(self._database.make_room(self.run), "over store_bytes")
             except sqlite3.Error as again:
                 error = again
         self._trouble(str(error))
@@ -311,7 +322,7 @@ class Store:
         self._next_try = self._monotonic() + _RETRY_SECONDS
         if not self._reason:
             log.error(
-                "the store %s cannot be written (%s): counting goes on in memory, and is written when it can be",
+                "the store %s cannot be written (%s): counts stay in memory until it can be",
                 self.path,
                 reason,
             )

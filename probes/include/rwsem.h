@@ -1,0 +1,68 @@
+/* Rwsems: who holds one, and where the rwsems of a VMA's trees are. */
+#ifndef RMAPD_RWSEM_H
+#define RMAPD_RWSEM_H
+
+#include "common.h"
+
+/* kernel/locking/rwsem.c */
+#define RWSEM_WRITER_LOCKED (1UL << 0)
+#define RWSEM_READER_SHIFT  8
+#define RWSEM_NONSPINNABLE  (1UL << 1)
+
+/*
+ * The task in rwsem.owner, without RWSEM_NONSPINNABLE. RWSEM_READER_OWNED is kept: the last reader
+ * stays in `owner` until the next owner writes its own name, and a writer has the lock before it
+ * has written. Without that bit the reader would pass for the writer in between.
+ */
+#define OWNER_TASK (~RWSEM_NONSPINNABLE)
+
+/*
+ * The owner state of an rwsem. It cannot be wrong for a lock that this task holds, because no
+ * other task changes such a lock.
+ */
+static __always_inline u32 owner_of(rwsem_t rwsem)
+{
+	if (!rwsem.addr)
+		return OWNER_FREE;
+	u64 count = READ_RWSEM(rwsem, count);
+	if (count & RWSEM_WRITER_LOCKED)
+		return (READ_RWSEM(rwsem, owner) & OWNER_TASK) == bpf_get_current_task() ?
+			       OWNER_SELF :
+			       OWNER_OTHER;
+	/* RWSEM_FLAG_READFAIL is the sign: it may be set without a reader. */
+	return (s64)count > 0 && count >> RWSEM_READER_SHIFT ? OWNER_READ : OWNER_FREE;
+}
+
+static __always_inline rwsem_t mmap_lock_of(mm_t mm)
+{
+	return RWSEM(mm.addr ? mm.addr + OFFSET(mm_struct, mmap_lock) : 0);
+}
+
+static __always_inline rwsem_t i_mmap_lock_of(mapping_t mapping)
+{
+	return RWSEM(mapping.addr ? mapping.addr + OFFSET(address_space, i_mmap_rwsem) : 0);
+}
+
+static __always_inline rwsem_t root_lock_of(anon_vma_t anon_vma)
+{
+	u64 root = anon_vma.addr ? READ_ANON_VMA(anon_vma, root) : 0;
+	return RWSEM(root ? root + OFFSET(anon_vma, rwsem) : 0);
+}
+
+static __always_inline rwsem_t lock_of_file(u64 file)
+{
+	return file ? i_mmap_lock_of(MAPPING(READ(file, file, f_mapping))) : RWSEM(0);
+}
+
+/* The locks of the two trees that a VMA is in. */
+static __always_inline rwsem_t file_lock_of(vma_t vma)
+{
+	return lock_of_file(READ_VMA(vma, vm_file));
+}
+
+static __always_inline rwsem_t anon_lock_of(vma_t vma)
+{
+	return root_lock_of(ANON_VMA(READ_VMA(vma, anon_vma)));
+}
+
+#endif

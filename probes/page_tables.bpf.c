@@ -1,0 +1,308 @@
+/*
+ * The page-table walker ("oracle"): programs that are run on demand and answer from the page tables
+ * themselves. They take no lock and cannot fault.
+ */
+#include "walk.h"
+
+BPF_ARRAY(queries, struct query, QUERIES);
+/* The queues of a sweep: tables of tables, and last-level tables. */
+BPF_ARRAY(uppers, struct table, UPPERS);
+BPF_ARRAY(leaves, struct table, LEAVES);
+BPF_ARRAY(hits, struct query, HITS);
+BPF_ARRAY(sweep_state, struct sweep_state, 1);
+BPF_ARRAY(calibration, struct calibration, 1);
+struct table_page {
+	u64 entry[PTRS_PER_PTE];
+};
+BPF_PERCPU_ARRAY(table_page, struct table_page, 1);
+
+/* pfn_to_page() with CONFIG_SPARSEMEM_VMEMMAP. */
+static __always_inline u64 page_of(struct params *p, u64 pfn)
+{
+	return p->vmemmap + pfn * sizeof(struct page);
+}
+
+/*
+ * compound_head(). From 7.1 on compound_info holds a mask where sizeof(struct page) is a power of
+ * two; earlier, and elsewhere, the head page's address. Bit 0 marks a tail page.
+ */
+static __always_inline u64 head_page(struct params *p, u64 pfn)
+{
+	u64 page = page_of(p, pfn);
+	u64 head = READ(page, page, compound_head);
+	if (!(head & 1))
+		return page;
+	return head >> 32 == 0xffffffff ? page & head : head - 1;
+}
+
+/*
+ * Whether the mm still is the one that the query is about. When the mm is freed its pgd may become
+ * any other page, whose contents look like page tables with migration entries in them. A freed
+ * mm_struct keeps its members, with mm_count 0, until it is another mm, which has another id.
+ */
+static __always_inline u32 mm_exists(struct query *q)
+{
+	mm_t mm = MM(q->mm);
+
+	return READ_MM(mm, mm_count) > 0 && READ_MM(mm, id) == q->id && READ_MM(mm, pgd) == q->pgd;
+}
+
+/*
+ * Answer queries. args[0], args[1]: the first one and the one to stop before, at most WALKS_A_RUN
+ * apart.
+ */
+HOOK(walk)
+{
+	u32 zero = 0;
+	struct params *p = params.lookup(&zero);
+	if (!p)
+		return 0;
+	for (u32 i = 0; i < WALKS_A_RUN; i++) {
+		u32 slot = ctx->args[0] + i;
+		if (slot >= ctx->args[1])
+			break;
+		struct query *q = queries.lookup(&slot);
+		if (!q)
+			break;
+		u64 entry = 0;
+		u64 again = 0;
+		u32 level = 0;
+		u32 level_again = 0;
+		q->entry = 0;
+		q->pfn = 0;
+		q->page_flags = 0;
+		q->level = 0;
+		q->stable = 0;
+		q->lock = LOCK_UNKNOWN;
+		if (!mm_exists(q)) {
+			q->found = FOUND_MM_GONE;
+			continue;
+		}
+		if (walk(p, q->pgd, q->addr, &entry, &level)) {
+			q->found = FOUND_UNREADABLE;
+			continue;
+		}
+		q->entry = entry;
+		q->level = level;
+		if (!entry) {
+			q->found = FOUND_NOTHING;
+			continue;
+		}
+		if (is_present(entry, level)) {
+			q->found = FOUND_PRESENT;
+			continue;
+		}
+		q->found = is_migration(entry, level)   ? FOUND_MIGRATION :
+			   is_possible(p, entry, level) ? FOUND_POSSIBLE :
+							  FOUND_OTHER;
+		if (q->found == FOUND_OTHER)
+			continue;
+		q->pfn = entry_pfn(p, entry);
+		u64 flags = 0;
+		u64 flags_at = head_page(p, q->pfn) + OFFSET(page, flags);
+		if (p->vmemmap && !bpf_probe_read_kernel(&flags, 8, (void *)flags_at))
+			q->lock = (flags >> PG_LOCKED) & 1 ? LOCK_HELD : LOCK_FREE;
+		q->page_flags = flags;
+		/* The flags are those of the entry's page where the entry is still the same. */
+		q->stable = !walk(p, q->pgd, q->addr, &again, &level_again) && again == entry &&
+			    level_again == level;
+		if (!mm_exists(q))
+			q->found = FOUND_MM_GONE;
+	}
+	return 0;
+}
+
+/* Append an entry to the hits, where its swap type is wanted. */
+static __always_inline void append_hit(struct params *p, struct sweep_state *s, struct table *t,
+				       u64 addr, u64 entry)
+{
+	u32 slot = s->hits;
+	struct query hit = {};
+	if (!(s->wanted >> entry_type(entry) & 1))
+		return;
+	hit.pgd = t->mm; /* an index: Python replaces it when it asks again */
+	hit.addr = addr;
+	hit.entry = entry;
+	hit.pfn = entry_pfn(p, entry);
+	hit.level = t->level;
+	hit.found = FOUND_MIGRATION;
+	if (hits.update(&slot, &hit))
+		s->lost += 1;
+	else
+		s->hits += 1;
+}
+
+/*
+ * Copy a page-table page; 0 and a count where it cannot be read. A sweep counts in a map and not
+ * in registers: the verifier then sees the same state in each turn of a loop.
+ */
+static __always_inline int read_table(struct params *p, struct sweep_state *s, struct table *t,
+				      struct table_page *page)
+{
+	u64 at = t->level == p->levels ? t->at : p->page_offset + t->at;
+	if (!bpf_probe_read_kernel(page, sizeof(*page), (void *)at))
+		return 1;
+	s->unreadable += 1;
+	return 0;
+}
+
+/*
+ * Open one table of tables: the tables below it join the queues. args[0]: its index in `uppers`;
+ * args[1]: the entry to start at, UPPER_ENTRIES_A_RUN at a time.
+ */
+HOOK(sweep_upper)
+{
+	u32 zero = 0;
+	u32 index = ctx->args[0];
+	struct params *p = params.lookup(&zero);
+	struct sweep_state *s = sweep_state.lookup(&zero);
+	struct table_page *page = table_page.lookup(&zero);
+	struct table *t = uppers.lookup(&index);
+	if (!p || !s || !page || !t || !read_table(p, s, t, page))
+		return 0;
+	u32 top = t->level == p->levels;
+	u32 level = t->level;
+	u32 last = level == 2;
+	u32 mm = t->mm;
+	u64 base = t->base;
+	u64 mask = table_mask(p);
+	for (u32 i = 0; i < UPPER_ENTRIES_A_RUN; i++) {
+		u32 n = (ctx->args[1] + i) & (PTRS_PER_PTE - 1);
+		u64 entry = page->entry[n];
+		if (!entry)
+			continue;
+		if (n > PTRS_PER_PTE / 2 - 1 && top)
+			break; /* the upper half of the address space is the kernel's */
+		u64 addr = base + ((u64)n << (3 + 9 * level));
+		if (!is_present(entry, level)) {
+			append_hit(p, s, t, addr, entry);
+			continue;
+		}
+		if (entry & _PAGE_PSE)
+			continue;
+		struct table child = {};
+		child.at = entry & mask;
+		child.base = addr;
+		child.level = level - 1;
+		child.mm = mm;
+		u32 slot = last ? s->leaves : s->uppers;
+		if (last) {
+			if (leaves.update(&slot, &child))
+				s->lost += 1;
+			else
+				s->leaves += 1;
+		} else {
+			if (uppers.update(&slot, &child))
+				s->lost += 1;
+			else
+				s->uppers += 1;
+		}
+	}
+	return 0;
+}
+
+/* Search last-level tables. args[0]: the first of LEAVES_A_RUN in `leaves`. */
+HOOK(sweep_leaf)
+{
+	u32 zero = 0;
+	struct params *p = params.lookup(&zero);
+	struct sweep_state *s = sweep_state.lookup(&zero);
+	struct table_page *page = table_page.lookup(&zero);
+	if (!p || !s || !page)
+		return 0;
+	for (u32 i = 0; i < LEAVES_A_RUN; i++) {
+		u32 index = ctx->args[0] + i;
+		struct table *t = leaves.lookup(&index);
+		if (!t || index >= s->leaves)
+			return 0;
+		if (!read_table(p, s, t, page))
+			continue;
+		for (u32 n = 0; n < PTRS_PER_PTE; n++) {
+			u64 entry = page->entry[n];
+			if (entry & (_PAGE_PRESENT | _PAGE_PROTNONE))
+				continue;
+			if (entry)
+				append_hit(p, s, t, t->base + ((u64)n << PAGE_SHIFT), entry);
+		}
+	}
+	return 0;
+}
+
+/* The folio at index 0 of an open file's page cache: with one page it is in i_pages.xa_head. */
+static __always_inline folio_t folio_of(u64 task, u64 fd)
+{
+	u64 files = READ(task_struct, task, files);
+	u64 array = READ(fdtable, READ(files_struct, files, fdt), fd);
+	u64 file = 0;
+	bpf_probe_read_kernel(&file, 8, (void *)(array + 8 * fd));
+	return FOLIO(READ_MAPPING(MAPPING(READ(file, file, f_mapping)), xa_head));
+}
+
+/*
+ * Read what Python needs to find vmemmap_base and page_offset_base.
+ *
+ * args[0], args[1]: two of the daemon's files, of one page each. pagemap gives their pfns, and
+ *	struct page = vmemmap + pfn.
+ * args[2]: an address to read, or 0.
+ * args[3]: a guess at page_offset_base, or 0. The kernel stores the mm of a pgd in the pgd's struct
+ *	page (pgd_set_mm(), arch/x86/mm/pgtable.c): the guess is right where that struct page names
+ *	our mm. Only struct pages are read for a guess, never memory under a wrong base.
+ */
+HOOK(calibrate)
+{
+	u32 zero = 0;
+	struct params *p = params.lookup(&zero);
+	struct calibration *c = calibration.lookup(&zero);
+	if (!p || !c)
+		return 0;
+	u64 task = bpf_get_current_task();
+	c->mm = READ(task_struct, task, mm);
+	c->pgd = READ_MM(MM(c->mm), pgd);
+	c->first_folio = folio_of(task, ctx->args[0]).addr;
+	c->second_folio = folio_of(task, ctx->args[1]).addr;
+	c->value = 0;
+	if (ctx->args[2])
+		bpf_probe_read_kernel(&c->value, 8, (void *)ctx->args[2]);
+	c->owner = 0;
+#ifdef HAVE_pgd_page_mm
+	/* One guess a run: 6.1 refuses the loop that clang makes of several. */
+	if (ctx->args[3] && p->vmemmap)
+		c->owner = READ(pgd_page, page_of(p, (c->pgd - ctx->args[3]) >> PAGE_SHIFT), mm);
+#endif
+	return 0;
+}
+
+/*
+ * The iterator over tasks. It writes each mm once, at its thread-group leader. Where the leader has
+ * dropped the mm, each other thread writes it.
+ */
+struct bpf_iter_meta {
+	u64 seq;
+};
+struct bpf_iter__task {
+	u64 meta;
+	u64 task;
+};
+int bpf_iter__task(struct bpf_iter__task *ctx)
+{
+	struct bpf_iter_meta *meta = (struct bpf_iter_meta *)ctx->meta;
+	u64 task = ctx->task;
+	if (!task)
+		return 0;
+	struct task_mm record = {};
+	record.mm = READ(task_struct, task, mm);
+	if (!record.mm)
+		return 0;
+	u64 leader = READ(task_struct, task, group_leader);
+	if (leader != task && READ(task_struct, leader, mm) == record.mm)
+		return 0;
+	mm_t mm = MM(record.mm);
+	record.pgd = READ_MM(mm, pgd);
+	record.id = READ_MM(mm, id);
+	record.tgid = READ(task_struct, task, tgid);
+	record.tid = READ(task_struct, task, pid);
+	bpf_probe_read_kernel(&record.comm, sizeof(record.comm),
+			      (void *)(task + OFFSET(task_struct, comm)));
+	bpf_seq_write((struct seq_file *)meta->seq, &record, sizeof(record));
+	return 0;
+}

@@ -1,0 +1,132 @@
+"""Hooks are attached and detached as a whole, in order, and their states follow."""
+
+from __future__ import annotations
+
+import pytest
+
+from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
+from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
+from tracer.bpf.links import Link
+from tracer.bpf.programs import Program
+
+
+class FakeLink(Link):
+    """A link that notes when it is closed."""
+
+    def __init__(self, name: str, done: list[str]) -> None:
+        self._name, self._done = name, done
+
+    def close(self) -> None:
+        self._done.append(f"detach {self._name}")
+
+
+class FakeProgram(Program):
+    """A program that notes what is done with it, and may be refused."""
+
+    def __init__(self, done: list[str], refused: bool = False) -> None:
+        self._done, self._refused = done, refused
+
+    def attach(self, how: str, symbol: str) -> Link | None:
+        if self._refused:
+            raise PermissionError(1, "Operation not permitted")
+        self._done.append(f"attach {how}")
+        return None if how == "run" else FakeLink(how, self._done)
+
+    def missed(self) -> int:
+        return 2
+
+    def close(self) -> None:
+        self._done.append("close")
+
+
+def points(done: list[str], *hows: str, refused: str = "") -> list[AttachedProgram]:
+    return [AttachedProgram(FakeProgram(done, how == refused), how, "grow") for how in hows]
+
+
+def probes(done: list[str], *, instead: str = "") -> AttachedProbes:
+    """Return one attached hook of the probe object `vma`."""
+    hook = PlannedHook(
+        "vma",
+        Hook("grow", [], ""),
+        HookState.READY,
+        (AttachMethod("fentry", "grow", (), instead),),
+    ).attached(0)
+    made = AttachedProbes([hook], {}, {"grow": points(done, "fentry", "fexit")})
+    attach_all(made.points["grow"])
+    done.clear()
+    return made
+
+
+def test_return_is_attached_before_entry_and_detached_after_it() -> None:
+    done = list[str]()
+    hook = points(done, "fentry", "fexit")
+    attach_all(hook)
+    close_all(hook)
+    assert done == [
+        *("attach fexit", "attach fentry", "detach fentry", "detach fexit"),
+        *("close", "close"),
+    ]
+
+
+def test_refused_program_leaves_none_of_its_hook_attached() -> None:
+    done = list[str]()
+    hook = points(done, "kprobe", "kretprobe", refused="kprobe")
+    with pytest.raises(PermissionError):
+        attach_all(hook)
+    assert done == ["attach kretprobe", "detach kretprobe"]
+    assert [point.link for point in hook] == [None, None]
+
+
+def test_hook_that_someone_else_detached_is_detached_until_it_comes_back() -> None:
+    made = probes([])
+    (changed,) = made.update_detached({"grow": "ftrace is switched off"})
+    assert (changed.state, changed.reason) == (HookState.DETACHED, "ftrace is switched off")
+    assert made.hooks == [changed]
+    assert made.attached() == frozenset()
+    assert made.update_detached({"grow": "ftrace is switched off"}) == []
+    (changed,) = made.update_detached({})
+    assert (changed.state, changed.reason) == (HookState.ATTACHED, "")
+    assert made.attached() == {"grow"}
+
+
+def test_substitute_that_comes_back_is_a_substitute_again() -> None:
+    made = probes([], instead="clone of grow")
+    made.update_detached({"grow": "gone"})
+    made.update_detached({})
+    assert (made.hooks[0].state, made.hooks[0].reason) == (HookState.SUBSTITUTED, "clone of grow")
+
+
+def test_paused_hook_keeps_its_programs_and_resumes() -> None:
+    done = list[str]()
+    made = probes(done)
+    made.pause({"locks"}, "too dear")
+    assert made.hooks[0].on
+    made.pause({"vma"}, "too dear")
+    assert (made.hooks[0].state, made.hooks[0].reason) == (HookState.PAUSED, "too dear")
+    assert made.attachments() == []
+    assert made.missed(lambda hook: hook.probe_object == "vma") == 4
+    assert made.resume({"vma"}) == []
+    assert made.hooks[0].state is HookState.ATTACHED
+    assert done == ["detach fentry", "detach fexit", "attach fexit", "attach fentry"]
+
+
+def test_paused_hook_is_not_reported_as_detached() -> None:
+    made = probes([])
+    made.pause({"vma"}, "too dear")
+    assert made.update_detached({"grow": "gone"}) == []
+    assert made.hooks[0].state is HookState.PAUSED
+
+
+def test_detached_hook_can_be_paused() -> None:
+    made = probes([])
+    made.update_detached({"grow": "gone"})
+    made.pause({"vma"}, "too dear")
+    assert made.hooks[0].state is HookState.PAUSED
+
+
+def test_hook_that_is_refused_on_resuming_stays_paused() -> None:
+    made = probes([])
+    made.pause({"vma"}, "too dear")
+    made.points["grow"] = points([], "fentry", "fexit", refused="fentry")
+    assert made.resume({"vma"}) == ["fentry grow: Operation not permitted"]
+    assert made.hooks[0].state is HookState.PAUSED

@@ -1,0 +1,54 @@
+"""Facts of kernels that exist only as folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.btf_blob import Blob
+from tracer.kernel.btf import Btf
+from tracer.kernel.running import Kernel
+
+
+@pytest.mark.parametrize("flags", ["fpu la57 sse", "fpu sse"])
+def test_five_level_paging_is_read_from_the_cpus_flags(tmp_path: Path, flags: str) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    kernel = Kernel("test", Btf(Blob().bytes()), tmp_path, tmp_path)
+    assert kernel.five_level_paging == ("la57" in flags)
+
+
+@pytest.mark.parametrize(
+    ("mode", "members", "trusted"),
+    [
+        ("full", (), False),
+        ("full", ("perf_event",), False),
+        ("full", ("perf_event", "kprobe_multi"), True),
+        ("voluntary", (), True),
+    ],
+)
+def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
+    tmp_path: Path, mode: str, members: tuple[str, ...], trusted: bool
+) -> None:
+    """6.1 with preempt=full: a healthy kernel was accused for visits that were not seen.
+
+    See tests/unit/invariants/test_migration_walks.py. 6.6.59 has perf_event.kprobe.missed, by the
+    backport of 3acf8ace6823, and not the count of dd8657894c11.
+    """
+    blob = Blob()
+    u64 = blob.integer("unsigned long long", 8)
+    kprobe = blob.record("", 8, [("missed", u64, 0)] if "perf_event" in members else [])
+    perf_event = blob.record(
+        "", 8, [("", blob.record("", 8, [("kprobe", kprobe, 0)], union=True), 0)]
+    )
+    multi = blob.record("", 8, [("missed", u64, 0)] if "kprobe_multi" in members else [])
+    kinds = blob.record("", 8, [("perf_event", perf_event, 0), ("kprobe_multi", multi, 0)], True)
+    blob.record("bpf_link_info", 8, [("", kinds, 0)])
+    made = Kernel("test", Btf(blob.bytes()), tmp_path, tmp_path, lambda _types: "")
+    (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
+    (tmp_path / "kernel/debug/sched").mkdir(parents=True)
+    (tmp_path / "kernel/debug/sched/preempt").write_text(
+        "none voluntary full\n".replace(mode, f"({mode})")
+    )
+    assert (made.kprobe_refused == "") is trusted
+    assert trusted or "before 6.7" in made.kprobe_refused
