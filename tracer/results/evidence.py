@@ -126,7 +126,7 @@ class MachineState(msgspec.Struct, frozen=True):
     command_line: list[str] = []
 
 
-class Told(msgspec.Struct, frozen=True):
+class ViolationDetails(msgspec.Struct, frozen=True):
     """All details of one violation."""
 
     evidence: Evidence = Evidence()
@@ -135,10 +135,10 @@ class Told(msgspec.Struct, frozen=True):
     machine: MachineState = MachineState()
 
 
-def told(violation: Any) -> Told:
+def read_details(violation: Any) -> ViolationDetails:
     """Return the details of an object with these members. ValueError names the wrong member."""
-    given = {name: getattr(violation, name) for name in Told.__struct_fields__}
+    given = {name: getattr(violation, name) for name in ViolationDetails.__struct_fields__}
     try:
-        return msgspec.convert(given, Told)
+        return msgspec.convert(given, ViolationDetails)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
