@@ -247,7 +247,7 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
     ("age", "reason"),
     [
         (0.0, "3 of 18 invariants are checked here, in part; 15 are not"),
-        (14.0, "The checker has not looked for 14 s"),
+        (14.0, "The checker has read no tables for 14 s"),
     ],
 )
 def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: str) -> None:

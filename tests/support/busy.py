@@ -1,4 +1,5 @@
-"""A busy host with defects, as the page would have it: real protocols really ruled on, hostile names, ten minutes of history."""
+"""A busy host with defects, as the page would have it: real protocols really ruled on, hostile
+names, ten minutes of history."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from tracer.results.snapshot import Snapshot
 HOSTILE = "<script>document.title='owned'</script>"
 """What a task may call itself, but for the length."""
 _NOW = 1_767_225_600.0
-NO_HOOKS = "fentry programs are refused (EPERM: Operation not permitted); this kernel is built without CONFIG_KPROBES"
+NO_HOOKS = (
+    "fentry programs are refused (EPERM: Operation not permitted); this kernel is built without"
+    " CONFIG_KPROBES"
+)
 
 
 def protocols() -> list[ProtocolVerdict]:
@@ -93,14 +97,38 @@ def violations() -> list[Violation]:
         trail,
     )
     entry = Finding(
-        "M1", Verdict.SUSPECT, "migrate_pages", "level=PTE reason=numa_misplaced mode=MIGRATE_ASYNC",
-        f"a migration entry is left behind and its page is not locked: {HOSTILE}[4711] at 0x7f1000002000",
-        {"pid": 812, "tgid": 812, "comm": "kcompactd0"}, ("migrate_pages+0x9a1", "compact_zone+0x7d5", "kcompactd+0x2f2"),
-        {"addr": "0x7f1000002000", "age_seconds": None, "recorded": True, "entries": [
-            {"tgid": 4711, "comm": HOSTILE, "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
-            {"tgid": 4712, "comm": "x", "addr": "0x7f1000002000", "entry": "0x7a00000000123456", "pfn": "0x123456", "locked": False},
-        ]},
-    )  # fmt: skip
+        "M1",
+        Verdict.SUSPECT,
+        "migrate_pages",
+        "level=PTE reason=numa_misplaced mode=MIGRATE_ASYNC",
+        f"a migration entry is left behind and its page is not locked: {HOSTILE}[4711] at"
+        " 0x7f1000002000",
+        {"pid": 812, "tgid": 812, "comm": "kcompactd0"},
+        ("migrate_pages+0x9a1", "compact_zone+0x7d5", "kcompactd+0x2f2"),
+        {
+            "addr": "0x7f1000002000",
+            "age_seconds": None,
+            "recorded": True,
+            "entries": [
+                {
+                    "tgid": 4711,
+                    "comm": HOSTILE,
+                    "addr": "0x7f1000002000",
+                    "entry": "0x7a00000000123456",
+                    "pfn": "0x123456",
+                    "locked": False,
+                },
+                {
+                    "tgid": 4712,
+                    "comm": "x",
+                    "addr": "0x7f1000002000",
+                    "entry": "0x7a00000000123456",
+                    "pfn": "0x123456",
+                    "locked": False,
+                },
+            ],
+        },
+    )
     return [Violation(order, _NOW - 500, _NOW - 20, 3), Violation(entry, _NOW - 60, _NOW - 60, 1)]
 
 

@@ -1,4 +1,5 @@
-"""The daemon's checker over a ModelKernel: real cases, tables, oracle and findings, with the model's clock."""
+"""The daemon's checker over a ModelKernel: real cases, tables, oracle and findings, with the
+model's clock."""
 
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ class CheckerRig(Checker):
         self.cases.record_for(model)
         kernel, maps = synthetic_kernel(), model.native.maps
         self.symbols, objects = CountedSymbols(kernel), ObjectReader(maps, None, LAYOUTS, kernel)
-        hooks = ModelHooks(model, frozenset(covered))
+        self.hooks = hooks = ModelHooks(model, frozenset(covered))
         self.walks = RecordedWalks(model, hooks.unbroken[PASSED_OVER.id])
         protocol_events = ProtocolEvents(
             ProtocolTables.of(model.tables),
@@ -185,7 +186,8 @@ class CheckerRig(Checker):
         return Counter(self.all_checks({}))
 
     def all_checks(self, missed_runs: Mapping[str, int]) -> dict[tuple[str, Verdict], int]:
-        """Checks by the counters as they are now, in a run that began with every invariant covered."""
+        """Checks by the counters as they are now, in a run that began with every invariant
+        covered."""
         return all_checks(
             self.known.values(),
             frozenset(self.known),

@@ -1,7 +1,10 @@
-"""A little kernel: mms with real page tables in memory, pages with locks, tasks, migrations, forks. It fires the hooks as Linux does.
+"""A little kernel: mms with real page tables in memory, pages with locks, tasks, migrations, forks.
 
-Every operation leaves page tables and events as mm/migrate.c, mm/rmap.c, mm/memory.c and mm/mremap.c would. The truth (which entries
-are left behind) is read from the model, never from the code under test.
+It fires the hooks as Linux does.
+
+Every operation leaves page tables and events as mm/migrate.c, mm/rmap.c, mm/memory.c and
+mm/mremap.c would. The truth (which entries are left behind) is read from the model, never from the
+code under test.
 """
 
 from __future__ import annotations
@@ -24,18 +27,18 @@ MIGRATION_WRITE, MIGRATION_READ = 30, 28
 USER_BITS = 0x67  # present, writable, user, accessed, dirty
 _U64 = (1 << 64) - 1
 
-
-def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
-    """A swap-type entry as x86-64 encodes it; flags sit above the pfn (accessed and dirty bits of migration entries, SWP_PFN_BITS)."""
-    offset = pfn | flags << pfn_bits
-    return kind << 59 | ((~offset << 14 & _U64) >> 5) & ~(31 << 59) & _U64
-
-
 _MM_MEMBERS = {
     "pgd": "mm_struct.pgd",
     "count": "mm_struct.mm_count.counter",
     "number": "mm_struct.context.ctx_id",
 }
+
+
+def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
+    """A swap-type entry as x86-64 encodes it; flags sit above the pfn (accessed and dirty bits of
+    migration entries, SWP_PFN_BITS)."""
+    offset = pfn | flags << pfn_bits
+    return kind << 59 | ((~offset << 14 & _U64) >> 5) & ~(31 << 59) & _U64
 
 
 @dataclass(eq=False)
@@ -64,7 +67,10 @@ class SimMigration:
 
 
 class ModelKernel:
-    """levels: 4 or 5. hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps."""
+    """levels: 4 or 5.
+
+    hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps.
+    """
 
     def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
         self.native, self.levels, self.now = Native(**sizes), levels, 1_000_000_000
@@ -129,7 +135,8 @@ class ModelKernel:
     def get(self, at: int) -> int:
         return int.from_bytes(ctypes.string_at(at, 8), "little")
 
-    def _field(self, path: str, at: int, value: int, size: int = 8) -> None:
+    def set_field(self, path: str, at: int, value: int, size: int = 8) -> None:
+        """Write a member of a kernel object by its path."""
         found = self._offsets.resolve(path)
         assert found
         self.put(at + found.bit_offset // 8, value, size)
@@ -150,8 +157,8 @@ class ModelKernel:
         mm = SimMm(at, self._take(), self.next_mm, 1000 + self.next_mm)
         self.next_mm += 1
         self.set_mm(mm, pgd=mm.pgd, count=1, number=mm.number)
-        self._field("vm_area_struct.vm_mm", mm.vma, at)
-        self._field("vm_area_struct.vm_end", mm.vma, 1 << 47)
+        self.set_field("vm_area_struct.vm_mm", mm.vma, at)
+        self.set_field("vm_area_struct.vm_end", mm.vma, 1 << 47)
         self.mms.append(mm)
         task = self._new_task(mm.tgid, mm)
         self.tasks[mm.tgid] = task, mm
@@ -160,14 +167,14 @@ class ModelKernel:
     def set_mm(self, mm: SimMm, **members: int) -> None:
         """Write members of an mm_struct: pgd, count (mm_count) and number (context.ctx_id)."""
         for member, value in members.items():
-            self._field(_MM_MEMBERS[member], mm.at, value)
+            self.set_field(_MM_MEMBERS[member], mm.at, value)
 
     def _new_task(self, tid: int, mm: SimMm | None) -> int:
         task = self._take()
-        self._field("task_struct.mm", task, mm.at if mm else 0)
-        self._field("task_struct.group_leader", task, task)
-        self._field("task_struct.tgid", task, tid, 4)
-        self._field("task_struct.pid", task, tid, 4)
+        self.set_field("task_struct.mm", task, mm.at if mm else 0)
+        self.set_field("task_struct.group_leader", task, task)
+        self.set_field("task_struct.tgid", task, tid, 4)
+        self.set_field("task_struct.pid", task, tid, 4)
         return task
 
     def read(self) -> bytes:
@@ -232,7 +239,8 @@ class ModelKernel:
         self.inside[tid] += 1
 
     def unmap_folio(self, migration: SimMigration, pfn: int, kind: int = MIGRATION_WRITE) -> None:
-        """try_to_migrate(): every mapping of the page becomes a migration entry, the page stays locked."""
+        """try_to_migrate(): every mapping of the page becomes a migration entry, the page stays
+        locked."""
         self.become(migration.tid)
         self.lock(pfn, True)
         migration.pfns.append(pfn)
@@ -260,11 +268,14 @@ class ModelKernel:
         blind: int = 0,
         seen: bool = True,
     ) -> list[tuple[SimMm, int]]:
-        """remove_migration_ptes(): the second walk; the last `skip` entries it should visit are missed. The page is unlocked.
+        """remove_migration_ptes(): the second walk; it misses the last `skip` entries.
 
-        blind: this many of those before are visited and not restored.
-        seen: whether the kernel runs the tracepoint's program.
-        backwards: children before their parents, as when a parent's VMA left the tree and came back after the fork."""
+        The page is unlocked.
+
+        blind: this many of those before are visited and not restored. seen: whether the kernel runs
+        the tracepoint's program. backwards: children before their parents, as when a parent's VMA
+        left the tree and came back after the fork.
+        """
         self.become(migration.tid)
         new, self.next_pfn = self.next_pfn, self.next_pfn + 1
         self.lock(new, True)
@@ -313,9 +324,12 @@ class ModelKernel:
         kind: int = MIGRATION_WRITE,
         gives_up: bool = False,
     ) -> None:
-        """try_to_migrate_one() of a THP split, here __split_huge_pmd_locked(): 512 migration entries and no tracepoint.
+        """Split a THP: 512 migration entries and no tracepoint.
 
-        gives_up: the page may be pinned, and the PMD is split into entries that are present."""
+        try_to_migrate_one() of the split calls __split_huge_pmd_locked().
+
+        gives_up: the page may be pinned, and the PMD is split into entries that are present.
+        """
         self.become(split.tid)
         self.call("first_walk", self.folio(pfn), mm.vma, addr)
         self.call("freeze", mm.vma, 0, addr, 1)
@@ -331,7 +345,10 @@ class ModelKernel:
     def thaw(
         self, split: SimMigration, mm: SimMm, addr: int, pfn: int, how: str = "restored"
     ) -> None:
-        """remove_migration_pte() of one page of a THP that was split. how: restored, zeroed (no tracepoint), ignored."""
+        """remove_migration_pte() of one page of a THP that was split.
+
+        how: restored, zeroed (no tracepoint), ignored.
+        """
         self.become(split.tid)
         self.visit(mm, addr, pfn, pfn)
         if how != "ignored":
@@ -344,7 +361,8 @@ class ModelKernel:
         self.call("second_walk_leave")
 
     def end(self, migration: SimMigration, *, seen: bool = True) -> None:
-        """seen: whether the kernel ran the hook; it leaves runs out (prog->active, lazy preemption)."""
+        """seen: whether the kernel ran the hook; it leaves runs out (prog->active, lazy
+        preemption)."""
         self.become(migration.tid)
         self.inside[migration.tid] -= 1
         if seen:
@@ -384,7 +402,10 @@ class ModelKernel:
         return child
 
     def copy_page(self, parent: SimMm, child: SimMm, addr: int) -> None:
-        """copy_nonpresent_pte(): a writable migration entry becomes a readable one in both. On one left behind the kernel hits its BUG."""
+        """copy_nonpresent_pte(): a writable migration entry becomes a readable one in both.
+
+        On one left behind the kernel hits its BUG.
+        """
         if addr not in parent.entries or (
             addr in parent.migrating and parent.entries[addr] not in self.locked
         ):

@@ -70,7 +70,8 @@ def snapshot(**changes: Any) -> Snapshot:
 
 
 def full() -> Snapshot:
-    """More than any kernel has: every hook of the plan attached, every window and class of locks seen, every invariant violated once."""
+    """More than any kernel has: every hook of the plan attached, every window and class of locks
+    seen, every invariant violated once."""
     probe_objects = {
         path.stem: plan.read_probe_object(path) for path in sorted(probes_folder().glob("*.toml"))
     }

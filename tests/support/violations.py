@@ -11,7 +11,10 @@ VIOLATING = {
     "L1": "vma_expand[file anon mmap:w]  {} anon↓w i_mmap↓w i_mmap↑w anon↑w",
     "L3": "do_brk_flags[anon mmap:w] -ENOMEM  {} anon↓w anon- → [mmap:w anon:w]",
     "L4": "unlink_anon_vmas[anon]  {} anon-(-)",
-    "L5": "vma_expand[anon=imported moved mmap:w ok follows]  {} anon_vma_clone() commit(mmap:w anon:-)",
+    "L5": (
+        "vma_expand[anon=imported moved mmap:w ok follows]  {} anon_vma_clone() commit(mmap:w"
+        " anon:-)"
+    ),
     "L6": "rmap_walk_anon[folio:locked try_to_migrate]  {} visit(-)",
     "V1": "vma_expand[anon=imported moved mmap:w geometry=overlap]  {} commit_merge()",
     "V2": "do_brk_flags[anon moved mmap:w ok]  {} anon↓w commit(mmap:w anon:w) anon↑w",
@@ -21,6 +24,7 @@ _PAIRS = ("other↓r other↑r", "other↓w other↑w", "other↓rk other↑r", 
 
 
 def variant(line: str, number: int) -> bytes:
-    """The key of this protocol with locks of no known class taken and given back before: one of 256 ways that no folding makes equal."""
+    """The key of this protocol with locks of no known class taken and given back before: one of 256
+    ways that no folding makes equal."""
     digits = [number >> 2 * n & 3 for n in range(4)]
     return ENCODING.encode(parse(line.format(" ".join(_PAIRS[digit] for digit in digits))))

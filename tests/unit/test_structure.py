@@ -59,7 +59,8 @@ def test_files_stay_small() -> None:
 
 def test_every_invariant_of_the_catalogue_is_declared() -> None:
     known = discover()
-    assert list(known) == "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
+    names = "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
+    assert [name for name in known if name in names] == names, "none is missing; others may come"
     for invariant in known.values():
         assert all(
             (

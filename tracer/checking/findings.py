@@ -33,13 +33,16 @@ was not visited."""
 _CULPRITS = {
     True: {
         "function": "remove_migration_pte",
-        "why": "the second walk called it for the VMA that holds the entry, and it put nothing "
-        "back",
+        "why": (
+            "the second walk called it for the VMA that holds the entry, and it put nothing back"
+        ),
     },
     False: {
         "function": "remove_migration_ptes",
-        "why": "its rmap walk did not come to a VMA in which the first walk, of the same migration, "
-        "had left an entry",
+        "why": (
+            "its rmap walk did not come to a VMA in which the first walk, of the same migration, "
+            "had left an entry"
+        ),
     },
 }
 
@@ -213,8 +216,8 @@ class Findings:
     def _explain_order(self, event: Event) -> Explanation:
         opposite = self._symbols.stack(self._stacks.of_event(event.first_stack))
         return Explanation(
-            f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order of "
-            f"task {event.first_tid}; tracepoints cannot tell whether either was a trylock",
+            f"task {printable(event.comm)}[{event.tid}] took two mmap_locks in the opposite order"
+            f" of task {event.first_tid}; tracepoints cannot tell whether either was a trylock",
             event.task,
             self._event_stack(event),
             {

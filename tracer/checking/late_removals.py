@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tracer.checking.missed_runs import MissedRuns
+from tracer.invariants.migration_entries import LATE, LATE_UNCERTAIN
 from tracer.invariants.verdict import Verdict
 
 
@@ -18,7 +19,7 @@ class LateRemovals:
 
     def __init__(self, missed: MissedRuns) -> None:
         self._missed = missed
-        self._seen = {"M4_LATE": 0, "M4_AGE_UNKNOWN": 0}
+        self._seen = {LATE: 0, LATE_UNCERTAIN: 0}
         self._judged: dict[bytes, int] = {}  # entries that M4 has judged, by the key of their row
         self._removed = 0  # of these, removed by the kernel, and not yet taken off its counters
         self._counted_ns = (0, 0)  # when count() was called last, and before that
@@ -69,8 +70,8 @@ class LateRemovals:
         doubtful = self._missed.during(self._counted_ns[1] + 1, now_ns)
         self._counted_ns = now_ns, self._counted_ns[0]
         for name, verdict in (
-            ("M4_LATE", Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT),
-            ("M4_AGE_UNKNOWN", Verdict.UNVERIFIABLE),
+            (LATE, Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT),
+            (LATE_UNCERTAIN, Verdict.UNVERIFIABLE),
         ):
             more = counters[name] - self._seen[name]
             self._seen[name] += more

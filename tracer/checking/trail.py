@@ -78,7 +78,7 @@ class TrailEntry:
         )
 
     def overlaps(self, flight: Flight) -> bool:
-        """Whether the window's VMA had one of the entry's addresses, before the window or after it."""
+        """Whether the window's VMA had one of the entry's addresses before or after the window."""
         r = flight.row
         spans = [
             (start, end) for start, end in ((r.was_start, r.was_end), (r.vm_start, r.vm_end)) if end

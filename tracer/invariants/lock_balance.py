@@ -122,8 +122,8 @@ INVARIANTS = (
         title="locks are given back",
         claim="A window returns with the locks that it was entered with.",
         stated=(
-            "mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once kept"
-            " its lock: Hugh Dickins, 7 July 2022,"
+            "mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once"
+            " kept its lock: Hugh Dickins, 7 July 2022,"
             " <e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>"
         ),
         not_violations=(

@@ -153,7 +153,8 @@ def _order(
         if _above(taken, lock, protocol):
             return Ruling(
                 Verdict.SUSPECT,
-                f"{taken.display_name} is taken with the {lock.display_name} read-held, perhaps by this task",
+                f"{taken.display_name} is taken with the {lock.display_name} read-held, perhaps by"
+                " this task",
             )
     return Ruling(Verdict.HOLDS)
 

@@ -53,7 +53,8 @@ def judge_trees(protocol: Protocol) -> Ruling | None:
             how = "enters" if step.enters else "leaves"
             return Ruling(
                 Verdict.VIOLATED,
-                f"a VMA {how} the {step.tree} tree with the {lock.display_name} {_STATES[step.owner]}",
+                f"a VMA {how} the {step.tree} tree with the {lock.display_name}"
+                f" {_STATES[step.owner]}",
                 proven=True,
             )
     if protocol.overlong:
@@ -72,8 +73,8 @@ def judge_commits(protocol: Protocol) -> Ruling | None:
     for part, owner in parts:
         if owner is Owner.READ and (protocol.window, part) in MAY_BE_READ:
             excused = (
-                f"the boundary changes with the {Lock(part).display_name} only read-held: legal before"
-                " 6.5 and 6.1.37, and only there"
+                f"the boundary changes with the {Lock(part).display_name} only read-held: legal"
+                " before 6.5 and 6.1.37, and only there"
             )
         elif owner is not Owner.SELF:
             return Ruling(

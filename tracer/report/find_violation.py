@@ -14,7 +14,7 @@ from tracer.outputs.store import reader
 from tracer.printable import shown
 from tracer.report.load import read_report
 from tracer.report.model import ReportedViolation, RunReport
-from tracer.results.evidence import Evidence, Told
+from tracer.results.evidence import Evidence, ViolationDetails
 
 
 class ExplainedViolation:
@@ -28,7 +28,7 @@ class ExplainedViolation:
         self.exact, self._report = exact, report
         printable = shown(exact)
         self.violation: ReportedViolation = msgspec.convert(printable, ReportedViolation)
-        self.details: Told = self.violation.details
+        self.details: ViolationDetails = self.violation.details
         self.first_seen, self.last_seen = printable["first_seen"], printable["last_seen"]
 
     @property

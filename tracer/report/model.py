@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tracer.results.evidence import Told, told
+from tracer.results.evidence import ViolationDetails, read_details
 
 Time = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
 
@@ -92,12 +92,12 @@ class ReportedViolation(msgspec.Struct, frozen=True):
     hours: dict[Time, int] = {}
 
     def __post_init__(self) -> None:
-        told(self)
+        read_details(self)
 
     @property
-    def details(self) -> Told:
+    def details(self) -> ViolationDetails:
         """Its evidence, trail, task and machine as typed values."""
-        return told(self)
+        return read_details(self)
 
 
 class ReportedHistogram(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Immutable values that leave the checker: snapshots, protocols with verdicts, history, standing, the JSON form.
+"""Immutable values that leave the checker: snapshot, protocols, history, standing, JSON form.
 
 Outputs and reports read these and nothing else. Nothing here counts or judges.
 """

@@ -1,4 +1,4 @@
-"""How many checks there were, by invariant and verdict: those that probes settled and those that the checker decided."""
+"""How many checks there were by verdict: settled by probes, and decided by the checker."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def all_checks(
     counters: Mapping[str, int],
     missed_runs: Mapping[str, int],
 ) -> dict[tuple[str, Verdict], int]:
-    """Add the probes' counters and losses to what the checker decided, as each invariant declares them.
+    """Add the probes' counters and losses to what the checker decided, as invariants declare.
 
-    covered: invariants that had coverage when the gate opened; a loss costs the others nothing. It stays the same for a run, or
-    a count could fall. decided: by the checker (Tally.checks). missed_runs: hook -> runs that the kernel left out.
+    covered: invariants that had coverage when the gate opened; a loss costs the others nothing. It
+    stays the same for a run, or a count could fall. decided: by the checker (Tally.checks).
+    missed_runs: hook -> runs that the kernel missed.
     """
     found = Counter(decided)
     for one in invariants:
@@ -48,9 +49,10 @@ _TABLES: Mapping[str, tuple[str, ...]] = {
 def lost_events(
     invariants: Iterable[Invariant], counters: Mapping[str, int], unreadable: int, missed_runs: int
 ) -> dict[str, int]:
-    """Count the events that were lost, by what overflowed; invariants may declare tables of their own.
+    """Count the events that were lost, by what overflowed.
 
-    unreadable: windows whose protocol cannot be decoded. missed_runs: of all programs.
+    Invariants may declare tables of their own. unreadable: windows whose protocol cannot be
+    decoded. missed_runs: of all programs.
     """
     tables = dict(_TABLES)
     for loss in (loss for one in invariants for loss in one.losses):

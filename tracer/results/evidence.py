@@ -1,5 +1,7 @@
-"""What a violation's evidence, trail, task and machine say (EVIDENCE.md), read back from a report or a store. Each may leave out what is
-not known; what is there has its type."""
+"""The evidence, trail, task and machine of a violation, read back from a report or a store.
+
+See EVIDENCE.md. Members that are not known have their default.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import msgspec
 
 
 class Cgroup(msgspec.Struct, frozen=True):
-    """By inode."""
+    """A cgroup. id: its inode."""
 
     id: int | None = None
     name: str = ""
@@ -25,7 +27,7 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Vma(msgspec.Struct, frozen=True):
-    """Its range before and after; same: it is still a VMA of the same mm."""
+    """A VMA with its range before and after. same: it is still a VMA of the same mm."""
 
     vma: str = ""
     was_start: str = ""
@@ -38,7 +40,7 @@ class Vma(msgspec.Struct, frozen=True):
 
 
 class Folio(msgspec.Struct, frozen=True):
-    """What a folio was when it was looked at."""
+    """A folio when it was looked at."""
 
     folio: str = ""
     kind: str = ""
@@ -64,7 +66,7 @@ class EntryEvidence(msgspec.Struct, frozen=True):
 
 
 class CycleEdge(msgspec.Struct, frozen=True):
-    """`taken` waited for with `held` held, first by this protocol."""
+    """`taken` was waited for while `held` was held, first in this protocol."""
 
     held: str = ""
     taken: str = ""
@@ -80,7 +82,11 @@ class Culprit(msgspec.Struct, frozen=True):
 
 
 class Evidence(EntryEvidence, frozen=True):
-    """Of any invariant. An entry's own members where there is one entry; vma and folio are addresses or what was read there."""
+    """The evidence of any invariant.
+
+    An entry's own members where there is one entry; vma and folio are addresses, or what was read
+    there.
+    """
 
     entries: list[EntryEvidence] | None = None
     mm: str = ""
@@ -100,7 +106,7 @@ class Evidence(EntryEvidence, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """A window of a trail; marked: the evidence points at it."""
+    """A window of a trail. marked: the evidence points at it."""
 
     time_ns: int = 0
     function: str = ""
@@ -113,15 +119,15 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class MachineState(msgspec.Struct, frozen=True):
-    """The kernel that it was found on."""
+    """The kernel on which the violation was found."""
 
     kernel: str = ""
     tainted: str = ""
     command_line: list[str] = []
 
 
-class Told(msgspec.Struct, frozen=True):
-    """All of it, of one violation."""
+class ViolationDetails(msgspec.Struct, frozen=True):
+    """All details of one violation."""
 
     evidence: Evidence = Evidence()
     trail: list[Step] = []
@@ -129,10 +135,10 @@ class Told(msgspec.Struct, frozen=True):
     machine: MachineState = MachineState()
 
 
-def told(violation: Any) -> Told:
-    """Of an object with these members. ValueError names the member that is wrong."""
-    given = {name: getattr(violation, name) for name in Told.__struct_fields__}
+def read_details(violation: Any) -> ViolationDetails:
+    """Return the details of an object with these members. ValueError names the wrong member."""
+    given = {name: getattr(violation, name) for name in ViolationDetails.__struct_fields__}
     try:
-        return msgspec.convert(given, Told)
+        return msgspec.convert(given, ViolationDetails)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error

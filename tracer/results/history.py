@@ -1,4 +1,7 @@
-"""The last ten minutes: what rates are made of. Immutable points, replaced whole, so that HTTP threads may read them at any time."""
+"""The last ten minutes, from which rates are computed.
+
+The points are immutable and replaced as a whole, so HTTP threads may read them at any time.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class HistoryPoint:
 
     @classmethod
     def of(cls, s: Snapshot) -> HistoryPoint:
+        """Return the counts of a snapshot."""
         return cls(
             seconds=s.running_seconds,
             checks={
@@ -44,7 +48,10 @@ class HistoryPoint:
 
 
 def longer(points: tuple[HistoryPoint, ...], snapshot: Snapshot) -> tuple[HistoryPoint, ...]:
-    """The points with this snapshot's, if the last one is old enough, without those that are too old."""
+    """Return the points with this snapshot's added, without those that are too old.
+
+    Unchanged if the last point is younger than STEP_SECONDS.
+    """
     now = snapshot.running_seconds
     if points and now - points[-1].seconds < STEP_SECONDS:
         return points

@@ -20,7 +20,11 @@ from tracer.tables.histogram import Histogram
 def as_json(
     s: Snapshot, argv: Sequence[str], exit_code: int, stands: Standing | None = None
 ) -> dict[str, Any]:
-    """The report as the contract names its keys. stands: how it stands, where more is known of that than the snapshot says."""
+    """Return the report with the keys of the contract.
+
+    exit_code: of the command. stands: how the run stands, where more is known of that than the
+    snapshot contains.
+    """
     return {
         "rmapd": tracer.__version__,
         "kernel": s.kernel,
@@ -69,9 +73,11 @@ def as_json(
         "histograms": _histograms(s),
         "lock_graph": _lock_graph(s),
         "lost": s.lost,
-        "migration": {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters}
-        | {f"entries_{name}": count for name, count in s.decided.items()}
-        | _outstanding(s),
+        "migration": (
+            {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters}
+            | {f"entries_{name}": count for name, count in s.decided.items()}
+            | _outstanding(s)
+        ),
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
         "overhead": {
             "hooks": {
@@ -97,7 +103,7 @@ _LEDGER = (
 
 
 def _outstanding(s: Snapshot) -> dict[str, float]:
-    """Entries that were recorded and neither removed nor judged."""
+    """Return the entries that were recorded and neither removed nor judged."""
     age = {
         "oldest_entry_seconds": round(s.oldest_entry_seconds, 3),
         "age_limit_seconds": s.age_limit_seconds,
@@ -106,7 +112,10 @@ def _outstanding(s: Snapshot) -> dict[str, float]:
 
 
 def _histograms(s: Snapshot) -> list[dict[str, Any]]:
-    """What the kernel counted in histograms, of those that counted anything. Lock classes other than mmap_lock inside of windows only."""
+    """Return the probes' histograms that are not empty.
+
+    Lock classes other than mmap_lock are counted inside of windows only.
+    """
     found: list[tuple[str, dict[str, str], Histogram | None]] = [
         ("migration_entry_seconds", {}, s.histograms.get("HIST_MIGRATION_ENTRY"))
     ]
@@ -138,7 +147,10 @@ def _histograms(s: Snapshot) -> list[dict[str, Any]]:
 
 
 def histogram_json(histogram: Histogram, name: str) -> dict[str, Any]:
-    """counts[n] are the values below bounds[n] and not below the bound before; in seconds, or in VMAs (below 2 is 1)."""
+    """Return a histogram: counts[n] are the values below bounds[n] and not below the bound before.
+
+    Bounds are in seconds, or in VMAs (below 2 is 1).
+    """
     used = [n for n, count in enumerate(histogram.slots) if count]
     scale = 1e9 if name.endswith("_seconds") else 1
     first, last = used[0], used[-1]
@@ -152,7 +164,10 @@ def histogram_json(histogram: Histogram, name: str) -> dict[str, Any]:
 
 
 def _lock_graph(s: Snapshot) -> dict[str, Any]:
-    """Which class was waited for while which was held, inside of windows; mmap_nestings: two mmap_locks, of all tasks."""
+    """Return which class was waited for while which was held, inside of windows.
+
+    mmap_nestings: two mmap_locks, of all tasks.
+    """
     met = {node for one in s.lock_graph for node in (one.held, one.taken)}
     return {
         "classes": [
@@ -177,7 +192,7 @@ def _lock_graph(s: Snapshot) -> dict[str, Any]:
 
 
 def protocol_json(ruled: ProtocolVerdict) -> dict[str, Any]:
-    """One protocol of the table; `text` is what tests and people read and type."""
+    """Return one protocol of the table. `text` is the form that tests and people read and type."""
     head, body = parts(ruled.protocol)
     return {
         "function": ruled.protocol.window,
@@ -193,7 +208,7 @@ def protocol_json(ruled: ProtocolVerdict) -> dict[str, Any]:
 
 
 def violation_json(v: Violation) -> dict[str, Any]:
-    """One violation or suspect signature."""
+    """Return one signature of a violation or suspect."""
     f = v.first
     return {
         "id": f.id,
@@ -215,7 +230,7 @@ def violation_json(v: Violation) -> dict[str, Any]:
 
 
 def iso(seconds: float) -> str:
-    """A moment as reports and the store write it."""
+    """Return a time as reports and the store write it. seconds: since the epoch."""
     return (
         datetime.datetime.fromtimestamp(seconds, datetime.UTC)
         .isoformat(timespec="microseconds")

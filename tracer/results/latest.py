@@ -1,4 +1,4 @@
-"""The snapshot that the world reads, made when the world asks: reading all books costs more than a second of judging."""
+"""The latest snapshot, made on demand: reading all tables costs more than a second of checking."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ _PATIENCE_SECONDS = 0.25
 
 
 class LatestSnapshot:
-    """One reference, replaced whole by the judging thread; any thread calls it. None until the gate is open. points: of the last
-    ten minutes, oldest first.
+    """One reference, replaced as a whole by the checking thread and read by any thread.
 
-    A call that finds the snapshot older than a second asks for a new one through the descriptor `asked`, on which the judging thread
-    sleeps, and waits a quarter of a second for it at most, once a second: a judge that is busy is no reason to answer nobody. So however
-    many ask, there is one snapshot a second. Once the gate is closed nobody is asked: the last one stays."""
+    None until the gate is open. points: of the last ten minutes, oldest first.
+
+    A call that finds the snapshot older than a second asks for a new one through the descriptor
+    `asked`, on which the checking thread sleeps, and waits for it a quarter of a second at most,
+    once a second: a busy checker must not keep readers waiting. So there is one snapshot a second
+    for any number of readers. Once the gate is closed the last one stays.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._snapshot: Snapshot | None = None
@@ -31,6 +34,7 @@ class LatestSnapshot:
         self.asked = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def __call__(self) -> Snapshot | None:
+        """Return the snapshot; if it is old, ask for a new one and wait for it for a moment."""
         with self._changed:
             known = self._snapshot
             if known is not None and known.gate_open and self._age() >= _FRESH_SECONDS:
@@ -46,7 +50,7 @@ class LatestSnapshot:
         return self._clock() - self._taken
 
     def put(self, snapshot: Snapshot) -> Snapshot:
-        """The judging thread has a new one."""
+        """Replace the snapshot. To be called by the checking thread."""
         with self._changed:
             self._snapshot, self._taken = snapshot, self._clock()
             self.points = longer(self.points, snapshot)
@@ -54,15 +58,16 @@ class LatestSnapshot:
         return snapshot
 
     def wanted(self) -> bool:
-        """Whether somebody asked since the last time."""
+        """Whether a reader has asked since the last call."""
         try:
             return os.eventfd_read(self.asked) > 0
         except BlockingIOError:
             return False
 
     def old(self) -> bool:
-        """Whether it is time for a new one although nobody asks: for the status line, and for what has lost its event."""
+        """Whether a new one is due without a reader: for the status line, and for lost events."""
         return self._age() >= _OLD_SECONDS
 
     def close(self) -> None:
+        """Close the descriptor."""
         os.close(self.asked)

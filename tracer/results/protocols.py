@@ -12,8 +12,12 @@ from tracer.protocol.model import Protocol
 
 @dataclass(frozen=True)
 class Sighting:
-    """A protocol's first window, as its event tells: task, symbolised stack, the VMA before and after, addresses by name.
-    trail: the windows before it, from the flight recorder, and a note on it; folio: what it is, where the window has one."""
+    """The first window of a protocol, from its event.
+
+    stack: symbolised. vma: before and after. addresses: of mm, folio and locks, by name. trail: the
+    windows before it, from the flight recorder; note: on the trail. folio: empty where the window
+    has none.
+    """
 
     task: Mapping[str, Any] = field(default_factory=dict)
     stack: tuple[str, ...] = ()
@@ -26,13 +30,14 @@ class Sighting:
 
 @dataclass(frozen=True)
 class ProtocolVerdict:
-    """A protocol, how many windows were so, and its rulings by invariant."""
+    """A protocol, the number of its windows, and its rulings by invariant."""
 
     protocol: Protocol
     windows: int
     rulings: Mapping[str, Ruling]
 
     def by_verdict(self, *verdicts: Verdict) -> list[str]:
+        """Return the invariants with one of these verdicts."""
         return [
             invariant for invariant, ruling in self.rulings.items() if ruling.verdict in verdicts
         ]
@@ -40,8 +45,11 @@ class ProtocolVerdict:
 
 @dataclass(frozen=True)
 class LockNesting:
-    """An edge of the lock graph: windows in which `taken` was waited for with `held` held, by mode of `taken` and by function; the first
-    protocol that did so, and its stack."""
+    """An edge of the lock graph: windows in which `taken` was waited for with `held` held.
+
+    modes: windows by mode of `taken`. functions: by function. first: the first such protocol, with
+    its stack. cycle: the edge is part of one.
+    """
 
     held: str
     taken: str

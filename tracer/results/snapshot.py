@@ -1,4 +1,4 @@
-"""What the daemon knows at one moment, immutable: the scrape, the status line and the report read this and nothing else."""
+"""The state of the daemon at one moment. Outputs and reports read this and nothing else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from tracer.tables.histogram import Histogram
 
 @dataclass(frozen=True)
 class StoreState:
-    """For metrics and log. reason: why it cannot be written now; unwritten: findings that are counted in memory only;
-    seconds: spent writing; forgotten: signatures dropped for size or age."""
+    """The state of the store.
+
+    reason: why it cannot be written now. unwritten: findings that are counted in memory only.
+    seconds: spent writing. forgotten: signatures deleted for size or age.
+    """
 
     path: str = ""
     reason: str = ""
@@ -30,11 +33,13 @@ class StoreState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """times in seconds, taken_seconds since the epoch; counts since the gate opened. rest: findings beyond the bound on signatures.
+    """Counts since the gate opened; immutable. Times are in seconds, taken_seconds since the epoch.
 
-    required: invariants that must be checkable; ended_early: why the run was cut short, in a sentence.
-    entries: recorded migration entries whose removal was not seen, by M1's verdict on them. At every moment, recorded and copied entries
-    are those removed, those in `entries`, and those outstanding."""
+    rest: findings beyond the bound on signatures. required: invariants that must be checkable.
+    ended_early: why the run was cut short, in a sentence. entries: recorded migration entries whose
+    removal was not seen, by M1's verdict on them. At every moment, recorded and copied entries are
+    those removed, those in `entries`, and those outstanding.
+    """
 
     kernel: str
     fidelity: str
@@ -74,20 +79,22 @@ class Snapshot:
 
     @property
     def lost(self) -> dict[str, int]:
-        """Events that could not be recorded, by what overflowed, and runs that the kernel left out."""
+        """Events that could not be recorded by what overflowed, and runs that the kernel missed."""
         missed = sum(run.missed for run in self.statistics.values())
         return lost_events(self.invariants.values(), self.counters, self.unreadable, missed)
 
     @property
     def decided(self) -> dict[str, int]:
-        """Recorded migration entries that were not seen removed, by what became of them."""
+        """Recorded migration entries whose removal was not seen, by the name of their verdict."""
         words = {Verdict.HOLDS: "cleared"}
         return {
             words.get(verdict, verdict.value): self.entries.get(verdict, 0) for verdict in Verdict
         }
 
     def total(self, verdict: Verdict) -> int:
+        """Return the checks with this verdict, of all invariants."""
         return sum(count for (_, found), count in self.checks.items() if found is verdict)
 
     def checked(self, invariant: str, verdict: Verdict) -> int:
+        """Return the checks of an invariant with this verdict."""
         return self.checks.get((invariant, verdict), 0)

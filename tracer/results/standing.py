@@ -1,7 +1,8 @@
-"""How a run stands: red, amber or green, with the reasons. Every output shows what this module decides, and none decides by itself.
+"""How a run stands: red, amber or green, with the reasons. Every output shows this decision.
 
-Red: something is proven violated. Green: checks hold, and nothing is known that would make their silence worth less. Amber: all else,
-with each reason in one sentence. A reason is also given where the colour is red.
+Red: something is proven violated. Green: checks hold, and nothing is known that makes them worth
+less. Amber: all else, with each reason in one sentence. A reason is also given where the colour is
+red.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 STALE_SECONDS = 5.0
-"""A snapshot older than this is not the present: a reader makes the judging loop take a new one at once."""
+"""A snapshot older than this is not the present: a reader makes the judging loop take a new one at
+once."""
 STALLED_SECONDS = 60.0
 """A judging loop that is silent for this long hangs."""
 UNVERIFIABLE_SHARE = 0.01
-"""Of the checks of an invariant: above it, its silence says little (the same bound as the alert RmapdChecksUnverifiable)."""
+"""Of the checks of an invariant: above it, its silence says little (the same bound as the alert
+RmapdChecksUnverifiable)."""
 MOST_OUTSTANDING = 10_000
 LEAST_GROWTH = 1_000
-"""Migration entries that are outstanding at every look for a minute; and how many more in each of three minutes."""
+"""Migration entries that are outstanding at every look for a minute; and how many more in each of
+three minutes."""
 
 
 class Colour(enum.StrEnum):
-    """In rising order of alarm."""
+    """The colours in rising order of alarm."""
 
     GREEN = "green"
     AMBER = "amber"
@@ -32,11 +36,12 @@ class Colour(enum.StrEnum):
 
     @property
     def gauge(self) -> float:
+        """The value of the metric: 0 green, 1 amber, 2 red."""
         return float(list(Colour).index(self))
 
 
 class ReasonKind(enum.StrEnum):
-    """What a reason is about: a closed set, for metrics."""
+    """The subject of a reason: a closed set, for metrics."""
 
     SUSPECT = "suspect"
     ENDED_EARLY = "ended_early"
@@ -54,12 +59,14 @@ class ReasonKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the colour depends on. coverage: full, partial or none by invariant; checks by invariant and verdict; off: hooks that are
-    missing or denied, with the reason; taken_away: hooks that somebody else has switched off.
+    """All that the colour depends on.
 
-    outstanding: entries of a run that goes on, oldest_seconds: the age of the oldest, floors: the fewest of each of the last three minutes;
-    unsettled: entries of a run that has ended. stale: how, in a sentence; gate_closed: of a daemon that still answers; ended_early: why, of
-    each run that was cut short; killed: runs before the last one without an end.
+    coverage: full, partial or none by invariant. checks: by invariant and verdict. off: hooks that
+    are missing or denied, with the reason. taken_away: hooks that another program has switched off.
+    outstanding: entries of a run that goes on; oldest_seconds: the age of the oldest; floors: the
+    fewest of each of the last three minutes. unsettled: entries of a run that has ended. stale: a
+    sentence. gate_closed: of a daemon that still answers. ended_early: why, of each run that was
+    cut short. killed: runs before the last one without an end.
     """
 
     coverage: Mapping[str, str]
@@ -80,21 +87,27 @@ class Facts:
     killed: int = 0
 
     def total(self, verdict: str) -> int:
+        """Return the checks with this verdict."""
         return sum(count for (_, found), count in self.checks.items() if found == verdict)
 
     def having(self, verdict: str) -> list[str]:
-        """The invariants with that verdict."""
+        """Return the invariants with this verdict."""
         return sorted(
             name for (name, found), count in self.checks.items() if found == verdict and count
         )
 
     def at(self, *levels: str) -> list[str]:
+        """Return the invariants with one of these levels of coverage."""
         return [name for name, level in self.coverage.items() if level in levels]
 
 
 @dataclass(frozen=True)
 class Standing:
-    """title: the one sentence; it never says that nothing is violated without saying of how many checks."""
+    """The colour, and why.
+
+    title: one sentence; it never claims that nothing is violated without the number of checks.
+    coverage: a sentence.
+    """
 
     colour: Colour
     title: str
@@ -102,6 +115,7 @@ class Standing:
     coverage: str
 
     def as_json(self) -> dict[str, object]:
+        """Return it as reports have it."""
         reasons = [{"kind": kind.value, "text": text} for kind, text in self.reasons.items()]
         return {
             "colour": self.colour.value,
@@ -111,7 +125,7 @@ class Standing:
         }
 
     def lines(self) -> list[str]:
-        """For a terminal or a log: the colour as a word, then the reasons."""
+        """Return lines for a terminal or a log: the colour as a word, then the reasons."""
         return [
             f"{self.colour.upper()}: {self.title}",
             *(f"  {text}" for text in self.reasons.values()),
@@ -119,16 +133,16 @@ class Standing:
 
 
 def stand(facts: Facts) -> Standing:
-    """The colour and its reasons."""
-    reasons = {kind: text for kind, tell in _REASONS.items() if (text := tell(facts))}
+    """Return the colour and its reasons."""
+    reasons = {kind: text for kind, describe in _REASONS.items() if (text := describe(facts))}
     colour = Colour.RED if facts.having("violated") else Colour.AMBER if reasons else Colour.GREEN
     return Standing(colour, _title(facts, colour), reasons, _covered(facts))
 
 
 def _title(facts: Facts, colour: Colour) -> str:
-    for verdict, said in (("violated", "violated"), ("suspect", "under suspicion")):
+    for verdict, words in (("violated", "violated"), ("suspect", "under suspicion")):
         if invariants := facts.having(verdict):
-            return f"{listed(invariants)} {said}"
+            return f"{listed(invariants)} {words}"
     holds, unverifiable = facts.total("holds"), facts.total("unverifiable")
     if not holds and not facts.at("full", "partial"):
         return "Nothing is checked here"
@@ -146,7 +160,7 @@ def _title(facts: Facts, colour: Colour) -> str:
 
 
 def _covered(facts: Facts) -> str:
-    """How much is checked, in half a sentence."""
+    """Return how much is checked, in half a sentence."""
     full, part = len(facts.at("full")), len(facts.at("partial"))
     how = (
         f": {full} in full, {part} in part"
@@ -164,22 +178,22 @@ def _suspect(facts: Facts) -> str:
     count = facts.total("suspect")
     are = "1 check is" if count == 1 else f"{count:,} checks are"
     return (
-        f"{are} suspect: the events say that a promise was broken, and it could not be proven."
+        f"{are} suspect: according to the events a rule was broken, and this could not be proven."
         if count
         else ""
     )
 
 
 def _ended_early(facts: Facts) -> str:
-    said = [f"The run ended early: {reason.rstrip('.')}." for reason in facts.ended_early]
+    words = [f"The run ended early: {reason.rstrip('.')}." for reason in facts.ended_early]
     if facts.killed:
         runs = (
             "1 run before the last one has"
             if facts.killed == 1
             else f"{facts.killed} runs before the last one have"
         )
-        said.append(f"{runs} no end: killed, with whatever was not judged yet.")
-    return " ".join(said)
+        words.append(f"{runs} no end: killed, and what was not judged then has no verdict.")
+    return " ".join(words)
 
 
 def _gate(facts: Facts) -> str:
@@ -193,35 +207,36 @@ def _gate(facts: Facts) -> str:
 def _nothing(facts: Facts) -> str:
     if facts.checks and any(facts.checks.values()):
         return ""
-    return "0 checks: nothing that an invariant speaks of was seen to happen."
+    return "0 checks: no event that an invariant is about was recorded."
 
 
 def _coverage(facts: Facts) -> str:
     none = facts.at("none")
     if 2 * len(none) <= len(facts.coverage) and facts.at("full"):
         return ""
-    said = _covered(facts) + (f"; {len(none)} are not: {' '.join(none)}." if none else ".")
+    words = _covered(facts) + (f"; {len(none)} are not: {' '.join(none)}." if none else ".")
     why, count = next(iter(Counter(facts.off.values()).most_common(1)), ("", 0))
     return (
-        f"{said} {count} of {len(facts.off)} missing hooks have one reason: {why}."
+        f"{words} {count} of {len(facts.off)} missing hooks have one reason: {why}."
         if 2 * count > len(facts.off)
-        else said
+        else words
     )
 
 
 def _required(facts: Facts) -> str:
-    said = {"partial": "in part", "none": "not at all"}
+    words = {"partial": "in part", "none": "not at all"}
     short = [
-        f"{name} {said[level]}"
+        f"{name} {words[level]}"
         for name in facts.required
-        if (level := facts.coverage.get(name, "none")) in said
+        if (level := facts.coverage.get(name, "none")) in words
     ]
     return f"Required, and not checked in full: {', '.join(short)}." if short else ""
 
 
 def _fidelity(facts: Facts) -> str:
     return (
-        f"The governor has lowered fidelity to {facts.lowered_to}: less is probed than was asked for."
+        f"The governor has lowered fidelity to {facts.lowered_to}: less is probed than was asked"
+        " for."
         if facts.lowered_to
         else ""
     )
@@ -230,7 +245,7 @@ def _fidelity(facts: Facts) -> str:
 def _hooks(facts: Facts) -> str:
     names = facts.taken_away
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"Hooks were switched off by somebody else: {some}." if names else ""
+    return f"Hooks were switched off by another program: {some}." if names else ""
 
 
 def _unverifiable(facts: Facts) -> str:
@@ -241,7 +256,8 @@ def _unverifiable(facts: Facts) -> str:
         if count > UNVERIFIABLE_SHARE * all_:
             found.append(f"{name} {count:,} of {all_:,}")
     return (
-        f"Checks that could not be verified, more than {UNVERIFIABLE_SHARE:.0%} of all: {', '.join(found)}."
+        f"Checks that could not be verified, more than {UNVERIFIABLE_SHARE:.0%} of all:"
+        f" {', '.join(found)}."
         if found
         else ""
     )
@@ -252,24 +268,36 @@ def _outstanding(facts: Facts) -> str:
         return f"{entries(facts.unsettled)} got no verdict."
     there = f"{entries(facts.outstanding)} outstanding"
     if facts.oldest_seconds > facts.age_limit_seconds:
-        return f"{there}, the oldest for {facts.oldest_seconds:,.0f} s: longer than the age limit of {facts.age_limit_seconds:g} s."
+        return (
+            f"{there}, the oldest for {facts.oldest_seconds:,.0f} s: longer than the age limit of"
+            f" {facts.age_limit_seconds:g} s."
+        )
     if facts.outstanding > MOST_OUTSTANDING and not facts.oldest_seconds:
         return f"{there}, and the ledger has no row of them: they get no verdict."
     floors = facts.floors
     if floors and all(later - sooner >= LEAST_GROWTH for sooner, later in pairwise(floors)):
-        return f"{there}, and the number grows: at least {', then '.join(f'{floor:,}' for floor in floors)} in the last three minutes."
+        return (
+            f"{there}, and the number grows: at least"
+            f" {', then '.join(f'{floor:,}' for floor in floors)} in the last three minutes."
+        )
     if floors and floors[-1] > MOST_OUTSTANDING:
         return f"{there}, and at least {floors[-1]:,} of them at every look of the last minute."
     return ""
 
 
 def _lost(facts: Facts) -> str:
-    """Runs that the kernel left out have a measure of their own: the checks that they make unverifiable."""
+    """Return what was lost.
+
+    Missed runs have a measure of their own: the checks they make unverifiable.
+    """
     lost = {table: count for table, count in facts.lost.items() if count and table != "missed_runs"}
     if not lost:
         return ""
     tables = ", ".join(f"{table.replace('_', ' ')} {count:,}" for table, count in lost.items())
-    return f"{sum(lost.values()):,} events were lost, and what they were about is not checked: {tables}."
+    return (
+        f"{sum(lost.values()):,} events were lost, and what they were about is not checked:"
+        f" {tables}."
+    )
 
 
 _REASONS: Mapping[ReasonKind, Callable[[Facts], str]] = {
@@ -286,12 +314,15 @@ _REASONS: Mapping[ReasonKind, Callable[[Facts], str]] = {
     ReasonKind.OUTSTANDING: _outstanding,
     ReasonKind.LOST: _lost,
 }
-"""In the order in which they are told: each returns its sentence, or nothing where it does not apply."""
+"""In the order in which they are told: each returns its sentence, or nothing where it does not
+apply."""
 
 
 def entries(count: int) -> str:
+    """Return `1 migration entry` or `N migration entries`."""
     return f"{count:,} migration {'entry' if count == 1 else 'entries'}"
 
 
 def listed(words: Sequence[str]) -> str:
+    """Return words as an English list: `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

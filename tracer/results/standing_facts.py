@@ -1,4 +1,4 @@
-"""What the standing depends on, taken from a snapshot."""
+"""The facts of a standing, taken from a snapshot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ _MINUTES = 3
 def standing(
     s: Snapshot, points: Sequence[HistoryPoint] = (), age: float | None = None
 ) -> Standing:
-    """How it stands. age: seconds since the snapshot was taken, where a daemon answers from it; None: of a run's report."""
+    """Return how a run stands.
+
+    age: seconds since the snapshot was taken, where a daemon answers from it; None: of a run's
+    report.
+    """
     outstanding, unsettled = (s.outstanding, 0) if s.gate_open else (0, s.outstanding)
     changes = s.fidelity_changes
     return stand(
@@ -46,11 +50,14 @@ def standing(
 def _stale(s: Snapshot, age: float | None) -> str:
     if age is None or not s.gate_open or age <= STALE_SECONDS:
         return ""
-    return f"The checker has not looked for {age:,.0f} s: what is shown is that old."
+    return f"The checker has read no tables for {age:,.0f} s: the data shown is that old."
 
 
 def _floors(points: Sequence[HistoryPoint]) -> list[int]:
-    """The fewest entries outstanding in each of the last minutes, the oldest minute first; empty before there were so many."""
+    """Return the fewest entries outstanding in each of the last minutes, the oldest minute first.
+
+    Empty while the history is shorter than that.
+    """
     if not points or points[-1].seconds - points[0].seconds < 60.0 * _MINUTES:
         return []
     minutes: list[list[int]] = [[] for _ in range(_MINUTES)]

@@ -25,7 +25,8 @@ STRESS = 91
 
 
 def split(model: ModelKernel, pfn: int, *, times: int) -> None:
-    """A task splits a THP outside of migrate_pages(): the shared zeropage replaces what it inserts, without a tracepoint."""
+    """A task splits a THP outside of migrate_pages(): the shared zeropage replaces what it inserts,
+    without a tracepoint."""
     model.become(STRESS)
     for _ in range(times):
         model.fire("set_migration_pte", ADDR, swap_entry(MIGRATION_WRITE, pfn), 9)
@@ -37,10 +38,11 @@ def recorded(model: ModelKernel) -> int:
 
 
 class TestARowThatGoesOn:
-    """Seen on 6.18 under stress-ng --mremap with THP always: 69,639 of 151,452 entries ended without a verdict."""
+    """Seen on 6.18 under stress-ng --mremap with THP always: 69,639 of 151,452 entries ended
+    without a verdict."""
 
     @pytest.mark.parametrize("later", [0, 1, 26])
-    def test_what_comes_while_its_case_is_open_has_a_verdict_too(self, later: int) -> None:
+    def test_entries_inserted_while_their_case_is_open_get_a_verdict(self, later: int) -> None:
         model = ModelKernel(hooks=False)
         checker = CheckerRig(model, scan=False)
         pfn = model.map_page(model.new_mm(), ADDR)
@@ -60,7 +62,7 @@ class TestARowThatGoesOn:
         )
         assert checker.outstanding(model.tables.counters.read()) == 0
 
-    def test_an_entry_that_comes_late_and_stays_is_not_cleared_by_the_case_of_the_others(
+    def test_entry_inserted_after_the_case_was_opened_is_not_cleared_by_it(
         self,
     ) -> None:
         model = ModelKernel(hooks=False)
@@ -80,7 +82,7 @@ class TestARowThatGoesOn:
         assert checker.checks()["M1", Verdict.HOLDS] == 6
         assert other.proven() == {(mm.number, ADDR)}
 
-    def test_what_the_kernel_removes_while_the_case_is_open_is_counted_once(self) -> None:
+    def test_removal_while_the_case_is_open_is_counted_once(self) -> None:
         model = ModelKernel(hooks=False)
         checker = CheckerRig(model, scan=False)
         pfn = model.map_page(model.new_mm(), ADDR)
@@ -106,7 +108,7 @@ class TestEntriesInNoRow:
             ledger.delete(key)
         return model, checker
 
-    def test_they_are_unverifiable_after_three_looks(self) -> None:
+    def test_entries_in_no_row_are_unverifiable_after_three_looks(self) -> None:
         model, checker = self.lost()
         for _ in range(3):
             assert checker.outstanding(model.tables.counters.read()) == 7
@@ -116,7 +118,7 @@ class TestEntriesInNoRow:
         assert (checked["M1", Verdict.UNVERIFIABLE], checked["M4", Verdict.UNVERIFIABLE]) == (7, 7)
         assert checker.outstanding(model.tables.counters.read()) == 0
 
-    def test_they_are_unverifiable_at_the_end(self) -> None:
+    def test_entries_in_no_row_are_unverifiable_at_the_end(self) -> None:
         model, checker = self.lost()
         checker.end()
         assert checker.checks()["M1", Verdict.UNVERIFIABLE] == 7
@@ -124,10 +126,11 @@ class TestEntriesInNoRow:
 
 
 class TestM4HasOneVerdictOnAnEntry:
-    """A suspect is counted while its page stays locked; then its removal, late, was counted as another one."""
+    """A suspect is counted while its page stays locked; then its removal, late, was counted as
+    another one."""
 
     @pytest.mark.parametrize("hooks", [True, False])
-    def test_a_late_entry_that_is_removed_after_all(self, hooks: bool) -> None:
+    def test_late_entry_that_is_removed_has_one_verdict(self, hooks: bool) -> None:
         model = ModelKernel(hooks=hooks)
         checker = CheckerRig(model, scan=False)
         mm, migration = model.new_mm(), model.start(77)
@@ -146,7 +149,7 @@ class TestM4HasOneVerdictOnAnEntry:
         checker.end()
         assert checker.checks()["M4", Verdict.SUSPECT] == 2
 
-    def test_a_late_entry_that_is_left_behind_in_the_end(self) -> None:
+    def test_late_entry_that_is_zapped_has_one_verdict_of_each_invariant(self) -> None:
         model = ModelKernel()
         checker = CheckerRig(model, scan=False)
         mm, migration = model.new_mm(), model.start(77)
@@ -211,7 +214,7 @@ class TestAfterTheDeathOfAJudge:
         assert not second.entries[Verdict.UNVERIFIABLE]
 
 
-def test_the_report_says_what_became_of_each_entry() -> None:
+def test_report_counts_entries_by_verdict() -> None:
     entries = {Verdict.HOLDS: 4, Verdict.VIOLATED: 1, Verdict.UNVERIFIABLE: 2}
     found = as_json(snapshot(entries=entries, outstanding=3), ["x"], 0)["migration"]
     wanted = {

@@ -1,4 +1,4 @@
-"""The judge of M1 and M4 as a pure function: legal and violating answers, and what it takes to be sure."""
+"""Decisions on cases of M1 and M4, a pure function: legal and violating entries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def looks(c: Case, answers: list[FoundEntry], times: list[int]) -> list[CaseDeci
     return [judge(c, answers, now, PATIENCE) for now in times]
 
 
-def test_three_looks_are_proof() -> None:
+def test_entry_met_in_three_looks_is_proven() -> None:
     first, second, third = looks(case(), [LEFT], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS])
     assert first is None
     assert second is None
@@ -52,7 +52,7 @@ def test_another_mm_at_the_same_place_starts_over() -> None:
     assert judge(c, [reborn], 2 * LOOK_GAP_NS, PATIENCE) is None
 
 
-def test_a_locked_page_waits_and_is_a_suspect_in_the_end() -> None:
+def test_entry_with_locked_page_is_a_suspect_when_patience_runs_out() -> None:
     c = case()
     locked = replace(LEFT, locked=True)
     assert looks(c, [locked], [0, PATIENCE // 2]) == [None, None]
@@ -73,7 +73,8 @@ def test_an_entry_whose_page_is_unlocked_at_last_is_proven_although_patience_has
 
 
 def test_case_past_its_patience_waits_for_entry_that_is_nearly_proven() -> None:
-    """Found by the property test: of two entries at one address the second was dropped, and counted as gone."""
+    """Found by the property test: of two entries at one address the second was dropped, and counted
+    as gone."""
     c, second = case(), replace(LEFT, mm=replace(MM, mm=0x9000), pfn=100)
     assert looks(c, [LEFT], [PATIENCE, PATIENCE + LOOK_GAP_NS]) == [None, None]
     later = [PATIENCE + n * LOOK_GAP_NS for n in (2, 3, 4)]
@@ -151,7 +152,7 @@ def test_an_entry_of_a_type_never_inserted_is_never_violated() -> None:
     assert decisions[3].verdict is Verdict.SUSPECT
 
 
-def test_proof_beside_a_lock_that_is_never_released() -> None:
+def test_entry_is_proven_although_another_stays_locked() -> None:
     c = case()
     other = replace(LEFT, mm=replace(MM, mm=0x9000), locked=True)
     assert looks(c, [LEFT, other], [0, LOOK_GAP_NS, 2 * LOOK_GAP_NS]) == [None] * 3
@@ -161,7 +162,8 @@ def test_proof_beside_a_lock_that_is_never_released() -> None:
 
 
 def test_entries_of_later_migrations_do_not_keep_a_case_open() -> None:
-    """Pages that move to and fro between nodes: the same addresses and page frames again, locked, each time elsewhere (6.1, two nodes)."""
+    """Pages that move to and fro between nodes: the same addresses and page frames again, locked,
+    each time elsewhere (6.1, two nodes)."""
     c = Case("M1", 0x400000, range(1024, 1536), 1, opened_ns=0, level=2)
     passing = [replace(LEFT, addr=0x400000 + n * 4096, pfn=1024 + n, locked=True) for n in range(5)]
     assert judge(c, [passing[0]], 0, PATIENCE) is None
@@ -175,8 +177,8 @@ def test_entries_of_later_migrations_do_not_keep_a_case_open() -> None:
     assert decision.verdict is Verdict.HOLDS
 
 
-def test_patience_alone_makes_no_suspect() -> None:
-    """A desk that is slow to ask has seen nothing three times: it must look on."""
+def test_entry_met_in_fewer_than_three_looks_is_no_suspect() -> None:
+    """A case that was looked at seldom has met nothing three times: it stays open."""
     c = case()
     locked = replace(LEFT, locked=True)
     assert looks(c, [locked], [0, 2 * PATIENCE]) == [None, None]

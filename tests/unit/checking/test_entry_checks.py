@@ -1,6 +1,11 @@
-"""Single scenes in the model kernel: each legal course of events holds, each defect is proven, each loss is counted."""
+"""One course of events each in the model kernel.
+
+A legal one holds, a defect is proven, a loss is counted.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +13,7 @@ from tests.support.checker_rig import CheckerRig
 from tests.support.model_kernel import MIGRATION_READ, PAGE, ModelKernel, SimMm, swap_entry
 from tests.support.native import LAYOUTS
 from tracer.invariants.verdict import Verdict
+from tracer.tables.counters import Counters
 
 ADDR = 0x7F0000000000
 
@@ -23,7 +29,10 @@ def one_page(model: ModelKernel) -> int:
 
 
 def forked_in_between(model: ModelKernel, skip: int) -> SimMm:
-    """A migration whose entry a fork copies between the two walks; the second misses the last `skip`. Returns the child."""
+    """A fork copies an entry between the two walks; the second misses the last `skip`.
+
+    Returns the child.
+    """
     parent = model.new_mm()
     pfn = model.map_page(parent, ADDR)
     migration = model.start(77)
@@ -69,7 +78,7 @@ def test_a_clean_migration_holds(levels: int) -> None:
 
 
 @pytest.mark.parametrize("levels", [4, 5])
-def test_an_entry_left_behind_wakes_us_and_is_proven(levels: int) -> None:
+def test_entry_left_behind_sends_an_event_and_is_proven(levels: int) -> None:
     model = ModelKernel(levels)
     mm = left_in(model)
     (event,) = map(model.tables.events.decode, model.native.events())
@@ -147,7 +156,8 @@ class TestEntriesOfOnePage:
         assert self.named(model, CheckerRig(model, scan=False)).open_cases.sweeps == 1
 
     def test_all_are_moved_one_after_the_other_between_looks(self) -> None:
-        """Found by hypothesis: both leave their addresses, one of them for an address where the other was."""
+        """Found by hypothesis: both leave their addresses, one of them for an address where the
+        other was."""
         model = ModelKernel()
         mm = model.new_mm()
         left_at(model, (mm, ADDR), (mm, ADDR + PAGE))
@@ -179,8 +189,8 @@ class TestEntriesOfOnePage:
         model.move(other, ADDR, ADDR + PAGE)
         self.named(model, CheckerRig(model, scan=False))
 
-    def test_one_is_a_copy_that_no_removal_told_of(self) -> None:
-        """Copies are booked at removals: here the second walk missed the parent's entry too."""
+    def test_one_is_a_copy_that_no_removal_revealed(self) -> None:
+        """Copies are recorded at removals: here the second walk missed the parent's entry too."""
         model = ModelKernel()
         child = forked_in_between(model, skip=2)
         assert (child.number, ADDR) in self.named(model, CheckerRig(model, scan=False)).proven()
@@ -194,7 +204,7 @@ class TestEntriesOfOnePage:
         model.zap(mm, gone)
         assert self.named(model, CheckerRig(model, scan=False), holds=1).open_cases.sweeps == 1
 
-    def test_one_is_moved_after_a_patrol_saw_it_in_its_place(self) -> None:
+    def test_one_is_moved_after_a_scan_met_it_at_its_address(self) -> None:
         model = ModelKernel()
         mm = model.new_mm()
         left_at(model, (mm, ADDR), (mm, ADDR + PAGE))
@@ -217,7 +227,7 @@ class TestEntriesOfOnePage:
 
 
 @pytest.mark.parametrize("told_by", ["both", "mmap_lock", "dup_mmap"])
-def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) -> None:
+def test_copy_made_by_fork_is_recorded_and_its_removal_expected(told_by: str) -> None:
     model = ModelKernel(4, told_by != "mmap_lock")
     model.mmap_lock = told_by != "dup_mmap"
     forked_in_between(model, skip=0)
@@ -231,13 +241,13 @@ def test_a_copy_made_by_fork_is_booked_and_its_removal_expected(told_by: str) ->
     assert judged(model).checks()["M1", Verdict.HOLDS] == 2
 
 
-def test_a_copy_that_the_second_walk_misses_is_proven_without_a_patrol() -> None:
+def test_copy_that_the_second_walk_misses_is_proven_without_a_scan() -> None:
     model = ModelKernel()
     child = forked_in_between(model, skip=1)
     assert judged(model, scan=False).proven() == {(child.number, ADDR)}
 
 
-def test_the_patrol_finds_what_no_event_told_of() -> None:
+def test_scan_finds_entry_without_an_event() -> None:
     model = ModelKernel()
     mm = model.new_mm()
     pfn = model.map_page(mm, ADDR)
@@ -255,7 +265,8 @@ def test_the_patrol_finds_what_no_event_told_of() -> None:
 
 
 def test_an_entry_that_is_proven_is_counted_once_however_often_it_is_found() -> None:
-    """Seen on 6.1 with rmapd_faults: the last patrol found the five entries again that were proven a second before."""
+    """Seen on 6.1 with rmapd_faults: the last scan found the five entries again that were proven
+    a second before."""
     model = ModelKernel()
     left_in(model)
     checker = CheckerRig(model)
@@ -271,8 +282,9 @@ def test_an_entry_that_is_proven_is_counted_once_however_often_it_is_found() -> 
     assert checker.checks()["M1", Verdict.VIOLATED] == 1
 
 
-def test_without_coverage_nobody_is_suspected() -> None:
-    """Where the removal hook is refused (seen on 6.1), every entry looks left over: 10,292 false suspects in one run."""
+def test_without_coverage_no_entry_is_suspected() -> None:
+    """Where the removal hook is refused (seen on 6.1), every entry looks left over: 10,292 false
+    suspects in one run."""
     model = ModelKernel()
     checker = CheckerRig(model, covered=())
     left_in(model)
@@ -284,8 +296,37 @@ def test_without_coverage_nobody_is_suspected() -> None:
     assert ("M1", Verdict.SUSPECT) not in checker.checks()
 
 
-def test_a_hugetlb_copy_is_booked() -> None:
-    """Booked by set_migration_pte, found at the PMD level."""
+def test_entry_left_after_coverage_was_lost_opens_no_case() -> None:
+    model = ModelKernel()
+    checker = CheckerRig(model)
+    checker.hooks.covered = frozenset({"M5"})
+    checker.tick()
+    left_in(model)
+    checker.wake_up()
+    assert not checker.open_cases.cases
+
+
+class CountedReads(Counters):
+    """Counts how often the counters are read."""
+
+    reads = 0
+
+    def read(self) -> dict[str, int]:
+        self.reads += 1
+        return super().read()
+
+
+def test_tick_reads_the_counters_before_the_ledger_and_once_after_it() -> None:
+    model = ModelKernel()
+    counters = CountedReads(model.native.maps, LAYOUTS)
+    model.tables = replace(model.tables, counters=counters)
+    checker = CheckerRig(model)
+    checker.tick()
+    assert counters.reads == 2
+
+
+def test_hugetlb_copy_is_recorded() -> None:
+    """Recorded by set_migration_pte, found at the PMD level."""
     model = ModelKernel()
     parent = model.new_mm()
     entry = swap_entry(MIGRATION_READ, 1024)
@@ -322,7 +363,7 @@ def test_nested_migrations_of_one_task_are_judged_at_the_outer_end() -> None:
     assert not model.native.events()
 
 
-def test_a_task_that_dies_inside_a_migration_is_told() -> None:
+def test_task_that_dies_inside_a_migration_sends_an_event() -> None:
     model = ModelKernel()
     migrator, victim = model.new_mm(), model.new_mm()
     pfn = model.map_page(victim, ADDR)
@@ -335,8 +376,9 @@ def test_a_task_that_dies_inside_a_migration_is_told() -> None:
 
 
 @pytest.mark.parametrize("levels", [4, 5])
-def test_pmd_entries(levels: int) -> None:
-    """One THP clean, one left behind as a PMD entry, one whose PMD entry was split and then left behind in part."""
+def test_pmd_entries_are_removed_proven_and_split(levels: int) -> None:
+    """One THP clean, one left behind as a PMD entry, one whose PMD entry was split and then left
+    behind in part."""
     model = ModelKernel(levels)
     mm = model.new_mm()
     huge, size = [512, 1024, 1536], 512 * PAGE
@@ -397,7 +439,7 @@ def test_a_full_ring_is_counted_and_the_timer_takes_over() -> None:
     assert judged(model).proven() == {(mm.number, ADDR)}
 
 
-def test_nothing_is_booked_while_the_gate_is_closed() -> None:
+def test_nothing_is_recorded_while_the_gate_is_closed() -> None:
     model = ModelKernel()
     pfn = one_page(model)
     model.tables.params.set(gate=0)
@@ -435,7 +477,7 @@ MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/even
 
 
 def held(model: ModelKernel) -> int:
-    """How many mmap_locks the books say are held."""
+    """How many mmap_locks are held according to the lock states."""
     states = [
         LAYOUTS.structs["lock_state"].unpack(raw)
         for _, raw in model.native.maps["lock_states"].items()
@@ -451,7 +493,7 @@ def one_task() -> tuple[ModelKernel, SimMm]:
 
 
 class TestMmapLock:
-    def test_waits_and_holds(self) -> None:
+    def test_mmap_lock_waits_and_holds_are_counted(self) -> None:
         model, mm = one_task()
         model.lock_mm(mm)
         model.unlock_mm(mm)
@@ -472,7 +514,9 @@ class TestMmapLock:
     @pytest.mark.parametrize("lock", [MMAP_LOCK, MMAP_LOCK + 8])
     @pytest.mark.parametrize("flags", [LCB_F_WRITE, LCB_F_WRITE | 1])
     @pytest.mark.parametrize("killed", [False, True])
-    def test_only_who_waited_for_this_lock_did(self, lock: int, flags: int, killed: bool) -> None:
+    def test_wait_for_another_lock_is_not_counted(
+        self, lock: int, flags: int, killed: bool
+    ) -> None:
         """Not for another rwsem, for a spinlock, or before a wait that was killed."""
         model, mm = one_task()
         model.lock_mm(mm)
@@ -521,7 +565,7 @@ class TestMmapLock:
         model.unlock_mm(mm)
         assert not held(model)
 
-    def test_a_failed_trylock_leaves_nothing(self) -> None:
+    def test_failed_trylock_leaves_no_state(self) -> None:
         model, mm = one_task()
         model.fire("mmap_lock_acquire_returned", mm.at, 0, 0)
         assert not model.tables.histograms.read()["HIST_MMAP_WAIT_READ"].count
@@ -543,10 +587,12 @@ class TestMmapLock:
         assert not model.native.events()
 
     @pytest.mark.parametrize(("users", "stacks"), [(1, 0), (2, 1)])
-    def test_only_an_mm_that_others_know_of_is_worth_a_stack(self, users: int, stacks: int) -> None:
+    def test_stack_is_taken_only_for_an_mm_with_several_users(
+        self, users: int, stacks: int
+    ) -> None:
         model = ModelKernel()
         parent, child = model.new_mm(), model.new_mm()
-        model._field("mm_struct.mm_users.counter", child.at, users, 4)
+        model.set_field("mm_struct.mm_users.counter", child.at, users, 4)
         for mm in (parent, child):
             model.lock_mm(mm)
         (row,) = (
@@ -555,7 +601,7 @@ class TestMmapLock:
         )
         assert (row.stack >= 0) == stacks
 
-    def test_reversed_nesting_is_told_with_both_sides(self) -> None:
+    def test_reversed_nesting_sends_an_event_with_both_sides(self) -> None:
         model = ModelKernel()
         one, two = model.new_mm(), model.new_mm()
         for tid, order in ((5, (one, two)), (6, (two, one))):
@@ -567,8 +613,11 @@ class TestMmapLock:
         assert model.tables.counters.read()["NESTED_HOLDS"] == 1
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:
-        """One run of mmap_lock_released is missed: a lock of one task looks held from then on. Orders that nest while it does are doubted,
-        and a real reversal half a minute later, of locks that were taken after that, is a suspect."""
+        """One run of mmap_lock_released is missed: a lock of one task looks held from then on.
+
+        Orders that nest while it does are doubted, and a real reversal half a minute later, of
+        locks that were taken after that, is a suspect.
+        """
         model = ModelKernel()
         checker = CheckerRig(model, scan=False)
         one, two, three = model.new_mm(), model.new_mm(), model.new_mm()
@@ -599,7 +648,10 @@ class TestMmapLock:
         ) == (1, 1)
 
     def test_a_doubtful_first_nesting_is_made_good_by_the_last(self) -> None:
-        """The order that a missed release made up is there for ever. Once it is really met, its reversal is a suspect."""
+        """The order that a missed release made up is there for ever.
+
+        Once it is really met, its reversal is a suspect.
+        """
         model = ModelKernel()
         checker = CheckerRig(model, scan=False)
         one, two = model.new_mm(), model.new_mm()
@@ -631,15 +683,13 @@ class TestMmapLock:
         child = model.begin_fork(b)
         model.unlock_mm(child)
         model.unlock_mm(b)
-        found = model._offsets.resolve("mm_struct.context.ctx_id")
-        assert found
-        model._field("mm_struct.context.ctx_id", a.at, 99)
+        model.set_field("mm_struct.context.ctx_id", a.at, 99)
         model.become(b.tgid)
         model.lock_mm(b)
         model.lock_mm(a)  # the same address as the mm that was B's parent
         assert not model.native.events()
 
-    def test_more_locks_than_we_can_hold_are_counted(self) -> None:
+    def test_more_locks_than_a_lock_state_holds_are_counted(self) -> None:
         model = ModelKernel()
         model.become(5)
         for _ in range(5):
@@ -684,7 +734,7 @@ class TestFindings:
         assert len(checker.take_new_findings()) == 1
         assert not checker.new_findings
 
-    def test_found_by_the_patrol_alone(self) -> None:
+    def test_entry_that_only_a_scan_finds_has_no_row(self) -> None:
         model = ModelKernel(hooks=False)
         self.left(model)
         mm = model.mms[0]
@@ -709,9 +759,9 @@ class TestFindings:
 
 
 class TestTheTimer:
-    """What no event told of is found by time."""
+    """Entries without an event are found by time."""
 
-    def test_an_entry_past_its_welcome_with_its_page_locked_is_an_m4_suspect(self) -> None:
+    def test_entry_past_its_age_limit_with_its_page_locked_is_an_m4_suspect(self) -> None:
         model = ModelKernel()
         pfn = one_page(model)
         model.unmap_folio(model.start(77), pfn)
@@ -724,7 +774,7 @@ class TestTheTimer:
         assert checker.checks()["M4", Verdict.SUSPECT] == 1
         assert ("M1", Verdict.SUSPECT) not in checker.checks()
 
-    def test_an_entry_past_its_welcome_with_its_page_unlocked_is_violated(self) -> None:
+    def test_entry_past_its_age_limit_with_its_page_unlocked_is_violated(self) -> None:
         model = ModelKernel()
         pfn = one_page(model)
         model.unmap_folio(model.start(77), pfn)
@@ -737,8 +787,9 @@ class TestTheTimer:
             model.tick(10**9)
         assert checker.checks()["M4", Verdict.VIOLATED] == 1
 
-    def test_an_event_that_comes_after_the_timer_tells_its_story_all_the_same(self) -> None:
-        """A migration that ends while the ledger is read: seen in a guest, the violation had no stack."""
+    def test_event_that_arrives_after_the_tick_opened_the_case_is_its_evidence(self) -> None:
+        """A migration that ends while the ledger is read: seen in a guest, the violation had no
+        stack."""
         model = ModelKernel()
         checker = CheckerRig(model)
         left_in(model)
@@ -750,7 +801,8 @@ class TestTheTimer:
         assert event.kind == "MIGRATION_LEFT"
 
     def test_a_split_outside_of_migrate_pages_is_judged_after_a_second(self) -> None:
-        """try_to_migrate() from a THP split: no start, no end; here its removal was one without a tracepoint (shared zeropage)."""
+        """try_to_migrate() from a THP split: no start, no end; here its removal was one without a
+        tracepoint (shared zeropage)."""
         model = ModelKernel()
         mm = model.new_mm()
         pfn = model.map_page(mm, ADDR)

@@ -1,6 +1,8 @@
-"""The ledger and its judge under random interleavings: never a false `violated`, never a missed one when nothing was lost.
+"""The ledger and its checker under random interleavings.
 
-What runs here is the C of probes/ (compiled for this process) and the desk, oracle and monitor of tracer/; only the kernel is a model.
+Never a false `violated`; never a missed one when nothing was lost. What runs here is the C of
+probes/, compiled for this process, and the cases, oracle and invariants of tracer/; only the kernel
+is a model.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class Kernel(RuleBasedStateMachine):
     """One model; bugs happen only through `buggy_remap`, losses only through small maps."""
 
     SIZES: ClassVar[dict[str, int]] = {}
-    PATROL = True
+    SCAN = True
     HOOKS = True
     MMAP_LOCK = True
 
@@ -45,7 +47,7 @@ class Kernel(RuleBasedStateMachine):
         self.model = ModelKernel(4, self.HOOKS, **self.SIZES)
         self.model.mmap_lock = self.MMAP_LOCK
         self.checked, self.slow = Counter[tuple[str, Verdict]](), False
-        self.checker = CheckerRig(self.model, scan=self.PATROL)
+        self.checker = CheckerRig(self.model, scan=self.SCAN)
         self.warm_up(self.model.new_mm())
         self.migrations: list[SimMigration] = []
         self.forks: list[tuple[SimMm, SimMm, list[int]]] = []
@@ -113,7 +115,8 @@ class Kernel(RuleBasedStateMachine):
     @precondition(lambda self: self._busy())
     @rule(data=st.data(), backwards=st.booleans())
     def remap(self, data: st.DataObject, backwards: bool) -> None:
-        """Where only tracepoints are seen, a copy must be removed after what it was copied from, as the order of the rmap trees has it."""
+        """Where only tracepoints are seen, a copy must be removed after what it was copied from, as
+        the order of the rmap trees has it."""
         migration = data.draw(st.sampled_from(self._busy()))
         self.model.remap_folio(
             migration,
@@ -158,11 +161,15 @@ class Kernel(RuleBasedStateMachine):
     def mremap(self, data: st.DataObject, to: int) -> None:
         mm = self._mm(data)
         blind = (
-            not self.PATROL and self.model.next_mm > 2
+            not self.SCAN and self.model.next_mm > 2
         )  # a copy that is moved before its parent's is removed
         movable = sorted(a for a in mm.entries if (mm.number, a) not in self.checker.proven())
         again = (
-            (mm.number, to) in self.checker.proven()
+            (
+                mm.number,
+                to,
+            )
+            in self.checker.proven()
         )  # where another of its page was proven and is gone: a documented blind spot
         if movable and to not in mm.entries and mm not in self.in_fork and not blind and not again:
             self.model.move(mm, data.draw(st.sampled_from(movable)), to)
@@ -201,8 +208,9 @@ class Kernel(RuleBasedStateMachine):
         how=st.sampled_from(["removed", "replaced", "replaced"]),
     )
     def split_outside(self, addr: int, data: st.DataObject, how: str) -> None:
-        """A THP split of one task, again and again, where its function is not hooked: insertions outside of a migration, and removals that
-        have no tracepoint where the shared zeropage is put."""
+        """A THP split of one task, again and again, where its function is not hooked: insertions
+        outside of a migration, and removals that have no tracepoint where the shared zeropage is
+        put."""
         mm = self._mm(data)
         if mm in self.in_fork or mm.entries.get(addr) in self.model.locked or addr in mm.migrating:
             return
@@ -221,9 +229,11 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1, 11]))
     def time_passes(self, seconds: int) -> None:
-        """A tick of the daemon: entries grow older than their age limit, splits are judged after a second.
+        """A tick: entries grow older than their age limit, splits are judged after a second.
 
-        A page that is locked for so long may be taken for that of an earlier entry at its address, which is a suspect then."""
+        A page that is locked for so long may be taken for that of an earlier entry at its address,
+        which is a suspect then.
+        """
         self.slow |= seconds > 10 and bool(self._busy())
         self.model.tick(seconds * 10**9)
         before = len(self.checker.decided)
@@ -236,7 +246,8 @@ class Kernel(RuleBasedStateMachine):
 
     @invariant()
     def every_entry_is_accounted_for(self) -> None:
-        """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts, and no count falls."""
+        """Recorded and copied entries are removed, judged, or outstanding; none has two verdicts,
+        and no count falls."""
         counters, checker = self.model.tables.counters.read(), self.checker
         recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
         outstanding = (
@@ -256,7 +267,8 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(scan=st.booleans())
     def daemon_looks(self, scan: bool) -> None:
-        """Whatever is proven now is the truth now: the model stands still while the daemon looks."""
+        """Whatever is proven now is the truth now: the model stands still while the daemon
+        looks."""
         before = len(self.checker.decided)
         self.model.tick(6_000_000)
         if scan:
@@ -299,8 +311,8 @@ class Kernel(RuleBasedStateMachine):
             )
             assert (number, pfn) in told, "M5 tells the wrong story"
         counters = self.model.tables.counters.read()
-        booked = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
-        unbooked = sum(
+        recorded = counters["ENTRIES_RECORDED"] + counters["ENTRIES_COPIED"]
+        unrecorded = sum(
             max(0, len(one.decision.proven) - one.entries)
             for one in self.checker.decided
             if one.case.invariant == "M1"
@@ -309,14 +321,15 @@ class Kernel(RuleBasedStateMachine):
         assert violated == len(self.checker.accused)
         suspects = checks["M1", Verdict.SUSPECT]
         assert self.slow or not suspects, "what could be proven was not"
-        assert checks["M1", Verdict.HOLDS] + violated + suspects == booked + unbooked
-        assert booked == counters["ENTRIES_REMOVED"] + self.checker.entries.total()
+        assert checks["M1", Verdict.HOLDS] + violated + suspects == recorded + unrecorded
+        assert recorded == counters["ENTRIES_REMOVED"] + self.checker.entries.total()
 
 
-class KernelWithoutPatrol(Kernel):
-    """Events and the questions that follow from them must be enough but for the documented blind spot."""
+class KernelWithoutScan(Kernel):
+    """Events and the questions that follow from them must be enough but for the documented blind
+    spot."""
 
-    PATROL = False
+    SCAN = False
 
 
 class KernelWithoutHooks(Kernel):
@@ -325,14 +338,15 @@ class KernelWithoutHooks(Kernel):
     HOOKS = False
 
 
-class KernelWithoutMmapLock(KernelWithoutPatrol):
+class KernelWithoutMmapLock(KernelWithoutScan):
     """Fidelity `owner` or `migration`: forks are known by what dup_mmap() calls."""
 
     MMAP_LOCK = False
 
 
 class LossyKernel(Kernel):
-    """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is not guilty."""
+    """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is
+    not guilty."""
 
     SIZES: ClassVar[dict[str, int]] = {
         "LEDGER_ROWS": 2,
@@ -343,15 +357,17 @@ class LossyKernel(Kernel):
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         assert self.checker.proven() - before <= truth, "a false violation"
-        assert truth <= self.checker.proven(), "the last sweep finds even what was never booked"
+        assert truth <= self.checker.proven(), "the last sweep finds even what was never recorded"
 
 
 class KernelThatMissesRuns(Kernel):
-    """The kernel leaves out runs of programs (lazy preemption): nothing is accused that is not guilty, and the patrol finds what is."""
+    """The kernel leaves out runs of programs (lazy preemption): nothing is accused that is not
+    guilty, and the scan finds what is."""
 
     @rule(
         hook=st.sampled_from(
-            "mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte first_walk first_walk_leave".split()
+            "mm_migrate_pages_start mm_migrate_pages set_migration_pte remove_migration_pte"
+            " first_walk first_walk_leave".split()
             + "second_walk second_walk_leave".split()
         )
     )
@@ -360,7 +376,7 @@ class KernelThatMissesRuns(Kernel):
 
     def verdicts(self, truth: set[tuple[int, int]], before: set[tuple[int, int]]) -> None:
         assert self.checker.proven() - before <= truth, "a false violation"
-        assert truth <= self.checker.proven(), "the last sweep finds even what was never booked"
+        assert truth <= self.checker.proven(), "the last sweep finds even what was never recorded"
         for (_, _, number, _, pfn), ruling in self.checker.second_walks.items():
             assert ruling.verdict is not Verdict.VIOLATED or (number, pfn) in self.model.passed, (
                 "M5 accuses a walk that was there"
@@ -369,8 +385,8 @@ class KernelThatMissesRuns(Kernel):
 
 TestKernel = Kernel.TestCase
 TestKernel.settings = _LIMITS
-TestKernelWithoutPatrol = KernelWithoutPatrol.TestCase
-TestKernelWithoutPatrol.settings = _LIMITS
+TestKernelWithoutScan = KernelWithoutScan.TestCase
+TestKernelWithoutScan.settings = _LIMITS
 TestKernelWithoutHooks = KernelWithoutHooks.TestCase
 TestKernelWithoutHooks.settings = _LIMITS
 TestKernelWithoutMmapLock = KernelWithoutMmapLock.TestCase

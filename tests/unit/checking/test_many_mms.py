@@ -1,4 +1,7 @@
-"""A desk on a machine with more mms than it can ask about every address: the sweep finds what it did not ask for."""
+"""A machine with more mms than every address can be looked up in.
+
+The sweep finds the entries that were not looked up.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from tracer.tables.mm import Mm
 ADDR = 0x7F0000000000
 
 
-def test_questions_are_bounded_and_nothing_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Was 1,024 addresses in 9,720 mms at once: ten million questions and 1.5 GB, while the daemon was to end."""
+def test_looks_are_bounded_and_no_entry_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Was 1,024 addresses in 9,720 mms at once: ten million questions and 1.5 GB, while the daemon
+    was to end."""
     monkeypatch.setattr(cases, "_MOST_QUESTIONS", 12)
     model = ModelKernel()
     mms = [model.new_mm() for _ in range(8)]

@@ -22,8 +22,8 @@ class Kernel:
         self.count += misses
 
 
-def test_what_was_missed_before_the_first_look_may_have_been_at_any_time() -> None:
-    """As after the death of another judge."""
+def test_runs_missed_before_the_first_look_may_have_been_missed_at_any_time() -> None:
+    """As after the death of another checker."""
     kernel = Kernel()
     kernel.passes(10, misses=5)
     missed = kernel.missed_runs()

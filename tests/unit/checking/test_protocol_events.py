@@ -42,8 +42,8 @@ def unlink(b: Box, *, locked: bool) -> None:
         b.tree(vma, vma.anon_vma, enter=False)
 
 
-def test_only_what_is_not_well_presses_and_is_counted_at_once() -> None:
-    """The rest waits until somebody looks at the whole table."""
+def test_only_a_violating_protocol_is_urgent_and_counted_at_once() -> None:
+    """The rest waits until the whole table is read."""
     b, tally = box(), Tally()
     protocol_events = protocol_events_of(b)
     unlink(b, locked=True)
@@ -72,7 +72,7 @@ def test_a_lost_event_is_found_in_the_table_at_the_next_tick() -> None:
     )
 
 
-def test_losses_make_doubtful_for_two_ticks() -> None:
+def test_losses_make_new_windows_unverifiable_for_two_ticks() -> None:
     """L3 depends on every step; L4, which one moment proves, stays."""
     b, tally = box(), Tally()
     protocol_events = protocol_events_of(b, ("L3",))
@@ -102,8 +102,8 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
         b.tick(1000)
         with b.call("unlink_anon_vmas", vma.at), b.locked(*[b.anon_lock(vma.anon_vma)] * locked):
             b.tree(vma, vma.anon_vma, enter=False)
-    for book, address in (("stacks", 0x1111), ("flight_stacks", 0x2222)):
-        b.native.maps[book].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
+    for name, address in (("stacks", 0x1111), ("flight_stacks", 0x2222)):
+        b.native.maps[name].update(HARNESS_STACK, struct.pack("<127Q", address, *[0] * 126))
     protocol_events = protocol_events_of(b)
     assert read_events(protocol_events, b)
     (finding,) = protocol_events.work(Tally(), COUNTERS, 0, 1.0)

@@ -1,4 +1,5 @@
-"""Counts are totals and nothing is counted twice; a protocol's first sighting becomes the evidence of its finding."""
+"""Counts are totals and nothing is counted twice; a protocol's first sighting becomes the evidence
+of its finding."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ ENCODING = Encoding(LAYOUTS)
 EVERY = "L1 L2 L3 L4 L5 L6 V1 V2 V5".split()
 HOLDS, VIOLATED, SUSPECT, UNVERIFIABLE = Verdict
 
-LEGAL = "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+LEGAL = (
+    "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w"
+    " anon:w) file+ anon+ anon↑w i_mmap↑w"
+)
 TURNED = "vma_expand[file anon mmap:w]  anon↓w i_mmap↓w i_mmap↑w anon↑w"
 LEAK = "do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon- → [mmap:w anon:w]"
 READER = "retract_page_tables[]  i_mmap↓r → [i_mmap:r]"
@@ -127,7 +131,7 @@ def test_a_sighting_that_comes_late_completes_the_finding() -> None:
     assert violation.count == 1
 
 
-def test_lost_events_take_back_all_that_needs_a_whole_window() -> None:
+def test_lost_events_make_rulings_on_whole_windows_unverifiable() -> None:
     checker = rulings()
     checker.update({key(TURNED): 1, key(LEAK): 1, key(READER): 1}, lossy=True)
     assert checker.checks["L1", UNVERIFIABLE] == 1
@@ -141,7 +145,7 @@ def test_lost_events_take_back_all_that_needs_a_whole_window() -> None:
     assert checker.checks["L1", VIOLATED] == 2
 
 
-def test_a_cycle_shows_both_directions() -> None:
+def test_finding_of_a_cycle_has_both_directions() -> None:
     checker, tally = rulings(["L2"]), Tally()
     checker.add_sighting(key(LEGAL), Sighting(stack=("forth",)))
     checker.add_sighting(key(TURNED), Sighting(stack=("back",)))

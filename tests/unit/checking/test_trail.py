@@ -1,4 +1,5 @@
-"""The trail: which windows it has, which one it points at and why, and what it says where the recorder has wrapped."""
+"""The trail: which windows it has, which one it points at and why, and what it says where the
+recorder has wrapped."""
 
 from __future__ import annotations
 
@@ -115,7 +116,7 @@ def test_the_second_walk_is_marked_where_it_came_and_put_nothing_back() -> None:
     assert "visit(" in says(seen)["protocol"]
 
 
-def test_where_the_recorder_has_wrapped_it_says_so() -> None:
+def test_note_says_that_the_recorder_has_wrapped() -> None:
     b, vma, since = world()
     for end in range(0x5000, 0xF000, 0x1000):
         grow(b, vma, end)
@@ -123,13 +124,13 @@ def test_where_the_recorder_has_wrapped_it_says_so() -> None:
     trail = trails(b, rules=False).of_entry(entry(b, vma, since, visited=True), b.now)
     assert len(trail.steps) == 8, "the rows of one CPU"
     assert (
-        "The flight recorder has wrapped: VMA changes that ended more than 0.008 s before are overwritten"
-        in trail.note
+        "The flight recorder has wrapped: VMA changes that ended more than 0.008 s before are"
+        " overwritten" in trail.note
     )
     assert "What is not in the recorder may be what explains it." in trail.note
 
 
-def test_where_windows_were_sampled_before_it_says_nothing() -> None:
+def test_note_omits_sampling_that_ended_before_the_entry() -> None:
     b, vma, _ = world()
     params = b.tables.params
     params.set(window_ns=10**9)
@@ -146,7 +147,7 @@ def test_where_windows_were_sampled_before_it_says_nothing() -> None:
     )
 
 
-def test_where_windows_are_sampled_it_says_so() -> None:
+def test_note_names_sampling() -> None:
     """That no window is there is no proof that none was."""
     b, vma, since = world()
     b.tick(10_000_000)
@@ -157,8 +158,10 @@ def test_where_windows_are_sampled_it_says_so() -> None:
         entry(b, vma, since, mms={1}, locks=(), visited=False), b.now
     )
     assert not trail.steps
-    assert trail.note == (
-        "Nothing since then is overwritten. Windows were sampled: not all are in it. What is not in the recorder may be what explains it."
+    assert (
+        trail.note
+        == "Nothing since then is overwritten. Windows were sampled: not all are in it. What is not"
+        " in the recorder may be what explains it."
     )
 
 
@@ -222,7 +225,7 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
     assert finding.evidence["trail_note"] == "The flight recorder has all since then."
 
 
-def test_the_ledgers_row_says_what_an_entry_is_tied_to() -> None:
+def test_trail_entry_is_made_from_the_ledger_row() -> None:
     visited = {5: Visited(5, 1, 0xAA, 0x1000, 0x9000, FOLIO, 0x2000, 1, NEW_FOLIO)}
     row = Row(b"", MIGRATOR, MIGRATOR, 7, 0x2000, 1, 8, 1, 1, visited=visited)
     found = entry_of(row, [], None, {0xBB}, 7)
@@ -230,7 +233,7 @@ def test_the_ledgers_row_says_what_an_entry_is_tied_to() -> None:
     assert (0x1000, 0x9000) in found.ranges
 
 
-def test_the_machine_in_its_kernels_words(tmp_path: Path) -> None:
+def test_machine_state_uses_the_kernels_words(tmp_path: Path) -> None:
     (tmp_path / "sys/kernel").mkdir(parents=True)
     (tmp_path / "sys/kernel/tainted").write_text("12416\n")  # 1<<7 | 1<<12 | 1<<13
     (tmp_path / "cmdline").write_text(

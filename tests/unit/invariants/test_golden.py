@@ -1,4 +1,7 @@
-"""Golden protocols: what kernels do and did, in text, and how each invariant rules on it. The seed's three hunks come first."""
+"""Golden protocols: what kernels do and did, in text, and how each invariant rules on it.
+
+The seed's three hunks come first.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +27,44 @@ def ruling(invariant: str, line: str) -> Ruling | None:
 
 
 def rulings(line: str) -> str:
-    """As `L1+ L3! …`: + holds, ! violated, ? suspect, ~ unverifiable; what does not apply is left out."""
+    """As `L1+ L3! …`: + holds, ! violated, ? suspect, ~ unverifiable; what does not apply is left
+    out."""
     found = ((invariant, ruling(invariant, line)) for invariant in JUDGED)
     return " ".join(f"{invariant}{SHORT[each.verdict]}" for invariant, each in found if each)
 
 
 SEED = [
-    # 1. vma_expand() imports next's anon_vma and did not lock it: "I believe there's a case it misses"
+    # 1. vma_expand() imports next's anon_vma and did not lock it: "I believe there's a case it
+    # misses"
     (
         "vma_expand[anon=imported moved mmap:w ok follows]  anon_vma_clone() commit(mmap:w anon:-)",
         "L3+ L5! V1+ V2! V5+",
     ),
     (
-        "vma_expand[anon=imported moved mmap:w ok follows]  anon_vma_clone() anon↓w {anon-}* commit(mmap:w anon:w) {anon+}* anon↑w",
+        (
+            "vma_expand[anon=imported moved mmap:w ok follows]  anon_vma_clone() anon↓w {anon-}*"
+            " commit(mmap:w anon:w) {anon+}* anon↑w"
+        ),
         "L1+ L3+ L4+ L5+ V1+ V2+ V5+",
     ),
-    # 2. the anon_vma rwsem was taken before i_mmap_rwsem: "you can't change the lock ordering just because it looks nicer"
+    # 2. the anon_vma rwsem was taken before i_mmap_rwsem: "you can't change the lock ordering just
+    # because it looks nicer"
     (
-        "vma_expand[file anon moved mmap:w ok]  anon↓w anon- i_mmap↓w file- commit(mmap:w i_mmap:w anon:w) file+ i_mmap↑w anon+ anon↑w",
+        (
+            "vma_expand[file anon moved mmap:w ok]  anon↓w anon- i_mmap↓w file- commit(mmap:w"
+            " i_mmap:w anon:w) file+ i_mmap↑w anon+ anon↑w"
+        ),
         "L1! L3+ L4+ L5+ V1+ V2+",
     ),
     (
-        "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w",
+        (
+            "vma_expand[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w"
+            " i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w"
+        ),
         "L1+ L3+ L4+ L5+ V1+ V2+",
     ),
-    # 3. do_brk_flags() returned -ENOMEM with the anon_vma locked: "at the very least we must unlock if locked"
+    # 3. do_brk_flags() returned -ENOMEM with the anon_vma locked: "at the very least we must unlock
+    # if locked"
     ("do_brk_flags[anon moved mmap:w] -ENOMEM  anon↓w anon- → [mmap:w anon:w]", "L1+ L3! L4+"),
     (
         "do_brk_flags[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w",
@@ -57,26 +73,56 @@ SEED = [
 ]
 
 LEGAL = [
-    ("__split_vma[file anon moved mmap:w ok]  anon_vma_clone() i_mmap↓w file+ anon↓w anon- file- file+ "
-     "commit(mmap:w vma:w i_mmap:w anon:w) anon+ anon↑w i_mmap↑w", "L1+ L3+ L4+ L5+ V1+ V2+"),
+    (
+        (
+            "__split_vma[file anon moved mmap:w ok]  anon_vma_clone() i_mmap↓w file+ anon↓w anon-"
+            " file- file+ commit(mmap:w vma:w i_mmap:w anon:w) anon+ anon↑w i_mmap↑w"
+        ),
+        "L1+ L3+ L4+ L5+ V1+ V2+",
+    ),
     ("__split_vma[file mmap:w] -ENOMEM  anon_vma_clone()", "L3+"),
     ("__split_vma[file anon moved mmap:w ok]  anon_vma_clone() __vma_adjust()", "L3+ V1+"),
     ("vma_expand[anon moved mmap:w ok]  commit_merge()", "L3+ V1+"),
     ("do_brk_flags[mmap:w ok]  commit(mmap:w vma:-)", "L3+ V1+"),
     # a rmap walker on another CPU reads while the window waits for the lock, or has it already
-    ("vma_shrink[file anon moved mmap:w anon:r ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ "
-     "anon↑w i_mmap↑w → [mmap:w]", "L1+ L3+ L4+ L5+ V1+ V2+"),
-    ("expand_downwards[anon moved mmap:r ok]  anon↓w anon- commit(mmap:r anon:w) anon+ anon↑w", "L1+ L3+ L4+ L5~ V1+ V2+"),
-    ("expand_downwards[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w", "L1+ L3+ L4+ L5+ V1+ V2+"),
-    ("mm_take_all_locks[mmap:w]  {i_mmap2↓w}* {anon2↓w}* {other↓w}* → [mmap:w i_mmap:w anon:w]", "L1+ L3+"),
+    (
+        (
+            "vma_shrink[file anon moved mmap:w anon:r ok]  i_mmap↓w anon↓w anon- file-"
+            " commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w → [mmap:w]"
+        ),
+        "L1+ L3+ L4+ L5+ V1+ V2+",
+    ),
+    (
+        "expand_downwards[anon moved mmap:r ok]  anon↓w anon- commit(mmap:r anon:w) anon+ anon↑w",
+        "L1+ L3+ L4+ L5~ V1+ V2+",
+    ),
+    (
+        "expand_downwards[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w",
+        "L1+ L3+ L4+ L5+ V1+ V2+",
+    ),
+    (
+        "mm_take_all_locks[mmap:w]  {i_mmap2↓w}* {anon2↓w}* {other↓w}* → [mmap:w i_mmap:w anon:w]",
+        "L1+ L3+",
+    ),
     ("mm_take_all_locks[mmap:w] -EINTR  {i_mmap↓w}* mm_drop_all_locks()", "L1+ L3+"),
     ("mm_drop_all_locks[mmap:w i_mmap:w anon:w]  anon↑w {i_mmap↑w}* → [mmap:w]", "L3+"),
-    ("dup_mmap[]  mmap↓wk mmap2↓w {anon_vma_fork() i_mmap↓w file+ i_mmap↑w}* mmap2↑w mmap↑w", "L1+ L3+ L4+"),
-    ("collapse_huge_page[anon mmap:r]  mmap↑r mmap↓r mmap↑r mmap↓w anon↓w anon↑w mmap↑w → []", "L1+ L3+"),
+    (
+        "dup_mmap[]  mmap↓wk mmap2↓w {anon_vma_fork() i_mmap↓w file+ i_mmap↑w}* mmap2↑w mmap↑w",
+        "L1+ L3+ L4+",
+    ),
+    (
+        "collapse_huge_page[anon mmap:r]  mmap↑r mmap↓r mmap↑r mmap↓w anon↓w anon↑w mmap↑w → []",
+        "L1+ L3+",
+    ),
     ("__anon_vma_prepare[mmap:r]  anon↓w anon+ anon↑w", "L1+ L3+ L4+"),
     ("__anon_vma_prepare[mmap:r]  anon+(new)", "L4+"),
-    ("copy_vma[file anon mmap:w ok follows]  anon_vma_clone() i_mmap↓w file+ commit(mmap:w i_mmap:w anon:-) i_mmap↑w",
-     "L1+ L3+ L4+ V1+ V5+"),
+    (
+        (
+            "copy_vma[file anon mmap:w ok follows]  anon_vma_clone() i_mmap↓w file+ commit(mmap:w"
+            " i_mmap:w anon:-) i_mmap↑w"
+        ),
+        "L1+ L3+ L4+ V1+ V5+",
+    ),
     ("copy_vma[anon mmap:w] -NULL", "L3+"),
     ("rmap_walk_anon[folio:locked try_to_migrate]  anon↓r? {visit(r)}* anon↑r", "L3+ L6+"),
     ("rmap_walk_anon[folio:locked try_to_migrate anon:r]  anon↓r visit(r) anon↑r", "L1+ L3+ L6+"),
@@ -86,11 +132,17 @@ LEGAL = [
     ("rmap_walk_file[other_walker]  i_mmap↓r visit(r) i_mmap↑r", "L1+ L3+ L6+"),
     ("rmap_walk_file[folio:locked remove_migration]  i_mmap↓r? visit(r) i_mmap↑r", "L3+ L6+"),
     ("rmap_walk_file[hugetlb locked folio:locked remove_migration i_mmap:r]  {visit(r)}*", "L6+"),
-    ("rmap_walk_ksm[folio:locked remove_migration]  {anon↓r visit(r) anon↑r anon2↓r visit(r) anon2↑r}*", "L1+ L3+ L6+"),
+    (
+        (
+            "rmap_walk_ksm[folio:locked remove_migration]  {anon↓r visit(r) anon↑r anon2↓r visit(r)"
+            " anon2↑r}*"
+        ),
+        "L1+ L3+ L6+",
+    ),
     ("outside[]  anon+(new)", "L4+"),
     ("unlink_anon_vmas[anon]  anon↓w {anon-}* anon↑w", "L1+ L3+ L4+"),
     ("mm_drop_all_locks[]", ""),
-]  # fmt: skip
+]
 
 BROKEN = [
     ("vma_shrink[moved mmap:w anon:r]  i_mmap↓w i_mmap↑w → [mmap:w anon:w]", "L1+ L3!"),
@@ -143,7 +195,10 @@ BROKEN = [
 
 LOSSY = [
     (
-        "vma_expand[file anon moved mmap:w]  anon↓w ? i_mmap↓w file- commit(mmap:w) i_mmap↑w anon↑w",
+        (
+            "vma_expand[file anon moved mmap:w]  anon↓w ? i_mmap↓w file- commit(mmap:w) i_mmap↑w"
+            " anon↑w"
+        ),
         "L1~ L3~ L4+ L5+ V2~",
     ),
     (
@@ -160,7 +215,7 @@ LOSSY = [
 
 
 @pytest.mark.parametrize(("line", "expected"), SEED + LEGAL + BROKEN + LOSSY)
-def test_rulings(line: str, expected: str) -> None:
+def test_golden_protocols_are_ruled_on_as_written(line: str, expected: str) -> None:
     assert rulings(line) == expected
     ENCODING.encode(parse(line))
 

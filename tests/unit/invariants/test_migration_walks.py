@@ -1,4 +1,5 @@
-"""The ledger with hooks on the rmap walks: rows by mm, frozen PMDs, and M2, M3 and M5 kept and broken."""
+"""The ledger with hooks on the rmap walks: rows by mm, frozen PMDs, and M2, M3 and M5 kept and
+broken."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ PFN = 1024
 
 
 def migrated(model: ModelKernel, *, skip: int = 0, blind: int = 0, move: int = 0) -> SimMm:
-    """Two mms map a page at the same address; what the second walk does not restore is in the later one."""
+    """Two mms map a page at the same address; what the second walk does not restore is in the later
+    one."""
     mms = model.new_mm(), model.new_mm()
     pfn = model.map_page(mms[0], ADDR)
     model.map_page(mms[1], ADDR, pfn)
@@ -105,7 +107,8 @@ class TestRows:
         assert not model.native.events()
 
     def test_a_copy_of_another_page_is_another_migrations(self) -> None:
-        """Two families migrate at the same address at once: the copy in one family is not the other's."""
+        """Two families migrate at the same address at once: the copy in one family is not the
+        other's."""
         model = ModelKernel()
         ours, theirs = model.new_mm(), model.new_mm()
         pfns = model.map_page(ours, ADDR), model.map_page(theirs, ADDR)
@@ -178,12 +181,16 @@ class TestLocks:
             "folio": hex(model.folio(pfn)),
             "vma_now": {},
             "folio_now": {},
-            "trail_note": "The flight recorder has all since then. None of these windows explains it by itself.",
+            "trail_note": (
+                "The flight recorder has all since then. None of these windows explains it by"
+                " itself."
+            ),
         }
 
-    def test_a_visit_that_was_not_seen_accuses_nobody(self) -> None:
-        """6.1 with preempt=full, hooked by kprobes: neither the end of one visit nor the beginning of the next was seen, and the folio of
-        the first, not locked any more, is not that of the next entry."""
+    def test_visit_that_was_not_seen_makes_no_violation(self) -> None:
+        """6.1 with preempt=full, hooked by kprobes: neither the end of one visit nor the beginning
+        of the next was seen, and the folio of the first, not locked any more, is not that of the
+        next entry."""
         model = ModelKernel()
         mm = model.new_mm()
         seen, unseen = model.map_page(mm, ADDR), model.map_page(mm, ADDR + PAGE)
@@ -252,7 +259,7 @@ class TestM5:
             "vm_end": hex(1 << 47),
         }
 
-    def test_a_vma_that_is_visited_and_not_restored_holds_and_m1_says_so(self) -> None:
+    def test_vma_that_is_visited_and_not_restored_holds_for_m5_and_violates_m1(self) -> None:
         model = ModelKernel()
         migrated(model, blind=1)
         checker = judged(model)
@@ -279,7 +286,8 @@ class TestM5:
         assert findings(checker, "M1")
 
     def test_an_entry_that_was_moved_to_where_its_page_was_visited(self) -> None:
-        """One page twice in an mm: the mapping that was restored is zapped, the entry left behind moves to its place."""
+        """One page twice in an mm: the mapping that was restored is zapped, the entry left behind
+        moves to its place."""
         model = ModelKernel()
         mm = model.new_mm()
         pfn = model.map_page(mm, ADDR)
@@ -311,7 +319,8 @@ class TestM5:
         ) == (1, 0, 1)
 
     def test_a_visit_that_aged_out_is_counted_in_its_row(self) -> None:
-        """More visits than the map of visits holds: seen on 6.1, where compaction went on while the case was examined."""
+        """More visits than the map of visits holds: seen on 6.1, where compaction went on while the
+        case was examined."""
         for blind, verdict in ((0, Verdict.VIOLATED), (1, Verdict.HOLDS)):
             model = ModelKernel(VISIT_ROWS=4)
             migrated(model, skip=1 - blind, blind=blind)
@@ -405,14 +414,14 @@ class TestM5:
         )
         assert found == (1, violated, 1 - violated)
 
-    def test_without_an_event_the_row_still_tells(self) -> None:
+    def test_row_without_an_event_is_enough_for_m5(self) -> None:
         model = ModelKernel()
         model.native.set("harness_ring_room", 0)
         left_in(model)
         checks = judged(model).checks()
         assert (checks["M1", Verdict.VIOLATED], checks["M5", Verdict.VIOLATED]) == (1, 1)
 
-    def test_without_hooks_nothing_is_said(self) -> None:
+    def test_without_hooks_m5_has_no_verdict(self) -> None:
         model = ModelKernel(hooks=False)
         left_in(model)
         checker = CheckerRig(model, covered=("M1", "M4"))
@@ -467,7 +476,7 @@ class TestThpSplit:
         ) == (512, 1, 512)
         assert checks["M5", Verdict.HOLDS] == 512
 
-    def test_what_a_split_leaves_wakes_us_and_is_proven(self) -> None:
+    def test_entry_that_a_split_leaves_sends_an_event_and_is_proven(self) -> None:
         model = ModelKernel(VISIT_ROWS=2048)
         split, mm = self.frozen(model)
         self.thaw(model, split, mm, {3: "skipped", 64: "ignored", 511: "skipped"})
@@ -477,9 +486,10 @@ class TestThpSplit:
         checker.read_events([])
         checks = checker.checks()
         assert (checks["M1", Verdict.VIOLATED], checks["M1", Verdict.HOLDS]) == (3, 509)
-        assert (checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (0, 2), (
-            "its event was taken by this test"
-        )
+        assert (checks["M5", Verdict.VIOLATED], checks["M5", Verdict.UNVERIFIABLE]) == (
+            0,
+            2,
+        ), "its event was taken by this test"
         assert checker.proven() == {(mm.number, THP + n * PAGE) for n in (3, 64, 511)}
         assert not model.tables.ledger.rows()
 
@@ -512,8 +522,9 @@ class TestThpSplit:
         self.thaw(model, split, mm, {7: "ignored"})
         assert judged(model).proven() == {(mm.number, ADDR)}
 
-    def test_a_page_mapped_by_ptes_is_replaced_in_silence_too(self) -> None:
-        """A THP that was split into PTEs before is unmapped with a tracepoint for each; the zeropage replaces without."""
+    def test_page_mapped_by_ptes_is_replaced_without_a_tracepoint_too(self) -> None:
+        """A THP that was split into PTEs before is unmapped with a tracepoint for each; the
+        zeropage replaces without."""
         model = ModelKernel()
         mm = model.new_mm()
         split = model.start_split(88)
@@ -544,7 +555,7 @@ class TestThpSplit:
         (row,) = model.tables.ledger.rows()
         assert (row.addr, set(row.visited)) == (THP + 2 * PAGE, {child.at})
 
-    def test_a_split_that_gives_up_freezing_books_nothing(self) -> None:
+    def test_split_that_gives_up_freezing_records_nothing(self) -> None:
         model = ModelKernel()
         self.frozen(model, gives_up=True)
         assert not model.tables.counters.read()["ENTRIES_RECORDED"]
@@ -582,7 +593,8 @@ class TestThpSplit:
         assert model.tables.counters.read()["LEDGER_LOST"] == 1
 
     def test_what_two_vmas_map_of_a_thp_is_not_frozen_twice(self) -> None:
-        """Mapped by PTEs since it was split into two VMAs: the second visit finds the entries of the first (6.1: 512 false suspects)."""
+        """Mapped by PTEs since it was split into two VMAs: the second visit finds the entries of
+        the first (6.1: 512 false suspects)."""
         model = ModelKernel()
         split, mm = self.frozen(model)
         model.call("first_walk", model.folio(PFN), mm.vma, THP + 3 * PAGE)

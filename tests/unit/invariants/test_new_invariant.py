@@ -160,7 +160,7 @@ def test_every_declared_counter_is_one_of_the_probes() -> None:
 
 def test_every_declared_hook_is_one_of_the_probe_objects() -> None:
     objects = {path.stem: plan.read_probe_object(path) for path in PROBES.glob("*.toml")}
-    hooks = {stem: {hook.name for hook in one.hook} for stem, one in objects.items()}
+    hooks = {name: {hook.name for hook in one.hook} for name, one in objects.items()}
     every = {name for names in hooks.values() for name in names}
     for one in discover().values():
         assert one.hooks <= every | {"oracle"}, one.id

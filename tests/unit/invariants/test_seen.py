@@ -1,4 +1,4 @@
-"""Every protocol that a healthy kernel showed (docs/measurements/SEEN.md) stays legal: the golden traces that no one invented."""
+"""Every protocol that a healthy kernel showed (docs/measurements/SEEN.md) stays legal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEEN = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/measurements/SEEN.md").read_t
 KNOWN = {name: invariant.judge for name, invariant in discover().items() if invariant.judge}
 
 
-def test_the_table_is_there() -> None:
+def test_table_of_seen_protocols_is_complete() -> None:
     assert len(SEEN) > 200
     assert {"vma_expand", "commit_merge", "dup_mmap", "rmap_walk_file"} <= {
         parse(line).window for line in SEEN
@@ -34,7 +34,7 @@ def test_what_healthy_kernels_do_is_no_violation(name: str) -> None:
     assert not wrong
 
 
-def test_they_read_and_write_without_loss() -> None:
+def test_seen_protocols_round_trip() -> None:
     encoding = Encoding(LAYOUTS)
     for line in SEEN:
         assert text(parse(line)) == line

@@ -11,8 +11,9 @@ from tracer.cli import main
 from tracer.invariants.catalogue import discover
 
 DICKINS = "<e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>"
-"""Message-ID of Hugh Dickins's mail to maple-tree, linux-mm and linux-kernel, 7 July 2022: "Re: [PATCH] maple_tree: Fix use of node for
-global range in mas_wr_spanning_store()". It reports a BUG in mas_validate_gaps() and has an error return that keeps its lock."""
+"""Message-ID of Hugh Dickins's mail to maple-tree, linux-mm and linux-kernel, 7 July 2022: "Re:
+[PATCH] maple_tree: Fix use of node for global range in mas_wr_spanning_store()". It reports a BUG
+in mas_validate_gaps() and has an error return that keeps its lock."""
 
 
 @pytest.mark.parametrize("invariant", ["L3", "V4"])

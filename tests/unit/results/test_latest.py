@@ -1,4 +1,7 @@
-"""The snapshot on demand: who asks gets one that is a second old at most, or after a moment the one there is."""
+"""The snapshot on demand.
+
+A reader gets one that is a second old at most, or after a moment the last one.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Clock:
         return self.now
 
 
-def test_nobody_is_asked_before_the_first_and_after_the_last() -> None:
+def test_no_snapshot_is_requested_before_the_first_and_after_the_last() -> None:
     clock = Clock()
     current = LatestSnapshot(clock)
     assert current() is None
@@ -33,7 +36,7 @@ def test_nobody_is_asked_before_the_first_and_after_the_last() -> None:
     current.close()
 
 
-def test_a_fresh_one_is_given_as_it_is() -> None:
+def test_fresh_snapshot_is_returned_as_it_is() -> None:
     clock = Clock()
     current = LatestSnapshot(clock)
     first = current.put(snapshot())
@@ -46,7 +49,7 @@ def test_a_fresh_one_is_given_as_it_is() -> None:
     current.close()
 
 
-def test_many_who_ask_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_readers_cause_one_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     """With patience for a machine on which a quarter of a second is not enough to start threads."""
     clock = Clock()
     current = LatestSnapshot(clock)
@@ -71,7 +74,7 @@ def test_many_who_ask_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     current.close()
 
 
-def test_a_busy_judge_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_checker_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     current = LatestSnapshot(clock)
     first = current.put(snapshot())

@@ -1,4 +1,7 @@
-"""Red, amber or green: every reason has its colour, every output says the same, and green is never said where little is known."""
+"""Red, amber or green: every reason has its colour, and every output shows the same.
+
+Green is never shown where little is known.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
         ReasonKind.FIDELITY,
         "lowered fidelity to owner",
     ),
-    ("taken away", taken_away(), ReasonKind.HOOKS, "switched off by somebody else: "),
+    ("taken away", taken_away(), ReasonKind.HOOKS, "switched off by another program: "),
     (
         "unverifiable",
         unverifiable(0.02),
@@ -125,7 +128,7 @@ def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: ReasonKind, said: s
     assert said in found.reasons[kind]
 
 
-def test_green_says_of_how_many_checks_and_invariants() -> None:
+def test_green_title_has_the_number_of_checks_and_invariants() -> None:
     found = standing(well())
     assert (found.colour, found.reasons) == (Colour.GREEN, {})
     assert re.fullmatch(r"Nothing violated in [\d,]+ checks of 14 invariants", found.title)
@@ -147,7 +150,7 @@ def test_red_keeps_its_reasons() -> None:
     )
 
 
-def test_a_kernel_with_tracepoints_only_is_told_why_once() -> None:
+def test_kernel_with_tracepoints_only_has_one_reason() -> None:
     assert NO_HOOKS in standing(tracepoints_only()).reasons[ReasonKind.COVERAGE]
 
 
@@ -174,7 +177,7 @@ def test_entries_that_pile_up_are_amber(outstanding: list[int], colour: Colour) 
     assert status_line(s, history(outstanding)).startswith(colour)
 
 
-def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
+def test_entries_in_no_row_are_amber_at_once() -> None:
     """As seen: 142,520 outstanding, the oldest 0.0 s old, for ever."""
     found = standing(well(outstanding=142_520), (), 0.0)
     assert (found.colour, list(found.reasons)) == (Colour.AMBER, [ReasonKind.OUTSTANDING])
@@ -185,7 +188,7 @@ def test_entries_of_which_the_ledger_knows_nothing_are_amber_at_once() -> None:
 
 
 def texts_of_outputs(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the text of each output of a run that ended with this snapshot."""
+    """What each output shows of a run that ended so."""
     found = json_form.as_json(s, ["true"], 0)
     reported = from_report_file(
         written(tmp_path / "r.json", found | {"histograms": []})
@@ -202,7 +205,7 @@ def texts_of_outputs(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(
     "s", [well(), *(case[1] for case in CASES)], ids=["well", *(case[0] for case in CASES)]
 )
-def test_all_outputs_say_the_same(s: Snapshot, tmp_path: Path) -> None:
+def test_all_outputs_show_the_same_standing(s: Snapshot, tmp_path: Path) -> None:
     s = replace(s, gate_open=False) if not s.outstanding else s
     found = standing(s)
     again = headline(
@@ -263,8 +266,9 @@ class Served:
         return answer.body.decode()
 
 
-def test_a_judge_that_hangs_is_told_by_answers_that_were_kept() -> None:
-    """The same snapshot, asked for when it was new and again when it is old: an answer that was kept must not be green."""
+def test_kept_answers_show_a_checker_that_hangs() -> None:
+    """The same snapshot, asked for when it was new and again when it is old: an answer that was
+    kept must not be green."""
     now = Served(well())
     assert ">green</span>" in now("/")
     assert "rmapd_standing 0.0" in now("/metrics")
@@ -280,7 +284,7 @@ def test_a_judge_that_hangs_is_told_by_answers_that_were_kept() -> None:
     assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
     assert now("/-/healthy").strip() == "healthy, but the checker has read no tables for 12 s"
     now.age = 13.0
-    assert "The checker has not looked for 13 s" in now("/")
+    assert "The checker has read no tables for 13 s" in now("/")
     now.age = 75.0
     assert now("/-/healthy", 503).strip() == "not healthy: the checker has read no tables for 75 s"
 
@@ -333,7 +337,10 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
     )
     assert stands((False, True)) == (
         "amber",
-        ["1 run before the last one has no end: killed, with whatever was not judged yet."],
+        [
+            "1 run before the last one has no end: killed, and what was not judged then has no"
+            " verdict."
+        ],
     )
 
 
