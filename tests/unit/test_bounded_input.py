@@ -384,7 +384,7 @@ def test_certificate_that_is_a_pipe_is_refused_without_waiting(tmp_path: Path) -
     done = rmapd("check-config", "--config", tmp_path / "rmapd.toml")
     assert (
         done.exit_code,
-        "cert.pem cannot be used for TLS: it is no regular file" in done.stderr,
+        "cert.pem cannot be used for TLS: it is not a regular file" in done.stderr,
     ) == (2, True), done.output
 
 
