@@ -24,7 +24,7 @@ class Coverage(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Counters:
+class CheckCounters:
     """Counters of the probes (`enum counter`). Each count is one check with this verdict.
 
     violated: the probe also sends an event for each. The checker records the events that arrive,
@@ -114,7 +114,7 @@ class Invariant:
     judge: Callable[[Protocol], Ruling | None] | None = None
     every_window: bool | None = None
     every_entry: bool = False
-    counters: Counters = Counters()
+    counters: CheckCounters = CheckCounters()
     events: tuple[EventReport, ...] = ()
     losses: tuple[Loss, ...] = ()
     unbroken: UnbrokenRuns | None = None

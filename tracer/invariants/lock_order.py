@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from tracer.invariants.base import Counters, Invariant, Loss, UnbrokenRuns
+from tracer.invariants.base import CheckCounters, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import FOLIO_LOCK_WALKERS, Kind, Lock, Locking, Owner, Protocol
 
@@ -305,7 +305,7 @@ NO_CYCLE = Invariant(
         "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint",
     ),
     every_window=True,
-    counters=Counters(holds=("NESTED_HOLDS",)),
+    counters=CheckCounters(holds=("NESTED_HOLDS",)),
     losses=(Loss("locks", counters=("LOCKS_LOST",)),),
     unbroken=UnbrokenRuns("mmap_lock", _MMAP_LOCK, "mmap_lock"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tracer.invariants.base import Counters, Invariant, Loss, UnbrokenRuns
+from tracer.invariants.base import CheckCounters, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry, Place
 
@@ -100,7 +100,7 @@ LEFT_BEHIND = Invariant(
     ),
     lacking=_LACKING,
     every_entry=True,
-    counters=Counters(holds=("M1_HOLDS",), unverifiable=("M1_UNVERIFIABLE",)),
+    counters=CheckCounters(holds=("M1_HOLDS",), unverifiable=("M1_UNVERIFIABLE",)),
     losses=(LEDGER_LOSS,),
 )
 
@@ -124,7 +124,7 @@ TOO_OLD = Invariant(
     needs=("set_migration_pte", "remove_migration_pte"),
     lacking=_LACKING,
     every_entry=True,
-    counters=Counters(holds=("M4_HOLDS",)),
+    counters=CheckCounters(holds=("M4_HOLDS",)),
     losses=(LEDGER_LOSS,),
     unbroken=UnbrokenRuns("migration", LEDGER_HOOKS, "insertions, removals or migrations"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracer.invariants.base import Counters, EventReport, Invariant, Loss, UnbrokenRuns
+from tracer.invariants.base import CheckCounters, EventReport, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.migration_entries import LEDGER_LOSS
 from tracer.invariants.verdict import Ruling, Verdict
 
@@ -37,7 +37,7 @@ INSERTED_UNLOCKED = Invariant(
     + _MIGRATE_DEVICE,
     needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
     lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
-    counters=Counters(
+    counters=CheckCounters(
         holds=("M2_HOLDS",), violated=("M2_VIOLATED",), unverifiable=("M2_UNVERIFIABLE",)
     ),
     events=(
@@ -67,7 +67,7 @@ REMOVED_UNLOCKED = Invariant(
         " not seen."
     ),
     needs=("second_walk",),
-    counters=Counters(holds=("M3_HOLDS",), violated=("M3_VIOLATED",)),
+    counters=CheckCounters(holds=("M3_HOLDS",), violated=("M3_VIOLATED",)),
     events=(
         EventReport(
             "REMOVED_UNLOCKED",
@@ -115,7 +115,7 @@ PASSED_OVER = Invariant(
         "walk": "no page-table oracle: a VMA that is passed over is not proven",
         **_SPLITS,
     },
-    counters=Counters(holds=("M5_HOLDS",)),
+    counters=CheckCounters(holds=("M5_HOLDS",)),
     losses=(LEDGER_LOSS,),
     unbroken=UnbrokenRuns("ledger", ("second_walk",), "the second walk"),
 )

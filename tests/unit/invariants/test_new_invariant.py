@@ -27,7 +27,7 @@ from tracer.results.json_form import as_json
 RUNBOOK = "/".join(("docs/runbooks", "P1.md"))  # there is no such page
 
 NEW = """
-from tracer.invariants.base import Counters, Invariant, Loss, UnbrokenRuns
+from tracer.invariants.base import CheckCounters, Invariant, Loss, UnbrokenRuns
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import Protocol
 
@@ -49,7 +49,7 @@ INVARIANTS = (
         needs=("copy_vma", "move_page_tables"),
         lacking={"move_ptes": "single entries are not seen"},
         judge=judge_moves,
-        counters=Counters(holds=("P1_HOLDS",), violated=("P1_VIOLATED",)),
+        counters=CheckCounters(holds=("P1_HOLDS",), violated=("P1_VIOLATED",)),
         losses=(Loss("moves", counters=("MOVES_LOST",), missed_runs=("move_page_tables",)),),
         unbroken=UnbrokenRuns("vma", ("move_page_tables",), "page-table moves"),
     ),

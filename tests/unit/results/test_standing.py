@@ -68,9 +68,9 @@ CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
     ),
     (
         "ended early",
-        well(ended_early="the judge died by signal 9"),
+        well(ended_early="the checker died by signal 9"),
         ReasonKind.ENDED_EARLY,
-        "The run ended early: the judge died by signal 9.",
+        "The run ended early: the checker died by signal 9.",
     ),
     ("nothing happened", well(checks={}), ReasonKind.NOTHING, "0 checks"),
     (
@@ -347,13 +347,13 @@ def test_a_store_whose_runs_were_killed_is_amber(tmp_path: Path) -> None:
 def test_a_report_that_ended_early_is_amber(tmp_path: Path) -> None:
     """As the supervisor writes it, where the process that judged is gone."""
     found = json_form.as_json(well(gate_open=False), ["true"], 0) | {
-        "ended_early": {"reason": "the judge was killed by SIGKILL"}
+        "ended_early": {"reason": "the checker was killed by SIGKILL"}
     }
     reported = from_report_file(written(tmp_path / "r.json", found))
     assert headline(reported).colour == "amber"
-    assert facts(reported).ended_early == ["the judge was killed by SIGKILL"]
+    assert facts(reported).ended_early == ["the checker was killed by SIGKILL"]
     for text in (html.render(reported), markdown.render(reported)):
-        assert "the judge was killed by SIGKILL." in text
+        assert "the checker was killed by SIGKILL." in text
 
 
 def test_a_point_of_which_most_checks_are_unverifiable_is_not_ok() -> None:
