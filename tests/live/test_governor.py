@@ -47,7 +47,7 @@ def slow_probes(tmp_path: Path) -> Path:
     copy = tmp_path / "probes"
     shutil.copytree(probes_folder(), copy)
     source = copy / "mmap_lock.bpf.c"
-    head = "HOOK(mmap_lock_released) {\n"
+    head = "HOOK(mmap_lock_released)\n{\n"
     text = source.read_text()
     assert head in text
     source.write_text(text.replace(head, head + SLOW))
