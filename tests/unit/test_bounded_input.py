@@ -371,7 +371,7 @@ def test_a_certificate_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     done = rmapd("check-config", "--config", tmp_path / "rmapd.toml")
     assert (
         done.exit_code,
-        "cert.pem cannot be used for TLS: it is no regular file" in done.stderr,
+        "cert.pem cannot be used for TLS: it is not a regular file" in done.stderr,
     ) == (2, True), done.output
 
 
