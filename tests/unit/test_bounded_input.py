@@ -196,7 +196,7 @@ def test_what_one_command_takes_the_others_take(
             if value is _GONE:
                 del inside[place[-1]]
             else:
-                inside[place[-1]] = value
+                inside[place[-1]] = copy.deepcopy(value)
     path = written(tmp_path / "r.json", found)
     try:
         given_report = read_report(path).exact_report
