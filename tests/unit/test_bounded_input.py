@@ -209,7 +209,7 @@ def test_altered_report_is_accepted_by_all_commands_or_by_none(
             if value is _DELETED:
                 del inside[place[-1]]
             else:
-                inside[place[-1]] = value
+                inside[place[-1]] = copy.deepcopy(value)
     path = written(tmp_path / "r.json", found)
     try:
         given_report = read_report(path).exact_report

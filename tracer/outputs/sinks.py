@@ -17,7 +17,7 @@ from tracer.errors import RmapdError
 from tracer.invariants.verdict import Finding, Tally
 from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
-from tracer.outputs.store.database import Foreign
+from tracer.outputs.store.database import ForeignDatabase
 from tracer.outputs.store.writer import Store
 from tracer.process.users import User, files_as, hand_over
 from tracer.results.json_form import as_json, violation_json
@@ -67,7 +67,7 @@ def _opened(config: Config, kernel: str, user: User | None, earlier: Mapping[str
                 must=True,
                 **earlier,
             )
-    except Foreign:
+    except ForeignDatabase:
         raise
     except RmapdError as error:
         why = f"{error.why}, to the user {user.name} that rmapd becomes" if user else error.why

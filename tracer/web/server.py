@@ -19,7 +19,7 @@ from tracer.web.basic_auth import Admission, Logins
 from tracer.web.connection import Connection, Gone
 from tracer.web.cpu_budget import Budget
 from tracer.web.http_message import SECURE, Answering, Request, Response
-from tracer.web.tls import may_enter
+from tracer.web.tls import is_accepted
 from tracer.web.web_config import Rules
 
 log = logging.getLogger("rmapd")
@@ -168,7 +168,7 @@ class Server:
             self.access.refresh()
             await connection.open(self.access.context)
             named = self.access.rules.tls
-            if named and not may_enter(connection.certificate, named.client_allowed_sans):
+            if named and not is_accepted(connection.certificate, named.client_allowed_sans):
                 return
             await connection.converse(self._answer)
             await connection.finish()

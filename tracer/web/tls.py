@@ -71,7 +71,7 @@ def _why(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
-def may_enter(certificate: Mapping[str, Any] | None, allowed: Collection[str]) -> bool:
+def is_accepted(certificate: Mapping[str, Any] | None, allowed: Collection[str]) -> bool:
     """Return whether an alternative name of the certificate is allowed.
 
     allowed: the names of client_allowed_sans; if it is empty, every client is accepted.

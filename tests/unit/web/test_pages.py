@@ -186,7 +186,8 @@ def test_findings_beyond_limit_are_shown(current: LatestSnapshot) -> None:
     store = StoreState("/var/lib/rmapd/<x>.db", "No space left on device", unwritten=2)
     shown = page(over(replace(s, rest={("M1", Verdict.SUSPECT): 1200}, store=store)), "/").text
     assert "1,200 more findings are counted without evidence" in shown
-    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device): 2 of these" in shown
+    assert "/var/lib/rmapd/<x>.db cannot be written (No space left on device)" in shown
+    assert "if the daemon ends now, 2 of these findings are lost" in shown
     assert "cannot be written" not in page(over(s), "/").text
 
 

@@ -250,6 +250,6 @@ def test_client_certificate_is_accepted_by_its_names(
     names: tuple[tuple[str, str], ...], expected: bool
 ) -> None:
     allowed = ["a.test", "spiffe://x/y", "2001:db8::1"]
-    assert tls.may_enter({"subjectAltName": names}, allowed) is expected
-    assert tls.may_enter({"subjectAltName": names}, [])
-    assert not tls.may_enter(None, allowed)
+    assert tls.is_accepted({"subjectAltName": names}, allowed) is expected
+    assert tls.is_accepted({"subjectAltName": names}, [])
+    assert not tls.is_accepted(None, allowed)

@@ -61,7 +61,7 @@ _OLDEST_TENTH = """number IN (SELECT number FROM signature ORDER BY last_seen
 LIMIT 1 + (SELECT count(*) / 10 FROM signature))"""
 
 
-class Foreign(RmapdError):
+class ForeignDatabase(RmapdError):
     """The file is another program's database, or the store of a newer rmapd."""
 
 
@@ -139,14 +139,14 @@ class Database:
             self._sql.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0],
         )
         if tables and self._pragma("application_id") != APPLICATION:
-            raise Foreign(
+            raise ForeignDatabase(
                 f"{self._path} is no store of rmapd",
                 why="it is another program's database",
                 hint="--store with another file",
             )
         if version > len(MIGRATIONS):
             why = f"its schema is {version}, this rmapd knows {len(MIGRATIONS)}"
-            raise Foreign(
+            raise ForeignDatabase(
                 f"the store {self._path} was written by a newer rmapd",
                 why=why,
                 hint="--store with another file",

@@ -21,7 +21,7 @@ from typing import Any
 import tracer
 from tracer.errors import RmapdError, Temporary, passes
 from tracer.invariants.verdict import Finding, Verdict, Violation
-from tracer.outputs.store.database import Database, Foreign, code, is_broken, set_aside
+from tracer.outputs.store.database import Database, ForeignDatabase, code, is_broken, set_aside
 from tracer.results.json_form import iso, violation_json
 from tracer.results.snapshot import StoreState
 
@@ -82,8 +82,8 @@ class Store:
         self._seconds = 0.0
         try:
             self._database = Database.opened(path, most_bytes)
-        except (sqlite3.Error, OSError, Foreign) as error:
-            if must and isinstance(error, Foreign):
+        except (sqlite3.Error, OSError, ForeignDatabase) as error:
+            if must and isinstance(error, ForeignDatabase):
                 raise
             if must and code(error) != sqlite3.SQLITE_FULL:
                 kind = Temporary if code(error) in _PASSING or passes(error) else RmapdError
@@ -170,7 +170,7 @@ class Store:
             self._tidy(database)
         except sqlite3.Error as error:
             self._failed(error)
-        except (OSError, Foreign) as error:
+        except (OSError, ForeignDatabase) as error:
             self._trouble(str(error))
         else:
             self._writes += 1
