@@ -278,7 +278,7 @@ def test_kept_answers_show_a_checker_that_hangs() -> None:
     page = now("/")
     assert ">amber</span>" in page
     assert ">green</span>" not in page.partition("</section>")[0]
-    assert "The checker has not looked for 12 s" in page
+    assert "The checker has read no tables for 12 s" in page
     assert "rmapd_standing 1.0" in now("/metrics")
     assert json.loads(now("/api/v1/"))["standing"]["reasons"][0]["kind"] == "stale"
     assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
