@@ -19,7 +19,11 @@ ok 2 migration.shared_anon # SKIP Not enough threads or NUMA nodes available
 not ok 3 migration.private_anon_thp
     ok 4 a subtest
 """
-KHUGEPAGED = "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\nallocate huge page... \x1b[31mFail\x1b[0m\nfile... \x1b[33mSkip\x1b[0m\n"
+KHUGEPAGED = (
+    "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\n"
+    "allocate huge page... \x1b[31mFail\x1b[0m\n"
+    "file... \x1b[33mSkip\x1b[0m\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,7 @@ def test_runs_of_a_kernel_add_up_in_one_row(
 
 def test_what_the_workloads_say_is_found_among_other_output() -> None:
     said = soak.loads(
-        'warning: x\n{"selftests": {"merge": {"pass": 1}}}\n{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n'
+        'warning: x\n{"selftests": {"merge": {"pass": 1}}}\n'
+        '{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n'
     )
     assert said == {"selftests": {"merge": {"pass": 1}}, "soak": {"seconds": 1.5, "parts": {}}}

@@ -1,4 +1,4 @@
-"""The list of retired words finds what it should, and leaves ordinary English and Debian's release names alone."""
+"""The list of retired words finds them, and leaves ordinary English and Debian's releases alone."""
 
 from __future__ import annotations
 

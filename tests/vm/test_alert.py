@@ -18,7 +18,7 @@ FAULTS = {
 """Each violates what none before it did; adjust_swapped, commit_unlocked and the others follow the same way."""
 
 
-def test_an_alert_fires_within_two_scrapes_of_a_violation(module: Path) -> None:
+def test_alert_fires_within_two_scrapes_of_a_violation(module: Path) -> None:
     command = f"insmod {module} && python -m tests.vm.alert $OUT/alert.json {' '.join(FAULTS)}"
     result = run("6.1", command, append="rmapd_faults=guest", label="alert", timeout=1200)
     assert result.code == 0, result.output

@@ -17,7 +17,7 @@ ROUNDS = int(os.environ.get("RMAPD_ATTACH_ROUNDS") or 5)
 
 @pytest.mark.parametrize("how", ["kprobe", "fentry"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_nothing_is_left_behind(kernel: str, how: str) -> None:
+def test_repeated_attach_and_detach_leaves_nothing_behind(kernel: str, how: str) -> None:
     result = run(
         kernel,
         f"python -m tests.vm.attach $OUT/a.json {ROUNDS} {how}",

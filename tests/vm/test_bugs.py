@@ -40,7 +40,7 @@ def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.12.57", "6.12"))
-def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(
+def test_hugetlb_migration_violates_l1_on_the_vulnerable_kernel_only(
     kernel: str, vulnerable: bool
 ) -> None:
     """CVE-2026-23097: unmap_and_move_huge_page() gave i_mmap_rwsem back before its second walk, which takes it again."""
@@ -64,7 +64,7 @@ def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.17.13", "6.18"))
-def test_mremap_beside_an_untouched_neighbour_keeps_the_anon_vma(
+def test_mremap_beside_an_untouched_neighbour_violates_v5_on_the_vulnerable_kernel_only(
     kernel: str, vulnerable: bool
 ) -> None:
     """CVE-2026-23077: copy_vma() merges the moved VMA with its neighbour, and the merged one has no anon_vma."""

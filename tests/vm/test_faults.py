@@ -84,7 +84,7 @@ def row(fault: dict[str, Any], violation: dict[str, Any]) -> str:
     return f"| `{fault['name']}` | {times} | {found} | {culprit(violation)} | `{named}` |"
 
 
-def test_every_broken_window_is_found_and_named(module: Path) -> None:
+def test_window_fault_is_found_and_attributed_to_its_function(module: Path) -> None:
     command = f"insmod {module} && rmapd exec --report $OUT/r.json -- python -m tests.workloads.faults; echo exit $?"
     result = run("6.1", command, append="rmapd_faults=guest", label="matrix", timeout=900)
     assert "exit 3" in result.output, result.output
@@ -172,7 +172,7 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
     assert 0 < written < bug
 
 
-def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_window(
+def test_diff_of_a_healthy_and_a_broken_kernel_begins_with_the_broken_window(
     module: Path,
 ) -> None:
     """What a kernel developer does with a suspect: the same workload on a kernel that is trusted, and the difference."""
@@ -197,7 +197,7 @@ def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_win
     assert "1 of them alarming" in result.output, result.output
 
 
-def test_the_module_refuses_an_ordinary_machine(module: Path) -> None:
+def test_fault_module_refuses_a_kernel_without_its_boot_parameter(module: Path) -> None:
     result = run("6.1", f"insmod {module}; echo insmod $?", label="refused")
     assert "insmod 1" in result.output
     assert "Operation not permitted" in result.output

@@ -15,7 +15,7 @@ ROUNDS = int(os.environ.get("RMAPD_FIDELITY_ROUNDS") or 3)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_changes_under_load_are_no_alarm(kernel: str) -> None:
+def test_fidelity_changes_under_load_cause_no_alarm(kernel: str) -> None:
     result = run(
         kernel,
         f"python -m tests.vm.fidelity $OUT/f.json {ROUNDS}",
@@ -58,7 +58,7 @@ def test_changes_under_load_are_no_alarm(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_storm_of_windows_is_sampled_and_then_all_are_booked_again(kernel: str) -> None:
+def test_storm_of_windows_is_sampled_until_it_is_over(kernel: str) -> None:
     result = run(
         kernel,
         "python -m tests.vm.governed $OUT/g.json",

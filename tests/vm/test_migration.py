@@ -44,7 +44,7 @@ def nothing_wrong(found: dict[str, Any], kernel: str) -> None:
     assert not checks["unverifiable"] or missed
 
 
-def test_small_pages(kernel: str) -> None:
+def test_migration_of_small_pages_holds_with_full_coverage(kernel: str) -> None:
     command = (
         "rmapd doctor --format json > $OUT/doctor.json && "
         "rmapd exec --require M1,M4,L2 --report $OUT/r.json -- python tests/workloads/migrate.py 8000 96; echo exit $?; "
@@ -70,7 +70,7 @@ def test_small_pages(kernel: str) -> None:
     nothing_wrong(found, kernel)
 
 
-def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
+def test_each_migration_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
     """tests/live/test_accounting.py has the same with tracepoints alone."""
     result = run(
         kernel,
@@ -92,7 +92,7 @@ def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
     assert not checks["unverifiable"] or (kernel in PREEMPT and found["lost"]["missed_runs"])
 
 
-def test_huge_pages_between_two_nodes(kernel: str) -> None:
+def test_migration_of_huge_pages_between_two_nodes_holds(kernel: str) -> None:
     result = run(
         kernel,
         "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20",

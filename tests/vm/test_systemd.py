@@ -151,13 +151,13 @@ def started(found: dict[str, Any]) -> None:
     )
 
 
-def test_on_this_kernel(files: list[Path]) -> None:
+def test_unit_works_on_the_running_kernel(files: list[Path]) -> None:
     found = facts(container.run("python3 systemd.py", files, label="systemd"))
     lived(found)
     assert found["watchdog"]["limit"] == 30, "the unit's own"
 
 
-def test_on_debians(files: list[Path]) -> None:
+def test_unit_works_on_the_kernel_of_debian(files: list[Path]) -> None:
     found = facts(debian.run("python3 systemd.py", files, label="systemd"))
     lived(found)
     assert {
@@ -167,7 +167,7 @@ def test_on_debians(files: list[Path]) -> None:
     assert found["running"] > 50
 
 
-def test_kprobes_in_the_sandbox(files: list[Path]) -> None:
+def test_kprobes_attach_in_the_sandbox_of_the_unit(files: list[Path]) -> None:
     """A kernel that preempts is hooked by kprobes (docs/KERNELS.md says why)."""
     found = facts(
         debian.run("python3 systemd.py install kprobes start judge stop", files, label="kprobes")

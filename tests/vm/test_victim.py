@@ -9,7 +9,7 @@ from tests.vm.guest import run
 from tests.vm.test_faults import met
 
 
-def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own_victim(
+def test_report_names_the_entry_if_the_kernel_kills_the_checker(
     module: Path,
 ) -> None:
     command = (

@@ -72,7 +72,7 @@ def test_every_window_is_counted_once(both: dict[str, Any], how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["fentry", "kprobe"])
-def test_a_healthy_kernel_is_silent_with_full_coverage(both: dict[str, Any], how: str) -> None:
+def test_healthy_kernel_has_no_finding_with_full_coverage(both: dict[str, Any], how: str) -> None:
     found = both[how]
     assert found["violations"] == []
     assert not [check for check in found["checks"] if not check.endswith("holds")]
@@ -82,7 +82,7 @@ def test_a_healthy_kernel_is_silent_with_full_coverage(both: dict[str, Any], how
         assert found["checks"][f"{name} holds"] >= ROUNDS
 
 
-def test_both_ways_to_attach_see_the_same(both: dict[str, Any]) -> None:
+def test_fentry_and_kprobe_record_the_same_protocols(both: dict[str, Any]) -> None:
     assert both["fentry"]["protocols"] == both["kprobe"]["protocols"]
     hows = {
         name: {both[how]["hooks"][name]["how"] for how in both}
@@ -102,7 +102,7 @@ def _bare(protocol: Protocol) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> None:
+def test_rebuilt_vma_expand_has_the_protocol_of_a_hooked_one(both: dict[str, Any]) -> None:
     """vma_expand() is rebuilt on 6.1; from 6.12 on it is direct, with its locks in commit_merge()."""
     golden = parse(
         "vma_expand[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
@@ -118,7 +118,7 @@ def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_sampled_windows_are_few_and_accuse_nobody(kernel: str) -> None:
+def test_sampled_windows_are_few_and_cause_no_accusation(kernel: str) -> None:
     """The same operations again and again, of which one window a second of each function is booked on each CPU."""
     load = "for _ in 1 2 3; do python -m tests.workloads.vma 1000; done"
     command = f"RMAPD_SAMPLED_WINDOWS=1 rmapd exec --fidelity sampled --report $OUT/r.json -- sh -c {shlex.quote(load)}"
