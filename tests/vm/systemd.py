@@ -1,6 +1,7 @@
-"""Runs in the guest of test_systemd.py, as root on a fresh Debian, with the package beside it: everything systemd can ask of the unit.
+"""Install the package on a fresh Debian and use the unit in each way that systemd offers.
 
-Prints each command with what it said, and leaves what the test asserts on in facts.json.
+Runs as root in the guest of test_systemd.py, with the package beside it. Prints each command with
+its output; facts.json has the results for the test.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ facts: dict[str, Any] = {}
 
 
 def emulated() -> bool:
-    """Some twenty times slower than the machine of whoever emulates it: a look at the books may take the unit's thirty seconds,
-    and what programs cost of the CPU time there is more than the budget."""
+    """Whether this machine is emulated, and so some twenty times slower than real ones.
+
+    There, a read of the tables may take the thirty seconds of the unit's watchdog, and the BPF
+    programs take more CPU time than the budget allows.
+    """
     vendor = Path("/sys/class/dmi/id/sys_vendor")
     return vendor.exists() and vendor.read_text().strip() == "QEMU"
 
 
 def say(command: str, lines: int = 12) -> tuple[int, str]:
-    """Run it, print it and the end of what it printed."""
+    """Run a command; print it and the last lines of its output. Return its exit code and output."""
     done = subprocess.run(
         command,
         shell=True,
@@ -63,7 +67,7 @@ def pid() -> int:
 
 
 def ready() -> int:
-    """What /-/ready answers, 0 for nothing."""
+    """Return the HTTP status of /-/ready; 0 without an answer."""
     try:
         with urllib.request.urlopen(f"{URL}/-/ready", timeout=5) as answer:
             return int(answer.status)
@@ -85,7 +89,7 @@ def samples() -> dict[str, float]:
 
 
 def programs() -> dict[int, str]:
-    """BPF programs in this kernel: id and type. Not all are this daemon's where a kernel is shared."""
+    """Return the types of all BPF programs in this kernel by id, other programs' included."""
     text = subprocess.run(
         ["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True
     ).stdout
@@ -93,10 +97,10 @@ def programs() -> dict[int, str]:
 
 
 def loaded_by(process: int) -> set[int]:
-    """Ids of the programs that a process has open."""
+    """Return the ids of the programs that a process has open."""
     found = set()
     for entry in Path(f"/proc/{process}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a descriptor of a moment
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found |= {
                 int(line.split()[1])
                 for line in entry.read_text().splitlines()
@@ -106,7 +110,7 @@ def loaded_by(process: int) -> set[int]:
 
 
 def left(of: set[int]) -> list[int]:
-    """Those that are still there once the kernel had time to free what was let go."""
+    """Return the programs that the kernel has not freed after up to a minute."""
     for _ in range(60):
         if not of & set(programs()):
             break
@@ -152,12 +156,16 @@ def install() -> None:
 
 
 def kprobes() -> None:
-    """The unit's daemon prefers kprobes from now on, as it does on a kernel that preempts and counts what it leaves out of them."""
+    """Make the daemon of the unit prefer kprobes.
+
+    It does so on a kernel that preempts and counts the runs that it leaves out.
+    """
     script = Path("/usr/lib/rmapd/kprobes/rmapd")
     script.parent.mkdir()
     prefer = "running.Kernel.preempts, running.Kernel.kprobe_refused = True, ''"
     script.write_text(
-        f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli\nfrom tracer.kernel import running\n{prefer}\ncli.main()\n"
+        "#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli\nfrom tracer.kernel import running\n"
+        f"{prefer}\ncli.main()\n"
     )
     script.chmod(0o755)
     Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(
@@ -167,13 +175,13 @@ def kprobes() -> None:
 
 
 def needs() -> None:
-    """Which capability each thing needs, on this kernel with Debian's settings."""
+    """Find the capabilities that operations need on this kernel with Debian's settings."""
     say("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
     facts["needs"] = json.loads(Path("/mnt/needs.json").read_text())["needs"]
 
 
 def older() -> None:
-    """What an rmapd that stayed root leaves: a store of root's."""
+    """Leave a store that belongs to root, as an rmapd that kept its privileges does."""
     say("RMAPD_DROP_PRIVILEGES=false rmapd run --duration 1 --listen 127.0.0.1:0")
     facts["older"] = owners("/var/lib/rmapd", "/var/lib/rmapd/rmapd.db")
 
@@ -185,7 +193,10 @@ def owners(*paths: str) -> dict[str, str]:
 
 
 def start() -> None:
-    """READY only with an open gate: what systemd says and what /-/ready says, asked again and again meanwhile."""
+    """Start the unit, and compare the state of systemd with /-/ready until it has started.
+
+    READY=1 must not be sent before the gate is open.
+    """
     seen, rights_before = [], {}
     began = time.monotonic()
     with subprocess.Popen(["systemctl", "start", "rmapd"]) as starting:
@@ -204,7 +215,8 @@ def start() -> None:
         "ready": ready(),
     }
     print(
-        f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; meanwhile {sorted(set(seen))})"
+        f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; "
+        f"meanwhile {sorted(set(seen))})"
     )
     facts["rights"] = {"attaching": rights_before, "judging": rights(pid())}
     say("systemctl status --no-pager -n 0 rmapd")
@@ -236,7 +248,8 @@ def start() -> None:
     facts["cached"] = sorted({path.owner() for path in Path("/var/cache/rmapd").iterdir()})
     facts["exec"] = say("rmapd exec -- true")
     say(
-        "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax -p TasksCurrent -p TasksMax"
+        "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax "
+        "-p TasksCurrent -p TasksMax"
     )
     ours = loaded_by(pid())
     kinds = Counter(kind for number, kind in programs().items() if number in ours)
@@ -293,7 +306,7 @@ def reload() -> None:
 
 
 def watchdog() -> None:
-    """A daemon that is stopped does not ping; systemd kills it and starts another."""
+    """Stop the daemon: it sends no WATCHDOG=1, and systemd kills it and starts another."""
     main, began = pid(), time.monotonic()
     print(f"$ kill -STOP {main}")
     os.kill(main, signal.SIGSTOP)
@@ -316,7 +329,8 @@ def watchdog() -> None:
     }
     print(f"killed after {killed} s, ready again after {facts['watchdog']['back']} s")
     say(
-        "journalctl -u rmapd -o short-monotonic --no-pager | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'"
+        "journalctl -u rmapd -o short-monotonic --no-pager"
+        " | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'"
     )
     facts["watchdog"]["found"] = say(
         "journalctl -u rmapd -o cat --no-pager | grep 'found after a crash'"

@@ -1,4 +1,7 @@
-"""Attacks on the checker itself that need kprobes, or a machine that may be hurt: one boot, one session, one after the other under load."""
+"""Attacks on the checker that need kprobes or a machine that may be harmed.
+
+They run one after the other under load in one session.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,9 @@ def test_detached_links_are_refused_or_detected(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("attack", ["hotplug", "clock", "memory"])
-def test_session_keeps_coverage_and_checks_during_an_attack(found: dict[str, Any], attack: str) -> None:
+def test_session_keeps_coverage_and_checks_during_an_attack(
+    found: dict[str, Any], attack: str
+) -> None:
     assert found[attack]["accused"] == []
     assert found[attack]["full"] == found["before"]["full"]
     assert found[attack]["checks"] > found["kprobes"]["on"]["checks"]

@@ -1,4 +1,4 @@
-"""rmapd as the victim of what it watches: migration entries are left behind in its judge's own heap, and the kernel kills it by a BUG."""
+"""rmapd is its own victim: entries stay in the heap of the checker, and a kernel BUG kills it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def test_report_names_the_entry_if_the_kernel_kills_the_checker(
     module: Path,
 ) -> None:
     command = (
-        "sysctl -q kernel.panic_on_oops=0 kernel.numa_balancing=0; "  # both come to the locked table, and spin
+        # NUMA balancing and khugepaged would take the page-table lock of the killed task and spin.
+        "sysctl -q kernel.panic_on_oops=0 kernel.numa_balancing=0; "
         f"echo never > /sys/kernel/mm/transparent_hugepage/enabled; insmod {module} && "
-        "{ rmapd exec --report $OUT/r.json --timeout 300 -- python -m tests.workloads.own_judge; echo exit $?; sync; "
+        "{ rmapd exec --report $OUT/r.json --timeout 300 -- python -m tests.workloads.own_judge; "
+        "echo exit $?; sync; "
         "python -c 'from tests.live.conftest import remaining; "
         'print("remaining", remaining())\'; }'
     )
