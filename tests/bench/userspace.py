@@ -127,7 +127,7 @@ def rate() -> None:
     """Measure the daemon's CPU time by windows a second, without scrapes and with one every 15 s.
 
     The windows have 300 protocols that hold. The periodic scan is off, because its cost depends on
-    the machine's page tables, and so is the governor, which would detach the programs at such rates.
+    the machine's page tables, and so is the governor, which would detach programs at such rates.
     """
     keys = [variant(line, n) for line in _HOLDING for n in range(100)]
     with (
