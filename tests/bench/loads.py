@@ -24,7 +24,7 @@ COUNTS = {
     "compile": 30,
 }
 """Operations in a run at scale 1, which takes 0.1 to 0.2 s on this kind of machine."""
-SAID = {
+TITLES = {
     "map": "mmap and munmap of one page",
     "protect": "mprotect: split and merge",
     "brk": "brk: grow and shrink",

@@ -37,7 +37,7 @@ class Population:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
-    def await_word(self, session: Session | None) -> float:
+    def wait_for_line(self, session: Session | None) -> float:
         """Run the session's loop until the population prints a line; return the seconds."""
         started = time.monotonic()
         if session:
@@ -52,7 +52,7 @@ class Population:
     def stir(self, session: Session | None) -> float:
         assert self.process.stdin
         self.process.stdin.write("\n")
-        return self.await_word(session)
+        return self.wait_for_line(session)
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def kernel_bytes() -> dict[str, int]:
     }
 
 
-def looked_at(session: Session) -> dict[str, Any]:
+def observe(session: Session) -> dict[str, Any]:
     """Sweep all page tables, and return the times, the rows of the tables and the losses."""
     started = time.monotonic()
     mms = session.checker.open_cases.oracle.mms() if session.checker.open_cases.oracle else []
@@ -140,14 +140,14 @@ def _under(session: Session, folder: str, processes: int, vmas: int) -> dict[str
     """Measure a population that starts and changes under rmapd."""
     before = kernel_bytes()
     with population(folder, processes, vmas) as many:
-        made = many.await_word(session)
+        made = many.wait_for_line(session)
         stirred = many.stir(session)
         kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
         return {
             "made_seconds": made,
             "stirred_seconds": stirred,
             "kernel_bytes": kernel,
-            **looked_at(session),
+            **observe(session),
         }
 
 
@@ -155,7 +155,7 @@ def _without(folder: str, processes: int, vmas: int) -> dict[str, Any]:
     """Measure the same without rmapd."""
     before = kernel_bytes()
     with population(folder, processes, vmas) as many:
-        made = many.await_word(None)
+        made = many.wait_for_line(None)
         stirred = many.stir(None)
         kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
         return {"made_seconds": made, "stirred_seconds": stirred, "kernel_bytes": kernel}
@@ -184,7 +184,7 @@ def main(out: str, *sizes: str) -> None:
                     "gate_seconds": gate,
                     "hooks": sum(h.on for h in session.probes.loaded.hooks),
                     "refused": refused,
-                    **looked_at(session),
+                    **observe(session),
                 },
             )
             for processes, vmas in wanted:
@@ -192,9 +192,9 @@ def main(out: str, *sizes: str) -> None:
         for processes, vmas in wanted:
             note(f"without {processes}:{vmas}", _without(folder, processes, vmas))
         with population(folder, *max(wanted)) as many:
-            many.await_word(None)
+            many.wait_for_line(None)
             with opened() as (session, gate):
-                note("beside the largest", {"gate_seconds": gate, **looked_at(session)})
+                note("beside the largest", {"gate_seconds": gate, **observe(session)})
 
 
 if __name__ == "__main__":

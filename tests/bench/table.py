@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tests.bench.loads import SAID
+from tests.bench.loads import TITLES
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
@@ -34,7 +34,7 @@ def _one(run: dict[str, Any]) -> str:
             0,
         )
         cells = (_cell(run["results"][variant][load]) for variant in variants)
-        lines.append(f"| {SAID[load]} ({_time(baseline)}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {TITLES[load]} ({_time(baseline)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +116,6 @@ class Maker:
 
     kernel: Kernel
     scratch: Path
-    say: Callable[[str], None] = print
     _layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ def violated(api: Prometheus) -> set[str]:
     }
 
 
-def meet(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any]:
+def measure_delays(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any]:
     """Cause a fault once and wait for the log line, the metric and the alert.
 
     The alert is awaited only for invariants that were not violated before.
@@ -122,12 +122,14 @@ def main(out: str, faults: list[str]) -> None:
                 )
                 time.sleep(2 * SCRAPE_SECONDS)
                 quiet, gate = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
-                met = [meet(fault, api, logged) for fault in faults]
+                results = [measure_delays(fault, api, logged) for fault in faults]
         finally:
             process.terminate()
             code = process.wait(300)
     Path(out).write_text(
-        json.dumps({"before": sorted(quiet), "gate": gate, "met": met, "exit": code}, indent=1)
+        json.dumps(
+            {"before": sorted(quiet), "gate": gate, "results": results, "exit": code}, indent=1
+        )
     )
 
 

@@ -61,7 +61,7 @@ def main(out: str, count: str, how: str) -> None:
         "attached": sum(h.on for h in snapshot.hooks),
         "coverage": {name: [level, reason] for name, (level, reason) in snapshot.coverage.items()},
         "statistics": statistics,
-        "said": json.loads(workload.stdout.readline()) if workload.stdout else {},
+        "workload": json.loads(workload.stdout.readline()) if workload.stdout else {},
     }
     Path(out).write_text(json.dumps(found, indent=1))
 

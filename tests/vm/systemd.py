@@ -37,7 +37,7 @@ def emulated() -> bool:
     return vendor.exists() and vendor.read_text().strip() == "QEMU"
 
 
-def say(command: str, lines: int = 12) -> tuple[int, str]:
+def shell(command: str, lines: int = 12) -> tuple[int, str]:
     """Run a command; print it and the last lines of its output. Return its exit code and output."""
     done = subprocess.run(
         command,
@@ -138,8 +138,8 @@ def rights(of: int) -> dict[str, str]:
 
 
 def install() -> None:
-    say("uname -r; systemctl --version | head -1; systemctl is-system-running --wait")
-    facts["install"] = say("dpkg -i /mnt/rmapd_*.deb")[0]
+    shell("uname -r; systemctl --version | head -1; systemctl is-system-running --wait")
+    facts["install"] = shell("dpkg -i /mnt/rmapd_*.deb")[0]
     Path("/etc/systemd/system/rmapd.service.d").mkdir()
     slow = (
         f"WatchdogSec={EMULATED_WATCHDOG_SECONDS}\nEnvironment=RMAPD_FIDELITY=full\n"
@@ -149,10 +149,10 @@ def install() -> None:
     Path("/etc/systemd/system/rmapd.service.d/emulated.conf").write_text(
         f"[Service]\nTimeoutStartSec=1800\n{slow}"
     )
-    say("systemctl daemon-reload; systemctl cat rmapd | tail -3")
-    code, text = say("rmapd doctor --format json", lines=1)
+    shell("systemctl daemon-reload; systemctl cat rmapd | tail -3")
+    code, text = shell("rmapd doctor --format json", lines=1)
     facts["doctor"] = json.loads(text) if code == 0 else text
-    say("rmapd doctor | sed -n '/installation/,/^$/p'", lines=40)
+    shell("rmapd doctor | sed -n '/installation/,/^$/p'", lines=40)
 
 
 def kprobes() -> None:
@@ -171,18 +171,18 @@ def kprobes() -> None:
     Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(
         f"[Service]\nExecStart=\nExecStart={script} run\n"
     )
-    say("systemctl daemon-reload; systemctl cat rmapd | grep Exec")
+    shell("systemctl daemon-reload; systemctl cat rmapd | grep Exec")
 
 
 def needs() -> None:
     """Find the capabilities that operations need on this kernel with Debian's settings."""
-    say("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
+    shell("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
     facts["needs"] = json.loads(Path("/mnt/needs.json").read_text())["needs"]
 
 
 def older() -> None:
     """Leave a store that belongs to root, as an rmapd that kept its privileges does."""
-    say("RMAPD_DROP_PRIVILEGES=false rmapd run --duration 1 --listen 127.0.0.1:0")
+    shell("RMAPD_DROP_PRIVILEGES=false rmapd run --duration 1 --listen 127.0.0.1:0")
     facts["older"] = owners("/var/lib/rmapd", "/var/lib/rmapd/rmapd.db")
 
 
@@ -219,12 +219,12 @@ def start() -> None:
         f"meanwhile {sorted(set(seen))})"
     )
     facts["rights"] = {"attaching": rights_before, "judging": rights(pid())}
-    say("systemctl status --no-pager -n 0 rmapd")
-    say("journalctl -u rmapd -o cat --no-pager | grep -E 'INFO|not calibrated'")
-    say("curl -s -o /dev/null -w '%{http_code}\\n' 127.0.0.1:9743/-/ready")
+    shell("systemctl status --no-pager -n 0 rmapd")
+    shell("journalctl -u rmapd -o cat --no-pager | grep -E 'INFO|not calibrated'")
+    shell("curl -s -o /dev/null -w '%{http_code}\\n' 127.0.0.1:9743/-/ready")
     print("capabilities while attaching", rights_before)
-    say("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
-    say("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
+    shell("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
+    shell("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
     daemon = [int(task.name) for task in Path(f"/proc/{pid()}/task").iterdir()]
     helpers = [
         int(child) for child in Path(f"/proc/{pid()}/task/{pid()}/children").read_text().split()
@@ -237,7 +237,7 @@ def start() -> None:
             for one in map(rights, daemon + helpers)
         }
     )
-    say("id rmapd; ps -o user,pid,args -p $(pgrep -d, -x rmapd)")
+    shell("id rmapd; ps -o user,pid,args -p $(pgrep -d, -x rmapd)")
     facts["owners"] = owners(
         "/var/lib/rmapd",
         "/var/lib/rmapd/rmapd.db",
@@ -246,8 +246,8 @@ def start() -> None:
         "/var/cache/rmapd",
     )
     facts["cached"] = sorted({path.owner() for path in Path("/var/cache/rmapd").iterdir()})
-    facts["exec"] = say("rmapd exec -- true")
-    say(
+    facts["exec"] = shell("rmapd exec -- true")
+    shell(
         "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax "
         "-p TasksCurrent -p TasksMax"
     )
@@ -259,7 +259,7 @@ def start() -> None:
 
 def judge() -> None:
     before = samples()
-    say("python3 /mnt/migrate.py 8000 96")
+    shell("python3 /mnt/migrate.py 8000 96")
     time.sleep(5)
     after = samples()
     wanted = (
@@ -284,21 +284,21 @@ def judge() -> None:
 def reload() -> None:
     before, main = CONFIG.read_text(), pid()
     CONFIG.write_text("scan_seconds = 30.0\nrequire = ['M1']\n" + before)
-    good = say("systemctl reload rmapd")[0]
+    good = shell("systemctl reload rmapd")[0]
     time.sleep(4)
-    taken = say("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
+    taken = shell("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
     CONFIG.write_text("scan_second = 30.0\n" + before)
-    bad = say("systemctl reload rmapd")[0]
-    said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[
-        1
-    ]
+    bad = shell("systemctl reload rmapd")[0]
+    refused = shell(
+        "journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'"
+    )[1]
     CONFIG.write_text(before)
     state = shown("ActiveState")["ActiveState"]
     facts["reload"] = {
         "good": good,
         "taken": taken,
         "bad": bad,
-        "said": said,
+        "refused": refused,
         "same": pid() == main,
         "state": state,
         "ready": ready(),
@@ -328,20 +328,20 @@ def watchdog() -> None:
         "ready": ready(),
     }
     print(f"killed after {killed} s, ready again after {facts['watchdog']['back']} s")
-    say(
+    shell(
         "journalctl -u rmapd -o short-monotonic --no-pager"
         " | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'"
     )
-    facts["watchdog"]["found"] = say(
+    facts["watchdog"]["found"] = shell(
         "journalctl -u rmapd -o cat --no-pager | grep 'found after a crash'"
     )[1]
 
 
 def stop() -> None:
     ours, kept = loaded_by(pid()), int(shown("NFileDescriptorStore")["NFileDescriptorStore"])
-    code = say("systemctl stop rmapd")[0]
-    say("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
-    say("journalctl -u rmapd -o cat --no-pager -n 4")
+    code = shell("systemctl stop rmapd")[0]
+    shell("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
+    shell("journalctl -u rmapd -o cat --no-pager -n 4")
     facts["stop"] = {
         "code": code,
         **shown("ActiveState", "Result", "ExecMainStatus"),
@@ -352,14 +352,14 @@ def stop() -> None:
 
 
 def remove() -> None:
-    code, text = say("systemd-analyze security --no-pager rmapd", lines=60)
+    code, text = shell("systemd-analyze security --no-pager rmapd", lines=60)
     found = re.search(r"Overall exposure level for rmapd.service: ([\d.]+)", text)
     facts["security"] = float(found[1]) if found else text
-    facts["enable"] = say("systemctl enable rmapd")[0]
-    say("rmapd doctor | grep -E '^  (unit|configuration|state)'")
-    say("systemctl start rmapd")
+    facts["enable"] = shell("systemctl enable rmapd")[0]
+    shell("rmapd doctor | grep -E '^  (unit|configuration|state)'")
+    shell("systemctl start rmapd")
     ours = loaded_by(pid())
-    facts["remove"] = say("dpkg -r rmapd")[0]
+    facts["remove"] = shell("dpkg -r rmapd")[0]
     facts["removed"] = {
         "left": left(ours),
         "unit": Path("/lib/systemd/system/rmapd.service").exists(),

@@ -28,12 +28,14 @@ def test_alert_fires_within_two_scrapes_of_a_violation(module: Path) -> None:
         f"\nseconds from the strike, a scrape each {SCRAPE_SECONDS} s: "
         "| fault | invariant | log | metric | alert |"
     )
-    for met in found["met"]:
-        for name in met["shown"]:
+    for each in found["results"]:
+        for name in each["shown"]:
             print(
-                f"| {met['fault']} | {name} | {met['logged'][name]:.2f} "
-                f"| {met['shown'][name]:.2f} | {met['fired'][name]:.1f} |"
+                f"| {each['fault']} | {name} | {each['logged'][name]:.2f} "
+                f"| {each['shown'][name]:.2f} | {each['fired'][name]:.1f} |"
             )
-    for met in found["met"]:
-        assert {*met["shown"]} == {*met["fired"]} == {*met["logged"]} == FAULTS[met["fault"]], met
-        assert max(met["fired"].values()) <= 2 * SCRAPE_SECONDS, met
+    for each in found["results"]:
+        assert {*each["shown"]} == {*each["fired"]} == {*each["logged"]} == FAULTS[each["fault"]], (
+            each
+        )
+        assert max(each["fired"].values()) <= 2 * SCRAPE_SECONDS, each

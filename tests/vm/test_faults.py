@@ -39,7 +39,7 @@ BEFORE = 1.0
 """Seconds by which a window may begin before the strike in it; faults are four seconds apart."""
 
 
-def met(result: Result) -> list[dict[str, Any]]:
+def reported_faults(result: Result) -> list[dict[str, Any]]:
     """Return the lines of the workload about each fault."""
     return [
         json.loads(line.removeprefix("fault "))
@@ -96,7 +96,7 @@ def test_window_fault_is_found_and_attributed_to_its_function(module: Path) -> N
     )
     result = run("6.1", command, append="rmapd_faults=guest", label="matrix", timeout=900)
     assert "exit 3" in result.output, result.output
-    report, faults = json.loads((result.folder / "r.json").read_text()), met(result)
+    report, faults = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert {fault["name"]: fault["struck"] for fault in faults} == {
         name: times for name, (times, _, _) in WINDOWS.items()
     }
@@ -148,7 +148,7 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
         "6.1", command, append="rmapd_faults=guest", expect_bug=True, label=fault, timeout=900
     )
     assert "exit 3" in result.output, result.output
-    report, (struck,) = json.loads((result.folder / "r.json").read_text()), met(result)
+    report, (struck,) = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert struck["struck"] == 5
     assert report["invariants"]["M1"]["checks"]["violated"] == 5
     assert report["invariants"]["M1"]["checks"]["suspect"] == 0

@@ -69,7 +69,7 @@ def lived(found: dict[str, Any]) -> None:
     assert "scan_seconds 30, " in reloaded["taken"]
     assert "; a restart is needed for require" in reloaded["taken"]
     assert reloaded["bad"] != 0
-    assert "scan_seconds" in reloaded["said"], "the nearest key is named"
+    assert "scan_seconds" in reloaded["refused"], "the nearest key is named"
     assert (reloaded["same"], reloaded["state"], reloaded["ready"]) == (True, "active", 200)
     limit = found["watchdog"]["limit"]
     assert limit - 5 < found["watchdog"]["killed"] < limit + 100
@@ -124,9 +124,9 @@ def started(found: dict[str, Any]) -> None:
         "/var/cache/rmapd": "root 755",
     }
     assert found["cached"] == ["root"], "an attached daemon cannot change what the next one loads"
-    code, said = found["exec"]
+    code, output = found["exec"]
     assert code not in (0, 3)
-    assert "another rmapd is tracing this kernel" in said
+    assert "another rmapd is tracing this kernel" in output
     for helper in found["helpers"]:
         assert int(helper["CapPrm"], 16) & ~(1 << 38 | 1 << 39 | 1 << 21) == 0
     assert (after["NoNewPrivs"], after["Seccomp"], int(after["Seccomp_filters"])) == (

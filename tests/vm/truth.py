@@ -46,7 +46,7 @@ def listen(stream: IO[str], logged: list[tuple[float, str]]) -> None:
         logged.append((time.time(), json.loads(line)["invariant"]))
 
 
-def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Delays:
+def measure_delays(fault: str, logged: Sequence[tuple[float, str]]) -> Delays:
     """Cause a fault; return the delays of invariants that were not violated before.
 
     The metrics page is fetched only while a logged violation is not on it, because fetching takes
@@ -87,7 +87,9 @@ def one_round(module: str, faults: Sequence[str]) -> Delays:
             until(ready, 900, "the gate is open")
             time.sleep(5)
             return {
-                name: delays for fault in faults for name, delays in meet(fault, logged).items()
+                name: delays
+                for fault in faults
+                for name, delays in measure_delays(fault, logged).items()
             }
         finally:
             process.terminate()
