@@ -48,8 +48,7 @@ BOARD = Board(
                     "stat",
                     "Last read of the tables",
                     "Seconds since the checker last read the kernel's tables. It does so every "
-                    "second; "
-                    "if it stops, the web server still answers.",
+                    "second; if it stops, the web server still answers.",
                     "s",
                     (Query(f"max(time() - rmapd_snapshot_time_seconds{{{_H}}})"),),
                     "RmapdStalled",
@@ -70,8 +69,7 @@ BOARD = Board(
                     "stat",
                     "Fidelity",
                     "The fidelity in force: full, owner (without rwsem programs) or migration "
-                    "(only "
-                    "the ledger).",
+                    "(only the ledger).",
                     "short",
                     (Query(f"count by (level) (rmapd_fidelity{{{_H}}} == 1)", "{{level}}"),),
                     span=4,
@@ -95,8 +93,7 @@ BOARD = Board(
                     "graph",
                     "Events lost, by kind",
                     "A lost event makes checks unverifiable, never violated. A defect in a lost "
-                    "event "
-                    "stays unseen.",
+                    "event stays unseen.",
                     "short",
                     (
                         Query(
@@ -112,8 +109,7 @@ BOARD = Board(
                     "graph",
                     "Program runs skipped by the kernel, by probe object",
                     "The kernel skips a program that is already running on the CPU, often with "
-                    "lazy "
-                    "preemption.",
+                    "lazy preemption.",
                     "short",
                     (
                         Query(
@@ -129,8 +125,7 @@ BOARD = Board(
                     "graph",
                     "Hooks attached",
                     "Attached hooks of the attach plan. The plan has the names of all kernels, so "
-                    "no "
-                    "kernel attaches all of them.",
+                    "no kernel attaches all of them.",
                     "short",
                     (
                         Query(

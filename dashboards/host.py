@@ -40,9 +40,8 @@ BOARD = Board(
                     "stat",
                     "Standing",
                     "The standing of the worst host, as on the daemon's status page. Red: "
-                    "violated. "
-                    "Amber: something is not known or is suspect. The page and /api/v1/ have the "
-                    "reasons.",
+                    "violated. Amber: something is not known or is suspect. The page and /api/v1/ "
+                    "have the reasons.",
                     "short",
                     (Query(f"max(rmapd_standing{{{_H}}})"),),
                     "RmapdNotAllKnown",
@@ -91,8 +90,7 @@ BOARD = Board(
                     "stat",
                     "Unverifiable",
                     "Share of all checks since the daemon started that depend on a lost event: "
-                    "they "
-                    "neither hold nor fail.",
+                    "they neither hold nor fail.",
                     "percentunit",
                     (
                         Query(
@@ -202,8 +200,7 @@ BOARD = Board(
                     "graph",
                     "Distinct defects",
                     "Signatures since the daemon started: a repeated defect counts once. The "
-                    "status "
-                    "page lists them.",
+                    "status page lists them.",
                     "short",
                     (
                         Query(
@@ -224,8 +221,7 @@ BOARD = Board(
                     "Entries by event",
                     "An inserted or copied (by fork) entry ends as removed, cleared_by_oracle, "
                     "left_behind, unverifiable or outstanding. removed_unrecorded: removed, but "
-                    "the "
-                    "insertion was not recorded.",
+                    "the insertion was not recorded.",
                     "ops",
                     (
                         Query(
@@ -239,8 +235,7 @@ BOARD = Board(
                     "graph",
                     "Outstanding entries, and the oldest",
                     "Recorded entries without a removal or a verdict, and the age of the oldest. "
-                    "M1 and "
-                    "M4 judge entries that stay.",
+                    "M1 and M4 judge entries that stay.",
                     "short",
                     (
                         Query(
@@ -259,8 +254,7 @@ BOARD = Board(
                     "graph",
                     "Lifetime of an entry",
                     "From insertion to removal: faults on the page wait that long. Estimated "
-                    "within "
-                    "buckets of a factor of eight.",
+                    "within buckets of a factor of eight.",
                     "s",
                     (
                         Query(
@@ -276,8 +270,7 @@ BOARD = Board(
                     "graph",
                     "Oracle",
                     "Addresses read in page tables, and sweeps of all page tables (the periodic "
-                    "scan "
-                    "is one a minute).",
+                    "scan is one a minute).",
                     "cpm",
                     (
                         Query(
@@ -356,8 +349,8 @@ BOARD = Board(
                     "graph",
                     "Windows by function",
                     "Calls per second of functions that change VMAs or walk rmap. Empty on a "
-                    "kernel "
-                    "without fentry and kprobes. unsampled: not recorded because of sampling.",
+                    "kernel without fentry and kprobes. unsampled: not recorded because of "
+                    "sampling.",
                     "ops",
                     (
                         Query(
@@ -375,8 +368,7 @@ BOARD = Board(
                     "graph",
                     "Distinct protocols by function",
                     "A protocol is what a window does with locks and trees; each is judged once. "
-                    "New "
-                    "ones are rare on a kernel that has run for long.",
+                    "New ones are rare on a kernel that has run for long.",
                     "short",
                     (Query(f"max by (function) (rmapd_protocols{{{_H}}})", "{{function}}"),),
                 ),
@@ -415,8 +407,7 @@ BOARD = Board(
                     "graph",
                     "Share of the machine's CPU time",
                     "BPF programs by the kernel's statistics (0 with `statistics = false`), and "
-                    "the "
-                    "daemon's process. The budget is 1 %.",
+                    "the daemon's process. The budget is 1 %.",
                     "percentunit",
                     (
                         Query(

@@ -1,4 +1,4 @@
-/* Rwsems: who holds one, and where the rwsems of a VMA's trees are. */
+/* Rwsems: the owner of an rwsem, and the addresses of the rwsems of a VMA's trees. */
 #ifndef RMAPD_RWSEM_H
 #define RMAPD_RWSEM_H
 

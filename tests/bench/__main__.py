@@ -1,6 +1,9 @@
-"""What rmapd costs, beside rivals that do comparable work: printed and written, never asserted.
+"""Measure the cost of rmapd and of rivals that do comparable work.
 
-usage: python -m tests.bench [--rounds N] [--scale F] [--loads A,B] [--variants A,B] [--out FILE.json]     (root)
+Results are printed and written, never asserted.
+
+usage: python -m tests.bench [--rounds N] [--scale F] [--loads A,B] [--variants A,B]
+                             [--out FILE.json]     (root)
        python -m tests.bench --table FILE.json...
 """
 
@@ -34,7 +37,10 @@ VARIANTS = (
 
 
 def made(maker: Maker, name: str) -> Nothing | None:
-    """A variant by its name; None where this kernel or machine cannot have it. sampled:N books N windows of a function a second and CPU."""
+    """Return a variant by its name; None if this kernel or machine cannot have it.
+
+    sampled:N records N windows of a function a second on each CPU.
+    """
     kind, _, what = name.partition(":")
     if kind == "floor":
         return maker.floor(name, levels.probe_objects(what))
@@ -50,7 +56,10 @@ def made(maker: Maker, name: str) -> Nothing | None:
 
 
 def _programs() -> set[int]:
-    """Ids of the tracing programs in this kernel, by the names that rmapd gives them. Those of rivals go with their processes."""
+    """Return the ids of rmapd's programs in this kernel, by their names.
+
+    The programs of rivals end with their processes.
+    """
     return {number for number, name in program_ids() if name.startswith("rmapd_")}
 
 
@@ -113,13 +122,13 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies how often each load is done in one go"
+        "--scale", type=float, default=1.0, help="multiplies the number of operations of each load"
     )
     parser.add_argument("--loads", default=",".join(COUNTS))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--out", type=Path)
     parser.add_argument(
-        "--table", nargs="+", type=Path, help="print the Markdown table of runs that were written"
+        "--table", nargs="+", type=Path, help="print the Markdown table of runs written with --out"
     )
     options = parser.parse_args()
     if options.table:

@@ -1,6 +1,9 @@
-// The loads of tests/bench, each one operation done over and over; the time is taken around the loop, without what was set up before.
+// The loads of tests/bench: each repeats one operation and measures the loop without its set-up.
 //
-// usage: loads NAME COUNT     prints one JSON line: operations, wall and CPU nanoseconds (children that were waited for included)
+// usage: loads NAME COUNT
+//
+// Prints one JSON line: operations, nanoseconds of wall-clock time and of CPU time, which includes
+// children that were waited for.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -15,10 +18,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
-#define AREA 16  // pages: too few for a huge page
+#define PAGE  4096UL
+#define AREA  16 // pages: too few for a huge page
 #define AT(n) ((char *)(0x100000000000UL + ((unsigned long)(n) << 32)))
-#define VMAS 1000
+#define VMAS  1000
 #define STORM (8UL << 20)
 
 static char *area, *other, *self;
@@ -36,7 +39,8 @@ static void must(int good, const char *what)
 static char *mapped(char *where, unsigned long bytes)
 {
 	int fixed = where ? MAP_FIXED_NOREPLACE : 0;
-	char *got = mmap(where, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed, -1, 0);
+	char *got = mmap(where, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | fixed,
+			 -1, 0);
 
 	must(got != MAP_FAILED && (!where || got == where), "mmap");
 	madvise(got, bytes, MADV_NOHUGEPAGE);
@@ -59,7 +63,7 @@ static void set_up_area(void)
 	must(syscall(SYS_brk, (char *)syscall(SYS_brk, 0) + PAGE) > 0, "brk");
 }
 
-// Neighbours differ in protection: nothing merges them.
+// Neighbours differ in protection, so that they are not merged.
 static void set_up_many(void)
 {
 	for (int n = 0; n < VMAS; n++) {
@@ -69,7 +73,10 @@ static void set_up_many(void)
 	}
 }
 
-static void set_up_storm(void) { area = mapped(AT(3), STORM); }
+static void set_up_storm(void)
+{
+	area = mapped(AT(3), STORM);
+}
 
 static void map(void)
 {
@@ -81,21 +88,25 @@ static void map(void)
 static void protect(void)
 {
 	must(!mprotect(area + AREA / 2 * PAGE, AREA / 2 * PAGE, PROT_READ), "mprotect");
-	must(!mprotect(area + AREA / 2 * PAGE, AREA / 2 * PAGE, PROT_READ | PROT_WRITE), "mprotect back");
+	must(!mprotect(area + AREA / 2 * PAGE, AREA / 2 * PAGE, PROT_READ | PROT_WRITE),
+	     "mprotect back");
 }
 
 static void grow_heap(void)
 {
 	char *end = (char *)syscall(SYS_brk, 0);
 
-	must((char *)syscall(SYS_brk, end + PAGE) == end + PAGE && (char *)syscall(SYS_brk, end) == end, "brk");
+	must((char *)syscall(SYS_brk, end + PAGE) == end + PAGE &&
+		     (char *)syscall(SYS_brk, end) == end,
+	     "brk");
 }
 
 static void move(void)
 {
 	char *from = area;
 
-	must(mremap(from, AREA * PAGE, AREA * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other) == other, "mremap");
+	must(mremap(from, AREA * PAGE, AREA * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, other) == other,
+	     "mremap");
 	area = other;
 	other = from;
 }
@@ -112,11 +123,19 @@ static void child(int runs)
 	must(pid > 0 && syscall(SYS_wait4, pid, NULL, 0, NULL) == pid, "fork");
 }
 
-static void forked(void) { child(0); }
-static void executed(void) { child(1); }
-static void nothing(void) {}
+static void forked(void)
+{
+	child(0);
+}
+static void executed(void)
+{
+	child(1);
+}
+static void nothing(void)
+{
+}
 
-// One operation is one fault; they come STORM / PAGE at a time.
+// One operation is one fault; a call causes STORM / PAGE of them.
 static void storm(void)
 {
 	for (unsigned long at = 0; at < STORM; at += PAGE)
@@ -137,11 +156,15 @@ static long migrated(void)
 	return atol(strstr(text, "pgmigrate_success ") + strlen("pgmigrate_success "));
 }
 
-// One operation is one page that compaction migrated. Half of what is mapped is given back, every second of these MB, so that there are holes.
+// One operation is one page that compaction migrates. Every second block is unmapped first, so that
+// there are holes. The pauses are the time of this preparation.
 static struct timespec pause_wall, pause_cpu;
 static void compact(void)
 {
-	enum { BLOCKS = 128, BLOCK = 1 << 20 };
+	enum {
+		BLOCKS = 128,
+		BLOCK = 1 << 20
+	};
 	char *block[BLOCKS];
 	int fd = open("/proc/sys/vm/compact_memory", O_WRONLY);
 	static int rounds;
@@ -156,13 +179,15 @@ static void compact(void)
 		munmap(block[n], BLOCK);
 	clock_gettime(CLOCK_MONOTONIC, &to[0]);
 	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &to[1]);
-	pause_wall.tv_sec += to[0].tv_sec - from[0].tv_sec, pause_wall.tv_nsec += to[0].tv_nsec - from[0].tv_nsec;
-	pause_cpu.tv_sec += to[1].tv_sec - from[1].tv_sec, pause_cpu.tv_nsec += to[1].tv_nsec - from[1].tv_nsec;
+	pause_wall.tv_sec += to[0].tv_sec - from[0].tv_sec,
+		pause_wall.tv_nsec += to[0].tv_nsec - from[0].tv_nsec;
+	pause_cpu.tv_sec += to[1].tv_sec - from[1].tv_sec,
+		pause_cpu.tv_nsec += to[1].tv_nsec - from[1].tv_nsec;
 	must(fd >= 0 && write(fd, "1", 1) == 1, "compact_memory");
 	close(fd);
 	done += migrated() - before - 1;
 	if (++rounds == 20)
-		given_up = 1;  // this machine's memory has nothing to compact now
+		given_up = 1; // nothing to compact in this machine's memory
 	for (int n = 1; n < BLOCKS; n += 2)
 		munmap(block[n], BLOCK);
 }
@@ -172,9 +197,11 @@ static const struct {
 	void (*set_up)(void);
 	void (*run)(void);
 } loads[] = {
-	{ "map", nothing, map }, { "protect", set_up_area, protect }, { "brk", set_up_area, grow_heap }, { "move", set_up_area, move },
-	{ "fork", set_up_many, forked }, { "exec", nothing, executed }, { "faults", set_up_storm, storm }, { "compact", nothing, compact },
-	{ "nothing", nothing, nothing },
+	{"map", nothing, map},           {"protect", set_up_area, protect},
+	{"brk", set_up_area, grow_heap}, {"move", set_up_area, move},
+	{"fork", set_up_many, forked},   {"exec", nothing, executed},
+	{"faults", set_up_storm, storm}, {"compact", nothing, compact},
+	{"nothing", nothing, nothing},
 };
 
 static long cpu(void)
@@ -214,7 +241,8 @@ int main(int argc, char **argv)
 			loads[at].run();
 		wall_ns = wall() - wall_ns - pause_wall.tv_sec * 1000000000L - pause_wall.tv_nsec;
 		cpu_ns = cpu() - cpu_ns - pause_cpu.tv_sec * 1000000000L - pause_cpu.tv_nsec;
-		printf("{\"operations\": %ld, \"wall_ns\": %ld, \"cpu_ns\": %ld}\n", done, wall_ns, cpu_ns);
+		printf("{\"operations\": %ld, \"wall_ns\": %ld, \"cpu_ns\": %ld}\n", done, wall_ns,
+		       cpu_ns);
 		return 0;
 	}
 	dprintf(2, "usage: loads NAME COUNT\n");

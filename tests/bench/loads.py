@@ -1,4 +1,4 @@
-"""The loads: what is done over and over, how often in one go, and what it took."""
+"""The loads: operations that are repeated, their number in a run, and the time they take."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COUNTS = {
     "compact": 40_000,
     "compile": 30,
 }
-"""Operations in one go at scale 1: a tenth of a second or two on this kind of machine."""
-SAID = {
+"""Operations in a run at scale 1, which takes 0.1 to 0.2 s on this kind of machine."""
+TITLES = {
     "map": "mmap and munmap of one page",
     "protect": "mprotect: split and merge",
     "brk": "brk: grow and shrink",
@@ -39,7 +39,7 @@ SAID = {
 
 @dataclass(frozen=True)
 class Took:
-    """Nanoseconds per operation: on the clock, and of the load's own CPU time (in user space and kernel, its children's too)."""
+    """Nanoseconds per operation: wall-clock time and CPU time of the load and its children."""
 
     operations: int
     wall_ns: float
@@ -47,7 +47,7 @@ class Took:
 
 
 class Loads:
-    """The compiled loads in a folder; `scale` multiplies how often each is done."""
+    """The compiled loads in a folder; scale multiplies the number of operations."""
 
     def __init__(self, folder: Path, scale: float = 1.0) -> None:
         self._program, self._scale = folder / "loads", scale
@@ -59,18 +59,20 @@ class Loads:
         return max(1, round(COUNTS[name] * self._scale))
 
     def run(self, name: str, meanwhile: Callable[[], object]) -> Took | None:
-        """Do one load; `meanwhile` is called until it is over (a session reads its books there). None where nothing could be done: memory
-        with nothing to compact."""
+        """Run one load, and call meanwhile until it ends (a session reads its tables there).
+
+        Returns None if nothing could be done, such as compaction of memory without holes.
+        """
         if name == "compile":
             return self._compile(meanwhile)
         command = [str(self._program), name, str(self._count(name))]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
             while load.poll() is None:
                 meanwhile()
-            said = load.stdout.read() if load.stdout else ""
+            output = load.stdout.read() if load.stdout else ""
         if load.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {load.returncode}")
-        took = json.loads(said)
+        took = json.loads(output)
         if took["operations"] < 1:
             return None
         return Took(
@@ -96,12 +98,15 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-_FUNCTION = "static int f{n}(int x) {{ for (int i = 0; i < {turns}; i++) x = x * {n} + (x >> {shift}); return x; }}"
+_FUNCTION = (
+    "static int f{n}(int x) {{ for (int i = 0; i < {turns}; i++) "
+    "x = x * {n} + (x >> {shift}); return x; }}"
+)
 _HEADERS = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n"
 
 
 def _c_file(path: Path, number: int) -> Path:
-    """A small translation unit with the usual headers; no two are alike."""
+    """Write a small translation unit with common headers; each number gives another one."""
     functions = "\n".join(_FUNCTION.format(n=n, turns=n + number, shift=n % 7) for n in range(20))
     calls = " + ".join(f"f{n}(x)" for n in range(20))
     path.write_text(f"{_HEADERS}{functions}\nint unit{number}(int x) {{ return {calls}; }}\n")

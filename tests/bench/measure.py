@@ -1,4 +1,7 @@
-"""Rounds: each variant between two goes with nothing on, so that what drifts on a shared machine falls out of the ratio."""
+"""Rounds of measurements: each variant runs between two runs of the baseline, without any tracer.
+
+So drift of a shared machine cancels out of the ratio.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,18 @@ from tests.bench.variants import Nothing
 
 @dataclass
 class Measured:
-    """One load under one variant, a ratio a round: of the time on the clock, of the load's own CPU time, and of the whole: with the
-    CPU time of the tracer's processes. `best` is the least CPU time of all rounds with over the least without: what others on the machine
-    do only adds to either."""
+    """One load under one variant, with ratios to the baseline for each round.
+
+    wall: wall-clock time. cpu: CPU time of the load. whole: CPU time of the load and of the
+    tracer's processes. The `best` of the summary is the least CPU time of all rounds over the least
+    of the baseline: other programs on the machine can only add to either.
+    """
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     took_ns: list[float] = field(default_factory=list)
-    bare_ns: list[float] = field(default_factory=list)
+    baseline_ns: list[float] = field(default_factory=list)
     quiet: list[bool] = field(default_factory=list)
     skipped: int = 0
 
@@ -34,20 +40,23 @@ class Measured:
         *,
         quiet: bool,
     ) -> None:
-        """A go that could not be done costs its round, which is counted. quiet: nobody else had a BPF program in this kernel."""
+        """Add a round; without one of the three times it is counted as skipped.
+
+        quiet: no other rmapd had BPF programs in this kernel.
+        """
         if not (before and took and after):
             self.skipped += 1
             return
-        bare_cpu, bare_wall = (
+        baseline_cpu, baseline_wall = (
             (before.cpu_ns + after.cpu_ns) / 2,
             (before.wall_ns + after.wall_ns) / 2,
         )
-        self.wall.append(took.wall_ns / bare_wall)
-        self.cpu.append(took.cpu_ns / bare_cpu)
-        self.whole.append((took.cpu_ns + tracer_ns / took.operations) / bare_cpu)
+        self.wall.append(took.wall_ns / baseline_wall)
+        self.cpu.append(took.cpu_ns / baseline_cpu)
+        self.whole.append((took.cpu_ns + tracer_ns / took.operations) / baseline_cpu)
         self.quiet.append(quiet)
         self.took_ns.append(took.cpu_ns)
-        self.bare_ns.append(min(before.cpu_ns, after.cpu_ns))
+        self.baseline_ns.append(min(before.cpu_ns, after.cpu_ns))
 
     def summary(self) -> dict[str, object]:
         if not self.cpu:
@@ -55,8 +64,8 @@ class Measured:
         return {
             "rounds": len(self.cpu),
             "skipped": self.skipped,
-            "bare_cpu_ns": round(statistics.median(self.bare_ns)),
-            "best": round(min(self.took_ns) / min(self.bare_ns), 3),
+            "baseline_cpu_ns": round(statistics.median(self.baseline_ns)),
+            "best": round(min(self.took_ns) / min(self.baseline_ns), 3),
             "quiet": spread(
                 [ratio for ratio, quiet in zip(self.cpu, self.quiet, strict=True) if quiet]
             )
@@ -72,7 +81,7 @@ class Measured:
 
 
 def spread(numbers: Sequence[float]) -> list[float]:
-    """(first quartile, median, third quartile)."""
+    """Return (first quartile, median, third quartile)."""
     if len(numbers) < 2:
         return [round(n, 3) for n in (*numbers, *numbers, *numbers)]
     return [
@@ -81,7 +90,7 @@ def spread(numbers: Sequence[float]) -> list[float]:
 
 
 Results = dict[str, dict[str, Measured]]
-"""By variant, then by load."""
+"""Measurements by variant, then by load."""
 
 
 def rounds(
@@ -90,26 +99,29 @@ def rounds(
     names: Sequence[str],
     count: int,
     quiet: Callable[[], bool],
-    say: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Results:
-    """`count` rounds; in each, every variant in turn, from another one each time. quiet: whether nobody else traces this kernel now."""
-    nothing = Nothing()
+    """Measure each variant in count rounds; each round begins with another variant.
+
+    quiet: whether no other rmapd traces this kernel now.
+    """
+    baseline = Nothing()
     found: Results = {variant.name: {name: Measured() for name in names} for variant in variants}
-    before = _go(nothing, loads, names)[0]
+    before = _go(baseline, loads, names)[0]
     for number in range(count):
         started, first = time.monotonic(), number % len(variants)
         for variant in [*variants[first:], *variants[:first]]:
             alone = quiet()
             with variant.on():
                 took, tracer_ns = _go(variant, loads, names)
-            after = _go(nothing, loads, names)[0]
+            after = _go(baseline, loads, names)[0]
             alone &= quiet()
             for name in names:
                 found[variant.name][name].add(
                     before[name], took[name], after[name], tracer_ns[name], quiet=alone
                 )
             before = after
-        say(f"round {number + 1} of {count}: {time.monotonic() - started:.0f} s")
+        report(f"round {number + 1} of {count}: {time.monotonic() - started:.0f} s")
     return found
 
 

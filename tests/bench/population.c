@@ -1,7 +1,10 @@
-// Many processes with many VMAs each, that sit and wait: usage: population PROCESSES VMAS
+// Many idle processes with many VMAs each.
 //
-// Says "ready" when all have mapped; then, for each line on standard input, has every process unmap and map one VMA, and says "done".
-// Ends, with all of its processes, when standard input does.
+// usage: population PROCESSES VMAS
+//
+// Prints "ready" when all have mapped their VMAs. For each line on standard input every process
+// unmaps and maps one VMA, then "done" is printed. The program and its processes end with standard
+// input.
 
 #include <errno.h>
 #include <signal.h>
@@ -13,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
+#define PAGE  4096UL
 #define AT(n) ((char *)(0x100000000000UL + (n) * 2 * PAGE))
 
 static void must(int good, const char *what)
@@ -26,7 +29,8 @@ static void must(int good, const char *what)
 
 static void map(unsigned long n, int touch)
 {
-	char *got = mmap(AT(n), PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	char *got = mmap(AT(n), PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 
 	must(got == AT(n), "mmap");
 	if (touch)
@@ -40,11 +44,11 @@ static void one(long vmas, int from, int to)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	for (long n = 0; n < vmas; n++)
 		map(n, n < 4);
-	must(write(to, "r", 1) == 1, "tell");
+	must(write(to, "r", 1) == 1, "answer");
 	while (read(from, &word, 1) == 1) {
 		must(!munmap(AT(0), PAGE), "munmap");
 		map(0, 1);
-		must(write(to, "d", 1) == 1, "tell");
+		must(write(to, "d", 1) == 1, "answer");
 	}
 	_exit(0);
 }
@@ -54,7 +58,8 @@ static void await(int from, long count)
 	static char words[1 << 16];
 
 	while (count > 0) {
-		long got = read(from, words, count < (long)sizeof(words) ? count : (long)sizeof(words));
+		long got = read(from, words,
+				count < (long)sizeof(words) ? count : (long)sizeof(words));
 
 		must(got > 0, "await");
 		count -= got;
@@ -67,7 +72,8 @@ int main(int argc, char **argv)
 	int orders[2], answers[2];
 	char line[16];
 
-	must(processes > 0 && vmas > 0 && !pipe(orders) && !pipe(answers), "usage: population PROCESSES VMAS");
+	must(processes > 0 && vmas > 0 && !pipe(orders) && !pipe(answers),
+	     "usage: population PROCESSES VMAS");
 	for (long n = 0; n < processes; n++) {
 		pid_t child = fork();
 

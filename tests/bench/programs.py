@@ -1,11 +1,15 @@
-"""What one run of each window program takes on this machine, whether it can be hooked here or not. They are loaded as raw tracepoint
-programs, and run on demand with what a fentry program would find, over a VMA of this very process.
+"""Measure the time of one run of each window program, whether it can be hooked here or not.
 
-usage: python -m tests.bench.programs [RUNS] [WINDOWS]     (root; prints nanoseconds per run above an empty program, by BPF statistics.
-WINDOWS: sampled, so many of a function a second; 0, as if not given: all are booked)
+The programs are loaded as raw tracepoint programs and run on demand, with the context of a fentry
+program and a VMA of this process.
 
-The locks are not held, so the steps say so; the work is the same. What it takes to get to a program (a trampoline, a breakpoint) is
-not in it.
+usage: python -m tests.bench.programs [RUNS] [WINDOWS]     (root)
+
+Prints nanoseconds per run above an empty program, by BPF statistics. WINDOWS: the number of
+sampled windows of a function a second; 0, the default, records all.
+
+The locks are not held, and the steps record that; the work is the same. The cost of reaching a
+program (trampoline or breakpoint) is not included.
 """
 
 from __future__ import annotations
@@ -30,19 +34,15 @@ from tracer.kernel.running import Kernel
 from tracer.tables.c_structs import Layouts
 from tracer.tables.params import Params
 
-_STACK, _MARK = (
-    88,
-    (1 << 64) - 1,
-)  # the twelfth argument stands for the stack pointer; no address is above it
-_LEAF_SLOTS, _INNER_SLOTS = (
-    8 + 15 * 8,
-    8 + 9 * 8 + 8,
-)  # struct maple_range_64, struct maple_arange_64
+_STACK = 88  # offset of the twelfth argument, which replaces the stack pointer
+_MARK = (1 << 64) - 1  # no address is above it
+_LEAF_SLOTS = 8 + 15 * 8  # struct maple_range_64
+_INNER_SLOTS = 8 + 9 * 8 + 8  # struct maple_arange_64
 _EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
 
 class Reader:
-    """Reads this kernel's memory by the oracle's own `calibrate` program."""
+    """Reads this kernel's memory with the oracle's `calibrate` program."""
 
     def __init__(self, session: Session) -> None:
         self._maps, self._program = (
@@ -66,7 +66,7 @@ class Reader:
         return int(self._layout.unpack(self._maps["calibration"].lookup(bytes(4)) or b"").mm)
 
     def vmas(self) -> Iterator[int]:
-        """Of this process, in the leaves of its maple tree that are first at each level."""
+        """Yield VMAs of this process: those in one leaf of its maple tree."""
         node = self.at(self.own_mm() + self.offset("mm_struct.mm_mt.ma_root"))
         while node >> 3 & 15 > 1:  # enum maple_type: leaf_64 is 1
             slots = _INNER_SLOTS if node >> 3 & 15 == 3 else _LEAF_SLOTS
@@ -82,14 +82,17 @@ class Reader:
 
 
 def _kernel() -> Kernel:
-    """One that is said to take fentry programs: the instructions are the same, and are loaded as another type."""
+    """Return the running kernel as one that accepts fentry programs.
+
+    Their instructions are the same when they are loaded as raw tracepoint programs.
+    """
     kernel = running_kernel()
     kernel.__dict__["fentry_refused"], kernel.__dict__["kprobe_refused"] = "", "not here"
     return kernel
 
 
 class Runs:
-    """The programs of the window stems, by `how:function`."""
+    """The programs of the probe objects of windows, by `how:function`."""
 
     def __init__(self, layouts: Layouts, a_second: int) -> None:
         kernel, folder = _kernel(), probes_folder()
@@ -121,8 +124,11 @@ class Runs:
         return name in self._points
 
     def run(self, name: str, *args: int, inner: int = 0, apart: str = "") -> None:
-        """Run the program at that function's entry or return with its arguments (and what it returns) in a trampoline's context.
-        apart: counted under this name of its own."""
+        """Run the program of a function's entry or return in the context of a trampoline.
+
+        args: the arguments of the function, then its return value. inner: depth below the outermost
+        window. apart: a suffix under which the run is counted separately.
+        """
         known = name + apart
         if known not in self.made:
             point = self._points[name]
@@ -134,7 +140,11 @@ class Runs:
 
 
 def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
-    """A window of an anonymous VMA with locks, trees and a store, one in it, an rmap walk, and a call with nothing to do."""
+    """Return a function that runs the programs of a typical sequence.
+
+    It has a window of an anonymous VMA with locks and tree steps, an inner window, a call without
+    work, and a visit of an rmap walk.
+    """
     touched = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     touched[0] = 1
     anon_of = read.offset("vm_area_struct.anon_vma")

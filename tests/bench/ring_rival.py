@@ -1,6 +1,7 @@
-"""A BCC script as they are usually written: every hook sends an event through the ring buffer, a Python callback takes each.
+"""A rival: a typical BCC script, in which each hook sends an event to a Python callback.
 
-The consumer is a process of its own and uses libbcc's own bpf_new_ringbuf() and bpf_poll_ringbuf(), as bcc.BPF.ring_buffer_poll() does.
+The consumer is a separate process and uses bpf_new_ringbuf() and bpf_poll_ringbuf() of libbcc, as
+bcc.BPF.ring_buffer_poll() does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, cty
 
 
 class RingRival(Attachable):
-    """The programs, and the process that is called back."""
+    """The programs, and the process that consumes their events."""
 
     PROGRAM = """HOOK({program}) {{
       u64 *e = events.ringbuf_reserve(48);
@@ -58,15 +59,15 @@ class RingRival(Attachable):
         self._child = 0
 
     def _consume(self) -> None:
-        """The child's side; ends with the signal."""
+        """Consume events in the child until SIGKILL."""
         library = ctypes.CDLL("libbcc.so.0")
         library.bpf_new_ringbuf.restype = ctypes.c_void_p
-        told = 0
+        received = 0
 
         def event(_context: int, at: int, size: int) -> int:
-            nonlocal told
+            nonlocal received
             fields = struct.unpack("<6Q", ctypes.string_at(at, 48))
-            told += bool(fields[0])
+            received += bool(fields[0])
             return 0
 
         callback = _CALLBACK(event)

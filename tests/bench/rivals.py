@@ -1,4 +1,7 @@
-"""Rivals at equal coverage: the same hooks as rmapd in full, and an event for each time one is passed, as tracers are usually written."""
+"""Rivals at equal coverage: tracers with the hooks of rmapd at full fidelity.
+
+Each sends an event per hit, as tracers usually do.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,14 @@ from tracer.kernel.running import Kernel
 
 _TRACING = Path("/sys/kernel/tracing")
 _PATIENCE_SECONDS = 900
-_UNSAID_SECONDS = 2.0  # perf and trace-cmd do not say when they are ready: then they rest,
-_RESTING = 0.1  # and take a tenth of a CPU at most
+_SETTLE_SECONDS = 2.0
+_IDLE_SHARE = 0.1
+"""perf and trace-cmd print nothing when they are ready: they use less of a CPU than this then."""
 _NOT_ATTACHED = ("run", "iter")
 
 
 def points(kernel: Kernel) -> list[tuple[str, str]]:
-    """(how, symbol) of all that rmapd attaches in full, each once."""
+    """Return each (how, symbol) that rmapd attaches at full fidelity."""
     planned = resolver.make_plan(kernel, [probes_folder()])
     methods = (
         hook.methods[0]
@@ -47,7 +51,10 @@ def points(kernel: Kernel) -> list[tuple[str, str]]:
 
 
 class Tracer(Nothing):
-    """A tracer in a process of its own, started for each go; its output goes to a file, which is counted and thrown away."""
+    """A tracer in a separate process that is started for each run.
+
+    The size of its output is counted; the output is discarded.
+    """
 
     def __init__(
         self,
@@ -103,18 +110,19 @@ class Tracer(Nothing):
         while self._ready and self._ready.encode() not in os.pread(out.fileno(), 1 << 16, 0):
             if tracer.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(
-                    f"{self.name} did not start: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}"
+                    f"{self.name} did not start: "
+                    f"{os.pread(out.fileno(), 500, 0).decode(errors='replace')}"
                 )
             time.sleep(0.05)
         used = -1.0
         while (
             not self._ready
-            and (now := self.cpu_seconds()) > used + _RESTING * _UNSAID_SECONDS
+            and (now := self.cpu_seconds()) > used + _IDLE_SHARE * _SETTLE_SECONDS
             and time.monotonic() < end
         ):
             used = now
-            time.sleep(_UNSAID_SECONDS)
-        time.sleep(_UNSAID_SECONDS)
+            time.sleep(_SETTLE_SECONDS)
+        time.sleep(_SETTLE_SECONDS)
         if tracer.poll() is not None:
             raise RuntimeError(
                 f"{self.name} ended: {os.pread(out.fileno(), 500, 0).decode(errors='replace')}"
@@ -155,7 +163,7 @@ def _session_of(process: Path) -> int:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process by its clock (clock_getcpuclockid(3))."""
+    """Return the CPU time of a process by its clock (clock_getcpuclockid(3)), in seconds."""
     try:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
@@ -165,10 +173,8 @@ def _cpu_seconds(pid: int) -> float:
 def _bpftrace(kernel: Kernel, scratch: Path) -> Tracer | None:
     if not shutil.which("bpftrace"):
         return None
-    kinds = {
-        "fentry": "kprobe",
-        "fexit": "kretprobe",
-    }  # it takes no kfunc of more than six arguments
+    # bpftrace accepts no kfunc with more than six arguments
+    kinds = {"fentry": "kprobe", "fexit": "kretprobe"}
     lines = ['BEGIN { printf("ready\\n"); }']
     for how, symbol in points(kernel):
         where = (
@@ -179,7 +185,8 @@ def _bpftrace(kernel: Kernel, scratch: Path) -> Tracer | None:
         argument = {"kprobe": "arg0", "kretprobe": "retval"}.get(kinds.get(how, how), "0")
         if where:
             lines.append(
-                f'{where} {{ printf("%llu %d %s {symbol} %llx\\n", nsecs, tid, comm, {argument}); }}'
+                f'{where} {{ printf("%llu %d %s {symbol} %llx\\n", '
+                f"nsecs, tid, comm, {argument}); }}"
             )
     script = scratch / "rival.bt"
     script.write_text("\n".join(lines) + "\n")
@@ -195,7 +202,7 @@ def _bpftrace(kernel: Kernel, scratch: Path) -> Tracer | None:
 
 
 def _events(kernel: Kernel, group: str) -> tuple[list[str], Callable[[], None]]:
-    """Names of trace events for all points, those on functions made here; and what takes these away again."""
+    """Return the names of trace events for all points, and a function that removes made ones."""
     names, made = [], []
     for how, symbol in points(kernel):
         if how == "raw_tp":
@@ -220,7 +227,7 @@ def _events(kernel: Kernel, group: str) -> tuple[list[str], Callable[[], None]]:
 
 
 def _trace_events(name: str) -> list[str]:
-    """A raw tracepoint as the trace event of that name, CATEGORY:NAME."""
+    """Return the trace events, CATEGORY:NAME, of a raw tracepoint."""
     return [f"{path.parent.name}:{name}" for path in _TRACING.glob(f"events/*/{name}")]
 
 
@@ -269,7 +276,7 @@ RIVALS = ("bcc", *_PROCESSES)
 
 
 def made(name: str, maker: Maker) -> Nothing | None:
-    """A rival by its name; None where it is not installed."""
+    """Return a rival by its name; None if it is not installed."""
     if not (_TRACING / "events").exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", str(_TRACING)], check=False)
     if name == "bcc":

@@ -1,6 +1,8 @@
-"""What grows with the number of processes and VMAs: time to the gate, a sweep, memory, rows of the maps.
+"""Measure what grows with processes and VMAs: start-up, a sweep, memory and rows of the maps.
 
-usage: python -m tests.bench.scale OUT.json PROCESSES:VMAS...     (root, alone on the machine; VMAS of each process)
+usage: python -m tests.bench.scale OUT.json PROCESSES:VMAS...
+
+Root, alone on the machine. VMAS are those of each process.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from tracer.daemon.session import Session, open_session
 from tracer.daemon.snapshots import caught_up
 
 SOURCE = Path(__file__).with_name("population.c")
-_BOOKS = "ledger frozen visits migrations dying_mms lock_order protocols holds".split()
+_TABLES = "ledger frozen visits migrations dying_mms lock_order protocols holds".split()
 
 
 class Population:
-    """The processes; `stir` has each of them change a VMA."""
+    """The processes; `stir` makes each of them change a VMA."""
 
     def __init__(self, program: Path, processes: int, vmas: int) -> None:
         self._processes = processes
@@ -35,8 +37,8 @@ class Population:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
-    def await_word(self, session: Session | None) -> float:
-        """Seconds until it says something, with the session's loop running meanwhile."""
+    def wait_for_line(self, session: Session | None) -> float:
+        """Run the session's loop until the population prints a line; return the seconds."""
         started = time.monotonic()
         if session:
             session.step(0.01)
@@ -50,7 +52,7 @@ class Population:
     def stir(self, session: Session | None) -> float:
         assert self.process.stdin
         self.process.stdin.write("\n")
-        return self.await_word(session)
+        return self.wait_for_line(session)
 
 
 @contextlib.contextmanager
@@ -81,7 +83,7 @@ def population(folder: str, processes: int, vmas: int) -> Iterator[Population]:
 
 
 def kernel_bytes() -> dict[str, int]:
-    """Memory of the kernel that is not page tables or user pages, by /proc/meminfo."""
+    """Return the memory of the kernel apart from user pages, by /proc/meminfo."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     found = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
     return {
@@ -90,8 +92,8 @@ def kernel_bytes() -> dict[str, int]:
     }
 
 
-def looked_at(session: Session) -> dict[str, Any]:
-    """A sweep now, and what the books hold."""
+def observe(session: Session) -> dict[str, Any]:
+    """Sweep all page tables, and return the times, the rows of the tables and the losses."""
     started = time.monotonic()
     mms = session.checker.open_cases.oracle.mms() if session.checker.open_cases.oracle else []
     listed = time.monotonic() - started
@@ -103,7 +105,7 @@ def looked_at(session: Session) -> dict[str, Any]:
     counters = caught_up(session).counters
     rows = {
         name: sum(1 for _ in session.probes.loaded.maps[name].items())
-        for name in _BOOKS
+        for name in _TABLES
         if name in session.probes.loaded.maps
     }
     return {
@@ -135,32 +137,32 @@ def opened() -> Iterator[tuple[Session, float]]:
 
 
 def _under(session: Session, folder: str, processes: int, vmas: int) -> dict[str, Any]:
-    """A population is made and stirred under rmapd."""
+    """Measure a population that starts and changes under rmapd."""
     before = kernel_bytes()
     with population(folder, processes, vmas) as many:
-        made = many.await_word(session)
+        made = many.wait_for_line(session)
         stirred = many.stir(session)
         kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
         return {
             "made_seconds": made,
             "stirred_seconds": stirred,
             "kernel_bytes": kernel,
-            **looked_at(session),
+            **observe(session),
         }
 
 
-def _bare(folder: str, processes: int, vmas: int) -> dict[str, Any]:
-    """The same without."""
+def _without(folder: str, processes: int, vmas: int) -> dict[str, Any]:
+    """Measure the same without rmapd."""
     before = kernel_bytes()
     with population(folder, processes, vmas) as many:
-        made = many.await_word(None)
+        made = many.wait_for_line(None)
         stirred = many.stir(None)
         kernel = {name: after - before[name] for name, after in kernel_bytes().items()}
         return {"made_seconds": made, "stirred_seconds": stirred, "kernel_bytes": kernel}
 
 
 def main(out: str, *sizes: str) -> None:
-    """All sizes under one session, then without; at last a session is started beside the largest."""
+    """Measure all sizes under one session, then without, then the start beside the largest one."""
     wanted, found = [tuple(map(int, size.split(":"))) for size in sizes], dict[str, Any]()
 
     def note(name: str, what: object) -> None:
@@ -182,17 +184,17 @@ def main(out: str, *sizes: str) -> None:
                     "gate_seconds": gate,
                     "hooks": sum(h.on for h in session.probes.loaded.hooks),
                     "refused": refused,
-                    **looked_at(session),
+                    **observe(session),
                 },
             )
             for processes, vmas in wanted:
                 note(f"under {processes}:{vmas}", _under(session, folder, processes, vmas))
         for processes, vmas in wanted:
-            note(f"without {processes}:{vmas}", _bare(folder, processes, vmas))
+            note(f"without {processes}:{vmas}", _without(folder, processes, vmas))
         with population(folder, *max(wanted)) as many:
-            many.await_word(None)
+            many.wait_for_line(None)
             with opened() as (session, gate):
-                note("beside the largest", {"gate_seconds": gate, **looked_at(session)})
+                note("beside the largest", {"gate_seconds": gate, **observe(session)})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
-"""What a tick costs that writes the store: python -m tests.bench.store [FOLDER]. Prints a row per load: milliseconds of CPU
-(the judge's own) and of the clock (with the disk, and whoever else wants the CPU)."""
+"""Measure the cost of a tick that writes the store.
+
+usage: python -m tests.bench.store [FOLDER]
+
+Prints a row per load: milliseconds of CPU time of this thread, and of wall-clock time, which
+includes the disk and other programs.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,7 @@ STEP = {
 
 
 def finding(n: int) -> Finding:
-    """With the evidence and the trail of a bad one."""
+    """Return a violated finding with evidence and a trail."""
     return Finding(
         "L1",
         Verdict.VIOLATED,
@@ -43,7 +48,10 @@ def finding(n: int) -> Finding:
 
 
 def measure(folder: Path, signatures: int, a_tick: int, new: bool) -> list[tuple[float, float]]:
-    """Seconds of CPU and of the clock of each tick: `a_tick` of `signatures` known ones are met again, or are new."""
+    """Return the seconds of CPU and of wall-clock time of each tick.
+
+    signatures: how many are known before. a_tick: how many are found in a tick, known or new.
+    """
     store, tally, out = (
         Store(folder / "rmapd.db", "6.1", 64 << 20, 90),
         Tally(),

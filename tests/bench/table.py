@@ -1,16 +1,19 @@
-"""The Markdown table of one run: a row a load, a column a variant."""
+"""The Markdown table of a run: a row per load, a column per variant."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from tests.bench.loads import SAID
+from tests.bench.loads import TITLES
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One table a run: the load's own CPU time with a variant over that without (median, quartiles; least over least), and the whole with
-    what the tracer's processes take, where that shows."""
+    """Return a table per run of the load's CPU time with a variant over the baseline.
+
+    A cell has the median, the quartiles and the ratio of the least times, and, where it
+    differs, the ratio with the CPU time of the tracer's processes.
+    """
     return "\n\n".join(f"### {run['kernel']}, {run['cpus']} CPUs\n\n{_one(run)}" for run in runs)
 
 
@@ -22,16 +25,16 @@ def _one(run: dict[str, Any]) -> str:
         "|---" * (len(variants) + 1) + "|",
     ]
     for load in loads:
-        bare = next(
+        baseline = next(
             (
-                by_load[load]["bare_cpu_ns"]
+                by_load[load]["baseline_cpu_ns"]
                 for by_load in run["results"].values()
                 if by_load[load]["rounds"]
             ),
             0,
         )
         cells = (_cell(run["results"][variant][load]) for variant in variants)
-        lines.append(f"| {SAID[load]} ({_time(bare)}) | " + " | ".join(cells) + " |")
+        lines.append(f"| {TITLES[load]} ({_time(baseline)}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
-"""What the daemon itself costs, and how soon it tells the truth. Printed, never asserted; with rehearsal probes where windows are needed.
+"""Measure the user space of the daemon: delays of reports, CPU time, memory and start-up.
+
+Results are printed, never asserted. Windows come from rehearsal probes.
 
 usage: python -m tests.bench.userspace [truth|rate|memory|start]…     (root)
 """
@@ -58,7 +60,7 @@ def percentiles(milliseconds: Sequence[float]) -> str:
 
 
 def truth() -> None:
-    """From the run of the program that books a violating window to the log line in our hands, and to the metric in an answer."""
+    """Measure the time from the recording of a violating window to the log line and the metric."""
     found: dict[str, tuple[list[float], list[float]]] = {
         invariant: ([], []) for invariant in VIOLATING
     }
@@ -94,7 +96,7 @@ def _one(
     invariant: str,
     key: bytes,
 ) -> tuple[float, float]:
-    """Milliseconds to the log and to the metric."""
+    """Return the milliseconds to the log line and to the metric."""
     metric = f'rmapd_violations_total{{invariant="{invariant}"}}'
     before, protocol = sample(url, metric), text(ENCODING.decode(key))
     time.sleep(0.02)
@@ -110,20 +112,23 @@ def _one(
 
 
 def cpu(pid: int) -> float:
-    """User and system seconds of a process and its threads."""
+    """Return the user and system seconds of a process with its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def own(pid: int) -> float:
-    """The same of its main thread, which judges."""
+    """Return the CPU seconds of its main thread, which is the checker."""
     fields = Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()
     return int(fields[0]) / 1e9
 
 
 def rate() -> None:
-    """CPU of the daemon at so many windows a second, of 300 protocols that hold; then the same with a scrape every 15 seconds. Without the
-    patrol, whose cost is that of the machine's page tables, and the governor, who would take off the programs of so many windows."""
+    """Measure the daemon's CPU time by windows a second, without scrapes and with one every 15 s.
+
+    The windows have 300 protocols that hold. The periodic scan is off, because its cost depends on
+    the machine's page tables, and so is the governor, which would detach programs at such rates.
+    """
     keys = [variant(line, n) for line in _HOLDING for n in range(100)]
     with (
         rehearsing(RMAPD_SCAN_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
@@ -135,18 +140,20 @@ def rate() -> None:
         recorder.many.run(0, len(keys))
         recorder.many.run(A_RUN, len(keys))
         time.sleep(12)
-        print("| windows a second | asked for | daemon's CPU, % of one core | of that judging |")
+        print("| windows a second | scraped | daemon's CPU, % of one core | of that the checker |")
         for scraped in (False, True):
             for wanted in RATES:
                 done, spent, judged = _at_rate(
                     recorder, process.pid, url, wanted, len(keys), scraped=scraped
                 )
                 print(
-                    f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} | {spent:.3f} | {judged:.3f} |",
+                    f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} "
+                    f"| {spent:.3f} | {judged:.3f} |",
                     flush=True,
                 )
         print(
-            f"windows counted: {sum_of(url, 'rmapd_windows_total'):,.0f}; peak RSS {sample(url, 'rmapd_peak_rss_bytes') / 1e6:.0f} MB"
+            f"windows counted: {sum_of(url, 'rmapd_windows_total'):,.0f}; "
+            f"peak RSS {sample(url, 'rmapd_peak_rss_bytes') / 1e6:.0f} MB"
         )
 
 
@@ -160,19 +167,23 @@ _HOLDING = (
 def _at_rate(
     recorder: WindowRecorder, pid: int, url: str, wanted: int, rows: int, *, scraped: bool
 ) -> tuple[float, float, float]:
-    """(windows a second, CPU % of the daemon, of its judging thread)"""
-    begin, spent, judged, booked = time.monotonic(), cpu(pid), own(pid), 0
+    """Return (windows a second, CPU % of the daemon, CPU % of its checker)."""
+    begin, spent, judged, recorded = time.monotonic(), cpu(pid), own(pid), 0
     next_scrape = begin + 5
     while (now := time.monotonic()) - begin < SECONDS:
-        while booked < wanted * (now - begin):
-            recorder.many.run(booked, rows)
-            booked += A_RUN
+        while recorded < wanted * (now - begin):
+            recorder.many.run(recorded, rows)
+            recorded += A_RUN
         if scraped and now >= next_scrape:
             fetch(f"{url}/metrics")
             next_scrape += 15
         time.sleep(0.01)
     seconds = time.monotonic() - begin
-    return booked / seconds, 100 * (cpu(pid) - spent) / seconds, 100 * (own(pid) - judged) / seconds
+    return (
+        recorded / seconds,
+        100 * (cpu(pid) - spent) / seconds,
+        100 * (own(pid) - judged) / seconds,
+    )
 
 
 def sum_of(url: str, metric: str) -> float:
@@ -184,7 +195,7 @@ def sum_of(url: str, metric: str) -> float:
 
 
 def memory() -> None:
-    """VmRSS and VmHWM after load, and with a stack symbolised and a page served."""
+    """Print VmRSS and VmHWM after start-up, and after pages, migrations and violations."""
     for name, running in (("this kernel's hooks", daemon()), ("a hundred programs", rehearsing())):
         with running as (process, url):
             time.sleep(2)
@@ -213,7 +224,7 @@ def _resident(pid: int) -> str:
 
 
 def start() -> None:
-    """From starting the process to /-/ready, and the CPU of all processes until it has ended again."""
+    """Measure the time to /-/ready, and the CPU time of all its processes until it ends."""
     with tempfile.TemporaryDirectory() as folder:
         for n in range(6):
             before, begin = os.times(), time.monotonic()
@@ -228,7 +239,8 @@ def start() -> None:
             )
             name = "from the cache" if n else "compiled"
             print(
-                f"{name}: gate open after {took:.2f} s at a load of {load:.1f}, CPU of all processes {spent:.2f} s"
+                f"{name}: gate open after {took:.2f} s at a load of {load:.1f}, "
+                f"CPU of all processes {spent:.2f} s"
             )
 
 

@@ -1,4 +1,7 @@
-"""What is on while a load runs: rmapd at each fidelity, one family of hooks alone, empty programs at the same hooks, or nothing."""
+"""The tracers that are measured.
+
+They are rmapd at each fidelity, one family of its hooks, empty programs at its hooks, and none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +34,12 @@ FAMILIES: dict[str, frozenset[str]] = {
     "locks": frozenset({"vma", "locks"}),
     "rmap": frozenset({"vma", "rmap"}),
 }
-"""A stem alone, or with the one that it needs."""
+"""A probe object alone, or with the one that it needs."""
 _BRIEF_SECONDS = 0.02
 
 
 class Nothing:
-    """The measure of all others."""
+    """No tracer: the baseline of all others."""
 
     name = "none"
 
@@ -54,7 +57,7 @@ class Nothing:
         return {}
 
     def program_ids(self) -> set[int]:
-        """Of its programs in this kernel."""
+        """Return the ids of its BPF programs in this kernel."""
         return set()
 
     def close(self) -> None:
@@ -62,7 +65,7 @@ class Nothing:
 
 
 class Attachable(Nothing):
-    """Programs that stay loaded, and are attached only while they are measured."""
+    """Loaded programs that are attached only while they are measured."""
 
     def __init__(self, name: str, loaded: AttachedProbes, *, statistics: bool = False) -> None:
         self.name, self._loaded, self._statistics = name, loaded, statistics
@@ -113,7 +116,6 @@ class Maker:
 
     kernel: Kernel
     scratch: Path
-    say: Callable[[str], None] = print
     _layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,28 +124,30 @@ class Maker:
     def session(
         self, name: str, fidelity: str, *, statistics: bool = False, **settings: int
     ) -> Nothing:
-        """rmapd as it runs, without its HTTP server."""
+        """Return a session of rmapd, without its HTTP server."""
         config = msgspec.structs.replace(
             Config(fidelity=fidelity, statistics=False, scan_seconds=0), **settings
         )
         return _Running(name, open_session(config, self.kernel), statistics=statistics)
 
     def family(self, name: str) -> Attachable | None:
-        """The stems of a family, gate open; None where this kernel has none of its hooks."""
+        """Return the probe objects of a family; None if this kernel has none of its hooks."""
         loaded = self._loaded(FAMILIES[name], probes_folder())
         return Attachable(name, loaded) if loaded else None
 
     def floor(self, name: str, probe_objects: frozenset[str] | None) -> Attachable | None:
-        """Empty programs at the hooks of those stems: what it costs to be called at all."""
+        """Return empty programs at the hooks of probe objects: the cost of the hooks themselves."""
         loaded = self.replaced(f"floor-{name}", probe_objects, "HOOK({program}) {{ return 0; }}\n")
         return Attachable(name, loaded) if loaded else None
 
     def replaced(
         self, name: str, probe_objects: frozenset[str] | None, text: str
     ) -> AttachedProbes | None:
-        """The hooks of those stems (none named: of all) with another program at each: `text`, with {program} and {number} filled in.
+        """Load the hooks of probe objects (None: of all) with another program at each.
 
-        A program that a stem shares with the one it needs is that one's."""
+        text is the program, with {program} and {number} as placeholders. A program that a probe
+        object shares with the one it needs is defined in the needed one.
+        """
         folder = self.scratch / name
         shutil.copytree(probes_folder(), folder)
         made = set[str]()
@@ -187,7 +191,7 @@ class Maker:
 
 
 def _programs(probe_object: plan.ProbeObject) -> list[str]:
-    """The programs that its hooks name, but for those that are not attached to anything that runs by itself."""
+    """Return the programs of its hooks, without those that only run on demand."""
     hooks = [
         hook
         for hook in probe_object.hook
@@ -200,7 +204,7 @@ def _programs(probe_object: plan.ProbeObject) -> list[str]:
 
 
 class _Running(Attachable):
-    """A session whose loop runs meanwhile; its CPU time counts as the tracer's."""
+    """A session whose loop runs during the load; its CPU time counts as that of the tracer."""
 
     def __init__(
         self, name: str, opening: AbstractContextManager[Session], *, statistics: bool

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Faults for the tests of rmapd: breaks the kernel's promises on purpose, in a test guest only. It refuses to load where the kernel
- * command line does not have rmapd_faults=guest.
+ * Violates invariants of the reverse map on purpose, in a guest of rmapd's tests only. The module
+ * does not load unless the kernel command line has rmapd_faults=guest.
  *
- * `echo NAME [N] > parameters/arm` lets the writing task, and no other, meet the fault N times; `parameters/struck` has a line per fault:
- * name, how often it struck, when first (CLOCK_REALTIME, ns). What is broken in a migration is broken for anonymous pages of processes named
- * `victim`, or as parameters/victim says. `release` gives back the lock that error_locked kept, and puts the vm_pgoff right that pgoff_lost left wrong.
+ * `echo NAME [N] > parameters/arm` arms a fault: it strikes the writing task, and no other, N
+ * times. `parameters/struck` has a line per fault: name, number of strikes, time of the first one
+ * (CLOCK_REALTIME, ns). Faults of migration strike anonymous pages of processes named `victim`, or
+ * as set in parameters/victim. `release` releases the lock that error_locked kept and corrects the
+ * vm_pgoff that pgoff_lost left wrong.
  *
- * Calls are redirected where they are made (`sites`), not where they arrive: a tracer at the entry of down_write() must not see a call that
- * a redirection there then takes back. Only remove_migration_pte() is called through a pointer, and redirected by ftrace.
+ * Calls are redirected in the caller (`sites`), not at the entry of the callee: a tracer at the
+ * entry of down_write() would otherwise record calls that do not take place. Only
+ * remove_migration_pte() is called through a pointer, and is redirected with ftrace.
  */
 #include <linux/fs.h>
 #include <linux/ftrace.h>
@@ -26,31 +29,34 @@
 #include <linux/timekeeping.h>
 
 enum fault {
-	LEFT_BEHIND,		/* remove_migration_pte() restores nothing */
-	PASSED_OVER,		/* the second walk of a page does not take place */
-	ONE_SKIPPED,		/* it ends before the tree's last VMA */
-	WALK_UNLOCKED,		/* a walk for try_to_migrate() runs without its lock, and says that it is held */
-	ENTRY_UNLOCKED,		/* migration entries are inserted with the page unlocked */
-	RESTORED_UNLOCKED,	/* and removed */
-	ADJUST_SWAPPED,		/* __vma_adjust() takes the anon_vma lock, then i_mmap_rwsem */
-	MOVE_SWAPPED,		/* so does move_page_tables(): take_rmap_locks() */
-	CYCLE,			/* __vma_adjust() takes invalidate_lock and i_mmap_rwsem in this order, do_brk_flags() in the other */
-	COMMIT_UNLOCKED,	/* __vma_adjust() without the anon_vma lock */
-	IMPORT_UNLOCKED,	/* the same, of an anon_vma that it has just imported */
-	TREE_UNLOCKED,		/* __vma_adjust() without i_mmap_rwsem */
-	ERROR_LOCKED,		/* do_brk_flags() fails and keeps the anon_vma lock */
-	NOT_PAIRED,		/* __vma_adjust() moves a boundary and leaves the anon tree alone */
-	IMPORT_LOST,		/* __vma_adjust() takes over pages without their anon_vma */
-	PGOFF_LOST,		/* __vma_adjust() leaves vm_pgoff one page off */
+	LEFT_BEHIND,       /* remove_migration_pte() restores nothing */
+	PASSED_OVER,       /* the second walk of a page does not take place */
+	ONE_SKIPPED,       /* the second walk ends before the last VMA of the tree */
+	WALK_UNLOCKED,     /* the walk of try_to_migrate() runs with locked set and no lock held */
+	ENTRY_UNLOCKED,    /* migration entries are inserted with the page unlocked */
+	RESTORED_UNLOCKED, /* migration entries are removed with the page unlocked */
+	ADJUST_SWAPPED,    /* __vma_adjust() takes the anon_vma lock, then i_mmap_rwsem */
+	MOVE_SWAPPED,      /* take_rmap_locks() of move_page_tables() does the same */
+	/* __vma_adjust() takes invalidate_lock, then i_mmap_rwsem; do_brk_flags() the reverse */
+	CYCLE,
+	COMMIT_UNLOCKED, /* __vma_adjust() does not take the anon_vma lock */
+	IMPORT_UNLOCKED, /* the same for an anon_vma that it has just imported */
+	TREE_UNLOCKED,   /* __vma_adjust() does not take i_mmap_rwsem */
+	ERROR_LOCKED,    /* do_brk_flags() fails and keeps the anon_vma lock */
+	NOT_PAIRED,      /* __vma_adjust() moves a boundary without an update of the anon tree */
+	IMPORT_LOST,     /* __vma_adjust() takes over pages without their anon_vma */
+	PGOFF_LOST,      /* __vma_adjust() leaves vm_pgoff one page off */
 	FAULTS
 };
 
 static const char *const names[FAULTS] = {
-	"left_behind", "passed_over", "one_skipped", "walk_unlocked", "entry_unlocked", "restored_unlocked", "adjust_swapped", "move_swapped",
-	"cycle", "commit_unlocked", "import_unlocked", "tree_unlocked", "error_locked", "not_paired", "import_lost", "pgoff_lost",
+	"left_behind",    "passed_over",       "one_skipped",     "walk_unlocked",
+	"entry_unlocked", "restored_unlocked", "adjust_swapped",  "move_swapped",
+	"cycle",          "commit_unlocked",   "import_unlocked", "tree_unlocked",
+	"error_locked",   "not_paired",        "import_lost",     "pgoff_lost",
 };
 
-static struct task_struct *by;	/* who armed a fault, and meets it */
+static struct task_struct *by; /* the task that armed a fault and is struck by it */
 static enum fault armed;
 static int left;
 static unsigned long struck[FAULTS];
@@ -100,16 +106,17 @@ static int get_struck(char *buffer, const struct kernel_param *parameter)
 	int length = 0;
 
 	for (int fault = 0; fault < FAULTS; fault++)
-		length += scnprintf(buffer + length, PAGE_SIZE - length, "%s %lu %llu\n", names[fault], struck[fault], first_ns[fault]);
+		length += scnprintf(buffer + length, PAGE_SIZE - length, "%s %lu %llu\n",
+				    names[fault], struck[fault], first_ns[fault]);
 	return length;
 }
 
-static const struct kernel_param_ops arm_ops = { .set = set_arm }, struck_ops = { .get = get_struck };
+static const struct kernel_param_ops arm_ops = {.set = set_arm}, struck_ops = {.get = get_struck};
 module_param_cb(arm, &arm_ops, NULL, 0200);
 module_param_cb(struck, &struck_ops, NULL, 0444);
 module_param_string(victim, victim, sizeof(victim), 0600);
 
-/* Functions of the kernel that are not exported, found when the module is loaded. */
+/* Kernel functions that are not exported: their addresses are found when the module is loaded. */
 static typeof(anon_vma_clone) *real_clone;
 static typeof(anon_vma_interval_tree_remove) *real_remove;
 static typeof(anon_vma_interval_tree_insert) *real_insert;
@@ -126,7 +133,10 @@ static bool is_anon_lock(struct rw_semaphore *rwsem)
 	return anon_vma->root == anon_vma;
 }
 
-/* Locks of __vma_adjust() and move_page_tables(). What is deferred or spared is so until the same call comes to the other one. */
+/*
+ * Locks in a call of __vma_adjust() or move_page_tables(): `deferred` is taken after the next lock,
+ * `spared` is not taken, and so its release is skipped.
+ */
 static struct rw_semaphore *deferred, *spared;
 
 static void our_down_write(struct rw_semaphore *rwsem)
@@ -160,8 +170,9 @@ static void our_up_write(struct rw_semaphore *rwsem)
 		up_write(rwsem);
 }
 
-/* Not the whole call: what the caller does before the locks. */
-static void our_adjust_huge(struct vm_area_struct *vma, unsigned long start, unsigned long end, long adjust_next)
+/* The callers call it before they take locks, so CYCLE takes its own locks here. */
+static void our_adjust_huge(struct vm_area_struct *vma, unsigned long start, unsigned long end,
+			    long adjust_next)
 {
 	static struct address_space *mapping;
 
@@ -221,13 +232,14 @@ static bool is_victim(struct vm_area_struct *vma)
 {
 	struct task_struct *owner;
 
-	if (!vma_is_anonymous(vma)) /* a file's page is looked for in every VMA of the file, mapped there or not */
+	if (!vma_is_anonymous(
+		    vma)) /* a walk visits each VMA of a file, whether it maps the page or not */
 		return false;
 	owner = READ_ONCE(vma->vm_mm->owner);
 	return owner && !strcmp(owner->comm, victim);
 }
 
-/* The tree is read without its lock: the victim sleeps, and its anon_vmas are its own or its sleeping child's. */
+/* Reads the tree without its lock: the victim and its child, which share its anon_vmas, sleep. */
 static bool of_victim(struct folio *folio)
 {
 	struct anon_vma *anon_vma;
@@ -240,7 +252,7 @@ static bool of_victim(struct folio *folio)
 	return first && is_victim(rb_entry(first, struct anon_vma_chain, rb)->vma);
 }
 
-static bool second_walk;	/* of the task `by`, of a victim's page that has moved */
+static bool second_walk; /* whether task `by` walks the VMAs of a victim's moved page */
 
 static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bool locked)
 {
@@ -255,7 +267,10 @@ static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bo
 		real_walk_anon(folio, rwc, locked || strike(WALK_UNLOCKED));
 		return;
 	}
-	/* rwc->arg == folio: a failed migration puts the old page back, and a retry finds and removes what is left */
+	/*
+	 * rwc->arg == folio: a failed migration restores the old page; a retry would find and
+	 * remove entries left behind.
+	 */
 	second_walk = !strncmp(name, "remove_migration_pte+", 21) && rwc->arg != folio;
 	if (second_walk && strike(PASSED_OVER)) {
 		second_walk = false;
@@ -269,7 +284,7 @@ static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bo
 	second_walk = false;
 }
 
-/* A VMA in the tree need not map the page: one of a child does not, once its parent has written to it. */
+/* A VMA in the tree may not map the page: a child's does not after the parent wrote to it. */
 static bool has_entry(struct vm_area_struct *vma, unsigned long pgoff)
 {
 	unsigned long addr = vma->vm_start + ((pgoff - vma->vm_pgoff) << PAGE_SHIFT);
@@ -277,16 +292,20 @@ static bool has_entry(struct vm_area_struct *vma, unsigned long pgoff)
 	p4d_t *p4d = pgd_present(*pgd) ? p4d_offset(pgd, addr) : NULL;
 	pud_t *pud = p4d && p4d_present(*p4d) ? pud_offset(p4d, addr) : NULL;
 	pmd_t *pmd = pud && pud_present(*pud) && !pud_large(*pud) ? pmd_offset(pud, addr) : NULL;
-	pte_t pte = pmd && pmd_present(*pmd) && !pmd_large(*pmd) ? READ_ONCE(*pte_offset_kernel(pmd, addr)) : __pte(0);
+	pte_t pte = pmd && pmd_present(*pmd) && !pmd_large(*pmd) ?
+			    READ_ONCE(*pte_offset_kernel(pmd, addr)) :
+			    __pte(0);
 
 	return is_swap_pte(pte) && is_migration_entry(pte_to_swp_entry(pte));
 }
 
-static struct anon_vma_chain *our_next(struct anon_vma_chain *node, unsigned long start, unsigned long last)
+static struct anon_vma_chain *our_next(struct anon_vma_chain *node, unsigned long start,
+				       unsigned long last)
 {
 	struct anon_vma_chain *next = real_next(node, start, last);
 
-	if (current != by || !second_walk || !next || real_next(next, start, last) || !has_entry(next->vma, start))
+	if (current != by || !second_walk || !next || real_next(next, start, last) ||
+	    !has_entry(next->vma, start))
 		return next;
 	return strike(ONE_SKIPPED) ? NULL : next;
 }
@@ -302,27 +321,30 @@ static void our_try_to_migrate(struct folio *folio, enum ttu_flags flags)
 	folio_lock(folio);
 }
 
-/* Every call of `callee` in `caller` goes to `ours`. `real`: where the callee's address is kept, if it is not exported. */
+/*
+ * Each call of `callee` in `caller` is redirected to `ours`. `real` is the pointer that receives
+ * the address of a callee that is not exported.
+ */
 static const struct site {
 	const char *caller, *callee;
 	void *ours, *real;
 } sites[] = {
-	{ "__vma_adjust", "down_write", our_down_write },
-	{ "__vma_adjust", "up_write", our_up_write },
-	{ "__vma_adjust", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge },
-	{ "__vma_adjust", "anon_vma_clone", our_clone, &real_clone },
-	{ "__vma_adjust", "anon_vma_interval_tree_remove", our_remove, &real_remove },
-	{ "__vma_adjust", "anon_vma_interval_tree_insert", our_insert, &real_insert },
-	{ "do_brk_flags", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge },
-	{ "do_brk_flags", "mas_preallocate", our_preallocate, &real_preallocate },
-	{ "move_page_tables", "down_write", our_down_write },
-	{ "rmap_walk", "rmap_walk_anon", our_walk_anon, &real_walk_anon },
-	{ "try_to_migrate", "rmap_walk_anon", our_walk_anon, &real_walk_anon },
-	{ "rmap_walk_anon", "anon_vma_interval_tree_iter_next", our_next, &real_next },
-	{ "migrate_pages_batch", "try_to_migrate", our_try_to_migrate, &real_try_to_migrate },
+	{"__vma_adjust", "down_write", our_down_write},
+	{"__vma_adjust", "up_write", our_up_write},
+	{"__vma_adjust", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge},
+	{"__vma_adjust", "anon_vma_clone", our_clone, &real_clone},
+	{"__vma_adjust", "anon_vma_interval_tree_remove", our_remove, &real_remove},
+	{"__vma_adjust", "anon_vma_interval_tree_insert", our_insert, &real_insert},
+	{"do_brk_flags", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge},
+	{"do_brk_flags", "mas_preallocate", our_preallocate, &real_preallocate},
+	{"move_page_tables", "down_write", our_down_write},
+	{"rmap_walk", "rmap_walk_anon", our_walk_anon, &real_walk_anon},
+	{"try_to_migrate", "rmap_walk_anon", our_walk_anon, &real_walk_anon},
+	{"rmap_walk_anon", "anon_vma_interval_tree_iter_next", our_next, &real_next},
+	{"migrate_pages_batch", "try_to_migrate", our_try_to_migrate, &real_try_to_migrate},
 };
 
-/* The instructions changed, to be changed back. */
+/* The changed instructions, to be restored at unload. */
 static struct {
 	void *at;
 	s32 was;
@@ -336,7 +358,7 @@ static struct mutex *text;
 
 static void patch(u8 *at, s32 to)
 {
-	u8 code[5] = { *at };
+	u8 code[5] = {*at};
 
 	memcpy(code + 1, &to, sizeof(to));
 	mutex_lock(text);
@@ -344,7 +366,7 @@ static void patch(u8 *at, s32 to)
 	mutex_unlock(text);
 }
 
-/* call or jmp rel32 (0xe8, 0xe9) with just this target */
+/* Redirects each call or jmp rel32 (0xe8, 0xe9) with this target. */
 static int redirect_calls(const struct site *site)
 {
 	u8 *caller = (u8 *)lookup(site->caller);
@@ -377,16 +399,19 @@ static void restore_calls(void)
 		patch(patched[patches].at, patched[patches].was);
 }
 
-static bool remove_nothing(struct folio *folio, struct vm_area_struct *vma, unsigned long addr, void *old)
+static bool remove_nothing(struct folio *folio, struct vm_area_struct *vma, unsigned long addr,
+			   void *old)
 {
 	return true;
 }
 
-static void notrace redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops, struct ftrace_regs *fregs)
+static void notrace redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
+			     struct ftrace_regs *fregs)
 {
 	struct pt_regs *regs = ftrace_get_regs(fregs);
 
-	if (regs && regs->di != regs->cx && is_victim((struct vm_area_struct *)regs->si) && strike(LEFT_BEHIND))
+	if (regs && regs->di != regs->cx && is_victim((struct vm_area_struct *)regs->si) &&
+	    strike(LEFT_BEHIND))
 		ftrace_instruction_pointer_set(fregs, (unsigned long)remove_nothing);
 }
 
@@ -409,10 +434,10 @@ static bool in_a_test_guest(void)
 	return got > 0 && strstr(line, "rmapd_faults=guest");
 }
 
-/* kallsyms_lookup_name() is not exported; a kprobe finds it. */
+/* kallsyms_lookup_name() is not exported; a kprobe on it has its address. */
 static int find_symbols(void)
 {
-	struct kprobe probe = { .symbol_name = "kallsyms_lookup_name" };
+	struct kprobe probe = {.symbol_name = "kallsyms_lookup_name"};
 	int error = register_kprobe(&probe);
 
 	if (error)
@@ -430,13 +455,16 @@ static int __init faults_init(void)
 	int error;
 
 	if (!in_a_test_guest()) {
-		pr_err("rmapd_faults: this machine does not say rmapd_faults=guest on its command line: refused\n");
+		pr_err("rmapd_faults: the kernel command line has no rmapd_faults=guest: "
+		       "refused\n");
 		return -EPERM;
 	}
 	error = find_symbols();
 	for (int at = 0; !error && at < ARRAY_SIZE(sites); at++)
 		error = redirect_calls(&sites[at]);
-	error = error ? error : ftrace_set_filter(&ops, "remove_migration_pte", strlen("remove_migration_pte"), 1);
+	error = error ? error :
+			ftrace_set_filter(&ops, "remove_migration_pte",
+					  strlen("remove_migration_pte"), 1);
 	error = error ? error : register_ftrace_function(&ops);
 	if (error)
 		restore_calls();
@@ -452,4 +480,4 @@ static void __exit faults_exit(void)
 module_init(faults_init);
 module_exit(faults_exit);
 MODULE_LICENSE("GPL");
-MODULE_DESCRIPTION("Breaks the promises of the reverse map on purpose, in a test guest");
+MODULE_DESCRIPTION("Violates invariants of the reverse map on purpose, in a test guest");

@@ -19,5 +19,5 @@ def _encodable(data: Any) -> Any:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    """Make a worker's report UTF-8: tests log names with lone surrogates, which xdist cannot send."""
+    """Make a worker's report UTF-8: xdist cannot send the lone surrogates that tests log."""
     return _encodable((yield))

@@ -22,7 +22,7 @@ PAGES = [
 COLUMNS = 100
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _GENERATED_ROW = re.compile(r"^\| `\w+` \| `")
-"""A row of CONFIGURATION.md repeats a text of tracer/config.py (tests/unit/test_config.py), where it is checked."""
+"""A row of CONFIGURATION.md repeats a text of tracer/config.py, which test_config.py checks."""
 
 
 def name(path: Path) -> str:
@@ -89,7 +89,7 @@ def test_lines_of_prose_fit_a_hundred_columns(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_retired_word_is_used(page: Path) -> None:
-    """But for the table of renamed things, which needs the old names, and rows that repeat texts of the code."""
+    """Exempt are the table of renamed things and the rows that repeat texts of the code."""
     text = re.sub(r"^### Renamed\n(?:(?!#).*\n?)*", "", page.read_text(), flags=re.M)
     lines = text.splitlines()
     assert [

@@ -1,4 +1,4 @@
-"""What the kernel's own tests say of themselves is counted right, and runs of a kernel add up."""
+"""The results of the kernel's own tests are counted, and runs of a kernel are added up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ ok 2 migration.shared_anon # SKIP Not enough threads or NUMA nodes available
 not ok 3 migration.private_anon_thp
     ok 4 a subtest
 """
-KHUGEPAGED = "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\nallocate huge page... \x1b[31mFail\x1b[0m\nfile... \x1b[33mSkip\x1b[0m\n"
+KHUGEPAGED = (
+    "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\n"
+    "allocate huge page... \x1b[31mFail\x1b[0m\n"
+    "file... \x1b[33mSkip\x1b[0m\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +38,13 @@ KHUGEPAGED = "Collapse fully populated PTE table.... \x1b[32mOK\x1b[0m\nallocate
         (TAP, None, (2, 1, 1)),
     ],
 )
-def test_results_are_counted_by_what_was_said(
+def test_results_are_counted_by_output_and_exit_code(
     output: str, code: int | None, expected: tuple[int, int, int]
 ) -> None:
     assert tuple(count(output, code).values()) == expected
 
 
-def test_a_test_that_does_not_end_is_stopped_with_its_children(
+def test_selftest_that_does_not_end_is_stopped_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUT", str(tmp_path))
@@ -79,24 +83,25 @@ def report(**checks: int) -> dict[str, Any]:
     }
 
 
-def test_runs_of_a_kernel_add_up_in_one_row(
+def test_runs_of_a_kernel_are_added_up_in_one_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(soak, "KEPT", tmp_path)
-    for number, found in enumerate(
+    for number, kept in enumerate(
         (report(holds=6_000_000), report(holds=5_000_000, unverifiable=12))
     ):
-        (tmp_path / f"6.1_{number}.json").write_text(json.dumps(found))
-    said = soak.summary()
+        (tmp_path / f"6.1_{number}.json").write_text(json.dumps(kept))
+    found = soak.summary()
     assert (
         "| 6.1 (6.1.0-56-amd64) | 2, 1,200 | 11,000,012 | 0 | 0 | 12 | missed_runs 6 | 10 | 1 |"
-        in said
+        in found
     )
-    assert "| 6.1 | merge 48, 0, 2; rmap 2, 2, 0 (out of time) |" in said
+    assert "| 6.1 | merge 48, 0, 2; rmap 2, 2, 0 (out of time) |" in found
 
 
-def test_what_the_workloads_say_is_found_among_other_output() -> None:
-    said = soak.loads(
-        'warning: x\n{"selftests": {"merge": {"pass": 1}}}\n{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n'
+def test_results_of_workloads_are_found_among_other_output() -> None:
+    found = soak.loads(
+        'warning: x\n{"selftests": {"merge": {"pass": 1}}}\n'
+        '{"seconds": 1.5, "parts": {}}\nrmapd 0.1.0\n'
     )
-    assert said == {"selftests": {"merge": {"pass": 1}}, "soak": {"seconds": 1.5, "parts": {}}}
+    assert found == {"selftests": {"merge": {"pass": 1}}, "soak": {"seconds": 1.5, "parts": {}}}

@@ -1,10 +1,28 @@
-"""The list of retired words finds what it should, and leaves ordinary English and Debian's release names alone."""
+"""The list of retired words finds them, and leaves ordinary English and Debian's releases alone."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.support.words import retired
+
+ROOT = Path(__file__).parent.parent.parent
+CODE = (
+    "tracer",
+    "probes",
+    "tests",
+    "dashboards",
+    "systemd",
+    "debian",
+    "Makefile",
+    "pyproject.toml",
+)
+EXEMPT = ("tests/support/words.py", "tests/unit/test_words.py")
+"""The list of the words and its test."""
+UNMERGED = ("tests/live/", "tests/support/", "tests/workloads/")
+"""Delete this when their retired words are replaced."""
 
 
 @pytest.mark.parametrize(
@@ -67,3 +85,28 @@ def test_ordinary_word_is_left_alone(line: str) -> None:
 
 def test_place_and_replacement_are_given() -> None:
     assert list(retired("one\nthe stem\n")) == [(2, "stem", "probe object")]
+
+
+def files_of_code() -> list[Path]:
+    """Return the text files of the code, except for those of the list itself."""
+    paths = [path for top in CODE for path in (ROOT / top, *(ROOT / top).rglob("*"))]
+    return [
+        path
+        for path in sorted(paths)
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and (name := str(path.relative_to(ROOT))) not in EXEMPT
+        and not name.startswith(UNMERGED)
+        and b"\0" not in path.read_bytes()
+    ]
+
+
+def test_no_file_of_code_uses_a_retired_word() -> None:
+    files = files_of_code()
+    assert len(files) > 300
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {word!r} (write: {instead})"
+        for path in files
+        for line, word, instead in retired(path.read_text())
+    ]
+    assert not found, "\n".join(found)

@@ -1,4 +1,7 @@
-"""Run a command on a Debian kernel in a guest: python -m tests.vm KERNEL 'CMD' [NODES]. Used by `make vm`."""
+"""Run a command on a Debian kernel in a guest. `make vm` uses it.
+
+usage: python -m tests.vm KERNEL 'CMD' [NODES]
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from tests.vm.guest import GuestError, kernels, run
 def main(name: str, command: str, nodes: str = "1") -> int:
     if name not in kernels():
         print(
-            f"no kernel {name} in tests/vm/kernels.toml or bugs.toml; there is {', '.join(kernels())}",
+            f"no kernel {name} in tests/vm/kernels.toml or bugs.toml; "
+            f"known: {', '.join(kernels())}",
             file=sys.stderr,
         )
         return 2

@@ -1,8 +1,12 @@
-"""Run in a guest with rmapd_faults loaded: rmapd and Debian's Prometheus with our rules; from a fault to the log, the page and the alert.
+"""Measure the time from a fault to the log line, the metric and the alert.
+
+Runs in a guest with rmapd_faults loaded, beside rmapd and Debian's Prometheus with the rules of
+rmapd.
 
 usage: alert.py OUT.json FAULT...
 
-Times are seconds from the strike by the guest's clock. The alerts keep their patience: the one for a violation has none.
+Times are seconds from the strike by the guest's clock. The alerts keep their `for` durations: the
+alert for a violation has none.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ ALERT = "RmapdInvariantViolated"
 
 
 def listen(stream: IO[str], logged: dict[str, float]) -> None:
-    """When the first line of each invariant came."""
+    """Note when the first line of each invariant arrives, in seconds since the epoch."""
     for line in stream:
         logged.setdefault(json.loads(line)["invariant"], time.time())
 
@@ -41,7 +45,7 @@ def ready() -> bool:
 
 
 def violated(api: Prometheus) -> set[str]:
-    """The invariants whose alert fires."""
+    """Return the invariants whose alert fires."""
     return {
         alert["labels"]["invariant"]
         for alert in api.get("/api/v1/alerts")["alerts"]
@@ -49,8 +53,11 @@ def violated(api: Prometheus) -> set[str]:
     }
 
 
-def meet(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any]:
-    """Strike once, and see the log, the page and the alert follow, for what was not violated before."""
+def measure_delays(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any]:
+    """Cause a fault once and wait for the log line, the metric and the alert.
+
+    The alert is awaited only for invariants that were not violated before.
+    """
     before, counted = violated(api), pages()
     OPERATIONS[fault](fault)
     arm(f"{fault} 0")
@@ -67,13 +74,13 @@ def meet(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any
         if shown and {*shown} - before == {*fired}:
             break
         time.sleep(0.2)
-    told = {
+    lines = {
         name: logged[name] - first for name in shown if name in logged and logged[name] >= first
     }
     return {
         "fault": fault,
         "struck": times,
-        "logged": told,
+        "logged": lines,
         "shown": shown,
         "fired": fired,
         "already": sorted(before),
@@ -81,7 +88,7 @@ def meet(fault: str, api: Prometheus, logged: dict[str, float]) -> dict[str, Any
 
 
 def pages() -> dict[str, float]:
-    """Violations by invariant as the page has them now."""
+    """Return the violations by invariant on the metrics page."""
     head = 'rmapd_violations_total{invariant="'
     rows = [line for line in fetch(f"http://{AT}/metrics")[1].splitlines() if line.startswith(head)]
     return {line[len(head) :].partition('"')[0]: float(line.split()[1]) for line in rows}
@@ -115,12 +122,14 @@ def main(out: str, faults: list[str]) -> None:
                 )
                 time.sleep(2 * SCRAPE_SECONDS)
                 quiet, gate = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
-                met = [meet(fault, api, logged) for fault in faults]
+                results = [measure_delays(fault, api, logged) for fault in faults]
         finally:
             process.terminate()
             code = process.wait(300)
     Path(out).write_text(
-        json.dumps({"before": sorted(quiet), "gate": gate, "met": met, "exit": code}, indent=1)
+        json.dumps(
+            {"before": sorted(quiet), "gate": gate, "results": results, "exit": code}, indent=1
+        )
     )
 
 

@@ -1,8 +1,11 @@
-"""Run in a guest: attach and detach the whole plan again and again under load, and look for what is left behind.
+"""Attach and detach the whole plan repeatedly under load, and count what is left behind.
 
-usage: attach.py OUT.json TIMES fentry|kprobe       (the one preferred to the other, whatever this kernel preempts)
+Runs in a guest.
 
-After the first rounds grace periods are expedited: letting go of a hundred probes waits for a hundred of them, and an emulated one is slow.
+usage: attach.py OUT.json TIMES fentry|kprobe   (the preferred one, whatever this kernel preempts)
+
+After the first rounds RCU grace periods are expedited: detaching a hundred probes waits for a
+hundred of them, which is slow under emulation.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ ORDINARY_ROUNDS = 3
 
 
 def hooked() -> int:
-    """Functions that anything is attached to now, by ftrace's and by the kprobes' own lists."""
+    """Return how many functions are hooked now, by the lists of ftrace and of kprobes."""
     probes = Path("/sys/kernel/debug/kprobes/list")
     functions = (TRACING / "enabled_functions").read_text().splitlines()
     return len(functions) + (len(probes.read_text().splitlines()) if probes.exists() else 0)
@@ -87,7 +90,7 @@ def main(out: str, times: int, how: str) -> None:
         finally:
             load.terminate()
             load.wait()
-    time.sleep(2)  # what is let go of is freed after a grace period
+    time.sleep(2)  # links and programs are freed after a grace period
     found = {
         "kernel": kernel.release,
         "programs": len(pairs),

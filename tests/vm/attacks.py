@@ -1,6 +1,8 @@
-"""Run in a guest: what others can do to a machine on which rmapd runs, one after the other under load, and what became of the session.
+"""Interfere with a session under load, in each way that another program can, and record the result.
 
-usage: attacks.py OUT.json     (kprobes are preferred, so that there is something to take away)
+Runs in a guest.
+
+usage: attacks.py OUT.json     (kprobes are preferred, because they can be switched off)
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from tracer.daemon.session import Session, open_session
 from tracer.daemon.snapshots import caught_up
 from tracer.invariants.verdict import Verdict
 
-LOAD = "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 --temp-path /tmp --timeout 0".split()
+LOAD = (
+    "stress-ng --quiet --oomable --rmap 1 --mremap 1 --mremap-bytes 16M --munmap 1 --mmapfork 1 "
+    "--temp-path /tmp --timeout 0"
+).split()
 KPROBES, FTRACE = Path("/sys/kernel/debug/kprobes/enabled"), Path("/proc/sys/kernel/ftrace_enabled")
 CPU = Path("/sys/devices/system/cpu/cpu1/online")
 TINY = {
@@ -50,7 +55,7 @@ def stepping(session: Session, seconds: float) -> None:
 
 
 def seen(session: Session) -> dict[str, Any]:
-    """What an operator would see now."""
+    """Return what the outputs of the session show now."""
     snapshot = caught_up(session)
     bad = {
         f"{name} {verdict} {count}"
@@ -74,7 +79,7 @@ def seen(session: Session) -> dict[str, Any]:
 
 
 def switched(session: Session, switch: Path) -> dict[str, Any]:
-    """Off for a while, and on again; refused: the kernel's words."""
+    """Switch off for five seconds, then on; if the kernel refuses, return its error."""
     try:
         switch.write_text("0")
     except OSError as error:
@@ -89,7 +94,7 @@ def switched(session: Session, switch: Path) -> dict[str, Any]:
 
 
 def links_detached(session: Session) -> dict[str, Any]:
-    """BPF_LINK_DETACH, as `bpftool link detach` does it, on whatever is a link."""
+    """Try BPF_LINK_DETACH on each attachment, as `bpftool link detach` does."""
     answers: dict[str, int] = {}
     for one in session.probes.loaded.attachments():
         try:
@@ -112,7 +117,7 @@ def hotplug(session: Session) -> dict[str, Any]:
 
 
 def clock(session: Session) -> dict[str, Any]:
-    """A day ahead, two back, one ahead."""
+    """Set the clock a day ahead, two days back and a day ahead."""
     for days in (1, -2, 1):
         time.clock_settime(time.CLOCK_REALTIME, time.time() + days * _DAY)
         stepping(session, 4)
@@ -130,7 +135,7 @@ def killed() -> int:
 
 
 def hog() -> None:
-    """Memory, until somebody is killed for it."""
+    """Allocate memory until the OOM killer ends a process."""
     Path("/proc/self/oom_score_adj").write_text("1000")
     kept = []
     with contextlib.suppress(MemoryError):
@@ -164,7 +169,7 @@ AT_REST: dict[str, Callable[[Session], dict[str, Any]]] = {
     "kprobes": lambda session: switched(session, KPROBES),
     "ftrace": lambda session: switched(session, FTRACE),
 }
-"""Without load: 6.1 itself did not survive kprobes being switched on again under load (docs/KERNELS.md)."""
+"""Without load: 6.1 itself dies if kprobes are switched on again under load (docs/KERNELS.md)."""
 ATTACKS: dict[str, Callable[[Session], dict[str, Any]]] = {
     "links": links_detached,
     "hotplug": hotplug,

@@ -1,6 +1,7 @@
-"""The same Debian disk on this machine's kernel: systemd as the first process of namespaces of its own. Quick, and without emulation.
+"""Run the Debian disk of debian.py on this machine's kernel, without emulation.
 
-What it cannot show: another kernel, its own /dev, udev. What is written to the disk goes to memory and is gone afterwards.
+systemd is the first process of its own namespaces. They share the kernel and /dev with the machine,
+and udev does not run. Writes to the disk go to memory and are discarded.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ mount -t tmpfs none "$root/tmp"
 mount --rbind /dev "$root/dev"
 mount --bind "$3" "$root/mnt"
 units="$root/etc/systemd/system"
-for unit in systemd-udevd systemd-udev-trigger systemd-udev-settle systemd-sysctl systemd-modules-load getty@tty1 console-getty; do
+for unit in systemd-udevd systemd-udev-trigger systemd-udev-settle systemd-sysctl \
+systemd-modules-load getty@tty1 console-getty; do
   ln -sfn /dev/null "$units/$unit.service"
 done
 mkdir -p "$units/rmapd-test.service.d"
 printf '[Service]\\nExecStartPre=\\n' > "$units/rmapd-test.service.d/here.conf"
 hostname rmapd-here
-exec chroot "$root" env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --show-status=0
+exec chroot "$root" env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+/lib/systemd/systemd --show-status=0
 """
 
 
 def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 900) -> Result:
-    """As debian.run(), here."""
+    """Run a command as debian.run() does, on this machine's kernel."""
     base, folder = disk(), RESULTS / f"here-{label}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -77,7 +80,8 @@ def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 900
             ) from error
     if not (folder / "code").exists():
         raise GuestError(
-            f"it ended before its command did: {(folder / 'console').read_text(errors='replace')[-2000:]}\nlogs: {folder}"
+            "systemd ended before the command did: "
+            f"{(folder / 'console').read_text(errors='replace')[-2000:]}\nlogs: {folder}"
         )
     return Result(
         int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder

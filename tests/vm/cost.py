@@ -1,8 +1,10 @@
-"""tests.bench in guests, all hooks attached: ratios within one kernel only, for CPU and caches are emulated.
+"""Run tests.bench in a guest with all hooks attached.
 
-The guest's clock is its TSC: left to itself it takes the HPET, whose emulation makes bpf_ktime_get_ns() 3 us instead of 0.3.
+Only ratios within one kernel mean something, because CPU and caches are emulated. The clock of the
+guest is its TSC. By default it would be the HPET, whose emulation makes bpf_ktime_get_ns() take
+3 us instead of 0.3.
 
-usage: python -m tests.vm.cost KERNEL [what tests.bench takes: --rounds N --scale F --loads A,B --variants A,B]
+usage: python -m tests.vm.cost KERNEL [--rounds N --scale F --loads A,B --variants A,B]
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ _DEFAULTS = ["--rounds", "5", "--scale", "0.03"]
 def main(name: str, arguments: list[str], memory: str = "4G") -> int:
     if name not in ladder():
         print(
-            f"no kernel {name} in tests/vm/kernels.toml; there is {', '.join(ladder())}",
+            f"no kernel {name} in tests/vm/kernels.toml; known: {', '.join(ladder())}",
             file=sys.stderr,
         )
         return 2

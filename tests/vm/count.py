@@ -1,6 +1,8 @@
-"""Run in a guest: trace the workload of exact VMA changes and count its own windows, by the flight recorder and by the table.
+"""Trace the workload of exact VMA changes and count its windows.
 
-usage: count.py OUT.json N fentry|kprobe       (the one preferred to the other, whatever this kernel preempts)
+Runs in a guest. The counts come from the flight recorder and from the table of windows.
+
+usage: count.py OUT.json N fentry|kprobe   (the preferred one, whatever this kernel preempts)
 """
 
 from __future__ import annotations
@@ -59,13 +61,16 @@ def main(out: str, count: str, how: str) -> None:
         "attached": sum(h.on for h in snapshot.hooks),
         "coverage": {name: [level, reason] for name, (level, reason) in snapshot.coverage.items()},
         "statistics": statistics,
-        "said": json.loads(workload.stdout.readline()) if workload.stdout else {},
+        "workload": json.loads(workload.stdout.readline()) if workload.stdout else {},
     }
     Path(out).write_text(json.dumps(found, indent=1))
 
 
 def _run(session: Session, count: str) -> tuple[subprocess.Popen[str], int, int]:
-    """The workload between its two stops; (process, when it went on, when it was done) on the clock of bpf_ktime_get_ns()."""
+    """Run the workload; return its process and when it continued and finished.
+
+    Times are CLOCK_MONOTONIC in ns. It stops itself before and after the changes.
+    """
     workload = subprocess.Popen(
         [sys.executable, str(WORKLOAD), "--wait", count], stdout=subprocess.PIPE, text=True
     )
@@ -91,7 +96,7 @@ def _stopped(session: Session, pid: int) -> None:
 
 
 def _count(session: Session, pid: int, begin: int, end: int) -> dict[str, Any]:
-    """windows and protocols of the process itself; and whether the table and the recorder, two books, agree on all windows there were."""
+    """Return the windows and protocols of the process, and all windows by both sources."""
     flights, born = (
         session.probes.tables.flight_recorder.flights(),
         session.probes.tables.protocol_table.keys_by_first_ns(),

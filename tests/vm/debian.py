@@ -1,6 +1,7 @@
-"""A whole Debian: user space, systemd as init and its own kernel, on a disk of its own, for what virtme-ng's guests cannot show.
+"""Boot a complete Debian in a guest: its own disk, kernel and user space, with systemd as init.
 
-The disk is made once by mmdebstrap through the machine's own apt sources; a run writes to a layer over it that is thrown away.
+virtme-ng's guests have none of these. mmdebstrap makes the disk once from the machine's apt
+sources; a run writes to a snapshot that is discarded.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from tests.vm.guest import CACHE, RESULTS, GuestError, Result
 SUITE = "bookworm"
 HOME = CACHE / f"debian-{SUITE}"
 _PACKAGES = (
-    "systemd systemd-sysv udev dbus kmod procps iproute2 curl bpftool libcap2-bin linux-image-amd64 initramfs-tools "
-    "python3 python3-bpfcc python3-seccomp"
+    "systemd systemd-sysv udev dbus kmod procps iproute2 curl bpftool libcap2-bin "
+    "linux-image-amd64 initramfs-tools python3 python3-bpfcc python3-seccomp"
 ).split()
 _DISK_BYTES = 4 << 30
 _RUNNER = """[Unit]
@@ -27,14 +28,18 @@ Environment=OUT=/mnt
 ExecStartPre=/sbin/modprobe 9pnet_virtio
 ExecStartPre=/bin/mount -t 9p -o trans=virtio,version=9p2000.L,msize=131072 shared /mnt
 ExecStart=/bin/sh -c 'sh /mnt/command.sh >/mnt/output 2>&1; echo $? >/mnt/code'
-ExecStopPost=/bin/sh -c 'dmesg >/mnt/dmesg; journalctl -b --no-pager >/mnt/journal; umount /mnt; systemctl poweroff --force'
+ExecStopPost=/bin/sh -c 'dmesg >/mnt/dmesg; journalctl -b --no-pager >/mnt/journal; umount /mnt; \
+systemctl poweroff --force'
 [Install]
 WantedBy=multi-user.target
 """
 
 
 def disk() -> Path:
-    """The disk, made on first use (minutes); kernel and initrd beside it."""
+    """Return the disk; make it on first use, which takes minutes.
+
+    The kernel and the initrd are beside it.
+    """
     if (HOME / "root.ext4").exists():
         return HOME / "root.ext4"
     new = HOME.with_suffix(".new")
@@ -72,7 +77,10 @@ def disk() -> Path:
 
 
 def run(command: str, files: Sequence[Path], *, label: str, timeout: float = 5400) -> Result:
-    """Boot to multi-user.target, run a shell command with these files in $OUT, and come back with what it wrote there."""
+    """Boot to multi-user.target and run a shell command with these files in $OUT.
+
+    Raises GuestError if the guest does not end within timeout seconds or ends before the command.
+    """
     base, folder = disk(), RESULTS / f"debian-{label}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""Run in a guest: change the fidelity of a session again and again under load, and say what was checked meanwhile.
+"""Change the fidelity of a session repeatedly under load, and record what each level checks.
+
+Runs in a guest.
 
 usage: fidelity.py OUT.json ROUNDS
 """
@@ -25,7 +27,7 @@ SECONDS = 6
 
 
 def holds(session: Session) -> Counter[str]:
-    """What was counted as fine, by invariant; and all windows."""
+    """Return the checks that hold, by invariant, and the number of windows."""
     session.checker.count_protocols()
     checks = session.checker.tally.checks
     return Counter(
@@ -40,11 +42,11 @@ def main(out: str, rounds: int) -> None:
     kernel = running_kernel()
     kernel.__dict__.update(
         preempts=True, kprobe_refused=""
-    )  # by kprobes: under load a trampoline each takes a guest half an hour
+    )  # kprobes: under load the trampolines of fentry take a guest half an hour
     with open_session(Config(), kernel) as session:
         session.probes.loaded.start_reattach_helper(
             {hook.probe_object for hook in session.probes.loaded.hooks}
-        )  # it attaches with its few capabilities, as in the daemon
+        )  # it reattaches with few capabilities, as in the daemon
         print("the gate is open", flush=True)
         load = subprocess.Popen(LOAD)
         try:

@@ -1,4 +1,6 @@
-"""Run in a guest: a daemon with a small budget while windows storm, and when they are over. What level it was at, second by second.
+"""Run a daemon with a small budget during and after a storm of windows.
+
+Runs in a guest, and records the fidelity each second.
 
 usage: governed.py OUT.json
 """
@@ -31,7 +33,7 @@ STORM_SECONDS, PATIENCE_SECONDS = 90, 600
 
 
 def look() -> dict[str, float]:
-    """What the page has of the daemon's level and coverage now, and of what it found."""
+    """Return the samples of rmapd on the metrics page."""
     rows = [
         line.rpartition(" ")
         for line in fetch(f"http://{AT}/metrics")[1].splitlines()

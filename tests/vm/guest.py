@@ -1,6 +1,7 @@
-"""Boot a Debian kernel under virtme-ng with software emulation and this machine's root file system, run a command, get its output.
+"""Run a command on a Debian kernel in a virtme-ng guest.
 
-A guest that dies, hangs or oopses is an error that shows its console.
+The guest is emulated in software and has this machine's root file system. A guest that dies, hangs
+or oopses raises an error with the end of its console.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
 TSC = "tsc=reliable clocksource=tsc"
-"""For the kernel's command line: the clock of real machines, instead of an emulated HPET (docs/KERNELS.md)."""
+"""Kernel parameters: use the TSC, as real machines do, not an emulated HPET (docs/KERNELS.md)."""
 _BAD = re.compile(
-    r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic|WARNING: CPU"
+    r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic"
+    r"|WARNING: CPU"
 )
 _PART = re.compile(r"Depends: (linux-(?:image|binary|modules|base)-\S+)")
-_START = "rmapd-vm: the command starts here"  # what the emulated machine complained about before is not ours
+_START = "rmapd-vm: the command starts here"
+"""Complaints of the kernel before this line concern the emulated machine, not the command."""
 
 
 class GuestError(Exception):
-    """The guest did not end as it should; the message has the end of its console."""
+    """The guest failed; the message has the end of its console."""
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +53,10 @@ class _Ladder(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Result:
-    """What a command did in a guest. folder keeps console, output and whatever the command wrote to $OUT."""
+    """The result of a command in a guest.
+
+    folder has the console, the output and the files that the command wrote to $OUT.
+    """
 
     code: int
     output: str
@@ -67,12 +73,15 @@ def ladder() -> dict[str, Entry]:
 
 
 def kernels() -> dict[str, Entry]:
-    """The ladder, and the kernels that are known for a bug."""
+    """Return the ladder and the kernels that are known for a bug."""
     return ladder() | _listed("bugs.toml")
 
 
 def apt(suite: str, state: Path) -> list[str]:
-    """apt options that see the machine's own mirror, in another suite where one is named, without touching the machine's lists."""
+    """Return apt options for a suite of the machine's mirror; for "", none.
+
+    state: the folder of their package lists; the machine's own lists stay as they are.
+    """
     if not suite:
         return []
     sources = "".join(
@@ -104,7 +113,10 @@ def apt(suite: str, state: Path) -> list[str]:
 
 
 def _packages(package: str, flags: list[str]) -> list[str]:
-    """The package and what it depends on of the same kernel: from 6.19 on kernel and modules come in packages of their own."""
+    """Return the package and its dependencies of the same kernel.
+
+    From 6.19 on the kernel and its modules are separate packages.
+    """
     wanted = [package]
     for one in wanted:
         listed = subprocess.run(
@@ -115,7 +127,10 @@ def _packages(package: str, flags: list[str]) -> list[str]:
 
 
 def image(name: str) -> Path:
-    """The kernel image, fetched and unpacked on first use: boot/vmlinuz-RELEASE, modules under lib/modules beside it."""
+    """Return the kernel image, boot/vmlinuz-RELEASE; fetch and unpack it on first use.
+
+    The modules are in lib/modules beside boot.
+    """
     entry, home = kernels()[name], CACHE / name
     found = sorted(home.glob("boot/vmlinuz-*"))
     if found:
@@ -159,18 +174,26 @@ def run(
     expect_bug: bool = False,
     one_thread: bool = False,
 ) -> Result:
-    """Boot kernel `name`, run a shell command in the checkout with $OUT writable, and come back with what it printed.
+    """Boot the kernel `name` and run a shell command in the checkout; $OUT is writable.
 
-    one_thread: all CPUs in one thread of the emulator. Where they have one each, kernels die when functions are hooked, or let go, that
-    another CPU is just calling (docs/KERNELS.md, 'Emulation').
+    timeout: seconds. one_thread: run all CPUs in one thread of the emulator. With a thread each,
+    kernels die when a function is hooked or released while another CPU calls it (docs/KERNELS.md,
+    'Emulation').
 
-    Raises GuestError where the guest does not come back, or the kernel complained (an oops, a warning) unless expect_bug.
+    Raises GuestError if the guest dies or does not end in time, or if the kernel logs an oops or a
+    warning without expect_bug.
     """
     folder = RESULTS / f"{name}-{label}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    environment = f"export OUT={folder} PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={ROOT} PATH={ROOT}/.venv/bin:$PATH"
-    body = f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
+    environment = (
+        f"export OUT={folder} PYTHONDONTWRITEBYTECODE=1 "
+        f"PYTHONPATH={ROOT} PATH={ROOT}/.venv/bin:$PATH"
+    )
+    body = (
+        f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n"
+        f"( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
+    )
     (folder / "command.sh").write_text(body)
     tools = str(Path(sys.executable).parent)
     vng = [
@@ -217,9 +240,8 @@ def run(
             ) from error
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(
-                    boot.pid, signal.SIGKILL
-                )  # vng starts qemu by way of others, which do not take it along
+                # vng starts qemu through other processes, which do not end it when they end
+                os.killpg(boot.pid, signal.SIGKILL)
             boot.wait()
     if not (folder / "code").exists() or not (folder / "code").read_text().strip():
         raise GuestError(f"kernel {name} died\n{_tail(folder)}")
@@ -247,12 +269,12 @@ def _tail(folder: Path) -> str:
 
 
 def headers() -> Path:
-    """Where the headers of the 6.1 kernel are, if they are installed."""
+    """Return where the headers of the 6.1 kernel are if they are installed."""
     return Path("/usr/src") / f"linux-headers-{image('6.1').name.removeprefix('vmlinuz-')}"
 
 
 def faults(folder: Path) -> Path:
-    """Build tests/faults for the 6.1 kernel in this folder."""
+    """Build tests/faults for the 6.1 kernel in a folder and return the module."""
     shutil.copytree(ROOT / "tests/faults", folder, dirs_exist_ok=True)
     command = ["make", "-s", "-C", str(headers()), f"M={folder}", "modules"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

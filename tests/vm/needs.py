@@ -1,4 +1,6 @@
-"""Run on a kernel: which capabilities does each thing need that rmapd asks of it? By trying, one capability at a time, in a child each.
+"""Find the capabilities that each kernel operation of rmapd needs, by trying.
+
+Each attempt is a child with one capability.
 
 usage: needs.py [OUT.json]      (root; attaches like `rmapd exec`, prints a table)
 """
@@ -38,7 +40,7 @@ CANDIDATES = [
 
 
 def asked(session: Session) -> dict[str, Callable[[], object]]:
-    """Each gives something true, or raises."""
+    """Return the operations by name; each returns something true or raises."""
     table, programs, oracle = (
         session.probes.loaded.maps["params"],
         session.probes.loaded.programs,
@@ -49,7 +51,7 @@ def asked(session: Session) -> dict[str, Callable[[], object]]:
     assert oracle
     assert iterator
     first = oracle.mms()[:1]
-    rehearse(session)  # opens /proc/kallsyms, as the daemon does before it gives anything up
+    rehearse(session)  # opens /proc/kallsyms, as the daemon does before it drops privileges
     return {
         "attached: look a map up": lambda: table.lookup(bytes(4)),
         "attached: write a map": lambda: _rewritten(table),
@@ -121,7 +123,7 @@ def _attach_kprobe(session: Session) -> object:
 
 
 def _allowed(ask: Callable[[], object], caps: set[Cap]) -> bool:
-    """Whether it goes with these capabilities and no others, in a child."""
+    """Whether a child with these capabilities and no others succeeds."""
     if child := os.fork():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     try:

@@ -1,4 +1,6 @@
-"""The kernel's own tests of mm (tools/testing/selftests/mm), built here from Debian's linux-source package, to be run in a guest.
+"""Build the kernel's own tests of mm (tools/testing/selftests/mm), to be run in a guest.
+
+The source is Debian's linux-source package.
 
 usage: python -m tests.vm.selftests KERNEL...       (prints the folder of each)
 """
@@ -24,12 +26,15 @@ PROGRAMS = (
     "ksm_tests",
     "ksm_functional_tests",
 )
-"""Those that walk rmap, migrate, move, merge or split; a source has the ones of its time."""
+"""The tests that walk rmap, migrate, move, merge or split; older sources have fewer."""
 _WANTED = ("Makefile", "scripts", "include", "arch/x86", "tools", "mm/*.h")
 
 
 def built(name: str) -> Path:
-    """The folder of the programs for that kernel, built on first use. Raises GuestError where none can be."""
+    """Return the folder of the programs for a kernel; build them on first use.
+
+    Raises GuestError if none can be built.
+    """
     entry = kernels()[name]
     if not entry.source:
         raise GuestError(f"no source is named for kernel {name} in kernels.toml")
@@ -45,7 +50,7 @@ def built(name: str) -> Path:
 
 
 def _unpacked(package: str, suite: str, state: Path, folder: Path) -> Path:
-    """What the tests need of the source."""
+    """Unpack the part of the source that the tests need."""
     tree = folder / "source"
     tree.mkdir()
     subprocess.run(
@@ -95,7 +100,8 @@ def _build(tree: Path, out: Path) -> None:
     (out / "build.log").write_text(done.stdout + done.stderr)
     if not any((out / name).exists() for name in PROGRAMS):
         raise GuestError(
-            f"none of the kernel's tests could be built in {out}:\n{(done.stdout + done.stderr)[-2000:]}"
+            f"none of the kernel's tests could be built in {out}:\n"
+            f"{(done.stdout + done.stderr)[-2000:]}"
         )
 
 
@@ -105,9 +111,8 @@ def main(names: list[str]) -> int:
         return 2
     for name in names:
         folder = built(name)
-        print(
-            f"{name}: {folder}: {' '.join(program for program in PROGRAMS if (folder / program).exists())}"
-        )
+        present = " ".join(program for program in PROGRAMS if (folder / program).exists())
+        print(f"{name}: {folder}: {present}")
     return 0
 
 

@@ -1,10 +1,15 @@
-"""The kernel's own tests of mm, then everything at once on a kernel for some minutes, judged; what was seen on all kernels as tables.
+"""Check kernels for some minutes under the kernel's own tests of mm and a mixed load.
 
-usage: python -m tests.vm.soak run SECONDS KERNEL...       (exit 1 where anything is violated, suspect, lost or unreadable)
-       python -m tests.vm.soak table                       (docs/measurements/SEEN.md from the reports that are there)
-       python -m tests.vm.soak summary                     (checks, verdicts, losses and protocols per kernel, all runs added up)
+usage: python -m tests.vm.soak run SECONDS KERNEL...
+       python -m tests.vm.soak table
+       python -m tests.vm.soak summary
 
-Reports add up: each run of a kernel is kept under RMAPD_VM_RESULTS (the folder of temporary files, where that is not set).
+run exits with 1 if anything is violated, suspect or lost, or if there is no report. table writes
+docs/measurements/SEEN.md from the kept reports. summary prints checks, verdicts, losses and
+protocols per kernel.
+
+The reports of all runs are added up: they are kept under RMAPD_VM_RESULTS (by default the folder of
+temporary files).
 """
 
 from __future__ import annotations
@@ -23,22 +28,28 @@ from tests.vm.selftests import built
 TABLE = Path(__file__).parent.parent.parent / "docs/measurements/SEEN.md"
 KEPT = RESULTS / "soaks"
 VERDICTS = ("holds", "violated", "suspect", "unverifiable")
-_WELCOME_SECONDS = 120  # an emulated kernel is twenty times slower: M4 is about what stays, not about how fast this machine is
+_MAX_ENTRY_AGE_SECONDS = 120
+"""An emulated kernel is twenty times slower, and M4 is about entries that stay, not about speed."""
 _SELFTEST_SECONDS = 60
-_OVERHEAD_SECONDS = (
-    2400  # booting, verifying some 120 programs, the kernel's own tests and settling, all emulated
-)
-_CPUS = 3  # the kernel's test of migration skips where fewer can touch what moves
+_OVERHEAD_SECONDS = 2400
+"""To boot, verify some 120 programs, run the kernel's own tests and settle, all emulated."""
+_CPUS = 3  # with fewer the kernel's test of migration skips
 
 Report = dict[str, Any]
 
 
 def soak(kernel: str, seconds: int) -> bool:
-    """True where the kernel kept every promise that was watched."""
+    """Return True if all checked invariants hold and nothing is lost."""
     try:
         tests = built(kernel)
-        settings = f"echo max_entry_age_seconds = {_WELCOME_SECONDS} > $OUT/rmapd.toml; export RMAPD_CONFIG=$OUT/rmapd.toml"
-        load = f"python -m tests.workloads.selftests {tests} {_SELFTEST_SECONDS}; python -m tests.workloads.soak {seconds}"
+        settings = (
+            f"echo max_entry_age_seconds = {_MAX_ENTRY_AGE_SECONDS} > $OUT/rmapd.toml; "
+            "export RMAPD_CONFIG=$OUT/rmapd.toml"
+        )
+        load = (
+            f"python -m tests.workloads.selftests {tests} {_SELFTEST_SECONDS}; "
+            f"python -m tests.workloads.soak {seconds}"
+        )
         command = f"{settings}; rmapd exec --fail-on suspect --report $OUT/r.json -- sh -c '{load}'"
         limit = 4 * seconds + _OVERHEAD_SECONDS
         result = run(
@@ -61,25 +72,26 @@ def soak(kernel: str, seconds: int) -> bool:
     print(_line(kernel, found), kept, flush=True)
     for violation in found["violations"]:
         print(
-            f"  {violation['verdict']} {violation['invariant']} x{violation['count']} {violation['signature']}"
+            f"  {violation['verdict']} {violation['invariant']} x{violation['count']} "
+            f"{violation['signature']}"
         )
     return result.code == 0 and not any(
-        count for book, count in found["lost"].items() if book != "missed_runs"
+        count for loss, count in found["lost"].items() if loss != "missed_runs"
     )
 
 
 def loads(output: str) -> dict[str, Any]:
-    """What the workloads said of themselves: a JSON line each."""
+    """Return the results of the workloads, which each print a JSON line."""
     found: dict[str, Any] = {}
     for line in output.splitlines():
         if line.startswith("{"):
-            said = json.loads(line)
-            found |= said if "selftests" in said else {"soak": said}
+            result = json.loads(line)
+            found |= result if "selftests" in result else {"soak": result}
     return found
 
 
 def _keep(kernel: str, found: Report, folder: Path) -> Path:
-    """The report under a number of its own, and the folder of the run beside it."""
+    """Keep the report under the next number, with the folder of the run beside it."""
     KEPT.mkdir(parents=True, exist_ok=True)
     number = 1 + len([*KEPT.glob(f"{kernel}_*.json")])
     path = KEPT / f"{kernel}_{number}.json"
@@ -98,7 +110,7 @@ def _reports() -> dict[str, list[Report]]:
 
 
 def _added(reports: list[Report]) -> Report:
-    """Several reports of one kernel as one."""
+    """Return several reports of one kernel added up as one."""
     checks: dict[str, Counter[str]] = defaultdict(Counter)
     windows, lost = Counter[str](), Counter[str]()
     protocols: dict[str, Report] = {}
@@ -132,7 +144,7 @@ def _total(found: Report) -> dict[str, int]:
 
 def _lost(found: Report) -> str:
     return (
-        ", ".join(f"{book} {count:,}" for book, count in found["lost"].items() if count)
+        ", ".join(f"{loss} {count:,}" for loss, count in found["lost"].items() if count)
         or "nothing"
     )
 
@@ -146,18 +158,21 @@ def _line(kernel: str, found: Report) -> str:
     )
     rest = ", ".join(f"{verdict} {total[verdict]:,}" for verdict in VERDICTS[1:])
     return (
-        f"{kernel}: {found['duration_seconds']:.0f} s, {sum(found['windows'].values()):,} windows, {len(found['protocols'])} protocols, "
-        f"{found['migration']['entries_recorded']:,} migration entries; holds {total['holds']:,}: {held}; {rest}, lost {_lost(found)}"
+        f"{kernel}: {found['duration_seconds']:.0f} s, {sum(found['windows'].values()):,} windows, "
+        f"{len(found['protocols'])} protocols, "
+        f"{found['migration']['entries_recorded']:,} migration entries; "
+        f"holds {total['holds']:,}: {held}; {rest}, lost {_lost(found)}"
     )
 
 
 def summary() -> str:
-    """One row per kernel, then what the kernel's own tests said of themselves there."""
+    """Return a table with a row per kernel, and one with the results of the kernel's own tests."""
     lines = [
-        "| kernel | runs, seconds | checks | violated | suspect | unverifiable | lost | windows | protocols |",
+        "| kernel | runs, seconds | checks | violated | suspect | unverifiable | lost | windows "
+        "| protocols |",
         "|-|-|-|-|-|-|-|-|-|",
     ]
-    said = []
+    own_tests = []
     for name, reports in _reports().items():
         found = _added(reports)
         total = _total(found)
@@ -169,10 +184,10 @@ def summary() -> str:
         ]
         cells += [f"{sum(found['windows'].values()):,}", str(len(found["protocols"]))]
         lines.append(f"| {' | '.join(cells)} |")
-        said.append(f"| {name} | {_selftests(reports)} |")
+        own_tests.append(f"| {name} | {_selftests(reports)} |")
     return (
         "\n".join(
-            [*lines, "", "| kernel | its own tests: passed, failed, skipped |", "|-|-|", *said]
+            [*lines, "", "| kernel | its own tests: passed, failed, skipped |", "|-|-|", *own_tests]
         )
         + "\n"
     )
@@ -187,13 +202,14 @@ def _selftests(reports: list[Report]) -> str:
                 | {"cut": result["exit"] is None}
             )
     return "; ".join(
-        f"{name} {one['pass']}, {one['fail']}, {one['skip']}{' (out of time)' if one['cut'] else ''}"
+        f"{name} {one['pass']}, {one['fail']}, {one['skip']}"
+        f"{' (out of time)' if one['cut'] else ''}"
         for name, one in results.items()
     )
 
 
 def table() -> str:
-    """Every protocol seen in any soak, with its count per kernel."""
+    """Return SEEN.md: each protocol of all soaks with its count per kernel."""
     found = {name: _added(reports) for name, reports in _reports().items()}
     counts: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     torn = []
@@ -215,7 +231,8 @@ def table() -> str:
     ]
     lines += [
         "",
-        "The notation is in [PROTOCOLS.md](../PROTOCOLS.md). `python -m tests.vm.soak run 600 KERNEL...`",
+        "The notation is in [PROTOCOLS.md](../PROTOCOLS.md). "
+        "`python -m tests.vm.soak run 600 KERNEL...`",
         "makes the reports, `... table` this file.",
         "",
     ]

@@ -1,6 +1,7 @@
-"""Runs in the guest of test_systemd.py, as root on a fresh Debian, with the package beside it: everything systemd can ask of the unit.
+"""Install the package on a fresh Debian and use the unit in each way that systemd offers.
 
-Prints each command with what it said, and leaves what the test asserts on in facts.json.
+Runs as root in the guest of test_systemd.py, with the package beside it. Prints each command with
+its output; facts.json has the results for the test.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ facts: dict[str, Any] = {}
 
 
 def emulated() -> bool:
-    """Some twenty times slower than the machine of whoever emulates it: a look at the books may take the unit's thirty seconds,
-    and what programs cost of the CPU time there is more than the budget."""
+    """Whether this machine is emulated, and so some twenty times slower than real ones.
+
+    There, a read of the tables may take the thirty seconds of the unit's watchdog, and the BPF
+    programs take more CPU time than the budget allows.
+    """
     vendor = Path("/sys/class/dmi/id/sys_vendor")
     return vendor.exists() and vendor.read_text().strip() == "QEMU"
 
 
-def say(command: str, lines: int = 12) -> tuple[int, str]:
-    """Run it, print it and the end of what it printed."""
+def shell(command: str, lines: int = 12) -> tuple[int, str]:
+    """Run a command; print it and the last lines of its output. Return its exit code and output."""
     done = subprocess.run(
         command,
         shell=True,
@@ -63,7 +67,7 @@ def pid() -> int:
 
 
 def ready() -> int:
-    """What /-/ready answers, 0 for nothing."""
+    """Return the HTTP status of /-/ready; 0 without an answer."""
     try:
         with urllib.request.urlopen(f"{URL}/-/ready", timeout=5) as answer:
             return int(answer.status)
@@ -85,7 +89,7 @@ def samples() -> dict[str, float]:
 
 
 def programs() -> dict[int, str]:
-    """BPF programs in this kernel: id and type. Not all are this daemon's where a kernel is shared."""
+    """Return the types of all BPF programs in this kernel by id, other programs' included."""
     text = subprocess.run(
         ["bpftool", "prog", "show", "--json"], capture_output=True, text=True, check=True
     ).stdout
@@ -93,10 +97,10 @@ def programs() -> dict[int, str]:
 
 
 def loaded_by(process: int) -> set[int]:
-    """Ids of the programs that a process has open."""
+    """Return the ids of the programs that a process has open."""
     found = set()
     for entry in Path(f"/proc/{process}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a descriptor of a moment
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found |= {
                 int(line.split()[1])
                 for line in entry.read_text().splitlines()
@@ -106,7 +110,7 @@ def loaded_by(process: int) -> set[int]:
 
 
 def left(of: set[int]) -> list[int]:
-    """Those that are still there once the kernel had time to free what was let go."""
+    """Return the programs that the kernel has not freed after up to a minute."""
     for _ in range(60):
         if not of & set(programs()):
             break
@@ -134,8 +138,8 @@ def rights(of: int) -> dict[str, str]:
 
 
 def install() -> None:
-    say("uname -r; systemctl --version | head -1; systemctl is-system-running --wait")
-    facts["install"] = say("dpkg -i /mnt/rmapd_*.deb")[0]
+    shell("uname -r; systemctl --version | head -1; systemctl is-system-running --wait")
+    facts["install"] = shell("dpkg -i /mnt/rmapd_*.deb")[0]
     Path("/etc/systemd/system/rmapd.service.d").mkdir()
     slow = (
         f"WatchdogSec={EMULATED_WATCHDOG_SECONDS}\nEnvironment=RMAPD_FIDELITY=full\n"
@@ -145,36 +149,40 @@ def install() -> None:
     Path("/etc/systemd/system/rmapd.service.d/emulated.conf").write_text(
         f"[Service]\nTimeoutStartSec=1800\n{slow}"
     )
-    say("systemctl daemon-reload; systemctl cat rmapd | tail -3")
-    code, text = say("rmapd doctor --format json", lines=1)
+    shell("systemctl daemon-reload; systemctl cat rmapd | tail -3")
+    code, text = shell("rmapd doctor --format json", lines=1)
     facts["doctor"] = json.loads(text) if code == 0 else text
-    say("rmapd doctor | sed -n '/installation/,/^$/p'", lines=40)
+    shell("rmapd doctor | sed -n '/installation/,/^$/p'", lines=40)
 
 
 def kprobes() -> None:
-    """The unit's daemon prefers kprobes from now on, as it does on a kernel that preempts and counts what it leaves out of them."""
+    """Make the daemon of the unit prefer kprobes.
+
+    It does so on a kernel that preempts and counts the runs that it leaves out.
+    """
     script = Path("/usr/lib/rmapd/kprobes/rmapd")
     script.parent.mkdir()
     prefer = "running.Kernel.preempts, running.Kernel.kprobe_refused = True, ''"
     script.write_text(
-        f"#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli\nfrom tracer.kernel import running\n{prefer}\ncli.main()\n"
+        "#!/usr/lib/rmapd/bin/python3\nfrom tracer import cli\nfrom tracer.kernel import running\n"
+        f"{prefer}\ncli.main()\n"
     )
     script.chmod(0o755)
     Path("/etc/systemd/system/rmapd.service.d/kprobes.conf").write_text(
         f"[Service]\nExecStart=\nExecStart={script} run\n"
     )
-    say("systemctl daemon-reload; systemctl cat rmapd | grep Exec")
+    shell("systemctl daemon-reload; systemctl cat rmapd | grep Exec")
 
 
 def needs() -> None:
-    """Which capability each thing needs, on this kernel with Debian's settings."""
-    say("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
+    """Find the capabilities that operations need on this kernel with Debian's settings."""
+    shell("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
     facts["needs"] = json.loads(Path("/mnt/needs.json").read_text())["needs"]
 
 
 def older() -> None:
-    """What an rmapd that stayed root leaves: a store of root's."""
-    say("RMAPD_DROP_PRIVILEGES=false rmapd run --duration 1 --listen 127.0.0.1:0")
+    """Leave a store that belongs to root, as an rmapd that kept its privileges does."""
+    shell("RMAPD_DROP_PRIVILEGES=false rmapd run --duration 1 --listen 127.0.0.1:0")
     facts["older"] = owners("/var/lib/rmapd", "/var/lib/rmapd/rmapd.db")
 
 
@@ -185,7 +193,10 @@ def owners(*paths: str) -> dict[str, str]:
 
 
 def start() -> None:
-    """READY only with an open gate: what systemd says and what /-/ready says, asked again and again meanwhile."""
+    """Start the unit, and compare the state of systemd with /-/ready until it has started.
+
+    READY=1 must not be sent before the gate is open.
+    """
     seen, rights_before = [], {}
     began = time.monotonic()
     with subprocess.Popen(["systemctl", "start", "rmapd"]) as starting:
@@ -204,15 +215,16 @@ def start() -> None:
         "ready": ready(),
     }
     print(
-        f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; meanwhile {sorted(set(seen))})"
+        f"$ systemctl start rmapd   (exit {starting.returncode}, {facts['start']['seconds']} s; "
+        f"meanwhile {sorted(set(seen))})"
     )
     facts["rights"] = {"attaching": rights_before, "judging": rights(pid())}
-    say("systemctl status --no-pager -n 0 rmapd")
-    say("journalctl -u rmapd -o cat --no-pager | grep -E 'INFO|not calibrated'")
-    say("curl -s -o /dev/null -w '%{http_code}\\n' 127.0.0.1:9743/-/ready")
+    shell("systemctl status --no-pager -n 0 rmapd")
+    shell("journalctl -u rmapd -o cat --no-pager | grep -E 'INFO|not calibrated'")
+    shell("curl -s -o /dev/null -w '%{http_code}\\n' 127.0.0.1:9743/-/ready")
     print("capabilities while attaching", rights_before)
-    say("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
-    say("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
+    shell("grep -E 'Cap|NoNew|Seccomp:' /proc/$(systemctl show -P MainPID rmapd)/status")
+    shell("grep -h CapPrm /proc/$(systemctl show -P MainPID rmapd)/task/*/status | sort | uniq -c")
     daemon = [int(task.name) for task in Path(f"/proc/{pid()}/task").iterdir()]
     helpers = [
         int(child) for child in Path(f"/proc/{pid()}/task/{pid()}/children").read_text().split()
@@ -225,7 +237,7 @@ def start() -> None:
             for one in map(rights, daemon + helpers)
         }
     )
-    say("id rmapd; ps -o user,pid,args -p $(pgrep -d, -x rmapd)")
+    shell("id rmapd; ps -o user,pid,args -p $(pgrep -d, -x rmapd)")
     facts["owners"] = owners(
         "/var/lib/rmapd",
         "/var/lib/rmapd/rmapd.db",
@@ -234,9 +246,10 @@ def start() -> None:
         "/var/cache/rmapd",
     )
     facts["cached"] = sorted({path.owner() for path in Path("/var/cache/rmapd").iterdir()})
-    facts["exec"] = say("rmapd exec -- true")
-    say(
-        "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax -p TasksCurrent -p TasksMax"
+    facts["exec"] = shell("rmapd exec -- true")
+    shell(
+        "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax "
+        "-p TasksCurrent -p TasksMax"
     )
     ours = loaded_by(pid())
     kinds = Counter(kind for number, kind in programs().items() if number in ours)
@@ -246,7 +259,7 @@ def start() -> None:
 
 def judge() -> None:
     before = samples()
-    say("python3 /mnt/migrate.py 8000 96")
+    shell("python3 /mnt/migrate.py 8000 96")
     time.sleep(5)
     after = samples()
     wanted = (
@@ -271,21 +284,21 @@ def judge() -> None:
 def reload() -> None:
     before, main = CONFIG.read_text(), pid()
     CONFIG.write_text("scan_seconds = 30.0\nrequire = ['M1']\n" + before)
-    good = say("systemctl reload rmapd")[0]
+    good = shell("systemctl reload rmapd")[0]
     time.sleep(4)
-    taken = say("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
+    taken = shell("journalctl -u rmapd -o cat --no-pager | grep 'configuration read again'")[1]
     CONFIG.write_text("scan_second = 30.0\n" + before)
-    bad = say("systemctl reload rmapd")[0]
-    said = say("journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'")[
-        1
-    ]
+    bad = shell("systemctl reload rmapd")[0]
+    refused = shell(
+        "journalctl -u rmapd -o cat --no-pager -n 20 | grep -A1 'rmapd: the configuration'"
+    )[1]
     CONFIG.write_text(before)
     state = shown("ActiveState")["ActiveState"]
     facts["reload"] = {
         "good": good,
         "taken": taken,
         "bad": bad,
-        "said": said,
+        "refused": refused,
         "same": pid() == main,
         "state": state,
         "ready": ready(),
@@ -293,7 +306,7 @@ def reload() -> None:
 
 
 def watchdog() -> None:
-    """A daemon that is stopped does not ping; systemd kills it and starts another."""
+    """Stop the daemon: it sends no WATCHDOG=1, and systemd kills it and starts another."""
     main, began = pid(), time.monotonic()
     print(f"$ kill -STOP {main}")
     os.kill(main, signal.SIGSTOP)
@@ -315,19 +328,20 @@ def watchdog() -> None:
         "ready": ready(),
     }
     print(f"killed after {killed} s, ready again after {facts['watchdog']['back']} s")
-    say(
-        "journalctl -u rmapd -o short-monotonic --no-pager | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'"
+    shell(
+        "journalctl -u rmapd -o short-monotonic --no-pager"
+        " | grep -E 'systemd.*(atchdog|killed|Failed|restart|Started)'"
     )
-    facts["watchdog"]["found"] = say(
+    facts["watchdog"]["found"] = shell(
         "journalctl -u rmapd -o cat --no-pager | grep 'found after a crash'"
     )[1]
 
 
 def stop() -> None:
     ours, kept = loaded_by(pid()), int(shown("NFileDescriptorStore")["NFileDescriptorStore"])
-    code = say("systemctl stop rmapd")[0]
-    say("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
-    say("journalctl -u rmapd -o cat --no-pager -n 4")
+    code = shell("systemctl stop rmapd")[0]
+    shell("systemctl show rmapd -p ActiveState -p Result -p ExecMainStatus -p NRestarts")
+    shell("journalctl -u rmapd -o cat --no-pager -n 4")
     facts["stop"] = {
         "code": code,
         **shown("ActiveState", "Result", "ExecMainStatus"),
@@ -338,14 +352,14 @@ def stop() -> None:
 
 
 def remove() -> None:
-    code, text = say("systemd-analyze security --no-pager rmapd", lines=60)
+    code, text = shell("systemd-analyze security --no-pager rmapd", lines=60)
     found = re.search(r"Overall exposure level for rmapd.service: ([\d.]+)", text)
     facts["security"] = float(found[1]) if found else text
-    facts["enable"] = say("systemctl enable rmapd")[0]
-    say("rmapd doctor | grep -E '^  (unit|configuration|state)'")
-    say("systemctl start rmapd")
+    facts["enable"] = shell("systemctl enable rmapd")[0]
+    shell("rmapd doctor | grep -E '^  (unit|configuration|state)'")
+    shell("systemctl start rmapd")
     ours = loaded_by(pid())
-    facts["remove"] = say("dpkg -r rmapd")[0]
+    facts["remove"] = shell("dpkg -r rmapd")[0]
     facts["removed"] = {
         "left": left(ours),
         "unit": Path("/lib/systemd/system/rmapd.service").exists(),

@@ -1,4 +1,7 @@
-"""Attacks on the checker itself that need kprobes, or a machine that may be hurt: one boot, one session, one after the other under load."""
+"""Attacks on the checker that need kprobes or a machine that may be harmed.
+
+They run one after the other under load in one session.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ def found(request: pytest.FixtureRequest) -> dict[str, Any]:
     return dict(json.loads((result.folder / "found.json").read_text()))
 
 
-def test_nobody_is_accused_and_nothing_remains(found: dict[str, Any]) -> None:
+def test_attacks_cause_no_accusation_and_leave_no_program(found: dict[str, Any]) -> None:
     assert found["after"]["accused"] == []
     assert found["left"] == []
     assert found["after"]["checks"] > found["before"]["checks"] > 0
 
 
-def test_switching_kprobes_off_costs_coverage_and_back(found: dict[str, Any]) -> None:
+def test_kprobes_switched_off_cost_coverage_until_switched_on(found: dict[str, Any]) -> None:
     before, off, on = found["before"], found["kprobes"]["off"], found["kprobes"]["on"]
     assert before["full"]
     assert len(off["detached"]) > 10
@@ -44,31 +47,33 @@ def test_switching_kprobes_off_costs_coverage_and_back(found: dict[str, Any]) ->
     assert on["full"] == before["full"]
 
 
-def test_switching_ftrace_off_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:
+def test_ftrace_switched_off_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:
     tried = found["ftrace"]
     assert tried.get("refused") or (
         tried["off"]["detached"] and not BY_WINDOWS & set(tried["off"]["full"])
     )
 
 
-def test_detaching_links_is_refused_or_costs_coverage(found: dict[str, Any]) -> None:
+def test_detached_links_are_refused_or_detected(found: dict[str, Any]) -> None:
     tried = found["links"]
     assert sum(tried["answers"].values()) > 50
     assert len(tried["detached"]) >= bool(tried["answers"].get("taken"))
 
 
 @pytest.mark.parametrize("attack", ["hotplug", "clock", "memory"])
-def test_the_session_goes_on(found: dict[str, Any], attack: str) -> None:
+def test_session_keeps_coverage_and_checks_during_an_attack(
+    found: dict[str, Any], attack: str
+) -> None:
     assert found[attack]["accused"] == []
     assert found[attack]["full"] == found["before"]["full"]
     assert found[attack]["checks"] > found["kprobes"]["on"]["checks"]
 
 
-def test_memory_did_run_out(found: dict[str, Any]) -> None:
+def test_memory_attack_makes_the_kernel_kill_tasks(found: dict[str, Any]) -> None:
     assert found["memory"]["killed"] >= 2
 
 
-def test_tiny_maps_make_checks_unverifiable_and_accuse_nobody(found: dict[str, Any]) -> None:
+def test_tiny_maps_make_checks_unverifiable_without_accusation(found: dict[str, Any]) -> None:
     tiny = found["tiny"]
     assert tiny["accused"] == []
     assert tiny["lost"]["ledger"] > 0

@@ -1,7 +1,8 @@
-"""Real bugs on stock kernels: named on the kernel that has them, silent on one that has the fix. docs/measurements/DETECTION.md has the numbers.
+"""Real bugs of stock kernels are found on the vulnerable kernel and not on the fixed one.
 
-The workloads only walk the path; nothing is made to crash. tests/vm/bugs.toml has the kernels that are not of the ladder. To be run with
-those of the ladder that have the fix: RMAPD_VM_KERNELS="6.12 6.18".
+The workloads execute the faulty path without a crash. docs/measurements/DETECTION.md has the
+numbers. tests/vm/bugs.toml has the vulnerable kernels. Run these tests with the fixed kernels of
+the ladder: RMAPD_VM_KERNELS="6.12 6.18".
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 
 
 def pair(vulnerable: str, fixed: str) -> list[tuple[str, bool]]:
-    """(kernel, whether it has the bug), where the fixed one is asked for."""
+    """Return (kernel, whether it has the bug) twice if RMAPD_VM_KERNELS has the fixed kernel."""
     return [(vulnerable, True), (fixed, False)] if fixed in KERNELS else []
 
 
 def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
-    """The report of a run under the workload, without losses."""
+    """Return the report of a run under the workload, in which nothing may be lost."""
     command = (
         f"rmapd exec --report $OUT/r.json -- python -m tests.workloads.{workload}; echo exit $?"
     )
@@ -33,17 +34,21 @@ def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
     assert ("exit 3" in result.output) is bool(report["violations"]), result.output
     for violation in report["violations"]:
         print(
-            f"\n{report['kernel']}: {violation['verdict']} ×{violation['count']} {violation['summary']}: {violation['protocol']}"
+            f"\n{report['kernel']}: {violation['verdict']} ×{violation['count']} "
+            f"{violation['summary']}: {violation['protocol']}"
         )
-    assert not {book: lost for book, lost in report["lost"].items() if lost}
+    assert not {loss: count for loss, count in report["lost"].items() if count}
     return report
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.12.57", "6.12"))
-def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(
+def test_hugetlb_migration_violates_l1_on_the_vulnerable_kernel_only(
     kernel: str, vulnerable: bool
 ) -> None:
-    """CVE-2026-23097: unmap_and_move_huge_page() gave i_mmap_rwsem back before its second walk, which takes it again."""
+    """CVE-2026-23097: i_mmap_rwsem is taken with the folio locked.
+
+    unmap_and_move_huge_page() releases i_mmap_rwsem before its second walk, which takes it again.
+    """
     report = seen(kernel, "numa", 2)
     walks = [
         p
@@ -64,15 +69,15 @@ def test_hugetlb_migration_takes_i_mmap_rwsem_under_the_folio_lock(
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.17.13", "6.18"))
-def test_mremap_beside_an_untouched_neighbour_keeps_the_anon_vma(
+def test_mremap_beside_an_untouched_neighbour_violates_v5_on_the_vulnerable_kernel_only(
     kernel: str, vulnerable: bool
 ) -> None:
-    """CVE-2026-23077: copy_vma() merges the moved VMA with its neighbour, and the merged one has no anon_vma."""
+    """CVE-2026-23077: the VMA that copy_vma() merges with its neighbour has no anon_vma."""
     report = seen(kernel, "beside", 1)
     checks = report["invariants"]["V5"]["checks"]
     assert {v["invariant"] for v in report["violations"]} == ({"V5"} if vulnerable else set())
     assert checks["violated"] == (5 if vulnerable else 0)
-    assert checks["holds"] >= 5, "the ways there, and on a sound kernel those back"
+    assert checks["holds"] >= 5, "the moves there, and on a fixed kernel those back"
     for violation in report["violations"]:
         assert (violation["function"], violation["verdict"]) == ("copy_vma", "violated")
         assert "follows=missing" in violation["protocol"]

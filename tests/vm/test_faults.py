@@ -1,6 +1,7 @@
-"""Real violations on a real kernel, fault by fault: docs/measurements/DETECTION.md has what this prints.
+"""Real violations on a real kernel, fault by fault.
 
-The module of tests/faults is built against Debian's headers of the guest's kernel (6.1, this suite's own) and loaded in the guest only.
+docs/measurements/DETECTION.md has the table that this prints. The module of tests/faults is built
+against Debian's headers of the guest's kernel (6.1) and loaded in the guest only.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "import_lost": (1, 1, {("V5", "__vma_adjust")}),
     "pgoff_lost": (1, 1, {("V1", "__vma_adjust")}),
 }
-"""Fault -> how often it strikes, how many windows are violated by that, and what rmapd must find: (invariant, function)."""
+"""Fault -> (number of strikes, number of violated windows, {(invariant, function) to be found})."""
 BEFORE = 1.0
-"""Seconds: a window is dated by its beginning, which comes before the strike in it; the faults are four seconds apart."""
+"""Seconds by which a window may begin before the strike in it; faults are four seconds apart."""
 
 
-def met(result: Result) -> list[dict[str, Any]]:
-    """What the workload said of each fault."""
+def reported_faults(result: Result) -> list[dict[str, Any]]:
+    """Return the lines of the workload about each fault."""
     return [
         json.loads(line.removeprefix("fault "))
         for line in result.output.splitlines()
@@ -52,7 +53,7 @@ def seconds(violation: dict[str, Any]) -> float:
 
 
 def culprit(violation: dict[str, Any]) -> str:
-    """Whether the trail ends with the window that is accused, where there is a trail; else what it has instead."""
+    """Return whether the trail ends with the violating window, in the words of the matrix."""
     if not violation["protocol"]:
         return "none: no window"
     last = violation["trail"][-1] if violation["trail"] else {}
@@ -65,30 +66,37 @@ def culprit(violation: dict[str, Any]) -> str:
 
 
 def fault_named(report: dict[str, Any], violation: dict[str, Any]) -> str:
-    """The function that `rmapd explain` says is at fault; its text is kept beside the report with the others."""
-    said = as_text(ExplainedViolation(violation, report), discover()[violation["invariant"]])
-    (name,) = re.findall(r"^Function at fault: (\w+)\(\)", said, re.MULTILINE)
+    """Return the function at fault of `rmapd explain`, whose text must have all its parts."""
+    explained = as_text(ExplainedViolation(violation, report), discover()[violation["invariant"]])
+    (name,) = re.findall(r"^Function at fault: (\w+)\(\)", explained, re.MULTILINE)
     assert all(
-        part in said for part in ("What was promised", "Proof", "Trail", "Stack", report["kernel"])
+        part in explained
+        for part in ("What was promised", "Proof", "Trail", "Stack", report["kernel"])
     )
     return str(name)
 
 
 def row(fault: dict[str, Any], violation: dict[str, Any]) -> str:
-    """A row of the detection matrix."""
+    """Return a row of the detection matrix."""
     after, times = seconds(violation) - fault["first"], f"{fault['struck']} | {violation['count']}"
     named = (
         violation["protocol"] or violation["signature"].partition(f"{violation['function']} ")[2]
     )
-    found = f"{violation['invariant']} {violation['verdict']} | {after:.2f} s | `{violation['function']}()`"
+    found = (
+        f"{violation['invariant']} {violation['verdict']} | {after:.2f} s "
+        f"| `{violation['function']}()`"
+    )
     return f"| `{fault['name']}` | {times} | {found} | {culprit(violation)} | `{named}` |"
 
 
-def test_every_broken_window_is_found_and_named(module: Path) -> None:
-    command = f"insmod {module} && rmapd exec --report $OUT/r.json -- python -m tests.workloads.faults; echo exit $?"
+def test_window_fault_is_found_and_attributed_to_its_function(module: Path) -> None:
+    command = (
+        f"insmod {module} && "
+        "rmapd exec --report $OUT/r.json -- python -m tests.workloads.faults; echo exit $?"
+    )
     result = run("6.1", command, append="rmapd_faults=guest", label="matrix", timeout=900)
     assert "exit 3" in result.output, result.output
-    report, faults = json.loads((result.folder / "r.json").read_text()), met(result)
+    report, faults = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert {fault["name"]: fault["struck"] for fault in faults} == {
         name: times for name, (times, _, _) in WINDOWS.items()
     }
@@ -117,24 +125,30 @@ def test_every_broken_window_is_found_and_named(module: Path) -> None:
             )
             if violation["protocol"]:
                 assert culprit(violation) == "right", violation["trail"]
-    assert not found, "what no fault explains"
+    assert not found, "violations that no fault explains"
     assert set(report["lost"].values()) == {0}
 
 
 @pytest.mark.parametrize("fault", ["left_behind", "passed_over", "one_skipped"])
 def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fault: str) -> None:
-    """left_behind: the second walk comes and restores nothing. passed_over: it does not come, and M5 names the VMA.
-    one_skipped: it comes to one of two VMAs that map the page, and M5 names the other."""
+    """Migration entries stay in page tables, and the kernel's BUG follows.
+
+    left_behind: the second walk visits the VMA and restores nothing. passed_over: it does not take
+    place, and M5 names the VMA. one_skipped: it visits one of two VMAs that map the page, and M5
+    names the other.
+    """
     command = (
         f"insmod {module} && "
-        f"{{ rmapd exec --report $OUT/r.json -- python -m tests.workloads.victim 5 {fault}; echo exit $?; sync; "
-        "test -s $OUT/r.json && echo rmapd-vm: the report is written > /dev/kmsg; pkill -9 victim; sleep 3; }"
+        f"{{ rmapd exec --report $OUT/r.json -- python -m tests.workloads.victim 5 {fault}; "
+        "echo exit $?; sync; "
+        "test -s $OUT/r.json && echo rmapd-vm: the report is written > /dev/kmsg; "
+        "pkill -9 victim; sleep 3; }"
     )
     result = run(
         "6.1", command, append="rmapd_faults=guest", expect_bug=True, label=fault, timeout=900
     )
     assert "exit 3" in result.output, result.output
-    report, (struck,) = json.loads((result.folder / "r.json").read_text()), met(result)
+    report, (struck,) = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert struck["struck"] == 5
     assert report["invariants"]["M1"]["checks"]["violated"] == 5
     assert report["invariants"]["M1"]["checks"]["suspect"] == 0
@@ -172,14 +186,15 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
     assert 0 < written < bug
 
 
-def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_window(
+def test_diff_of_a_healthy_and_a_broken_kernel_begins_with_the_broken_window(
     module: Path,
 ) -> None:
-    """What a kernel developer does with a suspect: the same workload on a kernel that is trusted, and the difference."""
+    """Compare a suspect kernel with a trusted one under the same workload."""
     command = (
-        "rmapd exec --report $OUT/well.json -- python tests/workloads/vma.py 23 >/dev/null; echo exit $?; "
-        f"insmod {module}; "
-        "rmapd exec --report $OUT/broken.json -- sh -c 'python tests/workloads/vma.py 23; python -m tests.workloads.faults adjust_swapped' "
+        "rmapd exec --report $OUT/well.json -- python tests/workloads/vma.py 23 >/dev/null; "
+        f"echo exit $?; insmod {module}; "
+        "rmapd exec --report $OUT/broken.json -- sh -c 'python tests/workloads/vma.py 23; "
+        "python -m tests.workloads.faults adjust_swapped' "
         ">/dev/null; echo exit $?; rmapd diff $OUT/well.json $OUT/broken.json"
     )
     result = run("6.1", command, append="rmapd_faults=guest", label="diff", timeout=900)
@@ -197,7 +212,7 @@ def test_the_difference_of_a_well_and_a_broken_kernel_begins_with_the_broken_win
     assert "1 of them alarming" in result.output, result.output
 
 
-def test_the_module_refuses_an_ordinary_machine(module: Path) -> None:
+def test_fault_module_refuses_a_kernel_without_its_boot_parameter(module: Path) -> None:
     result = run("6.1", f"insmod {module}; echo insmod $?", label="refused")
     assert "insmod 1" in result.output
     assert "Operation not permitted" in result.output

@@ -1,6 +1,7 @@
-"""Migration entries judged on full kernels: all hooks attach, the oracle calibrates, PMD and hugetlb entries included.
+"""Migration entries are checked on full kernels: all hooks attach and the oracle is calibrated.
 
-RMAPD_VM_KERNELS names the kernels (default 6.1). The guests of virtme-ng have five-level page tables (QEMU's max CPU), this machine four.
+PMD and hugetlb entries are included. RMAPD_VM_KERNELS names the kernels (default 6.1). virtme-ng's
+guests have five-level page tables (QEMU's max CPU).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.vm.guest import Result, run
 FULL = "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V5".split()
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 PREEMPT = ("6.18", "7.2", "7.3")
-"""Lazily, and then they leave out runs of programs (docs/KERNELS.md): checks that depend on these are unverifiable."""
+"""Lazy preemption leaves out runs of programs (docs/KERNELS.md): some checks are unverifiable."""
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -35,7 +36,7 @@ def report(result: Result, name: str) -> dict[str, Any]:
 
 
 def nothing_wrong(found: dict[str, Any], kernel: str) -> None:
-    """No entry was accused, nothing but runs was lost, and what could not be verified is explained by that."""
+    """No entry is accused and only runs are lost, which explain the unverifiable checks."""
     checks, lost = found["invariants"]["M1"]["checks"], dict(found["lost"])
     missed = lost.pop("missed_runs")
     assert set(lost.values()) == {0}
@@ -44,10 +45,11 @@ def nothing_wrong(found: dict[str, Any], kernel: str) -> None:
     assert not checks["unverifiable"] or missed
 
 
-def test_small_pages(kernel: str) -> None:
+def test_migration_of_small_pages_holds_with_full_coverage(kernel: str) -> None:
     command = (
         "rmapd doctor --format json > $OUT/doctor.json && "
-        "rmapd exec --require M1,M4,L2 --report $OUT/r.json -- python tests/workloads/migrate.py 8000 96; echo exit $?; "
+        "rmapd exec --require M1,M4,L2 --report $OUT/r.json -- "
+        "python tests/workloads/migrate.py 8000 96; echo exit $?; "
         "grep -ow la57 /proc/cpuinfo | head -1"
     )
     result = run(kernel, command, label="small")
@@ -70,8 +72,8 @@ def test_small_pages(kernel: str) -> None:
     nothing_wrong(found, kernel)
 
 
-def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
-    """tests/live/test_accounting.py has the same with tracepoints alone."""
+def test_each_migration_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
+    """tests/live/test_accounting.py tests the same with tracepoints alone."""
     result = run(
         kernel,
         "rmapd exec --report $OUT/r.json -- tests/workloads/five_stressors.sh 40; echo exit $?",
@@ -92,7 +94,7 @@ def test_every_entry_of_five_stressors_has_a_verdict(kernel: str) -> None:
     assert not checks["unverifiable"] or (kernel in PREEMPT and found["lost"]["missed_runs"])
 
 
-def test_huge_pages_between_two_nodes(kernel: str) -> None:
+def test_migration_of_huge_pages_between_two_nodes_holds(kernel: str) -> None:
     result = run(
         kernel,
         "rmapd exec --report $OUT/r.json -- python tests/workloads/numa.py 20",

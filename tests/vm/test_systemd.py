@@ -1,7 +1,8 @@
-"""The package and its unit under a real systemd on Debian: ready, reload, watchdog, stop, removal; probes of both kinds in the sandbox.
+"""The package and its unit under systemd on Debian: start, reload, watchdog, stop and removal.
 
-`make test-systemd`. First on this machine's kernel, in namespaces (container.py); then on Debian's own, in a guest with a disk of its own
-(debian.py) and not of virtme-ng's: /dev, /sys and /proc are as on an installed machine.
+`make test-systemd` runs this on this machine's kernel in namespaces (container.py), then on
+Debian's own kernel in a guest with its own disk (debian.py). There, unlike in virtme-ng's guests,
+/dev, /sys and /proc are as on an installed machine.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from tests.vm.guest import ROOT, Result
 
 FULL = "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V5".split()
 ATTACHING = sum(1 << cap for cap in (2, 21, 38, 39))
-"""CAP_DAC_READ_SEARCH, SYS_ADMIN, PERFMON, BPF: the unit's bounding set."""
+"""CAP_DAC_READ_SEARCH, SYS_ADMIN, PERFMON and BPF: the bounding set of the unit."""
 
 
 @pytest.fixture(scope="module")
 def files() -> list[Path]:
-    """What goes into the machine: the package (RMAPD_DEB, or made now), the script, what it runs."""
+    """Return the files for the machine: the package (RMAPD_DEB, or built now) and the scripts."""
     missing = [
         tool for tool in ("qemu-system-x86_64", "mmdebstrap", "dh") if not shutil.which(tool)
     ]
@@ -55,7 +56,7 @@ def facts(result: Result) -> dict[str, Any]:
 
 
 def lived(found: dict[str, Any]) -> None:
-    """The whole life of a unit."""
+    """Check the facts of a unit from installation to removal."""
     assert found["install"] == 0
     started(found)
     attached = {
@@ -68,7 +69,7 @@ def lived(found: dict[str, Any]) -> None:
     assert "scan_seconds 30, " in reloaded["taken"]
     assert "; a restart is needed for require" in reloaded["taken"]
     assert reloaded["bad"] != 0
-    assert "scan_seconds" in reloaded["said"], "the nearest key is named"
+    assert "scan_seconds" in reloaded["refused"], "the nearest key is named"
     assert (reloaded["same"], reloaded["state"], reloaded["ready"]) == (True, "active", 200)
     limit = found["watchdog"]["limit"]
     assert limit - 5 < found["watchdog"]["killed"] < limit + 100
@@ -76,9 +77,9 @@ def lived(found: dict[str, Any]) -> None:
     assert "found after a crash: systemd kept it for this start" in found["watchdog"]["found"]
     stopped = found["stop"]
     assert stopped["kept"][0] > 30, (
-        "maps and programs, for the next start: 44 with tracepoints alone, 136 with all hooks"
+        "maps and programs for the next start: 44 with tracepoints alone, 136 with all hooks"
     )
-    assert stopped["kept"][1] == 0, "none after a stop in good order"
+    assert stopped["kept"][1] == 0, "none after a clean stop"
     assert (
         stopped["code"],
         stopped["ActiveState"],
@@ -96,7 +97,7 @@ def started(found: dict[str, Any]) -> None:
     assert found["start"]["code"] == 0
     assert not [
         state for state in found["start"]["seen"] if state[0] == "active" and state[1] != 200
-    ], "READY only when the gate is open"
+    ], "READY=1 is sent only when the gate is open"
     assert "activating" in {state for state, _ in found["start"]["seen"]}
     assert found["start"]["ready"] == 200
     before, after = found["rights"]["attaching"], found["rights"]["judging"]
@@ -108,13 +109,13 @@ def started(found: dict[str, Any]) -> None:
     )
     assert {int(after[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
     assert int(after["CapBnd"], 16) == ATTACHING, (
-        "only CAP_SETPCAP could empty it; nothing is gained from it with no_new_privs"
+        "only CAP_SETPCAP could empty it; with no_new_privs it grants nothing"
     )
     for one in [after, *found["helpers"]]:
         assert len(set(one["Uid"].split())) == len(set(one["Gid"].split())) == 1
         assert "0" not in (one["Uid"].split()[0], one["Gid"].split()[0])
         assert one["Groups"].split() in ([], one["Gid"].split()[:1])
-    assert len(found["ids"]) == 1, "all threads, and the helper"
+    assert len(found["ids"]) == 1, "all threads and the reattach helper have the same ids"
     assert found["owners"] == {
         "/var/lib/rmapd": "rmapd 700",
         "/var/lib/rmapd/rmapd.db": "rmapd 600",
@@ -122,12 +123,10 @@ def started(found: dict[str, Any]) -> None:
         "/run/rmapd/rmapd.lock": "rmapd 600",
         "/var/cache/rmapd": "root 755",
     }
-    assert found["cached"] == ["root"], (
-        "a daemon that has attached cannot change what the next one loads"
-    )
-    code, said = found["exec"]
+    assert found["cached"] == ["root"], "an attached daemon cannot change what the next one loads"
+    code, output = found["exec"]
     assert code not in (0, 3)
-    assert "another rmapd is tracing this kernel" in said
+    assert "another rmapd is tracing this kernel" in output
     for helper in found["helpers"]:
         assert int(helper["CapPrm"], 16) & ~(1 << 38 | 1 << 39 | 1 << 21) == 0
     assert (after["NoNewPrivs"], after["Seccomp"], int(after["Seccomp_filters"])) == (
@@ -151,13 +150,13 @@ def started(found: dict[str, Any]) -> None:
     )
 
 
-def test_on_this_kernel(files: list[Path]) -> None:
+def test_unit_works_on_the_running_kernel(files: list[Path]) -> None:
     found = facts(container.run("python3 systemd.py", files, label="systemd"))
     lived(found)
-    assert found["watchdog"]["limit"] == 30, "the unit's own"
+    assert found["watchdog"]["limit"] == 30, "the limit of the unit"
 
 
-def test_on_debians(files: list[Path]) -> None:
+def test_unit_works_on_the_kernel_of_debian(files: list[Path]) -> None:
     found = facts(debian.run("python3 systemd.py", files, label="systemd"))
     lived(found)
     assert {
@@ -167,8 +166,8 @@ def test_on_debians(files: list[Path]) -> None:
     assert found["running"] > 50
 
 
-def test_kprobes_in_the_sandbox(files: list[Path]) -> None:
-    """A kernel that preempts is hooked by kprobes (docs/KERNELS.md says why)."""
+def test_kprobes_attach_in_the_sandbox_of_the_unit(files: list[Path]) -> None:
+    """rmapd prefers kprobes on a kernel that preempts (docs/KERNELS.md)."""
     found = facts(
         debian.run("python3 systemd.py install kprobes start judge stop", files, label="kprobes")
     )

@@ -1,4 +1,4 @@
-"""rmapd as the victim of what it watches: migration entries are left behind in its judge's own heap, and the kernel kills it by a BUG."""
+"""rmapd is its own victim: entries stay in the heap of the checker, and a kernel BUG kills it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 from tests.vm.guest import run
-from tests.vm.test_faults import met
+from tests.vm.test_faults import reported_faults
 
 
-def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own_victim(
+def test_report_names_the_entry_if_the_kernel_kills_the_checker(
     module: Path,
 ) -> None:
     command = (
-        "sysctl -q kernel.panic_on_oops=0 kernel.numa_balancing=0; "  # both come to the locked table, and spin
+        # NUMA balancing and khugepaged would take the page-table lock of the killed task and spin.
+        "sysctl -q kernel.panic_on_oops=0 kernel.numa_balancing=0; "
         f"echo never > /sys/kernel/mm/transparent_hugepage/enabled; insmod {module} && "
-        "{ rmapd exec --report $OUT/r.json --timeout 300 -- python -m tests.workloads.own_judge; echo exit $?; sync; "
+        "{ rmapd exec --report $OUT/r.json --timeout 300 -- python -m tests.workloads.own_judge; "
+        "echo exit $?; sync; "
         "python -c 'from tests.live.conftest import remaining; "
         'print("remaining", remaining())\'; }'
     )
@@ -31,7 +33,7 @@ def test_the_report_of_a_judge_that_the_kernel_kills_names_the_entry_and_its_own
     print(result.output)
     dmesg = (result.folder / "dmesg").read_text()
     assert "kernel BUG at include/linux/swapops.h" in dmesg
-    (fault,) = met(result)
+    (fault,) = reported_faults(result)
     assert fault["struck"] > 0
     assert "exit 71" in result.output, result.output
     report = json.loads((result.folder / "r.json").read_text())

@@ -1,4 +1,7 @@
-"""Windows and protocols of an exact workload on full kernels, by fentry and by kprobe; docs/measurements/WINDOWS.md says what is expected and why."""
+"""Windows and protocols of an exact workload on full kernels, by fentry and by kprobe.
+
+docs/measurements/WINDOWS.md has the expected numbers and their reasons.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ ALWAYS = {
     "move_page_tables": 1,
     "expand_downwards": 1,
     "anon_vma_clone": 12,
-    "anon_vma_fork": 9,  # of the parent's VMAs that have an anon_vma: for the others there is nothing to do
+    "anon_vma_fork": 9,  # the parent's VMAs with an anon_vma: calls without work are no windows
     "unlink_anon_vmas": 3,
     "dup_mmap": 1,
 }
@@ -34,8 +37,11 @@ FROM_6_12 = {"vma_expand": 2, "commit_merge": 4, "vma_merge_new_range": 3, "vma_
 
 @pytest.fixture(scope="module", params=KERNELS)
 def both(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What count.py found on one kernel, by fentry and by kprobe."""
-    command = f"python -m tests.vm.count $OUT/fentry.json {ROUNDS} fentry && python -m tests.vm.count $OUT/kprobe.json {ROUNDS} kprobe"
+    """Return the results of count.py on one kernel, by fentry and by kprobe."""
+    command = (
+        f"python -m tests.vm.count $OUT/fentry.json {ROUNDS} fentry && "
+        f"python -m tests.vm.count $OUT/kprobe.json {ROUNDS} kprobe"
+    )
     result = run(request.param, command, label="windows", timeout=1800)
     assert result.code == 0, result.output
     found = {
@@ -47,7 +53,8 @@ def both(request: pytest.FixtureRequest) -> dict[str, Any]:
         )[:8]
         size, gate = one["rss_bytes"] / 1e6, one["gate_seconds"]
         print(
-            f"\n{one['kernel']} {how}: gate open after {gate} s, {one['attached']} hooks attached, peak RSS {size:.0f} MB"
+            f"\n{one['kernel']} {how}: gate open after {gate} s, {one['attached']} hooks attached, "
+            f"peak RSS {size:.0f} MB"
         )
         print(
             "  "
@@ -62,27 +69,28 @@ def test_every_window_is_counted_once(both: dict[str, Any], how: str) -> None:
     old = found["hooks"]["__vma_adjust"]["state"] == "attached"
     expected = ALWAYS | (TO_6_2 if old else FROM_6_12)
     if found["hooks"]["unlink_file_vma_batch_process"]["state"] == "substituted":
-        expected["unlink_file_vma_batch_process"] = (
-            1  # unlink_file_vma_batch_final() ends every free_pgtables(), with files or without
-        )
+        # unlink_file_vma_batch_final() ends every free_pgtables(), with files or without
+        expected["unlink_file_vma_batch_process"] = 1
     assert found["windows"] == {name: ROUNDS * times for name, times in expected.items()}
     assert found["table"] == found["recorded"], (
-        "the protocol table and the flight recorder are two books of the same windows"
+        "the table of windows and the flight recorder have the same windows"
     )
 
 
 @pytest.mark.parametrize("how", ["fentry", "kprobe"])
-def test_a_healthy_kernel_is_silent_with_full_coverage(both: dict[str, Any], how: str) -> None:
+def test_healthy_kernel_has_no_finding_with_full_coverage(both: dict[str, Any], how: str) -> None:
     found = both[how]
     assert found["violations"] == []
     assert not [check for check in found["checks"] if not check.endswith("holds")]
-    assert {book for book, lost in found["lost"].items() if lost} <= {"missed_runs"}  # 7.x preempts
+    assert {loss for loss, count in found["lost"].items() if count} <= {
+        "missed_runs"
+    }  # 7.x preempts
     assert {name: found["coverage"][name] for name in FULL} == {name: ["full", ""] for name in FULL}
     for name in ("L1", "L2", "L3", "L4", "L5", "V1", "V2", "V5"):
         assert found["checks"][f"{name} holds"] >= ROUNDS
 
 
-def test_both_ways_to_attach_see_the_same(both: dict[str, Any]) -> None:
+def test_fentry_and_kprobe_record_the_same_protocols(both: dict[str, Any]) -> None:
     assert both["fentry"]["protocols"] == both["kprobe"]["protocols"]
     hows = {
         name: {both[how]["hooks"][name]["how"] for how in both}
@@ -91,8 +99,8 @@ def test_both_ways_to_attach_see_the_same(both: dict[str, Any]) -> None:
     assert set(map(frozenset, hows.values())) == {frozenset({"fentry", "kprobe"})}
 
 
-def _bare(protocol: Protocol) -> tuple[Step, ...]:
-    """The steps without what differs between kernels: the per-VMA lock."""
+def _without_vma_lock(protocol: Protocol) -> tuple[Step, ...]:
+    """Return the steps without the per-VMA lock, which only some kernels have."""
     steps = (
         Commit(tuple(p for p in step.parts if p[0] is not Part.VMA))
         if isinstance(step, Commit)
@@ -102,8 +110,8 @@ def _bare(protocol: Protocol) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> None:
-    """vma_expand() is rebuilt on 6.1; from 6.12 on it is direct, with its locks in commit_merge()."""
+def test_rebuilt_vma_expand_has_the_protocol_of_a_hooked_one(both: dict[str, Any]) -> None:
+    """vma_expand() is rebuilt on 6.1 and hooked from 6.12 on, with its locks in commit_merge()."""
     golden = parse(
         "vma_expand[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
     )
@@ -113,26 +121,33 @@ def test_an_expansion_is_the_same_rebuilt_and_direct(both: dict[str, Any]) -> No
     assert state in ("substituted", "attached")
     wanted = replace(golden.context, rebuilt=state == "substituted")
     assert any(
-        _bare(p) == _bare(golden) and p.window == window and p.context == wanted for p in seen
+        _without_vma_lock(p) == _without_vma_lock(golden)
+        and p.window == window
+        and p.context == wanted
+        for p in seen
     )
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_sampled_windows_are_few_and_accuse_nobody(kernel: str) -> None:
-    """The same operations again and again, of which one window a second of each function is booked on each CPU."""
+def test_sampled_windows_are_few_and_cause_no_accusation(kernel: str) -> None:
+    """One window a second of each function is recorded on each CPU."""
     load = "for _ in 1 2 3; do python -m tests.workloads.vma 1000; done"
-    command = f"RMAPD_SAMPLED_WINDOWS=1 rmapd exec --fidelity sampled --report $OUT/r.json -- sh -c {shlex.quote(load)}"
+    command = (
+        "RMAPD_SAMPLED_WINDOWS=1 rmapd exec --fidelity sampled --report $OUT/r.json -- "
+        f"sh -c {shlex.quote(load)}"
+    )
     result = run(kernel, command, label="sampled", timeout=1200)
     assert result.code == 0, result.output
     report = json.loads((result.folder / "r.json").read_text())
-    booked, unsampled = report["windows"], report["windows_unsampled"]
+    recorded, unsampled = report["windows"], report["windows_unsampled"]
     print(
-        f"\n{report['kernel']}, {report['duration_seconds']:.0f} s: {sum(booked.values())} windows booked, {sum(unsampled.values())} not"
+        f"\n{report['kernel']}, {report['duration_seconds']:.0f} s: "
+        f"{sum(recorded.values())} windows recorded, {sum(unsampled.values())} not"
     )
-    assert sum(unsampled.values()) > 10 * sum(booked.values())
+    assert sum(unsampled.values()) > 10 * sum(recorded.values())
     once_a_second = {
         name: count
-        for name, count in booked.items()
+        for name, count in recorded.items()
         if count <= 2 * (report["duration_seconds"] + 2)
     }
     assert {"__split_vma", "do_brk_flags", "copy_vma", "expand_downwards", "dup_mmap"} <= {

@@ -1,11 +1,11 @@
-"""Run in a guest: how long it takes from a strike to the log line and the metric, again and again.
+"""Measure the time from a violation to its log line and metric, in a guest.
 
 usage: truth.py OUT.json MODULE ROUNDS FAULT...
        python -m tests.vm.truth ROUNDS     on the host: boots the guest and prints a table
 
-For each round the module is loaded anew, which forgets when it struck first, and a daemon started, which would count what it knows
-and not log it again. Times are seconds by the guest's clock, from the first strike. What is compacted for M2, M3 and L6 takes CPUs
-meanwhile.
+Each round loads the module anew, which resets the time of the first strike, and starts a new
+daemon, because a daemon logs a known violation only once. Times are seconds from the first strike
+by the guest's clock. Compaction for M2, M3 and L6 takes CPU time meanwhile.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ from tests.vm.guest import faults as build
 from tests.workloads.faults import OPERATIONS, SPACE, arm
 from tests.workloads.victim import PARAMETERS, struck
 
-FAULTS = "walk_unlocked entry_unlocked restored_unlocked adjust_swapped commit_unlocked error_locked not_paired import_lost pgoff_lost"
-"""Each violates something that none before it did: M2, M3, L1, L2, L3, L4, L5, L6, V1, V2 and V5 once a round. M1 and M5 kill the guest."""
+FAULTS = (
+    "walk_unlocked entry_unlocked restored_unlocked adjust_swapped commit_unlocked error_locked "
+    "not_paired import_lost pgoff_lost"
+)
+"""Each violates other invariants: M2, M3, L1 to L6, V1, V2 and V5 once a round.
+
+M1 and M5 are left out because their faults kill the guest.
+"""
 _LATEST_SECONDS = 10
-Told = dict[str, tuple[float, float]]
-"""Invariant -> seconds to the log line and to the metric."""
+Delays = dict[str, tuple[float, float]]
+"""Seconds to the log line and to the metric, by invariant."""
 
 
 def listen(stream: IO[str], logged: list[tuple[float, str]]) -> None:
@@ -40,8 +46,12 @@ def listen(stream: IO[str], logged: list[tuple[float, str]]) -> None:
         logged.append((time.time(), json.loads(line)["invariant"]))
 
 
-def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Told:
-    """Strike, and see what was not violated before it. The page is asked for while a line is not on it: it takes the CPUs that make one."""
+def measure_delays(fault: str, logged: Sequence[tuple[float, str]]) -> Delays:
+    """Cause a fault; return the delays of invariants that were not violated before.
+
+    The metrics page is fetched only while a logged violation is not on it, because fetching takes
+    CPU time from the checker.
+    """
     counted, shown, before = pages(), dict[str, float](), len(logged)
     operation = Thread(target=OPERATIONS[fault], args=(fault,))
     operation.start()
@@ -64,7 +74,7 @@ def meet(fault: str, logged: Sequence[tuple[float, str]]) -> Told:
     }
 
 
-def one_round(module: str, faults: Sequence[str]) -> Told:
+def one_round(module: str, faults: Sequence[str]) -> Delays:
     if PARAMETERS.exists():
         subprocess.run(["rmmod", "rmapd_faults"], check=True)
     subprocess.run(["insmod", module], check=True)
@@ -76,7 +86,11 @@ def one_round(module: str, faults: Sequence[str]) -> Told:
         try:
             until(ready, 900, "the gate is open")
             time.sleep(5)
-            return {name: told for fault in faults for name, told in meet(fault, logged).items()}
+            return {
+                name: delays
+                for fault in faults
+                for name, delays in measure_delays(fault, logged).items()
+            }
         finally:
             process.terminate()
             process.wait(300)
@@ -85,16 +99,16 @@ def one_round(module: str, faults: Sequence[str]) -> Told:
 def main(out: str, module: str, rounds: int, faults: Sequence[str]) -> None:
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for number in range(rounds):
-        for name, told in one_round(module, faults).items():
-            found[name].append(told)
+        for name, delays in one_round(module, faults).items():
+            found[name].append(delays)
         print(f"round {number + 1} of {rounds}", flush=True)
         Path(out).write_text(json.dumps(found, indent=1))
 
 
-def _row(name: str, told: Sequence[tuple[float, float]]) -> str:
-    cells = [name, str(len(told))]
+def _row(name: str, delays: Sequence[tuple[float, float]]) -> str:
+    cells = [name, str(len(delays))]
     for which in (0, 1):
-        ordered = sorted(each[which] for each in told)
+        ordered = sorted(each[which] for each in delays)
         cells += [
             f"{ordered[len(ordered) // 2]:.2f}",
             f"{ordered[-1]:.2f}",
@@ -118,10 +132,11 @@ def on_host(rounds: int) -> None:
     print(result.output)
     found = json.loads((result.folder / "truth.json").read_text())
     print(
-        "| invariant | strikes | log: median, s | slowest | within a tick | metric: median, s | slowest | within a tick |"
+        "| invariant | strikes | log: median, s | slowest | within a tick "
+        "| metric: median, s | slowest | within a tick |"
     )
-    for name, told in sorted(found.items()):
-        print(_row(name, told))
+    for name, delays in sorted(found.items()):
+        print(_row(name, delays))
 
 
 if __name__ == "__main__":

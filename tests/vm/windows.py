@@ -1,9 +1,10 @@
-"""How often each kernel function runs per operation of tests/workloads/vma.py, on each kernel of the ladder.
+"""Count the calls of kernel functions per operation of tests/workloads/vma.py, on each kernel.
 
 usage: python -m tests.vm.windows [KERNEL...]     (prints a table for docs/measurements/WINDOWS.md)
 
-Kprobes with a histogram by pid count what the workload and its children hit. What 46 operations hit more than 23, divided by 23, is what
-one operation hits: what the set-up and the exit cost falls out. A remainder means that the workload is not what it says.
+Kprobes with a histogram by pid count the calls of the workload and its children. The calls of 46
+operations less those of 23, divided by 23, are the calls of one operation, without set-up and exit.
+A remainder means that operations differ from each other.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from tests.workloads.vma import OPERATIONS, compiled
 
 TRACING = Path("/sys/kernel/tracing")
 FEW, MANY = 23, 46
-FUNCTIONS = """__vma_adjust vma_expand vma_shrink commit_merge __split_vma vma_merge vma_merge_new_range vma_modify do_brk_flags copy_vma
-move_page_tables expand_downwards anon_vma_clone anon_vma_fork __anon_vma_prepare unlink_anon_vmas unlink_file_vma
-unlink_file_vma_batch_process dup_mmap uprobe_start_dup_mmap uprobe_end_dup_mmap vma_adjust_trans_huge khugepaged_enter_vma vm_area_dup
+FUNCTIONS = """__vma_adjust vma_expand vma_shrink commit_merge __split_vma vma_merge
+vma_merge_new_range vma_modify do_brk_flags copy_vma
+move_page_tables expand_downwards anon_vma_clone anon_vma_fork __anon_vma_prepare unlink_anon_vmas
+unlink_file_vma unlink_file_vma_batch_process dup_mmap uprobe_start_dup_mmap uprobe_end_dup_mmap
+vma_adjust_trans_huge khugepaged_enter_vma vm_area_dup
 mmap_region vma_mas_store perf_event_mmap vma_prepare vma_complete""".split()
 
 
 def probe() -> dict[str, str]:
-    """Put a counted kprobe on each function; those where none can be, and why."""
+    """Attach a counting kprobe to each function; return why it is impossible where it is."""
     if not (TRACING / "kprobe_events").exists():
         subprocess.run(["mount", "-t", "tracefs", "tracefs", str(TRACING)], check=True)
     symbols = {line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines()}
@@ -44,9 +47,8 @@ def probe() -> dict[str, str]:
         if name not in traceable:
             missing[name] = "notrace" if name in symbols else "absent"
             continue
-        events = os.open(
-            TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND
-        )  # open("a") would seek, which tracefs refuses
+        # open("a") would seek, which tracefs refuses
+        events = os.open(TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND)
         os.write(events, f"p:windows/{name} {name}\n".encode())
         os.close(events)
         (TRACING / f"events/windows/{name}/trigger").write_text(
@@ -69,7 +71,7 @@ def stopped(pid: int) -> None:
 
 
 def measure(program: int, operation: str, count: int) -> dict[str, list[int]]:
-    """Hits of each function by the workload itself and by its children, between set-up and exit."""
+    """Return the calls of each function by the workload and its children after set-up."""
     command = ["vma", str(count), "1", *([operation] if operation != "all" else [])]
     with subprocess.Popen(
         command,
@@ -90,7 +92,7 @@ def measure(program: int, operation: str, count: int) -> dict[str, list[int]]:
 
 
 def count() -> None:
-    """In the guest: one JSON line."""
+    """Count in the guest; print one JSON line."""
     program = compiled()
     missing = probe()
     found = {}
@@ -114,7 +116,10 @@ def count() -> None:
 
 
 def cells(answer: dict[str, Any], function: str) -> str:
-    """A cell an operation: "1" or "0+15" (itself + its children), "r" and the remainder if any; or why there is no probe."""
+    """Return a cell per operation, or why there is no probe.
+
+    "1" or "0+15" are the calls of the process, and of its children; "r" precedes a remainder.
+    """
 
     def one(own: int, children: int) -> str:
         both = [f"{n // FEW}" + (f" r{n % FEW}" if n % FEW else "") for n in (own, children)]
@@ -126,7 +131,7 @@ def cells(answer: dict[str, Any], function: str) -> str:
 
 
 def table(answers: dict[str, dict[str, Any]]) -> str:
-    """Rows of the kernels that agree are one row."""
+    """Return the table; kernels with equal numbers share a row."""
     operations = list(next(iter(answers.values()))["found"])
     lines = ["|function|kernels|" + "|".join(operations) + "|", "|-|-|" + "-|" * len(operations)]
     for function in FUNCTIONS:
@@ -150,7 +155,8 @@ def main(kernels: list[str]) -> None:
         answers[name] = json.loads(lines[0].removeprefix("windows "))
         missed = answers[name]["missing"].pop("missed")
         print(
-            f"{name}: {image(name).name.removeprefix('vmlinuz-')}, missed by kprobes: {missed or 'none'}",
+            f"{name}: {image(name).name.removeprefix('vmlinuz-')}, "
+            f"missed by kprobes: {missed or 'none'}",
             flush=True,
         )
     print(table(answers))

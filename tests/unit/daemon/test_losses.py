@@ -22,7 +22,7 @@ class FakeLiveness:
 
 
 class MissingRuns(Fake):
-    """A program of which the kernel misses as many runs as the test says."""
+    """A program of which the kernel misses as many runs as the test sets."""
 
     runs_missed = 0
 

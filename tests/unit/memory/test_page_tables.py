@@ -35,7 +35,7 @@ def test_walk_of_unreadable_page_table_is_reported() -> None:
 
 
 def exits_unseen(model: ModelKernel) -> tuple[SimMm, Mm]:
-    """A task exits; the gate closes before exit_mmap(). Its tables still show an entry left behind."""
+    """A task exits and the gate closes before exit_mmap(): its tables still have the entry."""
     model.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, *bytes(7)]))
     mm = model.new_mm()
     model.put(model.slot(mm, ADDR), swap_entry(30, 44))

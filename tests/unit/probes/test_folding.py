@@ -1,4 +1,7 @@
-"""append_step() of probes/include/steps.h: what is folded stands for what happened, and Python reads it."""
+"""append_step() of probes/include/steps.h folds loops into codes that stand for all steps.
+
+The Python codec decodes them.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,21 @@ from hypothesis import strategies as st
 
 from tests.support.box import ENCODING
 from tests.support.native import LAYOUTS, Native
+from tracer.errors import RmapdError
 from tracer.protocol.model import Group, Step
 from tracer.protocol.text import parse, text
 
 AT = LAYOUTS.constants
-STEPS = sorted(ENCODING._steps)
 NATIVE = Native()
 MOST = AT["MOST_STEPS"]
+
+
+def is_step(code: int) -> bool:
+    """Whether the code is a step by itself: 0 is padding, and a repeat needs steps before it."""
+    try:
+        return code > 0 and bool(ENCODING.decode(key_of(bytes((code,)))).steps)
+    except RmapdError:
+        return False
 
 
 def folded(steps: bytes) -> bytes:
@@ -27,8 +38,11 @@ def key_of(codes: bytes) -> bytes:
     return codes.ljust(64, b"\0") + LAYOUTS.structs["protocol_key"].pack()[64:]
 
 
+STEPS = [code for code in range(256) if is_step(code)]
+
+
 def pattern(codes: bytes) -> str:
-    """The folded bytes as a regular expression over steps: every group two times or more."""
+    """Return a regular expression over steps for folded codes: each group two times or more."""
     found: list[tuple[str, int]] = []
     for code in codes:
         size = code - AT["STEP_REPEAT"] + 1
@@ -38,7 +52,7 @@ def pattern(codes: bytes) -> str:
         group: list[tuple[str, int]] = []
         while sum(width for _, width in group) < size:
             group.insert(0, found.pop())
-        assert sum(width for _, width in group) == size, "a group cuts through another"
+        assert sum(width for _, width in group) == size, "groups overlap"
         found.append((f"(?:{''.join(each for each, _ in group)}){{2,}}", size + 1))
     return "".join(each for each, _ in found)
 
@@ -48,7 +62,7 @@ def stands_for(codes: bytes, steps: bytes) -> bool:
 
 
 def unfolded(codes: bytes) -> list[Step]:
-    """Single steps in the order of a protocol in which each group comes once; commits in their parts."""
+    """Return the steps of a protocol with each group once and each commit in its parts."""
 
     def flat(steps: tuple[Step, ...]) -> list[Step]:
         return [
@@ -60,7 +74,7 @@ def unfolded(codes: bytes) -> list[Step]:
     return flat(ENCODING.decode(key_of(codes)).steps)
 
 
-def test_every_short_sequence_of_few_steps() -> None:
+def test_folded_codes_of_every_short_sequence_stand_for_it() -> None:
     first = AT["STEP_LOCK"]
     for letters, longest in ((2, 12), (3, 8)):
         for length in range(longest + 1):
@@ -75,7 +89,7 @@ groups = st.lists(st.lists(st.sampled_from(STEPS), min_size=1, max_size=9), min_
 
 @st.composite
 def windows(draw: st.DrawFn) -> bytes:
-    """Sequences made of a few groups, each repeated: loops within loops, as kernel code makes them."""
+    """Draw sequences of a few repeated groups: loops within loops, as kernel code makes them."""
     known, out = draw(groups), b""
     for _ in range(draw(st.integers(0, 12))):
         part = bytes(draw(st.sampled_from(known)))
@@ -85,7 +99,7 @@ def windows(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None, max_examples=500)
 @given(windows())
-def test_what_is_folded_stands_for_what_happened(steps: bytes) -> None:
+def test_folded_codes_stand_for_the_recorded_steps(steps: bytes) -> None:
     steps = bytes(step for step in steps if step != AT["STEP_OVERLONG"])
     codes = folded(steps)
     protocol = ENCODING.decode(key_of(codes))
@@ -94,13 +108,13 @@ def test_what_is_folded_stands_for_what_happened(steps: bytes) -> None:
     else:
         assert (len(codes), codes[-1]) == (MOST + 1, AT["STEP_OVERLONG"])
         assert any(stands_for(codes[:-1], steps[:n]) for n in range(len(steps))), (
-            "the steps before are a beginning of it"
+            "the steps before the mark are a prefix"
         )
 
 
 @settings(deadline=None, max_examples=300)
 @given(windows())
-def test_bytes_and_text_tell_the_same(steps: bytes) -> None:
+def test_protocol_is_unchanged_by_conversion_to_text_and_to_bytes(steps: bytes) -> None:
     codes = folded(steps)
     protocol = ENCODING.decode(key_of(codes))
     assert parse(text(protocol)) == protocol
@@ -114,7 +128,7 @@ def test_bytes_and_text_tell_the_same(steps: bytes) -> None:
     st.integers(2, 9),
     st.integers(2, 9),
 )
-def test_how_often_a_loop_runs_makes_no_other_protocol(
+def test_loop_folds_to_the_same_codes_for_any_number_of_runs(
     body: list[int], once: int, again: int
 ) -> None:
     assert (
@@ -124,12 +138,12 @@ def test_how_often_a_loop_runs_makes_no_other_protocol(
     )
 
 
-def test_groups_of_nine_do_not_fold() -> None:
+def test_repeated_group_of_nine_steps_is_not_folded() -> None:
     body = bytes(range(AT["STEP_LOCK"], AT["STEP_LOCK"] + 9))
     assert folded(body * 2) == body * 2
 
 
-def test_a_group_in_a_group() -> None:
+def test_nested_loops_fold_to_nested_groups() -> None:
     a, b, c = (bytes((AT["STEP_LOCK"] + n,)) for n in range(3))
     assert (
         text(ENCODING.decode(key_of(folded((a + b * 3 + c) * 4))))
@@ -137,8 +151,8 @@ def test_a_group_in_a_group() -> None:
     )
 
 
-def test_no_group_cuts_through_another() -> None:
-    """b {a b}* then a b a: the last three bytes are those before them, and the first of them would be the end of a group."""
+def test_overlapping_repetitions_fold_to_groups_that_do_not_overlap() -> None:
+    """b {a b}* then a b a: a group of the last three would begin inside of the group before it."""
     a, b = AT["STEP_LOCK"], AT["STEP_LOCK"] + 1
     steps = bytes((b, a, a, b, a, a, b, b, a, a, b, b, a, b))
     assert stands_for(folded(steps), steps)

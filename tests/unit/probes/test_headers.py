@@ -1,4 +1,7 @@
-"""Every header and probe object of probes/ compiles alone: clangd and a reader can follow its `#include` lines."""
+"""Each header and probe object of probes/ compiles alone.
+
+clangd and readers can follow its `#include` lines.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ NAMES = {path.name for path in FILES}
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of kernel.h, as `make clangd` writes it, here of a kernel that has every lock."""
+    """Return the folder of kernel.h, as `make clangd` writes it, for a kernel with every lock."""
     return write_kernel_header(tmp_path_factory.mktemp("kernel"), kernel_types(True)).parent
 
 
@@ -85,7 +88,7 @@ def test_source_keeps_the_line_numbers_of_its_files(tmp_path: Path) -> None:
 
 
 def compiled(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Compile text by the flags that clangd takes, without code."""
+    """Compile text with the flags of clangd, without generating code."""
     flags = (PROBES / "compile_flags.txt").read_text().replace("../build/clangd", str(folder))
     return subprocess.run(
         ["gcc", *flags.split(), "-fsyntax-only", "-"],

@@ -1,4 +1,8 @@
-"""Windows are sampled: what is not booked is counted, opens nothing and accuses nobody; a tree without its lock is seen all the same."""
+"""Sampling of windows.
+
+An unsampled window is counted; its steps and inner windows are not recorded. A tree step without
+its lock is recorded even there.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ from tests.support.box import FENTRY, KPROBE, Box, Vma, box
 
 SECOND = 1_000_000_000
 OTHER = 0xFFFF888000002000
-each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 
 
-def sampling(a_second: int, ways: tuple[str, str] = FENTRY) -> Box:
-    b = box(ways)
+def sampling(a_second: int, methods: tuple[str, str] = FENTRY) -> Box:
+    b = box(methods)
     b.tick(100 * SECOND)
     b.tables.params.set(window_ns=SECOND // a_second)
     return b
@@ -29,11 +33,11 @@ def grown(b: Box) -> int:
 
 
 def spent(b: Box) -> Vma:
-    """A VMA that has grown until nothing is left for its function."""
+    """Return a VMA that has grown until the allowance of its function is spent."""
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     for _ in range(3):
         grow(b, vma)
-    assert unsampled(b) == {"expand_downwards": 1}, "of one a second"
+    assert unsampled(b) == {"expand_downwards": 1}, "the allowance is one a second"
     return vma
 
 
@@ -45,19 +49,21 @@ def outside(b: Box) -> list[str]:
     return [line for line in b.seen() if line.startswith("outside")]
 
 
-@each_way
-def test_what_is_above_the_allowance_is_counted_and_not_booked(ways: tuple[str, str]) -> None:
-    b = sampling(10, ways)
+@each_method
+def test_windows_above_the_allowance_are_counted_and_not_recorded(methods: tuple[str, str]) -> None:
+    b = sampling(10, methods)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     for _ in range(50):
         grow(b, vma)
-    assert (grown(b), unsampled(b)) == (11, {"expand_downwards": 39}), "a second's worth and one"
-    assert len(b.seen()) == 1, "no step of theirs is booked elsewhere"
+    assert (grown(b), unsampled(b)) == (11, {"expand_downwards": 39}), (
+        "the allowance of a second, and one"
+    )
+    assert len(b.seen()) == 1, "their steps are not recorded elsewhere"
     assert b.tables.window_times.windows()["expand_downwards"].count == 11
     assert (b.held_rwsems(), b.open_windows()) == (0, 0)
 
 
-def test_the_allowance_comes_back_with_time() -> None:
+def test_allowance_refills_with_time_up_to_one_second() -> None:
     b = sampling(10)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     for _ in range(1000):
@@ -69,10 +75,10 @@ def test_the_allowance_comes_back_with_time() -> None:
     before = grown(b)
     for _ in range(50):
         grow(b, vma)
-    assert grown(b) - before == 11, "what was not used in an hour is not saved up"
+    assert grown(b) - before == 11, "the allowance of an idle hour is capped"
 
 
-def test_what_is_left_and_what_was_earned_are_not_both_saved_up() -> None:
+def test_unused_allowance_and_refill_are_capped_together() -> None:
     b = sampling(10)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     grow(b, vma)
@@ -82,8 +88,11 @@ def test_what_is_left_and_what_was_earned_are_not_both_saved_up() -> None:
     assert grown(b) == 1 + 11
 
 
-def test_what_takes_all_locks_is_always_booked() -> None:
-    """mm_drop_all_locks() gives back what mm_take_all_locks() took: one without the other would leave them down as held."""
+def test_mm_take_all_locks_is_never_sampled() -> None:
+    """mm_drop_all_locks() releases the locks of mm_take_all_locks().
+
+    If only one of the two were sampled, the locks would stay recorded as held.
+    """
     b = sampling(1)
     for _ in range(20):
         for name in ("mm_take_all_locks", "mm_drop_all_locks"):
@@ -92,7 +101,7 @@ def test_what_takes_all_locks_is_always_booked() -> None:
     assert (sum(b.seen().values()), unsampled(b)) == (40, {})
 
 
-def test_each_function_has_its_own() -> None:
+def test_functions_have_separate_allowances() -> None:
     b = sampling(1)
     vma = spent(b)
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
@@ -100,9 +109,9 @@ def test_each_function_has_its_own() -> None:
     assert "__split_vma[anon ok]" in b.seen()
 
 
-@each_way
-def test_what_runs_in_such_a_window_opens_none(ways: tuple[str, str]) -> None:
-    b = sampling(1, ways)
+@each_method
+def test_inner_windows_of_an_unsampled_window_are_not_opened(methods: tuple[str, str]) -> None:
+    b = sampling(1, methods)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     for _ in range(10):
         with (
@@ -111,16 +120,16 @@ def test_what_runs_in_such_a_window_opens_none(ways: tuple[str, str]) -> None:
             b.call("unlink_anon_vmas", vma.at),
         ):
             pass
-    assert sum(b.seen().values()) == 2 * 3, "each in the window around it"
+    assert sum(b.seen().values()) == 2 * 3, "two windows of each function"
     assert unsampled(b) == {"__split_vma": 8, "anon_vma_clone": 8, "unlink_anon_vmas": 8}
     assert b.open_windows() == 0
 
 
-@each_way
-def test_what_has_nothing_to_do_is_not_counted_and_ends_what_was_left_unseen(
-    ways: tuple[str, str],
+@each_method
+def test_call_without_work_is_not_counted_and_closes_an_unsampled_window_left_behind(
+    methods: tuple[str, str],
 ) -> None:
-    b = sampling(1, ways)
+    b = sampling(1, methods)
     vma, idle = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x5000)
     for _ in range(3):
         with b.call("unlink_anon_vmas", vma.at), b.call("unlink_file_vma", idle.at):
@@ -139,10 +148,12 @@ def test_what_has_nothing_to_do_is_not_counted_and_ends_what_was_left_unseen(
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "step"),
     [("own", ""), ("free", "anon-(-)"), ("other", "anon-(x)"), ("read", "anon-(r)")],
 )
-def test_a_tree_that_changes_without_its_lock_is_booked_by_itself(state: str, said: str) -> None:
+def test_tree_step_in_an_unsampled_window_is_recorded_only_without_its_lock(
+    state: str, step: str
+) -> None:
     b = sampling(1)
     vma = spent(b)
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -153,10 +164,10 @@ def test_a_tree_that_changes_without_its_lock_is_booked_by_itself(state: str, sa
                 by=b.task if state == "own" else OTHER,
             )
         b.tree(vma, vma.anon_vma, enter=False)
-    assert outside(b) == ([f"outside[]  {said}"] if said else [])
+    assert outside(b) == ([f"outside[]  {step}"] if step else [])
 
 
-def test_outside_of_it_a_tree_step_is_booked_as_ever() -> None:
+def test_tree_step_after_an_unsampled_window_is_recorded() -> None:
     b = sampling(1)
     vma = spent(b)
     b.held(b.anon_lock(vma.anon_vma))
@@ -164,18 +175,22 @@ def test_outside_of_it_a_tree_step_is_booked_as_ever() -> None:
     assert len(outside(b)) == 1
 
 
-@each_way
-def test_a_return_that_is_missed_does_not_blind(ways: tuple[str, str]) -> None:
-    b = sampling(1, ways)
+@each_method
+def test_missed_return_of_an_unsampled_window_does_not_hide_the_next_window(
+    methods: tuple[str, str],
+) -> None:
+    b = sampling(1, methods)
     vma = spent(b)
     b.miss("expand_downwards", vma.at, 0x1000)
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
-    assert b.seen()["__split_vma[anon ok]"] == 1, "no deeper on the stack: the other is over"
+    assert b.seen()["__split_vma[anon ok]"] == 1, (
+        "no deeper on the stack: the unsampled window has ended"
+    )
     assert b.counter("WINDOWS_UNCLOSED") == 1
 
 
-def test_nor_for_longer_than_its_function_stays_away() -> None:
+def test_unsampled_window_left_behind_ends_with_the_next_call_of_its_function() -> None:
     b = sampling(1)
     vma = spent(b)
     b.miss("expand_downwards", vma.at, 0x1000)
@@ -187,11 +202,13 @@ def test_nor_for_longer_than_its_function_stays_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "a_second", "booked"),
+    ("seconds", "a_second", "recorded"),
     [(3, 1, 0), (30, 1, 1), (3, 0, 1)],
-    ids=["soon", "later", "no more sampled"],
+    ids=["soon", "later", "sampling off"],
 )
-def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
+def test_unsampled_window_left_behind_expires_with_time_or_with_sampling(
+    seconds: int, a_second: int, recorded: int
+) -> None:
     b = sampling(1)
     vma = spent(b)
     b.miss("expand_downwards", vma.at, 0x1000)
@@ -201,12 +218,12 @@ def test_nor_for_ever(seconds: int, a_second: int, booked: int) -> None:
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         pass
     assert (
-        sum(count for line, count in b.seen().items() if line.startswith("__split_vma")) == booked
+        sum(count for line, count in b.seen().items() if line.startswith("__split_vma")) == recorded
     )
-    assert b.counter("WINDOWS_UNCLOSED") == booked
+    assert b.counter("WINDOWS_UNCLOSED") == recorded
 
 
-def test_nor_from_before_a_change_of_hooks() -> None:
+def test_unsampled_window_from_before_a_change_of_hooks_is_dropped() -> None:
     b = sampling(1)
     vma = spent(b)
     b.enter("expand_downwards", vma.at, 0x1000)
@@ -218,7 +235,7 @@ def test_nor_from_before_a_change_of_hooks() -> None:
     assert b.seen()["__split_vma[anon ok]"] == 1
 
 
-def test_one_task_in_such_a_window_is_not_all() -> None:
+def test_unsampled_window_of_one_task_does_not_hide_windows_of_another() -> None:
     b = sampling(1)
     vma = spent(b)
     b.enter("expand_downwards", vma.at, 0x1000)

@@ -1,4 +1,4 @@
-"""rwsems inside windows: their classes, tries that succeed and fail, times, and what was missed."""
+"""rwsems inside windows: classes, operations, hold and wait times, missed operations."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from tests.support.box import FENTRY, KPROBE, Box, Vma, box
 from tests.support.btf_blob import kernel_types
 
-each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 EINTR = (1 << 32) - 4
 LCB_SPIN, LCB_READ, LCB_WRITE = 1, 2, 4  # include/trace/events/lock.h
 
 
 def steps(b: Box) -> str:
-    """The steps of the only window."""
+    """Return the steps of the only window."""
     (line,) = b.seen()
     return line.partition("]")[2].strip()
 
@@ -25,9 +25,9 @@ def classes(b: Box, vma: Vma, *locks: int) -> list[str]:
     return [word.removesuffix("↓w") for word in steps(b).split()]
 
 
-@each_way
-def test_locks_are_known_by_what_they_are_part_of(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_lock_class_follows_the_object_that_contains_the_lock(methods: tuple[str, str]) -> None:
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping())
     second, third = b.mapping(), b.anon_vma()
     inode, invalidate = b.inode_lock(second), second + b.offset("address_space.invalidate_lock")
@@ -40,7 +40,7 @@ def test_locks_are_known_by_what_they_are_part_of(ways: tuple[str, str]) -> None
     ]
 
 
-def test_the_first_one_met_in_a_window_of_a_vma_that_has_none() -> None:
+def test_first_lock_taken_for_a_vma_without_one_is_classified_as_its_own() -> None:
     b = box()
     first, second = (b.anon_lock(b.anon_vma()) for _ in range(2))
     file, other = (b.file_lock(b.mapping()) for _ in range(2))
@@ -54,12 +54,12 @@ def test_the_first_one_met_in_a_window_of_a_vma_that_has_none() -> None:
     assert (flight.row.anon, flight.row.i_mmap) == (second, file)
 
 
-def test_an_anon_vma_below_its_root_has_no_lock_of_its_own() -> None:
+def test_rwsem_of_an_anon_vma_below_its_root_has_no_class() -> None:
     b = box()
     assert classes(b, b.vma(0x1000, 0x3000), b.anon_lock(b.anon_vma(b.anon_vma()))) == ["other"]
 
 
-def test_memory_that_cannot_be_read_is_a_lock_of_no_known_class() -> None:
+def test_lock_in_unreadable_memory_has_no_class() -> None:
     b = box()
     assert classes(b, b.vma(0x1000, 0x3000), 4096) == ["other"]
 
@@ -68,7 +68,9 @@ def test_memory_that_cannot_be_read_is_a_lock_of_no_known_class() -> None:
     ("users", "number", "expected"),
     [(1, 6, "mmap2"), (2, 6, "other"), (1, 4, "other"), (1, 5, "other")],
 )
-def test_a_childs_lock_in_a_rebuilt_dup_mmap(users: int, number: int, expected: str) -> None:
+def test_mmap_lock_in_rebuilt_dup_mmap_is_the_childs_if_its_mm_is_younger_and_unshared(
+    users: int, number: int, expected: str
+) -> None:
     b = box()
     other = b.take(256)
     b.set(b.mm, "mm_struct.context.ctx_id", 5)
@@ -80,8 +82,8 @@ def test_a_childs_lock_in_a_rebuilt_dup_mmap(users: int, number: int, expected: 
     assert steps(b) == f"{expected}↓w"
 
 
-def test_locks_of_vmas_and_of_hugetlb() -> None:
-    """6.4 to 6.14; the VMA's sequence number says whether it is write-locked."""
+def test_vma_lock_and_hugetlb_lock_have_classes_of_their_own() -> None:
+    """Linux 6.4 to 6.14: a VMA is write-locked if its sequence number is that of the mm."""
     b = box(types=kernel_types(vma_locks=True))
     vma, own, huge = b.vma(0x1000, 0x3000), b.take(32), b.take(64)
     b.change(vma, vm_lock=own, vm_lock_seq=8)
@@ -97,9 +99,9 @@ def test_locks_of_vmas_and_of_hugetlb() -> None:
     assert steps(b) == "commit(mmap:- vma:-) vma↓w hugetlb↓w commit(mmap:- vma:w)"
 
 
-@each_way
-def test_every_kind_of_operation(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_each_lock_operation_has_its_notation(methods: tuple[str, str]) -> None:
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000)
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -118,7 +120,7 @@ def test_every_kind_of_operation(ways: tuple[str, str]) -> None:
     assert steps(b) == " ".join(f"anon{sign}" for sign in shown.split())
 
 
-@each_way
+@each_method
 @pytest.mark.parametrize(
     ("function", "failed"),
     [
@@ -128,17 +130,17 @@ def test_every_kind_of_operation(ways: tuple[str, str]) -> None:
         ("down_write_killable", EINTR),
     ],
 )
-def test_what_did_not_get_the_lock_is_no_step(
-    function: str, failed: int, ways: tuple[str, str]
+def test_failed_acquisition_is_not_a_step(
+    function: str, failed: int, methods: tuple[str, str]
 ) -> None:
-    b = box(ways)
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000)
     with b.call("expand_downwards", vma.at, 0x1000):
         b.touch(function, b.anon_lock(b.anon_vma()), returned=failed)
     assert (steps(b), b.held_rwsems()) == ("", 0)
 
 
-def test_the_upper_half_of_what_a_try_returns_is_anything() -> None:
+def test_upper_half_of_an_int_return_value_is_ignored() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     lock = b.anon_lock(b.anon_vma())
@@ -149,7 +151,7 @@ def test_the_upper_half_of_what_a_try_returns_is_anything() -> None:
     assert steps(b) == "anon↓r? anon↑r anon↓rk"
 
 
-def test_locks_outside_of_windows_are_nobodys_business() -> None:
+def test_lock_operations_outside_of_windows_are_not_recorded() -> None:
     b = box()
     for function in ("down_write", "up_write", "down_read_trylock"):
         b.touch(function, b.mmap_lock, returned=1)
@@ -158,7 +160,7 @@ def test_locks_outside_of_windows_are_nobodys_business() -> None:
     assert (b.seen(), b.held_rwsems(), b.open_windows()) == ({}, 0, 0)
 
 
-def test_an_acquisition_without_the_release_before_it() -> None:
+def test_second_acquisition_without_release_marks_a_missed_step() -> None:
     b = box()
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
@@ -167,7 +169,7 @@ def test_an_acquisition_without_the_release_before_it() -> None:
     assert steps(b) == "anon↓w ? anon↓w"
 
 
-def test_a_reader_that_waits_may_come_twice_and_one_that_tries_missed_a_release() -> None:
+def test_second_down_read_is_legal_and_a_trylock_after_it_marks_a_missed_release() -> None:
     b = box()
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
@@ -177,7 +179,7 @@ def test_a_reader_that_waits_may_come_twice_and_one_that_tries_missed_a_release(
     assert steps(b) == "{anon↓r}* ? anon↓r?"
 
 
-def test_another_task_holds_for_itself() -> None:
+def test_lock_held_by_two_tasks_is_recorded_for_each() -> None:
     b = box()
     lock = b.anon_lock(b.anon_vma())
     for tid in (7, 8):
@@ -187,7 +189,7 @@ def test_another_task_holds_for_itself() -> None:
     assert b.seen() == {"expand_downwards[ok]  anon↓r": 2}
 
 
-def test_holds_and_waits() -> None:
+def test_hold_and_wait_times_are_summed_by_class() -> None:
     b = box()
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
@@ -213,18 +215,20 @@ def test_holds_and_waits() -> None:
     assert b.tables.window_times.lock_holds()["other"].count == 0
 
 
-@each_way
-def test_the_wait_of_a_killable_form_is_known_before_the_hold(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_wait_of_a_killable_acquisition_counts_as_wait_and_not_as_hold(
+    methods: tuple[str, str],
+) -> None:
+    b = box(methods)
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
         for returned, ns in ((EINTR, 5000), (0, 1000), (0, 0)):
-            b._run(b.methods[0], "down_write_killable", (lock,))
+            b.enter("down_write_killable", lock)
             if ns:
                 b.fire("contention_begin", lock, LCB_WRITE)
                 b.tick(ns)
                 b.fire("contention_end", lock, 0)
-            b._run(b.methods[1], "down_write_killable", (lock,), returned=returned)
+            b.leave("down_write_killable", lock, returned=returned)
             b.tick(30)
             if not returned:
                 b.touch("up_write", lock)
@@ -238,8 +242,11 @@ def test_the_wait_of_a_killable_form_is_known_before_the_hold(ways: tuple[str, s
     ) == (2, 60)
 
 
-def test_a_spinlock_that_is_contended_meanwhile_does_not_end_the_wait() -> None:
-    """rwsem_down_write_slowpath() takes sem->wait_lock between begin and end; so may an interrupt any other."""
+def test_contended_spinlock_during_a_wait_does_not_end_the_wait() -> None:
+    """rwsem_down_write_slowpath() takes sem->wait_lock between contention_begin and _end.
+
+    An interrupt may take any other spinlock there.
+    """
     b = box()
     lock = b.anon_lock(b.anon_vma())
     with b.call("expand_downwards", b.vma(0x1000, 0x3000).at, 0x1000):
@@ -258,8 +265,8 @@ def test_a_spinlock_that_is_contended_meanwhile_does_not_end_the_wait() -> None:
     ) == (1000, 0)
 
 
-def test_a_lock_kept_over_the_end_of_its_window_has_its_time() -> None:
-    """mm_take_all_locks() and mm_drop_all_locks(), here two windows."""
+def test_lock_released_in_a_later_window_has_its_hold_time() -> None:
+    """As mm_take_all_locks() and mm_drop_all_locks() do, which are two windows."""
     b = box()
     lock, vma = b.anon_lock(b.anon_vma()), b.vma(0x1000, 0x3000)
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -271,10 +278,12 @@ def test_a_lock_kept_over_the_end_of_its_window_has_its_time() -> None:
     assert (b.tables.window_times.lock_holds()["anon"].sum_ns, b.held_rwsems()) == (70, 0)
 
 
-@each_way
-def test_more_locks_than_a_task_has_places_for(ways: tuple[str, str]) -> None:
-    """mm_take_all_locks() takes thousands: what makes room is still known when it is given back, in whatever order."""
-    b = box(ways)
+@each_method
+def test_locks_beyond_the_slots_of_a_task_are_kept_in_the_overflow_map(
+    methods: tuple[str, str],
+) -> None:
+    """mm_take_all_locks() takes thousands of locks, and they may be released in any order."""
+    b = box(methods)
     vma, locks = b.vma(0x1000, 0x3000), [b.anon_lock(b.anon_vma()) for _ in range(20)]
     with b.call("expand_downwards", vma.at, 0x1000):
         for lock in locks:
@@ -291,7 +300,7 @@ def test_more_locks_than_a_task_has_places_for(ways: tuple[str, str]) -> None:
     assert "?" not in steps(b)
 
 
-def test_a_lock_that_made_room_and_is_taken_again_was_missed_once() -> None:
+def test_lock_in_the_overflow_map_that_is_taken_again_marks_one_missed_release() -> None:
     b = box()
     vma, locks = b.vma(0x1000, 0x3000), [b.anon_lock(b.anon_vma()) for _ in range(9)]
     with b.call("expand_downwards", vma.at, 0x1000):

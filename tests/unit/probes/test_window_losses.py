@@ -1,4 +1,7 @@
-"""Windows inside windows, returns that are not seen, maps that run full, steps that do not fit, tasks that die: counted, never guessed."""
+"""Inner windows, missed returns, full maps, overlong protocols and exiting tasks.
+
+Each loss is counted.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import pytest
 
 from tests.support.box import FENTRY, KPROBE, STACK, Box, Vma, box
 
-each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 
 
 def lost(b: Box) -> dict[str, int]:
@@ -21,13 +24,13 @@ def windowed(b: Box, vma: Vma) -> None:
         pass
 
 
-def nothing_is_left(b: Box) -> bool:
+def no_window_is_open(b: Box) -> bool:
     return b.open_windows() == 0
 
 
-@each_way
-def test_the_inner_window_books_its_steps(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_steps_of_an_inner_window_are_recorded_in_it(methods: tuple[str, str]) -> None:
+    b = box(methods)
     vma, other = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x4000)
     lock = b.anon_lock(vma.anon_vma)
     with b.call("__split_vma", b.mm, vma.at, 0x2000, 0):
@@ -40,12 +43,12 @@ def test_the_inner_window_books_its_steps(ways: tuple[str, str]) -> None:
         "anon_vma_clone[anon anon:w]  anon+": 1,
         "__split_vma[anon moved ok]  anon↓w anon_vma_clone() anon↑w": 1,
     }
-    assert (lost(b), nothing_is_left(b)) == ({}, True)
+    assert (lost(b), no_window_is_open(b)) == ({}, True)
 
 
-@each_way
-def test_inner_windows_with_errors_and_depth(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_failed_inner_windows_are_recorded_at_every_depth(methods: tuple[str, str]) -> None:
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000)
     with (
         b.call("vma_merge", b.mm, 0, 0, 0),
@@ -61,13 +64,16 @@ def test_inner_windows_with_errors_and_depth(ways: tuple[str, str]) -> None:
         "__split_vma[ok]  __vma_adjust()": 1,
         "vma_merge[] -NULL  __split_vma()": 1,
     }
-    assert nothing_is_left(b)
+    assert no_window_is_open(b)
 
 
-def test_deeper_than_there_are_frames() -> None:
+def test_window_deeper_than_the_window_stack_is_counted_as_lost() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
-    names = "vma_merge __split_vma __vma_adjust vma_shrink do_brk_flags copy_vma anon_vma_clone dup_mmap expand_downwards".split()
+    names = (
+        "vma_merge __split_vma __vma_adjust vma_shrink do_brk_flags copy_vma anon_vma_clone "
+        "dup_mmap expand_downwards"
+    ).split()
     args = {"expand_downwards": (vma.at, 0x1000), "do_brk_flags": (0, vma.at)}
     for name in names:
         b.enter(name, *args.get(name, ()))
@@ -75,12 +81,12 @@ def test_deeper_than_there_are_frames() -> None:
         b.leave(name, *args.get(name, ()), returned=0)
     assert lost(b) == {"WINDOWS_LOST": 1}
     assert sum(b.seen().values()) == 8
-    assert nothing_is_left(b)
+    assert no_window_is_open(b)
 
 
-@each_way
-def test_a_missed_return_is_counted_and_its_window_never(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_window_with_a_missed_return_is_counted_only_as_unclosed(methods: tuple[str, str]) -> None:
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     b.miss("expand_downwards", vma.at, 0x1000)
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -89,19 +95,19 @@ def test_a_missed_return_is_counted_and_its_window_never(ways: tuple[str, str]) 
         {"WINDOWS_UNCLOSED": 1},
         {"expand_downwards[anon ok]  anon↓w → [anon:w]": 1},
     )
-    assert nothing_is_left(b)
+    assert no_window_is_open(b)
 
 
-def test_a_missed_return_and_a_window_of_another_function() -> None:
+def test_missed_return_is_detected_by_a_window_of_another_function() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     b.miss("__split_vma", b.mm, vma.at, 0x2000, 0)
     windowed(b, vma)
     assert (lost(b), b.seen()) == ({"WINDOWS_UNCLOSED": 1}, {"expand_downwards[ok]": 1})
-    assert nothing_is_left(b)
+    assert no_window_is_open(b)
 
 
-def test_a_step_that_is_no_deeper_on_the_stack_closes_a_window_left_behind() -> None:
+def test_step_no_deeper_on_the_stack_closes_a_window_left_behind() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     b.miss("expand_downwards", vma.at, 0x1000)
@@ -112,9 +118,11 @@ def test_a_step_that_is_no_deeper_on_the_stack_closes_a_window_left_behind() -> 
     assert (lost(b), b.seen(), b.open_windows()) == ({"WINDOWS_UNCLOSED": 1}, {}, 0)
 
 
-@each_way
-def test_an_inner_return_is_missed_and_the_outer_one_closes_both(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_return_of_the_outer_window_closes_inner_windows_left_behind(
+    methods: tuple[str, str],
+) -> None:
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
         b.enter("anon_vma_clone", 0, vma.at)
@@ -124,16 +132,16 @@ def test_an_inner_return_is_missed_and_the_outer_one_closes_both(ways: tuple[str
         True,
         {"__split_vma[anon ok]  anon_vma_clone()": 1},
     )
-    assert nothing_is_left(b)
+    assert no_window_is_open(b)
 
 
-@each_way
+@each_method
 @pytest.mark.parametrize("outer", [False, True])
-def test_a_call_that_has_nothing_to_do_does_not_return_for_one_that_was_missed(
-    ways: tuple[str, str], outer: bool
+def test_return_of_a_call_without_work_is_not_taken_for_a_missed_return(
+    methods: tuple[str, str], outer: bool
 ) -> None:
-    """free_pgtables() calls it from the same place for one VMA after the other."""
-    b = box(ways)
+    """free_pgtables() calls unlink_anon_vmas() for one VMA after the other, at the same depth."""
+    b = box(methods)
     vma, idle = b.vma(0x1000, 0x3000, anon=b.anon_vma()), b.vma(0x3000, 0x5000)
     if outer:
         b.enter("__split_vma", b.mm, vma.at, 0x3000, 0)
@@ -146,7 +154,7 @@ def test_a_call_that_has_nothing_to_do_does_not_return_for_one_that_was_missed(
     assert b.seen() == ({"__split_vma[anon ok]  unlink_anon_vmas()": 1} if outer else {})
 
 
-def test_the_step_that_shows_an_inner_return_was_missed_is_the_outer_windows() -> None:
+def test_step_that_reveals_a_missed_inner_return_belongs_to_the_outer_window() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -158,7 +166,7 @@ def test_the_step_that_shows_an_inner_return_was_missed_is_the_outer_windows() -
     assert lost(b) == {"WINDOWS_UNCLOSED": 1}
 
 
-def test_windows_left_behind_at_two_depths_are_both_forgotten() -> None:
+def test_windows_left_behind_at_two_depths_are_both_dropped() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     b.enter("__split_vma", b.mm, vma.at, 0x2000, 0)
@@ -168,10 +176,10 @@ def test_windows_left_behind_at_two_depths_are_both_forgotten() -> None:
     windowed(b, vma)
     assert lost(b) == {"WINDOWS_UNCLOSED": 2}
     assert b.seen() == {"outside[]  anon+(new)": 1, "expand_downwards[ok]": 1}
-    assert nothing_is_left(b)
+    assert no_window_is_open(b)
 
 
-def test_windows_left_behind_do_not_add_up() -> None:
+def test_windows_left_behind_in_many_tasks_are_each_counted_once() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     for tid in range(100, 140):
@@ -182,7 +190,7 @@ def test_windows_left_behind_do_not_add_up() -> None:
     assert b.seen() == {"__split_vma[ok]  anon_vma_clone()": 40}
 
 
-def test_a_return_whose_entry_was_not_seen() -> None:
+def test_return_without_a_recorded_entry_is_ignored() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     with b.call("__split_vma", b.mm, vma.at, 0x3000, 0):
@@ -193,18 +201,18 @@ def test_a_return_whose_entry_was_not_seen() -> None:
     assert (b.seen(), lost(b)) == ({"__split_vma[ok]": 1}, {})
 
 
-def test_a_task_that_dies_in_a_window() -> None:
+def test_open_windows_of_an_exiting_task_are_counted_once_as_unclosed() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     b.enter("__split_vma", b.mm, vma.at, 0x2000, 0)
     b.enter("anon_vma_clone", 0, vma.at)
     b.fire("sched_process_exit", b.task, 1)
-    assert (lost(b), nothing_is_left(b)) == ({"WINDOWS_UNCLOSED": 1}, True)
+    assert (lost(b), no_window_is_open(b)) == ({"WINDOWS_UNCLOSED": 1}, True)
     b.fire("sched_process_exit", b.task, 1)
     assert lost(b) == {"WINDOWS_UNCLOSED": 1}
 
 
-def test_tasks_do_not_share_windows() -> None:
+def test_steps_of_another_task_are_not_recorded_in_the_window() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -216,8 +224,11 @@ def test_tasks_do_not_share_windows() -> None:
 
 
 @pytest.mark.parametrize("count", [54, 55, 56, 80])
-def test_more_steps_than_a_protocol_holds(count: int) -> None:
-    """A sequence without squares, so that nothing folds: Thue's, by counting the ones between zeros of Thue and Morse."""
+def test_protocol_with_too_many_steps_is_cut_and_counted_as_overlong(count: int) -> None:
+    """The steps are a square-free sequence, so that nothing folds.
+
+    It is Thue's: the numbers of ones between the zeros of the Thue-Morse sequence.
+    """
     b = box()
     morse = [n.bit_count() & 1 for n in range(1000)]
     zeros = [n for n, bit in enumerate(morse) if not bit]
@@ -231,7 +242,7 @@ def test_more_steps_than_a_protocol_holds(count: int) -> None:
     assert lost(b) == ({"WINDOWS_OVERLONG": 1} if count > 55 else {})
 
 
-def test_protocols_that_found_the_table_full() -> None:
+def test_new_protocols_are_counted_as_lost_if_the_table_is_full() -> None:
     b = box(PROTOCOL_ROWS=2)
     vma = b.vma(0x1000, 0x3000)
     windowed(b, vma)
@@ -247,7 +258,7 @@ def test_protocols_that_found_the_table_full() -> None:
     assert len(b.tables.flight_recorder.flights()) == 3
 
 
-def test_tasks_for_which_there_is_no_memory() -> None:
+def test_window_of_a_task_is_counted_as_lost_if_the_task_map_is_full() -> None:
     b = box(TASKS=2)
     vma = b.vma(0x1000, 0x3000)
     for tid in (1, 2, 3):
@@ -261,7 +272,7 @@ def test_tasks_for_which_there_is_no_memory() -> None:
     assert (lost(b), b.seen()) == ({"WINDOWS_LOST": 1}, {"expand_downwards[ok]": 2})
 
 
-def test_a_ring_that_is_full_costs_the_evidence_and_not_the_count() -> None:
+def test_full_ring_loses_the_evidence_and_keeps_the_count() -> None:
     b = box()
     b.native.set("harness_ring_room", 0)
     vma = b.vma(0x1000, 0x3000)

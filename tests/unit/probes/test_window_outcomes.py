@@ -1,4 +1,7 @@
-"""What a window left against what it found: geometry, the anon_vma that follows, errors, rebuilt windows, pieces of a fork."""
+"""Comparison of the state before and after a window, rebuilt windows and the pieces of dup_mmap.
+
+Compared are the geometry of the VMA, its anon_vma and the return value.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import pytest
 
 from tests.support.box import ENOMEM, ENOMEM_POINTER, FENTRY, KPROBE, Box, Vma, box
 
-each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 STACK_SETUP = 0x18000  # VM_SEQ_READ | VM_RAND_READ
 
 
 def one(b: Box) -> str:
-    """The only window that was seen."""
+    """Return the only window that was recorded."""
     (line,) = b.seen()
     return line
 
@@ -24,7 +27,10 @@ def shaped(
     pgoff: int | None = None,
     flags: int = 0,
 ) -> str:
-    """The window of a function whose first VMA argument gets new boundaries. `pgoff`: in pages, else as the start moves."""
+    """Return the window of a function that moves its first VMA argument from before to after.
+
+    pgoff: the new vm_pgoff in pages; None: it follows the start.
+    """
     b = box()
     vma = b.vma(*before, flags=flags)
     slots = {
@@ -54,7 +60,9 @@ def shaped(
         ((0x2800, 0x9000), "moved geometry=unaligned"),
     ],
 )
-def test_a_vma_has_its_pages(after: tuple[int, int], words: str) -> None:
+def test_vma_with_an_empty_or_unaligned_range_has_bad_geometry(
+    after: tuple[int, int], words: str
+) -> None:
     assert shaped((0x3000, 0x9000), after, "do_brk_flags") == f"do_brk_flags[{words}]"
 
 
@@ -68,7 +76,7 @@ def test_a_vma_has_its_pages(after: tuple[int, int], words: str) -> None:
         (3, 0x10000, "moved geometry=pgoff"),
     ],
 )
-def test_the_offset_goes_with_the_start_but_for_the_stack_of_execve(
+def test_vm_pgoff_follows_vm_start_except_in_the_stack_of_execve(
     pgoff: int, flags: int, words: str
 ) -> None:
     assert (
@@ -97,10 +105,10 @@ def test_the_offset_goes_with_the_start_but_for_the_stack_of_execve(
             (0x5000, 0xDEAD_0000_0000),
             (0x3000, 0x5000),
             "moved ok",
-        ),  # `int new_below`: the upper half is anything
+        ),  # `int new_below`: the upper half of the register is undefined
     ],
 )
-def test_a_vma_is_as_it_was_asked_for(
+def test_vma_range_that_differs_from_the_arguments_has_bad_geometry(
     function: str, args: tuple[int, ...], after: tuple[int, int], words: str
 ) -> None:
     assert shaped((0x3000, 0x9000), after, function, *args) == f"{function}[{words}]"
@@ -110,7 +118,7 @@ def test_a_vma_is_as_it_was_asked_for(
     ("other", "word"),
     [((0x5000, 0x9000), "ok"), ((0x4000, 0x9000), "geometry=overlap"), ((0x2000, 0x3000), "ok")],
 )
-def test_the_halves_of_a_split_do_not_overlap(other: tuple[int, int], word: str) -> None:
+def test_overlapping_halves_of_a_split_have_bad_geometry(other: tuple[int, int], word: str) -> None:
     b = box()
     vma = b.vma(0x3000, 0x9000)
     with b.call("__split_vma", b.mm, vma.at, 0x5000, 0):
@@ -119,7 +127,7 @@ def test_the_halves_of_a_split_do_not_overlap(other: tuple[int, int], word: str)
     assert one(b) == f"__split_vma[moved {word}]  commit(mmap:-)"
 
 
-def test_a_failed_window_has_no_geometry() -> None:
+def test_geometry_of_a_failed_window_is_not_checked() -> None:
     b = box()
     vma = b.vma(0x3000, 0x9000)
     with b.call("__split_vma", b.mm, vma.at, 0x5000, 0, returned=ENOMEM):
@@ -127,24 +135,24 @@ def test_a_failed_window_has_no_geometry() -> None:
     assert one(b) == "__split_vma[moved] -ENOMEM"
 
 
-def test_hugetlb() -> None:
+def test_window_of_a_hugetlb_vma_is_marked_hugetlb() -> None:
     b = box()
     with b.call("do_brk_flags", 0, b.vma(0x3000, 0x9000, flags=0x400000).at):
         pass
     assert one(b) == "do_brk_flags[hugetlb ok]"
 
 
-def test_a_vma_that_is_null() -> None:
+def test_window_of_a_null_vma_uses_the_mm_of_the_task() -> None:
     b = box()
     b.held(b.mmap_lock)
     with b.call("do_brk_flags", 0, 0, 0x3000, 0x1000):
         pass
-    assert one(b) == "do_brk_flags[mmap:w]", "the mm is the task's own"
+    assert one(b) == "do_brk_flags[mmap:w]", "the mm is that of the task"
 
 
-@each_way
-def test_errors_by_what_a_function_returns(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_error_is_decoded_by_the_return_type_of_the_function(methods: tuple[str, str]) -> None:
+    b = box(methods)
     vma, pointer = b.vma(0x1000, 0x3000), b.take(8)
     b.chain(vma.at, to=b.take(64))
     b.put(pointer, vma.at)
@@ -170,9 +178,9 @@ def test_errors_by_what_a_function_returns(ways: tuple[str, str]) -> None:
     }
 
 
-@each_way
-def test_the_anon_vma_that_a_moved_vma_lost(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_moved_vma_without_the_anon_vma_of_its_source_is_marked(methods: tuple[str, str]) -> None:
+    b = box(methods)
     root = b.anon_vma()
     source, pointer = b.vma(0x1000, 0x3000, anon=root), b.take(8)
     b.put(pointer, source.at)
@@ -188,17 +196,20 @@ def test_the_anon_vma_that_a_moved_vma_lost(ways: tuple[str, str]) -> None:
     }
 
 
-def merged(b: Box, heir: Vma, *removed: Vma, anon: int = 0, returned: int = 0) -> str:
-    """__vma_adjust() takes over the pages of VMAs whose anon_vmas are unlinked, and ends with this anon_vma."""
-    with b.call("__vma_adjust", heir.at, 0x1000, 0x5000, 1, 0, 0, returned=returned):
+def merged(b: Box, target: Vma, *removed: Vma, anon: int = 0, returned: int = 0) -> str:
+    """Return the window of a __vma_adjust() that merges the removed VMAs into target.
+
+    anon: the anon_vma of target after the merge.
+    """
+    with b.call("__vma_adjust", target.at, 0x1000, 0x5000, 1, 0, 0, returned=returned):
         for vma in removed:
             with b.call("unlink_anon_vmas", vma.at):
                 pass
-        b.change(heir, anon_vma=anon, vm_end=0x5000)
+        b.change(target, anon_vma=anon, vm_end=0x5000)
     return next(line for line in b.seen() if line.startswith("__vma_adjust"))
 
 
-def test_the_anon_vma_that_a_merge_lost() -> None:
+def test_merged_vma_without_the_anon_vma_of_a_removed_vma_is_marked() -> None:
     calls = "  unlink_anon_vmas()"
     for anon, words in (
         ("its own", "anon=imported moved ok follows"),
@@ -219,8 +230,8 @@ def test_the_anon_vma_that_a_merge_lost() -> None:
     )
 
 
-def test_a_vma_that_has_no_anon_vma_has_no_pages_to_follow() -> None:
-    """__vma_adjust() with remove_next 2: of the VMAs that it removes one has an anon_vma, the other none, or none has."""
+def test_removed_vma_without_anon_vma_is_ignored_when_a_merge_is_checked() -> None:
+    """__vma_adjust() with remove_next 2 removes two VMAs, and one or none has an anon_vma."""
     b = box()
     gone = b.vma(0x3000, 0x4000, anon=b.anon_vma())
     line = merged(b, b.vma(0x1000, 0x3000), gone, b.vma(0x4000, 0x5000))
@@ -229,10 +240,13 @@ def test_a_vma_that_has_no_anon_vma_has_no_pages_to_follow() -> None:
     assert merged(b, b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)) == "__vma_adjust[moved ok]"
 
 
-@each_way
-def test_what_has_nothing_to_do_is_no_window(ways: tuple[str, str]) -> None:
-    """A VMA without anon_vma and vm_file. One with a chain and no anon_vma would be wrong: it is looked at."""
-    b = box(ways)
+@each_method
+def test_call_without_work_is_not_a_window(methods: tuple[str, str]) -> None:
+    """A VMA without anon_vma and vm_file gives these functions no work.
+
+    A VMA with a chain and no anon_vma would be inconsistent, so its window is recorded.
+    """
+    b = box(methods)
     idle, wrong = b.vma(0x1000, 0x3000), b.vma(0x3000, 0x5000)
     b.chain(wrong.at, to=b.take(64))
     anon, file = (
@@ -257,7 +271,7 @@ def test_what_has_nothing_to_do_is_no_window(ways: tuple[str, str]) -> None:
     assert b.counter("WINDOWS_UNCLOSED") == 0
 
 
-def test_a_window_in_which_there_is_nothing_to_do_goes_on_when_that_returns() -> None:
+def test_return_of_an_inner_call_without_work_does_not_end_the_window() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     with b.call("__vma_adjust", vma.at, 0x1000, 0x3000, 1, 0, 0):
@@ -268,14 +282,14 @@ def test_a_window_in_which_there_is_nothing_to_do_goes_on_when_that_returns() ->
     assert one(b) == "__vma_adjust[anon ok]  anon↓w anon↑w"
 
 
-def test_a_merge_that_failed_has_nothing_to_follow() -> None:
+def test_failed_merge_is_not_checked_for_the_anon_vma() -> None:
     b = box()
     gone = b.vma(0x3000, 0x5000, anon=b.anon_vma())
     line = merged(b, b.vma(0x1000, 0x3000), gone, returned=ENOMEM)
     assert line == "__vma_adjust[moved] -ENOMEM  unlink_anon_vmas()"
 
 
-def test_an_imported_anon_vma_is_looked_at_from_then_on() -> None:
+def test_lock_of_an_imported_anon_vma_is_recorded_after_the_import() -> None:
     b = box()
     vma, anon = b.vma(0x1000, 0x3000), b.anon_vma()
     with b.call("__vma_adjust", vma.at, 0x1000, 0x4000, 1, 0, 0):
@@ -287,20 +301,23 @@ def test_an_imported_anon_vma_is_looked_at_from_then_on() -> None:
     assert flight.row.anon == b.anon_lock(anon)
 
 
-def test_the_vma_that_grows_is_the_one_that_outlives_the_call() -> None:
-    """`expand` of __vma_adjust(): `vma` is removed."""
+def test_window_of_a_merge_reports_the_vma_that_expands() -> None:
+    """The argument `expand` of __vma_adjust() grows, and its `vma` is removed."""
     b = box()
-    vma, heir = b.vma(0x3000, 0x5000), b.vma(0x1000, 0x3000)
-    with b.call("__vma_adjust", vma.at, 0x1000, 0x5000, 1, 0, heir.at):
-        b.change(heir, vm_end=0x5000)
+    vma, expand = b.vma(0x3000, 0x5000), b.vma(0x1000, 0x3000)
+    with b.call("__vma_adjust", vma.at, 0x1000, 0x5000, 1, 0, expand.at):
+        b.change(expand, vm_end=0x5000)
     assert one(b) == "__vma_adjust[moved ok]"
-    assert b.tables.flight_recorder.flights()[0].row.vma == heir.at
+    assert b.tables.flight_recorder.flights()[0].row.vma == expand.at
 
 
-@each_way
-def test_a_rebuilt_window(ways: tuple[str, str]) -> None:
-    """vma_expand() of 6.1 from what it calls to what follows it."""
-    b = box(ways)
+@each_method
+def test_vma_expand_is_rebuilt_from_the_functions_it_calls(methods: tuple[str, str]) -> None:
+    """vma_adjust_trans_huge(), which vma_expand() of 6.1 calls, begins the window.
+
+    perf_event_mmap(), which the caller calls after vma_expand(), ends it.
+    """
+    b = box(methods)
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     b.touch("vma_adjust_trans_huge", vma.at, 0x1000, 0x4000, 0)
     with b.locked(b.anon_lock(vma.anon_vma)):
@@ -312,7 +329,7 @@ def test_a_rebuilt_window(ways: tuple[str, str]) -> None:
     assert (b.open_windows(), b.counter("WINDOWS_UNCLOSED")) == (0, 0)
 
 
-def test_a_rebuilt_window_that_is_not_as_asked() -> None:
+def test_rebuilt_window_with_a_wrong_range_has_bad_geometry() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     b.touch("vma_adjust_trans_huge", vma.at, 0x1000, 0x4000, 0)
@@ -320,7 +337,7 @@ def test_a_rebuilt_window_that_is_not_as_asked() -> None:
     assert one(b) == "vma_expand[rebuilt geometry=not_as_asked]"
 
 
-def test_only_what_no_window_calls_is_rebuilt() -> None:
+def test_functions_called_inside_of_a_window_do_not_rebuild_another() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     with b.call("__vma_adjust", vma.at, 0x1000, 0x3000, 1, 0, 0):
@@ -329,9 +346,9 @@ def test_only_what_no_window_calls_is_rebuilt() -> None:
     assert b.seen() == {"__vma_adjust[ok]": 1}
 
 
-@each_way
-def test_dup_mmap_is_cut_where_it_copies(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_dup_mmap_is_cut_into_pieces_at_each_vm_area_dup(methods: tuple[str, str]) -> None:
+    b = box(methods)
     child, vma = b.take(256), b.vma(0x1000, 0x3000)
     with b.call("dup_mmap", child, b.mm), b.locked(b.mmap_lock, b.mm_lock(child)):
         for _ in range(3):
@@ -344,7 +361,7 @@ def test_dup_mmap_is_cut_where_it_copies(ways: tuple[str, str]) -> None:
     assert b.tables.window_times.windows()["dup_mmap"].count == 1
 
 
-def test_each_piece_of_dup_mmap_has_locks_of_its_own() -> None:
+def test_pieces_of_dup_mmap_classify_their_locks_separately() -> None:
     b = box()
     child = b.take(256)
     vmas = [
@@ -360,7 +377,7 @@ def test_each_piece_of_dup_mmap_has_locks_of_its_own() -> None:
     assert b.seen() == {"dup_mmap[piece]": 1, f"dup_mmap[piece]  {piece}": 2}
 
 
-def test_a_copied_vma_outside_of_dup_mmap_cuts_nothing() -> None:
+def test_vm_area_dup_outside_of_dup_mmap_does_not_cut_the_window() -> None:
     b = box()
     vma = b.vma(0x3000, 0x9000)
     with b.call("__split_vma", b.mm, vma.at, 0x5000, 0):
@@ -369,10 +386,13 @@ def test_a_copied_vma_outside_of_dup_mmap_cuts_nothing() -> None:
     assert one(b) == "__split_vma[moved ok]"
 
 
-@each_way
-def test_a_rebuilt_dup_mmap_knows_the_childs_lock(ways: tuple[str, str]) -> None:
-    """uprobe_start_dup_mmap() has no argument: the child's mm is one with a single user, and younger."""
-    b = box(ways)
+@each_method
+def test_rebuilt_dup_mmap_recognizes_the_mmap_lock_of_the_child(methods: tuple[str, str]) -> None:
+    """uprobe_start_dup_mmap() has no argument.
+
+    The mm of the child is recognized as a younger mm with a single user.
+    """
+    b = box(methods)
     child = b.take(256)
     for mm, number in ((b.mm, 5), (child, 6)):
         b.set(mm, "mm_struct.context.ctx_id", number)

@@ -1,4 +1,4 @@
-"""rmap walks as windows: their lock, the folio's, the walker, and every VMA they visit."""
+"""rmap walks as windows: their lock, the folio lock, the walker and each visited VMA."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, box
 
-each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 ANON, KSM = 1, 3  # PAGE_MAPPING_ANON, PAGE_MAPPING_KSM
 
 
@@ -16,9 +16,9 @@ def visits(b: Box, name: str) -> tuple[int, int]:
     return found.count, found.sum_ns
 
 
-@each_way
-def test_a_walk_over_an_anon_vma(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_anon_walk_records_its_lock_and_its_visits(methods: tuple[str, str]) -> None:
+    b = box(methods)
     anon = b.anon_vma()
     folio, vma, lock = (
         b.folio(anon | ANON, locked=True),
@@ -42,7 +42,7 @@ def test_a_walk_over_an_anon_vma(ways: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("held", "owner"), [("free", "-"), ("read", "r"), ("write", "w"), ("other", "x")]
 )
-def test_the_lock_at_a_visit(held: str, owner: str) -> None:
+def test_visit_records_the_state_of_the_lock(held: str, owner: str) -> None:
     b = box()
     mapping = b.mapping()
     folio, vma = b.folio(mapping), b.vma(0x1000, 0x3000, mapping=mapping)
@@ -54,7 +54,7 @@ def test_the_lock_at_a_visit(held: str, owner: str) -> None:
     assert b.seen() == {f"rmap_walk_file[file locked remove_migration{state}]  visit({owner})": 1}
 
 
-def test_a_walk_that_visits_hugetlbfs() -> None:
+def test_walk_that_visits_a_hugetlb_vma_is_marked_hugetlb() -> None:
     b = box()
     mapping = b.mapping()
     folio, vma = (
@@ -70,14 +70,14 @@ def test_a_walk_that_visits_hugetlbfs() -> None:
     }
 
 
-def test_what_the_caller_says_is_one_byte() -> None:
+def test_locked_argument_of_a_walk_is_read_as_one_byte() -> None:
     b = box()
     with b.call("rmap_walk_file", b.folio(b.mapping()), 0, 0xDEAD00):
         pass
     assert b.seen() == {"rmap_walk_file[file]": 1}
 
 
-def test_a_ksm_walk_looks_at_the_lock_of_each_vma() -> None:
+def test_ksm_walk_records_the_lock_of_each_visited_vma() -> None:
     b = box()
     first, second = b.anon_vma(), b.anon_vma()
     folio = b.folio(0x4000 | KSM)
@@ -92,7 +92,7 @@ def test_a_ksm_walk_looks_at_the_lock_of_each_vma() -> None:
     assert visits(b, "HIST_WALK_KSM") == (1, 2)
 
 
-def test_a_walk_inside_of_its_caller() -> None:
+def test_walk_called_by_try_to_migrate_is_an_inner_window() -> None:
     b = box()
     anon = b.anon_vma()
     folio, vma = b.folio(anon | ANON, locked=True), b.vma(0x1000, 0x3000, anon=anon)
@@ -106,7 +106,7 @@ def test_a_walk_inside_of_its_caller() -> None:
     }
 
 
-def test_a_visit_outside_of_walks_is_nothing() -> None:
+def test_visit_outside_of_walks_is_ignored() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     b.touch("try_to_migrate_one", 0, vma.at, 0x1000, 0)
@@ -115,7 +115,7 @@ def test_a_visit_outside_of_walks_is_nothing() -> None:
     assert b.seen() == {"expand_downwards[ok]": 1}
 
 
-def test_a_folio_without_a_mapping() -> None:
+def test_walk_of_a_folio_without_mapping_is_recorded_without_a_lock() -> None:
     b = box()
     for folio in (b.folio(0), 0):
         with b.call("rmap_walk_anon", folio, 0, 0):
@@ -123,7 +123,7 @@ def test_a_folio_without_a_mapping() -> None:
     assert b.seen() == {"rmap_walk_anon[try_to_migrate]  visit(-)": 2}
 
 
-def test_the_recorder_has_the_folio_and_no_stack() -> None:
+def test_flight_of_a_walk_has_the_folio_and_no_stack() -> None:
     b = box()
     anon = b.anon_vma()
     folio = b.folio(anon | ANON)

@@ -1,4 +1,4 @@
-"""The window programs, compiled by gcc, over VMAs, locks and trees in this process: what they book is what happened."""
+"""The window programs, compiled by gcc, record calls on VMAs, locks and trees in this process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from tests.support.box import ENOMEM, FENTRY, KPROBE, OTHER_TASK, READERS, Box, Vma, box
 
-each_way = pytest.mark.parametrize("ways", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
+each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 
 
 def grow(b: Box, vma: Vma, end: int, *, locked: bool = True) -> None:
-    """__vma_adjust() grows a VMA, as 6.1 does it."""
+    """Grow a VMA as __vma_adjust() of 6.1 does."""
     locks = [b.file_lock(vma.mapping)] if vma.mapping else []
     locks += [b.anon_lock(vma.anon_vma)] if vma.anon_vma else []
     with b.call("__vma_adjust", vma.at, 0x1000, end, 1, 0, 0), b.locked(*(locks if locked else ())):
@@ -29,9 +29,9 @@ def grow(b: Box, vma: Vma, end: int, *, locked: bool = True) -> None:
             b.tree(vma, vma.anon_vma, enter=True)
 
 
-@each_way
-def test_a_window_with_its_locks_trees_and_commit(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_window_records_its_locks_tree_steps_and_commit(methods: tuple[str, str]) -> None:
+    b = box(methods)
     b.held(b.mmap_lock)
     grow(b, b.vma(0x1000, 0x3000, anon=b.anon_vma()), 0x4000)
     assert b.seen() == {
@@ -47,17 +47,20 @@ def test_a_window_with_its_locks_trees_and_commit(ways: tuple[str, str]) -> None
     )
 
 
-@each_way
-def test_a_file_vma_with_an_anon_vma(ways: tuple[str, str]) -> None:
-    b = box(ways)
+@each_method
+def test_window_of_a_private_file_vma_records_both_locks_and_trees(
+    methods: tuple[str, str],
+) -> None:
+    b = box(methods)
     b.held(b.mmap_lock)
     grow(b, b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping()), 0x4000)
     assert b.seen() == {
-        "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w": 1
+        "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- "
+        "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w": 1
     }
 
 
-def test_what_is_not_locked_shows_at_every_step() -> None:
+def test_steps_without_their_lock_are_marked() -> None:
     b = box()
     b.held(b.mmap_lock)
     grow(b, b.vma(0x1000, 0x3000, anon=b.anon_vma()), 0x4000, locked=False)
@@ -66,8 +69,8 @@ def test_what_is_not_locked_shows_at_every_step() -> None:
     }
 
 
-def test_the_root_has_the_lock() -> None:
-    """A child's anon_vma: locks and trees of it are seen under the rwsem of its root."""
+def test_steps_of_a_child_anon_vma_use_the_lock_of_its_root() -> None:
+    """A child anon_vma uses the rwsem of its root."""
     b = box()
     root = b.anon_vma()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma(root))
@@ -77,7 +80,7 @@ def test_the_root_has_the_lock() -> None:
     assert b.seen() == {"expand_downwards[anon ok]  anon↓w anon- anon+ anon↑w": 1}
 
 
-def test_windows_with_the_gate_closed_do_not_exist() -> None:
+def test_window_is_not_recorded_while_the_gate_is_closed() -> None:
     b = box()
     b.native.maps["params"].update(bytes(4), bytes(b.native.maps["params"].value_size))
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
@@ -95,8 +98,10 @@ def test_windows_with_the_gate_closed_do_not_exist() -> None:
         (b"mas_store", 8, ""),
     ],
 )
-def test_which_stores_are_commits(function: bytes, tree: int, steps: str) -> None:
-    """Neither one that is only prepared, nor one into another tree."""
+def test_store_is_a_commit_only_if_it_writes_into_the_tree_of_the_mm(
+    function: bytes, tree: int, steps: str
+) -> None:
+    """A store that is only prepared or goes into another tree is not a commit."""
     b = box()
     vma = b.vma(0x1000, 0x3000)
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -106,7 +111,7 @@ def test_which_stores_are_commits(function: bytes, tree: int, steps: str) -> Non
     assert b.seen() == {f"expand_downwards[ok]{steps}": 1}
 
 
-def test_a_store_of_no_vma_is_no_commit() -> None:
+def test_store_of_anything_but_a_vma_of_the_mm_is_not_a_commit() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -116,7 +121,7 @@ def test_a_store_of_no_vma_is_no_commit() -> None:
     assert b.seen() == {"expand_downwards[ok]": 1}
 
 
-def test_a_second_commit_after_another_step() -> None:
+def test_repeated_commit_is_recorded_after_another_step_or_of_another_vma() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     with b.call("expand_downwards", vma.at, 0x1000):
@@ -125,11 +130,12 @@ def test_a_second_commit_after_another_step() -> None:
         b.store(vma)
         b.store(b.vma(0x5000, 0x6000))
     assert b.seen() == {
-        "expand_downwards[anon ok]  commit(mmap:- anon:-) anon↓w commit(mmap:- anon:w) commit(mmap:-) → [anon:w]": 1
+        "expand_downwards[anon ok]  commit(mmap:- anon:-) anon↓w commit(mmap:- anon:w) "
+        "commit(mmap:-) → [anon:w]": 1
     }
 
 
-def test_owner_states() -> None:
+def test_tree_step_records_the_owner_of_its_lock() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     lock = b.anon_lock(vma.anon_vma)
@@ -148,7 +154,7 @@ def test_owner_states() -> None:
     }
 
 
-def test_waiters_and_flags_are_no_readers() -> None:
+def test_waiter_and_handoff_flags_do_not_count_as_readers() -> None:
     """RWSEM_FLAG_WAITERS, RWSEM_FLAG_HANDOFF, and RWSEM_FLAG_READFAIL, the sign bit."""
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
@@ -158,8 +164,11 @@ def test_waiters_and_flags_are_no_readers() -> None:
     assert b.seen() == {"outside[]  anon-(-)": 4}
 
 
-def test_a_reader_that_was_here_before_is_not_the_writer() -> None:
-    """6.1, ten minutes of soak: a writer has the rwsem a moment before its name is in it, and the last reader's name still is."""
+def test_stale_reader_in_the_owner_field_is_not_taken_for_the_writer() -> None:
+    """A writer owns the rwsem before it sets `owner`, which still names the last reader.
+
+    Seen on 6.1 in a soak of ten minutes.
+    """
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma())
     b.held(b.anon_lock(vma.anon_vma), by=b.task | READERS)
@@ -167,7 +176,7 @@ def test_a_reader_that_was_here_before_is_not_the_writer() -> None:
     assert b.seen() == {"outside[]  anon-(x)": 1}
 
 
-def test_states_at_entry_and_return() -> None:
+def test_window_records_lock_states_at_entry_and_return() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping())
     b.held(b.mmap_lock, write=False)
@@ -181,7 +190,7 @@ def test_states_at_entry_and_return() -> None:
     }
 
 
-def test_a_tree_that_nobody_can_reach_yet() -> None:
+def test_insertion_into_an_unreachable_tree_is_marked_new() -> None:
     b = box()
     vma, anon = b.vma(0x1000, 0x3000), b.anon_vma()
     b.tree(vma, anon, enter=True)
@@ -198,7 +207,7 @@ def test_a_tree_that_nobody_can_reach_yet() -> None:
     }
 
 
-def test_a_tree_step_outside_of_windows_tells_of_itself_once() -> None:
+def test_repeated_tree_step_outside_of_windows_sends_one_event() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000, mapping=b.mapping())
     b.held(b.file_lock(vma.mapping))
@@ -210,7 +219,7 @@ def test_a_tree_step_outside_of_windows_tells_of_itself_once() -> None:
     assert key in b.tables.protocol_table.counts()
 
 
-def test_a_new_protocol_tells_what_it_saw() -> None:
+def test_first_event_of_a_protocol_has_the_vma_and_its_locks() -> None:
     b = box()
     anon = b.anon_vma()
     vma = b.vma(0x1000, 0x3000, anon=anon)
@@ -227,7 +236,7 @@ def test_a_new_protocol_tells_what_it_saw() -> None:
     assert (seen.anon, seen.i_mmap, seen.folio) == (b.anon_lock(anon), 0, 0)
 
 
-def test_the_flight_recorder_keeps_the_last_windows() -> None:
+def test_flight_recorder_keeps_the_last_windows_of_each_cpu() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     for end in range(12):
@@ -253,11 +262,11 @@ def test_the_flight_recorder_keeps_the_last_windows() -> None:
     assert recorded(since_ns=ends[2], until_ns=ends[6]).flights == flights[2:7]
     assert recorded({b.mm}, until_ns=ends[6], last=2).flights == flights[5:7]
     assert (recorded({0xBAD}).changes_ns, recorded().walks_ns) == (flights[0].row.end_ns, 0), (
-        "how far back it goes, whatever is asked for"
+        "the age of the oldest flight does not depend on the filter"
     )
 
 
-def test_times_of_windows() -> None:
+def test_window_times_are_counted_in_log2_slots() -> None:
     b = box()
     vma = b.vma(0x1000, 0x3000)
     for ns in (5, 100, 0):
@@ -268,8 +277,11 @@ def test_times_of_windows() -> None:
     assert b.tables.window_times.windows()["copy_vma"].count == 0
 
 
-def test_the_stack_of_a_window_is_taken_once_for_each_way_into_it() -> None:
-    """In one system call the same function at the same depth came the same way; windows inside share the outermost one's stack."""
+def test_stack_is_taken_once_for_each_path_into_a_window() -> None:
+    """Within a system call, the same function at the same depth has the same stack.
+
+    Inner windows share the stack of the outermost window.
+    """
     b = box()
     vma = b.vma(0x1000, 0x3000)
     regs = (ctypes.c_uint64 * 2).in_dll(b.native.lib, "harness_regs")
