@@ -115,6 +115,7 @@ class CheckerRig(Checker):
             AGE_LIMIT_NS,
             60 * 10**9 if scan else 0,
             lambda: model.now,
+            lambda: model.now,
         )
         self.cases.record_for(model)
         kernel, maps = synthetic_kernel(), model.native.maps

@@ -28,7 +28,10 @@ from tracer.tables.events import Event
 from tracer.tables.ledger import Ledger, Row
 
 _PAUSE = 100
-"""Times the cost of a sweep, and 50 times that of a look: at most one and two percent of a CPU."""
+"""Times the CPU time of a sweep, and 50 times that of a look: at most 1 and 2 percent of a CPU.
+
+Wall-clock time is not the measure: on a busy machine a look takes longer and costs no more.
+"""
 _MOST_ADDRESSES = 1024
 _MOST_QUESTIONS = 32_768
 """An address is looked up in every mm. Where there are thousands, few addresses are, and the sweep
@@ -59,9 +62,10 @@ class OpenCases:
     """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds.
 
     oracle: None where page tables cannot be read. levels: of page tables. patience_ns: after which
-    a case that cannot be proven is a suspect. scan_ns: between two periodic scans; 0: none. cases:
-    each with its row and the event that opened it. answers: counts for the report. proven: entries
-    that a verdict has named already.
+    a case that cannot be proven is a suspect. scan_ns: between two periodic scans; 0: none.
+    cpu_clock: CPU time of the calling thread in nanoseconds. cases: each with its row and the event
+    that opened it. answers: counts for the report. proven: entries that a verdict has named
+    already.
     """
 
     ledger: Ledger
@@ -70,6 +74,7 @@ class OpenCases:
     patience_ns: int
     scan_ns: int
     clock: Callable[[], int]
+    cpu_clock: Callable[[], int]
     cases: dict[Key, tuple[Case, Row | None, Event | None]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     proven: set[tuple[str, Place]] = field(default_factory=set)
@@ -159,7 +164,7 @@ class OpenCases:
 
     def _ask(self, oracle: Oracle) -> list[FoundEntry]:
         oracle.update_swap_types()
-        start, mms = self.clock(), oracle.mms()
+        start, mms = self.cpu_clock(), oracle.mms()
         most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
         addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:most]
         present = {mm.mm: mm for mm in mms}
@@ -169,8 +174,8 @@ class OpenCases:
             a for a in oracle.ask(questions) if a.migration or a.possible
         ]
         self.answers["asked"] += len(addresses)
-        now = self.clock()
-        self._next_ask_ns = now + max(LOOK_GAP_NS, (now - start) * _PAUSE // 2)
+        cost = self.cpu_clock() - start
+        self._next_ask_ns = self.clock() + max(LOOK_GAP_NS, cost * _PAUSE // 2)
         return list({(a.mm.mm, a.addr): a for a in found}.values())
 
     def _share_out(self, found: Iterable[FoundEntry]) -> dict[Key, list[FoundEntry]]:
@@ -215,10 +220,10 @@ class OpenCases:
         return owned
 
     def _sweep(self, oracle: Oracle) -> list[FoundEntry]:
-        start = self.clock()
+        start = self.cpu_clock()
         sweep = oracle.sweep(oracle.mms())
         now = self.clock()
-        self._next_sweep_ns = now + (now - start) * _PAUSE
+        self._next_sweep_ns = now + (self.cpu_clock() - start) * _PAUSE
         self._next_scan_ns = now + self.scan_ns
         self.sweeps += 1
         if sweep.complete:  # what is gone may be proven anew

@@ -99,7 +99,13 @@ class Session:
         )
         trails = self.protocol_events.trails
         open_cases = OpenCases(
-            tables.ledger, oracle, levels, age_limit_ns, int(config.scan_seconds * 1e9), clock
+            tables.ledger,
+            oracle,
+            levels,
+            age_limit_ns,
+            int(config.scan_seconds * 1e9),
+            clock,
+            time.thread_time_ns,
         )
         self.checker = Checker(
             tables=CheckerTables.of(tables),

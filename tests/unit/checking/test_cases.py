@@ -1,0 +1,49 @@
+"""When open cases are looked at: often enough to be decided soon, at a bounded share of a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support.model_kernel import PAGE, ModelKernel
+from tracer.checking.cases import OpenCases
+from tracer.invariants.migration_entries import LOOK_GAP_NS
+from tracer.tables.mm import Mm
+
+ADDR = 0x7F0000000000
+MS = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("wall_ns", "cpu_ns", "pause_ns"),
+    [(1000 * MS, 0, LOOK_GAP_NS), (1000 * MS, 10 * MS, 500 * MS), (10 * MS, 10 * MS, 500 * MS)],
+)
+def test_next_look_waits_for_fifty_times_its_cpu_time(
+    wall_ns: int, cpu_ns: int, pause_ns: int
+) -> None:
+    """On a machine at load 4 a look of 50 ms took 1.2 s, and the next one came a minute later."""
+    model = ModelKernel()
+    pfn = model.map_page(model.new_mm(), ADDR + PAGE)
+    migration = model.start(77)
+    model.unmap_folio(migration, pfn)
+    model.lock(pfn, True)
+    rows = model.tables.ledger.rows()
+    now, cpu = 0, 0
+
+    class Slow:
+        """The model's oracle, of which the first list of mms takes long."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(model.oracle, name)
+
+        def mms(self) -> list[Mm]:
+            nonlocal now, cpu
+            now, cpu = wall_ns, cpu_ns
+            return model.oracle.mms()
+
+    slow: Any = Slow()
+    cases = OpenCases(model.tables.ledger, slow, model.levels, 10**10, 0, lambda: now, lambda: cpu)
+    cases.open("M1", rows)
+    cases.work()
+    assert cases.due_ns() == wall_ns + pause_ns
