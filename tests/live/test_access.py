@@ -96,7 +96,9 @@ def up(api: Prometheus, job: str) -> bool:
     return bool(api.query(f'up{{job="{job}"}} == 1'))
 
 
-def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -> None:
+def test_prometheus_with_certificate_and_password_scrapes_and_others_are_refused(
+    reachable: Path,
+) -> None:
     site, at = Site(reachable), f"127.0.0.1:{free_port()}"
     wrong = site.scrape(at, job_name="wrong", basic_auth={"username": USER, "password": "x"})
     nobody = site.scrape(at, job_name="nobody", tls_config={"ca_file": str(reachable / "ca.pem")})
@@ -146,7 +148,7 @@ def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -
         until(lambda: up(api, "secured"), 20, "still scraped after the certificate was renewed")
 
 
-def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
+def test_valid_web_config_is_reloaded_and_invalid_one_is_rejected(reachable: Path) -> None:
     site, at = Site(reachable, "VerifyClientCertIfGiven"), f"127.0.0.1:{free_port()}"
     environment = os.environ | {"NOTIFY_SOCKET": ""}
     command = [RMAPD, "run", "--listen", at, "--web-config", str(site.rules)]
@@ -175,7 +177,7 @@ def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
     assert "is reloaded: TLS, VerifyClientCertIfGiven, 1 users" in said
 
 
-def test_an_open_door_is_said_at_the_start(tmp_path: Path) -> None:
+def test_bad_hash_is_exit_2_and_open_address_is_warned_of_at_start(tmp_path: Path) -> None:
     """Only for as long as nothing is attached: rmapd ends before it would listen for longer."""
     (tmp_path / "web.yml").write_text("basic_auth_users: {a: x}")
     done = subprocess.run(

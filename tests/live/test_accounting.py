@@ -25,7 +25,7 @@ def accounted(migration: dict[str, int]) -> bool:
     return recorded == migration["entries_removed"] + judged + migration["outstanding"]
 
 
-def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> None:
+def test_every_recorded_entry_has_a_verdict_after_exec(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, command=[STRESSORS, "20"])
     assert done.returncode == 0, done.stdout + done.stderr
     migration, checks = report["migration"], report["invariants"]["M1"]["checks"]
@@ -40,7 +40,7 @@ def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> No
     assert not remaining()
 
 
-def test_while_a_daemon_runs_entries_are_outstanding_for_seconds_only() -> None:
+def test_entries_of_running_daemon_are_outstanding_for_seconds_only() -> None:
     def migration(url: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(fetch(f"{url}/api/v1/migration")[1])
         return found

@@ -56,7 +56,9 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_maps_and_ring_cause_losses_and_no_accusation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, rows in {
         "LEDGER": 16,
         "FROZEN": 1,
@@ -78,7 +80,7 @@ def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["oracle"]["ready"]
 
 
-def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
+def test_checker_stopped_for_half_a_minute_under_load_continues_without_accusation() -> None:
     with daemon() as (process, url):
         held = loaded_by(process.pid)
         load_ = subprocess.Popen([*WORKLOAD, "1000000"], stdout=subprocess.DEVNULL)
@@ -106,7 +108,7 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
     assert not still_loaded(held)
 
 
-def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
+def test_closed_link_removes_coverage_until_it_is_restored() -> None:
     with open_session(load(None, os.environ), running_kernel()) as session:
         session.step(0)
         before = session.coverage["M1"]
@@ -137,7 +139,7 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
     assert not still_loaded(held)
 
 
-def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
+def test_program_that_no_longer_runs_is_reported_by_liveness_check() -> None:
     """No descriptor and no switch says so: only that our own VMA changes run nothing."""
     with open_session(load(None, os.environ), running_kernel()) as session:
         seconds, attached = iter(range(0, 10**14, 10**9)), session.probes.loaded.attachments()
@@ -154,7 +156,7 @@ def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics: bool) -> None:
+def test_hooks_stay_attached_when_another_tool_switches_statistics(statistics: bool) -> None:
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
     try:
@@ -169,7 +171,7 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
         switch.write_text(before)
 
 
-def test_processes_that_exit_while_they_are_judged(
+def test_processes_that_exit_during_checks_are_not_accused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RMAPD_SCAN_SECONDS", "0.5")
@@ -183,7 +185,7 @@ def test_processes_that_exit_while_they_are_judged(
     assert found["migration"]["outstanding"] == 0
 
 
-def test_ten_thousand_processes(tmp_path: Path) -> None:
+def test_ten_thousand_processes_are_checked_without_accusation(tmp_path: Path) -> None:
     """M4 is about what stays, not about how fast a machine with so many is: a page that thousands map may take its ten seconds."""
     report, config = tmp_path / "report.json", tmp_path / "rmapd.toml"
     config.write_text("max_entry_age_seconds = 120.0\n")

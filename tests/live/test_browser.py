@@ -140,7 +140,7 @@ def pages() -> list[str]:
     ]
 
 
-def test_what_is_asked_of_the_page_can_be_missed(tmp_path: Path) -> None:
+def test_page_checks_fail_for_a_bad_page(tmp_path: Path) -> None:
     """The checks below, of a page that is everything it should not be."""
     poor = "<p style='color:%23999;width:3000px'>grey</p><script>document.title='owned'; console.error('x'); fetch('http://127.0.0.1:9/')</script>"
     with browser(tmp_path / "on") as seen:
@@ -156,7 +156,7 @@ def test_what_is_asked_of_the_page_can_be_missed(tmp_path: Path) -> None:
         assert seen.title != "owned"
 
 
-def test_a_real_run_without_scripts(tmp_path: Path) -> None:
+def test_page_of_real_run_works_without_scripts(tmp_path: Path) -> None:
     """The essentials: state, verdicts, rates, protocols found by words, with a browser that runs no script at all."""
     with daemon() as (_, url), browser(tmp_path, scripts=False) as seen:
         entries_hold(url, 5000)
@@ -192,7 +192,9 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
         assert seen.said() == []
 
 
-def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
+def test_violation_page_and_protocol_search_are_reachable_by_links(
+    served: str, tmp_path: Path
+) -> None:
     with browser(tmp_path, scripts=False) as seen:
         seen.get(served)
         seen.follow(By.PARTIAL_LINK_TEXT, "in vma_expand")
@@ -216,7 +218,9 @@ def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
         assert seen.find_element(By.NAME, "q").get_attribute("value") == "lock(i_mmap:w) commit"
 
 
-def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path) -> None:
+def test_pages_are_readable_and_fit_the_screen_without_console_messages(
+    served: str, tmp_path: Path
+) -> None:
     """With scripts on, too: nothing is said on the console, nothing hostile runs, nobody else is asked, all text can be read."""
     with browser(tmp_path) as seen:
         for size in (DESK, PHONE):
@@ -250,7 +254,9 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
         (14.0, "The checker has read no tables for 14 s"),
     ],
 )
-def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: str) -> None:
+def test_amber_verdict_is_shown_in_words_and_colour(
+    tmp_path: Path, age: float, reason: str
+) -> None:
     """Of a kernel with tracepoints only, and where the judge hangs: the word, the reason and the colour, on a desk and on a phone."""
     s = busy.tracepoints_only() if not age else busy.well()
     current = LatestSnapshot(lambda: 0.0)
@@ -286,7 +292,7 @@ def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: s
                 seen.picture(f"amber-{age:.0f}-{'phone' if size is PHONE else 'desk'}-{scheme}")
 
 
-def test_a_reader_of_screens_has_tables(served: str, tmp_path: Path) -> None:
+def test_accessibility_tree_has_tables_on_a_phone(served: str, tmp_path: Path) -> None:
     """Also on a phone, where rows are drawn as cards, the accessibility tree has a table with headers."""
     with browser(tmp_path) as seen:
         seen.be(*PHONE)

@@ -106,7 +106,7 @@ class Violations:
         self._thread.join()
 
 
-def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
+def test_everything_recorded_is_reported_after_checker_is_killed(tmp_path: Path) -> None:
     print("seed", SEED)
     chance = random.Random(SEED)
     altered, report = (
@@ -160,7 +160,7 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_checker_that_dies_while_it_attaches_leaves_a_report(tmp_path: Path) -> None:
+def test_report_is_written_if_checker_dies_while_attaching(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--", "sleep", "60") as process:
         os.kill(until(lambda: checker_of(process.pid), 10, "there is a checker"), signal.SIGKILL)

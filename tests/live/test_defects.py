@@ -35,7 +35,7 @@ def run(before: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("where", FAILING)
-def test_a_defect_is_70_with_its_traceback(where: str) -> None:
+def test_defect_is_exit_70_with_a_traceback(where: str) -> None:
     done = run(FAILING[where])
     assert done.returncode == 70, done.stderr
     assert "Traceback (most recent call last)" in done.stderr
@@ -54,14 +54,14 @@ def test_a_defect_is_70_with_its_traceback(where: str) -> None:
         "from tracer.attach import compiler, loader\ndef short(*_): raise MemoryError\nloader.compile_text = short",
     ],
 )
-def test_what_ran_out_of_memory_may_pass(before: str) -> None:
+def test_lack_of_memory_is_exit_75(before: str) -> None:
     done = run(before)
     assert done.returncode == 75, done.stderr
     assert "try: the same again later" in done.stderr
     assert not remaining()
 
 
-def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) -> None:
+def test_daemon_continues_when_stdout_is_full(tmp_path: Path) -> None:
     script = (
         "from tracer import cli; from tracer.outputs import log\nfrom tests.support.snapshots import FINDING\nfrom tracer.invariants.verdict import Violation\n"
         "from tracer.outputs import sinks\nreact = sinks.Sinks.deliver\n"
@@ -83,7 +83,7 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
     assert "gate closed" in done.stderr
 
 
-def test_a_report_whose_folder_is_gone_at_the_end_is_kept(tmp_path: Path) -> None:
+def test_report_is_saved_elsewhere_when_its_folder_is_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     done = rmapd(

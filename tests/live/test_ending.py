@@ -18,7 +18,7 @@ from tests.support.violations import VIOLATING, variant
 DEAF = ["sh", "-c", "trap '' TERM INT HUP; exec sleep 60"]
 
 
-def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
+def test_endless_command_is_killed_after_timeout_and_grace(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, "--timeout", "0.5", command=["sleep", "60"])
     assert done.returncode == 124, done.stderr
     assert report["exit"] == {"code": 124, "reason": "the command's time was over (--timeout 0.5)"}
@@ -39,7 +39,7 @@ def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_run_with_a_report(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_ends_exec_with_a_report(tmp_path: Path, number: signal.Signals) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--", "sleep", "60") as process:
         started(process)
@@ -57,7 +57,7 @@ def test_a_signal_ends_the_run_with_a_report(tmp_path: Path, number: signal.Sign
     assert "Traceback" not in errors
 
 
-def test_a_signal_at_any_moment_before_the_gate_is_open(tmp_path: Path) -> None:
+def test_signal_before_the_gate_is_open_ends_exec_with_a_report(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     for delay in (0.25, 0.4, 0.6, 0.8):
         report.unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def test_a_signal_at_any_moment_before_the_gate_is_open(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_exec_at_once_without_a_report(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--grace", "50", "--", *DEAF) as process:
         started(process)
@@ -86,7 +86,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_what_cannot_be_run_is_told_apart(tmp_path: Path) -> None:
+def test_missing_command_is_exit_127_and_unexecutable_one_126(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for command, code in (
@@ -104,7 +104,7 @@ def test_what_cannot_be_run_is_told_apart(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_command_that_exits_with_3_is_told_apart(tmp_path: Path) -> None:
+def test_violation_exit_code_is_distinct_from_the_commands_own(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, command=["sh", "-c", "exit 3"])
     assert (done.returncode, report["exit"]) == (3, {"code": 3, "reason": "the command's own"})
     altered, out = (

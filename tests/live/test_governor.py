@@ -72,7 +72,7 @@ def comes(url: str, line: str, value: float, seconds: float = 60) -> None:
     pytest.fail(f"{line} is not {value}:\n{fetch(f'{url}/metrics')[1]}")
 
 
-def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
+def test_slow_hook_is_detached_and_reattached_after_the_load(
     slow_probes: Path, load: subprocess.Popen[bytes]
 ) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
@@ -131,7 +131,7 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
     assert not still_loaded(programs), "the reattach helper has released them, too"
 
 
-def test_what_is_required_is_never_taken_off(
+def test_required_hook_stays_attached_over_budget(
     slow_probes: Path, load: subprocess.Popen[bytes]
 ) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]

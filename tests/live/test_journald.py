@@ -34,7 +34,7 @@ FindingLog(time.time).new([Violation(finding, 1.0, 2.0, 3)])
 @pytest.mark.skipif(
     not JOURNALD.exists() or not shutil.which("systemd-cat"), reason="no systemd here"
 )
-def test_a_finding_is_one_entry_that_can_be_searched_for(tmp_path: Path) -> None:
+def test_finding_is_one_searchable_journal_entry(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     script = SCRIPT.format(

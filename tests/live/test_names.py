@@ -38,7 +38,7 @@ def obeyed(text: str) -> set[str]:
     }
 
 
-def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
+def test_control_characters_of_a_task_name_are_escaped_in_text(reachable: Path) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"]
     store = reachable / "rmapd.db"
     with (

@@ -84,7 +84,7 @@ def mm_of(session: Session, pid: int) -> Mm:
     return next(mm for mm in session.checker.open_cases.oracle.mms() if mm.tgid == pid)
 
 
-def test_a_thousand_present_pages_of_others_agree_with_pagemap(
+def test_oracle_agrees_with_pagemap_for_a_thousand_pages(
     session: Session, sleepers: list[int]
 ) -> None:
     oracle = session.checker.open_cases.oracle
@@ -121,7 +121,7 @@ def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) 
     }
 
 
-def test_exited_processes_do_no_harm(session: Session) -> None:
+def test_exited_process_has_no_entries_left_behind(session: Session) -> None:
     oracle = session.checker.open_cases.oracle
     assert oracle
     child = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
@@ -140,7 +140,9 @@ def test_exited_processes_do_no_harm(session: Session) -> None:
     assert child.pid not in {mm.tgid for mm in oracle.mms()}
 
 
-def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path: Path) -> None:
+def test_swapped_out_pages_are_not_read_as_migration_entries(
+    session: Session, tmp_path: Path
+) -> None:
     """Where this machine lets us swap; the type of a swap file's entries is none that a migration uses."""
     swap = ROOT / ".swap-for-tests"
     with open(swap, "wb") as file:
@@ -183,7 +185,7 @@ def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path
         swap.unlink()
 
 
-def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None:
+def test_sweep_reads_every_table(session: Session, sleepers: list[int]) -> None:
     oracle = session.checker.open_cases.oracle
     assert oracle
     sweep = oracle.sweep(oracle.mms())
@@ -192,7 +194,7 @@ def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None
     assert not [answer for answer in sweep.answers if answer.left_behind]
 
 
-def test_base_addresses_make_sense(session: Session) -> None:
+def test_calibrated_base_addresses_are_plausible(session: Session) -> None:
     params = session.probes.tables.params.get()
     assert params.page_offset % (1 << 30) == 0
     assert params.page_offset >> 47 == (1 << 17) - 1

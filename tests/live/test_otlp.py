@@ -28,7 +28,7 @@ main(sys.argv[1:])
 """
 
 
-def test_from_the_judge_to_the_collector(tmp_path: Path) -> None:
+def test_finding_of_unprivileged_daemon_arrives_at_collector(tmp_path: Path) -> None:
     with collector() as receiver:
         config = tmp_path / "rmapd.toml"
         config.write_text(f'otlp_endpoint = "{receiver.url}"\nlisten = "127.0.0.1:0"\nstore = ""\n')

@@ -145,7 +145,7 @@ cli.main()
 """The daemon, whose threads try what a thief in them would."""
 
 
-def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
+def test_daemon_without_privileges_continues_to_check(config: Path) -> None:
     with daemon("--config", str(config)) as (process, url):
         found = threads(checker_of(process.pid))
         assert len(found) > 1, "the server's thread is among them"
@@ -189,7 +189,7 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
         assert coverage(process) == dropped
 
 
-def test_no_thread_owns_what_is_roots(reachable: Path) -> None:
+def test_no_thread_can_access_files_and_processes_of_root(reachable: Path) -> None:
     script = reachable / "thief.py"
     script.write_text(THIEF)
     with daemon(command=[sys.executable, str(script)]) as (process, url):
@@ -205,7 +205,7 @@ def test_no_thread_owns_what_is_roots(reachable: Path) -> None:
         assert not {what for what, outcome in found.items() if outcome == "done"}
 
 
-def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None:
+def test_every_thread_and_the_reattach_helper_run_as_the_user(config: Path) -> None:
     """Real, effective, saved and file-system ids, and no supplementary groups."""
     user = daemons_user()
     with daemon("--config", str(config)) as (process, _):
@@ -252,7 +252,7 @@ print(open("/proc/self/status").read())
 """
 
 
-def test_become_is_one_call_and_for_good() -> None:
+def test_become_is_irreversible() -> None:
     """For a process of one thread: the one that attaches again, or one that supervises."""
     user = daemons_user()
     done = subprocess.run(
@@ -273,7 +273,7 @@ def test_become_is_one_call_and_for_good() -> None:
     assert (found["CapBnd"], found["CapAmb"], found["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
 
 
-def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
+def test_store_owned_by_root_is_given_to_the_user(reachable: Path) -> None:
     """It was root's, in a folder of root's; files that are not the store's stay as they are."""
     user, folder = daemons_user(), Path("/var/lib/rmapd")
     kept = folder.rename(reachable / "kept") if folder.exists() else None
@@ -304,7 +304,7 @@ def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
             kept.rename(folder)
 
 
-def test_a_store_where_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
+def test_store_that_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
     done = rmapd(
         "run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "rmapd.db")
     )
@@ -313,7 +313,7 @@ def test_a_store_where_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
     assert f"the user {daemons_user().pw_name}" in done.stderr
 
 
-def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_were(
+def test_files_readable_by_root_only_stay_in_force_on_reload(
     reachable: Path,
 ) -> None:
     key, config, web = reachable / "key.pem", reachable / "rmapd.toml", reachable / "web.yml"
@@ -358,7 +358,9 @@ def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_we
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool) -> None:
+def test_no_file_of_the_checkout_is_opened_after_privileges_are_dropped(
+    reachable: Path, terminal: bool
+) -> None:
     """The user that the daemon becomes may not be able to read it: a page, a violation, a collector, a terminal need no file of it."""
     with collector() as receiver:
         text = f'otlp_endpoint = "{receiver.url}"\nscan_seconds = 1.0\n'
@@ -397,7 +399,7 @@ def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool)
     assert not [line for line in said.splitlines() if line.startswith("late:")]
 
 
-def test_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
+def test_daemon_works_from_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
     """What is imported or read late was read before: pages, descriptions, violations and the end of a run go on."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
@@ -434,7 +436,7 @@ def test_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
     assert f"{closed / 'tracer'} cannot be read by the user" in said, "who reads the log knows"
 
 
-def test_nobody_without_privilege_can_hold_the_lock(config: Path) -> None:
+def test_unprivileged_user_cannot_hold_the_lock(config: Path) -> None:
     lock = Path("/run/rmapd/rmapd.lock")
     user = ["setpriv", "--reuid=1", "--regid=1", "--clear-groups"]
     with daemon("--config", str(config)) as (process, _):
@@ -455,7 +457,7 @@ def test_nobody_without_privilege_can_hold_the_lock(config: Path) -> None:
     assert rmapd("exec", "--", "true").returncode == 0
 
 
-def test_the_configuration_is_read_again_without_privileges(config: Path) -> None:
+def test_configuration_is_reloaded_without_privileges(config: Path) -> None:
     with daemon("--config", str(config)) as (process, _):
         config.write_text("scan_seconds = 7.0\n")
         process.send_signal(signal.SIGHUP)
@@ -474,7 +476,7 @@ def test_the_configuration_is_read_again_without_privileges(config: Path) -> Non
     assert "the configuration stays as it was: cannot read the configuration" in said
 
 
-def test_exec_runs_its_command_with_all_that_its_caller_has() -> None:
+def test_exec_runs_its_command_with_the_callers_privileges() -> None:
     done = rmapd("exec", "--", "grep", "-E", "^(CapEff|CapBnd|NoNewPrivs):", "/proc/self/status")
     own = status(Path("/proc/self"))
     said = {

@@ -41,7 +41,7 @@ def replayed(page: Callable[[], bytes]) -> Iterator[str]:
         yield f"127.0.0.1:{server.port}"
 
 
-def test_promtool_is_content() -> None:
+def test_promtool_accepts_rules_and_alerts() -> None:
     for args in (
         ["check", "rules", "rules.yaml", "alerts.yaml"],
         ["test", "rules", "rules_test.yaml"],
@@ -52,7 +52,7 @@ def test_promtool_is_content() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_test_notices_a_wrong_rule(tmp_path: Path) -> None:
+def test_promtool_rejects_a_wrong_rule(tmp_path: Path) -> None:
     for name in ("rules.yaml", "alerts.yaml", "rules_test.yaml"):
         text = (RULES / name).read_text()
         (tmp_path / name).write_text(
@@ -134,7 +134,7 @@ def documented(heading: str) -> Any:
     )
 
 
-def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> None:
+def test_fleet_dashboard_has_data_by_federation_and_remote_write(tmp_path: Path) -> None:
     """Two regions' worth of one machine: a region scrapes, one global Prometheus federates it, another is written to. The Fleet dashboard
     has all it asks for in both."""
     registry = CollectorRegistry()
@@ -184,7 +184,7 @@ def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> Non
         assert f"| recorded, per kernel release and job | {of_kernel[0]['value'][1]} |" in said
 
 
-def test_alerts_fire_from_what_really_happens(tmp_path: Path) -> None:
+def test_alerts_fire_for_missing_and_less_covering_daemons(tmp_path: Path) -> None:
     """A daemon that is not there yet, one that covers less after a restart, and one that was killed."""
     at = f"127.0.0.1:{free_port()}"
     with prometheus(tmp_path, at) as api:
@@ -226,7 +226,7 @@ def run_at(address: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
                     os.kill(judge, signal.SIGKILL)
 
 
-def test_a_violation_fires_within_two_scrapes(tmp_path: Path) -> None:
+def test_violation_alert_fires_within_two_scrapes(tmp_path: Path) -> None:
     """Not a violation in a kernel: the page of a real run, served again with one number changed."""
     with daemon() as (process, url):
         text = fetch(f"{url}/metrics")[1]

@@ -49,7 +49,7 @@ def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_no_program_remains_however_it_ends(number: int) -> None:
+def test_no_program_remains_after_a_signal(number: int) -> None:
     with daemon() as (process, _):
         assert ours()
         process.send_signal(number)
@@ -63,7 +63,7 @@ def test_duration_ends_the_run() -> None:
     assert "gate closed" in done.stderr
 
 
-def test_a_second_rmapd_is_refused_by_name() -> None:
+def test_second_rmapd_is_refused_with_the_pid_of_the_first() -> None:
     with daemon() as (process, _):
         done = rmapd("run", "--listen", "127.0.0.1:0")
         assert done.returncode == 75
@@ -74,7 +74,7 @@ def test_a_second_rmapd_is_refused_by_name() -> None:
         assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
 
 
-def test_a_busy_port() -> None:
+def test_busy_port_is_exit_75() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -85,7 +85,7 @@ def test_a_busy_port() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_doctor_answers_for_every_invariant() -> None:
+def test_doctor_reports_coverage_of_every_invariant() -> None:
     found = json.loads(rmapd("doctor", "--format", "json").stdout)
     assert (
         list(found["invariants"]) == "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
@@ -96,7 +96,7 @@ def test_doctor_answers_for_every_invariant() -> None:
     assert "page-table oracle" in text
 
 
-def test_strict_is_about_coverage() -> None:
+def test_strict_run_without_full_coverage_is_exit_4() -> None:
     doctor = json.loads(rmapd("doctor", "--format", "json").stdout)
     built = [
         i["coverage"]
@@ -108,7 +108,7 @@ def test_strict_is_about_coverage() -> None:
     assert done.returncode == 0 or "coverage is not full" in done.stderr
 
 
-def test_not_enough_privilege() -> None:
+def test_missing_capabilities_are_exit_2() -> None:
     done = subprocess.run(
         [
             "/usr/sbin/capsh",
@@ -151,7 +151,7 @@ def test_bad_usage_is_one_message_and_exit_2(args: list[str], expected: str) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_without_bcc(tmp_path: Path) -> None:
+def test_missing_bcc_is_exit_2(tmp_path: Path) -> None:
     """As on a machine where python3-bpfcc is not installed."""
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -163,7 +163,7 @@ def test_without_bcc(tmp_path: Path) -> None:
     assert "apt-get install python3-bpfcc" in done.stderr
 
 
-def test_without_btf(tmp_path: Path) -> None:
+def test_missing_btf_is_exit_2(tmp_path: Path) -> None:
     """As on a kernel without CONFIG_DEBUG_INFO_BTF: an empty folder over /sys/kernel/btf, in a mount namespace of its own."""
     script = f"mount --bind {tmp_path} /sys/kernel/btf && exec {RMAPD} exec -- true"
     done = subprocess.run(
@@ -201,7 +201,7 @@ def test_probe_object_that_does_not_compile_costs_only_itself(
     assert not remaining()
 
 
-def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
+def test_missing_symbol_costs_only_its_own_hook() -> None:
     kernel = running_kernel()
     made = resolver.make_plan(kernel, [probes_folder(), ROOT / "tests/fixtures"])
     include = probes_folder() / "include"
@@ -224,7 +224,7 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     assert {states[name] for name in full} == {HookState.ATTACHED}
 
 
-def test_a_compiler_that_crashes_is_a_clear_error(tmp_path: Path) -> None:
+def test_crash_of_the_compiler_is_exit_125(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(

@@ -257,7 +257,7 @@ def scraping(port: int, child: int) -> tuple[list[float], list[str]]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_the_judge_keeps_its_second(run: tuple[int, int, Judge], attack: Attack) -> None:
+def test_checker_is_on_time_under_attack(run: tuple[int, int, Judge], attack: Attack) -> None:
     pid, port, judge = run
     alone = judge.calm()
     before, began = Size.of(pid), time.monotonic()
@@ -276,7 +276,7 @@ def test_the_judge_keeps_its_second(run: tuple[int, int, Judge], attack: Attack)
     assert after.rss_kib < before.rss_kib + 16 * 1024
 
 
-def test_a_second_round_needs_no_more_memory(run: tuple[int, int, Judge]) -> None:
+def test_second_round_of_attacks_needs_no_more_memory(run: tuple[int, int, Judge]) -> None:
     """What the first round may have left: caches that are full now. After it, all of it again is for nothing."""
     pid, port, _ = run
     before = Size.of(pid)

@@ -85,7 +85,9 @@ def start(manager: Manager, config: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> None:
+def test_manager_is_notified_of_start_watchdog_reload_and_stop(
+    manager: Manager, reachable: Path
+) -> None:
     config = reachable / "rmapd.toml"
     config.write_text("scan_seconds = 60.0\n")
     with start(manager, config) as process:
@@ -118,7 +120,7 @@ def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> No
     assert "try: scan_seconds" in said
 
 
-def test_a_daemon_that_does_not_judge_is_not_alive(manager: Manager, reachable: Path) -> None:
+def test_stopped_daemon_sends_no_watchdog_message(manager: Manager, reachable: Path) -> None:
     """Stopped in its tracks it sends nothing, which is what the watchdog waits for."""
     config = reachable / "rmapd.toml"
     config.write_text("")
@@ -137,7 +139,7 @@ def test_a_daemon_that_does_not_judge_is_not_alive(manager: Manager, reachable: 
         process.communicate(timeout=30)
 
 
-def test_the_unit_file_is_one(tmp_path: Path) -> None:
+def test_unit_file_is_valid_and_its_exposure_is_low(tmp_path: Path) -> None:
     unit = (ROOT / "systemd/rmapd.service").read_text()
     (tmp_path / "rmapd.service").write_text(unit.replace("/usr/local/bin/rmapd", RMAPD))
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "rmapd.service")]
@@ -175,7 +177,7 @@ NO_WRITE_EXECUTE = "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1
 """PR_SET_MDWE (Linux 6.3), which is MemoryDenyWriteExecute."""
 
 
-def test_what_the_unit_leaves_is_enough() -> None:
+def test_sandbox_of_the_unit_does_not_reduce_coverage() -> None:
     """The unit's user, capabilities, read-only file systems, hidden files and W^X, made by hand: nothing is covered less."""
     settings = [
         line.partition("=") for line in (ROOT / "systemd/rmapd.service").read_text().splitlines()
@@ -241,7 +243,7 @@ def passing(fds: list[int]) -> Iterator[list[str]]:
         os.close(fd)
 
 
-def test_what_a_killed_run_has_left_is_read_by_the_next_start(
+def test_results_of_a_killed_run_are_read_by_the_next_start(
     manager: Manager, reachable: Path
 ) -> None:
     """systemd's part, the descriptor store, is played by the test."""

@@ -27,7 +27,7 @@ def listen(stream: Iterable[str], lines: Queue[dict[str, Any]]) -> None:
         lines.put(json.loads(line))
 
 
-def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
+def test_violation_is_logged_before_the_next_tick(tmp_path: Path) -> None:
     """A tick comes once a second: by it alone half of these would take longer than half of one."""
     altered = [sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"]
     logged, shown = [], []
@@ -74,7 +74,7 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
         assert sorted(milliseconds)[len(milliseconds) * 3 // 4] < 0.4, milliseconds
 
 
-def test_the_second_start_needs_no_compiler(tmp_path: Path) -> None:
+def test_second_start_needs_no_compiler(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     environment = os.environ | {"RMAPD_CACHE": str(tmp_path / "cache")}
     command = [RMAPD, "exec", "--format", "json", "--", "true"]
