@@ -1,4 +1,7 @@
-"""Every migration entry that is recorded gets a verdict: five stressors, whose entries end in five ways, on this kernel."""
+"""Every recorded migration entry gets a verdict on this kernel.
+
+Five stressors run, whose entries end in five ways.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ STRESSORS = str(ROOT / "tests/workloads/five_stressors.sh")
 
 
 def accounted(migration: dict[str, int]) -> bool:
-    """The law: recorded and copied entries are removed, judged, or outstanding."""
-    judged = sum(
+    """Check that recorded and copied entries are removed, decided or outstanding."""
+    decided = sum(
         migration[f"entries_{verdict}"]
         for verdict in ("cleared", "violated", "suspect", "unverifiable")
     )
     recorded = migration["entries_recorded"] + migration["entries_copied"]
-    return recorded == migration["entries_removed"] + judged + migration["outstanding"]
+    return recorded == migration["entries_removed"] + decided + migration["outstanding"]
 
 
 def test_every_recorded_entry_has_a_verdict_after_exec(tmp_path: Path) -> None:
@@ -53,5 +56,5 @@ def test_entries_of_running_daemon_are_outstanding_for_seconds_only() -> None:
             time.sleep(0.5)
         assert stressors.returncode == 0
         if not max(one["outstanding"] for one in seen):
-            pytest.fail("no entry was ever seen outstanding: this test saw nothing")
-        until(lambda: migration(url)["outstanding"] == 0, 30, "every entry judged")
+            pytest.fail("no entry was ever outstanding: the test checked nothing")
+        until(lambda: migration(url)["outstanding"] == 0, 30, "every entry has a verdict")

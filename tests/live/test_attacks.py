@@ -1,6 +1,8 @@
-"""Loss, and attacks on the checker itself, on this kernel: nothing is accused, losses show, the daemon lives and leaves nothing behind.
+"""Losses, and attacks on the checker itself, on this kernel.
 
-Those that need kprobes, or a machine that may be hurt, are in tests/vm/test_attacks.py.
+No check is violated or suspect, losses are counted, and the daemon stays alive and leaves no
+program behind. Attacks that need kprobes or may damage the machine are in
+tests/vm/test_attacks.py.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ CHECKS = 'rmapd_checks_total{{invariant="{}",verdict="{}"}}'
 
 
 def accused(found: dict[str, Any]) -> dict[str, Any]:
-    """What is violated or suspect, which must be nothing."""
+    """Return what is violated or suspect; it must be empty."""
     wrong = {
         name: one["checks"]
         for name, one in found["invariants"].items()
@@ -116,9 +118,9 @@ def test_closed_link_removes_coverage_until_it_is_restored() -> None:
         hook = next(
             one for one in session.probes.loaded.attachments() if one.hook == "remove_migration_pte"
         )
-        spare = os.dup(
-            hook.link.fd
-        )  # else the kernel would detach at once, and another file could get its number
+        # Without a second descriptor the kernel would detach at once, and another file could get
+        # its number.
+        spare = os.dup(hook.link.fd)
         os.close(hook.link.fd)
         session.loop.make_tick_due()
         session.step(0)
@@ -140,7 +142,7 @@ def test_closed_link_removes_coverage_until_it_is_restored() -> None:
 
 
 def test_program_that_no_longer_runs_is_reported_by_liveness_check() -> None:
-    """No descriptor and no switch says so: only that our own VMA changes run nothing."""
+    """The only sign is that VMA changes of this process run no program."""
     with open_session(load(None, os.environ), running_kernel()) as session:
         seconds, attached = iter(range(0, 10**14, 10**9)), session.probes.loaded.attachments()
         watch = LivenessCheck(
@@ -178,15 +180,18 @@ def test_processes_that_exit_during_checks_are_not_accused(
     done, found = run_exec(tmp_path, command=[*CROWD, "exit", "20"])
     assert done.returncode == 0, done.stderr
     assert not accused(found)
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert said["processes"] > 50
-    assert said["migrated"] > 1000
+    crowd = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert crowd["processes"] > 50
+    assert crowd["migrated"] > 1000
     assert found["oracle"]["sweeps"] >= 2
     assert found["migration"]["outstanding"] == 0
 
 
 def test_ten_thousand_processes_are_checked_without_accusation(tmp_path: Path) -> None:
-    """M4 is about what stays, not about how fast a machine with so many is: a page that thousands map may take its ten seconds."""
+    """A page that thousands of processes map may migrate for more than ten seconds.
+
+    The age limit is raised, because M4 is about entries that stay and not about speed.
+    """
     report, config = tmp_path / "report.json", tmp_path / "rmapd.toml"
     config.write_text("max_entry_age_seconds = 120.0\n")
     done = rmapd(
@@ -204,7 +209,7 @@ def test_ten_thousand_processes_are_checked_without_accusation(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert not accused(found)
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert said["processes"] == 10000
+    crowd = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert crowd["processes"] == 10000
     checks = found["invariants"]["M1"]["checks"]
     assert checks["holds"] + checks["unverifiable"] > 50000

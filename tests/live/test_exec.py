@@ -1,4 +1,4 @@
-"""`rmapd exec` on this kernel, with a workload that migrates while others fork, map and exit."""
+"""`rmapd exec` on this kernel; its command migrates pages while processes fork, map and exit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
         cleared += report["oracle"].get("cleared", 0)
         if cleared:
             break
-    assert cleared > 0, "no entry was ever zapped in mid-migration: the oracle had nothing to clear"
+    assert cleared > 0, "no entry was zapped during a migration: the oracle had nothing to clear"
     assert not remaining()
 
 

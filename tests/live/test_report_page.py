@@ -1,4 +1,7 @@
-"""The page of `rmapd report` in a browser: no word on its console, no request, and to be read on a screen, a phone, in the dark."""
+"""The page of `rmapd report` in a browser, on a screen and on a phone, light and dark.
+
+It writes nothing to the console and makes no request.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shares(picture: Path) -> dict[RGB, float]:
-    """Colours and how much of the picture has them."""
+    """Return the share of each colour in a picture."""
     image = Image.open(picture).convert("RGB")
     found = image.getcolors(image.width * image.height) or []
     return {
@@ -52,10 +55,11 @@ def shares(picture: Path) -> dict[RGB, float]:
 
 
 def test_requests_and_console_messages_of_a_bad_page_are_noticed(tmp_path: Path) -> None:
-    """What the other tests rely on: this browser would tell."""
+    """The other tests rely on it."""
     bad = tmp_path / "bad.html"
     bad.write_text(
-        '<body style="width:900px"><img src="http://127.0.0.1:1/x"><script>console.error("oh no")</script>'
+        '<body style="width:900px"><img src="http://127.0.0.1:1/x">'
+        '<script>console.error("oh no")</script>'
     )
     seen = visit(bad, tmp_path)
     assert seen.requests == ["http://127.0.0.1:1/x"]
@@ -85,9 +89,9 @@ def test_report_page_fits_narrow_screens(page: Path, tmp_path: Path, width: int)
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_amber_report_is_drawn_in_warning_colours(tmp_path: Path, dark: bool, width: int) -> None:
-    """Its border and its badge are drawn in the colour of warnings, and nothing in that of what is good."""
+    """Its border and badge have the colour of warnings, and nothing has the colour of success."""
     found = json_form.as_json(busy.tracepoints_only(), ["true"], 0) | {
-        "ended_early": {"reason": "the judge was killed by SIGKILL"}
+        "ended_early": {"reason": "the checker was killed by SIGKILL"}
     }
     page = tmp_path / "amber.html"
     page.write_text(html.render(from_report_file(written(tmp_path / "r.json", found))))

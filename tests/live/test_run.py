@@ -1,4 +1,4 @@
-"""`rmapd run` and `doctor` on this kernel, on good days and bad ones."""
+"""`rmapd run` and `doctor` on this kernel, in order and with errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.live.conftest import (
     daemon,
     entries_hold,
     fetch,
-    ours,
+    own_programs,
     remaining,
     rmapd,
     sample,
@@ -42,16 +42,16 @@ def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stderr
-        said = process.stderr.read()
-        assert "gate open" in said
-        assert "detached on signal 15" in said
+        log = process.stderr.read()
+        assert "gate open" in log
+        assert "detached on signal 15" in log
     assert not remaining()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_program_remains_after_a_signal(number: int) -> None:
     with daemon() as (process, _):
-        assert ours()
+        assert own_programs()
         process.send_signal(number)
         process.wait(30)
     assert not remaining()
@@ -68,9 +68,7 @@ def test_second_rmapd_is_refused_with_the_pid_of_the_first() -> None:
         done = rmapd("run", "--listen", "127.0.0.1:0")
         assert done.returncode == 75
         done = rmapd("exec", "--", "true")
-        assert done.returncode == 125, (
-            "as timeout(1) and env(1): it was not the command that failed"
-        )
+        assert done.returncode == 125, "as timeout(1) and env(1): rmapd failed, and not the command"
         assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
 
 
@@ -124,8 +122,8 @@ def test_missing_capabilities_are_exit_2() -> None:
     assert done.returncode == 2
     assert "not enough privilege" in done.stderr
     assert (
-        "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN alone)"
-        in done.stderr
+        "CAP_BPF and CAP_PERFMON missing"
+        " (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN alone)" in done.stderr
     )
 
 
@@ -152,7 +150,7 @@ def test_bad_usage_is_one_message_and_exit_2(args: list[str], expected: str) -> 
 
 
 def test_missing_bcc_is_exit_2(tmp_path: Path) -> None:
-    """As on a machine where python3-bpfcc is not installed."""
+    """As on a machine without python3-bpfcc."""
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -164,7 +162,10 @@ def test_missing_bcc_is_exit_2(tmp_path: Path) -> None:
 
 
 def test_missing_btf_is_exit_2(tmp_path: Path) -> None:
-    """As on a kernel without CONFIG_DEBUG_INFO_BTF: an empty folder over /sys/kernel/btf, in a mount namespace of its own."""
+    """As on a kernel without CONFIG_DEBUG_INFO_BTF.
+
+    An empty folder is mounted over /sys/kernel/btf in a mount namespace of its own.
+    """
     script = f"mount --bind {tmp_path} /sys/kernel/btf && exec {RMAPD} exec -- true"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The store on file systems of 1 MiB that are full, and `rmapd run` with a store."""
+"""The store on full file systems of 1 MiB, and `rmapd run` with a store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def small(request: pytest.FixtureRequest, reachable: Path) -> Iterator[Path]:
-    """A file system of 1 MiB, of the daemon's user."""
+    """Mount a file system of 1 MiB that the daemon's user owns."""
     if request.param == "tmpfs":
         with mounted(reachable / "small", "-t", "tmpfs", "-o", "size=1m", "none") as folder:
             yield folder
@@ -56,7 +56,7 @@ def small(request: pytest.FixtureRequest, reachable: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """To the last byte."""
+    """Fill the file system to the last byte; return the file that does."""
     ballast = folder / "ballast"
     with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
         for size in (65536, 4096, 512, 1):
@@ -104,10 +104,10 @@ def test_full_disk_causes_one_message_and_loses_no_count(
         store.keep(tally.violations.values(), tally.rest)
     assert "full" in store.state.reason
     assert store.state.unwritten > 500
-    assert caplog.text.count("cannot be written") == 1, "said once"
+    assert caplog.text.count("cannot be written") == 1, "the message is logged once"
     if begun:
         assert counts(path)[finding(0).signature] >= 1, (
-            "what was written can be read on the full disk"
+            "stored results can be read on the full disk"
         )
     assert ballast
     ballast.unlink()
@@ -154,9 +154,9 @@ def test_killed_run_is_stored_without_an_end(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     with daemon("--store", str(path)) as (process, url):
         assert sample(url, "rmapd_store_writable") == 1
-        judge = checker_of(process.pid)
-        process.kill()  # and who would keep what is left, before it can
-        os.kill(judge, signal.SIGKILL)
+        checker = checker_of(process.pid)
+        process.kill()  # and then the checker, before it can store its results
+        os.kill(checker, signal.SIGKILL)
         process.wait(30)
     (run,) = reader.read(path).runs
     assert run["ended"] is None
