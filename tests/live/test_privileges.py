@@ -286,7 +286,7 @@ def test_become_is_irreversible() -> None:
 
 
 def test_store_owned_by_root_is_given_to_the_user(reachable: Path) -> None:
-    """As root an older rmapd created it. Other files of its folder stay root's."""
+    """An older rmapd created it as root; other files of its folder stay root's."""
     user, folder = daemons_user(), Path("/var/lib/rmapd")
     kept = folder.rename(reachable / "kept") if folder.exists() else None
     try:

@@ -123,7 +123,7 @@ def malformed(port: int, ends: float) -> None:
 
 
 def idle(port: int, ends: float) -> None:
-    """A thousand connections that send nothing."""
+    """Open a thousand connections that send nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(1000):
             with contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ def idle(port: int, ends: float) -> None:
 
 
 def headers(port: int, ends: float) -> None:
-    """Ten MiB of headers, in one line and in many."""
+    """Send ten MiB of headers, in one line and in many."""
     start = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     while time.monotonic() < ends:
         talk(port, start + b"X: " + b"y" * (10 << 20) + b"\r\n\r\n")
@@ -160,7 +160,7 @@ def traversal(port: int, ends: float) -> None:
 
 
 def slowloris(port: int, ends: float) -> None:
-    """Three hundred requests that never end, a byte at a time."""
+    """Send three hundred requests that never end, a byte at a time."""
     clients: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         while time.monotonic() < ends:
@@ -181,7 +181,7 @@ def slowloris(port: int, ends: float) -> None:
 
 
 def greedy(port: int, ends: float) -> None:
-    """Forty clients that request the most expensive pages without pause."""
+    """Request the most expensive pages by forty clients without pause."""
     paths = ["/", "/metrics", "/api/v1/report", "/protocols?q={n}", "/hooks"]
 
     def one(number: int) -> None:
@@ -199,7 +199,7 @@ def greedy(port: int, ends: float) -> None:
 
 
 def unread(port: int, ends: float) -> None:
-    """A hundred clients that request much and read nothing."""
+    """Request much by a hundred clients that read nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(100):
             client = stack.enter_context(socket.socket())

@@ -37,7 +37,7 @@ def package(module: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Return the dotted names of the modules that a file imports, and of names imported from them."""
+    """Return the dotted names of modules that a file imports, and of names imported from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
