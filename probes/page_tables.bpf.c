@@ -257,6 +257,7 @@ HOOK(calibrate)
 		return 0;
 	u64 task = bpf_get_current_task();
 	c->mm = READ(task_struct, task, mm);
+	c->id = READ_MM(MM(c->mm), id);
 	c->pgd = READ_MM(MM(c->mm), pgd);
 	c->first_folio = folio_of(task, ctx->args[0]).addr;
 	c->second_folio = folio_of(task, ctx->args[1]).addr;

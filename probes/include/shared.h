@@ -610,7 +610,8 @@ struct task_mm {
 	char comm[16];
 };
 struct calibration {
-	u64 mm;
+	u64 mm; /* of the task that runs the program, with its id and pgd */
+	u64 id;
 	u64 pgd;
 	u64 first_folio;
 	u64 second_folio;

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import ROOT
+from tests.live.conftest import ROOT, until
 from tracer.config import Config
 from tracer.daemon.probes import running_kernel
 from tracer.daemon.session import Session, open_session
@@ -215,3 +215,28 @@ def test_calibrated_base_addresses_are_plausible(session: Session) -> None:
     assert params.page_offset % (1 << 30) == 0
     assert params.page_offset >> 47 == (1 << 17) - 1
     assert params.vmemmap >> 47 == (1 << 17) - 1
+
+
+def test_mm_that_exits_unseen_is_no_longer_listed(session: Session) -> None:
+    """A fork's child exits while the gate is closed: the map of fork windows still names its mm."""
+    tables, oracle = session.probes.tables, session.checker.open_cases.oracle
+    assert oracle
+    before = {mm.id for mm in tables.other_mms.read()}
+    go, end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(go, 1)
+        os._exit(0)
+    (ours,) = [mm for mm in tables.other_mms.read() if mm.id not in before]
+    assert ours.id in {mm.id for mm in oracle.mms()}
+    tables.params.set(gate=0)
+    try:
+        os.write(end, b"x")
+        os.waitpid(child, 0)
+        until(lambda: ours.id not in {mm.id for mm in oracle.mms()}, 10, "the mm is not listed")
+        assert ours in tables.other_mms.read(), "the map still has it"
+        assert [found.found for found in oracle.ask([(ours, 0)])] == ["FOUND_MM_GONE"]
+    finally:
+        tables.params.set(gate=1)
+        os.close(go)
+        os.close(end)

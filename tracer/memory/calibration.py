@@ -111,7 +111,7 @@ def calibrate(
     if not page_offset and (symbol := address_of("page_offset_base")):
         page_offset = ask(*fds, symbol, 0).value
     params.set(page_offset=page_offset)
-    if not page_offset or not _agrees(oracle, found.mm, found.pgd):
+    if not page_offset or not _agrees(oracle, Mm(found.mm, found.pgd, os.getpid(), id=found.id)):
         params.set(page_offset=0, vmemmap=0)
         reason = (
             "walks of our own pages disagree with pagemap"
@@ -130,14 +130,14 @@ def _vmemmap(folios: Sequence[int], pfns: Sequence[int], size: int) -> int | Non
     return bases.pop()
 
 
-def _agrees(oracle: Oracle, mm: int, pgd: int) -> bool:
+def _agrees(oracle: Oracle, mm: Mm) -> bool:
     """Whether the oracle and pagemap name the same page frames for new pages of this process."""
     pages = mmap.mmap(-1, _OWN_PAGES * mmap.PAGESIZE)
     for n in range(_OWN_PAGES):
         pages[n * mmap.PAGESIZE] = 1
     start = mapping_address(pages)
     addresses = [start + n * mmap.PAGESIZE for n in range(_OWN_PAGES)]
-    answers = oracle.ask([(Mm(mm, pgd, os.getpid()), address) for address in addresses])
+    answers = oracle.ask([(mm, address) for address in addresses])
     return all(
         answer.found == "FOUND_PRESENT" and answer.present_pfn == own_pfn(answer.addr)
         for answer in answers

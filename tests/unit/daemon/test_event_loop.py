@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import select
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from tracer.daemon.event_loop import EventLoop
 
 TICK_NS = 10**9
+REAL_POLL = select.poll
 
 
 class Log:
@@ -106,14 +107,31 @@ def test_requested_tick_is_done_in_the_next_step(ring: Any) -> None:
     assert one.step() is False
 
 
-def test_readable_descriptor_wakes_a_step(ring: Any) -> None:
+class Poll:
+    """select.poll(), but poll() records how long it may wait and what was readable at once."""
+
+    def __init__(self) -> None:
+        self._poll = REAL_POLL()
+        self.register = self._poll.register
+        self.waits, self.ready = list[float](), list[int]()
+
+    def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+        found = self._poll.poll(0)
+        self.waits.append(milliseconds)
+        self.ready += [fd for fd, _ in found]
+        return found
+
+
+def test_readable_descriptor_wakes_a_step(ring: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    poll = Poll()
+    monkeypatch.setattr(select, "poll", lambda: poll)
     log = Log([])
     one, fd = loop(log, ring), os.eventfd(1)
     log.now, log.due_ns = -60 * TICK_NS, None  # nothing is due for a minute
     one.wake_by(fd)
-    began = time.monotonic()
     assert one.step(60) is False
-    assert time.monotonic() - began < 30
+    assert poll.waits[-1] == 60_000
+    assert poll.ready == [fd]
     os.close(fd)
 
 

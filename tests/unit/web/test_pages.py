@@ -437,10 +437,13 @@ def test_response_is_cached_while_snapshot_is_current(current: LatestSnapshot) -
     assert packed.headers["Content-Encoding"] == "gzip"
     assert b"<title>" in gzip.decompress(packed.body)
     assert b"<title>" in read(app, "/").body
-    for number in range(500):
-        read(app, f"/protocols?q={number}")
+    paths = [f"/protocols?q={number}" for number in range(500)]
+    responses = {path: read(app, path) for path in paths}
     assert 0 < len(app.cached) <= 64
     assert sum(len(answer.body) for answer in app.cached) <= 4 << 20
+    again = [responses[path] for path in reversed(paths) if read(app, path) is responses[path]]
+    assert 0 < len(again) <= 64
+    assert sum(len(answer.body) for answer in again) <= 4 << 20
     made.put(replace(s, counters={}))
     assert read(app, "/api/v1/lost") is not first
     assert data(app, "/api/v1/lost")["locks"] == 0
