@@ -8,7 +8,7 @@ APT := python3-bpfcc python3-seccomp python3-venv gcc libc6-dev libcap2-bin
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
 DEB_APT := dpkg-dev debhelper
 VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
-CROWD := tests/live/test_attacks.py::test_ten_thousand_processes
+CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_without_accusation
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor

@@ -1,4 +1,7 @@
-"""Live tests need root, BTF and bcc. RMAPD_REQUIRE_KERNEL=1 turns their absence into failure: CI never counts a skip as a pass."""
+"""Live tests need root, BTF and bcc; without these they are skipped.
+
+With RMAPD_REQUIRE_KERNEL=1 they fail instead, because CI must not count a skip as a pass.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ from tracer.supervision.supervisor import CHECKER_NAME
 
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
-os.environ.setdefault("RMAPD_STORE", "")  # not the machine's own
-os.environ.setdefault("RMAPD_CACHE", "")  # a compiler that a test breaks is asked
+os.environ.setdefault("RMAPD_STORE", "")  # do not write to this machine's store
+os.environ.setdefault("RMAPD_CACHE", "")  # a test that breaks the compiler needs it to run
 WORKLOAD = [sys.executable, "-S", str(ROOT / "tests/workloads/migrate.py")]
-"""-S: coverage is started by a file in site-packages; a process that forks in a loop has none."""
+"""-S: without site-packages coverage is not started in a process that forks in a loop."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def daemons_user() -> pwd.struct_passwd:
-    """Who `rmapd run` becomes on this machine."""
+    """Return the user that `rmapd run` becomes on this machine."""
     try:
         return pwd.getpwnam("rmapd")
     except KeyError:
@@ -50,7 +53,10 @@ def daemons_user() -> pwd.struct_passwd:
 
 @contextlib.contextmanager
 def reachable_folder() -> Iterator[Path]:
-    """A folder that the daemon's user owns and everybody can reach; pytest's own are closed to all but root."""
+    """Make a folder that the daemon's user owns and every user can read.
+
+    pytest's own temporary folders are closed to all users but root.
+    """
     with tempfile.TemporaryDirectory(prefix="rmapd-test-") as name:
         os.chown(name, daemons_user().pw_uid, daemons_user().pw_gid)
         os.chmod(name, 0o755)
@@ -63,22 +69,25 @@ def reachable() -> Iterator[Path]:
         yield folder
 
 
-def ours() -> list[str]:
-    """BPF programs of rmapd in this kernel."""
+def own_programs() -> list[str]:
+    """Return the names of rmapd's BPF programs in this kernel."""
     return [name for _, name in program.program_ids() if name.startswith("rmapd_")]
 
 
 def remaining() -> list[str]:
-    """Programs of ours that are still there once the kernel had time to free what was let go (it does so after an RCU grace period)."""
+    """Return rmapd's BPF programs that are still loaded after at most 10 s.
+
+    The kernel frees a program an RCU grace period after its last reference is dropped.
+    """
     for _ in range(100):
-        if not ours():
+        if not own_programs():
             return []
         time.sleep(0.1)
-    return ours()
+    return own_programs()
 
 
 def child_of(parent: int, name: str) -> int:
-    """A child of this name, 0 while there is none."""
+    """Return the pid of the child with this name; 0 while there is none."""
     for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if Path(f"/proc/{child}/comm").read_text().strip() == name:
@@ -87,17 +96,16 @@ def child_of(parent: int, name: str) -> int:
 
 
 def checker_of(supervisor: int) -> int:
-    """Return the pid of the checker, a child of the process that was started; 0 while there is none."""
+    """Return the pid of the checker, a child of the started process; 0 while there is none."""
     return child_of(supervisor, CHECKER_NAME)
 
 
 def loaded_by(process: int | str) -> set[int]:
-    """Ids of the programs that a process holds."""
+    """Return the ids of the BPF programs that a process holds."""
     found = set()
     for descriptor in Path(f"/proc/{process}/fdinfo").iterdir():
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # one of a moment: a request, a file that is read
+        # A descriptor may be closed meanwhile: a request's, a file's.
+        with contextlib.suppress(FileNotFoundError):
             found |= {
                 int(line.split()[1])
                 for line in descriptor.read_text().splitlines()
@@ -107,7 +115,7 @@ def loaded_by(process: int | str) -> set[int]:
 
 
 def still_loaded(programs: set[int]) -> set[int]:
-    """Those that are there after the time that the kernel takes to free what was let go."""
+    """Return those of these program ids that are still loaded after at most 10 s."""
     for _ in range(100):
         if not (left := {number for number, _ in program.program_ids()} & programs):
             break
@@ -131,7 +139,7 @@ def rmapd(
 def run_exec(
     tmp_path: Path, *args: str, command: list[str]
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    """`rmapd exec --report`; the process and the report."""
+    """Run `rmapd exec --report`; return the process and the report."""
     report = tmp_path / "report.json"
     done = rmapd("exec", "--report", str(report), *args, "--", *command)
     assert report.exists(), done.stderr
@@ -151,7 +159,7 @@ def fetch(url: str) -> tuple[int, str]:
 def daemon(
     *args: str, command: Sequence[str] = (RMAPD,), env: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`rmapd run` with an open gate, and its URL."""
+    """Start `rmapd run`, wait until its gate is open, and yield the process and its URL."""
     port = 20000 + os.getpid() % 20000
     url = f"http://127.0.0.1:{port}"
     run, environment = (
@@ -181,12 +189,13 @@ def daemon(
 
 
 def sample(url: str, line: str) -> float:
-    """The value of one exposition line."""
+    """Return the value of one exposition line."""
     text = fetch(f"{url}/metrics")[1]
     return float(next(row for row in text.splitlines() if row.startswith(line + " ")).split()[1])
 
 
 def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
+    """Return the first true result of `what`; fail after this time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := what():
@@ -196,7 +205,10 @@ def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
 
 
 def entries_hold(url: str, more: float) -> None:
-    """Compact memory until M1 holds for `more` further entries; how many moved pages are mapped is random."""
+    """Compact memory until M1 holds for `more` further entries.
+
+    It takes several rounds, because the number of mapped pages among the moved ones is random.
+    """
     line = 'rmapd_checks_total{invariant="M1",verdict="holds"}'
     before = sample(url, line)
     for _ in range(10):

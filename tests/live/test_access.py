@@ -1,4 +1,7 @@
-"""Who may read, on a real run: the real Prometheus by its own TLS and basic_auth settings, and nobody else."""
+"""Access rules of a real run.
+
+A real Prometheus scrapes by its own TLS and basic_auth settings; other clients are refused.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ class Site:
         server.cert_chain_pems[0].write_to_path(self.folder / "server.pem")
 
     def scrape(self, at: str, **changes: object) -> dict[str, object]:
-        """A job as Prometheus's documentation writes it."""
+        """Return a scrape job as Prometheus's documentation writes it."""
         tls = {"ca_file": "ca.pem", "cert_file": "client.pem", "key_file": "client.key"}
         job: dict[str, object] = {
             "job_name": "secured",
@@ -72,7 +75,7 @@ class Site:
     def status(
         self, at: str, path: str, *, certificate: bool = True, password: str = PASSWORD
     ) -> int | str:
-        """What a client gets: a status, or why there was none."""
+        """Return the status of a request, or the name of the error if there is no response."""
         context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
         if certificate:
             context.load_cert_chain(self.folder / "client.pem", self.folder / "client.key")
@@ -96,16 +99,19 @@ def up(api: Prometheus, job: str) -> bool:
     return bool(api.query(f'up{{job="{job}"}} == 1'))
 
 
-def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -> None:
+def test_prometheus_with_certificate_and_password_scrapes_and_others_are_refused(
+    reachable: Path,
+) -> None:
     site, at = Site(reachable), f"127.0.0.1:{free_port()}"
     wrong = site.scrape(at, job_name="wrong", basic_auth={"username": USER, "password": "x"})
-    nobody = site.scrape(at, job_name="nobody", tls_config={"ca_file": str(reachable / "ca.pem")})
-    jobs = {"scrape_configs": [site.scrape(at), wrong, nobody]}
+    only_ca = {"ca_file": str(reachable / "ca.pem")}
+    anonymous = site.scrape(at, job_name="anonymous", tls_config=only_ca)
+    jobs = {"scrape_configs": [site.scrape(at), wrong, anonymous]}
     with run_at(at, "--web-config", str(site.rules)), prometheus(reachable, **jobs) as api:
         until(lambda: up(api, "secured"), 120, "scraped")
         until(lambda: api.query('rmapd_gate_open{job="secured"} == 1'), 60, "the gate is open")
         until(
-            lambda: api.query('up{job="wrong"} == 0') and api.query('up{job="nobody"} == 0'),
+            lambda: api.query('up{job="wrong"} == 0') and api.query('up{job="anonymous"} == 0'),
             20,
             "the others are refused",
         )
@@ -114,7 +120,7 @@ def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -
             for target in api.get("/api/v1/targets")["activeTargets"]
         }
         assert "401" in targets["wrong"]
-        assert targets["nobody"]
+        assert targets["anonymous"]
         (served,) = api.query('scrape_samples_scraped{job="secured"}')
         assert int(served["value"][1]) < 700
         for path in (
@@ -133,9 +139,15 @@ def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -
             )
             assert site.status(at, path) == (404 if path == "/nothing" else 200)
         text = subprocess.run(
-            ["curl", "-s", "--cacert", "ca.pem", "--cert", "client.pem", "--key", "client.key", "-u", f"{USER}:{PASSWORD}", f"https://{at}/metrics"],
-            cwd=reachable, capture_output=True, check=True,
-        ).stdout  # fmt: skip
+            [
+                *"curl -s --cacert ca.pem --cert client.pem --key client.key -u".split(),
+                f"{USER}:{PASSWORD}",
+                f"https://{at}/metrics",
+            ],
+            cwd=reachable,
+            capture_output=True,
+            check=True,
+        ).stdout
         checked = subprocess.run(
             ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
         )
@@ -146,7 +158,7 @@ def test_prometheus_scrapes_with_a_certificate_and_a_password(reachable: Path) -
         until(lambda: up(api, "secured"), 20, "still scraped after the certificate was renewed")
 
 
-def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
+def test_valid_web_config_is_reloaded_and_invalid_one_is_rejected(reachable: Path) -> None:
     site, at = Site(reachable, "VerifyClientCertIfGiven"), f"127.0.0.1:{free_port()}"
     environment = os.environ | {"NOTIFY_SOCKET": ""}
     command = [RMAPD, "run", "--listen", at, "--web-config", str(site.rules)]
@@ -158,7 +170,7 @@ def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
             process.send_signal(signal.SIGHUP)
             time.sleep(1.5)
             assert site.status(at, "/metrics", certificate=False) == 200
-            site.rules.write_text(good.replace(f"  {USER}:", "  somebody:"))
+            site.rules.write_text(good.replace(f"  {USER}:", "  other:"))
             process.send_signal(signal.SIGHUP)
             until(
                 lambda: site.status(at, "/metrics", certificate=False) == 401,
@@ -168,15 +180,15 @@ def test_a_reload_says_what_is_in_force(reachable: Path) -> None:
         finally:
             process.terminate()
             assert process.stderr
-            said = process.stderr.read()
+            errors = process.stderr.read()
             process.wait(30)
-    assert "the access rules stay unchanged" in said
-    assert "try: rate_limit" in said
-    assert "is reloaded: TLS, VerifyClientCertIfGiven, 1 users" in said
+    assert "the access rules stay unchanged" in errors
+    assert "try: rate_limit" in errors
+    assert "is reloaded: TLS, VerifyClientCertIfGiven, 1 users" in errors
 
 
-def test_an_open_door_is_said_at_the_start(tmp_path: Path) -> None:
-    """Only for as long as nothing is attached: rmapd ends before it would listen for longer."""
+def test_bad_hash_is_exit_2_and_open_address_is_warned_of_at_start(tmp_path: Path) -> None:
+    """With --duration 0 rmapd ends at once: the open address is served for a moment only."""
     (tmp_path / "web.yml").write_text("basic_auth_users: {a: x}")
     done = subprocess.run(
         [RMAPD, "run", "--web-config", str(tmp_path / "web.yml")],

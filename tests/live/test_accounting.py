@@ -1,4 +1,7 @@
-"""Every migration entry that is recorded gets a verdict: five stressors, whose entries end in five ways, on this kernel."""
+"""Every recorded migration entry gets a verdict on this kernel.
+
+Five stressors run, whose entries end in five ways.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ STRESSORS = str(ROOT / "tests/workloads/five_stressors.sh")
 
 
 def accounted(migration: dict[str, int]) -> bool:
-    """The law: recorded and copied entries are removed, judged, or outstanding."""
-    judged = sum(
+    """Check that recorded and copied entries are removed, decided or outstanding."""
+    decided = sum(
         migration[f"entries_{verdict}"]
         for verdict in ("cleared", "violated", "suspect", "unverifiable")
     )
     recorded = migration["entries_recorded"] + migration["entries_copied"]
-    return recorded == migration["entries_removed"] + judged + migration["outstanding"]
+    return recorded == migration["entries_removed"] + decided + migration["outstanding"]
 
 
-def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> None:
+def test_every_recorded_entry_has_a_verdict_after_exec(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, command=[STRESSORS, "20"])
     assert done.returncode == 0, done.stdout + done.stderr
     migration, checks = report["migration"], report["invariants"]["M1"]["checks"]
@@ -40,7 +43,7 @@ def test_at_the_end_of_a_run_no_entry_is_without_a_verdict(tmp_path: Path) -> No
     assert not remaining()
 
 
-def test_while_a_daemon_runs_entries_are_outstanding_for_seconds_only() -> None:
+def test_entries_of_running_daemon_are_outstanding_for_seconds_only() -> None:
     def migration(url: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(fetch(f"{url}/api/v1/migration")[1])
         return found
@@ -53,5 +56,5 @@ def test_while_a_daemon_runs_entries_are_outstanding_for_seconds_only() -> None:
             time.sleep(0.5)
         assert stressors.returncode == 0
         if not max(one["outstanding"] for one in seen):
-            pytest.fail("no entry was ever seen outstanding: this test saw nothing")
-        until(lambda: migration(url)["outstanding"] == 0, 30, "every entry judged")
+            pytest.fail("no entry was ever outstanding: the test checked nothing")
+        until(lambda: migration(url)["outstanding"] == 0, 30, "every entry has a verdict")

@@ -1,6 +1,8 @@
-"""Loss, and attacks on the checker itself, on this kernel: nothing is accused, losses show, the daemon lives and leaves nothing behind.
+"""Losses, and attacks on the checker itself, on this kernel.
 
-Those that need kprobes, or a machine that may be hurt, are in tests/vm/test_attacks.py.
+No check is violated or suspect, losses are counted, and the daemon stays alive and leaves no
+program behind. Attacks that need kprobes or may damage the machine are in
+tests/vm/test_attacks.py.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ CHECKS = 'rmapd_checks_total{{invariant="{}",verdict="{}"}}'
 
 
 def accused(found: dict[str, Any]) -> dict[str, Any]:
-    """What is violated or suspect, which must be nothing."""
+    """Return what is violated or suspect; it must be empty."""
     wrong = {
         name: one["checks"]
         for name, one in found["invariants"].items()
@@ -56,7 +58,9 @@ def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiny_maps_and_ring_cause_losses_and_no_accusation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, rows in {
         "LEDGER": 16,
         "FROZEN": 1,
@@ -78,7 +82,7 @@ def test_tiny_maps_and_a_tiny_ring(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found["oracle"]["ready"]
 
 
-def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
+def test_checker_stopped_for_half_a_minute_under_load_continues_without_accusation() -> None:
     with daemon() as (process, url):
         held = loaded_by(process.pid)
         load_ = subprocess.Popen([*WORKLOAD, "1000000"], stdout=subprocess.DEVNULL)
@@ -106,7 +110,7 @@ def test_a_daemon_that_is_stopped_for_half_a_minute_under_load() -> None:
     assert not still_loaded(held)
 
 
-def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
+def test_closed_link_removes_coverage_until_it_is_restored() -> None:
     with open_session(load(None, os.environ), running_kernel()) as session:
         session.step(0)
         before = session.coverage["M1"]
@@ -114,9 +118,9 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
         hook = next(
             one for one in session.probes.loaded.attachments() if one.hook == "remove_migration_pte"
         )
-        spare = os.dup(
-            hook.link.fd
-        )  # else the kernel would detach at once, and another file could get its number
+        # Without a second descriptor the kernel would detach at once, and another file could get
+        # its number.
+        spare = os.dup(hook.link.fd)
         os.close(hook.link.fd)
         session.loop.make_tick_due()
         session.step(0)
@@ -137,8 +141,8 @@ def test_a_link_that_is_closed_under_its_feet_costs_coverage() -> None:
     assert not still_loaded(held)
 
 
-def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
-    """No descriptor and no switch says so: only that our own VMA changes run nothing."""
+def test_program_that_no_longer_runs_is_reported_by_liveness_check() -> None:
+    """The only sign is that VMA changes of this process run no program."""
     with open_session(load(None, os.environ), running_kernel()) as session:
         seconds, attached = iter(range(0, 10**14, 10**9)), session.probes.loaded.attachments()
         watch = LivenessCheck(
@@ -154,7 +158,7 @@ def test_a_program_that_does_not_run_any_more_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics: bool) -> None:
+def test_hooks_stay_attached_when_another_tool_switches_statistics(statistics: bool) -> None:
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
     try:
@@ -169,22 +173,25 @@ def test_another_tool_that_switches_statistics_takes_nothing_from_us(statistics:
         switch.write_text(before)
 
 
-def test_processes_that_exit_while_they_are_judged(
+def test_processes_that_exit_during_checks_are_not_accused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RMAPD_SCAN_SECONDS", "0.5")
     done, found = run_exec(tmp_path, command=[*CROWD, "exit", "20"])
     assert done.returncode == 0, done.stderr
     assert not accused(found)
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert said["processes"] > 50
-    assert said["migrated"] > 1000
+    crowd = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert crowd["processes"] > 50
+    assert crowd["migrated"] > 1000
     assert found["oracle"]["sweeps"] >= 2
     assert found["migration"]["outstanding"] == 0
 
 
-def test_ten_thousand_processes(tmp_path: Path) -> None:
-    """M4 is about what stays, not about how fast a machine with so many is: a page that thousands map may take its ten seconds."""
+def test_ten_thousand_processes_are_checked_without_accusation(tmp_path: Path) -> None:
+    """A page that thousands of processes map may migrate for more than ten seconds.
+
+    The age limit is raised, because M4 is about entries that stay and not about speed.
+    """
     report, config = tmp_path / "report.json", tmp_path / "rmapd.toml"
     config.write_text("max_entry_age_seconds = 120.0\n")
     done = rmapd(
@@ -202,7 +209,7 @@ def test_ten_thousand_processes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert not accused(found)
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert said["processes"] == 10000
+    crowd = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert crowd["processes"] == 10000
     checks = found["invariants"]["M1"]["checks"]
     assert checks["holds"] + checks["unverifiable"] > 50000

@@ -1,4 +1,7 @@
-"""The page of a real run in a real browser: without scripts, without an error, without asking anybody else, on a desk and on a phone."""
+"""The daemon's pages in a real browser, on a desktop and on a phone.
+
+They need no script, report no error on the console and request nothing from other hosts.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,19 @@ from tests.support import busy
 from tracer.results.latest import LatestSnapshot
 from tracer.web import Application, Server
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
---disable-sync""".split()
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
+--disable-background-networking --disable-component-update --disable-sync""".split()
 NO_SCRIPTS = {"profile.managed_default_content_settings.javascript": 2}
-DESK, PHONE = (1280, 900, False), (390, 844, True)
+DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
 CONTRAST = """
 const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
 const light = c => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
 const numbers = text => text.match(/[\\d.]+/g).map(Number);
 const back = e => {
-  for (; e; e = e.parentElement) { const c = numbers(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; }
+  for (; e; e = e.parentElement) {
+    const c = numbers(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c;
+  }
   return [255, 255, 255];
 };
 const bad = [];
@@ -45,7 +51,7 @@ for (const e of document.querySelectorAll('body *')) {
 }
 return bad;
 """
-"""Text whose contrast with its background is under the 4.5 of WCAG AA."""
+"""Returns the texts whose contrast with their background is under the 4.5 of WCAG AA."""
 
 
 class Browser(webdriver.Chrome):
@@ -63,25 +69,29 @@ class Browser(webdriver.Chrome):
             options.add_experimental_option("prefs", NO_SCRIPTS)
         super().__init__(options=options, service=Service(shutil.which("chromedriver")))
 
-    def shown(self) -> str:
-        """The loader of the document that is shown: every navigation has its own."""
+    def loader_id(self) -> str:
+        """Return the loader id of the current document; every navigation has its own."""
         return str(self.execute_cdp_cmd("Page.getFrameTree", {})["frameTree"]["frame"]["loaderId"])
 
-    def leave(self, document: str) -> None:
+    def wait_for_other_than(self, document: str) -> None:
         """Wait until another document is shown.
 
-        Elements of the old one are not asked whether they are stale: chromedriver sometimes answers "Node with given id does
-        not belong to the document" (SeleniumHQ/selenium#15401; 156: once in some 200 navigations).
+        Staleness of an element of the old one is no sign: chromedriver sometimes answers "Node
+        with given id does not belong to the document" (SeleniumHQ/selenium#15401; 156: once in
+        some 200 navigations).
         """
-        WebDriverWait(self, 30).until(lambda _: self.shown() != document)
+        WebDriverWait(self, 30).until(lambda _: self.loader_id() != document)
 
-    def follow(self, by: str, what: str) -> None:
-        """Click on what leads to another page, and be there: a click is over when its navigation may not have begun."""
-        left = self.shown()
+    def click_link(self, by: str, what: str) -> None:
+        """Click on an element that leads to another page, and wait for that page.
+
+        A click returns possibly before its navigation begins.
+        """
+        left = self.loader_id()
         self.find_element(by, what).click()
-        self.leave(left)
+        self.wait_for_other_than(left)
 
-    def be(self, width: int, height: int, mobile: bool, scheme: str = "light") -> None:
+    def emulate(self, width: int, height: int, mobile: bool, scheme: str = "light") -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.execute_cdp_cmd(
@@ -90,7 +100,7 @@ class Browser(webdriver.Chrome):
         )
 
     def picture(self, name: str) -> None:
-        """The whole page as a PNG in the folder that RMAPD_SCREENSHOTS names, for people to look at."""
+        """Save the whole page as a PNG in the folder RMAPD_SCREENSHOTS, for people to look at."""
         if folder := os.environ.get("RMAPD_SCREENSHOTS"):
             size = self.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
             clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
@@ -99,13 +109,14 @@ class Browser(webdriver.Chrome):
             )
             (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(made["data"]))
 
-    def said(self) -> list[Any]:
-        """The console, since the last time."""
+    def console(self) -> list[Any]:
+        """Return the messages on the console since the last call."""
         return list(self.get_log("browser"))  # type: ignore[no-untyped-call]
 
-    def asked(self) -> set[str]:
-        """Addresses that were asked for, since the last time."""
-        events = [json.loads(entry["message"])["message"] for entry in self.get_log("performance")]  # type: ignore[no-untyped-call]
+    def requested_urls(self) -> set[str]:
+        """Return the URLs that were requested since the last call."""
+        entries = self.get_log("performance")  # type: ignore[no-untyped-call]
+        events = [json.loads(entry["message"])["message"] for entry in entries]
         return {
             event["params"]["request"]["url"]
             for event in events
@@ -124,7 +135,7 @@ def browser(folder: Path, **how: bool) -> Iterator[Browser]:
 
 @pytest.fixture
 def served() -> Iterator[str]:
-    """A host with defects, by the daemon's own server."""
+    """Serve the snapshot of a host with defects by the daemon's own server."""
     with Server(("127.0.0.1", 0), Application(busy.current())) as server:
         yield f"http://127.0.0.1:{server.port}"
 
@@ -140,31 +151,34 @@ def pages() -> list[str]:
     ]
 
 
-def test_what_is_asked_of_the_page_can_be_missed(tmp_path: Path) -> None:
-    """The checks below, of a page that is everything it should not be."""
-    poor = "<p style='color:%23999;width:3000px'>grey</p><script>document.title='owned'; console.error('x'); fetch('http://127.0.0.1:9/')</script>"
+def test_page_checks_fail_for_a_bad_page(tmp_path: Path) -> None:
+    """The other tests rely on these checks."""
+    poor = (
+        "<p style='color:%23999;width:3000px'>grey</p><script>document.title='owned';"
+        " console.error('x'); fetch('http://127.0.0.1:9/')</script>"
+    )
     with browser(tmp_path / "on") as seen:
-        seen.be(*PHONE)
+        seen.emulate(*PHONE)
         seen.get(f"data:text/html,{poor}")
         assert seen.title == "owned"
         assert seen.execute_script(CONTRAST) != []
         assert not seen.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        assert seen.said() != []
-        assert "http://127.0.0.1:9/" in seen.asked()
+        assert seen.console() != []
+        assert "http://127.0.0.1:9/" in seen.requested_urls()
     with browser(tmp_path / "off", scripts=False) as seen:
         seen.get(f"data:text/html,{poor}")
         assert seen.title != "owned"
 
 
-def test_a_real_run_without_scripts(tmp_path: Path) -> None:
-    """The essentials: state, verdicts, rates, protocols found by words, with a browser that runs no script at all."""
+def test_page_of_real_run_works_without_scripts(tmp_path: Path) -> None:
+    """State, verdicts, rates and the search for protocols work in a browser without scripts."""
     with daemon() as (_, url), browser(tmp_path, scripts=False) as seen:
         entries_hold(url, 5000)
         seen.get(f"{url}/?refresh=5")
-        seen.leave(seen.shown())  # by itself
+        seen.wait_for_other_than(seen.loader_id())  # by its refresh
 
         def drawn() -> list[Any]:
-            seen.get(url)  # no page that is replaced while it is read
+            seen.get(url)  # without refresh: the page is not replaced while it is read
             return seen.find_elements(By.CSS_SELECTOR, "polyline")
 
         until(drawn, 40, "rates are drawn")
@@ -179,23 +193,27 @@ def test_a_real_run_without_scripts(tmp_path: Path) -> None:
         holds = row.find_element(By.CSS_SELECTOR, "[data-label=Holds]").text
         assert int(holds.replace(",", "")) > 5000
         assert seen.find_elements(By.CSS_SELECTOR, "polyline")
-        seen.follow(By.LINK_TEXT, "Protocols")
+        seen.click_link(By.LINK_TEXT, "Protocols")
         seen.find_element(By.NAME, "q").send_keys("no such word")
-        seen.follow(By.TAG_NAME, "button")
+        seen.click_link(By.TAG_NAME, "button")
         assert "q=no+such+word" in seen.current_url
         assert "0 of" in seen.find_element(By.TAG_NAME, "main").text
-        seen.follow(By.LINK_TEXT, "Hooks")
+        seen.click_link(By.LINK_TEXT, "Hooks")
         assert "set_migration_pte" in seen.find_element(By.TAG_NAME, "table").text
         assert {
-            address for address in seen.asked() if not address.startswith((url, "data:", "chrome:"))
+            address
+            for address in seen.requested_urls()
+            if not address.startswith((url, "data:", "chrome:"))
         } == set()
-        assert seen.said() == []
+        assert seen.console() == []
 
 
-def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
+def test_violation_page_and_protocol_search_are_reachable_by_links(
+    served: str, tmp_path: Path
+) -> None:
     with browser(tmp_path, scripts=False) as seen:
         seen.get(served)
-        seen.follow(By.PARTIAL_LINK_TEXT, "in vma_expand")
+        seen.click_link(By.PARTIAL_LINK_TEXT, "in vma_expand")
         text = seen.find_element(By.TAG_NAME, "main").text
         assert busy.HOSTILE in text
         assert "__mmap_region+0x5f4" in text
@@ -203,25 +221,30 @@ def test_defects_are_found_and_followed(served: str, tmp_path: Path) -> None:
         assert len(steps) == 5
         steps[0].find_element(By.TAG_NAME, "summary").click()
         assert "mprotect_fixup+0x101" in steps[0].text, "a stack opens without a script"
-        seen.follow(By.PARTIAL_LINK_TEXT, "documented lock order")
+        seen.click_link(By.PARTIAL_LINK_TEXT, "documented lock order")
         assert "Not violations" in seen.find_element(By.TAG_NAME, "main").text
         seen.get(f"{served}/protocols")
         seen.find_element(By.NAME, "q").send_keys("LOCK(i_mmap:w) commit")
         Select(seen.find_element(By.NAME, "function")).select_by_visible_text("vma_expand")
         Select(seen.find_element(By.NAME, "ruled")).select_by_visible_text("violated")
-        seen.follow(By.TAG_NAME, "button")
+        seen.click_link(By.TAG_NAME, "button")
         rows = seen.find_elements(By.CSS_SELECTOR, "table tbody tr")
         assert len(rows) == 1
         assert "L1 violated" in rows[0].text
         assert seen.find_element(By.NAME, "q").get_attribute("value") == "lock(i_mmap:w) commit"
 
 
-def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path) -> None:
-    """With scripts on, too: nothing is said on the console, nothing hostile runs, nobody else is asked, all text can be read."""
+def test_pages_are_readable_and_fit_the_screen_without_console_messages(
+    served: str, tmp_path: Path
+) -> None:
+    """Also with scripts allowed no hostile script runs.
+
+    The console is empty, other hosts are not contacted, and all text has enough contrast.
+    """
     with browser(tmp_path) as seen:
-        for size in (DESK, PHONE):
+        for size in (DESKTOP, PHONE):
             for scheme in ("light", "dark"):
-                seen.be(*size, scheme)
+                seen.emulate(*size, scheme)
                 for path in pages():
                     seen.get(served + path)
                     assert seen.title != "owned"
@@ -229,16 +252,18 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
                         "return document.documentElement.scrollWidth <= innerWidth"
                     ), (path, size)
                     assert seen.execute_script(CONTRAST) == [], (path, size, scheme)
-                    small = "return [...document.querySelectorAll('nav a, button, input, select')].filter(e => e.offsetHeight < 24).length"
+                    small = (
+                        "return [...document.querySelectorAll('nav a, button, input, select')]"
+                        ".filter(e => e.offsetHeight < 24).length"
+                    )
                     assert seen.execute_script(small) == 0
                     assert seen.execute_script("return document.styleSheets.length") == 1
-                    seen.picture(
-                        f"{'phone' if size is PHONE else 'desk'}-{scheme}{re.sub('[^a-zA-Z0-9]', '-', path)}"
-                    )
-        assert seen.said() == []
+                    device = "phone" if size is PHONE else "desktop"
+                    seen.picture(f"{device}-{scheme}{re.sub('[^a-zA-Z0-9]', '-', path)}")
+        assert seen.console() == []
         assert {
             address
-            for address in seen.asked()
+            for address in seen.requested_urls()
             if not address.startswith((served, "data:", "chrome:"))
         } == set()
 
@@ -250,8 +275,10 @@ def test_quiet_complete_and_no_wider_than_the_screen(served: str, tmp_path: Path
         (14.0, "The checker has read no tables for 14 s"),
     ],
 )
-def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: str) -> None:
-    """Of a kernel with tracepoints only, and where the judge hangs: the word, the reason and the colour, on a desk and on a phone."""
+def test_amber_verdict_is_shown_in_words_and_colour(
+    tmp_path: Path, age: float, reason: str
+) -> None:
+    """A kernel with tracepoints only, and a checker that hangs, on a desktop and on a phone."""
     s = busy.tracepoints_only() if not age else busy.well()
     current = LatestSnapshot(lambda: 0.0)
     current.put(s)
@@ -259,12 +286,12 @@ def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: s
         Server(("127.0.0.1", 0), Application(current, lambda: s.taken_seconds + age)) as server,
         browser(tmp_path) as seen,
     ):
-        for size in (DESK, PHONE):
+        for size in (DESKTOP, PHONE):
             for scheme, amber in (
                 ("light", "rgba(122, 79, 0, 1)"),
                 ("dark", "rgba(242, 192, 99, 1)"),
             ):
-                seen.be(*size, scheme)
+                seen.emulate(*size, scheme)
                 seen.get(f"http://127.0.0.1:{server.port}")
                 card = seen.find_element(By.CSS_SELECTOR, ".verdict")
                 badge, head = (
@@ -283,13 +310,14 @@ def test_amber_is_told_in_words_and_colour(tmp_path: Path, age: float, reason: s
                     "return document.documentElement.scrollWidth <= innerWidth"
                 )
                 assert seen.execute_script(CONTRAST) == []
-                seen.picture(f"amber-{age:.0f}-{'phone' if size is PHONE else 'desk'}-{scheme}")
+                device = "phone" if size is PHONE else "desktop"
+                seen.picture(f"amber-{age:.0f}-{device}-{scheme}")
 
 
-def test_a_reader_of_screens_has_tables(served: str, tmp_path: Path) -> None:
-    """Also on a phone, where rows are drawn as cards, the accessibility tree has a table with headers."""
+def test_accessibility_tree_has_tables_on_a_phone(served: str, tmp_path: Path) -> None:
+    """On a phone rows are drawn as cards; the accessibility tree still has tables with headers."""
     with browser(tmp_path) as seen:
-        seen.be(*PHONE)
+        seen.emulate(*PHONE)
         seen.get(served)
         nodes = seen.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
         roles = [node["role"]["value"] for node in nodes if not node["ignored"]]

@@ -34,10 +34,10 @@ import ctypes, sys
 from tracer import cli
 from tracer.daemon import session
 step, left = session.Session.step, [5]
-def dying(self, *args):
+def exiting(self, *args):
     left[0] -= 1
     return step(self, *args) if left[0] else ctypes.CDLL(None).syscall(60, 0)
-session.Session.step = dying
+session.Session.step = exiting
 cli.main(sys.argv[1:], prog_name="rmapd")
 """
 
@@ -83,7 +83,7 @@ def read(report: Path) -> dict[str, Any]:
 
 
 class Violations:
-    """A thread that records violating windows as fast as it can; counts has how many of each."""
+    """A thread that records violating windows in quick succession; counts: how often each."""
 
     def __init__(self, recorder: WindowRecorder) -> None:
         self.counts: Counter[str] = Counter()
@@ -106,7 +106,7 @@ class Violations:
         self._thread.join()
 
 
-def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
+def test_everything_recorded_is_reported_after_checker_is_killed(tmp_path: Path) -> None:
     print("seed", SEED)
     chance = random.Random(SEED)
     altered, report = (
@@ -126,13 +126,13 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
                 time.sleep(chance.uniform(0, 1.5))
                 violations.stop()
                 os.kill(checker_of(process.pid), signal.SIGKILL)
-                said, errors = process.communicate(timeout=60)
+                output, errors = process.communicate(timeout=60)
         assert process.returncode == 71, errors
         found = read(report)
         assert found["ended_early"]["signal"] == "SIGKILL", found["ended_early"]
         assert found["ended_early"]["detached"] is True
         assert found["exit"]["code"] == 71
-        assert "ENDED EARLY: the checker died: killed by SIGKILL" in said
+        assert "ENDED EARLY: the checker died: killed by SIGKILL" in output
         counted = {
             v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"
         }
@@ -160,7 +160,7 @@ def test_nothing_that_was_recorded_is_lost_by_a_kill(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_checker_that_dies_while_it_attaches_leaves_a_report(tmp_path: Path) -> None:
+def test_report_is_written_if_checker_dies_while_attaching(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--", "sleep", "60") as process:
         os.kill(until(lambda: checker_of(process.pid), 10, "there is a checker"), signal.SIGKILL)
@@ -190,7 +190,10 @@ def test_checker_that_hangs_is_killed_and_reported(tmp_path: Path) -> None:
 
 
 def test_checker_whose_main_thread_is_gone_is_detached(tmp_path: Path) -> None:
-    """After a BUG the process is a zombie behind another thread; its descriptors are closed all the same."""
+    """After a BUG the main thread is a zombie while another thread lives.
+
+    The checker is detached all the same.
+    """
     report, checker = tmp_path / "r.json", 0
     try:
         with executing(
@@ -221,9 +224,12 @@ def test_checker_whose_main_thread_is_gone_is_detached(tmp_path: Path) -> None:
 
 
 def test_results_are_reported_if_the_process_after_the_checker_dies_too(tmp_path: Path) -> None:
-    """The report has what the checker had found."""
-    altered = "import os, sys; from tracer.daemon import after_death; after_death.find_remains = lambda *_: os.kill(os.getpid(), 9); "
-    altered += "from tests.support import altered; altered.main(*sys.argv[1:])"
+    """The report contains the findings of the checker until it died."""
+    altered = (
+        "import os, sys; from tracer.daemon import after_death; "
+        "after_death.find_remains = lambda *_: os.kill(os.getpid(), 9); "
+        "from tests.support import altered; altered.main(*sys.argv[1:])"
+    )
     report, command = (
         tmp_path / "r.json",
         (sys.executable, "-c", altered, str(make(tmp_path / "probes")), "{}"),
@@ -234,11 +240,11 @@ def test_results_are_reported_if_the_process_after_the_checker_dies_too(tmp_path
             recorder.record(variant(VIOLATING["L3"], 0))
             time.sleep(2)
         os.kill(checker_of(process.pid), signal.SIGKILL)
-        said = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=60)[0]
     assert process.returncode == 71
     assert [(v["invariant"], v["count"]) for v in read(report)["violations"]] == [("L3", 1)]
     assert read(report)["ended_early"]["after_death"] == "it ended with -9"
-    assert "VIOLATED L3" in said
+    assert "VIOLATED L3" in output
     assert not remaining()
 
 
@@ -259,7 +265,7 @@ def test_checker_reports_when_its_supervisor_dies(tmp_path: Path, both: bool) ->
 
 
 def test_supervisor_stores_the_results_of_a_killed_daemon(reachable: Path) -> None:
-    """Counts that were stored are not stored twice, and the others are not lost."""
+    """Stored counts are not stored twice, and the others are not lost."""
     altered, path = (
         (sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"),
         reachable / "rmapd.db",
@@ -276,9 +282,9 @@ def test_supervisor_stores_the_results_of_a_killed_daemon(reachable: Path) -> No
                 time.sleep(chance.uniform(0, 0.02))
             checker = checker_of(process.pid)
             os.kill(checker, signal.SIGKILL)
-            _, said = process.communicate(timeout=60)
-        assert process.returncode == 71, said
-        assert "found after a crash: the checker died: killed by SIGKILL: 100 violated" in said
+            _, output = process.communicate(timeout=60)
+        assert process.returncode == 71, output
+        assert "found after a crash: the checker died: killed by SIGKILL: 100 violated" in output
         found = reader.read(path)
         assert [(v["invariant"], v["count"]) for v in found.violations] == [
             ("L3", 100 * (round_ + 1))

@@ -1,4 +1,7 @@
-"""A daemon that fails says why and ends with the code that systemd tries again; nothing stays attached."""
+"""A failing daemon logs the reason and exits with a code at which systemd restarts it.
+
+No program stays attached.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,20 @@ import pytest
 
 from tests.live.conftest import remaining, rmapd
 
-RUN = "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', '20'], prog_name='rmapd')"
+RUN = (
+    "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', '20'],"
+    " prog_name='rmapd')"
+)
+FAIL = "def fail(*_, **__): raise ZeroDivisionError('day 30')\n"
 FAILING = {
-    "the judging loop": "from tracer.daemon import session\ndef fail(*_): raise ZeroDivisionError('day 30')\nsession.Session.step = fail",
-    "the server's thread": "from tracer.web import server\nasync def fail(_): 1 / 0 * len('day 30')\nserver.Server._accept = fail",
-    "the store": "from tracer.outputs import sinks\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nsinks.Sinks.deliver = fail",
-    "attaching": "from tracer.attach import loader\ndef fail(*_, **__): raise ZeroDivisionError('day 30')\nloader.load = fail",
+    "the checking loop": f"from tracer.daemon import session\n{FAIL}session.Session.step = fail",
+    "the server's thread": (
+        "from tracer.web import server\n"
+        "async def fail(_): 1 / 0 * len('day 30')\n"
+        "server.Server._accept = fail"
+    ),
+    "the store": f"from tracer.outputs import sinks\n{FAIL}sinks.Sinks.deliver = fail",
+    "attaching": f"from tracer.attach import loader\n{FAIL}loader.load = fail",
 }
 
 
@@ -35,13 +46,13 @@ def run(before: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("where", FAILING)
-def test_a_defect_is_70_with_its_traceback(where: str) -> None:
+def test_defect_is_exit_70_with_a_traceback(where: str) -> None:
     done = run(FAILING[where])
     assert done.returncode == 70, done.stderr
     assert "Traceback (most recent call last)" in done.stderr
     assert "ZeroDivisionError: " in done.stderr
     assert where != "the server's thread" or "gate closed, detached on signal 15" in done.stderr, (
-        "in good order"
+        "the checking loop ends as on SIGTERM"
     )
     assert not remaining()
 
@@ -49,25 +60,43 @@ def test_a_defect_is_70_with_its_traceback(where: str) -> None:
 @pytest.mark.parametrize(
     "before",
     [
-        "import os\nfrom tracer.attach import attach_process\nattach_process._serve = lambda *_: os.kill(os.getpid(), 9)",
-        "from tracer.attach import loader\ndef load_program(*_): raise OSError(12, 'Cannot allocate memory')\nloader.load_program = load_program",
-        "from tracer.attach import compiler, loader\ndef short(*_): raise MemoryError\nloader.compile_text = short",
+        (
+            "import os\n"
+            "from tracer.attach import attach_process\n"
+            "attach_process._serve = lambda *_: os.kill(os.getpid(), 9)"
+        ),
+        (
+            "from tracer.attach import loader\n"
+            "def load_program(*_): raise OSError(12, 'Cannot allocate memory')\n"
+            "loader.load_program = load_program"
+        ),
+        (
+            "from tracer.attach import compiler, loader\n"
+            "def fail(*_): raise MemoryError\n"
+            "loader.compile_text = fail"
+        ),
     ],
 )
-def test_what_ran_out_of_memory_may_pass(before: str) -> None:
+def test_lack_of_memory_is_exit_75(before: str) -> None:
     done = run(before)
     assert done.returncode == 75, done.stderr
     assert "try: the same again later" in done.stderr
     assert not remaining()
 
 
-def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) -> None:
+def test_daemon_continues_when_stdout_is_full(tmp_path: Path) -> None:
     script = (
-        "from tracer import cli; from tracer.outputs import log\nfrom tests.support.snapshots import FINDING\nfrom tracer.invariants.verdict import Violation\n"
-        "from tracer.outputs import sinks\nreact = sinks.Sinks.deliver\n"
-        "def loud(self, *a, **k):\n    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n    return react(self, *a, **k)\n"
-        "sinks.Sinks.deliver = loud\nfrom tracer import outcome\noutcome.install_stdout()\n"
-        + RUN.replace("'20'", "'2'")
+        "from tracer import cli; from tracer.outputs import log\n"
+        "from tests.support.snapshots import FINDING\n"
+        "from tracer.invariants.verdict import Violation\n"
+        "from tracer.outputs import sinks\n"
+        "deliver = sinks.Sinks.deliver\n"
+        "def deliver_and_log(self, *a, **k):\n"
+        "    self._journal.new([Violation(FINDING, 1.0, 2.0)])\n"
+        "    return deliver(self, *a, **k)\n"
+        "sinks.Sinks.deliver = deliver_and_log\n"
+        "from tracer import outcome\n"
+        "outcome.install_stdout()\n" + RUN.replace("'20'", "'2'")
     )
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -83,7 +112,7 @@ def test_a_standard_output_that_is_full_does_not_end_a_daemon(tmp_path: Path) ->
     assert "gate closed" in done.stderr
 
 
-def test_a_report_whose_folder_is_gone_at_the_end_is_kept(tmp_path: Path) -> None:
+def test_report_is_saved_elsewhere_when_its_folder_is_deleted(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     done = rmapd(

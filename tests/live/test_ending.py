@@ -1,4 +1,7 @@
-"""`rmapd exec` ends: by its time, by a signal at any moment, whatever its command does; with the exit codes of env(1) and timeout(1)."""
+"""`rmapd exec` ends by its timeout or by a signal at any moment, whatever its command does.
+
+It has the exit codes of env(1) and timeout(1).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from tests.live.test_death import executing, read, started
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 
-DEAF = ["sh", "-c", "trap '' TERM INT HUP; exec sleep 60"]
+IGNORES_SIGNALS = ["sh", "-c", "trap '' TERM INT HUP; exec sleep 60"]
 
 
-def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
+def test_endless_command_is_killed_after_timeout_and_grace(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, "--timeout", "0.5", command=["sleep", "60"])
     assert done.returncode == 124, done.stderr
     assert report["exit"] == {"code": 124, "reason": "the command's time was over (--timeout 0.5)"}
@@ -31,7 +34,7 @@ def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
     assert report["invariants"]["M1"]["coverage"] == "partial"
     assert done.stdout.startswith("ENDED EARLY: the command's time was over")
     began = time.monotonic()
-    done, report = run_exec(tmp_path, "--timeout", "0.5", "--grace", "1", command=DEAF)
+    done, report = run_exec(tmp_path, "--timeout", "0.5", "--grace", "1", command=IGNORES_SIGNALS)
     assert done.returncode == 124
     assert time.monotonic() - began < 20
     assert report["command"]["ended"] == "killed by SIGKILL"
@@ -39,25 +42,27 @@ def test_a_command_that_never_ends_has_its_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_run_with_a_report(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_ends_exec_with_a_report(tmp_path: Path, number: signal.Signals) -> None:
     report = tmp_path / "r.json"
     with executing("--report", str(report), "--", "sleep", "60") as process:
         started(process)
         process.send_signal(number)
-        said, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
-    assert said.startswith(
+    assert output.startswith(
         f"ENDED EARLY: {number.name} arrived; the command: killed by {number.name}\n"
     )
     assert read(report)["ended_early"] == {
         "reason": f"{number.name} arrived",
         "signal": number.name,
     }
-    assert read(report)["command"]["exit_code"] == 128 + number, "it was passed on"
+    assert read(report)["command"]["exit_code"] == 128 + number, (
+        "the signal is passed on to the command"
+    )
     assert "Traceback" not in errors
 
 
-def test_a_signal_at_any_moment_before_the_gate_is_open(tmp_path: Path) -> None:
+def test_signal_before_the_gate_is_open_ends_exec_with_a_report(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     for delay in (0.25, 0.4, 0.6, 0.8):
         report.unlink(missing_ok=True)
@@ -71,9 +76,9 @@ def test_a_signal_at_any_moment_before_the_gate_is_open(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_second_signal_ends_exec_at_once_without_a_report(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
-    with executing("--report", str(report), "--grace", "50", "--", *DEAF) as process:
+    with executing("--report", str(report), "--grace", "50", "--", *IGNORES_SIGNALS) as process:
         started(process)
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
@@ -86,7 +91,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_what_cannot_be_run_is_told_apart(tmp_path: Path) -> None:
+def test_missing_command_is_exit_127_and_unexecutable_one_126(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for command, code in (
@@ -104,7 +109,7 @@ def test_what_cannot_be_run_is_told_apart(tmp_path: Path) -> None:
     assert not remaining()
 
 
-def test_a_command_that_exits_with_3_is_told_apart(tmp_path: Path) -> None:
+def test_violation_exit_code_is_distinct_from_the_commands_own(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, command=["sh", "-c", "exit 3"])
     assert (done.returncode, report["exit"]) == (3, {"code": 3, "reason": "the command's own"})
     altered, out = (
@@ -127,6 +132,6 @@ def test_a_command_that_exits_with_3_is_told_apart(tmp_path: Path) -> None:
         with contextlib.closing(WindowRecorder.find()) as recorder:
             recorder.record(variant(VIOLATING["L3"], 0))
         process.communicate(timeout=30)
-    assert process.returncode == 99, "what is violated comes first"
+    assert process.returncode == 99, "a violation comes before the timeout"
     assert read(out)["exit"] == {"code": 99, "reason": "violated (--fail-on)"}
     assert read(out)["ended_early"]["reason"].startswith("the command's time was over")

@@ -1,4 +1,4 @@
-"""`rmapd exec` on this kernel, with a workload that migrates while others fork, map and exit."""
+"""`rmapd exec` on this kernel; its command migrates pages while processes fork, map and exit."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_twenty_thousand_migrations_hold(tmp_path: Path) -> None:
         cleared += report["oracle"].get("cleared", 0)
         if cleared:
             break
-    assert cleared > 0, "no entry was ever zapped in mid-migration: the oracle had nothing to clear"
+    assert cleared > 0, "no entry was zapped during a migration: the oracle had nothing to clear"
     assert not remaining()
 
 
-def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) -> None:
+def test_tiny_maps_make_checks_unverifiable_and_none_violated(tmp_path: Path) -> None:
     config = tmp_path / "tiny.toml"
     config.write_text(
         "[maps]\nledger_rows = 8\nmigration_rows = 1\nmm_rows = 2\norder_rows = 2\nring_pages = 1\n"
@@ -48,7 +48,7 @@ def test_tiny_maps_make_checks_unverifiable_and_nobody_guilty(tmp_path: Path) ->
     assert checks["suspect"] == 0
 
 
-def test_the_commands_own_exit_code_and_formats() -> None:
+def test_exec_returns_the_commands_exit_code_in_every_format() -> None:
     done = rmapd("exec", "--format", "json", "--", "sh", "-c", "exit 7")
     assert done.returncode == 7
     assert json.loads(done.stdout)["command"] == {
@@ -63,13 +63,13 @@ def test_the_commands_own_exit_code_and_formats() -> None:
     assert done.returncode == 137
 
 
-def test_a_required_invariant_that_cannot_be_checked_is_exit_4() -> None:
+def test_required_invariant_without_coverage_is_exit_4() -> None:
     done = rmapd("exec", "--require", "M1,L5", "--", "true")
     assert done.returncode == 4
     assert "L5 is required and cannot be checked here" in done.stderr
 
 
-def test_lower_fidelity_probes_less(tmp_path: Path) -> None:
+def test_lower_fidelity_attaches_fewer_hooks(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, "--fidelity", "migration", command=["true"])
     assert done.returncode == 0
     assert "mmap_lock_released" not in report["hooks"]
@@ -77,7 +77,7 @@ def test_lower_fidelity_probes_less(tmp_path: Path) -> None:
     assert "forks are not seen" in report["invariants"]["M1"]["reason"]
 
 
-def test_what_a_ci_is_given(tmp_path: Path) -> None:
+def test_ktap_junit_and_json_reports_agree(tmp_path: Path) -> None:
     junit, report = tmp_path / "r.xml", tmp_path / "r.json"
     done = rmapd(
         "exec",
@@ -109,7 +109,7 @@ def test_what_a_ci_is_given(tmp_path: Path) -> None:
     )
 
 
-def test_a_place_that_cannot_be_written_to_is_found_out_before_the_command_runs(
+def test_unwritable_output_is_rejected_before_the_command_runs(
     tmp_path: Path,
 ) -> None:
     for option in ("--report", "--junit"):
@@ -119,7 +119,7 @@ def test_a_place_that_cannot_be_written_to_is_found_out_before_the_command_runs(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_full_disk_loses_a_file_and_not_the_run(tmp_path: Path) -> None:
+def test_full_disk_loses_the_report_and_not_the_results(tmp_path: Path) -> None:
     done = rmapd("exec", "--report", "/dev/full", "--", "true")
     assert done.returncode == 125, "as timeout(1): rmapd failed, and not the command"
     assert "M1" in done.stdout

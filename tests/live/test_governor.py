@@ -1,6 +1,7 @@
-"""The governor on this kernel: a probe that a test made slow costs too much, and is taken off until the load has gone.
+"""The governor on this kernel: a slow program is detached until the load has gone.
 
-mmap_lock is probed at `full` alone, and without hooks on functions `migration` would take nothing more off: `owner` is the lowest here.
+A test makes the program slow. mmap_lock is hooked at fidelity `full` alone. Without hooks on
+functions `migration` would detach nothing more, so `owner` is the lowest level here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ SLOW = """
   }
 """
 COMM = (0x776F6C732D73692D).to_bytes(8, "little")
-LOAD = f"import ctypes, mmap\nctypes.CDLL(None).prctl(15, {COMM!r}, 0, 0, 0)\nwhile True: mmap.mmap(-1, 4096).close()"
+LOAD = (
+    f"import ctypes, mmap\nctypes.CDLL(None).prctl(15, {COMM!r}, 0, 0, 0)\n"
+    "while True: mmap.mmap(-1, 4096).close()"
+)
 L2, ATTACHED = (
     'rmapd_invariant_coverage{invariant="L2"}',
     'rmapd_probe_attached{hook="mmap_lock_released"}',
@@ -43,7 +47,10 @@ HELD = 'rmapd_lock_hold_seconds_count{class="mmap_lock",mode="write"}'
 
 @pytest.fixture
 def slow_probes(tmp_path: Path) -> Path:
-    """The probes, with a release of mmap_lock that takes some fifty microseconds in tasks of one name."""
+    """Copy the probes, with a slow program on the release of mmap_lock.
+
+    It takes some fifty microseconds in tasks named COMM.
+    """
     copy = tmp_path / "probes"
     shutil.copytree(probes_folder(), copy)
     source = copy / "mmap_lock.bpf.c"
@@ -64,7 +71,7 @@ def load() -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def comes(url: str, line: str, value: float, seconds: float = 60) -> None:
+def wait_for_value(url: str, line: str, value: float, seconds: float = 60) -> None:
     for _ in range(int(seconds / 0.25)):
         if sample(url, line) == value:
             return
@@ -72,39 +79,40 @@ def comes(url: str, line: str, value: float, seconds: float = 60) -> None:
     pytest.fail(f"{line} is not {value}:\n{fetch(f'{url}/metrics')[1]}")
 
 
-def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
+def test_slow_hook_is_detached_and_reattached_after_the_load(
     slow_probes: Path, load: subprocess.Popen[bytes]
 ) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
     with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
-        comes(url, 'rmapd_fidelity{level="full"}', 1)
+        wait_for_value(url, 'rmapd_fidelity{level="full"}', 1)
         assert (sample(url, L2), sample(url, ATTACHED)) == (0.5, 1)
         load.send_signal(signal.SIGCONT)
-        comes(url, 'rmapd_fidelity{level="owner"}', 1)
+        wait_for_value(url, 'rmapd_fidelity{level="owner"}', 1)
         assert (sample(url, L2), sample(url, ATTACHED)) == (0, 0)
         assert (
             sample(url, 'rmapd_fidelity{level="full"}'),
             sample(url, 'rmapd_fidelity_changes_total{direction="lower"}'),
         ) == (0, 1)
         assert sample(url, 'rmapd_invariant_coverage{invariant="M4"}') == 0.5, (
-            "forks are not seen now"
+            "forks are not seen at this level"
         )
         held, runs = sample(url, HELD), sample(url, RUNS)
         time.sleep(2)
         assert (sample(url, HELD), sample(url, RUNS)) == (held, runs), "detached"
         load.send_signal(signal.SIGSTOP)
-        comes(url, 'rmapd_fidelity{level="full"}', 1)
+        wait_for_value(url, 'rmapd_fidelity{level="full"}', 1)
         assert (sample(url, L2), sample(url, ATTACHED)) == (0.5, 1)
         assert sample(url, 'rmapd_fidelity_changes_total{direction="raise"}') >= 1
         subprocess.run(
             [
                 sys.executable,
                 "-c",
-                "import os\nfor _ in range(50):\n p = os.fork()\n p or os._exit(0)\n os.waitpid(p, 0)",
+                "import os\nfor _ in range(50):\n"
+                " p = os.fork()\n p or os._exit(0)\n os.waitpid(p, 0)",
             ],
             check=True,
         )
-        until(lambda: sample(url, HELD) > held, 20, "it counts again")
+        until(lambda: sample(url, HELD) > held, 20, "the hook counts again")
         for invariant in ("M1", "L2"):
             for verdict in ("violated", "suspect"):
                 assert (
@@ -121,27 +129,27 @@ def test_a_slow_hook_lowers_the_fidelity_and_comes_back(
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert process.stderr
-        said = process.stderr.read()
-        assert "privileges dropped; kept: no capability" in said
+        log = process.stderr.read()
+        assert "privileges dropped; kept: no capability" in log
         assert (
-            "governor: programs may take 5 % of the machine's CPU time; levels full, owner" in said
+            "governor: programs may take 5 % of the machine's CPU time; levels full, owner" in log
         )
-        assert "fidelity owner instead of full: programs take" in said
-        assert "fidelity full instead of owner: programs would take" in said
+        assert "fidelity owner instead of full: programs take" in log
+        assert "fidelity full instead of owner: programs would take" in log
     assert not still_loaded(programs), "the reattach helper has released them, too"
 
 
-def test_what_is_required_is_never_taken_off(
+def test_required_hook_stays_attached_over_budget(
     slow_probes: Path, load: subprocess.Popen[bytes]
 ) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
     with daemon("--require", "L2", command=altered, env={"RMAPD_BUDGET": "0.05"}) as (_, url):
-        comes(url, 'rmapd_fidelity{level="full"}', 1)
+        wait_for_value(url, 'rmapd_fidelity{level="full"}', 1)
         load.send_signal(signal.SIGCONT)
         time.sleep(8)
         assert sample(
             url, 'rmapd_probe_run_seconds_total{hook="mmap_lock_released"}'
-        ) > 0.05 * 4 * (os.cpu_count() or 1), "well over it"
+        ) > 0.05 * 4 * (os.cpu_count() or 1), "the programs take more than the budget"
         assert (sample(url, 'rmapd_fidelity{level="full"}'), sample(url, L2)) == (1, 0.5)
 
 
@@ -151,7 +159,7 @@ def test_level_stays_low_without_the_reattach_helper(
     altered = [sys.executable, "-m", "tests.support.altered", str(slow_probes), json.dumps(PACE)]
     with daemon(command=altered, env={"RMAPD_BUDGET": "0.05"}) as (process, url):
         load.send_signal(signal.SIGCONT)
-        comes(url, 'rmapd_fidelity{level="owner"}', 1)
+        wait_for_value(url, 'rmapd_fidelity{level="owner"}', 1)
         load.send_signal(signal.SIGSTOP)
         os.kill(reattach_helper_of(process.pid), signal.SIGKILL)
         time.sleep(12)
@@ -168,7 +176,7 @@ def test_level_stays_low_without_the_reattach_helper(
 
 
 def reattach_helper_of(pid: int) -> int:
-    """Return the pid of the checker's one child."""
+    """Return the pid of the checker's only child."""
     checker = checker_of(pid)
     (child,) = Path(f"/proc/{checker}/task/{checker}/children").read_text().split()
     assert b"tracer.attach.reattach_helper" in Path(f"/proc/{child}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""The log under a real journald: one of its own, in a mount namespace of its own."""
+"""The log of findings under a real journald, which runs in a mount namespace of its own."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ import pytest
 
 JOURNALD = Path("/lib/systemd/systemd-journald")
 SCRIPT = """
-mount -t tmpfs none /run && mount -t tmpfs none /var/log && mkdir -p /run/systemd/journal /run/log/journal
+mount -t tmpfs none /run && mount -t tmpfs none /var/log
+mkdir -p /run/systemd/journal /run/log/journal
 {journald} & J=$!
 for _ in $(seq 100); do [ -S /run/systemd/journal/stdout ] && break; sleep 0.1; done
 systemd-cat {python} {program}
-for _ in $(seq 50); do journalctl --directory=/run/log/journal -q RMAPD_INVARIANT=L1 | grep -q . && break; sleep 0.1; done
-journalctl --directory=/run/log/journal RMAPD_INVARIANT=L1 -o json --all --no-pager > {out}
+read_back() {{ journalctl --directory=/run/log/journal RMAPD_INVARIANT=L1 "$@"; }}
+for _ in $(seq 50); do read_back -q | grep -q . && break; sleep 0.1; done
+read_back -o json --all --no-pager > {out}
 kill $J; wait $J
 """
 PROGRAM = """
 import os
 import time
-os.environ["JOURNAL_STREAM"] = "{0.st_dev}:{0.st_ino}".format(os.fstat(1))  # as systemd does for a service
+# as systemd does for a service
+os.environ["JOURNAL_STREAM"] = "{0.st_dev}:{0.st_ino}".format(os.fstat(1))
 from tracer.outputs.log import FindingLog
 from tracer.invariants.verdict import Finding, Verdict, Violation
-finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "shape", "one line", {}, ("f+0x1",), {"long": "x" * 100_000})
+evidence = {"long": "x" * 100_000}
+finding = Finding(
+    "L1", Verdict.VIOLATED, "vma_expand", "shape", "one line", {}, ("f+0x1",), evidence
+)
 FindingLog(time.time).new([Violation(finding, 1.0, 2.0, 3)])
 """
 
@@ -34,7 +40,7 @@ FindingLog(time.time).new([Violation(finding, 1.0, 2.0, 3)])
 @pytest.mark.skipif(
     not JOURNALD.exists() or not shutil.which("systemd-cat"), reason="no systemd here"
 )
-def test_a_finding_is_one_entry_that_can_be_searched_for(tmp_path: Path) -> None:
+def test_finding_is_one_searchable_journal_entry(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     script = SCRIPT.format(
@@ -61,5 +67,5 @@ def test_a_finding_is_one_entry_that_can_be_searched_for(tmp_path: Path) -> None
         "journal",
     )
     assert json.loads(entry["MESSAGE"])["id"] == entry["RMAPD_ID"], (
-        "whole, where a line on stdout would be cut into pieces"
+        "one whole entry, where a long line on stdout would be split"
     )

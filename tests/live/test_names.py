@@ -1,4 +1,7 @@
-"""A real task whose name has ESC, a newline and U+202E, from the kernel's comm to every output: exact as data, escaped as text."""
+"""A real task whose name has ESC, a newline and U+202E, from the kernel's comm to every output.
+
+Data have the exact name; texts have it escaped.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ SHOWN = "\\x1b]0;x\\x07\\n\\u202ea"
 
 
 @contextlib.contextmanager
-def called(name: str) -> Iterator[None]:
-    """This task, by PR_SET_NAME."""
+def renamed_task(name: str) -> Iterator[None]:
+    """Give this task another name, by PR_SET_NAME, while the context is open."""
     before = pyprctl.get_name()
     pyprctl.set_name(name)
     try:
@@ -30,7 +33,8 @@ def called(name: str) -> Iterator[None]:
         pyprctl.set_name(before)
 
 
-def obeyed(text: str) -> set[str]:
+def control_characters(text: str) -> set[str]:
+    """Return the characters that a terminal would act on."""
     return {
         one
         for one in text
@@ -38,14 +42,14 @@ def obeyed(text: str) -> set[str]:
     }
 
 
-def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
+def test_control_characters_of_a_task_name_are_escaped_in_text(reachable: Path) -> None:
     altered = [sys.executable, "-m", "tests.support.altered", str(make(reachable / "probes")), "{}"]
     store = reachable / "rmapd.db"
     with (
         daemon("--store", str(store), command=altered) as (process, url),
         contextlib.closing(WindowRecorder.find()) as recorder,
     ):
-        with called(NAME):
+        with renamed_task(NAME):
             assert Path("/proc/thread-self/comm").read_bytes() == NAME.encode() + b"\n"
             recorder.record(variant(VIOLATING["L3"], 0))
         violations = until(
@@ -53,21 +57,21 @@ def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
         )
         (found,) = [one for one in violations if one["invariant"] == "L3"]
         assert found["task"]["comm"] == NAME, "data is exact"
-        assert not obeyed(fetch(f"{url}/api/v1/violations")[1])
+        assert not control_characters(fetch(f"{url}/api/v1/violations")[1])
         page = fetch(f"{url}/violations/{found['id']}")[1]
         assert SHOWN.replace("\\n", "\n") in page, "white space is harmless there"
-        assert not obeyed(page)
+        assert not control_characters(page)
         process.terminate()
         out, log = process.communicate(timeout=60)
     assert process.returncode == 0, log
-    assert not obeyed(log)
+    assert not control_characters(log)
     assert " CRITICAL violated L3: " in log
     lines = [json.loads(line) for line in out.splitlines()]
     assert next(line for line in lines if line["id"] == found["id"])["task"]["comm"] == NAME
-    assert not obeyed(out)
+    assert not control_characters(out)
     for form in ("text", "md", "json"):
         done = rmapd("explain", found["id"], "--store", str(store), "--format", form)
-        assert (done.returncode, obeyed(done.stdout)) == (0, set())
+        assert (done.returncode, control_characters(done.stdout)) == (0, set())
         assert form != "text" or f"{SHOWN}[" in done.stdout
         assert form != "json" or json.loads(done.stdout)["violation"]["task"]["comm"] == NAME
     for args in (
@@ -75,6 +79,6 @@ def test_the_name_of_a_task_does_not_reach_a_terminal(reachable: Path) -> None:
         ("report", "--store", str(store), "--output", str(reachable / "r.html")),
     ):
         done = rmapd(*args)
-        assert (done.returncode, obeyed(done.stdout)) == (0, set())
+        assert (done.returncode, control_characters(done.stdout)) == (0, set())
     assert SHOWN in (reachable / "r.html").read_text()
-    assert not obeyed((reachable / "r.html").read_text())
+    assert not control_characters((reachable / "r.html").read_text())

@@ -1,4 +1,7 @@
-"""The oracle against pagemap, on pages of other processes; and on those that are not there, or not any more."""
+"""The oracle compared with pagemap, on pages of other processes.
+
+Also on addresses without a page and on processes that exited.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def session() -> Iterator[Session]:
         yield opened
 
 
-SLEEPER = """
+SLEEPING_PROCESS = """
 import mmap, random, sys, time
 kept = []
 for size in (1 << 22, 1 << 20, 3 << 20):
@@ -51,7 +54,9 @@ time.sleep(600)
 @pytest.fixture
 def sleepers() -> Iterator[list[int]]:
     children = [
-        subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", SLEEPING_PROCESS], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(3)
     ]
     for child in children:
@@ -73,7 +78,11 @@ def ranges(pid: int) -> list[tuple[int, int]]:
 
 
 def pagemap(pid: int, addr: int) -> int:
-    """Of healthy processes of our own making: never of a suspect."""
+    """Return the pagemap entry of a page.
+
+    On an entry that is left behind, reading triggers a BUG of the kernel: only healthy processes
+    of the tests are read.
+    """
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
         raw = os.pread(file.fileno(), 8, addr // PAGE * 8)
     return int(struct.unpack("<Q", raw)[0]) if len(raw) == 8 else 0
@@ -84,7 +93,7 @@ def mm_of(session: Session, pid: int) -> Mm:
     return next(mm for mm in session.checker.open_cases.oracle.mms() if mm.tgid == pid)
 
 
-def test_a_thousand_present_pages_of_others_agree_with_pagemap(
+def test_oracle_agrees_with_pagemap_for_a_thousand_pages(
     session: Session, sleepers: list[int]
 ) -> None:
     oracle = session.checker.open_cases.oracle
@@ -105,7 +114,7 @@ def test_a_thousand_present_pages_of_others_agree_with_pagemap(
         for answer in oracle.ask([(mm, addr) for addr in absent[:200]]):
             assert answer.found == "FOUND_NOTHING"
     assert chosen >= 1000
-    assert levels == {1, 2}, "small and huge pages were met"
+    assert levels == {1, 2}, "small and huge pages are among them"
 
 
 def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) -> None:
@@ -121,10 +130,12 @@ def test_unmapped_addresses_hold_nothing(session: Session, sleepers: list[int]) 
     }
 
 
-def test_exited_processes_do_no_harm(session: Session) -> None:
+def test_exited_process_has_no_entries_left_behind(session: Session) -> None:
     oracle = session.checker.open_cases.oracle
     assert oracle
-    child = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLEEPING_PROCESS], stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout
     child.stdout.readline()
     mm, mapped = mm_of(session, child.pid), ranges(child.pid)
@@ -140,8 +151,10 @@ def test_exited_processes_do_no_harm(session: Session) -> None:
     assert child.pid not in {mm.tgid for mm in oracle.mms()}
 
 
-def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path: Path) -> None:
-    """Where this machine lets us swap; the type of a swap file's entries is none that a migration uses."""
+def test_swapped_out_pages_are_not_read_as_migration_entries(
+    session: Session, tmp_path: Path
+) -> None:
+    """The type of a swap file's entries differs from the types that a migration uses."""
     swap = ROOT / ".swap-for-tests"
     with open(swap, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 32 << 20)
@@ -151,8 +164,13 @@ def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path
         subprocess.run(["/usr/sbin/swapon", str(swap)], check=True, capture_output=True)
         try:
             code = (
-                "import mmap,time\nb=mmap.mmap(-1,4<<20,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\nb.madvise(15)\n"
-                "for o in range(0,4<<20,4096): b[o]=o>>12&255 or 1\nb.madvise(21)\nprint('ready',flush=True)\ntime.sleep(600)"
+                "import mmap,time\n"
+                "b=mmap.mmap(-1,4<<20,flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\n"
+                "b.madvise(15)\n"
+                "for o in range(0,4<<20,4096): b[o]=o>>12&255 or 1\n"
+                "b.madvise(21)\n"
+                "print('ready',flush=True)\n"
+                "time.sleep(600)"
             )
             child = subprocess.Popen(
                 [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
@@ -183,7 +201,7 @@ def test_swapped_out_pages_are_swap_and_not_migration(session: Session, tmp_path
         swap.unlink()
 
 
-def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None:
+def test_sweep_reads_every_table(session: Session, sleepers: list[int]) -> None:
     oracle = session.checker.open_cases.oracle
     assert oracle
     sweep = oracle.sweep(oracle.mms())
@@ -192,7 +210,7 @@ def test_a_sweep_sees_every_table(session: Session, sleepers: list[int]) -> None
     assert not [answer for answer in sweep.answers if answer.left_behind]
 
 
-def test_base_addresses_make_sense(session: Session) -> None:
+def test_calibrated_base_addresses_are_plausible(session: Session) -> None:
     params = session.probes.tables.params.get()
     assert params.page_offset % (1 << 30) == 0
     assert params.page_offset >> 47 == (1 << 17) - 1

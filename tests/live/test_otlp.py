@@ -1,4 +1,7 @@
-"""A finding of a daemon that has given up its privileges arrives at a collector. The finding is put in; all that follows is real."""
+"""A finding of a daemon that has dropped its privileges arrives at a collector.
+
+The test injects the finding; everything after it is real.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,29 @@ import sys
 from tracer.cli import main
 from tracer.checking.checker import Checker
 from tracer.invariants.verdict import Finding, Verdict
-step = {"time_ns": 5, "function": "vma_shrink", "task": {"pid": 7, "tgid": 7}, "vma": {}, "protocol": "vma_shrink[file]", "stack": []}
-finding = Finding("L1", Verdict.VIOLATED, "vma_expand", "put in by a test", "takes anon_vma first", {"pid": 7}, trail=(step,))
+step = {
+    "time_ns": 5,
+    "function": "vma_shrink",
+    "task": {"pid": 7, "tgid": 7},
+    "vma": {},
+    "protocol": "vma_shrink[file]",
+    "stack": [],
+}
+shape, summary = "injected by a test", "takes anon_vma first"
+finding = Finding(
+    "L1", Verdict.VIOLATED, "vma_expand", shape, summary, {"pid": 7}, trail=(step,)
+)
 real = Checker.tick
-def tick(judge):
-    real(judge)
-    if finding.signature not in judge.tally.violations:
-        judge.verdicts.record_finding(finding)
+def tick(checker):
+    real(checker)
+    if finding.signature not in checker.tally.violations:
+        checker.verdicts.record_finding(finding)
 Checker.tick = tick
 main(sys.argv[1:])
 """
 
 
-def test_from_the_judge_to_the_collector(tmp_path: Path) -> None:
+def test_finding_of_unprivileged_daemon_arrives_at_collector(tmp_path: Path) -> None:
     with collector() as receiver:
         config = tmp_path / "rmapd.toml"
         config.write_text(f'otlp_endpoint = "{receiver.url}"\nlisten = "127.0.0.1:0"\nstore = ""\n')

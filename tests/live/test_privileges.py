@@ -1,4 +1,4 @@
-"""What the daemon gives up after attaching, read from /proc, and that nothing of its work is lost by it."""
+"""The daemon drops its privileges after attaching, and works on; /proc shows which it has."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def threads(pid: int) -> list[dict[str, str]]:
 
 
 def coverage(process: subprocess.Popen[str]) -> str:
-    """Ends the daemon and gives what it said of coverage."""
+    """End the daemon and return its log line on coverage."""
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert process.stderr
-    (said,) = (
+    (log,) = (
         line.partition(" INFO ")[2]
         for line in process.stderr.read().splitlines()
         if " INFO coverage: " in line
     )
-    return said
+    return log
 
 
-LATE = (
+AUDITED_DAEMON = (
     """
 import os, sys
 from tracer.process import privileges
@@ -88,31 +88,36 @@ def hook(event, arguments):
         print("late:", arguments[path], file=sys.stderr, flush=True)
 
 def dropped(*arguments):
-    said = drop(*arguments)
+    result = drop(*arguments)
     sys.addaudithook(hook)
-    return said
+    return result
 privileges.drop = dropped
 """
     + DAEMON
 )
-"""The daemon with a finding that is put in, which says what it opens of these folders after it has dropped privileges."""
+"""The daemon of test_otlp, which prints each file of two folders that it opens or imports after it
+has dropped its privileges."""
 
 
 @pytest.fixture
 def config(reachable: Path) -> Path:
-    """As the package installs it: root's, and everybody may read it."""
+    """Write a configuration that root owns and every user can read, as the package installs it."""
     path = reachable / "rmapd.toml"
     path.write_text("scan_seconds = 2.0\n")
     return path
 
 
-THIEF = """
+INTRUDER = """
 import json, os, sys
 from tracer import cli
 from tracer.daemon import run
 from tracer.web.application import Application, Response
 
-CREATED = ("/etc/cron.d/rmapd-thief", "/run/systemd/rmapd-thief", "/run/rmapd-thief", "/root/rmapd-thief", "/usr/bin/rmapd-thief")
+FOLDERS = ("/etc/cron.d", "/run/systemd", "/run", "/root", "/usr/bin")
+CREATED = [f"{folder}/rmapd-intruder" for folder in FOLDERS]
+
+def create(name):
+    os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)
 
 def outcome(attempt):
     try:
@@ -122,7 +127,7 @@ def outcome(attempt):
     return "done"
 
 def attempts():
-    found = {name: outcome(lambda: os.open(name, os.O_WRONLY | os.O_CREAT, 0o600)) for name in CREATED}
+    found = {name: outcome(lambda: create(name)) for name in CREATED}
     for name in filter(os.path.exists, CREATED):
         os.unlink(name)
     found["write /etc/shadow"] = outcome(lambda: os.open("/etc/shadow", os.O_WRONLY))
@@ -136,20 +141,22 @@ def attempts():
 announce, answer = run.log_start, Application.__call__
 def announced(*arguments):
     announce(*arguments)
-    print("the judge:", json.dumps(attempts()), file=sys.stderr, flush=True)
+    print("intruder in the checker:", json.dumps(attempts()), file=sys.stderr, flush=True)
 def answered(self, ask):
-    return Response.plain(200, json.dumps(attempts())) if ask.path == "/thief" else answer(self, ask)
+    if ask.path == "/intruder":
+        return Response.plain(200, json.dumps(attempts()))
+    return answer(self, ask)
 run.log_start, Application.__call__ = announced, answered
 cli.main()
 """
-"""The daemon, whose threads try what a thief in them would."""
+"""The daemon, with attempts in its threads to access what is root's."""
 
 
-def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
+def test_daemon_without_privileges_continues_to_check(config: Path) -> None:
     with daemon("--config", str(config)) as (process, url):
         found = threads(checker_of(process.pid))
-        assert len(found) > 1, "the server's thread is among them"
-        found += threads(process.pid)  # the supervisor's one
+        assert len(found) > 1, "the server's thread is one of them"
+        found += threads(process.pid)  # the supervisor has one thread
         for one in found:
             assert {int(one[name], 16) for name in SETS} == {0}, one
             assert one["NoNewPrivs"] == "1"
@@ -159,16 +166,16 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
             'rmapd_migration_entries_total{event="cleared_by_oracle"}',
         )
         before = {name: sample(url, name) for name in (sweeps, cleared)}
-        for _ in range(30):  # until an entry is zapped in mid-migration
+        for _ in range(30):  # until an entry is zapped during a migration
             entries_hold(url, 5000)
             if sample(url, cleared) > before[cleared]:
                 break
         assert sample(url, cleared) > before[cleared], "the oracle still reads page tables"
-        assert sample(url, sweeps) > before[sweeps], "and searches them"
+        assert sample(url, sweeps) > before[sweeps], "the oracle still sweeps them"
         assert sample(url, 'rmapd_checks_total{invariant="M1",verdict="suspect"}') == 0
         assert sample(url, 'rmapd_checks_total{invariant="M1",verdict="unverifiable"}') == 0
         assert sample(url, 'rmapd_probe_runs_total{hook="set_migration_pte"}') > 5000, (
-            "the kernel's statistics"
+            "the kernel's statistics can be read"
         )
         config.write_text("scan_seconds = 3.0\n")
         process.send_signal(signal.SIGHUP)
@@ -180,50 +187,49 @@ def test_a_judging_daemon_has_no_privileges_and_judges_on(config: Path) -> None:
     assert not still_loaded(programs)
     config.write_text("scan_seconds = 2.0\ndrop_privileges = false\n")
     with daemon("--config", str(config)) as (process, _):
-        judge = checker_of(process.pid)
+        checker = checker_of(process.pid)
         assert all(
             int(one["CapEff"], 16) == int(status(Path("/proc/self"))["CapEff"], 16)
-            for one in threads(judge)
+            for one in threads(checker)
         )
-        assert threads(judge)[0]["NoNewPrivs"] == "0"
+        assert threads(checker)[0]["NoNewPrivs"] == "0"
         assert coverage(process) == dropped
 
 
-def test_no_thread_owns_what_is_roots(reachable: Path) -> None:
-    script = reachable / "thief.py"
-    script.write_text(THIEF)
+def test_no_thread_can_access_files_and_processes_of_root(reachable: Path) -> None:
+    script = reachable / "intruder.py"
+    script.write_text(INTRUDER)
     with daemon(command=[sys.executable, str(script)]) as (process, url):
-        server = json.loads(fetch(f"{url}/thief")[1])
+        server = json.loads(fetch(f"{url}/intruder")[1])
         process.terminate()
         assert process.wait(30) == 0
         assert process.stderr
-        (judge,) = (
-            line for line in process.stderr.read().splitlines() if line.startswith("the judge: ")
+        (checker,) = (
+            line
+            for line in process.stderr.read().splitlines()
+            if line.startswith("intruder in the checker: ")
         )
-    for found in (server, json.loads(judge.removeprefix("the judge: "))):
+    for found in (server, json.loads(checker.removeprefix("intruder in the checker: "))):
         assert len(found) == 11, found
         assert not {what for what, outcome in found.items() if outcome == "done"}
 
 
-def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None:
-    """Real, effective, saved and file-system ids, and no supplementary groups."""
+def test_every_thread_and_the_reattach_helper_run_as_the_user(config: Path) -> None:
+    """Real, effective, saved and file-system ids are the user's; there are no other groups."""
     user = daemons_user()
     with daemon("--config", str(config)) as (process, _):
-        helper, judge = reattach_helper_of(process.pid), checker_of(process.pid)
-        found = [*threads(process.pid), *threads(judge), *threads(helper)]
-        assert len(found) > 3, "the supervisor's, the judge's two, the helper's"
+        helper, checker = reattach_helper_of(process.pid), checker_of(process.pid)
+        found = [*threads(process.pid), *threads(checker), *threads(helper)]
+        assert len(found) > 3, "one of the supervisor, two of the checker, one of the helper"
         for one in found:
             assert set(one["Uid"].split()) == {str(user.pw_uid)}, one
             assert set(one["Gid"].split()) == {str(user.pw_gid)}, one
             assert one["Groups"] == "", one
             assert (one["NoNewPrivs"], one["CapInh"], one["CapAmb"]) == ("1", "0" * 16, "0" * 16)
-        for pid in (
-            process.pid,
-            judge,
-            helper,
-        ):  # not dumpable: /proc has it as root's, and another process of the user cannot look into it
+        # Not dumpable: root owns their files in /proc, the user's other processes cannot read them.
+        for pid in (process.pid, checker, helper):
             assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
-            spy = [
+            read_environ = [
                 "setpriv",
                 f"--reuid={user.pw_uid}",
                 f"--regid={user.pw_gid}",
@@ -231,10 +237,10 @@ def test_every_thread_and_the_helper_are_the_user_for_good(config: Path) -> None
                 "cat",
                 f"/proc/{pid}/environ",
             ]
-            assert subprocess.run(spy, capture_output=True, check=False).returncode != 0
+            assert subprocess.run(read_environ, capture_output=True, check=False).returncode != 0
 
 
-BECOME = """
+BECOME_USER = """
 import os, json
 from pyprctl import Cap
 from tracer.process import privileges, users
@@ -246,17 +252,23 @@ def outcome(attempt):
     except OSError as error:
         return error.strerror
     return "done"
-tries = (lambda: os.setresuid(0, 0, 0), lambda: os.setgroups([0]), lambda: os.open("/etc/shadow", os.O_RDONLY), lambda: os.kill(1, 0))
-print(json.dumps([os.getresuid(), os.getresgid(), os.getgroups(), [outcome(attempt) for attempt in tries]]))
+attempts = (
+    lambda: os.setresuid(0, 0, 0),
+    lambda: os.setgroups([0]),
+    lambda: os.open("/etc/shadow", os.O_RDONLY),
+    lambda: os.kill(1, 0),
+)
+outcomes = [outcome(attempt) for attempt in attempts]
+print(json.dumps([os.getresuid(), os.getresgid(), os.getgroups(), outcomes]))
 print(open("/proc/self/status").read())
 """
 
 
-def test_become_is_one_call_and_for_good() -> None:
-    """For a process of one thread: the one that attaches again, or one that supervises."""
+def test_become_is_irreversible() -> None:
+    """become() serves processes of one thread: the reattach helper and the supervisor."""
     user = daemons_user()
     done = subprocess.run(
-        [sys.executable, "-c", BECOME], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", BECOME_USER], capture_output=True, text=True, check=True, cwd=ROOT
     )
     line, _, fields = done.stdout.partition("\n")
     refused = "Operation not permitted"
@@ -273,8 +285,8 @@ def test_become_is_one_call_and_for_good() -> None:
     assert (found["CapBnd"], found["CapAmb"], found["NoNewPrivs"]) == ("0" * 16, "0" * 16, "1")
 
 
-def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
-    """It was root's, in a folder of root's; files that are not the store's stay as they are."""
+def test_store_owned_by_root_is_given_to_the_user(reachable: Path) -> None:
+    """An older rmapd created it as root; other files of its folder stay root's."""
     user, folder = daemons_user(), Path("/var/lib/rmapd")
     kept = folder.rename(reachable / "kept") if folder.exists() else None
     try:
@@ -304,7 +316,7 @@ def test_the_store_of_an_older_rmapd_is_taken_over(reachable: Path) -> None:
             kept.rename(folder)
 
 
-def test_a_store_where_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
+def test_store_that_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
     done = rmapd(
         "run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(tmp_path / "rmapd.db")
     )
@@ -313,7 +325,7 @@ def test_a_store_where_the_user_cannot_write_is_exit_2(tmp_path: Path) -> None:
     assert f"the user {daemons_user().pw_name}" in done.stderr
 
 
-def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_were(
+def test_files_readable_by_root_only_stay_in_force_on_reload(
     reachable: Path,
 ) -> None:
     key, config, web = reachable / "key.pem", reachable / "rmapd.toml", reachable / "web.yml"
@@ -340,30 +352,33 @@ def test_files_that_only_root_may_read_are_read_at_the_start_and_stay_as_they_we
         [RMAPD, "run", "--config", str(config)], stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr
-        said: list[str] = []
-        while "gate open" not in (said or [""])[-1]:
-            said.append(process.stderr.readline())
+        log: list[str] = []
+        while "gate open" not in (log or [""])[-1]:
+            log.append(process.stderr.readline())
         process.send_signal(signal.SIGHUP)
         time.sleep(3)
         process.terminate()
         assert process.wait(30) == 0
-        before, after = "".join(said), process.stderr.read()
-    assert f"cannot read the configuration {config}" in before, "said at the start already"
-    assert (
-        f"the configuration stays as it was: cannot read the configuration {config}: Permission denied"
-        in after
-    )
+        before, after = "".join(log), process.stderr.read()
+    assert f"cannot read the configuration {config}" in before, "the start warns of it"
+    denied = f"cannot read the configuration {config}: Permission denied"
+    assert f"the configuration stays as it was: {denied}" in after
     assert "the access rules stay unchanged: the certificate and key" in after
     assert f"chgrp {grp.getgrgid(daemons_user().pw_gid).gr_name} {config}" in after
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool) -> None:
-    """The user that the daemon becomes may not be able to read it: a page, a violation, a collector, a terminal need no file of it."""
+def test_no_file_of_the_checkout_is_opened_after_privileges_are_dropped(
+    reachable: Path, terminal: bool
+) -> None:
+    """The user that the daemon becomes has possibly no access to the checkout.
+
+    Pages, violations, a collector and a terminal need no file of it.
+    """
     with collector() as receiver:
         text = f'otlp_endpoint = "{receiver.url}"\nscan_seconds = 1.0\n'
         (reachable / "rmapd.toml").write_text(text)
-        command = [sys.executable, "-c", LATE, str(ROOT), sys.prefix]
+        command = [sys.executable, "-c", AUDITED_DAEMON, str(ROOT), sys.prefix]
         env = {
             "PYTHONPATH": str(ROOT),
             "RMAPD_STORE": f"{reachable}/rmapd.db",
@@ -376,7 +391,7 @@ def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool)
             until(
                 lambda: sample(url, 'rmapd_violations_total{invariant="L1"}'),
                 20,
-                "the finding is there",
+                "the finding is counted",
             )
             (violation,) = json.loads(fetch(f"{url}/api/v1/violations")[1])
             for path in (
@@ -385,20 +400,23 @@ def test_nothing_of_the_checkout_is_opened_late(reachable: Path, terminal: bool)
                 f"/api/v1/violations/{violation['id']}",
             ):
                 assert fetch(url + path)[0] == 200, path
-            until(lambda: receiver.received, 20, "the collector has it")
+            until(lambda: receiver.received, 20, "the collector receives it")
             process.send_signal(signal.SIGHUP)
             time.sleep(2)
             process.terminate()
             assert process.wait(30) == 0
             assert process.stderr
-            said = process.stderr.read()
-    assert "SIGHUP" not in said
-    assert "configuration read again" in said
-    assert not [line for line in said.splitlines() if line.startswith("late:")]
+            log = process.stderr.read()
+    assert "SIGHUP" not in log
+    assert "configuration read again" in log
+    assert not [line for line in log.splitlines() if line.startswith("late:")]
 
 
-def test_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
-    """What is imported or read late was read before: pages, descriptions, violations and the end of a run go on."""
+def test_daemon_works_from_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
+    """The daemon has imported and read all that it needs before it drops its privileges.
+
+    Pages, descriptions, violations and the end of a run work.
+    """
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     shutil.copytree(ROOT / "tracer", closed / "tracer")
@@ -406,8 +424,9 @@ def test_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
     (closed / "packages").mkdir()
     packages = next(Path(sys.prefix).glob("lib/python*/site-packages"))
     script = (
-        f"mount --bind {packages} {closed / 'packages'} && mount -t tmpfs none {packages} && cd / && "
-        f'exec env PYTHONPATH={closed}:{closed / "packages"} {sys.executable} -c "from tracer.cli import main; main()" "$@"'
+        f"mount --bind {packages} {closed / 'packages'} && mount -t tmpfs none {packages}"
+        f" && cd / && exec env PYTHONPATH={closed}:{closed / 'packages'} {sys.executable}"
+        ' -c "from tracer.cli import main; main()" "$@"'
     )
     with daemon(
         command=["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
@@ -429,12 +448,12 @@ def test_a_checkout_that_only_root_can_read(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 0
         assert process.stderr
-        said = process.stderr.read()
-    assert "Traceback" not in said
-    assert f"{closed / 'tracer'} cannot be read by the user" in said, "who reads the log knows"
+        log = process.stderr.read()
+    assert "Traceback" not in log
+    assert f"{closed / 'tracer'} cannot be read by the user" in log, "the log has the reason"
 
 
-def test_nobody_without_privilege_can_hold_the_lock(config: Path) -> None:
+def test_unprivileged_user_cannot_hold_the_lock(config: Path) -> None:
     lock = Path("/run/rmapd/rmapd.lock")
     user = ["setpriv", "--reuid=1", "--regid=1", "--clear-groups"]
     with daemon("--config", str(config)) as (process, _):
@@ -455,7 +474,7 @@ def test_nobody_without_privilege_can_hold_the_lock(config: Path) -> None:
     assert rmapd("exec", "--", "true").returncode == 0
 
 
-def test_the_configuration_is_read_again_without_privileges(config: Path) -> None:
+def test_configuration_is_reloaded_without_privileges(config: Path) -> None:
     with daemon("--config", str(config)) as (process, _):
         config.write_text("scan_seconds = 7.0\n")
         process.send_signal(signal.SIGHUP)
@@ -466,19 +485,19 @@ def test_the_configuration_is_read_again_without_privileges(config: Path) -> Non
         process.terminate()
         assert process.wait(30) == 0
         assert process.stderr
-        said = process.stderr.read()
+        log = process.stderr.read()
     assert (
         "configuration read again: max_entry_age_seconds 10, settle_seconds 5, scan_seconds 7"
-        in said
+        in log
     )
-    assert "the configuration stays as it was: cannot read the configuration" in said
+    assert "the configuration stays as it was: cannot read the configuration" in log
 
 
-def test_exec_runs_its_command_with_all_that_its_caller_has() -> None:
+def test_exec_runs_its_command_with_the_callers_privileges() -> None:
     done = rmapd("exec", "--", "grep", "-E", "^(CapEff|CapBnd|NoNewPrivs):", "/proc/self/status")
     own = status(Path("/proc/self"))
-    said = {
+    log = {
         key: value.strip()
         for key, _, value in (line.partition(":") for line in done.stdout.splitlines()[:3])
     }
-    assert said == {name: own[name] for name in ("CapEff", "CapBnd", "NoNewPrivs")}
+    assert log == {name: own[name] for name in ("CapEff", "CapBnd", "NoNewPrivs")}

@@ -1,4 +1,7 @@
-"""A real Prometheus scrapes a real rmapd: rules load, every dashboard query has an answer, alerts fire."""
+"""A real Prometheus scrapes a real rmapd.
+
+Rules load, every dashboard query has a result, alerts fire.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,12 @@ from tracer.outputs.prometheus import SnapshotCollector
 from tracer.web import Request, Response, Server
 
 HOOKED_ONLY = ("rmapd_windows_total", "rmapd_window_seconds", "rmapd_protocols")
-"""Metrics of which a kernel that lets no function be hooked has no series."""
+"""Metrics that have no series on a kernel without hooks on functions."""
 
 
 @contextlib.contextmanager
 def replayed(page: Callable[[], bytes]) -> Iterator[str]:
-    """An address that serves this text as /metrics, by the daemon's own server."""
+    """Serve this text as /metrics by the daemon's own server; yield its address."""
 
     def app(_: Request) -> Response:
         return Response(200, page(), "text/plain; version=0.0.4; charset=utf-8")
@@ -41,7 +44,7 @@ def replayed(page: Callable[[], bytes]) -> Iterator[str]:
         yield f"127.0.0.1:{server.port}"
 
 
-def test_promtool_is_content() -> None:
+def test_promtool_accepts_rules_and_alerts() -> None:
     for args in (
         ["check", "rules", "rules.yaml", "alerts.yaml"],
         ["test", "rules", "rules_test.yaml"],
@@ -52,7 +55,7 @@ def test_promtool_is_content() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_promtool_test_notices_a_wrong_rule(tmp_path: Path) -> None:
+def test_promtool_rejects_a_wrong_rule(tmp_path: Path) -> None:
     for name in ("rules.yaml", "alerts.yaml", "rules_test.yaml"):
         text = (RULES / name).read_text()
         (tmp_path / name).write_text(
@@ -70,7 +73,11 @@ def test_promtool_test_notices_a_wrong_rule(tmp_path: Path) -> None:
 
 
 def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
-    """From a real run; what only kernels with hooks have also from a replayed page, of our exporter over a snapshot of everything."""
+    """The series come from a real run.
+
+    Those that need hooks on functions come from the exporter over a made-up snapshot, if this
+    kernel has no such hooks.
+    """
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(full))
     ProcessCollector(registry=registry)
@@ -126,7 +133,7 @@ def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
 
 
 def documented(heading: str) -> Any:
-    """The first block of YAML below a heading of docs/FLEET.md."""
+    """Return the first block of YAML below a heading of docs/FLEET.md."""
     text = (ROOT / "docs/FLEET.md").read_text().partition(f"## {heading}\n")[2]
     block = itertools.dropwhile(lambda line: not line.startswith("    "), text.splitlines())
     return yaml.safe_load(
@@ -134,9 +141,11 @@ def documented(heading: str) -> Any:
     )
 
 
-def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> None:
-    """Two regions' worth of one machine: a region scrapes, one global Prometheus federates it, another is written to. The Fleet dashboard
-    has all it asks for in both."""
+def test_fleet_dashboard_has_data_by_federation_and_remote_write(tmp_path: Path) -> None:
+    """One Prometheus scrapes, a global one federates it, and another receives its remote writes.
+
+    Every query of the Fleet dashboard has a result in both.
+    """
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(full))
     ProcessCollector(registry=registry)
@@ -179,19 +188,23 @@ def test_a_fleet_is_federated_or_written_on_as_documented(tmp_path: Path) -> Non
         of_kernel = fleet.query(
             f'count({{__name__=~".+:rmapd_.+", kernel="{os.uname().release}", instance=""}})'
         )
-        said = (ROOT / "docs/FLEET.md").read_text()
-        assert f"| recorded, per host | {of_host[0]['value'][1]} |" in said
-        assert f"| recorded, per kernel release and job | {of_kernel[0]['value'][1]} |" in said
+        documented_numbers = (ROOT / "docs/FLEET.md").read_text()
+        assert f"| recorded, per host | {of_host[0]['value'][1]} |" in documented_numbers
+        assert (
+            f"| recorded, per kernel release and job | {of_kernel[0]['value'][1]} |"
+            in documented_numbers
+        )
 
 
-def test_alerts_fire_from_what_really_happens(tmp_path: Path) -> None:
-    """A daemon that is not there yet, one that covers less after a restart, and one that was killed."""
+def test_alerts_fire_for_missing_and_less_covering_daemons(tmp_path: Path) -> None:
+    """A daemon is not started yet, covers less after a restart, or was killed."""
     at = f"127.0.0.1:{free_port()}"
     with prometheus(tmp_path, at) as api:
-        until(lambda: ("RmapdDown", at) in api.firing(), 20, "RmapdDown before it is there")
+        until(lambda: ("RmapdDown", at) in api.firing(), 20, "RmapdDown before it is started")
         with run_at(at) as process:
             until(lambda: api.query("rmapd_gate_open == 1"), 60, "the gate is open")
-            # Compiling is over budget while it is in the window: the alert waits that out for a quarter of an hour, ours for a second.
+            # Compiling exceeds the budget while it is in the rate's window. The alert waits a
+            # quarter of an hour for it to pass; here it waits a second.
             quiet = {"RmapdOverheadOverBudget"}
             until(
                 lambda: {name for name, _ in api.firing()} <= quiet,
@@ -213,21 +226,24 @@ def test_alerts_fire_from_what_really_happens(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def run_at(address: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`rmapd run`, killed at the end, its judge as well: nobody is left who ends in good order, and holds the lock for that long."""
+    """Run `rmapd run`; at the end kill it and its checker.
+
+    A checker that survives its supervisor would end in order and hold the lock until then.
+    """
     command = [RMAPD, "run", "--listen", address, *flags]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
-            judge = checker_of(process.pid) if process.poll() is None else 0
+            checker = checker_of(process.pid) if process.poll() is None else 0
             process.kill()
-            if judge:
+            if checker:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(judge, signal.SIGKILL)
+                    os.kill(checker, signal.SIGKILL)
 
 
-def test_a_violation_fires_within_two_scrapes(tmp_path: Path) -> None:
-    """Not a violation in a kernel: the page of a real run, served again with one number changed."""
+def test_violation_alert_fires_within_two_scrapes(tmp_path: Path) -> None:
+    """The page of a real run is served again with one number changed, as if M1 was violated."""
     with daemon() as (process, url):
         text = fetch(f"{url}/metrics")[1]
         process.send_signal(signal.SIGTERM)
@@ -251,10 +267,10 @@ def test_a_violation_fires_within_two_scrapes(tmp_path: Path) -> None:
             "RmapdInvariantViolated",
         )
         assert (fired["invariant"], fired["severity"]) == ("M1", "critical")
-        (looked,) = re.findall(r"^rmapd_snapshot_time_seconds .*$", text, re.MULTILINE)
-        pages.append(text.replace(looked, f"rmapd_snapshot_time_seconds {time.time() - 90}"))
+        (snapshot_time,) = re.findall(r"^rmapd_snapshot_time_seconds .*$", text, re.MULTILINE)
+        pages.append(text.replace(snapshot_time, f"rmapd_snapshot_time_seconds {time.time() - 90}"))
         until(
             lambda: ("RmapdStalled", at) in api.firing(),
             20,
-            "RmapdStalled, of a page whose judge last looked 90 s ago",
+            "RmapdStalled, because the last snapshot is 90 s old",
         )

@@ -1,4 +1,7 @@
-"""The page of `rmapd report` in a browser: no word on its console, no request, and to be read on a screen, a phone, in the dark."""
+"""The page of `rmapd report` in a browser, on a screen and on a phone, light and dark.
+
+It writes nothing to the console and makes no request.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shares(picture: Path) -> dict[RGB, float]:
-    """Colours and how much of the picture has them."""
+    """Return the share of each colour in a picture."""
     image = Image.open(picture).convert("RGB")
     found = image.getcolors(image.width * image.height) or []
     return {
@@ -51,11 +54,12 @@ def shares(picture: Path) -> dict[RGB, float]:
     }
 
 
-def test_a_page_that_asks_and_complains_is_noticed(tmp_path: Path) -> None:
-    """What the other tests rely on: this browser would tell."""
+def test_requests_and_console_messages_of_a_bad_page_are_noticed(tmp_path: Path) -> None:
+    """The other tests rely on it."""
     bad = tmp_path / "bad.html"
     bad.write_text(
-        '<body style="width:900px"><img src="http://127.0.0.1:1/x"><script>console.error("oh no")</script>'
+        '<body style="width:900px"><img src="http://127.0.0.1:1/x">'
+        '<script>console.error("oh no")</script>'
     )
     seen = visit(bad, tmp_path)
     assert seen.requests == ["http://127.0.0.1:1/x"]
@@ -64,7 +68,9 @@ def test_a_page_that_asks_and_complains_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_is_quiet_and_drawn_in_its_colours(page: Path, tmp_path: Path, dark: bool) -> None:
+def test_report_page_has_its_colours_and_no_console_messages(
+    page: Path, tmp_path: Path, dark: bool
+) -> None:
     seen = visit(page, tmp_path, height=5000, dark=dark)
     assert (seen.console, seen.requests) == ([], [])
     found = shares(seen.screenshot)
@@ -76,16 +82,16 @@ def test_the_page_is_quiet_and_drawn_in_its_colours(page: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1024])
-def test_nothing_is_wider_than_a_phone(page: Path, tmp_path: Path, width: int) -> None:
+def test_report_page_fits_narrow_screens(page: Path, tmp_path: Path, width: int) -> None:
     assert scroll_width(page, tmp_path, width) == width
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_report_that_is_amber_looks_so(tmp_path: Path, dark: bool, width: int) -> None:
-    """Its border and its badge are drawn in the colour of warnings, and nothing in that of what is good."""
+def test_amber_report_is_drawn_in_warning_colours(tmp_path: Path, dark: bool, width: int) -> None:
+    """Its border and badge have the colour of warnings, and nothing has the colour of success."""
     found = json_form.as_json(busy.tracepoints_only(), ["true"], 0) | {
-        "ended_early": {"reason": "the judge was killed by SIGKILL"}
+        "ended_early": {"reason": "the checker was killed by SIGKILL"}
     }
     page = tmp_path / "amber.html"
     page.write_text(html.render(from_report_file(written(tmp_path / "r.json", found))))

@@ -1,4 +1,4 @@
-"""`rmapd run` and `doctor` on this kernel, on good days and bad ones."""
+"""`rmapd run` and `doctor` on this kernel, in order and with errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.live.conftest import (
     daemon,
     entries_hold,
     fetch,
-    ours,
+    own_programs,
     remaining,
     rmapd,
     sample,
@@ -42,16 +42,16 @@ def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert process.stderr
-        said = process.stderr.read()
-        assert "gate open" in said
-        assert "detached on signal 15" in said
+        log = process.stderr.read()
+        assert "gate open" in log
+        assert "detached on signal 15" in log
     assert not remaining()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_no_program_remains_however_it_ends(number: int) -> None:
+def test_no_program_remains_after_a_signal(number: int) -> None:
     with daemon() as (process, _):
-        assert ours()
+        assert own_programs()
         process.send_signal(number)
         process.wait(30)
     assert not remaining()
@@ -63,18 +63,16 @@ def test_duration_ends_the_run() -> None:
     assert "gate closed" in done.stderr
 
 
-def test_a_second_rmapd_is_refused_by_name() -> None:
+def test_second_rmapd_is_refused_with_the_pid_of_the_first() -> None:
     with daemon() as (process, _):
         done = rmapd("run", "--listen", "127.0.0.1:0")
         assert done.returncode == 75
         done = rmapd("exec", "--", "true")
-        assert done.returncode == 125, (
-            "as timeout(1) and env(1): it was not the command that failed"
-        )
+        assert done.returncode == 125, "as timeout(1) and env(1): rmapd failed, and not the command"
         assert f"another rmapd is tracing this kernel (pid {process.pid})" in done.stderr
 
 
-def test_a_busy_port() -> None:
+def test_busy_port_is_exit_75() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -85,7 +83,7 @@ def test_a_busy_port() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_doctor_answers_for_every_invariant() -> None:
+def test_doctor_reports_coverage_of_every_invariant() -> None:
     found = json.loads(rmapd("doctor", "--format", "json").stdout)
     assert (
         list(found["invariants"]) == "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V3 V4 V5 R1 R2".split()
@@ -96,7 +94,7 @@ def test_doctor_answers_for_every_invariant() -> None:
     assert "page-table oracle" in text
 
 
-def test_strict_is_about_coverage() -> None:
+def test_strict_run_without_full_coverage_is_exit_4() -> None:
     doctor = json.loads(rmapd("doctor", "--format", "json").stdout)
     built = [
         i["coverage"]
@@ -108,7 +106,7 @@ def test_strict_is_about_coverage() -> None:
     assert done.returncode == 0 or "coverage is not full" in done.stderr
 
 
-def test_not_enough_privilege() -> None:
+def test_missing_capabilities_are_exit_2() -> None:
     done = subprocess.run(
         [
             "/usr/sbin/capsh",
@@ -124,8 +122,8 @@ def test_not_enough_privilege() -> None:
     assert done.returncode == 2
     assert "not enough privilege" in done.stderr
     assert (
-        "CAP_BPF and CAP_PERFMON missing (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN alone)"
-        in done.stderr
+        "CAP_BPF and CAP_PERFMON missing"
+        " (CAP_BPF and CAP_PERFMON are enough, or CAP_SYS_ADMIN alone)" in done.stderr
     )
 
 
@@ -151,8 +149,8 @@ def test_bad_usage_is_one_message_and_exit_2(args: list[str], expected: str) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_without_bcc(tmp_path: Path) -> None:
-    """As on a machine where python3-bpfcc is not installed."""
+def test_missing_bcc_is_exit_2(tmp_path: Path) -> None:
+    """As on a machine without python3-bpfcc."""
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -163,8 +161,11 @@ def test_without_bcc(tmp_path: Path) -> None:
     assert "apt-get install python3-bpfcc" in done.stderr
 
 
-def test_without_btf(tmp_path: Path) -> None:
-    """As on a kernel without CONFIG_DEBUG_INFO_BTF: an empty folder over /sys/kernel/btf, in a mount namespace of its own."""
+def test_missing_btf_is_exit_2(tmp_path: Path) -> None:
+    """As on a kernel without CONFIG_DEBUG_INFO_BTF.
+
+    An empty folder is mounted over /sys/kernel/btf in a mount namespace of its own.
+    """
     script = f"mount --bind {tmp_path} /sys/kernel/btf && exec {RMAPD} exec -- true"
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False
@@ -201,7 +202,7 @@ def test_probe_object_that_does_not_compile_costs_only_itself(
     assert not remaining()
 
 
-def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
+def test_missing_symbol_costs_only_its_own_hook() -> None:
     kernel = running_kernel()
     made = resolver.make_plan(kernel, [probes_folder(), ROOT / "tests/fixtures"])
     include = probes_folder() / "include"
@@ -224,7 +225,7 @@ def test_a_symbol_that_does_not_exist_costs_only_itself() -> None:
     assert {states[name] for name in full} == {HookState.ATTACHED}
 
 
-def test_a_compiler_that_crashes_is_a_clear_error(tmp_path: Path) -> None:
+def test_crash_of_the_compiler_is_exit_125(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(

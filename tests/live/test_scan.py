@@ -1,4 +1,7 @@
-"""The open port under bad clients, on loopback only and for seconds: the judge keeps its second, scrapes go on, nothing leaks."""
+"""The open port under attack by clients, on loopback only and for seconds.
+
+The checker is on time, scrapes succeed, and nothing leaks.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ from tests.live.conftest import WORKLOAD, daemon, fetch, reachable_folder
 
 SECONDS = 8.0
 MARGIN_SECONDS = 1.0
-"""What an attack may add to the judge's second: a tick."""
+"""An attack may delay the checker, which works once a second, by one tick."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a leak would make grow."""
+    """Resources of a process that grow with a leak."""
 
     files: int
     threads: int
@@ -42,8 +45,11 @@ class Size:
         return cls(len(os.listdir(f"/proc/{pid}/fd")), numbers["Threads"], numbers["VmRSS"])
 
 
-class Judge:
-    """How late the judge was: it says WATCHDOG=1 once a second, from its loop, as it would to systemd."""
+class WatchdogListener:
+    """Measures how late the checker is.
+
+    The checker sends WATCHDOG=1 once a second from its loop, as to systemd.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder / "notify")
@@ -51,11 +57,11 @@ class Judge:
         self._socket.bind(self.name)
         os.chmod(self.name, 0o666)  # as systemd's: the daemon is a user of its own
         self._socket.settimeout(0.1)
-        self._heard: list[float] = []
+        self._received: list[float] = []
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._listen)
 
-    def __enter__(self) -> Judge:
+    def __enter__(self) -> WatchdogListener:
         self._thread.start()
         return self
 
@@ -68,31 +74,32 @@ class Judge:
         while not self._ends.is_set():
             with contextlib.suppress(TimeoutError):
                 if b"WATCHDOG=1" in self._socket.recv(4096):
-                    self._heard.append(time.monotonic())
+                    self._received.append(time.monotonic())
 
     def longest(self, since: float) -> float:
-        """The longest silence since then, until now."""
-        times = [when for when in self._heard if when >= since] + [time.monotonic()]
+        """Return the longest time in seconds between two messages since then, until now."""
+        times = [when for when in self._received if when >= since] + [time.monotonic()]
         return max(b - a for a, b in zip([since, *times], times, strict=False))
 
-    def calm(self, seconds: float = 3.0, patience: float = 90.0) -> float:
-        """Wait for a while in which the judge keeps its second, whatever else this machine does; the longest silence then."""
+    def wait_until_on_time(self, seconds: float = 3.0, patience: float = 90.0) -> float:
+        """Wait for a while without an attack in which the checker is on time on a busy machine.
+
+        Return the longest silence in it, in seconds.
+        """
         ends = time.monotonic() + patience
         while time.monotonic() < ends:
             began = time.monotonic()
             time.sleep(seconds)
             if (found := self.longest(began)) < 1.5:
                 return found
-        return pytest.fail(
-            f"the judge does not keep its second without any attack, for {patience:g} s"
-        )
+        return pytest.fail(f"the checker is not on time without any attack, for {patience:g} s")
 
 
 Attack = Callable[[int, float], None]
 
 
 def talk(port: int, sent: bytes, seconds: float = 2.0) -> bytes:
-    """Send and read what comes until the other side closes or for so long."""
+    """Send; return what is received until the other side closes or the time is over."""
     got = b""
     with (
         contextlib.suppress(OSError),
@@ -116,7 +123,7 @@ def malformed(port: int, ends: float) -> None:
 
 
 def idle(port: int, ends: float) -> None:
-    """A thousand connections that say nothing."""
+    """Open a thousand connections that send nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(1000):
             with contextlib.suppress(OSError):
@@ -125,7 +132,7 @@ def idle(port: int, ends: float) -> None:
 
 
 def headers(port: int, ends: float) -> None:
-    """Ten MiB of headers, in one line and in many."""
+    """Send ten MiB of headers, in one line and in many."""
     start = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     while time.monotonic() < ends:
         talk(port, start + b"X: " + b"y" * (10 << 20) + b"\r\n\r\n")
@@ -153,7 +160,7 @@ def traversal(port: int, ends: float) -> None:
 
 
 def slowloris(port: int, ends: float) -> None:
-    """Three hundred requests that never end, a byte at a time."""
+    """Send three hundred requests that never end, a byte at a time."""
     clients: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         while time.monotonic() < ends:
@@ -174,7 +181,7 @@ def slowloris(port: int, ends: float) -> None:
 
 
 def greedy(port: int, ends: float) -> None:
-    """Forty clients that ask for the costliest things as fast as they are answered."""
+    """Request the most expensive pages by forty clients without pause."""
     paths = ["/", "/metrics", "/api/v1/report", "/protocols?q={n}", "/hooks"]
 
     def one(number: int) -> None:
@@ -192,7 +199,7 @@ def greedy(port: int, ends: float) -> None:
 
 
 def unread(port: int, ends: float) -> None:
-    """A hundred clients that ask for much and read nothing."""
+    """Request much by a hundred clients that read nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(100):
             client = stack.enter_context(socket.socket())
@@ -206,8 +213,8 @@ def unread(port: int, ends: float) -> None:
 ATTACKS: tuple[Attack, ...] = (malformed, idle, headers, traversal, slowloris, greedy, unread)
 
 
-def own_process(attack: Attack, port: int) -> int:
-    """The attacker has an interpreter of its own, as it would have: its work is not to delay what measures."""
+def start_attacker(attack: Attack, port: int) -> int:
+    """Start an attack in a process of its own, so that it does not delay the measurement."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -220,27 +227,26 @@ def own_process(attack: Attack, port: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[tuple[int, int, Judge]]:
-    """(pid, port, judge) of one daemon for all attacks, with something to judge."""
+def run() -> Iterator[tuple[int, int, WatchdogListener]]:
+    """Start one daemon for all attacks, with entries to check: its pid, port and listener."""
     with (
         pytest.MonkeyPatch.context() as patch,
         reachable_folder() as folder,
-        Judge(folder) as judge,
+        WatchdogListener(folder) as listener,
     ):
-        patch.setenv("NOTIFY_SOCKET", judge.name)
-        patch.setenv(
-            "RMAPD_SCAN_SECONDS", "0"
-        )  # sweeping all page tables takes its time, whoever asks
+        patch.setenv("NOTIFY_SOCKET", listener.name)
+        # Sweeping all page tables delays the checker without any attack.
+        patch.setenv("RMAPD_SCAN_SECONDS", "0")
         with daemon() as (process, url):
             subprocess.run([*WORKLOAD, "5000"], check=True, stdout=subprocess.DEVNULL)
             for path in ("/", "/metrics", "/protocols", "/hooks", "/api/v1/report"):
                 assert fetch(url + path)[0] == 200
-            yield process.pid, int(url.rsplit(":", 1)[1]), judge
+            yield process.pid, int(url.rsplit(":", 1)[1]), listener
             assert process.poll() is None
 
 
 def scraping(port: int, child: int) -> tuple[list[float], list[str]]:
-    """Scrape until the attacker is done: how long each scrape took, and what was wrong with those that failed."""
+    """Scrape until the attacker ends; return the seconds of each scrape, and the failures."""
     took: list[float] = []
     failed: list[str] = []
     while os.waitpid(child, os.WNOHANG) == (0, 0):
@@ -257,18 +263,23 @@ def scraping(port: int, child: int) -> tuple[list[float], list[str]]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
-def test_the_judge_keeps_its_second(run: tuple[int, int, Judge], attack: Attack) -> None:
-    pid, port, judge = run
-    alone = judge.calm()
+def test_checker_is_on_time_under_attack(
+    run: tuple[int, int, WatchdogListener], attack: Attack
+) -> None:
+    pid, port, listener = run
+    alone = listener.wait_until_on_time()
     before, began = Size.of(pid), time.monotonic()
-    took, failed = scraping(port, own_process(attack, port))
-    late = judge.longest(began)
+    took, failed = scraping(port, start_attacker(attack, port))
+    longest_silence = listener.longest(began)
     ends = time.monotonic() + 30
     while (after := Size.of(pid)).files > before.files and time.monotonic() < ends:
         time.sleep(0.2)
-    said = f"judge silent for {late:.2f} s at most ({alone:.2f} s before); {len(took)} scrapes, the slowest {max(took):.2f} s, failed {failed}"
-    print(f"\n{attack.__name__}: {said}; {before} -> {after}")
-    assert late < alone + MARGIN_SECONDS
+    print(
+        f"\n{attack.__name__}: checker silent for {longest_silence:.2f} s at most"
+        f" ({alone:.2f} s before); {len(took)} scrapes, the slowest {max(took):.2f} s,"
+        f" failed {failed}; {before} -> {after}"
+    )
+    assert longest_silence < alone + MARGIN_SECONDS
     assert len(took) >= 3
     assert not failed
     assert after.files <= before.files
@@ -276,12 +287,14 @@ def test_the_judge_keeps_its_second(run: tuple[int, int, Judge], attack: Attack)
     assert after.rss_kib < before.rss_kib + 16 * 1024
 
 
-def test_a_second_round_needs_no_more_memory(run: tuple[int, int, Judge]) -> None:
-    """What the first round may have left: caches that are full now. After it, all of it again is for nothing."""
+def test_second_round_of_attacks_needs_no_more_memory(
+    run: tuple[int, int, WatchdogListener],
+) -> None:
+    """The first round fills caches; after it another round allocates nothing more."""
     pid, port, _ = run
     before = Size.of(pid)
     for child in [
-        own_process(attack, port) for attack in (malformed, idle, traversal, slowloris, greedy)
+        start_attacker(attack, port) for attack in (malformed, idle, traversal, slowloris, greedy)
     ]:
         os.waitpid(child, 0)
     time.sleep(6)

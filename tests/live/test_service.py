@@ -1,4 +1,7 @@
-"""`rmapd run` as systemd would have it: notified, watched, asked to reload. The socket is systemd's, the rest is real."""
+"""`rmapd run` as a service of systemd: readiness, watchdog, reload, stop.
+
+The test takes systemd's end of the socket; the rest is real.
+"""
 
 from __future__ import annotations
 
@@ -23,30 +26,33 @@ from tracer.outputs.store import reader
 
 
 class Manager:
-    """What systemd would hear."""
+    """The receiving end of systemd's notification socket."""
 
     def __init__(self, folder: Path) -> None:
         self.name = str(folder / "notify")
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(self.name)
-        os.chmod(self.name, 0o777)  # as systemd's: whoever serves may tell it
+        os.chmod(self.name, 0o777)  # as systemd's: the daemon is another user
         self.socket.settimeout(60)
         self.kept, self.removals = list[int](), 0
 
     def next(self) -> dict[str, str]:
-        """What is said of the descriptors that it keeps comes in between; they are in `kept`."""
+        """Return the next message that is not about the descriptor store.
+
+        Descriptors to keep are put into `kept`.
+        """
         while True:
             raw, fds, _, _ = socket.recv_fds(self.socket, 4096, 253)
-            heard = dict(line.split("=", 1) for line in raw.decode().splitlines())
-            if "FDSTORE" in heard:
+            fields = dict(line.split("=", 1) for line in raw.decode().splitlines())
+            if "FDSTORE" in fields:
                 self.kept += fds
-            elif "FDSTOREREMOVE" in heard:
+            elif "FDSTOREREMOVE" in fields:
                 self.removals += 1
-                self.forget()
+                self.close_kept()
             else:
-                return heard
+                return fields
 
-    def forget(self) -> None:
+    def close_kept(self) -> None:
         for fd in self.kept:
             os.close(fd)
         self.kept = []
@@ -58,9 +64,9 @@ class Manager:
                 self.socket.recv(4096)
 
     def until(self, key: str) -> dict[str, str]:
-        while key not in (heard := self.next()):
+        while key not in (fields := self.next()):
             pass
-        return heard
+        return fields
 
 
 @pytest.fixture
@@ -70,7 +76,7 @@ def manager(reachable: Path) -> Iterator[Manager]:
         try:
             yield made
         finally:
-            made.forget()
+            made.close_kept()
 
 
 @contextlib.contextmanager
@@ -85,17 +91,19 @@ def start(manager: Manager, config: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> None:
+def test_manager_is_notified_of_start_watchdog_reload_and_stop(
+    manager: Manager, reachable: Path
+) -> None:
     config = reachable / "rmapd.toml"
     config.write_text("scan_seconds = 60.0\n")
     with start(manager, config) as process:
         first = manager.next()
-        assert first["READY"] == "1", "the first word is that the gate is open"
+        assert first["READY"] == "1", "the first message is sent when the gate is open"
         assert "gate open on" in first["STATUS"]
         began = time.monotonic()
         for _ in range(3):
             assert manager.next()["WATCHDOG"] == "1"
-        assert 1.5 < time.monotonic() - began < 6, "one ping a second, from the judging loop"
+        assert 1.5 < time.monotonic() - began < 6, "one message a second, from the checking loop"
         config.write_text("scan_seconds = 30.0\nfidelity = 'migration'\n")
         process.send_signal(signal.SIGHUP)
         assert int(manager.until("RELOADING")["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
@@ -109,17 +117,17 @@ def test_ready_watched_reloaded_stopped(manager: Manager, reachable: Path) -> No
         manager.until("STOPPING")
         assert process.wait(30) == 0
         assert process.stderr
-        said = process.stderr.read()
+        log = process.stderr.read()
     assert (
-        "configuration read again: max_entry_age_seconds 10, settle_seconds 5, scan_seconds 30, budget 0.01, sampled_windows 1000; "
-        "a restart is needed for fidelity" in said
+        "configuration read again: max_entry_age_seconds 10, settle_seconds 5, scan_seconds 30,"
+        " budget 0.01, sampled_windows 1000; a restart is needed for fidelity" in log
     )
-    assert "the configuration stays as it was" in said
-    assert "try: scan_seconds" in said
+    assert "the configuration stays as it was" in log
+    assert "try: scan_seconds" in log
 
 
-def test_a_daemon_that_does_not_judge_is_not_alive(manager: Manager, reachable: Path) -> None:
-    """Stopped in its tracks it sends nothing, which is what the watchdog waits for."""
+def test_stopped_daemon_sends_no_watchdog_message(manager: Manager, reachable: Path) -> None:
+    """systemd's watchdog acts when no message arrives."""
     config = reachable / "rmapd.toml"
     config.write_text("")
     with start(manager, config) as process:
@@ -137,7 +145,7 @@ def test_a_daemon_that_does_not_judge_is_not_alive(manager: Manager, reachable: 
         process.communicate(timeout=30)
 
 
-def test_the_unit_file_is_one(tmp_path: Path) -> None:
+def test_unit_file_is_valid_and_its_exposure_is_low(tmp_path: Path) -> None:
     unit = (ROOT / "systemd/rmapd.service").read_text()
     (tmp_path / "rmapd.service").write_text(unit.replace("/usr/local/bin/rmapd", RMAPD))
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "rmapd.service")]
@@ -163,20 +171,30 @@ mkdir -p /usr/lib/modules && mount -t tmpfs none /usr/lib/modules
 mount --bind /run /run
 mkdir -p /run/rmapd && mount -t tmpfs -o mode=700,uid=$5,gid=$6 none /run/rmapd
 mount --bind /dev/null /proc/kallsyms
-for part in /sys /proc/sys; do mount --rbind $part $part; mount -o remount,bind,ro $part; done
-for part in /sys/kernel/tracing /sys/kernel/debug; do ! mountpoint -q $part || mount -o remount,bind,ro $part; done
-mount -o remount,bind,ro /
+read_only() { mount -o remount,bind,ro "$1"; }
+for part in /sys /proc/sys; do mount --rbind $part $part; read_only $part; done
+for part in /sys/kernel/tracing /sys/kernel/debug; do
+  ! mountpoint -q $part || read_only $part
+done
+read_only /
 ! touch /etc/rmapd-was-here 2>/dev/null
 ! touch /run/rmapd-was-here 2>/dev/null
-exec setpriv --reuid=$5 --regid=$6 --clear-groups --no-new-privs --inh-caps=-all,$1 --ambient-caps=-all,$1 --bounding-set=-all,$1 \\
+exec setpriv --reuid=$5 --regid=$6 --clear-groups --no-new-privs \\
+  --inh-caps=-all,$1 --ambient-caps=-all,$1 --bounding-set=-all,$1 \\
   "$2" -c "$3" "$4" run --duration 2
 """
-NO_WRITE_EXECUTE = "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0; os.execv(sys.argv[1], sys.argv[1:])"
-"""PR_SET_MDWE (Linux 6.3), which is MemoryDenyWriteExecute."""
+NO_WRITE_EXECUTE = (
+    "import ctypes, os, sys; assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0;"
+    " os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""Set PR_SET_MDWE (Linux 6.3), as MemoryDenyWriteExecute does, and execute the arguments."""
 
 
-def test_what_the_unit_leaves_is_enough() -> None:
-    """The unit's user, capabilities, read-only file systems, hidden files and W^X, made by hand: nothing is covered less."""
+def test_sandbox_of_the_unit_does_not_reduce_coverage() -> None:
+    """Coverage is the same as without a sandbox.
+
+    The test sets up the unit's user, capabilities, read-only file systems, hidden files and W^X.
+    """
     settings = [
         line.partition("=") for line in (ROOT / "systemd/rmapd.service").read_text().splitlines()
     ]
@@ -209,20 +227,21 @@ def test_what_the_unit_leaves_is_enough() -> None:
             command, capture_output=True, text=True, check=False, env=environment, stdin=symbols
         )
     assert done.returncode == 0, done.stderr
-    said = [
-        line.partition(" INFO ")[2] for line in done.stderr.splitlines() if "coverage: " in line
-    ]
-    assert said == [
+    log = [line.partition(" INFO ")[2] for line in done.stderr.splitlines() if "coverage: " in line]
+    assert log == [
         line.partition(" INFO ")[2] for line in free.stderr.splitlines() if "coverage: " in line
     ]
-    assert len(said) == 1
+    assert len(log) == 1
     assert "not calibrated" not in done.stderr
 
 
-PASSING = """
+PASS_DESCRIPTORS = """
 import os, sys
 first, count = int(sys.argv[1]), int(sys.argv[2])
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(count), "LISTEN_FDNAMES": ":".join(["rmapd"] * count)}
+names = ":".join(["rmapd"] * count)
+os.environ |= {
+    "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(count), "LISTEN_FDNAMES": names
+}
 for number in range(count):
     os.dup2(first + number, 3 + number)
 os.closerange(3 + count, 1024)
@@ -232,19 +251,19 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 @contextlib.contextmanager
 def passing(fds: list[int]) -> Iterator[list[str]]:
-    """A start as systemd makes it, with these descriptors from 3 on."""
+    """Yield a command that starts its arguments as systemd does, with these fds from 3 on."""
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 500 + number) for number, fd in enumerate(fds)]
     for fd in high:
         os.set_inheritable(fd, True)
-    yield [sys.executable, "-c", PASSING, str(high[0]), str(len(high))]
+    yield [sys.executable, "-c", PASS_DESCRIPTORS, str(high[0]), str(len(high))]
     for fd in high:
         os.close(fd)
 
 
-def test_what_a_killed_run_has_left_is_read_by_the_next_start(
+def test_results_of_a_killed_run_are_read_by_the_next_start(
     manager: Manager, reachable: Path
 ) -> None:
-    """systemd's part, the descriptor store, is played by the test."""
+    """The test takes the part of systemd's descriptor store."""
     probes, store = make(reachable / "probes"), reachable / "rmapd.db"
     altered = [
         sys.executable,
@@ -280,28 +299,28 @@ def test_what_a_killed_run_has_left_is_read_by_the_next_start(
             env=environment,
             close_fds=False,
         )
-    manager.forget()
+    manager.close_kept()
     manager.drain()
     manager.socket.settimeout(60)
     removals = manager.removals
     with process:
         try:
             manager.until("READY")
-            assert manager.removals == removals + 1, "it has let go of what it was given"
+            assert manager.removals == removals + 1, "it removes the descriptors that it received"
             manager.until("WATCHDOG")
-            assert manager.kept, "and has its own kept"
+            assert manager.kept, "it stores its own descriptors"
             process.terminate()
-            _, said = process.communicate(timeout=60)
+            _, log = process.communicate(timeout=60)
         finally:
             process.kill()
     with contextlib.suppress(TimeoutError):
         manager.socket.settimeout(1)
         while True:
             manager.next()
-    assert process.returncode == 0, said
+    assert process.returncode == 0, log
     assert not remaining()
-    assert not manager.kept, "after a stop in good order nothing is kept"
-    assert "found after a crash: systemd kept it for this start: 42 violated, 0 suspect" in said
+    assert not manager.kept, "after a regular stop nothing is kept"
+    assert "found after a crash: systemd kept it for this start: 42 violated, 0 suspect" in log
     found = reader.read(store)
     assert [(v["invariant"], v["count"]) for v in found.violations] == [("L3", 42)], (
         "nothing lost, nothing counted twice"

@@ -1,4 +1,4 @@
-"""The store on file systems of 1 MiB that are full, and `rmapd run` with a store."""
+"""The store on full file systems of 1 MiB, and `rmapd run` with a store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
 
 @pytest.fixture(params=["tmpfs", "ext4"])
 def small(request: pytest.FixtureRequest, reachable: Path) -> Iterator[Path]:
-    """A file system of 1 MiB, of the daemon's user."""
+    """Mount a file system of 1 MiB that the daemon's user owns."""
     if request.param == "tmpfs":
         with mounted(reachable / "small", "-t", "tmpfs", "-o", "size=1m", "none") as folder:
             yield folder
@@ -56,7 +56,7 @@ def small(request: pytest.FixtureRequest, reachable: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """To the last byte."""
+    """Fill the file system to the last byte; return the file that does."""
     ballast = folder / "ballast"
     with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
         for size in (65536, 4096, 512, 1):
@@ -86,7 +86,7 @@ def counts(path: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_a_full_disk_costs_a_message_and_no_count(
+def test_full_disk_causes_one_message_and_loses_no_count(
     small: Path, begun: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """begun: the store is there when the disk becomes full."""
@@ -104,10 +104,10 @@ def test_a_full_disk_costs_a_message_and_no_count(
         store.keep(tally.violations.values(), tally.rest)
     assert "full" in store.state.reason
     assert store.state.unwritten > 500
-    assert caplog.text.count("cannot be written") == 1, "said once"
+    assert caplog.text.count("cannot be written") == 1, "the message is logged once"
     if begun:
         assert counts(path)[finding(0).signature] >= 1, (
-            "what was written can be read on the full disk"
+            "stored results can be read on the full disk"
         )
     assert ballast
     ballast.unlink()
@@ -122,7 +122,7 @@ def test_a_full_disk_costs_a_message_and_no_count(
     assert sum(counts(path).values()) == 1001
 
 
-def test_the_daemon_goes_on_with_a_full_disk_and_says_so(small: Path) -> None:
+def test_daemon_continues_with_a_full_disk_and_reports_it(small: Path) -> None:
     path = small / "rmapd.db"
     fill(small)
     with daemon("--store", str(path)) as (process, url):
@@ -137,7 +137,7 @@ def test_the_daemon_goes_on_with_a_full_disk_and_says_so(small: Path) -> None:
         )
 
 
-def test_a_run_is_kept_and_the_next_one_beside_it(reachable: Path) -> None:
+def test_every_run_is_stored(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     for _ in range(2):
         done = rmapd("run", "--duration", "1", "--listen", "127.0.0.1:0", "--store", str(path))
@@ -150,20 +150,20 @@ def test_a_run_is_kept_and_the_next_one_beside_it(reachable: Path) -> None:
     assert "not be written" not in done.stderr
 
 
-def test_a_killed_run_is_there_without_an_end(reachable: Path) -> None:
+def test_killed_run_is_stored_without_an_end(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     with daemon("--store", str(path)) as (process, url):
         assert sample(url, "rmapd_store_writable") == 1
-        judge = checker_of(process.pid)
-        process.kill()  # and who would keep what is left, before it can
-        os.kill(judge, signal.SIGKILL)
+        checker = checker_of(process.pid)
+        process.kill()  # and then the checker, before it can store its results
+        os.kill(checker, signal.SIGKILL)
         process.wait(30)
     (run,) = reader.read(path).runs
     assert run["ended"] is None
     assert run["report"]["kernel"] == run["kernel"]
 
 
-def test_a_store_that_was_asked_for_and_cannot_be_is_exit_2(reachable: Path) -> None:
+def test_unusable_store_is_exit_2(reachable: Path) -> None:
     done = rmapd("run", "--store", str(reachable / "no/such/folder.db"), "--listen", "127.0.0.1:0")
     assert done.returncode == 2
     assert "cannot write the store" in done.stderr
@@ -177,7 +177,7 @@ def test_a_store_that_was_asked_for_and_cannot_be_is_exit_2(reachable: Path) -> 
     )
 
 
-def test_the_line_of_a_report_can_be_read_back(reachable: Path) -> None:
+def test_stored_report_can_be_read_back(reachable: Path) -> None:
     path = reachable / "rmapd.db"
     rmapd("run", "--duration", "0", "--listen", "127.0.0.1:0", "--store", str(path))
     assert json.dumps(reader.read(path).runs[0]["report"])

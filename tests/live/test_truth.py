@@ -1,4 +1,7 @@
-"""From a violating window to the log line and the metric: at once, not at the next tick. The window is made up, the books are real."""
+"""A violating window is logged and counted at once, not at the next tick.
+
+The window is made up; the tables are real.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ from tracer.protocol.text import text
 ROUNDS = 3
 
 
-def listen(stream: Iterable[str], lines: Queue[dict[str, Any]]) -> None:
+def read_lines(stream: Iterable[str], lines: Queue[dict[str, Any]]) -> None:
     for line in stream:
         lines.put(json.loads(line))
 
 
-def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
-    """A tick comes once a second: by it alone half of these would take longer than half of one."""
+def test_violation_is_logged_before_the_next_tick(tmp_path: Path) -> None:
+    """With ticks alone, one a second, half of the violations would wait longer than 0.5 s."""
     altered = [sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"]
     logged, shown = [], []
     with (
@@ -37,7 +40,7 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
     ):
         assert process.stdout
         lines: Queue[dict[str, Any]] = Queue()
-        Thread(target=listen, args=(process.stdout, lines), daemon=True).start()
+        Thread(target=read_lines, args=(process.stdout, lines), daemon=True).start()
         time.sleep(2)
         for number in range(ROUNDS):
             for invariant, line in VIOLATING.items():
@@ -54,7 +57,9 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
                     row = lines.get(timeout=20)
                 logged.append(time.monotonic() - start)
                 assert (row["verdict"], row["count"]) == ("violated", 1)
-                assert row["trail"][-1]["protocol"] == row["protocol"], "the trail ends with it"
+                assert row["trail"][-1]["protocol"] == row["protocol"], (
+                    "the trail ends with the violating window"
+                )
                 while sample(url, metric) != before + 1:
                     assert time.monotonic() - start < 20
                 shown.append(time.monotonic() - start)
@@ -69,12 +74,12 @@ def test_a_violation_is_told_before_the_next_tick(tmp_path: Path) -> None:
             20,
             "all are counted",
         )
-        assert lines.empty(), "a known signature is no new line"
+        assert lines.empty(), "a known signature causes no new line"
     for milliseconds in (logged, shown):
         assert sorted(milliseconds)[len(milliseconds) * 3 // 4] < 0.4, milliseconds
 
 
-def test_the_second_start_needs_no_compiler(tmp_path: Path) -> None:
+def test_second_start_needs_no_compiler(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
     environment = os.environ | {"RMAPD_CACHE": str(tmp_path / "cache")}
     command = [RMAPD, "exec", "--format", "json", "--", "true"]

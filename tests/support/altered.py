@@ -1,4 +1,4 @@
-"""rmapd with other probes, another pace of its governor, and no limit on its log lines.
+"""Run rmapd with other probes, another pace of its governor, and no limit on its log lines.
 
 usage: python -m tests.support.altered PROBES PACE ARGUMENT…
 
@@ -25,7 +25,7 @@ def main(probes: str, pace: str, *arguments: str) -> None:
     given = Pace(**json.loads(pace))
     govern = partialmethod(fidelity.Fidelity.govern, pace=given)
     fidelity.Fidelity.govern = govern  # type: ignore[method-assign,assignment]
-    log._MOST_A_MINUTE = 1 << 30
+    log.MOST_LINES_A_MINUTE = 1 << 30
     cli.main(arguments, prog_name="rmapd")
 
 

@@ -1,5 +1,7 @@
-"""A busy host with defects, as the page would have it: real protocols really ruled on, hostile
-names, ten minutes of history."""
+"""Snapshots of a made-up busy host with defects, for the pages.
+
+The protocols and their verdicts are real, names are hostile, and there are ten minutes of history.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tracer.results.protocols import ProtocolVerdict
 from tracer.results.snapshot import Snapshot
 
 HOSTILE = "<script>document.title='owned'</script>"
-"""What a task may call itself, but for the length."""
+"""A possible name of a task, except that it is too long."""
 _NOW = 1_767_225_600.0
 NO_HOOKS = (
     "fentry programs are refused (EPERM: Operation not permitted); this kernel is built without"
@@ -133,7 +135,7 @@ def violations() -> list[Violation]:
 
 
 def snapshot(seconds: float = 4000.0) -> Snapshot:
-    """So long after the gate opened."""
+    """Return the snapshot at this time after the gate opened."""
     base, load = (
         full(),
         seconds * 900 + 40_000 * math.sin(seconds / 40) + 15_000 * math.sin(seconds / 9),
@@ -176,7 +178,7 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
 
 
 def quiet(s: Snapshot) -> Snapshot:
-    """The same without a defect."""
+    """Return the same snapshot without a defect."""
     held = {
         key: count
         for key, count in s.checks.items()
@@ -186,7 +188,7 @@ def quiet(s: Snapshot) -> Snapshot:
 
 
 def current(seconds: float = 4000.0, minutes: float = 10.0) -> LatestSnapshot:
-    """With its history."""
+    """Return the latest snapshot with the history of the minutes before."""
     made = LatestSnapshot(lambda: 0.0)
     at = seconds - minutes * 60
     while at <= seconds:
@@ -196,7 +198,10 @@ def current(seconds: float = 4000.0, minutes: float = 10.0) -> LatestSnapshot:
 
 
 def well(**changes: Any) -> Snapshot:
-    """Most invariants are checked in full, all checks hold, nothing is lost or outstanding."""
+    """Return a snapshot in which all checks hold and nothing is lost or outstanding.
+
+    Most invariants are checked in full.
+    """
     changed: dict[str, Any] = {
         "counters": {},
         "outstanding": 0,
@@ -206,7 +211,7 @@ def well(**changes: Any) -> Snapshot:
 
 
 def tracepoints_only() -> Snapshot:
-    """A kernel without kprobes and fentry."""
+    """Return the snapshot of a kernel without kprobes and fentry."""
     s = well()
     coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
     coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))

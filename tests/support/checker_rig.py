@@ -1,5 +1,7 @@
-"""The daemon's checker over a ModelKernel: real cases, tables, oracle and findings, with the
-model's clock."""
+"""The daemon's checker over a ModelKernel.
+
+Cases, tables, oracle and findings are real; the clock is the model's.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,9 @@ class RecordedCases(OpenCases):
     model: ModelKernel
 
     def record_for(self, model: ModelKernel) -> None:
-        """From now on."""
+        """Begin to record, for this model."""
         self.model, self.decided = model, list[DecidedCase]()
-        self.accused = list[int]()  # ModelKernel.names of the entries that M1 named when it did
+        self.accused = list[int]()  # ModelKernel.names of the entries that M1 found violated
 
     def work(self, *, hurry: bool = False) -> list[DecidedCase]:
         return self._recorded(super().work(hurry=hurry))
@@ -163,7 +165,7 @@ class CheckerRig(Checker):
 
     @property
     def stacks_read(self) -> int:
-        """How many stacks were read as evidence."""
+        """The number of stacks that were read as evidence."""
         return self.symbols.stacks
 
     @property
@@ -187,8 +189,7 @@ class CheckerRig(Checker):
         return Counter(self.all_checks({}))
 
     def all_checks(self, missed_runs: Mapping[str, int]) -> dict[tuple[str, Verdict], int]:
-        """Checks by the counters as they are now, in a run that began with every invariant
-        covered."""
+        """Return all checks by the present counters, for a run that covers every invariant."""
         return all_checks(
             self.known.values(),
             frozenset(self.known),

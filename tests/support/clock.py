@@ -1,4 +1,4 @@
-"""Time that passes only when a test says so: for code with a clock, for modules that use `time`, and for event loops."""
+"""Clocks that a test moves: for code with a clock, for modules that use `time`, for event loops."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 
 SAFETY_SECONDS = 120.0
-"""How long a test waits for what must happen, on however busy a machine: never part of what it asserts."""
+"""The time limit of waiting for an event on a busy machine; no test asserts a duration by it."""
 
 
 class Clock:
-    """Put in place of the module `time` of the code that is tested. sleep() moves it; so does a test, by `now` (seconds)."""
+    """A replacement for the module `time` in the code under test.
+
+    now: seconds; a test sets it, and sleep() adds to it.
+    """
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -25,7 +28,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
-        time.sleep(0)  # others run
+        time.sleep(0)  # let other threads run
 
 
 class ManualLoop(asyncio.SelectorEventLoop):
@@ -39,13 +42,17 @@ class ManualLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def turn(self, turns: int = 20) -> None:
-        """Wait until the loop has gone round this often: what it can do without time passing, it has done."""
+        """Wait for this many rounds of the loop.
+
+        Then it has done all that it can do without time passing.
+        """
         for _ in range(turns):
-            gone_round = threading.Event()
-            self.call_soon_threadsafe(gone_round.set)
-            assert gone_round.wait(SAFETY_SECONDS)
+            round_done = threading.Event()
+            self.call_soon_threadsafe(round_done.set)
+            assert round_done.wait(SAFETY_SECONDS)
 
     def advance(self, seconds: float) -> None:
+        """Let the loop do what is due, move its time, and let it do what is due then."""
         self.turn()
         self.call_soon_threadsafe(self._move, seconds)
         self.turn()
@@ -55,7 +62,7 @@ class ManualLoop(asyncio.SelectorEventLoop):
 
 
 def until(holds: Callable[[], object], why: str = "it does not happen") -> None:
-    """Wait for something that another thread or process does."""
+    """Wait until a condition holds that another thread or process causes."""
     end = time.monotonic() + SAFETY_SECONDS
     while not holds():
         assert time.monotonic() < end, why

@@ -1,4 +1,7 @@
-"""The import graph of tracer/, between packages and between modules: `python -m tests.support.import_graph`, `make graph`."""
+"""The import graph of tracer/, between packages and between modules.
+
+`python -m tests.support.import_graph` and `make graph` print it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ PACKAGES = """
     (root) kernel process bpf tables attach memory protocol invariants results
     checking outputs report web supervision daemon cli
 """.split()
-"""A package imports from those before it. (root): modules of tracer/ that everybody may use."""
+"""A package imports from those before it. (root): modules that every package may import."""
 
 _TOP = ("cli", "__main__")
 
@@ -34,7 +37,7 @@ def package(module: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Return the dotted names that a file imports: of modules, and of what is imported from them."""
+    """Return the dotted names of modules that a file imports, and of names imported from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -46,7 +49,10 @@ def imports(path: Path) -> set[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Return what each module imports of the others; of a package that is imported whole, its modules' own imports."""
+    """Return the modules that each module imports.
+
+    An import of a whole package counts as the imports of its `__init__`.
+    """
     known = modules()
     out: dict[str, set[str]] = {}
     for module, path in known.items():
@@ -64,7 +70,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def between_packages() -> dict[str, dict[str, list[str]]]:
-    """Return package -> imported package -> the imports that make this arrow, as `module -> module`."""
+    """Return package -> imported package -> the imports behind it, as `module -> module`."""
     arrows: dict[str, dict[str, list[str]]] = {name: {} for name in PACKAGES}
     for module, imported in graph().items():
         for other in sorted(imported):
@@ -75,7 +81,10 @@ def between_packages() -> dict[str, dict[str, list[str]]]:
 
 
 def in_order() -> list[str]:
-    """Return the modules, each after what it imports. Raises graphlib.CycleError where that is not possible."""
+    """Return the modules, each after those that it imports.
+
+    Raise graphlib.CycleError if the imports form a cycle.
+    """
     return list(TopologicalSorter(graph()).static_order())
 
 
@@ -85,9 +94,8 @@ def as_text() -> str:
     lines = []
     for name in PACKAGES:
         used = [other for other in PACKAGES if other in arrows[name]]
-        lines.append(
-            f"{name:12} {len([m for m in modules() if package(m) == name]):3}  <- {' '.join(used) or '-'}"
-        )
+        count = len([module for module in modules() if package(module) == name])
+        lines.append(f"{name:12} {count:3}  <- {' '.join(used) or '-'}")
     return "\n".join(lines)
 
 

@@ -35,8 +35,10 @@ _MM_MEMBERS = {
 
 
 def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
-    """A swap-type entry as x86-64 encodes it; flags sit above the pfn (accessed and dirty bits of
-    migration entries, SWP_PFN_BITS)."""
+    """Encode a swap-type entry as x86-64 does.
+
+    flags: accessed and dirty bits of migration entries, above the pfn (SWP_PFN_BITS).
+    """
     offset = pfn | flags << pfn_bits
     return kind << 59 | ((~offset << 14 & _U64) >> 5) & ~(31 << 59) & _U64
 
@@ -47,15 +49,13 @@ class SimMm:
     pgd: int
     number: int
     tgid: int
-    entries: dict[int, int] = field(
-        default_factory=dict
-    )  # address -> pfn of what the page table maps there
+    entries: dict[int, int] = field(default_factory=dict)  # address -> pfn of the page there
     migrating: set[int] = field(default_factory=set)  # addresses whose entry is a migration entry
     alive: bool = True
 
     @property
     def vma(self) -> int:
-        """One VMA for all of it."""
+        """The address of its only VMA."""
         return self.at + 2048
 
 
@@ -85,21 +85,17 @@ class ModelKernel:
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
         self.locked: set[int] = set()
-        self.seen: set[tuple[int, int]] = (
-            set()
-        )  # (mm number, pfn) of entries that a second walk visited and did not restore
-        self.passed: set[tuple[int, int]] = set()  # and of those that it passed over
+        # (mm number, pfn) of entries that a second walk visited and did not restore, and of those
+        # that it passed over.
+        self.seen: set[tuple[int, int]] = set()
+        self.passed: set[tuple[int, int]] = set()
         self.next_pfn, self.next_mm, self.next_name = 1, 1, 1
-        self.names: dict[
-            tuple[int, int], int
-        ] = {}  # (mm number, address) -> which migration entry is there, wherever it came from
-        self.missing, self.missed = (
-            set[str](),
-            0,
-        )  # hooks whose next run the kernel leaves out; runs that it left out
-        self.inside: Counter[int] = (
-            Counter()
-        )  # tid -> migrations that it is in: each a page deeper on the stack
+        # (mm number, address) -> the number of the migration entry, which stays when it is moved.
+        self.names: dict[tuple[int, int], int] = {}
+        # Hooks whose next run the kernel omits, and the number of omitted runs.
+        self.missing, self.missed = set[str](), 0
+        # tid -> migrations that the task is in; each is a page deeper on the stack.
+        self.inside = Counter[int]()
         self.tables = Tables.of(self.native.maps, LAYOUTS)
         self.oracle = Oracle(
             self.native.maps,
@@ -142,7 +138,7 @@ class ModelKernel:
         self.put(at + found.bit_offset // 8, value, size)
 
     def slot(self, mm: SimMm, addr: int, level: int = 1) -> int:
-        """The address of the entry for addr at this level, making tables on the way."""
+        """Return the address of the entry for addr at this level; make missing tables."""
         table = mm.pgd
         for lv in range(self.levels, level, -1):
             at = table + 8 * (addr >> (3 + 9 * lv) & 511)
@@ -178,7 +174,7 @@ class ModelKernel:
         return task
 
     def read(self) -> bytes:
-        """The task iterator."""
+        """Run the task iterator; return its output."""
         for task, mm in self.tasks.values():
             if mm.alive:
                 context = struct.pack("<QQ", ctypes.addressof(self._seq), task)
@@ -203,7 +199,7 @@ class ModelKernel:
         self.native.programs[hook].run(*args)
 
     def call(self, program: str, *args: int) -> None:
-        """A function that can be hooked is entered, or left."""
+        """Enter or leave a function: run its program if functions can be hooked."""
         if self.hooks:
             self.fire(program, *args)
 
@@ -239,8 +235,10 @@ class ModelKernel:
         self.inside[tid] += 1
 
     def unmap_folio(self, migration: SimMigration, pfn: int, kind: int = MIGRATION_WRITE) -> None:
-        """try_to_migrate(): every mapping of the page becomes a migration entry, the page stays
-        locked."""
+        """try_to_migrate(): replace every mapping of the page by a migration entry.
+
+        The page stays locked.
+        """
         self.become(migration.tid)
         self.lock(pfn, True)
         migration.pfns.append(pfn)
@@ -255,7 +253,7 @@ class ModelKernel:
                 self.call("first_walk_leave")
 
     def visit(self, mm: SimMm, addr: int, src: int, dst: int) -> None:
-        """remove_migration_pte() is entered: struct rmap_walk_arg is on its caller's stack."""
+        """Enter remove_migration_pte(); struct rmap_walk_arg is on its caller's stack."""
         self.put(self._walk_arg + 8, self.folio(src))
         self.call("second_walk", self.folio(dst), mm.vma, addr, self._walk_arg)
 
@@ -302,7 +300,7 @@ class ModelKernel:
         return missed
 
     def start_split(self, tid: int) -> SimMigration:
-        """split_huge_page_to_list_to_order() is entered."""
+        """Enter split_huge_page_to_list_to_order()."""
         self._enter(tid)
         self.call("thp_split", 0, 0, 0)
         return SimMigration(tid)
@@ -361,14 +359,16 @@ class ModelKernel:
         self.call("second_walk_leave")
 
     def end(self, migration: SimMigration, *, seen: bool = True) -> None:
-        """seen: whether the kernel ran the hook; it leaves runs out (prog->active, lazy
-        preemption)."""
+        """End a migration.
+
+        seen: whether the kernel runs the hook; it may omit runs (prog->active, lazy preemption).
+        """
         self.become(migration.tid)
         self.inside[migration.tid] -= 1
         if seen:
             self.fire("mm_migrate_pages", 0, 0, 0, 0, 0, 0, 2, 0)
 
-    # what others do meanwhile
+    # other tasks meanwhile
     def zap(self, mm: SimMm, addr: int) -> None:
         self.put(self.slot(mm, addr), 0)
         mm.entries.pop(addr)
@@ -444,7 +444,7 @@ class ModelKernel:
         self.mms.remove(mm)
 
     def left_behind(self) -> set[tuple[int, int]]:
-        """The truth: (mm number, address) of migration entries whose page is not locked."""
+        """Return the truth: (mm number, address) of migration entries whose page is not locked."""
         return {
             (mm.number, addr)
             for mm in self.mms

@@ -1,4 +1,4 @@
-"""A snapshot made by hand, for what reads snapshots."""
+"""Snapshots made by hand, for tests of code that reads snapshots."""
 
 from __future__ import annotations
 
@@ -70,8 +70,11 @@ def snapshot(**changes: Any) -> Snapshot:
 
 
 def full() -> Snapshot:
-    """More than any kernel has: every hook of the plan attached, every window and class of locks
-    seen, every invariant violated once."""
+    """Return a snapshot that has more than any kernel.
+
+    Every hook of the plan is attached, every window and class of locks seen, and every invariant
+    violated once.
+    """
     probe_objects = {
         path.stem: plan.read_probe_object(path) for path in sorted(probes_folder().glob("*.toml"))
     }

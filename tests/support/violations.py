@@ -24,7 +24,9 @@ _PAIRS = ("other↓r other↑r", "other↓w other↑w", "other↓rk other↑r", 
 
 
 def variant(line: str, number: int) -> bytes:
-    """The key of this protocol with locks of no known class taken and given back before: one of 256
-    ways that no folding makes equal."""
+    """Return the key of one of 256 variants of this protocol.
+
+    Each takes and releases locks of no known class first, in an order that folding keeps distinct.
+    """
     digits = [number >> 2 * n & 3 for n in range(4)]
     return ENCODING.encode(parse(line.format(" ".join(_PAIRS[digit] for digit in digits))))

@@ -1,7 +1,9 @@
-"""Words that this project does not use, as patterns: metaphors that only its authors know, and programs that speak like people.
+"""Words that this project does not use, as patterns.
 
-Each pattern is precise enough to leave ordinary uses alone (bookworm, runbook, `path.stem`, desktop, bare metal, the user `nobody`). Identifiers
-count: `_` ends a word, so `entries_booked` is found. `way` (now: attach method) is not listed as a word of prose, for it is plain English.
+They are metaphors that only the authors know, and programs that speak like people. Each pattern
+leaves ordinary uses alone (bookworm, runbook, `path.stem`, desktop, bare metal, the user
+`nobody`). Identifiers count: `_` ends a word, so `entries_booked` is found. `way` (now: attach
+method) is not listed as a word of prose, because it is plain English.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ class Retired(NamedTuple):
 
 
 def _word(forms: str, instead: str, *, after: str = "", before: str = "") -> Retired:
-    """A whole word or part of an identifier. forms: alternatives. after, before: characters or look-around that make it another word."""
+    """Return the pattern of a whole word or part of an identifier.
+
+    forms: alternatives. after, before: look-ahead, and characters, that make it another word.
+    """
     return Retired(
         re.compile(rf"(?<![a-zA-Z{before}])(?:{forms})(?![a-zA-Z]){after}", re.IGNORECASE), instead
     )
@@ -66,7 +71,7 @@ RETIRED = (
 
 
 def retired(text: str) -> Iterator[tuple[int, str, str]]:
-    """Each use of a retired word in a text: line number, the word, and what to write instead."""
+    """Yield each use of a retired word: line number, the word, and what to write instead."""
     for number, line in enumerate(text.splitlines(), start=1):
         for word in RETIRED:
             for found in word.pattern.finditer(line):

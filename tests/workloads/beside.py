@@ -1,6 +1,9 @@
-"""A workload: mremap() of touched memory to where it came from, beside an untouched neighbour that has come meanwhile and merges with it.
+"""A workload: mremap() moves touched memory back, where it merges with an untouched neighbour.
 
-usage: beside.py [ROUNDS]     (prints how many were moved; CVE-2026-23077: the merged VMA had no anon_vma)
+usage: beside.py [ROUNDS]     (prints how many were moved)
+
+The neighbour is mapped while the memory is elsewhere. CVE-2026-23077: the merged VMA had no
+anon_vma.
 """
 
 from __future__ import annotations
@@ -33,26 +36,29 @@ def move(at: int, to: int) -> None:
     )
 
 
-def there_and_back() -> None:
-    """The neighbour is mapped where the first half of the area was; the second half goes away and comes back."""
-    place, away = area(size=2 * AREA), area()
-    must(libc.munmap(ctypes.c_void_p(place), ctypes.c_size_t(AREA)) == 0, "munmap")
-    own = place + AREA
+def move_there_and_back() -> None:
+    """Move the second half of an area away and back.
+
+    Meanwhile the neighbour is mapped where the first half was.
+    """
+    home, away = area(size=2 * AREA), area()
+    must(libc.munmap(ctypes.c_void_p(home), ctypes.c_size_t(AREA)) == 0, "munmap")
+    own = home + AREA
     touch(own)
     move(own, away)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
     must(
-        libc.mmap(ctypes.c_void_p(place), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == place,
+        libc.mmap(ctypes.c_void_p(home), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == home,
         "mmap",
     )
     move(away, own)
-    for start in (place, away):
-        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(2 * AREA if start == place else AREA))
+    for start in (home, away):
+        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(2 * AREA if start == home else AREA))
 
 
 def main(rounds: int) -> None:
     for _ in range(rounds):
-        there_and_back()
+        move_there_and_back()
     print(f"moved {rounds}", flush=True)
 
 

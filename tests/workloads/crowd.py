@@ -1,4 +1,4 @@
-"""A workload: thousands of processes that live at once, or that exit as fast as they come, while memory is compacted.
+"""A workload: compact memory while thousands of processes live, or while processes exit.
 
 usage: crowd.py live COUNT | exit SECONDS     (root; prints one JSON line)
 """
@@ -20,8 +20,11 @@ MANY = 50000
 
 
 def live(count: int) -> int:
-    """Children that share our pages, each with one of its own, all there while memory is compacted; how many there were. The pages lie far
-    apart with nothing between them, so that some are where compaction empties memory."""
+    """Compact memory while children that share our pages live; return how many there were.
+
+    Each child has one page of its own. The shared pages lie far apart with nothing between them,
+    so that some are where compaction empties memory.
+    """
     areas, children = [touched(1 << 20) for _ in range(64)], list[int]()
     for area in areas:
         area.madvise(mmap.MADV_DONTNEED, PAGE, len(area) - PAGE)
@@ -33,9 +36,8 @@ def live(count: int) -> int:
                 os._exit(0)
             children.append(child)
         before = migrated()
-        for _ in range(
-            300
-        ):  # the kernel ends a round early where pages with so many mappings do not come loose
+        # The kernel ends a round early if it fails to unmap pages with so many mappings.
+        for _ in range(300):
             holes = [touched(1 << 20) for _ in range(256)][::2]
             COMPACT.write_text("1")
             del holes
@@ -50,7 +52,10 @@ def live(count: int) -> int:
 
 
 def exits(seconds: float) -> int:
-    """Children that write to our pages and exit at once, so that entries vanish while they are asked about; how many."""
+    """Compact memory while children write to our pages and exit at once; return how many.
+
+    So entries vanish while the oracle reads them.
+    """
     compacting = os.fork()
     if not compacting:
         while True:
@@ -76,9 +81,9 @@ def exits(seconds: float) -> int:
     return count
 
 
-def main(what: str, much: float) -> None:
+def main(mode: str, amount: float) -> None:
     before = migrated()
-    count = live(int(much)) if what == "live" else exits(much)
+    count = live(int(amount)) if mode == "live" else exits(amount)
     print(json.dumps({"processes": count, "migrated": migrated() - before}), flush=True)
 
 

@@ -1,8 +1,10 @@
-"""A workload for a guest with rmapd_faults loaded: meet each fault once and go on, so that one run of rmapd can see them all.
+"""A workload for a guest with rmapd_faults loaded: trigger each fault once in one run of rmapd.
 
-usage: faults.py FAULT...     (root; prints one JSON line per fault: name, how often it struck, when first, pid)
+usage: faults.py FAULT...     (root; prints one JSON line per fault: name, how often it struck,
+                               when first, pid)
 
-Faults that leave a migration entry behind are not among them: the kernel dies of those (victim.py).
+Faults that leave a migration entry behind are not among them, because they crash the kernel
+(victim.py).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from tests.workloads.victim import PARAMETERS, compact, spawn, struck
 PAGE, AREA = mmap.PAGESIZE, 16 * mmap.PAGESIZE
 READ, WRITE = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 MAP_FIXED, MREMAP_MAYMOVE, MREMAP_FIXED, SYS_BRK = 0x10, 1, 2, 12
-SPACE = 4.0  # seconds between two faults: rmapd reads its books once a second, and what it finds until then is the first one's
+SPACE = 4.0
+"""Seconds between two faults. rmapd reads its tables once a second; what it finds until the next
+fault belongs to the first one."""
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.mremap.restype = libc.syscall.restype = ctypes.c_void_p
 
@@ -29,13 +33,13 @@ def arm(what: str) -> None:
     (PARAMETERS / "arm").write_text(what)
 
 
-def must(good: bool, what: str) -> None:
-    if not good:
+def must(holds: bool, what: str) -> None:
+    if not holds:
         raise OSError(ctypes.get_errno(), what)
 
 
 def area(fd: int = -1, size: int = AREA) -> int:
-    """A private mapping between two gaps, of a file or anonymous."""
+    """Map a file or anonymous memory privately between two gaps; return the address."""
     flags = mmap.MAP_PRIVATE | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
     gap = libc.mmap(
         None, ctypes.c_size_t(size + 2 * PAGE), 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
@@ -47,8 +51,8 @@ def area(fd: int = -1, size: int = AREA) -> int:
     return at
 
 
-def protect(at: int, how: int, size: int = AREA // 2) -> None:
-    must(libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(size), how) == 0, "mprotect")
+def protect(at: int, protection: int, size: int = AREA // 2) -> None:
+    must(libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(size), protection) == 0, "mprotect")
 
 
 def touch(at: int, size: int = AREA) -> None:
@@ -62,7 +66,7 @@ def file(size: int = AREA) -> int:
 
 
 def merge(fault: str, fd: int = -1) -> None:
-    """Two halves of a touched mapping become one again, in __vma_adjust()."""
+    """Split a touched mapping and merge the halves again, in __vma_adjust()."""
     at = area(fd)
     touch(at)
     protect(at + AREA // 2, READ)
@@ -79,8 +83,8 @@ def merge_file(fault: str) -> None:
     merge(fault, file())
 
 
-def take_over(fault: str) -> None:
-    """Two untouched mappings and a touched one become one, which imports the anon_vma of the last."""
+def import_anon_vma(fault: str) -> None:
+    """Merge two untouched mappings and a touched one; the result imports its anon_vma."""
     at = area(size=3 * AREA)
     protect(at + AREA, READ, AREA)
     touch(at + 2 * AREA)
@@ -89,7 +93,10 @@ def take_over(fault: str) -> None:
 
 
 def move(fault: str) -> None:
-    """mremap() of a touched mapping of a file between multiples of 2 MiB: move_page_tables() takes the rmap locks."""
+    """Move a touched mapping of a file between multiples of 2 MiB, by mremap().
+
+    move_page_tables() takes the rmap locks.
+    """
     size = 2 << 20
     at, to = (-(-area(fd, 2 * size) // size) * size for fd in (file(2 * size), -1))
     for offset in range(0, size, PAGE):
@@ -117,13 +124,13 @@ def fail_brk(fault: str) -> None:
     arm("release")
 
 
-def opposite(fault: str) -> None:
+def nest_in_opposite_order(fault: str) -> None:
     merge_file(f"{fault} 2")
     must(grow_heap(), "brk")
 
 
 def migrate(fault: str) -> None:
-    """Compaction moves pages of a process named victim."""
+    """Compact memory, so that pages of a process named victim move."""
     with spawn() as victim:
         arm(f"{fault} 5")
         compact()
@@ -136,13 +143,13 @@ OPERATIONS: dict[str, Callable[[str], None]] = {
     "restored_unlocked": migrate,
     "adjust_swapped": merge_file,
     "move_swapped": move,
-    "cycle": opposite,
+    "cycle": nest_in_opposite_order,
     "commit_unlocked": merge,
-    "import_unlocked": take_over,
+    "import_unlocked": import_anon_vma,
     "tree_unlocked": merge_file,
     "error_locked": fail_brk,
     "not_paired": merge,
-    "import_lost": take_over,
+    "import_lost": import_anon_vma,
     "pgoff_lost": merge_and_release,
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Five stressors under compaction: five_stressors.sh [SECONDS]. Each makes migration entries end in another way: moved by mremap,
-# dropped by madvise, split and replaced by the zeropage (THP), copied by fork, zapped by munmap.
-# Transparent huge pages are `always` meanwhile. Nothing outlives it. The stressors run without privilege: as root, stress-ng's madvise
-# tells the kernel that pages of this machine are broken (MADV_HWPOISON).
+# Run five stressors under compaction: five_stressors.sh [SECONDS]. Each ends migration entries in
+# another way: moved by mremap, dropped by madvise, split and replaced by the zeropage (THP), copied
+# by fork, zapped by munmap. Transparent huge pages are `always` meanwhile. No process remains.
+# The stressors run without privilege: as root, stress-ng's madvise marks pages of this machine as
+# broken (MADV_HWPOISON).
 set -u
 seconds=${1:-10}
 thp=/sys/kernel/mm/transparent_hugepage/enabled

@@ -1,6 +1,6 @@
-"""A workload: migrate at least N pages by compaction while another process forks, maps and exits in a loop.
+"""A workload: migrate N pages by compaction while another process forks, maps and exits.
 
-usage: migrate.py [PAGES] [MIB]     (root; prints what it did)
+usage: migrate.py [PAGES] [MIB]     (root; prints the number of migrated pages)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAGE = mmap.PAGESIZE
 
 
 def migrated() -> int:
-    """Pages that this kernel migrated since boot."""
+    """Return the number of pages that this kernel migrated since boot."""
     return int(
         next(
             line.split()[1]
@@ -34,7 +34,10 @@ def touched(size: int) -> mmap.mmap:
 
 
 def churn() -> None:
-    """Fork children that share our pages, map some more, and exit (their entries get zapped in mid-migration)."""
+    """Fork children that share our pages, map some more, and exit.
+
+    Their migration entries are zapped during migrations.
+    """
     mine = touched(16 << 20)
     while True:
         if not (child := os.fork()):
@@ -51,9 +54,8 @@ def main(pages: int, mib: int) -> None:
     if not churning:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         churn()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # who is told to end takes that process along
+    # On SIGTERM the finally clause below kills the other process, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     start, began, rounds = migrated(), time.monotonic(), 0
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

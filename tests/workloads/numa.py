@@ -1,4 +1,4 @@
-"""A workload: move huge pages between two NUMA nodes, so that PMD and hugetlb migration entries come and go.
+"""A workload: move huge pages between two NUMA nodes, by PMD and hugetlb migration entries.
 
 usage: numa.py [ROUNDS]     (root, two memory nodes; prints how many pages moved)
 """
@@ -18,12 +18,18 @@ HUGE, PAGE = 2 << 20, mmap.PAGESIZE
 MPOL_MF_MOVE_ALL = 4
 SYS_MOVE_PAGES = 279  # x86-64
 BALANCING = Path("/proc/sys/kernel/numa_balancing")
-"""It makes pages PROT_NONE to see who comes by, and move_pages(2) refuses those with EFAULT (mm/gup.c, no_page_table())."""
+"""Balancing makes pages PROT_NONE to see which node uses them.
+
+move_pages(2) refuses such pages with EFAULT (mm/gup.c, no_page_table()).
+"""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def move(addresses: list[int], node: int) -> Counter[int]:
-    """move_pages(2) of our own pages, shared ones too; how many are on which node afterwards, or have which errno, negative."""
+    """Move our own pages, shared ones too, to a node by move_pages(2).
+
+    Return how many pages have which status: the node, or a negative errno.
+    """
     count = len(addresses)
     pages, nodes = (ctypes.c_void_p * count)(*addresses), (ctypes.c_int * count)(*[node] * count)
     status = (ctypes.c_int * count)(*[-1] * count)
@@ -37,7 +43,7 @@ def address(block: mmap.mmap) -> int:
 
 
 def transparent(size: int) -> tuple[mmap.mmap, list[int]]:
-    """Anonymous huge pages and their addresses."""
+    """Map anonymous huge pages; return the mapping and their addresses."""
     block = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_HUGEPAGE)
     first = (address(block) + HUGE - 1) // HUGE * HUGE
@@ -47,7 +53,7 @@ def transparent(size: int) -> tuple[mmap.mmap, list[int]]:
 
 
 def hugetlb(size: int) -> tuple[mmap.mmap | None, list[int]]:
-    """hugetlbfs pages, where the kernel gives some."""
+    """Map hugetlbfs pages; return the mapping and their addresses, (None, []) if there are none."""
     Path("/proc/sys/vm/nr_hugepages").write_text(str(4 * size // HUGE))
     fd = os.memfd_create("huge", os.MFD_HUGETLB)
     os.ftruncate(fd, size)
@@ -72,9 +78,9 @@ def main(rounds: int) -> None:
         for number in range(rounds):
             node = 1 - number % 2
             for kind, pages in enumerate((addresses, large)):
-                said = move(pages, node) if pages else Counter[int]()
-                moved[kind] += said[node]
-                answers += said
+                statuses = move(pages, node) if pages else Counter[int]()
+                moved[kind] += statuses[node]
+                answers += statuses
     finally:
         os.kill(sharing, signal.SIGKILL)
         os.waitpid(sharing, 0)

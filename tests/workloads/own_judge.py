@@ -1,8 +1,10 @@
-"""The command of an rmapd exec in a guest with two nodes and rmapd_faults: moves pages of the judge's own heap, and leaves entries behind.
+"""A command of `rmapd exec`: leave migration entries behind in the heap of rmapd's own checker.
 
-usage: own_judge.py [N]     (root; prints one JSON line: name, how often it struck, when first, pid, the judge's pid)
+usage: own_judge.py [N]     (root; prints one JSON line: name, how often it struck, when first,
+                             pid, the checker's pid)
 
-The judge touches its heap all the time: the kernel's BUG kills it. Then this sleeps on.
+It needs a guest with two memory nodes and rmapd_faults. The checker touches its heap all the
+time, so the kernel's BUG kills it. This process sleeps on.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ SYS_MOVE_PAGES, MOVE_ALL = 279, 4
 MOST_PAGES = 512
 
 
-def judge() -> int:
-    """Our supervisor's other child."""
+def checker() -> int:
+    """Return the pid of the checker, the other child of our supervisor."""
     supervisor = os.getppid()
     children = map(int, Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split())
     return next(
@@ -35,7 +37,7 @@ def judge() -> int:
 
 
 def heap(process: int) -> list[int]:
-    """Addresses of the pages of its heap, the newest first."""
+    """Return the addresses of the pages of its heap, the newest first."""
     line = next(
         line
         for line in Path(f"/proc/{process}/maps").read_text().splitlines()
@@ -59,15 +61,14 @@ def move(process: int, addresses: list[int], node: int) -> None:
 
 
 def main(count: int) -> None:
-    time.sleep(3)  # until the judge is at work
-    process = judge()
+    time.sleep(3)  # until the checker works
+    process = checker()
     addresses = heap(process)
     (PARAMETERS / "victim").write_text(CHECKER_NAME)
-    os.kill(
-        process, signal.SIGSTOP
-    )  # or it dies in the midst of this, with a page table locked that we come to next
+    # Else it dies in the meantime, and holds the lock of a page table that we need next.
+    os.kill(process, signal.SIGSTOP)
     time.sleep(0.2)
-    for node in (1, 0):  # where they are already nothing moves
+    for node in (1, 0):  # on the node where they are already, nothing moves
         (PARAMETERS / "arm").write_text(f"left_behind {count}")
         move(process, addresses, node)
         if struck("left_behind")[0]:

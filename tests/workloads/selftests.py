@@ -1,6 +1,8 @@
-"""A workload: the kernel's own tests of mm, each as its own suite runs it, with what each said of itself (pass, fail, skip).
+"""A workload: run the kernel's own tests of mm as their suite does, and count their results.
 
-usage: python -m tests.workloads.selftests FOLDER [SECONDS]     (root; SECONDS: the most that one of them may take; prints one JSON line)
+usage: python -m tests.workloads.selftests FOLDER [SECONDS]     (root; prints one JSON line)
+
+SECONDS: the time limit of each.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ _COLOURED = re.compile(r"\x1b\[\d+m(OK|Fail|Skip)")
 
 
 def count(output: str, code: int | None) -> dict[str, int]:
-    """pass, fail and skip: by TAP, by the words of khugepaged, or by the exit code alone. code None: it was stopped."""
+    """Count pass, fail and skip by TAP, by khugepaged's words, or else by the exit code.
+
+    code: None if the test was stopped.
+    """
     found = {"pass": 0, "fail": 0, "skip": 0}
     for result, skip in _TAP.findall(output):
         found["skip" if skip else "pass" if result == "ok" else "fail"] += 1
@@ -51,15 +56,15 @@ def count(output: str, code: int | None) -> dict[str, int]:
 
 
 def run(folder: Path, command: str, seconds: float) -> dict[str, Any]:
-    """One of them, stopped with all that it started when its time is up; what it said is kept in $OUT."""
+    """Run a test, kill it and its children after its time; its output is kept in $OUT."""
     name, began = command.replace(" ", "_"), time.monotonic()
     path = Path(os.environ.get("OUT", "/tmp")) / f"selftest-{name}"
-    with open(path, "wb") as said:
+    with open(path, "wb") as output_file:
         child = subprocess.Popen(
             ["stdbuf", "-oL", f"./{command.split(maxsplit=1)[0]}", *command.split()[1:]],
             cwd=folder,
-            stdout=said,
-            stderr=said,
+            stdout=output_file,
+            stderr=output_file,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -78,9 +83,9 @@ def run(folder: Path, command: str, seconds: float) -> dict[str, Any]:
 
 def main(folder: Path, seconds: float = 120) -> None:
     before = _HUGE.read_text()
-    _HUGE.write_text("16")  # what migration asks for
-    there = [command for command in RUNS if (folder / command.split()[0]).exists()]
-    done = {command: run(folder, command, seconds) for command in there}
+    _HUGE.write_text("16")  # the test `migration` needs them
+    available = [command for command in RUNS if (folder / command.split()[0]).exists()]
+    done = {command: run(folder, command, seconds) for command in available}
     _HUGE.write_text(before)
     print(json.dumps({"selftests": done}), flush=True)
 

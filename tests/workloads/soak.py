@@ -1,9 +1,11 @@
-"""A workload: all at once for a while, so that rmap walks, VMA changes, forks, zaps and migrations meet in every order they can.
+"""A workload: rmap walks, VMA changes, forks, zaps and migrations at once, in every order.
 
-usage: python -m tests.workloads.soak [SECONDS]     (root, 3 GiB, stress-ng, two memory nodes; prints one JSON line)
+usage: python -m tests.workloads.soak [SECONDS]     (prints one JSON line)
 
-stress-ng changes VMAs. Beside it: compaction of fragmented memory, forks and zaps of what is compacted, pages moved between nodes, same
-pages merged, and huge pages split while their owner forks and its children move and unmap parts. A part that got nothing done shows 0.
+It needs root, 3 GiB, stress-ng and two memory nodes. stress-ng changes VMAs. Beside it fragmented
+memory is compacted, forked and zapped, pages are moved between nodes, same pages are merged, and
+huge pages are split while their owner forks and its children move and unmap parts. A part that
+achieves nothing shows 0.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from pathlib import Path
 from tests.workloads.migrate import PAGE, touched
 from tests.workloads.numa import HUGE, move
 
-# One instance each, small: two emulated CPUs and 3 GiB have to carry it all. Debian 12's stress-ng has no ksm stressor: same_pages().
+# One small instance each, for two emulated CPUs and 3 GiB.
+# Debian 12's stress-ng has no ksm stressor; same_pages() replaces it.
 STRESSORS = {
     "rmap": "",
     "mremap": "16M",
@@ -37,9 +40,10 @@ STRESSORS = {
     "mmapfork": "",
     "numa": "",
 }
-MOVED = 512  # pages between the nodes at a time: the more, the less of the time is Python's
-DATA_LIMIT = 256 << 20  # what brk may grow to
-VMSTAT = "pgmigrate_success pgmigrate_fail compact_success thp_fault_alloc thp_split_page thp_split_pmd thp_migration_success oom_kill".split()
+MOVED = 512  # pages that move between the nodes at a time; more of them need less time in Python
+DATA_LIMIT = 256 << 20  # bytes; limits the heap of the brk stressor
+VMSTAT = """pgmigrate_success pgmigrate_fail compact_success thp_fault_alloc thp_split_page
+thp_split_pmd thp_migration_success oom_kill""".split()
 KSM = Path("/sys/kernel/mm/ksm")
 SPLIT = Path("/sys/kernel/debug/split_huge_pages")
 MREMAP_MAYMOVE, MADV_COLLAPSE = 1, 25
@@ -58,13 +62,12 @@ libc.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctype
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-shared = memoryview(mmap.mmap(-1, PAGE)).cast(
-    "Q"
-)  # a count per part; the last two: the pid and the address of huge pages to split
+# A count per part; the last two: the pid and the address of huge pages to split.
+shared = memoryview(mmap.mmap(-1, PAGE)).cast("Q")
 
 
 def huge_area(pages: int) -> int:
-    """Anonymous huge pages, aligned, each touched at one byte."""
+    """Map aligned anonymous huge pages, touch a byte of each, and return the address."""
     got = libc.mmap(
         None,
         (pages + 1) * HUGE,
@@ -83,14 +86,14 @@ def huge_area(pages: int) -> int:
 
 
 def compaction() -> None:
-    """Every other MiB of what was touched, and then all memory compacted."""
+    """Touch memory, free every other MiB of it, and compact all memory."""
     kept = [touched(1 << 20) for _ in range(64)][::2]
     Path("/proc/sys/vm/compact_memory").write_text("1")
     del kept
 
 
 def fork_and_zap(mine: mmap.mmap) -> None:
-    """Children share our pages, write to some and exit, in the middle of a migration if it happens so."""
+    """Fork a child that shares our pages, writes to some and exits, possibly during a migration."""
     child = os.fork()
     if not child:
         for offset in range(0, len(mine), 4 * PAGE):
@@ -101,18 +104,21 @@ def fork_and_zap(mine: mmap.mmap) -> None:
 
 
 def relatives() -> None:
-    """Huge pages shared by children that move one, unmap or discard a part of others, while the splitter splits them."""
+    """Share huge pages with children while splitter() splits them.
+
+    Each child moves one, and unmaps or discards a part of others.
+    """
     pages = 4
     first = huge_area(pages)
     shared[-2], shared[-1] = os.getpid(), first
     children = []
     for _ in range(3):
         if not (child := os.fork()):
-            some = random.randrange(1, 511) * PAGE
-            libc.munmap(first + some, PAGE)
+            offset = random.randrange(1, 511) * PAGE
+            libc.munmap(first + offset, PAGE)
             libc.mremap(first + HUGE, HUGE, HUGE + PAGE, MREMAP_MAYMOVE)
-            libc.madvise(first + 2 * HUGE + some, HUGE - some, mmap.MADV_DONTNEED)
-            ctypes.memset(first + 3 * HUGE + some, 2, 1)
+            libc.madvise(first + 2 * HUGE + offset, HUGE - offset, mmap.MADV_DONTNEED)
+            ctypes.memset(first + 3 * HUGE + offset, 2, 1)
             os._exit(0)
         children.append(child)
     libc.mremap(first, HUGE, HUGE // 2, 0)
@@ -123,20 +129,20 @@ def relatives() -> None:
 
 
 def splitter() -> None:
-    """debugfs splits the huge pages of the relatives; EINVAL is a race that was lost, no more."""
+    """Split the huge pages of relatives() by debugfs; EINVAL means only that a race was lost."""
     SPLIT.write_text(f"{shared[-2]},{shared[-1]:#x},{shared[-1] + 4 * HUGE:#x}")
 
 
 def between_nodes(first: int, node: list[int]) -> None:
-    """Small pages and a huge one go to the other node."""
+    """Move small pages and a huge one to the other node."""
     node[0] ^= 1
-    said = move([first + page * PAGE for page in range(MOVED)] + [first + HUGE], node[0])
-    if not said[node[0]]:
-        raise OSError(f"no page moved: {dict(said)}")
+    statuses = move([first + page * PAGE for page in range(MOVED)] + [first + HUGE], node[0])
+    if not statuses[node[0]]:
+        raise OSError(f"no page moved: {dict(statuses)}")
 
 
 def same_pages() -> None:
-    """Pages that are the same, merged by ksmd, and half of them written to again."""
+    """Let ksmd merge same pages, and write to half of them again."""
     block = touched(1 << 20)
     block.madvise(mmap.MADV_MERGEABLE)
     time.sleep(1)
@@ -171,7 +177,7 @@ def repeat(slot: int, part: Callable[[], None], until: float) -> None:
 
 
 def stress(seconds: int, folder: str) -> subprocess.Popen[bytes]:
-    # Without CAP_SYS_ADMIN, or madvise would try MADV_HWPOISON on its own pages and die of it.
+    # With CAP_SYS_ADMIN, madvise would try MADV_HWPOISON on its own pages and die of it.
     command = [
         "setpriv",
         "--bounding-set=-sys_admin",

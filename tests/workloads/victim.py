@@ -1,8 +1,9 @@
-"""A workload for a guest with rmapd_faults loaded: compact the memory of a process named `victim` while N of its entries are left behind.
+"""A workload for a guest with rmapd_faults loaded: leave N entries of a process behind.
 
 usage: victim.py [N [FAULT]]     (root; FAULT: left_behind, passed_over or one_skipped)
 
-Prints one JSON line: name, how often it struck, when first, pid, the victim's pid. The victim sleeps on and must not be touched.
+It compacts the memory of a process named `victim`, and prints one JSON line: name, how often it
+struck, when first, pid, the victim's pid. The victim sleeps on and must not be touched.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from tests.workloads.migrate import touched
 
 PARAMETERS = Path("/sys/module/rmapd_faults/parameters")
 PR_SET_NAME = 15
-BLOCKS = 768  # MiB of the guest's three: enough that compaction, which moves what lies low, must move some of it
+BLOCKS = 768
+"""MiB, of the guest's three GiB. Compaction moves low pages; of so many it must move some."""
 
 
 def be_a_victim(shares: bool) -> None:
-    """Map fragmented memory, say so, and sleep for ever. Executed, not only forked: nothing of it shares an anon_vma with others,
-    unless it is to have a child, which sleeps beside it."""
+    """Map fragmented memory, print a line, and sleep for ever.
+
+    The process is executed and not only forked, so that it shares no anon_vma with others.
+    shares: it has a child that sleeps beside it and shares its memory.
+    """
     ctypes.CDLL(None).prctl(PR_SET_NAME, b"victim", 0, 0, 0)
     blocks = [touched(1 << 20) for _ in range(BLOCKS)]
     del blocks[::2]
@@ -37,16 +42,16 @@ def be_a_victim(shares: bool) -> None:
 
 
 def spawn(shares: bool = False) -> subprocess.Popen[bytes]:
-    """A victim that sleeps."""
+    """Start a victim; return it when it sleeps."""
     command = [sys.executable, "-m", "tests.workloads.victim", "share" if shares else "be"]
     victim = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
     )
     assert victim.stdout
     victim.stdout.readline()
-    time.sleep(
-        2
-    )  # until it sleeps: a victim that touches what is left behind meets the kernel's BUG with a page-table lock held
+    # Until it sleeps. A victim that touches an entry left behind triggers the kernel's BUG with a
+    # page-table lock held.
+    time.sleep(2)
     return victim
 
 
@@ -55,7 +60,7 @@ def compact() -> None:
 
 
 def struck(fault: str) -> tuple[int, float]:
-    """How often the fault struck, and when first (seconds of the wall clock)."""
+    """Return how often the fault struck, and when first (seconds of the wall clock)."""
     lines = (line.split() for line in (PARAMETERS / "struck").read_text().splitlines())
     return next((int(times), int(first) / 1e9) for name, times, first in lines if name == fault)
 
@@ -64,7 +69,7 @@ def main(count: int, fault: str = "left_behind") -> None:
     victim = spawn(shares=fault == "one_skipped")
     (PARAMETERS / "arm").write_text(f"{fault} {count}")
     compact()
-    victim.returncode = 0  # it is meant to outlive us
+    victim.returncode = 0  # it outlives this process; Popen must not wait for it
     times, first = struck(fault)
     print(
         "fault "

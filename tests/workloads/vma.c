@@ -1,10 +1,11 @@
-// A workload: exactly N of each change of a VMA, so that a tracer outside can know how often each window must have run.
+// A workload: exactly N of each change of a VMA, so that a tracer knows how often each window ran.
 //
 // usage: vma N WAIT OPERATION...     compiled and run by vma.py
 //
-// All areas are mapped, touched and counted during the set-up, whatever is asked for. After that this process makes no VMA change but the
-// ones asked for: no libc allocation, no libc fork, addresses fixed and apart from each other. With WAIT it stops itself (SIGSTOP) after
-// the set-up and again before it exits.
+// All areas are mapped, touched and counted during the set-up, whichever operations are requested.
+// Afterwards this process makes only the requested VMA changes: no libc allocation, no libc fork,
+// addresses fixed and apart from each other. With WAIT it stops itself (SIGSTOP) after the set-up
+// and again before it exits.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -46,7 +47,7 @@ static char *area(char *where, int fd)
 	return got;
 }
 
-// The number of VMAs (the vsyscall page is none), and where the stack ends.
+// Count the VMAs (the vsyscall page is none), and find the lowest address of the stack.
 static void look(void)
 {
 	int fd = open("/proc/self/maps", O_RDONLY), length = 0, more;
@@ -89,21 +90,21 @@ static void heal(char *where)
 	must(!mprotect(where + AREA / 2 * PAGE, AREA / 2 * PAGE, PROT_READ | PROT_WRITE), "mprotect back");
 }
 
-// mprotect() of the second half splits an anonymous VMA in two, mprotect() back merges the two.
+// Split an anonymous VMA by mprotect() of its second half, and merge it by mprotect() back.
 static void split_merge(void)
 {
 	halve(anon);
 	heal(anon);
 }
 
-// The same with a private mapping of a file, written to.
+// The same with a private mapping of a file that was written to.
 static void file_split_merge(void)
 {
 	halve(file);
 	heal(file);
 }
 
-// A page mapped right behind a touched VMA makes that one larger.
+// Map a page right behind a touched VMA, which makes that one larger.
 static void expand(void)
 {
 	must(mmap(grown, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == grown, "mmap beside");
@@ -135,7 +136,7 @@ static void move(void)
 	elsewhere = from;
 }
 
-// A write to the page below the stack.
+// Write to the page below the stack.
 static void grow_stack(void)
 {
 	stack -= PAGE;

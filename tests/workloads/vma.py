@@ -1,8 +1,10 @@
-"""A workload: exactly N splits and merges, expansions, brk growths, forks, moves and stack growths (vma.c, compiled when run).
+"""A workload: exactly N of each change of a VMA (vma.c, which is compiled when it runs).
 
-usage: vma.py [--wait] [N] [OPERATION...]     (N 1 to 1000, default 23; prints one JSON line: pid, VMAs after the set-up, what was done)
+usage: vma.py [--wait] [N] [OPERATION...]
 
-The pid stays: this process becomes the compiled one. With --wait it stops itself after its set-up and before it exits.
+N is 1 to 1000, by default 23. It prints one JSON line: pid, VMAs after the set-up, and how often
+each operation was done. This process becomes the compiled one and keeps its pid. With --wait it
+stops itself after its set-up and before it exits.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ OPERATIONS = ("split_merge", "file_split_merge", "expand", "brk", "fork", "move"
 
 
 def compiled() -> int:
-    """A file descriptor of the program, whose file is gone."""
+    """Compile vma.c; return a file descriptor of the program, whose file is deleted."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [

@@ -26,7 +26,8 @@ log = logging.getLogger("rmapd")
 
 _SOCKET = "/run/systemd/journal/socket"
 _FIELDS = ("id", "invariant", "verdict", "function", "signature", "count")
-_MOST_A_MINUTE = 30
+MOST_LINES_A_MINUTE = 30
+"""New signatures that get a line of their own in one minute; read at each line."""
 _HOUR, _MINUTE = 3600.0, 60.0
 _LEVELS = {Verdict.VIOLATED: logging.CRITICAL, Verdict.SUSPECT: logging.WARNING}
 
@@ -94,7 +95,7 @@ class FindingLog:
         if now - self._minute >= _MINUTE:
             self._minute, self._in_minute = now, 0
         self._in_minute += 1
-        return self._in_minute <= _MOST_A_MINUTE
+        return self._in_minute <= MOST_LINES_A_MINUTE
 
     def repeats(self, violations: Iterable[Violation], *, now: bool = False) -> None:
         """Log withheld ids once their minute is over, and hourly the repeats of each signature.
@@ -102,7 +103,7 @@ class FindingLog:
         violations: all of the run. now: log the repeats now, at the end of the run.
         """
         if self._withheld and (now or self._clock() - self._minute >= _MINUTE):
-            why = f"more than {_MOST_A_MINUTE} new signatures in a minute"
+            why = f"more than {MOST_LINES_A_MINUTE} new signatures in a minute"
             self._line(
                 {"withheld": len(self._withheld), "ids": self._withheld, "why": why},
                 self._withheld_level,
