@@ -56,15 +56,17 @@ from tracer.protocol.model import (
     joined,
 )
 
+ACQUIRED, RELEASED = "↓", "↑"
+"""The arrow in each step that acquires a lock, and in each that releases one."""
 _ARROWS = {
-    Kind.DOWN_READ: "↓r",
-    Kind.DOWN_WRITE: "↓w",
-    Kind.DOWN_READ_KILLABLE: "↓rk",
-    Kind.DOWN_WRITE_KILLABLE: "↓wk",
-    Kind.DOWN_READ_TRYLOCK: "↓r?",
-    Kind.DOWN_WRITE_TRYLOCK: "↓w?",
-    Kind.UP_READ: "↑r",
-    Kind.UP_WRITE: "↑w",
+    Kind.DOWN_READ: f"{ACQUIRED}r",
+    Kind.DOWN_WRITE: f"{ACQUIRED}w",
+    Kind.DOWN_READ_KILLABLE: f"{ACQUIRED}rk",
+    Kind.DOWN_WRITE_KILLABLE: f"{ACQUIRED}wk",
+    Kind.DOWN_READ_TRYLOCK: f"{ACQUIRED}r?",
+    Kind.DOWN_WRITE_TRYLOCK: f"{ACQUIRED}w?",
+    Kind.UP_READ: f"{RELEASED}r",
+    Kind.UP_WRITE: f"{RELEASED}w",
     Kind.DOWNGRADE_WRITE: "⇓",
 }
 _ASCII = {

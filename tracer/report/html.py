@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 import tracer
+from tracer.protocol.text import ACQUIRED, RELEASED
 from tracer.report import lock_graph_plot, plots
 from tracer.report.alignment import differences
 from tracer.report.model import ReportContents, ReportedLockNesting, ReportedViolation, RunReport
@@ -114,9 +115,9 @@ _WORD = re.compile(r"commit\([^)]*\)|\S+")
 def _step(word: str) -> Markup:
     kind = (
         "take"
-        if "↓" in word
+        if ACQUIRED in word
         else "give"
-        if "↑" in word
+        if RELEASED in word
         else "commit"
         if word.startswith("commit")
         else ""

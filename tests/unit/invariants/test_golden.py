@@ -16,7 +16,7 @@ from tracer.protocol.text import parse
 
 KNOWN = discover()
 ENCODING = Encoding(LAYOUTS)
-JUDGED = "L1 L3 L4 L5 L6 V1 V2 V5".split()
+JUDGED = [name for name, invariant in KNOWN.items() if invariant.judge]
 SHORT = {"holds": "+", "violated": "!", "suspect": "?", "unverifiable": "~"}
 
 
