@@ -21,8 +21,6 @@ CODE = (
 )
 EXEMPT = ("tests/support/words.py", "tests/unit/test_words.py")
 """The list of the words and its test."""
-UNMERGED = ("tests/live/", "tests/support/", "tests/workloads/")
-"""Delete this when their retired words are replaced."""
 
 
 @pytest.mark.parametrize(
@@ -95,8 +93,7 @@ def files_of_code() -> list[Path]:
         for path in sorted(paths)
         if path.is_file()
         and "__pycache__" not in path.parts
-        and (name := str(path.relative_to(ROOT))) not in EXEMPT
-        and not name.startswith(UNMERGED)
+        and str(path.relative_to(ROOT)) not in EXEMPT
         and b"\0" not in path.read_bytes()
     ]
 

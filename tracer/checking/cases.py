@@ -117,7 +117,10 @@ class OpenCases:
     def resume(
         self, answers: Mapping[str, int], sweeps: int, proven: Iterable[tuple[str, Place]]
     ) -> None:
-        """Go on from the counts of another process. proven: entries that a violation was found at."""
+        """Go on from the counts of another process.
+
+        proven: entries that a violation was found at.
+        """
         self.answers, self.sweeps, self.proven = Counter(answers), sweeps, set(proven)
 
     def held_rows(self) -> list[Row]:

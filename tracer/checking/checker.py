@@ -139,7 +139,10 @@ class Checker:
         late: tuple[dict[str, int], dict[bytes, int], int],
         rows: Iterable[Row],
     ) -> None:
-        """Go on from another process's counts by verdict and LateRemovals.state; rows: of its cases."""
+        """Go on from another process's counts by verdict and LateRemovals.state.
+
+        rows: of its cases.
+        """
         self._entry_checks.resume(entries, late, rows)
 
     def cover(self, covered: frozenset[str]) -> None:

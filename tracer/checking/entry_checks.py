@@ -88,7 +88,10 @@ class EntryChecks:
         late: tuple[dict[str, int], dict[bytes, int], int],
         rows: Iterable[Row],
     ) -> None:
-        """Go on from another process's counts by verdict and LateRemovals.state; rows: of its cases."""
+        """Go on from another process's counts by verdict and LateRemovals.state.
+
+        rows: of its cases.
+        """
         self.entries = Counter(entries)
         self.late.resume(*late)
         self.open_cases.open(LEFT_BEHIND.id, rows)
