@@ -41,9 +41,10 @@ endef
 run: setup
 	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
 
-test: check live
+# Without coverage of the live tests, which slows them: make check live coverage has it.
+test: check
+	$(MAKE) --no-print-directory live LIVE_COVERAGE=
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
-	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
