@@ -113,4 +113,6 @@ class TableSearch:
     def _read_hits(self, count: int) -> tuple[Hit, ...]:
         raw, size = self._hits.prefix(count), self._query.size
         found = (self._query.unpack(raw[n * size : (n + 1) * size]) for n in range(count))
-        return tuple(Hit(query.pgd, query.addr) for query in found)  # pgd: put_hit() has the index
+        return tuple(
+            Hit(query.pgd, query.addr) for query in found
+        )  # pgd: append_hit() has the index

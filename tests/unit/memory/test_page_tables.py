@@ -50,7 +50,7 @@ def exits_unseen(model: ModelKernel) -> tuple[SimMm, Mm]:
 
 @pytest.mark.parametrize("then", [{"count": 0}, {"number": 99}, {"pgd": 0x10}])
 def test_entry_in_tables_of_freed_or_reused_mm_is_not_believed(then: dict[str, int]) -> None:
-    """Seen on 6.18: after a SIGKILL of the checker an entry in a freed mm was called violated."""
+    """Sweeps of freed mms on 6.18 showed entries that looked left behind (docs/KERNELS.md)."""
     model = ModelKernel()
     mm, listed = exits_unseen(model)
     (before,) = model.oracle.ask([(listed, ADDR)])
