@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-seccomp python3-venv gcc libc6-dev libcap2-bin
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
 DEB_APT := dpkg-dev debhelper
-VM_APT := qemu-system-x86 busybox-static kmod make linux-headers-amd64 stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
+VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
 CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_without_accusation
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
@@ -41,10 +41,9 @@ endef
 run: setup
 	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
 
-# Without coverage of the live tests, which slows them: make check live coverage has it.
-test: check
-	$(MAKE) --no-print-directory live LIVE_COVERAGE=
+test: check live
 	$(MAKE) --no-print-directory test-kernels KERNELS=6.1
+	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)

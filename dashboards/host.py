@@ -283,6 +283,53 @@ BOARD = Board(
             ),
         ),
         Row(
+            "State audit",
+            (
+                Panel(
+                    "graph",
+                    "Objects looked at",
+                    "Mms, VMAs, maple nodes, climbs in interval trees and so on, by the audit.",
+                    "ops",
+                    (
+                        Query(
+                            "sum by (kind)"
+                            f" (rate(rmapd_audit_objects_total{{{_H}}}[$__rate_interval]))",
+                            "{{kind}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "graph",
+                    "Oldest look",
+                    "Age of the last look at the mm that has waited the longest. A larger "
+                    "audit_budget makes it shorter.",
+                    "s",
+                    (
+                        Query(
+                            f"max by (instance) (rmapd_audit_pass_seconds{{{_H}}})",
+                            "{{instance}}",
+                        ),
+                    ),
+                    "RmapdAuditBehind",
+                    ((3600, "orange"),),
+                ),
+                Panel(
+                    "graph",
+                    "Doubts",
+                    "Ranges that looked wrong at first, by how that ended. Cleared: the look met "
+                    "a change half-way.",
+                    "cpm",
+                    (
+                        Query(
+                            "sum by (ended)"
+                            f" (rate(rmapd_audit_doubts_total{{{_H}}}[$__rate_interval])) * 60",
+                            "{{ended}}",
+                        ),
+                    ),
+                ),
+            ),
+        ),
+        Row(
             "Locks",
             (
                 Panel(

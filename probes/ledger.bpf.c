@@ -49,9 +49,30 @@ HOOK(first_walk_leave)
 	return 0;
 }
 
+/* R1: what a whole first walk leaves. */
+HOOK(empty_folio)
+{
+	struct migration *m = open_gate() ? current_migration() : 0;
+	if (m)
+		m->source = ARGUMENT(folio);
+	return 0;
+}
+
+HOOK(empty_folio_leave)
+{
+	struct migration *m = open_gate() ? current_migration() : 0;
+	if (!m)
+		return 0;
+#ifdef HAVE_FOLIO_STATE
+	count_first_walk(FOLIO(m->source), 0);
+#endif
+	m->source = 0;
+	return 0;
+}
+
 /*
- * The second walk visits a VMA: check M3, and remember the visit for M5. A failed migration puts
- * the old folio back; `src` and `folio` are the same then.
+ * The second walk visits a VMA: check M3 and R1, and remember the visit for M5. A failed migration
+ * puts the old folio back; `src` and `folio` are the same then.
  */
 HOOK(second_walk)
 {
@@ -68,7 +89,11 @@ HOOK(second_walk)
 	folio_t unlocked = !is_locked(folio) ? folio : src.addr && !is_locked(src) ? src : FOLIO(0);
 	count(unlocked.addr ? M3_VIOLATED : M3_HOLDS);
 	if (unlocked.addr)
-		emit_unlocked(ctx, m, REMOVED_UNLOCKED, vma, mm, at, unlocked);
+		emit_folio(ctx, m, REMOVED_UNLOCKED, vma, mm, at, unlocked);
+#ifdef HAVE_FOLIO_STATE
+	if (src.addr && src.addr != folio.addr)
+		check_source(ctx, m, vma, mm, at, src);
+#endif
 	if (!m)
 		return 0;
 	begin_visit(m, WALK_SECOND, mm, vma, src.addr ? src : folio, at);

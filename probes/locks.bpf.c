@@ -166,8 +166,12 @@ static __always_inline void record_operation(struct task_windows *t, struct open
 		count(LOCKS_LOST);
 	} else if (kind < KIND_up_read) {
 		/* It is held already, so a release was missed; a reader may take it twice. */
-		if (remove_hold(h, rwsem, &held) && kind != KIND_down_read)
+		u32 again = remove_hold(h, rwsem, &held);
+		if (again && kind != KIND_down_read)
 			append_step(w, STEP_LOST);
+		held.state = again ? HOLD_AGAIN : 0;
+		if (kind == KIND_down_read || kind == KIND_down_write)
+			held.state |= HOLD_ENTERED;
 		held.wait_ns = 0;
 		held.since_ns = bpf_ktime_get_ns();
 		held.lock_class = class;
@@ -229,6 +233,30 @@ HOOK(rwsem_tried)
 }
 
 /*
+ * L7: report a wait for an rwsem that this task holds for read, as far as was recorded. What it
+ * holds for write waits.bpf.c sees in the owner field.
+ */
+static __always_inline void report_own_read(void *ctx, struct hold *hold, rwsem_t rwsem, u32 wanted)
+{
+	/* A blocking form is recorded at its entry, before this wait; others after it. */
+	u32 own = hold->state & HOLD_ENTERED ? hold->state & HOLD_AGAIN : 1;
+	hold->state &= ~HOLD_ENTERED;
+	if (!own || owner_of(rwsem) != OWNER_READ)
+		return;
+	struct event *e = new_event(WAITS_FOR_ITSELF);
+	if (!e)
+		return;
+	e->stack = stack_of(ctx);
+	e->detail.own.lock = rwsem.addr;
+	e->detail.own.count = READ_RWSEM(rwsem, count);
+	e->detail.own.owner = READ_RWSEM(rwsem, owner);
+	e->detail.own.lock_class = hold->lock_class;
+	e->detail.own.wanted = wanted;
+	e->detail.own.held = WAIT_READ;
+	events.ringbuf_submit(e, 0);
+}
+
+/*
  * A wait begins. Spinning waits are ignored: a task that waits for an rwsem may spin for other
  * locks meanwhile, such as the rwsem's own wait_lock or those of an interrupt.
  */
@@ -240,6 +268,14 @@ HOOK(contention_begin)
 	t->contended = RWSEM(ARG(contention_begin, lock));
 	t->contended_ns = bpf_ktime_get_ns();
 	t->waited = 0;
+	struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, 0);
+	u32 at = h ? place_of(h, t->contended) : HELD_RWSEMS;
+	if (h && at < HELD_RWSEMS) {
+		u64 flags = ARG(contention_begin, flags);
+		BOUND(at, 7);
+		report_own_read(ctx, &h->hold[at], t->contended,
+				flags & LCB_F_WRITE ? WAIT_WRITE : WAIT_READ);
+	}
 	return 0;
 }
 

@@ -1,7 +1,8 @@
 /*
  * Migrations and their entries, by tracepoints. The tracepoints have an address and no mm. The mm
  * is that of the rmap walk's visit in which they fire, where visits are hooked (ledger.bpf.c);
- * elsewhere one row stands for an address in all mms.
+ * elsewhere one row stands for an address in all mms, and the entry itself names the page whose
+ * folio is checked (folios.h).
  */
 #include "copies.h"
 
@@ -51,9 +52,14 @@ static __always_inline void record_insertion(void *ctx, u64 addr, u64 entry, u32
 	struct migration *m = migrations.lookup(&tid);
 	struct migration *visiting = if_visiting(m, WALK_FIRST);
 	struct ledger_key key = {};
+#ifdef HAVE_FOLIO_STATE
+	if (!visiting && p->unhooked & FIRST_WALK_UNHOOKED)
+		check_inserted_page(ctx, p, m, addr, entry);
+#endif
 	fill_key(&key, m, tid, MM(visiting ? visiting->mm : 0), addr, level);
 	struct ledger_row *row = ledger.lookup(&key);
 	if (row) {
+		row->mixed |= entry_pfn(p, row->entry) != entry_pfn(p, entry);
 		add_insertion(row, visiting, entry);
 	} else {
 		struct ledger_row fresh = {};
@@ -102,7 +108,7 @@ static __always_inline void record_removed_copy(struct params *p, struct migrati
  * Match a removal with a row, or with an entry of a frozen PMD. Where both are there the row has no
  * VMA: it is a copy that a fork made of a PMD frozen itself, and both are settled.
  */
-static __always_inline void record_removal(u64 addr, u32 level)
+static __always_inline void record_removal(void *ctx, u64 addr, u64 entry, u32 level)
 {
 	struct params *p = open_gate();
 	if (!p)
@@ -121,6 +127,13 @@ static __always_inline void record_removal(u64 addr, u32 level)
 	struct ledger_row *row = ledger.lookup(&key);
 	if (visiting)
 		visiting->removed += 1;
+#ifdef HAVE_FOLIO_STATE
+	if (!visiting && p->unhooked & SECOND_WALK_UNHOOKED) {
+		folio_t to = check_restored_page(ctx, p, m, addr, entry, level);
+		if (to.addr && row && !row->mixed)
+			check_source_page(ctx, p, m, addr, row->entry, to);
+	}
+#endif
 	if (visiting && level == 1 && (!row || !row->vma)) {
 		frozen_key = key;
 		f = frozen_at(&frozen_key, addr);
@@ -164,7 +177,7 @@ HOOK(set_migration_pte)
 
 HOOK(remove_migration_pte)
 {
-	record_removal(ARG(remove_migration_pte, addr), 1);
+	record_removal(ctx, ARG(remove_migration_pte, addr), ARG(remove_migration_pte, pte), 1);
 	return 0;
 }
 
@@ -176,7 +189,7 @@ HOOK(set_migration_pmd)
 
 HOOK(remove_migration_pmd)
 {
-	record_removal(ARG(remove_migration_pmd, addr), 2);
+	record_removal(ctx, ARG(remove_migration_pmd, addr), ARG(remove_migration_pmd, pmd), 2);
 	return 0;
 }
 

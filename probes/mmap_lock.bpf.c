@@ -1,7 +1,7 @@
 /* mmap_lock, by tracepoints: waits and holds, forks, and the order of two locks of one task. */
 #include "forks.h"
+#include "lock_states.h"
 
-BPF_TASK_STORAGE(lock_states, struct lock_state);
 BPF_PERCPU_ARRAY(hold_turn, u32, 1);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
 

@@ -2,6 +2,7 @@
  * The page-table walker ("oracle"): programs that are run on demand and answer from the page tables
  * themselves. They take no lock and cannot fault.
  */
+#include "iterators.h"
 #include "walk.h"
 
 BPF_ARRAY(queries, struct query, QUERIES);
@@ -15,25 +16,6 @@ struct table_page {
 	u64 entry[PTRS_PER_PTE];
 };
 BPF_PERCPU_ARRAY(table_page, struct table_page, 1);
-
-/* pfn_to_page() with CONFIG_SPARSEMEM_VMEMMAP. */
-static __always_inline u64 page_of(struct params *p, u64 pfn)
-{
-	return p->vmemmap + pfn * sizeof(struct page);
-}
-
-/*
- * compound_head(). From 7.1 on compound_info holds a mask where sizeof(struct page) is a power of
- * two; earlier, and elsewhere, the head page's address. Bit 0 marks a tail page.
- */
-static __always_inline u64 head_page(struct params *p, u64 pfn)
-{
-	u64 page = page_of(p, pfn);
-	u64 head = READ(page, page, compound_head);
-	if (!(head & 1))
-		return page;
-	return head >> 32 == 0xffffffff ? page & head : head - 1;
-}
 
 /*
  * Whether the mm still is the one that the query is about. When the mm is freed its pgd may become
@@ -277,14 +259,7 @@ HOOK(calibrate)
  * The iterator over tasks. It writes each mm once, at its thread-group leader. Where the leader has
  * dropped the mm, each other thread writes it.
  */
-struct bpf_iter_meta {
-	u64 seq;
-};
-struct bpf_iter__task {
-	u64 meta;
-	u64 task;
-};
-int bpf_iter__task(struct bpf_iter__task *ctx)
+int bpf_iter__tasks(struct bpf_iter__task *ctx)
 {
 	struct bpf_iter_meta *meta = (struct bpf_iter_meta *)ctx->meta;
 	u64 task = ctx->task;
@@ -300,6 +275,11 @@ int bpf_iter__task(struct bpf_iter__task *ctx)
 	mm_t mm = MM(record.mm);
 	record.pgd = READ_MM(mm, pgd);
 	record.id = READ_MM(mm, id);
+#ifdef HAVE_mm_struct_mm_lock_seq
+	record.changed = (u32)READ_MM(mm, mm_lock_seq);
+#else
+	record.changed = READ_MM(mm, map_count);
+#endif
 	record.tgid = READ(task_struct, task, tgid);
 	record.tid = READ(task_struct, task, pid);
 	bpf_probe_read_kernel(&record.comm, sizeof(record.comm),

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+
+
+def _open_stderr() -> None:
+    """Open /dev/null as standard error where the caller closed it.
+
+    Otherwise descriptor 2 would be the next file that is opened, and get what commands print.
+    """
+    if sys.stderr is None:
+        file = os.open(os.devnull, os.O_WRONLY)
+        if file != 2:
+            os.dup2(file, 2)
+            os.close(file)
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def main() -> None:
@@ -10,6 +25,7 @@ def main() -> None:
     ignored = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     if not ignored:  # a shell ignores it for a background job
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _open_stderr()
     from tracer import cli, outcome
 
     outcome.install_stdout()

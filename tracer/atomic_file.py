@@ -62,6 +62,20 @@ def write(
             raise
 
 
+def open_stream(path: Path, what: str) -> int:
+    """Open a file for another process to write to as it runs, and return the descriptor.
+
+    A regular file is made or emptied. Raises RmapdError with `what` it is.
+    """
+    with _named_errors(path, what, _HINT):
+        if _is_special(path):
+            file = _open(path)
+            os.set_blocking(file, True)
+            return file
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+        return os.open(path, flags, 0o644)
+
+
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)

@@ -1,81 +1,89 @@
-"""The command line: run, exec, doctor, protocols, diff, report, explain, check-config."""
+"""The command line: run, exec, protocols, check-config; the other commands are in cli_*.py."""
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
-import tracer
 from tracer import config as configuration
-from tracer import outcome
+from tracer import outcome, progress
+from tracer.cli_audit import audit
+from tracer.cli_client import COMMANDS
 from tracer.cli_common import (
-    Commands,
+    LogChoice,
     config_option,
     fidelity_option,
     file_option,
     format_option,
+    load_settings,
+    log_options,
     require_option,
+    require_privilege,
     seconds_option,
+    start_log,
     store_option,
 )
-from tracer.errors import RmapdError
-from tracer.invariants.catalogue import discover
-from tracer.printable import json_text
+from tracer.cli_doctor import doctor
+from tracer.cli_group import Commands
+from tracer.cli_help import show_help
+from tracer.cli_reports import diff, explain, report
+from tracer.cli_version import version_option
+from tracer.errors import VIOLATED, RmapdError
 from tracer.process.lock_and_signals import ReloadSignal, StopSignal, hold_lock_file
 
-_DEFAULT_CONFIG = Path("/etc/rmapd/rmapd.toml")
 _FAIL_ON = ("violated", "suspect", "never")
 
 
-def _path(config: Path | None) -> Path | None:
-    try:
-        there = _DEFAULT_CONFIG.exists()
-    except PermissionError:  # it may exist: reading it then reports the error
-        there = True
-    return config or (_DEFAULT_CONFIG if there else None)
+_HEADINGS = {
+    "Check this kernel (as root)": ("doctor", "run", "exec", "audit", "protocols"),
+    "Ask a running daemon": ("status", "events", "top"),
+    "Read what was found": ("explain", "report", "diff"),
+    "Set up": ("check-config", "help"),
+}
 
 
-def _load(config: Path | None, require: str | None, **overrides: object) -> configuration.Config:
-    path = _path(config)
-    required = (
-        [name.strip() for name in require.split(",") if name.strip()]
-        if require is not None
-        else None
-    )
-    settings = configuration.load(path, os.environ, require=required, **overrides)
-    if unknown := [name for name in settings.require if name not in discover()]:
-        why, hint = f"no invariant {', '.join(unknown)}", f"some of {', '.join(discover())}"
-        raise RmapdError(f"cannot require {','.join(settings.require)}", why=why, hint=hint)
-    return settings
-
-
-def _needs_privilege() -> None:
-    from tracer.daemon.installation import cannot_attach, effective
-
-    if why := cannot_attach(
-        effective(Path("/proc/self/status").read_text(encoding="utf-8", errors="replace"))
-    ):
-        raise RmapdError("not enough privilege to load BPF programs", why=why, hint="sudo rmapd …")
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(tracer.__version__, prog_name="rmapd")
+@click.group(
+    cls=Commands, headings=_HEADINGS, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@version_option
 def main() -> None:
-    """Check on a live kernel that it keeps the rules of its reverse map."""
+    """Check on a live kernel that it keeps the rules of its reverse map.
+
+    Begin with `rmapd doctor`. `rmapd help COMMAND` has the options of a command, and examples.
+    """
 
 
-@main.command()
+@main.command(
+    short_help="Run the daemon: check until it is stopped.",
+    exits=(
+        ("0", "stopped in good order, whatever it found"),
+        ("2", "usage or configuration"),
+        ("4", "a required invariant cannot be checked here"),
+        ("70", "a defect of rmapd"),
+        ("71", "the checker died, and its supervisor reports what it had found"),
+        ("75", "a condition that may pass: the port is in use, another rmapd runs"),
+    ),
+    examples=(
+        ("Check until Ctrl-C, with the web page on http://127.0.0.1:9743/", "sudo rmapd run"),
+        (
+            "For ten minutes, only where M1 and L2 can be checked",
+            "sudo rmapd run --duration 600 --require M1,L2",
+        ),
+        (
+            "For the network, with TLS and users",
+            "sudo rmapd run --listen 0.0.0.0:9743 --web-config /etc/rmapd/web.yml",
+        ),
+    ),
+)
 @config_option
 @click.option(
     "--listen",
     metavar="ADDR:PORT",
-    help="Address of /metrics and the web page (default 127.0.0.1:9743).",
+    help="Serve the web page, the API and /metrics here (default 127.0.0.1:9743).",
 )
 @click.option(
     "--web-config",
@@ -88,10 +96,11 @@ def main() -> None:
     "--strict",
     is_flag=True,
     default=None,
-    help="Exit with 4 where any invariant has less than full coverage.",
+    help="Exit with 4 where any invariant is checked less than in full.",
 )
 @require_option
 @store_option
+@log_options()
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -103,24 +112,26 @@ def run(
     strict: bool | None,
     require: str | None,
     store: str | None,
+    log: LogChoice,
 ) -> None:
-    """Run the daemon.
+    """Run the daemon: check until it is stopped, and serve what it finds.
 
-    SIGTERM, SIGINT and --duration end it; SIGHUP reloads the configuration.
+    SIGTERM, SIGINT (Ctrl-C) and --duration end it. At SIGHUP it reads the configuration again.
     """
-    logging.getLogger().setLevel(logging.INFO)
     read = partial(
-        _load,
+        load_settings,
         config,
         require,
+        log,
+        "info",
         listen=listen,
         web_config=web_config,
         fidelity=fidelity,
         strict=strict,
         store=store,
     )
-    settings = read()
-    _needs_privilege()
+    settings = start_log(read())
+    require_privilege()
     from tracer.daemon import run_supervisor
 
     checker = run_supervisor.start(settings)
@@ -142,31 +153,82 @@ def run(
 
 
 @main.command(
-    "exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+    "exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Check while a command runs, then report.",
+    exits=(
+        ("COMMAND's", "nothing was violated"),
+        ("3", "a violation (--violation-exit-code changes the number)"),
+        ("4", "a required invariant cannot be checked here, or was not all the time"),
+        ("2", "usage or configuration"),
+        ("71", "the checker or the daemon died; the report has what was known"),
+        ("124", "the time of --timeout was over (as timeout(1) has it)"),
+        ("125", "rmapd failed"),
+        ("126, 127", "COMMAND cannot be run; COMMAND was not found"),
+        ("128+N", "signal N ended the run"),
+    ),
+    examples=(
+        ("Check while the tests run", "sudo rmapd exec -- make test"),
+        (
+            "For ten minutes at most, and keep the report",
+            "sudo rmapd exec --timeout 600 --report run.json -- stress-ng --mremap 2",
+        ),
+        (
+            "In a kernel's CI: fail where M1 or L2 cannot be checked",
+            "sudo rmapd exec --require M1,L2 --format ktap --junit rmapd.xml -- make test",
+        ),
+    ),
 )
 @config_option
-@file_option("--report", help="Write the report as JSON.")
-@file_option("--junit", help="Write JUnit XML, with one test for each invariant.")
+@file_option("--report", help="Write the report as JSON to this file.")
+@file_option("--junit", help="Write JUnit XML to this file, with one test for each invariant.")
 @format_option("text", "json", "ktap")
+@file_option(
+    "--output",
+    help="Write what COMMAND prints to this file; else, with --format json and ktap, it is on"
+    " standard error.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice(_FAIL_ON),
+    metavar="VERDICT",
     default="violated",
     show_default=True,
-    help="The verdict that makes the exit code 3.",
+    help="Exit with 3 for this verdict: violated, suspect (or violated), or never.",
 )
 @click.option(
     "--violation-exit-code",
     "code",
     type=click.IntRange(0, 255),
-    default=3,
+    metavar="N",
+    default=VIOLATED,
     show_default=True,
     help="Use this exit code instead of 3.",
 )
+@click.option(
+    "--command-exit-code",
+    "command_code",
+    metavar="N",
+    type=click.IntRange(0, 255),
+    help="Exit with this where COMMAND fails, not with its own code.",
+)
+@click.option(
+    "--daemon",
+    "way",
+    type=click.Choice(("auto", "only", "never")),
+    metavar="WAY",
+    default="auto",
+    show_default=True,
+    help="Use the daemon that runs. auto: attach where none runs; only: fail there; never: attach,"
+    " and fail where one runs.",
+)
 @seconds_option("--timeout", help="End COMMAND after this time, and exit with 124.")
-@seconds_option("--grace", default=5, help="Time from a signal to SIGKILL.")
+@seconds_option(
+    "--grace", default=5, help="How long COMMAND may take to end before it gets SIGKILL."
+)
 @fidelity_option
 @require_option
+@log_options()
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_context
 def exec_(
@@ -175,68 +237,62 @@ def exec_(
     report: Path | None,
     junit: Path | None,
     form: str,
+    output: Path | None,
     fail_on: str,
     code: int,
+    command_code: int | None,
+    way: str,
     timeout: float | None,
     grace: float,
     fidelity: str | None,
     require: str | None,
+    log: LogChoice,
     command: tuple[str, ...],
 ) -> None:
-    """Trace while COMMAND runs, then report.
+    """Check while COMMAND runs, then report.
 
-    Tracing is system-wide, not only COMMAND and its children.
+    All processes of the machine are checked meanwhile, not only COMMAND and its children. Put --
+    before COMMAND, so that its own options are not taken for rmapd's.
 
-    \b
-    Exit code: COMMAND's own, or
-      3 violated, 4 not checkable, 2 usage or configuration, 71 the checker died;
-      as timeout(1) and env(1): 124 --timeout, 125 rmapd failed, 126 COMMAND cannot be run,
-      127 COMMAND not found, 128+N signal N.
+    While rmapd run is active, exec uses its daemon and attaches nothing: the report is of the time
+    in which COMMAND runs.
     """
-    from tracer.daemon import exec_supervisor
+    from tracer.daemon import exec_supervisor, exec_way
     from tracer.supervision.exec_request import ExecRequest
 
-    settings = _load(config, require, fidelity=fidelity)
-    _needs_privilege()
-    order = ExecRequest(settings, command, report, form, fail_on, junit, code, timeout, grace)
+    settings = start_log(load_settings(config, require, log, fidelity=fidelity))
+    require_privilege()
+    order = ExecRequest(
+        settings,
+        command,
+        report,
+        form,
+        fail_on,
+        junit,
+        code,
+        timeout,
+        grace,
+        output,
+        command_code,
+    )
     try:
-        with hold_lock_file(Path(settings.lock_file)):
-            ctx.exit(exec_supervisor.run(order))
+        ctx.exit(exec_way.run(order, way, fidelity, config))
     except click.exceptions.Exit:
         raise
     except Exception as error:
         ctx.exit(exec_supervisor.exit_code(outcome.exit_code_of(error)))
 
 
-@main.command()
-@config_option
-@format_option("text", "json")
-def doctor(config: Path | None, form: str) -> None:
-    """Check the installation and this kernel.
-
-    The report has what this kernel lets rmapd check, and why not the rest.
-    """
-    from tracer.daemon import installation
-
-    checks = installation.examine(
-        installation.Host(),
-        partial(_load, config, None),
-        str(_path(config) or "no file: every default"),
-    )
-    if form == "text":
-        click.echo(installation.as_text(checks), nl=False)
-    settings = _load(config, None)
-    _needs_privilege()
-    from tracer.daemon.doctor import as_text, examine
-    from tracer.daemon.probes import running_kernel
-    from tracer.daemon.session import open_session
-
-    with open_session(settings, running_kernel()) as session:
-        found = {"installation": installation.as_json(checks), **examine(session)}
-    click.echo(json_text(found) if form == "json" else as_text(found), nl=form == "json")
-
-
-@main.command("check-config")
+@main.command(
+    "check-config",
+    short_help="Check the configuration, and print what is in force.",
+    exits=(("0", "the configuration is right"), ("2", "it is wrong; the message names the key")),
+    examples=(
+        ("What rmapd run would use, from file, environment and defaults", "rmapd check-config"),
+        ("Before a file is installed", "rmapd check-config --config ./rmapd.toml"),
+        ("A file to begin with", "rmapd check-config --example > rmapd.toml"),
+    ),
+)
 @config_option
 @click.option(
     "--example",
@@ -244,14 +300,14 @@ def doctor(config: Path | None, form: str) -> None:
     help="Print a commented configuration with every key and its default.",
 )
 def check_config(config: Path | None, example: bool) -> None:
-    """Check the configuration, and print it.
+    """Check the configuration, and print what is in force.
 
-    Exit code: 2 where the configuration is wrong. File, environment and defaults are merged.
+    The environment (RMAPD_LISTEN and so on) overrides the file, and the file the defaults.
     """
     if example:
         click.echo(configuration.example(), nl=False)
         return
-    settings = _load(config, None)
+    settings = load_settings(config, None)
     if settings.web_config:
         from tracer.web import Access
 
@@ -259,142 +315,49 @@ def check_config(config: Path | None, example: bool) -> None:
     click.echo(configuration.in_force(settings), nl=False)
 
 
-@main.command()
+@main.command(
+    short_help="Watch for a while, and save what this kernel does, for diff.",
+    examples=(
+        (
+            "Save a minute, for rmapd diff with another kernel's",
+            "sudo rmapd protocols --save here.json",
+        ),
+        (
+            "Save ten minutes, without messages and progress",
+            "sudo rmapd protocols -q --seconds 600 --save here.json",
+        ),
+    ),
+)
 @config_option
-@seconds_option("--seconds", default=60, help="How long to trace.")
-@file_option("--save", required=True, help="Write the report there.")
+@seconds_option("--seconds", default=60, help="How long to watch.")
+@file_option("--save", required=True, help="Write the report as JSON to this file.")
 @fidelity_option
+@log_options(progress=True)
 @click.pass_context
 def protocols(
-    ctx: click.Context, config: Path | None, seconds: float, save: Path, fidelity: str | None
+    ctx: click.Context,
+    config: Path | None,
+    seconds: float,
+    save: Path,
+    fidelity: str | None,
+    log: LogChoice,
 ) -> None:
-    """Save this kernel's protocols, for rmapd diff."""
-    settings = _load(config, None, fidelity=fidelity)
-    _needs_privilege()
+    """Watch for a while, and save this kernel's protocols, for rmapd diff.
+
+    A protocol is what one call of a kernel function does with locks, interval trees and the VMA, in
+    order. Let the machine work meanwhile: what does not happen is not saved.
+    """
+    settings = start_log(load_settings(config, None, log, fidelity=fidelity))
+    require_privilege()
     from tracer.daemon import exec_supervisor
     from tracer.supervision.exec_request import ExecRequest
 
+    wait = ["sleep", str(seconds)]
+    if progress.is_shown(log.quiet):
+        wait = [sys.executable, "-m", progress.__name__, str(seconds)]
     with hold_lock_file(Path(settings.lock_file)):
-        ctx.exit(
-            exec_supervisor.run(
-                ExecRequest(settings, ["sleep", str(seconds)], save, fail_on="never")
-            )
-        )
+        ctx.exit(exec_supervisor.run(ExecRequest(settings, wait, save, fail_on="never")))
 
 
-@main.command()
-@click.argument("a", type=click.Path(path_type=Path, dir_okay=False))
-@click.argument("b", type=click.Path(path_type=Path, dir_okay=False))
-@format_option("text", "json")
-@click.pass_context
-def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
-    """Compare the protocols of two reports.
-
-    The most alarming difference comes first.
-
-    Exit code: 3 where a difference alarms, 4 where there is nothing to compare.
-    """
-    from tracer.report.diff import compare, nothing_to_compare, read_both
-    from tracer.report.diff_output import as_json, as_text
-
-    ours, theirs = read_both(a, b)
-    found = compare(ours, theirs)
-    click.echo(
-        json_text(as_json(ours, theirs, found)) if form == "json" else as_text(ours, theirs, found),
-        nl=form == "json",
-    )
-    alarming = any(difference.grade.alarms for difference in found)
-    ctx.exit(3 if alarming else 4 if nothing_to_compare(ours, theirs) else 0)
-
-
-@main.command()
-@file_option("--from", "source", metavar="REPORT.json", help="Read a report of rmapd exec.")
-@config_option
-@click.option(
-    "--store",
-    metavar="FILE",
-    help=f"Read the store of rmapd run, with its last run (default {configuration.STORE}).",
-)
-@file_option(
-    "--output", metavar="FILE.html|FILE.md", help="Write a file, not Markdown to standard output."
-)
-def report(
-    source: Path | None, config: Path | None, store: str | None, output: Path | None
-) -> None:
-    """Write a report as HTML or as Markdown.
-
-    The HTML is one self-contained file with plots. The source is a store or the report of a run.
-    """
-    from tracer.report.load import from_report_file, from_store
-    from tracer.report.publish import publish
-
-    if source and store:
-        raise RmapdError(
-            "cannot read two sources", why="--from and --store are both given", hint="one of them"
-        )
-    publish(
-        lambda: (
-            from_report_file(source)
-            if source
-            else from_store(Path(_load(config, None, store=store).store or configuration.STORE))
-        ),
-        output,
-    )
-
-
-@main.command()
-@click.argument("id")
-@config_option
-@store_option
-@file_option("--report", help="Read a report of rmapd exec, not the store.")
-@format_option("text", "json", "md")
-def explain(
-    id: str, config: Path | None, store: str | None, report: Path | None, form: str
-) -> None:
-    """Explain an invariant, or a violation.
-
-    ID is that of an invariant (M1, L2, …), or of a violation: the text is made to be sent to
-    linux-mm.
-    """
-    from tracer.outputs.store import reader
-    from tracer.report import explain as explanation
-    from tracer.report.find_violation import find
-    from tracer.report.load import read_report
-
-    if store is not None and report:
-        raise RmapdError(
-            "cannot read two sources",
-            why="--store and --report are both given",
-            hint="one of them",
-        )
-    known, invariant = discover(), discover().get(id.upper())
-    if invariant or "-" not in id:  # check a given file, even where it is not needed
-        _ = read_report(report) if report else reader.read(Path(store)) if store else None
-    if invariant:
-        shown: Any = (
-            explanation.invariant_json(invariant)
-            if form == "json"
-            else explanation.invariant_text(invariant)
-        )
-    elif "-" not in id:
-        raise RmapdError(
-            f"no invariant {id!r}", hint=f"one of {', '.join(known)}, or a violation's id"
-        )
-    else:
-        found = find(
-            id, Path(_load(config, None, store=store).store or configuration.STORE), report
-        )
-        if found.violation.invariant not in known:
-            why = f"this rmapd has no invariant {found.violation.invariant}"
-            raise RmapdError(
-                f"cannot explain {found.violation.id}",
-                why=why,
-                hint=f"rmapd {found.report.rmapd}, which wrote the report",
-            )
-        render = {
-            "json": explanation.as_json,
-            "md": explanation.as_markdown,
-            "text": explanation.as_text,
-        }[form]
-        shown = render(found, known[found.violation.invariant])
-    click.echo(shown if isinstance(shown, str) else json_text(shown), nl=not isinstance(shown, str))
+for _command in (audit, doctor, diff, report, explain, show_help, *COMMANDS):
+    main.add_command(_command)

@@ -13,15 +13,20 @@ from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 
-from tracer import bounded_input
+from tracer import bounded_input, ids, logs
+from tracer.config_maps import Maps, check_maps
+from tracer.config_maps import help_text as _help
 from tracer.errors import RmapdError
 
 CHANGEABLE = (
     "max_entry_age_seconds",
+    "max_wait_seconds",
     "settle_seconds",
     "scan_seconds",
     "budget",
     "sampled_windows",
+    "log_level",
+    "log_format",
 )
 """Keys that a running daemon takes over at SIGHUP; the others concern attaching: restart it."""
 STORE = "/var/lib/rmapd/rmapd.db"
@@ -29,50 +34,6 @@ LEVELS = ("full", "sampled", "owner", "migration")
 """Levels of fidelity, from the most to the least that is probed."""
 FIDELITIES = ("auto", *LEVELS)
 _FILES = ("web_config", "cache", "lock_file", "store")
-
-
-def _help(meaning: str) -> msgspec.Meta:
-    """Attach the text of the example and of docs/CONFIGURATION.md to a key."""
-    return msgspec.Meta(description=meaning)
-
-
-class Maps(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rows of the BPF maps: they bound kernel memory. A full map makes checks unverifiable."""
-
-    ledger_rows: Annotated[int, _help("one row for each outstanding migration entry")] = 65536
-    frozen_rows: Annotated[
-        int, _help("one row for each PMD that a THP split turned into migration entries")
-    ] = 1024
-    visit_rows: Annotated[
-        int, _help("one row for each VMA visited by a second rmap walk; the oldest is replaced")
-    ] = 131072
-    migration_rows: Annotated[int, _help("one row for each task inside migrate_pages()")] = 4096
-    mm_rows: Annotated[
-        int, _help("one row for each mm between the exit of its last task and exit_mmap()")
-    ] = 16384
-    order_rows: Annotated[
-        int, _help("one row for each pair of nested mmap_locks; the oldest is replaced")
-    ] = 4096
-    stack_rows: Annotated[
-        int,
-        _help(
-            "one row for each distinct kernel stack of an event, and as many again for "
-            "windows in the flight recorder; a power of two"
-        ),
-    ] = 4096
-    ring_pages: Annotated[int, _help("pages of the event ring; a power of two")] = 16
-    protocol_rows: Annotated[int, _help("one row for each distinct protocol")] = 4096
-    hold_rows: Annotated[
-        int, _help("one row for each rwsem held by a task in a window; the oldest is replaced")
-    ] = 16384
-    flight_rows: Annotated[
-        int, _help("windows in the flight recorder of each CPU; a power of two")
-    ] = 1024
-
-    def sizes(self) -> dict[str, int]:
-        """Return the rows by the macro names of the BPF programs, with the fixed sizes."""
-        fixed = {"FORK_WINDOWS": 32, "QUERIES": 256, "HITS": 8192, "UPPERS": 8192, "LEAVES": 16384}
-        return {name.upper(): getattr(self, name) for name in self.__struct_fields__} | fixed
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,7 +99,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "recorded per second on each CPU"
         ),
     ] = 1000
+    audit_budget: Annotated[
+        float,
+        _help("share of one CPU that the audit of all mms' trees may take; 0: no audit"),
+    ] = 0.001
     max_entry_age_seconds: Annotated[float, _help("M4: the age limit of a migration entry")] = 10.0
+    max_wait_seconds: Annotated[
+        float,
+        _help("L7: how long a wait for a lock of an mm, or a sleep in a window, may last"),
+    ] = 30.0
     settle_seconds: Annotated[
         float, _help("`exec`: how long to wait at the end for migrations in progress")
     ] = 5.0
@@ -161,9 +130,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "folder for compiled probes, which makes the next start a second faster; empty: none"
         ),
     ] = "/var/cache/rmapd"
-    lock_file: Annotated[str, _help("the lock file of the one rmapd that traces this kernel")] = (
-        "/run/rmapd/rmapd.lock"
-    )
+    lock_file: Annotated[
+        str,
+        _help(
+            "the lock file of the one rmapd that traces this kernel; the folder of this name"
+            " with `.exec` has the socket by which `exec` uses a daemon (COMMANDS.md)"
+        ),
+    ] = "/run/rmapd/rmapd.lock"
     store: Annotated[
         str,
         _help("`run`: the SQLite file with all findings, which outlives the daemon; empty: none"),
@@ -185,6 +158,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "where rmapd supervises itself (OPERATING.md)"
         ),
     ] = 300.0
+    log_level: Annotated[
+        str,
+        _help(
+            "the least severe messages that the log has: `emerg`, `alert`, `crit`, `err`, "
+            "`warning`, `notice`, `info` or `debug`; empty: `info` for `run`, else `warning`"
+        ),
+    ] = ""
+    log_format: Annotated[
+        str, _help("the log as `text`, or as `json`: one object a line (OPERATING.md)")
+    ] = "text"
     maps: Maps = Maps()
 
     @property
@@ -221,6 +204,7 @@ def load(
     config = msgspec.structs.replace(
         config, **{key: value for key, value in overrides.items() if value is not None}
     )
+    config = msgspec.structs.replace(config, require=ids.all_canonical(config.require))
     _check(config, str(path) if path else "the command line or the environment")
     return config
 
@@ -254,7 +238,7 @@ def _from_environment(config: Config, environ: Mapping[str, str]) -> Config:
         if field := known.get(variable):
             where = rows if variable.startswith("RMAPD_MAPS_") else top
             where[field.name] = _value(variable, text, field.type)
-        elif variable.startswith("RMAPD_") and (
+        elif re.match(r"RMAPD_(?!API_)", variable) and (  # RMAPD_API_…: of tracer/client/
             near := difflib.get_close_matches(variable, known, 1, cutoff=0.88)
         ):
             raise RmapdError(
@@ -263,9 +247,14 @@ def _from_environment(config: Config, environ: Mapping[str, str]) -> Config:
     return msgspec.structs.replace(config, **top, maps=msgspec.structs.replace(config.maps, **rows))
 
 
+def names(text: str) -> list[str]:
+    """Return the names in a text with commas between."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _value(variable: str, text: str, kind: Any) -> Any:
     is_list = get_origin(get_args(kind)[0]) is list
-    given: object = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+    given: object = names(text) if is_list else text
     try:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -330,10 +319,22 @@ def _check(config: Config, where: str) -> None:
         raise wrong(
             "fidelity", f"{config.fidelity!r} is not one of {', '.join(FIDELITIES)}", "auto"
         )
+    if config.log_level and config.log_level.lower() not in (*logs.LEVELS, *logs.ALIASES):
+        raise wrong(
+            "log_level", f"{config.log_level!r} is no level", f"one of {', '.join(logs.LEVELS)}"
+        )
+    if config.log_format not in logs.FORMATS:
+        raise wrong(
+            "log_format",
+            f"{config.log_format!r} is not one of {', '.join(logs.FORMATS)}",
+            logs.FORMATS[0],
+        )
     if not 0 < config.budget <= 1:
         raise wrong(
             "budget", f"{config.budget} is not above 0 and at most 1", f"{Config().budget:g}"
         )
+    if not 0 <= config.audit_budget <= 1:
+        raise wrong("audit_budget", f"{config.audit_budget} is not between 0 and 1", "0.001")
     if not 1 <= config.sampled_windows <= 10**9:
         raise wrong(
             "sampled_windows",
@@ -348,6 +349,7 @@ def _check(config: Config, where: str) -> None:
         )
     least_of = {
         "max_entry_age_seconds": 0.1,
+        "max_wait_seconds": 1.0,
         "settle_seconds": 0.0,
         "scan_seconds": 0.0,
         "otlp_timeout_seconds": 0.1,
@@ -373,21 +375,4 @@ def _check(config: Config, where: str) -> None:
             f"{getattr(config, unclean[0])!r} has a character that no file name can have",
             "without it",
         )
-    _check_maps(config.maps, wrong)
-
-
-def _check_maps(maps: Maps, wrong: Callable[[str, str, str], RmapdError]) -> None:
-    for name in Maps.__struct_fields__:
-        value = getattr(maps, name)
-        if not 1 <= value <= 1 << 24:
-            raise wrong(
-                f"maps.{name}",
-                f"{value} is not between 1 and {1 << 24}",
-                str(getattr(Maps(), name)),
-            )
-    for name in ("ring_pages", "stack_rows", "flight_rows"):
-        value = getattr(maps, name)
-        if value & (value - 1):
-            raise wrong(
-                f"maps.{name}", f"{value} is not a power of two", str(getattr(Maps(), name))
-            )
+    check_maps(config.maps, wrong)

@@ -10,7 +10,7 @@ import errno
 
 from tracer.printable import printable
 
-USAGE, NOT_CHECKABLE, DEFECT, TEMPORARY = 2, 4, 70, 75
+USAGE, VIOLATED, NOT_CHECKABLE, UNREACHABLE, DEFECT, TEMPORARY = 2, 3, 4, 5, 70, 75
 _TEMPORARY = {
     getattr(errno, name)
     for name in (
@@ -53,6 +53,12 @@ class NotCheckable(RmapdError):
     exit_code = NOT_CHECKABLE
 
 
+class Unreachable(RmapdError):
+    """A client got no answer from a running daemon."""
+
+    exit_code = UNREACHABLE
+
+
 class Temporary(RmapdError):
     """An error that may not come again later."""
 
@@ -81,6 +87,10 @@ def of_os(error: OSError, what: str, hint: str = "") -> RmapdError:
 def of_kind(exit_code: int) -> type[RmapdError]:
     """Return the class with this exit code, to raise an error of a child process again."""
     return next(
-        (kind for kind in (NotCheckable, Temporary, Defect) if kind.exit_code == exit_code),
+        (
+            kind
+            for kind in (NotCheckable, Unreachable, Temporary, Defect)
+            if kind.exit_code == exit_code
+        ),
         RmapdError,
     )

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+from tracer import logs
 from tracer.errors import DEFECT, TEMPORARY, RmapdError, of_os, passes
 
 log = logging.getLogger("rmapd")
@@ -58,6 +59,8 @@ def install_stdout() -> None:
             line_buffering=by_line,
             write_through=through,
         )
+        # The old one is detached; shutil.get_terminal_size() asks this name.
+        sys.__stdout__ = sys.stdout  # type: ignore[misc]
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -85,7 +88,13 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def print_error(error: RmapdError) -> None:
-    """Print the error to stderr; a failure of stderr is ignored."""
+    """Print the error to stderr, where the log is JSON as a line of it.
+
+    A failure of stderr is ignored.
+    """
+    if logs.is_json():
+        logs.always(logging.ERROR, error.in_a_line, __file__)
+        return
     try:
         print(f"rmapd: {error}", file=sys.stderr, flush=True)
     except (OSError, ValueError):

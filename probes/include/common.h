@@ -135,12 +135,16 @@ typedef struct {
 #define PAGE_SHIFT 12
 #define PAGE_MASK  (~((1ULL << PAGE_SHIFT) - 1))
 
+/* arch/x86/include/asm/e820/api.h */
+#define ISA_END_ADDRESS 0x100000ULL
+
 #define NSEC_PER_SEC 1000000000
 
 /* include/trace/events/lock.h: the kind of a wait. An rwsem has READ or WRITE and no other bit. */
 #define LCB_F_SPIN  (1U << 0)
 #define LCB_F_READ  (1U << 1)
 #define LCB_F_WRITE (1U << 2)
+#define LCB_F_RT    (1U << 3)
 
 /* Whether this mm is younger than the outer one and has one user: no other task can know it. */
 #define NEWBORN(mm, id, outer_id) ((id) > (outer_id) && READ_MM(mm, mm_users) == 1)
@@ -172,6 +176,21 @@ typedef struct {
  */
 #define CURRENT bpf_get_current_task_btf()
 #define CREATED BPF_LOCAL_STORAGE_GET_F_CREATE
+
+/*
+ * The first address of the direct map from which a pointer that may be stale is followed. Below it
+ * x86 maps the memory of VGA cards, which a read may change; the kernel hands none of it out.
+ */
+static __always_inline u64 direct_map_floor(struct params *p)
+{
+	return p->page_offset + ISA_END_ADDRESS;
+}
+
+/* The direct map from its floor to the end of RAM. An address in it cannot be a device's. */
+static __always_inline u32 is_ram(struct params *p, u64 addr)
+{
+	return p->page_offset && addr >= direct_map_floor(p) && addr < p->direct_map_end;
+}
 
 static __always_inline struct params *open_gate(void)
 {

@@ -2,6 +2,7 @@
 #ifndef RMAPD_FLIGHT_H
 #define RMAPD_FLIGHT_H
 
+#include "freeze.h"
 #include "task_windows.h"
 
 /* The second half of the rows is for rmap walks. */
@@ -41,6 +42,8 @@ static __always_inline void record_stack(void *ctx, struct task_windows *t, u64 
 static __always_inline void record_flight(struct task_windows *t, struct open_window *w, u64 now,
 					  u64 protocol, u64 vm_start, u64 vm_end)
 {
+	if (is_frozen(now))
+		return;
 	u32 walks = w->flags & WINDOW_WALKS ? 1 : 0;
 	u32 *next = next_flight.lookup(&walks);
 	if (!next)

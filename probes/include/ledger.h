@@ -3,7 +3,7 @@
 #define RMAPD_LEDGER_H
 
 #include "migration.h"
-#include "walk.h"
+#include "folios.h"
 
 BPF_HASH(ledger, struct ledger_key, struct ledger_row, LEDGER_ROWS);
 BPF_HASH(frozen, struct ledger_key, struct frozen, FROZEN_ROWS);
@@ -36,27 +36,6 @@ static __always_inline int is_locked(folio_t folio)
 	return READ_FOLIO(folio, flags) >> PG_LOCKED & 1;
 }
 
-/* Report M2 or M3. The folio's flags prove it at this moment. */
-static __always_inline void emit_unlocked(void *ctx, struct migration *m, u32 kind, vma_t vma,
-					  mm_t mm, u64 addr, folio_t folio)
-{
-	struct event *e = new_event(kind);
-	if (!e)
-		return;
-	struct unlocked_folio *unlocked = &e->detail.unlocked;
-	if (m) {
-		e->start_ns = m->start_ns;
-		unlocked->mode = m->mode;
-		unlocked->reason = m->reason;
-	}
-	unlocked->mm = mm.addr;
-	unlocked->vma = vma.addr;
-	unlocked->addr = addr;
-	unlocked->folio = folio.addr;
-	e->stack = stack_of(ctx);
-	events.ringbuf_submit(e, 0);
-}
-
 /* M2: the folio of an inserted entry must be locked. m: visits the entry's VMA now. */
 static __always_inline void check_insertion(void *ctx, struct migration *m, u64 addr)
 {
@@ -70,7 +49,7 @@ static __always_inline void check_insertion(void *ctx, struct migration *m, u64 
 		return;
 	}
 	count(M2_VIOLATED);
-	emit_unlocked(ctx, m, INSERTED_UNLOCKED, VMA(m->vma), MM(m->mm), addr, FOLIO(m->folio));
+	emit_folio(ctx, m, INSERTED_UNLOCKED, VMA(m->vma), MM(m->mm), addr, FOLIO(m->folio));
 }
 #endif
 

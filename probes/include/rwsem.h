@@ -8,13 +8,42 @@
 #define RWSEM_WRITER_LOCKED (1UL << 0)
 #define RWSEM_READER_SHIFT  8
 #define RWSEM_NONSPINNABLE  (1UL << 1)
+/* include/linux/rwbase_rt.h: PREEMPT_RT's rwsem, whose `readers` is read as `count` */
+#define WRITER_BIAS (1UL << 30)
+/* kernel/locking/rtmutex_common.h: a bit of rtmutex.owner, which PREEMPT_RT reads as `owner` */
+#define RT_MUTEX_HAS_WAITERS (1UL << 0)
 
 /*
  * The task in rwsem.owner, without RWSEM_NONSPINNABLE. RWSEM_READER_OWNED is kept: the last reader
  * stays in `owner` until the next owner writes its own name, and a writer has the lock before it
  * has written. Without that bit the reader would pass for the writer in between.
  */
+#ifdef HAVE_rw_semaphore_rwbase
+#define OWNER_TASK (~RT_MUTEX_HAS_WAITERS)
+#else
 #define OWNER_TASK (~RWSEM_NONSPINNABLE)
+#endif
+
+/* Whether a task holds an rwsem with this count for write. */
+static __always_inline u64 is_written(u64 count)
+{
+#ifdef HAVE_rw_semaphore_rwbase
+	return !!(count & WRITER_BIAS);
+#else
+	return count & RWSEM_WRITER_LOCKED;
+#endif
+}
+
+/* How many tasks hold an rwsem with this count for read; no task holds it for write. */
+static __always_inline u64 readers_of(u64 count)
+{
+#ifdef HAVE_rw_semaphore_rwbase
+	return count & (WRITER_BIAS - 1);
+#else
+	/* RWSEM_FLAG_READFAIL is the sign: it may be set without a reader. */
+	return (s64)count > 0 ? count >> RWSEM_READER_SHIFT : 0;
+#endif
+}
 
 /*
  * The owner state of an rwsem. It cannot be wrong for a lock that this task holds, because no
@@ -25,12 +54,11 @@ static __always_inline u32 owner_of(rwsem_t rwsem)
 	if (!rwsem.addr)
 		return OWNER_FREE;
 	u64 count = READ_RWSEM(rwsem, count);
-	if (count & RWSEM_WRITER_LOCKED)
+	if (is_written(count))
 		return (READ_RWSEM(rwsem, owner) & OWNER_TASK) == bpf_get_current_task() ?
 			       OWNER_SELF :
 			       OWNER_OTHER;
-	/* RWSEM_FLAG_READFAIL is the sign: it may be set without a reader. */
-	return (s64)count > 0 && count >> RWSEM_READER_SHIFT ? OWNER_READ : OWNER_FREE;
+	return readers_of(count) ? OWNER_READ : OWNER_FREE;
 }
 
 static __always_inline rwsem_t mmap_lock_of(mm_t mm)

@@ -14,6 +14,7 @@ struct params {
 	u64 gate;
 	u64 page_offset;      /* base of the direct map; 0: not calibrated */
 	u64 vmemmap;          /* base of the struct page array; 0: not calibrated */
+	u64 direct_map_end;   /* address behind the direct map's last RAM; 0: not known */
 	u64 levels;           /* page-table levels: 4 or 5 */
 	u64 max_entry_age_ns; /* M4: an entry removed within this time holds */
 	u64 types_known;      /* each swap type of migration entries was seen inserted */
@@ -21,6 +22,7 @@ struct params {
 	u64 mmap_epoch;       /* the same for mmap_lock */
 	u64 missed_ns;        /* the kernel skipped runs of the ledger's programs up to this time */
 	u64 window_ns;        /* sampling: record one window per function, CPU and this time */
+	u64 unhooked;         /* enum unhooked; 0 where vmemmap is not calibrated */
 };
 /*
  * window_epoch is odd while hooks of windows are being attached or detached. No window is opened
@@ -31,6 +33,15 @@ struct params {
  *
  * window_ns is a mean. 0: record every window.
  */
+
+/*
+ * params.unhooked: callbacks of a migration's rmap walks that are not hooked. The tracepoints of
+ * the entries check the folios in their place.
+ */
+enum unhooked {
+	FIRST_WALK_UNHOOKED = 1,
+	SECOND_WALK_UNHOOKED = 2
+};
 
 /* Per-CPU counters. Python adds the CPUs up. */
 enum counter {
@@ -69,6 +80,18 @@ enum counter {
 	ENTRIES_REPLACED, /* part of ENTRIES_REMOVED: by the shared zeropage, without tracepoint */
 	PMDS_FROZEN,      /* PMDs that THP splits turned into PTRS_PER_PTE entries each */
 	SPLITS_ENDED,     /* THP splits: migrations that begin and end without a tracepoint */
+	M3_UNVERIFIABLE,  /* the struct page of a restored entry cannot be read */
+	R1_HOLDS,
+	R1_VIOLATED,
+	R1_UNVERIFIABLE,     /* the source folio cannot be read, or is not known for certain */
+	FIRST_WALKS_EMPTIED, /* try_to_migrate() left the folio without a mapping */
+	FIRST_WALKS_PINNED,  /* it is still mapped, and may be pinned for DMA */
+	FIRST_WALKS_KSM,     /* it is still mapped, and is a KSM folio */
+	FIRST_WALKS_ANON,
+	FIRST_WALKS_FILE,
+	RWSEM_WAITS,       /* waits for an rwsem that this task does not own for write */
+	WAITS_LOST,        /* waits that found their map busy */
+	COMPLAINTS_UNSENT, /* lines that begin as complaints do, beyond COMPLAINTS_A_SECOND */
 	COUNTERS
 };
 
@@ -99,8 +122,8 @@ struct ledger_row {
 	u32 count; /* outstanding entries at this address */
 	u32 tgid;
 	u32 visits; /* by the second walk since the insertion, where `at` is this address */
-	u32 pad;
-	u64 to; /* the destination folio of the last of these visits */
+	u32 mixed;  /* entries of more than one page were inserted */
+	u64 to;     /* the destination folio of the last of these visits */
 };
 struct frozen {
 	u64 first_ns;
@@ -125,6 +148,7 @@ enum walk {
 };
 enum reason {
 	REASON_THP_SPLIT = 1000, /* beside the values of enum migrate_reason */
+	REASON_UNKNOWN, /* outside of migrate_pages(), and of any THP split that is hooked */
 };
 struct migration {
 	u64 start_ns;
@@ -143,6 +167,7 @@ struct migration {
 	u64 copied_ns; /* when the visited mm was forked, for a removal without a row */
 	u32 walk;
 	u32 removed; /* entries removed by this visit */
+	u64 source;  /* R1: the folio that try_to_migrate() is emptying, or has emptied last */
 };
 
 /*
@@ -191,7 +216,16 @@ enum event_kind {
 	PROTOCOL_NEW,       /* a window has a protocol that is not in the table: struct sighting */
 	INSERTED_UNLOCKED,  /* M2: a migration entry is inserted while its folio is not locked */
 	REMOVED_UNLOCKED,   /* M3: the second walk visits a VMA while its folio is not locked */
+	MOVED_MAPPED,       /* R1: a folio was moved, and its source is still mapped */
+	MOVED_PERHAPS,      /* R1: the same, and the source is not known for certain */
+	WAITS_FOR_ITSELF,   /* L7: a task begins to wait for an rwsem that it holds */
+	COMPLAINT,          /* K1: a line that may be a complaint: struct complaint_line */
 	EVENT_KINDS
+};
+
+enum wait_mode {
+	WAIT_READ,
+	WAIT_WRITE
 };
 
 /* The union's members: what an event of one kind states besides its time and its task. */
@@ -214,7 +248,7 @@ struct reversed_order {
 	s32 first_stack;
 	u32 first_tid;
 };
-/* INSERTED_UNLOCKED, REMOVED_UNLOCKED */
+/* INSERTED_UNLOCKED, REMOVED_UNLOCKED, MOVED_MAPPED, MOVED_PERHAPS. mm, vma: 0: not known */
 struct unlocked_folio {
 	u64 mm;
 	u64 vma;
@@ -228,11 +262,27 @@ struct new_protocol {
 	u64 mm;
 	u64 vma;
 };
+/* WAITS_FOR_ITSELF. event.start_ns is that of the hold, where that is known. */
+struct own_wait {
+	u64 lock;
+	u64 count; /* rwsem.count and rwsem.owner when the wait began */
+	u64 owner;
+	u64 lock_class;
+	u32 wanted; /* enum wait_mode: how the task wants it */
+	u32 held;   /* how it holds it */
+};
+/* COMPLAINT. freed: 0 unless this task has been in __mmdrop() on this CPU, and no task since. */
+struct complaint {
+	u64 mm; /* of the task; while it exits, the one that it still borrows; 0: none */
+	u64 freed;
+};
 union event_detail {
+	struct own_wait own;
 	struct left_entries left;
 	struct reversed_order order;
 	struct unlocked_folio unlocked;
 	struct new_protocol protocol;
+	struct complaint complaint;
 };
 struct event {
 	u64 time_ns;
@@ -245,6 +295,32 @@ struct event {
 	u64 cgroup;           /* id of the task's cgroup in the unified hierarchy; 0: unknown */
 	char cgroup_name[48]; /* the last component of its path */
 	union event_detail detail;
+};
+
+/* K1 (complaints.bpf.c). The line follows struct event in the ring buffer. */
+enum complaint_limits {
+	COMPLAINTS_A_SECOND = 16, /* events of a CPU */
+	FREEZE_NS = 100000000
+};
+struct complaint_line {
+	u64 length;     /* of the line; 0: it could not be read */
+	char text[120]; /* its beginning, and 0 */
+};
+struct complaint_turn {
+	u64 second;
+	u64 sent;
+};
+struct dropped_mm {
+	u64 mm;
+	u64 task; /* task_struct */
+};
+/*
+ * While a complaint is read, no window is written to the flight recorder: the windows before it
+ * would be overwritten. One freeze begins in FREEZE_NS * 10 at most.
+ */
+struct flight_freeze {
+	u64 since_ns;
+	u64 until_ns; /* since_ns + FREEZE_NS, or when Python had read the recorder */
 };
 
 enum hist {
@@ -498,7 +574,12 @@ struct hold_key {
 struct hold {
 	u64 since_ns;
 	u64 wait_ns;
-	u64 lock_class;
+	u32 lock_class;
+	u32 state; /* enum hold_state */
+};
+enum hold_state {
+	HOLD_ENTERED = 1, /* recorded at the entry of a blocking form, whose wait may follow */
+	HOLD_AGAIN = 2    /* the task held it already, as far as was recorded */
 };
 
 /* The window of a PROTOCOL_NEW: it follows struct event in the ring buffer, before the key. */
@@ -604,7 +685,8 @@ struct table {
 struct task_mm {
 	u64 mm;
 	u64 pgd;
-	u64 id; /* mm->context.ctx_id */
+	u64 id;      /* mm->context.ctx_id */
+	u64 changed; /* differs after VMAs changed: mm_lock_seq, or before 6.4 map_count */
 	u32 tgid;
 	u32 tid;
 	char comm[16];
@@ -617,6 +699,219 @@ struct calibration {
 	u64 second_folio;
 	u64 value; /* the u64 at the address that was passed */
 	u64 owner; /* the mm that the struct page of our pgd names, if the guess is right */
+};
+
+/*
+ * The state audit (audit.bpf.c): programs that run on demand read the maple tree of an mm, its VMAs
+ * and the interval trees that these are in, by value and without a lock. One look takes a range of
+ * addresses of one mm. What looks wrong is a doubt; Python decides what a doubt is worth.
+ */
+enum audit_problem { /* bit n of audit_doubt.problems */
+	/* the maple tree: lib/maple_tree.c, mt_validate() and mas_validate_gaps() */
+	NODE_UNREADABLE,    /* the pointer leads out of the direct map, or the read fails */
+	NODE_DEAD,          /* the tree leads to a node that is freed or about to be */
+	NODE_PARENT,        /* the parent pointer is not the slot that leads here */
+	NODE_TYPE,          /* a leaf above the last level, or no leaf at it */
+	NODE_PIVOT,         /* pivots do not ascend, or leave the range of the parent */
+	NODE_CHILD,         /* a slot of an inner node has no node */
+	NODE_GAP,           /* a gap is larger than the range that it is in */
+	NODE_GAP_SLOT,      /* the metadata does not name the slot with the largest gap */
+	NODE_GAP_OF_PARENT, /* the parent's gap is not the largest one of the node */
+	NODE_BEYOND_END,    /* something stands behind the last slot in use */
+	NODE_TWO_EMPTY,     /* two neighbouring slots are empty */
+	NODE_END,           /* the last pivot is not the node's end, or the metadata is no slot */
+	NODE_TOO_DEEP,      /* the tree is deeper than its flags state */
+	TREE_ROOT,          /* the root is no node */
+	/* VMAs: mm/vma.c, validate_mm() */
+	MAP_COUNT, /* mm->map_count is not the number of VMAs in the tree */
+	VMA_UNREADABLE,
+	VMA_RANGE,    /* vm_start and vm_end are not those of the slot */
+	VMA_MM,       /* vm_mm is another mm */
+	VMA_ANON_VMA, /* an anon_vma without a chain, or a chain without an anon_vma */
+	/* interval trees: mm/interval_tree.c, include/linux/interval_tree_generic.h */
+	CHAIN_UNREADABLE,
+	CHAIN_VMA,       /* anon_vma_chain.vma is another VMA */
+	CHAIN_LIST,      /* the list's prev is not where it was reached from */
+	CHAIN_ROOT,      /* anon_vmas of one chain have different roots */
+	CHAIN_LACKS_OWN, /* the VMA's own anon_vma is not in its chain */
+	INTERVAL_UNREADABLE,
+	INTERVAL_UNLINKED, /* the rb_node is in no tree */
+	INTERVAL_SUBTREE,  /* rb_subtree_last is not the largest end below */
+	INTERVAL_ORDER,    /* it is on the wrong side of a node above */
+	INTERVAL_NO_CHILD, /* the node above has no such child */
+	INTERVAL_COVER,    /* a node above ends its subtree earlier */
+	INTERVAL_TREE,     /* the climb ends at another tree's root */
+	INTERVAL_TOO_DEEP,
+	AUDIT_PROBLEMS
+};
+enum audit_next {
+	AUDIT_DONE,
+	AUDIT_NODES, /* run audit_nodes to go on */
+	AUDIT_LINKS,
+	AUDIT_ASTRAY /* a list that cannot overflow did: the look is worth nothing */
+};
+enum audit_limits {
+	AUDIT_DOUBTS = 128,
+	AUDIT_OWNED = 64,
+	AUDIT_COPIES = 256,
+	AUDIT_COPIES_A_RUN = 64,
+	AUDIT_WRITERS = 4096
+};
+/* A look: what was asked for, how far it came, and what was read of the mm around it. */
+struct audit_look {
+	u64 mm;
+	u64 low;  /* first address that was asked for */
+	u64 high; /* the last one; less where the look ended after `most` VMAs */
+	u64 most; /* VMAs after which it ends; 0: no limit */
+	u64 next; /* enum audit_next */
+	u64 root; /* mm_mt.ma_root when the look began */
+	/*
+	 * Read in the order seq, writer before the tree, and writer, seq after it. writer: 1 if the
+	 * mmap_lock is held for write at that time. A writer that came and went raised mm_lock_seq
+	 * (6.4 on; before, the program audit_writer counts).
+	 */
+	u64 seq_before;
+	u64 writer_before;
+	u64 writer_after;
+	u64 seq_after;
+	u64 counts_writers; /* seq is mm_lock_seq; 0: it counts while audit_writer is attached */
+	u64 id_before;      /* mm->context.ctx_id */
+	u64 id_after;
+	u64 users_before; /* mm_users; 0: the mm is going away */
+	u64 users_after;
+	u64 map_count_before;
+	u64 map_count_after;
+	/* Numbers of what was looked at. */
+	u64 nodes;
+	u64 leaves;
+	u64 vmas;
+	u64 files;         /* VMAs with a file */
+	u64 chain_entries; /* anon_vma_chains */
+	u64 climbs;        /* from a node of an interval tree to its root */
+	u64 levels;        /* of all climbs */
+	u64 raced_climbs;  /* the tree's lock had a writer before or after */
+	u64 special;       /* XA_ZERO_ENTRY: what a failed fork leaves */
+	u64 small_nodes;   /* with fewer entries than a node should have */
+	u64 deepest;       /* levels of the longest climb */
+	u64 longest;       /* entries of the longest anon_vma_chain */
+	u64 doubts;        /* those beyond AUDIT_DOUBTS are not kept */
+	u64 owned;         /* locks found owned for write; as many as AUDIT_OWNED are kept */
+};
+struct audit_doubt {
+	u64 problems; /* one bit per enum audit_problem */
+	u64 raced;    /* the lock of the interval tree, or of the anon_vma's root, had a writer */
+	u64 vma;      /* 0: a node of the maple tree, or the mm */
+	u64 at;       /* the node, the VMA, the anon_vma_chain or the rb_node */
+	u64 want;
+	u64 got;
+	u64 low; /* the range of addresses that it is about */
+	u64 high;
+	u64 lock;      /* enum audit_lock: which interval tree; AUDIT_MMAP_LOCK for all else */
+	u64 words[32]; /* the node as it was read, or the VMA */
+};
+/* A rwsem that was owned for write when the look passed it. */
+enum audit_lock {
+	AUDIT_MMAP_LOCK,
+	AUDIT_I_MMAP_RWSEM,
+	AUDIT_ANON_VMA_RWSEM
+};
+struct audit_owned {
+	u64 lock;
+	u64 owner; /* rwsem.owner: the task, with RWSEM_* bits */
+	u64 kind;  /* enum audit_lock */
+	u64 mm;
+	u64 vma;
+};
+/* Kernel memory by value, for evidence: 256 bytes at an address of the direct map. */
+struct audit_copy {
+	u64 at; /* Python sets it; 0: it could not be read */
+	u64 words[32];
+};
+
+/*
+ * L3 by audit (owners.bpf.c): a rwsem that the audit found owned for write and its owner, read by
+ * value and on demand; and what a watched owner still owns when it enters a system call.
+ */
+enum owner_limits {
+	WATCHED_LOCKS = 64,      /* of all tasks */
+	WATCHED_LOCKS_A_TASK = 4 /* values of watch_key.slot */
+};
+struct owner_look {
+	u64 lock;
+	u64 task;         /* the supposed owner */
+	u64 count_before; /* rwsem.count and rwsem.owner, before and after the rest is read */
+	u64 owner_before;
+	u64 count_after;
+	u64 owner_after;
+	/*
+	 * What the lock is a part of: mm->context.ctx_id, mapping->host or the root anon_vma. 0:
+	 * there is no lock of this kind at the address (any more).
+	 */
+	u64 identity;
+	u64 seq;       /* mm->mm_lock_seq: stays the same while one task holds the mmap_lock */
+	u64 has_seq;   /* the kernel has it (6.4 on), and the lock is an mmap_lock */
+	u64 start_ns;  /* task->start_time: tells tasks apart that use the same memory in turn */
+	u64 user_ns;   /* task->utime, without the time of guests */
+	u64 system_ns; /* task->stime */
+	u64 switches;  /* context switches: the same while it sleeps */
+	u64 call;      /* orig_ax of the task's struct pt_regs: its system call, if it is in one */
+	u32 linked;    /* its struct pid leads back to it: it has not been released */
+	u32 state;     /* task->__state */
+	u32 exit_state;
+	u32 flags; /* PF_* */
+	u32 on_cpu;
+	u32 cpu;
+	u32 tid;
+	u32 tgid;
+	char comm[16];
+};
+struct watch_key {
+	u64 task;
+	u64 slot;
+};
+struct watched_lock {
+	u64 lock;
+	u64 kind;     /* enum audit_lock */
+	u64 identity; /* as in struct owner_look */
+	u64 start_ns;
+	u64 kept;    /* system calls that the task entered with the lock */
+	u64 let_go;  /* ... and without it */
+	u64 kept_ns; /* when it first entered one with the lock */
+	u64 call;    /* the number of that one */
+};
+
+/*
+ * L7 (waits.bpf.c): the last rwsem that a task began to wait for; and a task that sleeps
+ * uninterruptibly, as the iterator finds it.
+ */
+struct lock_wait {
+	u64 lock;
+	u64 since_ns;
+	u32 tid;
+	u32 wanted; /* enum wait_mode */
+};
+struct sleeper {
+	u64 task;
+	u64 start_ns; /* task->start_time */
+	u64 switches; /* context switches: the same while it sleeps */
+	u64 mm;       /* its own */
+	/* From here to `wanted`: the last wait for an rwsem. lock 0: none is known. */
+	u64 lock;
+	u64 since_ns;
+	u64 writer;  /* the task that has it for write now; 0: none */
+	u64 readers; /* how many have it for read now */
+	u64 waiter;  /* its struct rwsem_waiter in the queue of this lock; 0: it is not there */
+	u64 part_of; /* the mm, address_space, anon_vma or VMA that the lock is a part of */
+	u32 lock_class;
+	u32 wanted;
+	u64 held[4];    /* mms whose mmap_lock it holds, as far as recorded */
+	u64 written;    /* a bit for each of these: for write */
+	u64 frames[32]; /* its kernel stack, innermost first */
+	u32 tid;
+	u32 tgid;
+	u32 state; /* task->__state */
+	u32 flags; /* PF_* */
+	char comm[16];
 };
 
 #endif

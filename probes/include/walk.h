@@ -58,6 +58,18 @@ static __always_inline int is_present(u64 entry, u32 level)
 	return (entry & (_PAGE_PRESENT | _PAGE_PROTNONE | (level > 1 ? _PAGE_PSE : 0))) != 0;
 }
 
+/*
+ * pte_pfn(), pmd_pfn(): of an entry that maps a page. Where the entry is not present the bits of
+ * its pfn are inverted, so that speculation finds no memory there (L1TF; protnone_mask(),
+ * arch/x86/include/asm/pgtable-invert.h).
+ */
+static __always_inline u64 mapped_pfn(struct params *p, u64 entry, u32 level)
+{
+	u64 frame = entry & _PAGE_PRESENT ? entry : ~entry;
+	u64 mask = table_mask(p) & (level > 1 ? PMD_MASK : PAGE_MASK);
+	return (frame & mask) >> PAGE_SHIFT;
+}
+
 static __always_inline int type_seen(u32 type)
 {
 	u64 *seen = entry_types.lookup(&type);
@@ -79,6 +91,27 @@ static __always_inline int is_possible(struct params *p, u64 entry, u32 level)
 	       type_seen(type + 2);
 }
 _Static_assert(SWP_MIGRATION_NUM == 3, "is_possible() looks at two types on each side");
+
+#ifdef HAVE_page_compound_head
+/* pfn_to_page() with CONFIG_SPARSEMEM_VMEMMAP. */
+static __always_inline u64 page_of(struct params *p, u64 pfn)
+{
+	return p->vmemmap + pfn * sizeof(struct page);
+}
+
+/*
+ * compound_head(). From 7.1 on compound_info holds a mask where sizeof(struct page) is a power of
+ * two; earlier, and elsewhere, the head page's address. Bit 0 marks a tail page.
+ */
+static __always_inline u64 head_page(struct params *p, u64 pfn)
+{
+	u64 page = page_of(p, pfn);
+	u64 head = READ(page, page, compound_head);
+	if (!(head & 1))
+		return page;
+	return head >> 32 == 0xffffffff ? page & head : head - 1;
+}
+#endif
 
 /* Find the entry at which the walk for addr ends, and its level. -1: a table is unreadable. */
 static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level)

@@ -27,9 +27,12 @@ from tracer.config import LEVELS, Config
 from tracer.daemon import levels, probes
 
 _FLOORS = tuple(f"floor:{name}" for name in LEVELS if name != "sampled")
+UNAUDITED = "unaudited"
+"""`full` without the state audit."""
 VARIANTS = (
     *LEVELS,
     "full+statistics",
+    UNAUDITED,
     *_FLOORS,
     *(f"only:{name}" for name in FAMILIES),
     *rivals.RIVALS,
@@ -50,6 +53,8 @@ def made(maker: Maker, name: str) -> Nothing | None:
         return maker.session(
             name, kind, sampled_windows=int(what) if what else Config().sampled_windows
         )
+    if name == UNAUDITED:
+        return maker.session(name, "full", audit_budget=0)
     if name in rivals.RIVALS:
         return rivals.made(name, maker)
     return maker.session(name, name.partition("+")[0], statistics="+" in name)

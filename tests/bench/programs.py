@@ -1,5 +1,7 @@
 """Measure the time of one run of each window program, whether it can be hooked here or not.
 
+Also of the programs of K1: at a line that is no complaint, and at one beyond their allowance.
+
 The programs are loaded as raw tracepoint programs and run on demand, with the context of a fentry
 program and a VMA of this process.
 
@@ -96,7 +98,9 @@ class Runs:
 
     def __init__(self, layouts: Layouts, a_second: int) -> None:
         kernel, folder = _kernel(), probes_folder()
-        planned = resolver.make_plan(kernel, [folder], frozenset({"vma", "locks", "rmap"}))
+        planned = resolver.make_plan(
+            kernel, [folder], frozenset({"vma", "locks", "rmap", "complaints"})
+        )
         self._build = loader.BuildEnvironment(
             kernel.types,
             layouts.constants,
@@ -156,6 +160,11 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
         "anon_vma_chain.same_vma"
     )
     root = anon_vma + read.offset("anon_vma.rb_root")
+    complaint = read.at(read.own_mm() + read.offset("mm_struct.owner")) + read.offset(
+        "task_struct.comm"
+    )
+    plain = complaint + 4
+    Path("/proc/self/comm").write_text("BUG: bench")
 
     def go() -> None:
         runs.run("fentry:down_read", rwsem)  # outside
@@ -170,6 +179,9 @@ def _sequence(runs: Runs, read: Reader) -> Callable[[], None]:
         runs.run("fentry:unlink_anon_vmas", idle, apart=" idle")
         runs.run("fexit:unlink_anon_vmas", idle, 0, apart=" idle")
         runs.run("fentry:try_to_migrate_one", 0, vma, 0, 0)
+        runs.run("raw_tp:console", plain, 8)
+        runs.run("raw_tp:console", complaint, 8, apart=" complaint")
+        runs.run("fentry:__mmdrop", read.own_mm())
 
     return go
 

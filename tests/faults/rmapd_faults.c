@@ -13,11 +13,9 @@
  * entry of down_write() would otherwise record calls that do not take place. Only
  * remove_migration_pte() is called through a pointer, and is redirected with ftrace.
  */
-#include <linux/fs.h>
 #include <linux/ftrace.h>
 #include <linux/huge_mm.h>
 #include <linux/kallsyms.h>
-#include <linux/kprobes.h>
 #include <linux/maple_tree.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -28,6 +26,8 @@
 #include <linux/swapops.h>
 #include <linux/timekeeping.h>
 
+#include "guest.h"
+
 enum fault {
 	LEFT_BEHIND,       /* remove_migration_pte() restores nothing */
 	PASSED_OVER,       /* the second walk of a page does not take place */
@@ -35,6 +35,7 @@ enum fault {
 	WALK_UNLOCKED,     /* the walk of try_to_migrate() runs with locked set and no lock held */
 	ENTRY_UNLOCKED,    /* migration entries are inserted with the page unlocked */
 	RESTORED_UNLOCKED, /* migration entries are removed with the page unlocked */
+	SOURCE_MAPPED,     /* a page is moved, and its old folio is still mapped */
 	ADJUST_SWAPPED,    /* __vma_adjust() takes the anon_vma lock, then i_mmap_rwsem */
 	MOVE_SWAPPED,      /* take_rmap_locks() of move_page_tables() does the same */
 	/* __vma_adjust() takes invalidate_lock, then i_mmap_rwsem; do_brk_flags() the reverse */
@@ -50,10 +51,10 @@ enum fault {
 };
 
 static const char *const names[FAULTS] = {
-	"left_behind",    "passed_over",       "one_skipped",     "walk_unlocked",
-	"entry_unlocked", "restored_unlocked", "adjust_swapped",  "move_swapped",
-	"cycle",          "commit_unlocked",   "import_unlocked", "tree_unlocked",
-	"error_locked",   "not_paired",        "import_lost",     "pgoff_lost",
+	"left_behind",       "passed_over",     "one_skipped",    "walk_unlocked", "entry_unlocked",
+	"restored_unlocked", "source_mapped",   "adjust_swapped", "move_swapped",  "cycle",
+	"commit_unlocked",   "import_unlocked", "tree_unlocked",  "error_locked",  "not_paired",
+	"import_lost",       "pgoff_lost",
 };
 
 static struct task_struct *by; /* the task that armed a fault and is struck by it */
@@ -278,6 +279,12 @@ static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bo
 		folio_unlock(folio);
 		real_walk_anon(folio, rwc, locked);
 		folio_lock(folio);
+	} else if (second_walk && !folio_test_large(folio) && strike(SOURCE_MAPPED)) {
+		struct folio *src = rwc->arg;
+
+		atomic_inc(&src->_mapcount);
+		real_walk_anon(folio, rwc, locked);
+		atomic_dec(&src->_mapcount);
 	} else {
 		real_walk_anon(folio, rwc, locked);
 	}
@@ -420,30 +427,11 @@ static struct ftrace_ops ops = {
 	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
 };
 
-static bool in_a_test_guest(void)
-{
-	static char line[2048];
-	loff_t at = 0;
-	struct file *file = filp_open("/proc/cmdline", O_RDONLY, 0);
-	ssize_t got;
-
-	if (IS_ERR(file))
-		return false;
-	got = kernel_read(file, line, sizeof(line) - 1, &at);
-	filp_close(file, NULL);
-	return got > 0 && strstr(line, "rmapd_faults=guest");
-}
-
-/* kallsyms_lookup_name() is not exported; a kprobe on it has its address. */
 static int find_symbols(void)
 {
-	struct kprobe probe = {.symbol_name = "kallsyms_lookup_name"};
-	int error = register_kprobe(&probe);
-
-	if (error)
-		return error;
-	lookup = (void *)probe.addr;
-	unregister_kprobe(&probe);
+	lookup = address_of("kallsyms_lookup_name");
+	if (!lookup)
+		return -ENOENT;
 	size_of = (void *)lookup("kallsyms_lookup_size_offset");
 	poke = (void *)lookup("text_poke_bp");
 	text = (void *)lookup("text_mutex");
@@ -454,11 +442,8 @@ static int __init faults_init(void)
 {
 	int error;
 
-	if (!in_a_test_guest()) {
-		pr_err("rmapd_faults: the kernel command line has no rmapd_faults=guest: "
-		       "refused\n");
+	if (!in_a_test_guest())
 		return -EPERM;
-	}
 	error = find_symbols();
 	for (int at = 0; !error && at < ARRAY_SIZE(sites); at++)
 		error = redirect_calls(&sites[at]);

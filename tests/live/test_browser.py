@@ -18,17 +18,21 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tests.live.conftest import daemon, entries_hold, until
 from tests.support import busy
+from tracer.invariants.catalogue import discover
 from tracer.results.latest import LatestSnapshot
 from tracer.web import Application, Server
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
 --disable-background-networking --disable-component-update --disable-sync""".split()
 NO_SCRIPTS = {"profile.managed_default_content_settings.javascript": 2}
+KNOWN = len(discover())
 DESKTOP, PHONE = (1280, 900, False), (390, 844, True)
 CONTRAST = """
 const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -52,6 +56,7 @@ for (const e of document.querySelectorAll('body *')) {
 return bad;
 """
 """Returns the texts whose contrast with their background is under the 4.5 of WCAG AA."""
+OPEN_ALL = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 
 
 class Browser(webdriver.Chrome):
@@ -68,6 +73,8 @@ class Browser(webdriver.Chrome):
         if not scripts:
             options.add_experimental_option("prefs", NO_SCRIPTS)
         super().__init__(options=options, service=Service(shutil.which("chromedriver")))
+        self.refused: list[str] = []
+        """What was answered with an error, as far as requested_urls() has read the log."""
 
     def loader_id(self) -> str:
         """Return the loader id of the current document; every navigation has its own."""
@@ -117,6 +124,12 @@ class Browser(webdriver.Chrome):
         """Return the URLs that were requested since the last call."""
         entries = self.get_log("performance")  # type: ignore[no-untyped-call]
         events = [json.loads(entry["message"])["message"] for entry in entries]
+        self.refused += [
+            event["params"]["response"]["url"]
+            for event in events
+            if event["method"] == "Network.responseReceived"
+            and event["params"]["response"]["status"] >= 400
+        ]
         return {
             event["params"]["request"]["url"]
             for event in events
@@ -147,6 +160,9 @@ def pages() -> list[str]:
         "/protocols?q=anon",
         "/hooks",
         "/invariants/L1",
+        "/docs/",
+        "/docs/PROTOCOLS.md",
+        "/docs/runbooks/M1.md",
         *(f"/violations/{v.first.id}" for v in busy.violations()),
     ]
 
@@ -248,6 +264,7 @@ def test_pages_are_readable_and_fit_the_screen_without_console_messages(
                 for path in pages():
                     seen.get(served + path)
                     assert seen.title != "owned"
+                    seen.execute_script(OPEN_ALL)
                     assert seen.execute_script(
                         "return document.documentElement.scrollWidth <= innerWidth"
                     ), (path, size)
@@ -266,13 +283,76 @@ def test_pages_are_readable_and_fit_the_screen_without_console_messages(
             for address in seen.requested_urls()
             if not address.startswith((served, "data:", "chrome:"))
         } == set()
+        assert seen.refused == []
+        seen.get(f"{served}/no-such-page")
+        seen.requested_urls()
+        assert seen.refused == [f"{served}/no-such-page"], "errors are noticed"
+
+
+def test_violation_leads_to_its_runbook_and_to_the_legend(served: str, tmp_path: Path) -> None:
+    """From the overview: what to save first, the runbook, and how to read the protocol."""
+    with browser(tmp_path, scripts=False) as seen:
+        seen.get(served)
+        seen.click_link(By.LINK_TEXT, "What to save before a reboot")
+        assert seen.current_url.endswith("/docs/runbooks/README.md#before-rebooting")
+        seen.get(served)
+        seen.click_link(By.PARTIAL_LINK_TEXT, "in vma_expand")
+        marks = {
+            side: [one.text for one in seen.find_elements(By.CSS_SELECTOR, f"mark.{side}")]
+            for side in ("seen", "legal")
+        }
+        assert marks["seen"] == marks["legal"] == ["i_mmap↓w", "i_mmap↑w"]
+        legend = seen.find_element(By.CSS_SELECTOR, "details.legend")
+        assert "held for write by this task" not in legend.text
+        legend.find_element(By.TAG_NAME, "summary").click()
+        assert "held for write by this task" in legend.text, "it opens without a script"
+        seen.click_link(By.LINK_TEXT, "Runbook of L1")
+        assert "Whom to contact." in seen.find_element(By.TAG_NAME, "article").text
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_groups_of_hooks_open_by_keyboard_and_fit_the_screen(
+    tmp_path: Path, size: tuple[int, int, bool]
+) -> None:
+    s = busy.tracepoints_only()
+    current = LatestSnapshot(lambda: 0.0)
+    current.put(s)
+    with (
+        Server(("127.0.0.1", 0), Application(current, lambda: s.taken_seconds)) as server,
+        browser(tmp_path) as seen,
+    ):
+        seen.emulate(*size)
+        seen.get(f"http://127.0.0.1:{server.port}/hooks")
+        off = [hook.hook.name for hook in s.hooks if not hook.on]
+        names = seen.find_element(By.CSS_SELECTOR, ".names")
+        assert not names.is_displayed()
+        assert "this kernel is built without CONFIG_KPROBES" in seen.page_source
+        for _ in range(20):
+            ActionChains(seen).send_keys(Keys.TAB).perform()
+            if seen.switch_to.active_element.tag_name == "summary":
+                break
+        focused = seen.switch_to.active_element
+        assert focused.tag_name == "summary"
+        assert focused.value_of_css_property("outline-style") == "solid"
+        assert focused.value_of_css_property("outline-width") == "3px"
+        ActionChains(seen).send_keys(Keys.ENTER).perform()
+        assert names.is_displayed()
+        shown = [one.text for one in names.find_elements(By.TAG_NAME, "code")]
+        assert shown == off
+        assert seen.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        cut = (
+            "return [...document.querySelectorAll('main :not(.unseen, thead, thead *)')]"
+            ".filter(one => one.scrollWidth > innerWidth)"
+        )
+        assert seen.execute_script(cut) == []
+        assert seen.execute_script(CONTRAST) == []
 
 
 @pytest.mark.parametrize(
     ("age", "reason"),
     [
-        (0.0, "3 of 18 invariants are checked here, in part; 15 are not"),
-        (14.0, "The checker has read no tables for 14 s"),
+        (0.0, f"12 of {KNOWN} invariants are checked here: 3 in full, 9 in part; {KNOWN - 12} are"),
+        (14.0, "The data is stale: the last update was 14 s ago."),
     ],
 )
 def test_amber_verdict_is_shown_in_words_and_colour(

@@ -131,7 +131,7 @@ def test_everything_recorded_is_reported_after_checker_is_killed(tmp_path: Path)
         found = read(report)
         assert found["ended_early"]["signal"] == "SIGKILL", found["ended_early"]
         assert found["ended_early"]["detached"] is True
-        assert found["exit"]["code"] == 71
+        assert (found["exit"]["code"], found["exit"]["source"]) == (71, "checker")
         assert "ENDED EARLY: the checker died: killed by SIGKILL" in output
         counted = {
             v["protocol"]: v["count"] for v in found["violations"] if v["verdict"] == "violated"

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import remaining, rmapd, run_exec
+from tests.live.conftest import remaining, rmapd, run_exec, until
 from tests.live.test_death import executing, read, started
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
@@ -24,11 +26,17 @@ IGNORES_SIGNALS = ["sh", "-c", "trap '' TERM INT HUP; exec sleep 60"]
 def test_endless_command_is_killed_after_timeout_and_grace(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, "--timeout", "0.5", command=["sleep", "60"])
     assert done.returncode == 124, done.stderr
-    assert report["exit"] == {"code": 124, "reason": "the command's time was over (--timeout 0.5)"}
+    assert report["exit"] == {
+        "code": 124,
+        "reason": "the command's time was over (--timeout 0.5)",
+        "source": "timeout",
+    }
     assert report["ended_early"] == {"reason": "the command's time was over (--timeout 0.5)"}
     assert report["command"] == {
         "argv": ["sleep", "60"],
         "exit_code": 143,
+        "exit_status": None,
+        "signal": "SIGTERM",
         "ended": "killed by SIGTERM",
     }
     assert report["invariants"]["M1"]["coverage"] == "partial"
@@ -62,11 +70,20 @@ def test_signal_ends_exec_with_a_report(tmp_path: Path, number: signal.Signals) 
     assert "Traceback" not in errors
 
 
+def handles(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal: SigCgt of /proc/PID/status."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_signal_before_the_gate_is_open_ends_exec_with_a_report(tmp_path: Path) -> None:
+    """A Python that is still starting, and slowly with coverage, has no handler yet."""
     report = tmp_path / "r.json"
-    for delay in (0.25, 0.4, 0.6, 0.8):
+    for delay in (0.0, 0.15, 0.35, 0.55):
         report.unlink(missing_ok=True)
         with executing("--report", str(report), "--", "sleep", "60") as process:
+            until(partial(handles, process, signal.SIGTERM), 30, "no handler of SIGTERM")
             time.sleep(delay)
             process.send_signal(signal.SIGTERM)
             _, errors = process.communicate(timeout=30)
@@ -111,7 +128,8 @@ def test_missing_command_is_exit_127_and_unexecutable_one_126(tmp_path: Path) ->
 
 def test_violation_exit_code_is_distinct_from_the_commands_own(tmp_path: Path) -> None:
     done, report = run_exec(tmp_path, command=["sh", "-c", "exit 3"])
-    assert (done.returncode, report["exit"]) == (3, {"code": 3, "reason": "the command's own"})
+    own = {"code": 3, "reason": "the command's own", "source": "command"}
+    assert (done.returncode, report["exit"]) == (3, own)
     altered, out = (
         (sys.executable, "-m", "tests.support.altered", str(make(tmp_path / "probes")), "{}"),
         tmp_path / "r.json",
@@ -133,5 +151,9 @@ def test_violation_exit_code_is_distinct_from_the_commands_own(tmp_path: Path) -
             recorder.record(variant(VIOLATING["L3"], 0))
         process.communicate(timeout=30)
     assert process.returncode == 99, "a violation comes before the timeout"
-    assert read(out)["exit"] == {"code": 99, "reason": "violated (--fail-on)"}
+    assert read(out)["exit"] == {
+        "code": 99,
+        "reason": "violated (--fail-on)",
+        "source": "violation",
+    }
     assert read(out)["ended_early"]["reason"].startswith("the command's time was over")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -119,11 +120,29 @@ def test_manager_is_notified_of_start_watchdog_reload_and_stop(
         assert process.stderr
         log = process.stderr.read()
     assert (
-        "configuration read again: max_entry_age_seconds 10, settle_seconds 5, scan_seconds 30,"
-        " budget 0.01, sampled_windows 1000; a restart is needed for fidelity" in log
+        "configuration read again: scan_seconds 60.0 -> 30.0; a restart is needed for fidelity"
+        ' "auto" -> "migration"\n' in log
     )
     assert "the configuration stays as it was" in log
     assert "try: scan_seconds" in log
+
+
+def test_reload_applies_the_level_of_the_log(manager: Manager, reachable: Path) -> None:
+    config = reachable / "rmapd.toml"
+    config.write_text("log_level = 'err'\n")
+    with start(manager, config) as process:
+        manager.until("READY")
+        config.write_text("log_level = 'info'\nlog_format = 'json'\n")
+        process.send_signal(signal.SIGHUP)
+        manager.until("RELOADING")
+        manager.until("READY")
+        process.terminate()
+        assert process.wait(30) == 0
+        assert process.stderr
+        lines = process.stderr.read().splitlines()
+    assert [json.loads(line)["level"] for line in lines] == ["info"] * len(lines)
+    assert json.loads(lines[0])["message"].startswith("configuration read again: ")
+    assert json.loads(lines[-1])["message"].startswith("gate closed")
 
 
 def test_stopped_daemon_sends_no_watchdog_message(manager: Manager, reachable: Path) -> None:
@@ -151,16 +170,17 @@ def test_unit_file_is_valid_and_its_exposure_is_low(tmp_path: Path) -> None:
     command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "rmapd.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    # 0.5 of it is the kernel's log, which K1 reads: no PrivateDevices, no ProtectKernelLogs.
     rated = [
         "systemd-analyze",
         "security",
         "--offline=yes",
         "--no-pager",
-        "--threshold=20",
+        "--threshold=25",
         str(tmp_path / "rmapd.service"),
     ]
     done = subprocess.run(rated, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stderr}{done.stdout[-80:]}: an exposure of 2.0 at most"
+    assert done.returncode == 0, f"{done.stderr}{done.stdout[-80:]}: an exposure of 2.5 at most"
 
 
 SANDBOX = """

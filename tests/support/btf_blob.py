@@ -129,11 +129,14 @@ def awkward_types() -> b.Btf:
     return b.Btf(blob.bytes())
 
 
-def kernel_types(vma_locks: bool = False) -> bytes:
+def kernel_types(
+    vma_locks: bool = False, anon_pgoff: bool = False, realtime: bool = False
+) -> bytes:
     """Return the types of a small kernel that has all that the probes read.
 
     The offsets are arbitrary. vma_locks: with the rwsem of each VMA, as in 6.4 to 6.14, and with
-    that of hugetlb.
+    that of hugetlb. anon_pgoff: mm_lock_seq is a seqcount, and VMAs have __vm_anon_pgoff, as in
+    7.3. realtime: the rwsem of PREEMPT_RT.
     """
     blob = Blob()
     u32, u64, s32 = (
@@ -147,8 +150,23 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     comm = blob.array(char, 16, u32)
     context = blob.record("", 16, [("ctx_id", u64, 64)])
     atomic = blob.record("", 8, [("counter", u64, 0)])
-    rwsem = blob.record("rw_semaphore", 16, [("count", atomic, 0), ("owner", atomic, 64)])
-    tree = blob.record("maple_tree", 16, [])
+    queue = blob.record("list_head", 16, [("next", void, 0), ("prev", void, 64)])
+    if realtime:
+        readers = blob.record("", 4, [("counter", s32, 0)])
+        mutex = blob.record("rt_mutex_base", 12, [("owner", void, 32)])
+        base = blob.record("rwbase_rt", 16, [("readers", readers, 0), ("rtmutex", mutex, 32)])
+        members: list[Member] = [("rwbase", base, 0)]
+    else:
+        members = [("count", atomic, 0), ("owner", atomic, 64), ("wait_list", queue, 128)]
+    rwsem = blob.record("rw_semaphore", 16, members)
+    blob.record("rwsem_waiter", 24, [("list", queue, 0), ("task", void, 128)])
+    links = blob.array(blob.record("hlist_node", 16, [("next", void, 0)]), 4, u32)
+    heads = blob.array(blob.record("hlist_head", 8, [("first", void, 0)]), 4, u32)
+    blob.record("pid", 40, [("tasks", heads, 64)])
+    thread_info = blob.record("thread_info", 4, [("cpu", u32, 0)])
+    tree = blob.record("maple_tree", 16, [("ma_root", void, 64), ("ma_flags", u32, 0)])
+    _maple_nodes(blob, u64, u32, char, void)
+    seqcount = blob.record("seqcount", 4, [("sequence", u32, 0)])
     mm_members: list[Member] = [
         ("pgd", void, 64),
         ("context", context, 512),
@@ -156,7 +174,9 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ("mm_mt", tree, 1152),
         ("mm_users", atomic, 1280),
         ("mm_count", atomic, 1408),
+        ("map_count", s32, 1536),
         *([("mm_lock_seq", s32, 1344)] if vma_locks else []),
+        *([("mm_lock_seq", seqcount, 1344)] if anon_pgoff else []),
     ]
     mm = blob.record("mm_struct", 256, mm_members)
     mm_pointer = blob.pointer(mm)
@@ -165,12 +185,27 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         256,
         [
             ("mm", mm_pointer, 128),
+            ("active_mm", mm_pointer, 64),
             ("files", void, 192),
             ("group_leader", void, 256),
             ("tgid", s32, 320),
             ("pid", s32, 352),
             ("comm", comm, 512),
             ("cgroups", void, 704),
+            ("stack", void, 768),
+            ("__state", u32, 832),
+            ("exit_state", s32, 864),
+            ("flags", u32, 896),
+            ("on_cpu", s32, 928),
+            ("thread_info", thread_info, 960),
+            ("start_time", u64, 1024),
+            ("utime", u64, 1088),
+            ("gtime", u64, 1152),
+            ("stime", u64, 1216),
+            ("nvcsw", u64, 1280),
+            ("nivcsw", u64, 1344),
+            ("thread_pid", void, 1408),
+            ("pid_links", links, 1472),
         ],
     )
     task_pointer = blob.pointer(task)
@@ -184,6 +219,11 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     where = blob.record("path", 16, [("mnt", void, 0), ("dentry", void, 64)])
     file = blob.pointer(blob.record("file", 64, [("f_mapping", void, 128), ("f_path", where, 192)]))
     xarray = blob.record("xarray", 16, [("xa_head", void, 64)])
+    rb_node = blob.record(
+        "rb_node",
+        24,
+        [("__rb_parent_color", u64, 0), ("rb_right", void, 64), ("rb_left", void, 128)],
+    )
     rb_root = blob.record("rb_root", 8, [("rb_node", void, 0)])
     cached = blob.record("rb_root_cached", 16, [("rb_root", rb_root, 0)])
     space_members = [
@@ -199,10 +239,26 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     anon_vma = blob.record(
         "anon_vma", 48, [("root", void, 0), ("rwsem", rwsem, 64), ("rb_root", cached, 192)]
     )
-    blob.record("anon_vma_chain", 16, [("vma", void, 0), ("anon_vma", void, 64)])
+    chain = queue
+    chain_members: list[Member] = [
+        ("vma", void, 0),
+        ("anon_vma", void, 64),
+        ("same_vma", chain, 128),
+        ("rb", rb_node, 256),
+        ("rb_subtree_last", u64, 448),
+    ]
+    blob.record("anon_vma_chain", 64, chain_members)
     mas = blob.pointer(blob.record("ma_state", 16, [("tree", void, 0)]))
     flags = blob.typedef("memdesc_flags_t", blob.record("", 8, [("f", u64, 0)]))
-    blob.record("page", 64, [("flags", flags, 0), ("compound_head", u64, 64)])
+    mapcount = blob.record("", 4, [("counter", s32, 0)])
+    page_members: list[Member] = [
+        ("flags", flags, 0),
+        ("compound_head", u64, 64),
+        ("mapping", void, 192),
+        ("_mapcount", mapcount, 384),
+        ("_refcount", mapcount, 416),
+    ]
+    blob.record("page", 64, page_members)
     blob.record("ptdesc", 64, [("pt_mm", mm_pointer, 256)])
     blob.enum(
         "pageflags",
@@ -224,7 +280,10 @@ def kernel_types(vma_locks: bool = False) -> bytes:
     for name in ("set_migration_pmd", "remove_migration_pmd"):
         blob.tracepoint(name, [u64, u64])
     blob.tracepoint("sched_process_exit", [task_pointer, boolean])
+    blob.tracepoint("sys_enter", [void, blob.integer("long", 8, signed=True)])
     blob.tracepoint("exit_mmap", [mm_pointer])
+    blob.tracepoint("console", [blob.pointer(char), blob.typedef("size_t", u64)])
+    blob.function("__mmdrop", {"mm": mm_pointer})
     blob.tracepoint("mmap_lock_acquire_returned", [mm_pointer, boolean, boolean])
     blob.tracepoint("mmap_lock_released", [mm_pointer, boolean])
     blob.function("bpf_iter_task", [void])
@@ -235,12 +294,15 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ("vm_flags", u64, 320),
         ("vm_file", file, 384),
     ]
-    chain = blob.record("list_head", 16, [("next", void, 0), ("prev", void, 64)])
+    shared = blob.record("", 32, [("rb", rb_node, 0), ("rb_subtree_last", u64, 192)])
     vma_members += [
+        ("shared", shared, 896),
         ("vm_pgoff", u64, 448),
         ("anon_vma", blob.pointer(anon_vma), 512),
         ("anon_vma_chain", chain, 768),
     ]
+    if anon_pgoff:
+        vma_members += [("__vm_anon_pgoff_lo", u32, 1152), ("__vm_anon_pgoff_hi", u32, 1216)]
     if vma_locks:
         vma_members += [
             ("vm_lock_seq", s32, 576),
@@ -249,10 +311,18 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         ]
         blob.record("vma_lock", 16, [("lock", rwsem, 0)])
         blob.record("hugetlb_vma_lock", 32, [("rw_sema", rwsem, 64), ("vma", void, 192)])
-    vma = blob.pointer(blob.record("vm_area_struct", 112, vma_members))
+    vma = blob.pointer(blob.record("vm_area_struct", 160, vma_members))
     folio = blob.pointer(
         blob.record(
-            "folio", 128, [("flags", flags, 0), ("mapping", void, 192), ("_flags_1", u64, 512)]
+            "folio",
+            128,
+            [
+                ("flags", flags, 0),
+                ("mapping", void, 192),
+                ("_flags_1", u64, 512),
+                ("_large_mapcount", mapcount, 640),
+                ("_pincount", mapcount, 672),
+            ],
         )
     )
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
@@ -273,6 +343,29 @@ def kernel_types(vma_locks: bool = False) -> bytes:
         "split_huge_page_to_list_to_order", {"page": void, "list": void, "new_order": u32}, s32
     )
     return blob.bytes()
+
+
+def _maple_nodes(blob: Blob, u64: int, u32: int, char: int, void: int) -> None:
+    """Add the nodes of maple trees, which are the same on every kernel of 64 bits."""
+    meta = blob.record("maple_metadata", 2, [("end", char, 0), ("gap", char, 8)])
+    pivots = {count: blob.array(u64, count, u32) for count in (9, 10, 15)}
+    leaf: list[Member] = [
+        ("parent", void, 0),
+        ("pivot", pivots[15], 64),
+        ("slot", blob.array(void, 16, u32), 1024),
+        ("meta", meta, 1984),
+    ]
+    inner: list[Member] = [
+        ("parent", void, 0),
+        ("pivot", pivots[9], 64),
+        ("slot", blob.array(void, 10, u32), 640),
+        ("gap", pivots[10], 1280),
+        ("meta", meta, 1920),
+    ]
+    blob.record("maple_range_64", 256, leaf)
+    blob.record("maple_arange_64", 256, inner)
+    types = ("maple_dense", "maple_leaf_64", "maple_range_64", "maple_arange_64")
+    blob.enum("maple_type", {name: number for number, name in enumerate(types)})
 
 
 def _window_functions(

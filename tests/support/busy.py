@@ -17,9 +17,11 @@ from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Finding, Verdict, Violation
 from tracer.protocol.text import parse, text
+from tracer.results.audit import AuditProgress
 from tracer.results.latest import LatestSnapshot
 from tracer.results.protocols import ProtocolVerdict
-from tracer.results.snapshot import Snapshot
+from tracer.results.snapshot import OldEntry, Snapshot
+from tracer.tables.histogram import SLOTS, Histogram
 
 HOSTILE = "<script>document.title='owned'</script>"
 """A possible name of a task, except that it is too long."""
@@ -134,6 +136,37 @@ def violations() -> list[Violation]:
     return [Violation(order, _NOW - 500, _NOW - 20, 3), Violation(entry, _NOW - 60, _NOW - 60, 1)]
 
 
+def times(count: float, peak: int) -> Histogram:
+    """Return a histogram of this many times, most of them near 2**peak nanoseconds."""
+    slots = [0] * SLOTS
+    for n, share in zip(range(peak - 3, peak + 4), (3, 10, 22, 30, 22, 10, 3), strict=True):
+        slots[n] = int(count * share / 100)
+    return Histogram(tuple(slots), sum(int(one * 0.75 * 2**n) for n, one in enumerate(slots)))
+
+
+def audit(seconds: float) -> AuditProgress:
+    """Return the progress of an audit that has run for this time."""
+    looks = int(seconds * 20)
+    counted = {"mms": looks, "vmas": looks * 90, "nodes": looks * 9, "climbs": looks * 70}
+    return AuditProgress(
+        counted=counted | {"passes": looks // 190},
+        doubts={"cleared": int(seconds / 400), "mm_gone": 2, "violated": 0, "unverifiable": 0},
+        open=1,
+        known_mms=190,
+        oldest_seconds=8.7,
+        cpu_seconds=seconds / 1000,
+        budget=0.001,
+    )
+
+
+def oldest() -> tuple[OldEntry, ...]:
+    """Return the oldest outstanding entries."""
+    return tuple(
+        OldEntry(0.0042 / (n + 1), 0.012, 812, 812, 0x7F1000002000 + 4096 * n, 1, 1 + n % 3)
+        for n in range(12)
+    )
+
+
 def snapshot(seconds: float = 4000.0) -> Snapshot:
     """Return the snapshot at this time after the gate opened."""
     base, load = (
@@ -150,14 +183,9 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         ("M1", Verdict.SUSPECT): 1,
         ("L2", Verdict.UNVERIFIABLE): int(seconds / 30),
     }
-    coverage = {
-        name: inv.coverage({hook.hook.name for hook in base.hooks} | {"oracle"})
-        for name, inv in base.invariants.items()
-    }
-    times = {
-        name: replace(one, slots=(int(load / (n + 3)), *one.slots[1:]))
-        for n, (name, one) in enumerate(base.window_times.items())
-    }
+    coverage = {name: inv.coverage(inv.hooks) for name, inv in base.invariants.items()}
+    windows = {name: times(load / (n + 3), 10 + n % 7) for n, name in enumerate(base.window_times)}
+    locks = list(base.lock_waits)
     return replace(
         base,
         kernel="6.12.95-amd64",
@@ -165,7 +193,12 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         checks=checks | found,
         coverage=coverage,
         statistics=hooks,
-        window_times=times,
+        window_times=windows,
+        lock_waits={name: times(load / (7 * n + 5), 9 + n % 5) for n, name in enumerate(locks)},
+        lock_holds={name: times(load / (3 * n + 5), 11 + n % 5) for n, name in enumerate(locks)},
+        histograms={
+            name: times(load / (n + 4), 12 + n % 4) for n, name in enumerate(base.histograms)
+        },
         protocols=tuple(protocols()),
         violations={v.first.id: v for v in violations()},
         counters={"ENTRIES_RECORDED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
@@ -174,6 +207,10 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         taken_seconds=_NOW + seconds - 4000,
         outstanding=12,
         oldest_entry_seconds=0.0042,
+        oldest=oldest(),
+        audit=audit(seconds),
+        run="5c0ffee5c0ffee50",
+        host="web-17.example",
     )
 
 
@@ -211,10 +248,12 @@ def well(**changes: Any) -> Snapshot:
 
 
 def tracepoints_only() -> Snapshot:
-    """Return the snapshot of a kernel without kprobes and fentry."""
+    """Return the snapshot of a kernel without kprobes and fentry (6.18.44)."""
     s = well()
     coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
-    coverage |= dict.fromkeys(("M1", "M4", "L2"), (Coverage.PARTIAL, "tracepoints only"))
+    in_part = ("M1", "M2", "M3", "M4", "L2", "L3", "L7", "R1", "K1")
+    coverage |= dict.fromkeys(in_part, (Coverage.PARTIAL, "tracepoints only"))
+    coverage |= dict.fromkeys(("V3", "V4", "R2"), (Coverage.FULL, ""))
     hooks = [
         replace(hook, state=HookState.DENIED, reason=NO_HOOKS) if n > 20 else hook
         for n, hook in enumerate(s.hooks)

@@ -17,6 +17,7 @@ from tracer.checking.findings import Findings
 from tracer.checking.missed_runs import MissedRuns
 from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.second_walks import SecondWalks
+from tracer.checking.verdicts import Verdicts
 from tracer.invariants.catalogue import discover
 from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Ruling, Tally, Verdict
@@ -136,7 +137,7 @@ class CheckerRig(Checker):
             tables=CheckerTables.of(model.tables),
             invariants=self.known,
             covered=hooks.covered,
-            tally=Tally(),
+            verdicts=Verdicts(Tally()),
             open_cases=self.cases,
             second_walks=self.walks,
             findings=Findings(
@@ -148,6 +149,7 @@ class CheckerRig(Checker):
                 protocol_events.trails,
             ),
             protocol_events=protocol_events,
+            handlers={},
             hooks=hooks,
             age_limit_ns=AGE_LIMIT_NS,
             clock=lambda: model.now,

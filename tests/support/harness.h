@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #define HARNESS
+#include <setjmp.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -44,7 +45,8 @@ static u64 harness_place(void *ctx, u32 number)
 
 /* State of the kernel that the tests set. */
 u64 harness_stack_id = 7;
-u64 harness_regs[2]; /* orig_ax and ip of the system call */
+u64 harness_regs[2];    /* orig_ax and ip of the system call */
+u64 harness_frames[32]; /* the kernel stack of any other task */
 u64 harness_pid_tgid, harness_task, harness_now, harness_stack;
 u32 harness_ring_room = 1 << 20;
 
@@ -55,11 +57,42 @@ u32 harness_ring_room = 1 << 20;
 #define bpf_get_current_task_btf()     harness_task
 #define bpf_task_pt_regs(task)         ((u64)harness_regs - 120)
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1
+#define bpf_get_task_stack(task, to, size, flags) \
+	(memcpy((to), harness_frames, (size)), (long)(size))
 #define bpf_get_current_comm(to, size) (memcpy((to), "harness", 8), 0)
+
+/*
+ * A writer that interferes. The memory from harness_memory to harness_memory_end is read word by
+ * word, as copy_from_kernel_nofault() does, and each store is made before the word with its number.
+ */
+struct harness_store {
+	u64 when, at, value;
+};
+struct harness_store harness_stores[1024];
+u64 harness_store_count, harness_stores_made, harness_words_read;
+u64 harness_memory, harness_memory_end;
+
+static void make_stores(void)
+{
+	u64 word = harness_words_read++;
+	while (harness_stores_made < harness_store_count &&
+	       harness_stores[harness_stores_made].when <= word) {
+		struct harness_store *store = &harness_stores[harness_stores_made++];
+		*(u64 *)store->at = store->value;
+	}
+}
 
 static int bpf_probe_read_kernel(void *to, u32 size, const void *from)
 {
 	struct iovec local = {to, size}, remote = {(void *)from, size};
+	u64 at = (u64)from;
+	if (at >= harness_memory && at + size <= harness_memory_end) {
+		for (u32 done = 0; done < size; done += 8) {
+			make_stores();
+			memcpy((u8 *)to + done, (u8 *)at + done, size - done < 8 ? size - done : 8);
+		}
+		return 0;
+	}
 	if (process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == (ssize_t)size)
 		return 0;
 	memset(to, 0, size);
@@ -108,6 +141,9 @@ static void map_new(struct map *m, const char *name, u32 key, u32 value, u32 max
 static void *map_lookup(struct map *m, const void *key)
 {
 	u32 index;
+	/* A number that another program counts, and this one reads from the map. */
+	if (harness_memory && !strcmp(m->name, "audit_writes"))
+		make_stores();
 	if (m->kind == ARRAY) {
 		memcpy(&index, key, 4);
 		return index < m->max ? m->values + (u64)index * m->value : 0;
@@ -183,6 +219,44 @@ static int map_update(struct map *m, const void *key, const void *value)
 #define BPF_PERCPU_ARRAY(nm, V, N)   MAP(nm, u32, V, N, ARRAY)
 #define BPF_TABLE(kind, K, V, nm, N) MAP(nm, K, V, N, LRU)
 
+/*
+ * Programs that tail calls go to. A program's number stands for its file descriptor. A tail call
+ * that succeeds does not return; the 34th of a run, and one of an empty slot, do nothing
+ * (MAX_TAIL_CALL_CNT, include/linux/bpf.h).
+ */
+typedef int program_fn(void *ctx);
+enum {
+	PROGRAMS = 64,
+	MAX_TAIL_CALL_CNT = 33
+};
+static program_fn *programs[PROGRAMS];
+static u32 program_count;
+static program_fn *next_program;
+static u32 tail_calls;
+static jmp_buf running;
+static void tail_call(struct map *m, u32 slot)
+{
+	u32 *number = map_lookup(m, &slot);
+	if (!number || !*number || tail_calls == MAX_TAIL_CALL_CNT)
+		return;
+	tail_calls++;
+	next_program = programs[*number];
+	longjmp(running, 1);
+}
+#define BPF_PROG_ARRAY(nm, N)                                   \
+	static struct map nm##_map;                             \
+	static __attribute__((constructor)) void nm##_new(void) \
+	{                                                       \
+		map_new(&nm##_map, #nm, 4, 4, N, ARRAY);        \
+	}                                                       \
+	static void nm##_call(void *ctx, u32 slot)              \
+	{                                                       \
+		tail_call(&nm##_map, slot);                     \
+	}                                                       \
+	static struct {                                         \
+		void (*call)(void *, u32);                      \
+	} nm = {nm##_call};
+
 /* Task storage: one value per tid. No more than TASKS values can be created. */
 static void *map_own(struct map *m, u64 flags)
 {
@@ -237,6 +311,21 @@ static int bpf_seq_write(struct seq_file *seq, const void *from, u32 size)
 }
 
 /* For Python. */
+u32 harness_program(program_fn *program)
+{
+	for (u32 i = 1; i <= program_count; i++)
+		if (programs[i] == program)
+			return i;
+	programs[++program_count] = program;
+	return program_count;
+}
+u32 harness_run(program_fn *program, void *ctx)
+{
+	next_program = program;
+	tail_calls = 0;
+	setjmp(running);
+	return next_program(ctx);
+}
 struct map *harness_map(const char *name)
 {
 	for (u32 i = 0; i < map_count; i++)
@@ -282,4 +371,6 @@ void harness_reset(void)
 	harness_stack_id = 7;
 	harness_regs[0] = harness_regs[1] = 0;
 	harness_ring_room = 1 << 20;
+	harness_memory = harness_memory_end = 0;
+	harness_store_count = harness_stores_made = harness_words_read = 0;
 }

@@ -13,11 +13,11 @@ TRACER = Path(__file__).parent.parent.parent / "tracer"
 
 PACKAGES = """
     (root) kernel process bpf tables attach memory protocol invariants results
-    checking outputs report web supervision daemon cli
+    checking outputs report web client supervision daemon cli
 """.split()
 """A package imports from those before it. (root): modules that every package may import."""
 
-_TOP = ("cli", "__main__")
+_TOP = (*(path.stem for path in sorted(TRACER.glob("cli*.py"))), "__main__")
 
 
 def modules() -> dict[str, Path]:

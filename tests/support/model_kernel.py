@@ -34,6 +34,13 @@ _MM_MEMBERS = {
 }
 
 
+_MAPCOUNT, _REFCOUNT, _PAGE_MAPPING = 48, 52, 24
+_STRUCT_PAGES = (bytes(_MAPCOUNT) + b"\xff" * 4 + bytes(64 - _MAPCOUNT - 4)) * (
+    VMEMMAP_PAGES * PAGE // 64
+)
+"""struct page of every page frame: on no list, not locked, not mapped (a mapcount of -1)."""
+
+
 def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
     """Encode a swap-type entry as x86-64 does.
 
@@ -81,6 +88,7 @@ class ModelKernel:
         self._used = 0
         self.page_offset = self._pool - 16 * PAGE
         self.vmemmap = self._take(VMEMMAP_PAGES)
+        ctypes.memmove(self.vmemmap, _STRUCT_PAGES, len(_STRUCT_PAGES))
         self._walk_arg = self._take()
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
@@ -115,6 +123,7 @@ class ModelKernel:
             page_offset=self.page_offset,
             vmemmap=self.vmemmap,
         )
+        self.tables.params.set_unhooked(() if hooks else ("first_walk", "second_walk"))
         self._offsets = synthetic_kernel().types
 
     # memory
@@ -178,7 +187,7 @@ class ModelKernel:
         for task, mm in self.tasks.values():
             if mm.alive:
                 context = struct.pack("<QQ", ctypes.addressof(self._seq), task)
-                self.native.lib.bpf_iter__task(context)
+                self.native.lib.bpf_iter__tasks(context)
         return self.native.sequence()
 
     _seq = ctypes.create_string_buffer(16)
@@ -211,9 +220,21 @@ class ModelKernel:
         (self.locked.add if held else self.locked.discard)(pfn)
         self.put(self.vmemmap + pfn * 64, int(held))
 
+    def count_mapping(self, pfn: int, change: int) -> None:
+        """Change the mapcount of a small folio."""
+        at = self.vmemmap + pfn * 64 + _MAPCOUNT
+        (mapcount,) = struct.unpack("<i", ctypes.string_at(at, 4))
+        ctypes.memmove(at, struct.pack("<i", mapcount + change), 4)
+
+    def set_page(self, pfn: int, *, references: int = 1, mapping: int = 0) -> None:
+        """Write _refcount and mapping of a struct page."""
+        self.put(self.vmemmap + pfn * 64 + _REFCOUNT, references, 4)
+        self.put(self.vmemmap + pfn * 64 + _PAGE_MAPPING, mapping)
+
     def map_page(self, mm: SimMm, addr: int, pfn: int | None = None) -> int:
         if pfn is None:
             pfn, self.next_pfn = self.next_pfn, self.next_pfn + 1
+        self.count_mapping(pfn, 1)
         self.put(self.slot(mm, addr), pfn << 12 | USER_BITS)
         mm.entries[addr] = pfn
         mm.migrating.discard(addr)
@@ -242,6 +263,7 @@ class ModelKernel:
         self.become(migration.tid)
         self.lock(pfn, True)
         migration.pfns.append(pfn)
+        self.call("empty_folio", self.folio(pfn), 0)
         for mm in self.mms:
             for addr in [a for a, p in mm.entries.items() if p == pfn and a not in mm.migrating]:
                 entry = swap_entry(kind, pfn, 1, 34 if self.levels == 4 else 40)
@@ -250,7 +272,9 @@ class ModelKernel:
                 mm.migrating.add(addr)
                 self._name(mm, addr)
                 self.fire("set_migration_pte", addr, entry, 0)
+                self.count_mapping(pfn, -1)
                 self.call("first_walk_leave")
+        self.call("empty_folio_leave", self.folio(pfn), 0)
 
     def visit(self, mm: SimMm, addr: int, src: int, dst: int) -> None:
         """Enter remove_migration_pte(); struct rmap_walk_arg is on its caller's stack."""
@@ -289,6 +313,7 @@ class ModelKernel:
                 self.call("second_walk_leave")
                 continue
             self.put(self.slot(mm, addr), new << 12 | USER_BITS)
+            self.count_mapping(new, 1)
             mm.entries[addr] = new
             mm.migrating.discard(addr)
             if seen:
@@ -371,6 +396,8 @@ class ModelKernel:
     # other tasks meanwhile
     def zap(self, mm: SimMm, addr: int) -> None:
         self.put(self.slot(mm, addr), 0)
+        if addr not in mm.migrating:
+            self.count_mapping(mm.entries[addr], -1)
         mm.entries.pop(addr)
         mm.migrating.discard(addr)
 
@@ -378,7 +405,9 @@ class ModelKernel:
         """move_ptes(): the entry as it is, migration entries too, at another address."""
         self.put(self.slot(mm, to), self.get(self.slot(mm, addr)))
         mm.entries[to] = mm.entries[addr]
-        if addr in mm.migrating:
+        if addr not in mm.migrating:
+            self.count_mapping(mm.entries[addr], 1)
+        else:
             mm.migrating.add(to)
             self.names[mm.number, to] = self.names[mm.number, addr]
         self.zap(mm, addr)
@@ -420,6 +449,7 @@ class ModelKernel:
             self._name(child, addr)
         else:
             self.put(self.slot(child, addr), self.get(self.slot(parent, addr)))
+            self.count_mapping(parent.entries[addr], 1)
         child.entries[addr] = parent.entries[addr]
 
     def end_fork(self, parent: SimMm, child: SimMm) -> None:

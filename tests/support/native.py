@@ -8,8 +8,10 @@ Writes kernel.h there: with it clangd and gcc can read probes/ as it is.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
+import shutil
 import struct
 import subprocess
 import sys
@@ -104,9 +106,11 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     """Compile all probe objects: one library for each kernel and set of map sizes."""
     planned = attach_plan(types)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
+    fold = _FOLD if any(probe_object.name == "vma" for probe_object in usable) else ""
     (folder / "all.c").write_text(
-        HARNESS.read_text() + loader.source(planned.header, usable, PROBES / "include") + _FOLD
+        HARNESS.read_text() + loader.source(planned.header, usable, PROBES / "include") + fold
     )
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
     command = [
@@ -185,6 +189,7 @@ class NativeProgram:
     def __init__(self, lib: ctypes.CDLL, name: str, point: plan.AttachPoint | None = None) -> None:
         self._lib, self._point = lib, point
         self._function = getattr(lib, f"rmapd_{name}")
+        self.fd: int = lib.harness_program(self._function)
         self._context = (ctypes.c_uint64 * 24)()
 
     def _patch(self, point: plan.AttachPoint) -> None:
@@ -205,7 +210,7 @@ class NativeProgram:
             self._patch(self._point)
         for index, value in enumerate(args):
             self._context[index] = value
-        self._function(ctypes.byref(self._context))
+        self._lib.harness_run(self._function, ctypes.byref(self._context))
 
     def call(self, args: tuple[int, ...], stack: int, returned: int | None = None) -> None:
         """Run with the arguments and the return value of a function.
@@ -237,14 +242,19 @@ MAPS = tuple(
     ledger migrations dying_mms lock_states lock_order hold_turn next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
     task_windows protocols held_rwsems holds window_times allowances lock_waits lock_holds
-    flights next_flight flight_stacks object_info""".split()
+    flights next_flight flight_stacks object_info
+    audit_look audit_programs audit_doubts audit_owned audit_copies audit_writes
+    owner_look watched_locks last_waits sleeper_row
+    flight_freeze complaint_turns dropped_mms""".split()
 )
 WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
     """mm_migrate_pages_start mm_migrate_pages
     set_migration_pte remove_migration_pte set_migration_pmd remove_migration_pmd
     sched_process_exit exit_mmap mmap_lock_contended mmap_lock_acquire_returned mmap_lock_released
-    walk sweep_upper sweep_leaf calibrate look""".split()
+    walk sweep_upper sweep_leaf calibrate look
+    audit_start audit_nodes audit_links audit_copy audit_writer owner_look owner_enters
+    lock_wait complaint""".split()
 )
 
 
@@ -254,13 +264,18 @@ class Native:
     def __init__(self, types: bytes = b"", /, **sizes: int) -> None:
         self.lib = library(types, **sizes)
         self.lib.harness_reset()
-        self.maps = {name: NativeMap(self.lib, name) for name in MAPS}
-        self.programs = {name: NativeProgram(self.lib, name) for name in PROGRAMS}
-        probe_objects = attach_plan(types).probe_objects
+        probe_objects = [one for one in attach_plan(types).probe_objects if one.usable]
+        whole = len(probe_objects) == len(attach_plan(types).probe_objects)
+        maps = MAPS if whole else [name for name in MAPS if self.lib.harness_map(name.encode())]
+        programs = (
+            PROGRAMS if whole else [one for one in PROGRAMS if hasattr(self.lib, f"rmapd_{one}")]
+        )
+        self.maps = {name: NativeMap(self.lib, name) for name in maps}
+        self.programs = {name: NativeProgram(self.lib, name) for name in programs}
         methods = [
             hook.methods[0]
             for probe_object in probe_objects
-            if probe_object.name in ("ledger", "forks")
+            if probe_object.name in ("ledger", "forks", "complaints")
             for hook in probe_object.hooks
         ]
         self.programs |= {
@@ -291,8 +306,11 @@ class Native:
         used = self.lib.harness_ring(self._buffer)
         while at < used:
             size = head.size
-            if head.unpack(self._buffer.raw[at:]).kind == LAYOUTS.constants["PROTOCOL_NEW"]:
+            kind = head.unpack(self._buffer.raw[at:]).kind
+            if kind == LAYOUTS.constants["PROTOCOL_NEW"]:
                 size += LAYOUTS.structs["sighting"].size + LAYOUTS.structs["protocol_key"].size
+            if kind == LAYOUTS.constants["COMPLAINT"]:
+                size += LAYOUTS.structs["complaint_line"].size
             found.append(self._buffer.raw[at : at + size])
             at += size
         return found

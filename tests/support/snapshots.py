@@ -48,6 +48,7 @@ def snapshot(**changes: Any) -> Snapshot:
     slots = [0] * SLOTS
     slots[10], slots[39] = 3, 1
     values: dict[str, Any] = {
+        "host": "a-host",
         "kernel": "6.1-test",
         "fidelity": "full",
         "gate_open": True,

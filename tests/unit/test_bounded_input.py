@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.support.clock import Clock
 from tests.support.reports import unlucky, written
 from tests.unit.report.test_explain import left_behind, lock_order
-from tracer import atomic_file, bounded_input, cli
+from tracer import atomic_file, bounded_input, cli_common
 from tracer.cli import main
 from tracer.errors import RmapdError
 from tracer.outputs.store.writer import Store
@@ -412,7 +412,7 @@ def test_default_configuration_that_cannot_be_looked_up_is_an_error(
 
         __str__ = __fspath__
 
-    monkeypatch.setattr(cli, "_DEFAULT_CONFIG", Locked())
+    monkeypatch.setattr(cli_common, "_DEFAULT_CONFIG", Locked())
     done = rmapd("check-config")
     assert (done.exit_code, "cannot read the configuration /proc/self/no/such" in done.stderr) == (
         2,

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from tracer import config
 from tracer.cli import main
+from tracer.config_maps import Maps
 from tracer.errors import RmapdError
 
 
@@ -43,6 +44,8 @@ def test_flags_override_defaults(tmp_path: Path) -> None:
         ("fidelity = 'most'", "auto, full, sampled, owner, migration"),
         ("max_entry_age_seconds = -1.0", "max_entry_age_seconds"),
         ("max_entry_age_seconds = nan", "max_entry_age_seconds"),
+        ("log_level = 'most'", "'most' is no level(.|\n)*emerg, alert, crit, err, warning, notice"),
+        ("log_format = 'xml'", "'xml' is not one of text, json"),
         ("= 3", "rmapd.toml"),
     ],
 )
@@ -62,7 +65,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def test_documentation_has_every_key_with_default_and_meaning() -> None:
     text = (ROOT / "docs/CONFIGURATION.md").read_text()
-    for owner in (config.Config(), config.Maps()):
+    for owner in (config.Config(), Maps()):
         for field in msgspec.structs.fields(owner):
             if field.name != "maps":
                 default = json.dumps(getattr(owner, field.name))

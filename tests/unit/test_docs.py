@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from tests.support.native import ROOT
 from tests.support.words import retired
+from tracer.attach import plan
+from tracer.invariants.catalogue import discover
 
 PAGES = [
     ROOT / "README.md",
@@ -118,3 +122,67 @@ def test_pages_that_the_code_names_exist() -> None:
     }
     assert len(named) > 20
     assert {(page, path) for page, path in named if not (ROOT / page).exists()} == set()
+
+
+def rows(page: str, head: str) -> list[list[str]]:
+    """The cells of a table's rows, found by its first heading and by nothing else."""
+    lines = [line.strip() for line in (ROOT / page).read_text().splitlines()]
+    at = next(n for n, line in enumerate(lines) if line.startswith(f"| {head} |"))
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[at + 2 :])
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+def test_recipe_of_invariants_lists_every_file_with_its_rules() -> None:
+    declared = {}
+    for path in (ROOT / "tracer/invariants").glob("*.py"):
+        module = importlib.import_module(f"tracer.invariants.{path.stem}")
+        if found := getattr(module, "INVARIANTS", ()):
+            declared[f"`{path.stem}`"] = [one.id for one in found]
+    listed = {file: rules.split(", ") for file, _, rules in rows("docs/EXTENDING.md", "file")}
+    assert listed == declared
+
+
+def test_recipe_of_hooks_lists_every_probe_object() -> None:
+    named = " ".join(cells[0] for cells in rows("docs/EXTENDING.md", "`NAME`"))
+    objects = {path.stem: plan.read_probe_object(path) for path in (ROOT / "probes").glob("*.toml")}
+    assert set(re.findall(r"`(\w+)`", named)) == set(objects)
+
+
+def test_recipes_name_files_and_names_that_exist() -> None:
+    """NAME and ID stand for a name; a file may be named without its folder after another one."""
+    code = {
+        name(path): path.read_text()
+        for folder in ("tracer", "tests", "probes", "dashboards")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".html", ".toml", ".h", ".c", ".yaml", ".json")
+    }
+    quoted = set(re.findall(r"`([^`\n]+)`", (ROOT / "docs/EXTENDING.md").read_text()))
+    files = {
+        one
+        for one in quoted
+        if re.fullmatch(r"[\w/]+\.(py|html|toml|h|c|yaml|json|md)", one)
+        and not re.search(r"\b(NAME|ID)\b", one)
+    }
+    names = {
+        one.removesuffix("()")
+        for one in quoted
+        if re.fullmatch(r"_?[A-Z]\w{2,}|\w+\(\)", one) and "NAME" not in one
+    }
+    assert (len(files) > 40, len(names) > 20) == (True, True)
+    paths = [f"/{path}" for path in code]
+    pages = [f"/{name(page)}" for page in PAGES]
+    assert {one for one in files if not any(f.endswith(f"/{one}") for f in paths + pages)} == set()
+    text = "\n".join(code.values())
+    assert {one for one in names if not re.search(rf"\b{one}\b", text)} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "RmapdInvariantViolated.md"])
+def test_runbooks_of_all_invariants_are_linked(page: str) -> None:
+    text = (ROOT / "docs/runbooks" / page).read_text()
+    assert [one for one in discover() if f"[{one}]({one}.md)" not in text] == []
+
+
+def test_table_of_protocols_has_every_rule_on_protocols() -> None:
+    ids = [one for cells in rows("docs/PROTOCOLS.md", "id") for one in cells[0].split(", ")]
+    judged = {one.id for one in discover().values() if one.judge or one.needs_every_window}
+    assert set(ids) == judged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -24,15 +25,13 @@ from click.testing import CliRunner, Result
 from tests.support.clock import SAFETY_SECONDS, until
 from tests.support.native import ROOT
 from tests.support.reports import written
-from tests.support.snapshots import snapshot
-from tracer import atomic_file
+from tests.support.terminal import Terminal
+from tracer import atomic_file, logs
 from tracer import config as configuration
 from tracer.attach import attach_process, compiler, loader, resolver
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf import programs
 from tracer.cli import main
-from tracer.config import Config
-from tracer.daemon.run import log_start, reload_configuration
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
 from tracer.kernel.running import Kernel
 from tracer.process.lock_and_signals import hold_lock_file
@@ -295,53 +294,6 @@ def test_end_of_the_compiler_process_is_classified(
     assert (type(caught.value), why in caught.value.why) == (kind, True), caught.value
 
 
-def test_hook_missing_in_this_kernel_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
-    def absent(name: str, reason: str, *, tried: bool = False) -> PlannedHook:
-        return PlannedHook(
-            "vma",
-            Hook(name, [], ""),
-            HookState.DENIED if tried else HookState.MISSING,
-            reason=reason,
-            tried=tried,
-        )
-
-    hooks = (
-        *(absent(f"f{n}", "built without CONFIG_KPROBES") for n in range(5)),
-        absent("g", "no symbol g"),
-    )
-    caplog.set_level(logging.INFO, "rmapd")
-    log_start(
-        snapshot(hooks=(*hooks, absent("h", "the verifier refused it", tried=True))),
-        "http://x",
-    )
-    messages = [
-        (record.levelname, record.getMessage())
-        for record in caplog.records
-        if record.getMessage().startswith("hook")
-    ]
-    assert messages == [
-        ("INFO", "hooks not in this kernel: f0, f1, f2, f3, f4 (built without CONFIG_KPROBES)"),
-        ("INFO", "hook not in this kernel: g (no symbol g)"),
-        ("WARNING", "hook could not be attached: h (the verifier refused it)"),
-    ]
-
-
-def test_refused_configuration_at_reload_is_logged_in_one_line(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    reload_configuration(
-        cast(Any, SimpleNamespace(change=None)),
-        cast(
-            Callable[[], Config],
-            raising(RmapdError("the configuration x is wrong", why="a\nb", hint="y")),
-        ),
-    )
-    assert (
-        caplog.records[-1].getMessage()
-        == "the configuration stays as it was: the configuration x is wrong: a; b; try: y"
-    )
-
-
 FULL = Path("/dev/full")
 
 
@@ -501,3 +453,37 @@ def test_pipe_with_a_reader_gets_everything(tmp_path: Path) -> None:
     atomic_file.write(tmp_path / "fifo.md", "x" * 300_000, "the report")
     reader.join()
     assert taken == ["x" * 300_000]
+
+
+def test_size_of_the_terminal_is_known_after_stdout_is_replaced() -> None:
+    """shutil asks sys.__stdout__, which is detached then."""
+    code = (
+        "import shutil; from tracer import outcome; outcome.install_stdout();"
+        " print(*shutil.get_terminal_size())"
+    )
+    with Terminal([sys.executable, "-c", code], (111, 33)) as terminal:
+        terminal.shows("111 33")
+
+
+def test_log_is_held_back_while_a_program_draws(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("rmapd")
+    shown = list[str]()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shown.append(record.getMessage())
+
+    root, handler = logging.getLogger(), Handler()
+    root.addHandler(handler)
+    try:
+        with contextlib.suppress(RmapdError), logs.held_back():
+            for number in range(2000):
+                log.warning("line %d", number)
+            assert not shown
+            raise RmapdError("the program ends with an error")
+        assert shown == [f"line {number}" for number in range(1000, 2000)]
+        log.warning("after it")
+        assert shown[-1] == "after it"
+    finally:
+        root.removeHandler(handler)
+    assert "after it" in caplog.text

@@ -211,7 +211,8 @@ def test_difference_and_its_errors_are_printable(tmp_path: Path) -> None:
 def test_output_of_a_run_is_printable(name: str) -> None:
     violation = Violation(hostile(name), 1.0, 2.0)
     s = snapshot(violations={"M1-x": violation}, kernel=name)
-    texts = (terminal.as_text(s, ["sh", "-c", name], 0), as_ktap(s), as_junit(s, [name], 0))
+    text, ktap = terminal.as_text(s, ["sh", "-c", name], name), as_ktap(s, ending=name)
+    texts = (text, ktap, as_junit(s, [name], 0, more={"exit.source": name}))
     assert [control_characters(text, keep="\n\t") for text in texts] == [set()] * 3
     ET.fromstring(texts[2].split("\n", 1)[1])
     assert json_form.as_json(s, [name], 0)["violations"][0]["task"]["comm"] == name

@@ -71,7 +71,7 @@ def test_every_invariant_of_the_catalogue_is_declared() -> None:
                 invariant.confirmed,
             )
         )
-        assert bool(invariant.needs) != bool(invariant.awaits)
+        assert invariant.needs
 
 
 def test_coverage_says_what_is_lacking() -> None:
@@ -106,3 +106,15 @@ def test_coverage_knows_alternatives() -> None:
         Coverage.PARTIAL,
         "only mmap_lock against mmap_lock: the rwsems of anon_vma and i_mmap have no tracepoint",
     )
+
+
+def test_coverage_by_another_way_is_partial() -> None:
+    l3 = discover()["L3"]
+    assert l3.otherwise
+    assert l3.coverage(l3.hooks) == (Coverage.FULL, "")
+    level, reason = l3.coverage(l3.otherwise.hooks)
+    assert (level, reason) == (Coverage.PARTIAL, l3.otherwise.cost)
+    level, reason = l3.coverage(l3.hooks - {"owners", "down_read"})
+    assert level is Coverage.NONE
+    assert reason == "needs down_read, or else audit, owners, owner_enters"
+    assert l3.coverage({*l3.needs, *l3.lacking}) == (Coverage.FULL, "")

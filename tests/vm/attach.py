@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tracer.attach import loader, resolver
 from tracer.bpf.programs import program_ids
-from tracer.config import Maps
+from tracer.config_maps import Maps
 from tracer.daemon.probes import probes_folder, running_kernel
 from tracer.tables.c_structs import Layouts
 

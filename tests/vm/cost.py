@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from tests.vm.guest import TSC, GuestError, ladder, run
+from tests.vm.guest import GuestError, ladder, run
 
 _SECONDS = 7200
 _DEFAULTS = ["--rounds", "5", "--scale", "0.03"]
@@ -30,7 +30,7 @@ def main(name: str, arguments: list[str], memory: str = "4G") -> int:
         f"python -u -m tests.bench --out $OUT/cost.json {shlex.join([*_DEFAULTS, *arguments])}"
     )
     try:
-        result = run(name, command, label="cost", memory=memory, append=TSC, timeout=_SECONDS)
+        result = run(name, command, label="cost", memory=memory, timeout=_SECONDS)
     except GuestError as error:
         print(error, file=sys.stderr)
         return 1

@@ -19,7 +19,8 @@ from typing import Any
 
 import msgspec
 
-from tracer.config import Config, Maps
+from tracer.config import Config
+from tracer.config_maps import Maps
 from tracer.daemon.probes import running_kernel
 from tracer.daemon.session import Session, open_session
 from tracer.daemon.snapshots import caught_up

@@ -23,7 +23,7 @@ import msgspec
 ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
-TSC = "tsc=reliable clocksource=tsc"
+_TSC = "tsc=reliable clocksource=tsc"
 """Kernel parameters: use the TSC, as real machines do, not an emulated HPET (docs/KERNELS.md)."""
 _BAD = re.compile(
     r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic"
@@ -39,7 +39,7 @@ class GuestError(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel of kernels.toml or bugs.toml."""
+    """One kernel of kernels.toml, bugs.toml or variants.toml."""
 
     name: str
     package: str
@@ -73,8 +73,8 @@ def ladder() -> dict[str, Entry]:
 
 
 def kernels() -> dict[str, Entry]:
-    """Return the ladder and the kernels that are known for a bug."""
-    return ladder() | _listed("bugs.toml")
+    """Return the ladder, the kernels that are known for a bug, and those built in another way."""
+    return ladder() | _listed("bugs.toml") | _listed("variants.toml")
 
 
 def apt(suite: str, state: Path) -> list[str]:
@@ -112,8 +112,8 @@ def apt(suite: str, state: Path) -> list[str]:
     return flags
 
 
-def _packages(package: str, flags: list[str]) -> list[str]:
-    """Return the package and its dependencies of the same kernel.
+def packages(package: str, flags: list[str], parts: re.Pattern[str] = _PART) -> list[str]:
+    """Return the package and its dependencies of the same kernel. parts: finds one in a line.
 
     From 6.19 on the kernel and its modules are separate packages.
     """
@@ -122,8 +122,21 @@ def _packages(package: str, flags: list[str]) -> list[str]:
         listed = subprocess.run(
             ["apt-cache", *flags, "depends", one], check=True, capture_output=True, text=True
         ).stdout
-        wanted += [found for found in _PART.findall(listed) if found not in wanted]
+        wanted += [found for found in parts.findall(listed) if found not in wanted]
     return wanted
+
+
+def unpack(packages: list[str], flags: list[str], folder: Path) -> None:
+    """Download packages and unpack them in a folder; install nothing."""
+    subprocess.run(
+        ["apt-get", *flags, "-q", "download", *packages],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+    )
+    for archive in folder.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+        archive.unlink()
 
 
 def image(name: str) -> Path:
@@ -140,15 +153,7 @@ def image(name: str) -> Path:
     unpacked = CACHE / f"{name}.new"
     shutil.rmtree(unpacked, ignore_errors=True)
     (unpacked / "boot").mkdir(parents=True)
-    subprocess.run(
-        ["apt-get", *flags, "-q", "download", *_packages(entry.package, flags)],
-        check=True,
-        capture_output=True,
-        cwd=unpacked,
-    )
-    for archive in unpacked.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(unpacked)], check=True)
-        archive.unlink()
+    unpack(packages(entry.package, flags), flags, unpacked)
     if not (unpacked / "lib").exists():
         (unpacked / "lib").symlink_to("usr/lib")
     for kernel in unpacked.glob("lib/modules/*/vmlinuz"):
@@ -216,8 +221,7 @@ def run(
     ]
     if one_thread:
         vng += ["--qemu-opts=-accel tcg,thread=single"]
-    if append:
-        vng += ["--append", append]
+    vng += ["--append", f"{_TSC} {append}".rstrip()]
     if nodes > 1:
         share = int(memory.rstrip("G")) * 1024 // nodes
         vng += [word for node in range(nodes) for word in ("--numa", f"{share}M,cpus={node}")]
@@ -266,18 +270,3 @@ def _tail(folder: Path) -> str:
                 + "\n".join((folder / file).read_text(errors="replace").splitlines()[-40:])
             )
     return "\n".join([*parts, f"logs: {folder}"])
-
-
-def headers() -> Path:
-    """Return where the headers of the 6.1 kernel are if they are installed."""
-    return Path("/usr/src") / f"linux-headers-{image('6.1').name.removeprefix('vmlinuz-')}"
-
-
-def faults(folder: Path) -> Path:
-    """Build tests/faults for the 6.1 kernel in a folder and return the module."""
-    shutil.copytree(ROOT / "tests/faults", folder, dirs_exist_ok=True)
-    command = ["make", "-s", "-C", str(headers()), f"M={folder}", "modules"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise GuestError(f"the fault module was not built:\n{done.stdout}{done.stderr}")
-    return folder / "rmapd_faults.ko"

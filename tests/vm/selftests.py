@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.vm.guest import CACHE, GuestError, apt, kernels, ladder
+from tests.vm.guest import CACHE, GuestError, apt, kernels, ladder, unpack
 
 PROGRAMS = (
     "rmap",
@@ -52,19 +52,11 @@ def built(name: str) -> Path:
 def _unpacked(package: str, suite: str, state: Path, folder: Path) -> Path:
     """Unpack the part of the source that the tests need."""
     tree = folder / "source"
-    tree.mkdir()
-    subprocess.run(
-        ["apt-get", *apt(suite, state), "-q", "download", package],
-        check=True,
-        capture_output=True,
-        cwd=tree,
-    )
-    (archive,) = tree.glob("*.deb")
-    subprocess.run(["dpkg-deb", "-x", str(archive), "deb"], check=True, cwd=tree)
-    archive.unlink()
+    (tree / "deb").mkdir(parents=True)
+    unpack([package], apt(suite, state), tree / "deb")
     (packed,) = tree.glob("deb/usr/src/*.tar.xz")
     wanted = [f"{package}/{one}" for one in _WANTED]
-    unpack = [
+    extract = [
         "tar",
         "-xf",
         str(packed),
@@ -73,7 +65,7 @@ def _unpacked(package: str, suite: str, state: Path, folder: Path) -> Path:
         "--no-wildcards-match-slash",
         *wanted,
     ]
-    subprocess.run(unpack, check=True, cwd=tree)
+    subprocess.run(extract, check=True, cwd=tree)
     shutil.rmtree(tree / "deb")
     return tree
 

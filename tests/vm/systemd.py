@@ -243,10 +243,18 @@ def start() -> None:
         "/var/lib/rmapd/rmapd.db",
         "/run/rmapd",
         "/run/rmapd/rmapd.lock",
+        "/run/rmapd/rmapd.lock.exec",
+        "/run/rmapd/rmapd.lock.exec/socket",
         "/var/cache/rmapd",
     )
     facts["cached"] = sorted({path.owner() for path in Path("/var/cache/rmapd").iterdir()})
-    facts["exec"] = shell("rmapd exec -- true")
+    facts["exec"] = shell("rmapd exec -- true", lines=40)
+    facts["alone"] = shell("rmapd exec --daemon never -- true")
+    asks = "import socket; s = socket.socket(socket.AF_UNIX); s.connect('{}'); print(s.recv(4096))"
+    path = "/run/rmapd/rmapd.lock.exec/socket"
+    facts["as_the_user"] = shell(
+        f'setpriv --reuid=rmapd --regid=rmapd --clear-groups python3 -c "{asks.format(path)}"'
+    )
     shell(
         "systemctl show rmapd -p MemoryPeak -p MemoryCurrent -p MemoryMax "
         "-p TasksCurrent -p TasksMax"

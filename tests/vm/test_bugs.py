@@ -62,7 +62,7 @@ def test_hugetlb_migration_violates_l1_on_the_vulnerable_kernel_only(
     assert {v["invariant"] for v in report["violations"]} == ({"L1"} if vulnerable else set())
     for violation in report["violations"]:
         assert (violation["function"], violation["verdict"]) == ("rmap_walk_file", "violated")
-        assert violation["summary"] == "hugetlb: i_mmap_rwsem is taken with the folio locked"
+        assert violation["summary"] == "i_mmap_rwsem of hugetlb is taken with the folio locked"
         assert any(frame.startswith("migrate_pages") for frame in violation["stack"])
     checks = report["invariants"]["L1"]["checks"]
     assert checks["violated"] == (sum(walk["count"] for walk in walks) if vulnerable else 0)

@@ -23,6 +23,7 @@ WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "walk_unlocked": (5, 5, {("L6", "rmap_walk_anon")}),
     "entry_unlocked": (5, 5, {("M2", "try_to_migrate_one"), ("L6", "rmap_walk_anon")}),
     "restored_unlocked": (5, 5, {("M3", "remove_migration_pte"), ("L6", "rmap_walk_anon")}),
+    "source_mapped": (5, 5, {("R1", "remove_migration_pte")}),
     "adjust_swapped": (1, 1, {("L1", "__vma_adjust"), ("L2", "__vma_adjust")}),
     "move_swapped": (1, 1, {("L1", "move_page_tables"), ("L2", "move_page_tables")}),
     "cycle": (2, 1, {("L1", "do_brk_flags"), ("L2", "do_brk_flags")}),

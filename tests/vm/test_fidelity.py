@@ -11,7 +11,7 @@ from itertools import groupby
 
 import pytest
 
-from tests.vm.guest import TSC, run
+from tests.vm.guest import run
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 ROUNDS = int(os.environ.get("RMAPD_FIDELITY_ROUNDS") or 3)
@@ -47,7 +47,9 @@ def test_fidelity_changes_under_load_cause_no_alarm(kernel: str) -> None:
         held, coverage = row["held"], row["coverage"]
         assert row["refused"] == []
         assert (coverage["L1"], coverage["L4"]) == expected[row["level"]]
-        assert bool(held.get("L3")) == (row["level"] in ("full", "sampled")), row
+        assert coverage["L3"] == ("full" if row["level"] == "full" else "partial"), row
+        if row["level"] in ("full", "sampled"):  # below, the audit may find no lock owned
+            assert held.get("L3"), row
         assert bool(held.get("L4")) == bool(held.get("windows")) == (row["level"] != "migration"), (
             row
         )
@@ -67,7 +69,6 @@ def test_storm_of_windows_is_sampled_until_it_is_over(kernel: str) -> None:
         kernel,
         "python -m tests.vm.governed $OUT/g.json",
         label="governed",
-        append=TSC,
         timeout=1800,
     )
     assert result.code == 0, result.output

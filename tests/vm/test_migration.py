@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.vm.guest import Result, run
+from tracer.invariants.catalogue import discover
 
-FULL = "M1 M2 M3 M4 M5 L1 L2 L3 L4 L5 L6 V1 V2 V5".split()
+FULL = list(discover())
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 PREEMPT = ("6.18", "7.2", "7.3")
 """Lazy preemption leaves out runs of programs (docs/KERNELS.md): some checks are unverifiable."""

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from tests.vm.guest import run
+from tracer.invariants.catalogue import discover
 from tracer.protocol.model import Commit, Part, Protocol, Step
 from tracer.protocol.text import parse
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 ROUNDS = 23
-FULL = ("L1", "L2", "L3", "L4", "L5", "L6", "V1", "V2", "V5")
+FULL = [name for name, one in discover().items() if one.judge or one.needs_every_window]
 ALWAYS = {
     "__split_vma": 2,
     "do_brk_flags": 1,

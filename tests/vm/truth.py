@@ -23,8 +23,8 @@ from typing import IO
 
 from tests.live.conftest import RMAPD, until
 from tests.vm.alert import AT, pages, ready
-from tests.vm.guest import TSC, run
-from tests.vm.guest import faults as build
+from tests.vm.guest import run
+from tests.vm.modules import built
 from tests.workloads.faults import OPERATIONS, SPACE, arm
 from tests.workloads.victim import PARAMETERS, struck
 
@@ -119,13 +119,12 @@ def _row(name: str, delays: Sequence[tuple[float, float]]) -> str:
 
 def on_host(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = (
-            f"python -u -m tests.vm.truth $OUT/truth.json {build(Path(folder))} {rounds} {FAULTS}"
-        )
+        module = built("6.1", "rmapd_faults", Path(folder))
+        command = f"python -u -m tests.vm.truth $OUT/truth.json {module} {rounds} {FAULTS}"
         result = run(
             "6.1",
             command,
-            append=f"rmapd_faults=guest {TSC}",
+            append="rmapd_faults=guest",
             label="truth",
             timeout=900 + 300 * rounds,
         )

@@ -141,6 +141,7 @@ OPERATIONS: dict[str, Callable[[str], None]] = {
     "walk_unlocked": migrate,
     "entry_unlocked": migrate,
     "restored_unlocked": migrate,
+    "source_mapped": migrate,
     "adjust_swapped": merge_file,
     "move_swapped": move,
     "cycle": nest_in_opposite_order,

@@ -139,10 +139,11 @@ class AttachedProbes:
     def pause(self, probe_objects: Collection[str], reason: str) -> None:
         """Detach the hooks of these probe objects for now; reason: why, for reports.
 
-        Their programs stay loaded, and their statistics go on from where they are.
+        Their programs stay loaded, and their statistics go on from where they are. A program that
+        runs on demand is not attached to anything, and stays as it is.
         """
         for n, hook in self._hooks_of(probe_objects):
-            if hook.on or hook.state is HookState.DETACHED:
+            if hook.how != "run" and (hook.on or hook.state is HookState.DETACHED):
                 detach_all(self.points[hook.hook.name])
                 self.hooks[n] = replace(hook, state=HookState.PAUSED, reason=reason)
 
@@ -169,11 +170,15 @@ class AttachedProbes:
     ) -> None:
         """Start the process that attaches the hooks of these probe objects after a pause.
 
-        From then on resume() needs no privilege of this process. user: that the helper becomes;
-        None: it stays the one that it is.
+        Their hooks are attached now, or paused. From then on resume() needs no privilege of this
+        process. user: that the helper becomes; None: it stays the one that it is.
         """
-        hooks = [hook for _, hook in self._hooks_of(probe_objects) if hook.on]
-        points = [point for hook in hooks for point in self._points(hook) if point.link]
+        hooks = [
+            hook
+            for _, hook in self._hooks_of(probe_objects)
+            if hook.on or hook.state is HookState.PAUSED
+        ]
+        points = [point for hook in hooks for point in self._points(hook) if point.how != "run"]
         targets = [ProgramTarget(point.program, point.how, point.symbol) for point in points]
         self.reattach_helper = ReattachHelper(targets, user)
 

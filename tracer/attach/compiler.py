@@ -36,7 +36,7 @@ from tracer.process.fd_passing import (
 
 log = logging.getLogger("rmapd")
 
-_DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
+DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 _PSEUDO_MAP_FD = 1  # BPF_PSEUDO_MAP_FD: the immediate is a map's descriptor
 _MEMORY = "the same again later; it needs 150 MB"
 
@@ -216,8 +216,8 @@ def main(descriptor: int) -> None:
 
 def _compiled(request: dict[str, Any]) -> tuple[dict[str, Any], list[int], Any]:
     """Return (the reply, descriptors of the maps, the object that keeps these open)."""
-    if _DEBIAN_PACKAGES not in sys.path:
-        sys.path.append(_DEBIAN_PACKAGES)
+    if DEBIAN_PACKAGES not in sys.path:
+        sys.path.append(DEBIAN_PACKAGES)
     try:
         import bcc
     except (ImportError, OSError) as error:

@@ -27,7 +27,14 @@ from tracer.attach import bcc_headers
 from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
 from tracer.attach.compile_cache import CompileCache
 from tracer.attach.compiler import Compiled, compile_text
-from tracer.attach.plan import AttachPoint, HookState, Plan, PlannedHook, ProbeObjectPlan
+from tracer.attach.plan import (
+    REFUSED_AT,
+    AttachPoint,
+    HookState,
+    Plan,
+    PlannedHook,
+    ProbeObjectPlan,
+)
 from tracer.attach.relocations import Names
 from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
@@ -281,7 +288,7 @@ def attach_hook(
                     error, f"cannot {step} the programs of {hook.hook.name}", "the same again later"
                 ) from error
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            reasons.append(f"{method.how} {method.symbol} refused at {step}: {reason}")
+            reasons.append(REFUSED_AT.format(method.how, method.symbol, step, reason))
             continue
         return hook.attached(number), points
     return hook.failed(HookState.DENIED, "; ".join(reasons), tried=True), []

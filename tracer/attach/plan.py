@@ -41,6 +41,23 @@ import msgspec
 from tracer.attach import relocations, struct_slices
 from tracer.errors import RmapdError
 
+ABSENCES: Mapping[str, str] = {
+    "raw_tp": "no raw tracepoint {} in this kernel",
+    "iter": "no BPF iterator over {} in this kernel",
+    "fentry": "no function {} in this kernel's BTF",
+    "kprobe": "no symbol {} in this kernel",
+}
+"""The reason where a kernel does not have what a candidate names, by the candidate's method."""
+NOTRACE = "{} is notrace"
+"""The reason where a kernel has a function, and lets nothing be attached to it."""
+NEEDS_PROBE_OBJECT = "needs the probe object {}"
+NOTHING_TO_ACCOMPANY = "of no use: none of the functions it goes with can be hooked"
+"""The reasons where a hook is missing because others are."""
+REFUSED_AT = "{} {} refused at {}: {}"
+"""The reason where a method was tried: method, symbol, step, error."""
+ATTACHED_AT_TIMES = "attached only while "
+"""How the reason of a hook begins that is paused until it is needed."""
+
 
 class HookState(enum.StrEnum):
     """Where a hook stands; the module's docstring has the reasons of each state.
@@ -96,6 +113,11 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     before: str = ""
     alone: bool = True
     rebuilt: Rebuilt | None = None
+
+    @property
+    def first_method(self) -> str:
+        """The method of the first candidate; empty where there is none."""
+        return self.candidates[0].partition(":")[0] if self.candidates else ""
 
     @property
     def at_entry(self) -> str:

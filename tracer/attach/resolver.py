@@ -14,6 +14,10 @@ import msgspec
 
 from tracer.attach import arguments, relocations, struct_slices
 from tracer.attach.plan import (
+    ABSENCES,
+    NEEDS_PROBE_OBJECT,
+    NOTHING_TO_ACCOMPANY,
+    NOTRACE,
     AttachMethod,
     AttachPoint,
     Hook,
@@ -75,7 +79,7 @@ def _resolve_probe_object(
     if missing:
         unusable = str(missing[0])
     elif probe_object.needs and probe_object.needs not in usable:
-        unusable = f"needs the probe object {probe_object.needs}"
+        unusable = NEEDS_PROBE_OBJECT.format(probe_object.needs)
     else:
         unusable = ""
     hooks = [resolve_hook(kernel, path.stem, hook) for hook in probe_object.hook]
@@ -84,7 +88,7 @@ def _resolve_probe_object(
     def checked(one: PlannedHook) -> PlannedHook:
         reason = unusable
         if not reason and not one.hook.alone and not accompanied:
-            reason = "of no use: none of the functions it goes with can be hooked"
+            reason = NOTHING_TO_ACCOMPANY
         ready = one.state is HookState.READY
         return one.failed(HookState.MISSING, reason) if ready and reason else one
 
@@ -155,21 +159,21 @@ class _Availability:
 
 def _raw_tracepoint(kernel: Kernel, name: str) -> _Availability:
     if kernel.types.raw_tracepoint(name) is None:
-        return _Availability(reason=f"no raw tracepoint {name} in this kernel")
+        return _Availability(reason=ABSENCES["raw_tp"].format(name))
     return _Availability(name)
 
 
 def _iterator(kernel: Kernel, name: str) -> _Availability:
     if kernel.types.function(f"bpf_iter_{name}") is None:
-        return _Availability(reason=f"no BPF iterator over {name} in this kernel")
+        return _Availability(reason=ABSENCES["iter"].format(name))
     return _Availability(name)
 
 
 def _fentry(kernel: Kernel, name: str) -> _Availability:
     if kernel.types.function(name) is None:
-        return _Availability(reason=f"no function {name} in this kernel's BTF")
+        return _Availability(reason=ABSENCES["fentry"].format(name))
     if kernel.traceable is not None and name not in kernel.traceable:
-        return _Availability(reason=f"{name} is notrace", refused=True)
+        return _Availability(reason=NOTRACE.format(name), refused=True)
     if kernel.fentry_refused:
         return _Availability(reason=kernel.fentry_refused, refused=True)
     return _Availability(name)
@@ -178,10 +182,10 @@ def _fentry(kernel: Kernel, name: str) -> _Availability:
 def _kprobe(kernel: Kernel, name: str) -> _Availability:
     clones = kernel.clones(name)
     if not clones:
-        return _Availability(reason=f"no symbol {name} in this kernel")
+        return _Availability(reason=ABSENCES["kprobe"].format(name))
     usable = [symbol for symbol in clones if kernel.traceable is None or symbol in kernel.traceable]
     if not usable:
-        return _Availability(reason=f"{name} is notrace", refused=True)
+        return _Availability(reason=NOTRACE.format(name), refused=True)
     if kernel.kprobe_refused:
         return _Availability(reason=kernel.kprobe_refused, refused=True)
     return _Availability(usable[0])
@@ -203,7 +207,7 @@ def _points(
     if how == "raw_tp":
         return (AttachPoint(hook.at_entry, how, symbol),), _lacking_types(kernel, name, hook)
     if how == "iter":
-        return (AttachPoint(f"bpf_iter__{symbol}", how, symbol),), ""
+        return (AttachPoint(f"bpf_iter__{hook.name}", how, symbol),), ""
     if how == "run":
         return (AttachPoint(hook.name, how, symbol),), ""
     return _function_points(kernel, how, name, symbol, hook, hook.args)

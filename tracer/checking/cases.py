@@ -14,6 +14,7 @@ from itertools import product
 from tracer.invariants.migration_entries import (
     LEFT_BEHIND,
     LOOK_GAP_NS,
+    TOO_OLD,
     Case,
     CaseDecision,
     Home,
@@ -80,6 +81,7 @@ class OpenCases:
     proven: set[tuple[str, Place]] = field(default_factory=set)
     sweeps: int = 0
     reopened: int = 0
+    _proven_too_old: dict[Place, Row] = field(default_factory=dict)  # those of M4, and their rows
     _next_ask_ns: int = 0
     _next_sweep_ns: int = 0
     _next_scan_ns: int = 0
@@ -234,12 +236,19 @@ class OpenCases:
             self.proven = {
                 (invariant, place) for invariant, place in self.proven if place in places
             }
+            self._proven_too_old = {
+                place: row for place, row in self._proven_too_old.items() if place in places
+            }
         owned = self._share_out(sweep.answers)
         for key, (case, _, _) in self.cases.items():
             case.swept(owned[key], sweep.complete)
-        known = {answer.place for answers in owned.values() for answer in answers} | {
-            place for _, place in self.proven
-        }
+        judged = {
+            answer.place
+            for (invariant, _), answers in owned.items()
+            if invariant == LEFT_BEHIND.id
+            for answer in answers
+        } | {place for invariant, place in self.proven if invariant == LEFT_BEHIND.id}
+        known = judged | self._awaited(owned)
         for answer in sweep.answers:
             if answer.left_behind and answer.place not in known:
                 key = (LEFT_BEHIND.id, b"sweep" + repr((self.sweeps, answer.place)).encode())
@@ -248,6 +257,25 @@ class OpenCases:
                 case.swept((answer,), sweep.complete)
                 self.cases[key] = case, None, None
         return list(sweep.answers)
+
+    def _awaited(self, owned: Mapping[Key, Iterable[FoundEntry]]) -> set[Place]:
+        """Return the entries of M4 that M1 judges with their row, when its migration has ended.
+
+        A row that is empty, or that M1 has a case of, gets no entry any more: when mremap() has
+        moved an entry, its migration may insert one of another page at the same address, and M1's
+        case of the row names the newest page only.
+        """
+        too_old = self._proven_too_old | {
+            answer.place: row
+            for key, (case, row, _) in self.cases.items()
+            if case.invariant == TOO_OLD.id and row
+            for answer in owned[key]
+        }
+        return {
+            place
+            for place, row in too_old.items()
+            if (LEFT_BEHIND.id, row.key) not in self.cases and self.ledger.outstanding(row)
+        }
 
     def _decide(self, found: list[FoundEntry]) -> list[DecidedCase]:
         done, now, owned = [], self.clock(), self._share_out(found)
@@ -293,6 +321,10 @@ class OpenCases:
         self.proven |= {
             (decided.case.invariant, answer.place) for answer in decided.decision.proven
         }
+        if decided.case.invariant == TOO_OLD.id and decided.row:
+            self._proven_too_old |= {
+                answer.place: decided.row for answer in decided.decision.proven
+            }
         decided = replace(decided, entries=self._take_out(decided))
         kind = "present" if decided.decision.proven or decided.case.answers else "gone"
         self.answers["cleared" if decided.decision.verdict is Verdict.HOLDS else kind] += (

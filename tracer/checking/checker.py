@@ -60,9 +60,10 @@ class Checker:
     Call read_events() at a wake-up, tick() once a second, work() whenever open_cases are due, and
     close() at the end.
 
-    tally: of the run. covered: invariants that have coverage at the beginning; hooks.look() returns
-    those that have it later. age_limit_ns: after which an entry is too old. clock: CLOCK_MONOTONIC
-    in nanoseconds, as events have it.
+    verdicts: of the run. handlers: kinds of events that another part of the session takes, with
+    the record -> what takes them. covered: invariants that have coverage at the beginning;
+    hooks.look() returns those that have it later. age_limit_ns: after which an entry is too old.
+    clock: CLOCK_MONOTONIC in nanoseconds, as events have it.
     """
 
     def __init__(
@@ -71,19 +72,20 @@ class Checker:
         tables: CheckerTables,
         invariants: Mapping[str, Invariant],
         covered: frozenset[str],
-        tally: Tally,
+        verdicts: Verdicts,
         open_cases: OpenCases,
         second_walks: SecondWalks,
         findings: Findings,
         protocol_events: ProtocolEvents,
+        handlers: Mapping[str, Callable[[Event, bytes], None]],
         hooks: HookLosses,
         age_limit_ns: int,
         clock: Callable[[], int],
     ) -> None:
-        self.verdicts, self.open_cases = Verdicts(tally), open_cases
+        self.verdicts, self.open_cases = verdicts, open_cases
         self._tables, self._findings, self._invariants = tables, findings, invariants
         self._protocol_events, self._hooks, self._clock = protocol_events, hooks, clock
-        self._age_limit_ns = age_limit_ns
+        self._age_limit_ns, self._handlers = age_limit_ns, handlers
         self._reports = {
             report.kind: (name, report) for name, one in invariants.items() for report in one.events
         }
@@ -167,6 +169,8 @@ class Checker:
                 self._record_order(event)
             elif event.kind == "PROTOCOL_NEW":
                 self._protocol_events.read_event(event, raw)
+            elif event.kind in self._handlers:
+                self._handlers[event.kind](event, raw)
             elif event.kind in self._reports:
                 self.verdicts.record(self._findings.reported(*self._reports[event.kind], event))
             else:

@@ -140,7 +140,11 @@ class EntryChecks:
         """
         left = {row.key: row.count for row in rows}
         for verdict, count in self.late.count(counters, left, self._clock()):
-            self._verdicts.add(TOO_OLD.id, verdict, count)
+            if verdict is Verdict.SUSPECT:
+                draft = self._findings.removed_late(count, self._age_limit_ns)
+                self._verdicts.record(draft, count)
+            else:
+                self._verdicts.add(TOO_OLD.id, verdict, count)
         last = self._missed.last_ns
         if last is not None and last != self._reported_missed_ns:
             self._tables.params.set(missed_ns=last)

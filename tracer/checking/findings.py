@@ -11,6 +11,7 @@ from tracer.checking.cases import DecidedCase
 from tracer.checking.trail import Trail, TrailEntry, Trails, entry_of
 from tracer.invariants.base import EventReport
 from tracer.invariants.lock_order import NO_CYCLE
+from tracer.invariants.migration_entries import TOO_OLD
 from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Finding, Ruling, Verdict
 from tracer.kernel.running import Kernel
@@ -25,7 +26,8 @@ from tracer.tables.stacks import Stacks
 ENUMS = ("migrate_reason", "migrate_mode")
 """Kernel enums whose names findings use."""
 _MOST_ENTRIES = 16
-_THP_SPLIT = 1000  # REASON_THP_SPLIT of the probes, beside enum migrate_reason
+_OUR_REASONS = {1000: "thp_split", 1001: "unknown"}
+"""REASON_THP_SPLIT and REASON_UNKNOWN of the probes, beside enum migrate_reason."""
 
 _SECOND_WALK = {None: "", True: " second_walk=came", False: " second_walk=passed_over"}
 """Part of the signature: an entry that was visited and not restored is another defect than one that
@@ -107,7 +109,7 @@ class Findings:
         reasons, self._modes = (
             {value: name for name, value in kernel.enumerators(enum).items()} for enum in ENUMS
         )
-        self._reasons = reasons | {_THP_SPLIT: "thp_split"}
+        self._reasons = reasons | _OUR_REASONS
 
     def entry(self, decided: DecidedCase, second_walk: Mapping[Place, Ruling]) -> Draft:
         """Draft the finding of a case: an entry that is, or may be, left behind or too old.
@@ -148,6 +150,27 @@ class Findings:
             trail,
         )
 
+    def removed_late(self, entries: int, age_limit_ns: int) -> Draft:
+        """Draft the finding that the kernel removed entries after the age limit.
+
+        The probes only count such removals: an entry that is still there when it is looked at, once
+        a second, has a case of its own.
+        """
+        outline = Finding(
+            TOO_OLD.id, Verdict.SUSPECT, "remove_migration_ptes", "removed after the age limit", ""
+        )
+        seconds = age_limit_ns / 1e9
+        many = "1 migration entry was" if entries == 1 else f"{entries:,} migration entries were"
+        note = (
+            "Its address is not known" if entries == 1 else "Their addresses are not known"
+        ) + ": the probes count a removal, and no look at the ledger came before it."
+        explained = Explanation(
+            f"{many} removed more than {seconds:g} s after being inserted",
+            evidence={"entries": entries, "age_limit_seconds": seconds},
+            trail=Trail(note=note),
+        )
+        return Draft(outline, lambda: explained)
+
     def passed_over(
         self, decided: DecidedCase, row: Row, answer: FoundEntry, ruling: Ruling
     ) -> Draft:
@@ -179,12 +202,14 @@ class Findings:
         )
 
     def reported(self, invariant: str, report: EventReport, event: Event) -> Draft:
-        """Draft a violation that a probe has proven.
+        """Draft a violation that a probe has proven, or suspects.
 
         report: how the invariant declares the event.
         """
-        shape = f"reason={self._reason(event)} mode={self._modes.get(event.mode, event.mode)}"
-        outline = Finding(invariant, Verdict.VIOLATED, report.function, shape, "")
+        reason = self._reason(event)
+        mode = reason if reason == "unknown" else self._modes.get(event.mode, event.mode)
+        shape = f"reason={reason} mode={mode}"
+        outline = Finding(invariant, report.verdict, report.function, shape, "")
         return Draft(outline, partial(self._explain_reported, report, event))
 
     def _explain_reported(self, report: EventReport, event: Event) -> Explanation:
@@ -192,10 +217,11 @@ class Findings:
         now = self._objects.look(event.vma)
         since = event.start_ns or event.time_ns
         around = TrailEntry(
-            since, event.tid, {event.mm}, [(event.addr, event.addr + 1)], {event.folio}
+            since, event.tid, {event.mm} - {0}, [(event.addr, event.addr + 1)], {event.folio}
         )
+        where = f"{event.addr:#x} of " + (f"mm {event.mm:#x}" if event.mm else "an unknown mm")
         return Explanation(
-            report.summary.format(**addresses),
+            report.summary.format(where=where, **addresses),
             event.task,
             self._event_stack(event),
             {name: hex(value) for name, value in addresses.items()}

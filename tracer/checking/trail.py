@@ -25,7 +25,10 @@ from tracer.tables.protocol_table import ProtocolTable
 from tracer.tables.stacks import Stacks
 
 _MOST_CHANGES, _MOST_WALKS = 24, 8
+_LAST_USER = (1 << 63) - 1
 _WALKS = ("rmap_walk_anon", "rmap_walk_file", "rmap_walk_ksm")
+_TEARDOWN = ("unlink_anon_vmas", "unlink_file_vma", "unlink_file_vma_batch_process")
+_LAST_OF_ALL = 4
 _WRONG = (Verdict.VIOLATED, Verdict.SUSPECT)
 
 
@@ -196,6 +199,48 @@ class Trails:
         note.append("" if culprit else _without(entry, recorded, bool(changes)))
         return Trail(tuple(steps), " ".join(filter(None, note)))
 
+    def of_range(self, mm: int, low: int, high: int, now_ns: int) -> Trail:
+        """Return the last windows that changed VMAs of an mm, those of these addresses above all.
+
+        The last one that touched the range is marked: it wrote there last, so it is the likely
+        culprit, and no proof. now_ns: CLOCK_MONOTONIC.
+        """
+        span = TrailEntry(1, 0, {mm}, [(low, min(high, _LAST_USER) + 1)], ())
+        recorded, born = (
+            self._flight_recorder.recorded({mm}, set(), since_ns=1),
+            self._protocol_table.keys_by_first_ns(),
+        )
+        changes = [f for f in recorded.flights if f.window not in _WALKS and span.concerns(f)]
+        touched = [f for f in changes if span.overlaps(f)]
+        kept = sorted(
+            sorted(changes, key=lambda f: (span.overlaps(f), f.row.end_ns))[-_MOST_CHANGES:],
+            key=lambda f: f.row.end_ns,
+        )
+        why = "the last window that changed VMAs at these addresses"
+        steps = [
+            self._step(f, born)
+            | ({"marked": True, "why": why} if touched and f is touched[-1] else {})
+            for f in kept
+        ]
+        note = "" if touched else "No window in the flight recorder touched these addresses."
+        return Trail(tuple(steps), " ".join(filter(None, [_reach(recorded, now_ns, 1), note])))
+
+    def of_task(self, around: Collection[int], tids: Collection[int], now_ns: int) -> Trail:
+        """Return the last windows of these objects or tasks, until a moment of CLOCK_MONOTONIC.
+
+        None is marked. An exit has hundreds of windows: other changes come first. Without tasks,
+        only windows of the process that had the last one count: an mm's address is reused.
+        """
+        recorded = self._flight_recorder.recorded({*around} - {0}, tids, until_ns=now_ns)
+        found = recorded.flights if {*around, *tids} - {0} else []
+        found = [f for f in found if tids or f.row.tgid == found[-1].row.tgid]
+        changes = [flight for flight in found if flight.window not in _TEARDOWN]
+        kept = sorted(changes[-_MOST_CHANGES:] + found[-_LAST_OF_ALL:], key=lambda f: f.row.end_ns)
+        born = self._protocol_table.keys_by_first_ns()
+        steps = {id(flight): self._step(flight, born) for flight in kept}
+        note = _reach(recorded, now_ns, kept[0].row.end_ns if kept else 1)
+        return Trail(tuple(steps.values()), note)
+
     def _point_at(
         self, flights: Sequence[Flight], entry: TrailEntry, born: Mapping[int, bytes]
     ) -> tuple[Flight | None, str]:
@@ -328,14 +373,12 @@ def _reach(recorded: Recorded, now_ns: int, since_ns: int) -> str:
         )
         if horizon > since_ns
     ]
-    sampled = (
-        " Windows were sampled: not all are in it." if recorded.unsampled_ns > since_ns else ""
-    )
+    gaps = recorded.gaps(since_ns, now_ns)
     if gone:
-        return f"The flight recorder has wrapped: {' and '.join(gone)} are overwritten.{sampled}"
+        return f"The flight recorder has wrapped: {' and '.join(gone)} are overwritten.{gaps}"
     return (
-        f"Nothing since then is overwritten.{sampled}"
-        if sampled
+        f"Nothing since then is overwritten.{gaps}"
+        if gaps
         else "The flight recorder has all since then."
     )
 

@@ -1,19 +1,33 @@
-"""Report what this kernel lets rmapd check, and why not the rest: by trying, not by version."""
+"""Find out what this kernel lets rmapd check, and why not the rest: by trying, not by version."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from tracer.attach.plan import PlannedHook
 from tracer.daemon.session import Session
 from tracer.invariants.base import Invariant
-from tracer.kernel.running import Kernel
-from tracer.printable import printable
+from tracer.results.hook_groups import HookGroups, group
 
 
-def examine(session: Session) -> dict[str, Any]:
-    """Return everything that doctor reports, as JSON; the session's gate is open meanwhile."""
-    kernel = session.probes.kernel
-    return {
+@dataclass(frozen=True)
+class KernelReport:
+    """What doctor reports of a kernel: all of it as JSON has it, and the hooks in groups."""
+
+    found: dict[str, Any]
+    hooks: HookGroups
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as `rmapd doctor --format json` has it."""
+        return {**self.found, "hook_groups": self.hooks.as_json()}
+
+
+def examine(session: Session) -> KernelReport:
+    """Return everything that doctor reports; the session's gate is open meanwhile."""
+    kernel, hooks = session.probes.kernel, session.probes.loaded.hooks
+    found = {
         "kernel": kernel.release,
         "capabilities": {
             "BTF": f"yes, {len(kernel.types):,} types",
@@ -25,74 +39,27 @@ def examine(session: Session) -> dict[str, Any]:
             if session.checker.open_cases.oracle
             else f"not calibrated: {session.oracle_reason}",
         },
-        "hooks": {
-            h.hook.name: {
-                "probe_object": h.probe_object,
-                "state": h.state.value,
-                "how": h.how,
-                "reason": h.reason,
-            }
-            for h in session.probes.loaded.hooks
-        },
+        "hooks": hooks_json(hooks),
         "invariants": {
             name: _invariant(session, invariant) for name, invariant in session.invariants.items()
         },
+    }
+    return KernelReport(found, group(hooks, session.invariants))
+
+
+def hooks_json(hooks: Iterable[PlannedHook]) -> dict[str, dict[str, str]]:
+    """Return each hook with its state, by name."""
+    return {
+        h.hook.name: {
+            "probe_object": h.probe_object,
+            "state": h.state.value,
+            "how": h.how,
+            "reason": h.reason,
+        }
+        for h in hooks
     }
 
 
 def _invariant(session: Session, invariant: Invariant) -> dict[str, Any]:
     level, reason = session.coverage[invariant.id]
-    allows = "" if invariant.built else probeable(session.probes.kernel, invariant.awaits)
-    return {
-        "title": invariant.title,
-        "coverage": level.value,
-        "reason": "; ".join(part for part in (reason, allows) if part),
-    }
-
-
-def probeable(kernel: Kernel, functions: tuple[str, ...]) -> str:
-    """Report whether this kernel would let these functions be probed, or what prevents it."""
-    iterators = [f for f in functions if f.startswith("bpf_iter_")]
-    if iterators:
-        found = all(kernel.types.function(f) is not None for f in iterators)
-        return (
-            f"this kernel would allow it: it has {iterators[0]}"
-            if found
-            else f"this kernel has no {iterators[0]}"
-        )
-    if kernel.fentry_refused and kernel.kprobe_refused:
-        refusals = (
-            f"neither by fentry ({kernel.fentry_refused}) nor by kprobe ({kernel.kprobe_refused})"
-        )
-        return f"this kernel does not allow it: {functions[0]} can be probed {refusals}"
-    absent = [f for f in functions if not kernel.clones(f)]
-    notrace = [
-        f
-        for f in functions
-        if f not in absent
-        and kernel.traceable is not None
-        and not kernel.traceable.intersection(kernel.clones(f))
-    ]
-    if absent or notrace:
-        parts = [
-            f"no {', '.join(absent)}" if absent else "",
-            f"notrace: {', '.join(notrace)}" if notrace else "",
-        ]
-        return f"this kernel would allow part of it ({'; '.join(part for part in parts if part)})"
-    return "this kernel would allow it"
-
-
-def as_text(found: dict[str, Any]) -> str:
-    """Format the report for a terminal."""
-    lines = [f"kernel {found['kernel']}", ""]
-    lines += [f"  {name:18} {value}" for name, value in found["capabilities"].items()]
-    lines += ["", "hooks"]
-    for name, hook in found["hooks"].items():
-        reason = f"  {hook['reason']}" if hook["reason"] else ""
-        lines.append(f"  {hook['state']:11} {name:28} {hook['how']:7}{reason}")
-    lines += ["", "invariants"]
-    for name, invariant in found["invariants"].items():
-        lines.append(f"  {name:3} {invariant['coverage']:8} {invariant['title']}")
-        if invariant["reason"]:
-            lines.append(f"      {'':8} {invariant['reason']}")
-    return "\n".join(map(printable, lines)) + "\n"
+    return {"title": invariant.title, "coverage": level.value, "reason": reason}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tracer.bpf.ring_buffer import RingBuffer
 from tracer.checking.cases import OpenCases
@@ -14,6 +15,16 @@ from tracer.daemon.fidelity import Fidelity
 TICK_SECONDS = 1.0
 _COALESCE_SECONDS = 0.02
 _SETTLE_STEP_SECONDS = 0.02
+
+
+class Part(Protocol):
+    """What works when its own time has come."""
+
+    def due_ns(self) -> int | None:
+        """Return when work() has something to do; None: nothing."""
+
+    def work(self) -> None:
+        """Do what is due."""
 
 
 class EventLoop:
@@ -28,6 +39,7 @@ class EventLoop:
         ring: RingBuffer,
         checker: Checker,
         open_cases: OpenCases,
+        parts: Sequence[Part],
         fidelity: Fidelity,
         *,
         beat: Callable[[], None],
@@ -35,6 +47,7 @@ class EventLoop:
         clock: Callable[[], int],
     ) -> None:
         self._ring, self._checker, self._open_cases = ring, checker, open_cases
+        self._parts = parts
         self._fidelity, self._clock = fidelity, clock
         self._beat, self._commit = beat, commit
         self._poll = select.poll()
@@ -58,11 +71,9 @@ class EventLoop:
         """
         self._beat()
         now, due = self._clock(), self._open_cases.due_ns()
-        until = min(
-            self._next_tick_ns,
-            due if due is not None else self._next_tick_ns,
-            now + int(timeout * 1e9),
-        )
+        moments = [due, *(part.due_ns() for part in self._parts)]
+        soonest = [moment for moment in moments if moment is not None]
+        until = min(self._next_tick_ns, now + int(timeout * 1e9), *soonest)
         ready = self._poll.poll(max(0.0, (until - now) / 1e6))
         if due is None and any(fd == self._ring.fd for fd, _ in ready):
             time.sleep(_COALESCE_SECONDS)  # the rest of a burst arrives: one pass over the ledger
@@ -72,6 +83,8 @@ class EventLoop:
             self._commit()
             return False
         self._checker.work()
+        for part in self._parts:
+            part.work()
         if self._clock() < self._next_tick_ns:
             if len(self._checker.new_findings) > known:
                 self._commit()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +17,15 @@ from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.command import (
     CHECKER_DIED,
     FAILED,
-    TIMED_OUT,
     Command,
     CommandOutcome,
     NotRunnable,
+    Streams,
     signal_name,
 )
 from tracer.supervision.exec_request import ExecRequest, minimal_report
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _WAIT_SECONDS = 0.5
 _SETTLE_SECONDS = 2.0  # for the command to end, before the probes are detached
 
@@ -44,10 +43,11 @@ def run(request: ExecRequest) -> int:
 
     Signals are handled from here on.
     """
-    signals = supervisor.Signals(*_SIGNALS)
+    signals = supervisor.Signals(*SIGNALS)
     for path, what in ((request.report, "the report"), (request.junit, "the JUnit file")):
         if path is not None:
             atomic_file.writable(path, what)
+    streams = request.open_streams()
     rows = request.config.maps.ledger_rows + request.config.maps.frozen_rows
     memory = CheckpointMemory.for_rows(rows)
     channel, checker = supervisor.fork_checker(memory, request.config.hang_seconds)
@@ -55,7 +55,7 @@ def run(request: ExecRequest) -> int:
         from tracer.daemon.exec import run_checker
 
         run_checker(request, memory, channel)
-    return _Run(request, signals, checker).until_the_end()
+    return _Run(request, signals, checker, streams).until_the_end()
 
 
 class _Run:
@@ -66,20 +66,18 @@ class _Run:
         request: ExecRequest,
         signals: supervisor.Signals,
         checker: supervisor.CheckerProcess,
+        streams: Streams,
     ) -> None:
         self._request, self._signals, self._checker = request, signals, checker
-        self._command = Command(request.command, request.grace)
+        self._command = Command(request.command, request.grace, streams, request.timeout)
         self._started = self._reported = False
-        self._until = float("inf")
-        self._code: int | None = None
-        self._early: dict[str, Any] | None = None
 
     def until_the_end(self) -> int:
         """Handle messages, signals, the timeout and deaths; return the exit code."""
         while True:
             self._checker.wait(
                 [self._signals.wake_fd, *self._command.handles],
-                min(_WAIT_SECONDS, self._until - time.monotonic()),
+                min(_WAIT_SECONDS, self._command.seconds_left),
             )
             death = self._checker.death()
             for kind, value in self._checker.channel.received():  # a dead one may have sent some
@@ -91,26 +89,14 @@ class _Run:
             if death:
                 return self._after_death(death)
             for number in self._signals.take():
-                if self._early or not self._started:
+                if self._command.early or not self._started:
                     return self._end_at_once(number)
-                self._end_early(
-                    number,
-                    {"reason": f"{signal_name(number)} arrived", "signal": signal_name(number)},
-                    128 + number,
-                )
-            if time.monotonic() >= self._until and not self._early:
-                limit = f"--timeout {self._request.timeout:g}"
-                self._end_early(
-                    signal.SIGTERM,
-                    {"reason": f"the command's time was over ({limit})"},
-                    TIMED_OUT,
-                )
+                self._command.end_by_signal(number)
+            self._command.end_if_over()
             if self._started and not self._reported and self._command.finished():
                 self._reported = True
                 self._command.close_handles()
-                self._checker.channel.send(
-                    "outcome", self._command.outcome(self._code, self._early)
-                )
+                self._checker.channel.send("outcome", self._command.outcome())
 
     def _start_command(self) -> None:
         """Start the command: the gate is open."""
@@ -122,14 +108,6 @@ class _Run:
             raise
         self._started = True
         self._checker.keep_open(self._command.handles)
-        if self._request.timeout is not None:
-            self._until = time.monotonic() + self._request.timeout
-
-    def _end_early(self, number: int, why: dict[str, Any], code: int) -> None:
-        """Send the signal to the command; the report follows once it has ended or is abandoned."""
-        if not self._command.finished():  # else the run is about to end by itself
-            self._early, self._code = why, code
-            self._command.terminate(number)
 
     def _end_at_once(self, number: int) -> int:
         """End without the checker's report: the gate never opened, or a second signal arrived."""
@@ -181,10 +159,14 @@ class _Run:
         return bool(self._signals.take())
 
     def _write_minimal(self, outcome: CommandOutcome) -> None:
-        """Print and write a report that has only how the run ended."""
-        text = json.dumps(minimal_report(outcome), indent=1) + "\n"
-        by_form = {"json": text, "ktap": "KTAP version 1\n1..0\n"}
-        plain = f"rmapd: {outcome.reason}: there is nothing else to report\n"
-        print(by_form.get(self._request.form, plain), end="", flush=True)
-        if self._request.report:
-            atomic_file.write(self._request.report, text, "the report")
+        write_minimal(self._request, outcome)
+
+
+def write_minimal(request: ExecRequest, outcome: CommandOutcome) -> None:
+    """Print and write a report that has only how the run ended."""
+    text = json.dumps(minimal_report(outcome, request.exit_of(outcome)), indent=1) + "\n"
+    by_form = {"json": text, "ktap": "KTAP version 1\n1..0\n"}
+    plain = f"rmapd: {outcome.reason}: there is nothing else to report\n"
+    print(by_form.get(request.form, plain), end="", flush=True)
+    if request.report:
+        atomic_file.write(request.report, text, "the report")

@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 
+from tracer import logs
 from tracer.attach.attached import AttachedProbes
 from tracer.attach.plan import HookState
 from tracer.config import LEVELS, Config
 from tracer.daemon.governor import Governor, Pace
-from tracer.daemon.levels import WINDOW_PROBE_OBJECTS, runs
+from tracer.daemon.levels import ON_DEMAND, WINDOW_PROBE_OBJECTS, runs
 from tracer.daemon.program_costs import ProgramCosts
 from tracer.invariants.base import Coverage, Invariant
 from tracer.process.users import User
@@ -26,11 +27,17 @@ from tracer.tables.params import Params
 log = logging.getLogger("rmapd")
 
 
+_FOLIO_CHECKS = frozenset({"first_walk", "second_walk"})
+"""Hooks that check folios. Where one is not attached the tracepoints check in its place, if the
+oracle's calibration lets them find the folio of an entry."""
+
+
 class Fidelity:
     """The level in force and the coverage with it.
 
     coverage has the coverage of each invariant and the reason. covered has the ids of those that
-    are covered at all. Both are immutable: a change makes new ones.
+    are covered at all. Both are immutable: a change makes new ones. watchers are called after each
+    change of the level or the coverage.
     """
 
     def __init__(
@@ -43,10 +50,12 @@ class Fidelity:
         invariants: Mapping[str, Invariant],
         features: Collection[str],
         sampled_windows: int = Config().sampled_windows,
+        absent_features: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Begin at a level whose hooks are attached.
 
-        features: what is available without a hook, such as the oracle. sampled_windows: outermost
+        features: what is available without a hook, such as the oracle. absent_features: why others
+        are not. sampled_windows: outermost
         windows of a function that are recorded per second and CPU where windows are sampled.
         """
         self.level = level
@@ -54,8 +63,10 @@ class Fidelity:
         self._loaded, self._params, self._epochs, self._costs = loaded, params, epochs, costs
         self._invariants, self._features = invariants, frozenset(features)
         self._sampled, self._rate = level == "sampled", sampled_windows
-        self._doubts: Mapping[str, str] = {}
+        self._absent_features, self._doubts = absent_features, dict[str, str]()
+        self.watchers: list[Callable[[], None]] = []
         self._set_allowance()
+        self._set_unhooked()
         self.coverage = self._compute_coverage()
 
     @property
@@ -67,7 +78,13 @@ class Fidelity:
 
     def renew_coverage(self) -> None:
         """Compute the coverage with the hooks that are attached now."""
+        self._set_unhooked()
         self.coverage = self._compute_coverage()
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        for watch in self.watchers:
+            watch()
 
     def sample(self, rate: int) -> None:
         """Set the windows of a function that are recorded per second and CPU, if sampled."""
@@ -78,8 +95,12 @@ class Fidelity:
     def _set_allowance(self) -> None:
         self._params.set(window_ns=10**9 // self._rate if self._sampled else 0)
 
+    def _set_unhooked(self) -> None:
+        absent = _FOLIO_CHECKS - self._loaded.attached()
+        self._params.set_unhooked(absent if "oracle" in self._features else ())
+
     def _compute_coverage(self) -> Mapping[str, tuple[Coverage, str]]:
-        available = self._loaded.attached() | self._features
+        available = self._loaded.attached() | self._features | self._on_demand()
         detached = [hook for hook in self._loaded.hooks if hook.state is HookState.DETACHED]
         reasons = {hook.hook.name: hook.reason for hook in detached}
         of_windows = {
@@ -92,11 +113,24 @@ class Fidelity:
             name: one.coverage(available, of_windows if one.judge else reasons, sampled)
             for name, one in self._invariants.items()
         }
+        for feature, why in self._absent_features.items():
+            for name, one in self._invariants.items():
+                wanted = feature in one.needs or (one.otherwise and feature in one.otherwise.hooks)
+                if wanted and coverage[name][0] is Coverage.NONE:
+                    coverage[name] = Coverage.NONE, f"{coverage[name][1]} ({why})"
         for name, doubt in self._doubts.items():
             level, reason = coverage[name]
             if level is not Coverage.NONE:
                 coverage[name] = Coverage.PARTIAL, "; ".join(filter(None, [reason, doubt]))
         return MappingProxyType(coverage)
+
+    def _on_demand(self) -> frozenset[str]:
+        """Return the hooks that are paused until they are needed: they are there then."""
+        return frozenset(
+            hook.hook.name
+            for hook in self._loaded.hooks
+            if hook.state is HookState.PAUSED and hook.probe_object in ON_DEMAND
+        )
 
     def doubt(self, doubts: Mapping[str, str]) -> None:
         """Make the coverage of these invariants partial for now; doubts has the reasons."""
@@ -118,18 +152,22 @@ class Fidelity:
     ) -> list[str]:
         """Start the governor where fidelity is `auto` and BPF statistics are on; return its levels.
 
-        user: of the process that attaches paused hooks again.
+        Where privileges are to be dropped, also start the process that attaches paused hooks again.
+        user: that it becomes.
         """
         levels = self.offered(config)
         if config.fidelity != "auto" or self._loaded.statistics_fd < 0 or len(levels) == 1:
-            return levels[:1]
+            levels = levels[:1]
         if config.drop_privileges:
-            paused_at_the_lowest = [
+            paused_at_times = {
                 hook.probe_object
                 for hook in self._loaded.hooks
-                if not runs(hook.probe_object, levels[-1])
-            ]
-            self._loaded.start_reattach_helper(paused_at_the_lowest, user)
+                if hook.probe_object in ON_DEMAND or not runs(hook.probe_object, levels[-1])
+            }
+            if paused_at_times:
+                self._loaded.start_reattach_helper(paused_at_times, user)
+        if len(levels) == 1:
+            return levels
         self.governor = Governor(levels, config.budget, os.cpu_count() or 1, pace)
         return levels
 
@@ -156,9 +194,8 @@ class Fidelity:
         return offered
 
     def _attached_at(self, level: str) -> frozenset[str]:
-        return frozenset(
-            h.hook.name for h in self._loaded.hooks if h.on and runs(h.probe_object, level)
-        )
+        attached = (h.hook.name for h in self._loaded.hooks if h.on and runs(h.probe_object, level))
+        return frozenset(attached) | self._on_demand()
 
     @property
     def changes(self) -> dict[str, int]:
@@ -201,6 +238,9 @@ class Fidelity:
             before,
             decision.why,
             " ".join(covered) or "nothing",
+            extra=logs.fields(
+                fidelity=self.level, before=before, why=decision.why, covered=covered
+            ),
         )
 
     def change(self, level: str, why: str, count: Callable[[], None]) -> list[str]:
@@ -223,4 +263,5 @@ class Fidelity:
             self._costs.restart()
             self.renew_coverage()
         self.level = level
+        self._tell_watchers()
         return refused

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
-from tracer.printable import printable
 from tracer.process import users
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -295,16 +294,6 @@ def _otlp(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:
         )
     elif endpoint:
         yield Check("OTLP", OK, f"violations are sent to {endpoint}")
-
-
-def as_text(checks: list[Check]) -> str:
-    """Format the checks for a terminal."""
-    lines = ["installation"]
-    for check in checks:
-        lines.append(f"  {check.name:18} {check.state:5} {check.text}")
-        if check.hint and check.state != OK:
-            lines.append(f"  {'':24} try: {check.hint}")
-    return "\n".join(map(printable, lines)) + "\n\n"
 
 
 def as_json(checks: list[Check]) -> dict[str, dict[str, str]]:

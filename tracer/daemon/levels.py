@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from tracer.attach.plan import ATTACHED_AT_TIMES
 
 WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 """The probe objects whose hooks record windows."""
-_MIGRATION = frozenset({"migration", "ledger", "page_tables", "objects", "forks"})
-_PROBE_OBJECTS = {"migration": _MIGRATION, "owner": _MIGRATION | {"vma", "rmap"}}
+ON_DEMAND: Mapping[str, str] = {
+    "audit_writers": (
+        f"{ATTACHED_AT_TIMES}the state audit looks at something suspicious, before 6.4"
+    ),
+    "owners": f"{ATTACHED_AT_TIMES}a task may keep a lock that the state audit found owned",
+}
+"""Probe objects whose hooks are paused until something needs them -> when they are attached. No
+level of fidelity changes that."""
+_MIGRATION = frozenset(
+    {"migration", "ledger", "page_tables", "objects", "forks", "audit", "complaints", "waits"}
+)
+AUDIT_ONLY = "audit"
+"""No level that a user chooses: what `rmapd audit` needs. It follows no lock owners."""
+_PROBE_OBJECTS = {
+    AUDIT_ONLY: frozenset({"page_tables", "objects", "audit", "audit_writers"}),
+    "migration": _MIGRATION.union(ON_DEMAND),
+    "owner": _MIGRATION.union(ON_DEMAND, {"vma", "rmap"}),
+}
 
 
 def probe_objects(level: str) -> frozenset[str] | None:

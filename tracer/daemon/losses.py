@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from tracer import logs
 from tracer.attach.attached import AttachedProbes
 from tracer.attach.liveness import LivenessCheck
 from tracer.checking.missed_runs import MissedRuns
@@ -70,7 +71,10 @@ class LossTracker:
         for hook in changed:
             self._changes[hook.probe_object] += 1
             why = f": {hook.reason}" if hook.reason else " again"
-            log.warning("hook %s is %s%s", hook.hook.name, hook.state, why)
+            values = {"hook": hook.hook.name, "state": hook.state.value, "reason": hook.reason}
+            log.warning(
+                "hook %s is %s%s", hook.hook.name, hook.state, why, extra=logs.fields(**values)
+            )
         return [hook.hook.name for hook in changed]
 
     def _count(self, needed: UnbrokenRuns) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tracer
+from tracer import package_data
 from tracer.attach import attach_process
 from tracer.attach.attach_process import AttachOutcome
 from tracer.attach.attached import AttachedProbes
@@ -15,7 +15,7 @@ from tracer.bpf import programs
 from tracer.bpf.ring_buffer import RingBuffer
 from tracer.checking.findings import ENUMS
 from tracer.config import LEVELS, Config
-from tracer.daemon.levels import probe_objects
+from tracer.daemon.levels import ON_DEMAND, probe_objects
 from tracer.daemon.recorder import Recorder
 from tracer.kernel.btf import FUNC
 from tracer.kernel.running import Kernel
@@ -42,9 +42,7 @@ class Probes:
 
 def probes_folder() -> Path:
     """Return the folder of the probe objects: in a wheel, or beside the package in a checkout."""
-    package = Path(tracer.__file__).parent
-    inside = package / "probes"
-    return inside if inside.exists() else package.parent / "probes"
+    return package_data.folder("probes")
 
 
 def running_kernel() -> Kernel:
@@ -60,7 +58,9 @@ def attach(
 ) -> Iterator[Probes]:
     """Compile, load and attach the probe objects of these folders; detach at the exit.
 
-    No folder: rmapd's own. The gate is closed: nothing is recorded yet. Raises RmapdError.
+    No folder: rmapd's own. The gate is closed: nothing is recorded yet. Hooks that are needed at
+    times only (ON_DEMAND) are attached once, which shows that the kernel allows it, and paused.
+    Raises RmapdError.
     """
     folders = list(folders) or [probes_folder()]
     layouts = read_layouts(folders[0])
@@ -75,6 +75,8 @@ def attach(
         Path(config.cache) if config.cache else None,
     )
     with opened(attach_process.attach(kernel, order), kernel, layouts, level, recorder) as probes:
+        for probe_object, reason in ON_DEMAND.items():
+            probes.loaded.pause({probe_object}, reason)
         yield probes
 
 

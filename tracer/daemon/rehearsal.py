@@ -23,10 +23,14 @@ def rehearse(session: Session) -> tuple[object, ...]:
     if oracle:
         first = oracle.mms()[:1]  # init's
         searched = bool(oracle.ask([(mm, 0) for mm in first])) and oracle.sweep(first).tables > 0
+    if session.kernel_reports:
+        session.kernel_reports.rehearse()
+    audited = bool(session.audit and session.audit.looks_at_itself())
     attached = [attached_to(one.link.fd) for one in loaded.attachments()]
     return (
         taken,
         searched,
+        audited,
         session.probes.kernel.shows_addresses(),
         attached,
         session.liveness.check(),

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tracer import ids
 from tracer.config import Config
-from tracer.errors import NotCheckable, RmapdError
+from tracer.errors import NotCheckable
 from tracer.invariants.base import Coverage, Invariant
 
 
 def required(config: Config, invariants: Mapping[str, Invariant]) -> tuple[str, ...]:
-    """Return the ids of the required invariants; with strict: all that this version can check."""
-    return tuple(
-        name
-        for name, one in invariants.items()
-        if name in config.require or (config.strict and one.built)
-    )
+    """Return the ids of the required invariants; with strict: of all."""
+    return tuple(name for name in invariants if name in config.require or config.strict)
 
 
 def check(
@@ -28,12 +25,9 @@ def check(
 
     oracle_reason: why the page-table oracle cannot be used, or empty.
     """
-    unknown = [name for name in config.require if name not in invariants]
-    if unknown:
-        raise RmapdError(
-            f"--require {','.join(unknown)}: no such invariant",
-            hint=f"some of {', '.join(invariants)}",
-        )
+    if wrong := [name for name in config.require if name not in invariants]:
+        titles = {name: one.title for name, one in invariants.items()}
+        raise ids.unknown(f"cannot require {','.join(config.require)}", wrong, titles)
     for name in config.require:
         level, reason = coverage[name]
         if level is Coverage.NONE:
@@ -44,7 +38,7 @@ def check(
         lost = [
             f"{name}: {level} ({why})"
             for name, (level, why) in coverage.items()
-            if level is not Coverage.FULL and invariants[name].built
+            if level is not Coverage.FULL
         ]
         if lost or oracle_reason:
             raise NotCheckable(

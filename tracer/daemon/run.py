@@ -8,20 +8,22 @@ import math
 import os
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import tracer
-from tracer.attach.plan import HookState
+from tracer import logs
 from tracer.config import CHANGEABLE, Config
+from tracer.config_changes import as_json, as_text, changes
 from tracer.daemon.crash_recovery import store_from_systemd
 from tracer.daemon.probes import running_kernel
 from tracer.daemon.rehearsal import rehearse
 from tracer.daemon.session import Session, open_session
 from tracer.daemon.snapshots import caught_up
+from tracer.daemon.spans import Spans, listen
+from tracer.daemon.start_log import log_start
 from tracer.errors import RmapdError
 from tracer.invariants.base import Coverage
 from tracer.invariants.verdict import Verdict
@@ -36,6 +38,7 @@ from tracer.results.latest import LatestSnapshot
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import entries
 from tracer.results.standing_facts import standing
+from tracer.screen import is_terminal
 from tracer.supervision.supervisor import Supervised
 from tracer.web import Access, Application, Server
 
@@ -108,11 +111,15 @@ def serve(config: Config, controls: Controls, duration: float | None, checker: S
             Sinks(open_store(config, kernel.release, user), FindingLog(time.time), collector)
         ) as sinks,
         open_session(config, kernel, memory=checker.memory) as session,
+        contextlib.ExitStack() as spans_end,
     ):
         outputs = _Outputs(session, sinks, latest, systemd)
         scheme = "https" if access.context else "http"
         url = f"{scheme}://{config.address[0]}:{server.port}"
         levels = session.fidelity.govern(config, user)
+        listening = listen(Path(config.lock_file), user)
+        spans = Spans(listening, session, outputs.report, checker.owner)
+        spans_end.callback(spans.close)
         if config.drop_privileges:
             kept = privileges.drop(lambda: rehearse(session), user)
             log.info("privileges dropped; kept: %s", kept)
@@ -121,31 +128,38 @@ def serve(config: Config, controls: Controls, duration: float | None, checker: S
         checker.end_with_supervisor()
         session.recorder.run = sinks.run
         session.loop.wake_by(latest.asked)
+        session.loop.wake_by(spans.fd)
         snapshot = outputs.report()
-        log_start(snapshot, url)
         if len(levels) > 1:
             log.info(
                 "governor: programs may take %.2g %% of the machine's CPU time; levels %s",
                 100 * config.budget,
                 ", ".join(levels),
+                extra=logs.fields(budget=config.budget, levels=levels),
             )
+        log_start(snapshot, url)
         systemd.ready(outputs.status_line(snapshot))
         systemd.store_descriptors(session.recorder.descriptors)
         session.load_symbols()
         until = time.monotonic() + duration if duration is not None else math.inf
         with _live_table(url) if sys.stdout.isatty() else contextlib.nullcontext(None) as show:
-            _loop(outputs, controls, access, snapshot, until, show)
+            _loop(outputs, spans, controls, access, snapshot, until, show)
         systemd.stopping()
         session.stop()
-        for line in standing(outputs.report(ended=True)).lines():
-            log.info("%s", line)
+        last = outputs.report(ended=True)
+        spans.end(last)
+        ended = standing(last, hooks=False)
+        for line in ended.lines():
+            log.info("%s", line, extra=logs.fields(standing=ended.colour.value))
         systemd.remove_stored_descriptors()
     number = controls.stop.asked
-    log.info("gate closed, detached%s", f" on signal {number}" if number else "")
+    how = f" on signal {number}" if number else ""
+    log.info("gate closed, detached%s", how, extra=logs.fields(signal=number or None))
 
 
 def _loop(
     outputs: _Outputs,
+    spans: Spans,
     controls: Controls,
     access: Access,
     snapshot: Snapshot,
@@ -155,7 +169,8 @@ def _loop(
     """Step until `until` on time.monotonic(), or a stop signal; report when there is a reason."""
     session, latest, systemd = outputs.session, outputs.latest, outputs.systemd
     while not controls.stop.asked and time.monotonic() < until:
-        ticked = session.step()
+        ticked = session.step(spans.patience())
+        spans.work()
         due = ticked and (show or latest.old())
         if session.checker.new_findings or latest.wanted() or due:
             before, snapshot = snapshot, outputs.report()
@@ -189,18 +204,32 @@ def _warn_of_unreadable_files(controls: Controls, access: Access) -> None:
 
 
 def reload_configuration(session: Session, configuration: Callable[[], Config]) -> None:
-    """Read the configuration again and take it over; a wrong one is logged and changes nothing."""
+    """Read the configuration again, take it over, and log what changed.
+
+    A wrong one is logged and changes nothing.
+    """
+    before = session.config
     try:
-        stay = session.change(configuration())
+        wanted = configuration()
+        session.change(wanted)
     except RmapdError as error:
         log.error("the configuration stays as it was: %s", error.in_a_line)
         return
-    now = ", ".join(f"{name} {getattr(session.config, name):g}" for name in CHANGEABLE)
-    log.info(
-        "configuration read again: %s%s",
-        now,
-        f"; a restart is needed for {', '.join(stay)}" if stay else "",
-    )
+    found = changes(before, wanted)
+    taken = {name: change for name, change in found.items() if name in CHANGEABLE}
+    restart = {name: change for name, change in found.items() if name not in CHANGEABLE}
+    parts = [as_text(taken)] if taken else []
+    parts += [f"a restart is needed for {as_text(restart)}"] if restart else []
+    shown = log.isEnabledFor(logging.INFO)
+    logs.configure(wanted.log_level, wanted.log_format)
+    if shown or log.isEnabledFor(logging.INFO):  # a change of the level is logged
+        logs.always(
+            logging.INFO,
+            f"configuration read again: {'; '.join(parts) or 'nothing changed'}",
+            __file__,
+            changed=as_json(taken),
+            restart_needed=as_json(restart),
+        )
 
 
 def status_line(snapshot: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
@@ -217,45 +246,18 @@ def status_line(snapshot: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:
     )
 
 
-def log_start(snapshot: Snapshot, url: str) -> None:
-    """Log the hooks that are not attached, the coverage and the standing at the start."""
-    absent = defaultdict[tuple[bool, str], list[str]](list)
-    for hook in snapshot.hooks:
-        if hook.state in (HookState.MISSING, HookState.DENIED):
-            absent[hook.tried, hook.reason].append(hook.hook.name)
-    for (tried, reason), names in absent.items():
-        # INFO for hooks that this kernel cannot have; WARNING for those that it refused
-        level, what = (
-            (logging.WARNING, "could not be attached")
-            if tried
-            else (logging.INFO, "not in this kernel")
-        )
-        plural = "s" if len(names) > 1 else ""
-        log.log(level, "hook%s %s: %s (%s)", plural, what, ", ".join(names), reason)
-    if snapshot.oracle_reason:
-        log.warning(
-            "the page-table oracle is not calibrated (%s): suspects stay suspects",
-            snapshot.oracle_reason,
-        )
-    covered = {
-        level: [n for n, (found, _) in snapshot.coverage.items() if found == level]
-        for level in ("full", "partial", "none")
-    }
-    log.info(
-        "coverage: %s",
-        "; ".join(f"{level} {' '.join(names)}" for level, names in covered.items() if names),
-    )
-    for line in standing(snapshot).lines():
-        log.info("%s", line)
-    log.info("gate open on %s, fidelity %s, %s/metrics", snapshot.kernel, snapshot.fidelity, url)
-
-
 @contextlib.contextmanager
 def _live_table(url: str) -> Iterator[_Show]:
-    """Draw a table on the terminal that is redrawn with each snapshot."""
+    """Draw a table on the terminal that is redrawn with each snapshot.
+
+    The log appears above it, where it goes to the same terminal.
+    """
     from rich.live import Live
 
     from tracer.daemon.terminal import table
 
-    with Live(auto_refresh=False) as live:
-        yield lambda now, before, points: live.update(table(now, before, url, points), refresh=True)
+    with Live(auto_refresh=False, redirect_stderr=is_terminal(sys.stderr)) as live:
+        yield lambda now, before, points: live.update(
+            table(now, before, url, points, live.console.width, live.console.height),
+            refresh=True,
+        )

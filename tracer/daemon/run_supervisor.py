@@ -40,6 +40,7 @@ def _until_the_end(config: Config, checker: supervisor.CheckerProcess) -> int:
             checker.finishing |= kind == "done"
             if kind == "dropped":
                 _drop_privileges(*value)
+                checker.channel.send("dropped")
         for number in signals.take():
             checker.signal(number)
         if death and checker.finishing and death.exit_status is not None:

@@ -12,31 +12,46 @@ import msgspec
 
 from tracer.attach import attach_process
 from tracer.attach.liveness import LivenessCheck
+from tracer.checking.audit_findings import AuditFindings
 from tracer.checking.cases import OpenCases
 from tracer.checking.checker import Checker, CheckerTables
 from tracer.checking.findings import Findings
+from tracer.checking.kernel_reports import KernelReports
+from tracer.checking.lock_owners import LockOwners
 from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.second_walks import SecondWalks
+from tracer.checking.state_audit import StateAudit
+from tracer.checking.verdicts import Verdicts
 from tracer.config import CHANGEABLE, Config
 from tracer.daemon import probes as probes_module
 from tracer.daemon import required
+from tracer.daemon.audit_setup import make_audit, make_tree_reader
 from tracer.daemon.event_loop import TICK_SECONDS, EventLoop
 from tracer.daemon.fidelity import Fidelity
+from tracer.daemon.kernel_log_setup import open_kernel_log
 from tracer.daemon.losses import LossTracker, run_counts
 from tracer.daemon.oracle_setup import calibrate, make_oracle, page_table_levels
+from tracer.daemon.owners_setup import make_lock_owners, make_owner_reader
 from tracer.daemon.probes import Probes
 from tracer.daemon.program_costs import ProgramCosts
 from tracer.daemon.recorder import Recorder
+from tracer.daemon.waits_setup import make_long_waits
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
+from tracer.invariants.kernel_reports import KERNEL_LOG
+from tracer.invariants.lock_balance import OWNERS
+from tracer.invariants.maple_tree import AUDIT
 from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Tally
+from tracer.kernel.kernel_log import KernelLog
 from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine
 from tracer.memory.objects import ObjectReader
+from tracer.results.audit import AuditProgress
 from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.takeover import TakeoverRecord
+from tracer.tables.events import Event
 
 
 class Session:
@@ -45,7 +60,9 @@ class Session:
     checker turns what is recorded into verdicts; fidelity has the level and the coverage; losses
     tracks what is not seen; loop waits for work. started_ns is when the session began, on `clock`.
     covered_at_start are the invariants that were covered then. oracle_reason says why there is no
-    page-table oracle; it is empty where there is one.
+    page-table oracle; it is empty where there is one. audit looks at the trees of all mms; None
+    where it cannot, and audit_reason says why. owners follows the locks that it finds owned.
+    long_waits finds tasks that wait for themselves, in a ring, or for long.
     """
 
     def __init__(
@@ -57,11 +74,13 @@ class Session:
         *,
         oracle_reason: str | None = None,
         started_ns: int | None = None,
+        kernel_log: KernelLog | str = "it is not read here",
     ) -> None:
         """Build the checker over attached probes; the gate stays as it is.
 
         clock: CLOCK_MONOTONIC in nanoseconds. oracle_reason and started_ns are those of the session
         that attached the probes, where that was another one; None: calibrate the oracle here.
+        kernel_log: its reader, or why there is none.
         """
         kernel, loaded, tables = probes.kernel, probes.loaded, probes.tables
         levels, age_limit_ns = page_table_levels(kernel), int(config.max_entry_age_seconds * 1e9)
@@ -74,6 +93,8 @@ class Session:
         elif oracle and oracle_reason is not None:
             reason = oracle_reason
         self.oracle_reason, oracle = reason, None if reason else oracle
+        trees, self.audit_reason = make_tree_reader(probes, oracle, reason, config.audit_budget)
+        owner_reader, why = make_owner_reader(loaded, probes.layouts)
         self.fidelity = Fidelity(
             probes.level,
             loaded,
@@ -81,8 +102,15 @@ class Session:
             tables.epochs,
             ProgramCosts(loaded, tables.window_times, tables.allowances),
             self.invariants,
-            {"oracle"} if oracle else (),
+            {
+                name
+                for name, part in (("oracle", oracle), (AUDIT, trees), (OWNERS, owner_reader))
+                if part
+            }
+            | ({KERNEL_LOG} if isinstance(kernel_log, KernelLog) else set()),
             config.sampled_windows,
+            {name: lacks for name, lacks in ((AUDIT, self.audit_reason), (OWNERS, why)) if lacks}
+            | ({KERNEL_LOG: kernel_log} if isinstance(kernel_log, str) else {}),
         )
         self.covered_at_start = self.fidelity.covered
         self.liveness = LivenessCheck(loaded.attachments, lambda: run_counts(loaded))
@@ -107,30 +135,82 @@ class Session:
             clock,
             time.thread_time_ns,
         )
+        verdicts = Verdicts(Tally(lambda: machine(kernel.release)))
+        self.long_waits = make_long_waits(
+            loaded,
+            probes.layouts,
+            tables.stacks,
+            self.symbols,
+            trails,
+            verdicts,
+            int(config.max_wait_seconds * 1e9),
+            clock,
+        )
+        self.kernel_reports: KernelReports | None = None
+        if isinstance(kernel_log, KernelLog):
+            self.kernel_reports = KernelReports(
+                kernel_log,
+                tables.events,
+                tables.stacks,
+                self.symbols,
+                trails,
+                tables.flight_recorder,
+                verdicts,
+                lambda: "complaint" in loaded.attached(),
+                clock,
+            )
         self.checker = Checker(
             tables=CheckerTables.of(tables),
             invariants=self.invariants,
             covered=self.covered_at_start,
-            tally=Tally(lambda: machine(kernel.release)),
+            verdicts=verdicts,
             open_cases=open_cases,
             second_walks=SecondWalks(
                 tables.visits, self.losses.unbroken[PASSED_OVER.id], levels, clock
             ),
             findings=Findings(tables.stacks, kernel, self.symbols, clock, objects, trails),
             protocol_events=self.protocol_events,
+            handlers={
+                "WAITS_FOR_ITSELF": self.long_waits.read_event,
+                "COMPLAINT": self.kernel_reports.read_event if self.kernel_reports else _ignore,
+            },
             hooks=self.losses,
             age_limit_ns=age_limit_ns,
             clock=clock,
         )
+        self.owners: LockOwners | None = None
+        if owner_reader:
+            self.owners = make_lock_owners(
+                owner_reader, loaded, self.checker.verdicts, objects.vma, clock
+            )
+        self.audit: StateAudit | None = None
+        if trees:
+            self.audit = make_audit(
+                trees,
+                probes,
+                self.invariants,
+                self.checker.verdicts,
+                AuditFindings(self.invariants, trees, objects, trails, clock),
+                self.owners.note if self.owners else lambda _locks: None,
+                config.audit_budget,
+                clock,
+            )
         self.loop = EventLoop(
             probes.ring,
             self.checker,
             open_cases,
+            [
+                part
+                for part in (self.audit, self.owners, self.long_waits, self.kernel_reports)
+                if part
+            ],
             self.fidelity,
             beat=recorder.beat,
             commit=self.commit,
             clock=clock,
         )
+        if self.kernel_reports:
+            self.loop.wake_by(self.kernel_reports.fd)
         self.started_ns = clock() if started_ns is None else started_ns
         self.user_seconds_at_start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
 
@@ -165,7 +245,12 @@ class Session:
     def stop(self) -> None:
         """Close the gate and check what is left; the programs stay attached."""
         self.close_gate()
+        if self.owners:
+            self.owners.close()
+        self.long_waits.close()
         self.loop.drain()
+        if self.kernel_reports:
+            self.kernel_reports.close()
         self.checker.close(max(1.0, self.config.settle_seconds))
         self.commit()
         self.stopped = True
@@ -175,30 +260,37 @@ class Session:
         rulings = self.protocol_events.rulings
         self.recorder.commit(self.checker, rulings, self.fidelity.level, stored=stored)
 
-    def change(self, config: Config) -> list[str]:
-        """Take over the keys of `config` that a running session can change (config.CHANGEABLE).
+    def audit_now(self) -> None:
+        """Make a whole pass of the state audit, where there is one, and decide what it doubts."""
+        if self.audit:
+            self.audit.whole_pass(time.sleep)
+        if self.owners:
+            self.owners.settle(time.sleep)
 
-        Returns the other keys that differ: they need a restart.
-        """
-        stay = [
-            name
-            for name in Config.__struct_fields__
-            if name not in CHANGEABLE and getattr(config, name) != getattr(self.config, name)
-        ]
+    def audit_progress(self) -> AuditProgress:
+        """Return how far the state audit has come."""
+        return self.audit.progress() if self.audit else AuditProgress(reason=self.audit_reason)
+
+    def change(self, config: Config) -> None:
+        """Take over the keys of `config` that a running session can change (config.CHANGEABLE)."""
         self.config = msgspec.structs.replace(
             self.config, **{name: getattr(config, name) for name in CHANGEABLE}
         )
         age_limit_ns = int(config.max_entry_age_seconds * 1e9)
         self.probes.tables.params.set(max_entry_age_ns=age_limit_ns)
+        self.long_waits.limit_ns = int(config.max_wait_seconds * 1e9)
         self.fidelity.sample(config.sampled_windows)
         if self.fidelity.governor:
             self.fidelity.governor.budget = config.budget
         self.checker.change(age_limit_ns, int(config.scan_seconds * 1e9))
-        return stay
 
     def load_symbols(self) -> None:
         """Read the kernel's symbols now: some 0.1 s that the first violation need not wait for."""
         self.symbols.name(0)
+
+
+def _ignore(_event: Event, _raw: bytes) -> None:
+    """Take an event that nothing waits for."""
 
 
 @contextlib.contextmanager
@@ -215,8 +307,11 @@ def open_session(
     Raises RmapdError where attaching fails, or a required invariant cannot be checked.
     """
     recorder = Recorder(memory)
-    with probes_module.attach(config, kernel, recorder, folders) as probes:
-        session = Session(config, probes, recorder, clock)
+    with (
+        probes_module.attach(config, kernel, recorder, folders) as probes,
+        open_kernel_log(probes.level, clock) as kernel_log,
+    ):
+        session = Session(config, probes, recorder, clock, kernel_log=kernel_log)
         required.check(config, session.invariants, session.coverage, session.oracle_reason)
         described = attach_process.describe(
             probes.loaded, probes.page_size, kernel.known_enums, links=False

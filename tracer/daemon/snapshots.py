@@ -6,8 +6,10 @@ the probes have recorded.
 
 from __future__ import annotations
 
+import heapq
 import os
 import resource
+import socket
 import time
 from collections.abc import Mapping, Sequence
 
@@ -16,8 +18,11 @@ from tracer.daemon import required
 from tracer.daemon.session import Session
 from tracer.invariants.verdict import Verdict
 from tracer.results.checks import all_checks
-from tracer.results.snapshot import Snapshot
+from tracer.results.snapshot import OldEntry, Snapshot
 from tracer.tables.ledger import Row
+
+_OLDEST = 20
+"""How many of the outstanding migration entries a snapshot names."""
 
 
 def catch_up(session: Session) -> list[Row]:
@@ -42,6 +47,7 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
     rulings, open_cases = session.protocol_events.rulings, checker.open_cases
     now_ns, usage = session.clock(), resource.getrusage(resource.RUSAGE_SELF)
     counters, statistics = tables.counters.read(), loaded.statistics()
+    oldest = _oldest(rows, now_ns)
     return Snapshot(
         kernel=session.probes.kernel.release,
         fidelity=session.fidelity.level,
@@ -65,9 +71,11 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
         counters=counters,
         entries=dict(checker.entries),
         outstanding=checker.outstanding(counters),
-        oldest_entry_seconds=max((now_ns - row.first_ns for row in rows), default=0) / 1e9,
+        oldest_entry_seconds=oldest[0].age_seconds if oldest else 0.0,
+        oldest=oldest,
         oracle={**open_cases.answers, "sweeps": open_cases.sweeps},
         oracle_reason=session.oracle_reason,
+        audit=session.audit_progress(),
         user_seconds=usage.ru_utime - session.user_seconds_at_start,
         peak_rss_bytes=usage.ru_maxrss * 1024,
         taken_seconds=time.time(),
@@ -75,6 +83,24 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
         rest=dict(checker.tally.rest),
         required=required.required(session.config, session.invariants),
         age_limit_seconds=session.config.max_entry_age_seconds,
+        host=socket.gethostname(),
+        run=session.recorder.run or f"{session.started_ns:016x}",
+    )
+
+
+def _oldest(rows: Sequence[Row], now_ns: int) -> tuple[OldEntry, ...]:
+    """Return the oldest rows of the ledger, the oldest first."""
+    return tuple(
+        OldEntry(
+            age_seconds=max(0, now_ns - row.first_ns) / 1e9,
+            migration_seconds=(now_ns - row.start_ns) / 1e9 if row.start_ns else None,
+            tgid=row.tgid,
+            tid=row.tid,
+            addr=row.addr,
+            level=row.level,
+            count=row.count,
+        )
+        for row in heapq.nsmallest(_OLDEST, rows, key=lambda row: row.first_ns)
     )
 
 

@@ -12,12 +12,15 @@ from rich.text import Text
 
 from tracer.invariants.verdict import Verdict
 from tracer.results.history import HistoryPoint
+from tracer.results.hook_groups import group
 from tracer.results.snapshot import Snapshot
-from tracer.results.standing import Colour
+from tracer.results.standing import lost_text
 from tracer.results.standing_facts import standing
+from tracer.screen import COVERAGE_STYLES, NARROW, STANDING_STYLES
 
-_COLOURS = {"full": "green", "partial": "yellow", "none": "dim"}
-_STANDING_COLOURS = {Colour.GREEN: "green", Colour.AMBER: "yellow", Colour.RED: "bold red"}
+_WIDTH_FOR_TITLES = 112
+_LEAST_ROWS = 5
+_ENOUGH = 1000
 
 
 def import_early() -> None:
@@ -32,25 +35,48 @@ def import_early() -> None:
 
 
 def table(
-    now: Snapshot, before: Snapshot | None, where: str, points: Sequence[HistoryPoint] = ()
+    now: Snapshot,
+    before: Snapshot | None,
+    where: str,
+    points: Sequence[HistoryPoint] = (),
+    width: int = NARROW,
+    height: int = _ENOUGH,
 ) -> Table:
-    """Draw coverage, counts, and rates since `before`. where: the URL; points: history."""
+    """Draw the standing, coverage, counts, and rates since `before`.
+
+    The standing, what is not checked and what was lost come first. where: the URL; points: history;
+    width: columns, in few of which the invariants have no titles; height: lines, in few of which
+    the last invariants of which nothing is wrong are only named.
+    """
+    head = _head(now, where, points)
+    shown = [name for name in now.invariants if now.coverage[name][0] != "none"]
+    room = max(_LEAST_ROWS, height - len(head.wrap(Console(width=width), width)) - 3)
+    quiet = [name for name in reversed(shown) if _is_quiet(now, name)]
+    named = sorted(quiet[: len(shown) - room], key=shown.index) if len(shown) > room else []
     seconds = max(now.running_seconds - before.running_seconds, 1e-9) if before else 1.0
+    titled = width >= _WIDTH_FOR_TITLES
     out = Table(
-        title=f"rmapd on {now.kernel}, {now.running_seconds:.0f} s,"
-        f" fidelity {now.fidelity}, {where}",
+        title=head,
         title_justify="left",
+        title_style="",
+        box=None,
+        padding=(0, 2, 0, 0),
+        header_style="bold",
+        caption=f"nothing is wrong with {' '.join(named)} either" if named else None,
+        caption_justify="left",
+        caption_style="",
     )
-    out.add_column("")
-    out.add_column("invariant")
-    out.add_column("coverage")
+    out.add_column("", no_wrap=True)
+    if titled:
+        out.add_column("invariant", no_wrap=True)
+    out.add_column("coverage", no_wrap=True)
     for verdict in Verdict:
-        out.add_column(verdict.value, justify="right")
-    out.add_column("checks/s", justify="right")
-    for name, invariant in now.invariants.items():
-        level = now.coverage[name][0]
-        if level == "none":
+        out.add_column(verdict.value, justify="right", no_wrap=True)
+    out.add_column("checks/s", justify="right", no_wrap=True)
+    for name in shown:
+        if name in named:
             continue
+        level = now.coverage[name][0]
         counts = [now.checked(name, verdict) for verdict in Verdict]
         rate = (
             (sum(counts) - sum(before.checked(name, v) for v in Verdict)) / seconds
@@ -63,19 +89,39 @@ def table(
         ]
         out.add_row(
             name,
-            invariant.title,
-            Text(level.value, style=_COLOURS[level.value]),
+            *([now.invariants[name].title] if titled else []),
+            Text(level.value, style=COVERAGE_STYLES[level.value]),
             *cells,
             f"{rate:,.0f}",
         )
-    none = [name for name in now.invariants if now.coverage[name][0] == "none"]
-    lost, unsampled = sum(now.lost.values()), sum(now.windows_unsampled.values())
-    stands = standing(now, points)
-    head = Text("\n".join(stands.lines()) + "\n", style=_STANDING_COLOURS[stands.colour])
-    out.caption = head + Text(
-        f"not checked here: {' '.join(none)} · entries outstanding {now.outstanding}"
-        f" · cleared by the oracle {now.oracle.get('cleared', 0)}"
-        + (f" · windows not sampled {unsampled:,}" if unsampled else "")
-        + f" · lost {lost} · signatures {len(now.violations)} · Ctrl-C ends"
-    )
     return out
+
+
+def _is_quiet(now: Snapshot, name: str) -> bool:
+    return not any(now.checked(name, v) for v in Verdict if v is not Verdict.HOLDS)
+
+
+def _head(now: Snapshot, where: str, points: Sequence[HistoryPoint]) -> Text:
+    """Return the lines above the table."""
+    none = [name for name in now.invariants if now.coverage[name][0] == "none"]
+    counts = {
+        "cleared by the oracle": now.oracle.get("cleared", 0),
+        "windows not sampled": sum(now.windows_unsampled.values()),
+    }
+    counted = "".join(f" · {name} {count:,}" for name, count in counts.items() if count)
+    hooks = group(now.hooks, now.invariants)
+    stands = standing(now, points, hooks=False)
+    return Text("\n").join(
+        [
+            Text(
+                f"rmapd on {now.kernel}, {now.running_seconds:.0f} s, fidelity {now.fidelity},"
+                f" {where}"
+            ),
+            Text("\n".join(stands.lines()), style=STANDING_STYLES[stands.colour]),
+            Text(
+                f"not checked here: {' '.join(none) or 'none'} · {hooks.head}"
+                f" · entries outstanding {now.outstanding}{counted}"
+                f" · lost: {lost_text(now.lost)} · Ctrl-C ends"
+            ),
+        ]
+    )

@@ -42,7 +42,8 @@ class Loss:
     """Events that could not be recorded. Each makes one check of the invariant unverifiable.
 
     table: what overflowed, the key of `lost` in reports. counters: counters of events that found it
-    full. missed_runs: hooks; a run of their programs that the kernel left out is lost as well.
+    full. missed_runs: hooks; a run of their programs that the kernel left out is lost as well. A
+    name may list alternatives, as in Invariant: the first that is attached counts.
     """
 
     table: str
@@ -74,12 +75,40 @@ class EventReport:
     """A ring event (`enum event_kind`) by which a probe reports a violation that it has proven.
 
     function: what the finding is attributed to. summary: one sentence, a format string over addr,
-    mm, vma and folio of the event.
+    mm, vma and folio of the event, and `where`: the address and the mm, if it is known. verdict:
+    SUSPECT where the probe has no proof.
     """
 
     kind: str
     function: str
     summary: str
+    verdict: Verdict = Verdict.VIOLATED
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What an invariant is checked by in part where the hooks that it needs are not there.
+
+    hooks: hooks and features, all of which that takes. cost: what is not checked then.
+    """
+
+    hooks: tuple[str, ...]
+    cost: str
+
+
+@dataclass(frozen=True)
+class AuditChecks:
+    """What the state audit checks for an invariant.
+
+    subject: what a finding is attributed to, in place of a function. counted: names in
+    tracer.memory.vma_trees.COUNTED, or `map_counts`; each thing counted is one check. problems:
+    name in enum audit_problem -> what is wrong, in words; a format string over want, got, low, high
+    and at.
+    """
+
+    subject: str
+    counted: tuple[str, ...]
+    problems: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -91,14 +120,14 @@ class Invariant:
 
     Hooks: without those of `needs` nothing is checked. `lacking` maps a hook or feature to what its
     absence costs. A name may list alternatives, `__vma_adjust|commit_merge`, where kernels have one
-    or the other. `awaits` lists kernel functions of an invariant that this version does not check
-    yet.
+    or the other. `otherwise` is a way to check a part without `needs`.
 
     Checks: `judge` rules on a protocol and returns None where the invariant says nothing of it.
     `every_window`: checking takes all windows from their beginning to their end (None: it does
     where there is a `judge`). `every_entry`: each recorded migration entry is one check.
     `counters`, `events`: checks that a probe settles. `losses`, `unbroken`: what makes checks
-    unverifiable, one by one, and those under way; loss of windows is implied by `judge`.
+    unverifiable, one by one, and those under way; loss of windows is implied by `judge`. `audit`:
+    checks that the state audit makes.
     """
 
     id: str
@@ -110,7 +139,7 @@ class Invariant:
     blind_spots: str = ""
     needs: tuple[str, ...] = ()
     lacking: Mapping[str, str] = field(default_factory=dict)
-    awaits: tuple[str, ...] = ()
+    otherwise: Alternative | None = None
     judge: Callable[[Protocol], Ruling | None] | None = None
     every_window: bool | None = None
     every_entry: bool = False
@@ -118,6 +147,7 @@ class Invariant:
     events: tuple[EventReport, ...] = ()
     losses: tuple[Loss, ...] = ()
     unbroken: UnbrokenRuns | None = None
+    audit: AuditChecks | None = None
 
     @property
     def needs_every_window(self) -> bool:
@@ -125,15 +155,11 @@ class Invariant:
         return bool(self.judge) if self.every_window is None else self.every_window
 
     @property
-    def built(self) -> bool:
-        """Whether this version checks it on some kernel."""
-        return bool(self.needs)
-
-    @property
     def hooks(self) -> frozenset[str]:
         """Every hook and feature that coverage depends on, alternatives apart."""
+        otherwise = self.otherwise.hooks if self.otherwise else ()
         return frozenset(
-            name for names in (*self.needs, *self.lacking) for name in names.split("|")
+            name for names in (*self.needs, *otherwise, *self.lacking) for name in names.split("|")
         )
 
     @property
@@ -169,7 +195,7 @@ class Invariant:
         """
         return sum(
             sum(counters[name] for name in loss.counters)
-            + sum(missed_runs.get(hook, 0) for hook in loss.missed_runs)
+            + sum(_first_of(names, missed_runs) for names in loss.missed_runs)
             for loss in self.losses_by_check()
         )
 
@@ -182,8 +208,6 @@ class Invariant:
         of windows, so each of them that is gone is given as a reason. sampled: how windows are
         sampled; empty where all are recorded.
         """
-        if not self.built:
-            return Coverage.NONE, "not checked by this version of rmapd"
         relevant = {
             name: why for name, why in (off or {}).items() if self.judge or name in self.hooks
         }
@@ -191,8 +215,11 @@ class Invariant:
         absent = [
             names.replace("|", " or ") for names in self.needs if not _any_of(names, attached)
         ]
+        if absent and self.otherwise and set(self.otherwise.hooks) <= set(attached):
+            return Coverage.PARTIAL, "; ".join([self.otherwise.cost, *gone])
         if absent:
-            return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}", *gone])
+            otherwise = f", or else {', '.join(self.otherwise.hooks)}" if self.otherwise else ""
+            return Coverage.NONE, "; ".join([f"needs {', '.join(absent)}{otherwise}", *gone])
         costs = [cost for names, cost in self.lacking.items() if not _any_of(names, attached)]
         if self.needs_every_window and sampled:
             costs.append(sampled)
@@ -210,6 +237,10 @@ def _taken_away(off: Mapping[str, str]) -> list[str]:
         for why, names in hooks.items()
     }
     return [f"taken away: {names} ({why})" for why, names in some.items()]
+
+
+def _first_of(names: str, counts: Mapping[str, int]) -> int:
+    return next((counts[name] for name in names.split("|") if name in counts), 0)
 
 
 def _any_of(names: str, attached: Collection[str]) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from tracer.invariants.base import Invariant
+from tracer.invariants.base import Alternative, Invariant
 from tracer.invariants.lock_order import RWSEM_LACKING
+from tracer.invariants.maple_tree import AUDIT
 from tracer.invariants.verdict import Ruling, Verdict
 from tracer.protocol.model import Kind, Lock, Locking, Owner, Protocol
 
+OWNERS = "owners"
+"""The feature that rwsems and the tasks that own them can be read by value."""
 _TAKES_ALL = (
     "mm_take_all_locks(), mm/vma.c (mm/mmap.c before 6.12): mm_drop_all_locks() gives back, at the"
     " latest on failure"
@@ -116,31 +119,44 @@ def _leftovers(
             )
 
 
-INVARIANTS = (
-    Invariant(
-        id="L3",
-        title="locks are given back",
-        claim="A window returns with the locks that it was entered with.",
-        stated=(
-            "mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once"
-            " kept its lock: Hugh Dickins, 7 July 2022,"
-            " <e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>"
-        ),
-        not_violations=(
-            "Pairs by contract: mm_take_all_locks() and mm_drop_all_locks(); collapse_huge_page(),"
-            " which gives back its caller's mmap_lock. A lock that is given back and taken again."
-        ),
-        confirmed=(
-            "A lock held for write at return and not at entry, or the other way round, is proven by"
-            " rwsem.owner. A read lock or a lock of no known class, for which there are only the"
-            " steps, is a suspect."
-        ),
-        blind_spots=(
-            "A read lock that is kept while another task reads too looks the same to the owner"
-            " field."
-        ),
-        needs=("down_write", "up_write", "down_read", "up_read"),
-        lacking=RWSEM_LACKING,
-        judge=judge_balance,
+BALANCE = Invariant(
+    id="L3",
+    title="locks are given back",
+    claim=(
+        "A window returns with the locks that it was entered with. A task that has left its call"
+        " owns no mmap_lock, i_mmap_rwsem or anon_vma rwsem."
     ),
+    stated=(
+        "mm/vma.c, vma_prepare() and vma_complete(). An error return of do_brk_flags() once"
+        " kept its lock: Hugh Dickins, 7 July 2022,"
+        " <e2df94dc-f54c-ebb9-14f0-98b232358d4@google.com>"
+    ),
+    not_violations=(
+        "Pairs by contract: mm_take_all_locks() and mm_drop_all_locks(); collapse_huge_page(),"
+        " which gives back its caller's mmap_lock. A lock that is given back and taken again. A"
+        " call that takes long: fork, mremap and munmap of much memory."
+    ),
+    confirmed=(
+        "A lock held for write at return and not at entry, or the other way round, is proven by"
+        " rwsem.owner. A read lock or a lock of no known class, for which there are only the"
+        " steps, is a suspect. By audit: the owner field names a task that enters a system call,"
+        " runs in user mode, or is stopped or dead. A task that sleeps"
+        " interruptibly with the lock for 10 s, or has had it for 120 s, is a suspect."
+    ),
+    blind_spots=(
+        "A read lock that is kept while another task reads too looks the same to the owner"
+        " field. By audit: a lock that is kept for less than a pass of the audit;"
+        " before 6.4, and for rmap locks, a task that stays in user mode and enters no system call."
+        " The name of a dead owner may be a new task's by then, which is then named."
+    ),
+    needs=("down_write", "up_write", "down_read", "up_read"),
+    otherwise=Alternative(
+        (AUDIT, OWNERS, "owner_enters"),
+        "only locks that the state audit finds owned for write are followed: a lock that is kept"
+        " for less than a pass of the audit is not seen, nor is a read lock",
+    ),
+    lacking=RWSEM_LACKING,
+    judge=judge_balance,
 )
+
+INVARIANTS = (BALANCE,)

@@ -108,7 +108,7 @@ def judge_order(protocol: Protocol) -> Ruling | None:
     if protocol.lost:
         return Ruling(Verdict.UNVERIFIABLE, "an event is missing")
     if _after_the_folio(protocol):
-        return Ruling(Verdict.VIOLATED, "hugetlb: i_mmap_rwsem is taken with the folio locked")
+        return Ruling(Verdict.VIOLATED, "i_mmap_rwsem of hugetlb is taken with the folio locked")
     rulings = [
         _order(protocol, step.lock, *held)
         for step, *held in acquisitions(protocol)

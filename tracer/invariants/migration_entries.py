@@ -106,7 +106,7 @@ LEFT_BEHIND = Invariant(
 
 TOO_OLD = Invariant(
     id="M4",
-    title="no migration entry outlives its age limit",
+    title="no migration entry is older than its age limit",
     claim="A migration entry is gone within max_entry_age_seconds (10 s) of its insertion.",
     stated=(
         "mm/migrate.c: from migrate_folio_unmap() to migrate_folio_move() the folio is locked, and"

@@ -15,6 +15,8 @@ _SPLITS = {
     "thp_split": "THP splits have no beginning and no end: their visits are not recorded",
 }
 
+_ALONE = "tracepoints alone: the VMA and the mm of an entry are not known"
+
 INSERTED_UNLOCKED = Invariant(
     id="M2",
     title="inserted under the page lock",
@@ -27,16 +29,18 @@ INSERTED_UNLOCKED = Invariant(
     confirmed=(
         "By the hook itself: PG_locked is read where set_migration_pte fires, under the page-table"
         " lock, after the entry is set; for a frozen PMD when its split returns, once for its 512"
-        " entries."
+        " entries. Where try_to_migrate_one() cannot be hooked the entry names its page, and"
+        " PG_locked of the page's folio is read."
     ),
     blind_spots=(
-        "PG_locked has no owner: another task's lock looks the same. An unlocked folio is proof"
-        " only where the entry is at the address of the visit. Elsewhere (inside a large folio, or"
-        " where a visit was not seen) it is unverifiable. "
+        "PG_locked has no owner: another task's lock looks the same. With the hook on"
+        " try_to_migrate_one() an unlocked folio is proof only where the entry is at the address of"
+        " the visit. Elsewhere (inside a large folio, or where a visit was not seen) it is"
+        " unverifiable. "
     )
     + _MIGRATE_DEVICE,
-    needs=("first_walk", "set_migration_pte", "mm_migrate_pages_start"),
-    lacking={"set_migration_pmd": "PMD entries are not seen", **_SPLITS},
+    needs=("first_walk|oracle", "set_migration_pte", "mm_migrate_pages_start"),
+    lacking={"first_walk": _ALONE, "set_migration_pmd": "PMD entries are not seen", **_SPLITS},
     counters=CheckCounters(
         holds=("M2_HOLDS",), violated=("M2_VIOLATED",), unverifiable=("M2_UNVERIFIABLE",)
     ),
@@ -44,11 +48,10 @@ INSERTED_UNLOCKED = Invariant(
         EventReport(
             "INSERTED_UNLOCKED",
             "try_to_migrate_one",
-            "a migration entry is inserted at {addr:#x} of mm {mm:#x}, and folio {folio:#x} is not"
-            " locked",
+            "a migration entry is inserted at {where}, and folio {folio:#x} is not locked",
         ),
     ),
-    losses=(Loss("ledger", missed_runs=("first_walk",)),),
+    losses=(Loss("ledger", missed_runs=("first_walk|set_migration_pte",)),),
 )
 
 REMOVED_UNLOCKED = Invariant(
@@ -61,22 +64,31 @@ REMOVED_UNLOCKED = Invariant(
         " before the new folios are unlocked, mm/huge_memory.c"
     ),
     not_violations="None known.",
-    confirmed="By the hook itself: PG_locked of both is read at each VMA that the walk visits.",
+    confirmed=(
+        "By the hook itself: PG_locked of both is read at each VMA that the walk visits. Where"
+        " remove_migration_pte() cannot be hooked, its tracepoint has the new entry, and PG_locked"
+        " of the destination is read."
+    ),
     blind_spots=(
         "PG_locked has no owner: another task's lock looks the same. A walk that visits no VMA is"
         " not seen."
     ),
-    needs=("second_walk",),
-    counters=CheckCounters(holds=("M3_HOLDS",), violated=("M3_VIOLATED",)),
+    needs=("second_walk|oracle", "second_walk|remove_migration_pte"),
+    lacking={
+        "second_walk": _ALONE + ", nor the source folio, nor a visit that restores no entry",
+        "second_walk|remove_migration_pmd": "PMD entries are not seen",
+    },
+    counters=CheckCounters(
+        holds=("M3_HOLDS",), violated=("M3_VIOLATED",), unverifiable=("M3_UNVERIFIABLE",)
+    ),
     events=(
         EventReport(
             "REMOVED_UNLOCKED",
             "remove_migration_pte",
-            "remove_migration_ptes() visits {addr:#x} of mm {mm:#x}, and folio {folio:#x} is not"
-            " locked",
+            "remove_migration_ptes() visits {where}, and folio {folio:#x} is not locked",
         ),
     ),
-    losses=(Loss("ledger", missed_runs=("second_walk",)),),
+    losses=(Loss("ledger", missed_runs=("second_walk|remove_migration_pte",)),),
 )
 
 PASSED_OVER = Invariant(

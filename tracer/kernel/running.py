@@ -19,6 +19,7 @@ from typing import TextIO
 from tracer.errors import RmapdError
 from tracer.kernel.btf import Btf
 
+_PAGE_SIZE = os.sysconf("SC_PAGESIZE")
 _CLONE = re.compile(r"(.+)\.(?:isra|constprop|part)\.\d+")
 _SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 
@@ -91,6 +92,24 @@ class Kernel:
             re.M,
         )
         return int(counted[1]) if counted else 1 << 24
+
+    def memory_end(self) -> int:
+        """Return the physical address behind the last RAM, by /proc/zoneinfo; 0: not known.
+
+        mm/vmstat.c, zoneinfo_show_print(): a zone spans pages from start_pfn on. An empty zone has
+        no start_pfn, so each zone is read by itself.
+        """
+        try:
+            text = (self.proc_root / "zoneinfo").read_text(encoding="utf-8")
+        except OSError:
+            return 0
+        ends = [
+            int(pages[1]) + int(first[1])
+            for zone in re.split(r"^Node ", text, flags=re.M)
+            if (pages := re.search(r"^\s+spanned\s+(\d+)$", zone, re.M))
+            and (first := re.search(r"^\s+start_pfn:\s+(\d+)$", zone, re.M))
+        ]
+        return max(ends, default=0) * _PAGE_SIZE
 
     def address_of(self, symbol: str) -> int:
         """Return a symbol's address; 0 where kallsyms hides it or does not have it."""

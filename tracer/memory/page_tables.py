@@ -92,6 +92,15 @@ class Oracle:
             seen = near & set(range(SWAP_TYPES))
         return sum(1 << kind for kind in seen)
 
+    def task_mms(self) -> list[Mm]:
+        """Return the mm of each task that has one, once."""
+        found: dict[int, Mm] = {}
+        raw, size = self._tasks.read() if self._tasks else b"", self._task_mm.size
+        for at in range(0, len(raw) - size + 1, size):
+            task = self._task_mm.unpack(raw[at : at + size])
+            found[task.mm] = Mm(task.mm, task.pgd, task.tgid, task.comm, task.id, task.changed)
+        return list(found.values())
+
     def mms(self) -> list[Mm]:
         """Return every mm that can hold an entry.
 
@@ -99,11 +108,7 @@ class Oracle:
         probes did not see (the gate was closed, or they are detached) leaves its mm among the
         others: mms that are freed by now are left out.
         """
-        found: dict[int, Mm] = {}
-        raw, size = self._tasks.read() if self._tasks else b"", self._task_mm.size
-        for at in range(0, len(raw) - size + 1, size):
-            task = self._task_mm.unpack(raw[at : at + size])
-            found[task.mm] = Mm(task.mm, task.pgd, task.tgid, task.comm, task.id)
+        found = {mm.mm: mm for mm in self.task_mms()}
         others = {mm.mm: mm for mm in self._other_mms.read() if mm.mm not in found}.values()
         exist = [entry.found != _MM_GONE for entry in self.ask([(mm, 0) for mm in others])]
         return [*found.values(), *compress(others, exist)]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tracer.invariants.verdict import Verdict, Violation
-from tracer.logs import is_journal, priority
+from tracer.logs import fields, is_journal, priority
 from tracer.results.json_form import iso, violation_json
 
 log = logging.getLogger("rmapd")
@@ -84,7 +84,9 @@ class FindingLog:
             row, level = violation_json(violation), _LEVELS[violation.first.verdict]
             self._logged[violation.first.signature] = violation.count
             if self._may_log():
-                log.log(level, "%s %s: %s", row["verdict"], row["invariant"], row["summary"])
+                named = {name: row[name] for name in _FIELDS}
+                words = row["verdict"], row["invariant"], row["summary"]
+                log.log(level, "%s %s: %s", *words, extra=fields(**named))
                 self._line(row, level)
             else:
                 self._withheld.append(row["id"])
@@ -139,7 +141,7 @@ class FindingLog:
     def _line(self, row: dict[str, Any], level: int) -> None:
         line = json.dumps(row)
         if self._native:
-            fields = {f"RMAPD_{name.upper()}": str(row[name]) for name in _FIELDS if name in row}
+            named = {f"RMAPD_{name.upper()}": str(row[name]) for name in _FIELDS if name in row}
             try:
                 self._send(
                     {
@@ -147,7 +149,7 @@ class FindingLog:
                         "PRIORITY": str(priority(level)),
                         "SYSLOG_IDENTIFIER": "rmapd",
                     }
-                    | fields
+                    | named
                 )
                 return
             except OSError as error:

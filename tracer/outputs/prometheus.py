@@ -1,7 +1,7 @@
 """Prometheus metrics of a snapshot.
 
 Labels have a fixed set of values, and every series that can occur exists from the first scrape, at
-zero. A host has under 700 series (docs/FLEET.md): times of programs and windows exist only for
+zero. A host has under 800 series (docs/FLEET.md): times of programs and windows exist only for
 hooked functions, and histograms have few buckets.
 """
 
@@ -24,6 +24,9 @@ from tracer.attach.plan import HookState
 from tracer.bpf.programs import RunStatistics
 from tracer.config import LEVELS
 from tracer.invariants.verdict import Verdict
+from tracer.outputs.audit_metrics import audit_metrics
+from tracer.outputs.families import counter, gauge
+from tracer.results.checks import FIRST_WALKS
 from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Standing
@@ -69,7 +72,7 @@ class SnapshotCollector(Collector):
     ]:
         """Return all metric families."""
         snapshot = self._current()
-        yield _gauge(
+        yield gauge(
             "rmapd_gate_open",
             "1 while kernel events are being recorded.",
             (),
@@ -84,25 +87,8 @@ class SnapshotCollector(Collector):
         yield from _hooks(snapshot)
         yield from _records(snapshot)
         yield from _histograms(snapshot)
+        yield from audit_metrics(snapshot.audit)
         yield from _self(snapshot)
-
-
-def _counter(
-    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for label_values, value in values:
-        family.add_metric(label_values, value)
-    return family
-
-
-def _gauge(
-    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for label_values, value in values:
-        family.add_metric(label_values, value)
-    return family
 
 
 def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
@@ -110,19 +96,19 @@ def _standing(stands: Standing) -> Iterator[GaugeMetricFamily]:
         "Standing, as on the status page: 0 green, 1 amber (something is not known or is suspect), "
         "2 red (violated)."
     )
-    yield _gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
+    yield gauge("rmapd_standing", text, (), [((), stands.colour.gauge)])
 
 
 def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     each = tuple(s.invariants)
     checked = (((i, v.value), s.checked(i, v)) for i in each for v in Verdict)
-    yield _counter(
+    yield counter(
         "rmapd_checks", "Checks by invariant and verdict.", ("invariant", "verdict"), checked
     )
     violated = (((i,), s.checked(i, Verdict.VIOLATED)) for i in each)
-    yield _counter("rmapd_violations", "Proven violations by invariant.", ("invariant",), violated)
+    yield counter("rmapd_violations", "Proven violations by invariant.", ("invariant",), violated)
     text = "Coverage of the invariant on this kernel in this run: 1 full, 0.5 partial, 0 none."
-    yield _gauge(
+    yield gauge(
         "rmapd_invariant_coverage",
         text,
         ("invariant",),
@@ -133,7 +119,7 @@ def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily
 def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     names = [h.hook.name for h in s.hooks]
     on = {h.hook.name for h in s.hooks if h.on}
-    yield _gauge(
+    yield gauge(
         "rmapd_probe_attached",
         "1 if the hook is attached.",
         ("hook",),
@@ -144,14 +130,14 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     }
     stats = {n: s.statistics.get(n, _NO_RUNS) for n in names if n in loaded}
     seconds = (((n,), one.seconds) for n, one in stats.items())
-    yield _counter(
+    yield counter(
         "rmapd_probe_run_seconds",
         "Run time of the hook's BPF programs, by the kernel's BPF statistics.",
         ("hook",),
         seconds,
     )
     runs = (((n,), float(one.runs)) for n, one in stats.items())
-    yield _counter(
+    yield counter(
         "rmapd_probe_runs",
         "Runs of the hook's BPF programs, by the kernel's BPF statistics.",
         ("hook",),
@@ -164,7 +150,7 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         "Runs of a probe object's BPF programs that the kernel skipped because the program was "
         "already running on that CPU."
     )
-    yield _counter(
+    yield counter(
         "rmapd_probe_missed_runs",
         text,
         ("probe_object",),
@@ -183,22 +169,22 @@ def _windows(s: Snapshot) -> dict[str, Histogram]:
 def _records(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     times = _windows(s)
     windows = (((name,), histogram.count) for name, histogram in times.items())
-    yield _counter("rmapd_windows", "Windows recorded, by function.", ("function",), windows)
+    yield counter("rmapd_windows", "Windows recorded, by function.", ("function",), windows)
     text = "Windows not recorded because of sampling, with those inside of them."
-    yield _counter(
+    yield counter(
         "rmapd_windows_unsampled", text, (), [((), float(sum(s.windows_unsampled.values())))]
     )
     distinct = Counter(ruled.protocol.window for ruled in s.protocols)
     seen = (((name,), float(distinct[name])) for name in times)
-    yield _gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), seen)
-    yield _gauge(
+    yield gauge("rmapd_protocols", "Distinct protocols seen, by function.", ("function",), seen)
+    yield gauge(
         "rmapd_migration_entries_outstanding",
         "Migration entries recorded that have neither been removed nor got a verdict.",
         (),
         [((), s.outstanding)],
     )
     text = "Age of the oldest outstanding migration entry."
-    yield _gauge("rmapd_migration_oldest_entry_seconds", text, (), [((), s.oldest_entry_seconds)])
+    yield gauge("rmapd_migration_oldest_entry_seconds", text, (), [((), s.oldest_entry_seconds)])
     c = s.counters
     entries = (
         ("inserted", "ENTRIES_RECORDED"),
@@ -217,16 +203,22 @@ def _records(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         "Migration entries by event: inserted + copied = removed + cleared_by_oracle + left_behind "
         "+ unverifiable + outstanding. removed_unrecorded: removed, insertion not recorded."
     )
-    yield _counter("rmapd_migration_entries", text, ("event",), values)
+    yield counter("rmapd_migration_entries", text, ("event",), values)
+    left = (((kind,), c.get(f"FIRST_WALKS_{kind.upper()}", 0)) for kind in FIRST_WALKS)
+    text = (
+        "First rmap walks of migrations by what they left: an emptied folio, or one that is still "
+        "mapped, which is legal, by its kind (pinned: it may be pinned for DMA)."
+    )
+    yield counter("rmapd_first_walks", text, ("kind",), left)
     asked = (((kind,), s.oracle.get(kind, 0)) for kind in ("asked", "sweeps"))
-    yield _counter(
+    yield counter(
         "rmapd_oracle_questions",
         "Addresses read by the page-table walker (asked), and sweeps of all page tables.",
         ("kind",),
         asked,
     )
     text = "Events lost, by kind. A lost event makes checks unverifiable, never violated."
-    yield _counter(
+    yield counter(
         "rmapd_events_lost", text, ("kind",), (((kind,), value) for kind, value in s.lost.items())
     )
 
@@ -294,38 +286,38 @@ def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
 
 def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
     level = (((f,), float(f == s.fidelity)) for f in LEVELS)
-    yield _gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
+    yield gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
     directions = ("lower", "raise")
     changes = (((name,), float(s.fidelity_changes.get(name, 0))) for name in directions)
-    yield _counter(
+    yield counter(
         "rmapd_fidelity_changes",
         "Changes of fidelity by the governor, by direction.",
         ("direction",),
         changes,
     )
-    yield _gauge(
+    yield gauge(
         "rmapd_snapshot_time_seconds",
         "Unix time at which the checker last read the kernel's tables.",
         (),
         [((), s.taken_seconds)],
     )
-    yield _gauge("rmapd_cpus", "Online CPUs of this machine.", (), [((), float(s.cpus))])
+    yield gauge("rmapd_cpus", "Online CPUs of this machine.", (), [((), float(s.cpus))])
     verdicts = Counter(v.first.verdict for v in s.violations.values())
     found = (((v.value,), float(verdicts[v])) for v in (Verdict.VIOLATED, Verdict.SUSPECT))
-    yield _gauge("rmapd_signatures", "Distinct defects seen, by verdict.", ("verdict",), found)
+    yield gauge("rmapd_signatures", "Distinct defects seen, by verdict.", ("verdict",), found)
     text = "Findings beyond the limit on signatures: they are counted, without evidence."
     rest = float(sum(s.rest.values()))
-    yield _counter("rmapd_findings_without_evidence", text, (), [((), rest)])
+    yield counter("rmapd_findings_without_evidence", text, (), [((), rest)])
     if s.store:
-        yield _gauge(
+        yield gauge(
             "rmapd_store_writable",
             "1 if findings can be stored.",
             (),
             [((), float(not s.store.reason))],
         )
         text = "Findings counted in memory and not stored yet."
-        yield _gauge("rmapd_store_unwritten_findings", text, (), [((), float(s.store.unwritten))])
-        yield _counter(
+        yield gauge("rmapd_store_unwritten_findings", text, (), [((), float(s.store.unwritten))])
+        yield counter(
             "rmapd_store_failures",
             "Failed attempts to write the store.",
             (),
@@ -333,33 +325,33 @@ def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | Inf
         )
         text = "Signatures deleted from the store for size or age; their counts are kept."
         deleted = float(s.store.forgotten)
-        yield _counter("rmapd_store_deleted_signatures", text, (), [((), deleted)])
-        yield _counter(
+        yield counter("rmapd_store_deleted_signatures", text, (), [((), deleted)])
+        yield counter(
             "rmapd_store_write_seconds",
             "Time that the checking thread spent writing the store.",
             (),
             [((), s.store.seconds)],
         )
-    yield _gauge(
+    yield gauge(
         "rmapd_oracle_ready",
         "1 if the oracle (page-table walker) is calibrated.",
         (),
         [((), float(not s.oracle_reason))],
     )
     sent = (((result,), count) for result, count in s.otlp.items())
-    yield _counter(
+    yield counter(
         "rmapd_otlp_records",
         "Violations for the OTLP collector, by result; no series without a collector.",
         ("result",),
         sent,
     )
-    yield _counter(
+    yield counter(
         "rmapd_user_seconds",
         "User CPU time of the daemon since the gate opened.",
         (),
         [((), s.user_seconds)],
     )
-    yield _gauge(
+    yield gauge(
         "rmapd_peak_rss_bytes", "Peak resident set of the daemon.", (), [((), s.peak_rss_bytes)]
     )
     yield InfoMetricFamily(

@@ -12,11 +12,11 @@ from types import FrameType
 from tracer.errors import RmapdError, Temporary, of_os
 
 
-def hold_lock_file(path: Path, owner: int = 0) -> contextlib.ExitStack:
+def hold_lock_file(path: Path, owner: int = 0, more: str = "") -> contextlib.ExitStack:
     """Lock the file until the returned stack is closed; write the pid `owner` (0: ours) to it.
 
-    Raises Temporary, with the pid of the other rmapd, where the lock is held; RmapdError where the
-    file cannot be used.
+    more: what to add to the reason where another rmapd holds the lock. Raises Temporary, with the
+    pid of the other rmapd, where the lock is held; RmapdError where the file cannot be used.
     """
     stack = contextlib.ExitStack()
     file = stack.enter_context(os.fdopen(_open(path), "r+", encoding="ascii", errors="replace"))
@@ -32,7 +32,7 @@ def hold_lock_file(path: Path, owner: int = 0) -> contextlib.ExitStack:
         known = other.isascii() and other.isdigit()
         raise Temporary(
             f"another rmapd is tracing this kernel (pid {other if known else 'unknown'})",
-            why=f"it holds {path}",
+            why=f"it holds {path}" + (f", and {more}" if more else ""),
             hint="its /metrics, or stop it first" + (f": kill {other}" if known else ""),
         ) from error
     except OSError as error:

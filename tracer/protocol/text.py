@@ -5,7 +5,7 @@
     do_brk_flags[anon mmap:w] -ENOMEM  anon↓w anon- → [mmap:w anon:w]
 
 Head: the window, and its context in brackets. `anon=imported`: the anon_vma was taken from a
-neighbour in this window. `mmap:w`, `i_mmap:r`, `anon:x`: lock states at entry, without free ones.
+neighbour in this window. `mmap:w`, `i_mmap:r`: lock states at entry, without free ones.
 `moved`: a boundary changed. `rebuilt`: the window is derived from the hooks around it. `ok`: the
 geometry holds, `geometry=…`: what is wrong with it. `follows`: the anon_vma followed its pages,
 `follows=…`: it did not. A walk has the name of its walker, or `other_walker`. Then the error: the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from tracer.invariants.base import Invariant
@@ -19,8 +20,9 @@ _DETAIL = re.compile(r":| at 0x")
 def subject(known: ExplainedViolation) -> str:
     """Return the subject line: invariant, verdict, function, kernel and a short summary."""
     v = known.violation
-    short = _DETAIL.split(v.summary)[0]
-    return f"{v.invariant} {v.verdict} in {known.culprit}() on {known.kernel}: {short}"
+    short = v.summary if known.evidence.kernel_text else _DETAIL.split(v.summary)[0]
+    where = v.function if known.evidence.wrong else f"{known.culprit}()"
+    return f"{v.invariant} {v.verdict} in {where} on {known.kernel}: {short}"
 
 
 def as_text(known: ExplainedViolation, invariant: Invariant) -> str:
@@ -109,11 +111,22 @@ def invariant_json(invariant: Invariant) -> dict[str, str]:
     return {"id": invariant.id, "title": invariant.title} | _invariant_parts(invariant)
 
 
+def list_text(known: Mapping[str, Invariant]) -> str:
+    """Return all invariants, one a line; lines fit 80 columns."""
+    return "".join(f"{name:3} {one.title}\n" for name, one in known.items())
+
+
+def list_json(known: Mapping[str, Invariant]) -> list[dict[str, str]]:
+    """Return all invariants with title and claim as JSON values."""
+    return [{"id": name, "title": one.title, "claim": one.claim} for name, one in known.items()]
+
+
 def _invariant_parts(invariant: Invariant) -> dict[str, str]:
-    hooks = (
-        ", ".join(invariant.needs).replace("|", " or ")
-        or f"none in this version; it will need {', '.join(invariant.awaits)}"
-    )
+    hooks = ", ".join(invariant.needs).replace("|", " or ")
+    costs = dict(invariant.lacking)
+    if one := invariant.otherwise:
+        hooks += f"; or else, for a part, {', '.join(one.hooks)}"
+        costs = {", ".join(invariant.needs): one.cost} | costs
     return {
         "claim": invariant.claim,
         "stated in": invariant.stated,
@@ -123,6 +136,6 @@ def _invariant_parts(invariant: Invariant) -> dict[str, str]:
         "runbook": invariant.runbook,
         "hooks": hooks,
         "without": "\n".join(
-            f"{name}: {cost}".replace("|", " or ") for name, cost in invariant.lacking.items()
+            f"{name}: {cost}".replace("|", " or ") for name, cost in costs.items()
         ),
     }

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import msgspec
 
 from tracer.invariants.base import Invariant
 from tracer.report.alignment import aligned
+from tracer.report.explain_state import state_sections
 from tracer.report.find_violation import ExplainedViolation
+from tracer.report.section import Section
 from tracer.report.similarity import legal_counterpart
 from tracer.results.evidence import CycleEdge, EntryEvidence, Folio, Task, Vma
 
-_PLAIN = ("outer_mm", "inner_mm", "opposite_task", "age_seconds", "entries_outstanding")
+_PLAIN = (
+    "outer_mm",
+    "inner_mm",
+    "opposite_task",
+    "age_seconds",
+    "entries_outstanding",
+    "system_call",
+)
 """Members of the evidence that are printed as they are."""
 _MOST_HOURS, _MOST_STEPS, _MOST_FRAMES = 6, 12, 6
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and its lines; code: the lines are printed as they are, not wrapped."""
-
-    title: str
-    lines: Sequence[str]
-    code: bool = False
 
 
 def sections(known: ExplainedViolation, invariant: Invariant) -> list[Section]:
@@ -35,6 +34,8 @@ def sections(known: ExplainedViolation, invariant: Invariant) -> list[Section]:
         Section("What was promised", _promised(invariant)),
         Section("What was seen", _seen(known)),
         Section("Where", _where(known), code=True),
+        *state_sections(evidence),
+        Section("What the kernel printed", evidence.kernel_text, code=True),
         Section("Proof", _proof(known, invariant)),
         Section("Protocol", _protocol(known), code=True),
         *(_cycle(edge) for edge in evidence.edges),
@@ -63,11 +64,16 @@ def _seen(known: ExplainedViolation) -> list[str]:
     why = known.evidence.culprit.why or next(
         (step.why for step in known.details.trail if step.marked), ""
     )
-    by = _caller(known)
-    lines = [
-        f"{v.function}(): {v.summary}.",
-        f"Function at fault: {known.culprit}(){by}" + (f" -- {why}." if why else "."),
-    ]
+    if known.evidence.wrong:
+        lines = [f"{v.summary}.", *_last_change(known)]
+    elif known.evidence.kernel_text:
+        lines = [f"The kernel complained: {v.summary}"]
+    else:
+        by = _caller(known)
+        lines = [
+            f"{v.function}(): {v.summary}.",
+            f"Function at fault: {known.culprit}(){by}" + (f" -- {why}." if why else "."),
+        ]
     times = f"{v.count:,} times" if v.count != 1 else "Once"
     lines.append(f"{times}, first {known.first_seen}, last {known.last_seen}; {v.verdict}.")
     hours = sorted(v.hours.items())[-_MOST_HOURS:]
@@ -78,17 +84,29 @@ def _seen(known: ExplainedViolation) -> list[str]:
     return lines
 
 
+def _last_change(known: ExplainedViolation) -> list[str]:
+    """Return the window that changed these addresses last; an audit sees state, and no culprit."""
+    step = next((step for step in known.details.trail if step.marked), None)
+    if step is None:
+        return []
+    return [f"Likely culprit, not proven: {step.function}(), {step.why}."]
+
+
 def _caller(known: ExplainedViolation) -> str:
-    """Return the caller of the function at fault, from the stack; it may hold the locks."""
+    """Return the caller of the function at fault, from the stack; it may hold the locks.
+
+    A hook keeps its name where the kernel renamed or cloned the function; the stack has the symbol
+    that the hook is attached to.
+    """
     names = [(frame.partition("+")[0], frame.partition(" ")[2]) for frame in known.violation.stack]
-    inside = next((n for n, (name, _) in enumerate(names) if name == known.culprit), None)
+    hook = known.report.hooks.get(known.culprit)
+    own = {known.culprit, hook.symbol if hook else known.culprit}
+    inside = next((n for n, (name, _) in enumerate(names) if name in own), None)
     callers = (
         ()
         if inside is None
         else (
-            each
-            for each in names[inside:]
-            if each[0] != known.culprit and not each[0].startswith("bpf_")
+            each for each in names[inside:] if each[0] not in own and not each[0].startswith("bpf_")
         )
     )
     name, module = next(iter(callers), ("", ""))
@@ -108,8 +126,15 @@ def _where(known: ExplainedViolation) -> list[str]:
         "kernel": known.kernel + taint,
         "switches": " ".join(machine.command_line),
         "task": _task(known.details.task),
+        "lock": evidence.lock,
+        "owner": evidence.owner,
+        "printed by": evidence.printed_by,
+        "mm": evidence.mm if evidence.lock or evidence.kernel_text else "",
     }
-    if evidence.entries is not None or evidence.pfn is not None:
+    if evidence.wrong:
+        rows |= {"mm": evidence.mm, "addresses": f"{evidence.low}-{evidence.high}"}
+        rows |= {"VMA now": _vma(evidence.vma_now)}
+    elif evidence.entries is not None or evidence.pfn is not None:
         for entry in evidence.entries if evidence.entries is not None else [evidence]:
             rows |= {f"entry {entry.addr}": _entry(entry)}
             rows |= {f"  {name}": text for name, text in _entry_parts(entry) if text}

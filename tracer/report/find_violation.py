@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from tracer.errors import RmapdError
+from tracer.ids import canonical
 from tracer.outputs.store import reader
 from tracer.printable import shown
 from tracer.report.load import read_report
@@ -80,11 +82,12 @@ def find(id: str, store: Path, report: Path | None) -> ExplainedViolation:
                 why=str(error),
                 hint="another one",
             ) from error
-    some = [ids[n] for n in matching] or ids
+    near = difflib.get_close_matches(canonical(id), ids, 3)
+    some = [ids[n] for n in matching] or near or ids
     why = (
         f"{len(matching)} ids begin with it"
         if matching
-        else f"{where} has {len(some)} violations and suspects"
+        else f"{where} has {len(ids)} violations and suspects"
     )
     names = ", ".join(some[-10:]) + (f" and {len(some) - 10} more" if len(some) > 10 else "")
     raise RmapdError(

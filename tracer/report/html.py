@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 import tracer
-from tracer.protocol.text import ACQUIRED, RELEASED
-from tracer.report import lock_graph_plot, plots
-from tracer.report.alignment import differences
+from tracer import icon
+from tracer.report import lock_graph_plot, plots, protocol_html
 from tracer.report.model import ReportContents, ReportedLockNesting, ReportedViolation, RunReport
-from tracer.report.similarity import ObservedProtocol, legal_counterpart
-from tracer.report.summary import functions, headline, tiles
+from tracer.report.similarity import legal_counterpart
+from tracer.report.summary import (
+    functions,
+    headline,
+    hook_groups,
+    lost_events,
+    notation,
+    origin,
+    tiles,
+)
 from tracer.time_text import before_last, utc
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -35,7 +42,7 @@ def render(reported: ReportContents) -> str:
     templates = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    templates.filters |= {"utc": utc, "protocol": _protocol}
+    templates.filters |= {"utc": utc, "protocol": protocol_html.one_line}
     return templates.get_template("report.html").render(_page(reported)).lstrip()
 
 
@@ -46,6 +53,7 @@ def _drawn(svg: str) -> Markup:
 
 def _page(reported: ReportContents) -> dict[str, Any]:
     report = reported.report
+    top = headline(reported)
     titles = {id: one.title for id, one in report.invariants.items()}
     wide, narrow = (
         _drawn(plots.timeline(f"t{width}", reported, width)) for width in (_WIDE, _NARROW)
@@ -56,7 +64,8 @@ def _page(reported: ReportContents) -> dict[str, Any]:
         "source": reported.source,
         "version": tracer.__version__,
         "css": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
-        "headline": headline(reported),
+        "headline": top,
+        "origin": origin(reported),
         "tiles": tiles(reported),
         "sections": [each for each in _SECTIONS if each[0] != "runs" or reported.runs],
         "timeline": {"wide": wide, "narrow": narrow, "caption": _caption(reported)},
@@ -73,7 +82,10 @@ def _page(reported: ReportContents) -> dict[str, Any]:
         ],
         "plots": [each | {"svg": Markup(each["svg"])} for each in _durations(report)],  # noqa: S704
         "functions": functions(report),
-        "hooks": _hooks(report),
+        "hooks": hook_groups(report),
+        "lost": lost_events(report),
+        "notation": notation(reported),
+        "icon": quote(icon.svg(top.colour)),
         "cost": _cost(report),
     }
 
@@ -94,35 +106,10 @@ def _caption(reported: ReportContents) -> str:
     """Return the caption of the timeline."""
     rates = "Findings per hour, of all runs" if reported.runs else "Checks and windows per second"
     return (
-        f"{rates}; below, each signature from its first sighting to its last."
+        f"{rates}; below, each defect from its first sighting to its last."
         if reported.violations
         else f"{rates}."
     )
-
-
-def _protocol(line: str) -> Any:
-    """Mark up a protocol, so that acquisitions, releases and commits look different."""
-    head, bracket, steps = line.partition("]")
-    function, _, context = head.partition("[")
-    out = Markup("<b>{}</b>").format(function)
-    out += Markup("<i>[{}]</i> ").format(context) if bracket else Markup("")
-    return out + Markup(" ").join(_step(word) for word in _WORD.findall(steps))
-
-
-_WORD = re.compile(r"commit\([^)]*\)|\S+")
-
-
-def _step(word: str) -> Markup:
-    kind = (
-        "take"
-        if ACQUIRED in word
-        else "give"
-        if RELEASED in word
-        else "commit"
-        if word.startswith("commit")
-        else ""
-    )
-    return Markup('<span class="{}">{}</span>').format(kind, word) if kind else escape(word)
 
 
 def _violation(
@@ -143,27 +130,12 @@ def _violation(
         "trail": trail,
         "note": str(v.evidence.get("trail_note", "")),
     }
-    shown |= {"seen": _protocol(v.protocol), "legal": "", "windows": 0}
+    shown |= {"seen": protocol_html.one_line(v.protocol), "legal": "", "windows": 0}
     if both := legal_counterpart(v, reported.report_of(v)):
         shown |= {"windows": both[1].count} | dict(
-            zip(("seen", "legal"), _marked(*both), strict=True)
+            zip(("seen", "legal"), protocol_html.compared(*both), strict=True)
         )
     return members | shown | {"evidence": _known(v.evidence), "machine": _known(v.machine)}
-
-
-def _marked(seen: ObservedProtocol, legal: ObservedProtocol) -> tuple[Any, Any]:
-    """Return both protocols with the steps marked that only one of them has."""
-    lines: dict[str, list[Any]] = {"seen": [], "legal": []}
-    for run in differences(seen.protocol, legal.protocol):
-        for side, line in lines.items():
-            steps = [_step(word) for word in run[side]]
-            line.extend(
-                steps
-                if run["op"] == "equal"
-                else [Markup('<mark class="{}">{}</mark>').format(side, step) for step in steps]
-            )
-    head = Markup("<b>{}</b> ").format(seen.function)
-    return head + Markup(" ").join(lines["seen"]), head + Markup(" ").join(lines["legal"])
 
 
 def _known(evidence: dict[str, Any]) -> dict[str, Any]:
@@ -249,13 +221,6 @@ _ROWS = (
     ("window_seconds", "Windows", "One call of the function, from entry to return."),
     ("rmap_walk_vmas", "VMAs visited by an rmap walk", "A number, not a time."),
 )
-
-
-def _hooks(report: RunReport) -> dict[str, Any]:
-    off = [
-        (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
-    ]
-    return {"all": len(report.hooks), "on": len(report.hooks) - len(off), "off": off}
 
 
 def _cost(report: RunReport) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 from tracer.invariants.verdict import Verdict
 from tracer.printable import printable
@@ -14,12 +15,16 @@ from tracer.results.standing_facts import standing
 
 
 def as_junit(
-    s: Snapshot, argv: Sequence[str], exit_code: int, bad: Collection[Verdict] = (Verdict.VIOLATED,)
+    s: Snapshot,
+    argv: Sequence[str],
+    exit_code: int,
+    bad: Collection[Verdict] = (Verdict.VIOLATED,),
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the run as one test suite.
 
     argv, exit_code: of the command of exec. bad: the verdicts that fail a case, with the text of
-    its violations. A case without a decision is skipped.
+    its violations. A case without a decision is skipped. more: further properties of the suite.
     """
     found = tap_points(s, bad)
     counts = {
@@ -39,6 +44,7 @@ def as_junit(
         ("fidelity", s.fidelity),
         ("command", " ".join(argv)),
         ("exit_code", str(exit_code)),
+        *more.items(),
         *_standing(s),
     ):
         ET.SubElement(properties, "property", name=name, value=_xml(value))

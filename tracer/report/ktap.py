@@ -10,14 +10,16 @@ from tracer.report.tap_points import TapPoint, notes, tap_points
 from tracer.results.snapshot import Snapshot
 
 
-def as_ktap(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,)) -> str:
+def as_ktap(s: Snapshot, bad: Collection[Verdict] = (Verdict.VIOLATED,), ending: str = "") -> str:
     """Return the run as KTAP.
 
-    bad: the verdicts that make a point `not ok`. Counts and signatures are diagnostic lines before
-    their point. A point without a decision is skipped.
+    bad: the verdicts that make a point `not ok`. ending: how the command and rmapd ended, in lines.
+    Counts and signatures are diagnostic lines before their point. A point without a decision is
+    skipped.
     """
     found = tap_points(s, bad)
-    lines = ["KTAP version 1", f"1..{len(found)}", *(f"# {_plain(line)}" for line in notes(s))]
+    about = [*filter(None, ending.split("\n")), *notes(s)]
+    lines = ["KTAP version 1", f"1..{len(found)}", *(f"# {_plain(line)}" for line in about)]
     for number, point in enumerate(found, 1):
         lines += _point(number, point)
     return "\n".join(lines) + "\n"

@@ -21,7 +21,15 @@ from tracer.report.model import (
     StoredRun,
 )
 from tracer.report.similarity import legal_counterpart
-from tracer.report.summary import functions, headline, tiles
+from tracer.report.summary import (
+    functions,
+    headline,
+    hook_groups,
+    lost_events,
+    notation,
+    origin,
+    tiles,
+)
 from tracer.time_text import before_last, short, utc
 
 _MOST = 200
@@ -30,7 +38,17 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 
 def render(reported: ReportContents) -> str:
     """Return the document."""
-    parts = (_head, _violations, _runs, _coverage, _locks, _durations, _protocols, _hooks)
+    parts = (
+        _head,
+        _violations,
+        _runs,
+        _coverage,
+        _locks,
+        _durations,
+        _protocols,
+        _notation,
+        _hooks,
+    )
     return "\n".join(line for part in parts for line in part(reported)) + "\n"
 
 
@@ -60,9 +78,8 @@ def _head(reported: ReportContents) -> Iterator[str]:
     report, top = reported.report, headline(reported)
     yield f"# {top.text}"
     yield ""
-    started = f", {utc(report.started)}" if report.started else ""
-    source = f"from {_code(reported.source)}, by rmapd {tracer.__version__}"
-    yield f"rmapd {report.rmapd} on Linux {_code(report.kernel)}{started}; {source}."
+    yield ", ".join(f"{name} {_code(value)}" for name, value in origin(reported)) + "."
+    yield f"\nWritten from {_code(reported.source)}, by rmapd {tracer.__version__}."
     yield f"\nStanding: **{top.colour}**" + (", because:" if top.reasons else "")
     if top.reasons:
         yield "\n" + "\n".join(f"- {_text(reason)}" for reason in top.reasons)
@@ -70,17 +87,17 @@ def _head(reported: ReportContents) -> Iterator[str]:
         yield f"\n{_text(line)}"
     yield "\n" + ", ".join(f"{tile['name']} **{tile['value']}**" for tile in tiles(reported))
     if report.command.argv:
-        yield f"\nRan {_code(' '.join(report.command.argv))}, which {report.command.ending}."
+        yield f"\nThe command {_code(' '.join(report.command.argv))} {report.command.ending}."
 
 
 def _violations(reported: ReportContents) -> Iterator[str]:
     yield "\n## Violations and suspects"
     if not reported.violations:
-        yield "\nNone."
+        yield "\nNone, in the invariants that are checked."
     for v in reported.violations[:_MOST]:
         yield from _violation(v, reported.report_of(v))
     if hidden := len(reported.violations[_MOST:]):
-        yield f"\nAnd {hidden:,} more signatures; rmapd explain prints any of them."
+        yield f"\nNot shown here: {hidden:,} more. `rmapd explain ID` prints each of them."
 
 
 def _violation(v: ReportedViolation, report: RunReport) -> Iterator[str]:
@@ -105,7 +122,8 @@ def _violation(v: ReportedViolation, report: RunReport) -> Iterator[str]:
         )
     if v.trail:
         end = max(step.get("time_ns", 0) for step in v.trail)
-        yield f"\nThe trail, {len(v.trail)} windows:"
+        windows = "1 window" if len(v.trail) == 1 else f"{len(v.trail)} windows"
+        yield f"\nThe trail, {windows}, the latest at the end:"
         yield from _table(
             ("when", "function", "protocol", ""), [_step(step, end) for step in v.trail], "r"
         )
@@ -276,7 +294,7 @@ def _runs(reported: ReportContents) -> Iterator[str]:
             map(_run, reversed(reported.runs)),
             "....rrr",
         )
-        yield "\nThe following sections show the last run."
+        yield "\nThe sections below are about the last run."
 
 
 def _run(run: StoredRun) -> tuple[str, ...]:
@@ -290,23 +308,19 @@ def _run(run: StoredRun) -> tuple[str, ...]:
     )
 
 
+def _notation(reported: ReportContents) -> Iterator[str]:
+    groups = notation(reported)
+    if groups:
+        yield "\n## How to read a protocol"
+    for one in groups:
+        rows = ((_code(row.sign), _code(row.ascii), _text(row.meaning)) for row in one.rows)
+        yield from _table((_text(one.title), "in ASCII", "meaning"), rows)
+
+
 def _hooks(reported: ReportContents) -> Iterator[str]:
-    report = reported.report
-    off = [
-        (name, hook) for name, hook in report.hooks.items() if hook.state in ("missing", "denied")
-    ]
+    report, groups = reported.report, hook_groups(reported.report)
     yield "\n## Hooks and losses"
-    yield f"\n{len(report.hooks) - len(off)} of {len(report.hooks)} hooks attached."
-    yield (
-        "\nLost: "
-        + (
-            ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in report.lost.items())
-            or "not known"
-        )
-        + "."
-    )
-    if off:
-        yield from _table(
-            ("hook", "", "why"),
-            ((_code(name), _text(hook.state), _text(hook.reason)) for name, hook in off),
-        )
+    yield f"\n{groups.head}."
+    yield f"\nLost: {lost_events(report)}."
+    for one in groups.off:
+        yield f"\n- {_text(one.sentence)}: {', '.join(map(_code, one.names))}"

@@ -217,14 +217,20 @@ class ReportedOverhead(msgspec.Struct, frozen=True):
 
 
 class ReportedCommand(msgspec.Struct, frozen=True):
-    """The command of `exec`; exit_code is None if it had not ended, and in a daemon's report."""
+    """The command of `exec`; exit_code is None if it had not ended, and in a daemon's report.
+
+    signal: the name of the signal that killed it.
+    """
 
     argv: list[str] = []
     exit_code: int | None = 0
+    signal: str | None = None
 
     @property
     def ending(self) -> str:
         """How it ended, in words."""
+        if self.signal:
+            return f"was killed by {self.signal}"
         return "had not ended" if self.exit_code is None else f"exited with {self.exit_code}"
 
 
@@ -242,6 +248,17 @@ class EndedEarly(msgspec.Struct, frozen=True):
     reason: str = "the reason is not known"
 
 
+class ReportedDaemon(msgspec.Struct, frozen=True):
+    """The daemon that `exec` used; the report is of a span of its time.
+
+    known_before: ids of findings that it knew when the span began.
+    """
+
+    pid: int = 0
+    fidelity_lowered: bool = False
+    known_before: list[str] = []
+
+
 class RunReport(msgspec.Struct, frozen=True):
     """The report of one run, with the keys of `rmapd exec --report` (docs/REPORTING.md)."""
 
@@ -249,12 +266,15 @@ class RunReport(msgspec.Struct, frozen=True):
     invariants: dict[str, ReportedInvariant] = {}
     protocols: list[ReportedProtocol] = []
     violations: list[ReportedViolation] = []
+    host: str = ""
     rmapd: str = ""
     fidelity: str = ""
     fidelity_changes: dict[str, int] = {}
     gate_open: bool = False
     required: list[str] = []
     ended_early: EndedEarly | None = None
+    undecided: str = ""
+    daemon: ReportedDaemon | None = None
     duration_seconds: float = 0.0
     started: Time | None = None
     ended: Time | None = None
@@ -269,6 +289,13 @@ class RunReport(msgspec.Struct, frozen=True):
     migration: ReportedMigration = ReportedMigration()
     overhead: ReportedOverhead = ReportedOverhead()
     beyond: dict[str, int] = {}
+
+    @property
+    def lowered_to(self) -> str:
+        """The fidelity, if the governor had lowered it; else an empty text."""
+        changes = self.fidelity_changes
+        lowered = changes.get("lower", 0) > changes.get("raise", 0)
+        return self.fidelity if lowered or (self.daemon and self.daemon.fidelity_lowered) else ""
 
     def checked(self, verdict: str) -> int:
         """Return the number of checks of all invariants with this verdict."""

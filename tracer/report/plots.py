@@ -65,7 +65,7 @@ def _time_axis(axes: Axes, reported: ReportContents) -> None:
         axes.set_xlabel("UTC")
         return
     axes.set_xlabel(
-        "seconds since the gate opened"
+        "seconds since recording began"
         if reported.report.started
         else "seconds since the first violation"
     )

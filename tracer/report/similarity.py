@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from tracer.errors import RmapdError
+from tracer.invariants.verdict import Verdict, Violation
 from tracer.protocol.model import Commit, Locking, Owner, Protocol, Step, TreeStep, Visit
 from tracer.protocol.text import parse, parts, text, words
 from tracer.report.model import ReportedViolation, RunReport
+from tracer.results.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,37 @@ def legal_counterpart(
         if one.function == v.function and not one.violates and not one.suspect
     ]
     try:
-        seen = ObservedProtocol(v.protocol, v.count, (v.invariant,), parse(v.protocol))
-        found = most_similar(
-            seen.protocol,
+        return _with_most_similar(
+            ObservedProtocol(v.protocol, v.count, (v.invariant,), parse(v.protocol)),
             [ObservedProtocol(one.line, one.count, (), parse(one.line)) for one in legal],
         )
     except RmapdError:
         return None
+
+
+def legal_counterpart_now(
+    v: Violation, s: Snapshot
+) -> tuple[ObservedProtocol, ObservedProtocol] | None:
+    """Return the same of a violation of a daemon that runs: its protocol and a legal one."""
+    first = v.first
+    if not first.protocol:
+        return None
+    legal = [
+        ObservedProtocol(text(one.protocol), one.windows, (), one.protocol)
+        for one in s.protocols
+        if one.protocol.window == first.function
+        and not one.by_verdict(Verdict.VIOLATED)
+        and not one.by_verdict(Verdict.SUSPECT)
+    ]
+    try:
+        seen = ObservedProtocol(first.protocol, v.count, (first.invariant,), parse(first.protocol))
+    except RmapdError:  # of a finding whose text is not a protocol
+        return None
+    return _with_most_similar(seen, legal)
+
+
+def _with_most_similar(
+    seen: ObservedProtocol, legal: Sequence[ObservedProtocol]
+) -> tuple[ObservedProtocol, ObservedProtocol] | None:
+    found = most_similar(seen.protocol, legal)
     return (seen, found) if found else None

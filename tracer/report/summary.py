@@ -6,9 +6,48 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from tracer.report.model import ReportContents, ReportedProtocol, RunReport
-from tracer.results.standing import Facts, listed, stand
-from tracer.time_text import two_units
+from tracer.attach.plan import ABSENCES, Hook, HookState, PlannedHook
+from tracer.protocol.legend import LegendGroup, legend
+from tracer.report.model import ReportContents, ReportedHook, ReportedProtocol, RunReport
+from tracer.results.hook_groups import HookGroups, blocked_by, group
+from tracer.results.standing import Facts, listed, lost_text, stand
+from tracer.time_text import two_units, utc
+
+
+def origin(reported: ReportContents) -> list[tuple[str, str]]:
+    """Return where and when a report comes from: names and values, each time with its zone.
+
+    Of a store, of its last run.
+    """
+    report, last = reported.report, reported.runs[-1] if reported.runs else None
+    began, ended = report.started, last.ended if last else report.ended
+    rows = [
+        ("host", report.host),
+        ("kernel", f"Linux {report.kernel}"),
+        ("rmapd", report.rmapd),
+        ("recorded from", utc(began) if began else ""),
+        ("until", utc(ended) if ended else "it still runs, or was killed" if last else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def hook_groups(report: RunReport) -> HookGroups:
+    """Return the hooks of a report by the reason why they are attached or are not.
+
+    A report does not have which hooks a kernel allowed in vain: those are with the refused ones.
+    """
+    hooks = [
+        PlannedHook("", Hook(name, _candidates(one), ""), HookState(one.state), reason=one.reason)
+        for name, one in report.hooks.items()
+        if one.state in tuple(HookState)
+    ]
+    return group(hooks, {})
+
+
+def _candidates(hook: ReportedHook) -> list[str]:
+    """Return a candidate of the method that a reason of absence is about: it is named after it."""
+    beginnings = {method: text.partition("{}")[0] for method, text in ABSENCES.items()}
+    return [f"{method}:" for method, begin in beginnings.items() if hook.reason.startswith(begin)]
 
 
 @dataclass(frozen=True)
@@ -56,13 +95,12 @@ def facts(reported: ReportContents) -> Facts:
     Coverage and outstanding entries are those of the last run, everything else of all runs.
     """
     last, reports = reported.report, reported.reports
-    changes = last.fidelity_changes
     ended = [report for report in reports if report is not last or not report.gate_open]
     return Facts(
         coverage={name: one.coverage for name, one in last.invariants.items()},
         checks=_checks(reported),
         off={
-            name: hook.reason
+            name: blocked_by(hook.reason) or hook.reason
             for name, hook in last.hooks.items()
             if hook.state in ("missing", "denied")
         },
@@ -73,7 +111,8 @@ def facts(reported: ReportContents) -> Facts:
         oldest_seconds=last.migration.oldest_entry_seconds if last.gate_open else 0.0,
         age_limit_seconds=last.migration.age_limit_seconds,
         unsettled=sum(report.migration.outstanding for report in ended),
-        lowered_to=last.fidelity if changes.get("lower", 0) > changes.get("raise", 0) else "",
+        undecided=last.undecided,
+        lowered_to=last.lowered_to,
         stale=_silent(reported),
         ended_early=[report.ended_early.reason for report in reports if report.ended_early],
         killed=sum(run.ended is None and not run.report.ended_early for run in reported.runs[:-1]),
@@ -115,14 +154,18 @@ def _silent(reported: ReportContents) -> str:
 def _findings(reported: ReportContents, verdict: str) -> list[str]:
     found = [v for v in reported.violations if v.verdict == verdict]
     where = sorted({f"{v.function}()" for v in found})
-    count, signatures = sum(v.count for v in found), _number(len(found), "signature")
-    return [f"{count:,} findings of {signatures}, in {listed(where)}."] if found else []
+    count, signatures = sum(v.count for v in found), _number(len(found), "distinct defect")
+    return [f"{signatures}, found {_times(count)}, in {listed(where)}."] if found else []
 
 
 def _further(reported: ReportContents) -> list[str]:
     counts = (f"{name} {count:,}" for name, count in sorted(reported.rest.items()) if count)
     further = ", ".join(counts)
-    return [f"Further findings whose evidence was not kept: {further}."] if further else []
+    return (
+        [f"Without evidence, as there are more defects than are kept: {further}."]
+        if further
+        else []
+    )
 
 
 def _coverage(report: RunReport) -> str:
@@ -151,6 +194,10 @@ def _losses(reported: ReportContents) -> list[str]:
         f"{unverifiable:,} checks could not be verified"
         + (f"; events lost: {kinds}." if kinds else ".")
     ]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _number(count: int, what: str) -> str:
@@ -185,6 +232,17 @@ def tiles(reported: ReportContents) -> list[dict[str, str]]:
         else ("fidelity", reported.report.fidelity or "–", ""),
     ]
     return [{"name": name, "value": value, "kind": kind} for name, value, kind in rows]
+
+
+def lost_events(report: RunReport) -> str:
+    """Return what was lost, by kind; `not known` where the report does not have it."""
+    return lost_text(report.lost) if report.lost else "not known"
+
+
+def notation(reported: ReportContents) -> tuple[LegendGroup, ...]:
+    """Return the legend of protocols; empty where a report shows none."""
+    shown = reported.report.protocols or any(v.protocol for v in reported.violations)
+    return legend() if shown else ()
 
 
 def functions(report: RunReport) -> list[dict[str, Any]]:

@@ -8,6 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from tracer.invariants.base import Invariant
 from tracer.invariants.verdict import Verdict
 
+FIRST_WALKS = ("emptied", "pinned", "ksm", "anon", "file")
+"""What a first rmap walk left: FIRST_WALKS_* of `enum counter`."""
+
 Checks = Mapping[tuple[str, Verdict], int]
 """(invariant, verdict) -> checks."""
 

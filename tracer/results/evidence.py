@@ -81,11 +81,45 @@ class Culprit(msgspec.Struct, frozen=True):
     why: str = ""
 
 
+class MapleNode(msgspec.Struct, frozen=True):
+    """A node of a maple tree, all numbers in hexadecimal. bad: it is the one that is wrong."""
+
+    node: str = ""
+    type: str = ""
+    min: str = ""
+    max: str = ""
+    parent: str = ""
+    slots: list[str] = []
+    pivots: list[str] = []
+    gaps: list[str] = []
+    gap_slot: int | None = None
+    bad: bool = False
+
+
+class WrongState(msgspec.Struct, frozen=True):
+    """What the state audit found wrong with one object.
+
+    problems: in words; names: of enum audit_problem. at: the node, VMA, anon_vma_chain or rb_node.
+    tree: i_mmap or anon_vma, for a node of an interval tree.
+    """
+
+    problems: list[str] = []
+    names: list[str] = []
+    at: str = ""
+    want: str = ""
+    got: str = ""
+    low: str = ""
+    high: str = ""
+    vma: str = ""
+    tree: str = ""
+
+
 class Evidence(EntryEvidence, frozen=True):
     """The evidence of any invariant.
 
     An entry's own members where there is one entry; vma and folio are addresses, or what was read
-    there.
+    there. low, high, confirmed, wrong, path: of the state audit. kernel_text, printed_by: the
+    kernel's own report, and the task that was running if it is about another one.
     """
 
     entries: list[EntryEvidence] | None = None
@@ -103,6 +137,16 @@ class Evidence(EntryEvidence, frozen=True):
     opposite_task: int | None = None
     age_seconds: float | None = None
     entries_outstanding: int | None = None
+    low: str = ""
+    high: str = ""
+    confirmed: str = ""
+    wrong: list[WrongState] = []
+    path: list[MapleNode] = []
+    lock: str = ""
+    owner: str = ""
+    system_call: int | None = None
+    kernel_text: list[str] = []
+    printed_by: str = ""
 
 
 class Step(msgspec.Struct, frozen=True):

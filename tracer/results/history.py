@@ -5,7 +5,7 @@ The points are immutable and replaced as a whole, so HTTP threads may read them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracer.invariants.verdict import Verdict
@@ -13,6 +13,8 @@ from tracer.results.snapshot import Snapshot
 
 STEP_SECONDS = 2.0
 KEPT_SECONDS = 600.0
+RATE_SECONDS = 60.0
+"""Rates that are printed as one number are of this time."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class HistoryPoint:
     probe_seconds: float
     user_seconds: float
     outstanding: int = 0
+
+    @property
+    def all_checks(self) -> int:
+        """The checks of all invariants."""
+        return sum(self.checks.values())
 
     @classmethod
     def of(cls, s: Snapshot) -> HistoryPoint:
@@ -59,3 +66,15 @@ def longer(points: tuple[HistoryPoint, ...], snapshot: Snapshot) -> tuple[Histor
         *(point for point in points if now - point.seconds <= KEPT_SECONDS),
         HistoryPoint.of(snapshot),
     )
+
+
+def per_second(
+    points: Sequence[HistoryPoint], seconds: float, counted: Callable[[HistoryPoint], float]
+) -> float | None:
+    """Return the rate per second over the last `seconds`, or None with fewer than two points."""
+    if len(points) < 2:
+        return None
+    last = points[-1]
+    first = next(point for point in points if last.seconds - point.seconds <= seconds)
+    first = points[-2] if first is last else first
+    return max(0.0, counted(last) - counted(first)) / (last.seconds - first.seconds)

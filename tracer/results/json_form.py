@@ -10,6 +10,8 @@ import tracer
 from tracer.invariants.lock_order import classes
 from tracer.invariants.verdict import Verdict, Violation
 from tracer.protocol.text import parts, text
+from tracer.results.checks import FIRST_WALKS
+from tracer.results.coverage_reasons import coverage_reasons
 from tracer.results.protocols import ProtocolVerdict
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Standing
@@ -27,6 +29,7 @@ def as_json(
     """
     return {
         "rmapd": tracer.__version__,
+        "host": s.host,
         "kernel": s.kernel,
         "started": iso(s.taken_seconds - s.running_seconds),
         "ended": iso(s.taken_seconds),
@@ -36,6 +39,7 @@ def as_json(
         "standing": (stands or standing(s)).as_json(),
         "required": list(s.required),
         **({"ended_early": {"reason": s.ended_early}} if s.ended_early else {}),
+        **({"undecided": s.undecided} if s.undecided else {}),
         "duration_seconds": round(s.running_seconds, 3),
         "command": {"argv": list(argv), "exit_code": exit_code},
         "hooks": {
@@ -47,15 +51,7 @@ def as_json(
             }
             for h in s.hooks
         },
-        "invariants": {
-            name: {
-                "title": invariant.title,
-                "coverage": s.coverage[name][0].value,
-                "reason": s.coverage[name][1],
-                "checks": {verdict.value: s.checked(name, verdict) for verdict in Verdict},
-            }
-            for name, invariant in s.invariants.items()
-        },
+        "invariants": invariants_json(s),
         "windows": {
             name: histogram.count for name, histogram in s.window_times.items() if histogram.count
         },
@@ -67,18 +63,13 @@ def as_json(
             )
         ],
         "violations": [violation_json(v) for v in s.violations.values()],
-        "beyond": {
-            f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()
-        },
+        "beyond": beyond_json(s),
         "histograms": _histograms(s),
         "lock_graph": _lock_graph(s),
         "lost": s.lost,
-        "migration": (
-            {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters}
-            | {f"entries_{name}": count for name, count in s.decided.items()}
-            | _outstanding(s)
-        ),
+        "migration": migration_json(s),
         "oracle": {"ready": not s.oracle_reason, "reason": s.oracle_reason, **s.oracle},
+        "audit": s.audit.as_json(),
         "overhead": {
             "hooks": {
                 name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed}
@@ -100,6 +91,36 @@ _LEDGER = (
     "FORKS_SEEN",
     "MMS_EXITED",
 )
+
+
+def invariants_json(s: Snapshot) -> dict[str, Any]:
+    """Return each invariant with its coverage and its checks by verdict."""
+    reasons = coverage_reasons(s)
+    return {
+        name: {
+            "title": invariant.title,
+            "coverage": s.coverage[name][0].value,
+            "reason": reasons[name],
+            "checks": {verdict.value: s.checked(name, verdict) for verdict in Verdict},
+        }
+        for name, invariant in s.invariants.items()
+    }
+
+
+def beyond_json(s: Snapshot) -> dict[str, int]:
+    """Return the findings beyond the bound on signatures, by invariant and verdict."""
+    return {f"{invariant} {verdict}": count for (invariant, verdict), count in s.rest.items()}
+
+
+def migration_json(s: Snapshot) -> dict[str, float]:
+    """Return the migration entries by event, and what first rmap walks left."""
+    ledger = {name.lower(): s.counters[name] for name in _LEDGER if name in s.counters}
+    decided = {f"entries_{name}": count for name, count in s.decided.items()}
+    walks = {
+        f"first_walks_{kind}": s.counters.get(f"FIRST_WALKS_{kind.upper()}", 0)
+        for kind in FIRST_WALKS
+    }
+    return ledger | decided | _outstanding(s) | walks
 
 
 def _outstanding(s: Snapshot) -> dict[str, float]:
@@ -207,8 +228,8 @@ def protocol_json(ruled: ProtocolVerdict) -> dict[str, Any]:
     }
 
 
-def violation_json(v: Violation) -> dict[str, Any]:
-    """Return one signature of a violation or suspect."""
+def finding_json(v: Violation) -> dict[str, Any]:
+    """Return one signature of a violation or suspect, without what led to it."""
     f = v.first
     return {
         "id": f.id,
@@ -221,6 +242,13 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "last_seen": iso(v.last_seen),
         "summary": f.summary,
         "task": f.task,
+    }
+
+
+def violation_json(v: Violation) -> dict[str, Any]:
+    """Return one signature of a violation or suspect, with its evidence."""
+    f = v.first
+    return finding_json(v) | {
         "protocol": f.protocol,
         "stack": list(f.stack),
         "evidence": f.evidence,

@@ -9,6 +9,7 @@ from tracer.attach.plan import PlannedHook
 from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage, Invariant
 from tracer.invariants.verdict import Verdict, Violation
+from tracer.results.audit import AuditProgress
 from tracer.results.checks import lost_events
 from tracer.results.protocols import LockNesting, ProtocolVerdict
 from tracer.tables.histogram import Histogram
@@ -32,13 +33,35 @@ class StoreState:
 
 
 @dataclass(frozen=True)
+class OldEntry:
+    """Migration entries at one address that are neither removed nor judged.
+
+    age_seconds: since the first was inserted. migration_seconds: since their migration began; None
+    outside of one. tgid, tid: of the task that migrates. level: 1 PTE, 2 PMD. count: of entries at
+    this address, in all mms.
+    """
+
+    age_seconds: float
+    migration_seconds: float | None
+    tgid: int
+    tid: int
+    addr: int
+    level: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Counts since the gate opened; immutable. Times are in seconds, taken_seconds since the epoch.
 
-    rest: findings beyond the bound on signatures. required: invariants that must be checkable.
-    ended_early: why the run was cut short, in a sentence. entries: recorded migration entries whose
-    removal was not seen, by M1's verdict on them. At every moment, recorded and copied entries are
-    those removed, those in `entries`, and those outstanding.
+    host: its name. run: an id of this run of the daemon; another run has another one. oldest: the
+    oldest entries that are outstanding, the oldest first. rest: findings beyond the bound on
+    signatures. required: invariants that must be checkable. ended_early: why the run was cut short,
+    in a sentence. entries: recorded migration entries whose removal was not seen, by M1's verdict
+    on them. At every moment, recorded and copied entries are those removed, those in `entries`, and
+    those outstanding. fidelity_lowered: of a span of a run (difference.py), the governor had
+    lowered it at some time of it; None: fidelity_changes shows that. undecided: of a span, what has
+    no verdict besides outstanding entries, in a sentence.
     """
 
     kernel: str
@@ -63,8 +86,10 @@ class Snapshot:
     entries: Mapping[Verdict, int] = field(default_factory=dict)
     outstanding: int = 0
     oldest_entry_seconds: float = 0.0
+    oldest: tuple[OldEntry, ...] = ()
     oracle: Mapping[str, int] = field(default_factory=dict)
     oracle_reason: str = ""
+    audit: AuditProgress = field(default_factory=AuditProgress)
     otlp: Mapping[str, int] = field(default_factory=dict)
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
@@ -76,12 +101,25 @@ class Snapshot:
     required: tuple[str, ...] = ()
     age_limit_seconds: float = 10.0
     ended_early: str = ""
+    run: str = ""
+    host: str = ""
+    fidelity_lowered: bool | None = None
+    undecided: str = ""
 
     @property
     def lost(self) -> dict[str, int]:
         """Events that could not be recorded by what overflowed, and runs that the kernel missed."""
         missed = sum(run.missed for run in self.statistics.values())
         return lost_events(self.invariants.values(), self.counters, self.unreadable, missed)
+
+    @property
+    def lowered_to(self) -> str:
+        """The fidelity, if the governor has lowered it; else an empty text."""
+        changes = self.fidelity_changes
+        lowered = changes.get("lower", 0) > changes.get("raise", 0)
+        if self.fidelity_lowered is not None:
+            lowered = self.fidelity_lowered
+        return self.fidelity if lowered else ""
 
     @property
     def decided(self) -> dict[str, int]:

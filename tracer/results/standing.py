@@ -64,9 +64,10 @@ class Facts:
     coverage: full, partial or none by invariant. checks: by invariant and verdict. off: hooks that
     are missing or denied, with the reason. taken_away: hooks that another program has switched off.
     outstanding: entries of a run that goes on; oldest_seconds: the age of the oldest; floors: the
-    fewest of each of the last three minutes. unsettled: entries of a run that has ended. stale: a
-    sentence. gate_closed: of a daemon that still answers. ended_early: why, of each run that was
-    cut short. killed: runs before the last one without an end.
+    fewest of each of the last three minutes. unsettled: entries of a run that has ended; undecided:
+    what else of it has no verdict, a sentence. stale: a sentence. gate_closed: of a daemon that
+    still answers. ended_early: why, of each run that was cut short. killed: runs before the last
+    one without an end.
     """
 
     coverage: Mapping[str, str]
@@ -80,6 +81,7 @@ class Facts:
     age_limit_seconds: float = 10.0
     floors: Sequence[int] = ()
     unsettled: int = 0
+    undecided: str = ""
     lowered_to: str = ""
     gate_closed: bool = False
     stale: str = ""
@@ -197,11 +199,7 @@ def _ended_early(facts: Facts) -> str:
 
 
 def _gate(facts: Facts) -> str:
-    return (
-        "The gate is closed: nothing is recorded any more, and this is what was found."
-        if facts.gate_closed
-        else ""
-    )
+    return "Recording has ended: this is what was found until then." if facts.gate_closed else ""
 
 
 def _nothing(facts: Facts) -> str:
@@ -212,7 +210,7 @@ def _nothing(facts: Facts) -> str:
 
 def _coverage(facts: Facts) -> str:
     none = facts.at("none")
-    if 2 * len(none) <= len(facts.coverage) and facts.at("full"):
+    if 4 * len(none) <= len(facts.coverage) and facts.at("full"):
         return ""
     words = _covered(facts) + (f"; {len(none)} are not: {' '.join(none)}." if none else ".")
     why, count = next(iter(Counter(facts.off.values()).most_common(1)), ("", 0))
@@ -264,8 +262,9 @@ def _unverifiable(facts: Facts) -> str:
 
 
 def _outstanding(facts: Facts) -> str:
-    if facts.unsettled:
-        return f"{entries(facts.unsettled)} got no verdict."
+    if facts.unsettled or facts.undecided:
+        left = f"{entries(facts.unsettled)} got no verdict." if facts.unsettled else ""
+        return " ".join(filter(None, [left, facts.undecided]))
     there = f"{entries(facts.outstanding)} outstanding"
     if facts.oldest_seconds > facts.age_limit_seconds:
         return (
@@ -326,3 +325,9 @@ def entries(count: int) -> str:
 def listed(words: Sequence[str]) -> str:
     """Return words as an English list: `a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def lost_text(lost: Mapping[str, int]) -> str:
+    """Return what was lost, by what overflowed."""
+    counts = (f"{kind.replace('_', ' ')} {count:,}" for kind, count in lost.items() if count)
+    return ", ".join(counts) or "nothing"

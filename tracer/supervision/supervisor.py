@@ -8,6 +8,7 @@ in memory that both have (checkpoint.py). No call here waits for the checker or 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -27,12 +28,15 @@ from tracer.supervision.command import signal_name
 if TYPE_CHECKING:  # the supervisor stays small
     from tracer.process.users import User
 
+log = logging.getLogger("rmapd")
+
 _MESSAGE_BYTES = 1 << 17
 CHECKER_NAME = "rmapd-checker"
 """The checker's comm, as ps shows it."""
 _SUSPICIOUS_SECONDS = 3.0
 _STOPPED_SECONDS = 5.0
 _DETACH_SECONDS = 30.0
+_DROP_SECONDS = 10
 
 
 class MessageChannel:
@@ -72,6 +76,15 @@ class MessageChannel:
                 return
             kind, value = msgspec.msgpack.decode(raw, type=tuple[str, Any])
             yield kind, value
+
+    def wait_for(self, kind: str, seconds: float) -> bool:
+        """Wait for a message of this kind for at most so long; others that arrive are lost."""
+        poll, end = select.poll(), time.monotonic() + seconds
+        poll.register(self.fd, select.POLLIN)
+        while (left := end - time.monotonic()) > 0:
+            if poll.poll(1000 * left) and kind in [arrived for arrived, _ in self.received()]:
+                return True
+        return False
 
 
 class Signals:
@@ -246,7 +259,8 @@ class Supervised:
     def report_privileges(self, user: User | None) -> None:
         """Report the capabilities that are left and the new user; the supervisor drops the same.
 
-        None: the user has not changed.
+        user: None where it has not changed. Wait until the supervisor has dropped them: a daemon
+        that says it is ready has privileges in neither process.
         """
         if self.channel:
             from pyprctl import CapState
@@ -254,6 +268,15 @@ class Supervised:
             kept = [cap.value for cap in CapState.get_current().permitted]
             who = (user.name, user.uid, user.gid) if user else None
             self.channel.send("dropped", (kept, who))
+            for _ in range(_DROP_SECONDS):
+                if self.channel.wait_for("dropped", 1.0):
+                    return
+                self.memory.beat()
+            log.warning(
+                "the supervisor (pid %d) has not dropped its privileges within %d s",
+                self.owner,
+                _DROP_SECONDS,
+            )
 
     def report_end(self) -> None:
         """Report that this process is about to exit on its own; its exit code gives the reason."""

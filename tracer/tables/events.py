@@ -8,12 +8,16 @@ from typing import Any
 from tracer.tables.c_structs import Layouts
 
 _DETAILS = {
+    "WAITS_FOR_ITSELF": "own_wait",
     "MIGRATION_LEFT": "left_entries",
     "MIGRATOR_DIED": "left_entries",
     "ORDER_REVERSED": "reversed_order",
     "PROTOCOL_NEW": "new_protocol",
     "INSERTED_UNLOCKED": "unlocked_folio",
     "REMOVED_UNLOCKED": "unlocked_folio",
+    "MOVED_MAPPED": "unlocked_folio",
+    "MOVED_PERHAPS": "unlocked_folio",
+    "COMPLAINT": "complaint",
 }
 """The member of union event_detail that an event kind fills in (shared.h)."""
 
@@ -24,9 +28,13 @@ class Event:
 
     Times are in nanoseconds of CLOCK_MONOTONIC.
     entries, visits: outstanding entries, and the visit clock when their migration began.
-    mm, vma, addr, folio: where a folio is not locked, or the window of a new protocol.
+    mm, vma, addr, folio: where a folio is not locked, or is mapped, or the window of a new
+    protocol; mm, vma: 0 where they are not known.
     outer, inner: two mms whose locks are nested in both orders; first_ns, last_ns: of the opposite
     order.
+    lock, count, owner: the rwsem that a task waits for, which it holds itself; lock_class,
+    wanted, held: by number (enum lock_class, enum wait_mode).
+    freed: the mm that a complaint may be about, as its task is freeing it.
     """
 
     kind: str
@@ -55,6 +63,13 @@ class Event:
     last_held_ns: int = 0
     first_stack: int = 0
     first_tid: int = 0
+    lock: int = 0
+    count: int = 0
+    owner: int = 0
+    lock_class: int = 0
+    wanted: int = 0
+    held: int = 0
+    freed: int = 0
 
     @property
     def task(self) -> dict[str, Any]:
@@ -72,6 +87,7 @@ class Events:
         self._layout = layouts.structs["event"]
         self._details = {kind: layouts.structs[name] for kind, name in _DETAILS.items()}
         self._sighting = layouts.structs["sighting"]
+        self._line = layouts.structs["complaint_line"]
         self._key_size = layouts.structs["protocol_key"].size
         self._kinds = {layouts.constants[name]: name for name in layouts.enums["event_kind"]}
 
@@ -91,3 +107,8 @@ class Events:
         at = self._layout.size
         end = at + self._sighting.size
         return raw[end : end + self._key_size], self._sighting.unpack(raw[at:])
+
+    def complaint_line(self, raw: bytes) -> str:
+        """Return the beginning of the line that follows a COMPLAINT event; empty: not readable."""
+        line = self._line.unpack(raw[self._layout.size :])
+        return str(line.text)[: line.length]

@@ -32,13 +32,26 @@ class Recorded:
 
     changes_ns, walks_ns: no change of VMAs, no rmap walk that ended since then is missing on any
     CPU; 0: none since the gate opened.
-    unsampled_ns: when sampling left out the last window; 0: never.
+    unsampled_ns: when sampling left out the last window; 0: never. frozen_ns: from when to when no
+    window was written, because the recorder was frozen for a complaint of the kernel; 0, 0: never.
     """
 
     flights: list[Flight]
     changes_ns: int
     walks_ns: int
     unsampled_ns: int = 0
+    frozen_ns: tuple[int, int] = (0, 0)
+
+    def gaps(self, since_ns: int, now_ns: int) -> str:
+        """Return sentences on the windows since then that were not written to the recorder."""
+        begin, end = self.frozen_ns
+        sentences = [
+            " Windows were sampled: not all are in it." if self.unsampled_ns > since_ns else "",
+            f" It was frozen for {(end - begin) / 1e6:.0f} ms, as the kernel complained."
+            if end > since_ns and begin < now_ns
+            else "",
+        ]
+        return "".join(sentences)
 
 
 class FlightRecorder:
@@ -51,6 +64,22 @@ class FlightRecorder:
     def __init__(self, maps: Mapping[str, Table], layouts: Layouts, allowances: Allowances) -> None:
         self._table, self._layout = maps.get("flights"), layouts.structs["flight"]
         self._names, self._allowances = names_of(layouts, "window", "WINDOW_"), allowances
+        self._freeze, self._freeze_layout = (
+            maps.get("flight_freeze"),
+            layouts.structs["flight_freeze"],
+        )
+
+    def thaw(self, now_ns: int) -> None:
+        """Let windows be written again: what a complaint froze has been read. now_ns: now."""
+        since, until = self._frozen_ns()
+        if self._freeze and since <= now_ns < until:
+            row = self._freeze_layout.pack(since_ns=since, until_ns=now_ns)
+            self._freeze.update(bytes(4), row)
+
+    def _frozen_ns(self) -> tuple[int, int]:
+        row = self._freeze.lookup(bytes(4)) if self._freeze else None
+        found = self._freeze_layout.unpack(row) if row else None
+        return (found.since_ns, found.until_ns) if found else (0, 0)
 
     def recorded(
         self,
@@ -87,6 +116,7 @@ class FlightRecorder:
             changes_ns,
             walks_ns,
             self._allowances.last_unsampled_ns(),
+            self._frozen_ns(),
         )
 
     def _ties(self, raw: bytes, addresses: set[int], tids: set[int]) -> set[int]:

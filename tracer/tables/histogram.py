@@ -36,11 +36,28 @@ class Histogram:
         """How many values were counted."""
         return sum(self.slots)
 
+    def edge_ns(self, share: float) -> int:
+        """Return the upper edge of the slot at which this share of the values is reached.
+
+        That share of the values is below it. 0 of an empty histogram.
+        """
+        wanted, so_far = share * self.count, 0
+        for n, count in enumerate(self.slots):
+            so_far += count
+            if count and so_far >= wanted:
+                return int(2**n)
+        return 0
+
     def __add__(self, other: Histogram) -> Histogram:
         return Histogram(
             tuple(a + b for a, b in zip(self.slots, other.slots, strict=True)),
             self.sum_ns + other.sum_ns,
         )
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """Return the values that were counted after `earlier`, an older state of the same one."""
+        slots = (max(0, b - a) for a, b in zip(earlier.slots, self.slots, strict=True))
+        return Histogram(tuple(slots), max(0, self.sum_ns - earlier.sum_ns))
 
     def _below(
         self, powers: Sequence[int], edge: Callable[[int], float]

@@ -11,20 +11,18 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
+from tracer import icon
 from tracer.outputs.prometheus import SnapshotCollector
 from tracer.results.history import HistoryPoint
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import STALE_SECONDS, STALLED_SECONDS
-from tracer.web.api import Api, problem
-from tracer.web.http_message import Request, Response
+from tracer.web.api import Api, not_ready
+from tracer.web.http_message import CSS, Request, Response
 from tracer.web.pages import Pages
 from tracer.web.search import Search
 
-_STATIC = {
-    "/static/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-_FOLDER = Path(__file__).parent / "static"
+_STYLE = Path(__file__).parent / "static" / "style.css"
+_SVG = "image/svg+xml"
 _FRESH = {"Cache-Control": "max-age=3600"}
 _MOST_CACHED = 64
 _MOST_CACHED_BYTES = 4 << 20
@@ -54,8 +52,13 @@ class Application:
         search = Search()
         self._pages, self._api = Pages(search, clock), Api(search)
         self._static = {
-            path: Response(200, (_FOLDER / name).read_bytes(), kind, _FRESH)
-            for path, (name, kind) in _STATIC.items()
+            "/static/style.css": Response(200, _STYLE.read_bytes(), CSS, _FRESH),
+            "/favicon.ico": Response(200, icon.svg().encode(), _SVG, _FRESH),
+        } | {
+            f"/static/icon{f'-{colour}' if colour else ''}.svg": Response(
+                200, icon.svg(colour).encode(), _SVG, _FRESH
+            )
+            for colour in icon.COLOURS
         }
         self._cache: dict[tuple[str, ...], Response] = {}
         self._cached_snapshot: Snapshot | None = None
@@ -89,11 +92,11 @@ class Application:
         age = self._age(s)
         if s is None or not s.gate_open or age <= STALE_SECONDS:
             return Response.plain(200, "healthy")
-        reason = f"the checker has read no tables for {age:,.0f} s"
+        reason = f"the last update was {age:,.0f} s ago"
         return (
             Response.plain(200, f"healthy, but {reason}")
             if age <= STALLED_SECONDS
-            else Response.plain(503, f"not healthy: {reason}")
+            else Response.plain(503, f"not healthy: {reason}, the checker hangs")
         )
 
     @property
@@ -135,8 +138,6 @@ class Application:
             return Response(200, encode(self._registry), kind)
         if ask.path.startswith("/api"):
             return (
-                self._api(ask, s, self._current.points, self._age(s))
-                if s
-                else problem(503, "the gate is not open")
+                self._api(ask, s, self._current.points, self._age(s)) if s else not_ready(ask.path)
             )
         return self._pages(ask, s, self._current.points)

@@ -72,7 +72,7 @@ CHARTS = (
         "Checks",
         "per second",
         "all verdicts of all invariants",
-        (("checks", lambda p: sum(p.checks.values())),),
+        (("checks", lambda p: p.all_checks),),
     ),
     ChartDefinition(
         "Windows",
@@ -112,18 +112,6 @@ def rates(
         for a, b in itertools.pairwise(points)
         if b.seconds > a.seconds
     ]
-
-
-def over(
-    points: Sequence[HistoryPoint], seconds: float, counted: Callable[[HistoryPoint], float]
-) -> float | None:
-    """Return the rate per second over the last `seconds`, or None with fewer than two points."""
-    if len(points) < 2:
-        return None
-    last = points[-1]
-    first = next(point for point in points if last.seconds - point.seconds <= seconds)
-    first = points[-2] if first is last else first
-    return max(0.0, counted(last) - counted(first)) / (last.seconds - first.seconds)
 
 
 def scale(most: float, least: float) -> float:

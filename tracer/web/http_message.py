@@ -10,6 +10,7 @@ from functools import cached_property
 from urllib.parse import parse_qsl
 
 TEXT = "text/plain; charset=utf-8"
+CSS = "text/css; charset=utf-8"
 HTML = "text/html; charset=utf-8"
 JSON = "application/json"
 _MOST_FIELDS = 20

@@ -10,21 +10,28 @@ from typing import Any
 from urllib.parse import urlencode
 
 import jinja2
+from markupsafe import Markup
 
 import tracer
+from tracer.ids import canonical
 from tracer.invariants.verdict import Verdict
+from tracer.package_data import folder
 from tracer.printable import printable
+from tracer.protocol.legend import legend
+from tracer.report import protocol_html
+from tracer.report.similarity import legal_counterpart_now
 from tracer.results import json_form
-from tracer.results.history import HistoryPoint
+from tracer.results.coverage_reasons import coverage_reasons
+from tracer.results.history import RATE_SECONDS, HistoryPoint, per_second
 from tracer.results.snapshot import Snapshot
-from tracer.results.standing import STALE_SECONDS
+from tracer.results.standing import STALE_SECONDS, Standing
 from tracer.results.standing_facts import standing
 from tracer.time_text import precise, utc
-from tracer.web import chart
+from tracer.web import chart, hook_rows
+from tracer.web.documents import Documents
 from tracer.web.http_message import HTML, Request, Response
 from tracer.web.search import RULED, Query, Search
 
-RATE_SECONDS = 60.0
 _REFRESH = ("5", "30")
 _COSTLIEST = 8
 
@@ -40,13 +47,15 @@ _STEP: dict[str, Any] = {
 """Defaults of the members that a step of a trail may lack."""
 
 LOSSES = {
-    "evidence": "stack and task of a new finding: the event ring was full (maps.ring_pages)",
-    "protocols": "windows not counted, or whose end was missed (maps.protocol_rows)",
+    "evidence": "new findings without their stack and task: the event ring was full"
+    " (maps.ring_pages)",
+    "protocols": "windows that were not counted, or whose end was missed (maps.protocol_rows)",
     "unreadable": "windows whose protocol rmapd could not decode: a defect of rmapd",
-    "ledger": "migration entries or migrations not recorded (maps.ledger_rows, migration_rows)",
-    "locks": "mmap_locks not recorded: no memory for a task, or five held at once",
-    "mms": "ends of address spaces not recorded (maps.mm_rows)",
-    "missed_runs": "runs of a BPF program that the kernel skipped: it already ran on that CPU",
+    "ledger": "migration entries or migrations that were not recorded (maps.ledger_rows,"
+    " maps.migration_rows)",
+    "locks": "mmap_locks that were not recorded: no memory for a task, or five held at once",
+    "mms": "ends of address spaces that were not recorded (maps.mm_rows)",
+    "missed_runs": "runs of a BPF program that the kernel left out: it already ran on that CPU",
 }
 """What each key of Snapshot.lost means, and the key of the configuration that sets its limit."""
 
@@ -56,6 +65,7 @@ class Pages:
 
     def __init__(self, search: Search, clock: Callable[[], float] = time.time) -> None:
         self._search, self._clock, self._host = search, clock, socket.gethostname()
+        self._documents = Documents(folder("docs"))
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
             autoescape=True,
@@ -71,8 +81,9 @@ class Pages:
             "duration": precise,
             "rate": rate,
             "utc": utc,
+            "protocol": _protocol,
         }
-        self._templates.globals |= {"Verdict": Verdict, "version": tracer.__version__}
+        self._templates.globals |= {"version": tracer.__version__, "notation": legend()}
         # Load all now: the user that the daemon becomes may not be able to read them.
         for name in self._templates.list_templates(["html"]):
             self._templates.get_template(name)
@@ -81,65 +92,53 @@ class Pages:
         self, ask: Request, s: Snapshot | None, points: Sequence[HistoryPoint]
     ) -> Response:
         """Return the page of the request's path; points: counts of the last ten minutes."""
+        if document := self._documents.get(ask.path):
+            stands = standing(s, points, self._age(s)) if s else None
+            return self._page(200, "document.html", s, stands, document=document)
         if s is None:
-            return self._page(
-                503,
-                "problem.html",
-                None,
-                title="Starting",
-                text="The gate is not open yet: rmapd is compiling or attaching its probes.",
-            )
+            return self._page(503, "starting.html", None, refresh="5")
+        stands = standing(s, points, self._age(s))
+        found = self._of_path(ask, s, points)
+        if found is None:
+            return self._page(404, "not_found.html", s, stands)
+        template, values = found
+        return self._page(200, template, s, stands, **values)
+
+    def _of_path(
+        self, ask: Request, s: Snapshot, points: Sequence[HistoryPoint]
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Return the template of a path and its values, or None where there is no such page."""
         folder, _, name = ask.path.strip("/").partition("/")
-        if ask.path == "/":
-            stands = standing(s, points, self._age(s))
-            return self._page(
-                200, "overview.html", s, stands=stands, **self._overview(ask, s, points)
-            )
-        if ask.path == "/protocols":
-            return self._page(200, "protocols.html", s, **self._protocols(ask, s))
-        if ask.path == "/hooks":
-            return self._page(200, "hooks.html", s, hooks=_hooks(s))
-        if folder == "violations" and name in s.violations:
-            violation = s.violations[name]
-            found = json_form.violation_json(violation)
-            return self._page(
-                200,
-                "violation.html",
-                s,
-                v=found,
-                steps=_steps(found["trail"]),
-                invariant=s.invariants[found["invariant"]],
-            )
-        if folder == "invariants" and name in s.invariants:
-            mine = [
-                json_form.violation_json(v)
-                for v in s.violations.values()
-                if v.first.invariant == name
-            ]
-            return self._page(
-                200,
-                "invariant.html",
-                s,
-                i=_row(s, name, points),
-                full=s.invariants[name],
-                violations=mine,
-            )
-        return self._page(
-            404,
-            "problem.html",
-            s,
-            title="Page not found",
-            text="There is no page at this address.",
-        )
+        name = canonical(name)
+        match folder, name:
+            case "", "" if ask.path == "/":
+                return "overview.html", self._overview(ask, s, points)
+            case "protocols", "":
+                return "protocols.html", self._protocols(ask, s)
+            case "hooks", "":
+                return "hooks.html", hook_rows.page(s)
+            case "violations", _ if name in s.violations:
+                return "violation.html", _violation(s, name)
+            case "invariants", _ if name in s.invariants:
+                return "invariant.html", _invariant(s, name, points)
+        return None
 
     def _age(self, s: Snapshot) -> float:
         return self._clock() - s.taken_seconds
 
-    def _page(self, status: int, template: str, s: Snapshot | None, **values: Any) -> Response:
+    def _page(
+        self,
+        status: int,
+        template: str,
+        s: Snapshot | None,
+        stands: Standing | None = None,
+        **values: Any,
+    ) -> Response:
         age = self._age(s) if s else 0.0
         common = {
             "s": s,
-            "host": self._host,
+            "host": s.host if s else self._host,
+            "stands": stands,
             "stale": age if age > STALE_SECONDS else 0.0,
             "refresh": "",
         }
@@ -150,13 +149,11 @@ class Pages:
         self, ask: Request, s: Snapshot, points: Sequence[HistoryPoint]
     ) -> dict[str, Any]:
         refresh = ask.fields.get("refresh", "")
-        hooks = sorted(
-            (hook for hook in _hooks(s) if hook["seconds"]), key=lambda hook: -hook["seconds"]
-        )
+        reasons = coverage_reasons(s)
         return {
             "refresh": refresh if refresh in _REFRESH else "",
             "choices": _REFRESH,
-            "rows": [_row(s, name, points) for name in s.invariants],
+            "rows": [_row(s, name, points, reasons[name]) for name in s.invariants],
             "violations": [json_form.violation_json(v) for v in _worst_first(s)],
             "violated": s.total(Verdict.VIOLATED),
             "suspect": s.total(Verdict.SUSPECT),
@@ -170,7 +167,7 @@ class Pages:
             },
             "charts": [chart.draw(one, points, s.running_seconds) for one in chart.CHARTS],
             "lost": [(kind, count, LOSSES.get(kind, "")) for kind, count in s.lost.items()],
-            "costliest": hooks[:_COSTLIEST],
+            "costliest": hook_rows.costliest(s, _COSTLIEST),
             "probes": _share(points, lambda p: p.probe_seconds),
             "daemon": _share(points, lambda p: p.user_seconds),
             "hooks_on": sum(hook.on for hook in s.hooks),
@@ -194,6 +191,7 @@ class Pages:
             "ruled": RULED,
             "page_link": page_link,
             "total": len(s.protocols),
+            "windows": _records_windows(s),
         }
 
 
@@ -202,51 +200,66 @@ def _printable(value: Any) -> Any:
     return printable(value, keep="\n\t") if type(value) is str else value
 
 
+def _protocol(line: str) -> Markup:
+    """Mark up the steps of a protocol by their kind."""
+    return protocol_html.one_line(printable(line))
+
+
 def _worst_first(s: Snapshot) -> list[Any]:
     return sorted(
         s.violations.values(), key=lambda v: (v.first.verdict is not Verdict.VIOLATED, -v.last_seen)
     )
 
 
-def _row(s: Snapshot, name: str, points: Sequence[HistoryPoint]) -> dict[str, Any]:
+def _row(s: Snapshot, name: str, points: Sequence[HistoryPoint], reason: str) -> dict[str, Any]:
     """Return an invariant's coverage, counts, and checks per second over the last minute."""
-    level, reason = s.coverage[name]
     return {
         "id": name,
         "title": s.invariants[name].title,
-        "coverage": level.value,
+        "coverage": s.coverage[name][0].value,
         "reason": reason,
         "counts": {verdict.value: s.checked(name, verdict) for verdict in Verdict},
-        "rate": chart.over(points, RATE_SECONDS, lambda p: p.checks.get(name, 0)),
+        "rate": per_second(points, RATE_SECONDS, lambda p: p.checks.get(name, 0)),
     }
 
 
-def _hooks(s: Snapshot) -> list[dict[str, Any]]:
-    """Return all hooks with their cost."""
-    rows = []
-    for hook in s.hooks:
-        cost = s.statistics.get(hook.hook.name)
-        runs, seconds, missed = (cost.runs, cost.seconds, cost.missed) if cost else (0, 0.0, 0)
-        rows.append(
-            {
-                "name": hook.hook.name,
-                "probe_object": hook.probe_object,
-                "state": hook.state.value,
-                "how": hook.how,
-                "reason": hook.reason,
-                "runs": runs,
-                "seconds": seconds,
-                "each": seconds / runs if runs else None,
-                "missed": missed,
-            }
-        )
-    return rows
+def _records_windows(s: Snapshot) -> bool:
+    """Return whether a hook is attached that records windows."""
+    return any(hook.on and hook.hook.window for hook in s.hooks)
+
+
+def _violation(s: Snapshot, name: str) -> dict[str, Any]:
+    """Return the values of a violation's page."""
+    violation = s.violations[name]
+    found = json_form.violation_json(violation)
+    both = legal_counterpart_now(violation, s)
+    seen, legal = protocol_html.compared(*both) if both else ("", "")
+    return {
+        "v": found,
+        "evidence": {name: one for name, one in found["evidence"].items() if name != "trail_note"},
+        "steps": _steps(found["trail"]),
+        "invariant": s.invariants[found["invariant"]],
+        "seen": seen or _protocol(found["protocol"]),
+        "legal": legal,
+        "legal_windows": both[1].count if both else 0,
+        "windows": _records_windows(s),
+    }
+
+
+def _invariant(s: Snapshot, name: str, points: Sequence[HistoryPoint]) -> dict[str, Any]:
+    """Return the values of an invariant's page."""
+    mine = [v for v in s.violations.values() if v.first.invariant == name]
+    return {
+        "i": _row(s, name, points, coverage_reasons(s)[name]),
+        "full": s.invariants[name],
+        "violations": [json_form.violation_json(v) for v in mine],
+    }
 
 
 def _share(
     points: Sequence[HistoryPoint], counted: Callable[[HistoryPoint], float]
 ) -> float | None:
-    return chart.over(points, RATE_SECONDS, counted)
+    return per_second(points, RATE_SECONDS, counted)
 
 
 def _steps(trail: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

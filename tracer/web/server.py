@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 from tracer.errors import RmapdError, Temporary, of_os
@@ -93,12 +92,7 @@ class Server:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: a defect has ended the thread
             self._loop.call_soon_threadsafe(self._accepting.cancel)
         self._thread.join(timeout=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tracer.attach import attached
 from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.links import Link
@@ -130,3 +131,29 @@ def test_hook_that_is_refused_on_resuming_stays_paused() -> None:
     made.points["grow"] = points([], "fentry", "fexit", refused="fentry")
     assert made.resume({"vma"}) == ["fentry grow: Operation not permitted"]
     assert made.hooks[0].state is HookState.PAUSED
+
+
+def test_program_that_runs_on_demand_is_not_paused() -> None:
+    made = probes([])
+    on_demand = PlannedHook(
+        "vma", Hook("look", [], ""), HookState.READY, (AttachMethod("run", "", ()),)
+    ).attached(0)
+    made.hooks.append(on_demand)
+    made.points["look"] = points([], "run")
+    made.pause({"vma"}, "too dear")
+    assert [hook.state for hook in made.hooks] == [HookState.PAUSED, HookState.ATTACHED]
+
+
+def test_reattach_helper_gets_hooks_that_are_paused_when_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, given = probes([]), list[str]()
+    made.points["grow"] += points([], "run")
+    made.pause({"vma"}, "not needed yet")
+    monkeypatch.setattr(
+        attached,
+        "ReattachHelper",
+        lambda targets, _user: given.extend(target.how for target in targets),
+    )
+    made.start_reattach_helper({"vma"})
+    assert given == ["fentry", "fexit"]

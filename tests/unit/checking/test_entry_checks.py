@@ -10,7 +10,14 @@ from dataclasses import replace
 import pytest
 
 from tests.support.checker_rig import CheckerRig
-from tests.support.model_kernel import MIGRATION_READ, PAGE, ModelKernel, SimMm, swap_entry
+from tests.support.model_kernel import (
+    MIGRATION_READ,
+    PAGE,
+    ModelKernel,
+    SimMigration,
+    SimMm,
+    swap_entry,
+)
 from tests.support.native import LAYOUTS
 from tracer.invariants.verdict import Verdict
 from tracer.tables.counters import Counters
@@ -224,6 +231,62 @@ class TestEntriesOfOnePage:
         checker = judged(model)
         assert checker.proven() == {(mm.number, ADDR)}
         assert [checker.tally.checks["M1", verdict] for verdict in Verdict] == [0, 1, 0, 1]
+
+
+def too_old_in(model: ModelKernel, looks: int, moved: bool) -> tuple[CheckerRig, SimMigration]:
+    """An entry that is left behind in a migration that still runs, after M4's age limit.
+
+    looks: of M4's case; it takes three to prove the entry.
+    """
+    mm = model.new_mm()
+    migration = model.start(77)
+    pfn = model.map_page(mm, ADDR)
+    model.unmap_folio(migration, pfn)
+    if moved:
+        model.move(mm, ADDR, ADDR + 512 * PAGE)
+    model.remap_folio(migration, pfn, skip=1)
+    checker = CheckerRig(model, scan=False)
+    model.tick(11 * 10**9)
+    checker.tick()
+    for _ in range(looks):
+        model.tick(6_000_000)
+        checker.work()
+    assert checker.tally.checks["M4", Verdict.VIOLATED] == (looks >= 3)
+    return checker, migration
+
+
+@pytest.mark.parametrize("looks", [0, 1, 4])
+def test_an_entry_that_m4_knows_is_not_hidden_from_m1(looks: int) -> None:
+    """Found by hypothesis: mremap() moves the entry of one page, and the same migration inserts one
+    of another page at its old address. M1's case of that row names the other page, and M4 alone
+    knew the first entry."""
+    model = ModelKernel()
+    checker, migration = too_old_in(model, looks, moved=True)
+    (mm,) = model.mms
+    other = model.map_page(mm, ADDR)
+    model.unmap_folio(migration, other)
+    model.remap_folio(migration, other)
+    model.end(migration)
+    checker.end()
+    assert model.left_behind() == {(mm.number, ADDR + 512 * PAGE)}
+    assert checker.accused == [model.names[mm.number, ADDR + 512 * PAGE]]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("looks", [1, 4])
+def test_an_entry_that_m4_knows_waits_for_m1s_case_of_its_row(looks: int, moved: bool) -> None:
+    """A case that a sweep opens has no row: no migration to blame, and the row would hold."""
+    model = ModelKernel()
+    checker, migration = too_old_in(model, looks, moved)
+    checker.open_cases.scan_ns = 10**9
+    checker.open_cases.scan(now=True)
+    checker.work()
+    assert not checker.accused
+    model.end(migration)
+    checker.end()
+    accusing = [one for one in checker.decided if one.case.invariant == "M1"]
+    assert [(one.entries, one.row is not None) for one in accusing] == [(1, True)]
+    assert checker.tally.checks["M1", Verdict.VIOLATED] == len(checker.accused) == 1
 
 
 @pytest.mark.parametrize("told_by", ["both", "mmap_lock", "dup_mmap"])
@@ -449,16 +512,41 @@ def test_nothing_is_recorded_while_the_gate_is_closed() -> None:
     assert not any(model.tables.counters.read().values())
 
 
-def test_a_late_removal_is_not_an_m4_hold() -> None:
-    model = ModelKernel()
+def migrate_late(model: ModelKernel) -> None:
+    """Migrate a page whose entry is removed a second after the age limit."""
     pfn = one_page(model)
     migration = model.start(77)
     model.unmap_folio(migration, pfn)
     model.tick(11 * 10**9)
     model.remap_folio(migration, pfn)
     model.end(migration)
+
+
+def test_a_late_removal_is_not_an_m4_hold() -> None:
+    model = ModelKernel()
+    migrate_late(model)
     counters = model.tables.counters.read()
     assert (counters["M4_HOLDS"], counters["M4_LATE"], counters["M1_HOLDS"]) == (0, 1, 1)
+
+
+def test_late_removal_that_only_a_counter_shows_has_a_finding() -> None:
+    """Seen on 6.16.12: M4 suspect x67 and no line that said why."""
+    model = ModelKernel()
+    checker = CheckerRig(model)
+    for _ in range(2):
+        migrate_late(model)
+    checker.tick()
+    assert checker.checks()["M4", Verdict.SUSPECT] == 2
+    (violation,) = checker.tally.violations.values()
+    assert (violation.count, violation.first.signature) == (
+        2,
+        "M4 suspect remove_migration_ptes removed after the age limit",
+    )
+    assert violation.first.summary == (
+        "2 migration entries were removed more than 10 s after being inserted"
+    )
+    assert violation.first.evidence["entries"] == 2
+    assert "Their addresses are not known" in violation.first.evidence["trail_note"]
 
 
 def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:

@@ -18,7 +18,7 @@ from tracer.protocol.text import parse
 from tracer.results.protocols import Sighting
 
 ENCODING = Encoding(LAYOUTS)
-EVERY = "L1 L2 L3 L4 L5 L6 V1 V2 V5".split()
+EVERY = [name for name, one in discover().items() if one.judge or one.needs_every_window]
 HOLDS, VIOLATED, SUSPECT, UNVERIFIABLE = Verdict
 
 LEGAL = (

@@ -71,6 +71,7 @@ def loop(log: Log, ring: Any) -> EventLoop:
         ring,
         log.checker(),
         log.open_cases(),
+        [],
         log.fidelity(),
         beat=lambda: log.done.append("beat"),
         commit=lambda: log.done.append("commit"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,10 @@ from tracer.attach.plan import AttachMethod, HookState, PlannedHook
 from tracer.attach.reattach_helper import ReattachHelper
 from tracer.bpf.links import Link
 from tracer.bpf.programs import Program, RunStatistics
-from tracer.config import Config
+from tracer.config import LEVELS, Config
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
+from tracer.daemon.levels import ON_DEMAND, probe_objects
 from tracer.daemon.program_costs import ProgramCosts
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
@@ -67,7 +69,12 @@ def loaded(*without: str) -> AttachedProbes:
     return made
 
 
-def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Params]:
+def fidelity(
+    made: AttachedProbes,
+    level: str = "full",
+    features: Collection[str] = ("oracle",),
+    absent: Mapping[str, str] | None = None,
+) -> tuple[Fidelity, Params]:
     model = ModelKernel()
     tables = model.tables
     return Fidelity(
@@ -77,7 +84,8 @@ def fidelity(made: AttachedProbes, level: str = "full") -> tuple[Fidelity, Param
         tables.epochs,
         ProgramCosts(made, tables.window_times, tables.allowances),
         discover(),
-        {"oracle"},
+        features,
+        absent_features=absent or {},
     ), tables.params
 
 
@@ -103,9 +111,9 @@ def epochs(params: Params) -> tuple[int, int]:
 def test_doubt_makes_coverage_partial_until_it_is_withdrawn() -> None:
     one, _ = fidelity(loaded())
     before = dict(one.coverage)
-    one.doubt({"M5": "runs were left out", "R1": "not built: stays none"})
+    one.doubt({"M5": "runs were left out", "R2": "not built: stays none"})
     assert one.coverage["M5"] == (Coverage.PARTIAL, "runs were left out")
-    assert one.coverage["R1"] == before["R1"]
+    assert one.coverage["R2"] == before["R2"]
     one.doubt({})
     assert one.coverage == before
 
@@ -281,3 +289,41 @@ def test_paused_hook_has_a_reason_until_it_is_attached() -> None:
     (hook,) = [hook for hook in loaded().hooks if hook.hook.name == "down_read"]
     paused = replace(hook, state=HookState.PAUSED, reason="why")
     assert (paused.on, paused.attached(0).state) == (False, HookState.ATTACHED)
+
+
+def test_hooks_that_are_attached_on_demand_are_none_of_a_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They stay as they are, count as available, and are given to the reattach helper."""
+    made = loaded()
+    made.pause(set(ON_DEMAND), "not needed now")
+    one, _ = fidelity(made, features={"oracle", "audit", "owners"})
+    assert one.coverage["L3"] == (Coverage.FULL, "")
+    for level in ("owner", "migration", "full"):
+        one.change(level, "why", lambda: None)
+        on_demand = {h.state for h in made.hooks if h.probe_object in ON_DEMAND}
+        assert on_demand == {HookState.PAUSED}
+        assert one.coverage["L3"][0] is (Coverage.FULL if level == "full" else Coverage.PARTIAL)
+    given = set[str]()
+    monkeypatch.setattr(made, "start_reattach_helper", lambda objects, _user: given.update(objects))
+    one.govern(Config(drop_privileges=False))
+    assert given == set()
+    assert one.govern(Config(fidelity="full", drop_privileges=True)) == ["full"]
+    assert given == set(ON_DEMAND)
+    made.statistics_fd = 1
+    one.govern(Config(drop_privileges=True))
+    assert given == {*ON_DEMAND, "vma", "locks", "rmap", "mmap_lock"}
+
+
+def test_levels_load_what_is_attached_on_demand() -> None:
+    assert all(set(ON_DEMAND) <= (probe_objects(level) or set(ON_DEMAND)) for level in LEVELS)
+
+
+def test_reason_of_an_absent_feature_is_given_for_the_other_way_too() -> None:
+    """PREEMPT_RT: another rwsem, whose owner is not where it is looked for."""
+    made = loaded("vma", "locks", "rmap", "owners")
+    lacks = "rw_semaphore.owner is not in this kernel's BTF"
+    one, _ = fidelity(made, features={"oracle", "audit"}, absent={"owners": lacks})
+    level, reason = one.coverage["L3"]
+    assert level is Coverage.NONE
+    assert reason.endswith(f"or else audit, owners, owner_enters ({lacks})")

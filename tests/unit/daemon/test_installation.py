@@ -51,7 +51,7 @@ def examined(host: Host, config: Callable[[], Config] = Config) -> dict[str, Che
 def test_complete_installation_has_only_ok_checks(host: Host) -> None:
     found = examined(host)
     assert {check.state for check in found.values()} == {OK}
-    assert "try:" not in installation.as_text(list(found.values()))
+    assert not any(check.hint for check in found.values())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,6 @@ def test_each_deficiency_has_its_state_text_and_hint(
     found = examined(host)[name]
     assert (found.state, bool(found.hint)) == (state, True)
     assert expected in found.text
-    assert f"try: {found.hint}" in installation.as_text([found])
 
 
 @pytest.mark.parametrize(
@@ -195,10 +194,6 @@ def test_bcc_that_fails_to_import_is_wrong(
     monkeypatch.syspath_prepend(tmp_path / "python")
     found = examined(replace(host, unimportable=Host().unimportable))["bcc"]
     assert (found.state, expected in found.text) == (WRONG, True), found
-
-
-def test_control_characters_do_not_reach_the_terminal() -> None:
-    assert "\x1b" not in installation.as_text([Check("OTLP", WRONG, "http://\x1b[2J", "\x1b[31m")])
 
 
 def test_missing_user_of_the_daemon_is_a_note(host: Host) -> None:

@@ -48,10 +48,12 @@ def tracker() -> tuple[LossTracker, FakeLiveness, AttachedProbes, dict[str, Miss
 def test_detached_hook_takes_coverage_away_until_it_is_back() -> None:
     losses, watch, _, _ = tracker()
     before = losses.look()
-    assert {"M3", "L1", "M1"} <= before
+    assert {"M5", "M3", "L1", "M1"} <= before
     watch.off = {"second_walk": "kprobes are off"}
-    assert "M3" not in losses.look()
-    assert "M3" in before, "a value that was handed out does not change"
+    covered = losses.look()
+    assert "M5" not in covered
+    assert "M3" in covered, "the tracepoint checks in place of the hook"
+    assert "M5" in before, "a value that was handed out does not change"
     watch.off = {}
     assert losses.look() == before
 

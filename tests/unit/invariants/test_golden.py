@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.native import LAYOUTS, ROOT
+from tests.support.violations import VIOLATING
 from tracer.invariants.catalogue import discover
 from tracer.invariants.lock_order import LockGraph
 from tracer.invariants.verdict import Ruling
@@ -252,6 +253,13 @@ def test_reasons_name_what_is_wrong_and_whether_it_is_proven(
     found = ruling(invariant, line)
     assert found
     assert (found.reason, found.proven) == (reason, proven)
+
+
+def test_every_rule_on_protocols_has_a_violation_for_the_live_tests() -> None:
+    """Live tests and benchmarks have a daemon judge these (tests/support/violations.py)."""
+    assert list(VIOLATING) == JUDGED
+    for name, line in VIOLATING.items():
+        assert f"{name}!" in rulings(line.format("")), name
 
 
 def test_a_cycle_of_classes_is_found_whichever_direction_comes_last() -> None:

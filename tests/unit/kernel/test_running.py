@@ -52,3 +52,44 @@ def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
     )
     assert (made.kprobe_refused == "") is trusted
     assert trusted or "before 6.7" in made.kprobe_refused
+
+
+TWO_NODES = """Node 0, zone      DMA
+  per-node stats
+      nr_inactive_anon 0
+  pages free     3840
+        spanned  4095
+        present  3998
+  start_pfn:           1
+Node 0, zone    DMA32
+        spanned  520159
+  start_pfn:           4096
+Node 0, zone   Normal
+        spanned  0
+Node 0, zone  Movable
+        spanned  0
+Node 0, zone   Device
+        spanned  0
+Node 1, zone      DMA
+        spanned  0
+Node 1, zone    DMA32
+        spanned  0
+Node 1, zone   Normal
+        spanned  524288
+        present  524288
+  start_pfn:           1048576
+Node 1, zone  Movable
+        spanned  0
+"""
+"""/proc/zoneinfo of 6.1.192 with two nodes: empty zones have no start_pfn."""
+
+
+@pytest.mark.parametrize(
+    ("zoneinfo", "end"), [(TWO_NODES, 0x180000000), ("", 0), ("Node 0, zone DMA\n", 0)]
+)
+def test_end_of_ram_is_that_of_the_last_zone_with_pages(
+    tmp_path: Path, zoneinfo: str, end: int
+) -> None:
+    """With an end that is too low, healthy objects of the second node were accused."""
+    (tmp_path / "zoneinfo").write_text(zoneinfo)
+    assert Kernel("test", Btf(Blob().bytes()), tmp_path, tmp_path).memory_end() == end

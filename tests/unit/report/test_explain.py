@@ -326,3 +326,26 @@ def test_two_mmap_locks_in_both_orders_print_both_stacks(tmp_path: Path) -> None
     assert "Stack of the opposite order, task 77" in output
     assert "dup_mmap+0x9" in output
     assert "This is a suspect, not proven." in output
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        ("mapping_rmap_tree_insert+0x1", "vma_link+0x2", "mmap_region+0x3"),
+        ("vma_interval_tree_insert.isra.0+0x1", "vma_link+0x2"),
+    ],
+    ids=["renamed", "clone"],
+)
+def test_caller_is_found_by_the_symbol_that_the_hook_is_attached_to(
+    tmp_path: Path, stack: tuple[str, ...]
+) -> None:
+    """The window keeps its name on a kernel whose function has another one; the stack has that."""
+    name, symbol = "vma_interval_tree_insert", stack[0].partition("+")[0]
+    finding = Finding("L4", Verdict.VIOLATED, name, "s", "no lock is held", {"pid": 7}, stack)
+    found = as_json(snapshot(), ["x"], 0)
+    found["violations"] = [violation_json(Violation(finding, 1.0, 1.0))]
+    found["hooks"][name] = {"state": "substituted", "how": "fentry", "symbol": symbol, "reason": ""}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(found))
+    output = explain("L4-", "--report", str(path))
+    assert f"Function at fault: {name}(), called by vma_link()." in output

@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from markdown_it import MarkdownIt
@@ -28,10 +29,11 @@ from tracer.errors import RmapdError
 from tracer.invariants.verdict import Verdict, Violation
 from tracer.outputs.store.writer import Store
 from tracer.printable import printable
+from tracer.protocol.legend import legend
 from tracer.report import html, markdown
 from tracer.report.load import from_report_file, from_store
-from tracer.report.model import ReportedCommand
-from tracer.report.summary import headline, tiles
+from tracer.report.model import ReportContents, ReportedCommand, ReportedHook
+from tracer.report.summary import headline, origin, tiles
 from tracer.results.json_form import as_json
 
 T0 = 1_767_225_600.0  # 2026-01-01T00:00:00Z
@@ -81,7 +83,7 @@ def test_page_has_no_scripts_and_no_requests(page: str) -> None:
         if name in ("src", "href", "xlink:href", "action", "srcset")
     ]
     assert len(refers) > 8
-    assert all(value.startswith("#") or value == "data:," for _, _, value in refers)
+    assert all(value.startswith(("#", "data:image/svg+xml,%3Csvg")) for _, _, value in refers)
     assert not re.search(r"@import|url\((?!#)", page)
     assert not [name for _, name, _ in seen.attributes if name.startswith("on")]
     assert (
@@ -95,6 +97,59 @@ def test_hostile_name_is_escaped_in_html(page: str) -> None:
     assert "<script" not in page
     assert page.count("</style>") == 1
     assert printable(HOSTILE) in Page(page).text
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> ReportContents:
+    return from_report_file(written(tmp_path / "r.json"))
+
+
+def test_report_has_host_kernel_and_times_with_their_zone(reported: ReportContents) -> None:
+    found = dict(origin(reported))
+    assert found == {
+        "host": "a-host",
+        "kernel": "Linux 6.1-test",
+        "rmapd": reported.report.rmapd,
+        "recorded from": "2023-11-14 22:13:20 UTC",
+        "until": "2023-11-14 22:13:26 UTC",
+    }
+    text, md = Page(html.render(reported)).text, markdown.render(reported)
+    for name, value in found.items():
+        assert f"{name}{value}" in text
+        assert f"{name} `{value}`" in md
+
+
+def test_report_has_the_legend_of_its_notation(reported: ReportContents) -> None:
+    text, md = Page(html.render(reported)).text, markdown.render(reported)
+    for group in legend():
+        for row in group.rows:
+            assert f"{row.sign}" in text
+            assert row.meaning in text
+            assert f"`{row.sign}`" in md
+    without = msgspec.structs.replace(
+        reported, violations=[], report=msgspec.structs.replace(reported.report, protocols=[])
+    )
+    assert "How to read a protocol" not in markdown.render(without)
+    assert "How to read a protocol" not in html.render(without)
+
+
+def test_hooks_of_a_report_are_grouped_by_reason(reported: ReportContents) -> None:
+    why = "fentry programs are refused (EPERM); this kernel is built without CONFIG_KPROBES"
+    hooks = {
+        "on": ReportedHook("attached"),
+        **{name: ReportedHook("denied", reason=why) for name in ("a", "b")},
+        "c": ReportedHook("missing", reason="no raw tracepoint c in this kernel"),
+        "d": ReportedHook("a state of a later rmapd"),
+    }
+    report = msgspec.structs.replace(reported.report, hooks=hooks)
+    for text in (
+        Page(html.render(msgspec.structs.replace(reported, report=report))).text,
+        markdown.render(msgspec.structs.replace(reported, report=report)),
+    ):
+        plain = text.replace("\\", "")
+        assert "1 of 4 hooks are attached" in plain
+        assert f"2 are not (a, b): {why.replace(';', ',')}" in plain
+        assert "1 raw tracepoint does not exist in this kernel" in plain
 
 
 def test_ids_are_unique_and_references_resolve(page: str) -> None:
@@ -114,14 +169,14 @@ def test_every_section_has_content(page: str) -> None:
     text = Page(page).text
     for part in (
         "L1 violated",
-        "3 findings of 1 signature, in vma_expand().",
+        "1 distinct defect, found 3 times, in vma_expand().",
         "−2.5 ms",
         "0x1000-0x2000 →\n0x1000-0x3000",
         "against the order",
         "violates L1",
         "half below",
         "i_mmap_rwsem",
-        "hooks attached",
+        "hooks are attached",
         "it took the locks in the other order",
         "the recorder goes no further back",
     ):
@@ -153,6 +208,58 @@ def test_plots_show_the_data_of_the_report(page: str) -> None:
     assert "anon taken with mmap held: 9 for write, 8 for read" in titles
     assert "8.2 µs to 16 µs: 10" in titles
     assert any(title.startswith("M4-") and "×3: an entry is old" in title for title in titles)
+
+
+COUNTS = ["holds", "violated", "suspect", "unverifiable"]
+HEADS = {
+    "violations": ["when", "task", "VMA", "protocol"],
+    "coverage": ["", "invariant", "coverage", *COUNTS],
+    "locks": ["held", "then taken", "for write", "for read", "functions, and first stack"],
+}
+"""Columns of the tables in the page's sections."""
+RUNS = ["started", "ended", "kernel", "rmapd", *COUNTS[:3]]
+
+
+def heads(page: str) -> dict[str, list[str]]:
+    """Return the columns of the first table in each section that has one with a head."""
+    return {
+        id: re.findall(r"<th(?: class=\"n\")?>(.*?)</th>", found.group(1))
+        for id, section in re.findall(r'<section id="(\w+)">(.*?)</section>', page, re.S)
+        if (found := re.search("<thead>(.*?)</thead>", section, re.S))
+    }
+
+
+def rows_fit(page: str) -> bool:
+    """Return whether each row of a table with a head has as many cells as the head."""
+    return all(
+        len(re.findall(r"<t[hd][ >]", row)) == len(re.findall(r"<th[ >]", head))
+        for head, body in re.findall(
+            r"<thead>(.*?)</thead><tbody>(.*?)</tbody>",
+            re.sub(r"<details.*?</details>", "", page[page.index("<main>") :], flags=re.S),
+            re.S,
+        )
+        for row in re.findall(r"<tr.*?</tr>", body, re.S)
+    )
+
+
+def test_tables_of_the_page_have_their_columns(page: str) -> None:
+    """And a number that stands alone on a phone has its column's name beside it."""
+    assert heads(page) == HEADS
+    assert rows_fit(page)
+    labels = Counter(value for _, name, value in Page(page).attributes if name == "data-label")
+    invariants = len(unlucky()["invariants"])
+    assert labels.keys() == {"", "hold", *COUNTS[1:], "for write", "for read"}
+    assert {labels[name] for name in ("hold", *COUNTS[1:])} == {invariants}
+
+
+def test_tables_of_the_markdown_have_their_columns(tmp_path: Path) -> None:
+    text = markdown.render(from_report_file(written(tmp_path / "r.json")))
+    for columns in (
+        ["when", "function", "protocol", ""],
+        ["", "invariant", "coverage", *COUNTS, "why not full"],
+        ["held", "then taken", "for write", "for read", "in"],
+    ):
+        assert f"\n| {' | '.join(columns)} |\n| ---" in text
 
 
 def test_markdown_has_all_sections_and_escaped_cells(tmp_path: Path) -> None:
@@ -195,7 +302,7 @@ def test_report_of_older_rmapd_is_rendered(tmp_path: Path) -> None:
         if key not in ("histograms", "lock_graph", "timeline", "started", "ended")
     }
     reported = from_report_file(written(tmp_path / "old.json", old))
-    assert "No histogram" in html.render(reported)
+    assert "There is no histogram" in html.render(reported)
     assert "seconds since the first violation" in html.render(reported)
     assert "No window took a lock" in markdown.render(reported)
 
@@ -286,14 +393,18 @@ def test_store_report_covers_all_runs(kept: Path, tmp_path: Path) -> None:
     text = Page(page).text
     for part in (
         "M1 and V1 violated",
-        "126 findings of 3 signatures, in f0(), f1() and f2().",
-        "Further findings whose evidence was not kept: V1 violated 2.",
-        "The last of 2 runs: rmapd",
+        "3 distinct defects, found 126 times, in f0(), f1() and f2().",
+        "Without evidence, as there are more defects than are kept: V1 violated 2.",
+        "The last of 2 runs:",
         "still runs, or was killed",
         "2026-01-04 00:00:00 UTC",
         "per hour",
     ):
         assert part in text, part
+    assert heads(page)["runs"] == RUNS
+    assert "1 raw tracepoint does not exist in this kernel" in text
+    assert rows_fit(page)
+    assert f"\n| {' | '.join(RUNS)} |\n" in markdown.render(from_store(kept))
     assert (tiles(from_store(kept))[0]["value"], tiles(from_store(kept))[2]["value"]) == (
         "128",
         "11",
@@ -344,7 +455,7 @@ def test_violation_known_only_by_count_is_reported_as_red(tmp_path: Path) -> Non
     }
     assert (
         headline(from_report_file(written(tmp_path / "r.json", quiet | {"beyond": {}}))).text
-        == "None of 36 checks could be verified"
+        == f"None of {2 * len(quiet['invariants'])} checks could be verified"
     )
 
 

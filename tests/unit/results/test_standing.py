@@ -20,6 +20,7 @@ from tracer.attach.plan import HookState
 from tracer.daemon.run import status_line
 from tracer.daemon.terminal import table
 from tracer.invariants.base import Coverage
+from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Verdict
 from tracer.outputs.store.writer import Store
 from tracer.report import html, markdown, terminal
@@ -35,6 +36,8 @@ from tracer.results.snapshot import Snapshot
 from tracer.results.standing import MOST_OUTSTANDING, Colour, ReasonKind
 from tracer.results.standing_facts import standing
 from tracer.web import Application, Request
+
+KNOWN = discover()
 
 
 def taken_away() -> Snapshot:
@@ -77,7 +80,8 @@ CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
         "tracepoints only",
         tracepoints_only(),
         ReasonKind.COVERAGE,
-        "3 of 18 invariants are checked here, in part; 15 are not: M2 ",
+        f"12 of {len(KNOWN)} invariants are checked here: 3 in full, 9 in part;"
+        f" {len(KNOWN) - 12} are not: M5 ",
     ),
     (
         "required",
@@ -131,8 +135,9 @@ def test_each_reason_alone_makes_it_amber(s: Snapshot, kind: ReasonKind, said: s
 def test_green_title_has_the_number_of_checks_and_invariants() -> None:
     found = standing(well())
     assert (found.colour, found.reasons) == (Colour.GREEN, {})
-    assert re.fullmatch(r"Nothing violated in [\d,]+ checks of 14 invariants", found.title)
-    assert found.coverage == "14 of 18 invariants are checked here, in full"
+    built = len(KNOWN)
+    assert re.fullmatch(rf"Nothing violated in [\d,]+ checks of {built} invariants", found.title)
+    assert found.coverage == f"{built} of {len(KNOWN)} invariants are checked here, in full"
     assert standing(unverifiable(0.005)).colour is Colour.GREEN
     assert standing(well(outstanding=12, oldest_entry_seconds=0.2)).colour is Colour.GREEN, (
         "entries under way are no reason"
@@ -150,8 +155,31 @@ def test_red_keeps_its_reasons() -> None:
     )
 
 
+def test_a_quarter_of_the_invariants_may_be_unchecked() -> None:
+    s = well()
+    names = list(s.coverage)
+    for unchecked, colour in (
+        (len(names) // 4, Colour.GREEN),
+        (len(names) // 4 + 1, Colour.AMBER),
+    ):
+        none = dict.fromkeys(names[-unchecked:], (Coverage.NONE, "needs a hook"))
+        assert standing(replace(s, coverage={**s.coverage, **none})).colour is colour
+
+
 def test_kernel_with_tracepoints_only_has_one_reason() -> None:
     assert NO_HOOKS in standing(tracepoints_only()).reasons[ReasonKind.COVERAGE]
+
+
+def test_reason_counts_hooks_that_also_have_a_candidate_of_another_kernel() -> None:
+    s = tracepoints_only()
+    off = [n for n, hook in enumerate(s.hooks) if not hook.on]
+    hooks = list(s.hooks)
+    for n in off[: len(off) * 2 // 3]:
+        gone = f"no symbol old_{n} in this kernel"
+        hooks[n] = replace(hooks[n], reason=f"{NO_HOOKS}; {gone}")
+    s = replace(s, hooks=tuple(hooks))
+    count = f"{len(off)} of {len(off)} missing hooks have one reason: {NO_HOOKS}."
+    assert standing(s).reasons[ReasonKind.COVERAGE].endswith(count)
 
 
 def history(outstanding: list[int]) -> tuple[HistoryPoint, ...]:
@@ -187,19 +215,23 @@ def test_entries_in_no_row_are_amber_at_once() -> None:
     )
 
 
+LISTS_HOOKS = ("text", "terminal")
+"""Outputs that have the hooks by reason, or below a log that has them."""
+
+
 def texts_of_outputs(s: Snapshot, tmp_path: Path) -> Iterator[tuple[str, str]]:
     """What each output shows of a run that ended so."""
     found = json_form.as_json(s, ["true"], 0)
     reported = from_report_file(
         written(tmp_path / "r.json", found | {"histograms": []})
     )  # plots take long
-    yield "text", terminal.as_text(s, ["true"], 0)
+    yield "text", terminal.as_text(s, ["true"], "")
     yield "json", json.dumps(found["standing"], ensure_ascii=False)
     yield "ktap", as_ktap(s)
     yield "junit", as_junit(s, ["true"], 0)
     yield "markdown", markdown.render(reported).replace("\\", "")
     yield "html", html.render(reported)
-    yield "terminal", str(table(s, None, "here").caption)
+    yield "terminal", str(table(s, None, "here").title)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +249,22 @@ def test_all_outputs_show_the_same_standing(s: Snapshot, tmp_path: Path) -> None
         list(found.reasons.values()),
     )
     for name, text in texts_of_outputs(s, tmp_path):
-        assert found.title in text, name
+        in_a_line = " ".join(text.split()) if name == "text" else text
+        reasons = standing(s, hooks=name not in LISTS_HOOKS).reasons
+        assert list(reasons) == list(found.reasons)
+        assert found.title in in_a_line, name
         assert re.search(rf"\b{found.colour}\b", text, re.I), name
-        assert all(reason in text for reason in found.reasons.values()), name
-        not_alone(name, text)
+        assert all(reason in in_a_line for reason in reasons.values()), name
+        not_alone(name, in_a_line)
     not_alone("page", Served(s)("/"))
+
+
+def test_text_that_lists_hooks_by_reason_has_what_its_standing_leaves_out() -> None:
+    s = tracepoints_only()
+    assert NO_HOOKS in standing(s).reasons[ReasonKind.COVERAGE]
+    assert NO_HOOKS not in standing(s, hooks=False).reasons[ReasonKind.COVERAGE]
+    text = " ".join(terminal.as_text(s, ["true"], "").split())
+    assert NO_HOOKS.replace("; ", ", ") in text
 
 
 def not_alone(name: str, text: str) -> None:
@@ -278,20 +321,23 @@ def test_kept_answers_show_a_checker_that_hangs() -> None:
     page = now("/")
     assert ">amber</span>" in page
     assert ">green</span>" not in page.partition("</section>")[0]
-    assert "The checker has read no tables for 12 s" in page
+    assert "The data is stale: the last update was 12 s ago." in page
     assert "rmapd_standing 1.0" in now("/metrics")
     assert json.loads(now("/api/v1/"))["standing"]["reasons"][0]["kind"] == "stale"
     assert json.loads(now("/api/v1/report"))["standing"]["colour"] == "amber"
-    assert now("/-/healthy").strip() == "healthy, but the checker has read no tables for 12 s"
+    assert now("/-/healthy").strip() == "healthy, but the last update was 12 s ago"
     now.age = 13.0
-    assert "The checker has read no tables for 13 s" in now("/")
+    assert "the last update was 13 s ago" in now("/")
     now.age = 75.0
-    assert now("/-/healthy", 503).strip() == "not healthy: the checker has read no tables for 75 s"
+    assert (
+        now("/-/healthy", 503).strip()
+        == "not healthy: the last update was 75 s ago, the checker hangs"
+    )
 
 
 def test_a_closed_gate_is_amber_and_healthy() -> None:
     now = Served(well(gate_open=False))
-    assert "The gate is closed: nothing is recorded any more" in now("/")
+    assert "Recording has ended: this is what was found until then." in now("/")
     assert ">amber</span>" in now("/")
     now.age = 100.0
     assert now("/-/healthy").strip() == "healthy"

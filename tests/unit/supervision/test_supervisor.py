@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -13,6 +15,7 @@ from tests.support.clock import SAFETY_SECONDS
 from tracer.daemon.exec_supervisor import exit_code
 from tracer.errors import Defect, NotCheckable, RmapdError, Temporary
 from tracer.supervision import supervisor
+from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.command import FAILED, NotFound, NotRunnable
 from tracer.supervision.supervisor import MessageChannel
 
@@ -102,6 +105,35 @@ def test_errors_are_passed_from_one_process_to_the_other() -> None:
     for channel in (ours, theirs):
         os.close(channel.fd)
     ours.send("the other end is closed")
+
+
+def test_the_checker_waits_until_its_supervisor_has_dropped_the_privileges(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = MessageChannel.pair()
+    memory = CheckpointMemory(1 << 16)
+    supervised = supervisor.Supervised(memory, os.getpid(), theirs)
+    dropped = list[bool]()
+
+    def drop_late() -> None:
+        while "dropped" not in [kind for kind, _ in ours.received()]:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the supervisor imports what it drops with
+        dropped.append(True)
+        ours.send("another message")
+        ours.send("dropped")
+
+    late = threading.Thread(target=drop_late)
+    late.start()
+    supervised.report_privileges(None)
+    assert dropped, "it is not ready before"
+    assert not caplog.records
+    late.join()
+    monkeypatch.setattr(supervisor, "_DROP_SECONDS", 1)
+    supervised.report_privileges(None)
+    assert "has not dropped its privileges within 1 s" in caplog.text
+    for channel in (ours, theirs):
+        os.close(channel.fd)
 
 
 def test_exec_maps_errors_to_the_exit_codes_of_env() -> None:

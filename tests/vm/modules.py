@@ -1,0 +1,94 @@
+"""Build the modules of tests/faults for a kernel that the tests boot.
+
+The headers are Debian's packages of the kernel, fetched and unpacked beside the kernel's image,
+never installed. Programs of the headers that need a newer libc than this machine's run with the
+libc of their suite.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+from tests.vm.guest import CACHE, ROOT, GuestError, apt, image, kernels, packages, unpack
+
+_PARTS = re.compile(r"Depends: (linux-(?:headers|kbuild)-\S+)")
+_OVERRIDDEN = (
+    "CC=gcc",
+    "CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=",  # an option of gcc 14
+    "CONFIG_DEBUG_INFO_BTF_MODULES=",  # needs pahole
+)
+"""What is not as the kernel was built, so that this machine's gcc builds the module."""
+_PROGRAMS = ("scripts/mod/modpost.real-lsb-64", "tools/objtool/objtool.real-x86")
+"""Programs of linux-kbuild. Beside each is one without `.real-…`, which only starts it."""
+
+
+def built(kernel: str, module: str, folder: Path) -> Path:
+    """Build a module of tests/faults in a folder and return its file.
+
+    module: its name, rmapd_faults or rmapd_state. Raises GuestError if it does not build.
+    """
+    shutil.copytree(ROOT / "tests/faults", folder, dirs_exist_ok=True)
+    tree = _headers(kernel)
+    done = subprocess.run(
+        [
+            *("make", "-s", "-C", str(tree), f"M={folder}", f"RMAPD_MODULE={module}"),
+            *_OVERRIDDEN,
+            "modules",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise GuestError(f"{module} was not built for {kernel}:\n{done.stdout}{done.stderr}")
+    return folder / f"{module}.ko"
+
+
+def _headers(kernel: str) -> Path:
+    """Return where the headers of a kernel are; fetch and unpack them on first use."""
+    release = image(kernel).name.removeprefix("vmlinuz-")
+    home = CACHE / f"{kernel}.headers"
+    tree = home / "usr/src" / f"linux-headers-{release}"
+    if home.exists():
+        return tree
+    made = home.with_name(f"{home.name}.new")
+    shutil.rmtree(made, ignore_errors=True)
+    suite = kernels()[kernel].suite
+    flags = apt(suite, CACHE / f"{kernel}.apt")
+    made.mkdir(parents=True)
+    unpack(packages(f"linux-headers-{release}", flags, _PARTS), flags, made)
+    # The packages' Makefile and links have the absolute path of an installed package.
+    common = f"linux-headers-{release.removesuffix('-amd64')}-common"
+    (made / tree.relative_to(home) / "Makefile").write_text(
+        f"KBUILD_OUTPUT={tree}\ninclude {tree.with_name(common)}/Makefile\n"
+    )
+    (kbuild,) = made.glob("usr/lib/linux-kbuild-*")
+    if (
+        "GLIBC_"
+        in subprocess.run(
+            [kbuild / _PROGRAMS[0]], check=False, capture_output=True, text=True
+        ).stderr
+    ):
+        _with_libc_of(suite.removesuffix("-backports"), home, kbuild.relative_to(made))
+    made.rename(home)
+    return tree
+
+
+def _with_libc_of(suite: str, home: Path, kbuild: Path) -> None:
+    """Replace what starts the programs by scripts that start them with a suite's libc."""
+    made = home.with_name(f"{home.name}.new")
+    (made / "libc").mkdir()
+    unpack(["libc6"], apt(suite, CACHE / f"{suite}.apt"), made / "libc")
+    libraries = home / "libc/usr/lib/x86_64-linux-gnu"
+    for program in _PROGRAMS:
+        script = made / kbuild / program.partition(".real-")[0]
+        script.write_text(
+            f"#!/bin/sh\nexec {libraries}/ld-linux-x86-64.so.2"
+            f" --library-path {libraries}:/usr/lib/x86_64-linux-gnu"
+            f' {home / kbuild / program} "$@"\n'
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
