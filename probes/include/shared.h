@@ -92,6 +92,9 @@ enum counter {
 	RWSEM_WAITS,       /* waits for an rwsem that this task does not own for write */
 	WAITS_LOST,        /* waits that found their map busy */
 	COMPLAINTS_UNSENT, /* lines that begin as complaints do, beyond COMPLAINTS_A_SECOND */
+	R3_HOLDS,
+	R3_VIOLATED,
+	R3_UNVERIFIABLE, /* the folio cannot be read, or its pages have mapcounts of their own */
 	COUNTERS
 };
 
@@ -210,16 +213,18 @@ struct dying_mm {
 };
 
 enum event_kind {
-	MIGRATION_LEFT = 1, /* a migration ended with outstanding entries */
-	MIGRATOR_DIED,      /* a task exited inside a migration with outstanding entries */
-	ORDER_REVERSED,     /* two mmap_locks were nested in both orders */
-	PROTOCOL_NEW,       /* a window has a protocol that is not in the table: struct sighting */
-	INSERTED_UNLOCKED,  /* M2: a migration entry is inserted while its folio is not locked */
-	REMOVED_UNLOCKED,   /* M3: the second walk visits a VMA while its folio is not locked */
-	MOVED_MAPPED,       /* R1: a folio was moved, and its source is still mapped */
-	MOVED_PERHAPS,      /* R1: the same, and the source is not known for certain */
-	WAITS_FOR_ITSELF,   /* L7: a task begins to wait for an rwsem that it holds */
-	COMPLAINT,          /* K1: a line that may be a complaint: struct complaint_line */
+	MIGRATION_LEFT = 1,  /* a migration ended with outstanding entries */
+	MIGRATOR_DIED,       /* a task exited inside a migration with outstanding entries */
+	ORDER_REVERSED,      /* two mmap_locks were nested in both orders */
+	PROTOCOL_NEW,        /* a window has a protocol that is not in the table: struct sighting */
+	INSERTED_UNLOCKED,   /* M2: a migration entry is inserted while its folio is not locked */
+	REMOVED_UNLOCKED,    /* M3: the second walk visits a VMA while its folio is not locked */
+	MOVED_MAPPED,        /* R1: a folio was moved, and its source is still mapped */
+	MOVED_PERHAPS,       /* R1: the same, and the source is not known for certain */
+	WAITS_FOR_ITSELF,    /* L7: a task begins to wait for an rwsem that it holds */
+	COMPLAINT,           /* K1: a line that may be a complaint: struct complaint_line */
+	LEFT_CACHE_MAPPED,   /* R3: a folio leaves the page cache, and is mapped */
+	LEFT_CACHE_UNLOCKED, /* R3: a folio leaves the page cache, and is not locked */
 	EVENT_KINDS
 };
 
@@ -276,6 +281,16 @@ struct complaint {
 	u64 mm; /* of the task; while it exits, the one that it still borrows; 0: none */
 	u64 freed;
 };
+/* LEFT_CACHE_MAPPED, LEFT_CACHE_UNLOCKED. mm, vma, addr: one that may map it; 0: none was found */
+struct left_cache {
+	u64 folio;
+	u64 mapping; /* address_space */
+	u64 index;   /* folio->index: of hugetlb in huge pages before 6.7 */
+	u64 mm;
+	u64 vma;
+	u64 addr;
+	u64 hugetlb;
+};
 union event_detail {
 	struct own_wait own;
 	struct left_entries left;
@@ -283,6 +298,7 @@ union event_detail {
 	struct unlocked_folio unlocked;
 	struct new_protocol protocol;
 	struct complaint complaint;
+	struct left_cache left_cache;
 };
 struct event {
 	u64 time_ns;

@@ -130,13 +130,17 @@ def awkward_types() -> b.Btf:
 
 
 def kernel_types(
-    vma_locks: bool = False, anon_pgoff: bool = False, realtime: bool = False
+    vma_locks: bool = False,
+    anon_pgoff: bool = False,
+    realtime: bool = False,
+    mapcount_each: bool = False,
 ) -> bytes:
     """Return the types of a small kernel that has all that the probes read.
 
     The offsets are arbitrary. vma_locks: with the rwsem of each VMA, as in 6.4 to 6.14, and with
     that of hugetlb. anon_pgoff: mm_lock_seq is a seqcount, and VMAs have __vm_anon_pgoff, as in
-    7.3. realtime: the rwsem of PREEMPT_RT.
+    7.3. realtime: the rwsem of PREEMPT_RT. mapcount_each: each page of a large folio has a mapcount
+    of its own, as in 6.1.
     """
     blob = Blob()
     u32, u64, s32 = (
@@ -232,9 +236,17 @@ def kernel_types(
         ("i_mmap", cached, 192),
         ("i_mmap_rwsem", rwsem, 320),
     ]
+    blob.record("super_block", 16, [("s_magic", u64, 64)])
     space = blob.record("address_space", 64, [*space_members, ("invalidate_lock", rwsem, 448 - 64)])
     blob.record(
-        "inode", 160, [("i_mapping", void, 0), ("i_rwsem", rwsem, 64), ("i_data", space, 256)]
+        "inode",
+        160,
+        [
+            ("i_mapping", void, 0),
+            ("i_rwsem", rwsem, 64),
+            ("i_sb", void, 192),
+            ("i_data", space, 256),
+        ],
     )
     anon_vma = blob.record(
         "anon_vma", 48, [("root", void, 0), ("rwsem", rwsem, 64), ("rb_root", cached, 192)]
@@ -319,12 +331,14 @@ def kernel_types(
             [
                 ("flags", flags, 0),
                 ("mapping", void, 192),
+                ("index", u64, 256),
                 ("_flags_1", u64, 512),
-                ("_large_mapcount", mapcount, 640),
+                ("_total_mapcount" if mapcount_each else "_large_mapcount", mapcount, 640),
                 ("_pincount", mapcount, 672),
             ],
         )
     )
+    blob.tracepoint("mm_filemap_delete_from_page_cache", [folio])
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
     blob.tracepoint("contention_begin", [void, u32])

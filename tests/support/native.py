@@ -254,7 +254,7 @@ PROGRAMS = tuple(
     sched_process_exit exit_mmap mmap_lock_contended mmap_lock_acquire_returned mmap_lock_released
     walk sweep_upper sweep_leaf calibrate look
     audit_start audit_nodes audit_links audit_copy audit_writer owner_look owner_enters
-    lock_wait complaint""".split()
+    lock_wait complaint mm_filemap_delete_from_page_cache""".split()
 )
 
 

@@ -18,6 +18,8 @@ from tracer.checking.checker import Checker, CheckerTables
 from tracer.checking.findings import Findings
 from tracer.checking.kernel_reports import KernelReports
 from tracer.checking.lock_owners import LockOwners
+from tracer.checking.page_cache import KINDS as CACHE_EVENTS
+from tracer.checking.page_cache import PageCache
 from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.second_walks import SecondWalks
 from tracer.checking.state_audit import StateAudit
@@ -159,6 +161,7 @@ class Session:
                 lambda: "complaint" in loaded.attached(),
                 clock,
             )
+        page_cache = PageCache(verdicts, tables.stacks, self.symbols, objects, oracle, trails)
         self.checker = Checker(
             tables=CheckerTables.of(tables),
             invariants=self.invariants,
@@ -173,6 +176,7 @@ class Session:
             handlers={
                 "WAITS_FOR_ITSELF": self.long_waits.read_event,
                 "COMPLAINT": self.kernel_reports.read_event if self.kernel_reports else _ignore,
+                **dict.fromkeys(CACHE_EVENTS, page_cache.read_event),
             },
             hooks=self.losses,
             age_limit_ns=age_limit_ns,

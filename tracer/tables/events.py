@@ -18,6 +18,8 @@ _DETAILS = {
     "MOVED_MAPPED": "unlocked_folio",
     "MOVED_PERHAPS": "unlocked_folio",
     "COMPLAINT": "complaint",
+    "LEFT_CACHE_MAPPED": "left_cache",
+    "LEFT_CACHE_UNLOCKED": "left_cache",
 }
 """The member of union event_detail that an event kind fills in (shared.h)."""
 
@@ -35,6 +37,8 @@ class Event:
     lock, count, owner: the rwsem that a task waits for, which it holds itself; lock_class,
     wanted, held: by number (enum lock_class, enum wait_mode).
     freed: the mm that a complaint may be about, as its task is freeing it.
+    mapping, index, hugetlb: the address_space that a folio leaves, its page there, and whether that
+    is hugetlbfs.
     """
 
     kind: str
@@ -70,6 +74,9 @@ class Event:
     wanted: int = 0
     held: int = 0
     freed: int = 0
+    mapping: int = 0
+    index: int = 0
+    hugetlb: int = 0
 
     @property
     def task(self) -> dict[str, Any]:
