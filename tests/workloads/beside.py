@@ -1,8 +1,9 @@
-"""A workload: mremap() moves touched memory back, where it merges with an untouched neighbour.
+"""A workload: mremap() moves touched memory back, where it merges with untouched neighbours.
 
-usage: beside.py [ROUNDS]     (prints how many were moved)
+usage: beside.py [ROUNDS [SIDE...]]     (prints how many were moved on each side)
 
-The neighbour is mapped while the memory is elsewhere. CVE-2026-23077: the merged VMA had no
+A SIDE is where the neighbour lies: before, behind, both, or child (both, in a child that inherits
+the memory). It is mapped while the memory is elsewhere. CVE-2026-23077: the merged VMA had no
 anon_vma.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 
 from tests.workloads.faults import (
@@ -24,6 +26,8 @@ from tests.workloads.faults import (
     touch,
 )
 
+SIDES = ("before", "behind", "both", "child")
+
 
 def move(at: int, to: int) -> None:
     size = ctypes.c_size_t(AREA)
@@ -36,31 +40,44 @@ def move(at: int, to: int) -> None:
     )
 
 
-def move_there_and_back() -> None:
-    """Move the second half of an area away and back.
+def map_at(at: int) -> None:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    must(libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == at, "mmap")
 
-    Meanwhile the neighbour is mapped where the first half was.
-    """
-    home, away = area(size=2 * AREA), area()
-    must(libc.munmap(ctypes.c_void_p(home), ctypes.c_size_t(AREA)) == 0, "munmap")
+
+def unmap(at: int, size: int) -> None:
+    must(libc.munmap(ctypes.c_void_p(at), ctypes.c_size_t(size)) == 0, "munmap")
+
+
+def move_there_and_back(side: str) -> None:
+    """Move touched memory away, map its neighbours on this side, and move it back."""
+    home, away = area(size=3 * AREA), area()
     own = home + AREA
+    unmap(home, AREA)
+    unmap(own + AREA, AREA)
     touch(own)
     move(own, away)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-    must(
-        libc.mmap(ctypes.c_void_p(home), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == home,
-        "mmap",
-    )
-    move(away, own)
-    for start in (home, away):
-        libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(2 * AREA if start == home else AREA))
+    child = os.fork() if side == "child" else 0
+    if child:
+        must(os.waitpid(child, 0)[1] == 0, "the child failed")
+    else:
+        if side != "behind":
+            map_at(home)
+        if side != "before":
+            map_at(own + AREA)
+        move(away, own)
+        if side == "child":
+            os._exit(0)
+    unmap(home, 3 * AREA)
+    unmap(away, AREA)
 
 
-def main(rounds: int) -> None:
-    for _ in range(rounds):
-        move_there_and_back()
-    print(f"moved {rounds}", flush=True)
+def main(rounds: int, sides: list[str]) -> None:
+    for side in sides:
+        for _ in range(rounds):
+            move_there_and_back(side)
+        print(f"moved {rounds} {side}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, sys.argv[2:] or [*SIDES])

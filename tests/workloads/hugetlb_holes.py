@@ -60,7 +60,6 @@ def main(seconds: float) -> None:
         os.ftruncate(fd, PAGES * HUGE)
         block = mmap.mmap(fd, PAGES * HUGE)
         first, end, own = address(block), time.time() + seconds, os.getpid()
-        print(f"begins {time.time()}", flush=True)
         others = [
             beside(lambda _count: punch(fd), end, "punched"),
             beside(lambda count: move(own, first, count % 2), end, "asked to move"),

@@ -1,0 +1,202 @@
+"""Bugs of stock kernels (stock_bugs.toml): run their workloads, and write what was found.
+
+usage: python -m tests.vm.stock_bugs [-o] [NUMBER...]     (root; boots guests)
+
+Runs the rows of these numbers, or all that have a workload, on each of their kernels, keeps the
+results in docs/measurements/detection.json, and writes the tables of DETECTION.md anew. -o writes
+the tables only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.vm.guest import ROOT, Result, run
+
+ROWS = Path(__file__).parent / "stock_bugs.toml"
+RESULTS = ROOT / "docs/measurements/detection.json"
+PAGE = ROOT / "docs/measurements/DETECTION.md"
+_BEGINS = re.compile(r"^(begins|moves|struck) ([\d.]+)$", re.MULTILINE)
+"""When the workload begins, and where it knows it, when it did what the bug needs."""
+_WRONG = ("violated", "suspect")
+
+
+class Bug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of stock_bugs.toml, which describes the members."""
+
+    number: int
+    name: str
+    versions: str
+    what: str
+    workload: str = ""
+    nodes: int = 1
+    seconds: int = 0
+    found: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    function: str = ""
+    bad: tuple[str, ...] = ()
+    good: tuple[str, ...] = ()
+    could: str = ""
+    missing: str = ""
+    cannot: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one run of a bug's workload on one kernel gave.
+
+    release: of the kernel. found: invariant -> [count, seconds from the workload's beginning to
+    the finding, summary]. holds: checks that hold, by invariant that the row names.
+    """
+
+    number: int
+    kernel: str
+    release: str
+    date: str
+    found: dict[str, tuple[int, float, str]]
+    holds: dict[str, int]
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    bug: list[Bug]
+
+
+def rows() -> list[Bug]:
+    return msgspec.toml.decode(ROWS.read_bytes(), type=_File).bug
+
+
+def outcomes() -> list[Outcome]:
+    return msgspec.json.decode(RESULTS.read_bytes(), type=list[Outcome])
+
+
+def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
+    """Run the workload on the kernel under `rmapd exec`; return also the report."""
+    limit = f"--timeout {bug.seconds} --grace 3 " if bug.seconds else ""
+    workload = f"echo begins $(date +%s.%N); exec python -m tests.workloads.{bug.workload}"
+    command = f"rmapd exec {limit}--report $OUT/r.json -- sh -c '{workload}'; echo exit $?"
+    result = run(
+        kernel,
+        command,
+        nodes=bug.nodes,
+        label=f"bug-{bug.number}",
+        timeout=1500,
+        expect_bug="K1" in bug.found and kernel in bug.bad,
+        one_thread=bool(bug.seconds),
+    )
+    file = result.folder / "r.json"
+    assert file.exists(), result.output
+    report: dict[str, Any] = json.loads(file.read_text())
+    told = dict(_BEGINS.findall(result.output))
+    begun = float(told.get("struck") or told.get("moves") or told["begins"])
+    found = dict[str, tuple[int, float, str]]()
+    for violation in report["violations"]:
+        if violation["verdict"] in _WRONG:
+            seen = datetime.datetime.fromisoformat(violation["first_seen"]).timestamp()
+            after = round(seen - begun, 2)
+            count, first, text = found.get(violation["invariant"], (0, after, violation["summary"]))
+            found[violation["invariant"]] = (count + violation["count"], min(first, after), text)
+    holds = {name: report["invariants"][name]["checks"]["holds"] for name in bug.found}
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return Outcome(bug.number, kernel, report["kernel"], today, found, holds), report, result
+
+
+def _keep(new: Outcome) -> None:
+    known = outcomes() if RESULTS.exists() else []
+    kept = [one for one in known if (one.number, one.kernel) != (new.number, new.kernel)]
+    ordered = sorted([*kept, new], key=lambda one: (one.number, one.kernel))
+    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
+
+
+def _results(bug: Bug, results: Iterable[Outcome]) -> Iterable[str]:
+    for one in results:
+        if one.number != bug.number:
+            continue
+        if one.kernel in bug.good:
+            wrong = "; ".join(f"{name} ×{count}" for name, (count, _, _) in one.found.items())
+            yield _line(bug, one, wrong or "silent", "", "")
+        for name, (count, seconds, text) in one.found.items():
+            if one.kernel in bug.bad and name in bug.found:
+                said = text.replace("|", "\\|")
+                yield _line(bug, one, f"{name} ×{count:,}", f"{seconds:.1f} s", said)
+
+
+def _line(bug: Bug, one: Outcome, found: str, seconds: str, text: str) -> str:
+    return f"| {bug.number} | {one.release} | {found} | {seconds} | {text} |"
+
+
+def tried(bugs: Sequence[Bug], results: Sequence[Outcome]) -> str:
+    """Return the table of what was run."""
+    lines = ["| # | kernel | found | after | the finding |", "|-|-|-|-|-|"]
+    for bug in bugs:
+        lines += _results(bug, results)
+    return "\n".join(lines)
+
+
+def _shown(bug: Bug) -> str:
+    if bug.workload:
+        fixed = f"; silent on {', '.join(bug.good)}" if bug.good else ""
+        return (
+            f"**shown** by {' and '.join(bug.found)} on {', '.join(bug.bad)}{fixed}"
+            f" (`{bug.workload.split()[0]}.py`)"
+        )
+    return f"could be shown {bug.could}; missing: {bug.missing}" if bug.could else bug.cannot
+
+
+def every(bugs: Sequence[Bug]) -> str:
+    """Return the table of all bugs, and the score."""
+    lines = ["| # | bug | versions | shown? |", "|-|-|-|-|"]
+    for bug in bugs:
+        cannot = "cannot: " if bug.cannot else ""
+        lines.append(
+            f"| {bug.number} | {bug.name}: {bug.what} | {bug.versions} | {cannot}{_shown(bug)} |"
+        )
+    return "\n".join([*lines, "", score(bugs)])
+
+
+def score(bugs: Sequence[Bug]) -> str:
+    shown, could = sum(bool(b.workload) for b in bugs), sum(bool(b.could) for b in bugs)
+    return (
+        f"Of {len(bugs)}: {shown} shown, {could} could be shown,"
+        f" {len(bugs) - shown - could} cannot be shown."
+    )
+
+
+def page(text: str, parts: dict[str, str]) -> str:
+    """Return the page with each part between its two comments replaced."""
+    for name, part in parts.items():
+        begin, end = f"<!-- {name}: made by tests.vm.stock_bugs -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        if not after:
+            raise ValueError(f"no part {name} in the page")
+        text = f"{before}{begin}\n\n{part}\n\n{end}{after}"
+    return text
+
+
+def parts() -> dict[str, str]:
+    bugs = rows()
+    return {"tried": tried(bugs, outcomes()), "every bug": every(bugs)}
+
+
+def main(arguments: Sequence[str]) -> None:
+    wanted = {int(one) for one in arguments if one.isdigit()}
+    for bug in rows() if "-o" not in arguments else ():
+        if not bug.workload or (wanted and bug.number not in wanted):
+            continue
+        for kernel in (*bug.bad, *bug.good):
+            outcome, _, _ = walk(bug, kernel)
+            print(outcome, flush=True)
+            _keep(outcome)
+    PAGE.write_text(page(PAGE.read_text(), parts()))
+    print(score(rows()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
