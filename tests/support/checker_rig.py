@@ -17,6 +17,7 @@ from tracer.checking.findings import Findings
 from tracer.checking.missed_runs import MissedRuns
 from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.second_walks import SecondWalks
+from tracer.checking.stalls import Stalls
 from tracer.checking.verdicts import Verdicts
 from tracer.invariants.catalogue import discover
 from tracer.invariants.migration_walks import PASSED_OVER
@@ -133,6 +134,7 @@ class CheckerRig(Checker):
             hooks.covered,
             objects,
         )
+        self.stalls = Stalls(10**9)
         super().__init__(
             tables=CheckerTables.of(model.tables),
             invariants=self.known,
@@ -151,6 +153,7 @@ class CheckerRig(Checker):
             protocol_events=protocol_events,
             handlers={},
             hooks=hooks,
+            stalls=self.stalls,
             age_limit_ns=AGE_LIMIT_NS,
             clock=lambda: model.now,
         )

@@ -17,6 +17,7 @@ from tracer.checking.late_removals import LateRemovals
 from tracer.checking.missed_runs import HookLosses
 from tracer.checking.protocol_events import ProtocolEvents
 from tracer.checking.second_walks import SecondWalks
+from tracer.checking.stalls import Stalls
 from tracer.checking.verdicts import Verdicts
 from tracer.invariants.base import Invariant
 from tracer.invariants.lock_order import NO_CYCLE
@@ -79,6 +80,7 @@ class Checker:
         protocol_events: ProtocolEvents,
         handlers: Mapping[str, Callable[[Event, bytes], None]],
         hooks: HookLosses,
+        stalls: Stalls,
         age_limit_ns: int,
         clock: Callable[[], int],
     ) -> None:
@@ -98,6 +100,7 @@ class Checker:
             second_walks,
             findings,
             hooks.unbroken[TOO_OLD.id],
+            stalls,
             age_limit_ns,
             clock,
         )

@@ -16,6 +16,7 @@ from tracer.checking.findings import Findings
 from tracer.checking.late_removals import LateRemovals
 from tracer.checking.missed_runs import MissedRuns
 from tracer.checking.second_walks import SecondWalks
+from tracer.checking.stalls import Stalls
 from tracer.checking.verdicts import Verdicts
 from tracer.invariants.base import Invariant
 from tracer.invariants.migration_entries import LEFT_BEHIND, TOO_OLD
@@ -68,14 +69,15 @@ class EntryChecks:
         second_walks: SecondWalks,
         findings: Findings,
         missed: MissedRuns,
+        stalls: Stalls,
         age_limit_ns: int,
         clock: Callable[[], int],
     ) -> None:
         self.open_cases = open_cases
         self.entries = Counter[Verdict]()
-        self.late = LateRemovals(missed)
+        self.late = LateRemovals(missed, stalls, age_limit_ns)
         self._tables, self._verdicts, self._findings = tables, verdicts, findings
-        self._second_walks, self._missed = second_walks, missed
+        self._second_walks, self._missed, self._stalls = second_walks, missed, stalls
         self._per_entry = [name for name, one in invariants.items() if one.every_entry]
         self._covered, self._age_limit_ns, self._clock = covered, age_limit_ns, clock
         self._too_old: set[bytes] = set()  # rows that have, or had, a case for their age
@@ -102,7 +104,7 @@ class EntryChecks:
 
     def change(self, age_limit_ns: int, scan_ns: int) -> None:
         """From now on another age limit, and other time between scans; in nanoseconds."""
-        self._age_limit_ns = age_limit_ns
+        self._age_limit_ns = self.late.age_limit_ns = age_limit_ns
         self.open_cases.change(age_limit_ns, scan_ns)
 
     def outstanding(self, counters: Mapping[str, int]) -> int:
@@ -153,13 +155,14 @@ class EntryChecks:
     def open_overdue(self, rows: Iterable[Row]) -> None:
         """Open cases for rows that no event was received for.
 
-        These are rows whose migration has ended, and rows older than the age limit.
+        These are rows whose migration has ended, and rows older than the age limit; what the
+        checker did not run is no part of an age.
         """
         rows, now = list(rows), self._clock()
         if not rows:
             self._too_old.clear()
         for row in rows:
-            age = now - row.first_ns
+            age = self._stalls.age(row.first_ns, now)
             if not self._is_running(row) and age > _SPLIT_NS:
                 self._open(LEFT_BEHIND.id, [row])
             elif age > self._age_limit_ns and row.key not in self._too_old:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tracer.checking.missed_runs import MissedRuns
+from tracer.checking.stalls import Stalls
 from tracer.invariants.migration_entries import LATE, LATE_UNCERTAIN
 from tracer.invariants.verdict import Verdict
 
@@ -14,11 +15,12 @@ class LateRemovals:
 
     The probes also count the removal of an entry that M4 judged while it was in the ledger. An
     entry has one verdict, so its removal is taken off what the probes count. missed: of the
-    programs that record insertions and removals.
+    programs that record insertions and removals. age_limit_ns may be changed.
     """
 
-    def __init__(self, missed: MissedRuns) -> None:
-        self._missed = missed
+    def __init__(self, missed: MissedRuns, stalls: Stalls, age_limit_ns: int) -> None:
+        self.age_limit_ns = age_limit_ns
+        self._missed, self._stalls = missed, stalls
         self._seen = {LATE: 0, LATE_UNCERTAIN: 0}
         self._judged: dict[bytes, int] = {}  # entries that M4 has judged, by the key of their row
         self._removed = 0  # of these, removed by the kernel, and not yet taken off its counters
@@ -59,15 +61,16 @@ class LateRemovals:
         """Yield (verdict, count) of what the kernel has removed late since the last call.
 
         left: entries outstanding by row, read after the counters. A late removal is a suspect. It
-        is unverifiable where its age cannot be told from another entry's, or where a run was missed
-        since the last call but one; the probes consider runs that were missed before
-        (params.missed_ns).
+        is unverifiable where its age cannot be told from another entry's, where the checker has not
+        run for a part of that age, or where a run was missed since the last call but one; the
+        probes consider runs that were missed before (params.missed_ns).
         """
         for key, entries in list(self._judged.items()):
             gone = max(0, entries - left.get(key, 0))
             self._removed += gone
             self._keep(key, entries - gone)
-        doubtful = self._missed.during(self._counted_ns[1] + 1, now_ns)
+        stalled = self._stalls.within(now_ns - self.age_limit_ns, now_ns)
+        doubtful = stalled or self._missed.during(self._counted_ns[1] + 1, now_ns)
         self._counted_ns = now_ns, self._counted_ns[0]
         for name, verdict in (
             (LATE, Verdict.UNVERIFIABLE if doubtful else Verdict.SUSPECT),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracer.checking.findings import Draft, Explanation
+from tracer.checking.stalls import Stalls
 from tracer.checking.trail import Trail, Trails
 from tracer.checking.verdicts import Verdicts
 from tracer.invariants.lock_waits import NO_SELF_WAIT
@@ -75,12 +76,13 @@ class LongWaits:
         modes: Sequence[str],
         windows: Collection[str],
         limit_ns: int,
+        stalls: Stalls,
         clock: Callable[[], int],
     ) -> None:
         self.limit_ns, self.counts = limit_ns, Counter[str]()
         self._read, self._verdicts, self._symbols = read, verdicts, symbols
         self._event_stack, self._trails, self._clock = event_stack, trails, clock
-        self._lock_classes, self._modes = lock_classes, modes
+        self._lock_classes, self._modes, self._stalls = lock_classes, modes, stalls
         self._windows = frozenset({*windows, *_MORE_WINDOWS})
         self._asleep: dict[tuple[int, int], Asleep] = {}
         self._suspected: set[tuple[int, int]] = set()
@@ -169,7 +171,10 @@ class LongWaits:
             ringed |= {one.sleeper.task for one in ring}
             self._record_ring(ring, now)
         for one in self._asleep.values():
-            if now - one.since_ns >= self.limit_ns and one.sleeper.task not in ringed:
+            if (
+                self._stalls.age(one.since_ns, now) >= self.limit_ns
+                and one.sleeper.task not in ringed
+            ):
                 self._suspect(one, now)
         waits = self._pending or any(
             self._holders(one, now) for one in self._asleep.values() if one.looks == 1
@@ -211,7 +216,8 @@ class LongWaits:
             return []
         if wait.writer:
             return [other for other in self._asleep.values() if other.sleeper.task == wait.writer]
-        if wait.lock_class != "mmap" or not wait.readers or now - one.since_ns < self.limit_ns:
+        late = self._stalls.age(one.since_ns, now) >= self.limit_ns
+        if wait.lock_class != "mmap" or not wait.readers or not late:
             return []
         return [o for o in self._asleep.values() if wait.part_of in (o.sleeper.held or {})]
 

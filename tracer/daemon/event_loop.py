@@ -10,6 +10,7 @@ from typing import Protocol
 from tracer.bpf.ring_buffer import RingBuffer
 from tracer.checking.cases import OpenCases
 from tracer.checking.checker import Checker
+from tracer.checking.stalls import Stalls
 from tracer.daemon.fidelity import Fidelity
 
 TICK_SECONDS = 1.0
@@ -30,8 +31,8 @@ class Part(Protocol):
 class EventLoop:
     """Call step() again and again, in the thread that owns the checker.
 
-    beat() records that the loop runs; commit() keeps what the checker has found until now. clock
-    is CLOCK_MONOTONIC in nanoseconds. The first step() does a tick.
+    stalls hears that the loop runs, and so does beat(); commit() keeps what the checker has found
+    until now. clock is CLOCK_MONOTONIC in nanoseconds. The first step() does a tick.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class EventLoop:
         parts: Sequence[Part],
         fidelity: Fidelity,
         *,
+        stalls: Stalls,
         beat: Callable[[], None],
         commit: Callable[[], None],
         clock: Callable[[], int],
@@ -49,7 +51,7 @@ class EventLoop:
         self._ring, self._checker, self._open_cases = ring, checker, open_cases
         self._parts = parts
         self._fidelity, self._clock = fidelity, clock
-        self._beat, self._commit = beat, commit
+        self._stalls, self._beat, self._commit = stalls, beat, commit
         self._poll = select.poll()
         self._poll.register(ring.fd, select.POLLIN)
         self._next_tick_ns = clock()
@@ -71,6 +73,7 @@ class EventLoop:
         """
         self._beat()
         now, due = self._clock(), self._open_cases.due_ns()
+        self._stalls.look(now)
         moments = [due, *(part.due_ns() for part in self._parts)]
         soonest = [moment for moment in moments if moment is not None]
         until = min(self._next_tick_ns, now + int(timeout * 1e9), *soonest)

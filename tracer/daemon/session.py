@@ -22,6 +22,7 @@ from tracer.checking.page_cache import KINDS as CACHE_EVENTS
 from tracer.checking.page_cache import PageCache
 from tracer.checking.protocol_events import ProtocolEvents, ProtocolTables
 from tracer.checking.second_walks import SecondWalks
+from tracer.checking.stalls import Stalls
 from tracer.checking.state_audit import StateAudit
 from tracer.checking.verdicts import Verdicts
 from tracer.config import CHANGEABLE, Config
@@ -138,6 +139,7 @@ class Session:
             time.thread_time_ns,
         )
         verdicts = Verdicts(Tally(lambda: machine(kernel.release)))
+        stalls = Stalls(int(TICK_SECONDS * 1e9))
         self.long_waits = make_long_waits(
             loaded,
             probes.layouts,
@@ -146,6 +148,7 @@ class Session:
             trails,
             verdicts,
             int(config.max_wait_seconds * 1e9),
+            stalls,
             clock,
         )
         self.kernel_reports: KernelReports | None = None
@@ -179,6 +182,7 @@ class Session:
                 **dict.fromkeys(CACHE_EVENTS, page_cache.read_event),
             },
             hooks=self.losses,
+            stalls=stalls,
             age_limit_ns=age_limit_ns,
             clock=clock,
         )
@@ -209,6 +213,7 @@ class Session:
                 if part
             ],
             self.fidelity,
+            stalls=stalls,
             beat=recorder.beat,
             commit=self.commit,
             clock=clock,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tracer.attach.attached import AttachedProbes
 from tracer.checking.long_waits import LongWaits
+from tracer.checking.stalls import Stalls
 from tracer.checking.trail import Trails
 from tracer.checking.verdicts import Verdicts
 from tracer.kernel.symbolizer import Symbols
@@ -22,6 +23,7 @@ def make_long_waits(
     trails: Trails,
     verdicts: Verdicts,
     limit_ns: int,
+    stalls: Stalls,
     clock: Callable[[], int],
 ) -> LongWaits:
     """Build what decides L7. Without the iterator over tasks it has only the probe's events."""
@@ -36,5 +38,6 @@ def make_long_waits(
         [name.lower() for name in names_of(layouts, "wait_mode", "WAIT_")],
         names_of(layouts, "window", "WINDOW_"),
         limit_ns,
+        stalls,
         clock,
     )

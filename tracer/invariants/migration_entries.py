@@ -114,7 +114,8 @@ TOO_OLD = Invariant(
     ),
     not_violations=(
         "Entries that are in no page table any more. An old entry whose page is still locked is a"
-        " slow migration: a suspect."
+        " slow migration: a suspect. Time in which the checker did not run is no part of an age: a"
+        " host that stops a virtual machine makes all of its entries old."
     ),
     confirmed=(
         "The page table holds the entry and its page is not locked: violated. Its page is locked,"

@@ -549,6 +549,36 @@ def test_late_removal_that_only_a_counter_shows_has_a_finding() -> None:
     assert "Their addresses are not known" in violation.first.evidence["trail_note"]
 
 
+def test_late_removal_while_the_checker_did_not_run_is_unverifiable() -> None:
+    """A host that stops a guest for 11 s makes all entries 11 s older."""
+    model = ModelKernel()
+    checker = CheckerRig(model)
+    checker.stalls.look(model.now)
+    migrate_late(model)
+    checker.stalls.look(model.now)
+    checker.tick()
+    assert checker.checks()["M4", Verdict.UNVERIFIABLE] == 1
+    assert checker.tally.violations == {}
+
+
+def test_entry_is_not_too_old_by_time_in_which_the_checker_did_not_run() -> None:
+    model = ModelKernel()
+    checker = CheckerRig(model)
+    pfn = one_page(model)
+    checker.stalls.look(model.now)
+    migration = model.start(77)
+    model.unmap_folio(migration, pfn)
+    model.tick(60 * 10**9)
+    checker.stalls.look(model.now)
+    checker.tick()
+    assert checker.cases.cases == {}
+    model.tick(11 * 10**9)
+    checker.tick()
+    assert [case.invariant for case, _, _ in checker.cases.cases.values()] == ["M4"]
+    model.remap_folio(migration, pfn)
+    model.end(migration)
+
+
 def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
     model = ModelKernel()
     pfn = one_page(model)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tracer.checking.long_waits import LongWaits, caller, function_of
+from tracer.checking.stalls import Stalls
 from tracer.checking.trail import Trail
 from tracer.checking.verdicts import Verdicts
 from tracer.invariants.verdict import Finding, Tally
@@ -45,7 +46,7 @@ class Rig:
 
     def __init__(self, iterator: bool = True) -> None:
         self.now, self.sleepers, self.tally = 10**9, list[Sleeper](), Tally()
-        self.looks = 0
+        self.looks, self.stalls = 0, Stalls(10**9)
         self.read: Callable[[], Sequence[Sleeper]] = lambda: self.sleepers
         self.waits = LongWaits(
             self._look if iterator else None,
@@ -57,6 +58,7 @@ class Rig:
             ("read", "write"),
             ("vma_modify",),
             LIMIT_NS,
+            self.stalls,
             lambda: self.now,
         )
 
@@ -251,6 +253,18 @@ def test_wait_over_the_limit_is_a_suspect(
     assert rig.verdicts == {"suspect": 1}, "once"
     assert rig.finding.summary == text
     assert rig.finding.evidence["asleep_seconds"] >= 30
+
+
+def test_time_in_which_the_checker_did_not_run_is_no_wait(rig: Rig) -> None:
+    rig.sleepers = [sleeper(A, wants(LOCK_A, B, since_ns=rig.now))]
+    rig.run(6)
+    rig.stalls.look(rig.now)
+    rig.now += 60 * 10**9
+    rig.stalls.look(rig.now)
+    rig.run(20)
+    assert rig.verdicts == {}
+    rig.run(10)
+    assert rig.verdicts == {"suspect": 1}
 
 
 @pytest.mark.parametrize(

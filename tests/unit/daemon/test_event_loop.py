@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tracer.checking.stalls import Stalls
 from tracer.daemon.event_loop import EventLoop
 
 TICK_NS = 10**9
@@ -26,6 +27,7 @@ class Log:
         self.done, self.finds, self.now = list[str](), finds, 0
         self.due_ns: int | None = 0
         self.at_read = list[Callable[[], None]]()
+        self.stalls = Stalls(TICK_NS)
         self.new_findings, self.cases = ["not reported yet"], dict[str, str]()
 
     def read_events(self, _ring: object) -> None:
@@ -73,6 +75,7 @@ def loop(log: Log, ring: Any) -> EventLoop:
         log.open_cases(),
         [],
         log.fidelity(),
+        stalls=log.stalls,
         beat=lambda: log.done.append("beat"),
         commit=lambda: log.done.append("commit"),
         clock=lambda: log.now,
@@ -155,3 +158,14 @@ def test_settle_ends_when_its_time_is_over(ring: Any) -> None:
 
     one.settle(0.45, outstanding)
     assert log.done.count("read") == 5
+
+
+def test_time_without_a_step_is_a_stall(ring: Any) -> None:
+    log = Log([])
+    steps = loop(log, ring)
+    log.now = 5 * TICK_NS
+    steps.step(0)
+    assert log.stalls.within(0, log.now) == 0, "the clock begins at 0, which is no look"
+    log.now = 15 * TICK_NS
+    steps.step(0)
+    assert log.stalls.within(0, log.now) == 9 * TICK_NS
