@@ -7,13 +7,16 @@ the ladder: RMAPD_VM_KERNELS="6.12 6.18".
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
 from typing import Any
 
 import pytest
 
 from tests.vm.guest import run
+from tests.workloads.stopped_walk import MANY
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 
@@ -25,6 +28,11 @@ def pair(vulnerable: str, fixed: str) -> list[tuple[str, bool]]:
 
 def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
     """Return the report of a run under the workload, in which nothing may be lost."""
+    return seen_with_output(kernel, workload, nodes)[0]
+
+
+def seen_with_output(kernel: str, workload: str, nodes: int) -> tuple[dict[str, Any], str]:
+    """Return the report of such a run, and what the workload printed."""
     command = (
         f"rmapd exec --report $OUT/r.json -- python -m tests.workloads.{workload}; echo exit $?"
     )
@@ -38,7 +46,7 @@ def seen(kernel: str, workload: str, nodes: int) -> dict[str, Any]:
             f"{violation['summary']}: {violation['protocol']}"
         )
     assert not {loss: count for loss, count in report["lost"].items() if count}
-    return report
+    return report, result.output
 
 
 @pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.12.57", "6.12"))
@@ -82,3 +90,36 @@ def test_mremap_beside_an_untouched_neighbour_violates_v5_on_the_vulnerable_kern
         assert (violation["function"], violation["verdict"]) == ("copy_vma", "violated")
         assert "follows=missing" in violation["protocol"]
         assert violation["summary"] == "the VMA took over pages of an anon_vma and has none"
+
+
+NO_FIX = [("6.1.170", True)] if "6.1" in KERNELS else []
+
+
+@pytest.mark.parametrize(("kernel", "vulnerable"), [*NO_FIX, *pair("7.2.6", "7.3")])
+def test_walk_that_stops_at_another_huge_page_violates_m1_within_seconds(
+    kernel: str, vulnerable: bool
+) -> None:
+    """mm/page_vma_mapped: continue past nonmatching huge PMDs.
+
+    256 entries are left behind at once. The first verdict does not wait for those on the others,
+    and none keeps the checker from its ticks.
+    """
+    report, output = seen_with_output(kernel, "stopped_walk", 2)
+    struck = re.search(r"struck (\S+) (\d+) entries", output)
+    assert bool(struck) is vulnerable, output
+    gap = report["overhead"]["longest_tick_gap_seconds"]
+    print(f"{kernel}: longest gap between two ticks {gap} s; {output}")
+    checks = report["invariants"]["M1"]["checks"]
+    assert checks["holds"] > MANY, "the other pages moved, and their entries were removed"
+    assert gap < 2
+    assert {v["invariant"] for v in report["violations"]} == ({"M1"} if vulnerable else set())
+    assert (checks["suspect"], checks["unverifiable"]) == (0, 0)
+    if not struck:
+        return
+    (violation,) = report["violations"]
+    at = datetime.datetime.fromisoformat(violation["first_seen"]).timestamp()
+    print(f"{kernel}: {at - float(struck[1]):.2f} s from the strike to the verdict")
+    assert at - float(struck[1]) < 10
+    assert violation["verdict"] == "violated"
+    assert violation["count"] == checks["violated"] == int(struck[2]) == 256
+    assert violation["protocol"].startswith("level=PTE reason=MR_SYSCALL")
