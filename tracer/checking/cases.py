@@ -82,6 +82,8 @@ class OpenCases:
     reopened: int = 0
     _proven_too_old: dict[Place, Row] = field(default_factory=dict)  # those of M4, and their rows
     _turns: Turns = field(default_factory=_turns)
+    _looked_ns: int = 0
+    _owed_ns: int = 0  # pauses after looks that are not waited for yet
     _next_ask_ns: int = 0
     _next_sweep_ns: int = 0
     _next_scan_ns: int = 0
@@ -168,7 +170,20 @@ class OpenCases:
                 found += sweep.answers
                 if sweep.complete:  # nothing is anywhere else: it is a look at every case
                     asked = set(self.cases)
-        return self._decide(found, asked)
+        decided = self._decide(found, asked)
+        self._pause()
+        return decided
+
+    def _pause(self) -> None:
+        """Set when the next look is.
+
+        The looks of a turn of first addresses follow each other at once, and what they cost is
+        waited for after them.
+        """
+        pause = LOOK_GAP_NS
+        if not self._turns.hurry({case.addr for case, _, _ in self.cases.values()}):
+            pause, self._owed_ns = max(pause, self._owed_ns), 0
+        self._next_ask_ns = self._looked_ns + pause
 
     def _ask(self, oracle: Oracle, *, whole: bool) -> tuple[list[FoundEntry], set[Key]]:
         """Look at the addresses whose turn it is; return what is there, and the cases looked at.
@@ -190,7 +205,7 @@ class OpenCases:
         self.answers["asked"] += len(turn)
         cost = self.cpu_clock() - start
         self._turns.spent(cost - listing_ns, listing_ns, len(questions))
-        self._next_ask_ns = self.clock() + max(LOOK_GAP_NS, cost * _PAUSE // 2)
+        self._looked_ns, self._owed_ns = self.clock(), self._owed_ns + cost * _PAUSE // 2
         return [a for a in found if a.migration or a.possible], asked
 
     def _waiting(self, present: Mapping[int, Mm]) -> dict[int, Waiting]:

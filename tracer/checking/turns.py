@@ -9,7 +9,7 @@ before. Pure: it is given what is open, and what the last look cost.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tracer.invariants.migration_entries import LOOKS
@@ -59,6 +59,12 @@ class Turns:
         for addr in now:
             self._turn[addr] += 1
         return now
+
+    def hurry(self, waiting: Collection[int]) -> bool:
+        """Whether a turn of first addresses goes on, of which some are among these."""
+        return self._first and any(
+            looks < _LOOKS_A_TURN and addr in waiting for addr, looks in self._turn.items()
+        )
 
     def everything(self, waiting: Mapping[int, Waiting]) -> list[int]:
         """Return all addresses, as far as `most` allows."""
