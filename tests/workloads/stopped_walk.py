@@ -119,7 +119,7 @@ def attempt() -> int:
     move(other, [*(OTHERS + n * PAGE for n in range(MANY)), FOLIO], 1 - node_of(other, FOLIO))
     stop.set()
     writer.join()
-    if not (lost := before - present()):
+    if (lost := before - present()) <= 0:
         os.kill(other, signal.SIGKILL)
         os.waitpid(other, 0)
         must(libc.munmap(to, size) == 0, "munmap")
@@ -129,7 +129,7 @@ def attempt() -> int:
 def strike(tries: int) -> bool:
     """Try until entries are left behind; say when, or that they never were."""
     for n in range(tries):
-        if lost := attempt():
+        if (lost := attempt()) > 0:
             print(f"struck {time.time():.3f} {lost} entries, try {n + 1}", flush=True)
             return True
     print(f"struck never, {tries} tries", flush=True)

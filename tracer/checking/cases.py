@@ -192,7 +192,6 @@ class OpenCases:
         """
         oracle.update_swap_types()
         start, mms = self.cpu_clock(), oracle.mms()
-        listing_ns = self.cpu_clock() - start
         present = {mm.mm: mm for mm in mms}
         waiting = self._waiting(present)
         turn = self._turns.everything(waiting) if whole else self._turns.choose(waiting)
@@ -201,10 +200,12 @@ class OpenCases:
         known = {(a.mm.mm, a.addr) for key in asked for a in self.cases[key][0].answers}
         questions = dict.fromkeys((mm.mm, addr) for addr in turn for mm in waiting[addr].mms)
         questions |= dict.fromkeys(place for place in known if place[0] in present)
+        asks = self.cpu_clock()
         found = oracle.ask([(present[mm], addr) for mm, addr in questions])
+        asked_ns = self.cpu_clock() - asks
         self.answers["asked"] += len(turn)
         cost = self.cpu_clock() - start
-        self._turns.spent(cost - listing_ns, listing_ns, len(questions))
+        self._turns.spent(asked_ns, cost - asked_ns, len(questions))
         self._looked_ns, self._owed_ns = self.clock(), self._owed_ns + cost * _PAUSE // 2
         return [a for a in found if a.migration or a.possible], asked
 

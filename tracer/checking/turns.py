@@ -104,10 +104,14 @@ class Turns:
             found.append(addr)
         return found
 
-    def spent(self, asking_ns: int, listing_ns: int, questions: int) -> None:
-        """Note what a look cost: its questions, and the list of mms that each look begins with.
+    def spent(self, asking_ns: int, other_ns: int, questions: int) -> None:
+        """Note what a look cost: its questions, and the rest, such as the list of mms.
 
-        A look that lists the mms for long may ask for as long: small ones would cost far more.
+        A look may ask for as long as the rest takes: small ones would cost far more. It is made
+        larger step by step, as what one question costs alone says little about many.
         """
-        if questions and asking_ns > 0:
-            self._room = max(TURN_NS, listing_ns) * questions // asking_ns
+        most_ns = max(TURN_NS, other_ns)
+        if asking_ns > most_ns:
+            self._room = max(1, questions * most_ns // asking_ns)
+        elif asking_ns <= most_ns // 2:
+            self._room = max(self._room, 2 * questions)
