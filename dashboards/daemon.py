@@ -196,6 +196,16 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
+                    "Longest gap between two ticks",
+                    "Since the daemon began. Ticks are due once a second; what keeps the loop, "
+                    "such as a sweep of all page tables, also delays verdicts.",
+                    "s",
+                    (Query(f"rmapd_tick_longest_gap_seconds{{{_H}}}", "{{instance}}"),),
+                    "RmapdStalled",
+                    ((2, "orange"),),
+                ),
+                Panel(
+                    "graph",
                     "Time per run, the ten slowest hooks",
                     "By the kernel's BPF statistics, which include the time to read the clock.",
                     "s",

@@ -204,6 +204,7 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         counters={"ENTRIES_RECORDED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
         user_seconds=seconds * 0.004,
         peak_rss_bytes=86 << 20,
+        longest_tick_gap_seconds=1.043,
         taken_seconds=_NOW + seconds - 4000,
         outstanding=12,
         oldest_entry_seconds=0.0042,

@@ -24,7 +24,7 @@ from tests.vm.guest import ROOT, Result, run
 ROWS = Path(__file__).parent / "stock_bugs.toml"
 RESULTS = ROOT / "docs/measurements/detection.json"
 PAGE = ROOT / "docs/measurements/DETECTION.md"
-_BEGINS = re.compile(r"^(begins|moves|struck) ([\d.]+)$", re.MULTILINE)
+_BEGINS = re.compile(r"^(begins|moves|struck) ([\d.]+)", re.MULTILINE)
 """When the workload begins, and where it knows it, when it did what the bug needs."""
 _WRONG = ("violated", "suspect")
 

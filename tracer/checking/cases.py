@@ -1,45 +1,44 @@
 """Open cases: suspected entries that are looked for in the page tables until they are decided.
 
 Looks at addresses and sweeps of all page tables are paced by what they cost: after each, the next
-one waits for a multiple of the time that it took.
+one waits for a multiple of the time that it took. turns.py chooses the addresses of each look.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
 
+from tracer.checking.sharing import Key, share_out
+from tracer.checking.turns import Turns, Waiting
 from tracer.invariants.migration_entries import (
     LEFT_BEHIND,
     LOOK_GAP_NS,
     TOO_OLD,
     Case,
     CaseDecision,
-    Home,
-    homes,
     judge,
-    pages,
 )
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry, Place
-from tracer.memory.page_tables import Oracle
+from tracer.memory.page_tables import Oracle, Sweep
 from tracer.tables.events import Event
 from tracer.tables.ledger import Ledger, Row
+from tracer.tables.mm import Mm
 
 _PAUSE = 100
 """Times the CPU time of a sweep, and 50 times that of a look: at most 1 and 2 percent of a CPU.
 
 Wall-clock time is not the measure: on a busy machine a look takes longer and costs no more.
 """
-_MOST_ADDRESSES = 1024
 _MOST_QUESTIONS = 32_768
-"""An address is looked up in every mm. Where there are thousands, few addresses are, and the sweep
-finds the others."""
+"""In one look. An address is looked up in every mm where the mms of its entries are not known.
+Where there are thousands, few addresses are, and the sweep finds the others."""
 
-Key = tuple[str, bytes]
-"""(invariant, ledger key)"""
+
+def _turns() -> Turns:
+    return Turns(_MOST_QUESTIONS)
 
 
 @dataclass
@@ -82,6 +81,9 @@ class OpenCases:
     sweeps: int = 0
     reopened: int = 0
     _proven_too_old: dict[Place, Row] = field(default_factory=dict)  # those of M4, and their rows
+    _turns: Turns = field(default_factory=_turns)
+    _looked_ns: int = 0
+    _owed_ns: int = 0  # pauses after looks that are not waited for yet
     _next_ask_ns: int = 0
     _next_sweep_ns: int = 0
     _next_scan_ns: int = 0
@@ -160,71 +162,81 @@ class OpenCases:
             return self._give_up("no page-table oracle on this kernel")
         if not hurry and self.clock() < self._next_ask_ns:
             return []
-        found = self._ask(self.oracle)
+        found, asked = self._ask(self.oracle, whole=hurry)
         if hurry or self.clock() >= self._next_sweep_ns:
-            owned = self._share_out(found)
-            if any(case.lacks(owned[key]) for key, (case, _, _) in self.cases.items()):
-                found += self._sweep(self.oracle)
-        return self._decide(found)
+            owned = self._share_out(found, asked)
+            if any(self.cases[key][0].lacks(owned[key]) for key in asked):
+                sweep = self._sweep(self.oracle)
+                found += sweep.answers
+                if sweep.complete:  # nothing is anywhere else: it is a look at every case
+                    asked = set(self.cases)
+        decided = self._decide(found, asked)
+        self._pause()
+        return decided
 
-    def _ask(self, oracle: Oracle) -> list[FoundEntry]:
+    def _pause(self) -> None:
+        """Set when the next look is.
+
+        The looks of a turn of first addresses follow each other at once, and what they cost is
+        waited for after them.
+        """
+        pause = LOOK_GAP_NS
+        if not self._turns.hurry({case.addr for case, _, _ in self.cases.values()}):
+            pause, self._owed_ns = max(pause, self._owed_ns), 0
+        self._next_ask_ns = self._looked_ns + pause
+
+    def _ask(self, oracle: Oracle, *, whole: bool) -> tuple[list[FoundEntry], set[Key]]:
+        """Look at the addresses whose turn it is; return what is there, and the cases looked at.
+
+        whole: at all addresses, as far as that is bounded.
+        """
         oracle.update_swap_types()
         start, mms = self.cpu_clock(), oracle.mms()
-        most = min(_MOST_ADDRESSES, max(1, _MOST_QUESTIONS // max(1, len(mms))))
-        addresses = list(dict.fromkeys(case.addr for case, _, _ in self.cases.values()))[:most]
         present = {mm.mm: mm for mm in mms}
-        known = {(a.mm.mm, a.addr) for case, _, _ in self.cases.values() for a in case.answers}
-        questions = [(present[mm], addr) for mm, addr in known if mm in present]
-        found = oracle.entries_at(addresses, mms) + [
-            a for a in oracle.ask(questions) if a.migration or a.possible
-        ]
-        self.answers["asked"] += len(addresses)
+        waiting = self._waiting(present)
+        turn = self._turns.everything(waiting) if whole else self._turns.choose(waiting)
+        places = set(turn)
+        asked = {key for key, (case, _, _) in self.cases.items() if case.addr in places}
+        known = {(a.mm.mm, a.addr) for key in asked for a in self.cases[key][0].answers}
+        questions = dict.fromkeys((mm.mm, addr) for addr in turn for mm in waiting[addr].mms)
+        questions |= dict.fromkeys(place for place in known if place[0] in present)
+        asks = self.cpu_clock()
+        found = oracle.ask([(present[mm], addr) for mm, addr in questions])
+        asked_ns = self.cpu_clock() - asks
+        self.answers["asked"] += len(turn)
         cost = self.cpu_clock() - start
-        self._next_ask_ns = self.clock() + max(LOOK_GAP_NS, cost * _PAUSE // 2)
-        return list({(a.mm.mm, a.addr): a for a in found}.values())
+        self._turns.spent(asked_ns, cost - asked_ns, len(questions))
+        self._looked_ns, self._owed_ns = self.clock(), self._owed_ns + cost * _PAUSE // 2
+        return [a for a in found if a.migration or a.possible], asked
 
-    def _share_out(self, found: Iterable[FoundEntry]) -> dict[Key, list[FoundEntry]]:
-        """Assign each found entry to at most one case.
+    def _waiting(self, present: Mapping[int, Mm]) -> dict[int, Waiting]:
+        """Return the addresses of open cases, and in which of these mms each is looked up.
 
-        The order is: a case of the same page and address, of the same page, of the same address.
-
-        A case that has met fewer entries than were recorded takes more, so an entry that no case
-        names leaves some case short, and that case is swept for. An entry of another page at a
-        case's address comes last: one row may stand for entries of several pages, but names one.
-        Cases of rows come before cases that a sweep opened. An entry that was proven once belongs
-        to no case any more.
+        The mms in which the entries of a row were left are enough until a look may decide: only a
+        copy can be in another one, and what is not found is swept for.
         """
-        owned: dict[Key, list[FoundEntry]] = {key: [] for key in self.cases}
-        room = {key: case.size for key, (case, _, _) in self.cases.items()}
-        queues: defaultdict[tuple[str, bool, int], dict[Home, deque[Key]]] = defaultdict(dict)
-        for key, (case, _, _) in self.cases.items():
-            for rank, home in enumerate(case.homes):
-                queues[case.invariant, case.count > 0, rank].setdefault(home, deque()).append(key)
+        waiting = dict[int, Waiting]()
+        every = tuple(present.values())
+        for (invariant, _), (case, row, _) in self.cases.items():
+            mms = every
+            if row and len(row.visited) == row.count and not case.nearly_decided:
+                mms = tuple(present[mm] for mm in row.visited if mm in present)
+            migration = (invariant, row.tid, row.start_ns) if row else (invariant, case.opened_ns)
+            if known := waiting.get(case.addr):
+                mms = tuple(dict.fromkeys((*known.mms, *mms)))
+                waiting[case.addr] = Waiting(known.migrations | {migration}, mms)
+            else:
+                waiting[case.addr] = Waiting(frozenset([migration]), mms)
+        return waiting
 
-        def give(answer: FoundEntry, queue: deque[Key]) -> bool:
-            while queue and room[queue[0]] <= 0 and answer.addr != self.cases[queue[0]][0].addr:
-                queue.popleft()
-            if queue:
-                owned[queue[0]].append(answer)
-                room[queue[0]] -= pages([answer])
-            return bool(queue)
+    def _share_out(
+        self, found: Iterable[FoundEntry], asked: Collection[Key] | None = None
+    ) -> dict[Key, list[FoundEntry]]:
+        """asked: the cases that were looked for; None: all."""
+        cases = {key: case for key, (case, _, _) in self.cases.items()}
+        return share_out(cases, found, self.proven, cases if asked is None else asked)
 
-        distinct = sorted(
-            {(a.mm.mm, a.addr): a for a in found}.values(),
-            key=lambda a: (not a.left_behind, a.place),
-        )
-        for invariant in {invariant for invariant, _ in self.cases}:
-            loose = [a for a in distinct if (invariant, a.place) not in self.proven]
-            for of_row, rank in product((True, False), range(3)):
-                at = queues[invariant, of_row, rank]
-                loose = [
-                    a
-                    for a in loose
-                    if not any(give(a, at[home]) for home in homes(a)[rank] if home in at)
-                ]
-        return owned
-
-    def _sweep(self, oracle: Oracle) -> list[FoundEntry]:
+    def _sweep(self, oracle: Oracle) -> Sweep:
         start = self.cpu_clock()
         sweep = oracle.sweep(oracle.mms())
         now = self.clock()
@@ -256,7 +268,7 @@ class OpenCases:
                 case = Case(LEFT_BEHIND.id, answer.addr, pfns, 0, now, answer.level)
                 case.swept((answer,), sweep.complete)
                 self.cases[key] = case, None, None
-        return list(sweep.answers)
+        return sweep
 
     def _awaited(self, owned: Mapping[Key, Iterable[FoundEntry]]) -> set[Place]:
         """Return the entries of M4 that M1 judges with their row, when its migration has ended.
@@ -277,9 +289,10 @@ class OpenCases:
             if (LEFT_BEHIND.id, row.key) not in self.cases and self.ledger.outstanding(row)
         }
 
-    def _decide(self, found: list[FoundEntry]) -> list[DecidedCase]:
-        done, now, owned = [], self.clock(), self._share_out(found)
-        for key, (case, row, event) in list(self.cases.items()):
+    def _decide(self, found: Iterable[FoundEntry], asked: Collection[Key]) -> list[DecidedCase]:
+        done, now, owned = [], self.clock(), self._share_out(found, asked)
+        for key in [key for key in self.cases if key in asked]:
+            case, row, event = self.cases[key]
             decision = judge(case, owned[key], now, self.patience_ns)
             if decision:
                 done.append(self._close(key, DecidedCase(case, decision, row, event)))

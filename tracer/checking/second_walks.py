@@ -24,6 +24,7 @@ class SecondWalks:
         self, visits: Visits, missed: MissedRuns, levels: int, clock: Callable[[], int]
     ) -> None:
         self._visits, self._missed, self._levels, self._clock = visits, missed, levels, clock
+        self._known: tuple[tuple[int, int, bool], frozenset[tuple[int, int]]] | None = None
 
     def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
         """Return a ruling for each entry that the case proved to be left behind, by its place."""
@@ -70,10 +71,19 @@ class SecondWalks:
         visited = self._was_visited_there(row, known, answer, event.visits if event else None)
         # moved away, visited there and moved back, or another mapping of the folio: the visits
         # cannot tell these apart
-        elsewhere = visited is False and self._visits.was_visited_elsewhere(
-            row, answer.mm.mm, known.folio
-        )
+        elsewhere = visited is False and (answer.mm.mm, known.folio) in self._folios(row)
         return None if elsewhere else visited
+
+    def _folios(self, row: Row) -> frozenset[tuple[int, int]]:
+        """Return the folios that the second walk of this row's migration visited.
+
+        They are read once for the many entries that one migration may leave: it has ended, and
+        makes no more visits.
+        """
+        migration = row.start_ns, row.tid, row.frozen
+        if not row.start_ns or self._known is None or self._known[0] != migration:
+            self._known = migration, self._visits.folios(row)
+        return self._known[1]
 
     def _was_visited_there(
         self, row: Row, known: Visited, answer: FoundEntry, since: int | None

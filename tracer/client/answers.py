@@ -97,12 +97,16 @@ class Store(msgspec.Struct, frozen=True):
 
 
 class Costs(msgspec.Struct, frozen=True):
-    """What the daemon costs; shares are of one CPU over the last minute, None: not known yet."""
+    """What the daemon costs; shares are of one CPU over the last minute, None: not known yet.
+
+    longest_tick_gap_seconds: 0 where the daemon does not measure it.
+    """
 
     probe_share: float | None
     user_share: float | None
     rss_bytes: int
     cpus: int
+    longest_tick_gap_seconds: float = 0.0
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -112,8 +112,10 @@ def audit_text(audit: Audit) -> str:
 
 
 def cost_text(cost: Costs) -> str:
-    """Return the shares of a CPU that the programs and the daemon take."""
+    """Return the shares of a CPU that the programs and the daemon take, and what else it costs."""
     memory = f"{cost.rss_bytes / _MEBIBYTE:,.0f} MiB"
+    if cost.longest_tick_gap_seconds:
+        memory += f"; ticks {cost.longest_tick_gap_seconds:.1f} s apart at most"
     if cost.probe_share is None or cost.user_share is None:
         return f"not known yet; {memory}"
     return (

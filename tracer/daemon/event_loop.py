@@ -33,6 +33,8 @@ class EventLoop:
 
     stalls hears that the loop runs, and so does beat(); commit() keeps what the checker has found
     until now. clock is CLOCK_MONOTONIC in nanoseconds. The first step() does a tick.
+    longest_gap_ns is the longest time from one tick to the next so far: TICK_SECONDS, if nothing
+    ever kept the loop for longer.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class EventLoop:
         self._poll = select.poll()
         self._poll.register(ring.fd, select.POLLIN)
         self._next_tick_ns = clock()
+        self.longest_gap_ns = 0
+        self._last_tick_ns: int | None = None
 
     def wake_by(self, fd: int) -> None:
         """Let step() also wake up when this descriptor is readable; the caller reads it."""
@@ -92,7 +96,7 @@ class EventLoop:
             if len(self._checker.new_findings) > known:
                 self._commit()
             return False
-        self._next_tick_ns = self._clock() + int(TICK_SECONDS * 1e9)
+        self._begin_tick()
         self._checker.tick()
         self._fidelity.doubt(self._checker.doubts())
         self._open_cases.scan()
@@ -100,6 +104,12 @@ class EventLoop:
         self._checker.cover(self._fidelity.covered)  # a doubt or the governor may have changed it
         self._commit()
         return True
+
+    def _begin_tick(self) -> None:
+        now = self._clock()
+        if self._last_tick_ns is not None:
+            self.longest_gap_ns = max(self.longest_gap_ns, now - self._last_tick_ns)
+        self._last_tick_ns, self._next_tick_ns = now, now + int(TICK_SECONDS * 1e9)
 
     def settle(self, seconds: float, outstanding: Callable[[], int]) -> None:
         """Step until no case is open and no entry is outstanding, for `seconds` at most."""

@@ -78,6 +78,7 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
         audit=session.audit_progress(),
         user_seconds=usage.ru_utime - session.user_seconds_at_start,
         peak_rss_bytes=usage.ru_maxrss * 1024,
+        longest_tick_gap_seconds=session.loop.longest_gap_ns / 1e9,
         taken_seconds=time.time(),
         cpus=os.cpu_count() or 1,
         rest=dict(checker.tally.rest),

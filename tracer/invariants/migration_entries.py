@@ -172,6 +172,7 @@ class Case:
     standing: set[Place] = field(default_factory=set)
     gone: set[Place] = field(default_factory=set)
     answers: tuple[FoundEntry, ...] = ()
+    first_look_ns: int | None = None
 
     def __post_init__(self) -> None:
         self.left = self.size
@@ -207,6 +208,11 @@ class Case:
         self.left = pages(a for a in answers if a.left_behind)
         self.answers += tuple(answers)
         self.just_swept, self.sweep_complete = True, complete
+
+    @property
+    def nearly_decided(self) -> bool:
+        """Whether the next look may decide: it has to be in all mms, as forks copy entries."""
+        return any(look.count >= LOOKS - 1 for look in self.looks.values())
 
     @property
     def persistent(self) -> bool:
@@ -251,6 +257,8 @@ def _look(case: Case, answers: Sequence[FoundEntry], now_ns: int) -> None:
         counts = now_ns - last.time_ns >= LOOK_GAP_NS
         free = (last.free + counts) if answer.left_behind else 0
         looks[answer.place] = Look(last.count + counts, free, now_ns if counts else last.time_ns)
+    if case.first_look_ns is None:
+        case.first_look_ns = now_ns
     first_look = not (case.looks or case.gone)
     case.gone |= set(case.looks) - set(looks)
     if first_look or case.just_swept:
@@ -270,7 +278,8 @@ def judge(
     under way, unless they were there from the first look on (pages that move to and fro meet the
     same addresses and page frames again: seen on 6.1 with two nodes).
 
-    Anything between waits, and is a suspect when patience_ns have passed since the case was opened.
+    Anything between waits, and is a suspect when patience_ns have passed since the first look: a
+    case may have waited for that, and what stood there in the meantime is not known.
     """
     _look(case, answers, now_ns)
     ours = [a for a in answers if a.left_behind or a.place in case.standing]
@@ -281,7 +290,7 @@ def judge(
             None  # one may have moved: gone means gone in a sweep that began after it was last seen
         )
     proven = tuple(a for a in ours if case.looks[a.place].free >= LOOKS)
-    late = now_ns - case.opened_ns >= patience_ns
+    late = case.first_look_ns is not None and now_ns - case.first_look_ns >= patience_ns
     nearly = any(0 < case.looks[a.place].free < LOOKS for a in ours)  # proven soon, or locked again
     if proven and (len(proven) == len(ours) or (late and not nearly)):
         return CaseDecision(

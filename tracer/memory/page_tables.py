@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import compress
 
 from tracer.bpf.links import Readable
 from tracer.bpf.maps import Table
@@ -129,13 +129,6 @@ class Oracle:
             raw = table.prefix(len(chunk))
             for n, (mm, addr) in enumerate(chunk):
                 out.append(self._entry(mm, addr, raw[n * size : (n + 1) * size]))
-        return out
-
-    def entries_at(self, addresses: Iterable[int], mms: Sequence[Mm]) -> list[FoundEntry]:
-        """Return the migration entries, and possible ones, at these addresses in these mms."""
-        questions, out = ((mm, addr) for addr in addresses for mm in mms), list[FoundEntry]()
-        while chunk := list(islice(questions, self._queries.max_entries)):
-            out += _migration_entries(self.ask(chunk))
         return out
 
     def _entry(self, mm: Mm, addr: int, raw: bytes) -> FoundEntry:

@@ -354,6 +354,12 @@ def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | Inf
     yield gauge(
         "rmapd_peak_rss_bytes", "Peak resident set of the daemon.", (), [((), s.peak_rss_bytes)]
     )
+    yield gauge(
+        "rmapd_tick_longest_gap_seconds",
+        "Longest time between two ticks of the checker, which are due once a second.",
+        (),
+        [((), s.longest_tick_gap_seconds)],
+    )
     yield InfoMetricFamily(
         "rmapd_build", "Version and kernel.", {"version": tracer.__version__, "kernel": s.kernel}
     )

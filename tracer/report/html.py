@@ -230,7 +230,9 @@ def _cost(report: RunReport) -> str:
     )
     each = f", {seconds / runs * 1e6:.2g} µs each" if runs else ""
     user, mebibytes = report.overhead.user_seconds, report.overhead.rss_bytes / (1 << 20)
+    gap = report.overhead.longest_tick_gap_seconds
+    ticks = f"; its ticks were at most {gap:.1f} s apart" if gap else ""
     return (
         f"their programs ran {runs:,} times for {seconds:.2f} s{each}; "
-        f"rmapd itself used {user:.2f} s of CPU time and {mebibytes:.0f} MiB"
+        f"rmapd itself used {user:.2f} s of CPU time and {mebibytes:.0f} MiB{ticks}"
     )

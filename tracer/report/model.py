@@ -209,11 +209,15 @@ class ReportedProbeCost(msgspec.Struct, frozen=True):
 
 
 class ReportedOverhead(msgspec.Struct, frozen=True):
-    """The cost of rmapd's programs and of its own process."""
+    """The cost of rmapd's programs and of its own process.
+
+    longest_tick_gap_seconds: 0 in reports of versions that did not measure it.
+    """
 
     hooks: dict[str, ReportedProbeCost] = {}
     user_seconds: float = 0.0
     rss_bytes: int = 0
+    longest_tick_gap_seconds: float = 0.0
 
 
 class ReportedCommand(msgspec.Struct, frozen=True):

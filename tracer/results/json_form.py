@@ -77,6 +77,7 @@ def as_json(
             },
             "user_seconds": round(s.user_seconds, 3),
             "rss_bytes": s.peak_rss_bytes,
+            "longest_tick_gap_seconds": round(s.longest_tick_gap_seconds, 3),
         },
     }
 

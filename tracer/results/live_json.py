@@ -61,6 +61,7 @@ def status_json(s: Snapshot, stands: Standing, points: Sequence[HistoryPoint]) -
             "probe_share": _share(per_second(points, RATE_SECONDS, lambda p: p.probe_seconds)),
             "user_share": _share(per_second(points, RATE_SECONDS, lambda p: p.user_seconds)),
             "rss_bytes": s.peak_rss_bytes,
+            "longest_tick_gap_seconds": round(s.longest_tick_gap_seconds, 3),
             "cpus": s.cpus,
         },
     }

@@ -61,7 +61,8 @@ class Snapshot:
     on them. At every moment, recorded and copied entries are those removed, those in `entries`, and
     those outstanding. fidelity_lowered: of a span of a run (difference.py), the governor had
     lowered it at some time of it; None: fidelity_changes shows that. undecided: of a span, what has
-    no verdict besides outstanding entries, in a sentence.
+    no verdict besides outstanding entries, in a sentence. longest_tick_gap_seconds: the longest
+    time between two ticks of the checker, which are a second apart if nothing keeps it.
     """
 
     kernel: str
@@ -93,6 +94,7 @@ class Snapshot:
     otlp: Mapping[str, int] = field(default_factory=dict)
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
+    longest_tick_gap_seconds: float = 0.0
     taken_seconds: float = 0.0
     cpus: int = 1
     fidelity_changes: Mapping[str, int] = field(default_factory=dict)

@@ -42,17 +42,19 @@ class Visits:
         same = row.frozen or folio in {known.folio for known in row.visited.values()}
         return True if same else None
 
-    def was_visited_elsewhere(self, row: Row, mm: int, folio: int) -> bool:
-        """Return whether that walk visited the folio at any address of that mm.
+    def folios(self, row: Row) -> frozenset[tuple[int, int]]:
+        """Return (mm, folio) for each visit of that walk that the map still has.
 
-        False for a frozen row: a split THP is visited page by page, and a visit of one page proves
+        Empty for a frozen row: a split THP is visited page by page, and a visit of one page proves
         nothing of the others. Reads the whole map, so call it only before a violation is reported.
         """
         if row.frozen or not self._table:
-            return False
-        wanted = (row.start_ns, row.tid, mm, folio)
+            return frozenset()
+        found, start = set[tuple[int, int]](), row.start_ns.to_bytes(8, "little")
         for raw, visit in self._table.items():
+            if start not in raw:  # most are of other migrations: not worth decoding
+                continue
             key = self._key.unpack(raw)
-            if (key.start_ns, key.tid, key.mm, self._value.unpack(visit).folio) == wanted:
-                return True
-        return False
+            if (key.start_ns, key.tid) == (row.start_ns, row.tid):
+                found.add((key.mm, self._value.unpack(visit).folio))
+        return frozenset(found)

@@ -127,9 +127,21 @@ def test_an_incomplete_sweep_proves_nothing() -> None:
     c.swept([], complete=False)
     assert judge(c, [], 1, PATIENCE) is None
     assert c.lacks([]), "the next sweep may see everything"
-    decision = judge(c, [], PATIENCE, PATIENCE)
+    decision = judge(c, [], 1 + PATIENCE, PATIENCE)
     assert decision
     assert decision.verdict is Verdict.UNVERIFIABLE
+
+
+def test_patience_begins_with_the_first_look() -> None:
+    """A case may wait for it, behind others: an entry that is met then for a moment may be of
+    another migration of the same page, and was no suspect yet."""
+    c = case()
+    locked = replace(LEFT, locked=True)
+    late = [PATIENCE + n * LOOK_GAP_NS for n in range(4)]
+    assert looks(c, [locked], late) == [None] * 4
+    decision = judge(c, [locked], 2 * PATIENCE, PATIENCE)
+    assert decision
+    assert decision.verdict is Verdict.SUSPECT
 
 
 def test_an_incomplete_sweep_is_made_good_by_the_next() -> None:

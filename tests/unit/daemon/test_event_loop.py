@@ -111,6 +111,30 @@ def test_requested_tick_is_done_in_the_next_step(ring: Any) -> None:
     assert one.step() is False
 
 
+def test_longest_gap_between_two_ticks_is_kept(ring: Any) -> None:
+    log = Log([])
+    one = loop(log, ring)
+    assert one.longest_gap_ns == 0, "one tick has no gap"
+    for seconds in (1.0, 2.5, 1.25):
+        log.now += int(seconds * TICK_NS)
+        assert one.step() is True
+    assert one.longest_gap_ns == 2.5 * TICK_NS
+
+
+def test_time_in_a_tick_is_part_of_the_gap(ring: Any) -> None:
+    """What a turn does before its tick, and the tick itself, delay the next one."""
+    log = Log([])
+    one = loop(log, ring)
+    log.now += TICK_NS
+
+    def slow() -> None:
+        log.now += 3 * TICK_NS
+
+    log.at_read = [slow]
+    assert one.step() is True
+    assert one.longest_gap_ns == 4 * TICK_NS
+
+
 class Poll:
     """select.poll(), but poll() records how long it may wait and what was readable at once."""
 

@@ -19,6 +19,7 @@ from tests.support.model_kernel import (
 from tests.unit.checking.test_entry_checks import ADDR, judged, left_in
 from tracer.invariants.migration_walks import rule
 from tracer.invariants.verdict import Finding, Verdict
+from tracer.tables.ledger import Row
 
 THP = 0x7F0000200000
 PFN = 1024
@@ -636,6 +637,31 @@ class TestThpSplit:
         model.call("freeze_leave", mm.vma, 0, THP, 1)
         model.end_split(split)
         assert not model.tables.ledger.rows()
+
+
+def test_visits_of_a_migration_are_read_once_for_all_its_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The map has 131,072 rows: reading it for each of 256 entries would keep the loop for
+    minutes."""
+    model = ModelKernel()
+    mm, migration = model.new_mm(), model.start(77)
+    for n in range(8):
+        pfn = model.map_page(mm, ADDR + n * PAGE)
+        model.unmap_folio(migration, pfn)
+        model.remap_folio(migration, pfn, skip=1)
+    model.end(migration)
+    read, visits = list[Row](), model.tables.visits
+    folios = visits.folios
+
+    def counted(row: Row) -> frozenset[tuple[int, int]]:
+        read.append(row)
+        return folios(row)
+
+    monkeypatch.setattr(visits, "folios", counted)
+    checker = judged(model)
+    assert checker.checks()["M5", Verdict.VIOLATED] == 8
+    assert len(read) == 1
 
 
 def test_an_entry_that_was_not_restored_and_one_that_was_passed_over_are_different_defects() -> (

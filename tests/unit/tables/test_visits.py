@@ -16,8 +16,18 @@ def test_row_that_was_taken_out_of_ledger_keeps_its_visits() -> None:
     model = ModelKernel()
     visits = model.tables.visits
     assert visits.was_visited(row, MM, AT, since=0) is False
-    assert not visits.was_visited_elsewhere(row, MM, FOLIO)
+    assert not visits.folios(row)
     key = LAYOUTS.structs["visit_key"].pack(start_ns=row.start_ns, mm=MM, at=AT, tid=row.tid)
     model.native.maps["visits"].update(key, LAYOUTS.structs["visit"].pack(folio=FOLIO))
     assert visits.was_visited(row, MM, AT, since=0) is True
-    assert visits.was_visited_elsewhere(row, MM, FOLIO)
+    assert visits.folios(row) == {(MM, FOLIO)}
+
+
+def test_folios_are_those_of_one_migration() -> None:
+    model = ModelKernel()
+    key, value = LAYOUTS.structs["visit_key"], LAYOUTS.structs["visit"]
+    for start_ns, tid, mm in ((42, 7, MM), (42, 8, 6), (43, 7, 6), (9, 7, 42)):
+        packed = key.pack(start_ns=start_ns, mm=mm, at=AT, tid=tid)
+        model.native.maps["visits"].update(packed, value.pack(folio=FOLIO + mm))
+    row = Row(b"", 7, 7, 42, AT, 1, 8, 1, 1)
+    assert model.tables.visits.folios(row) == {(MM, FOLIO + MM)}
