@@ -53,7 +53,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """What one run of a bug's workload on one kernel gave.
 
     release: of the kernel. found: invariant -> [count, seconds from the workload's beginning to
-    the finding, summary]. holds: checks that hold, by invariant that the row names.
+    the finding, summary]. holds: checks that hold, by invariant that the row names. gap: the
+    longest time between two ticks of the checker, in seconds.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Outcome(msgspec.Struct, frozen=True):
     date: str
     found: dict[str, tuple[int, float, str]]
     holds: dict[str, int]
+    gap: float
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,7 +106,9 @@ def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
             found[violation["invariant"]] = (count + violation["count"], min(first, after), text)
     holds = {name: report["invariants"][name]["checks"]["holds"] for name in bug.found}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Outcome(bug.number, kernel, report["kernel"], today, found, holds), report, result
+    gap = round(report["overhead"]["longest_tick_gap_seconds"], 2)
+    outcome = Outcome(bug.number, kernel, report["kernel"], today, found, holds, gap)
+    return outcome, report, result
 
 
 def _keep(new: Outcome) -> None:

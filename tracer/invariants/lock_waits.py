@@ -20,8 +20,8 @@ NO_SELF_WAIT = Invariant(
     not_violations=(
         "A wait for a lock that another task holds, however often it happens. A task that sleeps"
         " for I/O, waits for no lock of an mm and is in no window. A reader that takes an rwsem"
-        " again while no writer waits. Time in which the checker did not run, as in a virtual machine"
-        " that its host stops, is no part of a wait."
+        " again while no writer waits. Time in which the checker did not run, as in a virtual"
+        " machine that its host stops, is no part of a wait."
     ),
     confirmed=(
         "When a wait begins, the owner field names the waiting task itself: it wrote its name"
