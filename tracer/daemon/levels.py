@@ -17,7 +17,17 @@ ON_DEMAND: Mapping[str, str] = {
 """Probe objects whose hooks are paused until something needs them -> when they are attached. No
 level of fidelity changes that."""
 _MIGRATION = frozenset(
-    {"migration", "ledger", "page_tables", "objects", "forks", "audit", "complaints", "waits"}
+    {
+        "migration",
+        "ledger",
+        "page_tables",
+        "objects",
+        "forks",
+        "audit",
+        "complaints",
+        "waits",
+        "moves",
+    }
 )
 AUDIT_ONLY = "audit"
 """No level that a user chooses: what `rmapd audit` needs. It follows no lock owners."""

@@ -18,6 +18,7 @@ _DETAILS = {
     "MOVED_MAPPED": "unlocked_folio",
     "MOVED_PERHAPS": "unlocked_folio",
     "COMPLAINT": "complaint",
+    "DESTINATION_MAPPED": "mapped_destination",
 }
 """The member of union event_detail that an event kind fills in (shared.h)."""
 
@@ -35,6 +36,7 @@ class Event:
     lock, count, owner: the rwsem that a task waits for, which it holds itself; lock_class,
     wanted, held: by number (enum lock_class, enum wait_mode).
     freed: the mm that a complaint may be about, as its task is freeing it.
+    entry, level: a page-table entry where page tables are about to be moved to.
     """
 
     kind: str
@@ -70,6 +72,8 @@ class Event:
     wanted: int = 0
     held: int = 0
     freed: int = 0
+    entry: int = 0
+    level: int = 0
 
     @property
     def task(self) -> dict[str, Any]:
