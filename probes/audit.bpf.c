@@ -1032,7 +1032,7 @@ static __always_inline void read_mapped(struct audit_cursor *c, struct params *p
 
 	m->entry = 0;
 	m->head = 0;
-	if (walk_at_once(p, p->direct_map_end, pgd, addr, &found))
+	if (walk_at_once(p, p->direct_map_end - p->page_offset, pgd, addr, &found))
 		return;
 	m->entry = found.entry;
 	if (found.level > 2 || found.entry & _PAGE_SPECIAL || !is_present(found.entry, found.level))

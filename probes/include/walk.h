@@ -138,12 +138,13 @@ struct place_of_entry {
 enum {
 	MOST_LEVELS = 5
 };
+#define NO_END (~0ULL >> 1)
 
 /*
  * walk() without a branch: in a loop the verifier would follow each of its ways out in each turn.
  * Where the walk is at its end the same entry is read again. Nonzero: a table is unreadable.
  *
- * end: no table behind this address of the direct map is read.
+ * end: a table behind this physical address is not read.
  */
 static __always_inline s64 walk_at_once(struct params *p, u64 end, u64 pgd, u64 addr,
 					struct place_of_entry *found)
@@ -159,9 +160,11 @@ static __always_inline s64 walk_at_once(struct params *p, u64 end, u64 pgd, u64 
 		failed |= bpf_probe_read_kernel(&entry, 8, (void *)found->at);
 		/* 1 where the entry leads to a table: bit 0 is set, bit 7 (_PAGE_PSE) is not. */
 		u64 down = entry & ~(entry >> 7) & is_set(level - 1);
-		u64 below = p->page_offset + (entry & table_mask(p));
-		failed |= down & (end - below) >> 63;
-		down &= ~((end - below) >> 63);
+		u64 frame = entry & table_mask(p);
+		u64 behind = down & (end - frame) >> 63;
+		u64 below = p->page_offset + frame;
+		failed |= behind;
+		down ^= behind;
 		table ^= (table ^ below) & -down;
 		level -= down;
 	}

@@ -319,6 +319,7 @@ def kernel_types(
             [
                 ("flags", flags, 0),
                 ("mapping", void, 192),
+                ("index", u64, 256),
                 ("_flags_1", u64, 512),
                 ("_large_mapcount", mapcount, 640),
                 ("_pincount", mapcount, 672),

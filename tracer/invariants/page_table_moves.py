@@ -44,6 +44,6 @@ INVARIANTS = (
                 shape="level={level}",
             ),
         ),
-        losses=(Loss("destinations", missed_runs=("move_destination",)),),
+        losses=(Loss("protocols", missed_runs=("move_destination",)),),
     ),
 )

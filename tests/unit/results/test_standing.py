@@ -80,7 +80,7 @@ CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
         "tracepoints only",
         tracepoints_only(),
         ReasonKind.COVERAGE,
-        f"12 of {len(KNOWN)} invariants are checked here: 3 in full, 9 in part;"
+        f"13 of {len(KNOWN)} invariants are checked here: 4 in full, 9 in part;"
         f" {len(KNOWN) - 12} are not: M5 ",
     ),
     (
