@@ -135,8 +135,8 @@ def page_at(opened: Session, tree: Tree, address: int) -> int:
     oracle = opened.checker.open_cases.oracle
     assert oracle
     (entry,) = oracle.ask([(tree.mm, address)])
-    struct_page = opened.probes.page_size
-    return opened.probes.tables.params.get().vmemmap + entry.present_pfn * struct_page
+    vmemmap: int = opened.probes.tables.params.get().vmemmap
+    return vmemmap + entry.present_pfn * opened.probes.page_size
 
 
 def faults(

@@ -40,6 +40,8 @@ def test_breakpoint_that_a_move_overwrites_is_found_at_the_move(kernel: str) -> 
     vma = evidence["vma_now"]
     assert int(vma["vm_start"], 16) <= int(evidence["addr"], 16) < int(vma["vm_end"], 16)
     assert evidence["folio_now"]["kind"] == "anon", "the breakpoint's page is anonymous"
+    before = [step["function"] for step in violation["trail"]]
+    assert "copy_vma" in before, "the merge that the destination was mapped by"
     print(as_text(ExplainedViolation(violation, report), discover()["V7"]))
 
 

@@ -233,7 +233,9 @@ class Findings:
                 "vma_now": self._objects.vma(event.vma, event.mm),
                 "folio_now": self._objects.folio(event.folio, vm_flags=now.vm_flags if now else 0),
             },
-            self._trails.of_entry(around, event.time_ns),
+            self._trails.of_task({event.mm}, [event.tid], event.time_ns)
+            if event.entry
+            else self._trails.of_entry(around, event.time_ns),
         )
 
     def order(self, event: Event) -> Draft:
