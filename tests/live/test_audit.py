@@ -189,6 +189,8 @@ def test_each_fault_that_is_put_into_what_is_read_is_found_and_named(
         found = found_with(opened, tree, at, word, flip)
         assert any(problem in one.shape for one in found), (fault, [one.shape for one in found])
         assert {one.task["pid"] for one in found} == {tree.mm.tgid}, fault
+        if problem == "PAGE_INDEX":
+            assert found[0].evidence["folio_now"]["kind"] == "anon"
         if problem.startswith("INTERVAL_"):  # of the victim's chain entry
             assert any("tree=anon_vma" in one.shape for one in found)
     assert found_with(opened, tree, 0, 0, 0) == []

@@ -66,6 +66,8 @@ def check(kernel: str, fault: dict[str, Any], report: dict[str, Any]) -> None:
         for part in ("Wrong state", "Maple tree", "From the root, as mt_dump() prints it"):
             assert part in text
         assert all(problem in text for one in evidence["wrong"] for problem in one["problems"])
+        if "PAGE_INDEX" in must:
+            assert evidence["folio_now"]["kind"] == "anon"
         # An anon_vma's tree and pages are shared with the children that the process forked.
         if not must & {"anon_vma", "PAGE_INDEX"}:
             assert violation["task"]["pid"] == fault["pid"]
