@@ -35,4 +35,4 @@ def test_page_with_another_index_is_named_as_a_folio() -> None:
         ["index 0x5"], ["PAGE_INDEX"], "0x300", "0x4", "0x5", "0x1000", "0x1fff", vma="0x700"
     )
     (section,) = state_sections(Evidence(wrong=[wrong], confirmed="seen three times"))
-    assert list(section.lines)[0] == "VMA 0x700, folio 0x300, addresses 0x1000-0x1fff:"
+    assert next(iter(section.lines)) == "VMA 0x700, folio 0x300, addresses 0x1000-0x1fff:"
