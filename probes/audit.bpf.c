@@ -23,6 +23,7 @@
  */
 #include "audit.h"
 #include "rwsem.h"
+#include "walk.h"
 
 /* include/linux/maple_tree.h, lib/maple_tree.c */
 #define MAPLE_NODE_MASK         255ULL
@@ -36,6 +37,12 @@
 #define MAPLE_ARANGE64_META_MAX 15 /* up to 6.5: this node has no gap */
 #define MT_FLAGS_HEIGHT_OFFSET  2
 #define MT_FLAGS_HEIGHT_MASK    0x7c
+
+/* include/linux/page-flags.h: PAGE_MAPPING_*, later FOLIO_MAPPING_*. Both bits together are KSM. */
+#define PAGE_MAPPING_ANON  0x1ULL
+#define PAGE_MAPPING_FLAGS 0x3ULL
+/* include/linux/mm.h */
+#define VM_HUGETLB 0x00400000ULL
 
 /* include/linux/xarray.h: what a fork that failed leaves in the child's tree. */
 #define XA_ZERO_ENTRY 1030ULL
@@ -59,7 +66,8 @@ enum audit_phase {
 	PHASE_VMA,
 	PHASE_RB_NODE, /* the rb_node that a climb begins at */
 	PHASE_CLIMB,
-	PHASE_CHAIN
+	PHASE_CHAIN,
+	PHASE_PAGE
 };
 
 #define WORD(type, member)     (OFFSET(type, member) / 8)
@@ -940,7 +948,7 @@ static __always_inline void end_chain(struct audit_look *look, struct audit_curs
 {
 	if (c->entries > look->longest)
 		look->longest = c->entries;
-	c->phase = PHASE_VMA;
+	c->phase = c->anon_vma ? PHASE_PAGE : PHASE_VMA;
 	/* Without an entry the VMA itself is wrong, and named so. */
 	if (!c->anon_vma || c->own_found || !c->entries)
 		return;
@@ -1003,6 +1011,87 @@ static __always_inline u32 take_chain_entry(struct audit_look *look, struct audi
 	return 0;
 }
 
+/* An anon page that is mapped at an address: what rmap finds its place by. */
+struct mapped_page {
+	u64 entry;
+	u64 head;  /* its folio; 0: no anon page is mapped there */
+	u64 index; /* of the page: folio->index and its number in the folio */
+};
+
+/*
+ * Read what is mapped at an address. KSM pages have no index of this VMA. struct pages are read up
+ * to that of the last RAM: vmemmap has no device memory in it.
+ */
+static __always_inline void read_mapped(struct audit_cursor *c, struct params *p, u64 pgd, u64 addr,
+					struct mapped_page *m)
+{
+	struct place_of_entry found = {};
+	u64 frames = (p->direct_map_end - p->page_offset) >> PAGE_SHIFT;
+	u64 mapping = 0;
+	u64 index = 0;
+
+	m->entry = 0;
+	m->head = 0;
+	if (walk_at_once(p, p->direct_map_end - p->page_offset, pgd, addr, &found))
+		return;
+	m->entry = found.entry;
+	if (found.level > 2 || found.entry & _PAGE_SPECIAL || !is_present(found.entry, found.level))
+		return;
+	u64 pfn = mapped_pfn(p, found.entry, found.level);
+	if (found.level > 1)
+		pfn += PTE_INDEX(addr);
+	if (pfn >= frames)
+		return;
+	u64 head = head_page(p, pfn);
+	u64 number = (page_of(p, pfn) - head) / sizeof(struct page);
+	if (number >= frames)
+		return; /* not a head page: it is being freed */
+	if (bpf_probe_read_kernel(&mapping, 8, (void *)(head + OFFSET(folio, mapping))) ||
+	    bpf_probe_read_kernel(&index, 8, (void *)(head + OFFSET(folio, index))) ||
+	    (mapping & PAGE_MAPPING_FLAGS) != PAGE_MAPPING_ANON)
+		return;
+	inject_word(&index, head + OFFSET(folio, index));
+	m->head = head;
+	m->index = index + number;
+}
+
+/*
+ * R4: the anon page at one address of the VMA. The page table lock protects the entry, and the
+ * entry the index: where both are the same in a second reading, they belonged together. Each look
+ * takes another address; one that is about a single page takes that one.
+ */
+static __always_inline void sample_page(struct audit_look *look, struct audit_cursor *c,
+					struct params *p, struct audit_vma *v)
+{
+	struct mapped_page m = {};
+	struct mapped_page again = {};
+	u64 low = c->first > look->low ? c->first : look->low & PAGE_MASK;
+	u64 high = c->last < look->high ? c->last : look->high;
+	u64 pages = ((high - low) >> PAGE_SHIFT) + 1;
+
+	c->phase = PHASE_VMA;
+	if (!p->vmemmap || v->word[WORD(vm_area_struct, vm_flags)] & VM_HUGETLB)
+		return;
+	u64 addr = low + ((u64)bpf_get_prandom_u32() * (u32)pages >> 32 << PAGE_SHIFT);
+	u64 pgd = FETCH(c, mm_struct, look->mm, pgd);
+	look->samples += 1;
+	read_mapped(c, p, pgd, addr, &m);
+	if (!m.head)
+		return;
+	look->anon_pages += 1;
+	/* linear_page_index(), from 7.3 on linear_anon_page_index() */
+	u64 index = anon_pgoff(c, c->vma) +
+		    ((addr - FETCH(c, vm_area_struct, c->vma, vm_start)) >> PAGE_SHIFT);
+	if (index == m.index)
+		return;
+	read_mapped(c, p, pgd, addr, &again);
+	c->wrong = 0;
+	c->first = addr;
+	c->last = addr | ~PAGE_MASK;
+	problem(c, PAGE_INDEX, index, m.index);
+	report(c, m.head, again.entry != m.entry || again.head != m.head || again.index != m.index);
+}
+
 /* The look is at its end: stamp the mm again, and compare the number of VMAs. */
 static __always_inline void end_look(struct audit_look *look, struct audit_cursor *c)
 {
@@ -1026,8 +1115,9 @@ HOOK(audit_links)
 	struct audit_look *look = audit_look.lookup(&zero);
 	struct audit_cursor *c = audit_cursor.lookup(&zero);
 	struct audit_vma *v = audit_vma.lookup(&zero);
+	struct params *p = params.lookup(&zero);
 
-	if (!look || !c || !v)
+	if (!look || !c || !v || !p)
 		return 0;
 	for (u32 turn = 0; turn < LINK_TURNS_A_RUN; turn++) {
 		if (c->phase == PHASE_VMA) {
@@ -1041,6 +1131,8 @@ HOOK(audit_links)
 				end_climb(look, c);
 			else
 				climb(look, c);
+		} else if (c->phase == PHASE_PAGE) {
+			sample_page(look, c, p, v);
 		} else if (take_chain_entry(look, c)) {
 			look->next = AUDIT_ASTRAY;
 			return 0;

@@ -89,8 +89,11 @@ enum counter {
 	FIRST_WALKS_KSM,     /* it is still mapped, and is a KSM folio */
 	FIRST_WALKS_ANON,
 	FIRST_WALKS_FILE,
-	RWSEM_WAITS,       /* waits for an rwsem that this task does not own for write */
-	WAITS_LOST,        /* waits that found their map busy */
+	RWSEM_WAITS, /* waits for an rwsem that this task does not own for write */
+	WAITS_LOST,  /* waits that found their map busy */
+	V7_HOLDS,
+	V7_VIOLATED,
+	V7_UNVERIFIABLE,   /* page tables at the destination are not readable, or too many */
 	COMPLAINTS_UNSENT, /* lines that begin as complaints do, beyond COMPLAINTS_A_SECOND */
 	R3_HOLDS,
 	R3_VIOLATED,
@@ -225,6 +228,7 @@ enum event_kind {
 	COMPLAINT,           /* K1: a line that may be a complaint: struct complaint_line */
 	LEFT_CACHE_MAPPED,   /* R3: a folio leaves the page cache, and is mapped */
 	LEFT_CACHE_UNLOCKED, /* R3: a folio leaves the page cache, and is not locked */
+	DESTINATION_MAPPED,  /* V7: page tables are about to be moved to where one is mapped */
 	EVENT_KINDS
 };
 
@@ -276,6 +280,15 @@ struct own_wait {
 	u32 wanted; /* enum wait_mode: how the task wants it */
 	u32 held;   /* how it holds it */
 };
+/* DESTINATION_MAPPED. The first entry that is not none; folio: 0 where it maps no page. */
+struct mapped_destination {
+	u64 mm;
+	u64 vma; /* the VMA that the page tables are moved to */
+	u64 addr;
+	u64 folio;
+	u64 entry;
+	u64 level; /* of the entry: 1 PTE, 2 PMD, 3 PUD */
+};
 /* COMPLAINT. freed: 0 unless this task has been in __mmdrop() on this CPU, and no task since. */
 struct complaint {
 	u64 mm; /* of the task; while it exits, the one that it still borrows; 0: none */
@@ -299,6 +312,7 @@ union event_detail {
 	struct new_protocol protocol;
 	struct complaint complaint;
 	struct left_cache left_cache;
+	struct mapped_destination mapped;
 };
 struct event {
 	u64 time_ns;
@@ -758,6 +772,8 @@ enum audit_problem { /* bit n of audit_doubt.problems */
 	INTERVAL_COVER,    /* a node above ends its subtree earlier */
 	INTERVAL_TREE,     /* the climb ends at another tree's root */
 	INTERVAL_TOO_DEEP,
+	/* pages: mm/rmap.c, __page_check_anon_rmap() */
+	PAGE_INDEX, /* an anon page is mapped where its index does not lead to */
 	AUDIT_PROBLEMS
 };
 enum audit_next {
@@ -806,6 +822,8 @@ struct audit_look {
 	u64 climbs;        /* from a node of an interval tree to its root */
 	u64 levels;        /* of all climbs */
 	u64 raced_climbs;  /* the tree's lock had a writer before or after */
+	u64 samples;       /* VMAs with an anon_vma, one address of each of which was looked at */
+	u64 anon_pages;    /* ... and an anon page is mapped there, whose index was compared */
 	u64 special;       /* XA_ZERO_ENTRY: what a failed fork leaves */
 	u64 small_nodes;   /* with fewer entries than a node should have */
 	u64 deepest;       /* levels of the longest climb */

@@ -15,10 +15,11 @@
 #define _PAGE_SPECIAL  0x200ULL /* the shared zeropage, or a pfn without a struct page */
 
 /* arch/x86/include/asm/pgtable_64_types.h */
-#define PMD_SHIFT    21
-#define PTRS_PER_PTE 512
-#define PMD_SIZE     (1ULL << PMD_SHIFT)
-#define PMD_MASK     (~(PMD_SIZE - 1))
+#define PMD_SHIFT          21
+#define PTRS_PER_PTE       512
+#define ENTRY_SHIFT(level) (3 + 9 * (level)) /* PAGE_SHIFT, PMD_SHIFT, PUD_SHIFT, ... */
+#define PMD_SIZE           (1ULL << PMD_SHIFT)
+#define PMD_MASK           (~(PMD_SIZE - 1))
 
 /*
  * Swap entries: arch/x86/include/asm/pgtable_64.h. The type is in bits 63..59. The offset is in
@@ -50,6 +51,14 @@ static __always_inline u32 entry_type(u64 entry)
 static __always_inline u64 entry_pfn(struct params *p, u64 entry)
 {
 	return (~entry << SWP_TYPE_BITS >> SWP_OFFSET_SHIFT) & (table_mask(p) >> PAGE_SHIFT);
+}
+
+/* pte_none(): an erratum of Knights Landing may set these bits in an entry that is none. */
+#define _PAGE_KNL_ERRATUM_MASK 0x060ULL
+
+static __always_inline int is_none(u64 entry)
+{
+	return !(entry & ~_PAGE_KNL_ERRATUM_MASK);
 }
 
 /* pte_present(), pmd_present() */
@@ -112,6 +121,57 @@ static __always_inline u64 head_page(struct params *p, u64 pfn)
 	return head >> 32 == 0xffffffff ? page & head : head - 1;
 }
 #endif
+
+/* 1 where value is not 0, without a branch. */
+static __always_inline u64 is_set(u64 value)
+{
+	u64 minus = -value;
+	TESTED(minus); /* else the compiler makes a branch of it */
+	return (value | minus) >> 63;
+}
+
+struct place_of_entry {
+	u64 at; /* the address of the entry */
+	u64 entry;
+	u64 level;
+};
+enum {
+	MOST_LEVELS = 5
+};
+#define NO_END (~0ULL >> 1)
+
+/*
+ * walk() without a branch: in a loop the verifier would follow each of its ways out in each turn.
+ * Where the walk is at its end the same entry is read again. Nonzero: a table is unreadable.
+ *
+ * end: a table behind this physical address is not read.
+ */
+static __always_inline s64 walk_at_once(struct params *p, u64 end, u64 pgd, u64 addr,
+					struct place_of_entry *found)
+{
+	u64 table = pgd;
+	u64 level = p->levels;
+	u64 entry = 0;
+	s64 failed = 0;
+#pragma unroll
+	for (u32 i = 0; i < MOST_LEVELS; i++) {
+		u64 index = addr >> (ENTRY_SHIFT(level) & 63) & (PTRS_PER_PTE - 1);
+		found->at = table + 8 * index;
+		failed |= bpf_probe_read_kernel(&entry, 8, (void *)found->at);
+		/* 1 where the entry leads to a table: bit 0 is set, bit 7 (_PAGE_PSE) is not. */
+		u64 down = entry & ~(entry >> 7) & is_set(level - 1);
+		u64 frame = entry & table_mask(p);
+		u64 behind = down & (end - frame) >> 63;
+		u64 below = p->page_offset + frame;
+		failed |= behind;
+		down ^= behind;
+		table ^= (table ^ below) & -down;
+		level -= down;
+	}
+	found->entry = entry;
+	found->level = level;
+	return failed;
+}
 
 /* Find the entry at which the walk for addr ends, and its level. -1: a table is unreadable. */
 static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level)

@@ -41,6 +41,7 @@ static void *tree_of_file(struct address_space *mapping)
 /* A VMA and the way to it. */
 struct place {
 	struct mm_struct *mm;
+	unsigned long address;
 	struct vm_area_struct *vma;
 	struct anon_vma_chain *avc; /* the first one of the VMA's chain, or NULL */
 	struct maple_node *parent;  /* the node above the leaf */
@@ -267,6 +268,43 @@ static int anon_unchained(struct place *place)
 	return -EINVAL;
 }
 
+/* The page that the last-level page table maps at the address; no lock: the process sleeps. */
+static struct page *page_at(struct mm_struct *mm, unsigned long address)
+{
+	pgd_t *pgd = pgd_offset(mm, address);
+	p4d_t *p4d = pgd_none(*pgd) ? NULL : p4d_offset(pgd, address);
+	pud_t *pud = !p4d || p4d_none(*p4d) ? NULL : pud_offset(p4d, address);
+	pmd_t *pmd = !pud || pud_none(*pud) ? NULL : pmd_offset(pud, address);
+	pte_t *pte;
+
+	if (!pmd || !(pmd_val(*pmd) & _PAGE_PRESENT) || pmd_val(*pmd) & _PAGE_PSE)
+		return NULL;
+	pte = pte_offset_kernel(pmd, address);
+	return pte_present(*pte) && !pte_special(*pte) ? pte_page(*pte) : NULL;
+}
+
+static struct folio *corrupt_folio;
+
+static void restore_index(struct place *place)
+{
+	corrupt_folio->index--;
+	folio_put(corrupt_folio);
+}
+
+/* The anon page at the address has the index of the next one. */
+static int index_off(struct place *place)
+{
+	struct page *page = page_at(place->mm, place->address);
+
+	if (!page || !folio_test_anon(page_folio(page)))
+		return -EINVAL;
+	corrupt_folio = page_folio(page);
+	folio_get(corrupt_folio);
+	corrupt_folio->index++;
+	restore = restore_index;
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	int (*corrupt)(struct place *place);
@@ -276,6 +314,7 @@ static const struct {
 	{"vma_missing", vma_missing},     {"count_off", count_off},
 	{"chain_outside", chain_outside}, {"subtree_end", subtree_end},
 	{"file_missing", file_missing},   {"anon_unchained", anon_unchained},
+	{"index_off", index_off},
 };
 
 static struct mm_struct *mm_of(int pid)
@@ -323,6 +362,7 @@ static int set_corrupt(const char *value, const struct kernel_param *parameter)
 		;
 	if (fault == ARRAY_SIZE(faults))
 		return -EINVAL;
+	place.address = address;
 	place.mm = mm_of(pid);
 	if (!place.mm)
 		return -ESRCH;

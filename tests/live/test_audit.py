@@ -94,6 +94,7 @@ MEMBERS = {
     "avc_anon_vma": "anon_vma_chain.anon_vma",
     "avc_vma": "anon_vma_chain.vma",
     "avc_rb": "anon_vma_chain.rb",
+    "index": "folio.index",
 }
 
 
@@ -129,7 +130,18 @@ def found_with(opened: Session, tree: Tree, at: int, word: int, flip: int) -> li
     return [one.first for one in opened.checker.tally.violations.values()]
 
 
-def faults(tree: Tree, base: int, unfaulted: int) -> dict[str, tuple[int, int, int, str]]:
+def page_at(opened: Session, tree: Tree, address: int) -> int:
+    """Return the struct page that the victim has mapped at an address."""
+    oracle = opened.checker.open_cases.oracle
+    assert oracle
+    (entry,) = oracle.ask([(tree.mm, address)])
+    vmemmap: int = opened.probes.tables.params.get().vmemmap
+    return vmemmap + entry.present_pfn * opened.probes.page_size
+
+
+def faults(
+    opened: Session, tree: Tree, base: int, unfaulted: int
+) -> dict[str, tuple[int, int, int, str]]:
     """Fault -> (object, word, bits, the problem that it is)."""
     offset = {name: number // WORD for name, number in tree.offsets.items()}
     inner = next(at for at in tree.inner if (tree.words(at)[30] & 255) > 2)
@@ -142,6 +154,7 @@ def faults(tree: Tree, base: int, unfaulted: int) -> dict[str, tuple[int, int, i
     anon_vma, idle = tree.word(vma, "anon_vma"), tree.vma_at(unfaulted)
     avc = tree.word(vma, "chain") - tree.offsets["avc_same_vma"]
     rb = avc + tree.offsets["avc_rb"]
+    page = page_at(opened, tree, base + 200 * mmap_pages(4))
     return {
         "a gap of an inner node is too large": (inner, 20 + other, 4096, "NODE_GAP_OF_PARENT"),
         "the metadata names another slot": (inner, 30, (named ^ other) << 8, "NODE_GAP"),
@@ -159,6 +172,7 @@ def faults(tree: Tree, base: int, unfaulted: int) -> dict[str, tuple[int, int, i
         "an entry of another VMA": (avc, offset["avc_vma"], 256, "CHAIN_VMA"),
         "a wrong end of a subtree": (rb, 3, 1, "INTERVAL_SUBTREE"),
         "an entry in no tree": (rb, 0, tree.words(rb)[0] ^ rb, "INTERVAL_UNLINKED"),
+        "a page with another index": (page, offset["index"], 4, "PAGE_INDEX"),
     }
 
 
@@ -171,10 +185,12 @@ def test_each_fault_that_is_put_into_what_is_read_is_found_and_named(
 ) -> None:
     opened, tree, base, unfaulted = injected
     assert found_with(opened, tree, 0, 0, 0) == []
-    for fault, (at, word, flip, problem) in faults(tree, base, unfaulted).items():
+    for fault, (at, word, flip, problem) in faults(opened, tree, base, unfaulted).items():
         found = found_with(opened, tree, at, word, flip)
         assert any(problem in one.shape for one in found), (fault, [one.shape for one in found])
         assert {one.task["pid"] for one in found} == {tree.mm.tgid}, fault
+        if problem == "PAGE_INDEX":
+            assert found[0].evidence["folio_now"]["kind"] == "anon"
         if problem.startswith("INTERVAL_"):  # of the victim's chain entry
             assert any("tree=anon_vma" in one.shape for one in found)
     assert found_with(opened, tree, 0, 0, 0) == []
@@ -184,7 +200,7 @@ def test_evidence_of_a_bad_node_is_the_path_from_the_root(
     injected: tuple[Session, Tree, int, int],
 ) -> None:
     opened, tree, base, unfaulted = injected
-    at, word, flip, _ = faults(tree, base, unfaulted)["a stale parent pointer"]
+    at, word, flip, _ = faults(opened, tree, base, unfaulted)["a stale parent pointer"]
     (found,) = found_with(opened, tree, at, word, flip)
     assert found.invariant == "V4"
     path = found.evidence["path"]
@@ -200,7 +216,7 @@ def test_audit_of_a_healthy_machine_finds_nothing() -> None:
     found = json.loads(done.stdout)
     assert found["violations"] == []
     assert found["audit"]["mms"] > 5
-    for name in ("V3", "V4", "R2"):
+    for name in ("V3", "V4", "R2", "R4"):
         assert found["invariants"][name]["checks"]["holds"] > 50
 
 
@@ -240,7 +256,7 @@ def test_kernel_without_a_calibrated_base_is_not_audited(
     with open_session(config, running_kernel()) as opened:
         assert opened.audit is None
         snapshot = build_snapshot(opened)
-        for name in ("V3", "V4", "R2"):
+        for name in ("V3", "V4", "R2", "R4"):
             coverage, why = snapshot.coverage[name]
             assert coverage is Coverage.NONE
             assert "the direct map is not calibrated: own pages disagree" in why

@@ -22,6 +22,8 @@ from tests.support.native import LAYOUTS, Native, synthetic_kernel
 from tracer.kernel.btf import Btf
 
 PAGE = 4096
+STRUCT_PAGE = 64
+PRESENT = 0x67  # with _PAGE_RW, _PAGE_USER, _PAGE_ACCESSED and _PAGE_DIRTY
 ISA_END_ADDRESS = 0x100000  # below, audit.bpf.c reads nothing
 BLACK = 1  # rb_node.__rb_parent_color
 PROBLEMS = LAYOUTS.enums["audit_problem"][:-1]
@@ -112,19 +114,24 @@ class Kernel:
     ) -> None:
         self._btf, self.random, self.memory = _btf(types), random, Memory()
         self.mm = self.memory.take(256, 1024)
+        self._vmemmap = 0
         self.tree = self.mm + self.offset("mm_struct.mm_mt")
         self.lock = self.mm + self.offset("mm_struct.mmap_lock")
         self.mappings = [self._mapping() for _ in range(3)]
         self.anon_vmas = self._anon_vmas(4)
         self.own = self._vmas(vmas, touching, files, anon)
         self.others = [self._other_vma() for _ in range(random.randint(0, 20))]
-        self.built = maple_tree.build(self.ranges(), self.tree, self.memory.node, random)
-        self.write_tree()
-        self.link()
+        self.rebuild()
         self.set(self.mm, "mm_struct.mm_users", 1)
         self.set(self.mm, "mm_struct.mm_count", 1)
         self.set(self.mm, "mm_struct.context.ctx_id", 77)
-        self.set(self.mm, "mm_struct.map_count", vmas, 4)
+
+    def rebuild(self) -> None:
+        """Build the maple tree of the VMAs in `own`, and all interval trees."""
+        self.built = maple_tree.build(self.ranges(), self.tree, self.memory.node, self.random)
+        self.write_tree()
+        self.link()
+        self.set(self.mm, "mm_struct.map_count", len(self.own), 4)
 
     # members
     def offset(self, path: str) -> int:
@@ -243,6 +250,45 @@ class Kernel:
             self.memory.put(one, ring[(n + 1) % len(ring)])
             self.memory.put(one + 8, ring[n - 1])
 
+    # pages
+    @property
+    def page_offset(self) -> int:
+        return self.memory.start - ISA_END_ADDRESS
+
+    @property
+    def vmemmap(self) -> int:
+        """Return the base of the struct pages, those of the memory's own page frames."""
+        if not self._vmemmap:
+            frames = (self.memory.end - self.page_offset) // PAGE
+            self._vmemmap = self.memory.take(frames * STRUCT_PAGE)
+            self.set(self.mm, "mm_struct.pgd", self.memory.take(PAGE, PAGE))
+        return self._vmemmap
+
+    def folio(self, pfn: int) -> int:
+        return self.vmemmap + pfn * STRUCT_PAGE
+
+    def entry_at(self, addr: int, level: int = 1) -> int:
+        """Return the address of the entry of an address at a level; missing tables are made."""
+        assert self.vmemmap
+        table = self.get(self.mm, "mm_struct.pgd")
+        for above in range(4, level, -1):
+            at = table + 8 * (addr >> 3 + 9 * above & 511)
+            if not self.memory.get(at):
+                self.memory.put(at, self.memory.take(PAGE, PAGE) - self.page_offset | PRESENT)
+            table = self.page_offset + (self.memory.get(at) & ~(PAGE - 1))
+        return table + 8 * (addr >> 3 + 9 * level & 511)
+
+    def map_anon(self, vma: Vma, addr: int, pfn: int, number: int = 0, bits: int = 0) -> int:
+        """Map page `number` of the anon folio of page frame `pfn`; return the entry's address."""
+        at, folio = self.entry_at(addr), self.folio(pfn)
+        self.memory.put(at, pfn + number << 12 | PRESENT | bits)
+        self.set(folio, "folio.mapping", vma.anon_vma | 1)
+        index = self.anon_pgoff(vma.at) + (addr - vma.first) // PAGE
+        self.set(folio, "folio.index", index - number)
+        if number:
+            self.set(self.folio(pfn + number), "page.compound_head", folio + 1)
+        return at
+
     # trees
     def ranges(self) -> list[Range]:
         return [Range(vma.at, vma.first, vma.last) for vma in self.own]
@@ -323,13 +369,18 @@ class Auditor:
             number = struct.pack("<I", self.native.programs[name].fd)
             self.native.maps["audit_programs"].update(struct.pack("<I", slot), number)
         memory = kernel.memory
-        self.bounds(memory.start - ISA_END_ADDRESS, memory.end)
+        self.bounds(kernel.page_offset, memory.end)
         self.native.set("harness_memory", memory.start)
         self.native.set("harness_memory_end", memory.end)
 
-    def bounds(self, page_offset: int, direct_map_end: int) -> None:
+    def bounds(self, page_offset: int, direct_map_end: int, vmemmap: int | None = None) -> None:
         params = LAYOUTS.structs["params"]
-        row = params.pack(page_offset=page_offset, direct_map_end=direct_map_end)
+        row = params.pack(
+            page_offset=page_offset,
+            direct_map_end=direct_map_end,
+            vmemmap=self.kernel.vmemmap if vmemmap is None else vmemmap,
+            levels=4,
+        )
         self.native.maps["params"].update(bytes(4), row)
 
     def interfere(self, stores: Iterable[tuple[int, int, int]]) -> None:

@@ -340,6 +340,7 @@ def kernel_types(
     )
     blob.tracepoint("mm_filemap_delete_from_page_cache", [folio])
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
+    _moves(blob, vma, u64, boolean, by_struct=anon_pgoff)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])
     blob.tracepoint("contention_begin", [void, u32])
     blob.tracepoint("contention_end", [void, s32])
@@ -380,6 +381,24 @@ def _maple_nodes(blob: Blob, u64: int, u32: int, char: int, void: int) -> None:
     blob.record("maple_arange_64", 256, inner)
     types = ("maple_dense", "maple_leaf_64", "maple_range_64", "maple_arange_64")
     blob.enum("maple_type", {name: number for number, name in enumerate(types)})
+
+
+def _moves(blob: Blob, vma: int, u64: int, boolean: int, *, by_struct: bool) -> None:
+    """Add move_page_tables(). by_struct: as from 6.16 on; else as in 6.1."""
+    if by_struct:
+        members: list[Member] = [
+            ("old", vma, 0),
+            ("new", vma, 64),
+            ("old_addr", u64, 128),
+            ("old_end", u64, 192),
+            ("new_addr", u64, 256),
+            ("len_in", u64, 320),
+        ]
+        control = blob.pointer(blob.record("pagetable_move_control", 48, members))
+        blob.function("move_page_tables", {"pmc": control}, u64)
+        return
+    parameters = {"vma": vma, "old_addr": u64, "new_vma": vma, "new_addr": u64, "len": u64}
+    blob.function("move_page_tables", {**parameters, "need_rmap_locks": boolean}, u64)
 
 
 def _window_functions(

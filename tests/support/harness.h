@@ -59,6 +59,9 @@ u32 harness_ring_room = 1 << 20;
 #define BPF_LOCAL_STORAGE_GET_F_CREATE 1
 #define bpf_get_task_stack(task, to, size, flags) \
 	(memcpy((to), harness_frames, (size)), (long)(size))
+/* The random numbers that the programs get, as a test sets them. */
+u64 harness_random;
+#define bpf_get_prandom_u32()          ((u32)harness_random)
 #define bpf_get_current_comm(to, size) (memcpy((to), "harness", 8), 0)
 
 /*

@@ -32,6 +32,7 @@ WANTED = 10**6
 """VMAs to be looked at on each kernel."""
 STRESSORS = "fork mmap mremap brk mprotect munmap mmapfixed madvise rmap stack".split()
 HERE = "here"
+_LOOKED_AT = ("mms", "vmas", "nodes", "climbs", "anon_pages")
 _DATA_LIMIT_KIB = 256 << 10
 """Limits the heap of the brk stressor."""
 _SELFTEST_SECONDS = 60
@@ -68,7 +69,7 @@ def audit(command: str) -> Row:
             verdict.value: sum(n for (_, found), n in tally.checks.items() if found is verdict)
             for verdict in Verdict
         }
-    looked = {kind: progress.counted.get(kind, 0) for kind in ("mms", "vmas", "nodes", "climbs")}
+    looked = {kind: progress.counted.get(kind, 0) for kind in _LOOKED_AT}
     return looked | {"cleared": progress.doubts.get("cleared", 0)} | ended
 
 

@@ -60,6 +60,19 @@ def removals_from_hugetlbfs(report: dict[str, Any], _bad: bool) -> None:
     assert report["invariants"]["R3"]["checks"]["holds"] > 50, "the path was walked"
 
 
+def moves_to_taken_places(report: dict[str, Any], bad: bool) -> None:
+    """Each of five rounds moves a page there and back: only the way back meets the merge."""
+    checks = report["invariants"]["V7"]["checks"]
+    assert (checks["violated"], checks["unverifiable"]) == (5 if bad else 0, 0)
+    assert checks["holds"] >= (5 if bad else 10)
+    for violation in (v for v in report["violations"] if v["invariant"] == "V7"):
+        assert violation["signature"] == "V7 violated move_page_tables level=PTE"
+        assert any(line.startswith("move_vma") for line in violation["stack"])
+        assert violation["evidence"]["folio_now"]["kind"] == "anon", "it is the breakpoint's page"
+        before = [step["function"] for step in violation["trail"]]
+        assert "copy_vma" in before, "the merge that the destination was mapped by"
+
+
 def entries_left_behind(report: dict[str, Any], bad: bool) -> None:
     """256 entries are left behind at once: the first verdict does not wait for the others'.
 
@@ -84,6 +97,7 @@ MORE: dict[int, Callable[[dict[str, Any], bool], None]] = {
     4: second_walks_of_hugetlbfs,
     8: removals_from_hugetlbfs,
     12: merges_of_moved_vmas,
+    22: moves_to_taken_places,
     STOPPED_WALK: entries_left_behind,
 }
 """What else must be true of the report of a row."""

@@ -1,4 +1,4 @@
-"""Ten faults in the state of a sleeping process, each found, named and explained by the audit.
+"""Eleven faults in the state of a sleeping process, each found, named and explained by the audit.
 
 docs/measurements/DETECTION.md has the table that this prints. The module is built against Debian's
 headers of each kernel and loaded in the guest only. The audit may use 5 % of a CPU here, since an
@@ -38,6 +38,7 @@ NAMED: dict[str, dict[str, tuple[set[str], set[str]]]] = {
     "subtree_end": {"R2": ({"INTERVAL_SUBTREE", "anon_vma"}, set())},
     "file_missing": {"R2": ({"INTERVAL_NO_CHILD", "i_mmap"}, {"INTERVAL_SUBTREE"})},
     "anon_unchained": {"V3": ({"VMA_ANON_VMA"}, set())},
+    "index_off": {"R4": ({"PAGE_INDEX"}, set())},
 }
 """Fault -> {invariant: (problems and tree that it must name, problems that it may name)}."""
 
@@ -65,8 +66,10 @@ def check(kernel: str, fault: dict[str, Any], report: dict[str, Any]) -> None:
         for part in ("Wrong state", "Maple tree", "From the root, as mt_dump() prints it"):
             assert part in text
         assert all(problem in text for one in evidence["wrong"] for problem in one["problems"])
-        # An anon_vma's tree is shared with the children of the process, which it forked.
-        if "anon_vma" not in must:
+        if "PAGE_INDEX" in must:
+            assert evidence["folio_now"]["kind"] == "anon"
+        # An anon_vma's tree and pages are shared with the children that the process forked.
+        if not must & {"anon_vma", "PAGE_INDEX"}:
             assert violation["task"]["pid"] == fault["pid"]
         print(
             f"| {kernel} | `{fault['name']}` | {violation['invariant']} violated "
@@ -105,7 +108,7 @@ def test_each_fault_in_state_is_found_and_nothing_else_is_accused(
             for v in report["violations"]
         ]
         assert all(during), "violations that no fault explains"
-        checks = [report["invariants"][name]["checks"] for name in ("V3", "V4", "R2")]
+        checks = [report["invariants"][name]["checks"] for name in ("V3", "V4", "R2", "R4")]
         assert sum(each["holds"] for each in checks) > 10_000
         assert not any(each["suspect"] or each["unverifiable"] for each in checks)
         assert not any(n for loss, n in report["lost"].items() if loss != "missed_runs")

@@ -22,6 +22,7 @@ PAGE = mmap.PAGESIZE
 FAULTS = (
     *("gap_large", "gap_small", "pivot_off", "parent_stale", "vma_missing", "count_off"),
     *("chain_outside", "subtree_end", "file_missing", "anon_unchained"),
+    "index_off",
 )
 SPACE = 3.0
 """Seconds between two faults: what is found until the next one belongs to the one before."""

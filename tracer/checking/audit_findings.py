@@ -17,6 +17,8 @@ from tracer.memory.vma_trees import LAST_ADDRESS, Doubt, Trees
 from tracer.printable import printable
 
 _MOST_SHOWN = 8
+_OF_PAGE = "PAGE_INDEX"
+"""The problem of a folio: `at` of its doubt is the folio."""
 _TREES = {"AUDIT_I_MMAP_RWSEM": "i_mmap", "AUDIT_ANON_VMA_RWSEM": "anon_vma"}
 """Lock of an interval tree -> the object that has the tree."""
 
@@ -69,6 +71,8 @@ class AuditFindings:
         }
         if vma := next((doubt.vma for doubt in doubts if doubt.vma), 0):
             evidence["vma_now"] = self._objects.vma(vma, mm.mm)
+        if page := next((doubt.at for doubt in doubts if _OF_PAGE in doubt.problems), 0):
+            evidence["folio_now"] = self._objects.folio(page)
         sentences = dict.fromkeys(text for one in wrong for text in one["problems"])
         return Explanation(
             f"{where}: {'; '.join(sentences)}",

@@ -26,6 +26,7 @@ from tracer.tables.stacks import Stacks
 ENUMS = ("migrate_reason", "migrate_mode")
 """Kernel enums whose names findings use."""
 _MOST_ENTRIES = 16
+_LEVELS = {1: "PTE", 2: "PMD", 3: "PUD"}
 _OUR_REASONS = {1000: "thp_split", 1001: "unknown"}
 """REASON_THP_SPLIT and REASON_UNKNOWN of the probes, beside enum migrate_reason."""
 
@@ -209,6 +210,8 @@ class Findings:
         reason = self._reason(event)
         mode = reason if reason == "unknown" else self._modes.get(event.mode, event.mode)
         shape = f"reason={reason} mode={mode}"
+        if report.shape:
+            shape = report.shape.format(level=_LEVELS.get(event.level, event.level))
         outline = Finding(invariant, report.verdict, report.function, shape, "")
         return Draft(outline, partial(self._explain_reported, report, event))
 
@@ -221,15 +224,18 @@ class Findings:
         )
         where = f"{event.addr:#x} of " + (f"mm {event.mm:#x}" if event.mm else "an unknown mm")
         return Explanation(
-            report.summary.format(where=where, **addresses),
+            report.summary.format(where=where, entry=event.entry, **addresses),
             event.task,
             self._event_stack(event),
             {name: hex(value) for name, value in addresses.items()}
+            | ({"entry": hex(event.entry)} if event.entry else {})
             | {
                 "vma_now": self._objects.vma(event.vma, event.mm),
                 "folio_now": self._objects.folio(event.folio, vm_flags=now.vm_flags if now else 0),
             },
-            self._trails.of_entry(around, event.time_ns),
+            self._trails.of_task({event.mm}, [event.tid], event.time_ns)
+            if event.entry
+            else self._trails.of_entry(around, event.time_ns),
         )
 
     def order(self, event: Event) -> Draft:
@@ -304,7 +310,7 @@ class Findings:
         return self._reasons.get(event.reason, str(event.reason))
 
     def _shape(self, decided: DecidedCase) -> str:
-        level = "PMD" if decided.case.level == 2 else "PTE"
+        level = _LEVELS[2 if decided.case.level == 2 else 1]
         event = decided.event
         if event is None:
             return f"level={level}"

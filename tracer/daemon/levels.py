@@ -27,6 +27,7 @@ _MIGRATION = frozenset(
         "complaints",
         "waits",
         "page_cache",
+        "moves",
     }
 )
 AUDIT_ONLY = "audit"

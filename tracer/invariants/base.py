@@ -75,14 +75,16 @@ class EventReport:
     """A ring event (`enum event_kind`) by which a probe reports a violation that it has proven.
 
     function: what the finding is attributed to. summary: one sentence, a format string over addr,
-    mm, vma and folio of the event, and `where`: the address and the mm, if it is known. verdict:
-    SUSPECT where the probe has no proof.
+    mm, vma, folio and entry of the event, and `where`: the address and the mm, if it is known.
+    verdict: SUSPECT where the probe has no proof. shape: of the signature, a format string over
+    `level`; empty: the reason and the mode of the migration.
     """
 
     kind: str
     function: str
     summary: str
     verdict: Verdict = Verdict.VIOLATED
+    shape: str = ""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ COUNTED = (
     "climbs",
     "levels",
     "raced_climbs",
+    "samples",
+    "anon_pages",
     "special",
     "small_nodes",
 )

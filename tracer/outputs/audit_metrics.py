@@ -16,6 +16,8 @@ _OBJECTS = {
     "climb": "climbs",
     "anon_vma_chain": "chain_entries",
     "map_count": "map_counts",
+    "sample": "samples",
+    "anon_page": "anon_pages",
 }
 """Label -> the name of the count."""
 _NO_VERDICT = {

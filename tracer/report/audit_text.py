@@ -17,6 +17,8 @@ _LOOKED_AT = (
     ("nodes", "maple nodes"),
     ("chain_entries", "anon_vma_chains"),
     ("climbs", "climbs in interval trees"),
+    ("samples", "pages sampled"),
+    ("anon_pages", "anon pages of these, whose index was compared"),
 )
 _SKIPPED = (
     ("mms_gone", "mms that exited during the look"),

@@ -20,7 +20,8 @@ def state_sections(evidence: Evidence) -> Iterator[Section]:
 
 
 def _wrong(one: WrongState) -> Iterator[str]:
-    what = "VMA" if one.vma == one.at else f"VMA {one.vma}, at" if one.vma else "at"
+    at = "folio" if "PAGE_INDEX" in one.names else "at"
+    what = "VMA" if one.vma == one.at else f"VMA {one.vma}, {at}" if one.vma else "at"
     yield f"{what} {one.at}, addresses {one.low}-{one.high}:"
     yield from (f"  {problem}" for problem in one.problems)
     yield f"  {' '.join(one.names)}; expected {one.want}, found {one.got}"

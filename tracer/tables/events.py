@@ -20,6 +20,7 @@ _DETAILS = {
     "COMPLAINT": "complaint",
     "LEFT_CACHE_MAPPED": "left_cache",
     "LEFT_CACHE_UNLOCKED": "left_cache",
+    "DESTINATION_MAPPED": "mapped_destination",
 }
 """The member of union event_detail that an event kind fills in (shared.h)."""
 
@@ -39,6 +40,7 @@ class Event:
     freed: the mm that a complaint may be about, as its task is freeing it.
     mapping, index, hugetlb: the address_space that a folio leaves, its page there, and whether that
     is hugetlbfs.
+    entry, level: a page-table entry where page tables are about to be moved to.
     """
 
     kind: str
@@ -77,6 +79,8 @@ class Event:
     mapping: int = 0
     index: int = 0
     hugetlb: int = 0
+    entry: int = 0
+    level: int = 0
 
     @property
     def task(self) -> dict[str, Any]:

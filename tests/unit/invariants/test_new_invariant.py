@@ -157,7 +157,8 @@ def test_every_declared_counter_is_one_of_the_probes() -> None:
         assert names <= set(LAYOUTS.enums["counter"]), one.id
         assert {report.kind for report in one.events} <= set(LAYOUTS.enums["event_kind"]), one.id
         assert all(
-            report.summary.format(addr=1, mm=2, vma=3, folio=4, where="") for report in one.events
+            report.summary.format(addr=1, mm=2, vma=3, folio=4, entry=5, where="")
+            for report in one.events
         )
 
 

@@ -26,6 +26,7 @@ from tests.support.maple_tree import (
 )
 
 TYPES = kernel_types(False, True)
+FREE_FRAME = 300
 WILD = 0xDEAD000000000000
 Accused = tuple[set[str], set[int]]
 """(the problems that may be named, the objects that may be accused: audit_doubt.at)."""
@@ -439,6 +440,14 @@ def climb_without_an_end(p: Parts) -> Accused:
             "INTERVAL_NO_CHILD"}, set()  # fmt: skip
 
 
+def anon_page_with_another_index(p: Parts) -> Accused:
+    vma = p.anon(1)
+    for addr in range(vma.first, vma.last, PAGE):
+        p.kernel.map_anon(vma, addr, FREE_FRAME)
+    p.kernel.set(p.kernel.folio(FREE_FRAME), "folio.index", ALL >> 20)
+    return {"PAGE_INDEX"}, {p.kernel.folio(FREE_FRAME)}
+
+
 FAULTS = {
     "NODE_UNREADABLE": [unreadable_node],
     "NODE_DEAD": [dead_node],
@@ -480,6 +489,7 @@ FAULTS = {
     "INTERVAL_COVER": [subtree_that_ends_too_early],
     "INTERVAL_TREE": [interval_in_another_tree],
     "INTERVAL_TOO_DEEP": [climb_without_an_end],
+    "PAGE_INDEX": [anon_page_with_another_index],
 }
 CASES = [(problem, fault) for problem, faults in FAULTS.items() for fault in faults]
 

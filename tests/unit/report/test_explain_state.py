@@ -28,3 +28,11 @@ def test_path_has_each_slot_with_pivot_and_gap_and_marks_the_bad_node() -> None:
     assert lines[1].split() == ["[0]", "slot", "0x21c", "pivot", "0xff", "gap", "0x9"]
     assert [line.startswith(">>") for line in lines] == [False, False, True, True, True]
     assert "pivot -" in lines[4], "the last pivot of a node is implied"
+
+
+def test_page_with_another_index_is_named_as_a_folio() -> None:
+    wrong = WrongState(
+        ["index 0x5"], ["PAGE_INDEX"], "0x300", "0x4", "0x5", "0x1000", "0x1fff", vma="0x700"
+    )
+    (section,) = state_sections(Evidence(wrong=[wrong], confirmed="seen three times"))
+    assert next(iter(section.lines)) == "VMA 0x700, folio 0x300, addresses 0x1000-0x1fff:"
