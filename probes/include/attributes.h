@@ -29,17 +29,22 @@ struct vma_attributes {
 	u64 name;   /* a digest of the text */
 };
 
-/* An address that must keep its attributes; at 0: there was no VMA. */
+/* An address, what it must keep, and what was there at entry; at 0: nothing is compared. */
 struct kept_point {
 	u64 at;
+	u64 may_differ; /* flags that are not compared */
+	u64 vma;        /* at entry; 0: none */
 	struct vma_attributes was;
 };
 enum kept_address {
 	POINT_BELOW, /* the addresses before and behind the range that was asked for */
 	POINT_ABOVE,
-	POINT_RANGE, /* what the range is to have: as asked for, or of the source of a move */
-	POINT_BELOW_SOURCE,
+	POINT_FIRST, /* of vma_merge(): the first and the last address of the range, at entry only */
+	POINT_LAST,
+	POINT_BELOW_SOURCE, /* of a move: beside its source */
 	POINT_ABOVE_SOURCE,
+	POINT_SOURCE, /* the first address of the source: it may be unmapped when the move ends */
+	POINT_MOVED,  /* the first address of the new range: what its source had */
 	POINTS
 };
 /* What a merge, a split or a move was asked for; 0 where it has no such argument. */
@@ -61,6 +66,7 @@ struct keeping {
 	u64 mark;    /* of the window */
 	u64 outside; /* the range was not in one VMA */
 	struct request asked;
+	struct vma_attributes wanted; /* of the range, by a merge */
 	struct kept_point point[POINTS];
 };
 #define KEEPING_OF(window) ((window) == WINDOW_move_vma)
@@ -69,8 +75,10 @@ struct attribute_scratch {
 	u64 pivot[PIVOTS];
 	u64 word;
 	u64 name[10]; /* ANON_VMA_NAME_MAX_LEN */
+	u64 read;     /* the VMA that was read last */
 	struct vm_area_struct vma;
 	struct vma_attributes is;
+	u64 lost; /* a bit for each enum kept */
 };
 
 static __always_inline u64 kernel_word(struct attribute_scratch *s, u64 addr)
@@ -92,7 +100,7 @@ static __always_inline vma_t vma_at(struct attribute_scratch *s, mm_t mm, u64 ad
 		return VMA(0);
 	entry &= ~MAPLE_ROOT_IS_NODE;
 	u64 page = addr >> PAGE_SHIFT;
-#pragma unroll
+#pragma nounroll
 	for (u32 level = 0; level < MAPLE_LEVELS; level++) {
 		u64 node = entry & ~(MAPLE_NODE_BYTES - 1);
 		u32 type = MAPLE_TYPE_OF(entry);
@@ -133,8 +141,9 @@ static __always_inline u64 digest_of_policy(struct attribute_scratch *s, u64 pol
 #ifdef HAVE_mempolicy_mode
 	if (!policy)
 		return 0;
-	sum = mixed(READ(mempolicy, policy, mode) + 1, READ(mempolicy, policy, flags));
-	sum = mixed(sum, READ(mempolicy, policy, home_node));
+	sum = mixed(1, (u16)kernel_word(s, policy + OFFSET(mempolicy, mode)));
+	sum = mixed(sum, (u16)kernel_word(s, policy + OFFSET(mempolicy, flags)));
+	sum = mixed(sum, (u32)kernel_word(s, policy + OFFSET(mempolicy, home_node)));
 	sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, nodes)));
 	sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, w)));
 #endif
@@ -158,12 +167,19 @@ static __always_inline u64 digest_of_name(struct attribute_scratch *s, u64 name)
 	return sum;
 }
 
-/* Read a VMA into s->vma. 1: it is mapped at this address. */
-static __always_inline u32 read_vma(struct attribute_scratch *s, vma_t vma, u64 addr)
+/* Whether s->vma, which was read in this run, is mapped at an address. */
+static __always_inline u32 is_mapped_at(struct attribute_scratch *s, u64 at)
 {
-	if (!vma.addr || bpf_probe_read_kernel(&s->vma, sizeof(s->vma), (void *)vma.addr))
-		return 0;
-	return s->vma.vm_start <= addr && addr < s->vma.vm_end;
+	return s->vma.vm_start <= at && at < s->vma.vm_end;
+}
+
+/* Read a VMA into s->vma. */
+static __always_inline void read_vma(struct attribute_scratch *s, vma_t vma)
+{
+	s->vma.vm_start = s->vma.vm_end = 0;
+	s->read = vma.addr;
+	if (vma.addr)
+		bpf_probe_read_kernel(&s->vma, sizeof(s->vma), (void *)vma.addr);
 }
 
 /* The attributes of s->vma. */

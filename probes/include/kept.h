@@ -19,179 +19,236 @@
 /* VM_IGNORE_MERGE: VMAs that differ in these are merged. */
 #define MAY_DIFFER (VM_SOFTDIRTY | VM_MAYBE_GUARD)
 
-/* Record the VMA at an address, with its attributes. 0: there is none. */
-static __always_inline u64 record_point(struct attribute_scratch *s, struct kept_point *point,
-					mm_t mm, u64 at)
+/*
+ * Points are visited in a loop, whose state is in memory: the verifier then sees the same state in
+ * each turn, and follows the search for a VMA once a point.
+ */
+static __always_inline struct kept_point *point_at(struct keeping *k, u32 i)
 {
-	vma_t vma = vma_at(s, mm, at);
-	point->at = 0;
-	if (!read_vma(s, vma, at))
-		return 0;
-	take_attributes(s, &point->was);
-	point->at = at;
-	return vma.addr;
+	BOUND(i, 7);
+	return &k->point[i];
+}
+_Static_assert(POINTS == 8, "the bound of point_at()");
+
+/* Read the VMA at an address into s->vma; is_mapped_at() tells whether there is one. */
+static __always_inline void find_vma_at(struct attribute_scratch *s, mm_t mm, u64 at)
+{
+	if (!is_mapped_at(s, at))
+		read_vma(s, vma_at(s, mm, at));
 }
 
-/* Record what a window must keep, at its entry. */
+/* Set the addresses of the points of a window. */
+static __always_inline void set_points(struct keeping *k, u32 window)
+{
+	u64 start = k->asked.start;
+	u64 end = k->asked.end;
+#pragma unroll
+	for (u32 i = 0; i < POINTS; i++) {
+		k->point[i].at = 0;
+		k->point[i].vma = 0;
+		k->point[i].may_differ = MAY_DIFFER;
+	}
+	k->point[POINT_BELOW].at = start - 1;
+	k->point[POINT_ABOVE].at = end;
+	if (window == WINDOW___split_vma)
+		k->point[POINT_ABOVE].at = start;
+	if (window == WINDOW_vma_merge) {
+		k->point[POINT_FIRST].at = start;
+		k->point[POINT_LAST].at = end - 1;
+	}
+	if (window == WINDOW_move_vma) {
+		u64 source = k->asked.source;
+		k->point[POINT_SOURCE].at = source;
+		k->point[POINT_BELOW_SOURCE].at = source - 1;
+		k->point[POINT_ABOVE_SOURCE].at = source + k->asked.source_length;
+		/* MREMAP_DONTUNMAP ends mlock() of the whole source. */
+		k->point[POINT_SOURCE].may_differ |= VM_LOCKED_MASK;
+		k->point[POINT_BELOW_SOURCE].may_differ |= VM_LOCKED_MASK;
+		k->point[POINT_ABOVE_SOURCE].may_differ |= VM_LOCKED_MASK;
+	}
+}
+
+/* The moved range is to have what its source had. What is beside it may be what moves. */
+static __always_inline void complete_move(struct keeping *k)
+{
+	u64 start = k->asked.start;
+	u64 source = k->asked.source;
+	u64 source_end = source + k->asked.source_length;
+	if (k->point[POINT_SOURCE].at) {
+		k->point[POINT_MOVED].at = start;
+		k->point[POINT_MOVED].was = k->point[POINT_SOURCE].was;
+		k->point[POINT_MOVED].was.offset += (source >> PAGE_SHIFT) - (start >> PAGE_SHIFT);
+	}
+	if (start > source && start <= source_end)
+		k->point[POINT_BELOW].at = 0;
+	if (k->asked.end >= source && k->asked.end < source_end)
+		k->point[POINT_ABOVE].at = 0;
+}
+
+/* What a merge was asked for. */
+static __always_inline void complete_merge(struct attribute_scratch *s, struct keeping *k,
+					   u32 window)
+{
+	struct request *asked = &k->asked;
+	k->wanted.flags = asked->flags;
+	k->wanted.uffd = asked->uffd;
+	k->wanted.policy = digest_of_policy(s, asked->policy);
+	k->wanted.file = asked->file;
+	k->wanted.offset = asked->pgoff - (asked->start >> PAGE_SHIFT);
+	k->wanted.name = 0;
+#ifdef HAVE_vm_area_struct_anon_name
+	if (!NAME_IN_UNION || !asked->file)
+		k->wanted.name = digest_of_name(s, asked->name);
+#endif
+	if (window == WINDOW_vma_merge) {
+		/* mm/mmap.c up to 6.10: the range is empty or in one VMA. */
+		k->outside = k->point[POINT_FIRST].vma != k->point[POINT_LAST].vma;
+		k->point[POINT_FIRST].at = k->point[POINT_LAST].at = 0;
+	} else if (asked->middle) {
+		read_vma(s, VMA(asked->middle));
+		k->outside = !is_mapped_at(s, asked->start) || asked->end > s->vma.vm_end;
+	}
+	if (asked->start >= asked->end)
+		k->outside = 1;
+}
+
+/* Record what a window must keep, at its entry. Its request is recorded already. */
 static __always_inline void record_kept(struct task_windows *t, struct open_window *w, u32 window)
 {
 	struct attribute_scratch *s = &t->scratch;
 	struct keeping *k = &t->keeping[KEEPING_OF(window)];
-	struct request *asked = &k->asked;
-	u64 start = asked->start;
-	u64 end = window == WINDOW___split_vma ? start : asked->end;
-	struct vma_attributes *range = &k->point[POINT_RANGE].was;
 
 	k->mark = 0;
+	k->outside = 0;
 	if (held_by_us(w->mmap) != OWNER_SELF)
 		return;
 	k->mark = w->mark;
-	k->outside = 0;
-	record_point(s, &k->point[POINT_BELOW], w->mm, start - 1);
-	if (k->point[POINT_BELOW].at && end < s->vma.vm_end) {
-		k->point[POINT_ABOVE].was = k->point[POINT_BELOW].was;
-		k->point[POINT_ABOVE].at = end;
-	} else {
-		record_point(s, &k->point[POINT_ABOVE], w->mm, end);
+	read_vma(s, VMA(0));
+	set_points(k, window);
+#pragma nounroll
+	for (u32 i = 0; i < POINTS; i++) {
+		if (i == POINT_FIRST && window != WINDOW_move_vma && window != WINDOW_vma_merge)
+			break;
+		struct kept_point *point = point_at(k, i);
+		u64 at = point->at;
+		if (!at)
+			continue;
+		find_vma_at(s, w->mm, at);
+		point->at = 0;
+		if (!is_mapped_at(s, at))
+			continue;
+		point->at = at;
+		point->vma = s->read;
+		take_attributes(s, &point->was);
 	}
-	if (window == WINDOW___split_vma)
-		return;
-	if (window == WINDOW_move_vma) {
-		u64 source = asked->source;
-		u64 source_end = source + asked->source_length;
-		record_point(s, &k->point[POINT_RANGE], w->mm, source);
-		record_point(s, &k->point[POINT_BELOW_SOURCE], w->mm, source - 1);
-		record_point(s, &k->point[POINT_ABOVE_SOURCE], w->mm, source_end);
-		/* What is beside the new range may be what moves. */
-		if (start > source && start <= source_end)
-			k->point[POINT_BELOW].at = 0;
-		if (end >= source && end < source_end)
-			k->point[POINT_ABOVE].at = 0;
-		return;
-	}
-	range->flags = asked->flags;
-	range->uffd = asked->uffd;
-	range->policy = digest_of_policy(s, asked->policy);
-	range->file = asked->file;
-	range->offset = asked->pgoff - (start >> PAGE_SHIFT);
-	range->name = 0;
-#ifdef HAVE_vm_area_struct_anon_name
-	if (!NAME_IN_UNION || !asked->file)
-		range->name = digest_of_name(s, asked->name);
-#endif
-	if (window == WINDOW_vma_merge) {
-		/* mm/mmap.c up to 6.10: the range is empty or in one VMA. */
-		k->outside = vma_at(s, w->mm, start).addr != vma_at(s, w->mm, end - 1).addr;
-	} else if (asked->middle) {
-		k->outside = !read_vma(s, VMA(asked->middle), start) || end > s->vma.vm_end;
-	}
-	if (start >= end)
-		k->outside = 1;
+	if (window == WINDOW_move_vma)
+		complete_move(k);
+	else if (window != WINDOW___split_vma)
+		complete_merge(s, k, window);
 }
 
-/* Compare attributes. may_differ: flags that are not compared. */
-static __always_inline u32 compare(struct vma_attributes *was, struct vma_attributes *is,
-				   u64 may_differ)
+static __always_inline u64 is_not_zero(u64 value)
 {
-	if (was->uffd != is->uffd)
-		return KEPT_UFFD;
-	if (was->policy != is->policy)
-		return KEPT_POLICY;
-	if (was->file != is->file || was->offset != is->offset)
-		return KEPT_FILE;
-	if (was->name != is->name)
-		return KEPT_NAME;
-	if ((was->flags ^ is->flags) & ~may_differ)
-		return KEPT_FLAGS;
-	return KEPT_HOLDS;
-}
-
-static __always_inline u32 first_loss(u32 found, u32 more)
-{
-	return found > KEPT_HOLDS ? found : more > found ? more : found;
+	return (value | -value) >> 63;
 }
 
 /*
- * Compare a point with what is there now.
+ * Compare s->is with what was, and add what differs to s->lost: a bit for each enum kept. There is
+ * no branch: the verifier would follow each way to the end of the program.
  *
- * result: the VMA that s->vma has, or 0; it may be the one at this address.
- * may_go: the address may be unmapped by now.
+ * may_differ: flags that are not compared.
  */
-static __always_inline u32 check_point(struct attribute_scratch *s, struct kept_point *point,
-				       mm_t mm, u64 may_differ, u32 may_go)
+static __always_inline void compare(struct attribute_scratch *s, struct vma_attributes *was,
+				    u64 may_differ)
 {
-	u64 at = point->at;
-	if (!at)
-		return KEPT_NONE;
-	if (!(s->vma.vm_start <= at && at < s->vma.vm_end) && !read_vma(s, vma_at(s, mm, at), at)) {
-		s->vma.vm_end = 0;
-		return may_go ? KEPT_NONE : KEPT_RANGE;
-	}
-	take_attributes(s, &s->is);
-	return compare(&point->was, &s->is, may_differ);
+	struct vma_attributes *is = &s->is;
+	s->lost |= 1 << KEPT_HOLDS | is_not_zero(was->uffd ^ is->uffd) << KEPT_UFFD |
+		   is_not_zero(was->policy ^ is->policy) << KEPT_POLICY |
+		   is_not_zero(was->file ^ is->file) << KEPT_FILE |
+		   is_not_zero(was->offset ^ is->offset) << KEPT_FILE |
+		   is_not_zero(was->name ^ is->name) << KEPT_NAME |
+		   is_not_zero((was->flags ^ is->flags) & ~may_differ) << KEPT_FLAGS;
 }
 
-/* Whether the moved range has what its source had. */
-static __always_inline u32 check_moved(struct attribute_scratch *s, struct kept_point *source,
-				       mm_t mm, u64 start)
+/* Check the VMA that a merge has returned. */
+static __always_inline void check_result(struct attribute_scratch *s, struct keeping *k,
+					 vma_t result)
 {
-	u64 may_differ = MAY_DIFFER;
-	if (!source->at)
-		return KEPT_NONE;
-	if (!read_vma(s, vma_at(s, mm, start), start))
-		return KEPT_RANGE;
-	take_attributes(s, &s->is);
-	s->is.offset += (start >> PAGE_SHIFT) - (source->at >> PAGE_SHIFT);
-	if (!s->is.file)
-		s->is.offset = source->was.offset; /* of pages that never were, it may change */
-	if (!s->is.uffd) {
-		/* mremap_userfaultfd_prep() ends it, unless it has UFFD_FEATURE_EVENT_REMAP. */
-		s->is.uffd = source->was.uffd;
-		may_differ |= VM_UFFD_FLAGS;
+	u64 start = k->asked.start;
+	u64 end = k->asked.end;
+	s->lost |= 1 << KEPT_HOLDS;
+	read_vma(s, result);
+	if (!is_mapped_at(s, start) || end > s->vma.vm_end) {
+		s->lost |= 1 << KEPT_RANGE;
+	} else if (result.addr != k->asked.middle) {
+		take_attributes(s, &s->is);
+		compare(s, &k->wanted, MAY_DIFFER);
+	} else if (start != s->vma.vm_start || end != s->vma.vm_end) {
+		s->lost |= 1 << KEPT_RANGE; /* not merged, so it has been split */
 	}
-	return compare(&source->was, &s->is, may_differ);
+}
+
+/* Compare a point with what is there now. */
+static __always_inline void check_point(struct attribute_scratch *s, struct kept_point *point,
+					mm_t mm, u32 i)
+{
+	u64 may_differ = point->may_differ;
+	u64 at = point->at;
+	if (!at)
+		return;
+	find_vma_at(s, mm, at);
+	if (!is_mapped_at(s, at)) {
+		if (i != POINT_SOURCE)
+			s->lost |= 1 << KEPT_RANGE;
+		return;
+	}
+	take_attributes(s, &s->is);
+	if (i == POINT_MOVED) {
+		if (!s->is.file)
+			s->is.offset = point->was.offset; /* of no page yet, it may change */
+		if (!s->is.uffd) {
+			/* mremap_userfaultfd_prep(), without UFFD_FEATURE_EVENT_REMAP */
+			s->is.uffd = point->was.uffd;
+			may_differ |= VM_UFFD_FLAGS;
+		}
+	}
+	compare(s, &point->was, may_differ);
 }
 
 /* Compare at the return of a window. result: the VMA that it returned, or 0. */
-static __always_inline u32 check_kept(struct task_windows *t, struct open_window *w, u32 window,
-				      vma_t result)
+static __always_inline void check_kept(struct task_windows *t, struct open_window *w, u32 window,
+				       vma_t result)
 {
 	struct attribute_scratch *s = &t->scratch;
 	struct keeping *k = &t->keeping[KEEPING_OF(window)];
-	u64 start = k->asked.start;
-	u64 end = k->asked.end;
-	u32 found = KEPT_NONE;
 
 	if (k->mark != w->mark || held_by_us(w->mmap) != OWNER_SELF)
-		return KEPT_NONE;
+		return;
 	k->mark = 0;
-	if (k->outside)
-		return KEPT_RANGE;
-	s->vma.vm_start = s->vma.vm_end = 0;
+	s->lost = k->outside << KEPT_RANGE;
+	read_vma(s, VMA(0));
 	if (window == WINDOW_move_vma) {
-		/* MREMAP_DONTUNMAP ends mlock() of the whole source. */
-		u64 may_differ = MAY_DIFFER | VM_LOCKED_MASK;
-		if (!w->key.error)
-			found = check_moved(s, &k->point[POINT_RANGE], w->mm, start);
-		found = first_loss(found,
-				   check_point(s, &k->point[POINT_RANGE], w->mm, may_differ, 1));
-		found = first_loss(found, check_point(s, &k->point[POINT_BELOW_SOURCE], w->mm,
-						      may_differ, 0));
-		found = first_loss(found, check_point(s, &k->point[POINT_ABOVE_SOURCE], w->mm,
-						      may_differ, 0));
+		if (w->key.error)
+			k->point[POINT_MOVED].at = 0;
 	} else if (result.addr) {
-		if (!read_vma(s, result, start) || end > s->vma.vm_end)
-			return KEPT_RANGE;
-		found = KEPT_HOLDS;
-		if (result.addr != k->asked.middle) {
-			take_attributes(s, &s->is);
-			found = compare(&k->point[POINT_RANGE].was, &s->is, MAY_DIFFER);
-		} else if (s->vma.vm_start != start || s->vma.vm_end != end) {
-			return KEPT_RANGE; /* not merged, so it has been split */
-		}
+		check_result(s, k, result);
 	}
-	found = first_loss(found, check_point(s, &k->point[POINT_BELOW], w->mm, MAY_DIFFER, 0));
-	return first_loss(found, check_point(s, &k->point[POINT_ABOVE], w->mm, MAY_DIFFER, 0));
+#pragma nounroll
+	for (u32 i = 0; i < POINTS; i++) {
+		if (i == POINT_FIRST && window != WINDOW_move_vma)
+			break;
+		check_point(s, point_at(k, i), w->mm, i);
+	}
+	u64 lost = s->lost;
+	u32 kept = lost >> KEPT_RANGE & 1  ? KEPT_RANGE :
+		   lost >> KEPT_UFFD & 1   ? KEPT_UFFD :
+		   lost >> KEPT_POLICY & 1 ? KEPT_POLICY :
+		   lost >> KEPT_FILE & 1   ? KEPT_FILE :
+		   lost >> KEPT_NAME & 1   ? KEPT_NAME :
+		   lost >> KEPT_FLAGS & 1  ? KEPT_FLAGS :
+		   lost                    ? KEPT_HOLDS :
+					     KEPT_NONE;
+	set_field(&w->key.context, kept, CONTEXT_KEPT_SHIFT);
 }
 
 #endif

@@ -39,6 +39,11 @@ struct open_window {
 	u8 pad[2];
 };
 
+static __always_inline void set_field(u32 *context, u32 value, u32 shift)
+{
+	*context |= value << shift;
+}
+
 /*
  * Step bytes. Each kind of step has a range of its own, which starts at its value in enum step.
  * tracer/protocol/codec.py has the inverse.

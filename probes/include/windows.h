@@ -30,11 +30,6 @@ BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 /* protocol_key.error of a window that returned NULL or false. */
 #define ERROR_NULL 0xffff
 
-static __always_inline void set_field(u32 *context, u32 value, u32 shift)
-{
-	*context |= value << shift;
-}
-
 static __always_inline void set_entry_locks(struct open_window *w)
 {
 	set_field(&w->key.context, held_by_us(w->mmap), CONTEXT_ENTRY_MMAP_SHIFT);
@@ -341,13 +336,12 @@ static __always_inline u32 walk_histogram(u32 window)
  * value: what the function returned. keeps: as for end_window().
  */
 static __always_inline void close_window(void *ctx, struct task_windows *t, struct open_window *w,
-					 u64 value, u32 keeps)
+					 u64 value, u32 window, u32 keeps)
 {
 	u64 now = bpf_ktime_get_ns();
 	u64 vm_start = 0;
 	u64 vm_end = 0;
 	u32 context = 0;
-	u32 window = w->key.window;
 	w->key.error = error_of(w->returns, value);
 	vma_t inheriting = w->flags & WINDOW_COPIES ? VMA(value) : w->vma;
 	if (w->flags & WINDOW_SHAPES && w->vma.addr) {
@@ -376,11 +370,9 @@ static __always_inline void close_window(void *ctx, struct task_windows *t, stru
 						   FOLLOWS_MISSING,
 			  CONTEXT_FOLLOWS_SHIFT);
 	}
-	if (keeps) {
-		u32 merged = w->returns == RETURNS_POINTER && !w->key.error;
-		set_field(&context, check_kept(t, w, window, VMA(merged ? value : 0)),
-			  CONTEXT_KEPT_SHIFT);
-	}
+	if (keeps)
+		check_kept(t, w, window,
+			   VMA(w->returns == RETURNS_POINTER && !w->key.error ? value : 0));
 	w->key.context |= context;
 	set_exit_locks(w);
 	record_window(ctx, t, w, now, vm_start, vm_end);
@@ -396,7 +388,7 @@ static __always_inline void close_window(void *ctx, struct task_windows *t, stru
  * whose return was missed end with it.
  *
  * mark: the stack position of the call; 0: end the innermost window of this function.
- * keeps: 1: it keeps things (V6); a constant of the program.
+ * keeps: 1 if it keeps things (V6); known to the compiler.
  */
 static __always_inline void end_window(void *ctx, u64 mark, u32 window, u64 value, u32 keeps)
 {
@@ -422,7 +414,7 @@ static __always_inline void end_window(void *ctx, u64 mark, u32 window, u64 valu
 	}
 	if (!w)
 		return; /* it began before the gate opened, or was lost */
-	close_window(ctx, t, w, value, keeps);
+	close_window(ctx, t, w, value, window, keeps);
 	if (at + 1 != depth)
 		count(WINDOWS_UNCLOSED);
 	t->depth = at;

@@ -257,7 +257,9 @@ def main(count: int = 20_000, a_second: int = 0) -> None:
                 Config(fidelity="migration", statistics=False, scan_seconds=0), running_kernel()
             )
         )
-        go = _sequence(runs := Runs(layouts, a_second), Reader(session), _page_offset(session, layouts))
+        go = _sequence(
+            runs := Runs(layouts, a_second), Reader(session), _page_offset(session, layouts)
+        )
         go()
         empty = load_program("empty", "run", _EMPTY)
         stack.callback(os.close, enable_statistics())

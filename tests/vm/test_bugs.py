@@ -82,3 +82,33 @@ def test_mremap_beside_an_untouched_neighbour_violates_v5_on_the_vulnerable_kern
         assert (violation["function"], violation["verdict"]) == ("copy_vma", "violated")
         assert "follows=missing" in violation["protocol"]
         assert violation["summary"] == "the VMA took over pages of an anon_vma and has none"
+
+
+@pytest.mark.parametrize(("kernel", "vulnerable"), pair("7.2.6", "7.3"))
+def test_mremap_beside_the_same_userfaultfd_violates_v6_on_the_vulnerable_kernel_only(
+    kernel: str, vulnerable: bool
+) -> None:
+    """The neighbour, which never moved, loses its own: "mm/vma: avoid broken uffd merge on mremap"."""
+    report = seen(kernel, "uffd_beside", 1)
+    check_v6(report, "move_vma", "kept=uffd", 5 if vulnerable else 0)
+
+
+@pytest.mark.parametrize(("kernel", "vulnerable"), pair("6.18.5", "7.2"))
+def test_mseal_over_a_merge_violates_v6_on_the_vulnerable_kernel_only(
+    kernel: str, vulnerable: bool
+) -> None:
+    """CVE-2026-23416: vma_modify() is asked for a range that begins before its VMA."""
+    report = seen(kernel, "seal_merge", 1)
+    check_v6(report, "vma_modify", "kept=range", 5 if vulnerable else 0)
+
+
+def check_v6(report: dict[str, Any], function: str, word: str, times: int) -> None:
+    """Check that V6 was violated by this function this many times, and nothing else was."""
+    one = report["invariants"]["V6"]
+    assert one["coverage"] == "full"
+    assert one["checks"]["violated"] == times
+    assert one["checks"]["holds"] >= 5
+    assert {v["invariant"] for v in report["violations"]} == ({"V6"} if times else set())
+    for violation in report["violations"]:
+        assert (violation["function"], violation["verdict"]) == (function, "violated")
+        assert word in violation["protocol"]
