@@ -128,7 +128,7 @@ class Arguments:
         base, self._used = self._used, self._used + 256
         for name, value in members.items():
             struct.pack_into("<Q", self._page, base + self._read.offset(f"{kind}.{name}"), value)
-        return self._at + base
+        return int(self._at + base)
 
 
 class Runs:

@@ -226,7 +226,7 @@ class NativeProgram:
         if len(args) > 6 and how != "fentry" and how != "fexit":
             # a stack of its own: the seventh argument is above the return address
             above = _STACKS.setdefault(stack, (ctypes.c_uint64 * 16)())
-            above[1 : 1 + len(args[6:])] = args[6:]
+            above[1 : 1 + len(args[6:])] = list(args[6:])
             stack = ctypes.addressof(above)
         if how == "kprobe":
             for register, value in zip("di si dx cx r8 r9".split(), args, strict=False):

@@ -88,7 +88,7 @@ def test_mremap_beside_an_untouched_neighbour_violates_v5_on_the_vulnerable_kern
 def test_mremap_beside_the_same_userfaultfd_violates_v6_on_the_vulnerable_kernel_only(
     kernel: str, vulnerable: bool
 ) -> None:
-    """The neighbour, which never moved, loses its own: "mm/vma: avoid broken uffd merge on mremap"."""
+    """mm/vma: avoid broken uffd merge on mremap. The neighbour never moved, and loses its own."""
     report = seen(kernel, "uffd_beside", 1)
     check_v6(report, "move_vma", "kept=uffd", 5 if vulnerable else 0)
 
