@@ -20,13 +20,26 @@
 #define MAY_DIFFER (VM_SOFTDIRTY | VM_MAYBE_GUARD)
 
 /*
+ * What a window keeps. The pointer is opaque: the compiler would compute a pointer to each member
+ * of it at the beginning, and keep them all on the stack.
+ */
+static __always_inline struct keeping *keeping_of(struct task_windows *t, u32 window)
+{
+	struct keeping *k = &t->keeping[KEEPING_OF(window)];
+	TESTED(k);
+	return k;
+}
+
+/*
  * Points are visited in a loop, whose state is in memory: the verifier then sees the same state in
  * each turn, and follows the search for a VMA once a point.
  */
 static __always_inline struct kept_point *point_at(struct keeping *k, u32 i)
 {
 	BOUND(i, 7);
-	return &k->point[i];
+	struct kept_point *point = &k->point[i];
+	TESTED(point);
+	return point;
 }
 _Static_assert(POINTS == 8, "the bound of point_at()");
 
@@ -116,7 +129,8 @@ static __always_inline void complete_merge(struct attribute_scratch *s, struct k
 static __always_inline void record_kept(struct task_windows *t, struct open_window *w, u32 window)
 {
 	struct attribute_scratch *s = &t->scratch;
-	struct keeping *k = &t->keeping[KEEPING_OF(window)];
+	TESTED(s);
+	struct keeping *k = keeping_of(t, window);
 
 	k->mark = 0;
 	k->outside = 0;
@@ -220,7 +234,8 @@ static __always_inline void check_kept(struct task_windows *t, struct open_windo
 				       vma_t result)
 {
 	struct attribute_scratch *s = &t->scratch;
-	struct keeping *k = &t->keeping[KEEPING_OF(window)];
+	TESTED(s);
+	struct keeping *k = keeping_of(t, window);
 
 	if (k->mark != w->mark || held_by_us(w->mmap) != OWNER_SELF)
 		return;

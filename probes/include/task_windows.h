@@ -25,6 +25,7 @@ struct task_windows {
 	struct open_window windows[DEEPEST_WINDOW];
 	struct keeping keeping[2]; /* KEEPING_OF() */
 	struct attribute_scratch scratch;
+	struct window_args args; /* of a window that keeps things: the stack is small */
 };
 BPF_TASK_STORAGE(task_windows, struct task_windows);
 

@@ -116,20 +116,6 @@ static __always_inline struct open_window *begin_window(void *ctx, u64 mark, u32
 	return w;
 }
 
-/* The arguments of a window's function. 0 where the function has no such argument. */
-struct window_args {
-	u32 asked;   /* enum asked: what `start` and `end` request */
-	u32 returns; /* enum returns */
-	vma_t vma;
-	mm_t mm; /* read from the VMA where there is one; else 0 stands for the task's own mm */
-	mm_t mm2;
-	folio_t folio;
-	mapping_t mapping;
-	u64 start;
-	u64 end;
-	u64 locked; /* bool: the caller states that it holds the lock of the walk */
-};
-
 /*
  * Describe a window that has just been opened: its objects, their locks, and the context at entry.
  *
