@@ -20,6 +20,13 @@ _Static_assert(OFFSET(maple_range_64, pivot) == OFFSET(maple_arange_64, pivot), 
 /* Up to 6.1 a VMA's name has its place in common with what it has for its file (mm_types.h). */
 #define NAME_IN_UNION (OFFSET(vm_area_struct, anon_name) == OFFSET(vm_area_struct, rb))
 
+/*
+ * include/uapi/linux/mempolicy.h. The kernel does not set the nodes of MPOL_LOCAL, nor compares
+ * mempolicy.w without one of the flags.
+ */
+#define MPOL_LOCAL      4
+#define MPOL_MODE_FLAGS 0xe000
+
 struct vma_attributes {
 	u64 flags;
 	u64 uffd;
@@ -141,11 +148,14 @@ static __always_inline u64 digest_of_policy(struct attribute_scratch *s, u64 pol
 #ifdef HAVE_mempolicy_mode
 	if (!policy)
 		return 0;
-	sum = mixed(1, (u16)kernel_word(s, policy + OFFSET(mempolicy, mode)));
-	sum = mixed(sum, (u16)kernel_word(s, policy + OFFSET(mempolicy, flags)));
+	u64 mode = (u16)kernel_word(s, policy + OFFSET(mempolicy, mode));
+	u64 flags = (u16)kernel_word(s, policy + OFFSET(mempolicy, flags));
+	sum = mixed(1, mode << 16 | flags);
 	sum = mixed(sum, (u32)kernel_word(s, policy + OFFSET(mempolicy, home_node)));
-	sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, nodes)));
-	sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, w)));
+	if (mode != MPOL_LOCAL)
+		sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, nodes)));
+	if (flags & MPOL_MODE_FLAGS)
+		sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, w)));
 #endif
 	return sum;
 }

@@ -14,6 +14,7 @@
 #define VM_MAYBE_GUARD 0x00000800ULL /* 6.19 on; a flag of nothing since 5.16 */
 #define VM_SOFTDIRTY   0x08000000ULL
 #define VM_LOCKED_MASK 0x00082000ULL
+#define VM_PAT         0x01000000ULL /* arch/x86: untrack_pfn_clear(), up to 6.15 */
 /* VM_UFFD_MISSING, VM_UFFD_WP, and the bits that VM_UFFD_MINOR has had: 37, 38 and 41. */
 #define VM_UFFD_FLAGS (0x1200ULL | 0x13ULL << 37)
 /* VM_IGNORE_MERGE: VMAs that differ in these are merged. */
@@ -74,10 +75,10 @@ static __always_inline void set_points(struct keeping *k, u32 window)
 		k->point[POINT_SOURCE].at = source;
 		k->point[POINT_BELOW_SOURCE].at = source - 1;
 		k->point[POINT_ABOVE_SOURCE].at = source + k->asked.source_length;
-		/* MREMAP_DONTUNMAP ends mlock() of the whole source. */
-		k->point[POINT_SOURCE].may_differ |= VM_LOCKED_MASK;
-		k->point[POINT_BELOW_SOURCE].may_differ |= VM_LOCKED_MASK;
-		k->point[POINT_ABOVE_SOURCE].may_differ |= VM_LOCKED_MASK;
+		/* MREMAP_DONTUNMAP ends mlock() of the whole source, a moved PFNMAP its tracking. */
+		k->point[POINT_SOURCE].may_differ |= VM_LOCKED_MASK | VM_PAT;
+		k->point[POINT_BELOW_SOURCE].may_differ |= VM_LOCKED_MASK | VM_PAT;
+		k->point[POINT_ABOVE_SOURCE].may_differ |= VM_LOCKED_MASK | VM_PAT;
 	}
 }
 

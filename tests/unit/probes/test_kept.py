@@ -129,6 +129,32 @@ def test_equal_policy_and_name_at_another_address_are_kept() -> None:
     assert word(b) == "kept"
 
 
+@pytest.mark.parametrize(
+    ("mode", "flags", "member_name", "expected"),
+    [
+        (2, 0, "nodes", "kept=policy"),
+        (4, 0, "nodes", "kept"),  # MPOL_LOCAL has none: they are not set
+        (2, 0, "w", "kept"),
+        (2, 0x8000, "w", "kept=policy"),  # MPOL_F_STATIC_NODES: the caller's own nodes
+        (2, 0, "home_node", "kept=policy"),
+        (2, 0, "mode", "kept=policy"),
+        (2, 0, "flags", "kept=policy"),
+    ],
+)
+def test_policies_are_equal_where_mpol_equal_says_so(
+    mode: int, flags: int, member_name: str, expected: str
+) -> None:
+    b = box()
+    before, middle, _behind = three(b)
+    at = policy(b)
+    members = ctypes.c_uint16 * 2
+    members.from_address(at + b.offset("mempolicy.mode"))[:] = [mode, flags]
+    b.change(before, vm_policy=at)
+    with b.call("vma_modify", asked(b, middle, 0x14000, 0x18000), returned=middle.at):
+        ctypes.c_uint8.from_address(at + b.offset(f"mempolicy.{member_name}")).value ^= 1
+    assert word(b) == expected
+
+
 def test_neighbour_that_is_unmapped_is_marked() -> None:
     b = box()
     before, middle, behind = three(b)
