@@ -16,7 +16,8 @@ HOOK(walk_enter)
 		.mapping = MAPPING(ARGUMENT(mapping)),
 		.locked = ARGUMENT(locked),
 	};
-	describe_window(w, outer, window, flags, &args);
+	struct vm_area_struct none;
+	describe_window(w, outer, window, flags, &args, &none);
 	return 0;
 }
 

@@ -38,20 +38,64 @@ HOOK(window_enter)
 		.start = ARGUMENT(start),
 		.end = ARGUMENT(end),
 	};
-	describe_window(w, outer, window, flags, &args);
+	struct vm_area_struct was;
+	describe_window(w, outer, window, flags, &args, &was);
 	return 0;
 }
 
 HOOK(window_leave)
 {
-	end_window(ctx, STACK_MARK(), CONSTANT(window), PLACE(returned));
+	end_window(ctx, STACK_MARK(), CONSTANT(window), PLACE(returned), 0);
+	return 0;
+}
+
+/* A window that must keep things (V6); its function is no outer one of itself. */
+HOOK(keeping_enter)
+{
+	u32 window = CONSTANT(window);
+	u32 flags = CONSTANT(flags);
+	struct open_window *outer = 0;
+	struct open_window *w = begin_window(ctx, STACK_MARK(), window, flags, 0, &outer);
+	struct task_windows *t = w ? current_task_windows() : 0;
+	if (!w || !t)
+		return 0;
+	struct request *asked = &keeping_of(t, window)->asked;
+	asked->start = ARGUMENT(start);
+	asked->end = asked->start + ARGUMENT(length);
+	if (asked->end == asked->start)
+		asked->end = ARGUMENT(end);
+	asked->flags = ARGUMENT(flags);
+	asked->uffd = ARGUMENT(uffd);
+	asked->policy = ARGUMENT(policy);
+	asked->file = ARGUMENT(file);
+	asked->pgoff = ARGUMENT(pgoff);
+	asked->name = ARGUMENT(name);
+	asked->middle = ARGUMENT(middle);
+	asked->source = ARGUMENT(source);
+	asked->source_length = ARGUMENT(source_length);
+	struct window_args *args = &t->args;
+	__builtin_memset(args, 0, sizeof(*args));
+	args->asked = CONSTANT(asked);
+	args->returns = CONSTANT(returns);
+	args->vma = VMA(ARGUMENT(vma));
+	args->mm = MM(ARGUMENT(mm));
+	args->start = asked->start;
+	args->end = asked->end;
+	describe_window(w, outer, window, flags, args, &t->scratch.vma);
+	record_kept(t, w, window);
+	return 0;
+}
+
+HOOK(keeping_leave)
+{
+	end_window(ctx, STACK_MARK(), CONSTANT(window), PLACE(returned), 1);
 	return 0;
 }
 
 /* The end of a rebuilt window: the entry of another function. */
 HOOK(window_end)
 {
-	end_window(ctx, 0, CONSTANT(window), 0);
+	end_window(ctx, 0, CONSTANT(window), 0, 0);
 	return 0;
 }
 

@@ -93,4 +93,14 @@ static __always_inline rwsem_t anon_lock_of(vma_t vma)
 	return root_lock_of(ANON_VMA(READ_VMA(vma, anon_vma)));
 }
 
+/*
+ * The owner state of a lock at entry or return. Whether another task or none holds it for write is
+ * chance, and would split one protocol into many: both are OWNER_FREE.
+ */
+static __always_inline u32 held_by_us(rwsem_t rwsem)
+{
+	u32 owner = owner_of(rwsem);
+	return owner == OWNER_OTHER ? OWNER_FREE : owner;
+}
+
 #endif

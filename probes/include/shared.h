@@ -436,6 +436,7 @@ enum window {
 	WINDOW_mm_drop_all_locks,
 	WINDOW_collapse_huge_page,
 	WINDOW_retract_page_tables,
+	WINDOW_move_vma,
 	WINDOWS
 };
 /* A class that ends in 2 is any further instance: not the first one met in the window. */
@@ -520,7 +521,8 @@ enum context {
 	CONTEXT_GEOMETRY_SHIFT = 20, /* enum geometry, 3 bits */
 	CONTEXT_FOLLOWS_SHIFT = 23,  /* enum follows, 2 bits */
 	CONTEXT_WALKER_SHIFT = 25,   /* enum walker, 3 bits */
-	CONTEXT_PIECE = 0x10000000   /* dup_mmap(): the part before, between or after its copies */
+	CONTEXT_PIECE = 0x10000000,  /* dup_mmap(): the part before, between or after its copies */
+	CONTEXT_KEPT_SHIFT = 29      /* enum kept, 3 bits */
 };
 /* V1: the VMA when the window has ended. */
 enum geometry {
@@ -538,6 +540,17 @@ enum follows {
 	FOLLOWS_HOLDS,
 	FOLLOWS_MISSING,
 	FOLLOWS_OTHER
+};
+/* V6: whether a merge, a split or a move kept what it was to keep; otherwise what differs. */
+enum kept {
+	KEPT_NONE,
+	KEPT_HOLDS,
+	KEPT_FLAGS,  /* vm_flags */
+	KEPT_UFFD,   /* vm_userfaultfd_ctx */
+	KEPT_POLICY, /* vm_policy */
+	KEPT_FILE,   /* vm_file, or the offset in it */
+	KEPT_NAME,   /* anon_name */
+	KEPT_RANGE /* the range is not what was asked for, or an address beside it is not mapped */
 };
 /* The rmap_one callback of a walk. */
 enum walker {

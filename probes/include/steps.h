@@ -39,6 +39,25 @@ struct open_window {
 	u8 pad[2];
 };
 
+/* The arguments of a window's function. 0 where the function has no such argument. */
+struct window_args {
+	u32 asked;   /* enum asked: what `start` and `end` request */
+	u32 returns; /* enum returns */
+	vma_t vma;
+	mm_t mm; /* read from the VMA where there is one; else 0 stands for the task's own mm */
+	mm_t mm2;
+	folio_t folio;
+	mapping_t mapping;
+	u64 start;
+	u64 end;
+	u64 locked; /* bool: the caller states that it holds the lock of the walk */
+};
+
+static __always_inline void set_field(u32 *context, u32 value, u32 shift)
+{
+	*context |= value << shift;
+}
+
 /*
  * Step bytes. Each kind of step has a range of its own, which starts at its value in enum step.
  * tracer/protocol/codec.py has the inverse.

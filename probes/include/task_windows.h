@@ -2,6 +2,7 @@
 #ifndef RMAPD_TASK_WINDOWS_H
 #define RMAPD_TASK_WINDOWS_H
 
+#include "attributes.h"
 #include "steps.h"
 
 /* Of each task that was in a window once. */
@@ -22,6 +23,9 @@ struct task_windows {
 	u32 unsampled_window;
 	u32 unsampled_epoch; /* params.window_epoch at its entry */
 	struct open_window windows[DEEPEST_WINDOW];
+	struct keeping keeping[2]; /* KEEPING_OF() */
+	struct attribute_scratch scratch;
+	struct window_args args; /* of a window that keeps things: the stack is small */
 };
 BPF_TASK_STORAGE(task_windows, struct task_windows);
 

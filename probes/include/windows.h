@@ -6,6 +6,7 @@
 #define RMAPD_WINDOWS_H
 
 #include "flight.h"
+#include "kept.h"
 #include "sampling.h"
 
 BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
@@ -28,21 +29,6 @@ BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 
 /* protocol_key.error of a window that returned NULL or false. */
 #define ERROR_NULL 0xffff
-
-static __always_inline void set_field(u32 *context, u32 value, u32 shift)
-{
-	*context |= value << shift;
-}
-
-/*
- * The owner state of a lock at entry or return. Whether another task or none holds it for write is
- * chance, and would split one protocol into many: both are OWNER_FREE.
- */
-static __always_inline u32 held_by_us(rwsem_t rwsem)
-{
-	u32 owner = owner_of(rwsem);
-	return owner == OWNER_OTHER ? OWNER_FREE : owner;
-}
 
 static __always_inline void set_entry_locks(struct open_window *w)
 {
@@ -130,25 +116,14 @@ static __always_inline struct open_window *begin_window(void *ctx, u64 mark, u32
 	return w;
 }
 
-/* The arguments of a window's function. 0 where the function has no such argument. */
-struct window_args {
-	u32 asked;   /* enum asked: what `start` and `end` request */
-	u32 returns; /* enum returns */
-	vma_t vma;
-	mm_t mm; /* read from the VMA where there is one; else 0 stands for the task's own mm */
-	mm_t mm2;
-	folio_t folio;
-	mapping_t mapping;
-	u64 start;
-	u64 end;
-	u64 locked; /* bool: the caller states that it holds the lock of the walk */
-};
-
 /*
  * Describe a window that has just been opened: its objects, their locks, and the context at entry.
+ *
+ * was: room for a VMA.
  */
 static __always_inline void describe_window(struct open_window *w, struct open_window *outer,
-					    u32 window, u32 flags, struct window_args *args)
+					    u32 window, u32 flags, struct window_args *args,
+					    struct vm_area_struct *was)
 {
 	vma_t vma = args->vma;
 	mm_t mm = args->mm;
@@ -165,15 +140,15 @@ static __always_inline void describe_window(struct open_window *w, struct open_w
 	if (args->locked & 0xff)
 		context |= CONTEXT_LOCKED;
 	if (vma.addr) {
-		struct vm_area_struct was = {};
-		bpf_probe_read_kernel(&was, sizeof(was), (void *)vma.addr);
-		mm = MM((u64)was.vm_mm);
-		w->was_start = was.vm_start;
-		w->was_end = was.vm_end;
-		w->was_pgoff = was.vm_pgoff;
-		w->i_mmap = lock_of_file((u64)was.vm_file);
-		w->anon = root_lock_of(ANON_VMA((u64)was.anon_vma));
-		if (was.vm_flags & VM_HUGETLB)
+		__builtin_memset(was, 0, sizeof(*was));
+		bpf_probe_read_kernel(was, sizeof(*was), (void *)vma.addr);
+		mm = MM((u64)was->vm_mm);
+		w->was_start = was->vm_start;
+		w->was_end = was->vm_end;
+		w->was_pgoff = was->vm_pgoff;
+		w->i_mmap = lock_of_file((u64)was->vm_file);
+		w->anon = root_lock_of(ANON_VMA((u64)was->anon_vma));
+		if (was->vm_flags & VM_HUGETLB)
 			context |= CONTEXT_HUGETLB;
 		if (w->i_mmap.addr)
 			context |= CONTEXT_FILE;
@@ -341,31 +316,36 @@ static __always_inline u32 walk_histogram(u32 window)
 						 HIST_WALK_KSM;
 }
 
-/* Complete a window with its state at return, and record it. value: what the function returned. */
+/*
+ * Complete a window with its state at return, and record it.
+ *
+ * value: what the function returned. keeps: as for end_window().
+ */
 static __always_inline void close_window(void *ctx, struct task_windows *t, struct open_window *w,
-					 u64 value)
+					 u64 value, u32 window, u32 keeps)
 {
 	u64 now = bpf_ktime_get_ns();
 	u64 vm_start = 0;
 	u64 vm_end = 0;
 	u32 context = 0;
-	u32 window = w->key.window;
 	w->key.error = error_of(w->returns, value);
 	vma_t inheriting = w->flags & WINDOW_COPIES ? VMA(value) : w->vma;
 	if (w->flags & WINDOW_SHAPES && w->vma.addr) {
-		struct vm_area_struct is = {};
-		bpf_probe_read_kernel(&is, sizeof(is), (void *)w->vma.addr);
-		vm_start = is.vm_start;
-		vm_end = is.vm_end;
+		struct vm_area_struct on_stack;
+		struct vm_area_struct *is = keeps ? &t->scratch.vma : &on_stack;
+		__builtin_memset(is, 0, sizeof(*is));
+		bpf_probe_read_kernel(is, sizeof(*is), (void *)w->vma.addr);
+		vm_start = is->vm_start;
+		vm_end = is->vm_end;
 		if (vm_start != w->was_start || vm_end != w->was_end)
 			context |= CONTEXT_MOVED;
-		rwsem_t anon = root_lock_of(ANON_VMA((u64)is.anon_vma));
+		rwsem_t anon = root_lock_of(ANON_VMA((u64)is->anon_vma));
 		if (anon.addr && !(w->key.context & CONTEXT_ANON)) {
 			context |= CONTEXT_IMPORTED;
 			w->anon = anon;
 		}
 		if (!w->key.error)
-			set_field(&context, geometry_of(w, &is), CONTEXT_GEOMETRY_SHIFT);
+			set_field(&context, geometry_of(w, is), CONTEXT_GEOMETRY_SHIFT);
 	}
 	if (w->source.addr && !w->key.error && inheriting.addr &&
 	    w->flags & (WINDOW_COPIES | WINDOW_MERGES)) {
@@ -376,6 +356,9 @@ static __always_inline void close_window(void *ctx, struct task_windows *t, stru
 						   FOLLOWS_MISSING,
 			  CONTEXT_FOLLOWS_SHIFT);
 	}
+	if (keeps)
+		check_kept(t, w, window,
+			   VMA(w->returns == RETURNS_POINTER && !w->key.error ? value : 0));
 	w->key.context |= context;
 	set_exit_locks(w);
 	record_window(ctx, t, w, now, vm_start, vm_end);
@@ -391,8 +374,9 @@ static __always_inline void close_window(void *ctx, struct task_windows *t, stru
  * whose return was missed end with it.
  *
  * mark: the stack position of the call; 0: end the innermost window of this function.
+ * keeps: 1 if it keeps things (V6); known to the compiler.
  */
-static __always_inline void end_window(void *ctx, u64 mark, u32 window, u64 value)
+static __always_inline void end_window(void *ctx, u64 mark, u32 window, u64 value, u32 keeps)
 {
 	struct task_windows *t = current_task_windows();
 	if (!t)
@@ -416,7 +400,7 @@ static __always_inline void end_window(void *ctx, u64 mark, u32 window, u64 valu
 	}
 	if (!w)
 		return; /* it began before the gate opened, or was lost */
-	close_window(ctx, t, w, value);
+	close_window(ctx, t, w, value, window, keeps);
 	if (at + 1 != depth)
 		count(WINDOWS_UNCLOSED);
 	t->depth = at;

@@ -100,7 +100,7 @@ class Box:
     def vma(
         self, start: int, end: int, *, anon: int = 0, mapping: int = 0, mm: int = 0, flags: int = 0
     ) -> Vma:
-        at, file = self.take(128), 0
+        at, file = self.take(192), 0
         if mapping:
             file = self.take(64)
             self.set(file, "file.f_mapping", mapping)

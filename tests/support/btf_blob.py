@@ -299,6 +299,13 @@ def kernel_types(
     blob.tracepoint("mmap_lock_acquire_returned", [mm_pointer, boolean, boolean])
     blob.tracepoint("mmap_lock_released", [mm_pointer, boolean])
     blob.function("bpf_iter_task", [void])
+    u16 = blob.integer("unsigned short", 2)
+    nodes = blob.record("nodemask", 16, [("bits", blob.array(u64, 2, u32), 0)])
+    policy_members: list[Member] = [("mode", u16, 32), ("flags", u16, 48), ("nodes", nodes, 64)]
+    policy_members += [("home_node", s32, 192), ("w", nodes, 256)]
+    policy = blob.record("mempolicy", 48, policy_members)
+    name_of_anon = blob.record("anon_vma_name", 4, [("name", blob.array(char, 0, u32), 32)])
+    context_of_uffd = blob.record("", 8, [("ctx", void, 0)])
     vma_members: list[Member] = [
         ("vm_mm", mm_pointer, 64),
         ("vm_start", u64, 192),
@@ -309,6 +316,9 @@ def kernel_types(
     shared = blob.record("", 32, [("rb", rb_node, 0), ("rb_subtree_last", u64, 192)])
     vma_members += [
         ("shared", shared, 896),
+        ("vm_policy", blob.pointer(policy), 1280),
+        ("vm_userfaultfd_ctx", context_of_uffd, 1344),
+        ("anon_name", blob.pointer(name_of_anon), 1408),
         ("vm_pgoff", u64, 448),
         ("anon_vma", blob.pointer(anon_vma), 512),
         ("anon_vma_chain", chain, 768),
@@ -323,7 +333,7 @@ def kernel_types(
         ]
         blob.record("vma_lock", 16, [("lock", rwsem, 0)])
         blob.record("hugetlb_vma_lock", 32, [("rw_sema", rwsem, 64), ("vma", void, 192)])
-    vma = blob.pointer(blob.record("vm_area_struct", 160, vma_members))
+    vma = blob.pointer(blob.record("vm_area_struct", 192, vma_members))
     folio = blob.pointer(
         blob.record(
             "folio",
@@ -421,7 +431,19 @@ def _window_functions(
     blob.function(
         "do_brk_flags", {"vmi": void, "vma": vma, "addr": u64, "len": u64, "flags": u64}, s32
     )
-    blob.function("vma_merge", {"mm": mm, "prev": vma, "addr": u64, "end": u64}, vma)
+    uffd = blob.record("vm_userfaultfd_ctx", 8, [("ctx", void, 0)])
+    merge = {"mm": mm, "prev": vma, "addr": u64, "end": u64, "vm_flags": u64, "anon_vma": void}
+    merge |= {"file": void, "pgoff": u64, "policy": void, "vm_userfaultfd_ctx": uffd}
+    blob.function("vma_merge", merge | {"anon_name": void}, vma)
+    vmg_members: list[Member] = [("mm", mm, 0), ("middle", vma, 64), ("start", u64, 128)]
+    vmg_members += [("end", u64, 192), ("vm_flags", u64, 256), ("file", void, 320)]
+    vmg_members += [("pgoff", u64, 384), ("policy", void, 448), ("uffd_ctx", uffd, 512)]
+    vmg_members += [("anon_name", void, 576)]
+    vmg = blob.pointer(blob.record("vma_merge_struct", 80, vmg_members))
+    for name in ("vma_modify", "vma_merge_new_range"):
+        blob.function(name, {"vmg": vmg}, vma)
+    move = {"vma": vma, "old_addr": u64, "old_len": u64, "new_len": u64, "new_addr": u64}
+    blob.function("move_vma", move | {"locked": void, "flags": u64, "uf": void}, u64)
     blob.function("expand_downwards", {"vma": vma, "address": u64}, s32)
     blob.function("copy_vma", {"vmap": blob.pointer(vma), "addr": u64, "len": u64}, vma)
     blob.function("anon_vma_clone", {"dst": vma, "src": vma}, s32)

@@ -180,6 +180,10 @@ class NativeMap:
             )
 
 
+_STACKS: dict[int, ctypes.Array[ctypes.c_uint64]] = {}
+"""The words at a stack position, where a call has arguments on the stack."""
+
+
 class NativeProgram:
     """A harness program with the interface of tracer.bpf.programs.Runnable.
 
@@ -218,11 +222,16 @@ class NativeProgram:
         They are where the kernel has them for this kind of program (fentry, kprobe, kretprobe).
         """
         assert self._point
-        how, above = self._point.how, (ctypes.c_uint64 * 16)(0, *args[6:])
+        how = self._point.how
+        if len(args) > 6 and how != "fentry" and how != "fexit":
+            # a stack of its own: the seventh argument is above the return address
+            above = _STACKS.setdefault(stack, (ctypes.c_uint64 * 16)())
+            above[1 : 1 + len(args[6:])] = list(args[6:])
+            stack = ctypes.addressof(above)
         if how == "kprobe":
             for register, value in zip("di si dx cx r8 r9".split(), args, strict=False):
                 self._context[PT_REGS.index(register)] = value
-            self._context[PT_REGS.index("sp")] = ctypes.addressof(above) if len(args) > 6 else stack
+            self._context[PT_REGS.index("sp")] = stack
         elif how == "kretprobe":
             self._context[PT_REGS.index("sp")], self._context[PT_REGS.index("ax")] = (
                 stack + 8,

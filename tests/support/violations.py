@@ -19,6 +19,7 @@ VIOLATING = {
     "V1": "vma_expand[anon=imported moved mmap:w geometry=overlap]  {} commit_merge()",
     "V2": "do_brk_flags[anon moved mmap:w ok]  {} anon↓w commit(mmap:w anon:w) anon↑w",
     "V5": "copy_vma[anon mmap:w ok follows=missing]  {}",
+    "V6": "move_vma[anon mmap:w kept=uffd]  {}",
 }
 _PAIRS = ("other↓r other↑r", "other↓w other↑w", "other↓rk other↑r", "other↓wk other↑w")
 

@@ -7,6 +7,7 @@ a fixed kernel of its row is.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,6 +74,14 @@ def moves_to_taken_places(report: dict[str, Any], bad: bool) -> None:
         assert "copy_vma" in before, "the merge that the destination was mapped by"
 
 
+def kept(report: dict[str, Any], bad: bool, word: str) -> None:
+    """Each of five rounds does once what a bad kernel does wrong."""
+    checks = report["invariants"]["V6"]["checks"]
+    assert checks["violated"] == (5 if bad else 0)
+    assert checks["holds"] >= 5
+    assert all(word in violation["protocol"] for violation in report["violations"])
+
+
 def entries_left_behind(report: dict[str, Any], bad: bool) -> None:
     """256 entries are left behind at once: the first verdict does not wait for the others'.
 
@@ -99,6 +108,8 @@ MORE: dict[int, Callable[[dict[str, Any], bool], None]] = {
     12: merges_of_moved_vmas,
     22: moves_to_taken_places,
     STOPPED_WALK: entries_left_behind,
+    30: functools.partial(kept, word="kept=range"),
+    31: functools.partial(kept, word="kept=uffd"),
 }
 """What else must be true of the report of a row."""
 

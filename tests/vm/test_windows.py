@@ -25,6 +25,7 @@ ALWAYS = {
     "__split_vma": 2,
     "do_brk_flags": 1,
     "copy_vma": 1,
+    "move_vma": 1,
     "move_page_tables": 1,
     "expand_downwards": 1,
     "anon_vma_clone": 12,
@@ -87,7 +88,7 @@ def test_healthy_kernel_has_no_finding_with_full_coverage(both: dict[str, Any], 
         "missed_runs"
     }  # 7.x preempts
     assert {name: found["coverage"][name] for name in FULL} == {name: ["full", ""] for name in FULL}
-    for name in ("L1", "L2", "L3", "L4", "L5", "V1", "V2", "V5"):
+    for name in ("L1", "L2", "L3", "L4", "L5", "V1", "V2", "V5", "V6"):
         assert found["checks"][f"{name} holds"] >= ROUNDS
 
 

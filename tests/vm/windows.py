@@ -26,7 +26,7 @@ from tests.workloads.vma import OPERATIONS, compiled
 TRACING = Path("/sys/kernel/tracing")
 FEW, MANY = 23, 46
 FUNCTIONS = """__vma_adjust vma_expand vma_shrink commit_merge __split_vma vma_merge
-vma_merge_new_range vma_modify do_brk_flags copy_vma
+vma_merge_new_range vma_modify do_brk_flags copy_vma move_vma
 move_page_tables expand_downwards anon_vma_clone anon_vma_fork __anon_vma_prepare unlink_anon_vmas
 unlink_file_vma unlink_file_vma_batch_process dup_mmap uprobe_start_dup_mmap uprobe_end_dup_mmap
 vma_adjust_trans_huge khugepaged_enter_vma vm_area_dup

@@ -58,8 +58,10 @@ def find(types: Btf, function: str, wanted: dict[str, str]) -> Signature:
     first: dict[str, tuple[int, int]] = {}
     slots = 0
     for name, type_id in parameters:
-        first[name] = (slots, type_id)
-        slots += (types.size(type_id) + 7) // 8  # an empty struct takes none
+        size = types.size(type_id)
+        if size:  # an empty struct takes no slot
+            first[name] = (slots, type_id)
+        slots += (size + 7) // 8
     found, lacking = {}, []
     for name, text in wanted.items():
         tried = (_argument(types, first, part.strip()) for part in text.rstrip("?").split("|"))

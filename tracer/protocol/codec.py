@@ -14,6 +14,7 @@ from tracer.protocol.model import (
     Geometry,
     Group,
     Held,
+    Kept,
     Kind,
     Lock,
     Locking,
@@ -119,7 +120,7 @@ class Encoding:
             return Held(*(_OWNERS[field(f"{when}_{name.upper()}", 2)] for name in _HELD))
 
         geometry, walker = field("GEOMETRY", 3), field("WALKER", 3)
-        if geometry >= len(Geometry) or walker >= len(Walker) or bits >= 2 * at["CONTEXT_PIECE"]:
+        if geometry >= len(Geometry) or walker >= len(Walker):
             raise _unreadable(key, f"context {bits:#x} has bits that enum context does not name")
         return Context(
             **{name: bool(bits & at[f"CONTEXT_{name.upper()}"]) for name in FLAGS},
@@ -128,6 +129,7 @@ class Encoding:
             geometry=tuple(Geometry)[geometry],
             follows=tuple(Follows)[field("FOLLOWS", 2)],
             walker=tuple(Walker)[walker],
+            kept=tuple(Kept)[field("KEPT", 3)],
         )
 
     def encode(self, protocol: Protocol) -> bytes:
@@ -184,6 +186,7 @@ class Encoding:
                 )
         bits |= tuple(Geometry).index(context.geometry) << at["CONTEXT_GEOMETRY_SHIFT"]
         bits |= tuple(Follows).index(context.follows) << at["CONTEXT_FOLLOWS_SHIFT"]
+        bits |= tuple(Kept).index(context.kept) << at["CONTEXT_KEPT_SHIFT"]
         return bits | tuple(Walker).index(context.walker) << at["CONTEXT_WALKER_SHIFT"]
 
 

@@ -21,6 +21,7 @@ from tracer.protocol.model import (
     Geometry,
     Group,
     Held,
+    Kept,
     Kind,
     Lock,
     Locking,
@@ -79,6 +80,15 @@ _FOLLOWS: Mapping[Follows, str] = {
     Follows.HOLDS: "V5: the anon_vma followed the pages",
     Follows.MISSING: "V5: the VMA got the pages, and no anon_vma",
     Follows.OTHER: "V5: the VMA got the pages, and another anon_vma",
+}
+_KEPT: Mapping[Kept, str] = {
+    Kept.HOLDS: "V6: nothing changed but what was asked for",
+    Kept.FLAGS: "V6: addresses have other vm_flags than they were to have",
+    Kept.UFFD: "V6: addresses have another userfaultfd, or none",
+    Kept.POLICY: "V6: addresses have another memory policy",
+    Kept.FILE: "V6: addresses have another file, or another offset in it",
+    Kept.NAME: "V6: addresses have another name",
+    Kept.RANGE: "V6: the range is not what was asked for, or an address beside it is gone",
 }
 _WALKERS: Mapping[Walker, str] = {
     Walker.TRY_TO_MIGRATE: "the walk replaces mappings by migration entries",
@@ -155,6 +165,7 @@ def _head() -> Iterator[LegendRow]:
         ),
         *((Context(geometry=geometry), meaning) for geometry, meaning in _GEOMETRY.items()),
         *((Context(follows=follows), meaning) for follows, meaning in _FOLLOWS.items()),
+        *((Context(kept=kept), meaning) for kept, meaning in _KEPT.items()),
         *((Context(walker=walker), meaning) for walker, meaning in _WALKERS.items()),
     ]
     for context, meaning in contexts:

@@ -129,6 +129,19 @@ class Follows(enum.StrEnum):
     OTHER = "other"
 
 
+class Kept(enum.StrEnum):
+    """The result of V6: what differs where a merge, a split or a move was to keep it."""
+
+    NONE = "none"
+    HOLDS = "holds"
+    FLAGS = "flags"
+    UFFD = "uffd"
+    POLICY = "policy"
+    FILE = "file"
+    NAME = "name"
+    RANGE = "range"
+
+
 class Walker(enum.StrEnum):
     """The user of an rmap walk, known by its rmap_one()."""
 
@@ -254,6 +267,7 @@ class Context:
     geometry: Geometry = Geometry.NONE
     follows: Follows = Follows.NONE
     walker: Walker = Walker.NONE
+    kept: Kept = Kept.NONE
 
 
 FLAGS = (

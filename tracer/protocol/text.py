@@ -8,7 +8,8 @@ Head: the window, and its context in brackets. `anon=imported`: the anon_vma was
 neighbour in this window. `mmap:w`, `i_mmap:r`: lock states at entry, without free ones.
 `moved`: a boundary changed. `rebuilt`: the window is derived from the hooks around it. `ok`: the
 geometry holds, `geometry=…`: what is wrong with it. `follows`: the anon_vma followed its pages,
-`follows=…`: it did not. A walk has the name of its walker, or `other_walker`. Then the error: the
+`follows=…`: it did not. `kept`: a merge, split or move changed nothing else, `kept=…`: what it did
+change. A walk has the name of its walker, or `other_walker`. Then the error: the
 name of an errno, or -NULL for NULL and false.
 
 Steps: `anon↓w`, `anon↓wk` (killable), `anon↓r?` (trylock), `anon↑w`, `mmap⇓` (downgrade). `file-`,
@@ -40,6 +41,7 @@ from tracer.protocol.model import (
     Geometry,
     Group,
     Held,
+    Kept,
     Kind,
     Lock,
     Locking,
@@ -92,6 +94,7 @@ _FOLLOWS_WORDS = {each: f"follows={each}" for each in Follows} | {
     Follows.NONE: "",
     Follows.HOLDS: "follows",
 }
+_KEPT_WORDS = {each: f"kept={each}" for each in Kept} | {Kept.NONE: "", Kept.HOLDS: "kept"}
 _WALKER_WORDS = {each: str(each) for each in Walker} | {
     Walker.NONE: "",
     Walker.OTHER: "other_walker",
@@ -115,6 +118,7 @@ def parts(protocol: Protocol, *, ascii: bool = False) -> tuple[list[str], str]:
         _states(context.entry),
         _GEOMETRY_WORDS[context.geometry],
         _FOLLOWS_WORDS[context.follows],
+        _KEPT_WORDS[context.kept],
     ]
     steps = " ".join(words(protocol.steps, ascii=ascii))
     if context.exit != context.entry:
@@ -185,6 +189,7 @@ _WORDS: dict[str, dict[str, Any]] = (
     {word: {name: True} for name, word in _FLAG_WORDS.items()}
     | {word: {"geometry": each} for each, word in _GEOMETRY_WORDS.items() if word}
     | {word: {"follows": each} for each, word in _FOLLOWS_WORDS.items() if word}
+    | {word: {"kept": each} for each, word in _KEPT_WORDS.items() if word}
     | {word: {"walker": each} for each, word in _WALKER_WORDS.items() if word}
 )
 

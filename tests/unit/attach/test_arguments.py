@@ -118,6 +118,7 @@ def test_struct_by_value_takes_a_slot_for_each_eight_bytes() -> None:
 def test_empty_struct_takes_no_slot() -> None:
     """struct vm_userfaultfd_ctx without CONFIG_USERFAULTFD."""
     assert found("with_empty", vma="vma").arguments == {"vma": Argument(0)}
+    assert found("with_empty", it="nothing?").arguments == {}, "what follows it is not it"
 
 
 def test_first_six_arguments_of_a_kprobe_are_in_registers() -> None:

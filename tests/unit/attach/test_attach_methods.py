@@ -262,7 +262,7 @@ def test_synthetic_kernel_has_a_method_for_every_window_program() -> None:
     assert programs == set(
         "window_enter window_leave window_end vm_area_dup file_tree_step anon_tree_step commit "
         "task_exit rwsem rwsem_trying rwsem_tried contention_begin contention_end walk_enter "
-        "visit".split()
+        "visit keeping_enter keeping_leave".split()
     )
 
 

@@ -159,6 +159,16 @@ BROKEN = [
     # CVE-2026-23077: copy_vma() returns a VMA without anon_vma
     ("copy_vma[anon mmap:w ok follows=missing]", "L3+ V1+ V5!"),
     ("copy_vma[anon mmap:w ok follows=other]", "L3+ V1+ V5!"),
+    # CVE-2026-23416: mseal() asks vma_modify() for a range that begins before its VMA
+    ("vma_modify[mmap:w kept=range]  commit_merge()", "L3+ V6!"),
+    # mremap_userfaultfd_prep() ends the userfaultfd of a neighbour that never moved
+    ("move_vma[anon mmap:w kept=uffd]  copy_vma() move_page_tables()", "L3+ V6!"),
+    ("move_vma[anon mmap:w kept]  copy_vma() move_page_tables()", "L3+ V6+"),
+    ("vma_merge[mmap:w kept=policy] -NULL", "L3+ V6!"),
+    ("__split_vma[mmap:w ok kept=flags]", "L3+ V1+ V6!"),
+    ("vma_merge_new_range[mmap:w kept=file]", "L3+ V6!"),
+    ("vma_merge_new_range[mmap:w kept=name]", "L3+ V6!"),
+    ("vma_merge_new_range[mmap:w] -NULL", "L3+"),
     ("vma_expand[anon=imported moved mmap:w geometry=overlap]  commit_merge()", "L3+ V1!"),
     ("__vma_adjust[mmap:w geometry=not_as_asked] -ENOMEM", "L3+"),
     ("unlink_file_vma[file]  anon↓w mmap↓w mmap↑w anon↑w", "L1! L3+"),
@@ -313,4 +323,5 @@ def test_the_page_for_readers_of_a_violation_is_in_the_notation() -> None:
         "L1+ L3! L4+",
         "L3+ V1+ V5!",
         "L1! L3+ L6+",
+        "L3+ V6!",
     ]

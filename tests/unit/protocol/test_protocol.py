@@ -208,8 +208,8 @@ def test_full_key_needs_no_terminator() -> None:
         (bytes((0, 156)).ljust(72, b"\0"), "step 0"),
         (bytes((156, 3, 3)).ljust(72, b"\0"), "not there"),
         (bytes((255,)).ljust(72, b"\0"), "step 255"),
-        (bytes(68) + bytes((31, 0, 0, 0)), "window 31"),
-        (bytes(67) + bytes((0x80, 0, 0, 0, 0)), "context"),
+        (bytes(68) + bytes((32, 0, 0, 0)), "window 32"),
+        (bytes(67) + bytes((0x0E, 0, 0, 0, 0)), "context"),
     ],
 )
 def test_invalid_bytes_are_an_error(key: bytes, why: str) -> None:
