@@ -77,11 +77,12 @@ class EventLoop:
         """
         self._beat()
         now, due = self._clock(), self._open_cases.due_ns()
-        self._stalls.look(now)
         moments = [due, *(part.due_ns() for part in self._parts)]
         soonest = [moment for moment in moments if moment is not None]
         until = min(self._next_tick_ns, now + int(timeout * 1e9), *soonest)
+        self._stalls.look(now)
         ready = self._poll.poll(max(0.0, (until - now) / 1e6))
+        self._stalls.look(self._clock())
         if due is None and any(fd == self._ring.fd for fd, _ in ready):
             time.sleep(_COALESCE_SECONDS)  # the rest of a burst arrives: one pass over the ledger
         known = len(self._checker.new_findings)

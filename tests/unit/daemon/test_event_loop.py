@@ -193,3 +193,15 @@ def test_time_without_a_step_is_a_stall(ring: Any) -> None:
     log.now = 15 * TICK_NS
     steps.step(0)
     assert log.stalls.within(0, log.now) == 9 * TICK_NS
+
+
+def test_stall_while_the_loop_slept_is_known_before_the_tick(ring: Any) -> None:
+    """Seen on 6.16.12: the guest stood still for 33 s, and 32 entries were called too old."""
+    log = Log([])
+    steps = loop(log, ring)
+    clock = iter([TICK_NS, 34 * TICK_NS])
+    known = list[int]()
+    log.at_read = [lambda: known.append(log.stalls.within(0, 34 * TICK_NS))]
+    steps._clock = lambda: next(clock, 34 * TICK_NS)
+    assert steps.step(0) is True
+    assert known == [32 * TICK_NS]
