@@ -40,7 +40,7 @@ _STACK = 88  # offset of the twelfth argument, which replaces the stack pointer
 _MARK = (1 << 64) - 1  # no address is above it
 _LEAF_SLOTS = 8 + 15 * 8  # struct maple_range_64
 _INNER_SLOTS = 8 + 9 * 8 + 8  # struct maple_arange_64
-_EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
 
 class Reader:
@@ -83,7 +83,7 @@ class Reader:
                 yield vma
 
 
-def _kernel() -> Kernel:
+def hookable_kernel() -> Kernel:
     """Return the running kernel as one that accepts fentry programs.
 
     Their instructions are the same when they are loaded as raw tracepoint programs.
@@ -97,7 +97,7 @@ class Runs:
     """The programs of the probe objects of windows, by `how:function`."""
 
     def __init__(self, layouts: Layouts, a_second: int) -> None:
-        kernel, folder = _kernel(), probes_folder()
+        kernel, folder = hookable_kernel(), probes_folder()
         planned = resolver.make_plan(
             kernel, [folder], frozenset({"vma", "locks", "rmap", "complaints"})
         )
@@ -196,7 +196,7 @@ def main(count: int = 20_000, a_second: int = 0) -> None:
         )
         go = _sequence(runs := Runs(layouts, a_second), Reader(session))
         go()
-        empty = load_program("empty", "run", _EMPTY)
+        empty = load_program("empty", "run", EMPTY)
         stack.callback(os.close, enable_statistics())
         before = {name: program.statistics() for name, program in runs.made.items()}
         for _ in range(count):
