@@ -45,7 +45,7 @@ _LEAF_SLOTS = 8 + 15 * 8  # struct maple_range_64
 _INNER_SLOTS = 8 + 9 * 8 + 8  # struct maple_arange_64
 _RANGE = ("vm_start", "vm_end")
 _NOT_HELD = "held_by_us(w->mmap) != OWNER_SELF"
-_EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+EMPTY = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 
 
 class Reader:
@@ -88,7 +88,7 @@ class Reader:
                 yield vma
 
 
-def _kernel() -> Kernel:
+def hookable_kernel() -> Kernel:
     """Return the running kernel as one that accepts fentry programs.
 
     Their instructions are the same when they are loaded as raw tracepoint programs.
@@ -135,7 +135,7 @@ class Runs:
     """The programs of the probe objects of windows, by `how:function`."""
 
     def __init__(self, layouts: Layouts, a_second: int) -> None:
-        kernel, folder = _kernel(), probes_folder()
+        kernel, folder = hookable_kernel(), probes_folder()
         planned = resolver.make_plan(
             kernel, [folder], frozenset({"vma", "locks", "rmap", "complaints"})
         )
@@ -261,7 +261,7 @@ def main(count: int = 20_000, a_second: int = 0) -> None:
             runs := Runs(layouts, a_second), Reader(session), _page_offset(session, layouts)
         )
         go()
-        empty = load_program("empty", "run", _EMPTY)
+        empty = load_program("empty", "run", EMPTY)
         stack.callback(os.close, enable_statistics())
         before = {name: program.statistics() for name, program in runs.made.items()}
         for _ in range(count):
