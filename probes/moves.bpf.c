@@ -33,6 +33,7 @@ enum destination_state {
 };
 struct destination {
 	u64 state; /* enum destination_state */
+	u64 task;  /* fentry programs can be preempted: another task may use this CPU's meanwhile */
 	u64 pgd;
 	u64 at; /* the next address to look at, and the one to stop before */
 	u64 end;
@@ -102,7 +103,7 @@ static __always_inline u32 scan_table(struct destination *d, struct destination_
 	return DESTINATION_GOES_ON;
 }
 
-static __always_inline void emit_mapped(void *ctx, struct params *p, struct destination *d,
+static __always_inline void emit_mapped(void *ctx, struct params *p, u64 at, u64 entry, u32 level,
 					vma_t vma, mm_t mm)
 {
 	struct event *e = new_event(DESTINATION_MAPPED);
@@ -111,11 +112,11 @@ static __always_inline void emit_mapped(void *ctx, struct params *p, struct dest
 	struct mapped_destination *found = &e->detail.mapped;
 	found->mm = mm.addr;
 	found->vma = vma.addr;
-	found->addr = d->at;
-	found->entry = d->entry;
-	found->level = d->level;
-	if (p->vmemmap && d->level < 3 && is_present(d->entry, d->level))
-		found->folio = head_page(p, mapped_pfn(p, d->entry, d->level));
+	found->addr = at;
+	found->entry = entry;
+	found->level = level;
+	if (p->vmemmap && level < 3 && is_present(entry, level))
+		found->folio = head_page(p, mapped_pfn(p, entry, level));
 	e->stack = stack_of(ctx);
 	events.ringbuf_submit(e, 0);
 }
@@ -139,7 +140,10 @@ HOOK(move_destination)
 	if (from < to + length && to < from + length)
 		return 0;
 	mm_t mm = MM((u64)READ_VMA(vma, vm_mm));
-	d->pgd = (u64)READ_MM(mm, pgd);
+	u64 pgd = (u64)READ_MM(mm, pgd);
+	u64 task = bpf_get_current_pid_tgid();
+	d->task = task;
+	d->pgd = pgd;
 	d->at = to;
 	d->end = to + length;
 	d->left = 0;
@@ -154,9 +158,16 @@ HOOK(move_destination)
 		if (d->state == DESTINATION_GOES_ON)
 			d->state = scan_table(d, copy);
 	}
-	u64 state = d->state;
+	u64 state = d->task == task ? d->state : DESTINATION_UNREADABLE;
+	u64 at = d->at;
+	u64 entry = 0;
+	u32 level = 0;
+	/* Proven is what a walk finds that shares nothing with another task. */
+	if (state == DESTINATION_TAKEN &&
+	    (at - to >= length || walk(p, pgd, at, &entry, &level) || is_none(entry)))
+		state = DESTINATION_UNREADABLE;
 	if (state == DESTINATION_TAKEN)
-		emit_mapped(ctx, p, d, vma, mm);
+		emit_mapped(ctx, p, at, entry, level, vma, mm);
 	count(state == DESTINATION_EMPTY ? V7_HOLDS :
 	      state == DESTINATION_TAKEN ? V7_VIOLATED :
 					   V7_UNVERIFIABLE);

@@ -93,7 +93,8 @@ enum counter {
 	WAITS_LOST,  /* waits that found their map busy */
 	V7_HOLDS,
 	V7_VIOLATED,
-	V7_UNVERIFIABLE,   /* page tables at the destination are not readable, or too many */
+	V7_UNVERIFIABLE,   /* page tables at the destination are not readable, too many, or another
+			      task's: see struct destination */
 	COMPLAINTS_UNSENT, /* lines that begin as complaints do, beyond COMPLAINTS_A_SECOND */
 	R3_HOLDS,
 	R3_VIOLATED,
