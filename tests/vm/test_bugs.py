@@ -84,7 +84,7 @@ def test_mremap_beside_an_untouched_neighbour_violates_v5_on_the_vulnerable_kern
         assert violation["summary"] == "the VMA took over pages of an anon_vma and has none"
 
 
-@pytest.mark.parametrize(("kernel", "vulnerable"), pair("7.2.6", "7.3"))
+@pytest.mark.parametrize(("kernel", "vulnerable"), [*pair("7.2.6", "7.3"), *pair("6.18.5", "7.3")])
 def test_mremap_beside_the_same_userfaultfd_violates_v6_on_the_vulnerable_kernel_only(
     kernel: str, vulnerable: bool
 ) -> None:
