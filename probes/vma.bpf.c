@@ -59,7 +59,10 @@ HOOK(keeping_enter)
 	struct task_windows *t = w ? current_task_windows() : 0;
 	if (!w || !t)
 		return 0;
-	struct request *asked = &keeping_of(t, window)->asked;
+	struct keeping *k = keeping_of(t, window);
+	/* The split of a merge that did not take place: what is beside the range is compared then. */
+	u32 inside = window == WINDOW___split_vma && outer && outer->mark == k->mark;
+	struct request *asked = inside ? &t->unkept : &k->asked;
 	asked->start = ARGUMENT(start);
 	asked->end = asked->start + ARGUMENT(length);
 	if (asked->end == asked->start)
@@ -73,16 +76,17 @@ HOOK(keeping_enter)
 	asked->middle = ARGUMENT(middle);
 	asked->source = ARGUMENT(source);
 	asked->source_length = ARGUMENT(source_length);
-	struct window_args *args = &t->args;
-	__builtin_memset(args, 0, sizeof(*args));
-	args->asked = CONSTANT(asked);
-	args->returns = CONSTANT(returns);
-	args->vma = VMA(ARGUMENT(vma));
-	args->mm = MM(ARGUMENT(mm));
-	args->start = asked->start;
-	args->end = asked->end;
-	describe_window(w, outer, window, flags, args, &t->scratch.vma);
-	record_kept(t, w, window);
+	struct window_args args = {
+		.asked = CONSTANT(asked),
+		.returns = CONSTANT(returns),
+		.vma = VMA(ARGUMENT(vma)),
+		.mm = MM(ARGUMENT(mm)),
+		.start = asked->start,
+		.end = asked->end,
+	};
+	describe_window(w, outer, window, flags, &args, &t->scratch.vma);
+	if (!inside)
+		record_kept(t, w, window);
 	return 0;
 }
 

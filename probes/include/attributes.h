@@ -68,7 +68,7 @@ struct request {
 	u64 source; /* of a move: where its range begins, and how long it is */
 	u64 source_length;
 };
-/* What a window must keep. A merge or a split may be inside a move, and in no other of them. */
+/* What a window must keep. A merge or a split may be inside a move. */
 struct keeping {
 	u64 mark;    /* of the window */
 	u64 outside; /* the range was not in one VMA */

@@ -25,7 +25,7 @@ struct task_windows {
 	struct open_window windows[DEEPEST_WINDOW];
 	struct keeping keeping[2]; /* KEEPING_OF() */
 	struct attribute_scratch scratch;
-	struct window_args args; /* of a window that keeps things: the stack is small */
+	struct request unkept; /* of a split inside a merge */
 };
 BPF_TASK_STORAGE(task_windows, struct task_windows);
 

@@ -385,6 +385,27 @@ def test_merge_inside_a_move_keeps_things_of_its_own() -> None:
     }
 
 
+@pytest.mark.parametrize("what", ["", "uffd"])
+def test_split_inside_a_merge_is_compared_by_the_merge(what: str) -> None:
+    b = box()
+    before, middle, behind = three(b)
+    with (
+        b.call("vma_modify", asked(b, middle, 0x16000, 0x18000), returned=middle.at),
+        b.call("__split_vma", 0, middle.at, 0x16000, 1),
+    ):
+        half = b.vma(0x14000, 0x16000, flags=FLAGS)
+        for path in ("vm_policy", "anon_name"):
+            b.set(half.at, f"vm_area_struct.{path}", member(b, middle, path))
+        b.change(middle, vm_start=0x16000, vm_pgoff=0x16)
+        plant(b, before, half, middle, behind)
+        if what:
+            lose(b, half, what)
+    assert b.seen() == {
+        "__split_vma[moved mmap:w ok]": 1,
+        f"vma_modify[mmap:w kept{what and '=' + what}]  __split_vma()": 1,
+    }
+
+
 def test_address_is_found_in_trees_of_any_shape() -> None:
     """Of all VMAs only those beside the range are compared."""
     random = Random(6)
