@@ -1,8 +1,7 @@
 """Real bugs of stock kernels are found on a kernel that has them, and not on a fixed one.
 
 The rows are in stock_bugs.toml, the results in docs/measurements/DETECTION.md. RMAPD_VM_KERNELS
-names the kernels that are asked for: a kernel of the ladder is run if it is named, any other one if
-a fixed kernel of its row is.
+names the kernels, of bugs.toml too: RMAPD_VM_KERNELS="6.12.43 6.1" pytest -s -k "#8".
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.vm.guest import ladder
 from tests.vm.stock_bugs import Bug, Outcome, rows, walk
 from tests.workloads.stopped_walk import MANY
 
@@ -25,8 +23,7 @@ KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 def asked_for() -> Iterator[tuple[Bug, str]]:
     for bug in rows():
         for kernel in (*bug.bad, *bug.good):
-            beside = kernel not in ladder() and {*bug.good} & {*KERNELS}
-            if bug.workload and (kernel in KERNELS or beside):
+            if bug.workload and kernel in KERNELS:
                 yield bug, kernel
 
 
@@ -128,7 +125,8 @@ def test_bug_is_found_on_a_kernel_that_has_it_and_nothing_on_a_fixed_one(
     assert {*outcome.found} - {*bug.also} == ({*bug.found} if bad else set())
     assert ("exit 3" in result.output) is bool(outcome.found), result.output
     assert all(report["invariants"][one]["coverage"] != "none" for one in bug.found)
-    assert not {loss: count for loss, count in report["lost"].items() if count}
+    lost = {loss for loss, count in report["lost"].items() if count}
+    assert lost <= {"missed_runs"}, "lazily preempting kernels leave out a run now and then"
     main = [v for v in report["violations"] if v["invariant"] == bug.found[0]]
     assert {violation["verdict"] for violation in main} == ({"violated"} if bad else set())
     assert {violation["function"] for violation in main} == ({bug.function} if bad else set())
