@@ -60,7 +60,7 @@ HOOK(keeping_enter)
 	if (!w || !t)
 		return 0;
 	struct keeping *k = keeping_of(t, window);
-	/* The split of a merge that did not take place: what is beside the range is compared then. */
+	/* The split of a merge that did not take place: its merge compares what is beside. */
 	u32 inside = window == WINDOW___split_vma && outer && outer->mark == k->mark;
 	struct request *asked = inside ? &t->unkept : &k->asked;
 	asked->start = ARGUMENT(start);

@@ -17,9 +17,6 @@ _Static_assert(OFFSET(maple_range_64, slot) == OFFSET(maple_range_64, pivot) + 8
 	       "pivots");
 _Static_assert(OFFSET(maple_range_64, pivot) == OFFSET(maple_arange_64, pivot), "pivots");
 
-/* Up to 6.1 a VMA's name has its place in common with what it has for its file (mm_types.h). */
-#define NAME_IN_UNION (OFFSET(vm_area_struct, anon_name) == OFFSET(vm_area_struct, rb))
-
 /*
  * include/uapi/linux/mempolicy.h. The kernel does not set the nodes of MPOL_LOCAL, nor compares
  * mempolicy.w without one of the flags.
@@ -40,14 +37,11 @@ struct vma_attributes {
 struct kept_point {
 	u64 at;
 	u64 may_differ; /* flags that are not compared */
-	u64 vma;        /* at entry; 0: none */
 	struct vma_attributes was;
 };
 enum kept_address {
 	POINT_BELOW, /* the addresses before and behind the range that was asked for */
 	POINT_ABOVE,
-	POINT_FIRST, /* of vma_merge(): the first and the last address of the range, at entry only */
-	POINT_LAST,
 	POINT_BELOW_SOURCE, /* of a move: beside its source */
 	POINT_ABOVE_SOURCE,
 	POINT_SOURCE, /* the first address of the source: it may be unmapped when the move ends */
@@ -74,7 +68,7 @@ struct keeping {
 	u64 outside; /* the range was not in one VMA */
 	struct request asked;
 	struct vma_attributes wanted; /* of the range, by a merge */
-	struct kept_point point[POINTS];
+	struct kept_point point[8];   /* POINTS, and room for the bound of point_at() */
 };
 #define KEEPING_OF(window) ((window) == WINDOW_move_vma)
 /* In the task's storage, as a program can lose its CPU and its stack is small. */
@@ -82,7 +76,6 @@ struct attribute_scratch {
 	u64 pivot[PIVOTS];
 	u64 word;
 	u64 name[10]; /* ANON_VMA_NAME_MAX_LEN */
-	u64 read;     /* the VMA that was read last */
 	struct vm_area_struct vma;
 	struct vma_attributes is;
 	u64 lost; /* a bit for each enum kept */
@@ -187,7 +180,6 @@ static __always_inline u32 is_mapped_at(struct attribute_scratch *s, u64 at)
 static __always_inline void read_vma(struct attribute_scratch *s, vma_t vma)
 {
 	s->vma.vm_start = s->vma.vm_end = 0;
-	s->read = vma.addr;
 	if (vma.addr)
 		bpf_probe_read_kernel(&s->vma, sizeof(s->vma), (void *)vma.addr);
 }
@@ -208,8 +200,7 @@ static __always_inline void take_attributes(struct attribute_scratch *s, struct 
 #endif
 	a->name = 0;
 #ifdef HAVE_vm_area_struct_anon_name
-	if (!NAME_IN_UNION || !s->vma.vm_file)
-		a->name = digest_of_name(s, (u64)s->vma.anon_name);
+	a->name = digest_of_name(s, (u64)s->vma.anon_name);
 #endif
 }
 

@@ -42,7 +42,7 @@ static __always_inline struct kept_point *point_at(struct keeping *k, u32 i)
 	TESTED(point);
 	return point;
 }
-_Static_assert(POINTS == 8, "the bound of point_at()");
+_Static_assert(POINTS <= 8, "the bound of point_at()");
 
 /* Read the VMA at an address into s->vma; is_mapped_at() tells whether there is one. */
 static __always_inline void find_vma_at(struct attribute_scratch *s, mm_t mm, u64 at)
@@ -59,23 +59,18 @@ static __always_inline void set_points(struct keeping *k, u32 window)
 #pragma unroll
 	for (u32 i = 0; i < POINTS; i++) {
 		k->point[i].at = 0;
-		k->point[i].vma = 0;
 		k->point[i].may_differ = MAY_DIFFER;
 	}
 	k->point[POINT_BELOW].at = start - 1;
 	k->point[POINT_ABOVE].at = end;
 	if (window == WINDOW___split_vma)
 		k->point[POINT_ABOVE].at = start;
-	if (window == WINDOW_vma_merge) {
-		k->point[POINT_FIRST].at = start;
-		k->point[POINT_LAST].at = end - 1;
-	}
 	if (window == WINDOW_move_vma) {
 		u64 source = k->asked.source;
 		k->point[POINT_SOURCE].at = source;
 		k->point[POINT_BELOW_SOURCE].at = source - 1;
 		k->point[POINT_ABOVE_SOURCE].at = source + k->asked.source_length;
-		/* MREMAP_DONTUNMAP ends mlock() of the whole source, a moved PFNMAP its tracking. */
+		/* MREMAP_DONTUNMAP unlocks the whole source, a moved PFNMAP is not tracked. */
 		k->point[POINT_SOURCE].may_differ |= VM_LOCKED_MASK | VM_PAT;
 		k->point[POINT_BELOW_SOURCE].may_differ |= VM_LOCKED_MASK | VM_PAT;
 		k->point[POINT_ABOVE_SOURCE].may_differ |= VM_LOCKED_MASK | VM_PAT;
@@ -100,8 +95,7 @@ static __always_inline void complete_move(struct keeping *k)
 }
 
 /* What a merge was asked for. */
-static __always_inline void complete_merge(struct attribute_scratch *s, struct keeping *k,
-					   u32 window)
+static __always_inline void complete_merge(struct attribute_scratch *s, struct keeping *k)
 {
 	struct request *asked = &k->asked;
 	k->wanted.flags = asked->flags;
@@ -111,14 +105,9 @@ static __always_inline void complete_merge(struct attribute_scratch *s, struct k
 	k->wanted.offset = asked->pgoff - (asked->start >> PAGE_SHIFT);
 	k->wanted.name = 0;
 #ifdef HAVE_vm_area_struct_anon_name
-	if (!NAME_IN_UNION || !asked->file)
-		k->wanted.name = digest_of_name(s, asked->name);
+	k->wanted.name = digest_of_name(s, asked->name);
 #endif
-	if (window == WINDOW_vma_merge) {
-		/* mm/mmap.c up to 6.10: the range is empty or in one VMA. */
-		k->outside = k->point[POINT_FIRST].vma != k->point[POINT_LAST].vma;
-		k->point[POINT_FIRST].at = k->point[POINT_LAST].at = 0;
-	} else if (asked->middle) {
+	if (asked->middle) {
 		read_vma(s, VMA(asked->middle));
 		k->outside = !is_mapped_at(s, asked->start) || asked->end > s->vma.vm_end;
 	}
@@ -142,7 +131,7 @@ static __always_inline void record_kept(struct task_windows *t, struct open_wind
 	set_points(k, window);
 #pragma nounroll
 	for (u32 i = 0; i < POINTS; i++) {
-		if (i == POINT_FIRST && window != WINDOW_move_vma && window != WINDOW_vma_merge)
+		if (i == POINT_BELOW_SOURCE && window != WINDOW_move_vma)
 			break;
 		struct kept_point *point = point_at(k, i);
 		u64 at = point->at;
@@ -153,13 +142,12 @@ static __always_inline void record_kept(struct task_windows *t, struct open_wind
 		if (!is_mapped_at(s, at))
 			continue;
 		point->at = at;
-		point->vma = s->read;
 		take_attributes(s, &point->was);
 	}
 	if (window == WINDOW_move_vma)
 		complete_move(k);
 	else if (window != WINDOW___split_vma)
-		complete_merge(s, k, window);
+		complete_merge(s, k);
 }
 
 static __always_inline u64 is_not_zero(u64 value)
@@ -251,7 +239,7 @@ static __always_inline void check_kept(struct task_windows *t, struct open_windo
 	}
 #pragma nounroll
 	for (u32 i = 0; i < POINTS; i++) {
-		if (i == POINT_FIRST && window != WINDOW_move_vma)
+		if (i == POINT_BELOW_SOURCE && window != WINDOW_move_vma)
 			break;
 		check_point(s, point_at(k, i), w->mm, i);
 	}

@@ -10,7 +10,7 @@ from tests.vm.guest import run
 
 FAULTS = {
     "error_locked": {"L3"},
-    "pgoff_lost": {"V1", "V6"},
+    "pgoff_lost": {"V1"},
     "not_paired": {"V2"},
     "import_lost": {"V5"},
     "walk_unlocked": {"L6"},

@@ -33,7 +33,7 @@ WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "error_locked": (1, 1, {("L3", "do_brk_flags")}),
     "not_paired": (1, 1, {("V2", "__vma_adjust")}),
     "import_lost": (1, 1, {("V5", "__vma_adjust")}),
-    "pgoff_lost": (1, 1, {("V1", "__vma_adjust"), ("V6", "vma_merge")}),
+    "pgoff_lost": (1, 1, {("V1", "__vma_adjust")}),
 }
 """Fault -> (number of strikes, number of violated windows, {(invariant, function) to be found})."""
 BEFORE = 1.0

@@ -88,7 +88,8 @@ def test_healthy_kernel_has_no_finding_with_full_coverage(both: dict[str, Any], 
         "missed_runs"
     }  # 7.x preempts
     assert {name: found["coverage"][name] for name in FULL} == {name: ["full", ""] for name in FULL}
-    for name in ("L1", "L2", "L3", "L4", "L5", "V1", "V2", "V5", "V6"):
+    judged = ("L1", "L2", "L3", "L4", "L5", "V1", "V2", "V5")
+    for name in (*judged, *(["V6"] if found["coverage"]["V6"][0] != "none" else [])):
         assert found["checks"][f"{name} holds"] >= ROUNDS
 
 

@@ -32,7 +32,7 @@ FAULTS = (
     "walk_unlocked entry_unlocked restored_unlocked adjust_swapped commit_unlocked error_locked "
     "not_paired import_lost pgoff_lost"
 )
-"""Each violates other invariants: M2, M3, L1 to L6, V1, V2, V5 and V6 once a round.
+"""Each violates other invariants: M2, M3, L1 to L6, V1, V2 and V5 once a round.
 
 M1 and M5 are left out because their faults kill the guest.
 """

@@ -97,6 +97,7 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         and programs share, or a sum of some (`A | B`).
     window: the name of the window that the function's entry and return open and close (`WINDOW_…`).
     program, leave: the programs at entry and return, where they are not the default ones.
+    programs_need: a function; on kernels without it `program` and `leave` are the default ones.
     before: the program at entry that a kretprobe needs, as registers hold no arguments at a return.
     alone: false where the hook is of no use unless another one of the probe object is attached.
     rebuilt: the last resort, where no candidate is there.
@@ -110,6 +111,7 @@ class Hook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: str = ""
     program: str = ""
     leave: str = ""
+    programs_need: str = ""
     before: str = ""
     alone: bool = True
     rebuilt: Rebuilt | None = None

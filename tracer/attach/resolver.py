@@ -107,6 +107,8 @@ def resolve_hook(kernel: Kernel, probe_object: str, hook: Hook) -> PlannedHook:
     The order is that of the candidates, a rebuilt window comes last; kprobes come first where the
     kernel would leave out runs of fentry programs (Kernel.preempts).
     """
+    if hook.programs_need and kernel.types.function(hook.programs_need) is None:
+        hook = msgspec.structs.replace(hook, program="", leave="")
     reasons, denied, methods = list[str](), False, list[AttachMethod]()
     for number, candidate in enumerate(hook.candidates):
         how, _, name = candidate.partition(":")

@@ -199,39 +199,6 @@ def test_range_that_a_neighbour_takes_in_has_what_was_asked_for(
     assert word(b) == (f"kept={what}" if what else "kept")
 
 
-@each_method
-def test_merge_of_6_1_is_compared_with_its_arguments_on_the_stack(
-    methods: tuple[str, str],
-) -> None:
-    b = box(methods)
-    before, behind = (b.vma(at, at + 0x4000, flags=FLAGS) for at in (0x10000, 0x18000))
-    for vma in (before, behind):
-        b.change(vma, vm_policy=policy(b), anon_name=name(b))
-        b.set(vma.at, "vm_area_struct.vm_userfaultfd_ctx.ctx", 0x7000)
-    plant(b, before, behind)
-    given = (policy(b), 0x7000, name(b))
-    for wrong in (-1, 0, 1, 2):
-        rest = [0 if at == wrong else value for at, value in enumerate(given)]
-        arguments = (b.mm, before.at, 0x14000, 0x18000, FLAGS, 0, 0, 0x14, *rest)
-        with b.call("vma_merge", *arguments, returned=before.at):
-            b.change(before, vm_end=0x18000)
-        b.change(before, vm_end=0x14000)
-    heads = {"kept", "kept=policy", "kept=uffd", "kept=name"}
-    assert b.seen() == {f"vma_merge[mmap:w {head}]": 1 for head in heads}
-
-
-def test_merge_of_6_1_over_the_end_of_a_vma_is_marked() -> None:
-    b = box()
-    plant(b, b.vma(0x10000, 0x14000), b.vma(0x16000, 0x18000))
-    for start, end in ((0x10000, 0x12000), (0x14000, 0x16000), (0x13000, 0x15000)):
-        with b.call("vma_merge", b.mm, 0, start, end, 0, 0, 0, 0, 0, 0, 0):
-            pass
-    assert b.seen() == {
-        "vma_merge[mmap:w kept] -NULL": 2,
-        "vma_merge[mmap:w kept=range] -NULL": 1,
-    }
-
-
 def test_merge_of_a_range_with_nothing_beside_it_has_no_word() -> None:
     b = box()
     plant(b, b.vma(0x50000, 0x54000))
