@@ -113,7 +113,7 @@ MORE: dict[int, Callable[[dict[str, Any], bool], None]] = {
 
 @pytest.mark.parametrize(
     ("bug", "kernel"),
-    asked_for(),
+    [*asked_for()],
     ids=lambda one: f"#{one.number}" if isinstance(one, Bug) else one,
 )
 def test_bug_is_found_on_a_kernel_that_has_it_and_nothing_on_a_fixed_one(
