@@ -1,5 +1,5 @@
 # make run, make test, make check: each installs what it needs first. ARGS='…' goes to rmapd run.
-# make vm KERNEL=6.1 CMD='rmapd doctor' runs a command on a Debian kernel in a guest; make test-kernels boots the whole ladder, KERNELS='6.1 7.3' a part of it.
+# make vm KERNEL=6.1 CMD='rmapd doctor' NODES=1 runs a command on a Debian kernel in a guest; make test-kernels boots the whole ladder, KERNELS='6.1 7.3' a part of it.
 SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -12,6 +12,7 @@ CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_wit
 KERNEL ?= 6.1
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
+NODES ?= 1
 BPF_C := $(wildcard probes/*.bpf.c probes/include/*.h) tests/support/harness.h
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
@@ -89,7 +90,7 @@ dashboards: setup
 	$(PYTHON) -m dashboards
 
 vm: vm-setup
-	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)'
+	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)' $(NODES)
 
 bench: setup
 	$(SUDO) $(PYTHON) -m tests.bench
