@@ -3,7 +3,7 @@
 usage: python -m tests.vm.stock_bugs [-o] [NUMBER...]     (root; boots guests)
 
 Runs the rows of these numbers, or all that have a workload, on each of their kernels, keeps the
-results in docs/measurements/detection.json, and writes the tables of DETECTION.md anew. -o writes
+results in stock_bugs.json beside them, and writes the tables of DETECTION.md anew. -o writes
 the tables only.
 """
 
@@ -22,7 +22,7 @@ import msgspec
 from tests.vm.guest import ROOT, Result, run
 
 ROWS = Path(__file__).parent / "stock_bugs.toml"
-RESULTS = ROOT / "docs/measurements/detection.json"
+RESULTS = ROWS.with_suffix(".json")
 PAGE = ROOT / "docs/measurements/DETECTION.md"
 _BEGINS = re.compile(r"^(begins|moves|struck) ([\d.]+)", re.MULTILINE)
 """When the workload begins, and where it knows it, when it did what the bug needs."""
@@ -49,19 +49,32 @@ class Bug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cannot: str = ""
 
 
+class Found(msgspec.Struct, frozen=True):
+    """What one invariant found.
+
+    seconds: from the workload's beginning, or from the strike, to the first finding. function: that
+    it is attributed to. culprit: the function that the trail, or the evidence, points at.
+    """
+
+    count: int
+    seconds: float
+    function: str
+    culprit: str
+    summary: str
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What one run of a bug's workload on one kernel gave.
 
-    release: of the kernel. found: invariant -> [count, seconds from the workload's beginning to
-    the finding, summary]. holds: checks that hold, by invariant that the row names. gap: the
-    longest time between two ticks of the checker, in seconds.
+    release: of the kernel. found: by invariant. holds: checks that hold, by invariant that the row
+    names. gap: the longest time between two ticks of the checker, in seconds.
     """
 
     number: int
     kernel: str
     release: str
     date: str
-    found: dict[str, tuple[int, float, str]]
+    found: dict[str, Found]
     holds: dict[str, int]
     gap: float
 
@@ -95,20 +108,38 @@ def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
     file = result.folder / "r.json"
     assert file.exists(), result.output
     report: dict[str, Any] = json.loads(file.read_text())
-    told = dict(_BEGINS.findall(result.output))
+    return outcome_of(bug, kernel, report, result.output), report, result
+
+
+def outcome_of(bug: Bug, kernel: str, report: dict[str, Any], output: str) -> Outcome:
+    """Return what a run gave. output: of the workload and of `rmapd exec`."""
+    told = dict(_BEGINS.findall(output))
     begun = float(told.get("struck") or told.get("moves") or told["begins"])
-    found = dict[str, tuple[int, float, str]]()
-    for violation in report["violations"]:
-        if violation["verdict"] in _WRONG:
-            seen = datetime.datetime.fromisoformat(violation["first_seen"]).timestamp()
-            after = round(seen - begun, 2)
-            count, first, text = found.get(violation["invariant"], (0, after, violation["summary"]))
-            found[violation["invariant"]] = (count + violation["count"], min(first, after), text)
+    found = dict[str, Found]()
+    for violation in sorted(report["violations"], key=lambda one: str(one["first_seen"])):
+        if violation["verdict"] not in _WRONG:
+            continue
+        name, seen = violation["invariant"], violation["first_seen"]
+        first = found.get(name) or Found(
+            0,
+            round(datetime.datetime.fromisoformat(seen).timestamp() - begun, 2),
+            violation["function"],
+            _culprit(violation),
+            violation["summary"],
+        )
+        found[name] = msgspec.structs.replace(first, count=first.count + violation["count"])
     holds = {name: report["invariants"][name]["checks"]["holds"] for name in bug.found}
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
     gap = round(report["overhead"]["longest_tick_gap_seconds"], 2)
-    outcome = Outcome(bug.number, kernel, report["kernel"], today, found, holds, gap)
-    return outcome, report, result
+    return Outcome(bug.number, kernel, report["kernel"], _today(), found, holds, gap)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _culprit(violation: dict[str, Any]) -> str:
+    marked = (step["function"] for step in violation["trail"] if step.get("marked"))
+    return str(next(marked, violation["evidence"].get("culprit", {}).get("function", "")))
 
 
 def _keep(new: Outcome) -> None:
@@ -123,21 +154,30 @@ def _results(bug: Bug, results: Iterable[Outcome]) -> Iterable[str]:
         if one.number != bug.number:
             continue
         if one.kernel in bug.good:
-            wrong = "; ".join(f"{name} ×{count}" for name, (count, _, _) in one.found.items())
-            yield _line(bug, one, wrong or "silent", "", "")
-        for name, (count, seconds, text) in one.found.items():
+            wrong = "; ".join(f"{name} ×{found.count}" for name, found in one.found.items())
+            yield _line(bug, one, wrong or "silent")
+        for name, found in one.found.items():
             if one.kernel in bug.bad and name in bug.found:
-                said = text.replace("|", "\\|")
-                yield _line(bug, one, f"{name} ×{count:,}", f"{seconds:.1f} s", said)
+                yield _line(
+                    bug,
+                    one,
+                    f"{name} ×{found.count:,}",
+                    f"{found.seconds:.1f} s",
+                    f"`{found.function}()`",
+                    f"`{found.culprit}()`" if found.culprit else "no function",
+                    found.summary.replace("|", "\\|"),
+                )
 
 
-def _line(bug: Bug, one: Outcome, found: str, seconds: str, text: str) -> str:
-    return f"| {bug.number} | {one.release} | {found} | {seconds} | {text} |"
+def _line(bug: Bug, one: Outcome, found: str, *more: str) -> str:
+    cells = [str(bug.number), one.release, found, *more]
+    return f"| {' | '.join([*cells, *[''] * (7 - len(cells))])} |"
 
 
 def tried(bugs: Sequence[Bug], results: Sequence[Outcome]) -> str:
     """Return the table of what was run."""
-    lines = ["| # | kernel | found | after | the finding |", "|-|-|-|-|-|"]
+    columns = ("#", "kernel", "found", "after", "function", "the trail points at", "the finding")
+    lines = [f"| {' | '.join(columns)} |", "|" + "-|" * len(columns)]
     for bug in bugs:
         lines += _results(bug, results)
     return "\n".join(lines)
@@ -195,7 +235,7 @@ def main(arguments: Sequence[str]) -> None:
         if not bug.workload or (wanted and bug.number not in wanted):
             continue
         for kernel in (*bug.bad, *bug.good):
-            outcome, _, _ = walk(bug, kernel)
+            outcome = walk(bug, kernel)[0]
             print(outcome, flush=True)
             _keep(outcome)
     PAGE.write_text(page(PAGE.read_text(), parts()))
