@@ -76,7 +76,7 @@ def nothing() -> KernelReport:
         (
             report(tracepoints_only()),
             CHECKS,
-            f"13 of {EVERY} invariants can be checked on 6.12.95-amd64: 4 in full, 9 in part. The"
+            f"14 of {EVERY} invariants can be checked on 6.12.95-amd64: 5 in full, 9 in part. The"
             " installation is complete, with 1 note.",
             "yellow",
         ),
@@ -230,7 +230,7 @@ def test_command_has_colours_on_a_terminal_unless_no_color_is_set(
 ) -> None:
     with doctor(monkeypatch, found=report(tracepoints_only()), **environ) as done:
         assert (done.exit_code, "\x1b[" in done.stdout) == (0, coloured)
-        assert f"13 of {EVERY} invariants" in done.stdout
+        assert f"14 of {EVERY} invariants" in done.stdout
 
 
 def test_command_that_fails_prints_what_it_found_and_the_error(
