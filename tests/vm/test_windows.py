@@ -160,7 +160,8 @@ def test_sampled_windows_are_few_and_cause_no_accusation(kernel: str) -> None:
     }
     covered = {name: (one["coverage"], one["reason"]) for name, one in report["invariants"].items()}
     assert covered["L4"] == ("full", "")
-    assert {covered[name] for name in FULL if name != "L4"} == {
+    missing = ["V6"] if report["hooks"]["vma_modify"]["state"] == "missing" else []
+    assert {covered[name] for name in FULL if name not in ("L4", *missing)} == {
         ("partial", "windows are sampled: 1 outermost ones of a function a second, on each CPU")
     }
     counts = {
