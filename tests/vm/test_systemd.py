@@ -169,7 +169,7 @@ def test_unit_works_on_the_kernel_of_debian(files: list[Path]) -> None:
     lived(found)
     assert {
         name for name, one in found["doctor"]["invariants"].items() if one["coverage"] == "full"
-    } >= set(FULL)
+    } >= set(FULL) - {"V6"}, "6.1 has no vma_modify()"
     assert "tracing" in found["kinds"], "fentry"
     assert found["running"] > 50
 
