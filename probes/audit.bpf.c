@@ -38,12 +38,6 @@
 #define MT_FLAGS_HEIGHT_OFFSET  2
 #define MT_FLAGS_HEIGHT_MASK    0x7c
 
-/* include/linux/page-flags.h: PAGE_MAPPING_*, later FOLIO_MAPPING_*. Both bits together are KSM. */
-#define PAGE_MAPPING_ANON  0x1ULL
-#define PAGE_MAPPING_FLAGS 0x3ULL
-/* include/linux/mm.h */
-#define VM_HUGETLB 0x00400000ULL
-
 /* include/linux/xarray.h: what a fork that failed leaves in the child's tree. */
 #define XA_ZERO_ENTRY 1030ULL
 

@@ -12,7 +12,6 @@
 /* include/linux/mm.h */
 #define VM_PFNMAP   0x00000400ULL
 #define VM_IO       0x00004000ULL
-#define VM_HUGETLB  0x00400000ULL
 #define VM_MIXEDMAP 0x10000000ULL
 
 /*

@@ -135,6 +135,14 @@ typedef struct {
 #define PAGE_SHIFT 12
 #define PAGE_MASK  (~((1ULL << PAGE_SHIFT) - 1))
 
+/* include/linux/page-flags.h, later FOLIO_MAPPING_*: the low bits of folio->mapping. */
+#define PAGE_MAPPING_ANON  0x1ULL
+#define PAGE_MAPPING_KSM   0x3ULL
+#define PAGE_MAPPING_FLAGS 0x3ULL
+
+/* include/linux/mm.h */
+#define VM_HUGETLB 0x00400000ULL
+
 /* arch/x86/include/asm/e820/api.h */
 #define ISA_END_ADDRESS 0x100000ULL
 

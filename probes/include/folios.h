@@ -9,11 +9,6 @@
 #include "migration.h"
 #include "walk.h"
 
-/* include/linux/page-flags.h: the low bits of folio->mapping. */
-#define PAGE_MAPPING_ANON  0x1ULL
-#define PAGE_MAPPING_KSM   0x3ULL
-#define PAGE_MAPPING_FLAGS 0x3ULL
-
 /* include/linux/mm.h: a small folio with so many references may be pinned for DMA. */
 #define GUP_PIN_COUNTING_BIAS (1 << 10)
 

@@ -12,16 +12,9 @@
 BPF_HASH(protocols, struct protocol_key, struct protocol_row, PROTOCOL_ROWS);
 BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 
-/*
- * include/linux/page-flags.h: PAGE_MAPPING_*, later FOLIO_MAPPING_*. ANON and MOVABLE
- * together are KSM.
- */
-#define PAGE_MAPPING_ANON  0x1ULL
-#define PAGE_MAPPING_FLAGS 0x3ULL
 /* include/linux/mm.h */
 #define VM_SEQ_READ  0x00008000ULL
 #define VM_RAND_READ 0x00010000ULL
-#define VM_HUGETLB   0x00400000ULL
 /* Both at once: execve() has not placed this stack yet (VM_STACK_INCOMPLETE_SETUP). */
 #define VM_STACK_SETUP (VM_RAND_READ | VM_SEQ_READ)
 /* include/linux/err.h */
