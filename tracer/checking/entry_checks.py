@@ -75,7 +75,7 @@ class EntryChecks:
     ) -> None:
         self.open_cases = open_cases
         self.entries = Counter[Verdict]()
-        self.late = LateRemovals(missed, stalls, age_limit_ns)
+        self.late = LateRemovals(missed, stalls)
         self._tables, self._verdicts, self._findings = tables, verdicts, findings
         self._second_walks, self._missed, self._stalls = second_walks, missed, stalls
         self._per_entry = [name for name, one in invariants.items() if one.every_entry]
@@ -104,7 +104,7 @@ class EntryChecks:
 
     def change(self, age_limit_ns: int, scan_ns: int) -> None:
         """From now on another age limit, and other time between scans; in nanoseconds."""
-        self._age_limit_ns = self.late.age_limit_ns = age_limit_ns
+        self._age_limit_ns = age_limit_ns
         self.open_cases.change(age_limit_ns, scan_ns)
 
     def outstanding(self, counters: Mapping[str, int]) -> int:
@@ -141,7 +141,8 @@ class EntryChecks:
         from before.
         """
         left = {row.key: row.count for row in rows}
-        for verdict, count in self.late.count(counters, left, self._clock()):
+        found = self.late.count(counters, left, self._age_limit_ns, self._clock())
+        for verdict, count in found:
             if verdict is Verdict.SUSPECT:
                 draft = self._findings.removed_late(count, self._age_limit_ns)
                 self._verdicts.record(draft, count)

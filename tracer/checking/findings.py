@@ -234,7 +234,7 @@ class Findings:
                 "folio_now": self._objects.folio(event.folio, vm_flags=now.vm_flags if now else 0),
             },
             self._trails.of_task({event.mm}, [event.tid], event.time_ns)
-            if event.entry
+            if report.of_task
             else self._trails.of_entry(around, event.time_ns),
         )
 
@@ -310,7 +310,7 @@ class Findings:
         return self._reasons.get(event.reason, str(event.reason))
 
     def _shape(self, decided: DecidedCase) -> str:
-        level = _LEVELS[2 if decided.case.level == 2 else 1]
+        level = "PMD" if decided.case.level == 2 else "PTE"
         event = decided.event
         if event is None:
             return f"level={level}"

@@ -15,11 +15,10 @@ class LateRemovals:
 
     The probes also count the removal of an entry that M4 judged while it was in the ledger. An
     entry has one verdict, so its removal is taken off what the probes count. missed: of the
-    programs that record insertions and removals. age_limit_ns may be changed.
+    programs that record insertions and removals.
     """
 
-    def __init__(self, missed: MissedRuns, stalls: Stalls, age_limit_ns: int) -> None:
-        self.age_limit_ns = age_limit_ns
+    def __init__(self, missed: MissedRuns, stalls: Stalls) -> None:
         self._missed, self._stalls = missed, stalls
         self._seen = {LATE: 0, LATE_UNCERTAIN: 0}
         self._judged: dict[bytes, int] = {}  # entries that M4 has judged, by the key of their row
@@ -56,7 +55,11 @@ class LateRemovals:
             self._judged.pop(key, None)
 
     def count(
-        self, counters: Mapping[str, int], left: Mapping[bytes, int], now_ns: int
+        self,
+        counters: Mapping[str, int],
+        left: Mapping[bytes, int],
+        age_limit_ns: int,
+        now_ns: int,
     ) -> Iterator[tuple[Verdict, int]]:
         """Yield (verdict, count) of what the kernel has removed late since the last call.
 
@@ -69,7 +72,7 @@ class LateRemovals:
             gone = max(0, entries - left.get(key, 0))
             self._removed += gone
             self._keep(key, entries - gone)
-        stalled = self._stalls.within(now_ns - self.age_limit_ns, now_ns)
+        stalled = self._stalls.within(now_ns - age_limit_ns, now_ns)
         doubtful = stalled or self._missed.during(self._counted_ns[1] + 1, now_ns)
         self._counted_ns = now_ns, self._counted_ns[0]
         for name, verdict in (

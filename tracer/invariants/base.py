@@ -77,7 +77,8 @@ class EventReport:
     function: what the finding is attributed to. summary: one sentence, a format string over addr,
     mm, vma, folio and entry of the event, and `where`: the address and the mm, if it is known.
     verdict: SUSPECT where the probe has no proof. shape: of the signature, a format string over
-    `level`; empty: the reason and the mode of the migration.
+    `level`; empty: the reason and the mode of the migration. of_task: the trail is what the task
+    did before, not what touched the folio.
     """
 
     kind: str
@@ -85,6 +86,7 @@ class EventReport:
     summary: str
     verdict: Verdict = Verdict.VIOLATED
     shape: str = ""
+    of_task: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ INVARIANTS = (
                 "page tables are moved to where a page is mapped: the entry at {where} is"
                 " {entry:#x}, and is overwritten without being unmapped",
                 shape="level={level}",
+                of_task=True,
             ),
         ),
         losses=(Loss("protocols", missed_runs=("move_destination",)),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,12 @@ class Ruling:
     verdict: Verdict
     reason: str = ""
     proven: bool = False
+
+
+def ruling_of(found: Hashable, wrong: Mapping[Any, str]) -> Ruling:
+    """Rule on what a probe has compared. wrong: each result that is a violation -> its reason."""
+    reason = wrong.get(found)
+    return Ruling(Verdict.VIOLATED, reason, proven=True) if reason else Ruling(Verdict.HOLDS)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracer.invariants.base import Invariant
-from tracer.invariants.verdict import Ruling, Verdict
+from tracer.invariants.verdict import Ruling, ruling_of
 from tracer.protocol.model import Kept, Protocol
 
 _LOST = {
@@ -21,11 +21,7 @@ def judge_kept(protocol: Protocol) -> Ruling | None:
     found = protocol.context.kept
     if found is Kept.NONE:
         return None
-    return (
-        Ruling(Verdict.VIOLATED, _LOST[found], proven=True)
-        if found in _LOST
-        else Ruling(Verdict.HOLDS)
-    )
+    return ruling_of(found, _LOST)
 
 
 INVARIANTS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tracer.invariants.base import Invariant
-from tracer.invariants.verdict import Ruling, Verdict
+from tracer.invariants.verdict import Ruling, ruling_of
 from tracer.protocol.model import Follows, Geometry, Protocol
 
 _GEOMETRY = {
@@ -24,11 +24,7 @@ def judge_geometry(protocol: Protocol) -> Ruling | None:
     found = protocol.context.geometry
     if found is Geometry.NONE or (found is Geometry.NOT_AS_ASKED and protocol.error):
         return None
-    return (
-        Ruling(Verdict.VIOLATED, _GEOMETRY[found], proven=True)
-        if found in _GEOMETRY
-        else Ruling(Verdict.HOLDS)
-    )
+    return ruling_of(found, _GEOMETRY)
 
 
 def judge_follows(protocol: Protocol) -> Ruling | None:
@@ -36,11 +32,7 @@ def judge_follows(protocol: Protocol) -> Ruling | None:
     found = protocol.context.follows
     if found is Follows.NONE or protocol.error:
         return None
-    return (
-        Ruling(Verdict.VIOLATED, _FOLLOWS[found], proven=True)
-        if found in _FOLLOWS
-        else Ruling(Verdict.HOLDS)
-    )
+    return ruling_of(found, _FOLLOWS)
 
 
 INVARIANTS = (
