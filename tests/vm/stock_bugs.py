@@ -39,6 +39,7 @@ class Bug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workload: str = ""
     nodes: int = 1
     seconds: int = 0
+    within: float = 0
     found: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     function: str = ""

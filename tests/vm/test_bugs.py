@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.vm.stock_bugs import Bug, Outcome, rows, walk
+from tests.vm.stock_bugs import Bug, rows, walk
 from tests.workloads.stopped_walk import MANY
 
-STOPPED_WALK = 29
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 
 
@@ -93,17 +92,12 @@ def entries_left_behind(report: dict[str, Any], bad: bool) -> None:
         assert "migrate_pages level=PTE reason=MR_SYSCALL" in violation["signature"]
 
 
-def within_seconds(outcome: Outcome) -> None:
-    """It is known when #29 strikes."""
-    assert all(found.seconds < 10 for found in outcome.found.values())
-
-
 MORE: dict[int, Callable[[dict[str, Any], bool], None]] = {
     4: second_walks_of_hugetlbfs,
     8: removals_from_hugetlbfs,
     12: merges_of_moved_vmas,
     22: moves_to_taken_places,
-    STOPPED_WALK: entries_left_behind,
+    29: entries_left_behind,
     30: functools.partial(kept, word="kept=range"),
     31: functools.partial(kept, word="kept=uffd"),
 }
@@ -131,5 +125,4 @@ def test_bug_is_found_on_a_kernel_that_has_it_and_nothing_on_a_fixed_one(
     assert {violation["function"] for violation in main} == ({bug.function} if bad else set())
     if bug.number in MORE:
         MORE[bug.number](report, bad)
-    if bug.number == STOPPED_WALK:
-        within_seconds(outcome)
+    assert not bug.within or all(found.seconds < bug.within for found in outcome.found.values())

@@ -10,18 +10,16 @@ anon_vma.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
 
 from tests.workloads.faults import (
     AREA,
-    MAP_FIXED,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
-    WRITE,
     area,
     libc,
+    map_at,
     must,
     touch,
 )
@@ -38,11 +36,6 @@ def move(at: int, to: int) -> None:
         == to,
         "mremap",
     )
-
-
-def map_at(at: int) -> None:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-    must(libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(AREA), WRITE, flags, -1, 0) == at, "mmap")
 
 
 def unmap(at: int, size: int) -> None:

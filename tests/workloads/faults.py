@@ -51,6 +51,12 @@ def area(fd: int = -1, size: int = AREA) -> int:
     return at
 
 
+def map_at(at: int, size: int = AREA) -> None:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+    got = libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(size), WRITE, flags, -1, 0)
+    must(got == at, "mmap")
+
+
 def protect(at: int, protection: int, size: int = AREA // 2) -> None:
     must(libc.mprotect(ctypes.c_void_p(at), ctypes.c_size_t(size), protection) == 0, "mprotect")
 

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 
-from tests.workloads.faults import MAP_FIXED, MREMAP_FIXED, MREMAP_MAYMOVE, WRITE, libc, must
+from tests.workloads.faults import MREMAP_FIXED, MREMAP_MAYMOVE, libc, map_at, must
 from tests.workloads.numa import BALANCING, HUGE, MPOL_MF_MOVE_ALL, PAGE, SYS_MOVE_PAGES
 
 HOME, AWAY, OTHERS = 0x2000_0000_0000, 0x3000_0000_0000, 0x2100_0000_0000
@@ -40,12 +40,6 @@ before they copy the first, which makes the time between the two walks longer.""
 MADV_COLLAPSE = 25
 HALF_PERIOD = 0.001
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-
-
-def map_at(at: int, size: int) -> None:
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
-    got = libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(size), WRITE, flags, -1, 0)
-    must(got == at, "mmap")
 
 
 def advise(at: int, size: int, how: int) -> None:
