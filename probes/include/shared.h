@@ -98,7 +98,8 @@ enum counter {
 	COMPLAINTS_UNSENT, /* lines that begin as complaints do, beyond COMPLAINTS_A_SECOND */
 	R3_HOLDS,
 	R3_VIOLATED,
-	R3_UNVERIFIABLE, /* the folio cannot be read, or its pages have mapcounts of their own */
+	R3_UNVERIFIABLE, /* the folio cannot be read, or its pages have mapcounts of their own; or what
+			    was unmapped for it is not known */
 	COUNTERS
 };
 
@@ -229,6 +230,7 @@ enum event_kind {
 	COMPLAINT,           /* K1: a line that may be a complaint: struct complaint_line */
 	LEFT_CACHE_MAPPED,   /* R3: a folio leaves the page cache, and is mapped */
 	LEFT_CACHE_UNLOCKED, /* R3: a folio leaves the page cache, and is not locked */
+	UNMAPPED_UNLOCKED,   /* R3: it was not locked when it was unmapped for that */
 	DESTINATION_MAPPED,  /* V7: page tables are about to be moved to where one is mapped */
 	EVENT_KINDS
 };
@@ -295,7 +297,10 @@ struct complaint {
 	u64 mm; /* of the task; while it exits, the one that it still borrows; 0: none */
 	u64 freed;
 };
-/* LEFT_CACHE_MAPPED, LEFT_CACHE_UNLOCKED. mm, vma, addr: one that may map it; 0: none was found */
+/*
+ * LEFT_CACHE_MAPPED, LEFT_CACHE_UNLOCKED, UNMAPPED_UNLOCKED. mm, vma, addr: one that may map it, or
+ * from which it was unmapped; 0: none was found
+ */
 struct left_cache {
 	u64 folio;
 	u64 mapping; /* address_space */

@@ -351,7 +351,10 @@ def test_groups_of_hooks_open_by_keyboard_and_fit_the_screen(
 @pytest.mark.parametrize(
     ("age", "reason"),
     [
-        (0.0, f"14 of {KNOWN} invariants are checked here: 5 in full, 9 in part; {KNOWN - 14} are"),
+        (
+            0.0,
+            f"14 of {KNOWN} invariants are checked here: 4 in full, 10 in part; {KNOWN - 14} are",
+        ),
         (14.0, "The data is stale: the last update was 14 s ago."),
     ],
 )

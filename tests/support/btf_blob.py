@@ -349,6 +349,8 @@ def kernel_types(
         )
     )
     blob.tracepoint("mm_filemap_delete_from_page_cache", [folio])
+    blob.function("remove_inode_hugepages", {"inode": void, "lstart": u64, "lend": u64})
+    blob.function("unmap_hugepage_range", {"vma": vma, "start": u64, "end": u64, "folio": folio})
     _window_functions(blob, vma, mm_pointer, folio, void, u64, s32, boolean)
     _moves(blob, vma, u64, boolean, by_struct=anon_pgoff)
     blob.tracepoint("ma_write", [blob.pointer(char), mas, u64, void])

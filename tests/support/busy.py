@@ -252,9 +252,9 @@ def tracepoints_only() -> Snapshot:
     """Return the snapshot of a kernel without kprobes and fentry (6.18.44)."""
     s = well()
     coverage = {name: (Coverage.NONE, "needs first_walk") for name in s.invariants}
-    in_part = ("M1", "M2", "M3", "M4", "L2", "L3", "L7", "R1", "K1")
+    in_part = ("M1", "M2", "M3", "M4", "L2", "L3", "L7", "R1", "R3", "K1")
     coverage |= dict.fromkeys(in_part, (Coverage.PARTIAL, "tracepoints only"))
-    coverage |= dict.fromkeys(("V3", "V4", "R2", "R3", "R4"), (Coverage.FULL, ""))
+    coverage |= dict.fromkeys(("V3", "V4", "R2", "R4"), (Coverage.FULL, ""))
     hooks = [
         replace(hook, state=HookState.DENIED, reason=NO_HOOKS) if n > 20 else hook
         for n, hook in enumerate(s.hooks)

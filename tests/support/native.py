@@ -254,7 +254,7 @@ MAPS = tuple(
     flights next_flight flight_stacks object_info
     audit_look audit_programs audit_doubts audit_owned audit_copies audit_writes
     owner_look watched_locks last_waits sleeper_row
-    flight_freeze complaint_turns dropped_mms destination destination_table""".split()
+    flight_freeze complaint_turns dropped_mms destination destination_table removals""".split()
 )
 WINDOW_PROBE_OBJECTS = ("vma", "locks", "rmap")
 PROGRAMS = tuple(
@@ -284,7 +284,7 @@ class Native:
         methods = [
             hook.methods[0]
             for probe_object in probe_objects
-            if probe_object.name in ("ledger", "forks", "complaints", "moves")
+            if probe_object.name in ("ledger", "forks", "complaints", "moves", "page_cache")
             for hook in probe_object.hooks
         ]
         self.programs |= {

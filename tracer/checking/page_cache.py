@@ -18,9 +18,13 @@ from tracer.printable import printable
 from tracer.tables.events import Event
 from tracer.tables.stacks import Stacks
 
-KINDS = ("LEFT_CACHE_MAPPED", "LEFT_CACHE_UNLOCKED")
+_WRONG = {
+    "LEFT_CACHE_MAPPED": "it is still mapped",
+    "LEFT_CACHE_UNLOCKED": "it is not locked",
+    "UNMAPPED_UNLOCKED": "it was unmapped before it was locked",
+}
+KINDS = tuple(_WRONG)
 _TRAIL_NS = 10 * 10**9
-_WRONG = {"LEFT_CACHE_MAPPED": "it is still mapped", "LEFT_CACHE_UNLOCKED": "it is not locked"}
 
 
 class PageCache:
@@ -39,7 +43,7 @@ class PageCache:
         self._objects, self._oracle, self._trails = objects, oracle, trails
 
     def read_event(self, event: Event, _raw: bytes = b"") -> None:
-        """Record that a folio left the cache while it was mapped, or not locked."""
+        """Record that a folio left the cache while it was mapped, or not locked all the time."""
         kind = "hugetlb" if event.hugetlb else "file"
         outline = Finding(
             UNMAPPED.id,
@@ -55,7 +59,7 @@ class PageCache:
         now = self._objects.look(event.vma)
         file = f" of {printable(vma['file'])}" if vma.get("file") else ""
         entry = self._entry(event)
-        mapper = self._mapper(event, entry) if event.kind == "LEFT_CACHE_MAPPED" else ""
+        mapper = "" if event.kind == "LEFT_CACHE_UNLOCKED" else self._mapper(event, entry)
         around = TrailEntry(
             max(1, event.time_ns - _TRAIL_NS),
             event.tid,
@@ -89,14 +93,20 @@ class PageCache:
 
     @staticmethod
     def _mapper(event: Event, entry: FoundEntry | None) -> str:
-        """Name who maps the folio, as far as it is known."""
+        """Name who maps the folio, or had it mapped, as far as it is known."""
+        if event.kind == "UNMAPPED_UNLOCKED":
+            owner = _owner(entry) if entry else f"mm {event.mm:#x}"
+            return f"; {owner} had this page of the file at {event.addr:#x}"
         if not event.vma:
             return "; no VMA of this page was found"
         if entry is None:
             return f"; mm {event.mm:#x} has this page of the file at {event.addr:#x}"
-        owner = f"{printable(entry.mm.comm)}[{entry.mm.tgid}]"
         now = "maps a page there" if entry.found == "FOUND_PRESENT" else "maps nothing there by now"
-        return f"; {owner} has this page of the file at {event.addr:#x}, and {now}"
+        return f"; {_owner(entry)} has this page of the file at {event.addr:#x}, and {now}"
+
+
+def _owner(entry: FoundEntry) -> str:
+    return f"{printable(entry.mm.comm)}[{entry.mm.tgid}]"
 
 
 def _as_json(entry: FoundEntry | None) -> dict[str, Any]:

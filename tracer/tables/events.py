@@ -20,6 +20,7 @@ _DETAILS = {
     "COMPLAINT": "complaint",
     "LEFT_CACHE_MAPPED": "left_cache",
     "LEFT_CACHE_UNLOCKED": "left_cache",
+    "UNMAPPED_UNLOCKED": "left_cache",
     "DESTINATION_MAPPED": "mapped_destination",
 }
 """The member of union event_detail that an event kind fills in (shared.h)."""

@@ -109,6 +109,18 @@ def found(of: Event, oracle: Oracle | None = None, trails: Trails | None = None)
             Oracle("FOUND_PRESENT"),
             "file folio 0xf000, page 5 of data\\n, leaves the page cache, and it is not locked",
         ),
+        (
+            event("UNMAPPED_UNLOCKED", hugetlb=1),
+            Oracle("FOUND_NOTHING"),
+            "hugetlb folio 0xf000, page 5 of data\\n, leaves the page cache, and it was unmapped"
+            " before it was locked; mapper[42] had this page of the file at 0x70000000",
+        ),
+        (
+            event("UNMAPPED_UNLOCKED", hugetlb=1),
+            None,
+            "hugetlb folio 0xf000, page 5 of data\\n, leaves the page cache, and it was unmapped"
+            " before it was locked; mm 0xaaaa had this page of the file at 0x70000000",
+        ),
     ],
 )
 def test_summary_says_what_is_wrong_and_who_maps_it(
@@ -130,8 +142,9 @@ def test_entry_of_an_mm_that_is_gone_is_not_asked_for() -> None:
 
 
 def test_kinds_of_folios_and_of_wrongs_are_findings_of_their_own() -> None:
-    events = [event(), event(hugetlb=1), event("LEFT_CACHE_UNLOCKED")]
-    assert len({found(one).signature for one in events}) == 3
+    kinds = ("LEFT_CACHE_UNLOCKED", "UNMAPPED_UNLOCKED")
+    events = [event(), *(event(kind, hugetlb=hugetlb) for kind in kinds for hugetlb in (0, 1))]
+    assert len({found(one).signature for one in events}) == 5
 
 
 def test_trail_is_of_the_folio_and_of_the_files_tree() -> None:

@@ -80,7 +80,7 @@ CASES: list[tuple[str, Snapshot, ReasonKind, str]] = [
         "tracepoints only",
         tracepoints_only(),
         ReasonKind.COVERAGE,
-        f"14 of {len(KNOWN)} invariants are checked here: 5 in full, 9 in part;"
+        f"14 of {len(KNOWN)} invariants are checked here: 4 in full, 10 in part;"
         f" {len(KNOWN) - 14} are not: M5 ",
     ),
     (
