@@ -98,8 +98,8 @@ enum counter {
 	COMPLAINTS_UNSENT, /* lines that begin as complaints do, beyond COMPLAINTS_A_SECOND */
 	R3_HOLDS,
 	R3_VIOLATED,
-	R3_UNVERIFIABLE, /* the folio cannot be read, or its pages have mapcounts of their own; or what
-			    was unmapped for it is not known */
+	R3_UNVERIFIABLE, /* the folio cannot be read, or its pages have mapcounts of their own; or
+			    what was unmapped for it is not known */
 	COUNTERS
 };
 
@@ -230,7 +230,7 @@ enum event_kind {
 	COMPLAINT,           /* K1: a line that may be a complaint: struct complaint_line */
 	LEFT_CACHE_MAPPED,   /* R3: a folio leaves the page cache, and is mapped */
 	LEFT_CACHE_UNLOCKED, /* R3: a folio leaves the page cache, and is not locked */
-	UNMAPPED_UNLOCKED,   /* R3: it was not locked when it was unmapped for that */
+	UNMAPPED_UNLOCKED,   /* R3: a folio leaves it that was unmapped before it was locked */
 	DESTINATION_MAPPED,  /* V7: page tables are about to be moved to where one is mapped */
 	EVENT_KINDS
 };
