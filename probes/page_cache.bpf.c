@@ -32,7 +32,10 @@ static __always_inline struct removal *current_removal(void)
 	return removals.task_storage_get(CURRENT, 0, 0);
 }
 
-/* An earlier return may have been missed: what was unmapped before this call counts no more. */
+/*
+ * An earlier return may have been missed: what was unmapped before this call counts no more. Only
+ * where the kernel leaves out this run as well does what hugetlb_vmdelete_list() unmaps count.
+ */
 HOOK(removal)
 {
 	if (!open_gate())
