@@ -36,7 +36,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench dashboards install uninstall deb test-systemd setup vm-setup clangd clean
+.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench cost dashboards install uninstall deb test-systemd setup vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -94,6 +94,10 @@ vm: vm-setup
 
 bench: setup
 	$(SUDO) $(PYTHON) -m tests.bench
+
+# Instructions of each load with rmapd and without, in guests that count them; prints what changed.
+cost: vm-setup
+	$(SUDO) $(PYTHON) -m tests.vm.cost $(KERNELS) $(COST_ARGS)
 
 # A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
 install:

@@ -63,6 +63,13 @@ static void set_up_area(void)
 	must(syscall(SYS_brk, (char *)syscall(SYS_brk, 0) + PAGE) > 0, "brk");
 }
 
+static void set_up_neighbour(void)
+{
+	area = mmap(AT(4), AREA * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	must(area == AT(4), "mmap");
+	*area = 1;
+}
+
 // Neighbours differ in protection, so that they are not merged.
 static void set_up_many(void)
 {
@@ -83,6 +90,17 @@ static void map(void)
 	char *got = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	must(got != MAP_FAILED && !munmap(got, PAGE), "mmap");
+}
+
+/* It is merged with the VMA below it, which has an anon_vma, and split off again. */
+static void merge(void)
+{
+	char *got = mmap(area + AREA * PAGE, PAGE, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	must(got == area + AREA * PAGE, "mmap");
+	*got = 1;
+	must(!munmap(got, PAGE), "munmap");
 }
 
 static void protect(void)
@@ -197,10 +215,15 @@ static const struct {
 	void (*set_up)(void);
 	void (*run)(void);
 } loads[] = {
-	{"map", nothing, map},           {"protect", set_up_area, protect},
-	{"brk", set_up_area, grow_heap}, {"move", set_up_area, move},
-	{"fork", set_up_many, forked},   {"exec", nothing, executed},
-	{"faults", set_up_storm, storm}, {"compact", nothing, compact},
+	{"map", nothing, map},
+	{"merge", set_up_neighbour, merge},
+	{"protect", set_up_area, protect},
+	{"brk", set_up_area, grow_heap},
+	{"move", set_up_area, move},
+	{"fork", set_up_many, forked},
+	{"exec", nothing, executed},
+	{"faults", set_up_storm, storm},
+	{"compact", nothing, compact},
 	{"nothing", nothing, nothing},
 };
 
@@ -222,6 +245,16 @@ static long wall(void)
 	return now.tv_sec * 1000000000L + now.tv_nsec;
 }
 
+/* tests/bench/profile_plugin.c counts from the first to the second. */
+__attribute__((noipa)) static void count_begins(void)
+{
+	__asm__ volatile("");
+}
+__attribute__((noipa)) static void count_ends(void)
+{
+	__asm__ volatile("");
+}
+
 int main(int argc, char **argv)
 {
 	long count = argc == 3 ? atol(argv[2]) : 0;
@@ -237,8 +270,10 @@ int main(int argc, char **argv)
 		loads[at].set_up();
 		cpu_ns = cpu();
 		wall_ns = wall();
+		count_begins();
 		for (; done < count && !given_up; done++)
 			loads[at].run();
+		count_ends();
 		wall_ns = wall() - wall_ns - pause_wall.tv_sec * 1000000000L - pause_wall.tv_nsec;
 		cpu_ns = cpu() - cpu_ns - pause_cpu.tv_sec * 1000000000L - pause_cpu.tv_nsec;
 		printf("{\"operations\": %ld, \"wall_ns\": %ld, \"cpu_ns\": %ld}\n", done, wall_ns,

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SOURCE = Path(__file__).with_suffix(".c")
 COUNTS = {
     "map": 30_000,
+    "merge": 20_000,
     "protect": 20_000,
     "brk": 30_000,
     "move": 20_000,
@@ -26,6 +28,7 @@ COUNTS = {
 """Operations in a run at scale 1, which takes 0.1 to 0.2 s on this kind of machine."""
 TITLES = {
     "map": "mmap and munmap of one page",
+    "merge": "mmap and munmap beside a VMA in use",
     "protect": "mprotect: split and merge",
     "brk": "brk: grow and shrink",
     "move": "mremap of 16 pages",
@@ -46,29 +49,38 @@ class Took:
     cpu_ns: float
 
 
+def build(folder: Path) -> Path:
+    """Compile the loads into this folder; their functions are at the same addresses each time."""
+    program = folder / "loads"
+    flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-no-pie"]
+    subprocess.run(["gcc", *flags, "-o", str(program), str(SOURCE)], check=True)
+    return program
+
+
 class Loads:
     """The compiled loads in a folder; scale multiplies the number of operations."""
 
     def __init__(self, folder: Path, scale: float = 1.0) -> None:
-        self._program, self._scale = folder / "loads", scale
-        flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static"]
-        subprocess.run(["gcc", *flags, "-o", str(self._program), str(SOURCE)], check=True)
+        self._program, self._scale = build(folder), scale
         self._files = [_c_file(folder / f"unit{n}.c", n) for n in range(self._count("compile"))]
 
     def _count(self, name: str) -> int:
         return max(1, round(COUNTS[name] * self._scale))
 
-    def run(self, name: str, meanwhile: Callable[[], object]) -> Took | None:
+    def run(
+        self, name: str, meanwhile: Callable[[], object] | None, operations: int = 0
+    ) -> Took | None:
         """Run one load, and call meanwhile until it ends (a session reads its tables there).
+
+        meanwhile: None: sleep until it ends. operations: how many; 0: those of COUNTS at the scale.
 
         Returns None if nothing could be done, such as compaction of memory without holes.
         """
         if name == "compile":
-            return self._compile(meanwhile)
-        command = [str(self._program), name, str(self._count(name))]
+            return self._compile(meanwhile, operations or len(self._files))
+        command = [str(self._program), name, str(operations or self._count(name))]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
-            while load.poll() is None:
-                meanwhile()
+            _wait(load, meanwhile)
             output = load.stdout.read() if load.stdout else ""
         if load.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {load.returncode}")
@@ -81,16 +93,24 @@ class Loads:
             took["cpu_ns"] / took["operations"],
         )
 
-    def _compile(self, meanwhile: Callable[[], object]) -> Took:
+    def _compile(self, meanwhile: Callable[[], object] | None, operations: int) -> Took:
         before, start = _children_seconds(), time.monotonic()
-        for file in self._files:
+        files = self._files[:operations]
+        for file in files:
             with subprocess.Popen(["gcc", "-O1", "-c", "-o", os.devnull, str(file)]) as compiler:
-                while compiler.poll() is None:
-                    meanwhile()
+                _wait(compiler, meanwhile)
             if compiler.returncode:
                 raise RuntimeError(f"gcc ended with {compiler.returncode}")
-        wall, cpu, files = time.monotonic() - start, _children_seconds() - before, len(self._files)
-        return Took(files, 1e9 * wall / files, 1e9 * cpu / files)
+        wall, cpu = time.monotonic() - start, _children_seconds() - before
+        return Took(len(files), 1e9 * wall / len(files), 1e9 * cpu / len(files))
+
+
+def _wait(process: subprocess.Popen[Any], meanwhile: Callable[[], object] | None) -> None:
+    if not meanwhile:
+        process.wait()
+        return
+    while process.poll() is None:
+        meanwhile()
 
 
 def _children_seconds() -> float:

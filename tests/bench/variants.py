@@ -19,6 +19,7 @@ import msgspec
 from tracer.attach import loader, plan, resolver
 from tracer.attach.attached import AttachedProbes, attach_all, detach_all
 from tracer.bpf.programs import enable_statistics
+from tracer.bpf.syscall import object_info
 from tracer.config import Config
 from tracer.daemon.probes import probes_folder
 from tracer.daemon.session import Session, open_session
@@ -36,6 +37,7 @@ FAMILIES: dict[str, frozenset[str]] = {
 }
 """A probe object alone, or with the one that it needs."""
 _BRIEF_SECONDS = 0.02
+_INFO_BYTES, _TAG = 16, slice(8, 16)  # of struct bpf_prog_info
 
 
 class Nothing:
@@ -59,6 +61,10 @@ class Nothing:
     def program_ids(self) -> set[int]:
         """Return the ids of its BPF programs in this kernel."""
         return set()
+
+    def tags(self) -> dict[str, str]:
+        """Return what each of its BPF programs is, by its tag in /proc/kallsyms."""
+        return {}
 
     def close(self) -> None:
         pass
@@ -103,6 +109,13 @@ class Attachable(Nothing):
         return {
             point.program.statistics().program_id
             for points in self._loaded.points.values()
+            for point in points
+        }
+
+    def tags(self) -> dict[str, str]:
+        return {
+            object_info(point.program.fd, _INFO_BYTES)[_TAG].hex(): f"{point.how}:{name}"
+            for name, points in self._loaded.points.items()
             for point in points
         }
 

@@ -1,43 +1,254 @@
-"""Run tests.bench in a guest with all hooks attached.
+"""Count what rmapd costs in instructions, in guests whose clock counts them.
 
-Only ratios within one kernel mean something, because CPU and caches are emulated. The clock of the
-guest is its TSC. By default it would be the HPET, whose emulation makes bpf_ktime_get_ns() take
-3 us instead of 0.3.
+usage: python -m tests.vm.cost [KERNEL...] [--loads A,B] [--variants A,B] [--repeats N]
+                               [--keep] [--table]
 
-usage: python -m tests.vm.cost KERNEL [--rounds N --scale F --loads A,B --variants A,B]
+Prints the counts, and what changed by more than 1 % of the kept ones. --keep: keep them in
+docs/measurements/cost.json, and write the table of docs/measurements/COST.md and its picture.
+--table: only write these two.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
+import argparse
+import datetime
+import statistics
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.vm.guest import GuestError, ladder, run
+import matplotlib
+import msgspec
+from matplotlib.figure import Figure
 
-_SECONDS = 7200
-_DEFAULTS = ["--rounds", "5", "--scale", "0.03"]
+from tests.bench import profile
+from tests.bench.instructions import OPERATIONS
+from tests.bench.loads import TITLES, build
+from tests.vm.guest import RESULTS, ROOT, ladder, run
+
+KEPT = ROOT / "docs/measurements/cost.json"
+PAGE, PICTURE = ROOT / "docs/measurements/COST.md", ROOT / "docs/measurements/cost.svg"
+BEGIN, END = "<!-- made by python -m tests.vm.cost --table -->", "<!-- end of the table -->"
+CHANGED = 0.01
+"""A smaller difference is not reported: repeated runs differ by half of it."""
+PROFILED = "protect"
+"""The load whose dearest functions are kept: it passes the most kinds of hooks."""
+_DEAREST = 20
+_PLUGIN = ROOT / "tests/bench/profile_plugin.c"
+_SECONDS = 3600
+
+Counts = dict[str, dict[str, list[int]]]
+"""Instructions of an operation in each run, by load, then by variant; `none` is without rmapd."""
 
 
-def main(name: str, arguments: list[str], memory: str = "4G") -> int:
-    if name not in ladder():
-        print(
-            f"no kernel {name} in tests/vm/kernels.toml; known: {', '.join(ladder())}",
-            file=sys.stderr,
-        )
-        return 2
-    command = (
-        f"python -u -m tests.bench --out $OUT/cost.json {shlex.join([*_DEFAULTS, *arguments])}"
+class Cost(msgspec.Struct, forbid_unknown_fields=True):
+    """What was counted on one kernel.
+
+    ready: seconds of the guest until a variant was attached. dearest: of the load PROFILED, the
+    functions that `full` adds most to: name, instructions and runs of an operation.
+    """
+
+    release: str
+    commit: str
+    date: str
+    counts: Counts
+    ready: dict[str, float]
+    dearest: list[tuple[str, float, float]]
+
+
+class _Counted(msgspec.Struct):
+    """What tests.bench.instructions writes."""
+
+    kernel: str
+    ready: dict[str, float]
+    counts: Counts
+    runs: list[tuple[str, str]]
+
+
+def kept() -> dict[str, Cost]:
+    """Return what is kept, by the kernel's name."""
+    return msgspec.json.decode(KEPT.read_bytes(), type=dict[str, Cost]) if KEPT.exists() else {}
+
+
+def measure(kernel: str, loads: Sequence[str], variants: Sequence[str], repeats: int) -> Cost:
+    """Count in a guest. Raises GuestError where it dies."""
+    folder = RESULTS / f"{kernel}-cost"
+    tools = RESULTS / f"{kernel}-cost-tools"
+    tools.mkdir(parents=True, exist_ok=True)
+    plugin = tools / "profile.so"
+    subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-o", plugin, _PLUGIN],
+        check=True,
     )
-    try:
-        result = run(name, command, label="cost", memory=memory, timeout=_SECONDS)
-    except GuestError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(result.output)
-    print(f"exit {result.code}, {Path(result.folder) / 'cost.json'}", file=sys.stderr)
-    return result.code
+    marks = _marks(build(tools))
+    counted = run(
+        kernel,
+        f"python -u -m tests.bench.instructions $OUT --loads {','.join(loads)}"
+        f" --variants {','.join(variants)} --repeats {repeats}",
+        label="cost",
+        timeout=_SECONDS,
+        counted=True,
+        plugin=f"{plugin},begin={marks['count_begins']},end={marks['count_ends']},"
+        f"out={folder}/profile",
+    )
+    if counted.code:
+        raise RuntimeError(f"the guest's command ended with {counted.code}:\n{counted.output}")
+    found = msgspec.json.decode((folder / "counts.json").read_bytes(), type=_Counted)
+    return Cost(
+        found.kernel,
+        _commit(),
+        datetime.date.today().isoformat(),
+        found.counts,
+        found.ready,
+        list(_dearest(folder, found.runs)),
+    )
+
+
+def _marks(program: Path) -> dict[str, str]:
+    listed = subprocess.run(["nm", program], check=True, capture_output=True, text=True).stdout
+    return {name: address for address, _, name in map(str.split, listed.splitlines())}
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _dearest(folder: Path, runs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, float, float]]:
+    last = {run: number for number, run in enumerate(runs)}
+    with_rmapd, without = last.get(("full", PROFILED)), last.get(("none", PROFILED))
+    if with_rmapd is None or without is None:
+        return
+    added = profile.spent(folder, "full", with_rmapd).without(
+        profile.spent(folder, "none", without)
+    )
+    for name, spent, times in added.dearest(_DEAREST, OPERATIONS[PROFILED]):
+        yield name, round(spent, 1), round(times, 2)
+
+
+def changes(kernel: str, now: Counts, before: Counts, least: float) -> Iterator[tuple[str, float]]:
+    """Yield a sentence and the share by which a count changed, where that is more than `least`."""
+    for load, by_variant in now.items():
+        for variant, counts in by_variant.items():
+            old = before.get(load, {}).get(variant)
+            if not old:
+                continue
+            is_now, was = statistics.median(counts), statistics.median(old)
+            if abs(share := is_now / was - 1) > least:
+                counted = f"{was:,.0f} -> {is_now:,.0f} ({share:+.1%})"
+                yield f"{kernel} {load} {variant}: {counted}", share
+
+
+def spread(counts: Sequence[int]) -> float:
+    """Return how far the counts of repeated runs are apart, as a share of the least."""
+    return max(counts) / min(counts) - 1
+
+
+def table(costs: Mapping[str, Cost]) -> str:
+    """Return the tables of all kernels, and of each the dearest functions."""
+    return "\n\n".join(_one(name, cost) for name, cost in costs.items())
+
+
+def _one(name: str, cost: Cost) -> str:
+    variants = [v for v in next(iter(cost.counts.values())) if v != "none"]
+    lines = [
+        f"### {name}: {cost.release}, {cost.date}, at {cost.commit}",
+        "",
+        "| instructions of an operation | without | " + " | ".join(variants) + " | spread |",
+        "|---" * (len(variants) + 3) + "|",
+    ]
+    for load, by_variant in cost.counts.items():
+        without = statistics.median(by_variant["none"])
+        cells = [
+            f"{statistics.median(by_variant[v]) / without:.2f}" if v in by_variant else "not done"
+            for v in variants
+        ]
+        apart = max(spread(counts) for counts in by_variant.values())
+        lines.append(
+            f"| {TITLES[load]} | {without:,.0f} | " + " | ".join(cells) + f" | {apart:.1%} |"
+        )
+    if cost.dearest:
+        lines += [
+            "",
+            f"Of what `full` adds to *{TITLES[PROFILED]}*, the dearest functions:",
+            "",
+            "| function, or hook of a program | instructions | runs |",
+            "|---|---|---|",
+            *(f"| `{name}` | {spent:,.0f} | {runs:g} |" for name, spent, runs in cost.dearest),
+        ]
+    return "\n".join(lines)
+
+
+def page(text: str, costs: Mapping[str, Cost]) -> str:
+    """Return the page with the table between its two comments replaced."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not after:
+        raise ValueError(f"{PAGE.name} has no place for the table")
+    return f"{before}{BEGIN}\n\n{table(costs)}\n\n{END}{after}"
+
+
+_DRAWN = {"floor:full": "#9db4c8", "owner": "#e0a458", "full": "#b3432f"}
+"""Variant -> colour of its bar."""
+
+
+def draw(costs: Mapping[str, Cost], to: Path) -> None:
+    """Draw the ratios as bars, a panel per kernel. to: an SVG file."""
+    matplotlib.rcParams["svg.hashsalt"] = "rmapd"  # the same file for the same counts
+    figure = Figure(figsize=(9, 0.6 + 2.6 * len(costs)), layout="constrained")
+    every = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
+    for axes, (name, cost) in zip(every, costs.items(), strict=True):
+        loads = [*cost.counts]
+        variants = [v for v in _DRAWN if v in next(iter(cost.counts.values()))]
+        for n, variant in enumerate(variants):
+            ratios = [
+                statistics.median(by_variant[variant]) / statistics.median(by_variant["none"])
+                if variant in by_variant
+                else 0
+                for by_variant in cost.counts.values()
+            ]
+            at = [place + (n - 1) * 0.27 for place in range(len(loads))]
+            label = "empty programs" if variant.startswith("floor") else variant
+            bars = axes.bar(at, ratios, 0.25, color=_DRAWN[variant], label=label)
+            axes.bar_label(bars, fmt="%.2f", fontsize=6)
+        axes.axhline(1, color="#444444", linewidth=0.8)
+        axes.set_xticks(range(len(loads)), loads)
+        axes.set_ylabel("instructions,\ntimes without rmapd")
+        axes.set_title(f"{name}: Linux {cost.release}", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    every[0].legend(frameon=False, fontsize=8)
+    figure.savefig(to, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.vm.cost", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("kernels", nargs="*", help=", ".join(ladder()))
+    parser.add_argument("--loads", default=",".join(OPERATIONS))
+    parser.add_argument("--variants", default="full,sampled,owner,migration,floor:full")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if unknown := set(options.kernels) - set(ladder()):
+        parser.error(f"no kernel {min(unknown)} in tests/vm/kernels.toml: {', '.join(ladder())}")
+    costs = kept()
+    for kernel in options.kernels:
+        cost = measure(
+            kernel, options.loads.split(","), options.variants.split(","), options.repeats
+        )
+        print(_one(kernel, cost), flush=True)
+        before = costs[kernel].counts if kernel in costs else {}
+        for sentence, _ in changes(kernel, cost.counts, before, CHANGED):
+            print(sentence, flush=True)
+        costs[kernel] = cost
+        if options.keep:
+            KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=1) + b"\n")
+    if options.table or options.keep:
+        PAGE.write_text(page(PAGE.read_text(), costs))
+        draw(costs, PICTURE)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    main()

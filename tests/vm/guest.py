@@ -178,12 +178,16 @@ def run(
     append: str = "",
     expect_bug: bool = False,
     one_thread: bool = False,
+    counted: bool = False,
+    plugin: str = "",
 ) -> Result:
     """Boot the kernel `name` and run a shell command in the checkout; $OUT is writable.
 
     timeout: seconds. one_thread: run all CPUs in one thread of the emulator. With a thread each,
     kernels die when a function is hooked or released while another CPU calls it (docs/KERNELS.md,
-    'Emulation').
+    'Emulation'). counted: the clock of the guest, which then has one CPU, is the number of its
+    instructions, one a nanosecond; where all CPUs are idle it jumps to the next timer. plugin: of
+    QEMU, with its arguments.
 
     Raises GuestError if the guest dies or does not end in time, or if the kernel logs an oops or a
     warning without expect_bug.
@@ -208,7 +212,7 @@ def run(
         "--run",
         str(image(name)),
         "--cpus",
-        str(cpus),
+        "1" if counted else str(cpus),
     ]
     vng += [
         "--memory",
@@ -219,8 +223,11 @@ def run(
         "--exec",
         f"sh {shlex.quote(str(folder / 'command.sh'))}",
     ]
-    if one_thread:
-        vng += ["--qemu-opts=-accel tcg,thread=single"]
+    if one_thread or counted:
+        options = ["-accel tcg,thread=single"]
+        options += ["-icount shift=0,sleep=off"] if counted else []
+        options += [f"-plugin {plugin}"] if plugin else []
+        vng += [f"--qemu-opts={' '.join(options)}"]
     vng += ["--append", f"{_TSC} {append}".rstrip()]
     if nodes > 1:
         share = int(memory.rstrip("G")) * 1024 // nodes
