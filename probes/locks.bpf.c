@@ -4,22 +4,7 @@
  */
 #include "task_windows.h"
 
-/*
- * The rwsems that a task took in windows: the last eight in task storage. Older ones move to an
- * LRU map, because mm_take_all_locks() takes thousands; there a lock that is released outside of
- * any window ages out.
- */
-enum {
-	HELD_RWSEMS = 8
-};
-struct held_rwsems {
-	rwsem_t rwsem[HELD_RWSEMS];
-	struct hold hold[HELD_RWSEMS];
-	u64 epoch; /* of the windows that took them */
-	u32 oldest;
-	u32 spilled; /* how many are in the LRU map, or were evicted from it */
-};
-BPF_TASK_STORAGE(held_rwsems, struct held_rwsems);
+/* Rwsems beyond the HELD_RWSEMS of a task; a lock that is released outside of windows ages out. */
 BPF_TABLE("lru_hash", struct hold_key, struct hold, holds, HOLD_ROWS);
 BPF_PERCPU_ARRAY(lock_waits, struct histogram, LOCK_CLASSES);
 BPF_PERCPU_ARRAY(lock_holds, struct histogram, LOCK_CLASSES);
@@ -112,12 +97,13 @@ static __always_inline void fill_hold_key(struct hold_key *key, rwsem_t rwsem)
 	key->tid = (u32)bpf_get_current_pid_tgid();
 }
 
-/* Add an rwsem to those held. Where there is no room the oldest one moves to the LRU map. */
+/*
+ * Add an rwsem to those held, of which it is none. Where there is no room the oldest one moves to
+ * the LRU map.
+ */
 static __always_inline void add_hold(struct held_rwsems *h, rwsem_t rwsem, struct hold *fresh)
 {
-	u32 at = place_of(h, rwsem);
-	if (at == HELD_RWSEMS)
-		at = place_of(h, RWSEM(0));
+	u32 at = place_of(h, RWSEM(0));
 	if (at == HELD_RWSEMS) {
 		struct hold_key key = {};
 		at = h->oldest++;
@@ -158,13 +144,10 @@ static __always_inline void record_operation(struct task_windows *t, struct open
 					     rwsem_t rwsem, u32 kind)
 {
 	u32 class = class_of(w, rwsem);
-	struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, CREATED);
+	struct held_rwsems *h = &t->held;
 	struct hold held = {};
-	if (h)
-		drop_old_epoch(h, w->epoch);
-	if (!h) {
-		count(LOCKS_LOST);
-	} else if (kind < KIND_up_read) {
+	drop_old_epoch(h, w->epoch);
+	if (kind < KIND_up_read) {
 		/* It is held already, so a release was missed; a reader may take it twice. */
 		u32 again = remove_hold(h, rwsem, &held);
 		if (again && kind != KIND_down_read)
@@ -268,9 +251,9 @@ HOOK(contention_begin)
 	t->contended = RWSEM(ARG(contention_begin, lock));
 	t->contended_ns = bpf_ktime_get_ns();
 	t->waited = 0;
-	struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, 0);
-	u32 at = h ? place_of(h, t->contended) : HELD_RWSEMS;
-	if (h && at < HELD_RWSEMS) {
+	struct held_rwsems *h = &t->held;
+	u32 at = place_of(h, t->contended);
+	if (at < HELD_RWSEMS) {
 		u64 flags = ARG(contention_begin, flags);
 		BOUND(at, 7);
 		report_own_read(ctx, &h->hold[at], t->contended,
@@ -284,10 +267,10 @@ HOOK(contention_end)
 	struct task_windows *t = current_task_windows();
 	if (!t || t->waited || !t->contended.addr || t->contended.addr != ARG(contention_end, lock))
 		return 0;
-	struct held_rwsems *h = held_rwsems.task_storage_get(CURRENT, 0, 0);
+	struct held_rwsems *h = &t->held;
 	u64 wait = bpf_ktime_get_ns() - t->contended_ns;
-	u32 at = h ? place_of(h, t->contended) : HELD_RWSEMS;
-	if (h && at < HELD_RWSEMS) { /* recorded at its entry, just before the wait */
+	u32 at = place_of(h, t->contended);
+	if (at < HELD_RWSEMS) { /* recorded at its entry, just before the wait */
 		BOUND(at, 7);
 		h->hold[at].wait_ns = wait;
 		t->contended = RWSEM(0);

@@ -11,28 +11,46 @@ BPF_PERCPU_ARRAY(next_flight, u32, 2);
 /* Apart from the stacks of events: every window takes a stack, and a full bucket loses one. */
 BPF_TABLE("stacktrace", int, struct bpf_stacktrace, flight_stacks, STACK_ROWS);
 
-#define PT_REGS_ORIG_AX 120 /* struct pt_regs: arch/x86/include/asm/ptrace.h; `ip` follows */
-
 /*
- * Take the stack of an outermost window. A stack takes longer than the rest of a window, and one
- * system call may open thousands of windows by the same path, as exit_mmap() does. So a window of
- * the same function, at the same stack position, in a system call of the same number from the same
- * place keeps the stack of the one before.
+ * The stack of each path to an outermost window. To take a stack takes longer than the rest of a
+ * window, and the same few paths lead to all of them. A path is the window's function, its depth on
+ * the task's stack, and the number of the system call. A row has the path in its upper bits and the
+ * stack's id, plus one, in the lower ones, so that it is written at once.
  */
-static __always_inline void record_stack(void *ctx, struct task_windows *t, u64 mark, u32 window)
+enum {
+	PATH_ROWS_LOG2 = 10,
+	STACK_BITS = 28,
+	CALL_BITS = 16,
+	DEPTH_BITS = 12
+};
+BPF_ARRAY(path_stacks, u64, 1 << PATH_ROWS_LOG2);
+
+#define BITS(value, bits) ((u64)(value) & ((1ULL << (bits)) - 1))
+
+#define PT_REGS_ORIG_AX 120 /* struct pt_regs: arch/x86/include/asm/ptrace.h */
+
+/* Return the id of the stack of a path to a window; -1 where it was lost. */
+static __always_inline s32 stack_of_path(void *ctx, u64 mark, u32 window)
 {
-	u64 called_from[2] = {};
-	bpf_probe_read_kernel(called_from, sizeof(called_from),
+	u64 call = 0;
+	bpf_probe_read_kernel(&call, sizeof(call),
 			      (void *)(bpf_task_pt_regs(CURRENT) + PT_REGS_ORIG_AX));
-	if (t->mark == mark && t->window == window && t->called_from[0] == called_from[0] &&
-	    t->called_from[1] == called_from[1])
-		return;
-	t->mark = mark;
-	t->window = window;
-	t->called_from[0] = called_from[0];
-	t->called_from[1] = called_from[1];
-	t->stack = flight_stacks.get_stackid(ctx, 0);
+	FORGET_TYPE(mark);
+	u64 path = (u64)window << DEPTH_BITS | BITS(mark >> 3, DEPTH_BITS);
+	path = (path << CALL_BITS | BITS(call, CALL_BITS)) << STACK_BITS;
+	u32 at = path * 0x9e3779b97f4a7c15ULL >> (64 - PATH_ROWS_LOG2);
+	u64 *row = path_stacks.lookup(&at);
+	if (!row)
+		return -1;
+	u64 known = *(volatile u64 *)row;
+	if (known >> STACK_BITS != path >> STACK_BITS) {
+		s32 stack = flight_stacks.get_stackid(ctx, 0);
+		known = path | (stack < 0 ? 0 : stack + 1);
+		*(volatile u64 *)row = known;
+	}
+	return (s32)BITS(known, STACK_BITS) - 1;
 }
+_Static_assert(WINDOWS <= 1 << (64 - STACK_BITS - CALL_BITS - DEPTH_BITS), "a window in a path");
 
 /*
  * Write a window that has ended over the oldest row.

@@ -5,18 +5,31 @@
 #include "attributes.h"
 #include "steps.h"
 
-/* Of each task that was in a window once. */
+/*
+ * The rwsems that a task took in windows: the last eight. Older ones move to an LRU map
+ * (locks.bpf.c), because mm_take_all_locks() takes thousands.
+ */
+enum {
+	HELD_RWSEMS = 8
+};
+struct held_rwsems {
+	rwsem_t rwsem[HELD_RWSEMS];
+	struct hold hold[HELD_RWSEMS];
+	u64 epoch; /* of the windows that took them */
+	u32 oldest;
+	u32 spilled; /* how many are in the LRU map, or were evicted from it */
+};
+
+/* Of each task that was in a window once. It is one struct, because look-ups are dear. */
 struct task_windows {
+	struct held_rwsems held;
 	rwsem_t trying;    /* the rwsem of a killable or try form, where its return lacks it */
 	rwsem_t contended; /* the rwsem that the task waits for */
 	u64 contended_ns;  /* when the wait began; with `waited`: how long it was */
 	u32 depth;         /* number of open windows */
 	u32 waited;        /* the wait is over, and the lock is not recorded yet */
-	/* The stack of the last outermost window, and the call that it belongs to. */
-	s32 stack;
-	u32 window;
-	u64 mark;
-	u64 called_from[2]; /* orig_ax and ip of the system call's struct pt_regs */
+	s32 stack;         /* of the outermost window */
+	u32 pad;
 	/* Sampling: the outermost window that is not recorded. */
 	u64 unsampled; /* its stack position; 0: none */
 	u64 unsampled_jiffy;

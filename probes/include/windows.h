@@ -97,7 +97,7 @@ static __always_inline struct open_window *begin_window(void *ctx, u64 mark, u32
 		t->trying = t->contended = RWSEM(0);
 		t->waited = 0;
 		if (!(flags & WINDOW_WALKS))
-			record_stack(ctx, t, mark, window);
+			t->stack = stack_of_path(ctx, mark, window);
 	}
 	struct open_window *w = window_at(t, depth);
 	t->depth = depth + 1;

@@ -266,9 +266,8 @@ class Box:
 
     def held_rwsems(self) -> int:
         """Return how many rwsems are recorded as held, by tasks and in the map for more of them."""
-        states = (
-            struct.unpack_from("<8Q", value) for _, value in self.native.maps["held_rwsems"].items()
-        )
+        tasks = self.native.maps["task_windows"].items()
+        states = (struct.unpack_from("<8Q", value) for _, value in tasks)
         return sum(bool(rwsem) for state in states for rwsem in state) + self.rows("holds")
 
     def open_windows(self) -> int:
@@ -279,7 +278,7 @@ class Box:
         )
 
 
-_DEPTH = 24  # of struct task_windows (probes/include/task_windows.h)
+_DEPTH = 272 + 24  # of struct task_windows (probes/include/task_windows.h)
 
 
 def box(methods: tuple[str, str] = FENTRY, types: bytes = b"", **sizes: int) -> Box:

@@ -250,8 +250,8 @@ MAPS = tuple(
     """params counters histograms entry_types fork_windows stacks more_stacks
     ledger migrations dying_mms lock_states lock_order hold_turn next_fork_window
     queries uppers leaves hits sweep_state calibration table_page frozen visits visit_clock
-    task_windows protocols held_rwsems holds window_times allowances lock_waits lock_holds
-    flights next_flight flight_stacks object_info
+    task_windows protocols holds window_times allowances lock_waits lock_holds
+    flights next_flight flight_stacks path_stacks object_info
     audit_look audit_programs audit_doubts audit_owned audit_copies audit_writes
     owner_look watched_locks last_waits sleeper_row
     flight_freeze complaint_turns dropped_mms destination destination_table removals""".split()
