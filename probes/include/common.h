@@ -63,10 +63,10 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 	})
 
 /*
- * A number of 1, 2, 4 or 8 bytes at any address; 0 where the address is bad. bpf_rdonly_cast() is no
- * call when the program runs: the verifier makes it a move. The load behind it has a fault handler.
- * The kernel (from 6.2 on) takes an address of any kind for that of a struct that begins with a
- * number of 8 bytes (tracer/attach/plain_loads.py).
+ * A number of 1, 2, 4 or 8 bytes at any address; 0 where the address is bad. bpf_rdonly_cast()
+ * (from 6.2 on) is no call when the program runs: the verifier makes it a move. The load behind it
+ * has a fault handler. Whatever is there is taken for a struct that begins with a number of 8 bytes
+ * (tracer/attach/plain_loads.py).
  */
 #ifdef RDONLY_CAST
 static u64 (*bpf_rdonly_cast)(u64 addr, u64 type) = (void *)RDONLY_CAST;
