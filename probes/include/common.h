@@ -64,7 +64,7 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
 /*
  * A number of 1, 2, 4 or 8 bytes at any address; 0 where the address is bad. bpf_rdonly_cast()
- * (from 6.2 on) is no call when the program runs: the verifier makes it a move. The load behind it
+ * (from 6.10 on) is no call when the program runs: the verifier makes it a move. The load behind it
  * has a fault handler. Whatever is there is taken for a struct that begins with a number of 8 bytes
  * (tracer/attach/plain_loads.py).
  */

@@ -1,4 +1,4 @@
-"""Plain loads from kernel memory, where the kernel has the kfunc bpf_rdonly_cast() (from 6.2 on).
+"""Plain loads from kernel memory, where the kernel has the kfunc bpf_rdonly_cast() (from 6.10 on).
 
 A read by bpf_probe_read_kernel() is a call of three functions. bpf_rdonly_cast() makes a pointer to
 a struct of any address, and the verifier replaces the call by a move. What is loaded from such a
@@ -7,6 +7,10 @@ pointer is 0 where the address is bad, by the kernel's table of faulting instruc
 All reads take the memory for one struct that begins with a number of eight bytes: the verifier
 allows loads of 1, 2, 4 and 8 bytes from it and knows nothing of the number. So neither the struct
 that is there, nor its layout on this kernel, matters.
+
+The kfunc exists since 6.2, but a load from the vsyscall page crashed the kernel until b599d7d26d6a
+"bpf, x86: Fix PROBE_MEM runtime load check" (in v6.10, and in some stable kernels). BTF does not
+show that change, and does show a kfunc that is as young.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from tracer.kernel.btf import FUNC, TYPEDEF, Btf
 from tracer.kernel.running import Kernel
 
 _KFUNC, _TYPE = "bpf_rdonly_cast", "atomic64_t"
+_AS_YOUNG = "bpf_preempt_disable"  # fc7566ad0a82, in v6.10
 
 
 def _ids(types: Btf) -> tuple[int, int]:
@@ -33,6 +38,8 @@ def refused(types: Btf) -> str:
     kfunc, number = _ids(types)
     if not kfunc or not number:
         return f"no {_TYPE if kfunc else _KFUNC} in this kernel's BTF"
+    if types.find(_AS_YOUNG, FUNC) is None:
+        return f"before 6.10 a load may crash the kernel: no {_AS_YOUNG} in this kernel's BTF"
     return programs.plain_load_refused(kfunc, number)
 
 
