@@ -246,20 +246,25 @@ static __always_inline int may_read(u64 floor, u64 room, u64 at)
 }
 
 /*
- * Copy `size` bytes, LONGEST_READ at most. An address that may not be read becomes 0, where a read
- * fails and leaves zeroes. The address goes through a map: both cases are one to the verifier then.
+ * An address that may not be read becomes 0, where a read fails and leaves zeroes. The address goes
+ * through a map: both cases are one to the verifier then.
  */
-static __always_inline int fetch(struct audit_cursor *c, void *to, u32 size, u64 at)
+static __always_inline u64 readable(struct audit_cursor *c, u64 at)
 {
 	*(volatile u64 *)&c->address = may_read(c->floor, c->room, at) ? at : 0;
-	return bpf_probe_read_kernel(to, size, (void *)*(volatile u64 *)&c->address);
+	return *(volatile u64 *)&c->address;
+}
+
+/* Copy `size` bytes, LONGEST_READ at most. */
+static __always_inline int fetch(struct audit_cursor *c, void *to, u32 size, u64 at)
+{
+	return bpf_probe_read_kernel(to, size, (void *)readable(c, at));
 }
 
 static __always_inline u64 word_at(struct audit_cursor *c, u64 at)
 {
-	u64 word = 0;
+	u64 word = LOAD(u64, readable(c, at));
 
-	fetch(c, &word, sizeof(word), at);
 	inject_word(&word, at);
 	return word;
 }
@@ -698,14 +703,9 @@ static __always_inline u64 anon_pgoff(struct audit_cursor *c, u64 vma)
 {
 #if defined(HAVE_vm_area_struct_anon_pgoff_lo) && defined(HAVE_vm_area_struct_anon_pgoff_hi)
 	/* A private file mapping has a number of its own from 7.3 on, in two places. */
-	u32 low = 0;
-	u32 high = 0;
-
-	*(volatile u64 *)&c->address = may_read(c->floor, c->room, vma) ? vma : 0;
-	vma = *(volatile u64 *)&c->address;
-	bpf_probe_read_kernel(&low, 4, (void *)(vma + OFFSET(vm_area_struct, anon_pgoff_lo)));
-	bpf_probe_read_kernel(&high, 4, (void *)(vma + OFFSET(vm_area_struct, anon_pgoff_hi)));
-	return low | (u64)high << 32;
+	vma = readable(c, vma);
+	return (u32)READ(vm_area_struct, vma, anon_pgoff_lo) |
+	       (u64)(u32)READ(vm_area_struct, vma, anon_pgoff_hi) << 32;
 #else
 	return FETCH(c, vm_area_struct, vma, vm_pgoff);
 #endif

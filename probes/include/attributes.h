@@ -74,19 +74,11 @@ struct keeping {
 /* In the task's storage, as a program can lose its CPU and its stack is small. */
 struct attribute_scratch {
 	u64 pivot[PIVOTS];
-	u64 word;
 	u64 name[10]; /* ANON_VMA_NAME_MAX_LEN */
 	struct vm_area_struct vma;
 	struct vma_attributes is;
 	u64 lost; /* a bit for each enum kept */
 };
-
-static __always_inline u64 kernel_word(struct attribute_scratch *s, u64 addr)
-{
-	s->word = 0;
-	bpf_probe_read_kernel(&s->word, sizeof(s->word), (void *)addr);
-	return s->word;
-}
 
 /*
  * The VMA at an address, or 0. Only for a task that holds the mmap_lock for write: the tree does
@@ -94,8 +86,7 @@ static __always_inline u64 kernel_word(struct attribute_scratch *s, u64 addr)
  */
 static __always_inline vma_t vma_at(struct attribute_scratch *s, mm_t mm, u64 addr)
 {
-	u64 entry =
-		kernel_word(s, mm.addr + OFFSET(mm_struct, mm_mt) + OFFSET(maple_tree, ma_root));
+	u64 entry = LOAD(u64, mm.addr + OFFSET(mm_struct, mm_mt) + OFFSET(maple_tree, ma_root));
 	if ((entry & MAPLE_ROOT_BITS) != MAPLE_ROOT_IS_NODE)
 		return VMA(0);
 	entry &= ~MAPLE_ROOT_IS_NODE;
@@ -119,7 +110,7 @@ static __always_inline vma_t vma_at(struct attribute_scratch *s, mm_t mm, u64 ad
 			below &= (pivot >> PAGE_SHIFT) - page >> 63 & -pivot >> 63;
 			slot += below << 3;
 		}
-		entry = kernel_word(s, node + slot);
+		entry = LOAD(u64, node + slot);
 		if (type <= MAPLE_LEAF_64)
 			return VMA(entry & 3 ? 0 : entry);
 		if (!entry)
@@ -135,20 +126,20 @@ static __always_inline u64 mixed(u64 sum, u64 word)
 }
 
 /* What mpol_equal() compares; of its nodes the first 64. */
-static __always_inline u64 digest_of_policy(struct attribute_scratch *s, u64 policy)
+static __always_inline u64 digest_of_policy(u64 policy)
 {
 	u64 sum = 0;
 #ifdef HAVE_mempolicy_mode
 	if (!policy)
 		return 0;
-	u64 mode = (u16)kernel_word(s, policy + OFFSET(mempolicy, mode));
-	u64 flags = (u16)kernel_word(s, policy + OFFSET(mempolicy, flags));
+	u64 mode = READ(mempolicy, policy, mode);
+	u64 flags = READ(mempolicy, policy, flags);
 	sum = mixed(1, mode << 16 | flags);
-	sum = mixed(sum, (u32)kernel_word(s, policy + OFFSET(mempolicy, home_node)));
+	sum = mixed(sum, (u32)READ(mempolicy, policy, home_node));
 	if (mode != MPOL_LOCAL)
-		sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, nodes)));
+		sum = mixed(sum, LOAD(u64, policy + OFFSET(mempolicy, nodes)));
 	if (flags & MPOL_MODE_FLAGS)
-		sum = mixed(sum, kernel_word(s, policy + OFFSET(mempolicy, w)));
+		sum = mixed(sum, LOAD(u64, policy + OFFSET(mempolicy, w)));
 #endif
 	return sum;
 }
@@ -196,7 +187,7 @@ static __always_inline void take_attributes(struct attribute_scratch *s, struct 
 #endif
 	a->policy = 0;
 #ifdef HAVE_vm_area_struct_vm_policy
-	a->policy = digest_of_policy(s, (u64)s->vma.vm_policy);
+	a->policy = digest_of_policy((u64)s->vma.vm_policy);
 #endif
 	a->name = 0;
 #ifdef HAVE_vm_area_struct_anon_name

@@ -66,6 +66,40 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 	})
 
 /*
+ * A number of 1, 2, 4 or 8 bytes at any address; 0 where the address is bad. bpf_rdonly_cast()
+ * (from 6.10 on) is no call when the program runs: the verifier makes it a move. The load behind it
+ * has a fault handler. Whatever is there is taken for a struct that begins with a number of 8 bytes
+ * (tracer/attach/plain_loads.py).
+ */
+#ifdef RDONLY_CAST
+static u64 (*bpf_rdonly_cast)(u64 addr, u64 type) = (void *)RDONLY_CAST;
+#define LOAD_(type, number, from) \
+	asm volatile("%0 = *(" #type " *)(%1 + 0)" : "=r"(number) : "r"(from))
+static __always_inline u64 load(u64 addr, u32 size)
+{
+	u64 number = 0;
+	u64 from = bpf_rdonly_cast(addr, RDONLY_TYPE);
+	if (size == 1)
+		LOAD_(u8, number, from);
+	else if (size == 2)
+		LOAD_(u16, number, from);
+	else if (size == 4)
+		LOAD_(u32, number, from);
+	else
+		LOAD_(u64, number, from);
+	return number;
+}
+#define LOAD(type, addr) ((type)load((u64)(addr), sizeof(type)))
+#else
+#define LOAD(type, addr)                                                \
+	({                                                              \
+		type v_ = 0;                                            \
+		bpf_probe_read_kernel(&v_, sizeof(v_), (void *)(addr)); \
+		v_;                                                     \
+	})
+#endif
+
+/*
  * An argument of the hooked function, or a member of the struct that it points to; 0 where this
  * kernel's function has no such argument. The argument is used as a number: in a trampoline the
  * verifier knows the type of a pointer argument and refuses arithmetic with it. Where the argument
@@ -78,7 +112,7 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 			FORGET_TYPE(a_);                                       \
 			m_ = a_;                                               \
 		} else if (a_) {                                               \
-			bpf_probe_read_kernel(&m_, 8, (void *)(a_ + o_));      \
+			m_ = LOAD(u64, a_ + o_);                               \
 		}                                                              \
 		m_;                                                            \
 	})
@@ -86,13 +120,8 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 
 #define OFFSET(type, member) __builtin_offsetof(struct type, member)
 /* Read a member by value. The read cannot fault: a bad address yields 0. */
-#define READ(type, at, member)                                                     \
-	({                                                                         \
-		__typeof__(((struct type *)0)->member) v_ = 0;                     \
-		bpf_probe_read_kernel(&v_, sizeof(v_),                             \
-				      (void *)((u64)(at) + OFFSET(type, member))); \
-		v_;                                                                \
-	})
+#define READ(type, at, member) \
+	LOAD(__typeof__(((struct type *)0)->member), (u64)(at) + OFFSET(type, member))
 
 /*
  * Handles of kernel objects. Each kind is a struct of its own, as pte_t is, so that a VMA passed

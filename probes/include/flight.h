@@ -32,9 +32,7 @@ BPF_ARRAY(path_stacks, u64, 1 << PATH_ROWS_LOG2);
 /* Return the id of the stack of a path to a window; -1 where it was lost. */
 static __always_inline s32 stack_of_path(void *ctx, u64 mark, u32 window)
 {
-	u64 call = 0;
-	bpf_probe_read_kernel(&call, sizeof(call),
-			      (void *)(bpf_task_pt_regs(CURRENT) + PT_REGS_ORIG_AX));
+	u64 call = LOAD(u64, bpf_task_pt_regs(CURRENT) + PT_REGS_ORIG_AX);
 	FORGET_TYPE(mark);
 	u64 path = (u64)window << DEPTH_BITS | BITS(mark >> 3, DEPTH_BITS);
 	path = (path << CALL_BITS | BITS(call, CALL_BITS)) << STACK_BITS;

@@ -100,7 +100,7 @@ static __always_inline void complete_merge(struct attribute_scratch *s, struct k
 	struct request *asked = &k->asked;
 	k->wanted.flags = asked->flags;
 	k->wanted.uffd = asked->uffd;
-	k->wanted.policy = digest_of_policy(s, asked->policy);
+	k->wanted.policy = digest_of_policy(asked->policy);
 	k->wanted.file = asked->file;
 	k->wanted.offset = asked->pgoff - (asked->start >> PAGE_SHIFT);
 	k->wanted.name = 0;

@@ -45,6 +45,25 @@ static __always_inline u64 readers_of(u64 count)
 #endif
 }
 
+struct rwsem_state {
+	u64 count, owner;
+};
+
+/* Count and owner: one read by a helper costs less than two, where they are side by side. */
+static __always_inline struct rwsem_state state_of(rwsem_t rwsem)
+{
+	struct rwsem_state s = {};
+#if defined(RDONLY_CAST) || defined(HAVE_rw_semaphore_rwbase)
+	s.count = READ_RWSEM(rwsem, count);
+	if (is_written(s.count))
+		s.owner = READ_RWSEM(rwsem, owner);
+#else
+	_Static_assert(OFFSET(rw_semaphore, owner) == OFFSET(rw_semaphore, count) + 8, "");
+	bpf_probe_read_kernel(&s, sizeof(s), (void *)(rwsem.addr + OFFSET(rw_semaphore, count)));
+#endif
+	return s;
+}
+
 /*
  * The owner state of an rwsem. It cannot be wrong for a lock that this task holds, because no
  * other task changes such a lock.
@@ -53,12 +72,10 @@ static __always_inline u32 owner_of(rwsem_t rwsem)
 {
 	if (!rwsem.addr)
 		return OWNER_FREE;
-	u64 count = READ_RWSEM(rwsem, count);
-	if (is_written(count))
-		return (READ_RWSEM(rwsem, owner) & OWNER_TASK) == bpf_get_current_task() ?
-			       OWNER_SELF :
-			       OWNER_OTHER;
-	return readers_of(count) ? OWNER_READ : OWNER_FREE;
+	struct rwsem_state s = state_of(rwsem);
+	if (is_written(s.count))
+		return (s.owner & OWNER_TASK) == bpf_get_current_task() ? OWNER_SELF : OWNER_OTHER;
+	return readers_of(s.count) ? OWNER_READ : OWNER_FREE;
 }
 
 static __always_inline rwsem_t mmap_lock_of(mm_t mm)

@@ -17,6 +17,10 @@ from tracer.errors import RmapdError
 _FIRST_CONSTANT, _FIRST_PLACE = 0x5EED0000, 0x7000
 _MOVE = 0xB7  # BPF_ALU64 | BPF_MOV | BPF_K
 _LOAD = 0x79  # BPF_LDX | BPF_MEM | BPF_DW
+_CALL = 0x85  # BPF_JMP | BPF_CALL
+_PSEUDO_KFUNC_CALL = 2  # BPF_PSEUDO_KFUNC_CALL: the immediate is the BTF id of a function
+FIRST_KFUNC = 1 << 30
+"""A call of this number + the BTF id of a kfunc is a call of the kfunc."""
 WIDE = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions long
 NO_OFFSET = 0x7FFFFFFF
 """The constant `offset_of_X` where argument X is not a pointer to be followed."""
@@ -68,6 +72,9 @@ class Names:
                     struct.pack_into("<BBhi", out, at, _MOVE, registers & 0x0F, 0, 0)
                 else:
                     struct.pack_into("<h", out, at + 2, place)
+            elif opcode == _CALL and immediate >= FIRST_KFUNC:
+                kfunc = immediate - FIRST_KFUNC
+                struct.pack_into("<BBhi", out, at, _CALL, _PSEUDO_KFUNC_CALL << 4, 0, kfunc)
         return bytes(out)
 
 

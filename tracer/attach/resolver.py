@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tracer.attach import arguments, relocations, struct_slices
+from tracer.attach import arguments, plain_loads, relocations, struct_slices
 from tracer.attach.plan import (
     ABSENCES,
     NEEDS_PROBE_OBJECT,
@@ -55,7 +55,8 @@ def make_plan(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | No
     names = _names(hook for probe_object in declared.values() for hook in probe_object.hook)
     indexes = "".join(tracepoint_indexes(kernel, hook) for one in resolved for hook in one.hooks)
     slices = struct_slices.make(kernel.types, types, enums)
-    return Plan(tuple(resolved), indexes + names.header + slices.header, names)
+    header = indexes + names.header + plain_loads.header(kernel) + slices.header
+    return Plan(tuple(resolved), header, names)
 
 
 def _names(hooks: Iterable[Hook]) -> relocations.Names:

@@ -218,15 +218,38 @@ def _load(
     return call(Command.PROG_LOAD, attributes)[0]
 
 
+_RETURN_ZERO = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+
+
 def fentry_refused(function_id: int) -> str:
     """Return why this kernel refuses fentry programs; empty where it takes them.
 
     function_id: BTF id of any function. Loads a program that only returns, and attaches nothing.
     """
-    return_zero = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+    return _refused("fentry programs", _TYPE_TRACING, _TRACE_FENTRY, _RETURN_ZERO, function_id)
+
+
+def plain_load_refused(cast_id: int, type_id: int) -> str:
+    """Return why this kernel refuses loads behind bpf_rdonly_cast(); empty where it takes them.
+
+    cast_id: BTF id of that kfunc. type_id: of a struct that begins with a number of eight bytes.
+    Loads a program that reads where its first argument points to, and attaches nothing.
+    """
+    read = struct.pack(
+        "<BBhiBBhiBBhiBBhi",
+        *(0x79, 0x11, 0, 0),  # r1 = the first argument
+        *(0xB7, 2, 0, type_id),  # r2 = type_id
+        *(0x85, 0x20, 0, cast_id),  # r0 = bpf_rdonly_cast(r1, r2)
+        *(0x79, 0x00, 0, 0),  # r0 = *r0
+    )
+    return _refused("plain loads", _TYPE_RAW_TRACEPOINT, 0, read + _RETURN_ZERO)
+
+
+def _refused(what: str, kind: int, attach_type: int, code: bytes, function_id: int = 0) -> str:
+    """Return why this kernel refuses a program; empty where it takes it. what: is refused then."""
     try:
-        os.close(_load("probe", _TYPE_TRACING, _TRACE_FENTRY, return_zero, function_id))
+        os.close(_load("probe", kind, attach_type, code, function_id))
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
-        return f"fentry programs are refused ({name}: {error.strerror})"
+        return f"{what} are refused ({name}: {error.strerror})"
     return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tracer import package_data
-from tracer.attach import attach_process
+from tracer.attach import attach_process, plain_loads
 from tracer.attach.attach_process import AttachOutcome
 from tracer.attach.attached import AttachedProbes
 from tracer.bpf import programs
@@ -46,9 +46,10 @@ def probes_folder() -> Path:
 
 
 def running_kernel() -> Kernel:
-    """Return the running kernel, with a test whether it takes fentry programs, by bpf(2)."""
+    """Return the running kernel, with tests of what programs it takes, by bpf(2)."""
     return Kernel.running(
-        fentry_probe=lambda types: programs.fentry_refused(types.find("schedule", FUNC) or 0)
+        fentry_probe=lambda types: programs.fentry_refused(types.find("schedule", FUNC) or 0),
+        plain_load_probe=plain_loads.refused,
     )
 
 

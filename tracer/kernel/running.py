@@ -28,9 +28,9 @@ _SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 class Kernel:
     """One kernel; each fact is read when it is first asked for.
 
-    btf: its types, or a function that reads them. fentry_probe: returns why an fentry program
-    cannot be loaded, empty where it can. known_enums: enums that another process has read from the
-    types already, so that this one need not parse them.
+    btf: its types, or a function that reads them. fentry_probe, plain_load_probe: return why an
+    fentry program or one with plain loads cannot be loaded, empty where it can. known_enums: enums
+    that another process has read from the types already, so that this one need not parse them.
     """
 
     release: str
@@ -38,11 +38,15 @@ class Kernel:
     sys_root: Path = Path("/sys")
     proc_root: Path = Path("/proc")
     fentry_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
+    plain_load_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
     known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def running(
-        cls, sys_root: Path = Path("/sys"), fentry_probe: Callable[[Btf], str] | None = None
+        cls,
+        sys_root: Path = Path("/sys"),
+        fentry_probe: Callable[[Btf], str] | None = None,
+        plain_load_probe: Callable[[Btf], str] | None = None,
     ) -> Kernel:
         """Return the running kernel.
 
@@ -61,6 +65,8 @@ class Kernel:
         )
         if fentry_probe:
             kernel.fentry_probe = fentry_probe
+        if plain_load_probe:
+            kernel.plain_load_probe = plain_load_probe
         return kernel
 
     @cached_property
@@ -213,6 +219,11 @@ class Kernel:
     def fentry_refused(self) -> str:
         """Why no fentry program can be loaded; empty where it can."""
         return self.fentry_probe(self.types)
+
+    @cached_property
+    def plain_loads_refused(self) -> str:
+        """Why programs must read kernel memory by a helper; empty where they can load it."""
+        return self.plain_load_probe(self.types)
 
     def clones(self, name: str) -> list[str]:
         """Return the symbols of a function: itself, then the copies that the compiler made of it.

@@ -6,11 +6,11 @@ import struct
 
 import pytest
 
-from tracer.attach.relocations import NO_OFFSET, Names
+from tracer.attach.relocations import FIRST_KFUNC, NO_OFFSET, Names
 from tracer.errors import RmapdError
 
 NAMES = Names({"kind", "window", "offset_of_vma"}, {"vma", "returned"})
-MOVE, LOAD, WIDE, MOVE32, ADD = 0xB7, 0x79, 0x18, 0xB4, 0x07
+MOVE, LOAD, WIDE, MOVE32, ADD, CALL = 0xB7, 0x79, 0x18, 0xB4, 0x07, 0x85
 
 
 def instruction(
@@ -117,3 +117,16 @@ def test_every_mark_of_a_program_is_replaced() -> None:
     assert code == place("vma") + constant("kind") + place("vma", target=4) + constant(
         "kind", target=5
     ), "the compiled program is not changed"
+
+
+def test_call_of_a_kfunc_has_its_btf_id_and_others_stay() -> None:
+    helper, bpf_function = instruction(CALL, immediate=113), instruction(CALL, source=1)
+    kfunc = instruction(CALL, immediate=FIRST_KFUNC + 65486)
+    assert NAMES.patch(helper + kfunc + bpf_function, {}, {}) == (
+        helper + instruction(CALL, source=2, immediate=65486) + bpf_function
+    )
+
+
+def test_move_of_a_number_like_that_of_a_kfunc_stays() -> None:
+    code = instruction(MOVE, 3, immediate=FIRST_KFUNC + 1)
+    assert NAMES.patch(code, {}, {}) == code
