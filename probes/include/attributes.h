@@ -30,6 +30,7 @@ struct vma_attributes {
 	u64 policy; /* a digest of its content: a merge keeps one of two equal policies */
 	u64 file;
 	u64 offset; /* vm_pgoff of address 0: the same for all addresses of a VMA */
+	u64 placed; /* the offset counts: of no file and no anon_vma, it is that of no page */
 	u64 name;   /* a digest of the text */
 };
 
@@ -119,6 +120,11 @@ static __always_inline vma_t vma_at(struct attribute_scratch *s, mm_t mm, u64 ad
 	return VMA(0);
 }
 
+static __always_inline u64 is_not_zero(u64 value)
+{
+	return (value | -value) >> 63;
+}
+
 static __always_inline u64 mixed(u64 sum, u64 word)
 {
 	sum = (sum ^ word) * 0x9e3779b97f4a7c15ULL;
@@ -181,6 +187,7 @@ static __always_inline void take_attributes(struct attribute_scratch *s, struct 
 	a->flags = s->vma.vm_flags;
 	a->file = (u64)s->vma.vm_file;
 	a->offset = s->vma.vm_pgoff - (s->vma.vm_start >> PAGE_SHIFT);
+	a->placed = is_not_zero(a->file | (u64)s->vma.anon_vma);
 	a->uffd = 0;
 #ifdef HAVE_vm_area_struct_uffd
 	a->uffd = (u64)s->vma.uffd;

@@ -103,6 +103,7 @@ static __always_inline void complete_merge(struct attribute_scratch *s, struct k
 	k->wanted.policy = digest_of_policy(asked->policy);
 	k->wanted.file = asked->file;
 	k->wanted.offset = asked->pgoff - (asked->start >> PAGE_SHIFT);
+	k->wanted.placed = 1;
 	k->wanted.name = 0;
 #ifdef HAVE_vm_area_struct_anon_name
 	k->wanted.name = digest_of_name(s, asked->name);
@@ -150,11 +151,6 @@ static __always_inline void record_kept(struct task_windows *t, struct open_wind
 		complete_merge(s, k);
 }
 
-static __always_inline u64 is_not_zero(u64 value)
-{
-	return (value | -value) >> 63;
-}
-
 /*
  * Compare s->is with what was, and add what differs to s->lost: a bit for each enum kept. There is
  * no branch: the verifier would follow each way to the end of the program.
@@ -168,7 +164,7 @@ static __always_inline void compare(struct attribute_scratch *s, struct vma_attr
 	s->lost |= 1 << KEPT_HOLDS | is_not_zero(was->uffd ^ is->uffd) << KEPT_UFFD |
 		   is_not_zero(was->policy ^ is->policy) << KEPT_POLICY |
 		   is_not_zero(was->file ^ is->file) << KEPT_FILE |
-		   is_not_zero(was->offset ^ is->offset) << KEPT_FILE |
+		   (is_not_zero(was->offset ^ is->offset) & was->placed & is->placed) << KEPT_FILE |
 		   is_not_zero(was->name ^ is->name) << KEPT_NAME |
 		   is_not_zero((was->flags ^ is->flags) & ~may_differ) << KEPT_FLAGS;
 }
@@ -206,14 +202,10 @@ static __always_inline void check_point(struct attribute_scratch *s, struct kept
 		return;
 	}
 	take_attributes(s, &s->is);
-	if (i == POINT_MOVED) {
-		if (!s->is.file)
-			s->is.offset = point->was.offset; /* of no page yet, it may change */
-		if (!s->is.uffd) {
-			/* mremap_userfaultfd_prep(), without UFFD_FEATURE_EVENT_REMAP */
-			s->is.uffd = point->was.uffd;
-			may_differ |= VM_UFFD_FLAGS;
-		}
+	if (i == POINT_MOVED && !s->is.uffd) {
+		/* mremap_userfaultfd_prep(), without UFFD_FEATURE_EVENT_REMAP */
+		s->is.uffd = point->was.uffd;
+		may_differ |= VM_UFFD_FLAGS;
 	}
 	compare(s, &point->was, may_differ);
 }

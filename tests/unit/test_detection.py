@@ -7,7 +7,17 @@ import importlib.util
 import pytest
 
 from tests.vm.guest import kernels
-from tests.vm.stock_bugs import PAGE, Bug, every, outcomes, page, parts, rows
+from tests.vm.stock_bugs import (
+    PAGE,
+    Bug,
+    as_expected,
+    every,
+    outcomes,
+    page,
+    parts,
+    planned,
+    rows,
+)
 from tracer.invariants.catalogue import discover
 
 
@@ -40,8 +50,14 @@ def test_each_kernel_of_a_row_has_a_result_that_is_as_the_row_says() -> None:
     results = {(one.number, one.kernel): one for one in outcomes()}
     for bug in rows():
         for kernel in (*bug.bad, *bug.good):
-            found = {*results[bug.number, kernel].found}
-            assert found - {*bug.also} == ({*bug.found} if kernel in bug.bad else set())
+            assert as_expected(bug, results[bug.number, kernel])
+
+
+def test_plan_has_each_kernel_of_the_rows_that_are_asked_for() -> None:
+    assert {bug.number for bug, _ in planned([], [])} == {b.number for b in rows() if b.workload}
+    assert {kernel for _, kernel in planned([22], [])} == {"6.1", "6.12.43", "6.18"}
+    assert [(bug.number, kernel) for bug, kernel in planned([22, 30], ["6.18"])] == [(22, "6.18")]
+    assert planned([1], []) == planned([22], ["7.3"]) == []
 
 
 def test_score_counts_every_row_once() -> None:

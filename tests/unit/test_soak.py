@@ -97,6 +97,7 @@ def test_runs_of_a_kernel_are_added_up_in_one_row(
         in found
     )
     assert "| 6.1 | merge 48, 0, 2; rmap 2, 2, 0 (out of time) |" in found
+    assert found.endswith("| holds | 6.1 |\n|-|-|\n| M1 | 11,000,000 |\n")
 
 
 def test_results_of_workloads_are_found_among_other_output() -> None:

@@ -1,14 +1,17 @@
 """Bugs of stock kernels (stock_bugs.toml): run their workloads, and write what was found.
 
-usage: python -m tests.vm.stock_bugs [-o] [NUMBER...]     (root; boots guests)
+usage: python -m tests.vm.stock_bugs [-k KERNEL]... NUMBER...     (root; boots guests)
+       python -m tests.vm.stock_bugs --all
+       python -m tests.vm.stock_bugs --tables
 
-Runs the rows of these numbers, or all that have a workload, on each of their kernels, keeps the
-results in stock_bugs.json beside them, and writes the tables of DETECTION.md anew. -o writes
-the tables only.
+Runs the rows of these numbers, or all that have a workload, on each of their kernels or on those of
+-k, keeps the results in stock_bugs.json beside the rows, and writes the tables of DETECTION.md
+anew. --tables boots no guest. Exits with 1 if a guest failed or a run gave what its row denies.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import re
@@ -19,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from tests.vm.guest import ROOT, Result, run
+from tests.vm.guest import ROOT, GuestError, Result, run
 
 ROWS = Path(__file__).parent / "stock_bugs.toml"
 RESULTS = ROWS.with_suffix(".json")
@@ -39,6 +42,7 @@ class Bug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workload: str = ""
     nodes: int = 1
     seconds: int = 0
+    one_thread: bool = False
     within: float = 0
     found: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
@@ -104,7 +108,7 @@ def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
         label=f"bug-{bug.number}",
         timeout=1500,
         expect_bug="K1" in bug.found and kernel in bug.bad,
-        one_thread=bool(bug.seconds),
+        one_thread=bug.one_thread,
     )
     file = result.folder / "r.json"
     assert file.exists(), result.output
@@ -230,18 +234,52 @@ def parts() -> dict[str, str]:
     return {"tried": tried(bugs, outcomes()), "every bug": every(bugs)}
 
 
-def main(arguments: Sequence[str]) -> None:
-    wanted = {int(one) for one in arguments if one.isdigit()}
-    for bug in rows() if "-o" not in arguments else ():
-        if not bug.workload or (wanted and bug.number not in wanted):
-            continue
-        for kernel in (*bug.bad, *bug.good):
+def as_expected(bug: Bug, outcome: Outcome) -> bool:
+    """Return whether a bad kernel violates what the row names, and a good one none of it."""
+    expected = {*bug.found} if outcome.kernel in bug.bad else set()
+    return {*outcome.found} - {*bug.also} == expected
+
+
+def planned(numbers: Sequence[int], kernels: Sequence[str]) -> list[tuple[Bug, str]]:
+    """Return what is to be run. Both are empty for all; a kernel counts in rows that name it."""
+    return [
+        (bug, kernel)
+        for bug in rows()
+        if bug.workload and (not numbers or bug.number in numbers)
+        for kernel in (*bug.bad, *bug.good)
+        if not kernels or kernel in kernels
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.vm.stock_bugs", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage = argparse.SUPPRESS
+    parser.add_argument("numbers", type=int, nargs="*", metavar="NUMBER")
+    parser.add_argument("-k", "--kernel", action="append", default=[], dest="kernels")
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--tables", action="store_true")
+    asked = parser.parse_args(arguments)
+    if sum(map(bool, (asked.numbers, asked.all, asked.tables))) != 1:
+        parser.error("name the rows, or --all, or --tables")
+    plan = [] if asked.tables else planned(asked.numbers, asked.kernels)
+    if not plan and not asked.tables:
+        parser.error("no such row has a workload on such a kernel")
+    failed = 0
+    for bug, kernel in plan:
+        try:
             outcome = walk(bug, kernel)[0]
-            print(outcome, flush=True)
-            _keep(outcome)
+        except GuestError as error:
+            print(f"#{bug.number} on {kernel}: {error}", file=sys.stderr, flush=True)
+            failed += 1
+            continue
+        print(outcome, flush=True)
+        failed += not as_expected(bug, outcome)
+        _keep(outcome)
     PAGE.write_text(page(PAGE.read_text(), parts()))
     print(score(rows()))
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -41,7 +41,9 @@ INVARIANTS = (
         not_violations=(
             "VM_SOFTDIRTY and VM_MAYBE_GUARD, in which VMAs that are merged may differ; the"
             " userfaultfd of a moved range, which mremap() ends unless it has"
-            " UFFD_FEATURE_EVENT_REMAP; mlock() of the source of MREMAP_DONTUNMAP."
+            " UFFD_FEATURE_EVENT_REMAP; mlock() of the source of MREMAP_DONTUNMAP; the offset of"
+            " memory with neither file nor anon_vma, which is that of no page: copy_vma() changes"
+            " it, and in 7.2.12 and 7.3.4 dontunmap_complete()."
         ),
         confirmed="By the VMAs at both ends of the window, under the mmap_lock that it holds.",
         blind_spots=(

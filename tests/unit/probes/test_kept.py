@@ -288,6 +288,42 @@ def test_moved_range_has_what_its_source_had_but_for_the_userfaultfd(
     assert seen == {"move_vma[mmap:w kept]": 2, "move_vma[mmap:w kept=flags]": 1}
 
 
+@each_method
+@pytest.mark.parametrize(
+    ("faulted", "index", "expected"),
+    [(True, 0x12, "kept"), (True, 0x90, "kept=file"), (False, 0x12, "kept"), (False, 0x90, "kept")],
+)
+def test_moved_range_keeps_the_index_of_its_pages_if_it_has_any(
+    methods: tuple[str, str], faulted: bool, index: int, expected: str
+) -> None:
+    """copy_vma() gives anonymous memory that was never touched the index of its new address."""
+    b = box(methods)
+    source, to = b.vma(0x10000, 0x18000, flags=FLAGS), b.vma(0x90000, 0x94000, flags=FLAGS)
+    b.change(to, vm_pgoff=index)
+    for vma in (source, to):
+        b.change(vma, anon_vma=b.anon_vma() if faulted else 0)
+    plant(b, source)
+    moved(b, source, to, start=0x12000, length=0x4000, new=0x90000, leave=True)
+    assert word(b) == expected
+
+
+@pytest.mark.parametrize(("emptied", "expected"), [(True, "kept"), (False, "kept=file")])
+def test_source_that_is_emptied_may_take_the_index_of_its_address(
+    emptied: bool, expected: str
+) -> None:
+    """dontunmap_complete() of 7.2.12 and 7.3.4 sets vm_pgoff where it takes the anon_vma away."""
+    b = box()
+    source, to = b.vma(0x10000, 0x14000, flags=FLAGS), b.vma(0x90000, 0x94000, flags=FLAGS)
+    for vma in (source, to):
+        b.change(vma, vm_pgoff=0x700, anon_vma=b.anon_vma())
+    plant(b, source)
+    args = (source.at, 0x10000, 0x4000, 0x4000, 0x90000, 0, 0, 0)
+    with b.call("move_vma", *args, returned=0x90000):
+        b.change(source, vm_pgoff=0x10, **({"anon_vma": 0} if emptied else {}))
+        plant(b, source, to)
+    assert word(b) == expected
+
+
 def test_neighbour_of_a_moved_range_that_loses_its_userfaultfd_is_marked() -> None:
     """mremap_userfaultfd_prep() ends it for the whole VMA that the copy was merged with."""
     b = box()
