@@ -69,7 +69,7 @@ struct keeping {
 	u64 outside; /* the range was not in one VMA */
 	struct request asked;
 	struct vma_attributes wanted; /* of the range, by a merge */
-	struct kept_point point[8];   /* POINTS, and room for the bound of point_at() */
+	struct kept_point point[POINTS];
 };
 #define KEEPING_OF(window) ((window) == WINDOW_move_vma)
 /* In the task's storage, as a program can lose its CPU and its stack is small. */

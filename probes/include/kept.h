@@ -33,7 +33,8 @@ static __always_inline struct keeping *keeping_of(struct task_windows *t, u32 wi
 
 /*
  * Points are visited in a loop, whose state is in memory: the verifier then sees the same state in
- * each turn, and follows the search for a VMA once a point.
+ * each turn, and follows the search for a VMA once a point. Its bound reaches beyond the points,
+ * into what follows them in struct task_windows.
  */
 static __always_inline struct kept_point *point_at(struct keeping *k, u32 i)
 {

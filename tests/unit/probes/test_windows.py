@@ -277,6 +277,11 @@ def test_window_times_are_counted_in_log2_slots() -> None:
     assert b.tables.window_times.windows()["copy_vma"].count == 0
 
 
+def test_storage_of_a_task_fits_into_a_slab_object_of_four_kilobytes() -> None:
+    """With its header, struct bpf_local_storage_elem: the next size is 8 KB for each task."""
+    assert box().native.maps["task_windows"].value_size <= 4096 - 80
+
+
 def test_stack_is_taken_once_for_each_path_into_a_window() -> None:
     """In a system call of the same number, the same function at the same depth has the same stack.
 
