@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.invariants.verdict import Finding, Tally, Verdict
+from tracer.packed import pack
 from tracer.supervision.checkpoint import (
     Checkpoint,
     CheckpointMemory,
@@ -36,7 +37,7 @@ def finding(number: int, detail: str = "") -> Finding:
         f"kind {number}",
         "left behind",
         evidence=evidence,
-        trail=({"function": "f"},),
+        trail=pack(({"function": "f"},)),
     )
 
 
