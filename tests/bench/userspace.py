@@ -129,7 +129,7 @@ def rate() -> None:
     The windows have 300 protocols that hold. The periodic scan is off, because its cost depends on
     the machine's page tables, and so is the governor, which would detach programs at such rates.
     """
-    keys = [variant(line, n) for line in _HOLDING for n in range(100)]
+    keys = [variant(line, n) for line in HOLDING for n in range(100)]
     with (
         rehearsing(RMAPD_SCAN_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
         contextlib.closing(WindowRecorder.find()) as recorder,
@@ -157,7 +157,7 @@ def rate() -> None:
         )
 
 
-_HOLDING = (
+HOLDING = (
     "vma_expand[file anon mmap:w]  {} i_mmap↓w anon↓w anon↑w i_mmap↑w",
     "unlink_anon_vmas[anon]  {} anon↓w anon- anon↑w",
     "__anon_vma_prepare[mmap:r]  {} anon↓w anon+ anon↑w",
