@@ -44,8 +44,8 @@ def run(request: ExecRequest) -> int:
 
     Signals are handled from here on.
     """
-    signals = supervisor.Signals(*SIGNALS)
     allocator.return_large_blocks()
+    signals = supervisor.Signals(*SIGNALS)
     for path, what in ((request.report, "the report"), (request.junit, "the JUnit file")):
         if path is not None:
             atomic_file.writable(path, what)

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tracer.config import Config
+from tracer.daemon import exec_supervisor, run_supervisor
+from tracer.process import allocator
 
 _KEPT_AFTER = """
 import re, sys
@@ -41,3 +49,22 @@ def test_freed_large_blocks_are_given_back() -> None:
 def test_freed_large_blocks_are_kept_where_the_limit_is_not_set() -> None:
     """Otherwise the test above could not fail."""
     assert kept_after("unset") > 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("start", "given"), [(run_supervisor.start, Config()), (exec_supervisor.run, None)]
+)
+def test_run_and_exec_begin_with_it(
+    start: Callable[[Any], object], given: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supervisor and checker have it then, and what they fork."""
+
+    class Called(Exception):
+        pass
+
+    def called() -> None:
+        raise Called
+
+    monkeypatch.setattr(allocator, "return_large_blocks", called)
+    with pytest.raises(Called):
+        start(given)
