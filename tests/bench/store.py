@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.support.snapshots import full
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.outputs.store.writer import Store
+from tracer.packed import pack
 from tracer.results.json_form import as_json
 
 TICKS = 300
@@ -43,7 +44,7 @@ def finding(n: int) -> Finding:
         STACK,
         {"a": "b" * 500},
         "x" * 120,
-        (STEP,) * 32,
+        pack((STEP,) * 32),
     )
 
 

@@ -1,8 +1,8 @@
-"""Measure the user space of the daemon: delays of reports, CPU time, memory and start-up.
+"""Measure the user space of the daemon: delays of reports, CPU time and start-up.
 
 Results are printed, never asserted. Windows come from rehearsal probes.
 
-usage: python -m tests.bench.userspace [truth|rate|memory|start]…     (root)
+usage: python -m tests.bench.userspace [truth|rate|start]…     (root; memory.py measures memory)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from tests.live.conftest import RMAPD, WORKLOAD, daemon, daemons_user, fetch, sample
+from tests.live.conftest import RMAPD, checker_of, daemon, daemons_user, fetch, sample
 from tests.support.rehearsal import A_RUN, CAST_ROWS, WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.protocol.text import text
@@ -129,7 +129,7 @@ def rate() -> None:
     The windows have 300 protocols that hold. The periodic scan is off, because its cost depends on
     the machine's page tables, and so is the governor, which would detach programs at such rates.
     """
-    keys = [variant(line, n) for line in _HOLDING for n in range(100)]
+    keys = [variant(line, n) for line in HOLDING for n in range(100)]
     with (
         rehearsing(RMAPD_SCAN_SECONDS="0", RMAPD_FIDELITY="full") as (process, url),
         contextlib.closing(WindowRecorder.find()) as recorder,
@@ -140,11 +140,12 @@ def rate() -> None:
         recorder.many.run(0, len(keys))
         recorder.many.run(A_RUN, len(keys))
         time.sleep(12)
+        checker = checker_of(process.pid)
         print("| windows a second | scraped | daemon's CPU, % of one core | of that the checker |")
         for scraped in (False, True):
             for wanted in RATES:
                 done, spent, judged = _at_rate(
-                    recorder, process.pid, url, wanted, len(keys), scraped=scraped
+                    recorder, checker, url, wanted, len(keys), scraped=scraped
                 )
                 print(
                     f"| {done:,.0f} | {'every 15 s' if scraped else 'never'} "
@@ -157,7 +158,7 @@ def rate() -> None:
         )
 
 
-_HOLDING = (
+HOLDING = (
     "vma_expand[file anon mmap:w]  {} i_mmap↓w anon↓w anon↑w i_mmap↑w",
     "unlink_anon_vmas[anon]  {} anon↓w anon- anon↑w",
     "__anon_vma_prepare[mmap:r]  {} anon↓w anon+ anon↑w",
@@ -194,35 +195,6 @@ def sum_of(url: str, metric: str) -> float:
     )
 
 
-def memory() -> None:
-    """Print VmRSS and VmHWM after start-up, and after pages, migrations and violations."""
-    for name, running in (("this kernel's hooks", daemon()), ("a hundred programs", rehearsing())):
-        with running as (process, url):
-            time.sleep(2)
-            print(name, "after load:", _resident(process.pid))
-            for _ in range(20):
-                fetch(f"{url}/metrics")
-                fetch(f"{url}/")
-            subprocess.run([*WORKLOAD, "20000"], check=True, stdout=subprocess.DEVNULL)
-            if name != "this kernel's hooks":
-                with contextlib.closing(WindowRecorder.find()) as recorder:
-                    for line in VIOLATING.values():
-                        recorder.record(variant(line, 7))
-            time.sleep(3)
-            print(name, "after scrapes, pages, migrations and violations:", _resident(process.pid))
-
-
-def _resident(pid: int) -> str:
-    lines = dict(
-        line.split(":")
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if line.startswith("Vm")
-    )
-    return ", ".join(
-        f"{name} {int(lines[name].split()[0]) / 1024:.1f} MB" for name in ("VmRSS", "VmHWM")
-    )
-
-
 def start() -> None:
     """Measure the time to /-/ready, and the CPU time of all its processes until it ends."""
     with tempfile.TemporaryDirectory() as folder:
@@ -244,7 +216,7 @@ def start() -> None:
             )
 
 
-PARTS = {"truth": truth, "rate": rate, "memory": memory, "start": start}
+PARTS = {"truth": truth, "rate": rate, "start": start}
 
 
 def main(wanted: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from tests.support.collector import collector
 
 DAEMON = """
 import sys
+from tracer.packed import pack
 from tracer.cli import main
 from tracer.checking.checker import Checker
 from tracer.invariants.verdict import Finding, Verdict
@@ -29,7 +30,7 @@ step = {
 }
 shape, summary = "injected by a test", "takes anon_vma first"
 finding = Finding(
-    "L1", Verdict.VIOLATED, "vma_expand", shape, summary, {"pid": 7}, trail=(step,)
+    "L1", Verdict.VIOLATED, "vma_expand", shape, summary, {"pid": 7}, trail=pack((step,))
 )
 real = Checker.tick
 def tick(checker):

@@ -16,6 +16,7 @@ from tracer.bpf.programs import RunStatistics
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Finding, Verdict, Violation
+from tracer.packed import pack
 from tracer.protocol.text import parse, text
 from tracer.results.audit import AuditProgress
 from tracer.results.latest import LatestSnapshot
@@ -98,7 +99,7 @@ def violations() -> list[Violation]:
             "addresses": {"mm": "0xffff888103b4d400", "file": f"/tmp/{HOSTILE}"},
         },
         text(parse(SEED[2][0])),
-        trail,
+        pack(trail),
     )
     entry = Finding(
         "M1",

@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.support.snapshots import FINDING, full
 from tracer.invariants.verdict import Ruling, Tally, Verdict
+from tracer.packed import pack
 from tracer.protocol.text import parse
 from tracer.report.timeline import TimelineSampler
 from tracer.results import json_form
@@ -71,7 +72,7 @@ def _unlucky() -> str:
     )
     order = replace(
         order,
-        trail=trail,
+        trail=pack(trail),
         evidence={
             "edges": [{"held": "anon", "stack": ["a+0x1", "b+0x2"]}],
             "name": HOSTILE,

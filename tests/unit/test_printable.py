@@ -27,6 +27,7 @@ from tracer.invariants.verdict import Finding, Violation
 from tracer.logs import LineFormatter
 from tracer.outputs.log import FindingLog
 from tracer.outputs.store.writer import Store
+from tracer.packed import pack
 from tracer.printable import json_text, printable, shown
 from tracer.report import diff, diff_output, explain, html, markdown, terminal
 from tracer.report.find_violation import find
@@ -134,7 +135,7 @@ def hostile(name: str) -> Finding:
         stack=(name,),
         evidence=evidence,
         protocol=name,
-        trail=(step,),
+        trail=pack((step,)),
     )
 
 

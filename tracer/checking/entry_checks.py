@@ -160,8 +160,7 @@ class EntryChecks:
         checker did not run is no part of an age.
         """
         rows, now = list(rows), self._clock()
-        if not rows:
-            self._too_old.clear()
+        self._too_old &= {row.key for row in rows}
         for row in rows:
             age = self._stalls.age(row.first_ns, now)
             if not self._is_running(row) and age > _SPLIT_NS:

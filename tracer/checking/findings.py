@@ -18,6 +18,7 @@ from tracer.kernel.running import Kernel
 from tracer.kernel.symbolizer import Symbols
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.objects import ObjectReader
+from tracer.packed import pack
 from tracer.printable import printable
 from tracer.tables.events import Event
 from tracer.tables.ledger import Row, Visited
@@ -85,7 +86,7 @@ class Draft:
             task=dict(known.task),
             stack=known.stack,
             evidence={**known.evidence, **note},
-            trail=known.trail.steps,
+            trail=pack(known.trail.steps),
         )
 
 

@@ -12,6 +12,7 @@ from tracer.invariants.base import Invariant
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
 from tracer.memory.objects import ObjectReader, vm_letters
+from tracer.packed import pack
 from tracer.protocol.codec import Encoding
 from tracer.results.protocols import Sighting
 from tracer.tables.c_structs import Layouts
@@ -110,7 +111,7 @@ class ProtocolEvents:
             addresses={
                 name: hex(value) for name, value in _addresses(event.mm, seen).items() if value
             },
-            trail=trail.steps,
+            trail=pack(trail.steps),
             note=trail.note,
             folio=folio,
         )

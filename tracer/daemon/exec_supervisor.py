@@ -12,6 +12,7 @@ from typing import Any
 
 from tracer import atomic_file
 from tracer.errors import DEFECT, TEMPORARY
+from tracer.process import allocator
 from tracer.supervision import supervisor
 from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.command import (
@@ -43,6 +44,7 @@ def run(request: ExecRequest) -> int:
 
     Signals are handled from here on.
     """
+    allocator.return_large_blocks()
     signals = supervisor.Signals(*SIGNALS)
     for path, what in ((request.report, "the report"), (request.junit, "the JUnit file")):
         if path is not None:

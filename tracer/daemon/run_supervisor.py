@@ -12,6 +12,7 @@ import signal
 from collections.abc import Collection
 
 from tracer.config import Config
+from tracer.process import allocator
 from tracer.supervision import supervisor
 from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.command import CHECKER_DIED
@@ -21,6 +22,7 @@ _WAIT_SECONDS = 1.0
 
 def start(config: Config) -> supervisor.Supervised | int:
     """Fork the checker, which gets a Supervised; the supervisor gets the exit code at the end."""
+    allocator.return_large_blocks()
     memory = CheckpointMemory.for_rows(config.maps.ledger_rows + config.maps.frozen_rows)
     if os.environ.get("NOTIFY_SOCKET"):
         return supervisor.Supervised(memory, os.getpid())

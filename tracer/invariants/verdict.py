@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -42,7 +43,8 @@ def ruling_of(found: Hashable, wrong: Mapping[Any, str]) -> Ruling:
 class Finding:
     """One check that ended in violated or suspect, with what is known about it.
 
-    shape: the part of the signature that distinguishes defects of one function.
+    shape: the part of the signature that distinguishes defects of one function. trail: the windows
+    that led to it, the oldest first, packed (tracer/packed.py).
     """
 
     invariant: str
@@ -54,14 +56,14 @@ class Finding:
     stack: tuple[str, ...] = ()
     evidence: dict[str, Any] = field(default_factory=dict)
     protocol: str = ""
-    trail: tuple[Mapping[str, Any], ...] = ()
+    trail: bytes = b""
 
-    @property
+    @cached_property
     def signature(self) -> str:
         """The same for the same defect met again: without pid and address."""
         return f"{self.invariant} {self.verdict} {self.function} {self.shape}"
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A short name of the signature, for reports and `rmapd explain`."""
         return f"{self.invariant}-{hashlib.sha256(self.signature.encode()).hexdigest()[:10]}"

@@ -6,6 +6,7 @@ address has no name: a module may have been loaded since.
 
 from __future__ import annotations
 
+import sys
 import time
 from array import array
 from bisect import bisect_right
@@ -33,13 +34,14 @@ class Symbols:
     def name(self, address: int) -> str:
         """Return `symbol+0x12`, with ` [module]` behind it for a module's.
 
-        Where kallsyms hides or lacks the symbol, the address as a number.
+        Where kallsyms hides or lacks the symbol, the address as a number. The same name is the
+        same object: thousands of stacks share some hundred frames.
         """
         known = self._known(address)
         if not known and (self._read is None or self._clock() - self._read >= _AGAIN_SECONDS):
             self._read_all()
             known = self._known(address)
-        return known or f"{address:#x}"
+        return sys.intern(known or f"{address:#x}")
 
     def _read_all(self) -> None:
         """Read addresses in order, where the name of each begins, and the names.

@@ -9,6 +9,7 @@ from typing import Any
 import tracer
 from tracer.invariants.lock_order import classes
 from tracer.invariants.verdict import Verdict, Violation
+from tracer.packed import unpack
 from tracer.protocol.text import parts, text
 from tracer.results.checks import FIRST_WALKS
 from tracer.results.coverage_reasons import coverage_reasons
@@ -253,7 +254,7 @@ def violation_json(v: Violation) -> dict[str, Any]:
         "protocol": f.protocol,
         "stack": list(f.stack),
         "evidence": f.evidence,
-        "trail": [dict(step) for step in f.trail],
+        "trail": [dict(step) for step in unpack(f.trail)],
         "machine": dict(v.machine),
     }
 

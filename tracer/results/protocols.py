@@ -15,15 +15,15 @@ class Sighting:
     """The first window of a protocol, from its event.
 
     stack: symbolised. vma: before and after. addresses: of mm, folio and locks, by name. trail: the
-    windows before it, from the flight recorder; note: on the trail. folio: empty where the window
-    has none.
+    windows before it, from the flight recorder, packed; note: on the trail. folio: empty where the
+    window has none.
     """
 
     task: Mapping[str, Any] = field(default_factory=dict)
     stack: tuple[str, ...] = ()
     vma: Mapping[str, Any] = field(default_factory=dict)
     addresses: Mapping[str, str] = field(default_factory=dict)
-    trail: tuple[Mapping[str, Any], ...] = ()
+    trail: bytes = b""
     note: str = ""
     folio: Mapping[str, Any] = field(default_factory=dict)
 

@@ -6,9 +6,11 @@ states it logs everything that it is about to take out of the kernel's maps for 
 it settles and the events that it reads. Another process then starts with the state, puts the rows
 back, reads the events again, and goes on from there.
 
-The log has two halves. Once a quarter of one half is used, the whole state is written to the other.
-A record counts from the moment that the word `end` moves past it, which is one store: a checker
-that dies while it writes has not written.
+The log has two halves. Once it has three times the size of the whole state, and a megabyte, the
+whole state is written to the other half, and the memory of this one is freed. So the log takes no
+more memory than the state asks for, and writing it anew costs less than the changes did. A record
+counts from the moment that the word `end` moves past it, which is one store: a checker that dies
+while it writes has not written.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from tracer.tables.ledger import Row
 _HEADER_BYTES = mmap.PAGESIZE
 _END, _BEAT, _NOT_KEPT = range(3)  # words of 64 bits in the header
 _MIN_HALF_BYTES = 64 << 20
+_LOG_BYTES = 1 << 20
+"""A shorter log is not replaced by the whole state, however small that is."""
 _ROW_BYTES = 512  # an upper bound for a settled row with its key
 
 
@@ -44,6 +48,7 @@ class CheckpointMemory:
         self._half = (os.fstat(self.fd).st_size - _HEADER_BYTES) // 2
         self._map = mmap.mmap(self.fd, _HEADER_BYTES + 2 * self._half)
         self._words = (ctypes.c_uint64 * 3).from_buffer(self._map)
+        self._whole_bytes = 0  # of the whole state that the log begins with
         if fd < 0:
             self._words[_END] = _HEADER_BYTES
             self.beat()
@@ -79,7 +84,8 @@ class CheckpointMemory:
     @property
     def full(self) -> bool:
         """Whether the next state must be written whole, to the other half."""
-        return self.used_bytes > self._half // 4
+        most = max(min(self._half // 4, _LOG_BYTES), 3 * self._whole_bytes)
+        return self.used_bytes > min(self._half // 2, most)
 
     def append(self, record: bytes) -> None:
         """Append a record; where there is no room, count it in not_kept and drop it."""
@@ -99,6 +105,7 @@ class CheckpointMemory:
         new = _HEADER_BYTES + self._half + 1 if old == _HEADER_BYTES else _HEADER_BYTES
         self._map[new : new + 4 + len(record)] = struct.pack("<I", len(record)) + record
         self._words[_END] = new + 4 + len(record)
+        self._whole_bytes = 4 + len(record)
         first = -(-old // mmap.PAGESIZE) * mmap.PAGESIZE
         self._map.madvise(
             mmap.MADV_REMOVE, first, (old + self._half - 1 - first) // mmap.PAGESIZE * mmap.PAGESIZE

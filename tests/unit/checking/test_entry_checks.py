@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support import watched
 from tests.support.checker_rig import CheckerRig
 from tests.support.model_kernel import (
     MIGRATION_READ,
@@ -559,6 +560,31 @@ def test_late_removal_while_the_checker_did_not_run_is_unverifiable() -> None:
     checker.tick()
     assert checker.checks()["M4", Verdict.UNVERIFIABLE] == 1
     assert checker.tally.violations == {}
+
+
+def test_nothing_is_kept_of_an_old_entry_that_is_gone_while_another_stays() -> None:
+    model = ModelKernel()
+    checker, _migration = too_old_in(model, looks=4, moved=False)
+    for number in range(2):
+        mm, migration = model.new_mm(), model.start(78)
+        pfn = model.map_page(mm, ADDR)
+        model.unmap_folio(migration, pfn)
+        model.remap_folio(migration, pfn, skip=1)
+        model.tick(11 * 10**9)
+        checker.tick()
+        for _ in range(4):
+            model.tick(10**9)
+            checker.work()
+        assert checker.tally.checks["M4", Verdict.VIOLATED] == number + 2
+        model.zap(mm, ADDR)
+        model.end(migration)
+        checker.read_events(model.native.events())
+        for _ in range(4):
+            model.tick(10**9)
+            checker.work()
+            checker.tick()
+    kept = watched.held(checker, least=2)
+    assert not [path for path in kept if path.startswith("._entry_checks._too_old")]
 
 
 def test_entry_is_not_too_old_by_time_in_which_the_checker_did_not_run() -> None:

@@ -22,6 +22,7 @@ from tracer.checking.verdicts import Verdicts
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.kernel.kernel_log import KernelLog, LogRecord
 from tracer.kernel.symbolizer import Symbols
+from tracer.packed import unpack
 
 SECOND = 10**9
 RSS = "BUG: Bad rss-counter state mm:00000000eadbeef0 type:MM_ANONPAGES val:1"
@@ -261,7 +262,9 @@ def test_trail_of_a_freed_mm_is_that_of_its_process_and_not_of_who_prints(world:
     b.native.programs["mm_dropped"].call((b.mm,), 1 << 40)
     world.printk(RSS)
     (found,) = world.work()
-    assert [step["task"]["pid"] for step in found.trail] == [34], "33 had the address before"
+    assert [step["task"]["pid"] for step in unpack(found.trail)] == [34], (
+        "33 had the address before"
+    )
     assert found.task == {"pid": 34, "tgid": 34, "comm": ""}
     assert found.evidence["printed_by"] == "harness[35]"
     assert found.evidence["mm"] == hex(b.mm)
@@ -278,7 +281,7 @@ def test_trail_is_read_before_later_windows_overwrite_it(world: World) -> None:
         grow(b, vma, end)
     world.work()
     (found,) = world.work(QUIET_NS)
-    assert [step["vma"]["vm_end"] for step in found.trail] == ["0x4000"]
+    assert [step["vma"]["vm_end"] for step in unpack(found.trail)] == ["0x4000"]
     assert found.evidence["trail_note"] == "The flight recorder has all since then."
 
 

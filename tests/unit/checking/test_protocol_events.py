@@ -12,6 +12,7 @@ from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally, Verdict
 from tracer.kernel.symbolizer import Symbols
 from tracer.memory.objects import ObjectReader
+from tracer.packed import unpack
 
 COUNTERS = dict.fromkeys(LAYOUTS.enums["counter"], 0)
 HARNESS_STACK = struct.pack("<i", 7)  # what get_stackid() says there
@@ -112,8 +113,8 @@ def test_a_trail_ends_with_the_window_that_violates() -> None:
         "unlink_anon_vmas[anon]  anon-(-)",
     )
     assert finding.protocol == broken
-    assert [step["protocol"] for step in finding.trail] == [healthy, broken]
+    assert [step["protocol"] for step in unpack(finding.trail)] == [healthy, broken]
     assert finding.stack == ("0x1111",), (
         "what fills with the stacks of all windows has no room for those of violations"
     )
-    assert [step["stack"] for step in finding.trail] == [["0x2222"]] * 2
+    assert [step["stack"] for step in unpack(finding.trail)] == [["0x2222"]] * 2

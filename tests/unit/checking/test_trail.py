@@ -18,6 +18,7 @@ from tracer.invariants.catalogue import discover
 from tracer.invariants.verdict import Tally
 from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine, switches, taint_letters
+from tracer.packed import unpack
 from tracer.tables.ledger import Row, Visited
 
 MIGRATOR, FOLIO, NEW_FOLIO = 99, 0xF000, 0xE000
@@ -195,7 +196,7 @@ def test_an_accused_window_ends_its_trail_even_where_the_recorder_lost_it() -> N
     for each in raw:
         protocol_events.read_event(b.tables.events.decode(each), each)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
-    (last,) = finding.trail
+    (last,) = unpack(finding.trail)
     assert last["protocol"] == finding.protocol == "unlink_anon_vmas[anon]  anon-(-)"
     assert last["marked"]
     assert "this window broke L4" in last["why"]
@@ -220,8 +221,8 @@ def test_a_trail_is_what_led_to_the_accused_window_and_no_more() -> None:
     protocol_events = protocol_events_of(b)
     protocol_events.read_event(b.tables.events.decode(raw), raw)
     (finding,) = protocol_events.work(Tally(), dict.fromkeys(LAYOUTS.enums["counter"], 0), 0, 1.0)
-    assert [step["time_ns"] for step in finding.trail] == [*ends[50 - 31 : 50], accused]
-    assert [step.get("marked", False) for step in finding.trail] == [False] * 31 + [True]
+    assert [step["time_ns"] for step in unpack(finding.trail)] == [*ends[50 - 31 : 50], accused]
+    assert [step.get("marked", False) for step in unpack(finding.trail)] == [False] * 31 + [True]
     assert finding.evidence["trail_note"] == "The flight recorder has all since then."
 
 

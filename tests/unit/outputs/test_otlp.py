@@ -22,6 +22,7 @@ from tracer.outputs import otlp
 from tracer.outputs.log import FindingLog
 from tracer.outputs.otlp import Sender
 from tracer.outputs.sinks import Sinks
+from tracer.packed import pack
 from tracer.results.json_form import violation_json
 
 TRAIL = (
@@ -49,7 +50,7 @@ def violation(
         ("vma_expand+0x12", "mmap_region+0x3"),
         {"vma": "0xffff888000001000"},
         "vma_expand[file anon mmap:w]  anon↓w i_mmap↓w",
-        TRAIL,
+        pack(TRAIL),
     )
     return violation_json(Violation(finding, 1764000000.25, 1764000001.5, 3))
 
@@ -168,7 +169,12 @@ def test_missing_otlp_extra_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_new_finding_is_logged_and_offered() -> None:
     finding = Finding(
-        "M1", Verdict.VIOLATED, "migrate_pages", "level=PTE", "an entry is left behind", trail=TRAIL
+        "M1",
+        Verdict.VIOLATED,
+        "migrate_pages",
+        "level=PTE",
+        "an entry is left behind",
+        trail=pack(TRAIL),
     )
     tally, new, lines, offered = Tally(), [finding], list[str](), list[Any]()
     tally.record(finding, 1.0)

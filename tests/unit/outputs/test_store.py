@@ -253,6 +253,22 @@ def test_locked_store_is_written_later(
     assert caplog.text.count("cannot be written") == 1
 
 
+def test_hours_of_a_store_that_cannot_be_written_are_bounded(path: Path, clock: Clock) -> None:
+    one, tally = store(path, clock), Tally()
+    with sqlite3.connect(path) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for _ in range(60):
+            clock.now += 3600
+            tally.record(FINDING, clock.now)
+            one.keep(tally.violations.values(), {})
+        assert one.state.unwritten == 60
+    other.close()
+    one.close()
+    (kept,) = stored.read(path).violations
+    assert (kept["count"], sum(kept["hours"].values()), len(kept["hours"])) == (60, 60, 48)
+    assert kept["hours"]["2026-01-01T13:00:00Z"] == 13
+
+
 def test_old_signatures_and_runs_are_deleted_and_counts_kept(path: Path, clock: Clock) -> None:
     one = store(path, clock, days=10)
     one.keep([Violation(finding(), clock.now, clock.now, 5)], {})

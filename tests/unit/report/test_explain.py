@@ -15,6 +15,7 @@ from tests.support.snapshots import snapshot
 from tracer.cli import main
 from tracer.invariants.verdict import Finding, Verdict, Violation
 from tracer.outputs.store.writer import Store
+from tracer.packed import pack
 from tracer.protocol.text import parse
 from tracer.report.alignment import aligned, differences
 from tracer.report.similarity import similarity
@@ -74,7 +75,7 @@ def lock_order() -> Violation:
         stack,
         evidence,
         SWAPPED,
-        (before, own),
+        pack((before, own)),
     )
     return Violation(
         finding,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer.invariants.verdict import Finding, Tally, Verdict
+from tracer.packed import pack
 from tracer.supervision.checkpoint import (
     Checkpoint,
     CheckpointMemory,
@@ -36,7 +37,7 @@ def finding(number: int, detail: str = "") -> Finding:
         f"kind {number}",
         "left behind",
         evidence=evidence,
-        trail=({"function": "f"},),
+        trail=pack(({"function": "f"},)),
     )
 
 
@@ -165,6 +166,40 @@ def test_commit_without_changes_writes_nothing() -> None:
     for _ in range(100):
         checker.commit()
     assert memory.used_bytes == used
+
+
+def memory_of(memory: CheckpointMemory) -> int:
+    """Return the bytes that the memfd takes."""
+    return os.fstat(memory.fd).st_blocks * 512
+
+
+def test_log_of_a_small_state_takes_a_megabyte_however_long_it_runs() -> None:
+    memory = CheckpointMemory()
+    checker, most = FakeChecker(memory), 0
+    for _ in range(2000):
+        for number in range(250):
+            checker.count(number)
+        checker.commit()
+        most = max(most, memory_of(memory))
+    assert 1 << 19 < most < 3 << 19
+    checker.assert_equals(read(memory))
+
+
+def test_log_takes_three_times_the_state_and_is_freed_when_replaced() -> None:
+    memory = CheckpointMemory()
+    checker = FakeChecker(memory)
+    for number in range(1000):
+        checker.tally.record(finding(number, "x" * 3000), 1.0)
+    checker.commit()
+    state, sizes = memory.used_bytes, list[int]()
+    for _ in range(300):
+        for number in range(1000):
+            checker.tally.record(finding(number), 2.0)
+        checker.commit()
+        sizes.append(memory_of(memory))
+    assert max(sizes) < 3.2 * state
+    assert min(sizes[sizes.index(max(sizes)) :]) < 1.2 * state
+    checker.assert_equals(read(memory))
 
 
 def test_record_without_room_is_dropped_and_counted() -> None:

@@ -16,6 +16,7 @@ from tests.support import busy
 from tests.support.snapshots import snapshot
 from tests.unit.invariants.test_golden import SEED
 from tracer.invariants.verdict import Verdict, Violation
+from tracer.packed import pack, unpack
 from tracer.protocol.text import parse, text
 from tracer.report import diff
 from tracer.results import json_form, live_json
@@ -227,7 +228,7 @@ def test_violation_has_a_page(app: Application, current: LatestSnapshot) -> None
             f.signature,
             f.protocol,
             *f.stack,
-            *(str(step["protocol"]) for step in f.trail),
+            *(str(step["protocol"]) for step in unpack(f.trail)),
         ):
             assert " ".join(part.split()) in " ".join(shown.split()), part
     trail = page(app, f"/violations/{next(iter(s.violations))}").text
@@ -236,7 +237,8 @@ def test_violation_has_a_page(app: Application, current: LatestSnapshot) -> None
     assert "The evidence points at this window: a boundary moved between the two walks." in trail
     assert "The recorder goes back 9 s." in trail
     without_evidence = replace(
-        next(iter(s.violations.values())).first, trail=({"time_ns": 1, "function": "vma_expand"},)
+        next(iter(s.violations.values())).first,
+        trail=pack(({"time_ns": 1, "function": "vma_expand"},)),
     )
     assert (
         "vma_expand"

@@ -29,6 +29,9 @@ log = logging.getLogger("rmapd")
 
 _RETRY_SECONDS = 5.0
 _TIDY_SECONDS = 60.0
+_MOST_HOURS = 48
+"""Hours of a signature that are kept while the store cannot be written: older counts are written as
+of the oldest of these."""
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM)
 
 
@@ -119,7 +122,11 @@ class Store:
             more = violation.count - self._counted[signature]
             if more or self._evidence.get(signature) is not violation.first:
                 self._counted[signature] += more
-                self._hours[signature][_hour(violation.last_seen)] += more
+                hours = self._hours[signature]
+                hours[_hour(violation.last_seen)] += more
+                if len(hours) > _MOST_HOURS:
+                    oldest, next_hour, *_ = sorted(hours)
+                    hours[next_hour] += hours.pop(oldest)
                 self._violations[signature] = violation
                 self._changed.add(signature)
         self._rest = Counter(
