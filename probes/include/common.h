@@ -44,11 +44,8 @@ BPF_RINGBUF_OUTPUT(events, RING_PAGES);
 		v_;                                                                               \
 	})
 #define ON_STACK(ctx) ((u64)(ctx))
-/* The verifier takes the result of a negation for a number, even that of a pointer it knows. */
-#define FORGET_TYPE(variable) asm volatile("%0 = -%0\n%0 = -%0" : "+r"(variable))
 #else
-#define ON_STACK(ctx) harness_stack
-#define FORGET_TYPE(variable)
+#define ON_STACK(ctx)  harness_stack
 #define CONSTANT(name) harness_constant(CONSTANT_##name)
 #define PLACE(name)    harness_place(ctx, PLACE_##name)
 #endif
@@ -101,20 +98,16 @@ static __always_inline u64 load(u64 addr, u32 size)
 
 /*
  * An argument of the hooked function, or a member of the struct that it points to; 0 where this
- * kernel's function has no such argument. The argument is used as a number: in a trampoline the
+ * kernel's function has no such argument. The argument is read as a number: in a trampoline the
  * verifier knows the type of a pointer argument and refuses arithmetic with it. Where the argument
  * does not exist the verifier sees 0 and removes the read.
  */
-#define ARGUMENT(name)                                                         \
-	({                                                                     \
-		u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0; \
-		if (a_ && o_ == NO_OFFSET) {                                   \
-			FORGET_TYPE(a_);                                       \
-			m_ = a_;                                               \
-		} else if (a_) {                                               \
-			m_ = LOAD(u64, a_ + o_);                               \
-		}                                                              \
-		m_;                                                            \
+#define ARGUMENT(name)                                                                     \
+	({                                                                                 \
+		u64 a_ = PLACE(name), o_ = CONSTANT(offset_of_##name), m_ = 0;             \
+		if (a_)                                                                    \
+			m_ = LOAD(u64, o_ == NO_OFFSET ? (void *)&a_ : (void *)(a_ + o_)); \
+		m_;                                                                        \
 	})
 #define ARG(hook, arg) (ctx->args[ARG_##hook##_##arg])
 

@@ -33,8 +33,9 @@ BPF_ARRAY(path_stacks, u64, 1 << PATH_ROWS_LOG2);
 static __always_inline s32 stack_of_path(void *ctx, u64 mark, u32 window)
 {
 	u64 call = LOAD(u64, bpf_task_pt_regs(CURRENT) + PT_REGS_ORIG_AX);
-	FORGET_TYPE(mark);
-	u64 path = (u64)window << DEPTH_BITS | BITS(mark >> 3, DEPTH_BITS);
+	/* In a trampoline the verifier knows a pointer here: it is read as a number. */
+	u64 depth = LOAD(u64, &mark);
+	u64 path = (u64)window << DEPTH_BITS | BITS(depth >> 3, DEPTH_BITS);
 	path = (path << CALL_BITS | BITS(call, CALL_BITS)) << STACK_BITS;
 	u32 at = path * 0x9e3779b97f4a7c15ULL >> (64 - PATH_ROWS_LOG2);
 	u64 *row = path_stacks.lookup(&at);
