@@ -33,7 +33,7 @@ CHANGED = 0.01
 """A smaller difference is not reported: repeated runs differ by half of it."""
 PROFILED = "protect"
 """The load whose dearest functions are kept: it passes the most kinds of hooks."""
-_DEAREST = 20
+_DEAREST, _CHANCE = 20, 0.1
 _PLUGIN = ROOT / "tests/bench/profile_plugin.c"
 _SECONDS = 3600
 
@@ -192,27 +192,32 @@ _DRAWN = {"floor:full": "#9db4c8", "owner": "#e0a458", "full": "#b3432f"}
 """Variant -> colour of its bar."""
 
 
+def _repeats(by_variant: Mapping[str, Sequence[int]]) -> bool:
+    """Return whether repeated runs of a load give the same: compaction depends on chance."""
+    return max(map(spread, by_variant.values())) < _CHANCE
+
+
 def draw(costs: Mapping[str, Cost], to: Path) -> None:
     """Draw the ratios as bars, a panel per kernel. to: an SVG file."""
     matplotlib.rcParams["svg.hashsalt"] = "rmapd"  # the same file for the same counts
     figure = Figure(figsize=(9, 0.6 + 2.6 * len(costs)), layout="constrained")
     every = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
     for axes, (name, cost) in zip(every, costs.items(), strict=True):
-        loads = [*cost.counts]
-        variants = [v for v in _DRAWN if v in next(iter(cost.counts.values()))]
+        counts = {load: c for load, c in cost.counts.items() if _repeats(c)}
+        variants = [v for v in _DRAWN if v in next(iter(counts.values()))]
         for n, variant in enumerate(variants):
             ratios = [
                 statistics.median(by_variant[variant]) / statistics.median(by_variant["none"])
                 if variant in by_variant
                 else 0
-                for by_variant in cost.counts.values()
+                for by_variant in counts.values()
             ]
-            at = [place + (n - 1) * 0.27 for place in range(len(loads))]
+            at = [place + (n - 1) * 0.27 for place in range(len(counts))]
             label = "empty programs" if variant.startswith("floor") else variant
             bars = axes.bar(at, ratios, 0.25, color=_DRAWN[variant], label=label)
             axes.bar_label(bars, fmt="%.2f", fontsize=6)
         axes.axhline(1, color="#444444", linewidth=0.8)
-        axes.set_xticks(range(len(loads)), loads)
+        axes.set_xticks(range(len(counts)), [*counts])
         axes.set_ylabel("instructions,\ntimes without rmapd")
         axes.set_title(f"{name}: Linux {cost.release}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
