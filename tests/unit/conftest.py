@@ -6,6 +6,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On a busy machine an example takes long: that is no fault of the code.
+settings.register_profile("rmapd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("rmapd")
 
 
 def _encodable(data: Any) -> Any:

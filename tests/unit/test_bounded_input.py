@@ -184,7 +184,6 @@ _DELETED = object()
 
 @settings(
     max_examples=150,
-    deadline=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -20,7 +20,7 @@ _PLAIN = (
 _JSON = _PLAIN | st.lists(_PLAIN, max_size=3) | st.dictionaries(st.just("pid"), _PLAIN)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.dictionaries(st.text(max_size=9), _JSON, max_size=3), max_size=3))
 def test_what_was_packed_comes_back(rows: list[dict[str, Any]]) -> None:
     assert unpack(pack(rows)) == rows

@@ -50,7 +50,6 @@ names = st.one_of(
 )
 slow = settings(
     max_examples=8,
-    deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

@@ -4,7 +4,7 @@ of its finding."""
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.native import LAYOUTS
@@ -178,7 +178,6 @@ def test_the_rulings_of_a_key_can_be_asked_for(line: str) -> None:
     assert not checker.protocols(), "asking does not count"
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -569,7 +569,7 @@ def test_doubts_beyond_the_room_are_counted() -> None:
     assert len(look.doubts) == 128
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 7), word=st.integers(0, 31), bit=st.integers(0, 63), data=st.data())
 def test_any_flipped_bit_of_a_node_is_judged_as_the_model_judges_it(
     seed: int, word: int, bit: int, data: st.DataObject

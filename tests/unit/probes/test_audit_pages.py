@@ -104,7 +104,7 @@ def test_chance_leads_to_each_page_and_to_none_outside() -> None:
     assert found == {rig.at(page) for page in range(8)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(page=st.integers(0, 7), number=st.integers(0, 7), wrong=st.booleans())
 def test_page_of_a_large_folio_has_the_index_of_the_folio_and_its_number(
     page: int, number: int, wrong: bool

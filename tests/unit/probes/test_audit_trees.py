@@ -27,9 +27,7 @@ SHAPES = st.fixed_dictionaries(
         "anon": st.sampled_from((0.0, 0.6, 1.0)),
     }
 )
-slow = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+slow = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=TYPES)

@@ -97,7 +97,7 @@ def windows(draw: st.DrawFn) -> bytes:
     return (out * draw(st.integers(1, 3)))[:200]
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(windows())
 def test_folded_codes_stand_for_the_recorded_steps(steps: bytes) -> None:
     steps = bytes(step for step in steps if step != AT["STEP_OVERLONG"])
@@ -112,7 +112,7 @@ def test_folded_codes_stand_for_the_recorded_steps(steps: bytes) -> None:
         )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(windows())
 def test_protocol_is_unchanged_by_conversion_to_text_and_to_bytes(steps: bytes) -> None:
     codes = folded(steps)
@@ -122,7 +122,7 @@ def test_protocol_is_unchanged_by_conversion_to_text_and_to_bytes(steps: bytes) 
     assert ENCODING.encode(protocol) == key_of(codes)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from(STEPS[2:]), min_size=1, max_size=8, unique=True),
     st.integers(2, 9),

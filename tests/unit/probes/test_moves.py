@@ -169,7 +169,7 @@ def test_closed_gate_counts_nothing() -> None:
     assert moves.move(TO, PAGE) == (0, 0, 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     levels=st.sampled_from((4, 5)),
     mapped=st.sets(st.integers(0, 1500), max_size=6),
