@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,17 +56,15 @@ def symbols(tags: Mapping[str, str]) -> Iterator[str]:
 def measure(names: Sequence[str], wanted: Sequence[str], repeats: int, out: Path) -> dict[str, Any]:
     kernel = probes.running_kernel()
     counts: dict[str, dict[str, list[int]]] = {name: {} for name in names}
-    runs, ready = [], {}
+    runs = []
     with tempfile.TemporaryDirectory(prefix="rmapd-bench-") as folder:
         loads, maker = Loads(Path(folder)), Maker(kernel, Path(folder))
         for name in ("none", *wanted):
-            started = time.monotonic()
             variant = Nothing() if name == "none" else made(maker, name)
             if variant is None:
                 print(f"{name}: no hook of it on this kernel", flush=True)
                 continue
             with variant.on():
-                ready[name] = round(time.monotonic() - started, 2)
                 for load in names:
                     counts[load][name] = count(loads, load, repeats)
                     runs += [(name, load)] * (repeats + 1) * (load != "compile")
@@ -75,7 +72,7 @@ def measure(names: Sequence[str], wanted: Sequence[str], repeats: int, out: Path
                 lines = symbols(variant.tags())
                 (out / f"symbols.{name}").write_text("\n".join(lines))
             variant.close()
-    return {"kernel": kernel.release, "ready": ready, "counts": counts, "runs": runs}
+    return {"kernel": kernel.release, "counts": counts, "runs": runs}
 
 
 def main() -> None:

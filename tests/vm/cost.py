@@ -44,15 +44,14 @@ Counts = dict[str, dict[str, list[int]]]
 class Cost(msgspec.Struct, forbid_unknown_fields=True):
     """What was counted on one kernel.
 
-    ready: seconds of the guest until a variant was attached. dearest: of the load PROFILED, the
-    functions that `full` adds most to: name, instructions and runs of an operation.
+    dearest: of the load PROFILED, the functions that `full` adds most to: name, instructions and
+    runs of an operation.
     """
 
     release: str
     commit: str
     date: str
     counts: Counts
-    ready: dict[str, float]
     dearest: list[tuple[str, float, float]]
 
 
@@ -60,7 +59,6 @@ class _Counted(msgspec.Struct):
     """What tests.bench.instructions writes."""
 
     kernel: str
-    ready: dict[str, float]
     counts: Counts
     runs: list[tuple[str, str]]
 
@@ -99,7 +97,6 @@ def measure(kernel: str, loads: Sequence[str], variants: Sequence[str], repeats:
         _commit(),
         datetime.date.today().isoformat(),
         found.counts,
-        found.ready,
         list(_dearest(folder, found.runs)),
     )
 
