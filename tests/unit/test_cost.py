@@ -50,6 +50,6 @@ def test_table_of_the_page_is_that_of_the_kept_counts() -> None:
 
 
 def test_page_without_a_place_for_the_table_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no place for the table"):
+    with pytest.raises(ValueError, match="no place between"):
         page(BEGIN, {})
     assert END in PAGE.read_text()

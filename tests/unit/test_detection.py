@@ -26,7 +26,7 @@ def test_tables_of_the_page_are_those_of_the_rows_and_the_results() -> None:
 
 
 def test_page_without_a_part_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no part tried"):
+    with pytest.raises(ValueError, match="no place between <!-- tried"):
         page("nothing", {"tried": ""})
 
 

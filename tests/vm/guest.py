@@ -223,10 +223,10 @@ def run(
         "--exec",
         f"sh {shlex.quote(str(folder / 'command.sh'))}",
     ]
-    if one_thread or counted:
-        options = ["-accel tcg,thread=single"]
-        options += ["-icount shift=0,sleep=off"] if counted else []
-        options += [f"-plugin {plugin}"] if plugin else []
+    options = ["-accel tcg,thread=single"] if one_thread or counted else []
+    options += ["-icount shift=0,sleep=off"] if counted else []
+    options += [f"-plugin {plugin}"] if plugin else []
+    if options:
         vng += [f"--qemu-opts={' '.join(options)}"]
     vng += ["--append", f"{_TSC} {append}".rstrip()]
     if nodes > 1:

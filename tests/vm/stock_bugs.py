@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from tests.support.made_parts import replaced
 from tests.vm.guest import ROOT, GuestError, Result, run
 
 ROWS = Path(__file__).parent / "stock_bugs.toml"
@@ -221,11 +222,7 @@ def page(text: str, parts: dict[str, str]) -> str:
     """Return the page with each part between its two comments replaced."""
     for name, part in parts.items():
         begin, end = f"<!-- {name}: made by tests.vm.stock_bugs -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        if not after:
-            raise ValueError(f"no part {name} in the page")
-        text = f"{before}{begin}\n\n{part}\n\n{end}{after}"
+        text = replaced(text, begin, end, part)
     return text
 
 
