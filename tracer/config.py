@@ -67,8 +67,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     statistics: Annotated[
         bool,
         _help(
-            "let the kernel measure the run time of each program (`rmapd_probe_run*`); costs "
-            "a quarter of what the mmap_lock probes cost (COST.md)"
+            "let the kernel measure the run time of each program (`rmapd_probe_run*`), one second "
+            "in thirty"
         ),
     ] = True
     drop_privileges: Annotated[

@@ -40,7 +40,7 @@ def test_metrics_grow_by_thousands_while_memory_is_compacted() -> None:
     with daemon() as (process, url):
         entries_hold(url, 5000)
         assert sample(url, 'rmapd_violations_total{invariant="M1"}') == 0
-        assert sample(url, 'rmapd_probe_runs_total{hook="set_migration_pte"}') > 5000
+        assert sample(url, 'rmapd_migration_entries_total{event="inserted"}') > 5000
         assert sample(url, 'rmapd_lock_hold_seconds_count{class="mmap_lock",mode="write"}') > 100
         assert fetch(f"{url}/")[0] == 200
         process.send_signal(signal.SIGTERM)

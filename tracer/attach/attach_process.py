@@ -205,7 +205,7 @@ def describe(
             link = point.link if links or point.how == "iter" else None
             points.append(_Point(name, point.how, point.symbol, link is not None))
             fds += [point.program.fd] + ([link.fd] if link else [])
-    statistics = probes.statistics_fd >= 0
+    statistics = probes.statistics_on
     fds += [probes.statistics_fd] if statistics else []
     return AttachReply(probes.hooks, maps, points, statistics, page_size, dict(enums)), fds
 

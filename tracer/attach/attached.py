@@ -11,7 +11,7 @@ from tracer.attach.plan import HookState, PlannedHook
 from tracer.attach.reattach_helper import ProgramTarget, ReattachHelper
 from tracer.bpf.links import IteratorLink, Link
 from tracer.bpf.maps import Map
-from tracer.bpf.programs import Program, RunStatistics
+from tracer.bpf.programs import Program, RunStatistics, enable_statistics
 from tracer.bpf.ring_buffer import RingBuffer
 from tracer.process.users import User
 
@@ -63,8 +63,9 @@ class AttachedProbes:
     """Owns maps, programs and links; the kernel frees them when the process exits.
 
     hooks: of the whole plan, as they stand now. maps: by name. points: hook -> its programs.
-    statistics_fd: makes the kernel count run times while it is open; -1 where it does not.
-    reattach_helper: attaches paused hooks again, where this process has no privilege to do so.
+    statistics_fd: makes the kernel count run times while it is open; -1 while it does not.
+    reattach_helper: attaches paused hooks again and switches statistics on, where this process has
+    no privilege to do so.
     """
 
     hooks: list[PlannedHook] = field(default_factory=list)
@@ -121,6 +122,23 @@ class AttachedProbes:
             for name, points in self.points.items()
         }
 
+    @property
+    def statistics_on(self) -> bool:
+        """Whether this process has the kernel count runs and run times of programs."""
+        return self.statistics_fd >= 0
+
+    def switch_statistics_on(self) -> None:
+        """Have the kernel count runs and run times, those of other programs too. Raises OSError."""
+        if not self.statistics_on:
+            helper = self.reattach_helper
+            self.statistics_fd = helper.enable_statistics() if helper else enable_statistics()
+
+    def switch_statistics_off(self) -> None:
+        """Let the kernel count no longer, as far as this process asked for it."""
+        if self.statistics_on:
+            os.close(self.statistics_fd)
+        self.statistics_fd = -1
+
     def missed(self, of: Callable[[PlannedHook], bool]) -> int:
         """Read how many runs the kernel left out of the programs of these hooks."""
         points = (point for hook in filter(of, self.hooks) for point in self._points(hook))
@@ -166,12 +184,13 @@ class AttachedProbes:
         return ((n, one) for n, one in enumerate(self.hooks) if one.probe_object in probe_objects)
 
     def start_reattach_helper(
-        self, probe_objects: Collection[str], user: User | None = None
+        self, probe_objects: Collection[str], user: User | None = None, *, statistics: bool = False
     ) -> None:
         """Start the process that attaches the hooks of these probe objects after a pause.
 
         Their hooks are attached now, or paused. From then on resume() needs no privilege of this
-        process. user: that the helper becomes; None: it stays the one that it is.
+        process. user: that the helper becomes; None: it stays the one that it is. statistics: the
+        helper also switches statistics on.
         """
         hooks = [
             hook
@@ -180,7 +199,7 @@ class AttachedProbes:
         ]
         points = [point for hook in hooks for point in self._points(hook) if point.how != "run"]
         targets = [ProgramTarget(point.program, point.how, point.symbol) for point in points]
-        self.reattach_helper = ReattachHelper(targets, user)
+        self.reattach_helper = ReattachHelper(targets, user, statistics=statistics)
 
     def detach(self) -> None:
         """Detach every program; programs and maps stay."""
@@ -195,9 +214,8 @@ class AttachedProbes:
             close_all(points)
         for table in self.maps.values():
             table.close()
-        if self.statistics_fd >= 0:
-            os.close(self.statistics_fd)
-        self.points, self.maps, self.statistics_fd = {}, {}, -1
+        self.switch_statistics_off()
+        self.points, self.maps = {}, {}
 
     def __enter__(self) -> AttachedProbes:
         return self

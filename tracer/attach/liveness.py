@@ -11,10 +11,12 @@ that ran in the first self-test must run in each later one.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -59,6 +61,7 @@ class LivenessCheck:
         self,
         attachments: Callable[[], Iterable[Attachment]],
         runs: Callable[[], Mapping[str, int]],
+        counting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
         root: Path = Path("/"),
         attached_to: Callable[[int], tuple[int, ...]] = links.attached_to,
         self_test: Callable[[], None] = change_vmas,
@@ -67,10 +70,10 @@ class LivenessCheck:
         """Note what is attached now.
 
         attachments: what this process holds attached. runs: hook -> how often its programs ran;
-        empty where the kernel does not count for us. root: of /sys and /proc. attached_to:
-        identifies what a descriptor stands for. clock: in nanoseconds.
+        empty where the kernel does not count for us. counting: has it count meanwhile. root: of
+        /sys and /proc. attached_to: identifies what a descriptor stands for. clock: in nanoseconds.
         """
-        self._attachments, self._runs = attachments, runs
+        self._attachments, self._runs, self._counting = attachments, runs, counting
         self._attached_to, self._self_test, self._clock = attached_to, self_test, clock
         kprobes = root / "sys/kernel/debug/kprobes"
         self._kprobes_enabled = _KernelFile(kprobes / "enabled")
@@ -151,9 +154,10 @@ class LivenessCheck:
 
         The first time decides which hooks can be tested here.
         """
-        before = self._runs()
-        self._self_test()
-        after = self._runs()
+        with self._counting():
+            before = self._runs()
+            self._self_test()
+            after = self._runs()
         ran = frozenset(hook for hook, runs in after.items() if runs > before.get(hook, 0))
         if self._self_tested is None:
             self._self_tested = ran & _SELF_TESTED

@@ -1,18 +1,19 @@
 """The process that attaches paused hooks again, for a daemon that gave up the privilege to do so.
 
 At its start it is given loaded programs and their targets. All that it does from then on is to
-attach one of them to its target, by number, and to send the link's file descriptor back. It is
-started before the daemon drops its privileges, becomes the daemon's user, keeps the capabilities
-that attaching these programs takes, and ends when the daemon does.
+attach one of them to its target, by number, or to switch the kernel's run statistics on, and to
+send the file descriptor back. It is started before the daemon drops its privileges, becomes the
+daemon's user, keeps the capabilities that this takes, and ends when the daemon does.
 
 Through the socket: eight bytes of length and JSON (the user's name, uid and gid, or null; [how,
-symbol] by number), then the programs. The helper answers with four bytes once it has dropped what
-it does not need. Each request is a number (four bytes); each answer an errno (four bytes), with the
-descriptor if it is 0.
+symbol] by number; whether statistics will be asked for), then the programs. The helper answers with
+four bytes once it has dropped what it does not need. Each request is a number (four bytes), of a
+program or _STATISTICS; each answer an errno (four bytes), with the descriptor if it is 0.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -28,11 +29,13 @@ from typing import NamedTuple
 from pyprctl import Cap
 
 from tracer.bpf.links import Link
-from tracer.bpf.programs import Program
+from tracer.bpf.programs import Program, enable_statistics
 from tracer.process import privileges
 from tracer.process.fd_passing import receive_descriptors, receive_exactly, send_descriptors
 from tracer.process.users import User
 
+_STATISTICS = 2**32 - 1
+"""The request for run statistics."""
 _START_SECONDS = 120.0  # of a Python where CPUs are emulated
 _ANSWER_SECONDS = 10.0
 _PERF_EVENT_PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
@@ -47,17 +50,18 @@ class ProgramTarget(NamedTuple):
 
 
 def needed_capabilities(
-    methods: Collection[str], paranoid: Path = _PERF_EVENT_PARANOID
+    methods: Collection[str], *, statistics: bool, paranoid: Path = _PERF_EVENT_PARANOID
 ) -> frozenset[Cap]:
-    """Return the capabilities that attaching by these methods takes.
+    """Return the capabilities that attaching by these methods takes, and switching statistics on.
 
-    kernel/bpf/syscall.c, bpf_link_create(): CAP_BPF, CAP_PERFMON. kernel/events/core.c,
+    kernel/bpf/syscall.c, bpf_link_create(): CAP_BPF, CAP_PERFMON; bpf_enable_stats():
+    CAP_SYS_ADMIN. kernel/events/core.c,
     perf_kprobe_event_init(): CAP_PERFMON. Debian's kernels know a perf_event_paranoid of 3, at
     which perf_event_open() takes CAP_SYS_ADMIN.
     """
     capabilities = {Cap.BPF, Cap.PERFMON}
     by_kprobe = not {"kprobe", "kretprobe"}.isdisjoint(methods)
-    if by_kprobe and int(paranoid.read_text(encoding="utf-8")) > 2:
+    if statistics or (by_kprobe and int(paranoid.read_text(encoding="utf-8")) > 2):
         capabilities.add(Cap.SYS_ADMIN)
     return frozenset(capabilities)
 
@@ -65,8 +69,18 @@ def needed_capabilities(
 class ReattachHelper:
     """The daemon's side: the running process, and the socket to it."""
 
-    def __init__(self, targets: Sequence[ProgramTarget], user: User | None = None) -> None:
-        """Start the process and wait until it has dropped its privileges. user: that it becomes."""
+    def __init__(
+        self,
+        targets: Sequence[ProgramTarget],
+        user: User | None = None,
+        *,
+        statistics: bool = False,
+    ) -> None:
+        """Start the process and wait until it has dropped its privileges.
+
+        user: that it becomes. statistics: enable_statistics() will be called, which takes more of
+        them.
+        """
         self._numbers = {target.program.fd: number for number, target in enumerate(targets)}
         self._socket, theirs = socket.socketpair()
         with theirs:
@@ -79,7 +93,7 @@ class ReattachHelper:
             )
         self._socket.settimeout(_START_SECONDS)
         symbols = [[target.how, target.symbol] for target in targets]
-        text = json.dumps([user and astuple(user), symbols]).encode()
+        text = json.dumps([user and astuple(user), symbols, statistics]).encode()
         self._socket.sendall(struct.pack("<Q", len(text)) + text)
         send_descriptors(self._socket, [target.program.fd for target in targets])
         try:
@@ -93,14 +107,24 @@ class ReattachHelper:
 
         Raises OSError where the kernel refuses, or where the helper has ended or does not answer.
         """
-        self._socket.sendall(struct.pack("<I", self._numbers[program.fd]))
+        return Link(self._ask(self._numbers[program.fd]))
+
+    def enable_statistics(self) -> int:
+        """Return a descriptor: while it is open, the kernel counts runs and run times of programs.
+
+        Raises OSError as attach() does.
+        """
+        return self._ask(_STATISTICS)
+
+    def _ask(self, number: int) -> int:
+        self._socket.sendall(struct.pack("<I", number))
         answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
         if len(answer) < 4:
             raise OSError(0, "the process that attaches has ended")
         (error,) = struct.unpack("<i", answer)
         if error:
             raise OSError(error, os.strerror(error))
-        return Link(fds[0])
+        return fds[0]
 
     def close(self) -> None:
         """Close the socket, which ends the helper, and wait for it."""
@@ -113,22 +137,32 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     daemon = socket.socket(fileno=descriptor)
-    user, symbols = json.loads(
+    user, symbols, statistics = json.loads(
         receive_exactly(daemon, struct.unpack("<Q", receive_exactly(daemon, 8))[0])
     )
-    privileges.become(user and User(*user), needed_capabilities({how for how, _ in symbols}))
+    kept = needed_capabilities({how for how, _ in symbols}, statistics=statistics)
+    privileges.become(user and User(*user), kept)
     programs = [Program(fd) for fd in receive_descriptors(daemon, len(symbols))]
     daemon.sendall(bytes(4))
     while len(request := receive_exactly(daemon, 4)) == 4:
         (number,) = struct.unpack("<I", request)
         try:
-            link = programs[number].attach(*symbols[number])
+            fd = _answer(number, programs, symbols)
         except OSError as error:
             daemon.sendall(struct.pack("<i", error.errno or 1))
             continue
-        if link:  # a program that runs on demand has none, and is never paused
-            socket.send_fds(daemon, [bytes(4)], [link.fd])
-            link.close()
+        socket.send_fds(daemon, [bytes(4)], [fd])
+        os.close(fd)
+
+
+def _answer(number: int, programs: Sequence[Program], symbols: Sequence[Sequence[str]]) -> int:
+    """Do what a request asks for, and return the descriptor. Raises OSError."""
+    if number == _STATISTICS:
+        return enable_statistics()
+    link = programs[number].attach(*symbols[number])
+    if link is None:
+        raise OSError(errno.EINVAL, "a program that runs on demand is not attached")
+    return link.fd
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ class Fidelity:
         user: that it becomes.
         """
         levels = self.offered(config)
-        if config.fidelity != "auto" or self._loaded.statistics_fd < 0 or len(levels) == 1:
+        measured = self._costs.statistics
+        if config.fidelity != "auto" or not measured.available or len(levels) == 1:
             levels = levels[:1]
         if config.drop_privileges:
             paused_at_times = {
@@ -164,8 +165,10 @@ class Fidelity:
                 for hook in self._loaded.hooks
                 if hook.probe_object in ON_DEMAND or not runs(hook.probe_object, levels[-1])
             }
-            if paused_at_times:
-                self._loaded.start_reattach_helper(paused_at_times, user)
+            if paused_at_times or measured.in_samples:
+                self._loaded.start_reattach_helper(
+                    paused_at_times, user, statistics=measured.in_samples
+                )
         if len(levels) == 1:
             return levels
         self.governor = Governor(levels, config.budget, os.cpu_count() or 1, pace)
@@ -212,10 +215,11 @@ class Fidelity:
         now: seconds of a monotonic clock. count() checks all that is recorded with the present
         coverage.
         """
-        governor = self.governor
-        if governor is None or not governor.due(now):
+        governor, measured = self.governor, self._costs.statistics
+        measured.look(hold=governor is not None and governor.about_to_lower)
+        if governor is None or not measured.available or not governor.due(now):
             return
-        statistics = self._loaded.statistics()
+        statistics = measured.read()
         factor = self._costs.sampling_factor(statistics) if self.level == "sampled" else 1.0
         spent = self._costs.by_level(governor.levels, statistics)
         decision = governor.look(now, spent, factor)

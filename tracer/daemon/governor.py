@@ -76,6 +76,11 @@ class Governor:
         """The level in force."""
         return self.levels[self._at]
 
+    @property
+    def about_to_lower(self) -> bool:
+        """Whether the cost is above the budget, and there is a cheaper level."""
+        return self._over is not None and self._at + 1 < len(self.levels)
+
     def due(self, now: float) -> bool:
         """Return whether look() would measure now: what it needs has a cost, too."""
         return self._last is None or now - self._last[0] >= self.pace.look

@@ -90,6 +90,6 @@ def run_counts(loaded: AttachedProbes) -> dict[str, int]:
     Empty where rmapd has not switched the kernel's statistics on: another program that did may
     switch them off.
     """
-    if loaded.statistics_fd < 0:
+    if not loaded.statistics_on:
         return {}
     return {name: one.runs + one.missed for name, one in loaded.statistics().items()}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from tracer.attach.attached import AttachedProbes
 from tracer.bpf.programs import RunStatistics
 from tracer.daemon.levels import WINDOW_PROBE_OBJECTS, lowest_level
+from tracer.daemon.program_statistics import ProgramStatistics
 from tracer.tables.allowances import Allowances
 from tracer.tables.window_times import WindowTimes
 
@@ -21,8 +22,13 @@ class ProgramCosts:
     """Turns the kernel's run statistics into the numbers that the governor needs."""
 
     def __init__(
-        self, loaded: AttachedProbes, window_times: WindowTimes, allowances: Allowances
+        self,
+        loaded: AttachedProbes,
+        statistics: ProgramStatistics,
+        window_times: WindowTimes,
+        allowances: Allowances,
     ) -> None:
+        self.statistics = statistics
         self._loaded, self._window_times, self._allowances = loaded, window_times, allowances
         self._before: _Totals = (0.0, 0.0, 0.0, 0.0)
 
@@ -54,7 +60,8 @@ class ProgramCosts:
 
     def restart(self) -> None:
         """Begin a new measurement, after a change of level."""
-        self._before = self._totals(self._loaded.statistics())
+        self.statistics.restart()
+        self._before = self._totals(self.statistics.read())
 
     def _totals(self, statistics: Mapping[str, RunStatistics]) -> _Totals:
         names = {

@@ -37,6 +37,7 @@ from tracer.daemon.oracle_setup import calibrate, make_oracle, page_table_levels
 from tracer.daemon.owners_setup import make_lock_owners, make_owner_reader
 from tracer.daemon.probes import Probes
 from tracer.daemon.program_costs import ProgramCosts
+from tracer.daemon.program_statistics import ProgramStatistics, is_emulated
 from tracer.daemon.recorder import Recorder
 from tracer.daemon.waits_setup import make_long_waits
 from tracer.invariants.base import Coverage
@@ -63,9 +64,10 @@ class Session:
     checker turns what is recorded into verdicts; fidelity has the level and the coverage; losses
     tracks what is not seen; loop waits for work. started_ns is when the session began, on `clock`.
     covered_at_start are the invariants that were covered then. oracle_reason says why there is no
-    page-table oracle; it is empty where there is one. audit looks at the trees of all mms; None
-    where it cannot, and audit_reason says why. owners follows the locks that it finds owned.
-    long_waits finds tasks that wait for themselves, in a ring, or for long.
+    page-table oracle; it is empty where there is one. statistics has what the programs cost. audit
+    looks at the trees of all mms; None where it cannot, and audit_reason says why. owners follows
+    the locks that it finds owned. long_waits finds tasks that wait for themselves, in a ring, or
+    for long.
     """
 
     def __init__(
@@ -98,12 +100,13 @@ class Session:
         self.oracle_reason, oracle = reason, None if reason else oracle
         trees, self.audit_reason = make_tree_reader(probes, oracle, reason, config.audit_budget)
         owner_reader, why = make_owner_reader(loaded, probes.layouts)
+        self.statistics = ProgramStatistics(loaded, throughout=is_emulated(), clock=clock)
         self.fidelity = Fidelity(
             probes.level,
             loaded,
             tables.params,
             tables.epochs,
-            ProgramCosts(loaded, tables.window_times, tables.allowances),
+            ProgramCosts(loaded, self.statistics, tables.window_times, tables.allowances),
             self.invariants,
             {
                 name
@@ -116,7 +119,9 @@ class Session:
             | ({KERNEL_LOG: kernel_log} if isinstance(kernel_log, str) else {}),
         )
         self.covered_at_start = self.fidelity.covered
-        self.liveness = LivenessCheck(loaded.attachments, lambda: run_counts(loaded))
+        self.liveness = LivenessCheck(
+            loaded.attachments, lambda: run_counts(loaded), self.statistics.counting
+        )
         self.losses = LossTracker(loaded, self.liveness, self.fidelity, self.invariants, clock)
         reader = next(iter(loaded.programs.get("look", [])), None)
         objects = ObjectReader(loaded.maps, reader, probes.layouts, kernel)

@@ -46,7 +46,7 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
     tables, loaded, checker = session.probes.tables, session.probes.loaded, session.checker
     rulings, open_cases = session.protocol_events.rulings, checker.open_cases
     now_ns, usage = session.clock(), resource.getrusage(resource.RUSAGE_SELF)
-    counters, statistics = tables.counters.read(), loaded.statistics()
+    counters, statistics = tables.counters.read(), session.statistics.read()
     oldest = _oldest(rows, now_ns)
     return Snapshot(
         kernel=session.probes.kernel.release,
@@ -76,6 +76,7 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
         oracle={**open_cases.answers, "sweeps": open_cases.sweeps},
         oracle_reason=session.oracle_reason,
         audit=session.audit_progress(),
+        statistics_seconds=session.statistics.measured_seconds,
         user_seconds=usage.ru_utime - session.user_seconds_at_start,
         peak_rss_bytes=usage.ru_maxrss * 1024,
         longest_tick_gap_seconds=session.loop.longest_gap_ns / 1e9,
@@ -120,7 +121,7 @@ def _checks(
 def build_totals(session: Session) -> tuple[float, dict[str, int]]:
     """Return the seconds since the session began, and counts: cheaper than a snapshot."""
     counters = session.probes.tables.counters.read()
-    counted = _checks(session, counters, session.probes.loaded.statistics())
+    counted = _checks(session, counters, session.statistics.read())
     totals = {
         verdict.value: sum(count for (_, found), count in counted.items() if found is verdict)
         for verdict in Verdict

@@ -132,16 +132,22 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     seconds = (((n,), one.seconds) for n, one in stats.items())
     yield counter(
         "rmapd_probe_run_seconds",
-        "Run time of the hook's BPF programs, by the kernel's BPF statistics.",
+        "Run time of the hook's BPF programs, measured in samples and estimated between them.",
         ("hook",),
         seconds,
     )
     runs = (((n,), float(one.runs)) for n, one in stats.items())
     yield counter(
         "rmapd_probe_runs",
-        "Runs of the hook's BPF programs, by the kernel's BPF statistics.",
+        "Runs of the hook's BPF programs, counted in samples and estimated between them.",
         ("hook",),
         runs,
+    )
+    yield counter(
+        "rmapd_probe_measured_seconds",
+        "Time for which the kernel measured BPF programs; rmapd_probe_run* are made from it.",
+        (),
+        [((), s.statistics_seconds)],
     )
     missed = Counter({h.probe_object: 0 for h in s.hooks})
     for h in s.hooks:  # detached hooks too: the count of a probe object must not fall

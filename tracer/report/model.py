@@ -211,10 +211,13 @@ class ReportedProbeCost(msgspec.Struct, frozen=True):
 class ReportedOverhead(msgspec.Struct, frozen=True):
     """The cost of rmapd's programs and of its own process.
 
-    longest_tick_gap_seconds: 0 in reports of versions that did not measure it.
+    measured_seconds: for how long the kernel measured the hooks' programs; what they did in
+    between is estimated from that. It is 0 in reports of versions that measured all the time, and
+    longest_tick_gap_seconds in those of versions that did not measure it.
     """
 
     hooks: dict[str, ReportedProbeCost] = {}
+    measured_seconds: float = 0.0
     user_seconds: float = 0.0
     rss_bytes: int = 0
     longest_tick_gap_seconds: float = 0.0

@@ -106,6 +106,7 @@ def difference(before: Snapshot, after: Snapshot, facts: SpanFacts) -> Snapshot:
         audit=_audit(before.audit, after.audit),
         undecided=facts.undecided,
         otlp=_more(before.otlp, after.otlp),
+        statistics_seconds=max(0.0, after.statistics_seconds - before.statistics_seconds),
         user_seconds=max(0.0, after.user_seconds - before.user_seconds),
         rest=_grown(before.rest, after.rest),
         store=None,

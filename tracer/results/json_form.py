@@ -76,6 +76,7 @@ def as_json(
                 name: {"runs": st.runs, "seconds": round(st.seconds, 9), "missed": st.missed}
                 for name, st in s.statistics.items()
             },
+            "measured_seconds": round(s.statistics_seconds, 3),
             "user_seconds": round(s.user_seconds, 3),
             "rss_bytes": s.peak_rss_bytes,
             "longest_tick_gap_seconds": round(s.longest_tick_gap_seconds, 3),

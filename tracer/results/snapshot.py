@@ -63,6 +63,8 @@ class Snapshot:
     lowered it at some time of it; None: fidelity_changes shows that. undecided: of a span, what has
     no verdict besides outstanding entries, in a sentence. longest_tick_gap_seconds: the longest
     time between two ticks of the checker, which are a second apart if nothing keeps it.
+    statistics_seconds: for how long the kernel measured the programs; in between `statistics` is
+    estimated.
     """
 
     kernel: str
@@ -92,6 +94,7 @@ class Snapshot:
     oracle_reason: str = ""
     audit: AuditProgress = field(default_factory=AuditProgress)
     otlp: Mapping[str, int] = field(default_factory=dict)
+    statistics_seconds: float = 0.0
     user_seconds: float = 0.0
     peak_rss_bytes: int = 0
     longest_tick_gap_seconds: float = 0.0

@@ -153,7 +153,7 @@ def test_reattach_helper_gets_hooks_that_are_paused_when_it_starts(
     monkeypatch.setattr(
         attached,
         "ReattachHelper",
-        lambda targets, _user: given.extend(target.how for target in targets),
+        lambda targets, _user, **_: given.extend(target.how for target in targets),
     )
     made.start_reattach_helper({"vma"})
     assert given == ["fentry", "fexit"]

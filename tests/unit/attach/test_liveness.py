@@ -60,10 +60,10 @@ class Kernel:
         return LivenessCheck(
             lambda: self.attached,
             lambda: dict(self.ran),
-            self.root,
-            self.attached_to,
-            self.self_test,
-            self.second,
+            root=self.root,
+            attached_to=self.attached_to,
+            self_test=self.self_test,
+            clock=self.second,
         )
 
 
@@ -166,7 +166,11 @@ def test_hook_that_ran_by_chance_need_not_run_again(kernel: Kernel) -> None:
 def test_unreadable_switches_report_nothing(tmp_path: Path) -> None:
     kernel = Kernel(tmp_path)
     liveness = LivenessCheck(
-        lambda: ATTACHED, dict, tmp_path / "absent", kernel.attached_to, kernel.self_test
+        lambda: ATTACHED,
+        dict,
+        root=tmp_path / "absent",
+        attached_to=kernel.attached_to,
+        self_test=kernel.self_test,
     )
     assert liveness.check() == {}
 

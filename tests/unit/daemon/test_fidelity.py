@@ -20,6 +20,7 @@ from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.governor import Governor, Pace
 from tracer.daemon.levels import ON_DEMAND, probe_objects
 from tracer.daemon.program_costs import ProgramCosts
+from tracer.daemon.program_statistics import ProgramStatistics
 from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.tables.params import Params
@@ -82,7 +83,12 @@ def fidelity(
         made,
         tables.params,
         tables.epochs,
-        ProgramCosts(made, tables.window_times, tables.allowances),
+        ProgramCosts(
+            made,
+            ProgramStatistics(made, throughout=True),
+            tables.window_times,
+            tables.allowances,
+        ),
         discover(),
         features,
         absent_features=absent or {},
@@ -186,6 +192,7 @@ def test_change_detaches_and_attaches_hooks_and_renews_coverage() -> None:
 
 def test_decisions_of_the_governor_are_carried_out_and_counted() -> None:
     made = loaded()
+    made.statistics_fd = 1
     one, _ = fidelity(made)
     one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=3, under=3, rest=5))
     cost = 0.5
@@ -202,6 +209,7 @@ def test_decisions_of_the_governor_are_carried_out_and_counted() -> None:
 
 def test_refused_hook_keeps_the_lower_level() -> None:
     made = loaded()
+    made.statistics_fd = 1
     one, _ = fidelity(made)
     one.governor = Governor(one.offered(Config()), 0.01, 1, Pace(look=1, over=2, under=2, rest=4))
     for now in range(6):
@@ -305,12 +313,15 @@ def test_hooks_that_are_attached_on_demand_are_none_of_a_level(
         assert on_demand == {HookState.PAUSED}
         assert one.coverage["L3"][0] is (Coverage.FULL if level == "full" else Coverage.PARTIAL)
     given = set[str]()
-    monkeypatch.setattr(made, "start_reattach_helper", lambda objects, _user: given.update(objects))
+    monkeypatch.setattr(
+        made, "start_reattach_helper", lambda objects, _user, **_: given.update(objects)
+    )
     one.govern(Config(drop_privileges=False))
     assert given == set()
     assert one.govern(Config(fidelity="full", drop_privileges=True)) == ["full"]
     assert given == set(ON_DEMAND)
     made.statistics_fd = 1
+    one, _ = fidelity(made, features={"oracle", "audit", "owners"})
     one.govern(Config(drop_privileges=True))
     assert given == {*ON_DEMAND, "vma", "locks", "rmap", "mmap_lock"}
 

@@ -34,7 +34,8 @@ from tracer.web import Application, Server
 PROCESS_AND_SCRAPE = 6 + 5
 """process_* of the client library, and up and scrape_*, which Prometheus adds to each target."""
 DESIGN_NAMES = """rmapd_checks_total rmapd_violations_total rmapd_invariant_coverage
-rmapd_probe_attached rmapd_probe_run_seconds_total rmapd_probe_runs_total rmapd_windows_total
+rmapd_probe_attached rmapd_probe_run_seconds_total rmapd_probe_runs_total
+rmapd_probe_measured_seconds_total rmapd_windows_total
 rmapd_protocols rmapd_migration_entries_outstanding rmapd_migration_oldest_entry_seconds
 rmapd_migration_entry_seconds_bucket rmapd_window_seconds_bucket rmapd_lock_wait_seconds_bucket
 rmapd_lock_hold_seconds_bucket
@@ -222,6 +223,7 @@ def test_report_has_keys_of_the_contract() -> None:
         "user_seconds",
         "rss_bytes",
         "longest_tick_gap_seconds",
+        "measured_seconds",
         "hooks",
     }
 
