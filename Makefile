@@ -17,6 +17,8 @@ BPF_C := $(wildcard probes/*.bpf.c probes/include/*.h) tests/support/harness.h
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
 EXTRAS ?=
+# Guests that run beside each other in test-kernels: each takes one CPU and 3 GB.
+GUESTS ?= 2
 # Workers that run the unit tests; 0: none, one test after the other in this process.
 JOBS ?= auto
 SHELL_SCRIPTS = $(shell grep -rlIzP --exclude-dir={.git,.venv,build} '\A\#!.*\b(ba|da)?sh\b' .)
@@ -36,7 +38,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench cost dashboards install uninstall deb test-systemd setup vm-setup clangd clean
+.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb test-systemd setup vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -47,7 +49,7 @@ test: check live
 	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
 
 # What takes long: attaching again and again, attacks on the checker, fidelity changed under load.
 test-hard: vm-setup
@@ -98,6 +100,10 @@ bench: setup
 # Instructions of each load with rmapd and without, in guests that count them; prints what changed.
 cost: vm-setup
 	$(SUDO) $(PYTHON) -m tests.vm.cost $(KERNELS) $(COST_ARGS)
+
+# Each kernel that a guest can boot: coverage, the way to the gate, silence under a healthy load. A run that was stopped goes on where it was.
+ladder: vm-setup
+	$(SUDO) $(PYTHON) -m tests.vm.ladder $(LADDER_ARGS)
 
 # A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
 install:

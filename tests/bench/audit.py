@@ -1,7 +1,7 @@
 """What the state audit costs: CPU time of looks at mms of many sizes, and of many mms.
 
 usage: python -m tests.bench.audit        (root; raises vm.max_map_count while it runs)
-It prints tables for docs/measurements/COST.md.
+It prints tables for docs/measurements/COST-DETAILS.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ usage: python -m tests.bench.moves [RUNS]     (root)
 
 The program is loaded as a raw tracepoint program and run on demand over page tables of this
 process. It looks although nobody holds the mmap_lock: that condition is turned round. Prints a
-table for docs/measurements/COST.md, above an empty program.
+table for docs/measurements/COST-DETAILS.md, above an empty program.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.bench.profile import Symbols
-from tests.vm.cost import BEGIN, END, PAGE, changes, kept, page, spread
+from tests.vm.cost import BEGIN, Cost, changes, kept, pages, spread, summary, with_tables
 
 SYMBOLS = """ffffffff81000000 startup
 ffffffff81000100 mas_store_prealloc
@@ -45,11 +45,21 @@ def test_spread_is_the_share_between_the_least_and_the_most() -> None:
     assert spread([100, 102, 101]) == pytest.approx(0.02)
 
 
-def test_table_of_the_page_is_that_of_the_kept_counts() -> None:
-    assert PAGE.read_text() == page(PAGE.read_text(), kept())
+def test_tables_of_the_pages_are_those_of_the_kept_counts() -> None:
+    for path, text in pages(kept()):
+        assert path.read_text() == text, "python -m tests.vm.cost --table"
+
+
+def test_summary_says_what_was_not_counted_and_what_depends_on_chance() -> None:
+    counts = {
+        "map": {"none": [100], "full": [150, 152], "floor:full": [120]},
+        "compact": {"none": [100, 200], "full": [150]},
+        "exec": {"full": [7]},
+    }
+    rows = summary({"6.1": Cost("6.1.0", "abc", "2026-11-29", counts, [])}).splitlines()
+    assert [row.split("|")[2].strip() for row in rows[2:]] == ["1.51 (1.20)", "by chance"]
 
 
 def test_page_without_a_place_for_the_table_is_an_error() -> None:
     with pytest.raises(ValueError, match="no place between"):
-        page(BEGIN, {})
-    assert END in PAGE.read_text()
+        with_tables(BEGIN, "a table")

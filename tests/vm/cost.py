@@ -4,8 +4,8 @@ usage: python -m tests.vm.cost [KERNEL...] [--loads A,B] [--variants A,B] [--rep
                                [--keep] [--table]
 
 Prints the counts, and what changed by more than 1 % of the kept ones. --keep: keep them in
-docs/measurements/cost.json, and write the table of docs/measurements/COST.md and its picture.
---table: only write these two.
+docs/measurements/cost.json, and write the tables of COST.md and COST-DETAILS.md beside it and the
+picture. --table: only write these.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.vm.guest import RESULTS, ROOT, ladder, run
 
 KEPT = ROOT / "docs/measurements/cost.json"
 PAGE, PICTURE = ROOT / "docs/measurements/COST.md", ROOT / "docs/measurements/cost.svg"
+DETAILS = ROOT / "docs/measurements/COST-DETAILS.md"
 BEGIN, END = "<!-- made by python -m tests.vm.cost --table -->", "<!-- end of the table -->"
 CHANGED = 0.01
 """A smaller difference is not reported. Repeated runs of most loads differ by less."""
@@ -154,13 +155,14 @@ def table(costs: Mapping[str, Cost]) -> str:
 
 def _one(name: str, cost: Cost) -> str:
     variants = [v for v in next(iter(cost.counts.values())) if v != "none"]
+    counted = {load: each for load, each in cost.counts.items() if "none" in each}
     lines = [
         f"### {name}: {cost.release}, {cost.date}, at {cost.commit}",
         "",
         "| instructions of an operation | without | " + " | ".join(variants) + " | spread |",
         "|---" * (len(variants) + 3) + "|",
     ]
-    for load, by_variant in cost.counts.items():
+    for load, by_variant in counted.items():
         without = statistics.median(by_variant["none"])
         cells = [f"{ratio(by_variant, v):.2f}" if v in by_variant else "not done" for v in variants]
         apart = max(spread(counts) for counts in by_variant.values())
@@ -179,11 +181,40 @@ def _one(name: str, cost: Cost) -> str:
     return "\n".join(lines)
 
 
-def page(text: str, costs: Mapping[str, Cost]) -> str:
-    """Return the page with the table between its two comments replaced."""
-    return replaced(text, BEGIN, END, table(costs))
+def summary(costs: Mapping[str, Cost]) -> str:
+    """Return one table of all kernels: each load with `full`, and with empty programs."""
+    lines = [
+        "| load | " + " | ".join(f"{name}: `full` (empty programs)" for name in costs) + " |",
+        "|---" * (len(costs) + 1) + "|",
+    ]
+    for load, title in TITLES.items():
+        cells = [_summary_cell(cost.counts.get(load, {})) for cost in costs.values()]
+        if any(cells):
+            lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
+def _summary_cell(by_variant: Mapping[str, Sequence[int]]) -> str:
+    if not {"none", "full"} <= by_variant.keys():
+        return ""
+    if not _repeats(by_variant):
+        return "by chance"
+    floor = f" ({ratio(by_variant, _FLOOR):.2f})" if _FLOOR in by_variant else ""
+    return f"{ratio(by_variant, 'full'):.2f}{floor}"
+
+
+def with_tables(text: str, tables: str) -> str:
+    """Return a page with what is between its two comments replaced."""
+    return replaced(text, BEGIN, END, tables)
+
+
+def pages(costs: Mapping[str, Cost]) -> Iterator[tuple[Path, str]]:
+    """Yield each page with its tables, and the text that it has to have."""
+    for path, tables in ((PAGE, summary(costs)), (DETAILS, table(costs))):
+        yield path, with_tables(path.read_text(), tables)
+
+
+_FLOOR = "floor:full"
 _DRAWN = {"floor:full": "#9db4c8", "owner": "#e0a458", "full": "#b3432f"}
 """Variant -> colour of its bar."""
 
@@ -199,7 +230,7 @@ def draw(costs: Mapping[str, Cost], to: Path) -> None:
     figure = Figure(figsize=(9, 0.6 + 2.6 * len(costs)), layout="constrained")
     every = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
     for axes, (name, cost) in zip(every, costs.items(), strict=True):
-        counts = {load: c for load, c in cost.counts.items() if _repeats(c)}
+        counts = {load: c for load, c in cost.counts.items() if "none" in c and _repeats(c)}
         variants = [v for v in _DRAWN if v in next(iter(counts.values()))]
         for n, variant in enumerate(variants):
             ratios = [
@@ -245,7 +276,8 @@ def main() -> None:
         if options.keep:
             KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=1) + b"\n")
     if options.table or options.keep:
-        PAGE.write_text(page(PAGE.read_text(), costs))
+        for path, text in pages(costs):
+            path.write_text(text)
         draw(costs, PICTURE)
 
 

@@ -34,7 +34,10 @@ def main(out: str, count: str, how: str) -> None:
     kernel = running_kernel()
     kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
     config = msgspec.structs.replace(
-        Config(), maps=Maps(flight_rows=_FLIGHTS), lock_file="/tmp/rmapd-count.lock"
+        Config(),
+        maps=Maps(flight_rows=_FLIGHTS),
+        lock_file="/tmp/rmapd-count.lock",
+        cache=os.environ["RMAPD_CACHE"],
     )
     started = time.monotonic()
     with open_session(config, kernel) as session:

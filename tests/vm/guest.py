@@ -7,6 +7,7 @@ or oopses raises an error with the end of its console.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +41,16 @@ class GuestError(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel of kernels.toml, bugs.toml or variants.toml."""
+    """One kernel of kernels.toml, bugs.toml, variants.toml or rungs.toml.
+
+    source: the package of its source. cannot: why it cannot be booted here.
+    """
 
     name: str
     package: str
     suite: str
     source: str = ""
+    cannot: str = ""
 
 
 class _Ladder(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,8 +79,15 @@ def ladder() -> dict[str, Entry]:
 
 
 def kernels() -> dict[str, Entry]:
-    """Return the ladder, the kernels that are known for a bug, and those built in another way."""
-    return ladder() | _listed("bugs.toml") | _listed("variants.toml")
+    """Return every kernel that is known, by version; those that cannot be booted, too."""
+    files = ("kernels.toml", "bugs.toml", "variants.toml", "rungs.toml")
+    every = {name: entry for file in files for name, entry in _listed(file).items()}
+    return dict(sorted(every.items(), key=lambda item: _version(item[0])))
+
+
+def _version(name: str) -> tuple[list[int], str]:
+    numbers, _, flavour = name.partition("-")
+    return [int(part) for part in numbers.split(".")], flavour
 
 
 def apt(suite: str, state: Path) -> list[str]:
@@ -139,12 +152,26 @@ def unpack(packages: list[str], flags: list[str], folder: Path) -> None:
         archive.unlink()
 
 
+@contextlib.contextmanager
+def fetching() -> Iterator[None]:
+    """Let no other process fetch meanwhile: two run the tests, and both may need the same."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def image(name: str) -> Path:
     """Return the kernel image, boot/vmlinuz-RELEASE; fetch and unpack it on first use.
 
     The modules are in lib/modules beside boot.
     """
-    entry, home = kernels()[name], CACHE / name
+    with fetching():
+        return _fetched(kernels()[name], CACHE / name)
+
+
+def _fetched(entry: Entry, home: Path) -> Path:
+    name = entry.name
     found = sorted(home.glob("boot/vmlinuz-*"))
     if found:
         return found[0]
@@ -183,6 +210,8 @@ def run(
 ) -> Result:
     """Boot the kernel `name` and run a shell command in the checkout; $OUT is writable.
 
+    Guests of a kernel share a cache of compiled probes: compiling takes most of a start there.
+
     timeout: seconds. one_thread: run all CPUs in one thread of the emulator. With a thread each,
     kernels die when a function is hooked or released while another CPU calls it (docs/KERNELS.md,
     'Emulation'). counted: the clock of the guest, which then has one CPU, is the number of its
@@ -195,8 +224,10 @@ def run(
     folder = RESULTS / f"{name}-{label}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    cache = RESULTS / f"{name}-cache"
+    cache.mkdir(mode=0o700, exist_ok=True)
     environment = (
-        f"export OUT={folder} PYTHONDONTWRITEBYTECODE=1 "
+        f"export OUT={folder} RMAPD_CACHE={cache} PYTHONDONTWRITEBYTECODE=1 "
         f"PYTHONPATH={ROOT} PATH={ROOT}/.venv/bin:$PATH"
     )
     body = (
@@ -220,6 +251,8 @@ def run(
         "--force-9p",
         "--rwdir",
         str(folder),
+        "--rwdir",
+        str(cache),
         "--exec",
         f"sh {shlex.quote(str(folder / 'command.sh'))}",
     ]

@@ -13,7 +13,17 @@ import stat
 import subprocess
 from pathlib import Path
 
-from tests.vm.guest import CACHE, ROOT, GuestError, apt, image, kernels, packages, unpack
+from tests.vm.guest import (
+    CACHE,
+    ROOT,
+    GuestError,
+    apt,
+    fetching,
+    image,
+    kernels,
+    packages,
+    unpack,
+)
 
 _PARTS = re.compile(r"Depends: (linux-(?:headers|kbuild)-\S+)")
 _OVERRIDDEN = (
@@ -53,8 +63,13 @@ def _headers(kernel: str) -> Path:
     release = image(kernel).name.removeprefix("vmlinuz-")
     home = CACHE / f"{kernel}.headers"
     tree = home / "usr/src" / f"linux-headers-{release}"
-    if home.exists():
-        return tree
+    with fetching():
+        if not home.exists():
+            _fetch_headers(kernel, release, home, tree)
+    return tree
+
+
+def _fetch_headers(kernel: str, release: str, home: Path, tree: Path) -> None:
     made = home.with_name(f"{home.name}.new")
     shutil.rmtree(made, ignore_errors=True)
     suite = kernels()[kernel].suite
@@ -75,7 +90,6 @@ def _headers(kernel: str) -> Path:
     ):
         _with_libc_of(suite.removesuffix("-backports"), home, kbuild.relative_to(made))
     made.rename(home)
-    return tree
 
 
 def _with_libc_of(suite: str, home: Path, kbuild: Path) -> None:

@@ -140,7 +140,9 @@ def _name(caps: set[Cap]) -> str:
 
 
 def main(out: str = "") -> None:
-    config = msgspec.structs.replace(Config(), lock_file="/tmp/rmapd-needs.lock")
+    config = msgspec.structs.replace(
+        Config(), lock_file="/tmp/rmapd-needs.lock", cache=os.environ["RMAPD_CACHE"]
+    )
     sysctls = {
         name: Path(f"/proc/sys/kernel/{name}").read_text().strip()
         for name in ("unprivileged_bpf_disabled", "kptr_restrict", "perf_event_paranoid")

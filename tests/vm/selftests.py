@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.vm.guest import CACHE, GuestError, apt, kernels, ladder, unpack
+from tests.vm.guest import CACHE, GuestError, apt, fetching, kernels, ladder, unpack
 
 PROGRAMS = (
     "rmap",
@@ -39,13 +39,14 @@ def built(name: str) -> Path:
     if not entry.source:
         raise GuestError(f"no source is named for kernel {name} in kernels.toml")
     home = CACHE / "selftests" / entry.source
-    if not home.exists():
-        made = home.with_name(f"{home.name}.new")
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        _build(_unpacked(entry.source, entry.suite, CACHE / f"{name}.apt", made), made)
-        shutil.rmtree(made / "source")
-        made.rename(home)
+    with fetching():
+        if not home.exists():
+            made = home.with_name(f"{home.name}.new")
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
+            _build(_unpacked(entry.source, entry.suite, CACHE / f"{name}.apt", made), made)
+            shutil.rmtree(made / "source")
+            made.rename(home)
     return home
 
 

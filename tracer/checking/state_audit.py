@@ -27,7 +27,7 @@ from tracer.results.audit import AuditProgress
 from tracer.tables.mm import Mm
 
 SLICE_VMAS = 2048
-"""VMAs of one look: 3 to 5 ms in the kernel (docs/measurements/COST.md)."""
+"""VMAs of one look: 3 to 5 ms in the kernel (docs/measurements/COST-DETAILS.md)."""
 _SLICES_NS = 1_000_000
 """CPU time after which the loop gets its turn again."""
 _MOST_REPEATS = 16
