@@ -143,15 +143,19 @@ def _by_steps(how: str, longest_ms: Callable[[], float | None]) -> dict[str, obj
     hooks = [one for part in usable for one in part.hooks if one.state is HookState.READY]
     hooked: list[list[AttachedProgram]] = []
     with _timed(seconds, "load"):
+        ahead = loader.LoadedAhead(
+            programs, (point for hook in hooks for point in hook.methods[0].points)
+        )
         for hook in hooks:
             points: list[AttachedProgram] = []
             try:
                 for point in hook.methods[0].points:
-                    points.append(AttachedProgram(programs.load(point), point.how, point.symbol))
+                    points.append(AttachedProgram(ahead.load(point), point.how, point.symbol))
             except Refused as error:
                 print(f"{hook.hook.name}: {error}", file=sys.stderr)
                 continue
             hooked.append(points)
+        ahead.close()
     longest_ms()
     with _timed(seconds, "attach"):
         for points in hooked:

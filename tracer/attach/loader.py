@@ -20,8 +20,10 @@ import errno
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from tracer.attach import bcc_headers
 from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
@@ -43,6 +45,8 @@ from tracer.kernel.btf import FUNC, Btf
 
 GENERATED = "kernel.h"
 """The header that is generated for each kernel; probes/include/common.h includes it."""
+_AT_ONCE = 4
+"""Programs that are verified at the same time, where there are so many CPUs."""
 _INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
@@ -72,7 +76,18 @@ def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedPr
     with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
         bcc_headers.write(Path(folder), build.release)
         compiled, broken = _compile_usable(plan.header, usable, build, folder)
-    attaching = _Attaching(ProgramLoader(compiled.code, plan.names, build), compiled.maps)
+    programs = LoadedAhead(
+        ProgramLoader(compiled.code, plan.names, build),
+        (
+            point
+            for probe_object in usable
+            if probe_object.name not in broken
+            for hook in probe_object.hooks
+            if hook.state is HookState.READY
+            for point in hook.methods[0].points
+        ),
+    )
+    attaching = _Attaching(programs, compiled.maps)
     try:
         if statistics:
             with contextlib.suppress(OSError):
@@ -82,6 +97,8 @@ def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedPr
     except BaseException:
         attaching.probes().close()
         raise
+    finally:
+        programs.close()
     return attaching.probes()
 
 
@@ -89,7 +106,7 @@ def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedPr
 class _Attaching:
     """What load() has attached so far."""
 
-    programs: ProgramLoader
+    programs: Loads
     maps: dict[str, Map]
     hooks: list[PlannedHook] = field(default_factory=list)
     points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
@@ -240,6 +257,14 @@ def _broken(
     return broken
 
 
+class Loads(Protocol):
+    """What loads the program of an attach point."""
+
+    def load(self, point: AttachPoint) -> Program:
+        """Load it. Raises Refused, and OSError where there is no memory."""
+        ...
+
+
 @dataclass(frozen=True)
 class ProgramLoader:
     """Loads programs of the compiled translation unit. code: instructions by C function."""
@@ -264,9 +289,32 @@ class ProgramLoader:
         return load_program(point.program, point.how, code, function_id)
 
 
-def attach_hook(
-    programs: ProgramLoader, hook: PlannedHook
-) -> tuple[PlannedHook, list[AttachedProgram]]:
+class LoadedAhead:
+    """Loads programs in some threads at once: to verify them takes most of a start from the cache.
+
+    What is not asked for by load() is unloaded by close().
+    """
+
+    def __init__(self, programs: Loads, points: Iterable[AttachPoint]) -> None:
+        self._programs = programs
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "rmapd-load")
+        self._ahead = {id(point): self._threads.submit(programs.load, point) for point in points}
+
+    def load(self, point: AttachPoint) -> Program:
+        """Return the program of a point, as ProgramLoader.load() does."""
+        ahead = self._ahead.pop(id(point), None)
+        return ahead.result() if ahead else self._programs.load(point)
+
+    def close(self) -> None:
+        """Unload the programs that nobody took."""
+        self._threads.shutdown(cancel_futures=True)
+        for one in self._ahead.values():
+            if not one.cancelled() and not one.exception():
+                one.result().close()
+        self._ahead = {}
+
+
+def attach_hook(programs: Loads, hook: PlannedHook) -> tuple[PlannedHook, list[AttachedProgram]]:
     """Attach a hook by the first of its methods all points of which load and attach.
 
     Returns the hook as it is then, and its programs: none where it is denied. Raises Temporary

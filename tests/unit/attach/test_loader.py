@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -151,3 +153,41 @@ def test_unknown_constant_is_an_error_that_names_it() -> None:
     assert point.constant_values({"A": 1, "WINDOW_NONE": 2}) == {"flags": 3}
     with pytest.raises(RmapdError, match="window_enter at grow has an unknown constant: flags is"):
         point.constant_values({"A": 1})
+
+
+class Slow:
+    """Loads a program when another one is being loaded, too."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2, timeout=30)
+        self.closed: list[str] = []
+
+    def load(self, point: AttachPoint) -> Program:
+        self.both.wait()
+        if point.symbol == "refused":
+            raise Refused("invalid mem access")
+        return cast(Program, SimpleNamespace(fd=3, close=lambda: self.closed.append(point.program)))
+
+
+def test_programs_are_loaded_at_once_and_closed_where_nobody_takes_them() -> None:
+    slow = Slow()
+    taken, left, refused = (
+        AttachPoint(name, "raw_tp", name) for name in ("taken", "left", "refused")
+    )
+    ahead = loader.LoadedAhead(slow, [taken, left])
+    assert ahead.load(taken).fd == 3
+    ahead.close()
+    assert slow.closed == ["left"]
+    ahead = loader.LoadedAhead(slow, [taken, refused])
+    with pytest.raises(Refused, match="invalid mem access"):
+        ahead.load(refused)
+    ahead.close()
+    assert slow.closed == ["left", "taken"]
+
+
+def test_program_that_was_not_loaded_ahead_is_loaded_when_it_is_asked_for() -> None:
+    later = AttachPoint("later", "kprobe", "later")
+    made = cast(Program, object())
+    ahead = loader.LoadedAhead(cast(Any, SimpleNamespace(load=lambda _: made)), [])
+    assert ahead.load(later) is made
+    ahead.close()
