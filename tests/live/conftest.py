@@ -5,10 +5,12 @@ With RMAPD_REQUIRE_KERNEL=1 they fail instead, because CI must not count a skip 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,10 @@ from tracer.supervision.supervisor import CHECKER_NAME
 RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
 os.environ.setdefault("RMAPD_STORE", "")  # do not write to this machine's store
-os.environ.setdefault("RMAPD_CACHE", "")  # a test that breaks the compiler needs it to run
+if "RMAPD_CACHE" not in os.environ:
+    # one for all tests: a start that compiles takes twice as long
+    os.environ["RMAPD_CACHE"] = tempfile.mkdtemp(prefix="rmapd-tests-")
+    atexit.register(shutil.rmtree, os.environ["RMAPD_CACHE"], ignore_errors=True)
 WORKLOAD = [sys.executable, "-S", str(ROOT / "tests/workloads/migrate.py")]
 """-S: without site-packages coverage is not started in a process that forks in a loop."""
 

@@ -210,7 +210,7 @@ def test_bad_usage_is_one_message_and_exit_2(args: list[str], expected: str) -> 
 def test_missing_bcc_is_exit_2(tmp_path: Path) -> None:
     """As on a machine without python3-bpfcc."""
     (tmp_path / "bcc.py").write_text("raise ImportError('No module named bcc')\n")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "RMAPD_CACHE": ""}
     done = subprocess.run(
         [RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment
     )
@@ -285,7 +285,7 @@ def test_missing_symbol_costs_only_its_own_hook() -> None:
 
 def test_crash_of_the_compiler_is_exit_125(tmp_path: Path) -> None:
     (tmp_path / "bcc.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "RMAPD_CACHE": ""}
     done = subprocess.run(
         [RMAPD, "exec", "--", "true"], capture_output=True, text=True, check=False, env=environment
     )
