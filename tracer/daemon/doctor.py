@@ -11,6 +11,8 @@ from tracer.daemon.session import Session
 from tracer.invariants.base import Invariant
 from tracer.results.hook_groups import HookGroups, group
 
+REALTIME = "yes: rwsems are read as rtmutexes; no THP, no NUMA balancing; detaching takes longer"
+
 
 @dataclass(frozen=True)
 class KernelReport:
@@ -35,6 +37,7 @@ def examine(session: Session) -> KernelReport:
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",
             "plain loads": kernel.plain_loads_refused or "yes",
+            **({"PREEMPT_RT": REALTIME} if kernel.realtime else {}),
             "page-table levels": "5" if kernel.five_level_paging else "4",
             "page-table oracle": "calibrated"
             if session.checker.open_cases.oracle

@@ -194,11 +194,14 @@ class Kernel:
         if not (self.sys_root / "bus/event_source/devices/kprobe").exists():
             return "this kernel is built without CONFIG_KPROBES"
         if self.preempts and not self.types.resolve("bpf_link_info.kprobe_multi.missed"):
-            return (
-                "before 6.7 a kernel that preempts does not count what it leaves out of kprobes: "
-                "boot with preempt=voluntary"
-            )
+            why = "before 6.7 a kernel that preempts does not count what it leaves out of kprobes"
+            return why if self.realtime else f"{why}: boot with preempt=voluntary"
         return ""
+
+    @cached_property
+    def realtime(self) -> bool:
+        """Whether this is a PREEMPT_RT kernel: its rwsem is an rtmutex with a count of readers."""
+        return self.types.resolve("rw_semaphore.rwbase") is not None
 
     @cached_property
     def preempts(self) -> bool:
@@ -209,6 +212,8 @@ class Kernel:
         program is left out only while another one, or a bpf(2) call on a map, is under way on that
         CPU (bpf_prog_active), which is rare.
         """
+        if self.realtime:
+            return True
         try:
             mode = (self.sys_root / "kernel/debug/sched/preempt").read_text(encoding="utf-8")
         except OSError:
