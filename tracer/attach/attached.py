@@ -17,8 +17,12 @@ from tracer.bpf.ring_buffer import RingBuffer
 from tracer.process.users import User
 
 _BY_KPROBE = ("kprobe", "kretprobe")
-_AT_ONCE = 32
-"""Kprobes that are removed at the same time, each by a thread."""
+_AT_ONCE = 4
+"""Kprobes that are removed at the same time, each by a thread; systemd allows the daemon 32."""
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass
@@ -48,29 +52,33 @@ def attach_all(points: Sequence[AttachedProgram], helper: ReattachHelper | None 
         raise
 
 
-def detach_all(*hooks: Sequence[AttachedProgram]) -> None:
-    """Detach the programs of hooks, of each the one at a function's entry first."""
+def detach_all(*hooks: Sequence[AttachedProgram], closed: Callable[[], None] = _nothing) -> None:
+    """Detach the programs of hooks, of each the one at a function's entry first.
+
+    closed: called after each kprobe, which takes long on PREEMPT_RT.
+    """
     for part in ([points[0] for points in hooks if points], [p for ps in hooks for p in ps[1:]]):
-        _close_links([point.link for point in part if point.link and point.how in _BY_KPROBE])
+        by_kprobe = [point.link for point in part if point.link and point.how in _BY_KPROBE]
+        _close_links(by_kprobe, closed)
         for point in part:
             if point.link and point.how not in _BY_KPROBE:
                 point.link.close()
             point.link = None
 
 
-def _close_links(links: Sequence[Link]) -> None:
-    """Close the links of kprobes, many at once.
+def _close_links(links: Sequence[Link], closed: Callable[[], None]) -> None:
+    """Close the links of kprobes, some at once.
 
-    The kernel waits for grace periods at each of them (perf_event_detach_bpf_prog(),
-    unregister_kprobe()), on PREEMPT_RT for a fifth of a second. Tasks that wait at the same time
-    share one.
+    At each of them the kernel waits for three grace periods, one of them with event_mutex held
+    (docs/KERNELS.md, "PREEMPT_RT"). Tasks that wait at the same time share the others.
     """
     if len(links) < 2:
         for link in links:
             link.close()
         return
     with ThreadPoolExecutor(min(_AT_ONCE, len(links)), "rmapd-detach") as threads:
-        list(threads.map(Link.close, links))
+        for _ in threads.map(lambda link: link.close(), links):
+            closed()
 
 
 def close_all(*hooks: Sequence[AttachedProgram]) -> None:
@@ -87,6 +95,7 @@ class AttachedProbes:
     hooks: of the whole plan, as they stand now. maps: by name. points: hook -> its programs.
     statistics_fd: makes the kernel count run times while it is open; -1 where it does not.
     reattach_helper: attaches paused hooks again, where this process has no privilege to do so.
+    closed: called now and then while hooks are detached, so that it does not look like a hang.
     """
 
     hooks: list[PlannedHook] = field(default_factory=list)
@@ -94,6 +103,7 @@ class AttachedProbes:
     points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
     statistics_fd: int = -1
     reattach_helper: ReattachHelper | None = None
+    closed: Callable[[], None] = _nothing
 
     @property
     def programs(self) -> dict[str, list[Program]]:
@@ -169,7 +179,7 @@ class AttachedProbes:
             for n, hook in self._hooks_of(probe_objects)
             if hook.how != "run" and (hook.on or hook.state is HookState.DETACHED)
         ]
-        detach_all(*(self.points[hook.hook.name] for _, hook in paused))
+        detach_all(*(self.points[hook.hook.name] for _, hook in paused), closed=self.closed)
         for n, hook in paused:
             self.hooks[n] = replace(hook, state=HookState.PAUSED, reason=reason)
 

@@ -86,6 +86,7 @@ class Session:
         kernel_log: its reader, or why there is none.
         """
         kernel, loaded, tables = probes.kernel, probes.loaded, probes.tables
+        loaded.closed = recorder.beat
         levels, age_limit_ns = page_table_levels(kernel), int(config.max_entry_age_seconds * 1e9)
         self.config, self.probes, self.recorder, self.clock = config, probes, recorder, clock
         self.invariants, self.symbols, self.stopped = discover(), Symbols(kernel), False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.btf_blob import Blob
+from tests.support.btf_blob import Blob, kernel_types
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
 
@@ -52,6 +52,17 @@ def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
     )
     assert (made.kprobe_refused == "") is trusted
     assert trusted or "before 6.7" in made.kprobe_refused
+
+
+def test_preempt_rt_is_known_by_its_rwsem_and_preempts(tmp_path: Path) -> None:
+    """Its kernels up to 6.12 have no file with the preemption model."""
+    made = Kernel("test", Btf(kernel_types(realtime=True)), tmp_path, tmp_path)
+    (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
+    assert made.realtime
+    assert made.preempts
+    assert made.kprobe_refused.endswith("what it leaves out of kprobes"), "no way to boot it else"
+    other = Kernel("test", Btf(kernel_types()), tmp_path, tmp_path)
+    assert (other.realtime, other.preempts) == (False, False)
 
 
 TWO_NODES = """Node 0, zone      DMA

@@ -1,0 +1,75 @@
+"""PREEMPT_RT: what is covered, that a healthy load is silent, and what the first report takes.
+
+Its rwsem is another one (docs/KERNELS.md). Violations on such a kernel are found by
+`RMAPD_VM_KERNELS=6.18-rt python -m pytest -s tests/vm/test_bugs.py`. RMAPD_VM_RT names the kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+import pytest
+
+from tests.vm.guest import Result, run
+
+KERNELS = (os.environ.get("RMAPD_VM_RT") or "6.18-rt").split()
+PREEMPTED = "missed_runs"
+"""The only loss that a kernel makes that preempts tasks in BPF programs."""
+BY_LOCK = ("L1", "L3", "L4", "L5", "L6", "V1", "V2", "V5")
+"""What reads an rwsem, or is of a probe object that does."""
+LOAD = "python -m tests.workloads.vma 200; python -m tests.workloads.migrate 2000"
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def guest(request: pytest.FixtureRequest) -> Result:
+    """Examine the kernel, twice, and watch a healthy load."""
+    command = (
+        "rmapd doctor --format json > $OUT/doctor.json; rmapd doctor > $OUT/text & doctor=$!; "
+        "begun=$(date +%s.%N); until [ -s $OUT/text ]; do sleep 0.1; done; "
+        'printed=$(date +%s.%N); wait $doctor; echo "times $begun $printed $(date +%s.%N)"; '
+        f"rmapd exec --report $OUT/r.json -- sh -c '{LOAD}'; echo exit $?"
+    )
+    return run(request.param, command, label="realtime", timeout=2400)
+
+
+def read(result: Result, name: str) -> Any:
+    return json.loads((result.folder / name).read_text())
+
+
+def test_every_check_that_reads_an_rwsem_is_covered_in_full(guest: Result) -> None:
+    found = read(guest, "doctor.json")
+    covered = {name: (one["coverage"], one["reason"]) for name, one in found["invariants"].items()}
+    print("\n" + "\n".join(f"{name} {level} {why}" for name, (level, why) in covered.items()))
+    old = found["hooks"]["__vma_adjust"]["state"] == "attached"
+    assert {name: covered[name] for name in BY_LOCK} == dict.fromkeys(BY_LOCK, ("full", "")) or old
+    assert not [why for _, why in covered.values() if "BTF" in why]
+    assert "none" not in {level for level, _ in covered.values()} or old
+
+
+def test_doctor_names_preempt_rt_in_one_line(guest: Result) -> None:
+    lines = (guest.folder / "text").read_text().splitlines()
+    (line,) = (line for line in lines if "PREEMPT_RT" in line)
+    print(line)
+    assert re.match(r"  PREEMPT_RT +yes: ", line)
+
+
+def test_report_is_printed_before_the_probes_are_detached(guest: Result) -> None:
+    (times,) = re.findall(r"^times (.*)$", guest.output, re.M)
+    begun, printed, ended = map(float, times.split())
+    print(f"\ndoctor prints after {printed - begun:.1f} s and ends after {ended - begun:.1f} s")
+    assert begun < printed < ended
+
+
+def test_healthy_load_is_silent_and_checked(guest: Result) -> None:
+    assert "exit 0" in guest.output, guest.output
+    report = read(guest, "r.json")
+    checks = {name: one["checks"] for name, one in report["invariants"].items()}
+    print("\n" + "\n".join(f"{name} {one}" for name, one in checks.items()))
+    print({loss: count for loss, count in report["lost"].items() if count})
+    assert report["violations"] == []
+    assert not [name for name, one in checks.items() if one["violated"] or one["suspect"]]
+    assert min(checks[name]["holds"] for name in BY_LOCK) > 200
+    assert {loss for loss, count in report["lost"].items() if count} <= {PREEMPTED}
