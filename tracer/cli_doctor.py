@@ -63,7 +63,6 @@ def doctor(config: Path | None, form: str, verbose: bool, log: LogChoice) -> Non
             if form == "text":
                 click.echo(page.failed(checks, error), nl=False, color=True)
             raise
-        # Before the probes are detached: that may take longer than all the rest.
         if form == "json":
             head = {"verdict": doctor_text.verdict(checks, found).text}
             parts = {"installation": installation.as_json(checks), **found.as_json()}
@@ -74,12 +73,19 @@ def doctor(config: Path | None, form: str, verbose: bool, log: LogChoice) -> Non
 
 @contextmanager
 def _examined(config: Path | None, log: LogChoice) -> Iterator[KernelReport]:
-    """Yield what doctor reports while the probes are attached."""
+    """Yield what doctor reports; then detach the probes, in the background where that takes long.
+
+    The gate is open until then.
+    """
     settings = start_log(load_settings(config, None, log))
     require_privilege()
     from tracer.daemon.doctor import examine
     from tracer.daemon.probes import running_kernel
     from tracer.daemon.session import open_session
+    from tracer.process.children import go_on_in_background
 
     with open_session(settings, running_kernel()) as session:
         yield examine(session)
+        session.close_gate()
+        if session.probes.kernel.detaches_slowly:
+            go_on_in_background()

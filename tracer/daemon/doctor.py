@@ -11,7 +11,8 @@ from tracer.daemon.session import Session
 from tracer.invariants.base import Invariant
 from tracer.results.hook_groups import HookGroups, group
 
-REALTIME = "yes: rwsems are read as rtmutexes; no THP, no NUMA balancing; detaching takes longer"
+REALTIME = "yes: rwsems are rtmutexes, and there is no THP"
+SLOWLY = "; detaching takes a while"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,11 @@ def examine(session: Session) -> KernelReport:
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",
             "plain loads": kernel.plain_loads_refused or "yes",
-            **({"PREEMPT_RT": REALTIME} if kernel.realtime else {}),
+            **(
+                {"PREEMPT_RT": REALTIME + (SLOWLY if kernel.detaches_slowly else "")}
+                if kernel.realtime
+                else {}
+            ),
             "page-table levels": "5" if kernel.five_level_paging else "4",
             "page-table oracle": "calibrated"
             if session.checker.open_cases.oracle

@@ -204,6 +204,21 @@ class Kernel:
         return self.types.resolve("rw_semaphore.rwbase") is not None
 
     @cached_property
+    def detaches_slowly(self) -> bool:
+        """Whether the kernel waits for some half a second at each kprobe that is removed.
+
+        It waits for RCU Tasks Trace. Where that is built with CONFIG_TASKS_TRACE_RCU_READ_MB, as
+        for PREEMPT_RT, it polls every tenth of a second and delays its interrupts (kernel/rcu/
+        tasks.h, up to 6.19: cb1d28b19ee6 "rcu: Remove now-unused rcu_task_ipi_delay and
+        TASKS_TRACE_RCU_READ_MB").
+        """
+        delay = self.sys_root / "module/rcupdate/parameters/rcu_task_ipi_delay"
+        try:
+            return int(delay.read_text(encoding="utf-8")) > 0
+        except (OSError, ValueError):
+            return False
+
+    @cached_property
     def preempts(self) -> bool:
         """Whether a task in the kernel, and so in a BPF program, can lose its CPU to another task.
 

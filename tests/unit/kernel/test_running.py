@@ -65,6 +65,17 @@ def test_preempt_rt_is_known_by_its_rwsem_and_preempts(tmp_path: Path) -> None:
     assert (other.realtime, other.preempts) == (False, False)
 
 
+@pytest.mark.parametrize(("delay", "slowly"), [("125", True), ("0", False), (None, False)])
+def test_kernel_that_removes_kprobes_slowly_is_known_by_rcu(
+    tmp_path: Path, delay: str | None, slowly: bool
+) -> None:
+    place = tmp_path / "module/rcupdate/parameters"
+    place.mkdir(parents=True)
+    if delay:
+        (place / "rcu_task_ipi_delay").write_text(delay + "\n")
+    assert Kernel("test", Btf(kernel_types()), tmp_path, tmp_path).detaches_slowly is slowly
+
+
 TWO_NODES = """Node 0, zone      DMA
   per-node stats
       nr_inactive_anon 0
