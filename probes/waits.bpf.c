@@ -45,7 +45,8 @@ static __always_inline void report_own_wait(void *ctx, struct params *p, rwsem_t
 
 /*
  * PREEMPT_RT: whether a wait for an rtmutex is that of a writer for an rwsem. A reader has reported
- * its wait just before, in the same piece of code without preemption.
+ * its wait just before, in the same piece of code without preemption. An rtmutex that is no part of
+ * a known object may be a mutex or a spinlock; that a task waits for its own is certain for each.
  */
 static __always_inline u32 is_writers_wait(struct params *p, struct lock_wait *wait, u64 task)
 {
@@ -54,7 +55,8 @@ static __always_inline u32 is_writers_wait(struct params *p, struct lock_wait *w
 	if (last && last->lock == wait->lock && last->tid == wait->tid &&
 	    last->switches == wait->switches)
 		return 0;
-	return object_class(p, RWSEM(wait->lock), mm_of_task(task), &part_of) != CLASS_other;
+	return owner_of(RWSEM(wait->lock)) == OWNER_SELF ||
+	       object_class(p, RWSEM(wait->lock), mm_of_task(task), &part_of) != CLASS_other;
 }
 
 /*

@@ -43,6 +43,7 @@ from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.invariants.kernel_reports import KERNEL_LOG
 from tracer.invariants.lock_balance import OWNERS
+from tracer.invariants.lock_waits import WRITER_WAITS
 from tracer.invariants.maple_tree import AUDIT
 from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Tally
@@ -111,7 +112,8 @@ class Session:
                 for name, part in (("oracle", oracle), (AUDIT, trees), (OWNERS, owner_reader))
                 if part
             }
-            | ({KERNEL_LOG} if isinstance(kernel_log, KernelLog) else set()),
+            | ({KERNEL_LOG} if isinstance(kernel_log, KernelLog) else set())
+            | (set() if kernel.realtime else {WRITER_WAITS}),
             config.sampled_windows,
             {name: lacks for name, lacks in ((AUDIT, self.audit_reason), (OWNERS, why)) if lacks}
             | ({KERNEL_LOG: kernel_log} if isinstance(kernel_log, str) else {}),

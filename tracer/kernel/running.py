@@ -31,6 +31,7 @@ class Kernel:
     btf: its types, or a function that reads them. fentry_probe, plain_load_probe: return why an
     fentry program or one with plain loads cannot be loaded, empty where it can. known_enums: enums
     that another process has read from the types already, so that this one need not parse them.
+    version: as `uname -v` has it.
     """
 
     release: str
@@ -40,6 +41,7 @@ class Kernel:
     fentry_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
     plain_load_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
     known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
+    version: str = ""
 
     @classmethod
     def running(
@@ -61,7 +63,10 @@ class Kernel:
                 hint="an x86-64 machine",
             )
         kernel = cls(
-            os.uname().release, lambda: Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root
+            os.uname().release,
+            lambda: Btf.read(sys_root / "kernel/btf/vmlinux"),
+            sys_root,
+            version=os.uname().version,
         )
         if fentry_probe:
             kernel.fentry_probe = fentry_probe
@@ -200,8 +205,8 @@ class Kernel:
 
     @cached_property
     def realtime(self) -> bool:
-        """Whether this is a PREEMPT_RT kernel: its rwsem is an rtmutex with a count of readers."""
-        return self.types.resolve("rw_semaphore.rwbase") is not None
+        """Whether this is a PREEMPT_RT kernel, by its version (scripts/mkcompile_h)."""
+        return "PREEMPT_RT" in self.version.split()
 
     @cached_property
     def detaches_slowly(self) -> bool:

@@ -54,14 +54,16 @@ def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
     assert trusted or "before 6.7" in made.kprobe_refused
 
 
-def test_preempt_rt_is_known_by_its_rwsem_and_preempts(tmp_path: Path) -> None:
+def test_preempt_rt_is_known_by_its_version_and_preempts(tmp_path: Path) -> None:
     """Its kernels up to 6.12 have no file with the preemption model."""
-    made = Kernel("test", Btf(kernel_types(realtime=True)), tmp_path, tmp_path)
+    version = "#1 SMP PREEMPT_RT Debian 6.1.192-3 (2026-11-19)"
+    made = Kernel("test", Btf(kernel_types()), tmp_path, tmp_path, version=version)
     (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
     assert made.realtime
     assert made.preempts
     assert made.kprobe_refused.endswith("what it leaves out of kprobes"), "no way to boot it else"
-    other = Kernel("test", Btf(kernel_types()), tmp_path, tmp_path)
+    version = version.replace("_RT", "_DYNAMIC")
+    other = Kernel("test", Btf(kernel_types()), tmp_path, tmp_path, version=version)
     assert (other.realtime, other.preempts) == (False, False)
 
 

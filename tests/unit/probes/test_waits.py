@@ -235,6 +235,10 @@ def test_writers_wait_on_preempt_rt_is_for_the_rtmutex_in_the_rwsem() -> None:
     waits.become(task, 42)
     waits.wait(waits.take(64) + 32, RT)
     assert waits.counter("RWSEM_WAITS") == 0, "a mutex or a spinlock"
+    unknown = waits.take(64)
+    waits.own_rt_lock(unknown, RT_WRITER, task)
+    waits.wait(unknown + rtmutex, RT)
+    assert [event.lock for event in waits.events()] == [unknown], "its own is certain"
     waits.own_rt_lock(lock, RT_WRITER, OTHER_TASK)
     waits.wait(lock + rtmutex, RT)
     assert waits.counter("RWSEM_WAITS") == 1
