@@ -11,8 +11,8 @@ from tracer.daemon.session import Session
 from tracer.invariants.base import Invariant
 from tracer.results.hook_groups import HookGroups, group
 
-REALTIME = "yes: rwsems are rtmutexes, and there is no THP"
-SLOWLY = "; detaching takes a while"
+REALTIME = "yes: rwsems are rtmutexes; no THP"
+SLOWLY = "; detaching is slow"
 
 
 @dataclass(frozen=True)
