@@ -314,14 +314,10 @@ static __always_inline void doubt(struct audit_look *look, struct audit_cursor *
 	c->protected_by = AUDIT_MMAP_LOCK;
 }
 
-/*
- * Note a lock that is owned for write. A lock that many VMAs share is noted once in a row. Owners
- * are not followed on PREEMPT_RT.
- */
+/* Note a lock that is owned for write. A lock that many VMAs share is noted once in a row. */
 static __always_inline void note_owner(struct audit_look *look, struct audit_cursor *c, u64 lock,
 				       u64 kind, u64 vma)
 {
-#ifndef HAVE_rw_semaphore_rwbase
 	u32 slot = look->owned;
 	struct audit_owned *o = audit_owned.lookup(&slot);
 
@@ -332,11 +328,10 @@ static __always_inline void note_owner(struct audit_look *look, struct audit_cur
 	if (!o)
 		return;
 	o->lock = lock;
-	o->owner = FETCH(c, rw_semaphore, lock, owner);
+	o->owner = FETCH(c, rw_semaphore, lock, owner) & OWNER_TASK;
 	o->kind = kind;
 	o->mm = look->mm;
 	o->vma = vma;
-#endif
 }
 
 /*

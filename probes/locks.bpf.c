@@ -246,15 +246,18 @@ static __always_inline void report_own_read(void *ctx, struct hold *hold, rwsem_
 HOOK(contention_begin)
 {
 	struct task_windows *t = current_task_windows();
-	if (!t || !t->depth || ARG(contention_begin, flags) & LCB_F_SPIN)
+	u64 flags = ARG(contention_begin, flags);
+	if (!t || !t->depth || flags & LCB_F_SPIN)
 		return 0;
-	t->contended = RWSEM(ARG(contention_begin, lock));
+	t->contended = RWSEM(contended_rwsem(ARG(contention_begin, lock), flags));
 	t->contended_ns = bpf_ktime_get_ns();
 	t->waited = 0;
+	/* The rtmutex keeps writers apart: a task's own read hold keeps it from what comes then. */
+	if (is_rtmutex_wait(flags))
+		return 0;
 	struct held_rwsems *h = &t->held;
 	u32 at = place_of(h, t->contended);
 	if (at < HELD_RWSEMS) {
-		u64 flags = ARG(contention_begin, flags);
 		BOUND(at, 7);
 		report_own_read(ctx, &h->hold[at], t->contended,
 				flags & LCB_F_WRITE ? WAIT_WRITE : WAIT_READ);
@@ -265,14 +268,15 @@ HOOK(contention_begin)
 HOOK(contention_end)
 {
 	struct task_windows *t = current_task_windows();
-	if (!t || t->waited || !t->contended.addr || t->contended.addr != ARG(contention_end, lock))
+	if (!t || t->waited || !t->contended.addr ||
+	    !ends_wait(t->contended.addr, ARG(contention_end, lock)))
 		return 0;
 	struct held_rwsems *h = &t->held;
 	u64 wait = bpf_ktime_get_ns() - t->contended_ns;
 	u32 at = place_of(h, t->contended);
 	if (at < HELD_RWSEMS) { /* recorded at its entry, just before the wait */
 		BOUND(at, 7);
-		h->hold[at].wait_ns = wait;
+		h->hold[at].wait_ns += wait; /* PREEMPT_RT: for a writer, then for readers */
 		t->contended = RWSEM(0);
 	} else {
 		t->contended_ns = wait;

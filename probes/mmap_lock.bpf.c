@@ -14,12 +14,13 @@ HOOK(mmap_lock_contended)
 {
 	struct params *p = open_gate();
 	u64 flags = ARG(mmap_lock_contended, flags);
-	if (!p || (flags != LCB_F_READ && flags != LCB_F_WRITE))
+	if (!p || !(is_rwsem_wait(flags) || is_rtmutex_wait(flags)))
 		return 0;
 	struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
 	if (!state)
 		return 0;
-	state->contended = ARG(mmap_lock_contended, lock);
+	u64 rwsem = contended_rwsem(ARG(mmap_lock_contended, lock), flags);
+	state->contended = rwsem;
 	state->since_ns = bpf_ktime_get_ns();
 	return 0;
 }

@@ -15,12 +15,6 @@ BPF_ARRAY(owner_look, struct owner_look, 1);
 BPF_HASH(watched_locks, struct watch_key, struct watched_lock, WATCHED_LOCKS);
 
 #define PT_REGS_ORIG_AX_OFFSET 120 /* struct pt_regs: arch/x86/include/asm/ptrace.h */
-/* Whether this task has the lock for write. RWSEM_READER_OWNED is a bit of OWNER_TASK. */
-static __always_inline u32 is_writer(u64 count, u64 owner, u64 task)
-{
-	return (count & RWSEM_WRITER_LOCKED) && (owner & OWNER_TASK) == task;
-}
-
 /*
  * What the lock is a part of; 0: memory that was freed, or is another object by now. Slabs of
  * anon_vmas stay slabs of anon_vmas (SLAB_TYPESAFE_BY_RCU), those of inodes and mms do not.
@@ -88,8 +82,9 @@ HOOK(owner_look)
 	o->lock = rwsem.addr;
 	o->task = task;
 	if (rwsem.addr) {
-		o->count_before = READ_RWSEM(rwsem, count);
-		o->owner_before = READ_RWSEM(rwsem, owner);
+		struct rwsem_state before = {.count = READ_RWSEM(rwsem, count)};
+		before.owner = READ_RWSEM(rwsem, owner);
+		o->owned_before = has_for_write(before, task);
 		o->identity = identity_of(rwsem, kind);
 #ifdef HAVE_mm_struct_mm_lock_seq
 		if (kind == AUDIT_MMAP_LOCK) {
@@ -109,8 +104,9 @@ HOOK(owner_look)
 	read_owner(p, o, task, stack_bytes);
 	if (!rwsem.addr)
 		return 0;
-	o->owner_after = READ_RWSEM(rwsem, owner);
-	o->count_after = READ_RWSEM(rwsem, count);
+	struct rwsem_state after = {.owner = READ_RWSEM(rwsem, owner)};
+	after.count = READ_RWSEM(rwsem, count);
+	o->owned_after = has_for_write(after, task);
 	return 0;
 }
 
@@ -120,8 +116,7 @@ static __always_inline void look_at_watched(struct watched_lock *w, u64 task, u6
 	rwsem_t rwsem = RWSEM(w->lock);
 	if (READ(task_struct, task, start_time) != w->start_ns)
 		return; /* another task at this address */
-	if (!is_writer(READ_RWSEM(rwsem, count), READ_RWSEM(rwsem, owner), task) ||
-	    identity_of(rwsem, w->kind) != w->identity) {
+	if (!has_for_write(state_of(rwsem), task) || identity_of(rwsem, w->kind) != w->identity) {
 		w->let_go++;
 		return;
 	}

@@ -19,13 +19,6 @@ BPF_PERCPU_ARRAY(sleeper_row, struct sleeper, 1);
 #define TASK_UNINTERRUPTIBLE 0x0002
 #define TASK_NOLOAD          0x0400 /* idle: it waits for work */
 
-/* The kinds of a wait for an rwsem; PREEMPT_RT's has a bit of its own. */
-static __always_inline u32 is_rwsem_wait(u64 flags)
-{
-	flags &= ~(u64)LCB_F_RT;
-	return flags == LCB_F_READ || flags == LCB_F_WRITE;
-}
-
 static __always_inline mm_t mm_of_task(u64 task)
 {
 	return MM(READ(task_struct, task, mm));
@@ -51,6 +44,22 @@ static __always_inline void report_own_wait(void *ctx, struct params *p, rwsem_t
 }
 
 /*
+ * PREEMPT_RT: whether a wait for an rtmutex is that of a writer for an rwsem. A reader has reported
+ * its wait just before, in the same piece of code without preemption. An rtmutex that is no part of
+ * a known object may be a mutex or a spinlock; that a task waits for its own is certain for each.
+ */
+static __always_inline u32 is_writers_wait(struct params *p, struct lock_wait *wait, u64 task)
+{
+	u64 part_of = 0;
+	struct lock_wait *last = last_waits.lookup(&task);
+	if (last && last->lock == wait->lock && last->tid == wait->tid &&
+	    last->switches == wait->switches)
+		return 0;
+	return owner_of(RWSEM(wait->lock)) == OWNER_SELF ||
+	       object_class(p, RWSEM(wait->lock), mm_of_task(task), &part_of) != CLASS_other;
+}
+
+/*
  * A task begins to wait. The rwsem's wait_lock may be held here; waits for it, and for the locks of
  * maps, are spinning waits, which this program leaves at once.
  */
@@ -58,14 +67,17 @@ HOOK(lock_wait)
 {
 	struct params *p = open_gate();
 	u64 flags = ARG(lock_wait, flags);
-	if (!p || !is_rwsem_wait(flags))
+	if (!p || !(is_rwsem_wait(flags) || is_rtmutex_wait(flags)))
 		return 0;
-	rwsem_t rwsem = RWSEM(ARG(lock_wait, lock));
+	rwsem_t rwsem = RWSEM(contended_rwsem(ARG(lock_wait, lock), flags));
 	u64 task = bpf_get_current_task();
 	struct lock_wait wait = {};
 	wait.lock = rwsem.addr;
 	wait.tid = bpf_get_current_pid_tgid();
-	wait.wanted = flags & LCB_F_WRITE ? WAIT_WRITE : WAIT_READ;
+	wait.wanted = flags & LCB_F_READ ? WAIT_READ : WAIT_WRITE;
+	wait.switches = READ(task_struct, task, nvcsw) + READ(task_struct, task, nivcsw);
+	if (is_rtmutex_wait(flags) && !is_writers_wait(p, &wait, task))
+		return 0;
 	if (owner_of(rwsem) == OWNER_SELF)
 		report_own_wait(ctx, p, rwsem, task, wait.wanted);
 	else

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,26 +56,36 @@ def doctor(config: Path | None, form: str, verbose: bool, log: LogChoice) -> Non
         str(config_path(config) or "no file: every default"),
     )
     page = doctor_text.Page(screen.columns(sys.stdout), colour=screen.shows_colour(sys.stdout))
-    try:
-        found = _examine(config, log)
-    except Exception as error:
-        if form == "text":
-            click.echo(page.failed(checks, error), nl=False, color=True)
-        raise
-    if form == "json":
-        head = {"verdict": doctor_text.verdict(checks, found).text}
-        parts = {"installation": installation.as_json(checks), **found.as_json()}
-        click.echo(json_text(head | parts))
-    else:
-        click.echo(page.text(checks, found, verbose=verbose), nl=False, color=True)
+    with ExitStack() as session:
+        try:
+            found = session.enter_context(_examined(config, log))
+        except Exception as error:
+            if form == "text":
+                click.echo(page.failed(checks, error), nl=False, color=True)
+            raise
+        if form == "json":
+            head = {"verdict": doctor_text.verdict(checks, found).text}
+            parts = {"installation": installation.as_json(checks), **found.as_json()}
+            click.echo(json_text(head | parts))
+        else:
+            click.echo(page.text(checks, found, verbose=verbose), nl=False, color=True)
 
 
-def _examine(config: Path | None, log: LogChoice) -> KernelReport:
+@contextmanager
+def _examined(config: Path | None, log: LogChoice) -> Iterator[KernelReport]:
+    """Yield what doctor reports; then detach the probes, in the background where that takes long.
+
+    The gate is open until then.
+    """
     settings = start_log(load_settings(config, None, log))
     require_privilege()
     from tracer.daemon.doctor import examine
     from tracer.daemon.probes import running_kernel
     from tracer.daemon.session import open_session
+    from tracer.process.children import go_on_in_background
 
     with open_session(settings, running_kernel()) as session:
-        return examine(session)
+        yield examine(session)
+        session.close_gate()
+        if session.probes.kernel.detaches_slowly:
+            go_on_in_background()

@@ -176,11 +176,53 @@ typedef struct {
 
 #define NSEC_PER_SEC 1000000000
 
-/* include/trace/events/lock.h: the kind of a wait. An rwsem has READ or WRITE and no other bit. */
+/*
+ * include/trace/events/lock.h: the kind of a wait. An rwsem has READ or WRITE and no other bit,
+ * on PREEMPT_RT RT beside it.
+ */
 #define LCB_F_SPIN  (1U << 0)
 #define LCB_F_READ  (1U << 1)
 #define LCB_F_WRITE (1U << 2)
 #define LCB_F_RT    (1U << 3)
+
+static __always_inline u32 is_rwsem_wait(u64 flags)
+{
+	flags &= ~(u64)LCB_F_RT;
+	return flags == LCB_F_READ || flags == LCB_F_WRITE;
+}
+
+/*
+ * PREEMPT_RT: whether a wait is for an rtmutex. That may be a mutex, a spinlock, or the one inside
+ * an rwsem: a task waits for that of a writer, and a reader reports the wait for its rwsem first.
+ */
+static __always_inline u32 is_rtmutex_wait(u64 flags)
+{
+#ifdef HAVE_rw_semaphore_rtmutex
+	return flags == LCB_F_RT;
+#else
+	return 0;
+#endif
+}
+
+/* The rwsem that a task waits for, if it is one, by an address in it. */
+static __always_inline u64 contended_rwsem(u64 lock, u64 flags)
+{
+#ifdef HAVE_rw_semaphore_rtmutex
+	if (is_rtmutex_wait(flags))
+		return lock - __builtin_offsetof(struct rw_semaphore, rtmutex);
+#endif
+	return lock;
+}
+
+/* Whether a wait for an rwsem ends that contended_rwsem() gave: the end has no flags. */
+static __always_inline u32 ends_wait(u64 rwsem, u64 lock)
+{
+#ifdef HAVE_rw_semaphore_rtmutex
+	if (lock == rwsem + __builtin_offsetof(struct rw_semaphore, rtmutex))
+		return 1;
+#endif
+	return lock == rwsem;
+}
 
 /* Whether this mm is younger than the outer one and has one user: no other task can know it. */
 #define NEWBORN(mm, id, outer_id) ((id) > (outer_id) && READ_MM(mm, mm_users) == 1)

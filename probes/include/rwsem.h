@@ -65,6 +65,15 @@ static __always_inline struct rwsem_state state_of(rwsem_t rwsem)
 }
 
 /*
+ * Whether a task has an rwsem for write. On PREEMPT_RT the owner of the rtmutex is a writer only
+ * beside WRITER_BIAS: it may still wait for readers, or be a reader that had to wait for a writer.
+ */
+static __always_inline u64 has_for_write(struct rwsem_state s, u64 task)
+{
+	return is_written(s.count) && (s.owner & OWNER_TASK) == task;
+}
+
+/*
  * The owner state of an rwsem. It cannot be wrong for a lock that this task holds, because no
  * other task changes such a lock.
  */
@@ -74,7 +83,7 @@ static __always_inline u32 owner_of(rwsem_t rwsem)
 		return OWNER_FREE;
 	struct rwsem_state s = state_of(rwsem);
 	if (is_written(s.count))
-		return (s.owner & OWNER_TASK) == bpf_get_current_task() ? OWNER_SELF : OWNER_OTHER;
+		return has_for_write(s, bpf_get_current_task()) ? OWNER_SELF : OWNER_OTHER;
 	return readers_of(s.count) ? OWNER_READ : OWNER_FREE;
 }
 

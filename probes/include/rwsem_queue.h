@@ -51,10 +51,22 @@ static __always_inline u64 waiter_of(struct params *p, rwsem_t rwsem, u64 task, 
 	return 0;
 }
 #else
-/* PREEMPT_RT has no such queue. */
+/*
+ * PREEMPT_RT: what shows that the task waits for the lock. It is blocked on the rtmutex, or it owns
+ * that and waits for readers (rwbase_write_lock()): then it is the lock itself.
+ */
 static __always_inline u64 waiter_of(struct params *p, rwsem_t rwsem, u64 task, u64 stack_bytes)
 {
+#if defined(HAVE_rw_semaphore_rtmutex) && defined(HAVE_task_struct_pi_blocked_on)
+	u64 waiter = READ(task_struct, task, pi_blocked_on);
+	if (waiter && READ(rt_mutex_waiter, waiter, task) == task &&
+	    READ(rt_mutex_waiter, waiter, lock) == rwsem.addr + OFFSET(rw_semaphore, rtmutex))
+		return waiter;
+	u64 owner = READ_RWSEM(rwsem, owner) & OWNER_TASK;
+	return owner == task && !is_written(READ_RWSEM(rwsem, count)) ? rwsem.addr : 0;
+#else
 	return 0;
+#endif
 }
 #endif
 

@@ -870,7 +870,7 @@ enum audit_lock {
 };
 struct audit_owned {
 	u64 lock;
-	u64 owner; /* rwsem.owner: the task, with RWSEM_* bits */
+	u64 owner; /* the task, with RWSEM_READER_OWNED */
 	u64 kind;  /* enum audit_lock */
 	u64 mm;
 	u64 vma;
@@ -892,10 +892,8 @@ enum owner_limits {
 struct owner_look {
 	u64 lock;
 	u64 task;         /* the supposed owner */
-	u64 count_before; /* rwsem.count and rwsem.owner, before and after the rest is read */
-	u64 owner_before;
-	u64 count_after;
-	u64 owner_after;
+	u64 owned_before; /* it has the lock for write, before and after the rest is read */
+	u64 owned_after;
 	/*
 	 * What the lock is a part of: mm->context.ctx_id, mapping->host or the root anon_vma. 0:
 	 * there is no lock of this kind at the address (any more).
@@ -940,6 +938,7 @@ struct watched_lock {
 struct lock_wait {
 	u64 lock;
 	u64 since_ns;
+	u64 switches; /* context switches of the task so far */
 	u32 tid;
 	u32 wanted; /* enum wait_mode */
 };
@@ -953,7 +952,7 @@ struct sleeper {
 	u64 since_ns;
 	u64 writer;  /* the task that has it for write now; 0: none */
 	u64 readers; /* how many have it for read now */
-	u64 waiter;  /* its struct rwsem_waiter in the queue of this lock; 0: it is not there */
+	u64 waiter;  /* what shows that it waits for this lock, as waiter_of(); 0: nothing does */
 	u64 part_of; /* the mm, address_space, anon_vma or VMA that the lock is a part of */
 	u32 lock_class;
 	u32 wanted;

@@ -150,12 +150,28 @@ class Box:
 
     def held(self, lock: int, *, write: bool = True, by: int = 0) -> None:
         """Set an rwsem as held for write, by this task or another one, or as held by a reader."""
+        if self.realtime:
+            self._set_rt_lock(lock, 1 << 30 if write else (1 << 31) + 1, by or self.task, write)
+            return
         self.put(lock, 1 if write else 1 << 8)
         self.put(lock + 8, (by or self.task) if write else READERS)
 
     def free(self, lock: int) -> None:
+        if self.realtime:
+            self._set_rt_lock(lock, 1 << 31, 0, False)
+            return
         self.put(lock, 0)
         self.put(lock + 8, 0)
+
+    @property
+    def realtime(self) -> bool:
+        return self._btf.resolve("rw_semaphore.rwbase") is not None
+
+    def _set_rt_lock(self, lock: int, readers: int, owner: int, write: bool) -> None:
+        """Set an rwsem of PREEMPT_RT; a writer's rtmutex has waiters."""
+        ctypes.c_uint32.from_address(lock).value = readers
+        at = lock + self.offset("rw_semaphore.rwbase.rtmutex.owner")
+        ctypes.c_uint64.from_address(at).value = owner | 1 if write else 0
 
     # running
     def become(self, tid: int) -> None:

@@ -163,6 +163,7 @@ def kernel_types(
     else:
         members = [("count", atomic, 0), ("owner", atomic, 64), ("wait_list", queue, 128)]
     rwsem = blob.record("rw_semaphore", 16, members)
+    blob.record("rt_mutex_waiter", 96, [("task", void, 384), ("lock", void, 448)])
     blob.record("rwsem_waiter", 24, [("list", queue, 0), ("task", void, 128)])
     links = blob.array(blob.record("hlist_node", 16, [("next", void, 0)]), 4, u32)
     heads = blob.array(blob.record("hlist_head", 8, [("first", void, 0)]), 4, u32)
@@ -210,6 +211,7 @@ def kernel_types(
             ("nivcsw", u64, 1344),
             ("thread_pid", void, 1408),
             ("pid_links", links, 1472),
+            ("pi_blocked_on", void, 1984),
         ],
     )
     task_pointer = blob.pointer(task)

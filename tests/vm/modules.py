@@ -77,9 +77,9 @@ def _fetch_headers(kernel: str, release: str, home: Path, tree: Path) -> None:
     made.mkdir(parents=True)
     unpack(packages(f"linux-headers-{release}", flags, _PARTS), flags, made)
     # The packages' Makefile and links have the absolute path of an installed package.
-    common = f"linux-headers-{release.removesuffix('-amd64')}-common"
+    (common,) = made.glob("usr/src/linux-headers-*-common*")  # of PREEMPT_RT it is …-common-rt
     (made / tree.relative_to(home) / "Makefile").write_text(
-        f"KBUILD_OUTPUT={tree}\ninclude {tree.with_name(common)}/Makefile\n"
+        f"KBUILD_OUTPUT={tree}\ninclude {tree.with_name(common.name)}/Makefile\n"
     )
     (kbuild,) = made.glob("usr/lib/linux-kbuild-*")
     if (

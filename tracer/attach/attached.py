@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from tracer.attach.liveness import Attachment
@@ -14,6 +15,14 @@ from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program, RunStatistics, enable_statistics
 from tracer.bpf.ring_buffer import RingBuffer
 from tracer.process.users import User
+
+_BY_KPROBE = ("kprobe", "kretprobe")
+_AT_ONCE = 4
+"""Kprobes that are removed at the same time, each by a thread; systemd allows the daemon 32."""
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 @dataclass
@@ -43,18 +52,39 @@ def attach_all(points: Sequence[AttachedProgram], helper: ReattachHelper | None 
         raise
 
 
-def detach_all(points: Sequence[AttachedProgram]) -> None:
-    """Detach the programs of one hook, the one at a function's entry first."""
-    for point in points:
-        if point.link:
-            point.link.close()
-        point.link = None
+def detach_all(*hooks: Sequence[AttachedProgram], closed: Callable[[], None] = _nothing) -> None:
+    """Detach the programs of hooks, of each the one at a function's entry first.
+
+    closed: called after each kprobe, which takes long on PREEMPT_RT.
+    """
+    for part in ([points[0] for points in hooks if points], [p for ps in hooks for p in ps[1:]]):
+        by_kprobe = [point.link for point in part if point.link and point.how in _BY_KPROBE]
+        _close_links(by_kprobe, closed)
+        for point in part:
+            if point.link and point.how not in _BY_KPROBE:
+                point.link.close()
+            point.link = None
 
 
-def close_all(points: Sequence[AttachedProgram]) -> None:
-    """Detach the programs of one hook and unload them."""
-    detach_all(points)
-    for point in points:
+def _close_links(links: Sequence[Link], closed: Callable[[], None]) -> None:
+    """Close the links of kprobes, some at once.
+
+    At each of them the kernel waits for three grace periods, one of them with event_mutex held
+    (docs/KERNELS.md, "PREEMPT_RT"). Tasks that wait at the same time share the others.
+    """
+    if len(links) < 2:
+        for link in links:
+            link.close()
+        return
+    with ThreadPoolExecutor(min(_AT_ONCE, len(links)), "rmapd-detach") as threads:
+        for _ in threads.map(lambda link: link.close(), links):
+            closed()
+
+
+def close_all(*hooks: Sequence[AttachedProgram]) -> None:
+    """Detach the programs of hooks and unload them."""
+    detach_all(*hooks)
+    for point in (point for points in hooks for point in points):
         point.program.close()
 
 
@@ -65,7 +95,8 @@ class AttachedProbes:
     hooks: of the whole plan, as they stand now. maps: by name. points: hook -> its programs.
     statistics_fd: makes the kernel count run times while it is open; -1 while it does not.
     reattach_helper: attaches paused hooks again and switches statistics on, where this process has
-    no privilege to do so.
+    no privilege to do so. closed: called now and then while hooks are detached, so that it does not
+    look like a hang.
     """
 
     hooks: list[PlannedHook] = field(default_factory=list)
@@ -73,6 +104,7 @@ class AttachedProbes:
     points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
     statistics_fd: int = -1
     reattach_helper: ReattachHelper | None = None
+    closed: Callable[[], None] = _nothing
 
     @property
     def programs(self) -> dict[str, list[Program]]:
@@ -160,10 +192,14 @@ class AttachedProbes:
         Their programs stay loaded, and their statistics go on from where they are. A program that
         runs on demand is not attached to anything, and stays as it is.
         """
-        for n, hook in self._hooks_of(probe_objects):
-            if hook.how != "run" and (hook.on or hook.state is HookState.DETACHED):
-                detach_all(self.points[hook.hook.name])
-                self.hooks[n] = replace(hook, state=HookState.PAUSED, reason=reason)
+        paused = [
+            (n, hook)
+            for n, hook in self._hooks_of(probe_objects)
+            if hook.how != "run" and (hook.on or hook.state is HookState.DETACHED)
+        ]
+        detach_all(*(self.points[hook.hook.name] for _, hook in paused), closed=self.closed)
+        for n, hook in paused:
+            self.hooks[n] = replace(hook, state=HookState.PAUSED, reason=reason)
 
     def resume(self, probe_objects: Collection[str]) -> list[str]:
         """Attach the paused hooks of these probe objects again.
@@ -203,15 +239,13 @@ class AttachedProbes:
 
     def detach(self) -> None:
         """Detach every program; programs and maps stay."""
-        for points in reversed(self.points.values()):
-            detach_all(points)
+        detach_all(*reversed(self.points.values()))
 
     def close(self) -> None:
         """Detach everything, then close programs and maps."""
         if self.reattach_helper:
             self.reattach_helper.close()
-        for points in reversed(self.points.values()):
-            close_all(points)
+        close_all(*reversed(self.points.values()))
         for table in self.maps.values():
             table.close()
         self.switch_statistics_off()

@@ -11,6 +11,9 @@ from tracer.daemon.session import Session
 from tracer.invariants.base import Invariant
 from tracer.results.hook_groups import HookGroups, group
 
+REALTIME = "yes: rwsems are rtmutexes; no THP"
+SLOWLY = "; detaching is slow"
+
 
 @dataclass(frozen=True)
 class KernelReport:
@@ -35,6 +38,11 @@ def examine(session: Session) -> KernelReport:
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",
             "plain loads": kernel.plain_loads_refused or "yes",
+            **(
+                {"PREEMPT_RT": REALTIME + (SLOWLY if kernel.detaches_slowly else "")}
+                if kernel.realtime
+                else {}
+            ),
             "page-table levels": "5" if kernel.five_level_paging else "4",
             "page-table oracle": "calibrated"
             if session.checker.open_cases.oracle

@@ -44,6 +44,7 @@ from tracer.invariants.base import Coverage
 from tracer.invariants.catalogue import discover
 from tracer.invariants.kernel_reports import KERNEL_LOG
 from tracer.invariants.lock_balance import OWNERS
+from tracer.invariants.lock_waits import WRITER_WAITS
 from tracer.invariants.maple_tree import AUDIT
 from tracer.invariants.migration_walks import PASSED_OVER
 from tracer.invariants.verdict import Tally
@@ -88,6 +89,7 @@ class Session:
         kernel_log: its reader, or why there is none.
         """
         kernel, loaded, tables = probes.kernel, probes.loaded, probes.tables
+        loaded.closed = recorder.beat
         levels, age_limit_ns = page_table_levels(kernel), int(config.max_entry_age_seconds * 1e9)
         self.config, self.probes, self.recorder, self.clock = config, probes, recorder, clock
         self.invariants, self.symbols, self.stopped = discover(), Symbols(kernel), False
@@ -113,7 +115,8 @@ class Session:
                 for name, part in (("oracle", oracle), (AUDIT, trees), (OWNERS, owner_reader))
                 if part
             }
-            | ({KERNEL_LOG} if isinstance(kernel_log, KernelLog) else set()),
+            | ({KERNEL_LOG} if isinstance(kernel_log, KernelLog) else set())
+            | (set() if kernel.realtime else {WRITER_WAITS}),
             config.sampled_windows,
             {name: lacks for name, lacks in ((AUDIT, self.audit_reason), (OWNERS, why)) if lacks}
             | ({KERNEL_LOG: kernel_log} if isinstance(kernel_log, str) else {}),

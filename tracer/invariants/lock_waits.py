@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from tracer.invariants.base import CheckCounters, Invariant, Loss
 
+WRITER_WAITS = "writer_waits"
+"""The feature: that a writer waits for an rwsem, and not for a mutex, shows in the wait itself."""
+
 NO_SELF_WAIT = Invariant(
     id="L7",
     title="no task waits for itself",
@@ -37,7 +40,9 @@ NO_SELF_WAIT = Invariant(
         "A lock that is held for read has no name in its owner field: outside of windows a wait for"
         " one's own read hold, other than of an mmap_lock, is a suspect after max_wait_seconds."
         " Mutexes and folio locks: a ring through one of them is seen as a wait that is too long."
-        " A task that spins. On PREEMPT_RT, rings."
+        " A task that spins. On PREEMPT_RT a task that"
+        " waits for itself is seen when it begins to, not later, because the kernel then puts it to"
+        " another sleep."
     ),
     needs=("lock_wait",),
     lacking={
@@ -46,6 +51,10 @@ NO_SELF_WAIT = Invariant(
         ),
         "mmap_lock_acquire_returned": "the readers of an mmap_lock are not known",
         "down_read": "the readers of other rwsems are not known",
+        WRITER_WAITS: (
+            "on PREEMPT_RT a writer that waits for another one is known only where the rwsem is"
+            " part of an mm, a file, an anon_vma or hugetlb: others seem to wait for a mutex"
+        ),
     },
     counters=CheckCounters(holds=("RWSEM_WAITS",)),
     losses=(Loss("waits", counters=("WAITS_LOST",), missed_runs=("lock_wait",)),),

@@ -31,6 +31,7 @@ class Kernel:
     btf: its types, or a function that reads them. fentry_probe, plain_load_probe: return why an
     fentry program or one with plain loads cannot be loaded, empty where it can. known_enums: enums
     that another process has read from the types already, so that this one need not parse them.
+    version: as `uname -v` has it.
     """
 
     release: str
@@ -40,6 +41,7 @@ class Kernel:
     fentry_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
     plain_load_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
     known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
+    version: str = ""
 
     @classmethod
     def running(
@@ -61,7 +63,10 @@ class Kernel:
                 hint="an x86-64 machine",
             )
         kernel = cls(
-            os.uname().release, lambda: Btf.read(sys_root / "kernel/btf/vmlinux"), sys_root
+            os.uname().release,
+            lambda: Btf.read(sys_root / "kernel/btf/vmlinux"),
+            sys_root,
+            version=os.uname().version,
         )
         if fentry_probe:
             kernel.fentry_probe = fentry_probe
@@ -194,11 +199,29 @@ class Kernel:
         if not (self.sys_root / "bus/event_source/devices/kprobe").exists():
             return "this kernel is built without CONFIG_KPROBES"
         if self.preempts and not self.types.resolve("bpf_link_info.kprobe_multi.missed"):
-            return (
-                "before 6.7 a kernel that preempts does not count what it leaves out of kprobes: "
-                "boot with preempt=voluntary"
-            )
+            why = "before 6.7 a kernel that preempts does not count what it leaves out of kprobes"
+            return why if self.realtime else f"{why}: boot with preempt=voluntary"
         return ""
+
+    @cached_property
+    def realtime(self) -> bool:
+        """Whether this is a PREEMPT_RT kernel, by its version (scripts/mkcompile_h)."""
+        return "PREEMPT_RT" in self.version.split()
+
+    @cached_property
+    def detaches_slowly(self) -> bool:
+        """Whether the kernel waits for some half a second at each kprobe that is removed.
+
+        It waits for RCU Tasks Trace. Where that is built with CONFIG_TASKS_TRACE_RCU_READ_MB, as
+        for PREEMPT_RT, it polls every tenth of a second and delays its interrupts (kernel/rcu/
+        tasks.h, up to 6.19: cb1d28b19ee6 "rcu: Remove now-unused rcu_task_ipi_delay and
+        TASKS_TRACE_RCU_READ_MB").
+        """
+        delay = self.sys_root / "module/rcupdate/parameters/rcu_task_ipi_delay"
+        try:
+            return int(delay.read_text(encoding="utf-8")) > 0
+        except (OSError, ValueError):
+            return False
 
     @cached_property
     def preempts(self) -> bool:
@@ -209,6 +232,8 @@ class Kernel:
         program is left out only while another one, or a bpf(2) call on a map, is under way on that
         CPU (bpf_prog_active), which is rare.
         """
+        if self.realtime:
+            return True
         try:
             mode = (self.sys_root / "kernel/debug/sched/preempt").read_text(encoding="utf-8")
         except OSError:

@@ -14,9 +14,6 @@ from tracer.bpf.maps import Table
 from tracer.bpf.programs import Runnable
 from tracer.tables.c_structs import Layouts
 
-# kernel/locking/rwsem.c
-_WRITER_LOCKED = 1 << 0  # of rwsem.count
-_NONSPINNABLE = 1 << 1  # of rwsem.owner; RWSEM_READER_OWNED, bit 0, makes it no writer's name
 # include/linux/sched.h
 _INTERRUPTIBLE, _UNINTERRUPTIBLE, _STOPPED, _TRACED = 0x1, 0x2, 0x4, 0x8
 _WITHOUT_SYSTEM_CALLS = 0x10 | 0x4000 | 0x200000  # PF_IO_WORKER, PF_USER_WORKER, PF_KTHREAD
@@ -130,15 +127,8 @@ class OwnerReader:
         found = self._layout.unpack(raw) if raw else None
         if found is None or not found.task:
             return None
-        before, after = (
-            count & _WRITER_LOCKED and owner & ~_NONSPINNABLE == task
-            for count, owner in (
-                (found.count_before, found.owner_before),
-                (found.count_after, found.owner_after),
-            )
-        )
         return OwnerLook(
-            owned=bool(before and after),
+            owned=bool(found.owned_before and found.owned_after),
             identity=found.identity,
             seq=found.seq if found.has_seq else None,
             start_ns=found.start_ns,

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -53,6 +54,21 @@ def fork_sharing_files() -> int:
     if pid < 0:
         raise OSError(0, "the kernel makes no new process")
     return pid
+
+
+def go_on_in_background() -> None:
+    """End the command with success now; a child goes on from here, without its terminal.
+
+    Only a process with a single thread may call this. Descriptors stay open in the child.
+    """
+    sys.stdout.flush()
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
 
 
 def die_with_parent(number: int, parent: int) -> None:

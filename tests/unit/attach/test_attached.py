@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from tracer.attach import attached
-from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
+from tracer.attach.attached import (
+    AttachedProbes,
+    AttachedProgram,
+    attach_all,
+    close_all,
+    detach_all,
+)
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.links import Link
 from tracer.bpf.programs import Program
@@ -56,6 +64,28 @@ def probes(done: list[str], *, instead: str = "") -> AttachedProbes:
     attach_all(made.points["grow"])
     done.clear()
     return made
+
+
+def test_kprobes_are_removed_at_the_same_time_and_all_entries_before_the_returns() -> None:
+    """Each close waits for the others: one after the other they would wait for ever."""
+    done, beats, together = list[str](), list[int](), threading.Barrier(3, timeout=20)
+
+    class Slow(Link):
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def close(self) -> None:
+            together.wait()
+            done.append(self._name)
+
+    hooks = [points(done, "kprobe", "kretprobe") for _ in range(3)]
+    for hook in hooks:
+        for point in hook:
+            point.link = Slow(point.how)
+    detach_all(*hooks, closed=lambda: beats.append(len(done)))
+    assert len(beats) == 6, "one for each: a watchdog sees that it goes on"
+    assert done == ["kprobe"] * 3 + ["kretprobe"] * 3
+    assert not any(point.link for hook in hooks for point in hook)
 
 
 def test_return_is_attached_before_entry_and_detached_after_it() -> None:

@@ -206,12 +206,13 @@ def doctor(
 ) -> Iterator[Any]:
     """Run `rmapd doctor` on a terminal of 80 columns and a kernel that was examined before."""
 
-    def examined(*_: object) -> KernelReport:
+    @contextlib.contextmanager
+    def examined(*_: object) -> Iterator[KernelReport]:
         if isinstance(found, Exception):
             raise found
-        return found
+        yield found
 
-    monkeypatch.setattr(cli_doctor, "_examine", examined)
+    monkeypatch.setattr(cli_doctor, "_examined", examined)
     monkeypatch.setattr(installation, "examine", lambda *_: CHECKS)
     is_terminal = screen.is_terminal
     with terminal(80) as stream:

@@ -331,7 +331,7 @@ def test_levels_load_what_is_attached_on_demand() -> None:
 
 
 def test_reason_of_an_absent_feature_is_given_for_the_other_way_too() -> None:
-    """PREEMPT_RT: another rwsem, whose owner is not where it is looked for."""
+    """A kernel's rwsem is another one, whose owner is not where it is looked for."""
     made = loaded("vma", "locks", "rmap", "owners")
     lacks = "rw_semaphore.owner is not in this kernel's BTF"
     one, _ = fidelity(made, features={"oracle", "audit"}, absent={"owners": lacks})

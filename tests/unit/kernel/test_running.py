@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.btf_blob import Blob
+from tests.support.btf_blob import Blob, kernel_types
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
 
@@ -52,6 +52,30 @@ def test_kprobes_that_leave_out_runs_without_a_count_are_not_trusted(
     )
     assert (made.kprobe_refused == "") is trusted
     assert trusted or "before 6.7" in made.kprobe_refused
+
+
+def test_preempt_rt_is_known_by_its_version_and_preempts(tmp_path: Path) -> None:
+    """Its kernels up to 6.12 have no file with the preemption model."""
+    version = "#1 SMP PREEMPT_RT Debian 6.1.192-3 (2026-11-19)"
+    made = Kernel("test", Btf(kernel_types()), tmp_path, tmp_path, version=version)
+    (tmp_path / "bus/event_source/devices/kprobe").mkdir(parents=True)
+    assert made.realtime
+    assert made.preempts
+    assert made.kprobe_refused.endswith("what it leaves out of kprobes"), "no way to boot it else"
+    version = version.replace("_RT", "_DYNAMIC")
+    other = Kernel("test", Btf(kernel_types()), tmp_path, tmp_path, version=version)
+    assert (other.realtime, other.preempts) == (False, False)
+
+
+@pytest.mark.parametrize(("delay", "slowly"), [("125", True), ("0", False), (None, False)])
+def test_kernel_that_removes_kprobes_slowly_is_known_by_rcu(
+    tmp_path: Path, delay: str | None, slowly: bool
+) -> None:
+    place = tmp_path / "module/rcupdate/parameters"
+    place.mkdir(parents=True)
+    if delay:
+        (place / "rcu_task_ipi_delay").write_text(delay + "\n")
+    assert Kernel("test", Btf(kernel_types()), tmp_path, tmp_path).detaches_slowly is slowly
 
 
 TWO_NODES = """Node 0, zone      DMA

@@ -15,6 +15,8 @@ from tracer.memory.lock_owners import Entered, OwnerLook, OwnerReader, Watched, 
 
 WRITER, HANDOFF, READER_BIAS = 1, 1 << 2, 1 << 8  # rwsem.count
 READER_OWNED, NONSPINNABLE = 1, 2  # rwsem.owner
+RT_READER_BIAS, RT_WRITER = 1 << 31, 1 << 30  # rwbase_rt.readers
+RT_HAS_WAITERS = 1  # rt_mutex_base.owner
 ANON, MMAP, I_MMAP = "AUDIT_ANON_VMA_RWSEM", "AUDIT_MMAP_LOCK", "AUDIT_I_MMAP_RWSEM"
 STACK_BYTES = 4096
 ORIG_AX = 120
@@ -76,6 +78,11 @@ class Memory:
     def own_lock(self, lock: int, count: int, owner: int) -> None:
         ctypes.c_uint64.from_address(lock).value = count
         ctypes.c_uint64.from_address(lock + 8).value = owner
+
+    def own_rt_lock(self, lock: int, readers: int, owner: int) -> None:
+        """Set an rwsem of PREEMPT_RT: its count of readers, and the owner of its rtmutex."""
+        self.set(lock, "rw_semaphore.rwbase.readers", readers, 4)
+        self.set(lock, "rw_semaphore.rwbase.rtmutex.owner", owner)
 
     def anon_lock(self) -> int:
         anon_vma = self.take(64)
@@ -147,6 +154,33 @@ def test_flags_of_count_and_owner(memory: Memory, count: int, owner_bits: int, o
     lock, task = memory.anon_lock(), memory.task(42)
     memory.own_lock(lock, count, task | owner_bits)
     assert memory.look(lock, task).owned is owned
+
+
+@pytest.mark.parametrize(
+    ("readers", "owner_bits", "owned"),
+    [
+        (RT_WRITER, 0, True),
+        (RT_WRITER, RT_HAS_WAITERS, True),
+        (RT_READER_BIAS, 0, False),  # a reader has the rtmutex on its way in
+        (RT_READER_BIAS + 2, RT_HAS_WAITERS, False),
+        (2, RT_HAS_WAITERS, False),  # a writer that waits for two readers
+        (0, 0, False),  # one that is about to have the lock
+    ],
+)
+def test_writer_on_preempt_rt_owns_the_rtmutex_beside_writer_bias(
+    readers: int, owner_bits: int, owned: bool
+) -> None:
+    memory = Memory(kernel_types(realtime=True))
+    lock, task = memory.anon_lock(), memory.task(42)
+    memory.own_rt_lock(lock, readers, task | owner_bits)
+    assert memory.look(lock, task).owned is owned
+    memory.reader.watch([watched(memory, lock, task)])
+    memory.native.set("harness_task", task)
+    memory.enter()
+    kept = memory.reader.entered()[lock, task].kept
+    assert kept == owned
+    memory.own_rt_lock(lock, readers, OTHER_TASK)
+    assert not memory.look(lock, task).owned
 
 
 def test_lock_that_another_task_owns_or_nobody_has_written_its_name_on_is_not_owned(

@@ -14,6 +14,9 @@ from tests.support.native import LAYOUTS
 from tests.unit.probes.test_owners import (
     READER_BIAS,
     READER_OWNED,
+    RT_HAS_WAITERS,
+    RT_READER_BIAS,
+    RT_WRITER,
     STACK_BYTES,
     UNINTERRUPTIBLE,
     WRITER,
@@ -25,7 +28,6 @@ from tracer.tables.events import Event, Events
 
 SPIN, READ, WRITE, RT, PERCPU, MUTEX = 1, 2, 4, 8, 16, 32  # include/trace/events/lock.h
 NOLOAD = 0x400
-RT_WRITER, RT_HAS_WAITERS = 1 << 30, 1
 
 
 class Waits(Memory):
@@ -219,13 +221,53 @@ def test_lock_of_the_tasks_own_mm_is_an_mmap_lock(waits: Waits) -> None:
 def test_rwsem_of_preempt_rt_has_its_owner_too() -> None:
     waits = Waits(kernel_types(realtime=True))
     lock, task = waits.anon_lock(), waits.task(42)
-    owner = lock + waits.offset("rw_semaphore.rwbase.rtmutex.owner")
     waits.become(task, 42)
-    ctypes.c_uint64.from_address(lock).value = 0
-    ctypes.c_uint32.from_address(lock).value = RT_WRITER
-    ctypes.c_uint64.from_address(owner).value = task | RT_HAS_WAITERS
+    waits.own_rt_lock(lock, RT_WRITER, task | RT_HAS_WAITERS)
     waits.wait(lock, RT | READ)
-    assert [event.lock for event in waits.events()] == [lock]
+    waits.wait(lock + waits.offset("rw_semaphore.rwbase.rtmutex"), RT)
+    assert [event.lock for event in waits.events()] == [lock], "a reader's wait is reported once"
+
+
+def test_writers_wait_on_preempt_rt_is_for_the_rtmutex_in_the_rwsem() -> None:
+    waits = Waits(kernel_types(realtime=True))
+    rtmutex = waits.offset("rw_semaphore.rwbase.rtmutex")
+    lock, task = waits.i_mmap_lock(), waits.task(42)
+    waits.become(task, 42)
+    waits.wait(waits.take(64) + 32, RT)
+    assert waits.counter("RWSEM_WAITS") == 0, "a mutex or a spinlock"
+    unknown = waits.take(64)
+    waits.own_rt_lock(unknown, RT_WRITER, task)
+    waits.wait(unknown + rtmutex, RT)
+    assert [event.lock for event in waits.events()] == [unknown], "its own is certain"
+    waits.own_rt_lock(lock, RT_WRITER, OTHER_TASK)
+    waits.wait(lock + rtmutex, RT)
+    assert waits.counter("RWSEM_WAITS") == 1
+    waits.set(task, "task_struct.nvcsw", 1)
+    waits.own_rt_lock(lock, RT_WRITER, task)
+    waits.wait(lock + rtmutex, RT)
+    (event,) = waits.events()
+    assert (event.lock, event.wanted, event.held) == (lock, 1, 1)
+
+
+def test_waiter_on_preempt_rt_is_blocked_on_the_rtmutex_or_owns_it_and_waits_for_readers() -> None:
+    waits = Waits(kernel_types(realtime=True))
+    rtmutex = waits.offset("rw_semaphore.rwbase.rtmutex")
+    lock, task, waiter = waits.anon_lock(), waits.sleeping(42), waits.take(96)
+    waits.become(task, 42)
+    waits.own_rt_lock(lock, RT_WRITER, OTHER_TASK | RT_HAS_WAITERS)
+    waits.wait(lock + rtmutex, RT)
+    assert not waits.waiting().queued
+    waits.set(waiter, "rt_mutex_waiter.task", task)
+    waits.set(waiter, "rt_mutex_waiter.lock", lock + rtmutex)
+    waits.set(task, "task_struct.pi_blocked_on", waiter)
+    assert waits.waiting().queued
+    assert waits.waiting().writer == OTHER_TASK
+    waits.set(waiter, "rt_mutex_waiter.lock", lock)
+    assert not waits.waiting().queued, "it is blocked on another lock"
+    waits.own_rt_lock(lock, 3, task)
+    assert (waits.waiting().queued, waits.waiting().readers, waits.waiting().writer) == (True, 3, 0)
+    waits.own_rt_lock(lock, RT_READER_BIAS + 3, 0)
+    assert (waits.waiting().queued, waits.waiting().readers) == (False, 3)
 
 
 def test_stack_of_the_iterators_own_task_gives_the_size_of_all(waits: Waits) -> None:

@@ -6,10 +6,12 @@ import pytest
 
 from tests.support.box import FENTRY, KPROBE, Box, Vma, box
 from tests.support.btf_blob import kernel_types
+from tests.support.native import LAYOUTS
+from tracer.tables.events import Events
 
 each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 EINTR = (1 << 32) - 4
-LCB_SPIN, LCB_READ, LCB_WRITE = 1, 2, 4  # include/trace/events/lock.h
+LCB_SPIN, LCB_READ, LCB_WRITE, LCB_RT = 1, 2, 4, 8  # include/trace/events/lock.h
 
 
 def steps(b: Box) -> str:
@@ -315,3 +317,45 @@ def test_lock_in_the_overflow_map_that_is_taken_again_marks_one_missed_release()
         "expand_downwards[ok]  ? anon↓w anon↑w anon↓w": 1,
     }
     assert b.held_rwsems() == 9
+
+
+def test_wait_of_a_writer_on_preempt_rt_is_that_for_the_rtmutex_and_that_for_readers() -> None:
+    """rwbase_write_lock() waits for other writers, then for readers; readers for a writer."""
+    b = box(types=kernel_types(realtime=True))
+    lock, vma = b.anon_lock(b.anon_vma()), b.vma(0x1000, 0x3000)
+    rtmutex = lock + b.offset("rw_semaphore.rwbase.rtmutex")
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.touch("down_write", lock)
+        for at, flags, ns in ((rtmutex, LCB_RT, 600), (lock, LCB_RT | LCB_WRITE, 400)):
+            b.fire("contention_begin", at, flags)
+            b.tick(ns)
+            b.fire("contention_end", at, 0)
+        b.tick(50)
+        b.touch("up_write", lock)
+        b.touch("down_read", lock)
+        b.fire("contention_begin", lock, LCB_RT | LCB_READ)
+        b.fire("contention_begin", rtmutex, LCB_RT)
+        b.tick(2000)
+        b.fire("contention_end", rtmutex, 0)
+        b.fire("contention_end", lock, 0)
+        b.touch("up_read", lock)
+    times = b.tables.window_times
+    waits, holds = times.lock_waits()["anon"], times.lock_holds()["anon"]
+    assert (waits.count, waits.sum_ns, holds.sum_ns) == (2, 3000, 50)
+    kinds = [Events(LAYOUTS).decode(raw).kind for raw in b.native.events()]
+    assert "WAITS_FOR_ITSELF" not in kinds, "a writer that waits for others has no own hold"
+
+
+def test_own_read_hold_on_preempt_rt_is_reported_where_the_writer_waits_for_readers() -> None:
+    b = box(types=kernel_types(realtime=True))
+    lock, vma = b.anon_lock(b.anon_vma()), b.vma(0x1000, 0x3000)
+    rtmutex = lock + b.offset("rw_semaphore.rwbase.rtmutex")
+    with b.call("expand_downwards", vma.at, 0x1000):
+        b.touch("down_read", lock)
+        b.held(lock, write=False)
+        b.touch("down_write", lock)
+        b.fire("contention_begin", rtmutex, LCB_RT)
+        b.fire("contention_end", rtmutex, 0)
+        b.fire("contention_begin", lock, LCB_RT | LCB_WRITE)
+    events = [Events(LAYOUTS).decode(raw) for raw in b.native.events()]
+    assert [event.kind for event in events].count("WAITS_FOR_ITSELF") == 1

@@ -7,6 +7,7 @@ import ctypes
 import pytest
 
 from tests.support.box import ENOMEM, FENTRY, KPROBE, OTHER_TASK, READERS, Box, Vma, box
+from tests.support.btf_blob import kernel_types
 
 each_method = pytest.mark.parametrize("methods", [FENTRY, KPROBE], ids=["fentry", "kprobe"])
 
@@ -57,6 +58,23 @@ def test_window_of_a_private_file_vma_records_both_locks_and_trees(
     assert b.seen() == {
         "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- "
         "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w": 1
+    }
+
+
+def test_window_on_preempt_rt_records_the_same_steps() -> None:
+    """The writer is the owner of the rtmutex, without RT_MUTEX_HAS_WAITERS, beside WRITER_BIAS."""
+    b = box(types=kernel_types(realtime=True))
+    b.held(b.mmap_lock)
+    vma = b.vma(0x1000, 0x3000, anon=b.anon_vma(), mapping=b.mapping())
+    grow(b, vma, 0x4000)
+    b.held(b.anon_lock(vma.anon_vma), by=OTHER_TASK)
+    b.held(b.file_lock(vma.mapping), write=False)
+    grow(b, vma, 0x5000, locked=False)
+    assert b.seen() == {
+        "__vma_adjust[file anon moved mmap:w ok]  i_mmap↓w anon↓w anon- file- "
+        "commit(mmap:w i_mmap:w anon:w) file+ anon+ anon↑w i_mmap↑w": 1,
+        "__vma_adjust[file anon moved mmap:w i_mmap:r ok]  anon-(x) file-(r) "
+        "commit(mmap:w i_mmap:r anon:x) file+(r) anon+(x)": 1,
     }
 
 

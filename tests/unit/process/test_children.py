@@ -126,3 +126,25 @@ def test_command_that_cannot_run_raises_with_its_exit_code(tmp_path: Path) -> No
         with pytest.raises(kind) as error:
             Command(argv, 1).start()
         assert error.value.exit_code == code
+
+
+def test_command_ends_while_a_child_goes_on_without_its_output(tmp_path: Path) -> None:
+    """Were the child's output still the command's, run() would wait for it, and it for us."""
+    script = (
+        "import sys, time, pathlib; from tracer.process.children import go_on_in_background;"
+        " ended, done = map(pathlib.Path, sys.argv[1:]); print('report'); go_on_in_background();"
+        " print('unseen')\n"
+        "while not ended.exists(): time.sleep(0.01)\n"
+        "done.touch()"
+    )
+    files = [tmp_path / "ended", tmp_path / "done"]
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *files],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=SAFETY_SECONDS,
+    )
+    assert (ended.stdout, ended.stderr) == ("report\n", "")
+    files[0].touch()
+    until(files[1].exists)
