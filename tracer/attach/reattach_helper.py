@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from pyprctl import Cap
 
-from tracer.bpf.links import Link
+from tracer.bpf.links import Link, link_of
 from tracer.bpf.programs import Program
 from tracer.process import privileges
 from tracer.process.fd_passing import receive_descriptors, receive_exactly, send_descriptors
@@ -68,6 +68,7 @@ class ReattachHelper:
     def __init__(self, targets: Sequence[ProgramTarget], user: User | None = None) -> None:
         """Start the process and wait until it has dropped its privileges. user: that it becomes."""
         self._numbers = {target.program.fd: number for number, target in enumerate(targets)}
+        self._hows = [target.how for target in targets]
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -93,14 +94,15 @@ class ReattachHelper:
 
         Raises OSError where the kernel refuses, or where the helper has ended or does not answer.
         """
-        self._socket.sendall(struct.pack("<I", self._numbers[program.fd]))
+        number = self._numbers[program.fd]
+        self._socket.sendall(struct.pack("<I", number))
         answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
         if len(answer) < 4:
             raise OSError(0, "the process that attaches has ended")
         (error,) = struct.unpack("<i", answer)
         if error:
             raise OSError(error, os.strerror(error))
-        return Link(fds[0])
+        return link_of(self._hows[number], fds[0])
 
     def close(self) -> None:
         """Close the socket, which ends the helper, and wait for it."""

@@ -34,6 +34,7 @@ def examine(session: Session) -> KernelReport:
             "raw tracepoints": "yes",
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",
+            "fprobe": kernel.fprobe_refused or "yes",
             "plain loads": kernel.plain_loads_refused or "yes",
             "page-table levels": "5" if kernel.five_level_paging else "4",
             "page-table oracle": "calibrated"

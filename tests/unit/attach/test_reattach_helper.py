@@ -14,7 +14,7 @@ from tracer.attach.reattach_helper import needed_capabilities
     ("paranoid", "methods", "more"),
     [
         ("2", {"fentry", "kprobe"}, set()),
-        ("3", {"fentry", "raw_tp"}, set()),
+        ("3", {"fentry", "raw_tp", "kprobe.multi"}, set()),
         ("3", {"kretprobe", "kprobe"}, {Cap.SYS_ADMIN}),
     ],
 )
