@@ -165,8 +165,7 @@ def _by_steps(how: str, longest_ms: Callable[[], float | None]) -> dict[str, obj
                 print(f"{points[0].symbol}: {error}", file=sys.stderr)
     attach_stall = longest_ms()
     with _timed(seconds, "detach"):
-        for points in hooked:
-            detach_all(points)
+        detach_all(*reversed(hooked))
     return {
         "seconds": seconds,
         "programs": sum(map(len, hooked)),

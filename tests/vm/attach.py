@@ -2,7 +2,7 @@
 
 Runs in a guest.
 
-usage: attach.py OUT.json TIMES fentry|kprobe   (the preferred one, whatever this kernel preempts)
+usage: attach.py OUT.json TIMES fentry|kprobe|kprobe.multi   (see count.py)
 
 After the first rounds RCU grace periods are expedited: detaching a hundred probes waits for a
 hundred of them, which is slow under emulation.
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.vm.count import prefer
 from tracer.attach import loader, resolver
 from tracer.bpf.programs import program_ids
 from tracer.config_maps import Maps
@@ -47,7 +48,7 @@ def hooked() -> int:
 
 def main(out: str, times: int, how: str) -> None:
     kernel, include = running_kernel(), probes_folder() / "include"
-    kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
+    prefer(kernel, how)
     before, programs = hooked(), len(list(program_ids()))
     build = loader.BuildEnvironment(
         kernel.types,

@@ -2,7 +2,8 @@
 
 Runs in a guest. The counts come from the flight recorder and from the table of windows.
 
-usage: count.py OUT.json N fentry|kprobe   (the preferred one, whatever this kernel preempts)
+usage: count.py OUT.json N fentry|kprobe|kprobe.multi   (the preferred one, whatever this kernel
+preempts; kprobe.multi with kprobes where functions have a program at return)
 """
 
 from __future__ import annotations
@@ -24,15 +25,25 @@ from tracer.config_maps import Maps
 from tracer.daemon.probes import running_kernel
 from tracer.daemon.session import Session, open_session
 from tracer.daemon.snapshots import caught_up
+from tracer.kernel.running import Kernel
 from tracer.protocol.text import text
 
 WORKLOAD = Path(__file__).parent.parent / "workloads/vma.py"
 _FLIGHTS = 16384
 
 
+def prefer(kernel: Kernel, how: str) -> None:
+    """Have a method tried first. Raises ValueError where this kernel has none of that kind."""
+    kernel.__dict__.update(preempts=how != "fentry", kprobe_refused="")
+    if how == "kprobe":
+        kernel.__dict__["fprobe_refused"] = "not tried here"
+    if how == "kprobe.multi" and kernel.fprobe_refused:
+        raise ValueError(kernel.fprobe_refused)
+
+
 def main(out: str, count: str, how: str) -> None:
     kernel = running_kernel()
-    kernel.__dict__.update(preempts=how == "kprobe", kprobe_refused="")
+    prefer(kernel, how)
     config = msgspec.structs.replace(
         Config(),
         maps=Maps(flight_rows=_FLIGHTS),

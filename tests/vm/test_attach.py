@@ -9,14 +9,20 @@ from itertools import pairwise
 import pytest
 
 from tests.vm.guest import run
+from tests.vm.test_windows import BY_FPROBE
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
+METHODS = [
+    (kernel, how)
+    for kernel in KERNELS
+    for how in ("kprobe", "fentry", "kprobe.multi")
+    if how != "kprobe.multi" or kernel in BY_FPROBE
+]
 ROUNDS = int(os.environ.get("RMAPD_ATTACH_ROUNDS") or 5)
 """20 take 17 minutes under emulation."""
 
 
-@pytest.mark.parametrize("how", ["kprobe", "fentry"])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "how"), METHODS)
 def test_repeated_attach_and_detach_leaves_nothing_behind(kernel: str, how: str) -> None:
     result = run(
         kernel,

@@ -1,4 +1,4 @@
-"""Windows and protocols of an exact workload on full kernels, by fentry and by kprobe.
+"""Windows and protocols of an exact workload on full kernels, by fentry, kprobe and fprobe.
 
 docs/measurements/WINDOWS.md has the expected numbers and their reasons.
 """
@@ -20,6 +20,9 @@ from tracer.protocol.text import parse
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
 ROUNDS = 23
+HOWS = ("fentry", "kprobe", "kprobe.multi")
+BY_FPROBE = {"7.2", "7.3"}
+"""Kernels whose fprobe reaches entries by ftrace."""
 FULL = [name for name, one in discover().items() if one.judge or one.needs_every_window]
 ALWAYS = {
     "__split_vma": 2,
@@ -38,17 +41,13 @@ FROM_6_12 = {"vma_expand": 2, "commit_merge": 4, "vma_merge_new_range": 3, "vma_
 
 
 @pytest.fixture(scope="module", params=KERNELS)
-def both(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return the results of count.py on one kernel, by fentry and by kprobe."""
-    command = (
-        f"python -m tests.vm.count $OUT/fentry.json {ROUNDS} fentry && "
-        f"python -m tests.vm.count $OUT/kprobe.json {ROUNDS} kprobe"
-    )
-    result = run(request.param, command, label="windows", timeout=1800)
+def every(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the results of count.py on one kernel, by each method that it has."""
+    hows = HOWS if request.param in BY_FPROBE else HOWS[:2]
+    command = " && ".join(f"python -m tests.vm.count $OUT/{h}.json {ROUNDS} {h}" for h in hows)
+    result = run(request.param, command, label="windows", timeout=2700)
     assert result.code == 0, result.output
-    found = {
-        how: json.loads((result.folder / f"{how}.json").read_text()) for how in ("fentry", "kprobe")
-    }
+    found = {how: json.loads((result.folder / f"{how}.json").read_text()) for how in hows}
     for how, one in found.items():
         slowest = sorted(
             one["statistics"].items(), key=lambda item: -item[1]["microseconds"] * item[1]["runs"]
@@ -65,9 +64,14 @@ def both(request: pytest.FixtureRequest) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("how", ["fentry", "kprobe"])
-def test_every_window_is_counted_once(both: dict[str, Any], how: str) -> None:
-    found = both[how]
+@pytest.fixture(params=HOWS)
+def found(request: pytest.FixtureRequest, every: dict[str, Any]) -> dict[str, Any]:
+    if request.param not in every:
+        pytest.skip("this kernel's fprobe does not reach entries by ftrace")
+    return dict(every[request.param])
+
+
+def test_every_window_is_counted_once(found: dict[str, Any]) -> None:
     old = found["hooks"]["__vma_adjust"]["state"] == "attached"
     expected = ALWAYS | (TO_6_2 if old else FROM_6_12)
     if found["hooks"]["unlink_file_vma_batch_process"]["state"] == "substituted":
@@ -79,9 +83,7 @@ def test_every_window_is_counted_once(both: dict[str, Any], how: str) -> None:
     )
 
 
-@pytest.mark.parametrize("how", ["fentry", "kprobe"])
-def test_healthy_kernel_has_no_finding_with_full_coverage(both: dict[str, Any], how: str) -> None:
-    found = both[how]
+def test_healthy_kernel_has_no_finding_with_full_coverage(found: dict[str, Any]) -> None:
     assert found["violations"] == []
     assert not [check for check in found["checks"] if not check.endswith("holds")]
     assert {loss for loss, count in found["lost"].items() if count} <= {
@@ -95,13 +97,17 @@ def test_healthy_kernel_has_no_finding_with_full_coverage(both: dict[str, Any], 
         assert found["checks"][f"{name} holds"] >= ROUNDS
 
 
-def test_fentry_and_kprobe_record_the_same_protocols(both: dict[str, Any]) -> None:
-    assert both["fentry"]["protocols"] == both["kprobe"]["protocols"]
-    hows = {
-        name: {both[how]["hooks"][name]["how"] for how in both}
-        for name in ("__split_vma", "anon_vma_clone", "down_write", "up_write")
-    }
-    assert set(map(frozenset, hows.values())) == {frozenset({"fentry", "kprobe"})}
+def test_each_method_records_the_same_protocols(every: dict[str, Any]) -> None:
+    first, *others = every.values()
+    assert all(other["protocols"] == first["protocols"] for other in others)
+    for name in ("down_write", "up_write"):
+        assert {how: one["hooks"][name]["how"] for how, one in every.items()} == {
+            how: how for how in every
+        }
+    for name in ("__split_vma", "anon_vma_clone"):
+        assert {how: one["hooks"][name]["how"] for how, one in every.items()} == {
+            how: how.removesuffix(".multi") for how in every
+        }
 
 
 def _without_vma_lock(protocol: Protocol) -> tuple[Step, ...]:
@@ -115,13 +121,13 @@ def _without_vma_lock(protocol: Protocol) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def test_rebuilt_vma_expand_has_the_protocol_of_a_hooked_one(both: dict[str, Any]) -> None:
+def test_rebuilt_vma_expand_has_the_protocol_of_a_hooked_one(every: dict[str, Any]) -> None:
     """vma_expand() is rebuilt on 6.1 and hooked from 6.12 on, with its locks in commit_merge()."""
     golden = parse(
         "vma_expand[anon moved mmap:w ok]  anon↓w anon- commit(mmap:w anon:w) anon+ anon↑w"
     )
-    seen = [parse(line) for line in both["fentry"]["protocols"]]
-    state = both["fentry"]["hooks"]["vma_expand"]["state"]
+    seen = [parse(line) for line in every["fentry"]["protocols"]]
+    state = every["fentry"]["hooks"]["vma_expand"]["state"]
     window = "vma_expand" if state == "substituted" else "commit_merge"
     assert state in ("substituted", "attached")
     wanted = replace(golden.context, rebuilt=state == "substituted")

@@ -24,7 +24,7 @@ from tracer.attach import loader, resolver
 from tracer.attach.attached import AttachedProbes, AttachedProgram
 from tracer.attach.compile_cache import CompileCache
 from tracer.attach.plan import PlannedHook
-from tracer.bpf.links import IteratorLink, Link
+from tracer.bpf.links import link_of
 from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program
 from tracer.errors import Defect, RmapdError, Temporary, of_kind, of_os, passes
@@ -237,8 +237,7 @@ def taken_over(reply: AttachReply, fds: Iterable[int]) -> AttachedProbes:
     points: dict[str, list[AttachedProgram]] = {}
     for point in reply.points:
         program = Program(next(left))
-        kind_of_link = IteratorLink if point.how == "iter" else Link
-        link = kind_of_link(next(left)) if point.linked else None
+        link = link_of(point.how, next(left)) if point.linked else None
         attached = AttachedProgram(program, point.how, point.symbol, link)
         points.setdefault(point.hook, []).append(attached)
     return AttachedProbes(reply.hooks, maps, points, next(left) if reply.statistics else -1)

@@ -27,12 +27,39 @@ def _nothing() -> None:
 
 @dataclass
 class AttachedProgram:
-    """A loaded program and its target; link: its attachment there, None while it has none."""
+    """A loaded program and its target.
+
+    link: its attachment there, None while it has none. missed_before: calls that earlier links left
+    out.
+    """
 
     program: Program
     how: str
     symbol: str
     link: Link | None = None
+    missed_before: int = 0
+
+    def missed_by_links(self) -> int:
+        """Read how many calls the kernel left out before they reached the program."""
+        return self.missed_before + (self.link.missed() if self.link else 0)
+
+    def statistics(self) -> RunStatistics:
+        """Read what the kernel counted of the program and of its links."""
+        counted = self.program.statistics()
+        return replace(counted, missed=counted.missed + self.missed_by_links())
+
+    def missed(self) -> int:
+        """Read how many runs the kernel left out, wherever it counts them."""
+        return self.program.missed() + self.missed_by_links()
+
+    def detach(self) -> None:
+        """Detach the program, and keep what its link counted."""
+        if self.link:
+            try:
+                self.missed_before += self.link.missed()
+            finally:
+                self.link.close()
+                self.link = None
 
 
 def attach_all(points: Sequence[AttachedProgram], helper: ReattachHelper | None = None) -> None:
@@ -58,12 +85,14 @@ def detach_all(*hooks: Sequence[AttachedProgram], closed: Callable[[], None] = _
     closed: called after each kprobe, which takes long on PREEMPT_RT.
     """
     for part in ([points[0] for points in hooks if points], [p for ps in hooks for p in ps[1:]]):
-        by_kprobe = [point.link for point in part if point.link and point.how in _BY_KPROBE]
-        _close_links(by_kprobe, closed)
+        _close_links(
+            [point.link for point in part if point.link and point.how in _BY_KPROBE], closed
+        )
         for point in part:
-            if point.link and point.how not in _BY_KPROBE:
-                point.link.close()
-            point.link = None
+            if point.how in _BY_KPROBE:
+                point.link = None
+            else:
+                point.detach()
 
 
 def _close_links(links: Sequence[Link], closed: Callable[[], None]) -> None:
@@ -150,7 +179,7 @@ class AttachedProbes:
     def statistics(self) -> dict[str, RunStatistics]:
         """Read the run statistics of each hook, those of its programs added up."""
         return {
-            name: RunStatistics.total([point.program.statistics() for point in points])
+            name: RunStatistics.total([point.statistics() for point in points])
             for name, points in self.points.items()
         }
 
@@ -174,7 +203,7 @@ class AttachedProbes:
     def missed(self, of: Callable[[PlannedHook], bool]) -> int:
         """Read how many runs the kernel left out of the programs of these hooks."""
         points = (point for hook in filter(of, self.hooks) for point in self._points(hook))
-        return sum(point.program.missed() for point in points)
+        return sum(point.missed() for point in points)
 
     def _points(self, hook: PlannedHook) -> Sequence[AttachedProgram]:
         return self.points.get(hook.hook.name, ())

@@ -27,7 +27,7 @@ from tracer.bpf.links import Link
 _KPROBES = frozenset({"kprobe", "kretprobe"})
 _KPROBE_KINDS = {"k": "kprobe", "r": "kretprobe"}
 """The letters of report_probe(), kernel/kprobes.c."""
-_BY_FTRACE = _KPROBES | {"fentry", "fexit"}
+_BY_FTRACE = _KPROBES | {"fentry", "fexit", "kprobe.multi"}
 _SELF_TESTED = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
 """Hooks that the self-test certainly runs. Others may run at that time for another reason, and not
 the next time."""

@@ -5,7 +5,8 @@ are for. A hook lists candidates in order of preference:
 
     raw_tp:NAME       the raw tracepoint NAME
     fentry:FUNCTION   entry of a kernel function (and fexit at its return), by a BPF trampoline
-    kprobe:FUNCTION   the same by a kprobe (and a kretprobe)
+    kprobe:FUNCTION   the same by a kprobe (and a kretprobe); an entry alone by fprobe, where the
+                      kernel's is cheaper (the method `kprobe.multi`)
     iter:TARGET       the BPF iterator over TARGET (`task`)
     run:              not attached; the daemon runs the program on demand
 

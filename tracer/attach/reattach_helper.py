@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from pyprctl import Cap
 
-from tracer.bpf.links import Link
+from tracer.bpf.links import Link, link_of
 from tracer.bpf.programs import Program, enable_statistics
 from tracer.process import privileges
 from tracer.process.fd_passing import receive_descriptors, receive_exactly, send_descriptors
@@ -82,6 +82,7 @@ class ReattachHelper:
         them.
         """
         self._numbers = {target.program.fd: number for number, target in enumerate(targets)}
+        self._hows = [target.how for target in targets]
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -107,7 +108,8 @@ class ReattachHelper:
 
         Raises OSError where the kernel refuses, or where the helper has ended or does not answer.
         """
-        return Link(self._ask(self._numbers[program.fd]))
+        number = self._numbers[program.fd]
+        return link_of(self._hows[number], self._ask(number))
 
     def enable_statistics(self) -> int:
         """Return a descriptor: while it is open, the kernel counts runs and run times of programs.

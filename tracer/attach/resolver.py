@@ -7,7 +7,7 @@ tracer.attach.plan has the meaning of candidates, states and reasons.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -128,7 +128,7 @@ def resolve_hook(kernel: Kernel, probe_object: str, hook: Hook) -> PlannedHook:
             denied |= found.refused
         else:
             instead = _instead(hook, number, name, found.symbol)
-            methods.append(AttachMethod(how, found.symbol, points, instead))
+            methods += _by_fprobe_too(kernel, AttachMethod(how, found.symbol, points, instead))
     if hook.rebuilt:
         rebuilt, unavailable = _rebuilt_methods(kernel, hook, hook.rebuilt)
         methods += rebuilt
@@ -139,6 +139,18 @@ def resolve_hook(kernel: Kernel, probe_object: str, hook: Hook) -> PlannedHook:
         methods.sort(key=lambda method: method.how == "fentry")
     state = HookState.READY if methods else HookState.DENIED if denied else HookState.MISSING
     return PlannedHook(probe_object, hook, state, tuple(methods), "; ".join(dict.fromkeys(reasons)))
+
+
+def _by_fprobe_too(kernel: Kernel, method: AttachMethod) -> Sequence[AttachMethod]:
+    """Return a method, and before it the same by fprobe where that is cheaper.
+
+    It is cheaper for kprobes at entries. A function with a program at its return would pass two
+    ftrace_ops, and the graph tracer (docs/KERNELS.md).
+    """
+    if kernel.fprobe_refused or {point.how for point in method.points} != {"kprobe"}:
+        return (method,)
+    points = tuple(replace(point, how="kprobe.multi") for point in method.points)
+    return replace(method, how="kprobe.multi", points=points), method
 
 
 def _instead(hook: Hook, number: int, name: str, symbol: str) -> str:
@@ -268,7 +280,8 @@ def _rebuilt_methods(
             AttachPoint(at_end, how, name, {}, {}, hook.program_constants) for name in rebuilt.ends
         )
         instead = f"rebuilt: from {rebuilt.begin} to {' or '.join(rebuilt.ends)}"
-        methods.append(AttachMethod(how, rebuilt.begin, (*points[:1], *ends), instead))
+        made = AttachMethod(how, rebuilt.begin, (*points[:1], *ends), instead)
+        methods += _by_fprobe_too(kernel, made)
     return methods, unavailable
 
 

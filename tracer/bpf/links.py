@@ -16,8 +16,10 @@ from typing import Protocol
 
 from tracer.bpf.syscall import Command, call, last_error, libc, object_info
 
-TRACE_ITER = 28
-"""BPF_TRACE_ITER of enum bpf_attach_type."""
+TRACE_ITER, TRACE_KPROBE_MULTI = 28, 42
+"""BPF_TRACE_ITER and BPF_TRACE_KPROBE_MULTI of enum bpf_attach_type."""
+_MISSED_AT = 32
+"""Offset of kprobe_multi.missed in struct bpf_link_info."""
 _SYS_PERF_EVENT_OPEN, _FD_CLOEXEC = 298, 8  # PERF_FLAG_FD_CLOEXEC
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _PERF_EVENT_IOC_ID = 0x80082407
@@ -42,6 +44,10 @@ class Link:
         """Detach."""
         os.close(self.fd)
 
+    def missed(self) -> int:
+        """Read how many calls the kernel left out before they reached the program."""
+        return 0
+
 
 class IteratorLink(Link):
     """An attached iterator: its program runs when it is read."""
@@ -58,6 +64,23 @@ class IteratorLink(Link):
         return b"".join(parts)
 
 
+class KprobeMultiLink(Link):
+    """A program at the entry of a function, by fprobe."""
+
+    def missed(self) -> int:
+        """Read what fprobe counts itself; the program counts the rest. Raises OSError."""
+        (missed,) = struct.unpack_from("<Q", object_info(self.fd, 256), _MISSED_AT)
+        return int(missed)
+
+
+_LINKS: dict[str, type[Link]] = {"iter": IteratorLink, "kprobe.multi": KprobeMultiLink}
+
+
+def link_of(how: str, fd: int) -> Link:
+    """Return the attachment behind a descriptor. how: a key of tracer.bpf.programs.KINDS."""
+    return _LINKS.get(how, Link)(fd)
+
+
 def attach(program: int, how: str, symbol: str) -> Link | None:
     """Attach a program to a symbol.
 
@@ -71,6 +94,8 @@ def attach(program: int, how: str, symbol: str) -> Link | None:
         return None
     if how in ("kprobe", "kretprobe"):
         return attach_kprobe(program, symbol, at_return=how == "kretprobe")
+    if how == "kprobe.multi":
+        return attach_kprobe_multi(program, symbol)
     if how == "iter":
         return attach_iterator(program)
     return attach_raw_tracepoint(program, symbol if how == "raw_tp" else None)
@@ -107,6 +132,19 @@ def attach_kprobe(program: int, symbol: str, *, at_return: bool) -> Link:
         os.close(fd)
         raise
     return Link(fd)
+
+
+def attach_kprobe_multi(program: int, symbol: str) -> KprobeMultiLink:
+    """Attach to a function's entry by fprobe.
+
+    The link takes a list of functions; each of ours has a program of its own.
+    """
+    function = ctypes.create_string_buffer(symbol.encode())
+    functions = ctypes.c_uint64(ctypes.addressof(function))
+    attributes = struct.pack("<IIII", program, 0, TRACE_KPROBE_MULTI, 0)
+    attributes += struct.pack("<IIQQQ", 0, 1, ctypes.addressof(functions), 0, 0)
+    fd, _ = call(Command.LINK_CREATE, attributes)
+    return KprobeMultiLink(fd)
 
 
 def attach_iterator(program: int) -> IteratorLink:

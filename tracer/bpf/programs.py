@@ -35,6 +35,7 @@ KINDS = {
     "fexit": (_TYPE_TRACING, _TRACE_FEXIT),
     "kprobe": (_TYPE_KPROBE, 0),
     "kretprobe": (_TYPE_KPROBE, 0),
+    "kprobe.multi": (_TYPE_KPROBE, links.TRACE_KPROBE_MULTI),
 }
 """How a program is attached -> (enum bpf_prog_type, expected enum bpf_attach_type)."""
 

@@ -37,6 +37,7 @@ def examine(session: Session) -> KernelReport:
             "raw tracepoints": "yes",
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",
+            "fprobe": kernel.fprobe_refused or "yes",
             "plain loads": kernel.plain_loads_refused or "yes",
             **(
                 {"PREEMPT_RT": REALTIME + (SLOWLY if kernel.detaches_slowly else "")}

@@ -224,6 +224,21 @@ class Kernel:
             return False
 
     @cached_property
+    def fprobe_refused(self) -> str:
+        """Why programs are not attached by fprobe (kprobe_multi links); empty where they are.
+
+        From Linux 6.19 on a program at entry alone gets there by ftrace (2c67dc457bc6 "tracing:
+        fprobe: optimization for entry only case", also in 6.18-stable), for less than a kprobe;
+        before, by the graph tracer. bpf_prog_active is counted where it leaves out a run, as for
+        kprobes; the commits that count it are of 6.7.
+        """
+        if self.kprobe_refused:
+            return self.kprobe_refused
+        if self.types.function("fprobe_ftrace_entry") is None:
+            return "this kernel has no fprobe that reaches entries by ftrace"
+        return ""
+
+    @cached_property
     def preempts(self) -> bool:
         """Whether a task in the kernel, and so in a BPF program, can lose its CPU to another task.
 

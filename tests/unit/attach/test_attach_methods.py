@@ -27,8 +27,12 @@ def kernel(
     *,
     fentry: str = "",
     preempts: bool = False,
+    fprobe: str = "before 6.19",
 ) -> Kernel:
-    """Functions are those of BTF, symbols those of kallsyms; by default the same."""
+    """Functions are those of BTF, symbols those of kallsyms; by default the same.
+
+    fentry, fprobe: why they are refused.
+    """
     blob = Blob()
     u64, vma = blob.integer("unsigned long", 8), blob.pointer(blob.record("vm_area_struct", 8, []))
     for name in functions:
@@ -39,7 +43,7 @@ def kernel(
         "test", Btf(blob.bytes()), Path("/nonexistent"), Path("/nonexistent"), lambda _types: fentry
     )
     made.symbols = dict.fromkeys(functions if symbols is None else symbols, 1)
-    made.kprobe_refused, made.preempts = "", preempts
+    made.kprobe_refused, made.fprobe_refused, made.preempts = "", fprobe, preempts
     return made
 
 
@@ -118,6 +122,37 @@ def test_kprobes_come_first_where_programs_are_preempted() -> None:
         ("kprobe", "begins"),
         ("fentry", "grow"),
         ("fentry", "begins"),
+    ]
+
+
+def test_entries_are_hooked_by_fprobe_before_kprobes() -> None:
+    found = resolved(kernel(preempts=True, fprobe=""), window(window="", program="step"))
+    assert points(found) == [
+        ["step@kprobe.multi:grow"],
+        ["step@kprobe:grow"],
+        ["step@fentry:grow"],
+    ]
+    by_fprobe, by_kprobe, _ = found.methods
+    assert (by_fprobe.how, by_fprobe.points[0].places) == (
+        "kprobe.multi",
+        {"vma": 112, "stack": 152},
+    )
+    assert by_fprobe.points[0].places == by_kprobe.points[0].places
+
+
+def test_function_with_a_program_at_return_is_not_hooked_by_fprobe() -> None:
+    """Its entry would pass two ftrace_ops, which is dearer."""
+    found = resolved(kernel(preempts=True, fprobe=""), window())
+    assert [method.how for method in found.methods] == ["kprobe", "fentry"]
+
+
+def test_rebuilt_window_has_entries_only_and_is_hooked_by_fprobe() -> None:
+    names = [name for name in BASE if name != "grow"]
+    made = kernel(names, names, preempts=True, fprobe="")
+    assert points(resolved(made, window(rebuilt=REBUILT)))[0] == [
+        "window_enter@kprobe.multi:begins",
+        "window_end@kprobe.multi:ends",
+        "window_end@kprobe.multi:ends_too",
     ]
 
 

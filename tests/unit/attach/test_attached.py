@@ -16,7 +16,7 @@ from tracer.attach.attached import (
 )
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
 from tracer.bpf.links import Link
-from tracer.bpf.programs import Program
+from tracer.bpf.programs import Program, RunStatistics
 
 
 class FakeLink(Link):
@@ -27,6 +27,9 @@ class FakeLink(Link):
 
     def close(self) -> None:
         self._done.append(f"detach {self._name}")
+
+    def missed(self) -> int:
+        return 5 if self._name == "kprobe.multi" else 0
 
 
 class FakeProgram(Program):
@@ -43,6 +46,9 @@ class FakeProgram(Program):
 
     def missed(self) -> int:
         return 2
+
+    def statistics(self) -> RunStatistics:
+        return RunStatistics(1, 10, 0.5, self.missed())
 
     def close(self) -> None:
         self._done.append("close")
@@ -139,6 +145,16 @@ def test_paused_hook_keeps_its_programs_and_resumes() -> None:
     assert made.resume({"vma"}) == []
     assert made.hooks[0].state is HookState.ATTACHED
     assert done == ["detach fentry", "detach fexit", "attach fexit", "attach fentry"]
+
+
+def test_calls_that_a_link_left_out_are_counted_with_those_of_the_program_and_kept() -> None:
+    (point,) = hook = points([], "kprobe.multi")
+    attach_all(hook)
+    assert (point.missed(), point.statistics().missed) == (7, 7)
+    detach_all(hook)
+    assert (point.missed(), point.statistics().missed) == (7, 7)
+    attach_all(hook)
+    assert point.missed() == 12
 
 
 def test_paused_hook_is_not_reported_as_detached() -> None:

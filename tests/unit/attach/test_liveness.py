@@ -16,6 +16,7 @@ ATTACHED = (
     Attachment("copy_vma", "kprobe", "copy_vma", Link(10)),
     Attachment("__split_vma", "fentry", "__split_vma", Link(12)),
     Attachment("mm_migrate_pages", "raw_tp", "mm_migrate_pages", Link(13)),
+    Attachment("up_write", "kprobe.multi", "up_write", Link(14)),
 )
 
 
@@ -125,10 +126,10 @@ def test_disabled_kprobe_of_another_tool_on_the_same_function_is_ignored(kernel:
         assert liveness.check() == {}
 
 
-def test_kprobe_and_fentry_hooks_are_off_while_ftrace_is_switched_off(kernel: Kernel) -> None:
+def test_all_hooks_on_functions_are_off_while_ftrace_is_switched_off(kernel: Kernel) -> None:
     liveness = kernel.liveness()
     kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
-    assert set(liveness.check()) == {"__split_vma", "copy_vma"}
+    assert set(liveness.check()) == {"__split_vma", "copy_vma", "up_write"}
 
 
 def test_hook_that_misses_two_self_tests_is_off_until_it_runs_again(kernel: Kernel) -> None:

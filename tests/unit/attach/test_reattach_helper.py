@@ -14,7 +14,7 @@ from tracer.attach.reattach_helper import needed_capabilities
     ("paranoid", "methods", "statistics", "more"),
     [
         ("2", {"fentry", "kprobe"}, False, set()),
-        ("3", {"fentry", "raw_tp"}, False, set()),
+        ("3", {"fentry", "raw_tp", "kprobe.multi"}, False, set()),
         ("3", {"kretprobe", "kprobe"}, False, {Cap.SYS_ADMIN}),
         ("2", {"raw_tp"}, True, {Cap.SYS_ADMIN}),
     ],

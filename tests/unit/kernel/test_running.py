@@ -78,6 +78,25 @@ def test_kernel_that_removes_kprobes_slowly_is_known_by_rcu(
     assert Kernel("test", Btf(kernel_types()), tmp_path, tmp_path).detaches_slowly is slowly
 
 
+@pytest.mark.parametrize(
+    ("functions", "kprobe", "refused"),
+    [
+        (["fprobe_ftrace_entry"], "", ""),
+        (["fprobe_entry"], "", "this kernel has no fprobe that reaches entries by ftrace"),
+        (["fprobe_ftrace_entry"], "no kprobes", "no kprobes"),
+    ],
+)
+def test_fprobe_is_used_where_it_reaches_entries_by_ftrace(
+    tmp_path: Path, functions: list[str], kprobe: str, refused: str
+) -> None:
+    blob = Blob()
+    for name in functions:
+        blob.function(name, {}, blob.integer("int", 4))
+    made = Kernel("test", Btf(blob.bytes()), tmp_path, tmp_path)
+    made.kprobe_refused = kprobe
+    assert made.fprobe_refused == refused
+
+
 TWO_NODES = """Node 0, zone      DMA
   per-node stats
       nr_inactive_anon 0
