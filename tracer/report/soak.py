@@ -189,7 +189,7 @@ def run_text(run: SoakRun) -> list[str]:
             f"  {one.invariant} ×{one.count:,} [{one.id}] {one.summary}"
             f" (+{time_text.two_units(one.seconds)})"
         )
-    if run.checks:
+    if run.checks and run.fidelity:
         levels = list(run.coverage.values())
         checks = ", ".join(f"{count:,} {name}" for name, count in run.checks.items())
         lines.append(

@@ -64,7 +64,7 @@ def family(here: Here) -> Iterator[None]:
 
 def compaction(here: Here) -> Iterator[None]:
     """Touch memory, free every other piece of it, and compact all memory (root)."""
-    piece, most = 256 << 10, min(here.memory // 2, 64 << 20)
+    piece, most = 256 << 10, min(here.memory // 2, 16 << 20)
     while True:
         pieces = [mmap.mmap(-1, piece) for _ in range(max(2, most // piece))]
         for one in pieces:
