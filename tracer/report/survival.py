@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
-_STEPS = 200
+_STEPS = 100
 
 
 @dataclass(frozen=True)
