@@ -207,7 +207,10 @@ def run_text(run: SoakRun) -> list[str]:
         if part.note:
             lines.append(f"  {part.name}: {part.note}")
     if run.parts:
-        work = ", ".join(f"{part.name} {part.done:,}" for part in run.parts)
+        work = ", ".join(
+            f"{part.name} {part.done:,}" + (f" ({part.failed:,} failed)" if part.failed else "")
+            for part in run.parts
+        )
         lines.append(f"  work: {work}")
     if run.report:
         lines.append(f"  the report: {run.report}")

@@ -23,7 +23,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     It is either `python`, a generator of stressors.py, or `commands`, run one after the other. In
     these {folder} is the tmpfs of the load and {mib} the memory of a worker; in a load that needs
     `selftests` a command is a program of that folder. needs: of NEEDS. root: it runs as root, and
-    not as nobody. limit_seconds: of one command.
+    not as a user without a name and without privileges. limit_seconds: of one command.
     """
 
     name: str

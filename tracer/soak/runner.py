@@ -38,7 +38,8 @@ from tracer.soak.loads import Part, command_of
 from tracer.soak.plan import Ending, LoadPlan, Plan, Status
 from tracer.soak.stressors import STRESSORS
 
-NOBODY = 65534
+_USERS = 2_000_000_000
+"""The first of the user ids that no system gives to users; RLIMIT_NPROC counts by user."""
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 16384, 1 << 18
 _POLL_SECONDS = 0.1
@@ -257,8 +258,9 @@ def _work(plan: Plan, shared: _Shared, worker: _Worker) -> NoReturn:
     )
     if not part.root:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        user = _USERS + plan.soak
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(PATH="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", LANG="C")

@@ -92,7 +92,7 @@ def soak(
     before = limits_module.read_settings(settings)
     try:
         with tempfile.TemporaryDirectory(prefix="rmapd-soak-") as folder:
-            os.chmod(folder, 0o711)  # noqa: S103 (the user nobody walks to the load's tmpfs)
+            os.chmod(folder, 0o711)  # noqa: S103 (another user walks to the load's tmpfs)
             one = _Soak(order, able, left_out, limits, settings, before, Path(folder), signals)
             return one.all_runs(show)
     finally:

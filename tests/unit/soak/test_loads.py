@@ -62,7 +62,7 @@ def test_each_stressor_belongs_to_a_load() -> None:
     assert used == {*STRESSORS}
 
 
-def test_stress_ng_runs_as_nobody() -> None:
+def test_stress_ng_runs_without_privileges() -> None:
     """As root its madvise marks pages of the machine as broken (MADV_HWPOISON)."""
     parts = [part for load in discover().values() for part in load.part]
     with_it = [part for part in parts if any("stress-ng" in one for one in part.commands)]
