@@ -144,7 +144,7 @@ def _complete_loads(_ctx: click.Context, _parameter: click.Parameter, incomplete
 @fidelity_option
 @require_option
 @config_option
-@log_options()
+@log_options(progress=True)
 @click.pass_context
 def soak(
     ctx: click.Context,
@@ -198,7 +198,16 @@ def soak(
         limit = None if until_violation else 600.0 if seconds is None else seconds
         drawn = random.SystemRandom().randrange(1 << 31) if seed is None else seed
         order = Order(
-            names, limit, repeat, out, memory, processes, selftests, drawn, tuple(options)
+            names,
+            limit,
+            repeat,
+            out,
+            memory,
+            processes,
+            selftests,
+            drawn,
+            log.quiet or form == "json",
+            tuple(options),
         )
         result, code = run_all(order, show)
         if form == "json":

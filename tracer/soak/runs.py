@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 import tracer
-from tracer import atomic_file
+from tracer import atomic_file, progress
 from tracer.errors import VIOLATED, RmapdError, Temporary
 from tracer.report.soak import FORMAT, SoakFinding, SoakLimits, SoakResult, SoakRun
 from tracer.results.json_form import iso
@@ -47,7 +47,7 @@ _PATIENCE_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Order:
-    """What the command line asks for. options: further ones of `rmapd exec`."""
+    """What the command line asks for. quiet: no progress. options: further ones of exec."""
 
     loads: tuple[str, ...]
     seconds: float | None
@@ -57,6 +57,7 @@ class Order:
     processes: int | None = None
     selftests: Path | None = None
     seed: int = 0
+    quiet: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -179,18 +180,19 @@ class _Soak:
             str(self._order.selftests.resolve()) if self._order.selftests else "",
         )
         (self._folder / "plan.json").write_bytes(msgspec.json.encode(plan))
-        code, errors = self._exec(report)
+        code, errors = self._exec(report, number)
         limits_module.clean(self._limits.cgroup, self._before, remove=False)
         known = json.loads(report.read_text()) if report.exists() else None
         ran = msgspec.json.decode(status.read_bytes(), type=Status) if status.exists() else None
         run = classified(number, started, code, known, ran, errors)
-        if known and self._order.out and run.outcome in ("violated", "lost"):
-            kept = self._order.out.with_suffix(f".{number}.json")
+        out = self._order.out
+        if known and out and out.is_file() and run.outcome in ("violated", "lost"):
+            kept = out.with_suffix(f".{number}.json")
             atomic_file.write(kept, report.read_text(), "the report of a run")
             run = msgspec.structs.replace(run, report=str(kept))
         return run, ran is not None
 
-    def _exec(self, report: Path) -> tuple[int, str]:
+    def _exec(self, report: Path, number: int) -> tuple[int, str]:
         """Run `rmapd exec` to its end; return its exit code and what it wrote to standard error."""
         runner = [sys.executable, "-P", "-m", "tracer.soak.runner", str(self._folder / "plan.json")]
         command = [sys.executable, "-P", "-m", "tracer", "exec", "--until-violation"]
@@ -199,6 +201,7 @@ class _Soak:
         errors = self._folder / "errors"
         with (
             open(errors, "wb") as file,
+            progress.on_terminal(self._order.quiet, animated=False) as line,
             subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -208,8 +211,11 @@ class _Soak:
             ) as process,
         ):
             ended, kill_at = os.pidfd_open(process.pid), float("inf")
+            began = time.monotonic()
+            line.phase(f"run {number} of {self._order.repeat}", total=self._order.seconds)
             while process.poll() is None:
                 select.select([ended, self._signals.wake_fd], [], [], 1.0)
+                line.done(time.monotonic() - began)
                 for signal_number in self._signals.take():
                     if not self._stopped:
                         kill_at = time.monotonic() + _PATIENCE_SECONDS
@@ -243,6 +249,7 @@ def classified(
         for verdict in ("holds", "violated", "suspect", "unverifiable")
     }
     coverage = {name: one["coverage"] for name, one in invariants.items()}
+    begin = status.started if status else _seconds(started)
     run = SoakRun(
         number,
         "lost",
@@ -254,13 +261,13 @@ def classified(
         coverage=coverage,
         checks=checks,
         lost=report.get("lost", {}),
-        violations=_findings(report, status),
+        violations=_findings(report, begin),
         parts=status.parts if status else [],
     )
     replace = msgspec.structs.replace
     source = report.get("exit", {}).get("source", "")
     if checks["violated"]:
-        first = _first_violation(report, status)
+        first = _first_violation(report, begin)
         return replace(run, outcome="violated", seconds=max(0.0, first), at_once=first <= 0)
     if code == CHECKER_DIED or source in ("checker", "daemon"):
         return replace(run, why=report.get("ended_early", {}).get("reason", "the checker died"))
@@ -290,8 +297,7 @@ def _seconds(moment: str) -> float:
     return datetime.datetime.fromisoformat(moment).timestamp()
 
 
-def _findings(report: Mapping[str, Any], status: Status | None) -> list[SoakFinding]:
-    begin = status.started if status else _seconds(report.get("started") or iso(0))
+def _findings(report: Mapping[str, Any], begin: float) -> list[SoakFinding]:
     return [
         SoakFinding(
             one["id"],
@@ -305,14 +311,13 @@ def _findings(report: Mapping[str, Any], status: Status | None) -> list[SoakFind
     ]
 
 
-def _first_violation(report: Mapping[str, Any], status: Status | None) -> float:
+def _first_violation(report: Mapping[str, Any], begin: float) -> float:
     """Return the seconds from the load's start to the first violation of this run.
 
     A daemon may know a finding from before the run, and then `first_seen` is of another time: the
-    timeline has the second in which it was met again.
+    timeline has the second in which it was met again. begin: seconds since the epoch.
     """
-    started: float = _seconds(report["started"]) if "started" in report else 0.0
-    begin = status.started if status else started
+    opened = _seconds(report["started"]) if "started" in report else begin
     known = report.get("daemon", {}).get("known_before", [])
     seen = [
         _seconds(one["first_seen"])
@@ -322,10 +327,8 @@ def _first_violation(report: Mapping[str, Any], status: Status | None) -> float:
     timeline = report.get("timeline", {"seconds": [], "totals": {}})
     counts = timeline["totals"].get("violated", [])
     points = zip(timeline["seconds"], counts, strict=False)
-    met: list[float] = [started + at for at, count in points if count]
-    if not seen and not met:
-        return status.seconds if status else 0.0
-    return min([*seen, *met]) - begin
+    met: list[float] = [opened + at for at, count in points if count]
+    return min([*seen, *met], default=time.time()) - begin
 
 
 def exit_code(result: SoakResult, stopped: int) -> int:

@@ -86,6 +86,14 @@ def test_finding_that_the_daemon_knew_is_timed_by_the_timeline() -> None:
     assert (run.outcome, run.seconds, run.daemon) == ("violated", 28.0, True)
 
 
+def test_times_are_from_the_runs_begin_where_the_load_left_no_status() -> None:
+    """After a checker's death the report may have findings and no time of its own."""
+    known = report(finding(7))
+    del known["started"], known["timeline"]
+    run = found(71, known, None)
+    assert (run.outcome, run.seconds, run.violations[0].seconds) == ("violated", 7, 7)
+
+
 def test_violation_counts_even_if_the_checker_died_of_it() -> None:
     early = report(finding(7), ended_early={"reason": "the checker died"})
     assert found(71, early, status("signal")).outcome == "violated"
@@ -163,11 +171,12 @@ class _Exec(runs._Soak):  # noqa: SLF001
 
     made: ClassVar[list[tuple[int, dict[str, Any] | None]]] = []
 
-    def _exec(self, report: Path) -> tuple[int, str]:
+    def _exec(self, report: Path, number: int) -> tuple[int, str]:
         out = self._order.out
         assert out is not None
         kept = json.loads(out.read_text())
-        assert kept["runs"][-1]["outcome"] == "unfinished", "known, should the machine die now"
+        last = kept["runs"][-1]
+        assert (last["number"], last["outcome"]) == (number, "unfinished"), "should it die now"
         code, known = self.made.pop(0)
         if known:
             report.write_text(json.dumps(known))
