@@ -13,13 +13,13 @@ import click
 from tracer import outcome
 from tracer.cli_common import (
     LogChoice,
+    complete_ids,
     config_option,
     fidelity_option,
     file_option,
     format_option,
     load_settings,
     log_options,
-    require_option,
     require_privilege,
     start_log,
 )
@@ -142,7 +142,12 @@ def _complete_loads(_ctx: click.Context, _parameter: click.Parameter, incomplete
     help="Use the daemon that runs: auto, only or never, as in rmapd exec.",
 )
 @fidelity_option
-@require_option
+@click.option(
+    "--require",
+    metavar="IDS",
+    shell_complete=complete_ids,
+    help="Exit with 125 where one of these invariants cannot be checked, such as M1,L2.",
+)
 @config_option
 @log_options(progress=True)
 @click.pass_context
