@@ -31,6 +31,7 @@ from tracer.cli_doctor import doctor
 from tracer.cli_group import Commands
 from tracer.cli_help import show_help
 from tracer.cli_reports import diff, explain, report
+from tracer.cli_soak import soak
 from tracer.cli_version import version_option
 from tracer.errors import VIOLATED, RmapdError
 from tracer.process.lock_and_signals import ReloadSignal, StopSignal, hold_lock_file
@@ -39,7 +40,7 @@ _FAIL_ON = ("violated", "suspect", "never")
 
 
 _HEADINGS = {
-    "Check this kernel (as root)": ("doctor", "run", "exec", "audit", "protocols"),
+    "Check this kernel (as root)": ("doctor", "run", "exec", "soak", "audit", "protocols"),
     "Ask a running daemon": ("status", "events", "top"),
     "Read what was found": ("explain", "report", "diff"),
     "Set up": ("check-config", "help"),
@@ -223,6 +224,9 @@ def run(
     " and fail where one runs.",
 )
 @seconds_option("--timeout", help="End COMMAND after this time, and exit with 124.")
+@click.option(
+    "--until-violation", is_flag=True, help="End COMMAND once something is violated, with SIGTERM."
+)
 @seconds_option(
     "--grace", default=5, help="How long COMMAND may take to end before it gets SIGKILL."
 )
@@ -243,6 +247,7 @@ def exec_(
     command_code: int | None,
     way: str,
     timeout: float | None,
+    until_violation: bool,
     grace: float,
     fidelity: str | None,
     require: str | None,
@@ -274,6 +279,7 @@ def exec_(
         grace,
         output,
         command_code,
+        until_violation,
     )
     try:
         ctx.exit(exec_way.run(order, way, fidelity, config))
@@ -359,5 +365,5 @@ def protocols(
         ctx.exit(exec_supervisor.run(ExecRequest(settings, wait, save, fail_on="never")))
 
 
-for _command in (audit, doctor, diff, report, explain, show_help, *COMMANDS):
+for _command in (audit, doctor, soak, diff, report, explain, show_help, *COMMANDS):
     main.add_command(_command)

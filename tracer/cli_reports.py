@@ -30,15 +30,16 @@ _store_option = click.option(
 
 @click.command(
     cls=Command,
-    short_help="Compare the protocols of two kernels.",
+    short_help="Compare two kernels: their protocols, or two soaks.",
     exits=(
-        ("0", "no difference alarms"),
-        ("3", "a difference alarms, such as a missing lock"),
+        ("0", "no difference alarms, or it may be chance"),
+        ("3", "a difference alarms, such as a missing lock; two soaks differ by more than chance"),
         ("4", "there is nothing to compare"),
         ("2", "usage, or a file is no report"),
     ),
     examples=(
         ("Two kernels, each saved by rmapd protocols", "rmapd diff old.json new.json"),
+        ("Two soaks, each saved by --out", "rmapd diff before.json after.json"),
         ("For a program", "rmapd diff --format json old.json new.json"),
     ),
 )
@@ -47,10 +48,18 @@ _store_option = click.option(
 @format_option("text", "json")
 @click.pass_context
 def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
-    """Compare the protocols of two kernels, the most alarming difference first.
+    """Compare two kernels: their protocols, or the times of two soaks.
 
-    A and B are reports: files of rmapd protocols --save, or of rmapd exec --report.
+    A and B are reports, files of rmapd protocols --save or of rmapd exec --report: the most
+    alarming difference comes first. Or they are results of rmapd soak --out: then the answer is how
+    probable it is that they differ by chance.
     """
+    from tracer.report import soak_diff
+
+    if soaks := soak_diff.read_both(a, b):
+        shown: Any = soak_diff.as_json(*soaks) if form == "json" else soak_diff.as_text(*soaks)
+        click.echo(json_text(shown) if form == "json" else shown, nl=form == "json")
+        ctx.exit(soak_diff.exit_code(*soaks))
     from tracer.report.diff import compare, nothing_to_compare, read_both
     from tracer.report.diff_output import as_json, as_text
 

@@ -13,7 +13,7 @@ TRACER = Path(__file__).parent.parent.parent / "tracer"
 
 PACKAGES = """
     (root) kernel process bpf tables attach memory protocol invariants results
-    checking outputs report web client supervision daemon cli
+    checking outputs report web client supervision daemon soak cli
 """.split()
 """A package imports from those before it. (root): modules that every package may import."""
 

@@ -135,6 +135,7 @@ def test_explain_takes_an_id_or_the_list(args: tuple[str, ...], why: str) -> Non
         ("rmapd explain m", {"M1", "M2", "M3", "M4", "M5"}),
         ("rmapd run --require M1,r", {"M1,R1", "M1,R2", "M1,R3", "M1,R4"}),
         ("rmapd run --fidelity s", {"sampled"}),
+        ("rmapd soak --load vma,t", {"vma,thp"}),
     ],
 )
 def test_shell_completes_commands_ids_and_values(words: str, offered: set[str]) -> None:

@@ -22,6 +22,7 @@ from tracer.daemon.session import Session, open_session
 from tracer.daemon.snapshots import build_snapshot, build_totals
 from tracer.daemon.start_log import log_start
 from tracer.errors import RmapdError
+from tracer.invariants.verdict import Verdict
 from tracer.process import children
 from tracer.report.timeline import TimelineSampler
 from tracer.supervision.checkpoint import CheckpointMemory
@@ -66,10 +67,13 @@ def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel
             log_start(build_snapshot(session))
         channel.send("open")
         session.loop.wake_by(channel.fd)
-        outcome = None
+        outcome, reported = None, not request.until_violation
         while outcome is None:
             if session.step(_WAIT_SECONDS):
-                _sample(timeline, session)
+                violated = _sample(timeline, session)
+                if violated and not reported:
+                    reported = True
+                    channel.send("violated")
             for _, value in channel.received():
                 outcome = msgspec.convert(value, CommandOutcome)
             if os.getppid() != supervisor:
@@ -88,10 +92,12 @@ def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel
         return write(request, build_snapshot(session), outcome, timeline)
 
 
-def _sample(timeline: TimelineSampler, session: Session) -> None:
-    """Add a point to the timeline, with all windows until now."""
+def _sample(timeline: TimelineSampler, session: Session) -> bool:
+    """Add a point to the timeline, with all windows until now. Return whether one is violated."""
     session.checker.count_protocols()
-    timeline.add(*build_totals(session))
+    seconds, totals = build_totals(session)
+    timeline.add(seconds, totals)
+    return totals[Verdict.VIOLATED.value] > 0
 
 
 def report_after_death(

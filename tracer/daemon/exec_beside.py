@@ -107,7 +107,7 @@ class _Beside:
         self._last: tuple[Snapshot, SpanFacts] | None = None
         self._next_count = self._next_look = 0.0
         self._found = 0
-        self._ending = self._signalled = False
+        self._ending = self._signalled = self._violated = False
 
     def until_the_end(self) -> int:
         """Handle answers, signals, the timeout and the daemon's death; return the exit code."""
@@ -181,6 +181,11 @@ class _Beside:
         self._first = first = self._first or now
         totals = {name: max(0, n - first.totals.get(name, 0)) for name, n in now.totals.items()}
         self._timeline.add(now.seconds - first.seconds, totals)
+        if self._request.until_violation and self._before and not self._violated:
+            known = self._before.total(Verdict.VIOLATED)
+            self._violated = now.totals.get(Verdict.VIOLATED.value, 0) > known
+            if self._violated:
+                self._command.terminate(signal.SIGTERM)
         found = totals.get("violated", 0) + totals.get("suspect", 0)
         if found > self._found:
             self._found, self._next_look = found, 0.0

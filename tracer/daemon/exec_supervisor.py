@@ -87,7 +87,10 @@ class _Run:
                     raise supervisor.decode_error(value)
                 if kind == "done":
                     return int(value)
-                self._start_command()
+                if kind == "violated":
+                    self._command.terminate(signal.SIGTERM)
+                else:
+                    self._start_command()
             if death:
                 return self._after_death(death)
             for number in self._signals.take():

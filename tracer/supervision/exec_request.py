@@ -24,7 +24,7 @@ class ExecRequest:
     violation_code is the exit code for the verdicts that fail_on names. command_code is the exit
     code where the command failed; None: the command's own. timeout is the command's time limit in
     seconds; grace is the time in seconds from a signal to SIGKILL. output is the file for what the
-    command prints.
+    command prints. until_violation: end the command once something is violated.
     """
 
     config: Config
@@ -38,6 +38,7 @@ class ExecRequest:
     grace: float = 5.0
     output: Path | None = None
     command_code: int | None = None
+    until_violation: bool = False
 
     def open_streams(self) -> Streams:
         """Open where the command prints to. Raises RmapdError where the file cannot be written.

@@ -190,6 +190,26 @@ def test_new_finding_is_fetched_at_once(tmp_path: Path) -> None:
     assert kinds.index(Look) == 4, "after the third count, not ten seconds later"
 
 
+def test_command_ends_once_something_is_violated(tmp_path: Path) -> None:
+    """What the daemon had counted before the span is no reason."""
+    before = BEFORE.total(Verdict.VIOLATED)
+    begins, counts = answering(later(1, violated=1)), iter([before, before, before + 1])
+
+    def answer(asked: Asked) -> Answer | Exception | None:
+        if isinstance(asked, Count):
+            return totals(violated=next(counts, before + 1))
+        return begins(asked)
+
+    started = time.monotonic()
+    daemon = Daemon(answer)
+    code, report = run(daemon, tmp_path, "sleep", "60", until_violation=True)
+    assert (code, report["exit"]["source"]) == (3, "violation")
+    assert report["command"]["signal"] == "SIGTERM"
+    assert "ended_early" not in report, "the run is whole: it was to end then"
+    assert [type(one) for one in daemon.asked].count(Count) == 3
+    assert time.monotonic() - started < 30
+
+
 def test_daemon_that_cannot_report_is_no_verdict(tmp_path: Path) -> None:
     with pytest.raises(Temporary, match="the daemon cannot report: why"):
         run(Daemon(lambda _asked: Failed("why")), tmp_path)
