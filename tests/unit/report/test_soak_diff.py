@@ -95,11 +95,8 @@ def test_result_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_what_else_differs_is_listed() -> None:
     limits = msgspec.structs.replace(FAST.limits, memory_bytes=512 << 20)
-    base = result(("silent", 9.0))
     both = {"M1": "full", "V4": "full"}
-    base = msgspec.structs.replace(
-        base, runs=[SoakRun(1, "silent", fidelity="full", coverage=both)]
-    )
+    base = result(runs=[SoakRun(1, "silent", fidelity="full", coverage=both)])
     coverage = both | {"M1": "none"}
     low = SoakRun(1, "silent", fidelity="owner", lowered=True, coverage=coverage)
     other = msgspec.structs.replace(base, loads=["vma", "thp"], limits=limits, runs=[low])
