@@ -55,8 +55,8 @@ def unlike(a: SoakResult, b: SoakResult) -> list[str]:
     pairs: list[tuple[str, Any, Any]] = [
         ("loads", a.loads, b.loads),
         ("left out", sorted(a.left_out), sorted(b.left_out)),
-        ("memory", a.limits.memory_bytes, b.limits.memory_bytes),
-        ("tmpfs", a.limits.tmpfs_bytes, b.limits.tmpfs_bytes),
+        ("MiB of memory", a.limits.memory_bytes >> 20, b.limits.memory_bytes >> 20),
+        ("MiB of tmpfs", a.limits.tmpfs_bytes >> 20, b.limits.tmpfs_bytes >> 20),
         ("processes", a.limits.processes, b.limits.processes),
         ("machine", a.machine, b.machine),
         ("host", a.host, b.host),
@@ -66,8 +66,20 @@ def unlike(a: SoakResult, b: SoakResult) -> list[str]:
         ("coverage", _coverage(a), _coverage(b)),
         ("runs that are not counted", _uncounted(a), _uncounted(b)),
     ]
-    return [f"{name}: {_short(ours)} and {_short(theirs)}" for name, ours, theirs in pairs
-            if ours != theirs]  # fmt: skip
+    return [
+        f"{name}: {' and '.join(map(_short, _apart(ours, theirs)))}"
+        for name, ours, theirs in pairs
+        if ours != theirs
+    ]
+
+
+def _apart(ours: Any, theirs: Any) -> tuple[Any, Any]:
+    """Return both values, without the members that are the same."""
+    if not isinstance(ours, dict):
+        return ours, theirs
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    ours, theirs = ({name: one[name] for name in names if name in one} for one in (ours, theirs))
+    return ours, theirs
 
 
 def _short(value: object) -> str:
@@ -79,8 +91,8 @@ def _short(value: object) -> str:
 
 
 def _fidelity(result: SoakResult) -> list[str]:
-    return sorted({run.fidelity + (" (lowered)" if run.lowered else "") for run in result.runs
-                   if run.fidelity})  # fmt: skip
+    levels = {r.fidelity + " (lowered)" * r.lowered for r in result.runs if r.fidelity}
+    return sorted(levels)
 
 
 def _coverage(result: SoakResult) -> dict[str, str]:

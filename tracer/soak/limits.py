@@ -64,7 +64,7 @@ def memory_limit(asked: str | None, memory: Mapping[str, int]) -> int:
     """
     free = memory["MemAvailable"]
     if asked is None:
-        return max(LEAST_BYTES, min(int(free * SHARE), MOST_BYTES))
+        return max(LEAST_BYTES, min(_rounded(int(free * SHARE)), MOST_BYTES))
     found = _SIZE.fullmatch(asked)
     if not found:
         raise RmapdError(f"{asked} is no size", hint="--memory 2G, --memory 500M or --memory 50%")
@@ -79,6 +79,11 @@ def memory_limit(asked: str | None, memory: Mapping[str, int]) -> int:
         why = f"{free // MIB:,} MiB are free, and {floor(memory) // MIB:,} MiB of them stay free"
         raise RmapdError(f"--memory {asked} is too much", why=why, hint="less, or 50%")
     return limit
+
+
+def _rounded(limit: int) -> int:
+    """Round down to two bits (3 GiB, 4 GiB, 6 GiB): the next soak here then has the same limit."""
+    return limit >> max(0, limit.bit_length() - 2) << max(0, limit.bit_length() - 2)
 
 
 def floor(memory: Mapping[str, int]) -> int:

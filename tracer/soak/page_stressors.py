@@ -18,7 +18,7 @@ from tracer.soak.calls import (
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_PAGEOUT,
-    MPOL_MF_MOVE,
+    MPOL_MF_MOVE_ALL,
     MREMAP_MAYMOVE,
     PAGE,
     POINTER,
@@ -81,7 +81,7 @@ def compaction(here: Here) -> Iterator[None]:
 
 
 def between_nodes(here: Here) -> Iterator[None]:
-    """Move pages from one memory node to another and back, while children map them."""
+    """Move pages from one memory node to another and back, while children map them (root)."""
     nodes = [int(one.name[4:]) for one in Path("/sys/devices/system/node").glob("node[0-9]*")]
     count = max(64, min(here.memory // 4 // PAGE, 512))
     area = map_anonymous(count * PAGE)
@@ -93,7 +93,7 @@ def between_nodes(here: Here) -> Iterator[None]:
             children = [in_child(lambda: touch(area, count * PAGE, 3 * PAGE)) for _ in range(2)]
             wanted = (INT * count)(*[node] * count)
             failed = libc.syscall(
-                SYS_MOVE_PAGES, 0, SIZE(count), addresses, wanted, statuses, MPOL_MF_MOVE
+                SYS_MOVE_PAGES, 0, SIZE(count), addresses, wanted, statuses, MPOL_MF_MOVE_ALL
             )
             wait_for(children)
             if failed < 0 or node not in [*statuses]:

@@ -43,6 +43,7 @@ _USERS = 2_000_000_000
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 16384, 1 << 18
 _POLL_SECONDS = 0.1
+_DEATH_SECONDS = 15.0
 _SKIPPED = 4  # KSFT_SKIP, and stress-ng's "not implemented"
 _GIVES_UP_AFTER = 5
 _MOST_RESTARTS = 1000
@@ -122,17 +123,27 @@ def run(plan: Plan) -> int:
         why = f"{error.strerror or error}"
     finally:
         seconds = time.monotonic() - began
-        if inner:
-            with suppress(ProcessLookupError):
-                os.kill(inner, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(inner, 0)
+        if inner and not _killed(inner):
+            end, why = "failed", "the load does not die: a task of it is stuck in the kernel"
         status = Status(started, round(seconds, 3), end, why, shared.parts())
         if Path(plan.status).parent.exists():
             text = msgspec.json.encode(status).decode()
             atomic_file.write(Path(plan.status), text, "the load's status", rescue=False)
         limits.clean(plan.limits.cgroup, plan.before, remove=end == "soak")
     return 1 if end == "failed" else 0
+
+
+def _killed(inner: int) -> bool:
+    """Kill the load; return whether all of it is gone soon enough for exec's grace."""
+    until = time.monotonic() + _DEATH_SECONDS
+    with suppress(ProcessLookupError):
+        os.kill(inner, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while not os.waitpid(inner, os.WNOHANG)[0]:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_POLL_SECONDS / 10)
+    return True
 
 
 def _watch(plan: Plan, inner: int, soak: int, arrived: list[int]) -> tuple[Ending, str]:

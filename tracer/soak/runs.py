@@ -319,15 +319,13 @@ def _first_violation(report: Mapping[str, Any], begin: float) -> float:
     """
     opened = _seconds(report["started"]) if "started" in report else begin
     known = report.get("daemon", {}).get("known_before", [])
-    seen = [
-        _seconds(one["first_seen"])
-        for one in report["violations"]
-        if one["verdict"] == "violated" and one["id"] not in known
-    ]
-    timeline = report.get("timeline", {"seconds": [], "totals": {}})
-    counts = timeline["totals"].get("violated", [])
-    points = zip(timeline["seconds"], counts, strict=False)
-    met: list[float] = [opened + at for at, count in points if count]
+    rows = [one for one in report["violations"] if one["verdict"] == "violated"]
+    seen = [_seconds(one["first_seen"]) for one in rows if one["id"] not in known]
+    met: list[float] = []
+    if len(seen) < len(rows) or not rows:
+        timeline = report.get("timeline", {"seconds": [], "totals": {}})
+        points = zip(timeline["seconds"], timeline["totals"].get("violated", []), strict=False)
+        met = [opened + at for at, count in points if count]
     return min([*seen, *met], default=time.time()) - begin
 
 

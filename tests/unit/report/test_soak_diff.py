@@ -94,17 +94,20 @@ def test_result_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_else_differs_is_listed() -> None:
-    limits = msgspec.structs.replace(FAST.limits, memory_bytes=1)
-    low = SoakRun(1, "silent", seconds=1.0, fidelity="owner", lowered=True, coverage={"M1": "none"})
-    other = msgspec.structs.replace(FAST, loads=["vma", "thp"], limits=limits, runs=[low])
-    assert unlike(FAST, FAST) == []
-    assert unlike(FAST, other) == [
+    limits = msgspec.structs.replace(FAST.limits, memory_bytes=512 << 20)
+    both = {"M1": "full", "V4": "full"}
+    base = result(runs=[SoakRun(1, "silent", fidelity="full", coverage=both)])
+    coverage = both | {"M1": "none"}
+    low = SoakRun(1, "silent", fidelity="owner", lowered=True, coverage=coverage)
+    other = msgspec.structs.replace(base, loads=["vma", "thp"], limits=limits, runs=[low])
+    assert unlike(base, base) == []
+    assert unlike(base, other) == [
         "loads: vma and vma, thp",
-        "memory: 1,073,741,824 and 1",
+        "MiB of memory: 1,024 and 512",
         "fidelity: full and owner (lowered)",
         "coverage: M1 full and M1 none",
     ]
-    assert "not the same: coverage: M1 full and M1 none" in as_text(FAST, other)
+    assert "not the same: coverage: M1 full and M1 none" in as_text(base, other)
 
 
 def test_unfinished_run_is_read_and_not_counted(tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def test_default_is_a_quarter_of_what_is_free_and_never_much(total: int, share: 
     assert limit <= free - floor(memory(total, free)), "the check of free memory has room"
 
 
+def test_default_stays_the_same_while_free_memory_varies_a_little() -> None:
+    found = {memory_limit(None, memory(16 * GIB, free * GIB // 10)) for free in range(81, 119)}
+    assert found == {2 * GIB}
+    assert memory_limit(None, memory(16 * GIB, 13 * GIB)) == 3 * GIB
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"), [("2G", 2 * GIB), ("512M", GIB // 2), ("50%", 4 * GIB), ("1GiB", GIB)]
 )
