@@ -49,11 +49,11 @@ test: check live
 	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,attach attacks fidelity systemd,--ignore tests/vm/test_$(slow).py)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,attach attacks fidelity realtime systemd,--ignore tests/vm/test_$(slow).py)
 
-# What takes long: attaching again and again, attacks on the checker, fidelity changed under load.
+# What takes long: attaching again and again, attacks on the checker, fidelity changed under load, PREEMPT_RT.
 test-hard: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_attach.py tests/vm/test_attacks.py tests/vm/test_fidelity.py $(CROWD)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_attach.py tests/vm/test_attacks.py tests/vm/test_fidelity.py tests/vm/test_realtime.py $(CROWD)
 
 # The package and its unit under systemd: on this kernel in namespaces (three minutes), then on a Debian of its own, two boots of some minutes.
 test-systemd: vm-setup

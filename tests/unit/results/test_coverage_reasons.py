@@ -11,6 +11,7 @@ from tests.support.busy import NO_HOOKS
 from tracer.attach.plan import ATTACHED_AT_TIMES, HookState, PlannedHook
 from tracer.invariants.base import Coverage
 from tracer.invariants.kernel_reports import KERNEL_LOG
+from tracer.invariants.lock_waits import WRITER_WAITS
 from tracer.invariants.maple_tree import AUDIT
 from tracer.results.coverage_reasons import coverage_reasons
 from tracer.results.json_form import invariants_json
@@ -28,7 +29,12 @@ def without(state: HookState, reason: str, *probe_objects: str) -> Snapshot:
         return replace(hook, state=state, reason=reason) if off else hook
 
     hooks = tuple(changed(hook) for hook in s.hooks)
-    attached = {hook.hook.name for hook in hooks if hook.on} | {"oracle", AUDIT, KERNEL_LOG}
+    attached = {hook.hook.name for hook in hooks if hook.on} | {
+        "oracle",
+        AUDIT,
+        KERNEL_LOG,
+        WRITER_WAITS,
+    }
     return replace(
         s,
         hooks=hooks,
@@ -86,7 +92,7 @@ def test_partial_names_the_governor_only_where_it_has_paused_a_hook() -> None:
 
 def test_hook_that_is_attached_when_needed_is_no_reason() -> None:
     s = without(HookState.PAUSED, f"{ATTACHED_AT_TIMES}a task may keep a lock", "owners")
-    attached = {hook.hook.name for hook in s.hooks} | {"oracle", AUDIT, KERNEL_LOG}
+    attached = {hook.hook.name for hook in s.hooks} | {"oracle", AUDIT, KERNEL_LOG, WRITER_WAITS}
     covered = {name: one.coverage(attached) for name, one in s.invariants.items()}
     assert not any(coverage_reasons(replace(s, coverage=covered)).values())
 
