@@ -135,23 +135,15 @@ def _finite(value: float) -> float | None:
 
 
 def read_if_soak(path: Path) -> SoakResult | None:
-    """Read a result of a soak; None where the file is none, which load.py then reports.
-
-    A pipe is read only once, so it is none either. RmapdError where a result is wrong.
-    """
-    if not path.is_file():
-        return None
+    """Read a result of a soak; None where the file is JSON of another kind. RmapdError else."""
     try:
         found = bounded_input.json_value(bounded_input.read(path, "", _MOST_BYTES))
-    except (ValueError, RecursionError, RmapdError):
-        return None
-    if not isinstance(found, dict) or "soak" not in found:
-        return None
-    try:
+        if not isinstance(found, dict) or "soak" not in found:
+            return None
         result = msgspec.convert(shown(found), SoakResult)
         if result.soak != FORMAT:
             raise ValueError(f"its format is {result.soak}, and this rmapd reads {FORMAT}")
-    except (ValueError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
         raise RmapdError(f"{path} is no result of a soak", why=str(error), hint=_HINT) from error
     return result
 
