@@ -21,7 +21,7 @@ from tracer.report.survival import CONFIDENCE, Times, times_of
 
 Outcome = Literal["violated", "silent", "cut", "lost", "unfinished"]
 FORMAT = 1
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = 1 << 30
 _HINT = "a file of rmapd soak --out"
 
 
