@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ def attach(kernel: Kernel, order: AttachOrder) -> AttachOutcome:
     if not child:
         try:
             die_with_parent(signal.SIGKILL, parent)
+            threading.setprofile(None)  # the daemon's drops the privileges of threads
             ours.close()
             _serve(theirs, kernel, order)
         finally:
