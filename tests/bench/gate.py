@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,9 +31,9 @@ from pathlib import Path
 import msgspec
 
 from tracer.attach import bcc_headers, loader, resolver
-from tracer.attach.attached import AttachedProgram, attach_all, detach_all
+from tracer.attach.attached import AttachedProgram, attach_all, close_all, detach_all
 from tracer.attach.compile_cache import CompileCache
-from tracer.attach.plan import HookState
+from tracer.attach.plan import HookState, PlannedHook
 from tracer.bpf.programs import Refused
 from tracer.config import Config
 from tracer.config_maps import Maps
@@ -47,7 +47,8 @@ STEPS = {
     "plan": "resolve the plan",
     "compile": "compile",
     "cached": "the same from the cache",
-    "load": "load the programs",
+    "one_by_one": "load the programs one by one",
+    "load": "four at a time",
     "attach": "attach them",
     "detach": "detach them",
 }
@@ -141,20 +142,14 @@ def _by_steps(how: str, longest_ms: Callable[[], float | None]) -> dict[str, obj
                     table.close()
     programs = loader.ProgramLoader(compiled.code, plan.names, build)
     hooks = [one for part in usable for one in part.hooks if one.state is HookState.READY]
-    hooked: list[list[AttachedProgram]] = []
+    with _timed(seconds, "one_by_one"):
+        hooked = _loaded(programs, hooks)
+    close_all(*hooked)
     with _timed(seconds, "load"):
         ahead = loader.LoadedAhead(
             programs, (point for hook in hooks for point in hook.methods[0].points)
         )
-        for hook in hooks:
-            points: list[AttachedProgram] = []
-            try:
-                for point in hook.methods[0].points:
-                    points.append(AttachedProgram(ahead.load(point), point.how, point.symbol))
-            except Refused as error:
-                print(f"{hook.hook.name}: {error}", file=sys.stderr)
-                continue
-            hooked.append(points)
+        hooked = _loaded(ahead, hooks)
         ahead.close()
     longest_ms()
     with _timed(seconds, "attach"):
@@ -171,6 +166,22 @@ def _by_steps(how: str, longest_ms: Callable[[], float | None]) -> dict[str, obj
         "programs": sum(map(len, hooked)),
         "stall_ms": {"attach": attach_stall, "detach": longest_ms()},
     }
+
+
+def _loaded(programs: loader.Loads, hooks: Iterable[PlannedHook]) -> list[list[AttachedProgram]]:
+    """Load the programs of the first method of each hook; one that is refused is told."""
+    hooked = []
+    for hook in hooks:
+        points: list[AttachedProgram] = []
+        try:
+            for point in hook.methods[0].points:
+                points.append(AttachedProgram(programs.load(point), point.how, point.symbol))
+        except Refused as error:
+            print(f"{hook.hook.name}: {error}", file=sys.stderr)
+            close_all(points)
+            continue
+        hooked.append(points)
+    return hooked
 
 
 def _session(how: str, cache: str) -> None:

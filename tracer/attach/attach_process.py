@@ -195,8 +195,9 @@ def describe(
 ) -> tuple[AttachReply, list[int]]:
     """Return the reply that describes attached probes, and their descriptors in its order.
 
-    links: with those that keep programs attached; else only those of iterators, which run when
-    read.
+    links: with those that keep programs attached and statistics on; else only those of iterators,
+    which run when read. Another process that goes on with these descriptors later must not be told
+    of one that comes and goes.
     """
     maps = {
         name: (m.kind, m.key_size, m.value_size, m.max_entries) for name, m in probes.maps.items()
@@ -207,7 +208,7 @@ def describe(
             link = point.link if links or point.how == "iter" else None
             points.append(_Point(name, point.how, point.symbol, link is not None))
             fds += [point.program.fd] + ([link.fd] if link else [])
-    statistics = probes.statistics_on
+    statistics = links and probes.statistics_on
     fds += [probes.statistics_fd] if statistics else []
     return AttachReply(probes.hooks, maps, points, statistics, page_size, dict(enums)), fds
 

@@ -1,0 +1,70 @@
+"""The ladder of kernels: its page, and what a row and a difference say."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.vm.guest import kernels
+from tests.vm.ladder import BEGIN, KEPT, PAGE, Attached, Rung, kept, main, page, table
+
+ATTACHED = Attached(gate=30.4, close=3.0, peak_mb=131.2, cpu=20.0)
+RUNG = Rung(
+    release="6.1.0-57-amd64",
+    commit="abc",
+    date="2026-11-30",
+    verdict="23 of 24",
+    capabilities={},
+    hooks={"attached": 80, "paused": 2, "substituted": 4, "missing": 6, "denied": 1},
+    coverage={"M1": ("full", ""), "V6": ("none", "needs vma_modify")},
+    compiled=ATTACHED,
+    cached=msgspec.structs.replace(ATTACHED, gate=4.2),
+    doctor=12.0,
+    seconds=60,
+    holds=12345,
+    unverifiable=6,
+    wrong={"V6 text": 2},
+)
+
+
+def test_page_is_that_of_the_kept_rungs() -> None:
+    assert PAGE.read_text() == page(PAGE.read_text(), kept()), "python -m tests.vm.ladder --table"
+    assert {*kept()} <= {*kernels()}
+
+
+def test_row_has_hooks_coverage_seconds_and_findings() -> None:
+    (row,) = (line for line in table({"6.1": RUNG}).splitlines() if line.startswith("| 6.1 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:8] == [
+        "6.1.0-57-amd64",
+        "82; 4; 7",
+        "1; 0; 1",
+        "30; 4",
+        "12",
+        "131",
+        "60: 12,345; 6; V6 text ×2",
+    ]
+
+
+def test_kernel_that_cannot_be_booted_says_why() -> None:
+    rows = table({}).splitlines()
+    unbootable = {name: entry.cannot for name, entry in kernels().items() if entry.cannot}
+    assert unbootable
+    for name, why in unbootable.items():
+        assert any(row.startswith(f"| {name} | {why} |") for row in rows)
+
+
+def test_difference_names_the_kernels_that_have_it_and_the_reason() -> None:
+    whole = msgspec.structs.replace(RUNG, coverage={"M1": ("full", ""), "V6": ("full", "")})
+    rows = table({"6.1": RUNG, "7.3": whole}).splitlines()
+    assert rows[-1] == "| V6 | none | 6.1 | needs vma_modify |"
+    assert "| V6 | none | all | needs vma_modify |" in table({"6.1": RUNG}).splitlines()
+
+
+def test_unknown_kernel_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["5.10"])
+    assert "no kernel 5.10: 6.1, " in capsys.readouterr().err
+    assert KEPT.exists()
+    with pytest.raises(ValueError, match="no place between"):
+        page(BEGIN, {})
