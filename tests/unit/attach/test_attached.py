@@ -208,9 +208,8 @@ def test_reattach_helper_gets_hooks_that_are_paused_when_it_starts(
 
 def test_takeover_is_not_told_of_the_descriptor_of_statistics() -> None:
     """It is closed and opened again while the daemon runs; its number may be another file's."""
-    made = probes([])
-    made.statistics_fd = 77
+    made = AttachedProbes(statistics_fd=77)
     reply, fds = describe(made, 64, {}, links=False)
-    assert (reply.statistics, 77 in fds) == (False, False)
+    assert (reply.statistics, fds) == (False, [])
     reply, fds = describe(made, 64, {})
-    assert (reply.statistics, fds[-1]) == (True, 77)
+    assert (reply.statistics, fds) == (True, [77])
