@@ -26,6 +26,7 @@ from tracer.cli_common import (
     seconds_option,
     start_log,
     store_option,
+    way_option,
 )
 from tracer.cli_doctor import doctor
 from tracer.cli_group import Commands
@@ -213,15 +214,9 @@ def run(
     type=click.IntRange(0, 255),
     help="Exit with this where COMMAND fails, not with its own code.",
 )
-@click.option(
-    "--daemon",
-    "way",
-    type=click.Choice(("auto", "only", "never")),
-    metavar="WAY",
-    default="auto",
-    show_default=True,
-    help="Use the daemon that runs. auto: attach where none runs; only: fail there; never: attach,"
-    " and fail where one runs.",
+@way_option(
+    "Use the daemon that runs. auto: attach where none runs; only: fail there; never: attach,"
+    " and fail where one runs."
 )
 @seconds_option("--timeout", help="End COMMAND after this time, and exit with 124.")
 @click.option(

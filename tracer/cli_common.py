@@ -73,6 +73,19 @@ def file_option(*names: str, help: str, metavar: str = "FILE", required: bool = 
     return click.option(*names, type=kind, metavar=metavar, required=required, help=help)
 
 
+def way_option(help: str) -> Decorator:
+    """Make the option --daemon of exec and of what runs it: whether to use the daemon that runs."""
+    return click.option(
+        "--daemon",
+        "way",
+        type=click.Choice(("auto", "only", "never")),
+        metavar="WAY",
+        default="auto",
+        show_default=True,
+        help=help,
+    )
+
+
 def format_option(*forms: str) -> Decorator:
     """Make the option --format; the first form is the default."""
     kind, names = click.Choice(forms), f"{', '.join(forms[:-1])} or {forms[-1]}"

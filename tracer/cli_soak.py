@@ -22,6 +22,7 @@ from tracer.cli_common import (
     log_options,
     require_privilege,
     start_log,
+    way_option,
 )
 from tracer.cli_help import Command
 from tracer.errors import USAGE
@@ -132,15 +133,7 @@ def _complete_loads(_ctx: click.Context, _parameter: click.Parameter, incomplete
 )
 @click.option("--list", "listed", is_flag=True, help="List the loads, and what they lack here.")
 @format_option("text", "json")
-@click.option(
-    "--daemon",
-    "way",
-    type=click.Choice(("auto", "only", "never")),
-    metavar="WAY",
-    default="auto",
-    show_default=True,
-    help="Use the daemon that runs: auto, only or never, as in rmapd exec.",
-)
+@way_option("Use the daemon that runs: auto, only or never, as in rmapd exec.")
 @fidelity_option
 @click.option(
     "--require",

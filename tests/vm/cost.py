@@ -25,7 +25,7 @@ from tests.bench import profile
 from tests.bench.instructions import OPERATIONS
 from tests.bench.loads import TITLES, build
 from tests.support.made_parts import replaced
-from tests.vm.guest import RESULTS, ROOT, ladder, run
+from tests.vm.guest import RESULTS, ROOT, commit, ladder, run
 
 KEPT = ROOT / "docs/measurements/cost.json"
 PAGE, PICTURE = ROOT / "docs/measurements/COST.md", ROOT / "docs/measurements/cost.svg"
@@ -96,7 +96,7 @@ def measure(kernel: str, loads: Sequence[str], variants: Sequence[str], repeats:
     found = msgspec.json.decode((folder / "counts.json").read_bytes(), type=_Counted)
     return Cost(
         found.kernel,
-        _commit(),
+        commit(),
         datetime.date.today().isoformat(),
         found.counts,
         list(_dearest(folder, found.runs)),
@@ -106,11 +106,6 @@ def measure(kernel: str, loads: Sequence[str], variants: Sequence[str], repeats:
 def _marks(program: Path) -> dict[str, str]:
     listed = subprocess.run(["nm", program], check=True, capture_output=True, text=True).stdout
     return {name: address for address, _, name in map(str.split, listed.splitlines())}
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _dearest(folder: Path, runs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, float, float]]:

@@ -152,6 +152,12 @@ def unpack(packages: list[str], flags: list[str], folder: Path) -> None:
         archive.unlink()
 
 
+def commit() -> str:
+    """Return the short id of the commit that is checked out."""
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+
+
 @contextlib.contextmanager
 def fetching() -> Iterator[None]:
     """Let no other process fetch meanwhile: two run the tests, and both may need the same."""

@@ -16,7 +16,6 @@ import argparse
 import datetime
 import json
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,17 +23,13 @@ from pathlib import Path
 import msgspec
 
 from tests.support.made_parts import replaced
-from tests.vm import stock_bugs
-from tests.vm.guest import ROOT, GuestError, kernels, run
+from tests.vm import soak, stock_bugs
+from tests.vm.guest import ROOT, GuestError, commit, kernels, run
 
 KEPT, PAGE = ROOT / "docs/measurements/ladder.json", ROOT / "docs/measurements/LADDER.md"
 BEGIN, END = "<!-- made by python -m tests.vm.ladder --table -->", "<!-- end of the table -->"
-_PARAMETERS = "numa=fake=2 rcupdate.rcu_cpu_stall_timeout=300"
-_MAX_ENTRY_AGE_SECONDS = 120
-"""An emulated kernel is twenty times slower, and M4 is about entries that stay, not about speed."""
 _START_SECONDS = 1800
 """To boot, to attach four times and to settle, emulated."""
-_ALWAYS = ("violated", "suspect")
 
 
 class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +79,7 @@ def climb(kernel: str, seconds: int) -> Rung:
         "python -m tests.bench.gate --session $RMAPD_CACHE > $OUT/cached.json",
         "date +%s.%N > $OUT/begin; rmapd doctor --format json > $OUT/doctor.json;"
         " date +%s.%N > $OUT/end",
-        f"echo max_entry_age_seconds = {_MAX_ENTRY_AGE_SECONDS} > $OUT/rmapd.toml",
+        f"echo max_entry_age_seconds = {soak.MAX_ENTRY_AGE_SECONDS} > $OUT/rmapd.toml",
         "rmapd exec --config $OUT/rmapd.toml --fail-on suspect --report $OUT/r.json --"
         f" sh -c {shlex.quote(load)}",
     )
@@ -92,10 +87,9 @@ def climb(kernel: str, seconds: int) -> Rung:
         kernel,
         "; ".join(steps),
         label="ladder",
-        append=_PARAMETERS,
+        append=soak.PARAMETERS,
         memory="4G",
         timeout=_START_SECONDS + 6 * seconds,
-        expect_bug=False,
     )
     try:
         return _read(result.folder, seconds)
@@ -115,7 +109,7 @@ def _read(folder: Path, seconds: int) -> Rung:
     checks = [one["checks"] for one in report["invariants"].values()]
     return Rung(
         release=doctor["kernel"],
-        commit=_commit(),
+        commit=commit(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         verdict=doctor["verdict"].partition(". ")[0],
         capabilities=doctor["capabilities"],
@@ -132,14 +126,9 @@ def _read(folder: Path, seconds: int) -> Rung:
         wrong={
             one["signature"]: one["count"]
             for one in report["violations"]
-            if one["verdict"] in _ALWAYS
+            if one["verdict"] in stock_bugs.WRONG
         },
     )
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def found_on(kernel: str) -> list[str]:

@@ -29,9 +29,9 @@ from tests.vm.selftests import built
 TABLE = Path(__file__).parent.parent.parent / "docs/measurements/SEEN.md"
 KEPT = RESULTS / "soaks"
 VERDICTS = ("holds", "violated", "suspect", "unverifiable")
-_MAX_ENTRY_AGE_SECONDS = 120
+MAX_ENTRY_AGE_SECONDS = 120
 """An emulated kernel is twenty times slower, and M4 is about entries that stay, not about speed."""
-_PARAMETERS = "numa=fake=2 rcupdate.rcu_cpu_stall_timeout=300"
+PARAMETERS = "numa=fake=2 rcupdate.rcu_cpu_stall_timeout=300"
 """A preempted reader waits for minutes where the machine is shared: the default is 21 seconds."""
 _SELFTEST_SHARE = 10
 _OVERHEAD_SECONDS = 2400
@@ -46,7 +46,7 @@ def soak(kernel: str, seconds: int) -> bool:
     try:
         tests = built(kernel)
         settings = (
-            f"echo max_entry_age_seconds = {_MAX_ENTRY_AGE_SECONDS} > $OUT/rmapd.toml; "
+            f"echo max_entry_age_seconds = {MAX_ENTRY_AGE_SECONDS} > $OUT/rmapd.toml; "
             "export RMAPD_CONFIG=$OUT/rmapd.toml"
         )
         load = (
@@ -59,7 +59,7 @@ def soak(kernel: str, seconds: int) -> bool:
             kernel,
             command,
             label="soak",
-            append=_PARAMETERS,
+            append=PARAMETERS,
             memory="4G",
             cpus=_CPUS,
             timeout=limit,

@@ -30,7 +30,7 @@ RESULTS = ROWS.with_suffix(".json")
 PAGE = ROOT / "docs/measurements/DETECTION.md"
 _BEGINS = re.compile(r"^(begins|moves|struck) ([\d.]+)", re.MULTILINE)
 """When the workload begins, and where it knows it, when it did what the bug needs."""
-_WRONG = ("violated", "suspect")
+WRONG = ("violated", "suspect")
 
 
 class Bug(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,7 +123,7 @@ def outcome_of(bug: Bug, kernel: str, report: dict[str, Any], output: str) -> Ou
     begun = float(told.get("struck") or told.get("moves") or told["begins"])
     found = dict[str, Found]()
     for violation in sorted(report["violations"], key=lambda one: str(one["first_seen"])):
-        if violation["verdict"] not in _WRONG:
+        if violation["verdict"] not in WRONG:
             continue
         name, seen = violation["invariant"], violation["first_seen"]
         first = found.get(name) or Found(

@@ -51,6 +51,14 @@ class Kernel(AttachedProbes):
     def sampled(self, *, throughout: bool = False) -> ProgramStatistics:
         return ProgramStatistics(self, throughout=throughout, clock=lambda: self.now_ns)
 
+    def between_samples(self) -> ProgramStatistics:
+        """Run a load of 1,000 runs a second until the first sample has ended."""
+        measured = self.sampled()
+        while self.statistics_on:
+            self.run(0.1, 1000)
+            measured.look()
+        return measured
+
 
 def test_kernel_measures_one_second_in_thirty_after_the_first_minute() -> None:
     kernel = Kernel()
@@ -110,10 +118,7 @@ def test_kernel_goes_on_to_measure_while_the_governor_decides() -> None:
 
 def test_change_of_level_begins_a_new_sample() -> None:
     kernel = Kernel()
-    measured = kernel.sampled()
-    while kernel.statistics_on:
-        kernel.run(0.1, 1000)
-        measured.look()
+    measured = kernel.between_samples()
     measured.restart()
     assert kernel.statistics_on
     kernel.run(1.1, 0)
@@ -125,10 +130,7 @@ def test_change_of_level_begins_a_new_sample() -> None:
 
 def test_paused_program_is_not_estimated_to_run() -> None:
     kernel = Kernel()
-    measured = kernel.sampled()
-    while kernel.statistics_on:
-        kernel.run(0.1, 1000)
-        measured.look()
+    measured = kernel.between_samples()
     was = measured.read()["hook"].runs
     kernel.paused = True
     kernel.run(0.5, 0)
@@ -137,10 +139,7 @@ def test_paused_program_is_not_estimated_to_run() -> None:
 
 def test_missed_runs_are_counted_while_nothing_is_measured() -> None:
     kernel = Kernel()
-    measured = kernel.sampled()
-    while kernel.statistics_on:
-        kernel.run(0.1, 1000)
-        measured.look()
+    measured = kernel.between_samples()
     kernel.left_out = 3
     assert measured.read()["hook"].missed == 3
 
@@ -148,10 +147,7 @@ def test_missed_runs_are_counted_while_nothing_is_measured() -> None:
 def test_counting_is_no_sample() -> None:
     """The self-test of hooks needs exact counts, and runs them more often than the load does."""
     kernel = Kernel()
-    measured = kernel.sampled()
-    while kernel.statistics_on:
-        kernel.run(0.1, 1000)
-        measured.look()
+    measured = kernel.between_samples()
     was, real = measured.read()["hook"].runs, kernel.really
     with measured.counting():
         assert kernel.statistics_on
@@ -165,10 +161,7 @@ def test_counting_is_no_sample() -> None:
 def test_statistics_of_another_program_are_not_added_to_the_estimate() -> None:
     """Whoever switches them on makes the kernel count for all."""
     kernel = Kernel()
-    measured = kernel.sampled()
-    while kernel.statistics_on:
-        kernel.run(0.1, 1000)
-        measured.look()
+    measured = kernel.between_samples()
     was = measured.read()["hook"].runs
     kernel.runs += 500
     kernel.run(0.5, 1000)
