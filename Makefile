@@ -17,7 +17,7 @@ BPF_C := $(wildcard probes/*.bpf.c probes/include/*.h) tests/support/harness.h
 PREFIX ?= /usr/local
 SYSCONF ?= /etc
 EXTRAS ?=
-# Guests that run beside each other in test-kernels: each takes one CPU and 3 GB.
+# Guests that run beside each other in test-kernels and ladder: each takes one CPU and 3 GB.
 GUESTS ?= 2
 # Workers that run the unit tests; 0: none, one test after the other in this process.
 JOBS ?= auto
@@ -49,11 +49,11 @@ test: check live
 	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,attach attacks fidelity realtime systemd,--ignore tests/vm/test_$(slow).py)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,attach attacks fidelity realtime soak systemd,--ignore tests/vm/test_$(slow).py)
 
-# What takes long: attaching again and again, attacks on the checker, fidelity changed under load, PREEMPT_RT.
+# What takes long: attaching again and again, attacks on the checker, fidelity changed under load, PREEMPT_RT, the time to failure.
 test-hard: vm-setup
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_attach.py tests/vm/test_attacks.py tests/vm/test_fidelity.py tests/vm/test_realtime.py $(CROWD)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_attach.py tests/vm/test_attacks.py tests/vm/test_fidelity.py tests/vm/test_realtime.py tests/vm/test_soak.py $(CROWD)
 
 # The package and its unit under systemd: on this kernel in namespaces (three minutes), then on a Debian of its own, two boots of some minutes.
 test-systemd: vm-setup
@@ -103,7 +103,7 @@ cost: vm-setup
 
 # Each kernel that a guest can boot: coverage, the way to the gate, silence under a healthy load. A run that was stopped goes on where it was.
 ladder: vm-setup
-	$(SUDO) $(PYTHON) -m tests.vm.ladder $(LADDER_ARGS)
+	$(SUDO) $(PYTHON) -m tests.vm.ladder --guests $(GUESTS) $(LADDER_ARGS)
 
 # A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
 install:

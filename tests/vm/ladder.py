@@ -1,11 +1,12 @@
 """Climb the ladder: on each kernel that can be had, attach, look what is covered, and stay silent.
 
-usage: python -m tests.vm.ladder [KERNEL...] [--seconds N] [--again] [--table]     (root)
+usage: python -m tests.vm.ladder [KERNEL...] [--seconds N] [--guests N] [--again] [--table]   (root)
 
 Without names: all of kernels.toml, bugs.toml, variants.toml and rungs.toml. What is known of a
 kernel is kept in docs/measurements/ladder.json beside the page, after each kernel, and a kernel
-that is kept is passed over: a run that was stopped goes on where it was. --again: not so.
---seconds: of the healthy load (default 60). --table: only write docs/measurements/LADDER.md.
+that is kept, with as long a load, is passed over: a run that was stopped goes on where it was.
+--again: not so. --seconds: of the healthy load (default 600). --guests: how many run at a time
+(default 1). --table: only write docs/measurements/LADDER.md.
 
 Exits with 1 if a kernel could not be booted, or if the healthy load was not silent.
 """
@@ -15,9 +16,10 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shlex
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -28,8 +30,13 @@ from tests.vm.guest import ROOT, GuestError, commit, kernels, run
 
 KEPT, PAGE = ROOT / "docs/measurements/ladder.json", ROOT / "docs/measurements/LADDER.md"
 BEGIN, END = "<!-- made by python -m tests.vm.ladder --table -->", "<!-- end of the table -->"
-_START_SECONDS = 1800
+_START_SECONDS = 2400
 """To boot, to attach four times and to settle, emulated."""
+_SWAP = (
+    "modprobe zram && echo 1G > /sys/block/zram0/disksize && mkswap /dev/zram0 && swapon /dev/zram0"
+)
+"""Memory that is compressed: the guest has no disk."""
+LOADS = "message,vma,rmap,thp"
 
 
 class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +70,8 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     holds: int
     unverifiable: int
     wrong: dict[str, int]
+    done: dict[str, int] = {}
+    left_out: dict[str, str] = {}
 
 
 def kept() -> dict[str, Rung]:
@@ -72,7 +81,6 @@ def kept() -> dict[str, Rung]:
 
 def climb(kernel: str, seconds: int) -> Rung:
     """Boot a kernel and find out. Raises GuestError where it dies."""
-    load = f"python -m tests.workloads.soak {seconds}"
     steps = (
         "rm -rf $RMAPD_CACHE/*",
         "python -m tests.bench.gate --session $RMAPD_CACHE > $OUT/compiled.json",
@@ -80,8 +88,9 @@ def climb(kernel: str, seconds: int) -> Rung:
         "date +%s.%N > $OUT/begin; rmapd doctor --format json > $OUT/doctor.json;"
         " date +%s.%N > $OUT/end",
         f"echo max_entry_age_seconds = {soak.MAX_ENTRY_AGE_SECONDS} > $OUT/rmapd.toml",
-        "rmapd exec --config $OUT/rmapd.toml --fail-on suspect --report $OUT/r.json --"
-        f" sh -c {shlex.quote(load)}",
+        _SWAP,
+        f"rmapd soak --for {seconds}s --load {LOADS} --seed 1 --daemon never --quiet"
+        " --config $OUT/rmapd.toml --out $OUT/soak.json",
     )
     result = run(
         kernel,
@@ -99,7 +108,9 @@ def climb(kernel: str, seconds: int) -> Rung:
 
 def _read(folder: Path, seconds: int) -> Rung:
     doctor = json.loads((folder / "doctor.json").read_text())
-    report = json.loads((folder / "r.json").read_text())
+    whole = json.loads((folder / "soak.json").read_text())
+    (soaked,) = whole["runs"]
+    report = json.loads(Path(soaked["report"]).read_text())
     took = [
         msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Attached)
         for name in ("compiled", "cached")
@@ -128,6 +139,8 @@ def _read(folder: Path, seconds: int) -> Rung:
             for one in report["violations"]
             if one["verdict"] in stock_bugs.WRONG
         },
+        done={part["name"]: part["done"] for part in soaked["parts"]},
+        left_out=whole["left_out"],
     )
 
 
@@ -141,8 +154,8 @@ def found_on(kernel: str) -> list[str]:
 
 
 def table(known: Mapping[str, Rung]) -> str:
-    """Return Markdown: a row of each kernel, then what differs between them."""
-    return "\n".join([*_rows(known), "", *_differences(known)])
+    """Return Markdown: a row of each kernel, what differs between them, what was not brought."""
+    return "\n".join([*_rows(known), "", *_differences(known), "", *_not_run(known)])
 
 
 def _rows(known: Mapping[str, Rung]) -> Iterator[str]:
@@ -200,32 +213,61 @@ def _differences(known: Mapping[str, Rung]) -> Iterator[str]:
                 yield f"| {name} | {level} | {kernels_there} | {reason} |"
 
 
+def _not_run(known: Mapping[str, Rung]) -> Iterator[str]:
+    """Yield a line per part of the load that was not brought everywhere, with where and why."""
+    yield "| part of the load | left out on | reason |"
+    yield "|---|---|---|"
+    where: dict[tuple[str, str], list[str]] = {}
+    for kernel, rung in known.items():
+        for part, why in rung.left_out.items():
+            where.setdefault((part, why), []).append(kernel)
+        for part, done in rung.done.items():
+            if not done:
+                where.setdefault((part, "it ended no round"), []).append(kernel)
+    for (part, why), on in where.items():
+        yield f"| {part} | {', '.join(on)} | {why} |"
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.vm.ladder")
     parser.add_argument("kernels", nargs="*", help=", ".join(kernels()))
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--guests", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args(arguments)
     if unknown := set(options.kernels) - set(kernels()):
         parser.error(f"no kernel {min(unknown)}: {', '.join(kernels())}")
-    known, failed = kept(), False
+    failed = False
     if not options.table:
-        for name in options.kernels or kernels():
-            if kernels()[name].cannot or (name in known and not options.again):
-                continue
-            try:
-                known[name] = climb(name, options.seconds)
-            except GuestError as error:
-                print(f"{name}: {error}", file=sys.stderr, flush=True)
-                failed = True
-                continue
-            failed |= bool(known[name].wrong)
-            known = {one: known[one] for one in kernels() if one in known}
-            KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(known), indent=1) + b"\n")
-            print(f"{name}: {known[name].verdict}; {known[name].wrong or 'silent'}", flush=True)
-    PAGE.write_text(page(PAGE.read_text(), known))
+        left = [
+            name
+            for name in options.kernels or kernels()
+            if not kernels()[name].cannot
+            and (options.again or name not in kept() or kept()[name].seconds < options.seconds)
+        ]
+        with ThreadPoolExecutor(options.guests) as guests:
+            failed = any([*guests.map(lambda name: not _climbed(name, options.seconds), left)])
+    PAGE.write_text(page(PAGE.read_text(), kept()))
     return failed
+
+
+_KEEPING = threading.Lock()
+
+
+def _climbed(name: str, seconds: int) -> bool:
+    """Climb a kernel, keep what is found, and return whether it was silent."""
+    try:
+        found = climb(name, seconds)
+    except GuestError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return False
+    with _KEEPING:
+        known = kept() | {name: found}
+        known = {one: known[one] for one in kernels() if one in known}
+        KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(known), indent=1) + b"\n")
+    print(f"{name}: {found.verdict}; {found.wrong or 'silent'}", flush=True)
+    return not found.wrong
 
 
 def page(text: str, known: Mapping[str, Rung]) -> str:
