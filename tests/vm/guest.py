@@ -22,6 +22,8 @@ from pathlib import Path
 
 import msgspec
 
+from tests.vm import memory_root
+
 ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
@@ -43,14 +45,15 @@ class GuestError(Exception):
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel of kernels.toml, bugs.toml, variants.toml or rungs.toml.
 
-    source: the package of its source. cannot: why it cannot be booted here.
+    source: the package of its source. in_memory: there are no modules, or none for a file system,
+    so its root file system is an initramfs.
     """
 
     name: str
     package: str
     suite: str
     source: str = ""
-    cannot: str = ""
+    in_memory: bool = False
 
 
 class _Ladder(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,7 +82,7 @@ def ladder() -> dict[str, Entry]:
 
 
 def kernels() -> dict[str, Entry]:
-    """Return every kernel that is known, by version; those that cannot be booted, too."""
+    """Return every kernel that is known, by version."""
     files = ("kernels.toml", "bugs.toml", "variants.toml", "rungs.toml")
     every = {name: entry for file in files for name, entry in _listed(file).items()}
     return dict(sorted(every.items(), key=lambda item: _version(item[0])))
@@ -193,7 +196,7 @@ def _fetched(entry: Entry, home: Path) -> Path:
         kernel.rename(unpacked / "boot" / f"vmlinuz-{kernel.parent.name}")
     (kernel,) = unpacked.glob("boot/vmlinuz-*")
     release = kernel.name.removeprefix("vmlinuz-")
-    if not (unpacked / "lib/modules" / release / "modules.dep").exists():
+    if not (entry.in_memory or (unpacked / "lib/modules" / release / "modules.dep").exists()):
         subprocess.run(["depmod", "-b", str(unpacked), release], check=True)
     unpacked.rename(home)
     return home / "boot" / kernel.name
@@ -242,39 +245,33 @@ def run(
     )
     (folder / "command.sh").write_text(body)
     tools = str(Path(sys.executable).parent)
-    vng = [
-        f"{tools}/vng",
-        "--disable-kvm",
-        "--verbose",
-        "--run",
-        str(image(name)),
-        "--cpus",
-        "1" if counted else str(cpus),
-    ]
-    vng += [
-        "--memory",
-        memory,
-        "--force-9p",
-        "--rwdir",
-        str(folder),
-        "--rwdir",
-        str(cache),
-        "--exec",
-        f"sh {shlex.quote(str(folder / 'command.sh'))}",
-    ]
-    options = ["-accel tcg,thread=single"] if one_thread or counted else []
-    options += ["-icount shift=0,sleep=off"] if counted else []
-    options += [f"-plugin {plugin}"] if plugin else []
-    if options:
-        vng += [f"--qemu-opts={' '.join(options)}"]
-    vng += ["--append", f"{_TSC} {append}".rstrip()]
-    if nodes > 1:
-        share = int(memory.rstrip("G")) * 1024 // nodes
-        vng += [word for node in range(nodes) for word in ("--numa", f"{share}M,cpus={node}")]
+    accel = ["-accel", f"tcg,thread={'single' if one_thread or counted else 'multi'}"]
+    accel += ["-icount", "shift=0,sleep=off"] if counted else []
+    accel += ["-plugin", plugin] if plugin else []
+    cpus = 1 if counted else cpus
+    append = f"{_TSC} {append}".rstrip()
+    in_memory = kernels()[name].in_memory
+    if in_memory:
+        base = CACHE / f"memory-root-{memory_root.SUITE}.cpio"
+        with fetching():
+            memory_root.make(base)
+        accel += ["-m", memory, "-smp", str(cpus)]
+        start = memory_root.command(
+            image(name), folder, cache, base, ROOT, options=accel, append=append
+        )
+    else:
+        start = [f"{tools}/vng", "--disable-kvm", "--verbose", "--run", str(image(name))]
+        start += ["--cpus", str(cpus), "--memory", memory, "--force-9p"]
+        start += ["--rwdir", str(folder), "--rwdir", str(cache)]
+        start += ["--exec", f"sh {shlex.quote(str(folder / 'command.sh'))}"]
+        start += [f"--qemu-opts={' '.join(accel)}", "--append", append]
+        if nodes > 1:
+            share = int(memory.rstrip("G")) * 1024 // nodes
+            start += [part for node in range(nodes) for part in ("--numa", f"{share}M,cpus={node}")]
     with open(folder / "console", "wb") as console:
         path = {"PATH": f"{tools}:{os.environ['PATH']}"}
         boot = subprocess.Popen(
-            vng,
+            start,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=console,
@@ -293,6 +290,8 @@ def run(
                 # vng starts qemu through other processes, which do not end it when they end
                 os.killpg(boot.pid, signal.SIGKILL)
             boot.wait()
+            if in_memory:
+                memory_root.receive(folder)
     if not (folder / "code").exists() or not (folder / "code").read_text().strip():
         raise GuestError(f"kernel {name} died\n{_tail(folder)}")
     dmesg = (

@@ -1,0 +1,157 @@
+"""Boot a kernel of which there are no modules: its root file system is in memory.
+
+Without modules a guest has no disk and no 9p, so that virtme-ng cannot share this machine's files.
+The initramfs has a small Debian with what rmapd needs, and this checkout. What the command writes
+comes back as an archive over the second serial line.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+SUITE = "bookworm"
+_PACKAGES = (
+    "python3 python3-bpfcc python3-seccomp stress-ng kmod procps iproute2 util-linux libcap2-bin"
+).split()
+_NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt")
+_INIT = """#!/bin/sh
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /dev/pts; mount -t tmpfs shm /dev/shm; mount -t tmpfs run /run
+mount -t cgroup2 cgroup /sys/fs/cgroup; mount -t securityfs s /sys/kernel/security
+mount -t debugfs d /sys/kernel/debug; mount -t tracefs t /sys/kernel/tracing
+mount -t bpf b /sys/fs/bpf
+ip link set lo up; hostname guest
+exec </dev/null >/dev/ttyS0 2>&1
+mkdir -p {out} {cache}
+sh {out}/command.sh
+stty -F /dev/ttyS1 raw -echo
+tar -C {out} -cf /dev/ttyS1 .
+sync; sleep 1; echo o > /proc/sysrq-trigger; sleep 60
+"""
+
+
+def command(
+    image: Path,
+    folder: Path,
+    cache: Path,
+    base: Path,
+    checkout: Path,
+    *,
+    options: Sequence[str],
+    append: str,
+) -> list[str]:
+    """Return the command that boots a kernel and runs `folder`/command.sh in the checkout.
+
+    cache: where the guest keeps compiled probes; it is lost with the guest. base: what make()
+    made. options: of QEMU. When it has ended, receive() unpacks what comes back.
+    """
+    init = folder / "init"
+    init.write_text(_INIT.format(out=folder, cache=cache))
+    init.chmod(0o755)
+    own, whole = folder / "own.cpio", folder / "initramfs"
+    _pack_own(checkout, [init, folder / "command.sh"], own)
+    with whole.open("wb") as file:
+        for part in (base, own):
+            with part.open("rb") as content:
+                shutil.copyfileobj(content, file)
+    own.unlink()
+    return [
+        *("qemu-system-x86_64", "-cpu", "max", "-nodefaults", "-no-reboot", "-display", "none"),
+        *("-serial", "stdio", "-serial", f"file:{_archive(folder)}", *options),
+        *("-kernel", str(image), "-initrd", str(whole)),
+        *("-append", f"rdinit={init} console=ttyS0 panic=-1 {append}".rstrip()),
+    ]
+
+
+def receive(folder: Path) -> None:
+    """Unpack what the guest sent, as far as it came, into the folder."""
+    (folder / "initramfs").unlink(missing_ok=True)
+    archive = _archive(folder)
+    subprocess.run(["tar", "-xf", archive, "-C", folder], capture_output=True, check=False)
+    archive.unlink(missing_ok=True)
+
+
+def _archive(folder: Path) -> Path:
+    return folder.with_suffix(".tar")
+
+
+def make(base: Path) -> None:
+    """Make the Debian as a cpio archive, which takes a minute, where it is missing."""
+    if base.exists():
+        return
+    new = base.with_suffix(".new")
+    shutil.rmtree(new, ignore_errors=True)
+    root = new / "root"
+    root.mkdir(parents=True)
+    sources = [*map(str, Path("/etc/apt/sources.list.d").glob("debian*.sources"))]
+    made = ["mmdebstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", SUITE]
+    subprocess.run([*made, str(new / "root.tar"), *sources], check=True, capture_output=True)
+    leave_out = [f"--exclude=./{part}" for part in _NOT_NEEDED]
+    subprocess.run(["tar", "-xf", new / "root.tar", "-C", root, *leave_out], check=True)
+    _pack(root, [Path("."), *_below(root)], new / "root.cpio")
+    (new / "root.cpio").rename(base)
+    shutil.rmtree(new)
+
+
+def _below(root: Path) -> list[Path]:
+    return sorted(path.relative_to(root) for path in root.rglob("*"))
+
+
+def _pack_own(checkout: Path, more: Sequence[Path], archive: Path) -> None:
+    """Pack this checkout, the Python packages that rmapd runs with, and more files."""
+    listed = subprocess.run(
+        [
+            "git",
+            "-C",
+            str(checkout),
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    environment = Path(sys.prefix).resolve()
+    files = [checkout / name for name in listed.split("\0") if name]
+    files += [environment / "pyvenv.cfg", *sorted((environment / "bin").glob("python*"))]
+    files += [*_distributed("rmapd", set()), checkout / ".venv", *more]
+    kept = [path for path in files if path.is_symlink() or path.is_file()]
+    parents = {parent for path in kept for parent in path.parents} - {Path("/")}
+    _pack(Path("/"), [path.relative_to("/") for path in sorted(parents) + kept], archive)
+
+
+def _distributed(name: str, seen: set[str]) -> Iterator[Path]:
+    """Yield the files of a Python package and of those that it requires."""
+    if name.lower() in seen:
+        return
+    seen.add(name.lower())
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:  # Debian's own, which the other archive has
+        return
+    for file in found.files or ():
+        yield Path(str(found.locate_file(file))).resolve()
+    for required in found.requires or ():
+        if "extra ==" not in required:
+            (needed,) = re.findall(r"^[\w.-]+", required)
+            yield from _distributed(needed, seen)
+
+
+def _pack(root: Path, names: Sequence[Path], archive: Path) -> None:
+    with archive.open("wb") as file:
+        subprocess.run(
+            ["cpio", "--quiet", "-0", "-o", "-H", "newc"],
+            input="\0".join(map(str, names)).encode() + b"\0",
+            stdout=file,
+            cwd=root,
+            check=True,
+        )
