@@ -30,7 +30,7 @@ LEAST_BYTES = 128 * MIB
 FLOOR_SHARE = 0.05
 """Of all memory: a load ends where less is free."""
 _CONTROLLERS = ("memory", "pids")
-_REMOVE_SECONDS = 5.0
+_REMOVE_SECONDS = 30.0
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgKMG%]?)(?:i?[bB])?")
 
 

@@ -39,8 +39,8 @@ from tracer.supervision import supervisor
 from tracer.supervision.command import CHECKER_DIED, FAILED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_GRACE_SECONDS = 20
-"""From the signal that ends a load to SIGKILL: a load that swaps takes its time."""
+_GRACE_SECONDS = 75
+"""From the signal that ends a load to SIGKILL: longer than the runner waits for its death."""
 _PATIENCE_SECONDS = 300.0
 """How long exec may take from a signal to its end before it gets SIGKILL: it settles first."""
 
