@@ -88,6 +88,15 @@ HOOK(lock_wait)
 	return 0;
 }
 
+/* Who has the lock for write. It may run just now, and then the iterator does not write it. */
+static __always_inline void read_writer(struct sleeper *s, u64 writer)
+{
+	s->writer = writer;
+	s->writer_tid = READ(task_struct, writer, pid);
+	bpf_probe_read_kernel(&s->writer_comm, sizeof(s->writer_comm),
+			      (void *)(writer + OFFSET(task_struct, comm)));
+}
+
 /* The last rwsem that a task began to wait for, and the lock as it is now. */
 static __always_inline void read_wait(struct params *p, struct sleeper *s, u64 stack_bytes)
 {
@@ -100,7 +109,7 @@ static __always_inline void read_wait(struct params *p, struct sleeper *s, u64 s
 	s->wanted = wait->wanted;
 	u64 count = READ_RWSEM(rwsem, count);
 	if (is_written(count))
-		s->writer = READ_RWSEM(rwsem, owner) & OWNER_TASK;
+		read_writer(s, READ_RWSEM(rwsem, owner) & OWNER_TASK);
 	else
 		s->readers = readers_of(count);
 	s->waiter = waiter_of(p, rwsem, s->task, stack_bytes);

@@ -964,6 +964,9 @@ struct sleeper {
 	u32 state; /* task->__state */
 	u32 flags; /* PF_* */
 	char comm[16];
+	char writer_comm[16];
+	u32 writer_tid;
+	u32 unused;
 };
 
 #endif

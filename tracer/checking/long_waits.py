@@ -308,11 +308,10 @@ class LongWaits:
     def _holder(self, wait: LockWait) -> str:
         """Return who has a lock, in words: behind the text of a wait."""
         if wait.writer:
-            other = next(
-                (o.sleeper for o in self._asleep.values() if o.sleeper.task == wait.writer), None
-            )
-            who = _name(other) if other else f"the task at {wait.writer:#x}"
-            return f", and {who} has it for write" + ("" if other else ", which does not sleep")
+            sleeps = any(one.sleeper.task == wait.writer for one in self._asleep.values())
+            known = _named(wait.writer_comm, wait.writer_tid) if wait.writer_tid else ""
+            who = known or f"the task at {wait.writer:#x}"
+            return f", and {who} has it for write" + ("" if sleeps else ", which does not sleep")
         if not wait.readers:
             return ""
         known = [
@@ -383,7 +382,11 @@ def _lock_name(lock_class: str) -> str:
 
 
 def _name(sleeper: Sleeper) -> str:
-    return f"{printable(sleeper.comm)}[{sleeper.tid}]"
+    return _named(sleeper.comm, sleeper.tid)
+
+
+def _named(comm: str, tid: int) -> str:
+    return f"{printable(comm)}[{tid}]"
 
 
 def _task(sleeper: Sleeper) -> dict[str, Any]:

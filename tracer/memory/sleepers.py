@@ -21,6 +21,7 @@ class LockWait:
     mm, address_space, anon_vma or VMA that the lock is a part of, or 0. wanted: `read` or `write`.
     queued: the task is among the first waiters of the lock now, so it still waits. writer: the task
     that has the lock for write, by address; 0: none has. readers: how many have it for read.
+    writer_tid, writer_comm: of the writer, as far as they could be read.
     """
 
     lock: int
@@ -31,6 +32,8 @@ class LockWait:
     queued: bool
     writer: int
     readers: int
+    writer_tid: int = 0
+    writer_comm: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class SleeperReader:
                 bool(row.waiter),
                 row.writer,
                 row.readers,
+                row.writer_tid,
+                row.writer_comm,
             )
         held = {mm: bool(row.written >> n & 1) for n, mm in enumerate(row.held) if mm}
         frames = tuple(frame for frame in row.frames if frame)

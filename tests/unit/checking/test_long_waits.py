@@ -231,6 +231,12 @@ def test_tasks_that_run_between_two_looks_are_no_ring(rig: Rig) -> None:
             " at 0xb000 has it for write, which does not sleep",
         ),
         (
+            wants(LOCK_A, B, writer_tid=11, writer_comm="holder"),
+            WAITING,
+            "task[10] has waited for the anon_vma rwsem (to write) for 30 s in ksys(), and"
+            " holder[11] has it for write, which does not sleep",
+        ),
+        (
             wants(LOCK_A, kind="mmap", readers=2),
             WAITING,
             "task[10] has waited for the mmap_lock (to write) for 30 s in ksys(), and 2 have it for"

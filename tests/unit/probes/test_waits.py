@@ -161,7 +161,8 @@ def test_sleeper_is_read_with_its_wait_and_its_stack(waits: Waits) -> None:
     anon_vma = lock - waits.offset("anon_vma.rwsem")
     assert waits.look() == Sleeper(
         task, 1042, 7, 0, 42, 41, "owner",
-        LockWait(lock, 5_000, "anon", anon_vma, "write", True, other, 0), {}, (0xAAA, 0xBBB),
+        LockWait(lock, 5_000, "anon", anon_vma, "write", True, other, 0, 50, "owner"), {},
+        (0xAAA, 0xBBB),
     )  # fmt: skip
 
 
