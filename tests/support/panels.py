@@ -1,0 +1,243 @@
+"""Draw the panels of the dashboards from a real Prometheus: for a look where Grafana is not there.
+
+It shows queries, units, legends, thresholds, texts and what has no data, by the data of
+dashboards/*.py. It is no Grafana: fonts, axes and interpolation differ.
+
+    python -m tests.support.panels http://127.0.0.1:9090 FOLDER [SECONDS]
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+import dashboards
+from dashboards.board import NO_DATA, Board, Panel
+from tests.support.prometheus import Prometheus
+from tests.support.promql import expand
+
+mpl.use("Agg")
+
+_COLUMNS, _WIDTH, _UNIT_HEIGHT = 24, 24.0, 0.42
+_NAMES = {"text": "#222222", "green": "#2e8b3d", "orange": "#e8820c", "yellow": "#d8b400"}
+_GREY = "#808080"
+_STEPS = 240
+_MOST_LEGENDS = 8
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series by its legend; points: (Unix seconds, value)."""
+
+    legend: str
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def last(self) -> float:
+        """The value of its last point."""
+        return self.points[-1][1]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What to ask: a Prometheus, the values of the variables, and the time, in Unix seconds."""
+
+    api: Prometheus
+    variables: Mapping[str, str]
+    begin: float
+    end: float
+
+    def series(self, panel: Panel) -> list[Series]:
+        """Return the answers to the queries of a panel, as Grafana would ask them."""
+        found = []
+        for query in panel.queries:
+            expr = expand(query.expr, self.variables)
+            if panel.kind in ("stat", "bars"):
+                results = self.api.get("/api/v1/query", query=expr, time=str(self.end))["result"]
+                rows = [(one["metric"], [one["value"]]) for one in results]
+            else:
+                step = max(1.0, (self.end - self.begin) / _STEPS)
+                times = {"start": str(self.begin), "end": str(self.end), "step": f"{step:.3f}"}
+                results = self.api.get("/api/v1/query_range", query=expr, **times)["result"]
+                rows = [(one["metric"], one["values"]) for one in results]
+            for metric, values in rows:
+                parts = re.split(r"{{(\w+)}}", query.legend)
+                parts[1::2] = [metric.get(label, "") for label in parts[1::2]]
+                legend = "".join(parts).strip()
+                points = tuple((float(at), float(value)) for at, value in values)
+                found.append(Series(legend, points))
+        return [one for one in found if not all(math.isnan(value) for _, value in one.points)]
+
+
+def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
+    size, name = next(((size, name) for size, name in steps if abs(value) >= size), steps[-1])
+    return f"{value / size:.3g} {name}".strip()
+
+
+_TIMES = (
+    (86400, "d"),
+    (3600, "h"),
+    (60, "min"),
+    (1, "s"),
+    (1e-3, "ms"),
+    (1e-6, "µs"),
+    (1e-9, "ns"),
+)
+_BYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+_COUNTS = ((1e9, "Bil"), (1e6, "Mil"), (1e3, "K"), (1, ""), (1e-3, "m"))
+_UNITS: Mapping[str, Callable[[float], str]] = {
+    "s": lambda value: _scaled(value, _TIMES),
+    "bytes": lambda value: _scaled(value, _BYTES),
+    "short": lambda value: _scaled(value, _COUNTS) if value else "0",
+    "ops": lambda value: f"{_scaled(value, _COUNTS)} ops/s",
+    "cpm": lambda value: f"{value:.3g} cpm",
+    "percentunit": lambda value: f"{100 * value:.3g} %",
+}
+
+
+def _text(panel: Panel, value: float) -> str:
+    return (panel.texts or {}).get(f"{value:g}", "") or _UNITS[panel.unit](value)
+
+
+def _colour(panel: Panel, value: float) -> str:
+    name = panel.base
+    for at, colour in panel.thresholds:
+        if value >= float(at):
+            name = colour
+    return _NAMES.get(name, name)
+
+
+def _draw_stat(axes: Any, panel: Panel, found: list[Series]) -> None:
+    axes.axis("off")
+    size = 22 if len(found) == 1 else 10
+    for n, one in enumerate(found[:6]):
+        text = f"{one.legend} {_text(panel, one.last)}".strip()
+        y = 1 - (n + 0.5) / min(6, len(found))
+        axes.text(0.5, y, text, size=size, ha="center", va="center", color=_colour(panel, one.last))
+
+
+def _draw_bars(axes: Any, panel: Panel, found: list[Series]) -> None:
+    rows = sorted(found, key=lambda one: one.last)
+    axes.barh(
+        range(len(rows)),
+        [one.last for one in rows],
+        color=[_colour(panel, one.last) for one in rows],
+    )
+    axes.set_yticks(range(len(rows)), [one.legend for one in rows], size=6)
+    for n, one in enumerate(rows):
+        axes.text(0, n, f" {_text(panel, one.last)}", size=6, va="center")
+    axes.set_xticks([])
+
+
+def _draw_states(axes: Any, panel: Panel, found: list[Series]) -> None:
+    for n, one in enumerate(reversed(found)):
+        times = [at for at, _ in one.points]
+        width = times[1] - times[0] if len(times) > 1 else 1
+        axes.barh(
+            n, width, left=times, color=[_colour(panel, v) for _, v in one.points], height=0.8
+        )
+        axes.text(times[0], n, f" {_text(panel, one.last)}", size=6, va="center")
+    axes.set_yticks(range(len(found)), [one.legend for one in reversed(found)], size=6)
+    axes.set_xticks([])
+
+
+def _draw_graph(axes: Any, panel: Panel, found: list[Series]) -> None:
+    for one in sorted(found, key=lambda one: -one.last):
+        label = f"{one.legend}  {_UNITS[panel.unit](one.last)}"
+        axes.plot(*zip(*one.points, strict=True), linewidth=1, label=label)
+    axes.set_ylim(bottom=0)
+    top = axes.get_ylim()[1]
+    for at, colour in panel.thresholds:
+        if float(at) <= top * 2:
+            axes.axhline(float(at), linestyle="--", linewidth=1, color=_NAMES.get(colour, colour))
+    handles, labels = axes.get_legend_handles_labels()
+    more = len(labels) - _MOST_LEGENDS
+    title = f"and {more} more" if more > 0 else None
+    axes.legend(
+        handles[:_MOST_LEGENDS],
+        labels[:_MOST_LEGENDS],
+        fontsize=5.5,
+        loc="upper left",
+        title=title,
+        title_fontsize=5.5,
+        framealpha=0.6,
+    )
+    axes.yaxis.set_major_formatter(lambda value, _: _UNITS[panel.unit](value))
+    axes.xaxis.set_major_formatter(lambda at, _: time.strftime("%H:%M:%S", time.gmtime(at)))
+    axes.tick_params(labelsize=6)
+    axes.grid(alpha=0.3)
+
+
+_DRAW: Mapping[str, Callable[[Any, Panel, list[Series]], None]] = {
+    "stat": _draw_stat,
+    "bars": _draw_bars,
+    "states": _draw_states,
+    "graph": _draw_graph,
+}
+
+
+def _places(board: Board) -> Iterator[tuple[str | Panel, int, int, int, int]]:
+    """Yield each heading and panel with its left, top, width and height, as Grafana places them."""
+    top = 0
+    for row in board.rows:
+        yield row.title, 0, top, _COLUMNS, 1
+        top, left, tallest = top + 1, 0, 0
+        for panel in row.panels:
+            if left + panel.span > _COLUMNS:
+                top, left, tallest = top + tallest, 0, 0
+            yield panel, left, top, panel.span, panel.height
+            left, tallest = left + panel.span, max(tallest, panel.height)
+        top += tallest
+
+
+def draw(board: Board, window: Window, path: Path) -> list[str]:
+    """Draw a dashboard as PNG; return the titles of the panels without data."""
+    places, empty = list(_places(board)), []
+    rows = max(top + height for _, _, top, _, height in places)
+    figure = Figure(figsize=(_WIDTH, rows * _UNIT_HEIGHT))
+    for what, left, top, width, height in places:
+        # A margin of the panel's own for its title, its axis and the gap to the next one.
+        x, w = (left + 0.9) / _COLUMNS, (width - 1.1) / _COLUMNS
+        y, h = 1 - (top + height - 0.7) / rows, (height - 1.7) / rows
+        if isinstance(what, str):
+            figure.text(0.01, 1 - (top + 0.7) / rows, what, size=14, weight="bold")
+            continue
+        axes = figure.add_axes((x, y, w, max(h, 0.001)))
+        axes.set_title(what.title, size=9, loc="left")
+        if found := window.series(what):
+            _DRAW[what.kind](axes, what, found)
+        else:
+            empty.append(what.title)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            colour = "#e8820c" if what.nothing == NO_DATA else _GREY
+            axes.text(0.5, 0.5, what.nothing, size=12, ha="center", va="center", color=colour)
+    figure.savefig(path, dpi=80)
+    return empty
+
+
+def draw_all(api: Prometheus, folder: Path, seconds: float, **chosen: str) -> dict[str, list[str]]:
+    """Draw every dashboard; chosen: values of variables. Returns the panels without data."""
+    everything = dict.fromkeys(("cluster", "job", "kernel", "instance", "invariant"), ".*")
+    now = time.time()
+    variables = {**everything, "__rate_interval": "1m", **chosen}
+    window = Window(api, variables, now - seconds, now)
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        board.uid: draw(board, window, folder / f"{board.uid}.png") for board in dashboards.BOARDS
+    }
+
+
+if __name__ == "__main__":
+    url, where, *rest = sys.argv[1:]
+    for uid, titles in draw_all(Prometheus(url), Path(where), float(*rest or (600,))).items():
+        print(f"{uid}: without data: {', '.join(titles) or 'none'}")
