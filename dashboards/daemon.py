@@ -18,13 +18,13 @@ _OURS = "and on (<<target>>) rmapd_gate_open"
 """Selects the process_* series of rmapd: other exporters have them too."""
 _UP = {"0": "no", "1": "yes"}
 _HOOKS = (
-    ("attached", "attached|at_times", ""),
-    ("paused", "paused", " > 0"),
-    ("not in this kernel", "absent|lacking|dependent", ""),
-    ("refused by it", "refused|unusable", ""),
-    ("failed or detached", "failed|detached", ""),
+    ("attached", "attached|at_times"),
+    ("paused", "paused"),
+    ("not in this kernel", "absent|lacking|dependent"),
+    ("refused by it", "refused|unusable"),
+    ("failed or detached", "failed|detached"),
 )
-"""In words, the values of the label `state`, and what is added to the query."""
+"""In words, and the values of the label `state`."""
 
 BOARD = Board(
     uid="rmapd-daemon",
@@ -162,11 +162,10 @@ BOARD = Board(
                     "short",
                     tuple(
                         Query(
-                            f"sum by (<<target>>) (rmapd_hooks{{{CHOSEN}, "
-                            f'state=~"{states}"}}){more}',
+                            f'sum by (<<target>>) (rmapd_hooks{{{CHOSEN}, state=~"{states}"}})',
                             f"{{{{instance}}}} {words}",
                         )
-                        for words, states, more in _HOOKS
+                        for words, states in _HOOKS
                     ),
                     "RmapdCoverageLost",
                 ),
@@ -261,6 +260,7 @@ BOARD = Board(
                     "after the gate opens.",
                     "short",
                     (Query(f"process_open_fds{{{CHOSEN}}} {_OURS}", "{{instance}}"),),
+                    span=8,
                 ),
                 Panel(
                     "graph",
@@ -270,7 +270,8 @@ BOARD = Board(
                     "short",
                     (Query(f"scrape_samples_scraped{{{CHOSEN}}}", "{{instance}}"),),
                     "",
-                    (("series_per_scrape", "red"),),
+                    (("series_per_scrape", "orange"),),
+                    span=8,
                 ),
                 Panel(
                     "graph",
@@ -278,6 +279,7 @@ BOARD = Board(
                     "A scrape reads the last snapshot; the checker makes one a second at most.",
                     "s",
                     (Query(f"scrape_duration_seconds{{{CHOSEN}}}", "{{instance}}"),),
+                    span=8,
                 ),
             ),
         ),

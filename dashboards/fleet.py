@@ -153,7 +153,7 @@ BOARD = Board(
                     ((0.001, "yellow"), (1, "green")),
                     GREY,
                     {"0": "not here"},
-                    height=24,
+                    height=18,
                 ),
                 Panel(
                     "graph",
@@ -167,7 +167,7 @@ BOARD = Board(
                             "{{kernel}}",
                         ),
                     ),
-                    height=24,
+                    height=18,
                 ),
             ),
         ),
@@ -239,7 +239,7 @@ BOARD = Board(
                     (
                         Query(
                             "topk(10, instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"
-                            f"{{{_H}}} > 0)",
+                            f"{{{_H}}})",
                             "{{instance}} {{class}} {{mode}}",
                         ),
                     ),

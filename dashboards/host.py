@@ -241,6 +241,21 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
+                    "Oracle",
+                    "Addresses read in page tables, and sweeps of all page tables (the periodic "
+                    "scan is one a minute).",
+                    "cpm",
+                    (
+                        Query(
+                            "sum by (kind)"
+                            " (rate(rmapd_oracle_questions_total"
+                            f"{{{CHOSEN}}}[$__rate_interval])) * 60",
+                            "{{kind}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "graph",
                     "Outstanding entries",
                     "Recorded entries without a removal or a verdict. M1 and M4 judge entries "
                     "that stay.",
@@ -291,21 +306,6 @@ BOARD = Board(
                     span=8,
                     nothing="no migration entry in this time",
                 ),
-                Panel(
-                    "graph",
-                    "Oracle",
-                    "Addresses read in page tables, and sweeps of all page tables (the periodic "
-                    "scan is one a minute).",
-                    "cpm",
-                    (
-                        Query(
-                            "sum by (kind)"
-                            " (rate(rmapd_oracle_questions_total"
-                            f"{{{CHOSEN}}}[$__rate_interval])) * 60",
-                            "{{kind}}",
-                        ),
-                    ),
-                ),
             ),
         ),
         Row(
@@ -323,6 +323,7 @@ BOARD = Board(
                             "{{kind}}",
                         ),
                     ),
+                    span=8,
                 ),
                 Panel(
                     "graph",
@@ -339,6 +340,7 @@ BOARD = Board(
                     ),
                     "RmapdAuditBehind",
                     (("audit_pass_seconds", "orange"),),
+                    span=8,
                     nothing="no audit on this kernel",
                 ),
                 Panel(
@@ -354,6 +356,7 @@ BOARD = Board(
                             "{{ended}}",
                         ),
                     ),
+                    span=8,
                 ),
             ),
         ),
@@ -441,7 +444,7 @@ BOARD = Board(
                         ),
                         Query(
                             "sum (rate(rmapd_windows_unsampled_total"
-                            f"{{{CHOSEN}}}[$__rate_interval])) > 0",
+                            f"{{{CHOSEN}}}[$__rate_interval]))",
                             "unsampled",
                         ),
                     ),

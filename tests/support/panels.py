@@ -21,13 +21,14 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 import dashboards
-from dashboards.board import NO_DATA, Board, Panel
+from dashboards.board import NO_DATA, Panel, Row
 from tests.support.prometheus import Prometheus
 from tests.support.promql import expand
 
 mpl.use("Agg")
 
-_COLUMNS, _WIDTH, _UNIT_HEIGHT = 24, 24.0, 0.42
+_COLUMNS, _WIDTH, _UNIT_HEIGHT = 24, 15.0, 0.36
+"""Of Grafana's grid: columns; of ours: inches of all columns, and of a unit of height."""
 _NAMES = {"text": "#222222", "green": "#2e8b3d", "orange": "#e8820c", "yellow": "#d8b400"}
 _GREY = "#808080"
 _STEPS = 240
@@ -79,7 +80,9 @@ class Window:
 
 
 def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
-    size, name = next(((size, name) for size, name in steps if abs(value) >= size), steps[-1])
+    """Return a value in the largest unit that it has one of; steps: (size, name), falling."""
+    fitting = ((size, name) for size, name in steps if abs(value) >= size)
+    size, name = next(fitting, steps[-1])
     return f"{value / size:.3g} {name}".strip()
 
 
@@ -93,13 +96,13 @@ _TIMES = (
     (1e-9, "ns"),
 )
 _BYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
-_COUNTS = ((1e9, "Bil"), (1e6, "Mil"), (1e3, "K"), (1, ""), (1e-3, "m"))
+_COUNTS = ((1e9, "Bil"), (1e6, "Mil"), (1e3, "K"), (1, ""))
 _UNITS: Mapping[str, Callable[[float], str]] = {
-    "s": lambda value: _scaled(value, _TIMES),
+    "s": lambda value: _scaled(value, _TIMES) if value else "0 s",
     "bytes": lambda value: _scaled(value, _BYTES),
-    "short": lambda value: _scaled(value, _COUNTS) if value else "0",
+    "short": lambda value: _scaled(value, _COUNTS),
     "ops": lambda value: f"{_scaled(value, _COUNTS)} ops/s",
-    "cpm": lambda value: f"{value:.3g} cpm",
+    "cpm": lambda value: f"{_scaled(value, _COUNTS)} cpm",
     "percentunit": lambda value: f"{100 * value:.3g} %",
 }
 
@@ -132,9 +135,9 @@ def _draw_bars(axes: Any, panel: Panel, found: list[Series]) -> None:
         [one.last for one in rows],
         color=[_colour(panel, one.last) for one in rows],
     )
-    axes.set_yticks(range(len(rows)), [one.legend for one in rows], size=6)
+    axes.set_yticks(range(len(rows)), [one.legend for one in rows], size=8)
     for n, one in enumerate(rows):
-        axes.text(0, n, f" {_text(panel, one.last)}", size=6, va="center")
+        axes.text(0, n, f" {_text(panel, one.last)}", size=8, va="center")
     axes.set_xticks([])
 
 
@@ -145,8 +148,8 @@ def _draw_states(axes: Any, panel: Panel, found: list[Series]) -> None:
         axes.barh(
             n, width, left=times, color=[_colour(panel, v) for _, v in one.points], height=0.8
         )
-        axes.text(times[0], n, f" {_text(panel, one.last)}", size=6, va="center")
-    axes.set_yticks(range(len(found)), [one.legend for one in reversed(found)], size=6)
+        axes.text(times[0], n, f" {_text(panel, one.last)}", size=8, va="center")
+    axes.set_yticks(range(len(found)), [one.legend for one in reversed(found)], size=8)
     axes.set_xticks([])
 
 
@@ -165,15 +168,16 @@ def _draw_graph(axes: Any, panel: Panel, found: list[Series]) -> None:
     axes.legend(
         handles[:_MOST_LEGENDS],
         labels[:_MOST_LEGENDS],
-        fontsize=5.5,
+        fontsize=7,
         loc="upper left",
         title=title,
-        title_fontsize=5.5,
+        title_fontsize=7,
         framealpha=0.6,
     )
     axes.yaxis.set_major_formatter(lambda value, _: _UNITS[panel.unit](value))
     axes.xaxis.set_major_formatter(lambda at, _: time.strftime("%H:%M:%S", time.gmtime(at)))
-    axes.tick_params(labelsize=6)
+    axes.locator_params(axis="x", nbins=4)
+    axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
 
 
@@ -185,42 +189,36 @@ _DRAW: Mapping[str, Callable[[Any, Panel, list[Series]], None]] = {
 }
 
 
-def _places(board: Board) -> Iterator[tuple[str | Panel, int, int, int, int]]:
-    """Yield each heading and panel with its left, top, width and height, as Grafana places them."""
-    top = 0
-    for row in board.rows:
-        yield row.title, 0, top, _COLUMNS, 1
-        top, left, tallest = top + 1, 0, 0
-        for panel in row.panels:
-            if left + panel.span > _COLUMNS:
-                top, left, tallest = top + tallest, 0, 0
-            yield panel, left, top, panel.span, panel.height
-            left, tallest = left + panel.span, max(tallest, panel.height)
-        top += tallest
+def _places(row: Row) -> Iterator[tuple[Panel, int, int]]:
+    """Yield each panel with its left and its top, as Grafana places them."""
+    top = left = tallest = 0
+    for panel in row.panels:
+        if left + panel.span > _COLUMNS:
+            top, left, tallest = top + tallest, 0, 0
+        yield panel, left, top
+        left, tallest = left + panel.span, max(tallest, panel.height)
 
 
-def draw(board: Board, window: Window, path: Path) -> list[str]:
-    """Draw a dashboard as PNG; return the titles of the panels without data."""
-    places, empty = list(_places(board)), []
-    rows = max(top + height for _, _, top, _, height in places)
+def draw(row: Row, window: Window, path: Path) -> list[str]:
+    """Draw a row of a dashboard as PNG; return the titles of the panels without data."""
+    places, empty = list(_places(row)), []
+    rows = max(top + panel.height for panel, _, top in places) + 1
     figure = Figure(figsize=(_WIDTH, rows * _UNIT_HEIGHT))
-    for what, left, top, width, height in places:
+    figure.text(0.01, 1 - 0.7 / rows, row.title, size=12, weight="bold")
+    for panel, left, top in places:
         # A margin of the panel's own for its title, its axis and the gap to the next one.
-        x, w = (left + 0.9) / _COLUMNS, (width - 1.1) / _COLUMNS
-        y, h = 1 - (top + height - 0.7) / rows, (height - 1.7) / rows
-        if isinstance(what, str):
-            figure.text(0.01, 1 - (top + 0.7) / rows, what, size=14, weight="bold")
-            continue
-        axes = figure.add_axes((x, y, w, max(h, 0.001)))
-        axes.set_title(what.title, size=9, loc="left")
-        if found := window.series(what):
-            _DRAW[what.kind](axes, what, found)
+        x, w = (left + 1.6) / _COLUMNS, (panel.span - 1.9) / _COLUMNS
+        y, h = 1 - (top + panel.height + 0.2) / rows, (panel.height - 1.7) / rows
+        axes = figure.add_axes((x, y, w, h))
+        axes.set_title(panel.title, size=9, loc="left")
+        if found := window.series(panel):
+            _DRAW[panel.kind](axes, panel, found)
         else:
-            empty.append(what.title)
+            empty.append(panel.title)
             axes.set_xticks([])
             axes.set_yticks([])
-            colour = "#e8820c" if what.nothing == NO_DATA else _GREY
-            axes.text(0.5, 0.5, what.nothing, size=12, ha="center", va="center", color=colour)
+            colour = "#e8820c" if panel.nothing == NO_DATA else _GREY
+            axes.text(0.5, 0.5, panel.nothing, size=11, ha="center", va="center", color=colour)
     figure.savefig(path, dpi=80)
     return empty
 
@@ -233,7 +231,12 @@ def draw_all(api: Prometheus, folder: Path, seconds: float, **chosen: str) -> di
     window = Window(api, variables, now - seconds, now)
     folder.mkdir(parents=True, exist_ok=True)
     return {
-        board.uid: draw(board, window, folder / f"{board.uid}.png") for board in dashboards.BOARDS
+        board.uid: [
+            title
+            for number, row in enumerate(board.rows, 1)
+            for title in draw(row, window, folder / f"{board.uid}-{number}.png")
+        ]
+        for board in dashboards.BOARDS
     }
 
 
