@@ -268,7 +268,7 @@ def _panel(number: int, panel: Panel, settings: Settings) -> _Made:
     ).span(panel.span).height(panel.height)
     steps = [
         model.Threshold(None, panel.base),
-        *(model.Threshold(settings.threshold(at), colour) for at, colour in panel.thresholds),
+        *(model.Threshold(float(value), colour) for value, colour in panel.thresholds),
     ]
     made.thresholds(build.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps))
     if isinstance(made, timeseries.Panel) and panel.thresholds:
