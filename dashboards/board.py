@@ -101,12 +101,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Variable:
-    """A selection at the top of a dashboard: the values of a query, by default all."""
+    """A selection at the top of a dashboard: the values of a query, by default all.
+
+    named: "All" means each value of the query, so that what is chosen before counts; else it means
+    anything, which is shorter, and finds series without the label.
+    """
 
     name: str
     label: str
     query: str
-    multi: bool = True
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ HOSTS = (
     Variable("cluster", "Cluster", _info("", "<<cluster>>")),
     Variable("job", "Job", _info(f", {_OF_CLUSTER}", "job")),
     Variable("kernel", "Kernel", _info(f", {_OF_JOB}", "kernel")),
-    Variable("instance", "Host", _info(f', {_OF_JOB}, kernel=~"$kernel"', "instance")),
+    Variable("instance", "Host", _info(f', {_OF_JOB}, kernel=~"$kernel"', "instance"), named=True),
 )
 """The variables that choose hosts."""
 INVARIANT = Variable(
@@ -307,7 +311,8 @@ def _variable(variable: Variable) -> build.QueryVariable:
         model.VariableSort.ALPHABETICAL_ASC
     )
     everything = model.VariableOption(selected=True, text="All", value="$__all")
-    return made.multi(variable.multi).include_all(True).all_value(".*").current(everything)
+    made.multi(True).include_all(True).current(everything)
+    return made if variable.named else made.all_value(".*")
 
 
 def _annotation(one: Annotation) -> build.AnnotationQuery:

@@ -101,8 +101,8 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Violations by kernel and invariant",
-                    "Proven violations on all hosts of a kernel. Zero is significant only with "
-                    "coverage and checks.",
+                    "Proven violations on all hosts of a kernel since their daemons started. Zero "
+                    "is significant only with coverage and checks.",
                     "short",
                     (
                         Query(
@@ -177,7 +177,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Violations",
-                    "The ten hosts with the most violations.",
+                    "The ten hosts with the most violations since their daemons started.",
                     "short",
                     (
                         Query(
