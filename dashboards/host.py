@@ -444,7 +444,8 @@ BOARD = Board(
                         ),
                         Query(
                             "sum (rate(rmapd_windows_unsampled_total"
-                            f"{{{CHOSEN}}}[$__rate_interval]))",
+                            f"{{{CHOSEN}}}[$__rate_interval])"
+                            f" and on (<<target>>) rmapd_windows_total{{{CHOSEN}}})",
                             "unsampled",
                         ),
                     ),

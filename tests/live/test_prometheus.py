@@ -85,7 +85,9 @@ def test_promtool_rejects_a_wrong_rule(tmp_path: Path) -> None:
     (tmp_path / "prometheus").mkdir()
     for name in ("prometheus/rules.yaml", "prometheus/alerts.yaml", "rules_test.yaml"):
         text = (dashboards.FOLDER / name).read_text()
-        (tmp_path / name).write_text(text.replace(f"{VIOLATED}[15m]) > 0", f"{VIOLATED}[15m]) > 9e9"))
+        (tmp_path / name).write_text(
+            text.replace(f"{VIOLATED}[15m]) > 0", f"{VIOLATED}[15m]) > 9e9")
+        )
     done = subprocess.run(
         ["promtool", "test", "rules", "rules_test.yaml"],
         cwd=tmp_path,

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,23 @@ class Window:
                 results = self.api.get("/api/v1/query", query=expr, time=str(self.end))["result"]
                 rows = [(one["metric"], [one["value"]]) for one in results]
             else:
-                step = max(1.0, (self.end - self.begin) / _STEPS)
-                times = {"start": str(self.begin), "end": str(self.end), "step": f"{step:.3f}"}
+                times = {"start": str(self.begin), "end": str(self.end), "step": str(self.step)}
                 results = self.api.get("/api/v1/query_range", query=expr, **times)["result"]
                 rows = [(one["metric"], one["values"]) for one in results]
             for metric, values in rows:
                 parts = re.split(r"{{(\w+)}}", query.legend)
                 parts[1::2] = [metric.get(label, "") for label in parts[1::2]]
                 legend = "".join(parts).strip()
-                points = tuple((float(at), float(value)) for at, value in values)
-                found.append(Series(legend, points))
-        return [one for one in found if not all(math.isnan(value) for _, value in one.points)]
+                points = [(float(at), float(value)) for at, value in values]
+                known = tuple(point for point in points if not math.isnan(point[1]))
+                if known:
+                    found.append(Series(legend, known))
+        return found
+
+    @property
+    def step(self) -> float:
+        """Seconds between two points of a graph."""
+        return max(1.0, (self.end - self.begin) / _STEPS)
 
 
 def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
@@ -119,7 +125,7 @@ def _colour(panel: Panel, value: float) -> str:
     return _NAMES.get(name, name)
 
 
-def _draw_stat(axes: Any, panel: Panel, found: list[Series]) -> None:
+def _draw_stat(axes: Any, panel: Panel, found: list[Series], _: float) -> None:
     axes.axis("off")
     size = 22 if len(found) == 1 else 10
     for n, one in enumerate(found[:6]):
@@ -128,35 +134,38 @@ def _draw_stat(axes: Any, panel: Panel, found: list[Series]) -> None:
         axes.text(0.5, y, text, size=size, ha="center", va="center", color=_colour(panel, one.last))
 
 
-def _draw_bars(axes: Any, panel: Panel, found: list[Series]) -> None:
+def _draw_bars(axes: Any, panel: Panel, found: list[Series], _: float) -> None:
     rows = sorted(found, key=lambda one: one.last)
-    axes.barh(
-        range(len(rows)),
-        [one.last for one in rows],
-        color=[_colour(panel, one.last) for one in rows],
-    )
-    axes.set_yticks(range(len(rows)), [one.legend for one in rows], size=8)
+    lengths, colours = [one.last for one in rows], [_colour(panel, one.last) for one in rows]
+    axes.barh(range(len(rows)), lengths, color=colours, alpha=0.5)
+    axes.set_xlim(0, max([*lengths, 1e-9]))
     for n, one in enumerate(rows):
-        axes.text(0, n, f" {_text(panel, one.last)}", size=8, va="center")
+        axes.text(0, n, f"  {one.legend}:  {_text(panel, one.last)}", size=8, va="center")
+    axes.set_yticks([])
     axes.set_xticks([])
 
 
-def _draw_states(axes: Any, panel: Panel, found: list[Series]) -> None:
+def _draw_states(axes: Any, panel: Panel, found: list[Series], step: float) -> None:
     for n, one in enumerate(reversed(found)):
-        times = [at for at, _ in one.points]
-        width = times[1] - times[0] if len(times) > 1 else 1
-        axes.barh(
-            n, width, left=times, color=[_colour(panel, v) for _, v in one.points], height=0.8
-        )
+        times, colours = zip(*((at, _colour(panel, v)) for at, v in one.points), strict=True)
+        axes.barh(n, step, left=times, color=colours, height=0.8)
         axes.text(times[0], n, f" {_text(panel, one.last)}", size=8, va="center")
     axes.set_yticks(range(len(found)), [one.legend for one in reversed(found)], size=8)
     axes.set_xticks([])
 
 
-def _draw_graph(axes: Any, panel: Panel, found: list[Series]) -> None:
+def _with_gaps(points: Sequence[tuple[float, float]], step: float) -> Iterator[tuple[float, float]]:
+    """Yield the points, and a value that draws nothing where some are missing."""
+    for (before, _), (at, value) in zip([points[0], *points], points, strict=False):
+        if at - before > 1.5 * step:
+            yield before + step, math.nan
+        yield at, value
+
+
+def _draw_graph(axes: Any, panel: Panel, found: list[Series], step: float) -> None:
     for one in sorted(found, key=lambda one: -one.last):
         label = f"{one.legend}  {_UNITS[panel.unit](one.last)}"
-        axes.plot(*zip(*one.points, strict=True), linewidth=1, label=label)
+        axes.plot(*zip(*_with_gaps(one.points, step), strict=True), linewidth=1, label=label)
     axes.set_ylim(bottom=0)
     top = axes.get_ylim()[1]
     for at, colour in panel.thresholds:
@@ -164,14 +173,13 @@ def _draw_graph(axes: Any, panel: Panel, found: list[Series]) -> None:
             axes.axhline(float(at), linestyle="--", linewidth=1, color=_NAMES.get(colour, colour))
     handles, labels = axes.get_legend_handles_labels()
     more = len(labels) - _MOST_LEGENDS
-    title = f"and {more} more" if more > 0 else None
     axes.legend(
         handles[:_MOST_LEGENDS],
         labels[:_MOST_LEGENDS],
+        title=f"and {more} more" if more > 0 else None,
         fontsize=7,
-        loc="upper left",
-        title=title,
         title_fontsize=7,
+        loc="upper left",
         framealpha=0.6,
     )
     axes.yaxis.set_major_formatter(lambda value, _: _UNITS[panel.unit](value))
@@ -181,7 +189,7 @@ def _draw_graph(axes: Any, panel: Panel, found: list[Series]) -> None:
     axes.grid(alpha=0.3)
 
 
-_DRAW: Mapping[str, Callable[[Any, Panel, list[Series]], None]] = {
+_DRAW: Mapping[str, Callable[[Any, Panel, list[Series], float], None]] = {
     "stat": _draw_stat,
     "bars": _draw_bars,
     "states": _draw_states,
@@ -212,7 +220,7 @@ def draw(row: Row, window: Window, path: Path) -> list[str]:
         axes = figure.add_axes((x, y, w, h))
         axes.set_title(panel.title, size=9, loc="left")
         if found := window.series(panel):
-            _DRAW[panel.kind](axes, panel, found)
+            _DRAW[panel.kind](axes, panel, found, window.step)
         else:
             empty.append(panel.title)
             axes.set_xticks([])
