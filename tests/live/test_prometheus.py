@@ -135,8 +135,8 @@ def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
                         needs_hooks = any(name in query.expr for name in HOOKED_ONLY) and not hooked
                         host = replay if needs_hooks else real
                         expr = expand(query.expr, {**ALL, "instance": host})
-                        found = api.query(expr)
-                        assert found, f"{board.title}, {panel.title}: {expr}"
+                        # On a busy machine a scrape may come too late, and all series end.
+                        until(partial(api.query, expr), 10, f"{panel.title} has data: {expr}")
                         answered += 1
                 for variable in board.variables:
                     expr, label = (
