@@ -21,7 +21,7 @@ from dashboards.board import (
 
 _HI = f'{CHOSEN}, invariant=~"$invariant"'
 _COVERAGE = {"-1": "fell", "0": "not here", "0.5": "partial", "1": "full"}
-_UNHOOKED = "no function of this kernel is hooked"
+_UNHOOKED = "no window in this time, or no function of this kernel is hooked"
 
 
 def _quantile(q: float, metric: str, by: str = "") -> str:

@@ -152,7 +152,7 @@ def test_every_dashboard_query_has_an_answer(tmp_path: Path) -> None:
                     api.query(expand(annotation.expr, ALL))
             assert answered >= 50
             if folder := os.environ.get("RMAPD_PANELS"):
-                draw_all(api, Path(folder), 60, **ALL)
+                draw_all(api, Path(folder), 60, **{**ALL, "instance": real})
             (series,) = api.query(f'scrape_samples_scraped{{instance="{real}"}}')
             assert int(series["value"][1]) < 800
 
