@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from dashboards.board import GOOD_IS_ONE, HOST, KERNEL, Board, Panel, Query, Row
+from dashboards.board import (
+    CHOSEN,
+    GOOD_IS_ONE,
+    HOSTS,
+    STARTS,
+    VIOLATIONS,
+    Board,
+    Panel,
+    Query,
+    Row,
+)
 
-_H = 'instance=~"$host"'
-_OURS = "and on (job, instance) rmapd_gate_open"
+_OURS = "and on (<<target>>) rmapd_gate_open"
 """Selects the process_* series of rmapd: other exporters have them too."""
 _UP = {"0": "no", "1": "yes"}
+_HOOKS = (
+    ("attached", "attached|at_times"),
+    ("paused", "paused"),
+    ("not in this kernel", "absent|lacking|dependent"),
+    ("refused by it", "refused|unusable"),
+    ("failed or detached", "failed|detached"),
+)
+"""In words, and the values of the label `state`."""
 
 BOARD = Board(
     uid="rmapd-daemon",
     title="rmapd / Daemon",
     description="Whether rmapd itself works: up, checking, without losses, and within its budget.",
-    variables=(KERNEL, HOST),
+    variables=HOSTS,
+    annotations=(VIOLATIONS, STARTS),
     rows=(
         Row(
             "Availability",
@@ -23,12 +41,12 @@ BOARD = Board(
                     "Up",
                     "Whether Prometheus can scrape the daemon.",
                     "short",
-                    (Query(f'min(up{{job="rmapd", {_H}}})'),),
+                    (Query(f"min(up{{{CHOSEN}}})"),),
                     "RmapdDown",
                     GOOD_IS_ONE,
                     "red",
                     _UP,
-                    4,
+                    3,
                     5,
                 ),
                 Panel(
@@ -36,12 +54,12 @@ BOARD = Board(
                     "Gate",
                     "1 while kernel events are being recorded.",
                     "short",
-                    (Query(f"min(rmapd_gate_open{{{_H}}})"),),
+                    (Query(f"min(rmapd_gate_open{{{CHOSEN}}})"),),
                     "RmapdNotReady",
                     GOOD_IS_ONE,
                     "red",
                     {"0": "closed", "1": "open"},
-                    4,
+                    3,
                     5,
                 ),
                 Panel(
@@ -50,28 +68,42 @@ BOARD = Board(
                     "Seconds since the checker last read the kernel's tables. It does so every "
                     "second; if it stops, the web server still answers.",
                     "s",
-                    (Query(f"max(time() - rmapd_snapshot_time_seconds{{{_H}}})"),),
+                    (Query(f"max(time() - rmapd_snapshot_time_seconds{{{CHOSEN}}})"),),
                     "RmapdStalled",
-                    ((10, "orange"), (60, "red")),
-                    span=4,
+                    (("read_late_seconds", "orange"), ("read_stalled_seconds", "red")),
+                    span=3,
                     height=5,
+                ),
+                Panel(
+                    "stat",
+                    "Configuration",
+                    "Whether the last reload was taken over (the worst host). Refused: the "
+                    "settings of before are in force, and the next start will fail.",
+                    "short",
+                    (Query(f"min(rmapd_config_last_reload_successful{{{CHOSEN}}})"),),
+                    "RmapdConfigReloadFailed",
+                    GOOD_IS_ONE,
+                    "orange",
+                    {"0": "refused", "1": "in force"},
+                    3,
+                    5,
                 ),
                 Panel(
                     "stat",
                     "Uptime",
                     "Age of the process. All of its counts start at zero with it.",
                     "s",
-                    (Query(f"min(time() - (process_start_time_seconds{{{_H}}} {_OURS}))"),),
+                    (Query(f"min(time() - (process_start_time_seconds{{{CHOSEN}}} {_OURS}))"),),
                     span=4,
                     height=5,
                 ),
                 Panel(
                     "stat",
                     "Fidelity",
-                    "The fidelity in force: full, owner (without rwsem programs) or migration "
-                    "(only the ledger).",
+                    "The hosts at each fidelity: full, sampled (some of the windows), owner "
+                    "(without rwsem programs) or migration (only the ledger).",
                     "short",
-                    (Query(f"count by (level) (rmapd_fidelity{{{_H}}} == 1)", "{{level}}"),),
+                    (Query(f"count by (level) (rmapd_fidelity{{{CHOSEN}}} == 1)", "{{level}}"),),
                     span=4,
                     height=5,
                 ),
@@ -80,7 +112,7 @@ BOARD = Board(
                     "Version",
                     "The versions in use, with the number of hosts of each.",
                     "short",
-                    (Query(f"count by (version) (rmapd_build_info{{{_H}}})", "{{version}}"),),
+                    (Query(f"count by (version) (rmapd_build_info{{{CHOSEN}}})", "{{version}}"),),
                     span=4,
                     height=5,
                 ),
@@ -97,8 +129,8 @@ BOARD = Board(
                     "short",
                     (
                         Query(
-                            "sum by (instance, kind)"
-                            f" (increase(rmapd_events_lost_total{{{_H}}}[$__rate_interval]))",
+                            "sum by (<<target>>, kind)"
+                            f" (increase(rmapd_events_lost_total{{{CHOSEN}}}[$__rate_interval]))",
                             "{{instance}} {{kind}}",
                         ),
                     ),
@@ -113,8 +145,9 @@ BOARD = Board(
                     "short",
                     (
                         Query(
-                            "sum by (instance, probe_object)"
-                            f" (increase(rmapd_probe_missed_runs_total{{{_H}}}[$__rate_interval]))",
+                            "sum by (<<target>>, probe_object)"
+                            " (increase(rmapd_probe_missed_runs_total"
+                            f"{{{CHOSEN}}}[$__rate_interval]))",
                             "{{instance}} {{probe_object}}",
                         ),
                     ),
@@ -123,18 +156,16 @@ BOARD = Board(
                 ),
                 Panel(
                     "graph",
-                    "Hooks attached",
-                    "Attached hooks of the attach plan. The plan has the names of all kernels, so "
-                    "no kernel attaches all of them.",
+                    "Hooks by what became of them",
+                    "The attach plan has the names of all kernels. Not in this kernel, or refused "
+                    "by it, is no fault; failed and detached are.",
                     "short",
-                    (
+                    tuple(
                         Query(
-                            f"sum by (instance) (rmapd_probe_attached{{{_H}}})",
-                            "{{instance}} attached",
-                        ),
-                        Query(
-                            f"count by (instance) (rmapd_probe_attached{{{_H}}})", "{{instance}} of"
-                        ),
+                            f'sum by (<<target>>) (rmapd_hooks{{{CHOSEN}, state=~"{states}"}})',
+                            f"{{{{instance}}}} {words}",
+                        )
+                        for words, states in _HOOKS
                     ),
                     "RmapdCoverageLost",
                 ),
@@ -145,11 +176,12 @@ BOARD = Board(
                     "short",
                     (
                         Query(
-                            f"sum by (instance) (rmapd_invariant_coverage{{{_H}}} == bool 1)",
+                            f"sum by (<<target>>) (rmapd_invariant_coverage{{{CHOSEN}}} == bool 1)",
                             "{{instance}} full",
                         ),
                         Query(
-                            f"sum by (instance) (rmapd_invariant_coverage{{{_H}}} == bool 0.5)",
+                            "sum by (<<target>>)"
+                            f" (rmapd_invariant_coverage{{{CHOSEN}}} == bool 0.5)",
                             "{{instance}} partial",
                         ),
                     ),
@@ -168,14 +200,14 @@ BOARD = Board(
                     "bytes",
                     (
                         Query(
-                            f"process_resident_memory_bytes{{{_H}}}"
-                            f" and on (job, instance) rmapd_gate_open{{{_H}}}",
+                            f"process_resident_memory_bytes{{{CHOSEN}}}"
+                            f" and on (<<target>>) rmapd_gate_open{{{CHOSEN}}}",
                             "{{instance}} resident",
                         ),
-                        Query(f"rmapd_peak_rss_bytes{{{_H}}}", "{{instance}} peak"),
+                        Query(f"rmapd_peak_rss_bytes{{{CHOSEN}}}", "{{instance}} peak"),
                     ),
                     "",
-                    ((209715200, "orange"),),
+                    (("resident_bytes", "orange"),),
                 ),
                 Panel(
                     "graph",
@@ -184,11 +216,12 @@ BOARD = Board(
                     "percentunit",
                     (
                         Query(
-                            f"rate(process_cpu_seconds_total{{{_H}}}[$__rate_interval]) {_OURS}",
+                            f"rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval])"
+                            f" {_OURS}",
                             "{{instance}} user and system",
                         ),
                         Query(
-                            f"rate(rmapd_user_seconds_total{{{_H}}}[$__rate_interval])",
+                            f"rate(rmapd_user_seconds_total{{{CHOSEN}}}[$__rate_interval])",
                             "{{instance}} user",
                         ),
                     ),
@@ -200,9 +233,9 @@ BOARD = Board(
                     "Since the daemon began. Ticks are due once a second; what keeps the loop, "
                     "such as a sweep of all page tables, also delays verdicts.",
                     "s",
-                    (Query(f"rmapd_tick_longest_gap_seconds{{{_H}}}", "{{instance}}"),),
+                    (Query(f"rmapd_tick_longest_gap_seconds{{{CHOSEN}}}", "{{instance}}"),),
                     "RmapdStalled",
-                    ((2, "orange"),),
+                    (("tick_gap_seconds", "orange"),),
                 ),
                 Panel(
                     "graph",
@@ -212,9 +245,9 @@ BOARD = Board(
                     (
                         Query(
                             "topk(10, sum by (hook)"
-                            f" (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval]))"
+                            f" (rate(rmapd_probe_run_seconds_total{{{CHOSEN}}}[$__rate_interval]))"
                             " / (sum by (hook)"
-                            f" (rate(rmapd_probe_runs_total{{{_H}}}[$__rate_interval])) > 0))",
+                            f" (rate(rmapd_probe_runs_total{{{CHOSEN}}}[$__rate_interval])) > 0))",
                             "{{hook}}",
                         ),
                     ),
@@ -226,23 +259,27 @@ BOARD = Board(
                     "Each BPF program, link and map is a file descriptor. The number does not grow "
                     "after the gate opens.",
                     "short",
-                    (Query(f"process_open_fds{{{_H}}} {_OURS}", "{{instance}}"),),
+                    (Query(f"process_open_fds{{{CHOSEN}}} {_OURS}", "{{instance}}"),),
+                    span=8,
                 ),
                 Panel(
                     "graph",
                     "Series per scrape",
-                    "Fewer than 720 by design, and constant from the first scrape on.",
+                    "Fewer than <<thresholds.series_per_scrape>> by design, and constant from the "
+                    "first scrape on.",
                     "short",
-                    (Query(f'scrape_samples_scraped{{job="rmapd", {_H}}}', "{{instance}}"),),
+                    (Query(f"scrape_samples_scraped{{{CHOSEN}}}", "{{instance}}"),),
                     "",
-                    ((720, "red"),),
+                    (("series_per_scrape", "orange"),),
+                    span=8,
                 ),
                 Panel(
                     "graph",
                     "Duration of a scrape",
                     "A scrape reads the last snapshot; the checker makes one a second at most.",
                     "s",
-                    (Query(f'scrape_duration_seconds{{job="rmapd", {_H}}}', "{{instance}}"),),
+                    (Query(f"scrape_duration_seconds{{{CHOSEN}}}", "{{instance}}"),),
+                    span=8,
                 ),
             ),
         ),

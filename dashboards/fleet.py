@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from dashboards.board import GOOD_IS_ZERO, Board, Panel, Query, Row, Variable
+from dashboards.board import (
+    GOOD_IS_ZERO,
+    GREY,
+    RECORDED,
+    Annotation,
+    Board,
+    Panel,
+    Query,
+    Row,
+    Variable,
+)
 
-_K = 'kernel=~"$kernel"'
-_KI = 'kernel=~"$kernel", invariant=~"$invariant"'
+_K = RECORDED
+_KI = f'{RECORDED}, invariant=~"$invariant"'
+_H = '<<cluster>>=~"$cluster", job=~"$job"'
+"""Of recorded series without the kernel."""
 
 BOARD = Board(
     uid="rmapd-fleet",
     title="rmapd / Fleet",
     description="Violations and coverage by kernel release, and hosts that stand out.",
     variables=(
-        Variable("kernel", "Kernel", "label_values(kernel:rmapd_hosts:count, kernel)"),
+        Variable("cluster", "Cluster", "label_values(kernel:rmapd_hosts:count, <<cluster>>)"),
+        Variable(
+            "job", "Job", 'label_values(kernel:rmapd_hosts:count{<<cluster>>=~"$cluster"}, job)'
+        ),
+        Variable("kernel", "Kernel", f"label_values(kernel:rmapd_hosts:count{{{_H}}}, kernel)"),
         Variable(
             "invariant", "Invariant", "label_values(kernel_invariant:rmapd_coverage:avg, invariant)"
+        ),
+    ),
+    annotations=(
+        Annotation(
+            "Violations",
+            "sum by (kernel, invariant)"
+            f" (increase(kernel_invariant:rmapd_violations:sum{{{_KI}}}[2m])) > 0",
+            "{{invariant}} violated",
+            "Kernel {{kernel}}: a violation was proven.",
+            "red",
+            "invariant,kernel",
         ),
     ),
     window="now-7d",
@@ -35,9 +62,9 @@ BOARD = Board(
                 Panel(
                     "stat",
                     "Hosts with a violation",
-                    "Hosts with a proven violation since their daemon started.",
+                    "Hosts with a proven violation since they booted.",
                     "short",
-                    (Query(f"sum(instance_kernel:rmapd_violations:sum{{{_K}}} > bool 0)"),),
+                    (Query(f"sum(instance_kernel:rmapd_violated:count{{{_K}}} > bool 0)"),),
                     "RmapdInvariantViolated",
                     GOOD_IS_ZERO,
                     span=3,
@@ -74,8 +101,8 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Violations by kernel and invariant",
-                    "Proven violations on all hosts of a kernel. Zero is significant only with "
-                    "coverage and checks.",
+                    "Proven violations on all hosts of a kernel since their daemons started. Zero "
+                    "is significant only with coverage and checks.",
                     "short",
                     (
                         Query(
@@ -112,8 +139,8 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Coverage by kernel and invariant",
-                    "Average of a kernel's hosts: full is 100 %, partial 50 %. Hosts of one kernel "
-                    "differ by configuration.",
+                    "Average of a kernel's hosts: full is 100 %, partial 50 %. Grey: not "
+                    "checkable there. Hosts of one kernel differ by configuration.",
                     "percentunit",
                     (
                         Query(
@@ -123,9 +150,10 @@ BOARD = Board(
                         ),
                     ),
                     "RmapdCoverageLost",
-                    ((0.5, "yellow"), (1, "green")),
-                    "red",
-                    height=12,
+                    ((0.001, "yellow"), (1, "green")),
+                    GREY,
+                    {"0": "not here"},
+                    height=18,
                 ),
                 Panel(
                     "graph",
@@ -139,7 +167,7 @@ BOARD = Board(
                             "{{kernel}}",
                         ),
                     ),
-                    height=12,
+                    height=18,
                 ),
             ),
         ),
@@ -149,7 +177,7 @@ BOARD = Board(
                 Panel(
                     "bars",
                     "Violations",
-                    "The ten hosts with the most violations.",
+                    "The ten hosts with the most violations since their daemons started.",
                     "short",
                     (
                         Query(
@@ -165,55 +193,75 @@ BOARD = Board(
                     "Unverifiable checks",
                     "The ten hosts with the largest share of unverifiable checks in an hour.",
                     "percentunit",
-                    (Query("topk(10, instance:rmapd_unverifiable:ratio_rate1h)", "{{instance}}"),),
+                    (
+                        Query(
+                            f"topk(10, instance:rmapd_unverifiable:ratio_rate1h{{{_H}}})",
+                            "{{instance}}",
+                        ),
+                    ),
                     "RmapdChecksUnverifiable",
-                    ((0.01, "orange"), (0.1, "red")),
+                    (("unverifiable_ratio", "orange"), ("unverifiable_many_ratio", "red")),
                 ),
                 Panel(
                     "bars",
                     "Events lost",
                     "The ten hosts with the most lost events in the last hour.",
                     "short",
-                    (Query("topk(10, instance:rmapd_events_lost:increase1h)", "{{instance}}"),),
+                    (
+                        Query(
+                            f"topk(10, instance:rmapd_events_lost:increase1h{{{_H}}})",
+                            "{{instance}}",
+                        ),
+                    ),
                     "RmapdEventsLost",
                     ((1, "orange"),),
                 ),
                 Panel(
                     "bars",
-                    "Overhead",
-                    "The ten hosts with the largest share of CPU time in rmapd and its programs.",
+                    "CPU time, of the budget",
+                    "The ten hosts on which rmapd and its programs take the largest part of the "
+                    "daemon's budget.",
                     "percentunit",
-                    (Query("topk(10, instance:rmapd_overhead:ratio_rate5m)", "{{instance}}"),),
+                    (
+                        Query(
+                            f"topk(10, instance:rmapd_overhead_of_budget:ratio_rate5m{{{_H}}})",
+                            "{{instance}}",
+                        ),
+                    ),
                     "RmapdOverheadOverBudget",
-                    ((0.01, "orange"),),
+                    ((1, "orange"),),
                 ),
                 Panel(
                     "bars",
                     "Lock waits, 99 %",
-                    "The ten longest 99th percentiles of lock waits.",
+                    "The ten longest 99th percentiles of lock waits, of locks that were not free.",
                     "s",
                     (
                         Query(
-                            "topk(10, instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m)",
+                            "topk(10, instance_class_mode:rmapd_lock_wait_seconds:p99_rate5m"
+                            f"{{{_H}}})",
                             "{{instance}} {{class}} {{mode}}",
                         ),
                     ),
                     "RmapdLockWaitTail",
-                    ((0.1, "orange"),),
+                    (("lock_wait_seconds", "orange"),),
+                    nothing="no wait in five minutes",
                 ),
                 Panel(
                     "bars",
-                    "Oldest migration entry",
-                    "The ten hosts with the oldest migration entries.",
-                    "s",
+                    "Oldest migration entry, of the age limit",
+                    "The ten hosts whose oldest migration entry is nearest to the daemon's age "
+                    "limit, or above it.",
+                    "percentunit",
                     (
                         Query(
-                            "topk(10, instance:rmapd_migration_oldest_entry_seconds:max)",
+                            "topk(10, instance:rmapd_migration_oldest_entry_of_limit:ratio"
+                            f"{{{_H}}})",
                             "{{instance}}",
                         ),
                     ),
                     "RmapdMigrationEntryStuck",
-                    ((10, "orange"),),
+                    ((1, "orange"),),
                 ),
             ),
         ),

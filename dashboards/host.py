@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from dashboards.board import (
+    CHOSEN,
     GOOD_IS_ONE,
     GOOD_IS_ZERO,
-    HOST,
+    GREY,
+    HOSTS,
     INVARIANT,
-    KERNEL,
     STANDING,
     STANDING_TEXTS,
+    STARTS,
+    VIOLATIONS,
     Board,
     Panel,
     Query,
     Row,
 )
 
-_H = 'instance=~"$host"'
-_HI = 'instance=~"$host", invariant=~"$invariant"'
-_COVERAGE = {"0": "none", "0.5": "partial", "1": "full"}
+_HI = f'{CHOSEN}, invariant=~"$invariant"'
+_COVERAGE = {"-1": "fell", "0": "not here", "0.5": "partial", "1": "full"}
+_UNHOOKED = "no window in this time, or no function of this kernel is hooked"
 
 
 def _quantile(q: float, metric: str, by: str = "") -> str:
-    labels = f"instance, {by}, le" if by else "instance, le"
-    rate = f"rate({metric}_bucket{{{_H}}}[$__rate_interval])"
+    labels = f"<<target>>, {by}, le" if by else "<<target>>, le"
+    rate = f"rate({metric}_bucket{{{CHOSEN}}}[$__rate_interval])"
     return f"histogram_quantile({q}, sum by ({labels}) ({rate}))"
 
 
@@ -31,7 +34,8 @@ BOARD = Board(
     uid="rmapd-host",
     title="rmapd / Host",
     description="Checks, coverage, findings and cost of rmapd on a host.",
-    variables=(KERNEL, HOST, INVARIANT),
+    variables=(*HOSTS, INVARIANT),
+    annotations=(VIOLATIONS, STARTS),
     rows=(
         Row(
             "Verdict, and its reliability",
@@ -43,7 +47,7 @@ BOARD = Board(
                     "violated. Amber: something is not known or is suspect. The page and /api/v1/ "
                     "have the reasons.",
                     "short",
-                    (Query(f"max(rmapd_standing{{{_H}}})"),),
+                    (Query(f"max(rmapd_standing{{{CHOSEN}}})"),),
                     "RmapdNotAllKnown",
                     STANDING,
                     "orange",
@@ -53,11 +57,12 @@ BOARD = Board(
                 ),
                 Panel(
                     "stat",
-                    "Violations",
-                    "Proven violations since the daemon started. Zero is significant only with "
-                    "checks and coverage, and without losses.",
+                    "Violated invariants",
+                    "Invariants with a proven violation since the host booted: a restart of the "
+                    "daemon does not clear them. Zero is significant only with checks and "
+                    "coverage, and without losses.",
                     "short",
-                    (Query(f"sum(rmapd_violations_total{{{_HI}}})"),),
+                    (Query(f"sum(rmapd_first_violation_time_seconds{{{_HI}}} > bool 0)"),),
                     "RmapdInvariantViolated",
                     GOOD_IS_ZERO,
                     span=3,
@@ -99,7 +104,7 @@ BOARD = Board(
                         ),
                     ),
                     "RmapdChecksUnverifiable",
-                    ((0.01, "orange"), (0.1, "red")),
+                    (("unverifiable_ratio", "orange"), ("unverifiable_many_ratio", "red")),
                     span=3,
                     height=5,
                 ),
@@ -109,7 +114,7 @@ BOARD = Board(
                     "1 while kernel events are being recorded: from attaching to detaching the "
                     "programs.",
                     "short",
-                    (Query(f"min(rmapd_gate_open{{{_H}}})"),),
+                    (Query(f"min(rmapd_gate_open{{{CHOSEN}}})"),),
                     "RmapdNotReady",
                     GOOD_IS_ONE,
                     "red",
@@ -123,10 +128,10 @@ BOARD = Board(
                     "Whether page tables can be read. Without that, entries left behind stay "
                     "suspects.",
                     "short",
-                    (Query(f"min(rmapd_oracle_ready{{{_H}}})"),),
+                    (Query(f"min(rmapd_oracle_ready{{{CHOSEN}}})"),),
                     "RmapdOracleNotReady",
                     GOOD_IS_ONE,
-                    "red",
+                    "orange",
                     {"0": "not calibrated", "1": "ready"},
                     3,
                     5,
@@ -137,9 +142,9 @@ BOARD = Board(
                     "Seconds since the checker last read the kernel's tables: the age of all data "
                     "here.",
                     "s",
-                    (Query(f"max(time() - rmapd_snapshot_time_seconds{{{_H}}})"),),
+                    (Query(f"max(time() - rmapd_snapshot_time_seconds{{{CHOSEN}}})"),),
                     "RmapdStalled",
-                    ((10, "orange"), (60, "red")),
+                    (("read_late_seconds", "orange"), ("read_stalled_seconds", "red")),
                     span=3,
                     height=5,
                 ),
@@ -151,20 +156,23 @@ BOARD = Board(
                 Panel(
                     "states",
                     "Coverage by invariant",
-                    "Coverage of each invariant on this kernel in this run. `rmapd doctor` on the "
-                    "host prints why it is not full.",
+                    "The lowest coverage of each invariant on the hosts. Grey: this kernel, or "
+                    "its configuration, has not what the check needs. Fell: it was higher within "
+                    "a day. `rmapd doctor` on the host prints why it is not full.",
                     "short",
                     (
                         Query(
-                            f"max by (invariant) (rmapd_invariant_coverage{{{_HI}}})",
+                            f"min by (invariant) (-(rmapd_invariant_coverage{{{_HI}}}"
+                            f" < bool max_over_time(rmapd_invariant_coverage{{{_HI}}}[1d]) == 1)"
+                            f" or rmapd_invariant_coverage{{{_HI}}})",
                             "{{invariant}}",
                         ),
                     ),
                     "RmapdCoverageLost",
-                    ((0.5, "yellow"), (1, "green")),
-                    "red",
+                    ((-1, "orange"), (0, GREY), (0.5, "yellow"), (1, "green")),
+                    GREY,
                     _COVERAGE,
-                    height=11,
+                    height=13,
                 ),
                 Panel(
                     "graph",
@@ -179,7 +187,7 @@ BOARD = Board(
                             "{{invariant}}",
                         ),
                     ),
-                    height=11,
+                    height=13,
                 ),
                 Panel(
                     "graph",
@@ -204,7 +212,7 @@ BOARD = Board(
                     "short",
                     (
                         Query(
-                            f"sum by (instance, verdict) (rmapd_signatures{{{_H}}})",
+                            f"sum by (<<target>>, verdict) (rmapd_signatures{{{CHOSEN}}})",
                             "{{instance}} {{verdict}}",
                         ),
                     ),
@@ -226,45 +234,10 @@ BOARD = Board(
                     (
                         Query(
                             "sum by (event)"
-                            f" (rate(rmapd_migration_entries_total{{{_H}}}[$__rate_interval]))",
+                            f" (rate(rmapd_migration_entries_total{{{CHOSEN}}}[$__rate_interval]))",
                             "{{event}}",
                         ),
                     ),
-                ),
-                Panel(
-                    "graph",
-                    "Outstanding entries, and the oldest",
-                    "Recorded entries without a removal or a verdict, and the age of the oldest. "
-                    "M1 and M4 judge entries that stay.",
-                    "short",
-                    (
-                        Query(
-                            f"sum by (instance) (rmapd_migration_entries_outstanding{{{_H}}})",
-                            "{{instance}} outstanding",
-                        ),
-                        Query(
-                            f"max by (instance) (rmapd_migration_oldest_entry_seconds{{{_H}}})",
-                            "{{instance}} oldest, s",
-                        ),
-                    ),
-                    "RmapdMigrationEntryStuck",
-                    ((10, "orange"),),
-                ),
-                Panel(
-                    "graph",
-                    "Lifetime of an entry",
-                    "From insertion to removal: faults on the page wait that long. Estimated "
-                    "within buckets of a factor of eight.",
-                    "s",
-                    (
-                        Query(
-                            _quantile(0.5, "rmapd_migration_entry_seconds"), "{{instance}} median"
-                        ),
-                        Query(
-                            _quantile(0.99, "rmapd_migration_entry_seconds"), "{{instance}} 99 %"
-                        ),
-                    ),
-                    "RmapdMigrationEntryStuck",
                 ),
                 Panel(
                     "graph",
@@ -275,10 +248,63 @@ BOARD = Board(
                     (
                         Query(
                             "sum by (kind)"
-                            f" (rate(rmapd_oracle_questions_total{{{_H}}}[$__rate_interval])) * 60",
+                            " (rate(rmapd_oracle_questions_total"
+                            f"{{{CHOSEN}}}[$__rate_interval])) * 60",
                             "{{kind}}",
                         ),
                     ),
+                ),
+                Panel(
+                    "graph",
+                    "Outstanding entries",
+                    "Recorded entries without a removal or a verdict. M1 and M4 judge entries "
+                    "that stay.",
+                    "short",
+                    (
+                        Query(
+                            "sum by (<<target>>)"
+                            f" (rmapd_migration_entries_outstanding{{{CHOSEN}}})",
+                            "{{instance}}",
+                        ),
+                    ),
+                    "RmapdEntriesPileUp",
+                    (("entries_outstanding", "orange"),),
+                    span=8,
+                ),
+                Panel(
+                    "graph",
+                    "Oldest entry",
+                    "Age of the oldest outstanding entry, and the age limit of the daemon "
+                    "(max_entry_age_seconds).",
+                    "s",
+                    (
+                        Query(
+                            "max by (<<target>>)"
+                            f" (rmapd_migration_oldest_entry_seconds{{{CHOSEN}}})",
+                            "{{instance}}",
+                        ),
+                        Query(f"min(rmapd_max_entry_age_seconds{{{CHOSEN}}})", "limit"),
+                    ),
+                    "RmapdMigrationEntryStuck",
+                    span=8,
+                ),
+                Panel(
+                    "graph",
+                    "Lifetime of an entry",
+                    "From insertion to removal: faults on the page wait that long. Estimated "
+                    "within buckets of a factor of two.",
+                    "s",
+                    (
+                        Query(
+                            _quantile(0.5, "rmapd_migration_entry_seconds"), "{{instance}} median"
+                        ),
+                        Query(
+                            _quantile(0.99, "rmapd_migration_entry_seconds"), "{{instance}} 99 %"
+                        ),
+                    ),
+                    "RmapdMigrationEntryStuck",
+                    span=8,
+                    nothing="no migration entry in this time",
                 ),
             ),
         ),
@@ -293,10 +319,11 @@ BOARD = Board(
                     (
                         Query(
                             "sum by (kind)"
-                            f" (rate(rmapd_audit_objects_total{{{_H}}}[$__rate_interval]))",
+                            f" (rate(rmapd_audit_objects_total{{{CHOSEN}}}[$__rate_interval]))",
                             "{{kind}}",
                         ),
                     ),
+                    span=8,
                 ),
                 Panel(
                     "graph",
@@ -306,12 +333,15 @@ BOARD = Board(
                     "s",
                     (
                         Query(
-                            f"max by (instance) (rmapd_audit_pass_seconds{{{_H}}})",
+                            f"max by (<<target>>) (rmapd_audit_pass_seconds{{{CHOSEN}}}"
+                            f" and on (<<target>>) rmapd_audit_ready{{{CHOSEN}}} == 1)",
                             "{{instance}}",
                         ),
                     ),
                     "RmapdAuditBehind",
-                    ((3600, "orange"),),
+                    (("audit_pass_seconds", "orange"),),
+                    span=8,
+                    nothing="no audit on this kernel",
                 ),
                 Panel(
                     "graph",
@@ -322,10 +352,11 @@ BOARD = Board(
                     (
                         Query(
                             "sum by (ended)"
-                            f" (rate(rmapd_audit_doubts_total{{{_H}}}[$__rate_interval])) * 60",
+                            f" (rate(rmapd_audit_doubts_total{{{CHOSEN}}}[$__rate_interval])) * 60",
                             "{{ended}}",
                         ),
                     ),
+                    span=8,
                 ),
             ),
         ),
@@ -335,8 +366,8 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Wait, 99 %",
-                    "From request to acquisition: mmap_lock everywhere, other classes inside "
-                    "windows.",
+                    "From request to acquisition, where the lock was not free: mmap_lock "
+                    "everywhere, other classes inside windows. Within buckets of a factor of two.",
                     "s",
                     (
                         Query(
@@ -345,7 +376,8 @@ BOARD = Board(
                         ),
                     ),
                     "RmapdLockWaitTail",
-                    ((0.1, "orange"),),
+                    (("lock_wait_seconds", "orange"),),
+                    nothing="no wait in this time",
                 ),
                 Panel(
                     "graph",
@@ -363,13 +395,18 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Acquisitions",
-                    "Locks taken per second, by class and mode.",
+                    "Locks taken per second, by class and mode: without a wait, and after one.",
                     "ops",
                     (
                         Query(
                             "sum by (class, mode)"
-                            f" (rate(rmapd_lock_hold_seconds_count{{{_H}}}[$__rate_interval]))",
-                            "{{class}} {{mode}}",
+                            f" (rate(rmapd_lock_without_wait_total{{{CHOSEN}}}[$__rate_interval]))",
+                            "{{class}} {{mode}}, free",
+                        ),
+                        Query(
+                            "sum by (class, mode)"
+                            f" (rate(rmapd_lock_wait_seconds_count{{{CHOSEN}}}[$__rate_interval]))",
+                            "{{class}} {{mode}}, waited",
                         ),
                     ),
                 ),
@@ -381,7 +418,7 @@ BOARD = Board(
                     (
                         Query(
                             "sum by (class, mode)"
-                            f" (rate(rmapd_lock_wait_seconds_sum{{{_H}}}[$__rate_interval]))",
+                            f" (rate(rmapd_lock_wait_seconds_sum{{{CHOSEN}}}[$__rate_interval]))",
                             "{{class}} {{mode}}",
                         ),
                     ),
@@ -402,14 +439,17 @@ BOARD = Board(
                     (
                         Query(
                             "sum by (function)"
-                            f" (rate(rmapd_windows_total{{{_H}}}[$__rate_interval]))",
+                            f" (rate(rmapd_windows_total{{{CHOSEN}}}[$__rate_interval]))",
                             "{{function}}",
                         ),
                         Query(
-                            f"sum (rate(rmapd_windows_unsampled_total{{{_H}}}[$__rate_interval]))",
+                            "sum (rate(rmapd_windows_unsampled_total"
+                            f"{{{CHOSEN}}}[$__rate_interval])"
+                            f" and on (<<target>>) rmapd_windows_total{{{CHOSEN}}})",
                             "unsampled",
                         ),
                     ),
+                    nothing=_UNHOOKED,
                 ),
                 Panel(
                     "graph",
@@ -417,7 +457,8 @@ BOARD = Board(
                     "A protocol is what a window does with locks and trees; each is judged once. "
                     "New ones are rare on a kernel that has run for long.",
                     "short",
-                    (Query(f"max by (function) (rmapd_protocols{{{_H}}})", "{{function}}"),),
+                    (Query(f"max by (function) (rmapd_protocols{{{CHOSEN}}})", "{{function}}"),),
+                    nothing=_UNHOOKED,
                 ),
                 Panel(
                     "graph",
@@ -427,12 +468,13 @@ BOARD = Board(
                     (
                         Query(
                             f"1 - sum by (function) (rate(rmapd_window_seconds_bucket"
-                            f'{{{_H}, le="0.001048576"}}[$__rate_interval])) / '
+                            f'{{{CHOSEN}, le="0.001048576"}}[$__rate_interval])) / '
                             "sum by (function)"
-                            f" (rate(rmapd_window_seconds_count{{{_H}}}[$__rate_interval]))",
+                            f" (rate(rmapd_window_seconds_count{{{CHOSEN}}}[$__rate_interval]))",
                             "{{function}}",
                         ),
                     ),
+                    nothing=_UNHOOKED,
                 ),
                 Panel(
                     "graph",
@@ -444,6 +486,7 @@ BOARD = Board(
                             _quantile(0.99, "rmapd_rmap_walk_vmas", "kind"), "{{instance}} {{kind}}"
                         ),
                     ),
+                    nothing=_UNHOOKED,
                 ),
             ),
         ),
@@ -453,25 +496,25 @@ BOARD = Board(
                 Panel(
                     "graph",
                     "Share of the machine's CPU time",
-                    "BPF programs by the kernel's statistics (0 with `statistics = false`), and "
-                    "the daemon's process. The budget is 1 %.",
+                    "BPF programs by the kernel's statistics (0 with `statistics = false`), the "
+                    "daemon's process, and the budget of the programs.",
                     "percentunit",
                     (
                         Query(
-                            "sum by (instance)"
-                            f" (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval]))"
-                            f" / on (instance) max by (instance) (rmapd_cpus{{{_H}}})",
+                            "sum by (<<target>>)"
+                            f" (rate(rmapd_probe_run_seconds_total{{{CHOSEN}}}[$__rate_interval]))"
+                            f" / on (<<target>>) max by (<<target>>) (rmapd_cpus{{{CHOSEN}}})",
                             "{{instance}} programs",
                         ),
                         Query(
-                            "sum by (instance)"
-                            f" (rate(process_cpu_seconds_total{{{_H}}}[$__rate_interval]))"
-                            f" / on (instance) max by (instance) (rmapd_cpus{{{_H}}})",
+                            "sum by (<<target>>)"
+                            f" (rate(process_cpu_seconds_total{{{CHOSEN}}}[$__rate_interval]))"
+                            f" / on (<<target>>) max by (<<target>>) (rmapd_cpus{{{CHOSEN}}})",
                             "{{instance}} daemon",
                         ),
+                        Query(f"min(rmapd_budget_ratio{{{CHOSEN}}})", "budget"),
                     ),
                     "RmapdOverheadOverBudget",
-                    ((0.01, "orange"),),
                 ),
                 Panel(
                     "graph",
@@ -481,7 +524,8 @@ BOARD = Board(
                     (
                         Query(
                             "topk(10, sum by (hook)"
-                            f" (rate(rmapd_probe_run_seconds_total{{{_H}}}[$__rate_interval])))",
+                            " (rate(rmapd_probe_run_seconds_total"
+                            f"{{{CHOSEN}}}[$__rate_interval])))",
                             "{{hook}}",
                         ),
                     ),

@@ -72,7 +72,8 @@ def prometheus(
     """
     for name in ("rules.yaml", "alerts.yaml"):
         (folder / name).write_text(shortened((RULES / name).read_text()))
-    scrape = {"job_name": "rmapd", "static_configs": [{"targets": list(targets)}]}
+    hosts = {"targets": list(targets), "labels": {"cluster": "east"}}
+    scrape = {"job_name": "rmapd", "static_configs": [hosts]}
     return running(
         folder, {"rule_files": ["rules.yaml", "alerts.yaml"], "scrape_configs": [scrape], **more}
     )

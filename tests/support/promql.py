@@ -10,10 +10,11 @@ import promql_parser as promql
 from prometheus_client import Metric
 
 PROMETHEUS = dict.fromkeys(
-    ("up", "scrape_samples_scraped", "scrape_duration_seconds"), frozenset({"job", "instance"})
+    ("up", "scrape_samples_scraped", "scrape_duration_seconds"),
+    frozenset({"cluster", "job", "instance"}),
 )
 """Series that Prometheus itself writes for every target, with their labels."""
-_TARGET = frozenset({"job", "instance"})
+_TARGET = frozenset({"cluster", "job", "instance"})
 
 
 def expand(expr: str, variables: Mapping[str, str]) -> str:
@@ -79,13 +80,17 @@ def grouped(tree: promql.Expr) -> Iterator[str]:
 
 
 def kept(tree: promql.Expr) -> frozenset[str]:
-    """Return the labels of the result, which are those of the outermost aggregation."""
-    found = (
-        node.modifier.labels
-        for node in _nodes(tree)
-        if isinstance(node, promql.AggregateExpr) and node.modifier
-    )
+    """Return the labels of the result: of the outermost aggregation, or vector matching by `on`."""
+    found = (labels for node in _nodes(tree) if (labels := _left_by(node)))
     return frozenset(next(found)) - {"le"}
+
+
+def _left_by(node: promql.Expr) -> list[str]:
+    if isinstance(node, promql.AggregateExpr) and node.modifier:
+        return list(node.modifier.labels)
+    if isinstance(node, promql.BinaryExpr) and node.modifier and node.modifier.matching:
+        return list(node.modifier.matching.labels)
+    return []
 
 
 def _nodes(tree: promql.Expr) -> list[promql.Expr]:

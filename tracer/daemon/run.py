@@ -181,8 +181,7 @@ def _loop(
             systemd.alive(outputs.status_line(snapshot))
         if controls.reload.take():
             systemd.reloading()
-            reload_configuration(session, controls.configuration)
-            access.reread()
+            reload(session, controls.configuration, access)
             systemd.ready(outputs.status_line(snapshot))
 
 
@@ -203,10 +202,16 @@ def _warn_of_unreadable_files(controls: Controls, access: Access) -> None:
         log.warning("SIGHUP would not change who may read: %s", why)
 
 
-def reload_configuration(session: Session, configuration: Callable[[], Config]) -> None:
+def reload(session: Session, configuration: Callable[[], Config], access: Access) -> None:
+    """Read the configuration and the access rules again; what is wrong is logged, and not taken."""
+    taken = reload_configuration(session, configuration), access.reread()
+    session.config_read = session.config_read.after(all(taken), time.time())
+
+
+def reload_configuration(session: Session, configuration: Callable[[], Config]) -> bool:
     """Read the configuration again, take it over, and log what changed.
 
-    A wrong one is logged and changes nothing.
+    A wrong one is logged and changes nothing. Returns whether it was taken over.
     """
     before = session.config
     try:
@@ -214,7 +219,7 @@ def reload_configuration(session: Session, configuration: Callable[[], Config]) 
         session.change(wanted)
     except RmapdError as error:
         log.error("the configuration stays as it was: %s", error.in_a_line)
-        return
+        return False
     found = changes(before, wanted)
     taken = {name: change for name, change in found.items() if name in CHANGEABLE}
     restart = {name: change for name, change in found.items() if name not in CHANGEABLE}
@@ -230,6 +235,7 @@ def reload_configuration(session: Session, configuration: Callable[[], Config]) 
             changed=as_json(taken),
             restart_needed=as_json(restart),
         )
+    return True
 
 
 def status_line(snapshot: Snapshot, points: Sequence[HistoryPoint] = ()) -> str:

@@ -54,6 +54,7 @@ from tracer.kernel.symbolizer import Symbols
 from tracer.kernel.taint import machine
 from tracer.memory.objects import ObjectReader
 from tracer.results.audit import AuditProgress
+from tracer.results.snapshot import ConfigRead
 from tracer.supervision.checkpoint import CheckpointMemory
 from tracer.supervision.takeover import TakeoverRecord
 from tracer.tables.events import Event
@@ -92,6 +93,7 @@ class Session:
         loaded.closed = recorder.beat
         levels, age_limit_ns = page_table_levels(kernel), int(config.max_entry_age_seconds * 1e9)
         self.config, self.probes, self.recorder, self.clock = config, probes, recorder, clock
+        self.config_read = ConfigRead(success_seconds=time.time())
         self.invariants, self.symbols, self.stopped = discover(), Symbols(kernel), False
         tables.params.set(levels=levels, max_entry_age_ns=age_limit_ns)
         oracle, reason = make_oracle(loaded, tables, probes.layouts, kernel)

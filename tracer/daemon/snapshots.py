@@ -85,6 +85,8 @@ def build_snapshot(session: Session, rows: Sequence[Row] = ()) -> Snapshot:
         rest=dict(checker.tally.rest),
         required=required.required(session.config, session.invariants),
         age_limit_seconds=session.config.max_entry_age_seconds,
+        budget=session.config.budget,
+        config_read=session.config_read,
         host=socket.gethostname(),
         run=session.recorder.run or f"{session.started_ns:016x}",
     )

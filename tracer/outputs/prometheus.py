@@ -1,8 +1,8 @@
 """Prometheus metrics of a snapshot.
 
 Labels have a fixed set of values, and every series that can occur exists from the first scrape, at
-zero. A host has under 800 series (docs/FLEET.md): times of programs and windows exist only for
-hooked functions, and histograms have few buckets.
+zero. A host has under 1,100 series (docs/FLEET.md): times of programs and windows exist only for
+hooked functions, and histograms have few buckets (histogram_metrics.py).
 """
 
 from __future__ import annotations
@@ -26,29 +26,15 @@ from tracer.config import LEVELS
 from tracer.invariants.verdict import Verdict
 from tracer.outputs.audit_metrics import audit_metrics
 from tracer.outputs.families import counter, gauge
+from tracer.outputs.histogram_metrics import histogram_metrics, windows_by_function
 from tracer.results.checks import FIRST_WALKS
 from tracer.results.history import HistoryPoint
+from tracer.results.hook_groups import GroupKind, group
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Standing
 from tracer.results.standing_facts import standing
-from tracer.tables.histogram import Histogram
 
-_WALKS = ("anon", "file", "ksm")
-_NOTHING = Histogram()
 _NO_RUNS = RunStatistics(0, 0, 0.0, 0)
-_ENTRY_POWERS = range(15, 37, 3)  # 33 µs to 69 s
-_WINDOW_POWERS = (20,)  # 1 ms: how often each of some twenty functions is slow
-_LOCK_POWERS = (10, 15, 20, 25, 28, 31)  # 1 µs, 33 µs, 1 ms, 34 ms, 268 ms, 2.1 s
-_WALK_POWERS = (1, 4, 7, 10)  # up to 1, 15, 127, 1,023 VMAs
-_LOCK_CLASSES = {
-    "i_mmap": ("i_mmap", "i_mmap2"),
-    "anon": ("anon", "anon2"),
-    "other": ("vma", "i_rwsem", "invalidate", "hugetlb", "other"),
-}
-"""Label -> lock classes of windows.
-
-mmap and mmap2 are left out: the tracepoints of mmap_lock count them in and outside of windows.
-"""
 
 
 class SnapshotCollector(Collector):
@@ -86,7 +72,7 @@ class SnapshotCollector(Collector):
         yield from _invariants(snapshot)
         yield from _hooks(snapshot)
         yield from _records(snapshot)
-        yield from _histograms(snapshot)
+        yield from histogram_metrics(snapshot)
         yield from audit_metrics(snapshot.audit)
         yield from _self(snapshot)
 
@@ -107,6 +93,17 @@ def _invariants(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily
     )
     violated = (((i,), s.checked(i, Verdict.VIOLATED)) for i in each)
     yield counter("rmapd_violations", "Proven violations by invariant.", ("invariant",), violated)
+    since = s.violated_since
+    text = (
+        "Unix time of the first proven violation since this machine booted, by this run and by "
+        "earlier ones in the store; 0: none is known."
+    )
+    yield gauge(
+        "rmapd_first_violation_time_seconds",
+        text,
+        ("invariant",),
+        (((i,), since.get(i, 0.0)) for i in each),
+    )
     text = "Coverage of the invariant on this kernel in this run: 1 full, 0.5 partial, 0 none."
     yield gauge(
         "rmapd_invariant_coverage",
@@ -125,6 +122,14 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         ("hook",),
         (((n,), float(n in on)) for n in names),
     )
+    kinds = Counter({kind: 0 for kind in GroupKind})
+    for one in group(s.hooks, s.invariants).groups:
+        kinds[one.kind] += len(one.names)
+    text = (
+        "Hooks of the attach plan by what became of them: lacking and absent are functions that "
+        "this kernel does not have, refused those that it lets no program be attached to."
+    )
+    yield gauge("rmapd_hooks", text, ("state",), (((kind.value,), n) for kind, n in kinds.items()))
     loaded = on | {
         h.hook.name for h in s.hooks if h.state in (HookState.PAUSED, HookState.DETACHED)
     }
@@ -164,16 +169,8 @@ def _hooks(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     )
 
 
-def _windows(s: Snapshot) -> dict[str, Histogram]:
-    """Return the durations of windows by function, for functions that are hooked or were seen."""
-    hooked = {
-        h.hook.window for h in s.hooks if h.on or h.state in (HookState.PAUSED, HookState.DETACHED)
-    }
-    return {name: times for name, times in s.window_times.items() if name in hooked or times.count}
-
-
 def _records(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-    times = _windows(s)
+    times = windows_by_function(s)
     windows = (((name,), histogram.count) for name, histogram in times.items())
     yield counter("rmapd_windows", "Windows recorded, by function.", ("function",), windows)
     text = "Windows not recorded because of sampling, with those inside of them."
@@ -229,67 +226,6 @@ def _records(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     )
 
 
-def _add(
-    family: HistogramMetricFamily,
-    labels: tuple[str, ...],
-    histogram: Histogram,
-    powers: Sequence[int],
-) -> None:
-    family.add_metric(labels, histogram.buckets_seconds(powers), histogram.sum_ns / 1e9)
-
-
-def _histograms(s: Snapshot) -> Iterator[HistogramMetricFamily]:
-    h = s.histograms
-    entry = HistogramMetricFamily(
-        "rmapd_migration_entry_seconds", "Time from insertion to removal of a migration entry."
-    )
-    _add(entry, (), h.get("HIST_MIGRATION_ENTRY", _NOTHING), _ENTRY_POWERS)
-    yield entry
-    window = HistogramMetricFamily(
-        "rmapd_window_seconds", "Duration of a window.", labels=("function",)
-    )
-    for function, histogram in _windows(s).items():
-        _add(window, (function,), histogram, _WINDOW_POWERS)
-    yield window
-    for what, text, of_class in (
-        (
-            "wait",
-            "Time from request to acquisition of a lock: mmap_lock everywhere, "
-            "other classes inside windows.",
-            s.lock_waits,
-        ),
-        (
-            "hold",
-            "Time a lock was held: mmap_lock everywhere (one in seven is timed), "
-            "other classes inside windows.",
-            s.lock_holds,
-        ),
-    ):
-        family = HistogramMetricFamily(f"rmapd_lock_{what}_seconds", text, labels=("class", "mode"))
-        for mode in ("read", "write"):
-            _add(
-                family,
-                ("mmap_lock", mode),
-                h.get(f"HIST_MMAP_{what.upper()}_{mode.upper()}", _NOTHING),
-                _LOCK_POWERS,
-            )
-        for name, classes in _LOCK_CLASSES.items():
-            _add(
-                family,
-                (name, "any"),
-                sum((of_class.get(one, _NOTHING) for one in classes), _NOTHING),
-                _LOCK_POWERS,
-            )
-        yield family
-    walk = HistogramMetricFamily(
-        "rmapd_rmap_walk_vmas", "VMAs visited by an rmap walk.", labels=("kind",)
-    )
-    for kind in _WALKS:
-        visited = h.get(f"HIST_WALK_{kind.upper()}", _NOTHING)
-        walk.add_metric((kind,), visited.buckets(_WALK_POWERS), float(visited.sum_ns))
-    yield walk
-
-
 def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily]:
     level = (((f,), float(f == s.fidelity)) for f in LEVELS)
     yield gauge("rmapd_fidelity", "1 for the fidelity in force.", ("level",), level)
@@ -306,6 +242,30 @@ def _self(s: Snapshot) -> Iterator[CounterMetricFamily | GaugeMetricFamily | Inf
         "Unix time at which the checker last read the kernel's tables.",
         (),
         [((), s.taken_seconds)],
+    )
+    yield gauge(
+        "rmapd_budget_ratio",
+        "Share of the time of all CPUs that BPF programs may take, by the configuration.",
+        (),
+        [((), s.budget)],
+    )
+    yield gauge(
+        "rmapd_max_entry_age_seconds",
+        "The age limit of a migration entry, by the configuration.",
+        (),
+        [((), s.age_limit_seconds)],
+    )
+    yield gauge(
+        "rmapd_config_last_reload_successful",
+        "1 if the last reading of the configuration was taken over.",
+        (),
+        [((), float(s.config_read.successful))],
+    )
+    yield gauge(
+        "rmapd_config_last_reload_success_timestamp_seconds",
+        "Unix time of the last reading of the configuration that was taken over.",
+        (),
+        [((), s.config_read.success_seconds)],
     )
     yield gauge("rmapd_cpus", "Online CPUs of this machine.", (), [((), float(s.cpus))])
     verdicts = Counter(v.first.verdict for v in s.violations.values())

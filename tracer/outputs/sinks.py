@@ -65,6 +65,7 @@ def _opened(config: Config, kernel: str, user: User | None, earlier: Mapping[str
                 config.store_bytes,
                 config.store_days,
                 must=True,
+                booted=time.time() - time.clock_gettime(time.CLOCK_BOOTTIME),
                 **earlier,
             )
     except ForeignDatabase:

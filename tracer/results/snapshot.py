@@ -20,7 +20,9 @@ class StoreState:
     """The state of the store.
 
     reason: why it cannot be written now. unwritten: findings that are counted in memory only.
-    seconds: spent writing. forgotten: signatures deleted for size or age.
+    seconds: spent writing. forgotten: signatures deleted for size or age. violated_since: the
+    invariants that earlier runs of this boot have proven violated, with the Unix time of the first
+    violation.
     """
 
     path: str = ""
@@ -30,6 +32,22 @@ class StoreState:
     failures: int = 0
     seconds: float = 0.0
     forgotten: int = 0
+    violated_since: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConfigRead:
+    """How the last reading of the configuration ended.
+
+    successful: it was taken over. success_seconds: Unix time of the last one that was.
+    """
+
+    successful: bool = True
+    success_seconds: float = 0.0
+
+    def after(self, successful: bool, now: float) -> ConfigRead:
+        """Return the state after another reading at the Unix time `now`."""
+        return ConfigRead(successful, now if successful else self.success_seconds)
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,7 @@ class Snapshot:
     no verdict besides outstanding entries, in a sentence. longest_tick_gap_seconds: the longest
     time between two ticks of the checker, which are a second apart if nothing keeps it.
     statistics_seconds: for how long the kernel measured the programs; in between `statistics` is
-    estimated.
+    estimated. budget: the share of all CPUs' time that programs may take, by the configuration.
     """
 
     kernel: str
@@ -105,6 +123,8 @@ class Snapshot:
     store: StoreState | None = None
     required: tuple[str, ...] = ()
     age_limit_seconds: float = 10.0
+    budget: float = 0.01
+    config_read: ConfigRead = field(default_factory=ConfigRead)
     ended_early: str = ""
     run: str = ""
     host: str = ""
@@ -133,6 +153,22 @@ class Snapshot:
         return {
             words.get(verdict, verdict.value): self.entries.get(verdict, 0) for verdict in Verdict
         }
+
+    @property
+    def violated_since(self) -> dict[str, float]:
+        """Since when invariants are known to be violated on this boot, in Unix time.
+
+        By this run, and by earlier ones that are in the store. Violations that are only counted
+        have no time of their own: they count from when this run began.
+        """
+        found = dict(self.store.violated_since) if self.store else {}
+        for one in self.violations.values():
+            if one.first.verdict is Verdict.VIOLATED:
+                name, since = one.first.invariant, one.first_seen
+                found[name] = min(since, found.get(name, since))
+        began = float(round(self.taken_seconds - self.running_seconds))
+        counted = (name for name in self.invariants if self.checked(name, Verdict.VIOLATED))
+        return {**dict.fromkeys(counted, began), **found}
 
     def total(self, verdict: Verdict) -> int:
         """Return the checks with this verdict, of all invariants."""

@@ -36,6 +36,16 @@ class Histogram:
         """How many values were counted."""
         return sum(self.slots)
 
+    @property
+    def zeros(self) -> int:
+        """How many of the values are 0: of waits, acquisitions that did not wait."""
+        return self.slots[0]
+
+    @property
+    def above_zero(self) -> Histogram:
+        """The values that are not 0."""
+        return Histogram((0, *self.slots[1:]), self.sum_ns)
+
     def edge_ns(self, share: float) -> int:
         """Return the upper edge of the slot at which this share of the values is reached.
 

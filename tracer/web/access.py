@@ -77,10 +77,11 @@ class Access:
         if self._seen == before and self._seen != self._stamp:
             self.reread()
 
-    def reread(self) -> None:
-        """Reload the files now."""
+    def reread(self) -> bool:
+        """Reload the files now; return whether they were taken over."""
         if self._path is None:
-            return
+            return True
+        taken = False
         try:
             rules, context = self._read(self._path)
             if (context is None) != (self.context is None):
@@ -93,7 +94,9 @@ class Access:
         else:
             self.rules, self.context = rules, context
             log.info("%s is reloaded: %s", self._path, self.in_a_line())
+            taken = True
         self._stamp = self._seen = self._look()
+        return taken
 
     def unreadable(self) -> str:
         """Return why reread() would fail now, or an empty text."""

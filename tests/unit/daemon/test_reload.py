@@ -18,7 +18,10 @@ from tracer import logs
 from tracer.config import CHANGEABLE, Config
 from tracer.config_changes import as_text, changes
 from tracer.config_maps import Maps
+from tracer.daemon import run
 from tracer.daemon.run import reload_configuration
+from tracer.errors import RmapdError
+from tracer.results.snapshot import ConfigRead
 
 
 class Taking:
@@ -145,6 +148,34 @@ def test_real_session_takes_over_exactly_what_the_log_names(bench: Bench) -> Non
     reload_configuration(session, lambda: wanted)
     assert changes(START, session.config).keys() == {"scan_seconds", "budget"}
     assert changes(session.config, wanted).keys() == {"strict"}
+
+
+class Rereading:
+    """The access rules: whether they are right."""
+
+    def __init__(self, right: bool) -> None:
+        self.right = right
+
+    def reread(self) -> bool:
+        return self.right
+
+
+def test_success_of_the_last_reload_is_kept(bench: Bench) -> None:
+    """Both files count, and the time is that of the last success."""
+    session = bench.session(START)
+    assert session.config_read.successful
+    first = session.config_read.success_seconds
+    assert first > 0
+
+    def refused() -> NoReturn:
+        raise RmapdError("wrong")
+
+    for read, right in ((refused, True), (lambda: START, False)):
+        run.reload(session, read, cast(Any, Rereading(right)))
+        assert session.config_read == ConfigRead(False, first)
+    run.reload(session, lambda: START, cast(Any, Rereading(True)))
+    assert session.config_read.successful
+    assert session.config_read.success_seconds >= first
 
 
 def another(value: Any) -> Any:

@@ -108,6 +108,28 @@ def test_signature_of_earlier_run_is_continued(path: Path, clock: Clock) -> None
     assert len(kept["hours"]) == 8
 
 
+def test_next_run_of_the_same_boot_knows_since_when_an_invariant_is_violated(
+    path: Path, clock: Clock
+) -> None:
+    """A restart of the daemon does not clear the alert, and a reboot does."""
+    suspect = Finding("M4", Verdict.SUSPECT, "f", "s", "t")
+    for seconds, seen in ((0, (finding(1),)), (3600, (finding(1), finding(2), suspect))):
+        clock.now, tally = T0 + seconds, Tally()
+        for one in seen:
+            tally.record(one, clock.now)
+        before = store(path, clock)
+        before.keep(tally.violations.values(), {})
+        before.close()
+    for booted, expected in (
+        (T0 - 1, {"L3": T0}),
+        (T0 + 1, {"L3": T0 + 3600}),  # a defect of an earlier boot that came again in this one
+        (T0 + 3601, {}),
+    ):
+        after = Store(path, "6.1-test", 64 * MIB, 90, booted=booted, clock=clock, monotonic=clock)
+        assert after.state.violated_since == expected
+        after.close()
+
+
 def test_million_repeats_are_one_row(path: Path, clock: Clock) -> None:
     one, tally = store(path, clock), Tally()
     for n in range(1_000_000):

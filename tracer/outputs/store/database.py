@@ -55,6 +55,9 @@ ON CONFLICT DO UPDATE SET count = count + excluded.count"""
 _RUN = """INSERT INTO run VALUES (:id, :kernel, :rmapd, :started, :written, :ended, :report)
 ON CONFLICT (id) DO UPDATE SET written = excluded.written, ended = excluded.ended,
 report = excluded.report"""
+_VIOLATED_SINCE = """SELECT invariant,
+min(CASE WHEN first_seen >= :since THEN first_seen ELSE last_seen END) FROM signature
+WHERE verdict = 'violated' AND last_seen >= :since GROUP BY invariant"""
 _OTHER_RUNS = """DELETE FROM run
 WHERE id IN (SELECT id FROM run WHERE id != ? ORDER BY started DESC LIMIT -1 OFFSET 1)"""
 _OLDEST_TENTH = """number IN (SELECT number FROM signature ORDER BY last_seen
@@ -202,6 +205,13 @@ class Database:
     def put_rest(self, rest: Mapping[tuple[str, str], int]) -> None:
         """Add findings without a signature of their own, by (invariant, verdict)."""
         self._sql.executemany(_REST, [(*key, count) for key, count in rest.items()])
+
+    def violated_since(self, since: str) -> dict[str, str]:
+        """Return the invariants violated from `since` on, with the time of the first violation.
+
+        Times are ISO 8601. A defect that is older than `since` counts from when it was last seen.
+        """
+        return dict(self._sql.execute(_VIOLATED_SINCE, {"since": since}).fetchall())
 
     def put_run(self, run: Mapping[str, Any]) -> None:
         """Insert or update the row of a run."""

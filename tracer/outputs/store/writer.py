@@ -43,8 +43,9 @@ class Store:
 
     path: of the file, which may get most_bytes and keeps rows for most_days. must: raise an
     RmapdError now if the file cannot be opened. run, counted, rest: of a run that another process
-    began: its id, and the counts that the file already has. clock: Unix seconds. monotonic:
-    monotonic seconds.
+    began: its id, and the counts that the file already has. booted: Unix time of the kernel's boot:
+    state has the violations that earlier runs have stored since then. clock: Unix seconds.
+    monotonic: monotonic seconds.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Store:
         run: str = "",
         counted: Mapping[str, int] | None = None,
         rest: Iterable[tuple[str, str, int]] = (),
+        booted: float = 0.0,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,8 +85,13 @@ class Store:
         self._reason, self._next_try, self._next_tidy = "", 0.0, 0.0
         self._writes = self._failures = self._deleted = 0
         self._seconds = 0.0
+        self._violated_since: dict[str, float] = {}
         try:
             self._database = Database.opened(path, most_bytes)
+            self._violated_since = {
+                name: datetime.datetime.fromisoformat(first).timestamp()
+                for name, first in self._database.violated_since(iso(booted)).items()
+            }
         except (sqlite3.Error, OSError, ForeignDatabase) as error:
             if must and isinstance(error, ForeignDatabase):
                 raise
@@ -108,6 +115,7 @@ class Store:
             self._failures,
             self._seconds,
             self._deleted,
+            self._violated_since,
         )
 
     def keep(
