@@ -135,11 +135,11 @@ deb: setup ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of 
 setup: $(VENV)/.installed ## what running needs: .venv and system packages; nothing is started
 dev: $(VENV)/.dev ## what the tests need beside that
 
-# Debian's python3 and not another one on the PATH: bcc is built for it.
+# Debian's python3 and not another one on the PATH: bcc is built for it. Who has the tools of tests keeps them.
 $(VENV)/.installed: pyproject.toml Makefile
 	$(call install,$(APT))
 	/usr/bin/python3 -m venv --clear --system-site-packages $(VENV)
-	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[top]'
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[$(if $(wildcard $(VENV)/.dev),dev,top)]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
