@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT := python3-bpfcc python3-seccomp python3-venv
 DEV_APT := gcc libc6-dev libcap2-bin
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
-DEB_APT := dpkg-dev debhelper
+DEB_APT := dpkg-dev debhelper help2man lintian
 VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
 CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_without_accusation
 KERNEL ?= 6.1
@@ -38,7 +38,7 @@ define install
 	fi
 endef
 
-.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb test-systemd setup dev vm-setup clangd clean
+.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb lock test-systemd setup dev vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 help: ## print this
@@ -124,13 +124,21 @@ uninstall: ## remove that; leave configuration, state, and the user that owns it
 	$(SUDO) rm -rf /var/cache/rmapd
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
 
-deb: setup ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this machine
-	$(call install,$(DEB_APT))
+deb: ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this machine
+	$(call install,python3-venv $(DEB_APT))
 	rm -rf build/deb
 	mkdir -p build/deb/source
-	cp -r README.md LICENSE pyproject.toml tracer probes systemd docs dashboards debian build/deb/source
+	cp -r README.md CHANGELOG.md LICENSE pyproject.toml tracer probes systemd docs dashboards debian packaging build/deb/source
 	cd build/deb/source && EXTRAS=$(EXTRAS) dpkg-buildpackage -b -us -uc >../build.log 2>&1 || { tail -40 ../build.log; exit 1; }
+	lintian --allow-root --fail-on error,warning build/deb/*.deb
 	ls -l build/deb/*.deb
+
+# Versions and hashes of the wheels in the package, for every Python from 3.11 on; needs uv.
+lock: ## pin the wheels of the package anew, packaging/requirements*.txt
+	for extra in '' otlp report top; do \
+	  uv pip compile -q pyproject.toml --universal --generate-hashes --no-annotate --python-version 3.11 --custom-compile-command 'make lock' \
+	    $${extra:+--extra $$extra} -o packaging/requirements$${extra:+-$$extra}.txt || exit; \
+	done
 
 setup: $(VENV)/.installed ## what running needs: .venv and system packages; nothing is started
 dev: $(VENV)/.dev ## what the tests need beside that
