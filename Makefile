@@ -129,7 +129,7 @@ deb: ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this m
 	rm -rf build/deb
 	mkdir -p build/deb/source
 	cp -r README.md CHANGELOG.md LICENSE pyproject.toml tracer probes systemd docs dashboards debian packaging build/deb/source
-	cd build/deb/source && EXTRAS=$(EXTRAS) dpkg-buildpackage -b -us -uc >../build.log 2>&1 || { tail -40 ../build.log; exit 1; }
+	cd build/deb/source && EXTRAS=$(EXTRAS) dpkg-buildpackage -d -b -us -uc >../build.log 2>&1 || { tail -40 ../build.log; exit 1; }
 	lintian --allow-root --fail-on error,warning build/deb/*.deb
 	ls -l build/deb/*.deb
 
