@@ -38,7 +38,7 @@ define install
 	fi
 endef
 
-.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb lock test-systemd setup dev vm-setup clangd clean
+.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb rpm lock test-systemd setup dev vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 help: ## print this
@@ -132,6 +132,15 @@ deb: ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this m
 	cd build/deb/source && EXTRAS=$(EXTRAS) dpkg-buildpackage -d -b -us -uc >../build.log 2>&1 || { tail -40 ../build.log; exit 1; }
 	lintian --allow-root --fail-on error,warning build/deb/*.deb
 	ls -l build/deb/*.deb
+
+# With the /usr/bin/python3 of this machine. Where there is no rpmbuild, Fedora's rpm-build has it.
+rpm: ## build/rpm/x86_64/rmapd-VERSION-1.x86_64.rpm, built on Debian 12 and installed nowhere so far
+	$(call install,python3-venv help2man rpm)
+	rm -rf build/rpm
+	mkdir -p build/rpm
+	version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' tracer/__init__.py) && \
+	  tar -czf build/rpm/rmapd-$$version.tar.gz --transform "s,^,rmapd-$$version/," README.md CHANGELOG.md LICENSE pyproject.toml tracer probes systemd docs dashboards packaging && \
+	  rpmbuild -bb --nodeps --define "_topdir $(CURDIR)/build/rpm/top" --define "_sourcedir $(CURDIR)/build/rpm" --define "_rpmdir $(CURDIR)/build/rpm" --define "rmapd_version $$version" packaging/rmapd.spec
 
 # Versions and hashes of the wheels in the package, for every Python from 3.11 on; needs uv.
 lock: ## pin the wheels of the package anew, packaging/requirements*.txt
