@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Debian's names; packaging/names.tsv has those of other distributions. HAVE_ALL=1 asks for none.
 APT := python3-bpfcc python3-seccomp python3-venv
-DEV_APT := gcc libc6-dev libcap2-bin
+DEV_APT := gcc libc6-dev libcap2-bin help2man
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
 DEB_APT := dpkg-dev debhelper help2man lintian
 VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
@@ -134,7 +134,7 @@ deb: ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this m
 	ls -l build/deb/*.deb
 
 # With the /usr/bin/python3 of this machine. Where there is no rpmbuild, Fedora's rpm-build has it.
-rpm: ## build/rpm/x86_64/rmapd-VERSION-1.x86_64.rpm, built on Debian 12 and installed nowhere so far
+rpm: ## build/rpm/x86_64/rmapd-VERSION-1.x86_64.rpm, for the python3 of this machine
 	$(call install,python3-venv help2man rpm)
 	rm -rf build/rpm
 	mkdir -p build/rpm
