@@ -21,7 +21,7 @@ $pip .
 packages=$(echo "$lib"/lib/python3.*/site-packages)
 (cd "$packages" && rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distutils-precedence.pth)
 # PyYAML does without its copy of libyaml; what is imported has no interpreter of its own.
-rm -rf "$packages"/yaml/_yaml*.so "$lib/include"
+rm -rf "$packages"/yaml/_yaml*.so "$lib/include" "$lib/.gitignore"
 grep -rlZ --include='*.py' '^#!' "$packages" | xargs -0r sed -i '1{/^#!/d}'
 find "$lib" \( -name __pycache__ -o -name direct_url.json \) -prune -exec rm -r {} +
 find "$lib/bin" -type f ! -name rmapd -delete
