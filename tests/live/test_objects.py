@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.live.conftest import RMAPD
+from tracer import __version__
 
 EXEC = [RMAPD, "exec", "--daemon", "never", "--format", "json", "--", "true"]
 
@@ -48,7 +49,7 @@ def test_host_without_compiler_starts_from_objects(tmp_path: Path) -> None:
     said = run([RMAPD, "doctor", "--format", "json"], without)
     assert said.returncode == 0, said.stderr
     found = json.loads(said.stdout)
-    assert "rmapd compile 0.1.0 for vmlinux.btf" in found["capabilities"]["programs"]
+    assert f"rmapd compile {__version__} for vmlinux.btf" in found["capabilities"]["programs"]
     assert found["installation"]["bcc"]["state"] == "note"
     audit = run([RMAPD, "audit", "--format", "json"], without)
     assert audit.returncode == 0, audit.stderr

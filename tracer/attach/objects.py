@@ -181,7 +181,7 @@ def make(objects: Objects, out: Path, headers: Path) -> Path:
     if cache.read(name) is None:
         raise RmapdError(
             f"the objects in {out} would not be used",
-            why="another user may write to the folder",
-            hint=f"chmod go-w {out}, or another folder",
+            why="the folder belongs to another user, or others may write to it",
+            hint="--out, with a folder of root's that only root may write to",
         )
     return out / name
