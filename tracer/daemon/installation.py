@@ -115,7 +115,7 @@ def _bcc(host: Host, configuration: Callable[[], Config]) -> Check:
         cache = configuration().cache
         count = len(CompileCache(Path(cache)).made_elsewhere()) if cache else 0
         if count:
-            text = f"not installed; {cache} has {count} files of rmapd compile: where one fits,"
+            text = f"not installed; {cache} has files of rmapd compile ({count}): where one fits,"
             return Check("bcc", NOTE, f"{text} nothing is compiled", hint)
     return Check("bcc", WRONG, f"this Python cannot import bcc: {why}", hint)
 

@@ -167,7 +167,7 @@ def test_objects_in_the_cache_make_a_missing_bcc_a_note(
     found = examined(missing, lambda: Config(cache=str(tmp_path / "cache")))["bcc"]
     assert found.state == state
     assert "apt-get install python3-bpfcc" in found.hint
-    assert ("1 files of rmapd compile" in found.text) == (state == NOTE)
+    assert ("files of rmapd compile (1)" in found.text) == (state == NOTE)
 
 
 def test_wrong_configuration_does_not_stop_other_checks(host: Host) -> None:
