@@ -176,7 +176,8 @@ def kprobes() -> None:
 
 def needs() -> None:
     """Find the capabilities that operations need on this kernel with Debian's settings."""
-    shell("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
+    program = "RMAPD_CACHE=/tmp/needs-cache /usr/lib/rmapd/bin/python3 /mnt/needs.py"
+    shell(f"{program} /mnt/needs.json", lines=40)
     facts["needs"] = json.loads(Path("/mnt/needs.json").read_text())["needs"]
 
 
@@ -361,7 +362,7 @@ def stop() -> None:
 
 def pages() -> None:
     """Look for what the package brings beside the program, and for compiled caches in it."""
-    listed = shell("dpkg -L rmapd", lines=0)[1].splitlines()
+    listed = shell("dpkg -L rmapd", lines=1)[1].splitlines()
     facts["pages"] = sorted(Path(path).name for path in listed if "/man/man1/rmapd" in path)
     facts["completions"] = [path for path in listed if "completions" in path and "rmapd" in path]
     facts["caches"] = [path for path in listed if "__pycache__" in path]
