@@ -94,10 +94,10 @@ def lived(found: dict[str, Any]) -> None:
     assert (found["caches"], found["compiled"] > 100) == ([], True), "compiled when installed"
     assert found["upgrade"].pop("version").endswith("+next")
     assert found["upgrade"] == {"code": 0, "restarted": True, "state": "active", "ready": 200}
-    bare = found["without_bcc"]
-    assert (bare["compiled"], bare["removed"], bare["started"]) == (0, 0, 0)
-    assert (bare["bcc"], bare["same"]) == ("note", True)
-    assert "rmapd compile" in bare["programs"]
+    missing = found["without_bcc"]
+    assert (missing["compiled"], missing["removed"], missing["started"]) == (0, 0, 0)
+    assert (missing["bcc"], missing["same"]) == ("note", True)
+    assert "rmapd compile" in missing["programs"]
     assert (found["enable"], found["remove"]) == (0, 0)
     assert found["removed"] == {"left": [], "unit": False, "configuration": True}
 
