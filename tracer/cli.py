@@ -28,6 +28,7 @@ from tracer.cli_common import (
     store_option,
     way_option,
 )
+from tracer.cli_compile import compile_
 from tracer.cli_doctor import doctor
 from tracer.cli_group import Commands
 from tracer.cli_help import show_help
@@ -44,7 +45,7 @@ _HEADINGS = {
     "Check this kernel (as root)": ("doctor", "run", "exec", "soak", "audit", "protocols"),
     "Ask a running daemon": ("status", "events", "top"),
     "Read what was found": ("explain", "report", "diff"),
-    "Set up": ("check-config", "help"),
+    "Set up": ("check-config", "compile", "help"),
 }
 
 
@@ -360,5 +361,5 @@ def protocols(
         ctx.exit(exec_supervisor.run(ExecRequest(settings, wait, save, fail_on="never")))
 
 
-for _command in (audit, doctor, soak, diff, report, explain, show_help, *COMMANDS):
+for _command in (audit, compile_, doctor, soak, diff, report, explain, show_help, *COMMANDS):
     main.add_command(_command)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.btf_blob import kernel_types
-from tracer.attach import loader, plan, resolver
+from tracer.attach import plan, resolver, translation_unit
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import FUNC, Btf
 from tracer.kernel.running import Kernel
@@ -96,7 +96,7 @@ def write_kernel_header(folder: Path, types: bytes = b"") -> Path:
     """Write the header that the loader generates for a kernel, and the sizes of the maps."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = "".join(f"#define {name} {value}\n" for name, value in SIZES.items())
-    path = folder / loader.GENERATED
+    path = folder / translation_unit.GENERATED
     path.write_text(sizes + attach_plan(types).header)
     return path
 
@@ -110,7 +110,9 @@ def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
     usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
     fold = _FOLD if any(probe_object.name == "vma" for probe_object in usable) else ""
     (folder / "all.c").write_text(
-        HARNESS.read_text() + loader.source(planned.header, usable, PROBES / "include") + fold
+        HARNESS.read_text()
+        + translation_unit.source(planned.header, usable, PROBES / "include")
+        + fold
     )
     flags = [f"-D{name}={value}" for name, value in (SIZES | sizes).items()]
     command = [

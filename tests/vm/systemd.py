@@ -176,7 +176,8 @@ def kprobes() -> None:
 
 def needs() -> None:
     """Find the capabilities that operations need on this kernel with Debian's settings."""
-    shell("/usr/lib/rmapd/bin/python3 /mnt/needs.py /mnt/needs.json", lines=40)
+    program = "RMAPD_CACHE=/tmp/needs-cache /usr/lib/rmapd/bin/python3 /mnt/needs.py"
+    shell(f"{program} /mnt/needs.json", lines=40)
     facts["needs"] = json.loads(Path("/mnt/needs.json").read_text())["needs"]
 
 
@@ -359,6 +360,54 @@ def stop() -> None:
     print(f"of its {len(ours)} BPF programs are left: {facts['stop']['left']}")
 
 
+def pages() -> None:
+    """Look for what the package brings beside the program, and for compiled caches in it."""
+    listed = shell("dpkg -L rmapd", lines=1)[1].splitlines()
+    facts["pages"] = sorted(Path(path).name for path in listed if "/man/man1/rmapd" in path)
+    facts["completions"] = [path for path in listed if "completions" in path and "rmapd" in path]
+    facts["caches"] = [path for path in listed if "__pycache__" in path]
+    facts["compiled"] = len(list(Path("/usr/lib/rmapd/lib").rglob("*.pyc")))
+
+
+def upgrade() -> None:
+    """Install a later version while the unit runs: it is restarted, and ready again."""
+    shell("systemctl start rmapd")
+    before = pid()
+    shell("rm -rf /tmp/next; dpkg-deb -R /mnt/rmapd_*.deb /tmp/next")
+    shell("sed -i 's/^Version: .*/&+next/' /tmp/next/DEBIAN/control")
+    shell("dpkg-deb --root-owner-group -b /tmp/next /tmp/next.deb")
+    code = shell("dpkg -i /tmp/next.deb")[0]
+    for _ in range(1800):
+        if shown("ActiveState")["ActiveState"] == "active" and ready() == 200:
+            break
+        time.sleep(1)
+    facts["upgrade"] = {
+        "code": code,
+        "version": shell("dpkg-query -W -f '${Version}' rmapd")[1],
+        "restarted": pid() not in (0, before),
+        "state": shown("ActiveState")["ActiveState"],
+        "ready": ready(),
+    }
+
+
+def without_bcc() -> None:
+    """Compile, remove BCC, and start the unit from the objects alone."""
+    code = shell("rmapd compile")[0]
+    shell("systemctl stop rmapd; find /var/cache/rmapd -type f ! -name '*.objects' -delete")
+    removed = shell("dpkg --remove --force-depends python3-bpfcc")[0]
+    started = shell("systemctl start rmapd")[0]
+    doctor = shell("systemctl stop rmapd; rmapd doctor --format json", lines=1)[1]
+    report = json.loads(doctor) if doctor.startswith("{") else {}
+    facts["without_bcc"] = {
+        "compiled": code,
+        "removed": removed,
+        "started": started,
+        "bcc": report.get("installation", {}).get("bcc", {}).get("state"),
+        "programs": report.get("capabilities", {}).get("programs", doctor),
+        "same": report.get("invariants") == facts["doctor"]["invariants"],
+    }
+
+
 def remove() -> None:
     code, text = shell("systemd-analyze security --no-pager rmapd", lines=60)
     found = re.search(r"Overall exposure level for rmapd.service: ([\d.]+)", text)
@@ -380,6 +429,7 @@ def main(*parts: str) -> None:
     try:
         for part in parts or (
             "install",
+            "pages",
             "needs",
             "older",
             "start",
@@ -387,6 +437,8 @@ def main(*parts: str) -> None:
             "reload",
             "watchdog",
             "stop",
+            "upgrade",
+            "without_bcc",
             "remove",
         ):
             print(f"\n# {part}", flush=True)

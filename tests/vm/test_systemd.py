@@ -89,6 +89,15 @@ def lived(found: dict[str, Any]) -> None:
     assert stopped["left"] == []
     assert found["security"] <= 2.0
     assert found["older"] == {"/var/lib/rmapd": "root 700", "/var/lib/rmapd/rmapd.db": "root 600"}
+    assert {"rmapd.1.gz", "rmapd-run.1.gz", "rmapd-compile.1.gz"} <= set(found["pages"])
+    assert len(found["completions"]) == 3
+    assert (found["caches"], found["compiled"] > 100) == ([], True), "compiled when installed"
+    assert found["upgrade"].pop("version").endswith("+next")
+    assert found["upgrade"] == {"code": 0, "restarted": True, "state": "active", "ready": 200}
+    missing = found["without_bcc"]
+    assert (missing["compiled"], missing["removed"], missing["started"]) == (0, 0, 0)
+    assert (missing["bcc"], missing["same"]) == ("note", True)
+    assert "rmapd compile" in missing["programs"]
     assert (found["enable"], found["remove"]) == (0, 0)
     assert found["removed"] == {"left": [], "unit": False, "configuration": True}
 

@@ -24,6 +24,7 @@ import msgspec
 from tracer.attach import loader, resolver
 from tracer.attach.attached import AttachedProbes, AttachedProgram
 from tracer.attach.compile_cache import CompileCache
+from tracer.attach.objects import Objects
 from tracer.attach.plan import PlannedHook
 from tracer.bpf.links import link_of
 from tracer.bpf.maps import Map, possible_cpus
@@ -87,6 +88,7 @@ class AttachReply(msgspec.Struct, frozen=True):
     statistics: bool = False
     page_size: int = 0
     enums: dict[str, dict[str, int]] = {}
+    origin: str = ""
     error: tuple[str, str, str, int] | None = None
 
 
@@ -176,6 +178,7 @@ def _attached(kernel: Kernel, order: AttachOrder) -> tuple[AttachReply, list[int
         order.sizes,
         kernel.release,
         CompileCache(order.cache) if order.cache else None,
+        Objects(kernel, order.folders, order.sizes),
     )
     probes = loader.load(plan, build, statistics=order.statistics)
     page_size = kernel.types.size(kernel.types.find("page", STRUCT) or 0)
@@ -210,7 +213,8 @@ def describe(
             fds += [point.program.fd] + ([link.fd] if link else [])
     statistics = links and probes.statistics_on
     fds += [probes.statistics_fd] if statistics else []
-    return AttachReply(probes.hooks, maps, points, statistics, page_size, dict(enums)), fds
+    origin = probes.origin
+    return AttachReply(probes.hooks, maps, points, statistics, page_size, dict(enums), origin), fds
 
 
 def _receive(child: socket.socket) -> tuple[AttachReply | None, list[int]]:
@@ -243,4 +247,5 @@ def taken_over(reply: AttachReply, fds: Iterable[int]) -> AttachedProbes:
         link = link_of(point.how, next(left)) if point.linked else None
         attached = AttachedProgram(program, point.how, point.symbol, link)
         points.setdefault(point.hook, []).append(attached)
-    return AttachedProbes(reply.hooks, maps, points, next(left) if reply.statistics else -1)
+    statistics_fd = next(left) if reply.statistics else -1
+    return AttachedProbes(reply.hooks, maps, points, statistics_fd, origin=reply.origin)

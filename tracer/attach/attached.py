@@ -125,7 +125,7 @@ class AttachedProbes:
     statistics_fd: makes the kernel count run times while it is open; -1 while it does not.
     reattach_helper: attaches paused hooks again and switches statistics on, where this process has
     no privilege to do so. closed: called now and then while hooks are detached, so that it does not
-    look like a hang.
+    look like a hang. origin: where the programs are from.
     """
 
     hooks: list[PlannedHook] = field(default_factory=list)
@@ -134,6 +134,7 @@ class AttachedProbes:
     statistics_fd: int = -1
     reattach_helper: ReattachHelper | None = None
     closed: Callable[[], None] = _nothing
+    origin: str = ""
 
     @property
     def programs(self) -> dict[str, list[Program]]:

@@ -23,6 +23,8 @@ log = logging.getLogger("rmapd")
 
 _MOST_BYTES = 16 << 20
 _MOST_ENTRIES = 8  # of this kernel and the one before, of each fidelity
+SUFFIX = ".objects"
+"""How names of entries end that `rmapd compile` made. They stay until they are removed by hand."""
 _COMPILER = (
     "/usr/lib/x86_64-linux-gnu/libbcc.so.0",
     "/usr/lib/python3/dist-packages/bcc/__init__.py",
@@ -44,16 +46,34 @@ class MapShape(msgspec.Struct, frozen=True):
     value_type: int = 0
 
 
+class MadeFor(msgspec.Struct, frozen=True):
+    """What `rmapd compile` made an entry of, for the message where the entry does not fit.
+
+    rmapd: its version. sources: hash of the probe objects. kernel: a name of the kernel, or of the
+    file with its types. types: hash of these. sizes: macro -> rows of a map. plain_loads: whether
+    the programs have them. compiler: that of BCC and clang.
+    """
+
+    rmapd: str
+    sources: str
+    kernel: str
+    types: str
+    sizes: dict[str, int]
+    plain_loads: bool
+    compiler: str
+
+
 class CacheEntry(msgspec.Struct, frozen=True):
     """A compiled translation unit.
 
     maps: by name. code: program -> its instructions, which name a map by its position in `maps`.
-    types: BTF of the maps, if any.
+    types: BTF of the maps, if any. made_for: of the objects of `rmapd compile`.
     """
 
     maps: dict[str, MapShape]
     code: dict[str, bytes]
     types: bytes = b""
+    made_for: MadeFor | None = None
 
 
 def compiler_identity(files: Iterable[str] = _COMPILER) -> list[tuple[str, int, int]]:
@@ -104,26 +124,45 @@ class CompileCache:
 
     def write(self, name: str, entry: CacheEntry) -> None:
         """Write an entry, whole or not at all. Failing is logged: the next start compiles again."""
-        content = msgspec.msgpack.encode(entry)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_ours(os.lstat(self.folder), stat.S_ISDIR):
                 log.warning("compiled probes are not cached: others may write to %s", self.folder)
                 return
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
-                file.write(hashlib.sha256(name.encode() + content).digest() + content)
-            os.replace(file.name, self.folder / name)
+            self._put(name, entry, 0o600)
             self._remove_oldest()
         except OSError as error:
             log.info("compiled probes are not cached: %s", error)
 
+    def write_for_elsewhere(self, name: str, entry: CacheEntry) -> None:
+        """Write an entry for another host, readable by all there. Raises OSError."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._put(name, entry, 0o644)
+
+    def _put(self, name: str, entry: CacheEntry, mode: int) -> None:
+        content = msgspec.msgpack.encode(entry)
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(hashlib.sha256(name.encode() + content).digest() + content)
+        os.replace(file.name, self.folder / name)
+
+    def made_elsewhere(self) -> list[str]:
+        """Return the names of entries that `rmapd compile` made, fit or unfit, in order."""
+        try:
+            return sorted(path.name for path in self.folder.iterdir() if path.suffix == SUFFIX)
+        except OSError:
+            return []
+
     def _remove_oldest(self) -> None:
-        entries = sorted((path.stat().st_mtime_ns, path) for path in self.folder.iterdir())
+        ours = (path for path in self.folder.iterdir() if path.suffix != SUFFIX)
+        entries = sorted((path.stat().st_mtime_ns, path) for path in ours)
         for _, path in entries[:-_MOST_ENTRIES]:
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def _is_ours(found: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
-    """Return whether a file is of this kind, ours, and not writable by others."""
-    return is_kind(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    """Return whether a file is of this kind, ours or root's, and not writable by others."""
+    return (
+        is_kind(found.st_mode) and found.st_uid in (os.geteuid(), 0) and not found.st_mode & 0o022
+    )

@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,16 @@ _MEMORY = "the same again later; it needs 150 MB"
 class Compiled:
     """The result of a compilation: maps that the kernel has, and instructions by program.
 
-    The instructions name maps by this process's file descriptors.
+    The instructions name maps by this process's file descriptors. origin: where it is from.
     """
 
     maps: dict[str, Map]
     code: dict[str, bytes]
+    origin: str = "compiled at this start"
+
+
+class NoCompiler(RmapdError):
+    """BCC is not installed, or cannot be imported."""
 
 
 def compile_text(
@@ -82,16 +87,16 @@ def compile_text(
     entry = cache.read(name)
     if entry:
         try:
-            return _restored(entry, cpus)
+            return restored(entry, cpus, f"compiled at an earlier start ({cache.folder})")
         except OSError as error:
             log.info("the cached programs do not load (%s): compiled anew", error)
     compiled = compile_in_child(text, flags, wanted, headers, cpus)
     with contextlib.suppress(OSError):
-        cache.write(name, _entry(compiled))
+        cache.write(name, entry_of(compiled))
     return compiled
 
 
-def _entry(compiled: Compiled) -> CacheEntry:
+def entry_of(compiled: Compiled) -> CacheEntry:
     """Return what the cache keeps: maps as they were created, and their numbers in the code."""
     shapes, numbers, types = {}, {}, set[int]()
     for number, (name, table) in enumerate(compiled.maps.items()):
@@ -106,12 +111,23 @@ def _entry(compiled: Compiled) -> CacheEntry:
     )
 
 
-def _restored(entry: CacheEntry, cpus: int) -> Compiled:
-    """Create the maps of an entry anew, and write their descriptors into its code."""
+def _any(_name: str) -> bool:
+    return True
+
+
+def restored(
+    entry: CacheEntry, cpus: int, origin: str, needed: Callable[[str], bool] = _any
+) -> Compiled:
+    """Create the maps of an entry anew, and write their descriptors into its code.
+
+    needed: whether a map is to be created; programs that name another one are left out.
+    """
     maps, fds = dict[str, Map](), dict[int, int]()
     btf = load_btf(entry.types) if entry.types else 0
     try:
         for number, (name, shape) in enumerate(entry.maps.items()):
+            if not needed(name):
+                continue
             sizes, typed = (
                 (shape.key_size, shape.value_size, shape.max_entries),
                 bool(shape.value_type),
@@ -126,7 +142,12 @@ def _restored(entry: CacheEntry, cpus: int) -> Compiled:
     finally:
         if btf:
             os.close(btf)
-    return Compiled(maps, {name: _with_our_maps(code, fds) for name, code in entry.code.items()})
+    code = {
+        name: _with_our_maps(code, fds)
+        for name, code in entry.code.items()
+        if _maps_named(code) <= fds.keys()
+    }
+    return Compiled(maps, code, origin)
 
 
 def compile_in_child(
@@ -163,7 +184,8 @@ def compile_in_child(
         raise death_error("the compiler gave no answer", code, _MEMORY, _last_line(messages))
     if "error" in reply:
         # bcc prints the kernel's error where a map cannot be created
-        kind = Temporary if os.strerror(errno.ENOMEM) in messages else RmapdError
+        memory = os.strerror(errno.ENOMEM) in messages
+        kind = NoCompiler if reply.get("missing") else Temporary if memory else RmapdError
         reason = _first_error(messages) or reply["why"]
         raise kind(reply["error"], why=reason, hint=reply["hint"])
     maps, ours_by_theirs = {}, {}
@@ -183,6 +205,15 @@ def _reply(ours: socket.socket) -> Any:
     size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
     text = receive_exactly(ours, size)
     return json.loads(text) if size and len(text) == size else None
+
+
+def _maps_named(code: bytes) -> set[int]:
+    """Return the numbers of the maps that the instructions name."""
+    return {
+        immediate
+        for _, (opcode, registers, _, immediate) in instructions(code)
+        if opcode == WIDE and registers >> 4 == _PSEUDO_MAP_FD
+    }
 
 
 def _with_our_maps(code: bytes, ours: Mapping[int, int]) -> bytes:
@@ -225,7 +256,8 @@ def _compiled(request: dict[str, Any]) -> tuple[dict[str, Any], list[int], Any]:
             "apt-get install python3-bpfcc, and a virtual environment made with "
             "--system-site-packages over /usr/bin/python3"
         )
-        return {"error": "cannot import bcc", "why": str(error), "hint": hint}, [], None
+        reply = {"error": "cannot import bcc", "why": str(error), "hint": hint, "missing": True}
+        return reply, [], None
     try:
         unit = bcc.BPF(text=request["text"].encode(), cflags=request["flags"])
     except Exception as error:  # bcc raises Exception itself

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
+import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +28,8 @@ from typing import Protocol
 from tracer.attach import bcc_headers
 from tracer.attach.attached import AttachedProbes, AttachedProgram, attach_all, close_all
 from tracer.attach.compile_cache import CompileCache
-from tracer.attach.compiler import Compiled, compile_text
+from tracer.attach.compiler import Compiled, NoCompiler, compile_text
+from tracer.attach.objects import Objects
 from tracer.attach.plan import (
     REFUSED_AT,
     AttachPoint,
@@ -38,16 +39,16 @@ from tracer.attach.plan import (
     ProbeObjectPlan,
 )
 from tracer.attach.relocations import Names
+from tracer.attach.translation_unit import flags, source
 from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC, Btf
 
-GENERATED = "kernel.h"
-"""The header that is generated for each kernel; probes/include/common.h includes it."""
+log = logging.getLogger("rmapd")
+
 _AT_ONCE = 4
 """Programs that are verified at the same time, where there are so many CPUs."""
-_INCLUDE = re.compile(r'#include "([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class BuildEnvironment:
 
     types: of the kernel. constants: the enumerators of the header that daemon and programs share.
     include: the folder of the headers. sizes: macro -> rows of a map. release: of the kernel.
-    cache: of compiled programs, if any.
+    cache: of compiled programs, if any. objects: what `rmapd compile` may have put into it.
     """
 
     types: Btf
@@ -65,6 +66,7 @@ class BuildEnvironment:
     sizes: Mapping[str, int]
     release: str
     cache: CompileCache | None = None
+    objects: Objects | None = None
 
 
 def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedProbes:
@@ -73,11 +75,15 @@ def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedPr
     statistics: have the kernel count run times, where it allows it. Raises RmapdError.
     """
     usable = [probe_object for probe_object in plan.probe_objects if probe_object.usable]
-    with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
-        bcc_headers.write(Path(folder), build.release)
-        compiled, broken = _compile_usable(plan.header, usable, build, folder)
+    compiled, names, broken = _made_elsewhere(usable, build), plan.names, dict[str, str]()
+    if compiled and build.objects:
+        names = build.objects.plan.names
+    else:
+        with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
+            bcc_headers.write(Path(folder), build.release)
+            compiled, broken = _compile_usable(plan.header, usable, build, folder)
     programs = LoadedAhead(
-        ProgramLoader(compiled.code, plan.names, build),
+        ProgramLoader(compiled.code, names, build),
         (
             point
             for probe_object in usable
@@ -87,7 +93,7 @@ def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedPr
             for point in hook.methods[0].points
         ),
     )
-    attaching = _Attaching(programs, compiled.maps)
+    attaching = _Attaching(programs, compiled.maps, compiled.origin)
     try:
         if statistics:
             with contextlib.suppress(OSError):
@@ -108,6 +114,7 @@ class _Attaching:
 
     programs: Loads
     maps: dict[str, Map]
+    origin: str
     hooks: list[PlannedHook] = field(default_factory=list)
     points: dict[str, list[AttachedProgram]] = field(default_factory=dict)
     statistics_fd: int = -1
@@ -128,58 +135,20 @@ class _Attaching:
 
     def probes(self) -> AttachedProbes:
         """Return it as the owner of maps, programs and links."""
-        return AttachedProbes(self.hooks, self.maps, self.points, self.statistics_fd)
-
-
-def source(header: str, probe_objects: Sequence[ProbeObjectPlan], include: Path) -> str:
-    """Return one translation unit: the probe objects, with each header in place of its `#include`.
-
-    BCC rewrites map accesses in its main file only, so headers cannot be left to the compiler.
-
-    header: the text of kernel.h, generated from this kernel's BTF (tracer.attach.struct_slices).
-    include: the folder of the other headers.
-    RmapdError where a header cannot be read.
-    """
-    known = {GENERATED: header}
-    return "\n".join(
-        _expanded(
-            probe_object.source.name,
-            probe_object.source.read_text(encoding="utf-8"),
-            include,
-            known,
+        return AttachedProbes(
+            self.hooks, self.maps, self.points, self.statistics_fd, origin=self.origin
         )
-        for probe_object in probe_objects
-    )
 
 
-def _expanded(name: str, text: str, include: Path, known: dict[str, str]) -> str:
-    """Return a source file with its `#include "..."` lines expanded, each header once.
-
-    known: headers that are in memory; a header that has been used is empty.
-    """
-    lines = [f'#line 1 "{name}"']
-    for number, line in enumerate(text.splitlines(), 1):
-        found = _INCLUDE.match(line)
-        if not found:
-            lines.append(line)
-            continue
-        wanted = found[1]
-        inner = known.get(wanted)
-        if inner is None:
-            try:
-                inner = (include / wanted).read_text(encoding="utf-8")
-            except OSError as error:
-                raise RmapdError(
-                    f"cannot read {wanted}, which {name} includes",
-                    why=str(error),
-                    hint="reinstall rmapd",
-                ) from error
-        known[wanted] = ""
-        if inner:
-            lines += [_expanded(wanted, inner, include, known), f'#line {number + 1} "{name}"']
-        else:
-            lines.append("")
-    return "\n".join(lines)
+def _made_elsewhere(usable: Sequence[ProbeObjectPlan], build: BuildEnvironment) -> Compiled | None:
+    """Return what `rmapd compile` made for this kernel; None where there is nothing that fits."""
+    if not build.objects or not build.cache:
+        return None
+    try:
+        return build.objects.find(build.cache, usable)
+    except OSError as error:
+        log.info("the objects in %s do not load: %s", build.cache.folder, error)
+        return None
 
 
 def compile_probe_objects(
@@ -190,7 +159,6 @@ def compile_probe_objects(
     header: Plan.header. headers: the folder that bcc_headers.write() filled. Raises RmapdError with
     the compiler's first error.
     """
-    flags = [f"-D{name}={value}" for name, value in build.sizes.items()] + ["-w"]
     points = (
         point
         for probe_object in probe_objects
@@ -201,8 +169,8 @@ def compile_probe_objects(
     try:
         return compile_text(
             source(header, probe_objects, build.include),
-            flags,
-            map(_function, points),
+            flags(build.sizes),
+            map(c_function, points),
             headers,
             possible_cpus(),
             build.cache,
@@ -214,7 +182,7 @@ def compile_probe_objects(
         ) from error
 
 
-def _function(point: AttachPoint) -> str:
+def c_function(point: AttachPoint) -> str:
     """Return the name of a program's C function. BCC recognises iterators by their prefix."""
     return point.program if point.program.startswith("bpf_iter__") else f"rmapd_{point.program}"
 
@@ -225,6 +193,8 @@ def _compile_usable(
     """Return (what compiles, probe object that does not -> why)."""
     try:
         return compile_probe_objects(header, usable, build, headers), {}
+    except NoCompiler as error:
+        raise _without_compiler(error, build) from error
     except Temporary:
         raise
     except RmapdError:
@@ -233,6 +203,19 @@ def _compile_usable(
         if not left:
             raise
         return compile_probe_objects(header, left, build, headers), broken
+
+
+def _without_compiler(error: NoCompiler, build: BuildEnvironment) -> RmapdError:
+    """Return the error with what there is instead of a compiler, and why it is not enough."""
+    if not build.objects or not build.cache:
+        return error
+    folder = build.cache.folder
+    misfits = list(build.objects.misfits(build.cache)) or [f"{folder} has no objects"]
+    hint = (
+        f"{error.hint}; or, where bcc is, rmapd compile --btf FILE with this host's"
+        f" /sys/kernel/btf/vmlinux, and the result in {folder}"
+    )
+    return NoCompiler(error.what, why="; ".join([error.why, *misfits]), hint=hint)
 
 
 def _broken(
@@ -278,7 +261,7 @@ class ProgramLoader:
 
         Raises Refused with the verifier's reason, OSError where there is no memory.
         """
-        function = _function(point)
+        function = c_function(point)
         if function not in self.code:
             raise Refused(f"no program {function} was compiled")
         constants = point.constant_values(self.build.constants)

@@ -35,12 +35,17 @@ def refused(types: Btf) -> str:
 
     Loads a program with one, and attaches nothing.
     """
+    return lacking(types) or programs.plain_load_refused(*_ids(types))
+
+
+def lacking(types: Btf) -> str:
+    """Return what a kernel with these types lacks for plain loads; empty: nothing that shows."""
     kfunc, number = _ids(types)
     if not kfunc or not number:
         return f"no {_TYPE if kfunc else _KFUNC} in this kernel's BTF"
     if types.find(_AS_YOUNG, FUNC) is None:
         return f"before 6.10 a load may crash the kernel: no {_AS_YOUNG} in this kernel's BTF"
-    return programs.plain_load_refused(kfunc, number)
+    return ""
 
 
 def header(kernel: Kernel) -> str:

@@ -53,10 +53,38 @@ def make_plan(kernel: Kernel, folders: Sequence[Path], only: frozenset[str] | No
             types |= probe_object.types
             enums |= probe_object.enums
     names = _names(hook for probe_object in declared.values() for hook in probe_object.hook)
-    indexes = "".join(tracepoint_indexes(kernel, hook) for one in resolved for hook in one.hooks)
     slices = struct_slices.make(kernel.types, types, enums)
-    header = indexes + names.header + plain_loads.header(kernel) + slices.header
-    return Plan(tuple(resolved), header, names)
+    return Plan(tuple(resolved), _header(kernel, resolved, names, slices), names)
+
+
+def make_whole_plan(kernel: Kernel, folders: Sequence[Path]) -> Plan:
+    """Resolve the probe objects as far as the kernel's types say, and whether it has plain loads.
+
+    The plan has each probe object all of whose types are there, whatever this kernel lets be
+    hooked: its text can be made elsewhere, from the types alone. Its hooks are not to be attached.
+    """
+    plan = make_plan(kernel, folders)
+    complete, types, enums = list[ProbeObjectPlan](), dict[str, list[str]](), dict[str, list[str]]()
+    for one in plan.probe_objects:
+        if not one.missing and (not one.needs or one.needs in {had.name for had in complete}):
+            complete.append(one)
+            declared = read_probe_object(one.source.with_name(f"{one.name}.toml"))
+            types |= declared.types
+            enums |= declared.enums
+    slices = struct_slices.make(kernel.types, types, enums)
+    header = _header(kernel, plan.probe_objects, plan.names, slices)
+    return Plan(tuple(complete), header, plan.names)
+
+
+def _header(
+    kernel: Kernel,
+    resolved: Iterable[ProbeObjectPlan],
+    names: relocations.Names,
+    slices: struct_slices.Slices,
+) -> str:
+    """Return the C text of all that the probe objects need of this kernel."""
+    indexes = "".join(tracepoint_indexes(kernel, hook) for one in resolved for hook in one.hooks)
+    return indexes + names.header + plain_loads.header(kernel) + slices.header
 
 
 def _names(hooks: Iterable[Hook]) -> relocations.Names:

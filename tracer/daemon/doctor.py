@@ -34,6 +34,7 @@ def examine(session: Session) -> KernelReport:
         "kernel": kernel.release,
         "capabilities": {
             "BTF": f"yes, {len(kernel.types):,} types",
+            "programs": f"yes, {session.probes.loaded.origin}",
             "raw tracepoints": "yes",
             "fentry": kernel.fentry_refused or "yes",
             "kprobes": kernel.kprobe_refused or "yes",

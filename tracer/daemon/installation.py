@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tracer.attach.compile_cache import CompileCache
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 from tracer.process import users
@@ -91,7 +93,7 @@ class Host:
 def examine(host: Host, configuration: Callable[[], Config], where: str) -> list[Check]:
     """Run all checks, also after one that fails. where: the configuration's source."""
     return [
-        _bcc(host),
+        _bcc(host, configuration),
         _configuration(configuration, where),
         _unit(host),
         _state(host),
@@ -104,11 +106,17 @@ def examine(host: Host, configuration: Callable[[], Config], where: str) -> list
     ]
 
 
-def _bcc(host: Host) -> Check:
+def _bcc(host: Host, configuration: Callable[[], Config]) -> Check:
     why = host.unimportable("bcc")
     if not why:
         return Check("bcc", OK, "installed")
     hint = "apt-get install python3-bpfcc, and a virtual environment with --system-site-packages"
+    with contextlib.suppress(RmapdError):
+        cache = configuration().cache
+        count = len(CompileCache(Path(cache)).made_elsewhere()) if cache else 0
+        if count:
+            text = f"not installed; {cache} has files of rmapd compile ({count}): where one fits,"
+            return Check("bcc", NOTE, f"{text} nothing is compiled", hint)
     return Check("bcc", WRONG, f"this Python cannot import bcc: {why}", hint)
 
 

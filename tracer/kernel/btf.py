@@ -7,6 +7,7 @@ a record's body is decoded when it is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ class Btf:
             if kind == 0 or kind > ENUM64:
                 raise KeyError(f"kind {kind}")
             at += 12 + fixed + each * vlen
+
+    @property
+    def digest(self) -> str:
+        """A hash of the whole blob."""
+        return hashlib.sha256(self._blob).hexdigest()
 
     def __len__(self) -> int:
         return len(self._at)

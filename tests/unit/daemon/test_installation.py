@@ -157,6 +157,19 @@ def test_missing_python_modules_are_reported(host: Host) -> None:
     assert (found["bcc"].state, found["seccomp"].state, found["OTLP"].state) == (WRONG, NOTE, WRONG)
 
 
+@pytest.mark.parametrize(("files", "state"), [(["0.objects"], NOTE), (["0"], WRONG), ([], WRONG)])
+def test_objects_in_the_cache_make_a_missing_bcc_a_note(
+    host: Host, tmp_path: Path, files: list[str], state: str
+) -> None:
+    for name in files:
+        write(tmp_path / "cache" / name, "")
+    missing = replace(host, unimportable=lambda name: f"No module named {name!r}")
+    found = examined(missing, lambda: Config(cache=str(tmp_path / "cache")))["bcc"]
+    assert found.state == state
+    assert "apt-get install python3-bpfcc" in found.hint
+    assert ("files of rmapd compile (1)" in found.text) == (state == NOTE)
+
+
 def test_wrong_configuration_does_not_stop_other_checks(host: Host) -> None:
     def broken() -> Config:
         raise RmapdError(

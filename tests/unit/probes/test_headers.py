@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.btf_blob import kernel_types
 from tests.support.native import PROBES, write_kernel_header
-from tracer.attach.loader import GENERATED, source
 from tracer.attach.plan import ProbeObjectPlan
+from tracer.attach.translation_unit import GENERATED, source
 from tracer.errors import RmapdError
 
 FILES = [*sorted((PROBES / "include").glob("*.h")), *sorted(PROBES.glob("*.bpf.c"))]
