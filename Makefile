@@ -38,7 +38,7 @@ define install
 	fi
 endef
 
-.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb test-systemd setup vm-setup clangd clean
+.PHONY: run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards docs reference install uninstall deb test-systemd setup vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 run: setup
@@ -91,6 +91,16 @@ coverage: setup
 dashboards: setup
 	$(PYTHON) -m dashboards
 
+# build/site/index.html: the documentation as a site. A broken link or anchor fails, and so does what a page would load from another host.
+docs: $(VENV)/.docs
+	$(VENV)/bin/sphinx-build -q -n -W --keep-going -c docsite -d build/site-cache . build/site
+	cp build/site/README.html build/site/index.html
+	$(PYTHON) -m tests.support.built_site build/site
+
+# The pages that are made from the code: docs/reference/ and the tables of docs/CONFIGURATION.md.
+reference: setup
+	$(PYTHON) -m tests.support.reference
+
 vm: vm-setup
 	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)' $(NODES)
 
@@ -141,6 +151,10 @@ $(VENV)/.installed: pyproject.toml Makefile
 	$(call install,$(APT))
 	/usr/bin/python3 -m venv --clear --system-site-packages $(VENV)
 	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 vm-setup: setup

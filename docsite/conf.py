@@ -1,0 +1,28 @@
+"""The documentation as a site, by Sphinx: `make docs`. The order of the pages is in _toc.yml.
+
+The pages are the repository's own, at the same paths, read by the parser that the daemon uses too.
+"""
+
+from __future__ import annotations
+
+import tracer
+
+project, author = "rmapd", "the authors of rmapd"
+release = tracer.__version__
+html_title = f"rmapd {release}"
+extensions = ["myst_parser", "sphinx_external_toc"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "dashboards/README.md",
+    "docs/**",
+]
+external_toc_path = "docsite/_toc.yml"
+myst_heading_anchors = 4
+highlight_language = "none"
+smartquotes = False
+html_theme = "furo"
+html_show_sphinx = False
+html_copy_source = False
