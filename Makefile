@@ -93,6 +93,7 @@ dashboards: setup
 
 # build/site/index.html: the documentation as a site. A broken link or anchor fails, and so does what a page would load from another host.
 docs: $(VENV)/.docs
+	rm -rf build/site
 	$(VENV)/bin/sphinx-build -q -n -W --keep-going -c docsite -d build/site-cache . build/site
 	cp build/site/README.html build/site/index.html
 	$(PYTHON) -m tests.support.built_site build/site

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import tracer
 
-project, author = "rmapd", "the authors of rmapd"
-release = tracer.__version__
+project, release = "rmapd", tracer.__version__
 html_title = f"rmapd {release}"
 extensions = ["myst_parser", "sphinx_external_toc"]
 include_patterns = [
@@ -24,5 +23,5 @@ myst_heading_anchors = 4
 highlight_language = "none"
 smartquotes = False
 html_theme = "furo"
-html_show_sphinx = False
-html_copy_source = False
+html_static_path = html_css_files = ["site.css"]
+html_show_copyright = html_show_sphinx = html_copy_source = False
