@@ -38,7 +38,7 @@ define install
 	fi
 endef
 
-.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards install uninstall deb rpm lock test-systemd setup dev vm-setup clangd clean
+.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards docs reference install uninstall deb rpm lock test-systemd setup dev vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 help: ## print this
@@ -91,6 +91,16 @@ coverage: dev ## branch coverage of the last unit and live tests together
 
 dashboards: dev ## write the dashboards and alerts
 	$(PYTHON) -m dashboards
+
+# A broken link or anchor fails, and so does what a page would load from another host.
+docs: $(VENV)/.docs ## the documentation as a site, build/site/index.html
+	rm -rf build/site
+	$(VENV)/bin/sphinx-build -q -n -W --keep-going -c docsite -d build/site-cache . build/site
+	cp build/site/README.html build/site/index.html
+	$(PYTHON) -m tests.support.built_site build/site
+
+reference: dev ## write docs/reference/ and the tables of docs/CONFIGURATION.md from the code
+	$(PYTHON) -m tests.support.reference
 
 vm: vm-setup ## run CMD='rmapd doctor' on KERNEL=6.1 in a guest with NODES=1
 	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)' $(NODES)
@@ -162,6 +172,10 @@ $(VENV)/.installed: pyproject.toml Makefile
 $(VENV)/.dev: $(VENV)/.installed
 	$(call install,$(DEV_APT))
 	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PYTHON) -m pip install -q --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 vm-setup: dev ## what guests need: qemu and the like
