@@ -309,8 +309,8 @@ class LongWaits:
         """Return who has a lock, in words: behind the text of a wait."""
         if wait.writer:
             sleeps = any(one.sleeper.task == wait.writer for one in self._asleep.values())
-            known = _named(wait.writer_comm, wait.writer_tid) if wait.writer_tid else ""
-            who = known or f"the task at {wait.writer:#x}"
+            named = _named(wait.writer_comm, wait.writer_tid) if wait.writer_tid else ""
+            who = named or f"the task at {wait.writer:#x}"
             return f", and {who} has it for write" + ("" if sleeps else ", which does not sleep")
         if not wait.readers:
             return ""
