@@ -68,7 +68,7 @@ def _page(title: str, intro: str, *sections: str) -> str:
 
 def cli() -> str:
     """Return the page of all commands with their options, exit codes and examples."""
-    top = click.Context(main, info_name="rmapd")
+    top = main.make_context("rmapd", [], resilient_parsing=True)  # -h is one of its settings
     intro = (
         "For everyone who runs rmapd: the options of each command, as `rmapd COMMAND --help` prints"
         " them. What the commands are for, and every exit code, is in [COMMANDS](../COMMANDS.md)."
