@@ -12,8 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.vm.guest import run
 
 RUNS = 5
@@ -57,7 +55,6 @@ def soaked(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(7200)
 def test_time_to_failure_is_measured_and_two_kernels_compare(module: Path) -> None:
     command = (
         f"insmod {module}; {soak('slow', MEAN)}; {soak('fast', SHORT)};"
