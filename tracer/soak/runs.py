@@ -160,7 +160,7 @@ class _Soak:
             atomic_file.write(self._order.out, text, "the result")
 
     def _run(self, number: int) -> tuple[SoakRun, bool]:
-        """Run once; return the run, and whether its load began."""
+        """Run once; return the run, and whether its load began, or was stopped for a violation."""
         started = iso(time.time())
         work = self._folder / "work"
         work.mkdir(exist_ok=True)
@@ -190,7 +190,7 @@ class _Soak:
             kept = out.with_suffix(f".{number}.json")
             atomic_file.write(kept, report.read_text(), "the report of a run")
             run = msgspec.structs.replace(run, report=str(kept))
-        return run, ran is not None
+        return run, ran is not None or run.outcome == "violated"
 
     def _exec(self, report: Path, number: int) -> tuple[int, str]:
         """Run `rmapd exec` to its end; return its exit code and what it wrote to standard error."""
@@ -249,7 +249,7 @@ def classified(
         for verdict in ("holds", "violated", "suspect", "unverifiable")
     }
     coverage = {name: one["coverage"] for name, one in invariants.items()}
-    begin = status.started if status else _seconds(started)
+    begin = status.started if status else _seconds(report.get("started", started))
     run = SoakRun(
         number,
         "lost",
@@ -268,7 +268,10 @@ def classified(
     source = report.get("exit", {}).get("source", "")
     if checks["violated"]:
         first = _first_violation(report, begin)
-        return replace(run, outcome="violated", seconds=max(0.0, first), at_once=first <= 0)
+        # exec stopped the load before it could write a status
+        in_its_first_moment = status is None and code == VIOLATED
+        at_once = first <= 0 or in_its_first_moment
+        return replace(run, outcome="violated", seconds=max(0.0, first), at_once=at_once)
     if code == CHECKER_DIED or source in ("checker", "daemon"):
         return replace(run, why=report.get("ended_early", {}).get("reason", "the checker died"))
     if all(level == "none" for level in coverage.values()):

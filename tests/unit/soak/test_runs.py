@@ -80,6 +80,14 @@ def test_violation_before_the_load_is_at_once() -> None:
     assert "before the load began" in "\n".join(run_text(run))
 
 
+def test_violation_that_stops_a_load_in_its_first_moment_is_at_once() -> None:
+    """The load left no status; the time is from the open gate, not from before rmapd attached."""
+    known = report(finding(7))
+    gate = known["violations"][0]["first_seen"]
+    run = found(3, known | {"started": gate}, None)
+    assert (run.outcome, run.seconds, run.at_once) == ("violated", 0, True)
+
+
 def test_finding_that_the_daemon_knew_is_timed_by_the_timeline() -> None:
     known = report(finding(-500), daemon={"known_before": ["L3-1"], "fidelity_lowered": False})
     run = found(3, known, status("signal"))
@@ -180,7 +188,8 @@ class _Exec(runs._Soak):  # noqa: SLF001
         code, known = self.made.pop(0)
         if known:
             report.write_text(json.dumps(known))
-            (self._folder / "status.json").write_bytes(msgspec.json.encode(status()))
+            if not known["violations"]:
+                (self._folder / "status.json").write_bytes(msgspec.json.encode(status()))
         return code, "errors"
 
 
