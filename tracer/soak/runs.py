@@ -278,7 +278,8 @@ def classified(
         return replace(run, why="no invariant can be checked on this kernel")
     if source == "required":
         return replace(run, why=report["exit"]["reason"])
-    if status is None or status.end == "failed" or not any(part.done for part in status.parts):
+    idle = status is not None and status.end == "time" and not any(p.done for p in status.parts)
+    if status is None or status.end == "failed" or idle:
         why = status.why if status else ""
         last = errors.splitlines()[-1] if errors else ""
         return replace(run, why=f"the load did not run: {why or last or 'it did nothing'}")
