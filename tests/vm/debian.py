@@ -11,10 +11,10 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.vm import bootstrap
 from tests.vm.guest import CACHE, RESULTS, GuestError, Result
 
-SUITE = "bookworm"
-HOME = CACHE / f"debian-{SUITE}"
+HOME = CACHE / f"debian-{bootstrap.SUITE}"
 _PACKAGES = (
     "systemd systemd-sysv udev dbus kmod procps iproute2 curl bpftool libcap2-bin "
     "linux-image-amd64 initramfs-tools python3 python3-bpfcc python3-seccomp"
@@ -43,22 +43,7 @@ def disk() -> Path:
     if (HOME / "root.ext4").exists():
         return HOME / "root.ext4"
     new = HOME.with_suffix(".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    sources = [str(path) for path in Path("/etc/apt/sources.list.d").glob("debian*.sources")]
-    made = [
-        "mmdebstrap",
-        "--variant=minbase",
-        f"--include={','.join(_PACKAGES)}",
-        SUITE,
-        str(new / "root.tar"),
-        *sources,
-    ]
-    subprocess.run(made, check=True, capture_output=True)
-    root = new / "root"
-    root.mkdir()
-    subprocess.run(["tar", "-xf", str(new / "root.tar"), "-C", str(root)], check=True)
-    (new / "root.tar").unlink()
+    root = bootstrap.unpacked(_PACKAGES, new)
     units = root / "etc/systemd/system"
     (units / "rmapd-test.service").write_text(_RUNNER)
     (units / "multi-user.target.wants").mkdir(exist_ok=True)

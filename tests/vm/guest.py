@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.vm import memory_root
+from tests.vm import bootstrap, memory_root
 
 ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
@@ -252,7 +252,7 @@ def run(
     append = f"{_TSC} {append}".rstrip()
     in_memory = kernels()[name].in_memory
     if in_memory:
-        base = CACHE / f"memory-root-{memory_root.SUITE}.cpio"
+        base = CACHE / f"memory-root-{bootstrap.SUITE}.cpio"
         with fetching():
             memory_root.make(base)
         accel += ["-m", memory, "-smp", str(cpus)]

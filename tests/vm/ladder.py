@@ -239,10 +239,11 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no kernel {min(unknown)}: {', '.join(kernels())}")
     failed = False
     if not options.table:
+        known = kept()
         left = [
             name
             for name in options.kernels or kernels()
-            if options.again or name not in kept() or kept()[name].seconds < options.seconds
+            if options.again or name not in known or known[name].seconds < options.seconds
         ]
         with ThreadPoolExecutor(options.guests) as guests:
             failed = any([*guests.map(lambda name: not _climbed(name, options.seconds), left)])

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-SUITE = "bookworm"
+from tests.vm import bootstrap
+
 _PACKAGES = (
     "python3 python3-bpfcc python3-seccomp stress-ng kmod procps iproute2 util-linux libcap2-bin"
 ).split()
@@ -86,14 +87,7 @@ def make(base: Path) -> None:
     if base.exists():
         return
     new = base.with_suffix(".new")
-    shutil.rmtree(new, ignore_errors=True)
-    root = new / "root"
-    root.mkdir(parents=True)
-    sources = [*map(str, Path("/etc/apt/sources.list.d").glob("debian*.sources"))]
-    made = ["mmdebstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", SUITE]
-    subprocess.run([*made, str(new / "root.tar"), *sources], check=True, capture_output=True)
-    leave_out = [f"--exclude=./{part}" for part in _NOT_NEEDED]
-    subprocess.run(["tar", "-xf", new / "root.tar", "-C", root, *leave_out], check=True)
+    root = bootstrap.unpacked(_PACKAGES, new, _NOT_NEEDED)
     _pack(root, [Path("."), *_below(root)], new / "root.cpio")
     (new / "root.cpio").rename(base)
     shutil.rmtree(new)

@@ -39,7 +39,7 @@ from tracer.attach.plan import (
     ProbeObjectPlan,
 )
 from tracer.attach.relocations import Names
-from tracer.attach.translation_unit import flags, source
+from tracer.attach.translation_unit import c_function, flags, source
 from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
 from tracer.errors import RmapdError, Temporary, of_os
@@ -170,7 +170,7 @@ def compile_probe_objects(
         return compile_text(
             source(header, probe_objects, build.include),
             flags(build.sizes),
-            map(c_function, points),
+            (c_function(point.program) for point in points),
             headers,
             possible_cpus(),
             build.cache,
@@ -180,11 +180,6 @@ def compile_probe_objects(
         raise type(error)(
             error.what.replace("the probes", names), why=error.why, hint=error.hint
         ) from error
-
-
-def c_function(point: AttachPoint) -> str:
-    """Return the name of a program's C function. BCC recognises iterators by their prefix."""
-    return point.program if point.program.startswith("bpf_iter__") else f"rmapd_{point.program}"
 
 
 def _compile_usable(
@@ -261,7 +256,7 @@ class ProgramLoader:
 
         Raises Refused with the verifier's reason, OSError where there is no memory.
         """
-        function = c_function(point)
+        function = c_function(point.program)
         if function not in self.code:
             raise Refused(f"no program {function} was compiled")
         constants = point.constant_values(self.build.constants)

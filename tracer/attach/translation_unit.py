@@ -21,9 +21,14 @@ def flags(sizes: Mapping[str, int]) -> list[str]:
     return [f"-D{name}={value}" for name, value in sizes.items()] + ["-w"]
 
 
+def c_function(program: str) -> str:
+    """Return the name of a program's C function. BCC recognises iterators by their prefix."""
+    return program if program.startswith("bpf_iter__") else f"rmapd_{program}"
+
+
 def functions(text: str) -> list[str]:
     """Return the C functions of the programs that a text may have, in order."""
-    return sorted({found[2] or f"rmapd_{found[1]}" for found in _PROGRAM.finditer(text)})
+    return sorted({c_function(found[1] or found[2]) for found in _PROGRAM.finditer(text)})
 
 
 def declarations_of_maps(text: str) -> set[str]:

@@ -84,7 +84,7 @@ def test_objects_are_made_with_and_without_plain_loads(
 
 def test_objects_have_every_program_of_the_probes() -> None:
     wanted = {
-        loader.c_function(point)
+        translation_unit.c_function(point.program)
         for probe_object in attach_plan().probe_objects
         for hook in probe_object.hooks
         if hook.state is HookState.READY
