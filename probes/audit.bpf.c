@@ -354,7 +354,7 @@ static __always_inline u64 writes_of(mm_t mm)
 static __always_inline void stamp_before(struct audit_look *look, mm_t mm)
 {
 	look->users_before = (u32)READ_MM(mm, mm_users);
-	look->id_before = READ_MM(mm, id);
+	look->id_before = mm_id(mm);
 #ifdef HAVE_mm_struct_mm_lock_seq
 	look->counts_writers = 1;
 #endif
@@ -369,7 +369,7 @@ static __always_inline void stamp_after(struct audit_look *look, mm_t mm)
 	look->map_count_after = (u32)READ_MM(mm, map_count);
 	look->writer_after = is_written(READ_RWSEM(mmap_lock_of(mm), count));
 	look->seq_after = writes_of(mm);
-	look->id_after = READ_MM(mm, id);
+	look->id_after = mm_id(mm);
 	look->users_after = (u32)READ_MM(mm, mm_users);
 }
 
@@ -1024,7 +1024,8 @@ static __always_inline void read_mapped(struct audit_cursor *c, struct params *p
 	if (walk_at_once(p, p->direct_map_end - p->page_offset, pgd, addr, &found))
 		return;
 	m->entry = found.entry;
-	if (found.level > 2 || found.entry & _PAGE_SPECIAL || !is_present(found.entry, found.level))
+	if (found.level > 2 || is_special(p, found.entry) ||
+	    !is_present(p, found.entry, found.level))
 		return;
 	u64 pfn = mapped_pfn(p, found.entry, found.level);
 	if (found.level > 1)

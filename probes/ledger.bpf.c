@@ -145,7 +145,7 @@ static __always_inline void settle_zeropage(struct params *p, struct migration *
 	u32 tgid;
 	if (walk(p, READ_MM(MM(m->mm), pgd), m->at, &entry, &level) || level != 1)
 		return;
-	if (!(entry & _PAGE_PRESENT) || !(entry & _PAGE_SPECIAL))
+	if (!(entry & ENTRY_VALID) || !is_special(p, entry))
 		return;
 	if (row) {
 		first_ns = row->first_ns;
@@ -192,7 +192,7 @@ HOOK(freeze)
 	if (!p || !m || m->walk != WALK_FIRST || !p->page_offset || !(ARGUMENT(freeze) & 0xff))
 		return 0;
 	if (walk(p, READ_MM(MM(m->mm), pgd), addr, &entry, &level) || level != 2 ||
-	    !is_present(entry, level))
+	    !is_present(p, entry, level))
 		return 0;
 	m->freezing = addr;
 	return 0;
@@ -213,11 +213,11 @@ HOOK(freeze_leave)
 	if (m->walk != WALK_FIRST || !p->vmemmap)
 		return 0;
 	if (walk(p, READ_MM(MM(m->mm), pgd), addr, &entry, &level) || level != 1 || !entry ||
-	    is_present(entry, level))
+	    is_present(p, entry, level))
 		return 0;
 	if (entry_pfn(p, entry) != pfn_of(p, FOLIO(m->folio)))
 		return 0;
-	learn_type(entry);
+	learn_type(p, entry);
 	struct ledger_key key = {};
 	struct frozen fresh = {};
 	fill_key(&key, m, tid, MM(m->mm), addr, 3);

@@ -2,6 +2,7 @@
  * Rwsem operations of a task in a window. A blocking acquisition is recorded at its entry, where
  * it can deadlock; a killable or try form is recorded at its return, where it has succeeded.
  */
+#include "mm_ids.h"
 #include "task_windows.h"
 
 /* Rwsems beyond the HELD_RWSEMS of a task; a lock that is released outside of windows ages out. */
@@ -44,7 +45,7 @@ static __always_inline u32 class_of(struct open_window *w, rwsem_t rwsem)
 	 */
 	if (w->key.window == WINDOW_dup_mmap) {
 		mm_t mm = MM(rwsem.addr - OFFSET(mm_struct, mmap_lock));
-		if (NEWBORN(mm, READ_MM(mm, id), READ_MM(w->mm, id))) {
+		if (is_newborn(mm, w->mm)) {
 			w->mmap2 = rwsem;
 			return CLASS_mmap2;
 		}

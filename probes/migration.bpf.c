@@ -5,6 +5,7 @@
  * folio is checked (folios.h).
  */
 #include "copies.h"
+#include "mm_ids.h"
 
 BPF_HASH(dying_mms, u64, struct dying_mm, MM_ROWS);
 
@@ -48,7 +49,7 @@ static __always_inline void record_insertion(void *ctx, u64 addr, u64 entry, u32
 		return;
 	u64 task = bpf_get_current_pid_tgid();
 	u32 tid = task;
-	learn_type(entry);
+	learn_type(p, entry);
 	struct migration *m = migrations.lookup(&tid);
 	struct migration *visiting = if_visiting(m, WALK_FIRST);
 	struct ledger_key key = {};
@@ -215,7 +216,7 @@ HOOK(sched_process_exit)
 		return 0;
 	struct dying_mm dying = {};
 	dying.pgd = READ_MM(mm, pgd);
-	dying.id = READ_MM(mm, id);
+	dying.id = mm_id(mm);
 	dying.since_ns = bpf_ktime_get_ns();
 	dying.tgid = task >> 32;
 	if (dying_mms.update(&mm.addr, &dying))
@@ -225,10 +226,11 @@ HOOK(sched_process_exit)
 
 HOOK(exit_mmap)
 {
+	u64 mm = ARG(exit_mmap, mm);
+	forget_mm_id(MM(mm));
 	struct params *p = open_gate();
 	if (!p)
 		return 0;
-	u64 mm = ARG(exit_mmap, mm);
 	count(MMS_EXITED);
 	dying_mms.delete(&mm);
 	for (u32 i = 0; i < FORK_WINDOWS; i++) {

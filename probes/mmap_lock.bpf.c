@@ -85,8 +85,12 @@ static __always_inline void record_order(void *ctx, mm_t outer, mm_t inner, u64 
 {
 	struct order_key key = {};
 	struct order_key reverse = {};
-	key.outer = reverse.inner = READ_MM(outer, id);
-	key.inner = reverse.outer = READ_MM(inner, id);
+	key.outer = reverse.inner = mm_id(outer);
+	key.inner = reverse.outer = mm_id(inner);
+	if (!key.outer || !key.inner) {
+		count(LOCKS_LOST); /* there was no room for an id */
+		return;
+	}
 	struct order_row *opposite = lock_order.lookup(&reverse);
 	struct order_row *row = lock_order.lookup(&key);
 	u32 tid = bpf_get_current_pid_tgid();
@@ -95,7 +99,7 @@ static __always_inline void record_order(void *ctx, mm_t outer, mm_t inner, u64 
 	 * A stack takes longer than all the rest. A newborn mm needs none: only dup_mmap() nests
 	 * its lock, always by the same path.
 	 */
-	if (opposite || (!row && !NEWBORN(inner, key.inner, key.outer)))
+	if (opposite || (!row && !is_newborn(inner, outer)))
 		stack = stack_of(ctx);
 	if (row) {
 		row->count++;

@@ -59,13 +59,14 @@ static __always_inline u32 walk_to_destination(struct params *p, struct destinat
 		return DESTINATION_UNREADABLE;
 	d->entry = found.entry;
 	d->level = found.level;
-	if (!is_none(d->entry))
+	if (!is_none(p, d->entry))
 		return DESTINATION_TAKEN;
 	u64 shift = ENTRY_SHIFT(d->level) & 63;
 	u64 number = d->at >> shift; /* of the entry, counted from address 0 on */
 	u64 index = number & (PTRS_PER_PTE - 1);
 	u64 to_end = ((d->end - 1) >> shift) - number;
 	u64 in_table = PTRS_PER_PTE - 1 - index;
+	u64 table = found.at - 8 * index; /* a small top-level table is not aligned to a page */
 	if (!to_end)
 		return DESTINATION_EMPTY;
 	d->at = (number + 1) << shift;
@@ -73,7 +74,7 @@ static __always_inline u32 walk_to_destination(struct params *p, struct destinat
 	d->index = index + 1;
 	d->left = to_end < in_table ? to_end : in_table;
 	d->ends = to_end <= in_table;
-	if (bpf_probe_read_kernel(copy, sizeof(*copy), (void *)(found.at & PAGE_MASK)))
+	if (bpf_probe_read_kernel(copy, sizeof(*copy), (void *)table))
 		return DESTINATION_UNREADABLE;
 	return DESTINATION_GOES_ON;
 }
@@ -82,15 +83,17 @@ static __always_inline u32 walk_to_destination(struct params *p, struct destinat
  * Look at the next entries of the copied table. There is no branch for each of them: these too
  * would be too many for the verifier.
  */
-static __always_inline u32 scan_table(struct destination *d, struct destination_table *copy)
+static __always_inline u32 scan_table(struct params *p, struct destination *d,
+				      struct destination_table *copy)
 {
+	u64 ignored = p->format.ignored;
 	u64 found = 0; /* number of the first entry that is not none, from 1 on */
 	u64 left = d->left;
 	u64 index = d->index;
 	for (u64 i = 0; i < ENTRIES_A_TURN; i++) {
 		u64 entry = copy->entry[(index + i) & (PTRS_PER_PTE - 1)];
 		u64 behind = (left - 1 - i) >> 63;
-		u64 first = is_set(entry & ~_PAGE_KNL_ERRATUM_MASK) & ~is_set(found) & ~behind;
+		u64 first = is_set(entry & ~ignored) & ~is_set(found) & ~behind;
 		found |= (i + 1) & -(first & 1);
 	}
 	if (!found && left <= ENTRIES_A_TURN && d->ends)
@@ -114,7 +117,7 @@ static __always_inline void emit_mapped(void *ctx, struct params *p, u64 at, u64
 	found->addr = at;
 	found->entry = entry;
 	found->level = level;
-	if (p->vmemmap && level < 3 && is_present(entry, level))
+	if (p->vmemmap && level < 3 && is_present(p, entry, level))
 		found->folio = head_page(p, mapped_pfn(p, entry, level));
 	e->stack = stack_of(ctx);
 	events.ringbuf_submit(e, 0);
@@ -155,7 +158,7 @@ HOOK(move_destination)
 		if (!d->left)
 			d->state = walk_to_destination(p, d, copy);
 		if (d->state == DESTINATION_GOES_ON)
-			d->state = scan_table(d, copy);
+			d->state = scan_table(p, d, copy);
 	}
 	u64 state = d->task == task ? d->state : DESTINATION_UNREADABLE;
 	u64 at = d->at;
@@ -163,7 +166,7 @@ HOOK(move_destination)
 	u32 level = 0;
 	/* Proven is what a walk finds that shares nothing with another task. */
 	if (state == DESTINATION_TAKEN &&
-	    (at - to >= length || walk(p, pgd, at, &entry, &level) || is_none(entry)))
+	    (at - to >= length || walk(p, pgd, at, &entry, &level) || is_none(p, entry)))
 		state = DESTINATION_UNREADABLE;
 	if (state == DESTINATION_TAKEN)
 		emit_mapped(ctx, p, at, entry, level, vma, mm);

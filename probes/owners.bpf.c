@@ -9,12 +9,12 @@
  * The owner field keeps the name of a task that died. Its task_struct may be freed and be another
  * task's by now; start_time tells them apart.
  */
+#include "mm_ids.h"
 #include "rwsem.h"
 
 BPF_ARRAY(owner_look, struct owner_look, 1);
 BPF_HASH(watched_locks, struct watch_key, struct watched_lock, WATCHED_LOCKS);
 
-#define PT_REGS_ORIG_AX_OFFSET 120 /* struct pt_regs: arch/x86/include/asm/ptrace.h */
 /*
  * What the lock is a part of; 0: memory that was freed, or is another object by now. Slabs of
  * anon_vmas stay slabs of anon_vmas (SLAB_TYPESAFE_BY_RCU), those of inodes and mms do not.
@@ -22,7 +22,7 @@ BPF_HASH(watched_locks, struct watch_key, struct watched_lock, WATCHED_LOCKS);
 static __always_inline u64 identity_of(rwsem_t rwsem, u64 kind)
 {
 	if (kind == AUDIT_MMAP_LOCK)
-		return READ_MM(MM(rwsem.addr - OFFSET(mm_struct, mmap_lock)), id);
+		return mm_id(MM(rwsem.addr - OFFSET(mm_struct, mmap_lock)));
 	if (kind == AUDIT_I_MMAP_RWSEM) {
 		mapping_t mapping = MAPPING(rwsem.addr - OFFSET(address_space, i_mmap_rwsem));
 		u64 host = READ_MAPPING(mapping, host);
@@ -57,8 +57,7 @@ static __always_inline void read_owner(struct params *p, struct owner_look *o, u
 			      (void *)(task + OFFSET(task_struct, comm)));
 	u64 stack = READ(task_struct, task, stack);
 	if (o->linked && stack)
-		bpf_probe_read_kernel(&o->call, sizeof(o->call),
-				      (void *)(stack + stack_bytes + PT_REGS_ORIG_AX_OFFSET));
+		o->call = READ(registers, stack + stack_bytes, call);
 }
 
 /*

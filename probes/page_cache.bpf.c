@@ -72,9 +72,9 @@ static __always_inline void note_unmapping(struct params *p, struct removal *r, 
 	folio_t folio = FOLIO(0);
 	u64 pgd = (u64)READ_MM(MM((u64)READ_VMA(vma, vm_mm)), pgd);
 	if (p->page_offset && p->vmemmap && !walk(p, pgd, addr, &entry, &level)) {
-		if (is_none(entry))
+		if (is_none(p, entry))
 			return;
-		if (is_present(entry, level))
+		if (is_present(p, entry, level))
 			folio = FOLIO(head_page(p, mapped_pfn(p, entry, level)));
 	}
 	if (!folio.addr || read_flags(folio, &flags)) {

@@ -3,6 +3,7 @@
  * themselves. They take no lock and cannot fault.
  */
 #include "iterators.h"
+#include "mm_ids.h"
 #include "walk.h"
 
 BPF_ARRAY(queries, struct query, QUERIES);
@@ -12,8 +13,15 @@ BPF_ARRAY(leaves, struct table, LEAVES);
 BPF_ARRAY(hits, struct query, HITS);
 BPF_ARRAY(sweep_state, struct sweep_state, 1);
 BPF_ARRAY(calibration, struct calibration, 1);
+/*
+ * A table is read in parts of PART_ENTRIES: the verifier follows the same loops whatever the size
+ * of a page is, and larger ones would be too much for it.
+ */
+enum {
+	PARTS = PTRS_PER_PTE / PART_ENTRIES
+};
 struct table_page {
-	u64 entry[PTRS_PER_PTE];
+	u64 entry[PART_ENTRIES];
 };
 BPF_PERCPU_ARRAY(table_page, struct table_page, 1);
 
@@ -26,7 +34,7 @@ static __always_inline u32 mm_exists(struct query *q)
 {
 	mm_t mm = MM(q->mm);
 
-	return READ_MM(mm, mm_count) > 0 && READ_MM(mm, id) == q->id && READ_MM(mm, pgd) == q->pgd;
+	return READ_MM(mm, mm_count) > 0 && mm_id(mm) == q->id && READ_MM(mm, pgd) == q->pgd;
 }
 
 /*
@@ -70,13 +78,13 @@ HOOK(walk)
 			q->found = FOUND_NOTHING;
 			continue;
 		}
-		if (is_present(entry, level)) {
+		if (is_present(p, entry, level)) {
 			q->found = FOUND_PRESENT;
 			continue;
 		}
-		q->found = is_migration(entry, level)   ? FOUND_MIGRATION :
-			   is_possible(p, entry, level) ? FOUND_POSSIBLE :
-							  FOUND_OTHER;
+		q->found = is_migration(p, entry, level) ? FOUND_MIGRATION :
+			   is_possible(p, entry, level)  ? FOUND_POSSIBLE :
+							   FOUND_OTHER;
 		if (q->found == FOUND_OTHER)
 			continue;
 		q->pfn = entry_pfn(p, entry);
@@ -100,7 +108,7 @@ static __always_inline void append_hit(struct params *p, struct sweep_state *s, 
 {
 	u32 slot = s->hits;
 	struct query hit = {};
-	if (!(s->wanted >> entry_type(entry) & 1))
+	if (!(s->wanted >> entry_type(p, entry) & 1))
 		return;
 	hit.pgd = t->mm; /* an index: Python replaces it when it asks again */
 	hit.addr = addr;
@@ -115,14 +123,22 @@ static __always_inline void append_hit(struct params *p, struct sweep_state *s, 
 }
 
 /*
- * Copy a page-table page; 0 and a count where it cannot be read. A sweep counts in a map and not
- * in registers: the verifier then sees the same state in each turn of a loop.
+ * Copy a part of a table; 0 and a count where it cannot be read. A sweep counts in a map and not in
+ * registers: the verifier then sees the same state in each turn of a loop.
+ *
+ * A small top-level table is no page: other objects lie behind it.
  */
 static __always_inline int read_table(struct params *p, struct sweep_state *s, struct table *t,
-				      struct table_page *page)
+				      u32 part, struct table_page *page)
 {
-	u64 at = t->level == p->levels ? t->at : p->page_offset + t->at;
-	if (!bpf_probe_read_kernel(page, sizeof(*page), (void *)at))
+	u32 top = t->level == p->format.levels;
+	u64 at = top ? t->at : p->page_offset + t->at;
+	u64 bytes = sizeof(*page);
+	if (top && p->format.top_entries < PART_ENTRIES)
+		bytes = p->format.top_entries * 8;
+	if (bytes > sizeof(*page))
+		return 0;
+	if (!bpf_probe_read_kernel(page, bytes, (void *)(at + part * sizeof(*page))))
 		return 1;
 	s->unreadable += 1;
 	return 0;
@@ -140,30 +156,31 @@ HOOK(sweep_upper)
 	struct sweep_state *s = sweep_state.lookup(&zero);
 	struct table_page *page = table_page.lookup(&zero);
 	struct table *t = uppers.lookup(&index);
-	if (!p || !s || !page || !t || !read_table(p, s, t, page))
+	if (!p || !s || !page || !t || !read_table(p, s, t, ctx->args[1] / PART_ENTRIES, page))
 		return 0;
-	u32 top = t->level == p->levels;
+	u32 top = t->level == p->format.levels;
 	u32 level = t->level;
 	u32 last = level == 2;
 	u32 mm = t->mm;
 	u64 base = t->base;
-	u64 mask = table_mask(p);
+	u32 end = top ? p->format.top_entries : PTRS_PER_PTE;
+	struct page_format f = p->format;
 	for (u32 i = 0; i < UPPER_ENTRIES_A_RUN; i++) {
 		u32 n = (ctx->args[1] + i) & (PTRS_PER_PTE - 1);
-		u64 entry = page->entry[n];
+		u64 entry = page->entry[n & (PART_ENTRIES - 1)];
 		if (!entry)
 			continue;
-		if (n > PTRS_PER_PTE / 2 - 1 && top)
-			break; /* the upper half of the address space is the kernel's */
-		u64 addr = base + ((u64)n << (3 + 9 * level));
-		if (!is_present(entry, level)) {
+		if (n >= end)
+			break; /* the kernel's part of the address space */
+		u64 addr = base + ((u64)n << SHIFT(ENTRY_SHIFT(level)));
+		if (!is_present(p, entry, level)) {
 			append_hit(p, s, t, addr, entry);
 			continue;
 		}
-		if (entry & _PAGE_PSE)
+		if (is_leaf(&f, entry))
 			continue;
 		struct table child = {};
-		child.at = entry & mask;
+		child.at = frame_address(&f, entry);
 		child.base = addr;
 		child.level = level - 1;
 		child.mm = mm;
@@ -183,7 +200,7 @@ HOOK(sweep_upper)
 	return 0;
 }
 
-/* Search last-level tables. args[0]: the first of LEAVES_A_RUN in `leaves`. */
+/* Search last-level tables, each in PARTS parts. args[0]: the first of LEAVES_A_RUN parts. */
 HOOK(sweep_leaf)
 {
 	u32 zero = 0;
@@ -193,18 +210,22 @@ HOOK(sweep_leaf)
 	if (!p || !s || !page)
 		return 0;
 	for (u32 i = 0; i < LEAVES_A_RUN; i++) {
-		u32 index = ctx->args[0] + i;
+		u32 index = (ctx->args[0] + i) / PARTS;
+		u32 part = (ctx->args[0] + i) % PARTS;
 		struct table *t = leaves.lookup(&index);
 		if (!t || index >= s->leaves)
 			return 0;
-		if (!read_table(p, s, t, page))
+		if (!read_table(p, s, t, part, page))
 			continue;
-		for (u32 n = 0; n < PTRS_PER_PTE; n++) {
+		u64 present = p->format.present;
+		for (u32 n = 0; n < PART_ENTRIES; n++) {
 			u64 entry = page->entry[n];
-			if (entry & (_PAGE_PRESENT | _PAGE_PROTNONE))
+			if (entry & present)
 				continue;
 			if (entry)
-				append_hit(p, s, t, t->base + ((u64)n << PAGE_SHIFT), entry);
+				append_hit(p, s, t,
+					   t->base + ((u64)(part * PART_ENTRIES + n) << PAGE_SHIFT),
+					   entry);
 		}
 	}
 	return 0;
@@ -221,7 +242,7 @@ static __always_inline folio_t folio_of(u64 task, u64 fd)
 }
 
 /*
- * Read what Python needs to find vmemmap_base and page_offset_base.
+ * Read what Python needs to find vmemmap_base and page_offset_base (on arm64: of the linear map).
  *
  * args[0], args[1]: two of the daemon's files, of one page each. pagemap gives their pfns, and
  *	struct page = vmemmap + pfn.
@@ -239,8 +260,9 @@ HOOK(calibrate)
 		return 0;
 	u64 task = bpf_get_current_task();
 	c->mm = READ(task_struct, task, mm);
-	c->id = READ_MM(MM(c->mm), id);
+	c->id = mm_id(MM(c->mm));
 	c->pgd = READ_MM(MM(c->mm), pgd);
+	c->task_size = READ_MM(MM(c->mm), task_size);
 	c->first_folio = folio_of(task, ctx->args[0]).addr;
 	c->second_folio = folio_of(task, ctx->args[1]).addr;
 	c->value = 0;
@@ -274,7 +296,7 @@ int bpf_iter__tasks(struct bpf_iter__task *ctx)
 		return 0;
 	mm_t mm = MM(record.mm);
 	record.pgd = READ_MM(mm, pgd);
-	record.id = READ_MM(mm, id);
+	record.id = mm_id(mm);
 #ifdef HAVE_mm_struct_mm_lock_seq
 	record.changed = (u32)READ_MM(mm, mm_lock_seq);
 #else

@@ -4,7 +4,7 @@
 #ifndef RMAPD_AUDIT_H
 #define RMAPD_AUDIT_H
 
-#include "common.h"
+#include "mm_ids.h"
 
 /*
  * Acquisitions of mmap_locks for write, by a hash of the mm. mmap_lock_acquire_returned fires

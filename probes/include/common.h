@@ -6,7 +6,6 @@
 #define RMAPD_COMMON_H
 
 #include "shared.h"
-#include "kernel.h" /* generated from this kernel's BTF: tracer/attach/struct_slices.py */
 
 BPF_ARRAY(params, struct params, 1);
 BPF_PERCPU_ARRAY(counters, u64, COUNTERS);
@@ -159,9 +158,7 @@ typedef struct {
 #define READ_ANON_VMA(o, member)                    READ_HANDLE(anon_vma_t, anon_vma, o, member)
 #define READ_MAPPING(o, member)                     READ_HANDLE(mapping_t, address_space, o, member)
 
-/* arch/x86/include/asm/page_types.h, later include/vdso/page.h */
-#define PAGE_SHIFT 12
-#define PAGE_MASK  (~((1ULL << PAGE_SHIFT) - 1))
+#define PAGE_MASK (~((1ULL << PAGE_SHIFT) - 1))
 
 /* include/linux/page-flags.h, later FOLIO_MAPPING_*: the low bits of folio->mapping. */
 #define PAGE_MAPPING_ANON  0x1ULL
@@ -224,15 +221,12 @@ static __always_inline u32 ends_wait(u64 rwsem, u64 lock)
 	return lock == rwsem;
 }
 
-/* Whether this mm is younger than the outer one and has one user: no other task can know it. */
-#define NEWBORN(mm, id, outer_id) ((id) > (outer_id) && READ_MM(mm, mm_users) == 1)
-
 /*
  * A bound that the verifier can see. The compiler knows that the value is in range and would omit
  * the mask; the verifier of 6.1 forgets the range where the compiler spills the value.
  */
 #ifndef HARNESS
-#define BOUND(value, mask) asm volatile("%0 &= " #mask : "+r"(value))
+#define BOUND(value, mask) asm volatile("%0 &= %1" : "+r"(value) : "i"(mask))
 #else
 #define BOUND(value, mask) ((value) &= (mask))
 #endif

@@ -39,7 +39,7 @@ static __always_inline void record_copies(struct params *p, struct migration *m,
 		if (!w || !w->pgd || (w->end_ns && w->end_ns < first_ns))
 			continue;
 		/* The level may differ: hugetlb entries are recorded as PTE, and found as PMD. */
-		if (walk(p, w->pgd, key->addr, &entry, &level) || !is_migration(entry, level))
+		if (walk(p, w->pgd, key->addr, &entry, &level) || !is_migration(p, entry, level))
 			continue;
 		if (key->mm && entry_pfn(p, entry) != pfn)
 			continue; /* an entry of another migration */

@@ -27,12 +27,10 @@ BPF_ARRAY(path_stacks, u64, 1 << PATH_ROWS_LOG2);
 
 #define BITS(value, bits) ((u64)(value) & ((1ULL << (bits)) - 1))
 
-#define PT_REGS_ORIG_AX 120 /* struct pt_regs: arch/x86/include/asm/ptrace.h */
-
 /* Return the id of the stack of a path to a window; -1 where it was lost. */
 static __always_inline s32 stack_of_path(void *ctx, u64 mark, u32 window)
 {
-	u64 call = LOAD(u64, bpf_task_pt_regs(CURRENT) + PT_REGS_ORIG_AX);
+	u64 call = READ(registers, bpf_task_pt_regs(CURRENT), call);
 	/* In a trampoline the verifier knows a pointer here: it is read as a number. */
 	u64 depth = LOAD(u64, &mark);
 	u64 path = (u64)window << DEPTH_BITS | BITS(depth >> 3, DEPTH_BITS);

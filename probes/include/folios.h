@@ -112,7 +112,7 @@ static __always_inline folio_t check_restored_page(void *ctx, struct params *p, 
 						   u64 addr, u64 entry, u32 level)
 {
 	u64 flags = 0;
-	u64 pfn = is_present(entry, level) ? mapped_pfn(p, entry, level) : entry_pfn(p, entry);
+	u64 pfn = is_present(p, entry, level) ? mapped_pfn(p, entry, level) : entry_pfn(p, entry);
 	folio_t folio = FOLIO(head_page(p, pfn));
 	if (read_flags(folio, &flags)) {
 		count(M3_UNVERIFIABLE);

@@ -5,7 +5,7 @@
 #ifndef RMAPD_FORKS_H
 #define RMAPD_FORKS_H
 
-#include "common.h"
+#include "mm_ids.h"
 
 BPF_ARRAY(next_fork_window, u64, 1);
 
@@ -25,7 +25,7 @@ static __always_inline void record_fork(mm_t child, u64 now)
 	struct fork_window window = {};
 	window.mm = child.addr;
 	window.pgd = READ_MM(child, pgd);
-	window.id = READ_MM(child, id);
+	window.id = mm_id(child);
 	window.start_ns = now;
 	window.tid = bpf_get_current_pid_tgid();
 	fork_windows.update(&slot, &window);

@@ -22,9 +22,9 @@ static __always_inline void fill_key(struct ledger_key *key, struct migration *m
  * Remember the entry's swap type as one of migration entries. Only zero or not zero matters, so a
  * lost increment is harmless.
  */
-static __always_inline void learn_type(u64 entry)
+static __always_inline void learn_type(struct params *p, u64 entry)
 {
-	u32 type = entry_type(entry);
+	u32 type = entry_type(p, entry);
 	u64 *seen = entry_types.lookup(&type);
 	if (seen)
 		*seen += 1;
@@ -61,7 +61,7 @@ static __always_inline struct frozen *frozen_at(struct ledger_key *key, u64 addr
 	struct frozen *f = frozen.lookup(key);
 	u64 n = PTE_INDEX(addr);
 	u64 word = n >> 6;
-	BOUND(word, 7);
+	BOUND(word, SETTLED_WORDS - 1);
 	return f && !(f->settled[word] >> (n & 63) & 1) ? f : 0;
 }
 
@@ -106,7 +106,7 @@ static __always_inline void settle_frozen(struct params *p, struct migration *m,
 					  struct ledger_key *key, struct frozen *f, u64 n)
 {
 	u64 word = n >> 6;
-	BOUND(word, 7);
+	BOUND(word, SETTLED_WORDS - 1);
 	f->settled[word] |= 1ULL << (n & 63);
 	f->count -= 1;
 	settle(p, m, MM(key->mm), f->first_ns, f->first_ns);

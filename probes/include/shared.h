@@ -2,10 +2,37 @@
  * Layouts that the kernel side writes and Python reads.
  *
  * tracer/tables/c_structs.py parses this file: it may hold only enums, structs of fixed-width
- * scalars and arrays of them, and unions of such structs.
+ * scalars and arrays of them, and unions of such structs. SETTLED_WORDS is the only length of an
+ * array that is not a number.
  */
 #ifndef RMAPD_SHARED_H
 #define RMAPD_SHARED_H
+
+#include "kernel.h" /* generated from this kernel's BTF: tracer/attach/struct_slices.py */
+
+#define SETTLED_WORDS ((1 << (PAGE_SHIFT - 3)) / 64)
+
+/*
+ * The entries of page tables on this machine: tracer/machine/page_format.py describes each member,
+ * and has the formats.
+ */
+struct page_format {
+	u64 levels;
+	u64 top_entries;
+	u64 present;
+	u64 present_above;
+	u64 leaf_shift;
+	u64 leaf_clear;
+	u64 ignored;
+	u64 special;
+	u64 frame;
+	u64 frame_high;
+	u64 frame_high_shift;
+	u64 inverted;
+	u64 swap_type_shift;
+	u64 swap_pfn_shift;
+	u64 swap_pfn;
+};
 
 /*
  * Switches and addresses that Python sets. The gate stays closed until every program is attached.
@@ -15,7 +42,6 @@ struct params {
 	u64 page_offset;      /* base of the direct map; 0: not calibrated */
 	u64 vmemmap;          /* base of the struct page array; 0: not calibrated */
 	u64 direct_map_end;   /* address behind the direct map's last RAM; 0: not known */
-	u64 levels;           /* page-table levels: 4 or 5 */
 	u64 max_entry_age_ns; /* M4: an entry removed within this time holds */
 	u64 types_known;      /* each swap type of migration entries was seen inserted */
 	u64 window_epoch;     /* see below */
@@ -23,6 +49,7 @@ struct params {
 	u64 missed_ns;        /* the kernel skipped runs of the ledger's programs up to this time */
 	u64 window_ns;        /* sampling: record one window per function, CPU and this time */
 	u64 unhooked;         /* enum unhooked; 0 where vmemmap is not calibrated */
+	struct page_format format;
 };
 /*
  * window_epoch is odd while hooks of windows are being attached or detached. No window is opened
@@ -140,8 +167,8 @@ struct frozen {
 	u64 vma;
 	u64 vm_start;
 	u64 vm_end;
-	u64 settled[8]; /* one bit per entry: removed, or judged */
-	u32 count;      /* outstanding entries */
+	u64 settled[SETTLED_WORDS]; /* one bit per entry: removed, or judged */
+	u32 count;                  /* outstanding entries */
 	u32 tgid;
 };
 
@@ -714,6 +741,7 @@ struct query {
 enum run_limits {
 	UPPER_ENTRIES_A_RUN = 128,
 	LEAVES_A_RUN = 2,
+	PART_ENTRIES = 512, /* of a table that a sweep reads at a time */
 	WALKS_A_RUN = 32
 };
 struct sweep_state {
@@ -746,8 +774,9 @@ struct calibration {
 	u64 pgd;
 	u64 first_folio;
 	u64 second_folio;
-	u64 value; /* the u64 at the address that was passed */
-	u64 owner; /* the mm that the struct page of our pgd names, if the guess is right */
+	u64 task_size; /* mm->task_size */
+	u64 value;     /* the u64 at the address that was passed */
+	u64 owner;     /* the mm that the struct page of our pgd names, if the guess is right */
 };
 
 /*

@@ -1,32 +1,24 @@
 /*
- * Walk x86-64 page tables by value: no lock is taken, and no read can fault.
+ * Walk page tables by value: no lock is taken, and no read can fault.
  *
- * The constants are the kernel's, by their kernel names.
+ * Nothing here knows an architecture: struct page_format of shared.h has what an entry looks like,
+ * and tracer/machine/ fills it in. The constants are the kernel's, by their kernel names.
  */
 #ifndef RMAPD_WALK_H
 #define RMAPD_WALK_H
 
 #include "common.h"
 
-/* arch/x86/include/asm/pgtable_types.h */
-#define _PAGE_PRESENT  0x001ULL
-#define _PAGE_PSE      0x080ULL /* above the last level: the entry maps a page itself */
-#define _PAGE_PROTNONE 0x100ULL /* _PAGE_GLOBAL where _PAGE_PRESENT is clear */
-#define _PAGE_SPECIAL  0x200ULL /* the shared zeropage, or a pfn without a struct page */
-
-/* arch/x86/include/asm/pgtable_64_types.h */
-#define PMD_SHIFT          21
-#define PTRS_PER_PTE       512
-#define ENTRY_SHIFT(level) (3 + 9 * (level)) /* PAGE_SHIFT, PMD_SHIFT, PUD_SHIFT, ... */
+#define PTRS_PER_PTE       (1 << (PAGE_SHIFT - 3))
+#define ENTRY_SHIFT(level) (PAGE_SHIFT + (PAGE_SHIFT - 3) * ((level) - 1)) /* PMD_SHIFT, ... */
+#define PMD_SHIFT          ENTRY_SHIFT(2)
 #define PMD_SIZE           (1ULL << PMD_SHIFT)
 #define PMD_MASK           (~(PMD_SIZE - 1))
 
-/*
- * Swap entries: arch/x86/include/asm/pgtable_64.h. The type is in bits 63..59. The offset is in
- * bits 58..9, inverted; the low bits of a migration entry's offset are the pfn.
- */
-#define SWP_TYPE_BITS    5
-#define SWP_OFFSET_SHIFT 14
+/* _PAGE_PRESENT, PTE_VALID: the CPU uses the entry. */
+#define ENTRY_VALID 1ULL
+
+#define SWP_TYPE_BITS 5
 
 /* include/linux/swap.h: the types of migration entries are consecutive numbers. */
 #define SWP_MIGRATION_NUM 3
@@ -34,49 +26,58 @@
 /* The index of an address in its last-level table. */
 #define PTE_INDEX(addr) ((addr) >> PAGE_SHIFT & (PTRS_PER_PTE - 1))
 
-/*
- * The bits of an entry that hold a physical address. MAX_PHYSMEM_BITS is 46, or 52 with five
- * levels (arch/x86/include/asm/sparsemem.h).
- */
-static __always_inline u64 table_mask(struct params *p)
+/* A shift by a number that the verifier does not know. */
+#define SHIFT(bits) ((bits) & 63)
+
+/* The physical address in a valid entry: of the next table, or of memory. */
+static __always_inline u64 frame_address(struct page_format *f, u64 entry)
 {
-	return p->levels == 5 ? 0x000ffffffffff000ULL : 0x00003ffffffff000ULL;
+	return (entry & f->frame) | (entry & f->frame_high) << SHIFT(f->frame_high_shift);
 }
 
-static __always_inline u32 entry_type(u64 entry)
+/* The type of a swap entry, and the pfn in that of a migration entry. */
+static __always_inline u32 entry_type(struct params *p, u64 entry)
 {
-	return entry >> (64 - SWP_TYPE_BITS);
+	return entry >> SHIFT(p->format.swap_type_shift) & ((1 << SWP_TYPE_BITS) - 1);
 }
 
 static __always_inline u64 entry_pfn(struct params *p, u64 entry)
 {
-	return (~entry << SWP_TYPE_BITS >> SWP_OFFSET_SHIFT) & (table_mask(p) >> PAGE_SHIFT);
+	struct page_format *f = &p->format;
+	return (entry ^ f->inverted) >> SHIFT(f->swap_pfn_shift) & f->swap_pfn;
 }
 
-/* pte_none(): an erratum of Knights Landing may set these bits in an entry that is none. */
-#define _PAGE_KNL_ERRATUM_MASK 0x060ULL
-
-static __always_inline int is_none(u64 entry)
+/* pte_none() */
+static __always_inline int is_none(struct params *p, u64 entry)
 {
-	return !(entry & ~_PAGE_KNL_ERRATUM_MASK);
+	return !(entry & ~p->format.ignored);
 }
 
 /* pte_present(), pmd_present() */
-static __always_inline int is_present(u64 entry, u32 level)
+static __always_inline int is_present(struct params *p, u64 entry, u32 level)
 {
-	return (entry & (_PAGE_PRESENT | _PAGE_PROTNONE | (level > 1 ? _PAGE_PSE : 0))) != 0;
+	u64 bits = p->format.present | (level > 1 ? p->format.present_above : 0);
+	return (entry & bits) != 0;
 }
 
-/*
- * pte_pfn(), pmd_pfn(): of an entry that maps a page. Where the entry is not present the bits of
- * its pfn are inverted, so that speculation finds no memory there (L1TF; protnone_mask(),
- * arch/x86/include/asm/pgtable-invert.h).
- */
+/* pte_special(): the shared zeropage, or a pfn without a struct page */
+static __always_inline int is_special(struct params *p, u64 entry)
+{
+	return (entry & p->format.special) != 0;
+}
+
+/* pmd_leaf(), pud_leaf(): 1 where a valid entry above the last level maps memory itself. */
+static __always_inline u64 is_leaf(struct page_format *f, u64 entry)
+{
+	return (entry >> SHIFT(f->leaf_shift) ^ f->leaf_clear) & 1;
+}
+
+/* pte_pfn(), pmd_pfn(): of an entry that maps a page. */
 static __always_inline u64 mapped_pfn(struct params *p, u64 entry, u32 level)
 {
-	u64 frame = entry & _PAGE_PRESENT ? entry : ~entry;
-	u64 mask = table_mask(p) & (level > 1 ? PMD_MASK : PAGE_MASK);
-	return (frame & mask) >> PAGE_SHIFT;
+	u64 as_valid = entry & ENTRY_VALID ? entry : entry ^ p->format.inverted;
+	u64 mask = level > 1 ? PMD_MASK : PAGE_MASK;
+	return (frame_address(&p->format, as_valid) & mask) >> PAGE_SHIFT;
 }
 
 static __always_inline int type_seen(u32 type)
@@ -85,16 +86,16 @@ static __always_inline int type_seen(u32 type)
 	return seen && *seen;
 }
 
-static __always_inline int is_migration(u64 entry, u32 level)
+static __always_inline int is_migration(struct params *p, u64 entry, u32 level)
 {
-	return entry && !is_present(entry, level) && type_seen(entry_type(entry));
+	return entry && !is_present(p, entry, level) && type_seen(entry_type(p, entry));
 }
 
 /* Whether the type is unknown, and close enough to a known one to be a migration entry, too. */
 static __always_inline int is_possible(struct params *p, u64 entry, u32 level)
 {
-	u32 type = entry_type(entry);
-	if (p->types_known || !entry || is_present(entry, level))
+	u32 type = entry_type(p, entry);
+	if (p->types_known || !entry || is_present(p, entry, level))
 		return 0;
 	return type_seen(type - 2) || type_seen(type - 1) || type_seen(type + 1) ||
 	       type_seen(type + 2);
@@ -149,20 +150,22 @@ enum {
 static __always_inline s64 walk_at_once(struct params *p, u64 end, u64 pgd, u64 addr,
 					struct place_of_entry *found)
 {
+	struct page_format f = p->format;
+	u64 page_offset = p->page_offset;
 	u64 table = pgd;
-	u64 level = p->levels;
+	u64 level = f.levels;
 	u64 entry = 0;
 	s64 failed = 0;
 #pragma unroll
 	for (u32 i = 0; i < MOST_LEVELS; i++) {
-		u64 index = addr >> (ENTRY_SHIFT(level) & 63) & (PTRS_PER_PTE - 1);
+		u64 index = addr >> SHIFT(ENTRY_SHIFT(level)) & (PTRS_PER_PTE - 1);
 		found->at = table + 8 * index;
 		failed |= bpf_probe_read_kernel(&entry, 8, (void *)found->at);
-		/* 1 where the entry leads to a table: bit 0 is set, bit 7 (_PAGE_PSE) is not. */
-		u64 down = entry & ~(entry >> 7) & is_set(level - 1);
-		u64 frame = entry & table_mask(p);
+		/* 1 where the entry leads to a table */
+		u64 down = entry & ENTRY_VALID & ~is_leaf(&f, entry) & is_set(level - 1);
+		u64 frame = frame_address(&f, entry);
 		u64 behind = down & (end - frame) >> 63;
-		u64 below = p->page_offset + frame;
+		u64 below = page_offset + frame;
 		failed |= behind;
 		down ^= behind;
 		table ^= (table ^ below) & -down;
@@ -179,17 +182,17 @@ static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry,
 	u64 table = pgd;
 	u64 e = 0;
 #pragma unroll
-	for (u32 l = 5; l >= 1; l--) {
-		if (l > p->levels)
+	for (u32 l = MOST_LEVELS; l >= 1; l--) {
+		if (l > p->format.levels)
 			continue;
-		u64 index = (addr >> (3 + 9 * l)) & (PTRS_PER_PTE - 1);
+		u64 index = addr >> SHIFT(ENTRY_SHIFT(l)) & (PTRS_PER_PTE - 1);
 		if (bpf_probe_read_kernel(&e, 8, (void *)(table + 8 * index)))
 			return -1;
 		*entry = e;
 		*level = l;
-		if (l == 1 || !(e & _PAGE_PRESENT) || (e & _PAGE_PSE))
+		if (l == 1 || !(e & ENTRY_VALID) || is_leaf(&p->format, e))
 			return 0;
-		table = p->page_offset + (e & table_mask(p));
+		table = p->page_offset + frame_address(&p->format, e);
 	}
 	return 0;
 }

@@ -125,13 +125,12 @@ def _by_steps(how: str, longest_ms: Callable[[], float | None]) -> dict[str, obj
     usable = [one for one in plan.probe_objects if one.usable]
     sizes = Maps().sizes()
     with tempfile.TemporaryDirectory() as scratch:
-        bcc_headers.write(Path(scratch), kernel.release)
+        bcc_headers.write(Path(scratch), kernel)
         build = loader.BuildEnvironment(
-            kernel.types,
+            kernel,
             layouts.constants,
             folder / "include",
             sizes,
-            kernel.release,
             CompileCache(Path(scratch) / "cache"),
         )
         for step in ("compile", "cached"):

@@ -47,20 +47,19 @@ def load(session: Session) -> Program:
         (folder / "moves.bpf.c").write_text(source.replace(LOCKED, "!= OWNER_SELF"))
         planned = resolver.make_plan(kernel, [folder], frozenset({"moves"}))
         build = loader.BuildEnvironment(
-            kernel.types,
+            kernel,
             layouts.constants,
             folder / "include",
             Config().maps.sizes(),
-            kernel.release,
         )
-        bcc_headers.write(Path(scratch), kernel.release)
+        bcc_headers.write(Path(scratch), kernel)
         compiled = loader.compile_probe_objects(
             planned.header, list(planned.probe_objects), build, scratch
         )
-    ours = session.probes.tables.params.get()
-    Params(compiled.maps, layouts).set(
-        gate=1, page_offset=ours.page_offset, vmemmap=ours.vmemmap, levels=ours.levels
-    )
+    ours, theirs = session.probes.tables.params, Params(compiled.maps, layouts)
+    bases = ours.get()
+    theirs.set(gate=1, page_offset=bases.page_offset, vmemmap=bases.vmemmap)
+    theirs.set_page_format(ours.page_format())
     point = planned.probe_objects[0].hooks[0].methods[0].points[0]
     run = replace(point, how="run", symbol="", places=PLACES, offsets={})
     return loader.ProgramLoader(compiled.code, planned.names, build).load(run)

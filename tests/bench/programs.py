@@ -140,15 +140,14 @@ class Runs:
             kernel, [folder], frozenset({"vma", "locks", "rmap", "complaints"})
         )
         self._build = loader.BuildEnvironment(
-            kernel.types,
+            kernel,
             layouts.constants,
             folder / "include",
             Config().maps.sizes(),
-            kernel.release,
         )
         usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
         with tempfile.TemporaryDirectory() as headers, _take_mmap_lock_for_held(folder) as include:
-            bcc_headers.write(Path(headers), kernel.release)
+            bcc_headers.write(Path(headers), kernel)
             build = replace(self._build, include=include)
             compiled = loader.compile_probe_objects(planned.header, usable, build, headers)
         self.maps = compiled.maps

@@ -191,15 +191,15 @@ class Maker:
         ):
             return None
         build = loader.BuildEnvironment(
-            self.kernel.types,
+            self.kernel,
             self._layouts.constants,
             folder / "include",
             Config().maps.sizes(),
-            self.kernel.release,
         )
         loaded = loader.load(planned, build, statistics=False)
-        levels = 5 if self.kernel.five_level_paging else 4
-        Params(loaded.maps, self._layouts).set(levels=levels, max_entry_age_ns=10**10)
+        params = Params(loaded.maps, self._layouts)
+        params.set_page_format(self.kernel.page_format())
+        params.set(max_entry_age_ns=10**10)
         return loaded
 
 

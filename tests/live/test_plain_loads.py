@@ -80,15 +80,14 @@ class Loads:
         plan = resolver.make_plan(kernel, [folder])
         include = probes_folder() / "include"
         build = loader.BuildEnvironment(
-            kernel.types,
+            kernel,
             Layouts.read(include / "shared.h").constants,
             include,
             Config().maps.sizes(),
-            kernel.release,
         )
         headers = folder / "headers"
         headers.mkdir()
-        bcc_headers.write(headers, kernel.release)
+        bcc_headers.write(headers, kernel)
         compiled = loader.compile_probe_objects(
             plan.header, plan.probe_objects, build, str(headers)
         )

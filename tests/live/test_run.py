@@ -265,11 +265,10 @@ def test_missing_symbol_costs_only_its_own_hook() -> None:
     made = resolver.make_plan(kernel, [probes_folder(), ROOT / "tests/fixtures"])
     include = probes_folder() / "include"
     build = loader.BuildEnvironment(
-        kernel.types,
+        kernel,
         Layouts.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
-        kernel.release,
     )
     with loader.load(made, build, statistics=False) as loaded:
         states = {h.hook.name: h.state for h in loaded.hooks}

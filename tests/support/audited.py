@@ -19,6 +19,7 @@ from typing import Any
 from tests.support import maple_tree
 from tests.support.maple_tree import ALL, Range
 from tests.support.native import LAYOUTS, Native, synthetic_kernel
+from tests.support.page_formats import X86_4
 from tracer.kernel.btf import Btf
 
 PAGE = 4096
@@ -379,7 +380,7 @@ class Auditor:
             page_offset=page_offset,
             direct_map_end=direct_map_end,
             vmemmap=self.kernel.vmemmap if vmemmap is None else vmemmap,
-            levels=4,
+            format=X86_4.learned.members(),
         )
         self.native.maps["params"].update(bytes(4), row)
 

@@ -134,13 +134,14 @@ def kernel_types(
     anon_pgoff: bool = False,
     realtime: bool = False,
     mapcount_each: bool = False,
+    mm_ids: bool = True,
 ) -> bytes:
     """Return the types of a small kernel that has all that the probes read.
 
     The offsets are arbitrary. vma_locks: with the rwsem of each VMA, as in 6.4 to 6.14, and with
     that of hugetlb. anon_pgoff: mm_lock_seq is a seqcount, and VMAs have __vm_anon_pgoff, as in
     7.3. realtime: the rwsem of PREEMPT_RT. mapcount_each: each page of a large folio has a mapcount
-    of its own, as in 6.1.
+    of its own, as in 6.1. mm_ids: an mm has an id of its own, as on x86.
     """
     blob = Blob()
     u32, u64, s32 = (
@@ -152,7 +153,7 @@ def kernel_types(
     boolean = blob.typedef("bool", boolean)
     void = blob.pointer()
     comm = blob.array(char, 16, u32)
-    context = blob.record("", 16, [("ctx_id", u64, 64)])
+    context = blob.record("", 16, [("ctx_id" if mm_ids else "id", u64, 64)])
     atomic = blob.record("", 8, [("counter", u64, 0)])
     queue = blob.record("list_head", 16, [("next", void, 0), ("prev", void, 64)])
     if realtime:
@@ -168,6 +169,7 @@ def kernel_types(
     links = blob.array(blob.record("hlist_node", 16, [("next", void, 0)]), 4, u32)
     heads = blob.array(blob.record("hlist_head", 8, [("first", void, 0)]), 4, u32)
     blob.record("pid", 40, [("tasks", heads, 64)])
+    blob.record("pt_regs", 168, [("orig_ax", u64, 960), ("ip", u64, 1024)])
     thread_info = blob.record("thread_info", 4, [("cpu", u32, 0)])
     tree = blob.record("maple_tree", 16, [("ma_root", void, 64), ("ma_flags", u32, 0)])
     _maple_nodes(blob, u64, u32, char, void)
@@ -180,6 +182,8 @@ def kernel_types(
         ("mm_users", atomic, 1280),
         ("mm_count", atomic, 1408),
         ("map_count", s32, 1536),
+        ("task_size", u64, 1600),
+        ("mmlist", queue, 1664),
         *([("mm_lock_seq", s32, 1344)] if vma_locks else []),
         *([("mm_lock_seq", seqcount, 1344)] if anon_pgoff else []),
     ]

@@ -60,7 +60,7 @@ class RecordedWalks(SecondWalks):
     """Remembers every ruling of M5."""
 
     def __init__(self, model: ModelKernel, missed: MissedRuns) -> None:
-        super().__init__(model.tables.visits, missed, model.levels, lambda: model.now)
+        super().__init__(model.tables.visits, missed, model.page_format, lambda: model.now)
         self.found = dict[Place, Ruling]()
 
     def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
@@ -115,7 +115,7 @@ class CheckerRig(Checker):
         self.cases = RecordedCases(
             model.tables.ledger,
             model.oracle if oracle else None,
-            model.levels,
+            model.page_format,
             AGE_LIMIT_NS,
             60 * 10**9 if scan else 0,
             lambda: model.now,

@@ -12,7 +12,7 @@ from pathlib import Path
 TRACER = Path(__file__).parent.parent.parent / "tracer"
 
 PACKAGES = """
-    (root) kernel process bpf tables attach memory protocol invariants results
+    (root) machine kernel process bpf tables attach memory protocol invariants results
     checking outputs report web client supervision daemon soak cli
 """.split()
 """A package imports from those before it. (root): modules that every package may import."""

@@ -15,7 +15,8 @@ import struct
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.support.native import LAYOUTS, Native, synthetic_kernel
+from tests.support.native import Native, layouts, synthetic_kernel
+from tests.support.page_formats import X86_4, X86_5, Format
 from tracer.memory.page_tables import Oracle
 from tracer.tables.tables import Tables
 
@@ -24,8 +25,7 @@ POOL_PAGES = 512
 VMEMMAP_PAGES = 34
 STACK = 1 << 40
 MIGRATION_WRITE, MIGRATION_READ = 30, 28
-USER_BITS = 0x67  # present, writable, user, accessed, dirty
-_U64 = (1 << 64) - 1
+USER_BITS = X86_4.page(0)
 
 _MM_MEMBERS = {
     "pgd": "mm_struct.pgd",
@@ -35,19 +35,11 @@ _MM_MEMBERS = {
 
 
 _MAPCOUNT, _REFCOUNT, _PAGE_MAPPING = 48, 52, 24
-_STRUCT_PAGES = (bytes(_MAPCOUNT) + b"\xff" * 4 + bytes(64 - _MAPCOUNT - 4)) * (
-    VMEMMAP_PAGES * PAGE // 64
-)
-"""struct page of every page frame: on no list, not locked, not mapped (a mapcount of -1)."""
+_STRUCT_PAGE = bytes(_MAPCOUNT) + b"\xff" * 4 + bytes(64 - _MAPCOUNT - 4)
+"""struct page of a page frame: on no list, not locked, not mapped (a mapcount of -1)."""
 
 
-def swap_entry(kind: int, pfn: int, flags: int = 0, pfn_bits: int = 34) -> int:
-    """Encode a swap-type entry as x86-64 does.
-
-    flags: accessed and dirty bits of migration entries, above the pfn (SWP_PFN_BITS).
-    """
-    offset = pfn | flags << pfn_bits
-    return kind << 59 | ((~offset << 14 & _U64) >> 5) & ~(31 << 59) & _U64
+swap_entry = X86_4.swap
 
 
 @dataclass(eq=False)
@@ -74,21 +66,26 @@ class SimMigration:
 
 
 class ModelKernel:
-    """levels: 4 or 5.
+    """form: of its page tables, or the number of levels of x86-64.
 
     hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps.
     """
 
-    def __init__(self, levels: int = 4, hooks: bool = True, **sizes: int) -> None:
-        self.native, self.levels, self.now = Native(**sizes), levels, 1_000_000_000
+    def __init__(self, form: Format | int = X86_4, hooks: bool = True, **sizes: int) -> None:
+        self.form = form if isinstance(form, Format) else {4: X86_4, 5: X86_5}[form]
+        self.page_format, self.page = self.form.learned, 1 << self.form.page_shift
+        rows = {} if self.form.page_shift == 12 else {"LEAVES": 2 * self.page_format.table_entries}
+        self.native = Native(page_shift=self.form.page_shift, **rows | sizes)
+        self.now = 1_000_000_000
         self.hooks, self.mmap_lock, self.page_tables = hooks, True, POOL_PAGES
-        self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * PAGE)
+        self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * self.page)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        self._pool = (base + PAGE - 1) // PAGE * PAGE
+        self._pool = (base + self.page - 1) // self.page * self.page
         self._used = 0
-        self.page_offset = self._pool - 16 * PAGE
+        self.page_offset = self._pool - 16 * self.page
         self.vmemmap = self._take(VMEMMAP_PAGES)
-        ctypes.memmove(self.vmemmap, _STRUCT_PAGES, len(_STRUCT_PAGES))
+        struct_pages = _STRUCT_PAGE * (VMEMMAP_PAGES * self.page // 64)
+        ctypes.memmove(self.vmemmap, struct_pages, len(struct_pages))
         self._walk_arg = self._take()
         self.mms: list[SimMm] = []
         self.tasks: dict[int, tuple[int, SimMm]] = {}
@@ -104,7 +101,7 @@ class ModelKernel:
         self.missing, self.missed = set[str](), 0
         # tid -> migrations that the task is in; each is a page deeper on the stack.
         self.inside = Counter[int]()
-        self.tables = Tables.of(self.native.maps, LAYOUTS)
+        self.tables = Tables.of(self.native.maps, layouts(self.form.page_shift))
         self.oracle = Oracle(
             self.native.maps,
             self.native.programs,
@@ -112,26 +109,25 @@ class ModelKernel:
             self.tables.params,
             self.tables.swap_types,
             self.tables.other_mms,
-            LAYOUTS,
-            levels,
+            layouts(self.form.page_shift),
             lambda: self.page_tables,
         )
         self.tables.params.set(
             gate=1,
-            levels=levels,
             max_entry_age_ns=10**10,
             page_offset=self.page_offset,
             vmemmap=self.vmemmap,
         )
+        self.tables.params.set_page_format(self.page_format)
         self.tables.params.set_unhooked(() if hooks else ("first_walk", "second_walk"))
         self._offsets = synthetic_kernel().types
 
     # memory
     def _take(self, pages: int = 1) -> int:
-        at = self._pool + self._used * PAGE
+        at = self._pool + self._used * self.page
         self._used += pages
         assert self._used <= POOL_PAGES, "the model is out of memory"
-        ctypes.memset(at, 0, pages * PAGE)
+        ctypes.memset(at, 0, pages * self.page)
         return at
 
     def put(self, at: int, value: int, size: int = 8) -> None:
@@ -148,13 +144,13 @@ class ModelKernel:
 
     def slot(self, mm: SimMm, addr: int, level: int = 1) -> int:
         """Return the address of the entry for addr at this level; make missing tables."""
-        table = mm.pgd
-        for lv in range(self.levels, level, -1):
-            at = table + 8 * (addr >> (3 + 9 * lv) & 511)
+        known, table = self.page_format, mm.pgd
+        for lv in range(known.levels, level, -1):
+            at = table + 8 * (addr >> known.shift(lv) & known.table_entries - 1)
             if not self.get(at) & 1:
-                self.put(at, (self._take() - self.page_offset) | USER_BITS)
-            table = self.page_offset + (self.get(at) & 0x000FFFFFFFFFF000)
-        return table + 8 * (addr >> (3 + 9 * level) & 511)
+                self.put(at, self.form.table(self._take() - self.page_offset))
+            table = self.page_offset + known.frame_address(self.get(at))
+        return table + 8 * (addr >> known.shift(level) & known.table_entries - 1)
 
     # tasks and mms
     def new_mm(self) -> SimMm:
@@ -235,7 +231,7 @@ class ModelKernel:
         if pfn is None:
             pfn, self.next_pfn = self.next_pfn, self.next_pfn + 1
         self.count_mapping(pfn, 1)
-        self.put(self.slot(mm, addr), pfn << 12 | USER_BITS)
+        self.put(self.slot(mm, addr), self.form.page(pfn))
         mm.entries[addr] = pfn
         mm.migrating.discard(addr)
         return pfn
@@ -252,7 +248,7 @@ class ModelKernel:
 
     def _enter(self, tid: int) -> None:
         self.become(tid)
-        self.native.set("harness_stack", STACK - self.inside[tid] * PAGE)
+        self.native.set("harness_stack", STACK - self.inside[tid] * self.page)
         self.inside[tid] += 1
 
     def unmap_folio(self, migration: SimMigration, pfn: int, kind: int = MIGRATION_WRITE) -> None:
@@ -266,7 +262,7 @@ class ModelKernel:
         self.call("empty_folio", self.folio(pfn), 0)
         for mm in self.mms:
             for addr in [a for a, p in mm.entries.items() if p == pfn and a not in mm.migrating]:
-                entry = swap_entry(kind, pfn, 1, 34 if self.levels == 4 else 40)
+                entry = self.form.swap(kind, pfn, 1)
                 self.call("first_walk", self.folio(pfn), mm.vma, addr)
                 self.put(self.slot(mm, addr), entry)
                 mm.migrating.add(addr)
@@ -312,12 +308,12 @@ class ModelKernel:
                 self.seen.add((mm.number, pfn))
                 self.call("second_walk_leave")
                 continue
-            self.put(self.slot(mm, addr), new << 12 | USER_BITS)
+            self.put(self.slot(mm, addr), self.form.page(new))
             self.count_mapping(new, 1)
             mm.entries[addr] = new
             mm.migrating.discard(addr)
             if seen:
-                self.fire("remove_migration_pte", addr, new << 12 | USER_BITS, 0)
+                self.fire("remove_migration_pte", addr, self.form.page(new), 0)
             self.call("second_walk_leave")
         self.lock(pfn, False)
         self.lock(new, False)
@@ -336,7 +332,7 @@ class ModelKernel:
         self.call("thp_split_leave", 0, 0, 0, 0)
 
     def map_huge(self, mm: SimMm, addr: int, pfn: int) -> None:
-        self.put(self.slot(mm, addr, level=2), pfn << 12 | USER_BITS | 0x80)
+        self.put(self.slot(mm, addr, level=2), self.form.huge(pfn))
 
     def freeze(
         self,
@@ -347,7 +343,7 @@ class ModelKernel:
         kind: int = MIGRATION_WRITE,
         gives_up: bool = False,
     ) -> None:
-        """Split a THP: 512 migration entries and no tracepoint.
+        """Split a THP: a migration entry for each page and no tracepoint.
 
         try_to_migrate_one() of the split calls __split_huge_pmd_locked().
 
@@ -357,10 +353,10 @@ class ModelKernel:
         self.call("first_walk", self.folio(pfn), mm.vma, addr)
         self.call("freeze", mm.vma, 0, addr, 1)
         self.put(self.slot(mm, addr, level=2), 0)
-        for n in range(512):
+        for n in range(self.page_format.table_entries):
             self.put(
-                self.slot(mm, addr + n * PAGE),
-                (pfn + n) << 12 | USER_BITS if gives_up else swap_entry(kind, pfn + n),
+                self.slot(mm, addr + n * self.page),
+                self.form.page(pfn + n) if gives_up else self.form.swap(kind, pfn + n),
             )
         self.call("freeze_leave", mm.vma, 0, addr, 1)
         self.call("first_walk_leave")
@@ -377,10 +373,10 @@ class ModelKernel:
         if how != "ignored":
             self.put(
                 self.slot(mm, addr),
-                pfn << 12 | USER_BITS if how == "restored" else 2 << 12 | 0x200 | USER_BITS,
+                self.form.page(pfn) if how == "restored" else self.form.special(2),
             )
         if how == "restored":
-            self.fire("remove_migration_pte", addr, pfn << 12 | USER_BITS, 0)
+            self.fire("remove_migration_pte", addr, self.form.page(pfn), 0)
         self.call("second_walk_leave")
 
     def end(self, migration: SimMigration, *, seen: bool = True) -> None:
@@ -442,7 +438,7 @@ class ModelKernel:
         if child not in self.mms:
             self.mms.append(child)  # its VMA is in the rmap trees before its page tables are filled
         if addr in parent.migrating:
-            entry = swap_entry(MIGRATION_READ, parent.entries[addr])
+            entry = self.form.swap(MIGRATION_READ, parent.entries[addr])
             self.put(self.slot(parent, addr), entry)
             self.put(self.slot(child, addr), entry)
             child.migrating.add(addr)

@@ -24,6 +24,7 @@ from tracer.attach import plan, resolver, translation_unit
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import FUNC, Btf
 from tracer.kernel.running import Kernel
+from tracer.machine import x86_64
 from tracer.tables.c_structs import Layouts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,8 +57,15 @@ u32 harness_fold(const u8 *steps, u32 n, u8 *to) {
   return w.n;
 }
 """
-PT_REGS = "r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss".split()
-LAYOUTS = Layouts.read(PROBES / "include/shared.h")
+REGISTERS = x86_64.MACHINE.registers
+
+
+@functools.cache
+def layouts(page_shift: int = x86_64.PAGE_SHIFT) -> Layouts:
+    return Layouts.read(PROBES / "include/shared.h", page_shift)
+
+
+LAYOUTS = layouts()
 
 
 class _Map(ctypes.Structure):
@@ -73,7 +81,7 @@ class _Map(ctypes.Structure):
     )
 
 
-def synthetic_kernel(types: bytes = b"") -> Kernel:
+def synthetic_kernel(types: bytes = b"", page_shift: int = x86_64.PAGE_SHIFT) -> Kernel:
     """Return a kernel that accepts every fentry program and every kprobe."""
     kernel = Kernel(
         "0.0-harness",
@@ -81,6 +89,8 @@ def synthetic_kernel(types: bytes = b"") -> Kernel:
         Path("/nonexistent"),
         Path("/nonexistent"),
         lambda _types: "",
+        machine=x86_64.MACHINE,
+        page_shift=page_shift,
     )
     kernel.symbols = dict.fromkeys(kernel.types.names(FUNC), 1)
     kernel.kprobe_refused = ""
@@ -88,8 +98,8 @@ def synthetic_kernel(types: bytes = b"") -> Kernel:
 
 
 @functools.cache
-def attach_plan(types: bytes = b"") -> plan.Plan:
-    return resolver.make_plan(synthetic_kernel(types), [PROBES])
+def attach_plan(types: bytes = b"", page_shift: int = x86_64.PAGE_SHIFT) -> plan.Plan:
+    return resolver.make_plan(synthetic_kernel(types, page_shift), [PROBES])
 
 
 def write_kernel_header(folder: Path, types: bytes = b"") -> Path:
@@ -102,9 +112,9 @@ def write_kernel_header(folder: Path, types: bytes = b"") -> Path:
 
 
 @functools.cache
-def library(types: bytes = b"", **sizes: int) -> ctypes.CDLL:
-    """Compile all probe objects: one library for each kernel and set of map sizes."""
-    planned = attach_plan(types)
+def library(types: bytes = b"", page_shift: int = x86_64.PAGE_SHIFT, **sizes: int) -> ctypes.CDLL:
+    """Compile all probe objects: one library for each kernel, page size and set of map sizes."""
+    planned = attach_plan(types, page_shift)
     folder = Path(tempfile.mkdtemp(prefix="rmapd-native-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     usable = [probe_object for probe_object in planned.probe_objects if probe_object.usable]
@@ -231,14 +241,12 @@ class NativeProgram:
             above[1 : 1 + len(args[6:])] = list(args[6:])
             stack = ctypes.addressof(above)
         if how == "kprobe":
-            for register, value in zip("di si dx cx r8 r9".split(), args, strict=False):
-                self._context[PT_REGS.index(register)] = value
-            self._context[PT_REGS.index("sp")] = stack
+            for offset, value in zip(REGISTERS.arguments, args, strict=False):
+                self._context[offset // 8] = value
+            self._context[REGISTERS.stack_pointer // 8] = stack
         elif how == "kretprobe":
-            self._context[PT_REGS.index("sp")], self._context[PT_REGS.index("ax")] = (
-                stack + 8,
-                returned or 0,
-            )
+            self._context[REGISTERS.stack_pointer // 8] = stack + REGISTERS.popped
+            self._context[REGISTERS.returned // 8] = returned or 0
         else:
             for index, value in enumerate(args):
                 self._context[index] = value
@@ -272,8 +280,10 @@ PROGRAMS = tuple(
 class Native:
     """All maps and programs of one library, empty and with their initial state."""
 
-    def __init__(self, types: bytes = b"", /, **sizes: int) -> None:
-        self.lib = library(types, **sizes)
+    def __init__(
+        self, types: bytes = b"", /, *, page_shift: int = x86_64.PAGE_SHIFT, **sizes: int
+    ) -> None:
+        self.lib = library(types, page_shift, **sizes)
         self.lib.harness_reset()
         probe_objects = [one for one in attach_plan(types).probe_objects if one.usable]
         whole = len(probe_objects) == len(attach_plan(types).probe_objects)

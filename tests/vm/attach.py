@@ -51,11 +51,10 @@ def main(out: str, times: int, how: str) -> None:
     prefer(kernel, how)
     before, programs = hooked(), len(list(program_ids()))
     build = loader.BuildEnvironment(
-        kernel.types,
+        kernel,
         Layouts.read(include / "shared.h").constants,
         include,
         Maps().sizes(),
-        kernel.release,
     )
     with loader.load(
         resolver.make_plan(kernel, [probes_folder()]), build, statistics=True

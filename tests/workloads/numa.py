@@ -16,7 +16,7 @@ from pathlib import Path
 
 HUGE, PAGE = 2 << 20, mmap.PAGESIZE
 MPOL_MF_MOVE_ALL = 4
-SYS_MOVE_PAGES = 279  # x86-64
+SYS_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}[os.uname().machine]
 BALANCING = Path("/proc/sys/kernel/numa_balancing")
 """Balancing makes pages PROT_NONE to see which node uses them.
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from tests.workloads.beside import move
 from tests.workloads.faults import AREA, area, libc, must, touch
 
-SYS_USERFAULTFD, UFFD_USER_MODE_ONLY, UFFD_API = 323, 1, 0xAA
+SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}[os.uname().machine]
+UFFD_USER_MODE_ONLY, UFFD_API = 1, 0xAA
 UFFDIO_API, UFFDIO_REGISTER, MISSING = 0xC018AA3F, 0xC020AA00, 1
 
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import Btf
-
-_REGISTERS = (14, 13, 12, 11, 9, 8)  # di, si, dx, cx, r8, r9 in struct pt_regs of x86-64
-_SP, _AX = 19, 10
+from tracer.machine.base import Registers
 
 Located = tuple[dict[str, int], dict[str, int]]
 """(argument -> offset of its place in a program's context, name -> constant of the program)."""
@@ -102,22 +100,20 @@ def at_fentry(signature: Signature) -> Located:
     }
 
 
-def at_kprobe(signature: Signature) -> Located:
-    """Locate arguments for a kprobe: in the registers of struct pt_regs.
-
-    The seventh argument and later ones are on the stack, above the return address (System V ABI).
-    """
-    places, constants = {"stack": 8 * _SP}, {}
+def at_kprobe(signature: Signature, registers: Registers) -> Located:
+    """Locate arguments for a kprobe: in registers, and the last ones on the stack."""
+    first = registers.arguments
+    places, constants = {"stack": registers.stack_pointer}, {}
     for name, argument in signature.arguments.items():
-        on_stack = argument.slot >= len(_REGISTERS)
-        places[name] = 8 * (_SP if on_stack else _REGISTERS[argument.slot])
+        on_stack = argument.slot >= len(first)
+        places[name] = registers.stack_pointer if on_stack else first[argument.slot]
         constants[f"offset_of_{name}"] = (
-            8 * (argument.slot - len(_REGISTERS) + 1) if on_stack else argument.offset
+            8 * (argument.slot - len(first) + registers.pushed) if on_stack else argument.offset
         )
     return places, constants
 
 
-def unreachable_from_kprobe(signature: Signature) -> tuple[str, ...]:
+def unreachable_from_kprobe(signature: Signature, registers: Registers) -> tuple[str, ...]:
     """Return the arguments that a kprobe program cannot read.
 
     These are members of what an argument on the stack points to: a program follows one pointer.
@@ -125,11 +121,13 @@ def unreachable_from_kprobe(signature: Signature) -> tuple[str, ...]:
     return tuple(
         name
         for name, a in signature.arguments.items()
-        if a.slot >= len(_REGISTERS) and a.offset != NO_OFFSET
+        if a.slot >= len(registers.arguments) and a.offset != NO_OFFSET
     )
 
 
-def at_kretprobe(signature: Signature) -> Located:
+def at_kretprobe(signature: Signature, registers: Registers) -> Located:
     """Locate what a kretprobe has: the returned value, and a stack without the return address."""
-    places = {"stack": 8 * _SP} | ({"returned": 8 * _AX} if signature.returns else {})
-    return places, {"popped": 8}
+    places = {"stack": registers.stack_pointer}
+    if signature.returns:
+        places["returned"] = registers.returned
+    return places, {"popped": registers.popped}

@@ -172,11 +172,10 @@ def _serve(parent: socket.socket, kernel: Kernel, order: AttachOrder) -> None:
 def _attached(kernel: Kernel, order: AttachOrder) -> tuple[AttachReply, list[int]]:
     plan = resolver.make_plan(kernel, order.folders, order.only)
     build = loader.BuildEnvironment(
-        kernel.types,
+        kernel,
         order.constants,
         order.folders[0] / "include",
         order.sizes,
-        kernel.release,
         CompileCache(order.cache) if order.cache else None,
         Objects(kernel, order.folders, order.sizes),
     )

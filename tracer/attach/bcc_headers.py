@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tracer.kernel.running import Kernel
+
 _TYPES = """#pragma once
 typedef unsigned char __u8;
 typedef signed char __s8;
@@ -38,11 +40,6 @@ typedef int pid_t;
 enum { false, true };
 #define NULL ((void *)0)
 #define __bitwise
-#define PAGE_SIZE 4096UL
-struct pt_regs {
-	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8;
-	unsigned long ax, cx, dx, si, di, orig_ax, ip, cs, flags, sp, ss;
-};
 """
 
 _EMPTY = (
@@ -56,16 +53,17 @@ _EMPTY = (
 )
 
 
-def write(root: Path, release: str) -> None:
-    """Write the tree. root: an empty folder. release: of the kernel, such as `6.1.0-56-amd64`."""
+def write(root: Path, kernel: Kernel) -> None:
+    """Write the tree for a kernel. root: an empty folder."""
     numbers = [
         int(part.split("-")[0].split("+")[0])
-        for part in f"{release}.0.0".split(".")[:3]
+        for part in f"{kernel.release}.0.0".split(".")[:3]
         if part[:1].isdigit()
     ]
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
     files = dict.fromkeys(_EMPTY, "")
-    files["linux/types.h"] = _TYPES
+    page_size = f"#define PAGE_SIZE {1 << kernel.page_shift}UL\n"
+    files["linux/types.h"] = _TYPES + page_size + kernel.machine.registers.pt_regs
     files["linux/kconfig.h"] = "#define CONFIG_BPF_SYSCALL 1\n"
     files["linux/version.h"] = (
         "#define KERNEL_VERSION(a,b,c) (((a)<<16)+((b)<<8)+((c)>255?255:(c)))\n"

@@ -26,7 +26,7 @@ _MOST_ENTRIES = 8  # of this kernel and the one before, of each fidelity
 SUFFIX = ".objects"
 """How names of entries end that `rmapd compile` made. They stay until they are removed by hand."""
 _COMPILER = (
-    "/usr/lib/x86_64-linux-gnu/libbcc.so.0",
+    f"/usr/lib/{os.uname().machine}-linux-gnu/libbcc.so.0",
     "/usr/lib/python3/dist-packages/bcc/__init__.py",
 )
 

@@ -43,7 +43,8 @@ from tracer.attach.translation_unit import c_function, flags, source
 from tracer.bpf.maps import Map, possible_cpus
 from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
 from tracer.errors import RmapdError, Temporary, of_os
-from tracer.kernel.btf import FUNC, Btf
+from tracer.kernel.btf import FUNC
+from tracer.kernel.running import Kernel
 
 log = logging.getLogger("rmapd")
 
@@ -60,11 +61,10 @@ class BuildEnvironment:
     cache: of compiled programs, if any. objects: what `rmapd compile` may have put into it.
     """
 
-    types: Btf
+    kernel: Kernel
     constants: Mapping[str, int]
     include: Path
     sizes: Mapping[str, int]
-    release: str
     cache: CompileCache | None = None
     objects: Objects | None = None
 
@@ -80,7 +80,7 @@ def load(plan: Plan, build: BuildEnvironment, *, statistics: bool) -> AttachedPr
         names = build.objects.plan.names
     else:
         with tempfile.TemporaryDirectory(prefix="rmapd-") as folder:
-            bcc_headers.write(Path(folder), build.release)
+            bcc_headers.write(Path(folder), build.kernel)
             compiled, broken = _compile_usable(plan.header, usable, build, folder)
     programs = LoadedAhead(
         ProgramLoader(compiled.code, names, build),
@@ -263,7 +263,7 @@ class ProgramLoader:
         code = self.names.patch(self.code[function], constants, point.places)
         target = f"bpf_iter_{point.symbol}" if point.how == "iter" else point.symbol
         by_btf = point.how in ("iter", "fentry", "fexit")
-        function_id = (self.build.types.find(target, FUNC) or 0) if by_btf else 0
+        function_id = (self.build.kernel.types.find(target, FUNC) or 0) if by_btf else 0
         return load_program(point.program, point.how, code, function_id)
 
 

@@ -160,7 +160,7 @@ def make(objects: Objects, out: Path, headers: Path) -> Path:
     Raises RmapdError.
     """
     cache, text = CompileCache(out), objects.text
-    bcc_headers.write(headers, objects.kernel.release)
+    bcc_headers.write(headers, objects.kernel)
     compiled = compile_in_child(
         text,
         translation_unit.flags(objects.sizes),

@@ -84,7 +84,8 @@ def _header(
 ) -> str:
     """Return the C text of all that the probe objects need of this kernel."""
     indexes = "".join(tracepoint_indexes(kernel, hook) for one in resolved for hook in one.hooks)
-    return indexes + names.header + plain_loads.header(kernel) + slices.header
+    pages = f"#define PAGE_SHIFT {kernel.page_shift}\n"
+    return pages + indexes + names.header + plain_loads.header(kernel) + slices.header
 
 
 def _names(hooks: Iterable[Hook]) -> relocations.Names:
@@ -270,11 +271,12 @@ def _function_points(
         here = *arguments.at_fentry(found), hook.program_constants
         programs = (hook.at_entry, "fentry", here), (hook.at_return, "fexit", here)
     else:
-        unreachable = arguments.unreachable_from_kprobe(found)
+        registers = kernel.machine.registers
+        unreachable = arguments.unreachable_from_kprobe(found, registers)
         if unreachable:
             return (), f"{declaration} has {', '.join(unreachable)} behind a pointer on the stack"
-        here = *arguments.at_kprobe(found), hook.program_constants
-        back = *arguments.at_kretprobe(found), hook.program_constants
+        here = *arguments.at_kprobe(found, registers), hook.program_constants
+        back = *arguments.at_kretprobe(found, registers), hook.program_constants
         entry = hook.at_entry or hook.before
         programs = (entry, "kprobe", here), (hook.at_return, "kretprobe", back)
     return tuple(AttachPoint(one, by, symbol, *where) for one, by, where in programs if one), ""

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Protocol
 
 from tracer.bpf.syscall import Command, call, last_error, libc, object_info
+from tracer.machine.system_calls import number
 
 TRACE_ITER, TRACE_KPROBE_MULTI = 28, 42
 """BPF_TRACE_ITER and BPF_TRACE_KPROBE_MULTI of enum bpf_attach_type."""
 _MISSED_AT = 32
 """Offset of kprobe_multi.missed in struct bpf_link_info."""
-_SYS_PERF_EVENT_OPEN, _FD_CLOEXEC = 298, 8  # PERF_FLAG_FD_CLOEXEC
+_FD_CLOEXEC = 8  # PERF_FLAG_FD_CLOEXEC
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _PERF_EVENT_IOC_ID = 0x80082407
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
@@ -122,7 +123,7 @@ def attach_kprobe(program: int, symbol: str, *, at_return: bool) -> Link:
     struct.pack_into("<IIQ", attributes, 0, pmu_type, len(attributes), int(at_return))
     struct.pack_into("<QQ", attributes, 56, ctypes.addressof(function), 0)
     buffer = ctypes.create_string_buffer(bytes(attributes), len(attributes))
-    fd = libc.syscall(_SYS_PERF_EVENT_OPEN, buffer, -1, 0, -1, _FD_CLOEXEC)
+    fd = libc.syscall(number("perf_event_open"), buffer, -1, 0, -1, _FD_CLOEXEC)
     if fd < 0:
         raise last_error()
     try:

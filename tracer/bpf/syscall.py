@@ -10,8 +10,9 @@ import enum
 import os
 import struct
 
-SYS_BPF = 321
-"""Number of the system call on x86-64."""
+from tracer.machine.system_calls import number
+
+SYS_BPF = number("bpf")
 _ATTRIBUTE_BYTES = 144  # of the buffer: the kernel writes back into it
 
 

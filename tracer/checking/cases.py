@@ -21,6 +21,7 @@ from tracer.invariants.migration_entries import (
     judge,
 )
 from tracer.invariants.verdict import Verdict
+from tracer.machine.page_format import PageFormat
 from tracer.memory.entries import FoundEntry, Place
 from tracer.memory.page_tables import Oracle, Sweep
 from tracer.tables.events import Event
@@ -61,8 +62,8 @@ class DecidedCase:
 class OpenCases:
     """Open cases by (invariant, ledger key). Times are CLOCK_MONOTONIC nanoseconds.
 
-    oracle: None where page tables cannot be read. levels: of page tables. patience_ns: after which
-    a case that cannot be proven is a suspect. scan_ns: between two periodic scans; 0: none.
+    oracle: None where page tables cannot be read. page_format: of page tables. patience_ns: after
+    which a case that cannot be proven is a suspect. scan_ns: between two periodic scans; 0: none.
     cpu_clock: CPU time of the calling thread in nanoseconds. cases: each with its row and the event
     that opened it. answers: counts for the report. proven: entries that a verdict has named
     already.
@@ -70,7 +71,7 @@ class OpenCases:
 
     ledger: Ledger
     oracle: Oracle | None
-    levels: int
+    page_format: PageFormat
     patience_ns: int
     scan_ns: int
     clock: Callable[[], int]
@@ -110,8 +111,8 @@ class OpenCases:
             if case and event and not before:
                 self.cases[invariant, row.key] = case, known, event
             elif not case:
-                pfn = entry_pfn(row.entry, self.levels)
-                pfns = range(pfn, pfn + (512 if row.level == 2 else 1))
+                pfn = self.page_format.entry_pfn(row.entry)
+                pfns = range(pfn, pfn + (self.page_format.table_entries if row.level == 2 else 1))
                 self.cases[invariant, row.key] = (
                     Case(invariant, row.addr, pfns, row.count, now, row.level),
                     row,
@@ -371,12 +372,3 @@ class OpenCases:
         )
         self.open(case.invariant, [known], decided.event)
         return 0
-
-
-def entry_pfn(entry: int, levels: int) -> int:
-    """Return the pfn in a migration entry: the low SWP_PFN_BITS of the swap offset.
-
-    The offset is stored inverted in bits 58..9 (arch/x86/include/asm/pgtable_64.h).
-    """
-    bits = 40 if levels == 5 else 34
-    return (~entry & ((1 << 59) - 1)) >> 9 & ((1 << bits) - 1)

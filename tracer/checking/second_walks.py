@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tracer.checking.cases import DecidedCase, entry_pfn
+from tracer.checking.cases import DecidedCase
 from tracer.checking.missed_runs import MissedRuns
 from tracer.invariants.migration_walks import rule
 from tracer.invariants.verdict import Ruling
+from tracer.machine.page_format import PageFormat
 from tracer.memory.entries import FoundEntry, Place
 from tracer.tables.ledger import Row, Visited
 from tracer.tables.visits import Visits
@@ -16,14 +17,19 @@ from tracer.tables.visits import Visits
 class SecondWalks:
     """Rules on entries that are proven to be left behind, from the recorded visits.
 
-    missed: of the second walk's program. levels: of page tables. clock: CLOCK_MONOTONIC in
+    missed: of the second walk's program. page_format: of page tables. clock: CLOCK_MONOTONIC in
     nanoseconds.
     """
 
     def __init__(
-        self, visits: Visits, missed: MissedRuns, levels: int, clock: Callable[[], int]
+        self, visits: Visits, missed: MissedRuns, page_format: PageFormat, clock: Callable[[], int]
     ) -> None:
-        self._visits, self._missed, self._levels, self._clock = visits, missed, levels, clock
+        self._visits, self._missed, self._page_format, self._clock = (
+            visits,
+            missed,
+            page_format,
+            clock,
+        )
         self._known: tuple[tuple[int, int, bool], frozenset[tuple[int, int]]] | None = None
 
     def rulings(self, decided: DecidedCase) -> dict[Place, Ruling]:
@@ -47,11 +53,11 @@ class SecondWalks:
 
         Visits in the mm of the answer come first.
         """
-        pages = 512 if row.level == 2 else 1
+        pages = self._page_format.table_entries if row.level == 2 else 1
         of_page = [
             visited
             for visited in row.visited.values()
-            if 0 <= answer.pfn - entry_pfn(visited.entry, self._levels) < pages
+            if 0 <= answer.pfn - self._page_format.entry_pfn(visited.entry) < pages
         ]
         return sorted(of_page, key=lambda visited: visited.mm != answer.mm.mm)
 

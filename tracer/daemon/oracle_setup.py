@@ -29,7 +29,6 @@ def make_oracle(
         tables.swap_types,
         tables.other_mms,
         layouts,
-        page_table_levels(kernel),
         kernel.page_tables,
     )
     return oracle, ""
@@ -49,10 +48,5 @@ def calibrate(
     """
     programs = {name: points[0] for name, points in loaded.programs.items()}
     return calibration.calibrate(
-        loaded.maps, programs, oracle, tables.params, layouts, page_size, kernel.address_of
+        loaded.maps, programs, oracle, tables.params, layouts, page_size, kernel
     ).reason
-
-
-def page_table_levels(kernel: Kernel) -> int:
-    """Return how many levels page tables have: 4 or 5."""
-    return 5 if kernel.five_level_paging else 4

@@ -33,7 +33,7 @@ from tracer.daemon.event_loop import TICK_SECONDS, EventLoop
 from tracer.daemon.fidelity import Fidelity
 from tracer.daemon.kernel_log_setup import open_kernel_log
 from tracer.daemon.losses import LossTracker, run_counts
-from tracer.daemon.oracle_setup import calibrate, make_oracle, page_table_levels
+from tracer.daemon.oracle_setup import calibrate, make_oracle
 from tracer.daemon.owners_setup import make_lock_owners, make_owner_reader
 from tracer.daemon.probes import Probes
 from tracer.daemon.program_costs import ProgramCosts
@@ -91,16 +91,19 @@ class Session:
         """
         kernel, loaded, tables = probes.kernel, probes.loaded, probes.tables
         loaded.closed = recorder.beat
-        levels, age_limit_ns = page_table_levels(kernel), int(config.max_entry_age_seconds * 1e9)
+        age_limit_ns = int(config.max_entry_age_seconds * 1e9)
         self.config, self.probes, self.recorder, self.clock = config, probes, recorder, clock
         self.config_read = ConfigRead(success_seconds=time.time())
         self.invariants, self.symbols, self.stopped = discover(), Symbols(kernel), False
-        tables.params.set(levels=levels, max_entry_age_ns=age_limit_ns)
+        tables.params.set(max_entry_age_ns=age_limit_ns)
+        if oracle_reason is None:
+            tables.params.set_page_format(kernel.page_format())
         oracle, reason = make_oracle(loaded, tables, probes.layouts, kernel)
         if oracle and oracle_reason is None:
             reason = calibrate(oracle, loaded, tables, probes.layouts, kernel, probes.page_size)
         elif oracle and oracle_reason is not None:
             reason = oracle_reason
+        page_format = tables.params.page_format()
         self.oracle_reason, oracle = reason, None if reason else oracle
         trees, self.audit_reason = make_tree_reader(probes, oracle, reason, config.audit_budget)
         owner_reader, why = make_owner_reader(loaded, probes.layouts)
@@ -142,7 +145,7 @@ class Session:
         open_cases = OpenCases(
             tables.ledger,
             oracle,
-            levels,
+            page_format,
             age_limit_ns,
             int(config.scan_seconds * 1e9),
             clock,
@@ -182,7 +185,7 @@ class Session:
             verdicts=verdicts,
             open_cases=open_cases,
             second_walks=SecondWalks(
-                tables.visits, self.losses.unbroken[PASSED_OVER.id], levels, clock
+                tables.visits, self.losses.unbroken[PASSED_OVER.id], page_format, clock
             ),
             findings=Findings(tables.stacks, kernel, self.symbols, clock, objects, trails),
             protocol_events=self.protocol_events,

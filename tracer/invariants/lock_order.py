@@ -287,7 +287,7 @@ NO_CYCLE = Invariant(
     ),
     not_violations=(
         "A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so"
-        " cannot deadlock. An mm whose address is reused: mms are identified by mm->context.ctx_id."
+        " cannot deadlock. An mm whose address is reused: mms have ids that are never reused."
     ),
     confirmed=(
         "Between classes by the operations themselves, with the first protocol and stack of every"

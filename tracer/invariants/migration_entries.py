@@ -224,7 +224,8 @@ class Case:
 
 def homes(answer: FoundEntry) -> tuple[list[Home], list[Home], list[Home]]:
     """Return the Case.homes that an entry belongs to: as a PTE's, or as part of a PMD's."""
-    frames = (1, answer.pfn), (512, answer.pfn // 512)
+    whole = answer.table_entries
+    frames = (1, answer.pfn), (whole, answer.pfn // whole)
     return (
         [(answer.addr, page) for page in frames],
         [(None, page) for page in frames],
@@ -234,7 +235,7 @@ def homes(answer: FoundEntry) -> tuple[list[Home], list[Home], list[Home]]:
 
 def pages(answers: Iterable[FoundEntry]) -> int:
     """Return how many pages the entries stand for."""
-    return sum(512 if answer.level == 2 else 1 for answer in answers)
+    return sum(answer.table_entries if answer.level == 2 else 1 for answer in answers)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from tracer.errors import RmapdError
 from tracer.kernel.btf import Btf
+from tracer.machine import known as machines
+from tracer.machine.base import Machine, Memory
+from tracer.machine.page_format import PageFormat
 
-_PAGE_SIZE = os.sysconf("SC_PAGESIZE")
+_PAGE_SHIFT = os.sysconf("SC_PAGESIZE").bit_length() - 1
 _CLONE = re.compile(r"(.+)\.(?:isra|constprop|part)\.\d+")
 _SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 
@@ -31,7 +33,7 @@ class Kernel:
     btf: its types, or a function that reads them. fentry_probe, plain_load_probe: return why an
     fentry program or one with plain loads cannot be loaded, empty where it can. known_enums: enums
     that another process has read from the types already, so that this one need not parse them.
-    version: as `uname -v` has it.
+    version: as `uname -v` has it. machine: its architecture. page_shift: of its pages.
     """
 
     release: str
@@ -42,6 +44,8 @@ class Kernel:
     plain_load_probe: Callable[[Btf], str] = field(default=lambda _types: "not tried")
     known_enums: dict[str, dict[str, int]] = field(default_factory=dict)
     version: str = ""
+    machine: Machine = field(default_factory=lambda: machines.machine(os.uname().machine))
+    page_shift: int = _PAGE_SHIFT
 
     @classmethod
     def running(
@@ -52,16 +56,9 @@ class Kernel:
     ) -> Kernel:
         """Return the running kernel.
 
-        Raises RmapdError on a machine that is not x86-64. Reading `types` raises it where there is
-        no BTF.
+        Raises RmapdError on a machine that rmapd does not know. Reading `types` raises it where
+        there is no BTF.
         """
-        machine = os.uname().machine
-        if machine != "x86_64":
-            raise RmapdError(
-                f"rmapd does not know the page tables of {machine}",
-                why="migration entries and page tables are decoded for x86-64",
-                hint="an x86-64 machine",
-            )
         kernel = cls(
             os.uname().release,
             lambda: Btf.read(sys_root / "kernel/btf/vmlinux"),
@@ -105,7 +102,11 @@ class Kernel:
         return int(counted[1]) if counted else 1 << 24
 
     def memory_end(self) -> int:
-        """Return the physical address behind the last RAM, by /proc/zoneinfo; 0: not known.
+        """Return the physical address behind the last RAM; 0: not known."""
+        return self.memory()[1]
+
+    def memory(self) -> tuple[int, int]:
+        """Return the physical addresses of the first RAM and behind the last; 0, 0: not known.
 
         mm/vmstat.c, zoneinfo_show_print(): a zone spans pages from start_pfn on. An empty zone has
         no start_pfn, so each zone is read by itself.
@@ -113,14 +114,15 @@ class Kernel:
         try:
             text = (self.proc_root / "zoneinfo").read_text(encoding="utf-8")
         except OSError:
-            return 0
-        ends = [
-            int(pages[1]) + int(first[1])
+            return 0, 0
+        zones = [
+            (int(first[1]), int(first[1]) + int(pages[1]))
             for zone in re.split(r"^Node ", text, flags=re.M)
             if (pages := re.search(r"^\s+spanned\s+(\d+)$", zone, re.M))
             and (first := re.search(r"^\s+start_pfn:\s+(\d+)$", zone, re.M))
         ]
-        return max(ends, default=0) * _PAGE_SIZE
+        starts, ends = ([zone[n] << self.page_shift for zone in zones] for n in range(2))
+        return min(starts, default=0), max(ends, default=0)
 
     def address_of(self, symbol: str) -> int:
         """Return a symbol's address; 0 where kallsyms hides it or does not have it."""
@@ -281,9 +283,20 @@ class Kernel:
                 found.setdefault(copy[1], []).append(symbol)
         return found
 
+    def page_format(self, address_bits: int = 0) -> PageFormat:
+        """Return the format of page tables, as far as it is known without reading one.
+
+        address_bits: of a process's addresses; 0: not known.
+        """
+        return self.machine.page_format(self.page_memory(address_bits))
+
+    def page_memory(self, address_bits: int = 0) -> Memory:
+        """Return what decides the format; address_bits as in page_format()."""
+        return Memory(self.page_shift, address_bits, self.five_level_paging, self.memory())
+
     @property
     def five_level_paging(self) -> bool:
-        """Whether page tables have five levels.
+        """Whether x86-64 page tables have five levels.
 
         The kernel clears `la57` from the CPU's flags where it does not use it.
         """

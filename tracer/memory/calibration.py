@@ -1,8 +1,9 @@
-"""Find the bases of the direct map and of the struct page array (page_offset_base, vmemmap_base).
+"""Find the bases of the direct map and of the struct page array, and the format of page tables.
 
-Nothing is assumed, and no memory under a guessed base is read. The comment at the BPF program
-`calibrate` explains the method. The result counts only if walks of the daemon's own pages agree
-with its own /proc/self/pagemap.
+Nothing is assumed. Candidates for a base come from the machine's module, which reads no memory
+under them that could be a device's. A base counts where numbers that we wrote into our own pages
+are seen through it. The format counts where walks of our own pages, also of one without access,
+agree with our own /proc/self/pagemap.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ import ctypes
 import mmap
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tracer.bpf.maps import Table
 from tracer.bpf.programs import Runnable
+from tracer.kernel.running import Kernel
+from tracer.machine.base import OwnMm
+from tracer.machine.page_format import ALL
 from tracer.memory.page_tables import Oracle
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
 from tracer.tables.params import Params
 
-_GUESSES = 1 << 16  # KASLR aligns the base to 1 GiB (PUD_SIZE, arch/x86/mm/kaslr.c): 64 TiB
 _OWN_PAGES = 64
 _PFN = (1 << 55) - 1  # PM_PFRAME_MASK, fs/proc/task_mmu.c
 _PRESENT = 63  # PM_PRESENT
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _XA_TAGS = 3  # low bits of an xarray entry that is no plain pointer (include/linux/xarray.h)
 
 
@@ -80,14 +85,13 @@ def calibrate(
     params: Params,
     layouts: Layouts,
     page_size_of_struct: int,
-    address_of: Callable[[str], int],
+    kernel: Kernel,
 ) -> Calibration:
-    """Find both bases, set them in the parameters, and check them.
+    """Find the bases and the format of page tables, set them in the parameters, and prove them.
 
-    If that fails the parameters have no base.
+    If a step fails the parameters have no base.
 
-    page_size_of_struct: sizeof(struct page). address_of: returns the address of a kernel symbol, or
-    0.
+    page_size_of_struct: sizeof(struct page).
     """
     layout, table, run = layouts.structs["calibration"], maps["calibration"], programs["calibrate"]
 
@@ -98,28 +102,72 @@ def calibrate(
     with contextlib.ExitStack() as stack:
         fds, pfns = _own_files(stack)
         found = ask(*fds, 0, 0)
-    if not all(pfns):
-        return Calibration(
-            False, "our own pagemap shows no page frame numbers (CAP_SYS_ADMIN is missing)"
+        if not all(pfns):
+            return Calibration(
+                False, "our own pagemap shows no page frame numbers (CAP_SYS_ADMIN is missing)"
+            )
+        vmemmap = _vmemmap((found.first_folio, found.second_folio), pfns, page_size_of_struct)
+        if vmemmap is None:
+            return Calibration(False, "the struct pages of our own pages do not lie in one array")
+        params.set(vmemmap=vmemmap)
+        own = OwnMm(
+            found.mm,
+            found.pgd,
+            vmemmap,
+            page_size_of_struct,
+            value=lambda address: int(ask(*fds, address, 0).value),
+            owner=lambda base: int(ask(*fds, 0, base).owner),
+            symbol=kernel.address_of,
         )
-    vmemmap = _vmemmap((found.first_folio, found.second_folio), pfns, page_size_of_struct)
-    if vmemmap is None:
-        return Calibration(False, "the struct pages of our own pages do not lie in one array")
-    params.set(vmemmap=vmemmap)
-    guesses = ((found.pgd >> 30 << 30) - (n << 30) for n in range(_GUESSES))
-    page_offset = next((base for base in guesses if ask(*fds, 0, base).owner == found.mm), 0)
-    if not page_offset and (symbol := address_of("page_offset_base")):
-        page_offset = ask(*fds, symbol, 0).value
-    params.set(page_offset=page_offset)
-    if not page_offset or not _agrees(oracle, Mm(found.mm, found.pgd, os.getpid(), id=found.id)):
-        params.set(page_offset=0, vmemmap=0)
-        reason = (
-            "walks of our own pages disagree with pagemap"
-            if page_offset
-            else "no base of the direct map fits our own page table"
-        )
-        return Calibration(False, reason)
-    return Calibration(True, "", page_offset, vmemmap)
+        page_format = kernel.page_format(found.task_size.bit_length() - 1)
+        mm = Mm(found.mm, found.pgd, os.getpid(), id=found.id)
+        reason = "no base of the direct map fits our own memory"
+        for base in kernel.machine.bases(own, kernel.page_memory()):
+            if not _shows_our_memory(base, own):
+                continue
+            params.set(page_offset=base)
+            params.set_page_format(page_format)
+            reason = _learn(oracle, params, kernel, mm)
+            if not reason:
+                return Calibration(True, "", base, vmemmap)
+    params.set(page_offset=0, vmemmap=0)
+    return Calibration(False, reason)
+
+
+def _shows_our_memory(base: int, own: OwnMm) -> bool:
+    """Whether numbers that we wrote into pages of our own are seen through the direct map."""
+    pages = mmap.mmap(-1, _OWN_PAGES * mmap.PAGESIZE)
+    for n in range(_OWN_PAGES):
+        pages[n * mmap.PAGESIZE : n * mmap.PAGESIZE + 8] = secret = os.urandom(8)
+        pfn = own_pfn(mapping_address(pages) + n * mmap.PAGESIZE)
+        seen = own.value(base + pfn * mmap.PAGESIZE & ALL)
+        if seen != int.from_bytes(secret, sys.byteorder):
+            return False
+    return True
+
+
+def _learn(oracle: Oracle, params: Params, kernel: Kernel, mm: Mm) -> str:
+    """Learn how the kernel writes a page without access; return the step that failed, if any."""
+    if not _agrees(oracle, mm):
+        return "walks of our own pages disagree with pagemap"
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    page[0] = 1
+    address, size = mapping_address(page), ctypes.c_size_t(mmap.PAGESIZE)
+    pfn = own_pfn(address)
+    if _LIBC.mprotect(ctypes.c_void_p(address), size, 0):
+        return "the kernel refuses mprotect(PROT_NONE) of our own page"
+    try:
+        (raw,) = oracle.ask([(mm, address)])
+        learned = kernel.machine.learned(oracle.page_format, raw.entry)
+        if not learned:
+            return f"the entry {raw.entry:#x} of our own PROT_NONE page is of no known format"
+        params.set_page_format(learned)
+        (entry,) = oracle.ask([(mm, address)])
+        if entry.found != "FOUND_PRESENT" or entry.present_pfn != pfn:
+            return f"the entry {raw.entry:#x} of our own PROT_NONE page does not name its page"
+    finally:
+        _LIBC.mprotect(ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_WRITE)
+    return "" if _agrees(oracle, mm) else "walks of our own pages disagree with pagemap"
 
 
 def _vmemmap(folios: Sequence[int], pfns: Sequence[int], size: int) -> int | None:

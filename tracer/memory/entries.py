@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tracer.machine.page_format import PageFormat
 from tracer.tables.mm import Mm
 
 Place = tuple[int, int, int, int, int]
-"""(mm, pgd, ctx_id, address, pfn)"""
+"""(mm, pgd, its id, address, pfn)"""
 
 
 @dataclass(frozen=True)
 class FoundEntry:
     """The entry at which one walk ended.
 
-    found: a name of enum found. level: 1 PTE, 2 PMD, 3 PUD.
+    page_format: that of the page tables. found: a name of enum found. level: 1 PTE, 2 PMD, 3 PUD.
     pfn: the page frame that a migration entry names; 0 in other entries.
     locked: whether the entry's page is locked; None: not known.
     stable: the entry was the same before and after the page's flags were read.
@@ -22,6 +23,7 @@ class FoundEntry:
 
     mm: Mm
     addr: int
+    page_format: PageFormat
     found: str
     entry: int = 0
     level: int = 0
@@ -61,6 +63,9 @@ class FoundEntry:
     @property
     def present_pfn(self) -> int:
         """The page frame that a present entry, small or huge, maps at the address."""
-        pages = 1 << (9 * (self.level - 1))
-        first = (self.entry >> 12) & ((1 << 40) - 1) & ~(pages - 1)
-        return first + ((self.addr >> 12) & (pages - 1))
+        return self.page_format.mapped_pfn(self.entry, self.level, self.addr)
+
+    @property
+    def table_entries(self) -> int:
+        """PTRS_PER_PTE: how many pages a PMD stands for."""
+        return self.page_format.table_entries

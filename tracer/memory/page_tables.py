@@ -19,6 +19,7 @@ from itertools import compress
 from tracer.bpf.links import Readable
 from tracer.bpf.maps import Table
 from tracer.bpf.programs import Runnable
+from tracer.machine.page_format import PageFormat
 from tracer.memory.entries import FoundEntry
 from tracer.memory.sweep import TableSearch
 from tracer.tables.c_structs import Layouts
@@ -61,22 +62,26 @@ class Oracle:
         swap_types: SwapTypes,
         other_mms: OtherMms,
         layouts: Layouts,
-        levels: int,
         page_tables: Callable[[], int],
     ) -> None:
         """Open the maps and programs of the oracle.
 
-        tasks: the iterator over all tasks. levels: of the page tables, 4 or 5.
+        tasks: the iterator over all tasks.
         page_tables: returns how many page tables the kernel counts now.
         """
         self._queries, self._walk = maps["queries"], programs["walk"]
-        self._search = TableSearch(maps, programs, layouts, levels)
+        self._search = TableSearch(maps, programs, layouts)
         self._tasks, self._page_tables = tasks, page_tables
         self._params, self._swap_types, self._other_mms = params, swap_types, other_mms
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
         self._query, self._task_mm = layouts.structs["query"], layouts.structs["task_mm"]
         self._walks_a_run = layouts.constants["WALKS_A_RUN"]
+
+    @property
+    def page_format(self) -> PageFormat:
+        """The format of page tables that the programs use now."""
+        return self._params.page_format()
 
     def update_swap_types(self) -> int:
         """Return a bit for each swap type that migration entries have or may have.
@@ -115,7 +120,8 @@ class Oracle:
 
     def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[FoundEntry]:
         """Walk to each (mm, address). Return one entry for each, in the same order."""
-        out, table, size = [], self._queries, self._query.size
+        out, table, size = list[FoundEntry](), self._queries, self._query.size
+        page_format = self.page_format
         for start in range(0, len(questions), table.max_entries):
             chunk = questions[start : start + table.max_entries]
             table.load(
@@ -128,15 +134,14 @@ class Oracle:
                 self._walk.run(first, len(chunk))
             raw = table.prefix(len(chunk))
             for n, (mm, addr) in enumerate(chunk):
-                out.append(self._entry(mm, addr, raw[n * size : (n + 1) * size]))
+                out.append(self._entry(mm, addr, page_format, raw[n * size : (n + 1) * size]))
         return out
 
-    def _entry(self, mm: Mm, addr: int, raw: bytes) -> FoundEntry:
+    def _entry(self, mm: Mm, addr: int, page_format: PageFormat, raw: bytes) -> FoundEntry:
         q = self._query.unpack(raw)
         locked = self._locks.get(q.lock)
-        return FoundEntry(
-            mm, addr, self._found[q.found], q.entry, q.level, q.pfn, locked, bool(q.stable)
-        )
+        found, stable = self._found[q.found], bool(q.stable)
+        return FoundEntry(mm, addr, page_format, found, q.entry, q.level, q.pfn, locked, stable)
 
     def sweep(self, mms: Sequence[Mm]) -> Sweep:
         """Search all page tables of these mms.
@@ -154,7 +159,9 @@ class Oracle:
             if tables > most:
                 return Sweep(tuple(answers), False, tables)
             chunk = waiting.pop()
-            found = self._search.search(chunk, self.update_swap_types(), most - tables)
+            found = self._search.search(
+                chunk, self.page_format, self.update_swap_types(), most - tables
+            )
             tables += found.tables
             if not found.complete and len(chunk) > 1:
                 waiting += [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]

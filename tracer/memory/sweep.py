@@ -13,11 +13,9 @@ from typing import Any
 
 from tracer.bpf.maps import Table
 from tracer.bpf.programs import Runnable
+from tracer.machine.page_format import PageFormat
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
-
-_ENTRIES = 512  # PTRS_PER_PTE
-_USER_ENTRIES = 256  # of a top-level table; the upper half is the kernel's
 
 
 @dataclass(frozen=True)
@@ -52,44 +50,46 @@ class TableSearch:
         maps: Mapping[str, Table],
         programs: Mapping[str, Runnable],
         layouts: Layouts,
-        levels: int,
     ) -> None:
-        """levels: of the page tables, 4 or 5."""
-        self._programs, self._levels = programs, levels
+        self._programs = programs
         self._uppers, self._leaves, self._hits = maps["uppers"], maps["leaves"], maps["hits"]
         self._state, self._counts = maps["sweep_state"], layouts.structs["sweep_state"]
         self._table, self._query = layouts.structs["table"], layouts.structs["query"]
         self._upper_entries_a_run = layouts.constants["UPPER_ENTRIES_A_RUN"]
         self._leaves_a_run = layouts.constants["LEAVES_A_RUN"]
+        self._part_entries = layouts.constants["PART_ENTRIES"]
 
     @property
     def most_mms(self) -> int:
         """How many mms one search should have: their tables of tables must fit into the queue."""
         return max(1, self._uppers.max_entries // 16)
 
-    def search(self, mms: Sequence[Mm], wanted: int, most: int) -> SearchResult:
+    def search(
+        self, mms: Sequence[Mm], page_format: PageFormat, wanted: int, most: int
+    ) -> SearchResult:
         """Search all page tables of these mms.
 
-        wanted: a bit for each swap type to report. most: the search ends, incomplete, after so many
-        tables.
+        page_format: of the page tables. wanted: a bit for each swap type to report. most: the
+        search ends, incomplete, after so many tables.
         """
-        self._start(mms, wanted)
+        entries = page_format.table_entries
+        self._start(mms, page_format.levels, wanted)
         opened, tables, now = 0, 0, self._read_state()
         while opened < now.uppers and tables + opened <= most:
-            room = (self._leaves.max_entries - now.leaves) // _ENTRIES
+            room = (self._leaves.max_entries - now.leaves) // entries
             stop = min(now.uppers, opened + room)
             for index in range(opened, stop):
-                self._open(index, _ENTRIES if index >= len(mms) else _USER_ENTRIES)
+                self._open(index, entries if index >= len(mms) else page_format.top_entries)
             opened, now = stop, self._read_state()
-            if now.leaves > self._leaves.max_entries - _ENTRIES or opened >= now.uppers:
+            if now.leaves > self._leaves.max_entries - entries or opened >= now.uppers:
                 tables += now.leaves
-                now = self._search_leaves(now.leaves)
+                now = self._search_leaves(now.leaves, entries)
         complete = not now.lost and opened >= now.uppers
         return SearchResult(self._read_hits(now.hits), complete, tables + opened)
 
-    def _start(self, mms: Sequence[Mm], wanted: int) -> None:
+    def _start(self, mms: Sequence[Mm], levels: int, wanted: int) -> None:
         """Queue the top-level tables and reset the counts."""
-        tops = (self._table.pack(at=mm.pgd, level=self._levels, mm=n) for n, mm in enumerate(mms))
+        tops = (self._table.pack(at=mm.pgd, level=levels, mm=n) for n, mm in enumerate(mms))
         self._uppers.load(b"".join(tops))
         self._state.update(bytes(4), self._counts.pack(uppers=len(mms), wanted=wanted))
 
@@ -101,10 +101,10 @@ class TableSearch:
         for first in range(0, entries, self._upper_entries_a_run):
             self._programs["sweep_upper"].run(index, first)
 
-    def _search_leaves(self, leaves: int) -> Any:
+    def _search_leaves(self, leaves: int, entries: int) -> Any:
         """Search the queued tables of pages, empty their queue, and return the counts."""
-        for index in range(0, leaves, self._leaves_a_run):
-            self._programs["sweep_leaf"].run(index)
+        for part in range(0, leaves * (entries // self._part_entries), self._leaves_a_run):
+            self._programs["sweep_leaf"].run(part)
         now = self._read_state()
         now.leaves = 0
         self._state.update(bytes(4), self._counts.pack(**vars(now)))

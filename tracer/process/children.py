@@ -18,7 +18,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-_SYS_CLONE, _SYS_MBIND = 56, 237  # x86-64
+from tracer.machine.system_calls import clone_arguments, number
+
 _MPOL_LOCAL = 4
 _CLONE_FILES, _CLONE_CHILD_SETTID, _CLONE_CHILD_CLEARTID = 0x400, 0x01000000, 0x00200000
 _PR_GET_TID_ADDRESS, _PR_SET_PDEATHSIG, _PR_SET_NAME = 40, 1, 15
@@ -42,11 +43,7 @@ def fork_sharing_files() -> int:
         flags |= _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID
     python.syscall.restype = ctypes.c_long
     python.PyOS_BeforeFork()
-    pid = int(
-        python.syscall(
-            ctypes.c_long(_SYS_CLONE), ctypes.c_ulong(flags), None, None, tid_address, None
-        )
-    )
+    pid = int(python.syscall(ctypes.c_long(number("clone")), *clone_arguments(flags, tid_address)))
     if pid:
         python.PyOS_AfterFork_Parent()
     else:
@@ -90,7 +87,7 @@ def disable_numa_balancing() -> None:
         if rights == "rw-p":
             start, end = (int(part, 16) for part in where.split("-"))
             libc.syscall(
-                _SYS_MBIND,
+                number("mbind"),
                 ctypes.c_ulong(start),
                 ctypes.c_ulong(end - start),
                 _MPOL_LOCAL,

@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tracer.machine.system_calls import number
+
 PAGE = mmap.PAGESIZE
 HUGE = 2 << 20
 PROT_RW, PROT_READ, PROT_NONE = mmap.PROT_READ | mmap.PROT_WRITE, mmap.PROT_READ, 0
@@ -20,7 +22,7 @@ MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 MADV_DONTNEED, MADV_MERGEABLE, MADV_HUGEPAGE, MADV_NOHUGEPAGE = 4, 12, 14, 15
 MADV_PAGEOUT, MADV_COLLAPSE = 21, 25
 PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-SYS_MOVE_PAGES = 279  # x86-64
+SYS_MOVE_PAGES = number("move_pages")
 MPOL_MF_MOVE_ALL = 4
 M_TRIM_THRESHOLD, M_TOP_PAD = -1, -2
 

@@ -6,6 +6,7 @@ header has only enums, and structs of fixed-width scalars, of `char name[n]` and
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections import namedtuple
@@ -18,6 +19,8 @@ from typing import Any
 
 from tracer.errors import RmapdError
 
+PAGE_SHIFT = os.sysconf("SC_PAGESIZE").bit_length() - 1
+"""Of this machine's pages: the programs that it runs have their bitmaps as long as that needs."""
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "s32": "i", "s64": "q"}
 _MEMBER = re.compile(r"(?:struct |union )?(\w+)\s+(\w+)(?:\[(\d+)\])?")
 _UNION = "union"
@@ -103,17 +106,19 @@ class Layouts:
     """All structs and enums of the header.
 
     constants: the value of each enumerator. enums: the names of the enumerators of each enum.
+    page_shift: of the pages for which it was read.
     """
 
     structs: dict[str, Layout]
     constants: dict[str, int]
     enums: dict[str, tuple[str, ...]]
+    page_shift: int
 
     @classmethod
-    def read(cls, header: Path) -> Layouts:
-        """Parse the header. Raises RmapdError if it cannot be read."""
+    def read(cls, header: Path, page_shift: int = PAGE_SHIFT) -> Layouts:
+        """Parse the header. Raises RmapdError if it cannot be read. page_shift: of the pages."""
         try:
-            return parse(header.read_text(encoding="utf-8"))
+            return parse(header.read_text(encoding="utf-8"), page_shift)
         except OSError as error:
             raise RmapdError(
                 f"cannot read {header}", why=str(error), hint="reinstall rmapd"
@@ -126,13 +131,15 @@ def names_of(layouts: Layouts, enum: str, prefix: str) -> tuple[str, ...]:
     return tuple(name.removeprefix(prefix) for name in names)
 
 
-def parse(text: str) -> Layouts:
+def parse(text: str, page_shift: int = PAGE_SHIFT) -> Layouts:
     """Parse the text of the header. Raises RmapdError for a member that it does not understand."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     constants: dict[str, int] = {}
     enums: dict[str, tuple[str, ...]] = {}
     structs: dict[str, Layout] = {}
     unions: dict[str, int] = {}
+    lengths = {"SETTLED_WORDS": (1 << page_shift - 3) // 64}
+    text = re.sub(r"\[(\w+)\]", lambda found: f"[{lengths.get(found[1], found[1])}]", text)
     for kind, name, body in re.findall(r"\b(enum|struct|union) (\w+) \{(.*?)\};", text, flags=re.S):
         if kind == "enum":
             enums[name] = _enum(body, constants)
@@ -140,7 +147,7 @@ def parse(text: str) -> Layouts:
             unions[name] = max(part.code.size for part in _members_of(name, body, structs))
         else:
             structs[name] = _struct(name, body, structs, unions)
-    return Layouts(structs, constants, enums)
+    return Layouts(structs, constants, enums, page_shift)
 
 
 def _enum(body: str, constants: dict[str, int]) -> tuple[str, ...]:

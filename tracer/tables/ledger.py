@@ -8,14 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tracer.bpf.maps import Table
+from tracer.machine.page_format import PageFormat
 from tracer.tables.c_structs import Layouts
+from tracer.tables.params import Params
 
-_PAGE, _PMD_ENTRIES = 4096, 512  # PAGE_SIZE, PTRS_PER_PTE
-_PFN_SHIFT = 9
-"""Of a swap entry: SWP_OFFSET_FIRST_BIT, arch/x86/include/asm/pgtable_64.h.
-
-The offset is stored inverted: the entry of the next page is smaller.
-"""
 _ALL = -1  # in Row.keys: all entries of a row of the map `ledger`
 
 
@@ -95,11 +91,12 @@ class Ledger:
 
     Empty where the migration hooks are not loaded.
 
-    A row of the map `frozen` stands for the 512 entries of a PMD that a THP split turned into
-    migration entries (__split_huge_pmd_locked(), mm/huge_memory.c).
+    A row of the map `frozen` stands for the entries (PTRS_PER_PTE) of a PMD that a THP split turned
+    into migration entries (__split_huge_pmd_locked(), mm/huge_memory.c).
     """
 
-    def __init__(self, maps: Mapping[str, Table], layouts: Layouts) -> None:
+    def __init__(self, maps: Mapping[str, Table], layouts: Layouts, params: Params) -> None:
+        self._params = params
         self._ledger, self._frozen = maps.get("ledger"), maps.get("frozen")
         self._key_layout = layouts.structs["ledger_key"]
         self._row_layout, self._frozen_layout = (
@@ -139,12 +136,15 @@ class Ledger:
     def _frozen_rows(self) -> Iterator[Row]:
         if not self._frozen:
             return
+        page_format: PageFormat | None = None
         for raw_key, raw_row in self._frozen.items():
+            page_format = page_format or self._params.page_format()
             key, row = self._key_layout.unpack(raw_key), self._frozen_layout.unpack(raw_row)
-            for n in range(_PMD_ENTRIES):
+            for n in range(page_format.table_entries):
                 if _is_settled(row, n):
                     continue
-                addr, entry = key.addr + n * _PAGE, row.entry - (n << _PFN_SHIFT)
+                addr = key.addr + n * page_format.page
+                entry = page_format.entry_after(row.entry, n)
                 visited = Visited(key.mm, entry, row.vma, row.vm_start, row.vm_end, row.folio, addr)
                 yield _row(key, row, addr, 1, 1, (raw_key, n), visited)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Mm:
-    """An address space that has page tables. id is mm->context.ctx_id (0 unknown).
+    """An address space that has page tables. id is mm_id() of mm_ids.h (0: unknown).
 
     changed: differs after VMAs changed (mm_lock_seq; before 6.4 map_count). 0: unknown.
     """

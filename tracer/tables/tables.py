@@ -57,7 +57,7 @@ class Tables:
             stacks=Stacks(maps),
             counters=Counters(maps, layouts),
             histograms=Histograms(maps, layouts),
-            ledger=Ledger(maps, layouts),
+            ledger=Ledger(maps, layouts, params),
             visits=Visits(maps, layouts),
             migrations=Migrations(maps, layouts),
             swap_types=SwapTypes(maps),

@@ -9,6 +9,9 @@ from tracer.attach import arguments
 from tracer.attach.arguments import Argument, Signature
 from tracer.attach.relocations import NO_OFFSET
 from tracer.kernel.btf import Btf
+from tracer.machine import x86_64
+
+REGISTERS = x86_64.MACHINE.registers
 
 SP, AX = 19 * 8, 10 * 8
 
@@ -123,7 +126,7 @@ def test_empty_struct_takes_no_slot() -> None:
 
 def test_first_six_arguments_of_a_kprobe_are_in_registers() -> None:
     wanted = {f"p{n}": f"p{n}" for n in range(6)}
-    places, constants = arguments.at_kprobe(found("many", **wanted))
+    places, constants = arguments.at_kprobe(found("many", **wanted), REGISTERS)
     assert places == {
         "stack": SP,
         "p0": 14 * 8,
@@ -137,7 +140,7 @@ def test_first_six_arguments_of_a_kprobe_are_in_registers() -> None:
 
 
 def test_seventh_argument_of_a_kprobe_is_above_the_return_address() -> None:
-    places, constants = arguments.at_kprobe(found("many", p6="p6", p8="p8"))
+    places, constants = arguments.at_kprobe(found("many", p6="p6", p8="p8"), REGISTERS)
     assert places == {"stack": SP, "p6": SP, "p8": SP}
     assert constants == {"offset_of_p6": 8, "offset_of_p8": 24}
 
@@ -145,11 +148,14 @@ def test_seventh_argument_of_a_kprobe_is_above_the_return_address() -> None:
 def test_member_behind_an_argument_on_the_stack_is_unreachable_from_a_kprobe() -> None:
     """A program follows one pointer; an fentry program finds this argument in its context."""
     seen = found("many", mm="vmg.mm", p0="p0", p6="p6")
-    assert arguments.unreachable_from_kprobe(seen) == ("mm",)
-    assert arguments.unreachable_from_kprobe(found("expand", mm="vmg.mm")) == ()
+    assert arguments.unreachable_from_kprobe(seen, REGISTERS) == ("mm",)
+    assert arguments.unreachable_from_kprobe(found("expand", mm="vmg.mm"), REGISTERS) == ()
     assert arguments.at_fentry(seen)[0]["mm"] == 72
 
 
 def test_kretprobe_has_the_returned_value_and_a_popped_stack() -> None:
-    assert arguments.at_kretprobe(found("expand")) == ({"stack": SP, "returned": AX}, {"popped": 8})
-    assert arguments.at_kretprobe(found("plain")) == ({"stack": SP}, {"popped": 8})
+    assert arguments.at_kretprobe(found("expand"), REGISTERS) == (
+        {"stack": SP, "returned": AX},
+        {"popped": 8},
+    )
+    assert arguments.at_kretprobe(found("plain"), REGISTERS) == ({"stack": SP}, {"popped": 8})

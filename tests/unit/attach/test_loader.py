@@ -28,6 +28,7 @@ from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program, Refused
 from tracer.errors import RmapdError, Temporary
 from tracer.kernel.btf import Btf
+from tracer.kernel.running import Kernel
 
 INCLUDE = Path(__file__).parents[3] / "probes/include"
 
@@ -81,7 +82,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[
 
         monkeypatch.setattr(loader, "compile_text", compile_text)
         monkeypatch.setattr(loader, "load_program", load_program)
-        build = loader.BuildEnvironment(_no_types(), {}, INCLUDE, {}, "6.1.0")
+        build = loader.BuildEnvironment(Kernel("6.1.0", _no_types()), {}, INCLUDE, {})
         plan = Plan(probe_objects, "", Names((), ()))
         before = set(os.listdir("/proc/self/fd"))
         with loader.load(plan, build, statistics=False) as probes:

@@ -180,9 +180,7 @@ def start(
         raise RmapdError(f"loads {sorted(programs.code)} with {id(programs.names)}")
 
     monkeypatch.setattr(loader, "LoadedAhead", ahead)
-    build = loader.BuildEnvironment(
-        here.kernel.types, {}, PROBES / "include", SIZES, "host", cache, here
-    )
+    build = loader.BuildEnvironment(here.kernel, {}, PROBES / "include", SIZES, cache, here)
     plan = replace(attach_plan(), probe_objects=tuple(usable))
 
     def run() -> Compiled | None:

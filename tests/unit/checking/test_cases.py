@@ -46,7 +46,9 @@ def test_next_look_waits_for_fifty_times_its_cpu_time(
             return model.oracle.mms()
 
     slow: Any = Slow()
-    cases = OpenCases(model.tables.ledger, slow, model.levels, 10**12, 0, lambda: now, lambda: cpu)
+    cases = OpenCases(
+        model.tables.ledger, slow, model.page_format, 10**12, 0, lambda: now, lambda: cpu
+    )
     cases.open("M1", rows)
     pauses = list[int]()
     for _ in range(FIRST_LOOKS + 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.support.page_formats import X86_4
 from tracer.invariants.migration_entries import LOOK_GAP_NS, Case, CaseDecision, judge
 from tracer.invariants.verdict import Verdict
 from tracer.memory.entries import FoundEntry
@@ -11,7 +12,15 @@ from tracer.tables.mm import Mm
 
 MM = Mm(0x1000, 0x2000, 42, "victim", 7)
 LEFT = FoundEntry(
-    MM, 0x400000, "FOUND_MIGRATION", entry=1 << 63, level=1, pfn=99, locked=False, stable=True
+    MM,
+    0x400000,
+    X86_4.learned,
+    "FOUND_MIGRATION",
+    entry=1 << 63,
+    level=1,
+    pfn=99,
+    locked=False,
+    stable=True,
 )
 PATIENCE = 10**10
 

@@ -21,8 +21,8 @@ from tests.support.model_kernel import (
     ModelKernel,
     SimMigration,
     SimMm,
-    swap_entry,
 )
+from tests.support.page_formats import ARM_LPA2, X86_4, Format
 from tracer.invariants.verdict import Verdict
 
 ADDRESSES = [0x7F0000000000 + n * 0x1000 for n in range(4)] + [0x7F0000200000, 0x100000000000]
@@ -39,10 +39,11 @@ class Kernel(RuleBasedStateMachine):
     SCAN = True
     HOOKS = True
     MMAP_LOCK = True
+    FORM: ClassVar[Format] = X86_4
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = ModelKernel(4, self.HOOKS, **self.SIZES)
+        self.model = ModelKernel(self.FORM, self.HOOKS, **self.SIZES)
         self.model.mmap_lock = self.MMAP_LOCK
         self.checked, self.slow = Counter[tuple[str, Verdict]](), False
         self.checker = CheckerRig(self.model, scan=self.SCAN)
@@ -216,7 +217,7 @@ class Kernel(RuleBasedStateMachine):
         if sum(pfn in other.entries.values() for other in self.model.mms) > 1:
             return
         self.model.become(self.next_tid % 2 + 90)
-        entry = swap_entry(MIGRATION_WRITE, pfn)
+        entry = self.model.form.swap(MIGRATION_WRITE, pfn)
         self.model.put(self.model.slot(mm, addr), entry)
         self.model.fire("set_migration_pte", addr, entry, 9)
         if how == "removed":
@@ -342,6 +343,12 @@ class KernelWithoutMmapLock(KernelWithoutScan):
     MMAP_LOCK = False
 
 
+class KernelOfArm64(Kernel):
+    """Five levels of LPA2."""
+
+    FORM: ClassVar[Format] = ARM_LPA2
+
+
 class LossyKernel(Kernel):
     """The same with maps of a few rows: checks become unverifiable, and nothing is accused that is
     not guilty."""
@@ -391,5 +398,7 @@ TestKernelWithoutMmapLock = KernelWithoutMmapLock.TestCase
 TestKernelWithoutMmapLock.settings = _LIMITS
 TestKernelThatMissesRuns = KernelThatMissesRuns.TestCase
 TestKernelThatMissesRuns.settings = _LIMITS
+TestKernelOfArm64 = KernelOfArm64.TestCase
+TestKernelOfArm64.settings = _LIMITS
 TestLossyKernel = LossyKernel.TestCase
 TestLossyKernel.settings = _LIMITS

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.page_formats import X86_4
 from tracer.checking.page_cache import PageCache
 from tracer.checking.trail import Trail, TrailEntry
 from tracer.checking.verdicts import Verdicts
@@ -39,7 +40,9 @@ class Oracle:
         return list(self.known)
 
     def ask(self, questions: Sequence[tuple[Mm, int]]) -> list[FoundEntry]:
-        return [FoundEntry(mm, addr, self.found, 0x5000, 1) for mm, addr in questions]
+        return [
+            FoundEntry(mm, addr, X86_4.learned, self.found, 0x5001, 1) for mm, addr in questions
+        ]
 
 
 class Trails:
@@ -135,7 +138,7 @@ def test_entry_of_an_mm_that_is_gone_is_not_asked_for() -> None:
         "comm": "mapper",
         "tgid": 42,
         "addr": hex(ADDR),
-        "entry": "0x5000",
+        "entry": "0x5001",
         "found": "present",
         "pfn": "0x5",
     }

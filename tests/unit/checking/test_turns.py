@@ -147,7 +147,7 @@ def left_behind(entries: int, mms: int, *, known: bool) -> tuple[OpenCases, Aske
     cases = OpenCases(
         model.tables.ledger,
         slow,  # type: ignore[arg-type]
-        model.levels,
+        model.page_format,
         10**10,
         0,
         lambda: slow.now,

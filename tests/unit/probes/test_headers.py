@@ -142,5 +142,5 @@ def test_overlapping_step_ranges_do_not_compile(
     assert range_ in done.stderr
 
 
-def test_common_h_includes_the_generated_header() -> None:
-    assert f'#include "{GENERATED}"' in (PROBES / "include/common.h").read_text()
+def test_shared_h_includes_the_generated_header() -> None:
+    assert f'#include "{GENERATED}"' in (PROBES / "include/shared.h").read_text()

@@ -21,7 +21,7 @@ class Removals:
     """A task that takes huge pages of a hugetlbfs file, which mms map, out of the page cache."""
 
     def __init__(self, levels: int = 4) -> None:
-        self.model = ModelKernel(levels=levels)
+        self.model = ModelKernel(levels)
         self.mms = [self.model.new_mm(), self.model.new_mm()]
         self._inode = ctypes.create_string_buffer(512)
         inode = ctypes.addressof(self._inode)

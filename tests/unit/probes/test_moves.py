@@ -24,7 +24,7 @@ class Moves:
     """A task that moves page tables of its mm, whose mmap_lock it holds for write."""
 
     def __init__(self, levels: int = 4) -> None:
-        self.model = ModelKernel(levels=levels)
+        self.model = ModelKernel(levels)
         self.mm: SimMm = self.model.new_mm()
         self.hold(TASK)
 

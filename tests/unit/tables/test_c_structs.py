@@ -13,7 +13,7 @@ from tracer.tables.c_structs import parse
 
 def test_layouts_have_sizes_and_values_of_header() -> None:
     params = LAYOUTS.structs["params"]
-    assert params.unpack(params.pack(gate=1, levels=5)).levels == 5
+    assert params.unpack(params.pack(gate=1, vmemmap=5)).vmemmap == 5
     assert LAYOUTS.structs["histogram"].size == 65 * 8
     assert LAYOUTS.constants["MIGRATION_LEFT"] == 1
     state = LAYOUTS.structs["lock_state"]
