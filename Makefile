@@ -8,9 +8,12 @@ APT := python3-bpfcc python3-seccomp python3-venv
 DEV_APT := gcc libc6-dev libcap2-bin help2man
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
 DEB_APT := dpkg-dev debhelper help2man lintian
-VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
+VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus \
+  qemu-system-arm mmdebstrap e2fsprogs cpio gcc-aarch64-linux-gnu
 CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_without_accusation
 KERNEL ?= 6.1
+# Of the guest of `make vm`: arm64, or empty for x86-64.
+ARCH :=
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
 NODES ?= 1
@@ -59,7 +62,7 @@ test-hard: vm-setup ## what takes long: attaching again and again, attacks, fide
 
 # The package and its unit under systemd: on this kernel in namespaces (three minutes), then on a Debian of its own, two boots of some minutes.
 test-systemd: vm-setup ## the Debian package and its unit under systemd
-	$(call install,$(DEB_APT) mmdebstrap e2fsprogs)
+	$(call install,$(DEB_APT))
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 $(PYTHON) -m pytest -s tests/vm/test_systemd.py
 
 check: dev ## lint, types and unit tests; no root
@@ -102,8 +105,8 @@ docs: $(VENV)/.docs ## the documentation as a site, build/site/index.html
 reference: dev ## write docs/reference/ and the tables of docs/CONFIGURATION.md from the code
 	$(PYTHON) -m tests.support.reference
 
-vm: vm-setup ## run CMD='rmapd doctor' on KERNEL=6.1 in a guest with NODES=1
-	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL) '$(CMD)' $(NODES)
+vm: vm-setup ## run CMD='rmapd doctor' on KERNEL=6.1 in a guest with NODES=1; ARCH=arm64: emulate that
+	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL)$(ARCH:%=-%) '$(CMD)' $(NODES)
 
 bench: dev ## measure what rmapd costs here, an hour
 	$(SUDO) $(PYTHON) -m tests.bench
@@ -113,7 +116,6 @@ cost: vm-setup ## count the instructions of each load with rmapd and without, in
 
 # A run that was stopped goes on where it was.
 ladder: vm-setup ## on each kernel: coverage, the way to the gate, silence under a healthy load
-	$(call install,mmdebstrap cpio)
 	$(SUDO) $(PYTHON) -m tests.vm.ladder --guests $(GUESTS) $(LADDER_ARGS)
 
 # A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.

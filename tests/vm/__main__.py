@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from tests.vm.guest import GuestError, kernels, run
+from tests.vm.guest import GuestError, known, run
 
 
 def main(name: str, command: str, nodes: str = "1") -> int:
-    if name not in kernels():
-        print(
-            f"no kernel {name} in tests/vm/kernels.toml or bugs.toml; "
-            f"known: {', '.join(kernels())}",
-            file=sys.stderr,
-        )
+    if name not in known():
+        print(f"no kernel {name} in tests/vm/*.toml; known: {', '.join(known())}", file=sys.stderr)
         return 2
     try:
         result = run(name, command, nodes=int(nodes), label="shell")

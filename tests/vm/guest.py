@@ -1,7 +1,7 @@
 """Run a command on a Debian kernel in a virtme-ng guest.
 
-The guest is emulated in software and has this machine's root file system. A guest that dies, hangs
-or oopses raises an error with the end of its console.
+The guest is emulated in software and has this machine's root file system; for arm64 it has one of
+its own (arm64.py). A guest that dies, hangs or oopses raises an error with the end of its console.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from pathlib import Path
 
 import msgspec
 
-from tests.vm import bootstrap, memory_root
+from tests.vm import arm64, bootstrap, memory_root
+from tests.vm.machine import Machine
 
 ROOT = Path(__file__).parent.parent.parent
 CACHE = Path(os.environ.get("RMAPD_VM_CACHE", Path.home() / ".cache/rmapd-kernels"))
 RESULTS = Path(os.environ.get("RMAPD_VM_RESULTS", tempfile.gettempdir())) / "rmapd-vm"
-_TSC = "tsc=reliable clocksource=tsc"
-"""Kernel parameters: use the TSC, as real machines do, not an emulated HPET (docs/KERNELS.md)."""
+_TOOLS = Path(sys.executable).parent
+_PARAMETERS = {"amd64": "tsc=reliable clocksource=tsc", "arm64": ""}
+"""Of the kernel: use the TSC, as real machines do, not an emulated HPET (docs/KERNELS.md)."""
 _BAD = re.compile(
     r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic"
     r"|WARNING: CPU"
@@ -43,15 +45,16 @@ class GuestError(Exception):
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel of kernels.toml, bugs.toml, variants.toml or rungs.toml.
+    """One kernel of kernels.toml, bugs.toml, variants.toml, rungs.toml or arm64.toml.
 
-    source: the package of its source. in_memory: there are no modules, or none for a file system,
-    so its root file system is an initramfs.
+    arch: Debian's name of the machine. source: the package of its source. in_memory: there are no
+    modules, or none for a file system, so its root file system is an initramfs.
     """
 
     name: str
     package: str
     suite: str
+    arch: str = "amd64"
     source: str = ""
     in_memory: bool = False
 
@@ -81,11 +84,17 @@ def ladder() -> dict[str, Entry]:
     return _listed("kernels.toml")
 
 
-def kernels() -> dict[str, Entry]:
-    """Return every kernel that is known, by version."""
-    files = ("kernels.toml", "bugs.toml", "variants.toml", "rungs.toml")
+def kernels(arch: str = "amd64") -> dict[str, Entry]:
+    """Return every kernel of an architecture that is known, by version."""
+    files = ("kernels.toml", "bugs.toml", "variants.toml", "rungs.toml", "arm64.toml")
     every = {name: entry for file in files for name, entry in _listed(file).items()}
-    return dict(sorted(every.items(), key=lambda item: _version(item[0])))
+    of_arch = {name: entry for name, entry in every.items() if entry.arch == arch}
+    return dict(sorted(of_arch.items(), key=lambda item: _version(item[0])))
+
+
+def known() -> dict[str, Entry]:
+    """Return every kernel of every architecture."""
+    return kernels() | kernels("arm64")
 
 
 def _version(name: str) -> tuple[list[int], str]:
@@ -93,10 +102,11 @@ def _version(name: str) -> tuple[list[int], str]:
     return [int(part) for part in numbers.split(".")], flavour
 
 
-def apt(suite: str, state: Path) -> list[str]:
+def apt(suite: str, state: Path, arch: str = "amd64") -> list[str]:
     """Return apt options for a suite of the machine's mirror; for "", none.
 
-    state: the folder of their package lists; the machine's own lists stay as they are.
+    state: the folder of their package lists; the machine's own lists stay as they are. arch: of
+    the packages. Of another one than this machine's, the suite must be named.
     """
     if not suite:
         return []
@@ -114,7 +124,8 @@ def apt(suite: str, state: Path) -> list[str]:
     if not own:
         raise GuestError("no deb822 source in /etc/apt/sources.list.d to derive the suite from")
     state.mkdir(parents=True, exist_ok=True)
-    (state / "lists/partial").mkdir(parents=True, exist_ok=True)
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (state / folder).mkdir(parents=True, exist_ok=True)
     (state / "vm.sources").write_text(
         re.sub(r"^Suites:.*$", f"Suites: {suite}", own, flags=re.M) + "\n"
     )
@@ -123,6 +134,13 @@ def apt(suite: str, state: Path) -> list[str]:
         "Dir::Etc::sourceparts": "-",
         "Dir::State::lists": state / "lists",
     }
+    if arch != "amd64":
+        options |= {
+            "APT::Architecture": arch,
+            "APT::Architectures": arch,
+            "Dir::State::status": "/dev/null",
+            "Dir::Cache": state / "cache",
+        }
     flags = [f"-o{key}={value}" for key, value in options.items()]
     subprocess.run(["apt-get", *flags, "-q", "update"], check=True, capture_output=True)
     return flags
@@ -176,7 +194,7 @@ def image(name: str) -> Path:
     The modules are in lib/modules beside boot.
     """
     with fetching():
-        return _fetched(kernels()[name], CACHE / name)
+        return _fetched(known()[name], CACHE / name)
 
 
 def _fetched(entry: Entry, home: Path) -> Path:
@@ -185,7 +203,7 @@ def _fetched(entry: Entry, home: Path) -> Path:
     if found:
         return found[0]
     shutil.rmtree(home, ignore_errors=True)
-    flags = apt(entry.suite, CACHE / f"{name}.apt")
+    flags = apt(entry.suite, CACHE / f"{name}.apt", entry.arch)
     unpacked = CACHE / f"{name}.new"
     shutil.rmtree(unpacked, ignore_errors=True)
     (unpacked / "boot").mkdir(parents=True)
@@ -235,41 +253,25 @@ def run(
     folder.mkdir(parents=True)
     cache = RESULTS / f"{name}-cache"
     cache.mkdir(mode=0o700, exist_ok=True)
+    entry = known()[name]
+    programs = "" if entry.arch == "arm64" else f"{ROOT}/.venv/bin:"
     environment = (
         f"export OUT={folder} RMAPD_CACHE={cache} PYTHONDONTWRITEBYTECODE=1 "
-        f"PYTHONPATH={ROOT} PATH={ROOT}/.venv/bin:$PATH"
+        f"PYTHONPATH={ROOT} PATH={programs}$PATH"
     )
     body = (
         f"{environment}\ncd {ROOT}\necho {_START} > /dev/kmsg\n"
         f"( {command} ) > $OUT/output 2>&1\necho $? > $OUT/code\ndmesg > $OUT/dmesg\n"
     )
     (folder / "command.sh").write_text(body)
-    tools = str(Path(sys.executable).parent)
     accel = ["-accel", f"tcg,thread={'single' if one_thread or counted else 'multi'}"]
     accel += ["-icount", "shift=0,sleep=off"] if counted else []
     accel += ["-plugin", plugin] if plugin else []
-    cpus = 1 if counted else cpus
-    append = f"{_TSC} {append}".rstrip()
-    in_memory = kernels()[name].in_memory
-    if in_memory:
-        base = CACHE / f"memory-root-{bootstrap.SUITE}.cpio"
-        with fetching():
-            memory_root.make(base)
-        accel += ["-m", memory, "-smp", str(cpus)]
-        start = memory_root.command(
-            image(name), folder, cache, base, ROOT, options=accel, append=append
-        )
-    else:
-        start = [f"{tools}/vng", "--disable-kvm", "--verbose", "--run", str(image(name))]
-        start += ["--cpus", str(cpus), "--memory", memory, "--force-9p"]
-        start += ["--rwdir", str(folder), "--rwdir", str(cache)]
-        start += ["--exec", f"sh {shlex.quote(str(folder / 'command.sh'))}"]
-        start += [f"--qemu-opts={' '.join(accel)}", "--append", append]
-        if nodes > 1:
-            share = int(memory.rstrip("G")) * 1024 // nodes
-            start += [part for node in range(nodes) for part in ("--numa", f"{share}M,cpus={node}")]
+    append = f"{_PARAMETERS[entry.arch]} {append}".strip()
+    machine = Machine(memory, nodes, 1 if counted else cpus, accel, append)
+    start = _STARTS["memory" if entry.in_memory else entry.arch](name, folder, cache, machine)
     with open(folder / "console", "wb") as console:
-        path = {"PATH": f"{tools}:{os.environ['PATH']}"}
+        path = {"PATH": f"{_TOOLS}:{os.environ['PATH']}"}
         boot = subprocess.Popen(
             start,
             stdin=subprocess.DEVNULL,
@@ -290,7 +292,7 @@ def run(
                 # vng starts qemu through other processes, which do not end it when they end
                 os.killpg(boot.pid, signal.SIGKILL)
             boot.wait()
-            if in_memory:
+            if entry.in_memory:
                 memory_root.receive(folder)
     if not (folder / "code").exists() or not (folder / "code").read_text().strip():
         raise GuestError(f"kernel {name} died\n{_tail(folder)}")
@@ -304,6 +306,38 @@ def run(
     return Result(
         int((folder / "code").read_text()), (folder / "output").read_text(errors="replace"), folder
     )
+
+
+def _in_memory(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]:
+    base = CACHE / f"memory-root-{bootstrap.SUITE}.cpio"
+    with fetching():
+        memory_root.make(base)
+    return memory_root.command(image(name), folder, cache, base, ROOT, machine)
+
+
+def _virtme(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]:
+    start = [f"{_TOOLS}/vng", "--disable-kvm", "--verbose", "--run", str(image(name))]
+    start += ["--cpus", str(machine.cpus), "--memory", machine.memory, "--force-9p"]
+    start += ["--rwdir", str(folder), "--rwdir", str(cache)]
+    start += ["--exec", f"sh {shlex.quote(str(folder / 'command.sh'))}"]
+    start += [f"--qemu-opts={' '.join(machine.options)}"]
+    start += ["--append", machine.append]
+    if machine.nodes > 1:
+        for node in range(machine.nodes):
+            start += ["--numa", f"{machine.node_mb()}M,cpus={node}"]
+    return start
+
+
+def _arm64(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]:
+    with fetching():
+        disk = arm64.disk(CACHE, ROOT)
+    return arm64.command(
+        image(name), folder, disk, machine, readable=[ROOT], writable=[folder, cache]
+    )
+
+
+_STARTS = {"amd64": _virtme, "memory": _in_memory, "arm64": _arm64}
+"""How a guest is started: each returns the command."""
 
 
 def _tail(folder: Path) -> str:

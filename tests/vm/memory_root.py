@@ -16,19 +16,11 @@ from importlib import metadata
 from pathlib import Path
 
 from tests.vm import bootstrap
+from tests.vm.cpio import pack
+from tests.vm.machine import Machine
 
-_PACKAGES = (
-    "python3 python3-bpfcc python3-seccomp stress-ng kmod procps iproute2 util-linux libcap2-bin"
-).split()
-_NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt")
 _INIT = """#!/bin/sh
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-mkdir -p /dev/shm /dev/pts; mount -t tmpfs shm /dev/shm; mount -t tmpfs run /run
-mount -t cgroup2 cgroup /sys/fs/cgroup; mount -t securityfs s /sys/kernel/security
-mount -t debugfs d /sys/kernel/debug; mount -t tracefs t /sys/kernel/tracing
-mount -t bpf b /sys/fs/bpf
-ip link set lo up; hostname guest
-exec </dev/null >/dev/ttyS0 2>&1
+{mounts}exec </dev/null >/dev/ttyS0 2>&1
 mkdir -p {out} {cache}
 sh {out}/command.sh
 stty -F /dev/ttyS1 raw -echo
@@ -43,17 +35,15 @@ def command(
     cache: Path,
     base: Path,
     checkout: Path,
-    *,
-    options: Sequence[str],
-    append: str,
+    machine: Machine,
 ) -> list[str]:
     """Return the command that boots a kernel and runs `folder`/command.sh in the checkout.
 
     cache: where the guest keeps compiled probes; it is lost with the guest. base: what make()
-    made. options: of QEMU. When it has ended, receive() unpacks what comes back.
+    made. When the guest has ended, receive() unpacks what comes back.
     """
     init = folder / "init"
-    init.write_text(_INIT.format(out=folder, cache=cache))
+    init.write_text(_INIT.format(mounts=bootstrap.MOUNTS, out=folder, cache=cache))
     init.chmod(0o755)
     own, whole = folder / "own.cpio", folder / "initramfs"
     _pack_own(checkout, [init, folder / "command.sh"], own)
@@ -64,9 +54,10 @@ def command(
     own.unlink()
     return [
         *("qemu-system-x86_64", "-cpu", "max", "-nodefaults", "-no-reboot", "-display", "none"),
-        *("-serial", "stdio", "-serial", f"file:{_archive(folder)}", *options),
+        *("-serial", "stdio", "-serial", f"file:{_archive(folder)}"),
+        *("-m", machine.memory, "-smp", str(machine.cpus), *machine.options),
         *("-kernel", str(image), "-initrd", str(whole)),
-        *("-append", f"rdinit={init} console=ttyS0 panic=-1 {append}".rstrip()),
+        *("-append", f"rdinit={init} console=ttyS0 panic=-1 {machine.append}".rstrip()),
     ]
 
 
@@ -87,8 +78,8 @@ def make(base: Path) -> None:
     if base.exists():
         return
     new = base.with_suffix(".new")
-    root = bootstrap.unpacked(_PACKAGES, new, _NOT_NEEDED)
-    _pack(root, [Path("."), *_below(root)], new / "root.cpio")
+    root = bootstrap.unpacked(bootstrap.PACKAGES, new, bootstrap.NOT_NEEDED)
+    pack(root, [Path("."), *_below(root)], new / "root.cpio")
     (new / "root.cpio").rename(base)
     shutil.rmtree(new)
 
@@ -120,7 +111,7 @@ def _pack_own(checkout: Path, more: Sequence[Path], archive: Path) -> None:
     files += [*_distributed("rmapd", set()), checkout / ".venv", *more]
     kept = [path for path in files if path.is_symlink() or path.is_file()]
     parents = {parent for path in kept for parent in path.parents} - {Path("/")}
-    _pack(Path("/"), [path.relative_to("/") for path in sorted(parents) + kept], archive)
+    pack(Path("/"), [path.relative_to("/") for path in sorted(parents) + kept], archive)
 
 
 def _distributed(name: str, seen: set[str]) -> Iterator[Path]:
@@ -138,14 +129,3 @@ def _distributed(name: str, seen: set[str]) -> Iterator[Path]:
         if "extra ==" not in required:
             (needed,) = re.findall(r"^[\w.-]+", required)
             yield from _distributed(needed, seen)
-
-
-def _pack(root: Path, names: Sequence[Path], archive: Path) -> None:
-    with archive.open("wb") as file:
-        subprocess.run(
-            ["cpio", "--quiet", "-0", "-o", "-H", "newc"],
-            input="\0".join(map(str, names)).encode() + b"\0",
-            stdout=file,
-            cwd=root,
-            check=True,
-        )
