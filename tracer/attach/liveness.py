@@ -27,7 +27,7 @@ from tracer.bpf.links import Link
 _KPROBES = frozenset({"kprobe", "kretprobe"})
 _KPROBE_KINDS = {"k": "kprobe", "r": "kretprobe"}
 """The letters of report_probe(), kernel/kprobes.c."""
-_BY_FTRACE = _KPROBES | {"fentry", "fexit", "kprobe.multi"}
+_TRAMPOLINES = frozenset({"fentry", "fexit", "kprobe.multi"})
 _SELF_TESTED = frozenset({"mmap_lock_acquire_returned", "mmap_lock_released", "__split_vma"})
 """Hooks that the self-test certainly runs. Others may run at that time for another reason, and not
 the next time."""
@@ -123,13 +123,23 @@ class LivenessCheck:
         off: dict[str, str] = {}
         if self._ftrace_enabled.read().strip() == "0":
             reason = "ftrace is switched off (/proc/sys/kernel/ftrace_enabled)"
-            off |= dict.fromkeys(_BY_FTRACE, reason)
+            off |= dict.fromkeys(_TRAMPOLINES, reason) | dict.fromkeys(self._by_ftrace(), reason)
         if self._kprobes_enabled.read().strip() == "0":
             reason = "kprobes are switched off (/sys/kernel/debug/kprobes/enabled)"
             off |= dict.fromkeys(_KPROBES, reason)
         elif any(one.how in _KPROBES for one in attached):
             off |= self._disabled_kprobes()
         return off
+
+    def _by_ftrace(self) -> set[str]:
+        """Return the kprobes that ftrace calls: those marked [FTRACE], as on x86; arm64 has none.
+
+        Where the kernel does not show its list, all of them.
+        """
+        lines = [line for line in self._kprobe_list.read().splitlines() if line.strip()]
+        if not lines:
+            return set(_KPROBES)
+        return {_listed(line) for line in lines if "[FTRACE]" in line}
 
     def _disabled_kprobes(self) -> dict[str, str]:
         """Return the kprobes that the kernel lists as disabled or gone -> why.
@@ -139,14 +149,13 @@ class LivenessCheck:
         """
         off, on = dict[str, str](), set[str]()
         for line in filter(str.strip, self._kprobe_list.read().splitlines()):
-            _, letter, place, *_ = line.split()
-            kind, symbol = _KPROBE_KINDS.get(letter, letter), place.partition("+")[0]
+            point = _listed(line)
             state = next((state for state in ("GONE", "DISABLED") if f"[{state}]" in line), "")
             if state:
                 where = "(/sys/kernel/debug/kprobes/list)"
-                off[f"{kind} {symbol}"] = f"the {kind} at {symbol} is {state.lower()} {where}"
+                off[point] = f"the {point.replace(' ', ' at ')} is {state.lower()} {where}"
             else:
-                on.add(f"{kind} {symbol}")
+                on.add(point)
         return {point: reason for point, reason in off.items() if point not in on}
 
     def _run_self_test(self, attached: frozenset[str]) -> None:
@@ -165,6 +174,12 @@ class LivenessCheck:
             hook: 0 if hook in ran else self._failed.get(hook, 0) + 1
             for hook in self._self_tested & attached
         }
+
+
+def _listed(line: str) -> str:
+    """Return the method at a symbol of a line of /sys/kernel/debug/kprobes/list."""
+    _, letter, place, *_ = line.split()
+    return f"{_KPROBE_KINDS.get(letter, letter)} {place.partition('+')[0]}"
 
 
 class _KernelFile:

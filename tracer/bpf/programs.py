@@ -225,9 +225,13 @@ _RETURN_ZERO = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
 def fentry_refused(function_id: int) -> str:
     """Return why this kernel refuses fentry programs; empty where it takes them.
 
-    function_id: BTF id of any function. Loads a program that only returns, and attaches nothing.
+    function_id: BTF id of a function that is hardly ever called. Loads a program that only returns,
+    and attaches it for a moment: arm64 before 6.4 loads such programs and cannot attach them
+    (ENOTSUPP from arch_prepare_bpf_trampoline(), which it does not have).
     """
-    return _refused("fentry programs", _TYPE_TRACING, _TRACE_FENTRY, _RETURN_ZERO, function_id)
+    return _refused(
+        "fentry programs", _TYPE_TRACING, _TRACE_FENTRY, _RETURN_ZERO, function_id, attach=True
+    )
 
 
 def plain_load_refused(cast_id: int, type_id: int) -> str:
@@ -246,10 +250,23 @@ def plain_load_refused(cast_id: int, type_id: int) -> str:
     return _refused("plain loads", _TYPE_RAW_TRACEPOINT, 0, read + _RETURN_ZERO)
 
 
-def _refused(what: str, kind: int, attach_type: int, code: bytes, function_id: int = 0) -> str:
+def _refused(
+    what: str,
+    kind: int,
+    attach_type: int,
+    code: bytes,
+    function_id: int = 0,
+    *,
+    attach: bool = False,
+) -> str:
     """Return why this kernel refuses a program; empty where it takes it. what: is refused then."""
     try:
-        os.close(_load("probe", kind, attach_type, code, function_id))
+        program = _load("probe", kind, attach_type, code, function_id)
+        try:
+            if attach:
+                links.attach_raw_tracepoint(program, None).close()
+        finally:
+            os.close(program)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "?")
         return f"{what} are refused ({name}: {error.strerror})"

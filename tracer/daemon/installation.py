@@ -13,6 +13,8 @@ from pathlib import Path
 from tracer.attach.compile_cache import CompileCache
 from tracer.config import STORE, Config
 from tracer.errors import RmapdError
+from tracer.kernel.btf import Btf
+from tracer.kernel.running import Kernel
 from tracer.process import users
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -71,7 +73,7 @@ class Host:
     """The host that is examined: its file systems, and questions that need a process.
 
     systemctl returns the unit's properties; unimportable, why a module cannot be imported; knows,
-    whether a user exists.
+    whether a user exists. version: of the kernel, as `uname -v` has it.
     """
 
     proc: Path = Path("/proc")
@@ -81,6 +83,7 @@ class Host:
     systemctl: Callable[[], str] = field(default=_systemctl)
     unimportable: Callable[[str], str] = field(default=_unimportable)
     knows: Callable[[str], bool] = field(default=users.exists)
+    version: str = field(default_factory=lambda: os.uname().version)
 
     def text(self, path: Path) -> str:
         """Return the content of a file of the kernel; empty where it cannot be read."""
@@ -260,12 +263,22 @@ def _kernel_settings(host: Host) -> Iterator[Check]:
         )
     if host.text(host.sys / "kernel/debug/sched/preempt"):
         yield Check("debugfs", OK, "shows the preemption model")
+    elif mode := _preemption(host):
+        yield Check("debugfs", OK, f"not needed: how this kernel preempts is known ({mode})")
     else:
         text = (
             "does not show how this kernel preempts: rmapd assumes that it does not, and prefers"
             " fentry to kprobes"
         )
         yield Check("debugfs", NOTE, text, "mount -t debugfs nodev /sys/kernel/debug")
+
+
+def _preemption(host: Host) -> str:
+    def no_types() -> Btf:
+        raise RmapdError("the types are not read here")
+
+    release = os.uname().release
+    return Kernel(release, no_types, host.sys, host.proc, version=host.version).preemption
 
 
 def _seccomp(host: Host) -> Check:

@@ -23,6 +23,9 @@ from tracer.memory import objects
 from tracer.tables.c_structs import Layouts
 from tracer.tables.tables import Tables
 
+_NEVER_CALLED = "kernel_restart"
+"""kernel/reboot.c: the function to try an attachment at."""
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -48,7 +51,7 @@ def probes_folder() -> Path:
 def running_kernel() -> Kernel:
     """Return the running kernel, with tests of what programs it takes, by bpf(2)."""
     return Kernel.running(
-        fentry_probe=lambda types: programs.fentry_refused(types.find("schedule", FUNC) or 0),
+        fentry_probe=lambda types: programs.fentry_refused(types.find(_NEVER_CALLED, FUNC) or 0),
         plain_load_probe=plain_loads.refused,
     )
 

@@ -26,6 +26,14 @@ _CLONE = re.compile(r"(.+)\.(?:isra|constprop|part)\.\d+")
 _SYMBOL = re.compile(r"^\S+ \S (\S+)", re.MULTILINE)
 
 
+def _text(path: Path) -> str:
+    """Return the content of a file; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 @dataclass
 class Kernel:
     """One kernel; each fact is read when it is first asked for.
@@ -249,13 +257,31 @@ class Kernel:
         program is left out only while another one, or a bpf(2) call on a map, is under way on that
         CPU (bpf_prog_active), which is rare.
         """
-        if self.realtime:
-            return True
-        try:
-            mode = (self.sys_root / "kernel/debug/sched/preempt").read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return "(full)" in mode or "(lazy)" in mode
+        return self.preemption in ("rt", "full", "lazy")
+
+    @cached_property
+    def preemption(self) -> str:
+        """How tasks in the kernel are preempted: rt, full, lazy, voluntary or none.
+
+        Empty where the kernel does not tell. Its version names PREEMPT where it was built so, and
+        PREEMPT_DYNAMIC where that is decided at boot (init/Makefile): then debugfs shows the mode.
+        Without debugfs the command line may name it, and else the configuration has the default.
+        """
+        built = self.version.split()
+        if "PREEMPT_RT" in built or "PREEMPT" in built:
+            return "rt" if "PREEMPT_RT" in built else "full"
+        if built and "PREEMPT_DYNAMIC" not in built:
+            return "none"
+        shown = _text(self.sys_root / "kernel/debug/sched/preempt")
+        if mode := re.search(r"\((\w+)\)", shown):
+            return mode[1]
+        if mode := re.search(
+            r"\bpreempt=(none|voluntary|full|lazy)\b", _text(self.proc_root / "cmdline")
+        ):
+            return mode[1]
+        configuration = _text(self.proc_root.parent / f"boot/config-{self.release}")
+        mode = re.search(r"^CONFIG_PREEMPT(_NONE|_VOLUNTARY|_LAZY|)=y$", configuration, re.M)
+        return (mode[1].lstrip("_").lower() or "full") if mode else ""
 
     @cached_property
     def fentry_refused(self) -> str:

@@ -132,6 +132,21 @@ def test_all_hooks_on_functions_are_off_while_ftrace_is_switched_off(kernel: Ker
     assert set(liveness.check()) == {"__split_vma", "copy_vma", "up_write"}
 
 
+def test_kprobe_that_ftrace_does_not_call_stays_on_without_ftrace(kernel: Kernel) -> None:
+    """On arm64 a kprobe is a BRK instruction."""
+    kernel.write("sys/kernel/debug/kprobes/list", "ffff800008012340  k  copy_vma+0x0    \n")
+    liveness = kernel.liveness()
+    kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
+    assert "copy_vma" not in liveness.check()
+
+
+def test_kprobes_are_off_without_ftrace_where_their_list_is_not_shown(kernel: Kernel) -> None:
+    kernel.write("sys/kernel/debug/kprobes/list", "")
+    liveness = kernel.liveness()
+    kernel.write("proc/sys/kernel/ftrace_enabled", "0\n")
+    assert "copy_vma" in liveness.check()
+
+
 def test_hook_that_misses_two_self_tests_is_off_until_it_runs_again(kernel: Kernel) -> None:
     """No switch and no descriptor shows why."""
     liveness = kernel.liveness()

@@ -27,6 +27,7 @@ def host(tmp_path: Path) -> Host:
         lambda: RUNS,
         lambda _name: "",
         lambda _name: True,
+        "#1 SMP PREEMPT_DYNAMIC Debian",
     )
     write(made.proc / "self/status", "Name:\trmapd\nCapEff:\t000001ffffffffff\n")
     write(made.proc / "sys/kernel/kptr_restrict", "1\n")
@@ -46,6 +47,12 @@ def write(path: Path, text: str) -> None:
 
 def examined(host: Host, config: Callable[[], Config] = Config) -> dict[str, Check]:
     return {check.name: check for check in installation.examine(host, config, "rmapd.toml")}
+
+
+def test_debugfs_is_not_missed_where_the_version_says_how_the_kernel_preempts(host: Host) -> None:
+    write(host.sys / "kernel/debug/sched/preempt", "")
+    found = examined(replace(host, version="#1 SMP PREEMPT Debian"))["debugfs"]
+    assert (found.state, found.text) == (OK, "not needed: how this kernel preempts is known (full)")
 
 
 def test_complete_installation_has_only_ok_checks(host: Host) -> None:

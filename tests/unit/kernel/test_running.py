@@ -67,6 +67,42 @@ def test_preempt_rt_is_known_by_its_version_and_preempts(tmp_path: Path) -> None
     assert (other.realtime, other.preempts) == (False, False)
 
 
+DYNAMIC = "#1 SMP PREEMPT_DYNAMIC Debian"
+
+
+@pytest.mark.parametrize(
+    ("version", "debugfs", "cmdline", "configuration", "expected"),
+    [
+        ("#1 SMP PREEMPT_RT Debian", "", "", "", "rt"),
+        ("#1 SMP PREEMPT Debian", "", "", "", "full"),
+        ("#1 SMP Debian", "", "preempt=full", "CONFIG_PREEMPT=y", "none"),
+        (DYNAMIC, "none voluntary full (lazy)\n", "preempt=none", "", "lazy"),
+        (DYNAMIC, "(none) voluntary full\n", "", "CONFIG_PREEMPT=y", "none"),
+        (DYNAMIC, "", "quiet preempt=voluntary ro", "CONFIG_PREEMPT=y", "voluntary"),
+        (DYNAMIC, "", "quiet", "CONFIG_PREEMPT_LAZY=y\nCONFIG_PREEMPT_DYNAMIC=y\n", "lazy"),
+        (DYNAMIC, "", "", "CONFIG_PREEMPT=y\n", "full"),
+        (DYNAMIC, "", "", "# CONFIG_PREEMPT is not set\nCONFIG_PREEMPT_BUILD=y\n", ""),
+        (DYNAMIC, "", "", "", ""),
+    ],
+)
+def test_preemption_is_read_where_the_kernel_tells_it(
+    tmp_path: Path, version: str, debugfs: str, cmdline: str, configuration: str, expected: str
+) -> None:
+    """From 6.18 a kernel may be built to preempt lazily and have no file in debugfs."""
+    for path, text in (
+        ("sys/kernel/debug/sched/preempt", debugfs),
+        ("proc/cmdline", cmdline),
+        ("boot/config-6.18.1", configuration),
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        if text:
+            (tmp_path / path).write_text(text)
+    sys, proc = tmp_path / "sys", tmp_path / "proc"
+    made = Kernel("6.18.1", Btf(kernel_types()), sys, proc, version=version)
+    assert made.preemption == expected
+    assert made.preempts is (expected in ("rt", "full", "lazy"))
+
+
 @pytest.mark.parametrize(("delay", "slowly"), [("125", True), ("0", False), (None, False)])
 def test_kernel_that_removes_kprobes_slowly_is_known_by_rcu(
     tmp_path: Path, delay: str | None, slowly: bool
