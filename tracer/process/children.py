@@ -160,6 +160,35 @@ def _is_exiting(process: int) -> bool:
     return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
+def place_of(process: int, seconds: float = 2.0) -> str:
+    """Return where the main thread of a process is: its state, and its kernel stack if it sleeps.
+
+    A child reads /proc, as in is_exiting(). Empty where there is no answer within `seconds`.
+    """
+    answer, question = os.pipe()
+    try:
+        run_limited(lambda: os.write(question, _place_of(process)) and 0, seconds, sharing=False)
+        os.close(question)
+        question = -1
+        return os.read(answer, 1 << 12).decode(errors="replace")
+    finally:
+        os.close(answer)
+        if question >= 0:
+            os.close(question)
+
+
+def _place_of(process: int) -> bytes:
+    """Return the letter of proc(5) for the state, and the stack, innermost functions first."""
+    thread = Path(f"/proc/{process}/task/{process}")
+    try:
+        state = (thread / "stat").read_text().rpartition(") ")[2][:1]
+        lines = (thread / "stack").read_text().splitlines()
+    except OSError:
+        return b""
+    functions = [line.split()[-1].partition("+")[0] for line in lines if line.strip()]
+    return f"state {state}{', in ' + ' < '.join(functions[:6]) if functions else ''}".encode()
+
+
 def keep_process_after_main_thread() -> None:
     """Start a thread that sleeps for ever, so that the main thread is never the last one to exit.
 

@@ -165,8 +165,9 @@ class CheckerProcess:
         self._last_call = now
         silent = min(self.memory.silent_seconds, now - self._awake_since)
         if silent > self._hang_seconds:
+            place = children.place_of(self.process)
             os.kill(self.process, signal.SIGKILL)
-            return Death(f"no sign of life for {silent:.0f} s")
+            return Death(f"no sign of life for {silent:.0f} s" + (f" ({place})" if place else ""))
         if silent > _SUSPICIOUS_SECONDS and now >= self._next_check:
             self._next_check = now + _SUSPICIOUS_SECONDS
             if not self.finishing and children.is_exiting(self.process):

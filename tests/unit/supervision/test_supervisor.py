@@ -66,7 +66,7 @@ def outcome(checker: str, by_supervisor: str = "pass", hang_seconds: float = 60)
         ("os.kill(os.getpid(), signal.SIGBUS)", "killed by SIGBUS"),
         ("channel.send('done', 3); os._exit(3)", "exit status 3"),
         ("os._exit(70)", "exit status 70"),
-        ("time.sleep(1000)", r"no sign of life for \d+ s"),
+        ("time.sleep(1000)", r"no sign of life for \d+ s( \(state S, in \w+.*\))?"),
     ],
 )
 def test_death_is_reported_with_its_reason_and_the_last_messages(checker: str, reason: str) -> None:
