@@ -359,7 +359,9 @@ static __always_inline void stamp_before(struct audit_look *look, mm_t mm)
 	look->counts_writers = 1;
 #endif
 	look->seq_before = writes_of(mm);
+	READ_BARRIER();
 	look->writer_before = is_written(READ_RWSEM(mmap_lock_of(mm), count));
+	READ_BARRIER();
 	look->map_count_before = (u32)READ_MM(mm, map_count);
 }
 
@@ -367,9 +369,12 @@ static __always_inline void stamp_before(struct audit_look *look, mm_t mm)
 static __always_inline void stamp_after(struct audit_look *look, mm_t mm)
 {
 	look->map_count_after = (u32)READ_MM(mm, map_count);
+	READ_BARRIER();
 	look->writer_after = is_written(READ_RWSEM(mmap_lock_of(mm), count));
+	READ_BARRIER();
 	look->seq_after = writes_of(mm);
 	look->id_after = mm_id(mm);
+	READ_BARRIER();
 	look->users_after = (u32)READ_MM(mm, mm_users);
 }
 
@@ -709,7 +714,10 @@ static __always_inline u64 anon_pgoff(struct audit_cursor *c, u64 vma)
 /* Read the lock of the climb's tree, and note that it has a writer. */
 static __always_inline void read_lock_of_tree(struct audit_look *look, struct audit_cursor *c)
 {
-	if (!is_written(FETCH(c, rw_semaphore, c->lock, count)))
+	READ_BARRIER();
+	u64 count = FETCH(c, rw_semaphore, c->lock, count);
+	READ_BARRIER();
+	if (!is_written(count))
 		return;
 	c->writer = 1;
 	note_owner(look, c, c->lock, c->kind, c->vma);
@@ -740,10 +748,12 @@ static __always_inline void begin_climb(struct audit_look *look, struct audit_cu
  */
 static __always_inline u64 is_being_linked(struct audit_cursor *c)
 {
+	READ_BARRIER();
 	u64 now = FETCH(c, vm_area_struct, c->vma, anon_vma);
 	u64 root = FETCH(c, anon_vma, now, root);
 	u64 count = word_at(c, root + OFFSET(anon_vma, rwsem) + OFFSET(rw_semaphore, count));
 
+	READ_BARRIER();
 	return is_written(count) || now != c->anon_vma ||
 	       FETCH(c, vm_area_struct, c->vma, anon_vma) != c->anon_vma ||
 	       FETCH(c, vm_area_struct, c->vma, anon_vma_chain) != c->chain;
@@ -1074,6 +1084,7 @@ static __always_inline void sample_page(struct audit_look *look, struct audit_cu
 		    ((addr - FETCH(c, vm_area_struct, c->vma, vm_start)) >> PAGE_SHIFT);
 	if (index == m.index)
 		return;
+	READ_BARRIER();
 	read_mapped(c, p, pgd, addr, &again);
 	c->wrong = 0;
 	c->first = addr;

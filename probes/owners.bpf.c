@@ -100,9 +100,11 @@ HOOK(owner_look)
 	*(volatile u64 *)&o->call = bpf_task_pt_regs(CURRENT);
 	u64 stack_bytes = *(volatile u64 *)&o->call - READ(task_struct, self, stack);
 	o->call = 0;
+	READ_BARRIER();
 	read_owner(p, o, task, stack_bytes);
 	if (!rwsem.addr)
 		return 0;
+	READ_BARRIER();
 	struct rwsem_state after = {.owner = READ_RWSEM(rwsem, owner)};
 	after.count = READ_RWSEM(rwsem, count);
 	o->owned_after = has_for_write(after, task);

@@ -94,8 +94,10 @@ HOOK(walk)
 			q->lock = (flags >> PG_LOCKED) & 1 ? LOCK_HELD : LOCK_FREE;
 		q->page_flags = flags;
 		/* The flags are those of the entry's page where the entry is still the same. */
+		READ_BARRIER();
 		q->stable = !walk(p, q->pgd, q->addr, &again, &level_again) && again == entry &&
 			    level_again == level;
+		READ_BARRIER();
 		if (!mm_exists(q))
 			q->found = FOUND_MM_GONE;
 	}

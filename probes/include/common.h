@@ -242,6 +242,17 @@ static __always_inline u32 ends_wait(u64 rwsem, u64 lock)
 #endif
 
 /*
+ * Read what follows after what stands before. x86 keeps the order of loads. Elsewhere
+ * bpf_ktime_get_ns() has the barrier: it ends with that of a seqcount (smp_rmb() in
+ * read_seqcount_latch_retry()).
+ */
+#ifdef LOADS_ARE_REORDERED
+#define READ_BARRIER() bpf_ktime_get_ns()
+#else
+#define READ_BARRIER()
+#endif
+
+/*
  * Task storage has one value per task: no key to hash, no bucket lock, and it is freed with the
  * task. With CREATED the lookup fails only where the kernel cannot make a value: there is no
  * memory, or the program has interrupted this CPU while it was making another one.

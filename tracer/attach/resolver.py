@@ -84,8 +84,10 @@ def _header(
 ) -> str:
     """Return the C text of all that the probe objects need of this kernel."""
     indexes = "".join(tracepoint_indexes(kernel, hook) for one in resolved for hook in one.hooks)
-    pages = f"#define PAGE_SHIFT {kernel.page_shift}\n"
-    return pages + indexes + names.header + plain_loads.header(kernel) + slices.header
+    machine = f"#define PAGE_SHIFT {kernel.page_shift}\n"
+    if kernel.machine.reorders_loads:
+        machine += "#define LOADS_ARE_REORDERED 1\n"
+    return machine + indexes + names.header + plain_loads.header(kernel) + slices.header
 
 
 def _names(hooks: Iterable[Hook]) -> relocations.Names:

@@ -133,8 +133,9 @@ def _leading_ones(number: int) -> int:
 
 MACHINE = Machine(
     "aarch64",
+    reorders_loads=True,
     # AAPCS64: x0 to x7; the return address is in a register
-    Registers(
+    registers=Registers(
         arguments=tuple(8 * n for n in range(8)),
         stack_pointer=248,
         returned=0,

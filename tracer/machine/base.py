@@ -63,6 +63,8 @@ class OwnMm:
 class Machine:
     """One architecture, by its name in uname(2).
 
+    reorders_loads: a CPU may do loads in another order than the program has them.
+
     page_format: returns the format as far as it is known without looking at an entry.
     learned: returns the format with what the entry of a present page without access (PROT_NONE)
     tells; None where it tells nothing that is known.
@@ -71,6 +73,7 @@ class Machine:
     """
 
     name: str
+    reorders_loads: bool
     registers: Registers
     page_format: Callable[[Memory], PageFormat]
     learned: Callable[[PageFormat, int], PageFormat | None]

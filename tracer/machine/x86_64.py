@@ -73,8 +73,9 @@ def bases(own: OwnMm, memory: Memory) -> Iterator[int]:
 
 MACHINE = Machine(
     "x86_64",
+    reorders_loads=False,
     # System V ABI: di, si, dx, cx, r8, r9; the stack pointer of an entry is at the return address
-    Registers(
+    registers=Registers(
         arguments=(112, 104, 96, 88, 72, 64),
         stack_pointer=152,
         returned=80,
