@@ -235,6 +235,7 @@ def run(
     counted: bool = False,
     plugin: str = "",
     readable: Sequence[Path] = (),
+    memory_tags: bool = False,
 ) -> Result:
     """Boot the kernel `name` and run a shell command in the checkout; $OUT is writable.
 
@@ -245,6 +246,7 @@ def run(
     'Emulation'). counted: the clock of the guest, which then has one CPU, is the number of its
     instructions, one a nanosecond; where all CPUs are idle it jumps to the next timer. plugin: of
     QEMU, with its arguments. readable: folders outside the checkout; guests of virtme-ng read all.
+    memory_tags: arm64's MTE; without it the emulated machine has none.
 
     Raises GuestError if the guest dies or does not end in time, or if the kernel logs an oops or a
     warning without expect_bug.
@@ -269,7 +271,7 @@ def run(
     accel += ["-icount", "shift=0,sleep=off"] if counted else []
     accel += ["-plugin", plugin] if plugin else []
     append = f"{_PARAMETERS[entry.arch]} {append}".strip()
-    machine = Machine(memory, nodes, 1 if counted else cpus, accel, append)
+    machine = Machine(memory, nodes, 1 if counted else cpus, accel, append, memory_tags)
     start = _STARTS["memory" if entry.in_memory else entry.arch](
         name, folder, cache, machine, readable
     )
