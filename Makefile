@@ -9,7 +9,7 @@ DEV_APT := gcc libc6-dev libcap2-bin help2man
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
 DEB_APT := dpkg-dev debhelper help2man lintian
 VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus \
-  qemu-system-arm mmdebstrap e2fsprogs cpio gcc-aarch64-linux-gnu
+  qemu-system-arm mmdebstrap e2fsprogs cpio gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_without_accusation
 KERNEL ?= 6.1
 # Of the guest of `make vm`: arm64, or empty for x86-64.

@@ -10,12 +10,9 @@
  * vm_pgoff that pgoff_lost left wrong.
  *
  * Calls are redirected in the caller (`sites`), not at the entry of the callee: a tracer at the
- * entry of down_write() would otherwise record calls that do not take place. Only
- * remove_migration_pte() is called through a pointer, and is redirected with ftrace.
+ * entry of down_write() would otherwise record calls that do not take place. A fault whose calls
+ * are not in this kernel cannot be armed (EOPNOTSUPP). On arm64 the kernel needs nokaslr (calls.h).
  */
-#include <linux/ftrace.h>
-#include <linux/huge_mm.h>
-#include <linux/kallsyms.h>
 #include <linux/maple_tree.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -23,10 +20,14 @@
 #include <linux/rmap.h>
 #include <linux/sched.h>
 #include <linux/swap.h>
+#if __has_include(<linux/leafops.h>)
+#include <linux/leafops.h>
+#else
 #include <linux/swapops.h>
+#endif
 #include <linux/timekeeping.h>
 
-#include "guest.h"
+#include "calls.h"
 
 enum fault {
 	LEFT_BEHIND,       /* remove_migration_pte() restores nothing */
@@ -38,7 +39,7 @@ enum fault {
 	SOURCE_MAPPED,     /* a page is moved, and its old folio is still mapped */
 	ADJUST_SWAPPED,    /* __vma_adjust() takes the anon_vma lock, then i_mmap_rwsem */
 	MOVE_SWAPPED,      /* take_rmap_locks() of move_page_tables() does the same */
-	/* __vma_adjust() takes invalidate_lock, then i_mmap_rwsem; do_brk_flags() the reverse */
+	/* a merge takes invalidate_lock, then i_mmap_rwsem; brk() the reverse */
 	CYCLE,
 	COMMIT_UNLOCKED, /* __vma_adjust() does not take the anon_vma lock */
 	IMPORT_UNLOCKED, /* the same for an anon_vma that it has just imported */
@@ -63,6 +64,7 @@ static int left;
 static unsigned long struck[FAULTS];
 static u64 first_ns[FAULTS];
 static char victim[TASK_COMM_LEN] = "victim";
+static unsigned long absent; /* bits of the faults that this kernel has no place for */
 static struct rw_semaphore *kept;
 static struct vm_area_struct *adjusted, *wrong;
 
@@ -95,6 +97,8 @@ static int set_arm(const char *value, const struct kernel_param *parameter)
 	fault = match_string(names, FAULTS, name);
 	if (fault < 0)
 		return fault;
+	if (absent & BIT(fault))
+		return -EOPNOTSUPP;
 	WRITE_ONCE(by, NULL);
 	armed = fault;
 	left = count;
@@ -117,14 +121,20 @@ module_param_cb(arm, &arm_ops, NULL, 0200);
 module_param_cb(struck, &struck_ops, NULL, 0444);
 module_param_string(victim, victim, sizeof(victim), 0600);
 
-/* Kernel functions that are not exported: their addresses are found when the module is loaded. */
-static typeof(anon_vma_clone) *real_clone;
-static typeof(anon_vma_interval_tree_remove) *real_remove;
-static typeof(anon_vma_interval_tree_insert) *real_insert;
-static typeof(anon_vma_interval_tree_iter_next) *real_next;
-static typeof(vma_adjust_trans_huge) *real_adjust_huge;
-static typeof(mas_preallocate) *real_preallocate;
-static typeof(try_to_migrate) *real_try_to_migrate;
+/*
+ * Kernel functions that are not exported: their addresses are found when the module is loaded. Some
+ * have other last arguments in other kernels, which are passed on: each is in a register.
+ */
+static int (*real_clone)(struct vm_area_struct *to, struct vm_area_struct *from, long how);
+static void (*real_remove)(struct anon_vma_chain *node, void *tree);
+static void (*real_insert)(struct anon_vma_chain *node, void *tree);
+static struct anon_vma_chain *(*real_next)(struct anon_vma_chain *node, unsigned long start,
+					   unsigned long last);
+static void (*real_adjust_huge)(struct vm_area_struct *vma, unsigned long start, unsigned long end,
+				long adjust_next);
+static int (*real_preallocate)(struct ma_state *mas, void *vma, gfp_t gfp);
+static void (*real_try_to_migrate)(struct folio *folio, enum ttu_flags flags);
+static typeof(page_vma_mapped_walk) *real_mapped_walk;
 static void (*real_walk_anon)(struct folio *folio, struct rmap_walk_control *rwc, bool locked);
 
 static bool is_anon_lock(struct rw_semaphore *rwsem)
@@ -171,31 +181,41 @@ static void our_up_write(struct rw_semaphore *rwsem)
 		up_write(rwsem);
 }
 
-/* The callers call it before they take locks, so CYCLE takes its own locks here. */
 static void our_adjust_huge(struct vm_area_struct *vma, unsigned long start, unsigned long end,
 			    long adjust_next)
 {
-	static struct address_space *mapping;
-
 	if (current == by)
 		adjusted = vma;
-	if ((vma->vm_file || mapping) && strike(CYCLE)) {
-		struct rw_semaphore *outer, *inner;
-
-		if (vma->vm_file)
-			mapping = vma->vm_file->f_mapping;
-		outer = vma->vm_file ? &mapping->invalidate_lock : &mapping->i_mmap_rwsem;
-		inner = vma->vm_file ? &mapping->i_mmap_rwsem : &mapping->invalidate_lock;
-		down_write(outer);
-		down_write(inner);
-		up_write(inner);
-		up_write(outer);
-	}
 	real_adjust_huge(vma, start, end, adjust_next);
+}
+
+/* The callers preallocate before they take locks, so CYCLE takes its own locks there. */
+static void take_in_a_cycle(struct vm_area_struct *vma)
+{
+	static struct address_space *mapping;
+	struct rw_semaphore *outer, *inner;
+
+	if ((!vma->vm_file && !mapping) || !strike(CYCLE))
+		return;
+	if (vma->vm_file)
+		mapping = vma->vm_file->f_mapping;
+	outer = vma->vm_file ? &mapping->invalidate_lock : &mapping->i_mmap_rwsem;
+	inner = vma->vm_file ? &mapping->i_mmap_rwsem : &mapping->invalidate_lock;
+	down_write(outer);
+	down_write(inner);
+	up_write(inner);
+	up_write(outer);
+}
+
+static int our_adjust_preallocate(struct ma_state *mas, void *vma, gfp_t gfp)
+{
+	take_in_a_cycle(vma);
+	return real_preallocate(mas, vma, gfp);
 }
 
 static int our_preallocate(struct ma_state *mas, void *vma, gfp_t gfp)
 {
+	take_in_a_cycle(vma);
 	if (!strike(ERROR_LOCKED))
 		return real_preallocate(mas, vma, gfp);
 	kept = &((struct vm_area_struct *)vma)->anon_vma->root->rwsem;
@@ -203,30 +223,30 @@ static int our_preallocate(struct ma_state *mas, void *vma, gfp_t gfp)
 	return -ENOMEM;
 }
 
-static int our_clone(struct vm_area_struct *to, struct vm_area_struct *from)
+static int our_clone(struct vm_area_struct *to, struct vm_area_struct *from, long how)
 {
 	if (!strike(IMPORT_LOST))
-		return real_clone(to, from);
+		return real_clone(to, from, how);
 	to->anon_vma = NULL;
 	return 0;
 }
 
 static struct anon_vma_chain *unmoved;
 
-static void our_remove(struct anon_vma_chain *node, struct rb_root_cached *root)
+static void our_remove(struct anon_vma_chain *node, void *tree)
 {
 	if (strike(NOT_PAIRED))
 		unmoved = node;
 	else
-		real_remove(node, root);
+		real_remove(node, tree);
 }
 
-static void our_insert(struct anon_vma_chain *node, struct rb_root_cached *root)
+static void our_insert(struct anon_vma_chain *node, void *tree)
 {
 	if (current == by && node == unmoved)
 		unmoved = NULL;
 	else
-		real_insert(node, root);
+		real_insert(node, tree);
 }
 
 static bool is_victim(struct vm_area_struct *vma)
@@ -248,7 +268,7 @@ static bool of_victim(struct folio *folio)
 
 	if (!folio_test_anon(folio) || folio_test_ksm(folio))
 		return false;
-	anon_vma = (struct anon_vma *)((unsigned long)folio->mapping & ~PAGE_MAPPING_FLAGS);
+	anon_vma = (struct anon_vma *)((unsigned long)folio->mapping & ~3UL);
 	first = rb_first_cached(&anon_vma->rb_root);
 	return first && is_victim(rb_entry(first, struct anon_vma_chain, rb)->vma);
 }
@@ -257,6 +277,7 @@ static bool second_walk; /* whether task `by` walks the VMAs of a victim's moved
 
 static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bool locked)
 {
+	struct folio *src = NULL;
 	char name[KSYM_SYMBOL_LEN];
 
 	if (current != READ_ONCE(by) || left <= 0 || !of_victim(folio)) {
@@ -269,10 +290,12 @@ static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bo
 		return;
 	}
 	/*
-	 * rwc->arg == folio: a failed migration restores the old page; a retry would find and
-	 * remove entries left behind.
+	 * src == folio: a failed migration restores the old page; a retry would find and remove
+	 * entries left behind. From 6.12 on the argument is a structure that begins with src.
 	 */
-	second_walk = !strncmp(name, "remove_migration_pte+", 21) && rwc->arg != folio;
+	if (!strncmp(name, "remove_migration_pte+", 21))
+		src = object_is_on_stack(rwc->arg) ? *(struct folio **)rwc->arg : rwc->arg;
+	second_walk = src && src != folio;
 	if (second_walk && strike(PASSED_OVER)) {
 		second_walk = false;
 	} else if (second_walk && strike(RESTORED_UNLOCKED)) {
@@ -280,8 +303,6 @@ static void our_walk_anon(struct folio *folio, struct rmap_walk_control *rwc, bo
 		real_walk_anon(folio, rwc, locked);
 		folio_lock(folio);
 	} else if (second_walk && !folio_test_large(folio) && strike(SOURCE_MAPPED)) {
-		struct folio *src = rwc->arg;
-
 		atomic_inc(&src->_mapcount);
 		real_walk_anon(folio, rwc, locked);
 		atomic_dec(&src->_mapcount);
@@ -298,12 +319,16 @@ static bool has_entry(struct vm_area_struct *vma, unsigned long pgoff)
 	pgd_t *pgd = pgd_offset(vma->vm_mm, addr);
 	p4d_t *p4d = pgd_present(*pgd) ? p4d_offset(pgd, addr) : NULL;
 	pud_t *pud = p4d && p4d_present(*p4d) ? pud_offset(p4d, addr) : NULL;
-	pmd_t *pmd = pud && pud_present(*pud) && !pud_large(*pud) ? pmd_offset(pud, addr) : NULL;
-	pte_t pte = pmd && pmd_present(*pmd) && !pmd_large(*pmd) ?
+	pmd_t *pmd = pud && pud_present(*pud) && !pud_leaf(*pud) ? pmd_offset(pud, addr) : NULL;
+	pte_t pte = pmd && pmd_present(*pmd) && !pmd_leaf(*pmd) ?
 			    READ_ONCE(*pte_offset_kernel(pmd, addr)) :
 			    __pte(0);
 
+#ifdef _LINUX_LEAFOPS_H
+	return softleaf_is_migration(softleaf_from_pte(pte));
+#else
 	return is_swap_pte(pte) && is_migration_entry(pte_to_swp_entry(pte));
+#endif
 }
 
 static struct anon_vma_chain *our_next(struct anon_vma_chain *node, unsigned long start,
@@ -328,137 +353,64 @@ static void our_try_to_migrate(struct folio *folio, enum ttu_flags flags)
 	folio_lock(folio);
 }
 
-/*
- * Each call of `callee` in `caller` is redirected to `ours`. `real` is the pointer that receives
- * the address of a callee that is not exported.
- */
-static const struct site {
-	const char *caller, *callee;
-	void *ours, *real;
-} sites[] = {
-	{"__vma_adjust", "down_write", our_down_write},
-	{"__vma_adjust", "up_write", our_up_write},
-	{"__vma_adjust", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge},
-	{"__vma_adjust", "anon_vma_clone", our_clone, &real_clone},
-	{"__vma_adjust", "anon_vma_interval_tree_remove", our_remove, &real_remove},
-	{"__vma_adjust", "anon_vma_interval_tree_insert", our_insert, &real_insert},
-	{"do_brk_flags", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge},
-	{"do_brk_flags", "mas_preallocate", our_preallocate, &real_preallocate},
-	{"move_page_tables", "down_write", our_down_write},
-	{"rmap_walk", "rmap_walk_anon", our_walk_anon, &real_walk_anon},
-	{"try_to_migrate", "rmap_walk_anon", our_walk_anon, &real_walk_anon},
-	{"rmap_walk_anon", "anon_vma_interval_tree_iter_next", our_next, &real_next},
-	{"migrate_pages_batch", "try_to_migrate", our_try_to_migrate, &real_try_to_migrate},
+static bool our_mapped_walk(struct page_vma_mapped_walk *pvmw)
+{
+	if (current == by && second_walk && is_victim(pvmw->vma) && strike(LEFT_BEHIND))
+		return false;
+	return real_mapped_walk(pvmw);
+}
+
+#define SECOND_WALK                                                                        \
+	(BIT(LEFT_BEHIND) | BIT(PASSED_OVER) | BIT(ONE_SKIPPED) | BIT(RESTORED_UNLOCKED) | \
+	 BIT(SOURCE_MAPPED))
+
+static const struct site sites[] = {
+	{"__vma_adjust vma_prepare", "down_write", our_down_write, NULL,
+	 BIT(ADJUST_SWAPPED) | BIT(COMMIT_UNLOCKED) | BIT(IMPORT_UNLOCKED) | BIT(TREE_UNLOCKED)},
+	{"__vma_adjust vma_complete", "up_write", our_up_write, NULL,
+	 BIT(COMMIT_UNLOCKED) | BIT(IMPORT_UNLOCKED) | BIT(TREE_UNLOCKED) | BIT(PGOFF_LOST)},
+	{"__vma_adjust commit_merge", "vma_adjust_trans_huge", our_adjust_huge, &real_adjust_huge,
+	 BIT(PGOFF_LOST)},
+	{"__vma_adjust vma_modify", "anon_vma_clone", our_clone, &real_clone, BIT(IMPORT_LOST)},
+	{"__vma_adjust vma_prepare", "anon_vma_interval_tree_remove anon_rmap_tree_remove",
+	 our_remove, &real_remove, BIT(NOT_PAIRED)},
+	{"__vma_adjust vma_complete", "anon_vma_interval_tree_insert anon_rmap_tree_insert",
+	 our_insert, &real_insert, BIT(NOT_PAIRED)},
+	{"do_brk_flags commit_merge", "mas_preallocate", our_preallocate, &real_preallocate,
+	 BIT(ERROR_LOCKED) | BIT(CYCLE)},
+	{"__vma_adjust", "mas_preallocate", our_adjust_preallocate, &real_preallocate, 0},
+	{"move_page_tables", "down_write", our_down_write, NULL, BIT(MOVE_SWAPPED)},
+	{"rmap_walk", "rmap_walk_anon", our_walk_anon, &real_walk_anon,
+	 SECOND_WALK | BIT(WALK_UNLOCKED)},
+	{"try_to_migrate", "rmap_walk_anon", our_walk_anon, &real_walk_anon, BIT(WALK_UNLOCKED)},
+	{"rmap_walk_anon", "anon_vma_interval_tree_iter_next anon_rmap_tree_iter_next", our_next,
+	 &real_next, BIT(ONE_SKIPPED)},
+	{"migrate_pages_batch", "try_to_migrate", our_try_to_migrate, &real_try_to_migrate,
+	 BIT(ENTRY_UNLOCKED)},
+	{"remove_migration_pte", "page_vma_mapped_walk", our_mapped_walk, &real_mapped_walk,
+	 BIT(LEFT_BEHIND)},
 };
-
-/* The changed instructions, to be restored at unload. */
-static struct {
-	void *at;
-	s32 was;
-} patched[64];
-static int patches;
-
-static unsigned long (*lookup)(const char *name);
-static typeof(kallsyms_lookup_size_offset) *size_of;
-static void (*poke)(void *at, const void *code, size_t size, const void *emulated);
-static struct mutex *text;
-
-static void patch(u8 *at, s32 to)
-{
-	u8 code[5] = {*at};
-
-	memcpy(code + 1, &to, sizeof(to));
-	mutex_lock(text);
-	poke(at, code, sizeof(code), NULL);
-	mutex_unlock(text);
-}
-
-/* Redirects each call or jmp rel32 (0xe8, 0xe9) with this target. */
-static int redirect_calls(const struct site *site)
-{
-	u8 *caller = (u8 *)lookup(site->caller);
-	unsigned long callee = lookup(site->callee), size = 0, offset;
-	int found = 0;
-	s32 was;
-
-	if (!caller || !callee || !size_of((unsigned long)caller, &size, &offset))
-		return -ENOENT;
-	if (site->real)
-		*(unsigned long *)site->real = callee;
-	for (u8 *at = caller; at + 5 <= caller + size; at++) {
-		memcpy(&was, at + 1, sizeof(was));
-		if ((*at & 0xfe) != 0xe8 || (unsigned long)at + 5 + was != callee)
-			continue;
-		if (patches == ARRAY_SIZE(patched))
-			return -ENOSPC;
-		patched[patches].at = at;
-		patched[patches++].was = was;
-		patch(at, (s32)((u8 *)site->ours - at - 5));
-		found++;
-	}
-	pr_info("rmapd_faults: %s calls %s %d times\n", site->caller, site->callee, found);
-	return found ? 0 : -ENOENT;
-}
-
-static void restore_calls(void)
-{
-	while (patches--)
-		patch(patched[patches].at, patched[patches].was);
-}
-
-static bool remove_nothing(struct folio *folio, struct vm_area_struct *vma, unsigned long addr,
-			   void *old)
-{
-	return true;
-}
-
-static void notrace redirect(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
-			     struct ftrace_regs *fregs)
-{
-	struct pt_regs *regs = ftrace_get_regs(fregs);
-
-	if (regs && regs->di != regs->cx && is_victim((struct vm_area_struct *)regs->si) &&
-	    strike(LEFT_BEHIND))
-		ftrace_instruction_pointer_set(fregs, (unsigned long)remove_nothing);
-}
-
-static struct ftrace_ops ops = {
-	.func = redirect,
-	.flags = FTRACE_OPS_FL_SAVE_REGS | FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_RECURSION,
-};
-
-static int find_symbols(void)
-{
-	lookup = address_of("kallsyms_lookup_name");
-	if (!lookup)
-		return -ENOENT;
-	size_of = (void *)lookup("kallsyms_lookup_size_offset");
-	poke = (void *)lookup("text_poke_bp");
-	text = (void *)lookup("text_mutex");
-	return size_of && poke && text ? 0 : -ENOENT;
-}
 
 static int __init faults_init(void)
 {
-	int error;
+	int found = 0;
 
 	if (!in_a_test_guest())
 		return -EPERM;
-	error = find_symbols();
-	for (int at = 0; !error && at < ARRAY_SIZE(sites); at++)
-		error = redirect_calls(&sites[at]);
-	error = error ? error :
-			ftrace_set_filter(&ops, "remove_migration_pte",
-					  strlen("remove_migration_pte"), 1);
-	error = error ? error : register_ftrace_function(&ops);
-	if (error)
+	if (!find_calls())
+		return -ENOENT;
+	for (int at = 0; found >= 0 && at < ARRAY_SIZE(sites); at++) {
+		found = redirect_calls(&sites[at]);
+		if (!found)
+			absent |= sites[at].faults;
+	}
+	if (found < 0)
 		restore_calls();
-	return error;
+	return found < 0 ? found : 0;
 }
 
 static void __exit faults_exit(void)
 {
-	unregister_ftrace_function(&ops);
 	restore_calls();
 }
 

@@ -277,7 +277,7 @@ static struct page *page_at(struct mm_struct *mm, unsigned long address)
 	pmd_t *pmd = !pud || pud_none(*pud) ? NULL : pmd_offset(pud, address);
 	pte_t *pte;
 
-	if (!pmd || !(pmd_val(*pmd) & _PAGE_PRESENT) || pmd_val(*pmd) & _PAGE_PSE)
+	if (!pmd || !pmd_present(*pmd) || pmd_leaf(*pmd))
 		return NULL;
 	pte = pte_offset_kernel(pmd, address);
 	return pte_present(*pte) && !pte_special(*pte) ? pte_page(*pte) : NULL;

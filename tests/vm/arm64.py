@@ -68,8 +68,10 @@ def command(
     """
     release = image.name.removeprefix("vmlinuz-")
     home = image.parent.parent
-    shares = [(path, path, "ro") for path in readable] + [(path, path, "rw") for path in writable]
-    shares += [((home / "lib/modules" / release).resolve(), Path("/lib/modules", release), "ro")]
+    modules = (home / "lib/modules" / release).resolve()
+    shares = [(path, path, "rw") for path in writable]
+    shares += [(path, path, "ro,cache=loose") for path in readable]
+    shares += [(modules, Path("/lib/modules", release), "ro,cache=loose")]
     start = folder / "start"
     start.write_text(_START.format(mounts=bootstrap.MOUNTS, folder=folder))
     start.chmod(0o755)
@@ -82,20 +84,21 @@ def command(
         folder,
         disk.with_suffix(".busybox"),
     )
-    qemu = ["qemu-system-aarch64", "-M", "virt,gic-version=3", "-cpu", "max,pauth-impdef=on"]
+    board = f"virt,gic-version=3,mte={'on' if machine.memory_tags else 'off'}"
+    qemu = ["qemu-system-aarch64", "-M", board, "-cpu", "max,pauth-impdef=on"]
     qemu += ["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]
-    qemu += ["-smp", str(machine.cpus), "-m", machine.memory, *machine.options, *_nodes(machine)]
+    qemu += ["-smp", str(machine.cpus), "-m", machine.memory, *machine.options, *numa(machine)]
     qemu += ["-drive", f"file={disk},format=raw,if=none,id=root,snapshot=on"]
     qemu += ["-device", "virtio-blk-pci,drive=root"]
     for n, (path, _, how) in enumerate(shares):
         local = f"local,id=share{n},path={path},security_model=none,multidevs=remap"
-        qemu += ["-fsdev", f"{local}{',readonly=on' if how == 'ro' else ''}"]
+        qemu += ["-fsdev", f"{local}{',readonly=on' if how != 'rw' else ''}"]
         qemu += ["-device", f"virtio-9p-pci,fsdev=share{n},mount_tag=share{n}"]
     qemu += ["-kernel", str(image), "-initrd", str(folder / "initramfs")]
     return [*qemu, "-append", f"console=ttyAMA0 panic=-1 {machine.append}".rstrip()]
 
 
-def _nodes(machine: Machine) -> list[str]:
+def numa(machine: Machine) -> list[str]:
     """Return the options that spread memory and CPUs over the nodes; none for one node."""
     options = []
     for node in range(machine.nodes if machine.nodes > 1 else 0):

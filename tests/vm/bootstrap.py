@@ -11,6 +11,7 @@ SUITE, PYTHON = "bookworm", "3.11"
 """The suite, and the version of its Python."""
 PACKAGES = (
     "python3 python3-bpfcc python3-seccomp stress-ng kmod procps iproute2 util-linux libcap2-bin"
+    " libnuma1"
 ).split()
 """What rmapd and its tests need."""
 NOT_NEEDED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt")

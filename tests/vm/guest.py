@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ _PARAMETERS = {"amd64": "tsc=reliable clocksource=tsc", "arm64": ""}
 """Of the kernel: use the TSC, as real machines do, not an emulated HPET (docs/KERNELS.md)."""
 _BAD = re.compile(
     r"BUG:|kernel BUG at|Oops:|general protection fault|soft lockup|hung_task|Kernel panic"
-    r"|WARNING: CPU"
+    r"|Internal error: |WARNING: CPU|WARNING: .*, CPU#\d"
 )
 _PART = re.compile(r"Depends: (linux-(?:image|binary|modules|base)-\S+)")
 _START = "rmapd-vm: the command starts here"
@@ -234,6 +234,8 @@ def run(
     one_thread: bool = False,
     counted: bool = False,
     plugin: str = "",
+    readable: Sequence[Path] = (),
+    memory_tags: bool = False,
 ) -> Result:
     """Boot the kernel `name` and run a shell command in the checkout; $OUT is writable.
 
@@ -243,7 +245,8 @@ def run(
     kernels die when a function is hooked or released while another CPU calls it (docs/KERNELS.md,
     'Emulation'). counted: the clock of the guest, which then has one CPU, is the number of its
     instructions, one a nanosecond; where all CPUs are idle it jumps to the next timer. plugin: of
-    QEMU, with its arguments.
+    QEMU, with its arguments. readable: folders outside the checkout; guests of virtme-ng read all.
+    memory_tags: arm64's MTE; without it the emulated machine has none.
 
     Raises GuestError if the guest dies or does not end in time, or if the kernel logs an oops or a
     warning without expect_bug.
@@ -268,8 +271,10 @@ def run(
     accel += ["-icount", "shift=0,sleep=off"] if counted else []
     accel += ["-plugin", plugin] if plugin else []
     append = f"{_PARAMETERS[entry.arch]} {append}".strip()
-    machine = Machine(memory, nodes, 1 if counted else cpus, accel, append)
-    start = _STARTS["memory" if entry.in_memory else entry.arch](name, folder, cache, machine)
+    machine = Machine(memory, nodes, 1 if counted else cpus, accel, append, memory_tags)
+    start = _STARTS["memory" if entry.in_memory else entry.arch](
+        name, folder, cache, machine, readable
+    )
     with open(folder / "console", "wb") as console:
         path = {"PATH": f"{_TOOLS}:{os.environ['PATH']}"}
         boot = subprocess.Popen(
@@ -308,14 +313,20 @@ def run(
     )
 
 
-def _in_memory(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]:
+def _in_memory(
+    name: str, folder: Path, cache: Path, machine: Machine, readable: Sequence[Path]
+) -> list[str]:
+    if readable:
+        raise GuestError(f"a guest in memory has the checkout, and not {readable[0]}")
     base = CACHE / f"memory-root-{bootstrap.SUITE}.cpio"
     with fetching():
         memory_root.make(base)
     return memory_root.command(image(name), folder, cache, base, ROOT, machine)
 
 
-def _virtme(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]:
+def _virtme(
+    name: str, folder: Path, cache: Path, machine: Machine, _readable: Sequence[Path]
+) -> list[str]:
     start = [f"{_TOOLS}/vng", "--disable-kvm", "--verbose", "--run", str(image(name))]
     start += ["--cpus", str(machine.cpus), "--memory", machine.memory, "--force-9p"]
     start += ["--rwdir", str(folder), "--rwdir", str(cache)]
@@ -328,11 +339,13 @@ def _virtme(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]
     return start
 
 
-def _arm64(name: str, folder: Path, cache: Path, machine: Machine) -> list[str]:
+def _arm64(
+    name: str, folder: Path, cache: Path, machine: Machine, readable: Sequence[Path]
+) -> list[str]:
     with fetching():
         disk = arm64.disk(CACHE, ROOT)
     return arm64.command(
-        image(name), folder, disk, machine, readable=[ROOT], writable=[folder, cache]
+        image(name), folder, disk, machine, readable=[ROOT, *readable], writable=[folder, cache]
     )
 
 

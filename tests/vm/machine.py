@@ -10,7 +10,7 @@ class Machine:
     """A machine for an emulator.
 
     memory: as "3G"; it is spread over the nodes. options: of QEMU. append: parameters of the
-    kernel.
+    kernel. memory_tags: of arm64 (MTE).
     """
 
     memory: str
@@ -18,6 +18,7 @@ class Machine:
     cpus: int
     options: list[str]
     append: str
+    memory_tags: bool = False
 
     def node_mb(self) -> int:
         """Return the MiB of a node."""

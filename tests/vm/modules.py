@@ -1,8 +1,8 @@
 """Build the modules of tests/faults for a kernel that the tests boot.
 
 The headers are Debian's packages of the kernel, fetched and unpacked beside the kernel's image,
-never installed. Programs of the headers that need a newer libc than this machine's run with the
-libc of their suite.
+never installed. Programs of the headers are this machine's, and those that need a newer libc than
+it has run with the libc of their suite. For arm64 a cross compiler builds.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from tests.vm.guest import (
     apt,
     fetching,
     image,
-    kernels,
+    known,
     packages,
     unpack,
 )
 
 _PARTS = re.compile(r"Depends: (linux-(?:headers|kbuild)-\S+)")
 _OVERRIDDEN = (
-    "CC=gcc",
     "CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=",  # an option of gcc 14
     "CONFIG_DEBUG_INFO_BTF_MODULES=",  # needs pahole
 )
 """What is not as the kernel was built, so that this machine's gcc builds the module."""
+_COMPILERS = {
+    "amd64": ("CC=gcc",),
+    "arm64": ("ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-", "CC=aarch64-linux-gnu-gcc"),
+}
 _PROGRAMS = ("scripts/mod/modpost.real-lsb-64", "tools/objtool/objtool.real-x86")
 """Programs of linux-kbuild. Beside each is one without `.real-…`, which only starts it."""
 
@@ -46,6 +49,7 @@ def built(kernel: str, module: str, folder: Path) -> Path:
     done = subprocess.run(
         [
             *("make", "-s", "-C", str(tree), f"M={folder}", f"RMAPD_MODULE={module}"),
+            *_COMPILERS[known()[kernel].arch],
             *_OVERRIDDEN,
             "modules",
         ],
@@ -72,10 +76,14 @@ def _headers(kernel: str) -> Path:
 def _fetch_headers(kernel: str, release: str, home: Path, tree: Path) -> None:
     made = home.with_name(f"{home.name}.new")
     shutil.rmtree(made, ignore_errors=True)
-    suite = kernels()[kernel].suite
-    flags = apt(suite, CACHE / f"{kernel}.apt")
+    entry = known()[kernel]
+    suite = entry.suite
+    flags = apt(suite, CACHE / f"{kernel}.apt", entry.arch)
     made.mkdir(parents=True)
-    unpack(packages(f"linux-headers-{release}", flags, _PARTS), flags, made)
+    wanted = packages(f"linux-headers-{release}", flags, _PARTS)
+    programs = [name for name in wanted if name.startswith("linux-kbuild-")]
+    unpack([name for name in wanted if name not in programs], flags, made)
+    unpack(programs, apt(suite, CACHE / f"{suite}.apt"), made)
     # The packages' Makefile and links have the absolute path of an installed package.
     (common,) = made.glob("usr/src/linux-headers-*-common*")  # of PREEMPT_RT it is …-common-rt
     (made / tree.relative_to(home) / "Makefile").write_text(

@@ -63,6 +63,7 @@ def soak(kernel: str, seconds: int) -> bool:
             memory="4G",
             cpus=_CPUS,
             timeout=limit,
+            readable=[tests],
         )
     except GuestError as error:
         print(error, file=sys.stderr)

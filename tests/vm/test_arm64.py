@@ -38,6 +38,13 @@ def test_command_runs_and_its_files_come_back(kernel: str) -> None:
     assert (result.folder.parent / f"{kernel}-cache/there").exists()
 
 
+def test_memory_has_tags_where_they_are_asked_for() -> None:
+    shown = "python -c 'import ctypes; print(ctypes.CDLL(None).getauxval(26) >> 18 & 1)'"
+    for memory_tags in (False, True):
+        result = run(OLDEST, shown, label="tags", timeout=180, memory_tags=memory_tags)
+        assert result.output.strip() == str(int(memory_tags))
+
+
 def test_kernel_that_panics_is_an_error_with_its_console() -> None:
     with pytest.raises(GuestError, match=r"(?s)died\n.*sysrq triggered crash"):
         run(OLDEST, "echo c > /proc/sysrq-trigger", label="panic", timeout=180)

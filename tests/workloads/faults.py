@@ -20,9 +20,9 @@ from collections.abc import Callable
 from tests.workloads.victim import PARAMETERS, compact, spawn, struck
 
 PAGE, AREA = mmap.PAGESIZE, 16 * mmap.PAGESIZE
+SYS_BRK = {"x86_64": 12, "aarch64": 214}[os.uname().machine]
 READ, WRITE = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
 MAP_FIXED, MREMAP_MAYMOVE, MREMAP_FIXED = 0x10, 1, 2
-SYS_BRK = {"x86_64": 12, "aarch64": 214}[os.uname().machine]
 SPACE = 4.0
 """Seconds between two faults. rmapd reads its tables once a second; what it finds until the next
 fault belongs to the first one."""

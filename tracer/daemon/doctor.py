@@ -45,7 +45,7 @@ def examine(session: Session) -> KernelReport:
                 if kernel.realtime
                 else {}
             ),
-            "page-table levels": "5" if kernel.five_level_paging else "4",
+            "page tables": f"{pages.levels} levels, pages of {pages.page >> 10} KiB",
             "page-table oracle": "calibrated"
             if session.checker.open_cases.oracle
             else f"not calibrated: {session.oracle_reason}",
