@@ -30,6 +30,7 @@ class KernelReport:
 def examine(session: Session) -> KernelReport:
     """Return everything that doctor reports; the session's gate is open meanwhile."""
     kernel, hooks = session.probes.kernel, session.probes.loaded.hooks
+    pages = session.probes.tables.params.page_format()
     found = {
         "kernel": kernel.release,
         "capabilities": {
