@@ -137,7 +137,7 @@ uninstall: ## remove that; leave configuration, state, and the user that owns it
 	$(SUDO) rm -rf /var/cache/rmapd
 	[ ! -d /run/systemd/system ] || $(SUDO) systemctl daemon-reload
 
-deb: ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this machine
+deb: ## build/deb/rmapd_VERSION_ARCH.deb, for Debian with the python3 of this machine
 	$(call install,python3-venv $(DEB_APT))
 	rm -rf build/deb
 	mkdir -p build/deb/source
@@ -147,7 +147,7 @@ deb: ## build/deb/rmapd_VERSION_amd64.deb, for Debian with the python3 of this m
 	ls -l build/deb/*.deb
 
 # With the /usr/bin/python3 of this machine. Where there is no rpmbuild, Fedora's rpm-build has it.
-rpm: ## build/rpm/x86_64/rmapd-VERSION-1.x86_64.rpm, for the python3 of this machine
+rpm: ## build/rpm/ARCH/rmapd-VERSION-1.ARCH.rpm, for the python3 of this machine
 	$(call install,python3-venv help2man rpm)
 	rm -rf build/rpm
 	mkdir -p build/rpm

@@ -82,6 +82,11 @@ def test_healthy_load_is_silent_and_every_entry_is_accounted_for(guest: Result) 
     assert not [name for name, one in checks.items() if one["violated"] or one["suspect"]]
     assert {loss for loss, count in report["lost"].items() if count} <= {"missed_runs"}
     entries = report["migration"]
-    print(entries)
+    decided = sum(
+        entries[f"entries_{how}"] for how in ("cleared", "violated", "suspect", "unverifiable")
+    )
+    assert entries["entries_recorded"] + entries["entries_copied"] == (
+        entries["entries_removed"] + decided + entries["outstanding"]
+    )
     assert checks["M1"]["holds"] > 10_000
     assert min(checks[name]["holds"] for name in ("L1", "L3", "L4", "L6", "V2", "V4", "R4")) > 100
