@@ -68,15 +68,19 @@ class SimMigration:
 class ModelKernel:
     """form: of its page tables, or the number of levels of x86-64.
 
-    hooks: whether functions can be hooked, or there are tracepoints alone. Sizes shrink the maps.
+    hooks: whether functions can be hooked, or there are tracepoints alone. types: of the kernel,
+    where they are not the usual ones. Sizes shrink the maps.
     """
 
-    def __init__(self, form: Format | int = X86_4, hooks: bool = True, **sizes: int) -> None:
+    def __init__(
+        self, form: Format | int = X86_4, hooks: bool = True, types: bytes = b"", **sizes: int
+    ) -> None:
         self.form = form if isinstance(form, Format) else {4: X86_4, 5: X86_5}[form]
         self.page_format, self.page = self.form.learned, 1 << self.form.page_shift
         rows = {} if self.form.page_shift == 12 else {"LEAVES": 2 * self.page_format.table_entries}
-        self.native = Native(page_shift=self.form.page_shift, **rows | sizes)
+        self.native = Native(types, page_shift=self.form.page_shift, **rows | sizes)
         self.now = 1_000_000_000
+        self.native.set("harness_now", self.now)
         self.hooks, self.mmap_lock, self.page_tables = hooks, True, POOL_PAGES
         self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * self.page)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
@@ -120,7 +124,7 @@ class ModelKernel:
         )
         self.tables.params.set_page_format(self.page_format)
         self.tables.params.set_unhooked(() if hooks else ("first_walk", "second_walk"))
-        self._offsets = synthetic_kernel().types
+        self._offsets = synthetic_kernel(types).types
 
     # memory
     def _take(self, pages: int = 1) -> int:
@@ -158,6 +162,11 @@ class ModelKernel:
         mm = SimMm(at, self._take(), self.next_mm, 1000 + self.next_mm)
         self.next_mm += 1
         self.set_mm(mm, pgd=mm.pgd, count=1, number=mm.number)
+        if not self._has_ids:
+            self.set_field("mm_struct.mm_users.counter", at, 1)
+            mmlist = self._offsets.resolve("mm_struct.mmlist.next")
+            assert mmlist
+            self.set_field("mm_struct.mmlist.next", at, at + mmlist.bit_offset // 8)
         self.set_field("vm_area_struct.vm_mm", mm.vma, at)
         self.set_field("vm_area_struct.vm_end", mm.vma, 1 << 47)
         self.mms.append(mm)
@@ -168,7 +177,13 @@ class ModelKernel:
     def set_mm(self, mm: SimMm, **members: int) -> None:
         """Write members of an mm_struct: pgd, count (mm_count) and number (context.ctx_id)."""
         for member, value in members.items():
-            self.set_field(_MM_MEMBERS[member], mm.at, value)
+            if member != "number" or self._has_ids:
+                self.set_field(_MM_MEMBERS[member], mm.at, value)
+
+    @property
+    def _has_ids(self) -> bool:
+        """Whether an mm has an id that is never reused, as on x86."""
+        return self._offsets.resolve(_MM_MEMBERS["number"]) is not None
 
     def _new_task(self, tid: int, mm: SimMm | None) -> int:
         task = self._take()
@@ -468,6 +483,13 @@ class ModelKernel:
         mm.alive = False
         self.set_mm(mm, count=0)
         self.mms.remove(mm)
+
+    def reuse(self, mm: SimMm) -> None:
+        """Let a task have a new mm at the address and with the tables of one that exited."""
+        self.set_mm(mm, count=1)
+        mm.alive = True
+        self.mms.append(mm)
+        self.tasks[mm.tgid] = self._new_task(mm.tgid, mm), mm
 
     def left_behind(self) -> set[tuple[int, int]]:
         """Return the truth: (mm number, address) of migration entries whose page is not locked."""
