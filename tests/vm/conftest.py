@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.vm.modules import built
 
+FAULTY = os.environ.get("RMAPD_VM_FAULTS") or "6.1"
+"""The kernel of the guests that break rules on purpose."""
+
 
 @pytest.fixture(scope="session")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("6.1", "rmapd_faults", tmp_path_factory.mktemp("faults"))
+    return built(FAULTY, "rmapd_faults", tmp_path_factory.mktemp("faults"))

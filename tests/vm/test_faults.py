@@ -1,7 +1,8 @@
 """Real violations on a real kernel, fault by fault.
 
 docs/measurements/DETECTION.md has the table that this prints. The module of tests/faults is built
-against Debian's headers of the guest's kernel (6.1) and loaded in the guest only.
+against Debian's headers of the guest's kernel and loaded in the guest only. RMAPD_VM_FAULTS: 6.1
+(the default) or 6.1-arm64.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm.conftest import FAULTY
 from tests.vm.guest import Result, run
 from tracer.invariants.catalogue import discover
 from tracer.report.explain import as_text
@@ -36,8 +38,21 @@ WINDOWS: dict[str, tuple[int, int, set[tuple[str, str]]]] = {
     "pgoff_lost": (1, 1, {("V1", "__vma_adjust")}),
 }
 """Fault -> (number of strikes, number of violated windows, {(invariant, function) to be found})."""
+PARAMETERS = "rmapd_faults=guest" + " nokaslr" * ("arm64" in FAULTY)
 BEFORE = 1.0
 """Seconds by which a window may begin before the strike in it; faults are four seconds apart."""
+
+
+def in_guest(module: Path, command: str, label: str, *, expect_bug: bool = False) -> Result:
+    return run(
+        FAULTY,
+        command,
+        append=PARAMETERS,
+        expect_bug=expect_bug,
+        label=label,
+        timeout=1800 if "arm64" in FAULTY else 900,
+        readable=[module.parent],
+    )
 
 
 def reported_faults(result: Result) -> list[dict[str, Any]]:
@@ -95,7 +110,7 @@ def test_window_fault_is_found_and_attributed_to_its_function(module: Path) -> N
         f"insmod {module} && "
         "rmapd exec --report $OUT/r.json -- python -m tests.workloads.faults; echo exit $?"
     )
-    result = run("6.1", command, append="rmapd_faults=guest", label="matrix", timeout=900)
+    result = in_guest(module, command, "matrix")
     assert "exit 3" in result.output, result.output
     report, faults = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert {fault["name"]: fault["struck"] for fault in faults} == {
@@ -145,9 +160,7 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
         "test -s $OUT/r.json && echo rmapd-vm: the report is written > /dev/kmsg; "
         "pkill -9 victim; sleep 3; }"
     )
-    result = run(
-        "6.1", command, append="rmapd_faults=guest", expect_bug=True, label=fault, timeout=900
-    )
+    result = in_guest(module, command, fault, expect_bug=True)
     assert "exit 3" in result.output, result.output
     report, (struck,) = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert struck["struck"] == 5
@@ -198,7 +211,7 @@ def test_diff_of_a_healthy_and_a_broken_kernel_begins_with_the_broken_window(
         "python -m tests.workloads.faults adjust_swapped' "
         ">/dev/null; echo exit $?; rmapd diff $OUT/well.json $OUT/broken.json"
     )
-    result = run("6.1", command, append="rmapd_faults=guest", label="diff", timeout=900)
+    result = in_guest(module, command, "diff")
     assert "exit 0" in result.output, result.output
     assert "exit 3" in result.output, result.output
     print(result.output)
@@ -214,6 +227,8 @@ def test_diff_of_a_healthy_and_a_broken_kernel_begins_with_the_broken_window(
 
 
 def test_fault_module_refuses_a_kernel_without_its_boot_parameter(module: Path) -> None:
-    result = run("6.1", f"insmod {module}; echo insmod $?", label="refused")
+    result = run(
+        FAULTY, f"insmod {module}; echo insmod $?", label="refused", readable=[module.parent]
+    )
     assert "insmod 1" in result.output
     assert "Operation not permitted" in result.output
