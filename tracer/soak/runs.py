@@ -186,7 +186,8 @@ class _Soak:
         ran = msgspec.json.decode(status.read_bytes(), type=Status) if status.exists() else None
         run = classified(number, started, code, known, ran, errors)
         out = self._order.out
-        if known and out and out.is_file() and run.outcome in ("violated", "lost"):
+        wrong = run.outcome in ("violated", "lost") or run.checks.get("suspect")
+        if known and out and out.is_file() and wrong:
             kept = out.with_suffix(f".{number}.json")
             atomic_file.write(kept, report.read_text(), "the report of a run")
             run = msgspec.structs.replace(run, report=str(kept))
