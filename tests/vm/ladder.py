@@ -110,6 +110,8 @@ def _read(folder: Path, seconds: int) -> Rung:
     doctor = json.loads((folder / "doctor.json").read_text())
     whole = json.loads((folder / "soak.json").read_text())
     (soaked,) = whole["runs"]
+    if soaked["outcome"] not in ("silent", "violated"):
+        raise ValueError(f"the soak is {soaked['outcome']}: {soaked['why']}")
     report = json.loads(Path(soaked["report"]).read_text()) if soaked["report"] else {}
     took = [
         msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Attached)
