@@ -144,9 +144,23 @@ static __always_inline void fill_held(struct held_lock *held, mm_t mm, u64 write
 	held->jiffy = jiffy;
 }
 
-/* Record an mmap_lock taken under others: a fork, or an order. */
+/* include/linux/sched.h: the task frees memory. */
+#define PF_MEMALLOC 0x00000800
+
+static __always_inline u32 is_reclaiming(void)
+{
+	return (READ(task_struct, bpf_get_current_task(), flags) & PF_MEMALLOC) != 0;
+}
+
+/*
+ * Record an mmap_lock taken under others: a fork, or an order.
+ *
+ * Reclaim takes none that it may have to wait for: a page fault that ends in reclaim holds its own.
+ * The multi-gen LRU walks the page tables of other mms under mmap_read_trylock() (walk_mm(),
+ * mm/vmscan.c), so two such faults nest two mmap_locks in both orders.
+ */
 static __always_inline void take_nested(void *ctx, struct lock_state *state, mm_t mm, u64 write,
-					u64 since, u64 jiffy)
+					u64 since, u64 jiffy, u32 waited)
 {
 	mm_t outer = {};
 	u64 outer_write = 0;
@@ -169,7 +183,7 @@ static __always_inline void take_nested(void *ctx, struct lock_state *state, mm_
 		return;
 	}
 	state->n++;
-	if (!outer.addr)
+	if (!outer.addr || (!waited && is_reclaiming()))
 		return;
 	u64 now = bpf_ktime_get_ns();
 	if (write && outer_write)
@@ -235,7 +249,8 @@ HOOK(mmap_lock_acquire_returned)
 		state->n = 1;
 		return 0;
 	}
-	take_nested(ctx, state, mm, write, since, jiffy);
+	take_nested(ctx, state, mm, write, since, jiffy,
+		    waited_for == mm.addr + OFFSET(mm_struct, mmap_lock));
 	return 0;
 }
 

@@ -29,7 +29,7 @@ from tracer.daemon.session import Session, open_session
 from tracer.memory.page_tables import Oracle
 
 PAGE = mmap.PAGESIZE
-SMALL, HUGE_BYTES, ROUNDS = 1000, 64 << 20, 200
+SMALL, HUGE_BYTES, ROUNDS = 1000, 16 << 20, 20
 HWCAP2_MTE, AT_HWCAP2, PROT_MTE = 1 << 18, 26, 0x20
 _PFN, _PRESENT = (1 << 55) - 1, 1 << 63
 

@@ -287,7 +287,8 @@ NO_CYCLE = Invariant(
     ),
     not_violations=(
         "A child's mmap_lock taken under its parent's by fork. A trylock, which cannot wait and so"
-        " cannot deadlock. An mm whose address is reused: mms have ids that are never reused."
+        " cannot deadlock: of two mmap_locks, what reclaim takes without waiting. An mm whose"
+        " address is reused: mms have ids that are never reused."
     ),
     confirmed=(
         "Between classes by the operations themselves, with the first protocol and stack of every"

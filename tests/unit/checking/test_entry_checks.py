@@ -617,7 +617,8 @@ def test_entry_lifetimes_are_counted_in_powers_of_two() -> None:
     assert histogram.slots[(histogram.sum_ns).bit_length()] == 1
 
 
-MMAP_LOCK, LCB_F_WRITE = 128, 4  # tests/support/btf_blob.py; include/trace/events/lock.h
+MMAP_LOCK, LCB_F_READ, LCB_F_WRITE = 128, 2, 4  # btf_blob.py; include/trace/events/lock.h
+PF_RANDOMIZE, PF_MEMALLOC = 0x400000, 0x800  # include/linux/sched.h
 
 
 def held(model: ModelKernel) -> int:
@@ -755,6 +756,26 @@ class TestMmapLock:
         assert (event.kind, event.tid, event.first_tid) == ("ORDER_REVERSED", 6, 5)
         assert (event.outer, event.inner) == (two.at, one.at)
         assert model.tables.counters.read()["NESTED_HOLDS"] == 1
+
+    @pytest.mark.parametrize("waited", [False, True])
+    def test_nesting_in_reclaim_is_an_order_only_where_the_task_waited(self, waited: bool) -> None:
+        """Two page faults that end in reclaim: try_to_inc_max_seq() walks the mms of others under
+        mmap_read_trylock() (6.12.95, stress-ng's mremap stressor in a memory cgroup)."""
+        model = ModelKernel()
+        one, two = model.new_mm(), model.new_mm()
+        task = model.tasks[one.tgid][0]
+        model.native.set("harness_task", task)
+        model.set_field("task_struct.flags", task, PF_MEMALLOC | PF_RANDOMIZE, 4)
+        for tid, (outer, inner) in ((5, (one, two)), (6, (two, one))):
+            model.become(tid)
+            model.lock_mm(outer, write=False)
+            if waited:
+                model.fire("mmap_lock_contended", inner.at + MMAP_LOCK, LCB_F_READ)
+            model.lock_mm(inner, write=False)
+            model.unlock_mm(inner, write=False)
+            model.unlock_mm(outer, write=False)
+        assert len(model.native.events()) == waited
+        assert len(list(model.native.maps["lock_order"].items())) == 2 * waited
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:
         """One run of mmap_lock_released is missed: a lock of one task looks held from then on.
