@@ -167,6 +167,7 @@ HOOK(sweep_upper)
 	u64 base = t->base;
 	u32 end = top ? p->format.top_entries : PTRS_PER_PTE;
 	struct page_format f = p->format;
+	u64 present = f.present | f.present_above;
 	for (u32 i = 0; i < UPPER_ENTRIES_A_RUN; i++) {
 		u32 n = (ctx->args[1] + i) & (PTRS_PER_PTE - 1);
 		u64 entry = page->entry[n & (PART_ENTRIES - 1)];
@@ -175,7 +176,7 @@ HOOK(sweep_upper)
 		if (n >= end)
 			break; /* the kernel's part of the address space */
 		u64 addr = base + ((u64)n << SHIFT(ENTRY_SHIFT(level)));
-		if (!is_present(p, entry, level)) {
+		if (!(entry & present)) {
 			append_hit(p, s, t, addr, entry);
 			continue;
 		}
