@@ -26,6 +26,7 @@ static __always_inline u32 may_complain(u32 head)
 	return head == HEAD('B', 'U', 'G', ':') || head == HEAD('W', 'A', 'R', 'N') ||
 	       head == HEAD('k', 'e', 'r', 'n') || head == HEAD('O', 'o', 'p', 's') ||
 	       head == HEAD('g', 'e', 'n', 'e') || head == HEAD('I', 'N', 'F', 'O') ||
+	       head == HEAD('U', 'n', 'a', 'b') || head == HEAD('I', 'n', 't', 'e') ||
 	       head == HEAD('w', 'a', 't', 'c') || head == HEAD('r', 'c', 'u', ':');
 }
 

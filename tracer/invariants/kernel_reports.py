@@ -107,11 +107,12 @@ KINDS = (
     Kind("kernel_bug", r"^kernel BUG at ", _END_MARKER, crash=True),
     Kind(
         "bug",
-        r"^BUG: (unable to handle|kernel NULL pointer|.* stack guard page was hit)",
+        r"^(BUG: (unable to handle|kernel NULL pointer|.* stack guard page was hit)"
+        r"|Unable to handle kernel )",
         _END_MARKER,
         crash=True,
     ),
-    Kind("oops", r"^(Oops: |general protection fault)", _END_MARKER, crash=True),
+    Kind("oops", r"^(Oops: |Internal error: |general protection fault)", _END_MARKER, crash=True),
     Kind(
         "other_bug",
         r"^BUG: (sleeping function|scheduling while atomic|spinlock|rwlock|workqueue leaked"
@@ -145,7 +146,7 @@ KINDS = (
     ),
 )
 """Not in it: `BUG: MAX_LOCKDEP_...`, which says that lockdep's tables are too small."""
-_HEADS = frozenset("BUG: WARN kern Oops gene INFO watc rcu:".split())
+_HEADS = frozenset("BUG: WARN kern Oops gene Unab Inte INFO watc rcu:".split())
 """The first four characters of every first line; may_complain() of the probes has the same."""
 
 _MM_FILES = re.compile(
@@ -154,7 +155,7 @@ _MM_FILES = re.compile(
     r"[\w/-]+\.c|kernel/fork\.c|kernel/events/uprobes\.c|lib/maple_tree\.c|lib/interval_tree\.c"
     r"|fs/hugetlbfs/inode\.c|fs/proc/task_mmu\.c|fs/userfaultfd\.c"
     r"|include/linux/(?:mm|mm_types|mm_inline|rmap|swapops|leafops|huge_mm|hugetlb|page-flags"
-    r"|pgtable|mmap_lock|pagemap|page_ref|maple_tree)\.h|arch/x86/mm/[\w/-]+\.c):\d"
+    r"|pgtable|mmap_lock|pagemap|page_ref|maple_tree)\.h|arch/(?:x86|arm64)/mm/[\w/-]+\.c):\d"
 )
 """Files whose WARNING or BUG is about memory management. Those of allocators are left out: what
 they mostly warn of is a caller that asks for too much."""
@@ -172,7 +173,9 @@ _MM_FUNCTIONS = re.compile(
 )
 """Functions in a call trace by which a crash, a sanitizer's report or a task that waits is about
 memory management. Entry points of page faults are not: a task that waits for a disk has them."""
-_CALLED = re.compile(r"(?:RIP: \w+:|\bin |\bat (?:\S+:\d+ )?|^ +(?!\? ))([A-Za-z_][\w.]*)\+0x")
+_CALLED = re.compile(
+    r"(?:RIP: \w+:|^pc : |\bin |\bat (?:\S+:\d+ )?|^ +(?!\? ))([A-Za-z_][\w.]*)\+0x"
+)
 _REPORTERS = re.compile(
     r"^(?:dump_stack\w*|show_stack\w*|print_\w+|kasan_\w+|__asan_\w+|bad_page|__warn\w*|report_bug"
     r"|handle_bug|exc_\w+|asm_exc_\w+|lockdep_\w+|__schedule|schedule\w*|debug_\w+|rwsem_\w+"
