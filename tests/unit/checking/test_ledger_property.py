@@ -43,7 +43,7 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = ModelKernel(self.FORM, self.HOOKS, **self.SIZES)
+        self.model = ModelKernel(self.FORM, self.HOOKS, b"", **self.SIZES)
         self.model.mmap_lock = self.MMAP_LOCK
         self.checked, self.slow = Counter[tuple[str, Verdict]](), False
         self.checker = CheckerRig(self.model, scan=self.SCAN)
