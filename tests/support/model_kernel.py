@@ -81,6 +81,7 @@ class ModelKernel:
         self.native = Native(types, page_shift=self.form.page_shift, **rows | sizes)
         self.now = 1_000_000_000
         self.native.set("harness_now", self.now)
+        self.native.set("harness_task", 0)
         self.hooks, self.mmap_lock, self.page_tables = hooks, True, POOL_PAGES
         self._memory = mmap.mmap(-1, (POOL_PAGES + 1) * self.page)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))

@@ -12,6 +12,7 @@ import pytest
 
 from tests.vm.guest import Result, run
 from tests.vm.test_arm64 import KERNELS
+from tests.workloads.vma import compile_program
 
 LOAD = "python -m tests.workloads.migrate 20000; python -m tests.workloads.vma 200"
 MISSING = {"6.1-arm64": {"V6": "none"}}
@@ -19,12 +20,14 @@ MISSING = {"6.1-arm64": {"V6": "none"}}
 
 
 @pytest.fixture(scope="module", params=KERNELS)
-def guest(request: pytest.FixtureRequest) -> Result:
+def guest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    folder = tmp_path_factory.mktemp("vma")
+    compile_program(folder / "vma", "aarch64-linux-gnu-gcc")
     commands = (
         "rmapd doctor > $OUT/doctor.txt",
         "rmapd doctor --format json > $OUT/doctor.json",
         "python -m tests.vm.decoded $OUT/decoded.json",
-        f"rmapd exec --report $OUT/r.json -- sh -c '{LOAD}'; echo load $?",
+        f"RMAPD_VMA={folder}/vma rmapd exec --report $OUT/r.json -- sh -c '{LOAD}'; echo load $?",
     )
     return run(
         request.param,
@@ -33,6 +36,7 @@ def guest(request: pytest.FixtureRequest) -> Result:
         nodes=2,
         memory_tags=True,
         timeout=1800,
+        readable=[folder],
     )
 
 

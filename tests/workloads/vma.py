@@ -19,24 +19,22 @@ SOURCE = Path(__file__).with_suffix(".c")
 OPERATIONS = ("split_merge", "file_split_merge", "expand", "brk", "fork", "move", "stack")
 
 
+FLAGS = "-std=gnu11 -O1 -Wall -Wextra -Werror -static".split()
+
+
+def compile_program(out: Path, compiler: str = "gcc") -> None:
+    subprocess.run([compiler, *FLAGS, "-o", str(out), str(SOURCE)], check=True)
+
+
 def compiled() -> int:
-    """Compile vma.c; return a file descriptor of the program, whose file is deleted."""
+    """Compile vma.c; return a file descriptor of the program, whose file is deleted.
+
+    RMAPD_VMA: the program, where it was compiled on another machine.
+    """
+    if made := os.environ.get("RMAPD_VMA"):
+        return os.open(made, os.O_RDONLY | os.O_CLOEXEC)
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [
-                "gcc",
-                "-std=gnu11",
-                "-O1",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-static",
-                "-o",
-                f"{folder}/vma",
-                str(SOURCE),
-            ],
-            check=True,
-        )
+        compile_program(Path(folder) / "vma")
         return os.open(f"{folder}/vma", os.O_RDONLY | os.O_CLOEXEC)
 
 
