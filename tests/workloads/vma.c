@@ -20,8 +20,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE 4096UL
-#define AREA 16  // pages: too few for a huge page
+#define PAGE  4096UL
+#define AREA  16 // pages: too few for a huge page
 #define AT(n) ((char *)(0x100000000000UL + ((unsigned long)(n) << 32)))
 
 static char *anon, *file, *grown, *moved, *elsewhere, *stack;
@@ -87,7 +87,8 @@ static void halve(char *where)
 
 static void heal(char *where)
 {
-	must(!mprotect(where + AREA / 2 * PAGE, AREA / 2 * PAGE, PROT_READ | PROT_WRITE), "mprotect back");
+	must(!mprotect(where + AREA / 2 * PAGE, AREA / 2 * PAGE, PROT_READ | PROT_WRITE),
+	     "mprotect back");
 }
 
 // Split an anonymous VMA by mprotect() of its second half, and merge it by mprotect() back.
@@ -107,7 +108,9 @@ static void file_split_merge(void)
 // Map a page right behind a touched VMA, which makes that one larger.
 static void expand(void)
 {
-	must(mmap(grown, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == grown, "mmap beside");
+	must(mmap(grown, PAGE, PROT_READ | PROT_WRITE,
+		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == grown,
+	     "mmap beside");
 	grown += PAGE;
 }
 
@@ -120,7 +123,7 @@ static void grow_heap(void)
 
 static void fork_exit(void)
 {
-	long child = syscall(SYS_fork);
+	long child = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0); /* fork(2); arm64 has none */
 
 	if (!child)
 		syscall(SYS_exit_group, 0);
@@ -131,7 +134,9 @@ static void move(void)
 {
 	char *from = moved;
 
-	must(mremap(from, AREA * PAGE, AREA * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere) == elsewhere, "mremap");
+	must(mremap(from, AREA * PAGE, AREA * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, elsewhere) ==
+		     elsewhere,
+	     "mremap");
 	moved = elsewhere;
 	elsewhere = from;
 }
@@ -147,8 +152,10 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } operations[] = {
-	{ "split_merge", split_merge }, { "file_split_merge", file_split_merge }, { "expand", expand }, { "brk", grow_heap },
-	{ "fork", fork_exit }, { "move", move }, { "stack", grow_stack },
+	{"split_merge", split_merge}, {"file_split_merge", file_split_merge},
+	{"expand", expand},           {"brk", grow_heap},
+	{"fork", fork_exit},          {"move", move},
+	{"stack", grow_stack},
 };
 
 int main(int argc, char **argv)
@@ -170,7 +177,8 @@ int main(int argc, char **argv)
 			wanted |= !strcmp(argv[arg], operations[at].name);
 		for (int done = 0; wanted && done < count; done++)
 			operations[at].run();
-		length += snprintf(text + length, sizeof(text) - length, ", \"%s\": %d", operations[at].name, wanted ? count : 0);
+		length += snprintf(text + length, sizeof(text) - length, ", \"%s\": %d",
+				   operations[at].name, wanted ? count : 0);
 	}
 	length += snprintf(text + length, sizeof(text) - length, "}\n");
 	must(write(1, text, length) == length, "write");
