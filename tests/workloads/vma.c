@@ -20,7 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define PAGE  4096UL
+#define PAGE  ((unsigned long)sysconf(_SC_PAGESIZE))
 #define AREA  16 // pages: too few for a huge page
 #define AT(n) ((char *)(0x100000000000UL + ((unsigned long)(n) << 32)))
 
