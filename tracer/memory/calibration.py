@@ -29,6 +29,7 @@ from tracer.tables.mm import Mm
 from tracer.tables.params import Params
 
 _OWN_PAGES = 64
+_TRIES = 3  # the kernel may move one of our pages between two readings
 _PFN = (1 << 55) - 1  # PM_PFRAME_MASK, fs/proc/task_mmu.c
 _PRESENT = 63  # PM_PRESENT
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -122,7 +123,8 @@ def calibrate(
         page_format = kernel.page_format(found.task_size.bit_length() - 1)
         mm = Mm(found.mm, found.pgd, os.getpid(), id=found.id)
         reason = "no base of the direct map fits our own memory"
-        for base in kernel.machine.bases(own, kernel.page_memory()):
+        bases = kernel.machine.bases(own, kernel.page_memory())
+        for base in (base for base in bases for _ in range(_TRIES)):
             if not _shows_our_memory(base, own):
                 continue
             params.set(page_offset=base)
