@@ -29,7 +29,8 @@ from tracer.daemon.session import Session, open_session
 from tracer.memory.page_tables import Oracle
 
 PAGE = mmap.PAGESIZE
-SMALL, HUGE_BYTES, ROUNDS = 1000, 16 << 20, 20
+SMALL, HUGE_PAGES, ROUNDS = 1000, 8, 20
+PMD_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 HWCAP2_MTE, AT_HWCAP2, PROT_MTE = 1 << 18, 26, 0x20
 _PFN, _PRESENT = (1 << 55) - 1, 1 << 63
 
@@ -103,7 +104,7 @@ def main(out: str) -> None:
     BALANCING.write_text("0")
     signal.alarm(1200)
     blocks = {"small": mapped(SMALL * PAGE, advice=14 + 1)}  # MADV_NOHUGEPAGE
-    blocks["huge"] = mapped(HUGE_BYTES, advice=14)  # MADV_HUGEPAGE
+    blocks["huge"] = mapped(HUGE_PAGES * int(PMD_SIZE.read_text()), advice=14)  # MADV_HUGEPAGE
     if has_mte():
         blocks["tagged"] = mapped(SMALL * PAGE, PROT_MTE)
     with open_session(Config(), running_kernel()) as session:
