@@ -8,12 +8,14 @@ APT := python3-bpfcc python3-seccomp python3-venv
 DEV_APT := gcc libc6-dev libcap2-bin help2man
 LIVE_APT := chromium chromium-driver curl iproute2 prometheus stress-ng
 DEB_APT := dpkg-dev debhelper help2man lintian
-VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus \
-  qemu-system-arm mmdebstrap e2fsprogs cpio gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+VM_APT := qemu-system-x86 busybox-static kmod make stress-ng flex bison rsync libnuma-dev libcap-dev prometheus
+ROOT_APT := mmdebstrap e2fsprogs cpio
+ARM64_APT := $(ROOT_APT) qemu-system-arm gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 CROWD := tests/live/test_attacks.py::test_ten_thousand_processes_are_checked_without_accusation
 KERNEL ?= 6.1
 # Of the guest of `make vm`: arm64, or empty for x86-64.
 ARCH :=
+ARM64_KERNELS ?= 6.1 6.12 6.18 7.2 7.3
 KERNELS ?= $(shell sed -n 's/^name = "\(.*\)"/\1/p' tests/vm/kernels.toml)
 CMD ?= rmapd doctor
 NODES ?= 1
@@ -41,7 +43,7 @@ define install
 	fi
 endef
 
-.PHONY: help run test test-kernels test-hard check graph unit live coverage vm bench cost ladder dashboards docs reference install uninstall deb rpm lock test-systemd setup dev vm-setup clangd clean
+.PHONY: help run test test-kernels test-hard test-arm64 check graph unit live coverage vm bench cost ladder dashboards docs reference install uninstall deb rpm lock test-systemd setup dev vm-setup clangd clean
 .DELETE_ON_ERROR:
 
 help: ## print this
@@ -55,14 +57,20 @@ test: check live ## check, live, the guest tests on Linux 6.1, and the coverage 
 	$(MAKE) --no-print-directory coverage
 
 test-kernels: vm-setup ## the guest tests on every kernel; KERNELS='6.1 7.3': on some
-	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,attach attacks fidelity realtime soak systemd,--ignore tests/vm/test_$(slow).py)
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest tests/vm -n $(GUESTS) --dist loadfile --durations=0 --durations-min=30 $(foreach slow,arm64 arm64_checks arm64_faults attach attacks fidelity realtime soak systemd,--ignore tests/vm/test_$(slow).py)
 
 test-hard: vm-setup ## what takes long: attaching again and again, attacks, fidelity under load, PREEMPT_RT, the time to failure
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_attach.py tests/vm/test_attacks.py tests/vm/test_fidelity.py tests/vm/test_realtime.py tests/vm/test_soak.py $(CROWD)
 
+# ARM64_KERNELS='6.1 7.3': on some.
+test-arm64: vm-setup ## guests for arm64: they boot, rmapd is whole and silent there, faults strike
+	$(call install,$(ARM64_APT))
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_KERNELS="$(ARM64_KERNELS)" $(PYTHON) -m pytest -s tests/vm/test_arm64.py tests/vm/test_arm64_checks.py tests/vm/test_arm64_faults.py
+	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 RMAPD_VM_FAULTS=6.1-arm64 $(PYTHON) -m pytest -s tests/vm/test_faults.py
+
 # The package and its unit under systemd: on this kernel in namespaces (three minutes), then on a Debian of its own, two boots of some minutes.
 test-systemd: vm-setup ## the Debian package and its unit under systemd
-	$(call install,$(DEB_APT))
+	$(call install,$(DEB_APT) $(ROOT_APT))
 	$(SUDO) env RMAPD_REQUIRE_KERNEL=1 $(PYTHON) -m pytest -s tests/vm/test_systemd.py
 
 check: dev ## lint, types and unit tests; no root
@@ -106,6 +114,7 @@ reference: dev ## write docs/reference/ and the tables of docs/CONFIGURATION.md 
 	$(PYTHON) -m tests.support.reference
 
 vm: vm-setup ## run CMD='rmapd doctor' on KERNEL=6.1 in a guest with NODES=1; ARCH=arm64: emulate that
+	$(if $(ARCH),$(call install,$(ARM64_APT)))
 	$(SUDO) $(PYTHON) -m tests.vm $(KERNEL)$(ARCH:%=-%) '$(CMD)' $(NODES)
 
 bench: dev ## measure what rmapd costs here, an hour
@@ -116,6 +125,7 @@ cost: vm-setup ## count the instructions of each load with rmapd and without, in
 
 # A run that was stopped goes on where it was.
 ladder: vm-setup ## on each kernel: coverage, the way to the gate, silence under a healthy load
+	$(call install,$(ROOT_APT))
 	$(SUDO) $(PYTHON) -m tests.vm.ladder --guests $(GUESTS) $(LADDER_ARGS)
 
 # A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
