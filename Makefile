@@ -47,7 +47,7 @@ endef
 .DELETE_ON_ERROR:
 
 help: ## print this
-	@sed -nE 's/^([a-z][a-z-]*):([^=]*[^#=])?## (.*)/\1\t\3/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r target text; do printf '  make %-14s%s\n' "$$target" "$$text"; done
+	@sed -nE 's/^([a-z][a-z0-9-]*):([^=]*[^#=])?## (.*)/\1\t\3/p' $(firstword $(MAKEFILE_LIST)) | while IFS=$$'\t' read -r target text; do printf '  make %-14s%s\n' "$$target" "$$text"; done
 
 run: setup ## run the daemon until Ctrl-C; ARGS='…' goes to rmapd run
 	$(SUDO) $(VENV)/bin/rmapd run $(ARGS)
