@@ -56,9 +56,9 @@ _AT_ONCE = 4
 class BuildEnvironment:
     """What compiling and loading for this kernel takes, besides the plan.
 
-    types: of the kernel. constants: the enumerators of the header that daemon and programs share.
-    include: the folder of the headers. sizes: macro -> rows of a map. release: of the kernel.
-    cache: of compiled programs, if any. objects: what `rmapd compile` may have put into it.
+    constants: the enumerators of the header that daemon and programs share. include: the folder of
+    the headers. sizes: macro -> rows of a map. cache: of compiled programs, if any. objects: what
+    `rmapd compile` may have put into it.
     """
 
     kernel: Kernel

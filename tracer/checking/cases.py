@@ -112,7 +112,7 @@ class OpenCases:
                 self.cases[invariant, row.key] = case, known, event
             elif not case:
                 pfn = self.page_format.entry_pfn(row.entry)
-                pfns = range(pfn, pfn + (self.page_format.table_entries if row.level == 2 else 1))
+                pfns = range(pfn, pfn + self.page_format.pages(row.level))
                 self.cases[invariant, row.key] = (
                     Case(invariant, row.addr, pfns, row.count, now, row.level),
                     row,

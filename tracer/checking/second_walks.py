@@ -53,7 +53,7 @@ class SecondWalks:
 
         Visits in the mm of the answer come first.
         """
-        pages = self._page_format.table_entries if row.level == 2 else 1
+        pages = self._page_format.pages(row.level)
         of_page = [
             visited
             for visited in row.visited.values()

@@ -1,5 +1,5 @@
 """What differs between processors: page-table formats, registers, numbers of system calls.
 
-One module for each machine. The kernel under check names its own (Kernel.machine); nothing here is
-read from the running system at import.
+One module for each machine. The kernel under check names its own (Kernel.machine); `system_calls`
+is about the machine that this process runs on. What an invariant means does not belong here.
 """

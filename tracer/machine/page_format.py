@@ -62,6 +62,10 @@ class PageFormat:
         """PAGE_SIZE."""
         return 1 << self.page_shift
 
+    def pages(self, level: int) -> int:
+        """Return how many pages an entry of a level stands for: 1 PTE, 2 PMD."""
+        return 1 << self.shift(level) - self.page_shift
+
     def shift(self, level: int) -> int:
         """Return by how much an address is shifted for its index at a level: 1 PTE, 2 PMD."""
         return self.page_shift + (self.page_shift - 3) * (level - 1)
@@ -86,7 +90,7 @@ class PageFormat:
     def mapped_pfn(self, entry: int, level: int, address: int) -> int:
         """Return the page frame that a present entry, small or huge, maps at an address."""
         as_valid = entry if entry & ENTRY_VALID else entry ^ self.inverted
-        pages = 1 << self.shift(level) - self.page_shift
+        pages = self.pages(level)
         first = self.frame_address(as_valid) >> self.page_shift & ~(pages - 1)
         return first + (address >> self.page_shift & pages - 1)
 

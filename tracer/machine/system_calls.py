@@ -8,12 +8,10 @@ import os
 _NUMBERS = {
     # name: (x86-64, the generic table that arm64 has: include/uapi/asm-generic/unistd.h)
     "bpf": (321, 280),
-    "brk": (12, 214),
     "clone": (56, 220),
     "mbind": (237, 235),
     "move_pages": (279, 239),
     "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
 }
 _GENERIC = os.uname().machine != "x86_64"
 

@@ -29,13 +29,10 @@ class Params:
 
     def set_page_format(self, page_format: PageFormat) -> None:
         """Let the programs use a format."""
-        self._update(format=page_format.members())
+        self.set(format=page_format.members())
 
-    def set(self, **values: int) -> None:
+    def set(self, **values: int | list[int]) -> None:
         """Change the named members and keep the others."""
-        self._update(**values)
-
-    def _update(self, **values: int | list[int]) -> None:
         self._table.update(_KEY, self._layout.pack(**(vars(self.get()) | values)))
 
     def set_unhooked(self, walks: Collection[str]) -> None:
