@@ -2,7 +2,8 @@
 
 The module of tests/faults makes do_brk_flags() keep its lock. At fidelity `migration` no rwsem and
 no window is hooked, as on a kernel without kprobes and fentry. The audit may use 5 % of a CPU: one
-pass over the mms of an emulated kernel takes 40 ms.
+pass over the mms of an emulated kernel takes 40 ms. The guest runs in one thread of the emulator:
+rmapd hooks sys_enter while all CPUs enter system calls (docs/KERNELS.md, 'Emulation').
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ def test_lock_that_is_kept_is_found_without_hooks_on_functions(module: Path, the
         " --config $OUT/rmapd.toml --fidelity migration --report $OUT/r.json --"
         f" python -m tests.workloads.kept_lock {then} 20; echo exit $?"
     )
-    result = run("6.1", command, append="rmapd_faults=guest", label=f"kept-{then}", timeout=900)
+    result = run(
+        "6.1",
+        command,
+        append="rmapd_faults=guest",
+        label=f"kept-{then}",
+        timeout=900,
+        one_thread=True,
+    )
     assert "exit 3" in result.output, result.output
     report, (fault,) = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
     assert fault["struck"] == 1
