@@ -6,6 +6,13 @@ BPF_PERCPU_ARRAY(hold_turn, u32, 1);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
 
 /*
+ * Tasks that released an mmap_lock while their storage could not be reached, so that the lock still
+ * looks held. Before 6.2 a look-up fails while a task that was preempted on this CPU is in one of
+ * its own (bpf_task_storage_trylock(), kernel/bpf/bpf_task_storage.c): PREEMPT_RT, preempt=full.
+ */
+BPF_TABLE("lru_hash", u32, u8, unseen_releases, ORDER_ROWS);
+
+/*
  * A task begins to wait for an rwsem. Whether it is an mmap_lock is known when it is acquired. The
  * rwsem's wait_lock is held here, so no task storage is created: a task that waits for the first
  * mmap_lock of its life passes for one that did not wait.
@@ -152,6 +159,18 @@ static __always_inline u32 is_reclaiming(void)
 	return (READ(task_struct, bpf_get_current_task(), flags) & PF_MEMALLOC) != 0;
 }
 
+/* Forget the locks of a task that has released some of them unseen. */
+static __always_inline u32 forget_released(struct lock_state *state)
+{
+	u32 tid = bpf_get_current_pid_tgid();
+	if (!unseen_releases.lookup(&tid))
+		return 0;
+	unseen_releases.delete(&tid);
+	__builtin_memset(state->held, 0, sizeof(state->held));
+	state->n = 0;
+	return 1;
+}
+
 /*
  * Record an mmap_lock taken under others: a fork, or an order.
  *
@@ -166,6 +185,8 @@ static __always_inline void take_nested(void *ctx, struct lock_state *state, mm_
 	u64 outer_write = 0;
 	u64 outer_jiffy = 0;
 	u32 placed = 0;
+	if (forget_released(state))
+		count(LOCKS_LOST); /* the order, if it was one */
 #pragma unroll
 	for (u32 i = 0; i < 4; i++) {
 		struct held_lock *held = &state->held[i];
@@ -261,6 +282,11 @@ HOOK(mmap_lock_released)
 		return 0;
 	mm_t mm = MM(ARG(mmap_lock_released, mm));
 	struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
+	if (!state) { /* it holds none, or cannot be reached */
+		u32 tid = bpf_get_current_pid_tgid();
+		u8 unseen = 1;
+		unseen_releases.update(&tid, &unseen);
+	}
 	if (!state || !state->n || state->epoch != p->mmap_epoch) {
 		count(LOCKS_UNRECORDED);
 		return 0;

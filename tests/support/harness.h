@@ -260,9 +260,15 @@ static void tail_call(struct map *m, u32 slot)
 		void (*call)(void *, u32);                      \
 	} nm = {nm##_call};
 
-/* Task storage: one value per tid. No more than TASKS values can be created. */
+/*
+ * Task storage: one value per tid. No more than TASKS values can be created. While it is busy, on a
+ * kernel before 6.2, no look-up succeeds.
+ */
+u64 harness_storage_busy;
 static void *map_own(struct map *m, u64 flags)
 {
+	if (harness_storage_busy)
+		return 0;
 	u32 tid = harness_pid_tgid;
 	static u8 zeros[1 << 16];
 	if (flags && !map_lookup(m, &tid))
@@ -374,6 +380,7 @@ void harness_reset(void)
 	harness_stack_id = 7;
 	harness_regs[0] = harness_regs[1] = 0;
 	harness_ring_room = 1 << 20;
+	harness_storage_busy = 0;
 	harness_memory = harness_memory_end = 0;
 	harness_store_count = harness_stores_made = harness_words_read = 0;
 }
