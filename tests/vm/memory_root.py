@@ -70,7 +70,7 @@ def receive(folder: Path) -> None:
 
 
 def _archive(folder: Path) -> Path:
-    return folder.with_suffix(".tar")
+    return folder.with_name(f"{folder.name}.tar")
 
 
 def make(base: Path) -> None:
