@@ -1,6 +1,7 @@
 #!/bin/sh
-# Put what a package holds into a folder: tree.sh FOLDER [EXTRA,...], from the root of the source.
+# Put what a package holds into a folder: tree.sh FOLDER [EXTRA,...] [MACHINE], from the root of the source.
 # A virtual environment in /usr/lib/rmapd without pip, of wheels whose hashes requirements*.txt pin.
+# MACHINE, such as aarch64: another than this one. Its wheels replace ours, which write the man pages.
 set -eu
 umask 022
 root=$(realpath -m "$1")
@@ -19,6 +20,15 @@ $pip .
 "$lib/bin/python3" packaging/pages.py "$lib/bin/rmapd" "$root/usr/share"
 
 packages=$(echo "$lib"/lib/python3.*/site-packages)
+if [ "${3:-$(uname -m)}" != "$(uname -m)" ]; then
+	wheels="--implementation cp --only-binary :all:"
+	for glibc in manylinux2014 manylinux_2_28 manylinux_2_34; do
+		wheels="$wheels --platform ${glibc}_$3"
+	done
+	# shellcheck disable=SC2086 # words
+	$pip --target "$packages" --upgrade $wheels --require-hashes $locks
+	find "$packages" -name "*$(uname -m)*.so" -delete
+fi
 (cd "$packages" && rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distutils-precedence.pth)
 # PyYAML does without its copy of libyaml; what is imported has no interpreter of its own.
 rm -rf "$packages"/yaml/_yaml*.so "$lib/include" "$lib/.gitignore"

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.bench.userspace import HOLDING, cpu
-from tests.live.conftest import ROOT, WORKLOAD, checker_of, daemon, daemons_user, fetch
+from tests.live.conftest import ROOT, WORKLOAD, daemon, daemons_user
+from tests.support.daemons import checker_of, fetch
 from tests.support.rehearsal import A_RUN, WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 from tracer.report.svg import COLOUR, draw, plain

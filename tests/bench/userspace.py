@@ -20,7 +20,8 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from tests.live.conftest import RMAPD, checker_of, daemon, daemons_user, fetch, sample
+from tests.live.conftest import daemon, daemons_user
+from tests.support.daemons import RMAPD, checker_of, fetch, sample
 from tests.support.rehearsal import A_RUN, CAST_ROWS, WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.protocol.text import text

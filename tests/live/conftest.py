@@ -15,18 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tracer.bpf import programs as program
-from tracer.supervision.supervisor import CHECKER_NAME
+from tests.support.daemons import RMAPD, fetch, sample
 
-RMAPD = str(Path(sys.executable).parent / "rmapd")
 ROOT = Path(__file__).parent.parent.parent
 os.environ.setdefault("RMAPD_STORE", "")  # do not write to this machine's store
 if "RMAPD_CACHE" not in os.environ:
@@ -74,60 +70,6 @@ def reachable() -> Iterator[Path]:
         yield folder
 
 
-def own_programs() -> list[str]:
-    """Return the names of rmapd's BPF programs in this kernel."""
-    return [name for _, name in program.program_ids() if name.startswith("rmapd_")]
-
-
-def remaining() -> list[str]:
-    """Return rmapd's BPF programs that are still loaded after at most 10 s.
-
-    The kernel frees a program an RCU grace period after its last reference is dropped.
-    """
-    for _ in range(100):
-        if not own_programs():
-            return []
-        time.sleep(0.1)
-    return own_programs()
-
-
-def child_of(parent: int, name: str) -> int:
-    """Return the pid of the child with this name; 0 while there is none."""
-    for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                return child
-    return 0
-
-
-def checker_of(supervisor: int) -> int:
-    """Return the pid of the checker, a child of the started process; 0 while there is none."""
-    return child_of(supervisor, CHECKER_NAME)
-
-
-def loaded_by(process: int | str) -> set[int]:
-    """Return the ids of the BPF programs that a process holds."""
-    found = set()
-    for descriptor in Path(f"/proc/{process}/fdinfo").iterdir():
-        # A descriptor may be closed meanwhile: a request's, a file's.
-        with contextlib.suppress(FileNotFoundError):
-            found |= {
-                int(line.split()[1])
-                for line in descriptor.read_text().splitlines()
-                if line.startswith("prog_id:")
-            }
-    return found
-
-
-def still_loaded(programs: set[int]) -> set[int]:
-    """Return those of these program ids that are still loaded after at most 10 s."""
-    for _ in range(100):
-        if not (left := {number for number, _ in program.program_ids()} & programs):
-            break
-        time.sleep(0.1)
-    return left
-
-
 def rmapd(
     *args: str, timeout: float = 180, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -149,15 +91,6 @@ def run_exec(
     done = rmapd("exec", "--report", str(report), *args, "--", *command)
     assert report.exists(), done.stderr
     return done, json.loads(report.read_text())
-
-
-def fetch(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 @contextlib.contextmanager
@@ -191,22 +124,6 @@ def daemon(
             if process.poll() is None:
                 process.terminate()
                 process.wait(30)
-
-
-def sample(url: str, line: str) -> float:
-    """Return the value of one exposition line."""
-    text = fetch(f"{url}/metrics")[1]
-    return float(next(row for row in text.splitlines() if row.startswith(line + " ")).split()[1])
-
-
-def until(what: Callable[[], Any], seconds: float, why: str) -> Any:
-    """Return the first true result of `what`; fail after this time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    return pytest.fail(f"not within {seconds:g} s: {why}")
 
 
 def entries_hold(url: str, more: float) -> None:

@@ -19,8 +19,8 @@ import bcrypt
 import pytest
 import trustme
 
-from tests.live.conftest import RMAPD, until
 from tests.live.test_prometheus import run_at
+from tests.support.daemons import RMAPD, until
 from tests.support.prometheus import Prometheus, free_port, prometheus
 from tracer.bpf import programs
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import ROOT, daemon, fetch, remaining, run_exec, until
+from tests.live.conftest import ROOT, daemon, run_exec
+from tests.support.daemons import fetch, remaining, until
 
 STRESSORS = str(ROOT / "tests/workloads/five_stressors.sh")
 

@@ -18,18 +18,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import (
-    ROOT,
-    WORKLOAD,
-    checker_of,
-    daemon,
-    fetch,
-    loaded_by,
-    rmapd,
-    run_exec,
-    sample,
-    still_loaded,
-)
+from tests.live.conftest import ROOT, WORKLOAD, daemon, rmapd, run_exec
+from tests.support.daemons import checker_of, fetch, loaded_by, sample, still_loaded
 from tracer.attach.liveness import LivenessCheck
 from tracer.attach.plan import HookState
 from tracer.config import Config, load

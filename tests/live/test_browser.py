@@ -23,8 +23,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.live.conftest import daemon, entries_hold, until
+from tests.live.conftest import daemon, entries_hold
 from tests.support import busy
+from tests.support.daemons import until
 from tracer.invariants.catalogue import discover
 from tracer.results.latest import LatestSnapshot
 from tracer.web import Application, Server

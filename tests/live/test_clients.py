@@ -10,9 +10,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.live.conftest import RMAPD, WORKLOAD, daemon, entries_hold, rmapd, sample, until
+from tests.live.conftest import WORKLOAD, daemon, entries_hold, rmapd
 from tests.live.test_access import PASSWORD, USER, Site
 from tests.live.test_prometheus import run_at
+from tests.support.daemons import RMAPD, sample, until
 from tests.support.prometheus import free_port
 from tests.support.terminal import Terminal
 

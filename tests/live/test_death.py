@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from tests.live.conftest import RMAPD, WORKLOAD, checker_of, child_of, daemon, remaining, until
+from tests.live.conftest import WORKLOAD, daemon
+from tests.support.daemons import RMAPD, checker_of, child_of, remaining, until
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.outputs.store import reader

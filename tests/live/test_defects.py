@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import remaining, rmapd
+from tests.live.conftest import rmapd
+from tests.support.daemons import remaining
 
 RUN = (
     "cli.main(['run', '--listen', '127.0.0.1:0', '--store', '', '--duration', '20'],"

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import remaining, rmapd, run_exec, until
+from tests.live.conftest import rmapd, run_exec
 from tests.live.test_death import executing, read, started
+from tests.support.daemons import remaining, until
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from junitparser import JUnitXml
 from tap.parser import Parser
 
-from tests.live.conftest import WORKLOAD, remaining, rmapd, run_exec
+from tests.live.conftest import WORKLOAD, rmapd, run_exec
+from tests.support.daemons import remaining
 from tracer.invariants.catalogue import discover
 
 

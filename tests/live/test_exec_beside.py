@@ -17,23 +17,19 @@ import pytest
 from junitparser import JUnitXml
 from tap.parser import Parser
 
-from tests.live.conftest import (
+from tests.live.conftest import WORKLOAD, daemon, daemons_user, rmapd, run_exec
+from tests.live.test_death import executing, read, started
+from tests.live.test_governor import PACE, load, slow_probes, wait_for_value
+from tests.support.daemons import (
     RMAPD,
-    WORKLOAD,
     checker_of,
     child_of,
-    daemon,
-    daemons_user,
     loaded_by,
     own_programs,
     remaining,
-    rmapd,
-    run_exec,
     sample,
     until,
 )
-from tests.live.test_death import executing, read, started
-from tests.live.test_governor import PACE, load, slow_probes, wait_for_value
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 from tests.workloads.migrate import migrated

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tap.parser import Parser
 
-from tests.live.conftest import RMAPD, rmapd
+from tests.live.conftest import rmapd
+from tests.support.daemons import RMAPD
 
 BINARY = bytes(range(256)) * 300 + b'{"kernel": "not the report"}\n'
 WRITES_BINARY = f"import sys; sys.stdout.buffer.write(bytes(range(256)) * 300 + {BINARY[-29:]!r})"

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 from pyprctl import Cap
 
-from tests.live.conftest import checker_of, daemon, fetch, loaded_by, sample, still_loaded, until
+from tests.live.conftest import daemon
+from tests.support.daemons import checker_of, fetch, loaded_by, sample, still_loaded, until
 from tracer.daemon.probes import probes_folder
 from tracer.process.capabilities import permitted_by_thread
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyprctl
 
-from tests.live.conftest import daemon, fetch, rmapd, until
+from tests.live.conftest import daemon, rmapd
+from tests.support.daemons import fetch, until
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.live.conftest import RMAPD
+from tests.support.daemons import RMAPD
 from tracer import __version__
 
 EXEC = [RMAPD, "exec", "--daemon", "never", "--format", "json", "--", "true"]

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import ROOT, until
+from tests.live.conftest import ROOT
+from tests.support.daemons import until
 from tracer.config import Config
 from tracer.daemon.probes import running_kernel
 from tracer.daemon.session import Session, open_session

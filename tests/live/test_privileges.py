@@ -15,23 +15,21 @@ from pathlib import Path
 import pytest
 from pyprctl import Cap
 
-from tests.live.conftest import (
-    RMAPD,
-    ROOT,
-    checker_of,
-    daemon,
-    daemons_user,
-    entries_hold,
-    fetch,
-    loaded_by,
-    rmapd,
-    sample,
-    still_loaded,
-    until,
-)
+from tests.live.conftest import ROOT, daemon, daemons_user, entries_hold, rmapd
 from tests.live.test_governor import reattach_helper_of
 from tests.live.test_otlp import DAEMON
 from tests.support.collector import collector
+from tests.support.daemons import (
+    RMAPD,
+    checker_of,
+    fetch,
+    loaded_by,
+    sample,
+    status,
+    still_loaded,
+    threads,
+    until,
+)
 from tracer.outputs.store import reader
 
 PAGES = (
@@ -46,19 +44,6 @@ PAGES = (
 )
 SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 FILTERED = importlib.util.find_spec("seccomp") is not None
-
-
-def status(of: Path) -> dict[str, str]:
-    return {
-        key: value.strip()
-        for key, _, value in (
-            line.partition(":") for line in (of / "status").read_text().splitlines()
-        )
-    }
-
-
-def threads(pid: int) -> list[dict[str, str]]:
-    return [status(task) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def coverage(process: subprocess.Popen[str]) -> str:

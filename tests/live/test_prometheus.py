@@ -23,16 +23,8 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.parser import text_string_to_metric_families
 
 import dashboards
-from tests.live.conftest import (
-    RMAPD,
-    ROOT,
-    WORKLOAD,
-    checker_of,
-    daemon,
-    daemons_user,
-    fetch,
-    until,
-)
+from tests.live.conftest import ROOT, WORKLOAD, daemon, daemons_user
+from tests.support.daemons import RMAPD, checker_of, fetch, until
 from tests.support.panels import draw_all
 from tests.support.prometheus import (
     RULES,

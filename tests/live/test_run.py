@@ -14,17 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import (
-    RMAPD,
-    ROOT,
-    daemon,
-    entries_hold,
-    fetch,
-    own_programs,
-    remaining,
-    rmapd,
-    sample,
-)
+from tests.live.conftest import ROOT, daemon, entries_hold, rmapd
+from tests.support.daemons import RMAPD, fetch, own_programs, remaining, sample
 from tracer.attach import loader, resolver
 from tracer.attach.plan import HookState
 from tracer.config import Config

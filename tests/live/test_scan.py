@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import WORKLOAD, daemon, fetch, reachable_folder
+from tests.live.conftest import WORKLOAD, daemon, reachable_folder
+from tests.support.daemons import fetch
 
 SECONDS = 8.0
 MARGIN_SECONDS = 1.0

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import RMAPD, ROOT, daemons_user, remaining
+from tests.live.conftest import ROOT, daemons_user
+from tests.support.daemons import RMAPD, remaining
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 from tracer.outputs.store import reader

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.live.conftest import RMAPD, child_of, own_programs, remaining, rmapd, until
+from tests.live.conftest import rmapd
 from tests.live.test_death import executing
 from tests.live.test_exec_beside import recorder, recording
+from tests.support.daemons import RMAPD, child_of, own_programs, remaining, until
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import VIOLATING, variant
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.conftest import checker_of, daemon, daemons_user, fetch, rmapd, sample
+from tests.live.conftest import daemon, daemons_user, rmapd
+from tests.support.daemons import checker_of, fetch, sample
 from tracer.invariants.verdict import Finding, Tally, Verdict
 from tracer.outputs.store import reader
 from tracer.outputs.store.writer import Store

@@ -17,7 +17,8 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-from tests.live.conftest import RMAPD, daemon, sample, until
+from tests.live.conftest import daemon
+from tests.support.daemons import RMAPD, sample, until
 from tests.support.rehearsal import WindowRecorder, make
 from tests.support.violations import ENCODING, VIOLATING, variant
 from tracer.protocol.text import text

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from tests.live.conftest import ROOT, fetch, until
+from tests.live.conftest import ROOT
+from tests.support.daemons import fetch, until
 
 RULES = ROOT / "dashboards/prometheus"
 SCRAPE_SECONDS = 1

@@ -20,8 +20,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Any
 
-from tests.live.conftest import RMAPD, fetch, sample, until
 from tests.support import prometheus
+from tests.support.daemons import RMAPD, fetch, sample, until
 from tests.support.prometheus import RULES, Prometheus
 from tests.workloads.faults import OPERATIONS, arm
 from tests.workloads.victim import struck
@@ -99,7 +99,9 @@ def main(out: str, faults: list[str]) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            [RMAPD, "run", "--listen", AT, "--fidelity", "full"], stdout=subprocess.PIPE, text=True
+            [RMAPD, "run", "--listen", AT, "--fidelity", "full", "--store", ""],
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process,
     ):
         assert process.stdout

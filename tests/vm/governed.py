@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.live.conftest import fetch, until
+from tests.support.daemons import fetch, until
 from tests.vm.alert import AT, ready
 from tracer.daemon.probes import probes_folder
 

@@ -109,6 +109,7 @@ def test_migration_of_huge_pages_between_two_nodes_holds(kernel: str) -> None:
     hooks, checks = found["overhead"]["hooks"], found["invariants"]["M1"]["checks"]
     assert hooks["set_migration_pmd"]["runs"] >= 100
     assert hooks["remove_migration_pmd"]["runs"] == hooks["set_migration_pmd"]["runs"]
-    assert "moved 160 transparent and 80 hugetlb" in result.output
+    assert "transparent, 2048 kB: moved 160 pages in 20 rounds; {}" in result.output
+    assert "hugetlb, 2048 kB: moved 80 pages in 20 rounds; {}" in result.output
     assert checks["holds"] >= 200
     nothing_wrong(found, kernel)

@@ -18,7 +18,7 @@ def test_report_names_the_entry_if_the_kernel_kills_the_checker(
         f"echo never > /sys/kernel/mm/transparent_hugepage/enabled; insmod {module} && "
         "{ rmapd exec --report $OUT/r.json --timeout 300 -- python -m tests.workloads.own_judge; "
         "echo exit $?; sync; "
-        "python -c 'from tests.live.conftest import remaining; "
+        "python -c 'from tests.support.daemons import remaining; "
         'print("remaining", remaining())\'; }'
     )
     result = run(

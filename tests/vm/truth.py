@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
-from tests.live.conftest import RMAPD, until
+from tests.support.daemons import RMAPD, until
 from tests.vm.alert import AT, pages, ready
 from tests.vm.guest import run
 from tests.vm.modules import built

@@ -1,28 +1,61 @@
-"""A workload: move huge pages between two NUMA nodes, by PMD and hugetlb migration entries.
+"""A workload: move huge pages of each size and kind between two NUMA nodes.
 
 usage: numa.py [ROUNDS]     (root, two memory nodes; prints how many pages moved)
+
+Transparent huge pages and hugetlb pages have migration entries in the table of their level. Of a
+folio that is smaller than a PMD, and of contiguous entries (arm64), each page has one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
 import os
+import re
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tracer.machine.system_calls import number
 
 HUGE, PAGE = 2 << 20, mmap.PAGESIZE
 MPOL_MF_MOVE_ALL = 4
-SYS_MOVE_PAGES = {"x86_64": 279, "aarch64": 239}[os.uname().machine]
+SYS_MOVE_PAGES = number("move_pages")
 BALANCING = Path("/proc/sys/kernel/numa_balancing")
 """Balancing makes pages PROT_NONE to see which node uses them.
 
 move_pages(2) refuses such pages with EFAULT (mm/gup.c, no_page_table()).
 """
+HUGETLB, TRANSPARENT = (
+    Path("/sys/kernel/mm", name) for name in ("hugepages", "transparent_hugepage")
+)
+_SMALL_FOLIO = 64 << 10
+_MAXIMUM = 64 << 20
+"""No pages above: hugetlb pages of 1 GiB do not fit into a guest."""
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass
+class Block:
+    """Pages of one kind and size, mapped; how many were moved, and refused by which errno."""
+
+    name: str
+    mapping: mmap.mmap
+    addresses: list[int]
+    moved: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def move(self, node: int) -> None:
+        for status, count in move(self.addresses, node).items():
+            if status == node:
+                self.moved += count
+            elif status < 0:
+                self.refused[errno.errorcode[-status]] += count
 
 
 def move(addresses: list[int], node: int) -> Counter[int]:
@@ -42,55 +75,67 @@ def address(block: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(block))
 
 
-def transparent(size: int) -> tuple[mmap.mmap, list[int]]:
-    """Map anonymous huge pages; return the mapping and their addresses."""
-    block = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def touched(size: int, count: int, alignment: int) -> tuple[mmap.mmap, list[int]]:
+    """Map anonymous memory that asks for huge pages, and write to all of its pages."""
+    block = mmap.mmap(-1, size * count + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     block.madvise(mmap.MADV_HUGEPAGE)
-    first = (address(block) + HUGE - 1) // HUGE * HUGE
-    for offset in range(0, size, PAGE):
+    first = (address(block) + alignment - 1) // alignment * alignment
+    for offset in range(0, size * count, PAGE):
         ctypes.memset(first + offset, 1, 1)
-    return block, list(range(first, first + size, HUGE))
+    return block, [first + number * size for number in range(count)]
 
 
-def hugetlb(size: int) -> tuple[mmap.mmap | None, list[int]]:
-    """Map hugetlbfs pages; return the mapping and their addresses, (None, []) if there are none."""
-    Path("/proc/sys/vm/nr_hugepages").write_text(str(4 * size // HUGE))
-    fd = os.memfd_create("huge", os.MFD_HUGETLB)
-    os.ftruncate(fd, size)
-    try:
-        block = mmap.mmap(fd, size)
-    except OSError:
-        return None, []
-    for offset in range(0, size, HUGE):
-        block[offset] = 1
-    return block, [address(block) + offset for offset in range(0, size, HUGE)]
+def transparent() -> Iterator[Block]:
+    """Yield huge pages that a PMD maps, and folios of 64 KiB where the kernel makes such."""
+    pmd = int((TRANSPARENT / "hpage_pmd_size").read_text())
+    yield Block(f"transparent, {pmd >> 10} kB", *touched(pmd, 8, pmd))
+    larger, smaller = (
+        TRANSPARENT / f"hugepages-{size >> 10}kB/enabled" for size in (pmd, _SMALL_FOLIO)
+    )
+    if smaller.exists() and smaller != larger:
+        larger.write_text("never")
+        smaller.write_text("always")
+        yield Block(f"transparent, {_SMALL_FOLIO >> 10} kB", *touched(_SMALL_FOLIO, 128, pmd))
+        larger.write_text("inherit")
+        smaller.write_text("never")
+
+
+def hugetlb() -> Iterator[Block]:
+    """Yield hugetlb pages of each size of which the kernel has some for both nodes."""
+    for pool in sorted(HUGETLB.iterdir()):
+        size = int(re.findall(r"\d+", pool.name)[0]) << 10
+        count = max(4, HUGE // size)
+        if size > _MAXIMUM:
+            continue
+        (pool / "nr_hugepages").write_text(str(4 * count))
+        fd = os.memfd_create("huge", os.MFD_HUGETLB | (size.bit_length() - 1) << 26)
+        os.ftruncate(fd, size * count)
+        with contextlib.suppress(OSError):  # of this size there is not enough memory in one piece
+            block = mmap.mmap(fd, size * count)
+            for offset in range(0, size * count, size):
+                block[offset] = 1
+            pages = [address(block) + offset for offset in range(0, size * count, size)]
+            yield Block(f"hugetlb, {size >> 10} kB", block, pages)
 
 
 def main(rounds: int) -> None:
     BALANCING.write_text("0")
-    kept, addresses = transparent(8 * HUGE)
-    more, large = hugetlb(4 * HUGE)
+    blocks = [*transparent(), *hugetlb()]
     sharing = os.fork()
     if not sharing:
         signal.pause()
-    moved, answers = [0, 0], Counter[int]()
     try:
         for number in range(rounds):
-            node = 1 - number % 2
-            for kind, pages in enumerate((addresses, large)):
-                statuses = move(pages, node) if pages else Counter[int]()
-                moved[kind] += statuses[node]
-                answers += statuses
+            for block in blocks:
+                block.move(1 - number % 2)
     finally:
         os.kill(sharing, signal.SIGKILL)
         os.waitpid(sharing, 0)
-        Path("/proc/sys/vm/nr_hugepages").write_text("0")
-    refused = {errno.errorcode[-one]: count for one, count in answers.items() if one < 0}
-    print(
-        f"moved {moved[0]} transparent and {moved[1]} hugetlb pages in {rounds} rounds; {refused}",
-        flush=True,
-    )
-    del kept, more
+        for pool in HUGETLB.iterdir():
+            (pool / "nr_hugepages").write_text("0")
+    for block in blocks:
+        refused = dict(block.refused)
+        print(f"{block.name}: moved {block.moved} pages in {rounds} rounds; {refused}", flush=True)
 
 
 if __name__ == "__main__":

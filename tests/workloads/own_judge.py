@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 
 from tests.workloads.victim import PARAMETERS, struck
+from tracer.machine.system_calls import number
 from tracer.supervision.supervisor import CHECKER_NAME
 
-SYS_MOVE_PAGES, MOVE_ALL = 279, 4
+SYS_MOVE_PAGES, MOVE_ALL = number("move_pages"), 4
 MOST_PAGES = 512
 
 
