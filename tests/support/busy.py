@@ -5,6 +5,7 @@ The protocols and their verdicts are real, names are hostile, and there are ten 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,8 @@ NO_HOOKS = (
 )
 
 
-def protocols() -> list[ProtocolVerdict]:
+@functools.cache
+def protocols() -> tuple[ProtocolVerdict, ...]:
     judges = {name: invariant.judge for name, invariant in discover().items() if invariant.judge}
     found = []
     for number, (line, _) in enumerate([*LEGAL, *SEED]):
@@ -45,7 +47,7 @@ def protocols() -> list[ProtocolVerdict]:
                 {name: r for name, judge in judges.items() if (r := judge(protocol))},
             )
         )
-    return found
+    return tuple(found)
 
 
 def violations() -> list[Violation]:
@@ -200,7 +202,7 @@ def snapshot(seconds: float = 4000.0) -> Snapshot:
         histograms={
             name: times(load / (n + 4), 12 + n % 4) for n, name in enumerate(base.histograms)
         },
-        protocols=tuple(protocols()),
+        protocols=protocols(),
         violations={v.first.id: v for v in violations()},
         counters={"ENTRIES_RECORDED": int(load / 7), "LOCKS_LOST": int(seconds / 100)},
         user_seconds=seconds * 0.004,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tests.support.native import LAYOUTS
@@ -70,20 +71,22 @@ def snapshot(**changes: Any) -> Snapshot:
     return Snapshot(**(values | changes))
 
 
+@functools.cache
+def _whole_plan() -> tuple[PlannedHook, ...]:
+    return tuple(
+        PlannedHook(path.stem, hook, HookState.ATTACHED, (AttachMethod("kprobe", "x", ()),))
+        for path in sorted(probes_folder().glob("*.toml"))
+        for hook in plan.read_probe_object(path).hook
+    )
+
+
 def full() -> Snapshot:
     """Return a snapshot that has more than any kernel.
 
     Every hook of the plan is attached, every window and class of locks seen, and every invariant
     violated once.
     """
-    probe_objects = {
-        path.stem: plan.read_probe_object(path) for path in sorted(probes_folder().glob("*.toml"))
-    }
-    hooks = tuple(
-        PlannedHook(name, hook, HookState.ATTACHED, (AttachMethod("kprobe", "x", ()),))
-        for name, probe_object in probe_objects.items()
-        for hook in probe_object.hook
-    )
+    hooks = _whole_plan()
     enums, some, known = LAYOUTS.enums, Histogram((1,) * SLOTS, 64), discover()
     windows = {
         name.removeprefix("WINDOW_"): some
