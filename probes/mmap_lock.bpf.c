@@ -6,11 +6,12 @@ BPF_PERCPU_ARRAY(hold_turn, u32, 1);
 BPF_TABLE("lru_hash", struct order_key, struct order_row, lock_order, ORDER_ROWS);
 
 /*
- * Tasks that released an mmap_lock while their storage could not be reached, so that the lock still
- * looks held. Before 6.2 a look-up fails while a task that was preempted on this CPU is in one of
- * its own (bpf_task_storage_trylock(), kernel/bpf/bpf_task_storage.c): PREEMPT_RT, preempt=full.
+ * The jiffy in which a task last released an mmap_lock while its storage could not be reached, so
+ * that the lock still looks held. Before 6.2 a look-up fails while a task that was preempted on
+ * this CPU is in one of its own (bpf_task_storage_trylock(), kernel/bpf/bpf_task_storage.c):
+ * PREEMPT_RT, preempt=full.
  */
-BPF_TABLE("lru_hash", u32, u8, unseen_releases, ORDER_ROWS);
+BPF_TABLE("lru_hash", u32, u64, unseen_releases, ORDER_ROWS);
 
 /*
  * A task begins to wait for an rwsem. Whether it is an mmap_lock is known when it is acquired. The
@@ -159,16 +160,31 @@ static __always_inline u32 is_reclaiming(void)
 	return (READ(task_struct, bpf_get_current_task(), flags) & PF_MEMALLOC) != 0;
 }
 
-/* Forget the locks of a task that has released some of them unseen. */
-static __always_inline u32 forget_released(struct lock_state *state)
+/*
+ * Forget the locks that the task may have released unseen. Return whether one of them was held for
+ * write, and count the nesting as lost.
+ */
+static __always_inline u64 forget_released(struct lock_state *state)
 {
 	u32 tid = bpf_get_current_pid_tgid();
-	if (!unseen_releases.lookup(&tid))
+	u64 *last = unseen_releases.lookup(&tid);
+	u64 write = 0;
+	u32 forgotten = 0;
+	if (!last)
 		return 0;
-	unseen_releases.delete(&tid);
-	__builtin_memset(state->held, 0, sizeof(state->held));
-	state->n = 0;
-	return 1;
+#pragma unroll
+	for (u32 i = 0; i < 4; i++) {
+		struct held_lock *held = &state->held[i];
+		if (!held->mm || held->jiffy > *last)
+			continue;
+		write |= held->write;
+		held->mm = 0;
+		state->n--;
+		forgotten = 1;
+	}
+	if (forgotten)
+		count(LOCKS_LOST);
+	return write;
 }
 
 /*
@@ -185,8 +201,7 @@ static __always_inline void take_nested(void *ctx, struct lock_state *state, mm_
 	u64 outer_write = 0;
 	u64 outer_jiffy = 0;
 	u32 placed = 0;
-	if (forget_released(state))
-		count(LOCKS_LOST); /* the order, if it was one */
+	u64 released_write = forget_released(state);
 #pragma unroll
 	for (u32 i = 0; i < 4; i++) {
 		struct held_lock *held = &state->held[i];
@@ -204,11 +219,11 @@ static __always_inline void take_nested(void *ctx, struct lock_state *state, mm_
 		return;
 	}
 	state->n++;
+	u64 now = bpf_ktime_get_ns();
+	if (write && (outer_write || released_write))
+		record_fork(mm, now);
 	if (!outer.addr || (!waited && is_reclaiming()))
 		return;
-	u64 now = bpf_ktime_get_ns();
-	if (write && outer_write)
-		record_fork(mm, now);
 	record_order(ctx, outer, mm, held_since(outer_jiffy, now), now);
 }
 
@@ -284,8 +299,8 @@ HOOK(mmap_lock_released)
 	struct lock_state *state = lock_states.task_storage_get(CURRENT, 0, 0);
 	if (!state) { /* it holds none, or cannot be reached */
 		u32 tid = bpf_get_current_pid_tgid();
-		u8 unseen = 1;
-		unseen_releases.update(&tid, &unseen);
+		u64 jiffy = bpf_jiffies64();
+		unseen_releases.update(&tid, &jiffy);
 	}
 	if (!state || !state->n || state->epoch != p->mmap_epoch) {
 		count(LOCKS_UNRECORDED);

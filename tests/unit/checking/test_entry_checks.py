@@ -793,10 +793,19 @@ class TestMmapLock:
         counters = model.tables.counters.read()
         assert not model.native.events()
         assert (counters["NESTED_HOLDS"], counters["LOCKS_LOST"]) == (0, 2)
+        model.tick(10**8)
         for tid, order in ((5, (two, three)), (6, (three, two))):
             model.become(tid)
             nests(model, *order)
-        assert len(model.native.events()) == 1, "what is nested afterwards is an order"
+        assert len(model.native.events()) == 1, "what is taken afterwards is in an order"
+
+    def test_fork_is_seen_in_the_jiffy_of_a_release_that_was_not(self) -> None:
+        """As when the gate opens: a task that has no storage yet releases a lock, and forks."""
+        model = ModelKernel()
+        parent = model.new_mm()
+        model.unlock_mm(parent)
+        model.end_fork(parent, model.begin_fork(parent))
+        assert model.tables.counters.read()["FORKS_SEEN"] == 1
 
     def test_only_a_nesting_that_a_missed_release_touches_is_doubted(self) -> None:
         """One run of mmap_lock_released is missed: a lock of one task looks held from then on.
