@@ -72,6 +72,7 @@ def checker_of(supervisor: int) -> int:
 
 
 def status(of: Path) -> dict[str, str]:
+    """Return the fields of a process's or a thread's /proc/…/status."""
     return {
         key: value.strip()
         for key, _, value in (
@@ -81,10 +82,12 @@ def status(of: Path) -> dict[str, str]:
 
 
 def threads(pid: int) -> list[dict[str, str]]:
+    """Return the status of each thread of a process."""
     return [status(task) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def fetch(url: str) -> tuple[int, str]:
+    """Return the HTTP status and the body of an answer, also of a refusal."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return answer.status, answer.read().decode()

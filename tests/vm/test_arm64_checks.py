@@ -20,8 +20,10 @@ MISSING = {"6.1-arm64": {"V6": "none"}}
 """Kernel -> coverage that is not full, as on x86-64: 6.1 has no vma_modify()."""
 
 
-HUGE = {4: {"transparent": {2048, 64}, "hugetlb": {64, 2048, 32768}}}
-HUGE[16] = {"transparent": {32768, 64}, "hugetlb": {2048, 32768}}
+HUGE = {
+    4: {"transparent": {2048, 64}, "hugetlb": {64, 2048, 32768}},
+    16: {"transparent": {32768, 64}, "hugetlb": {2048, 32768}},
+}
 """KiB of a page -> kind -> KiB of its huge pages: by PMDs and PTEs, contiguous and not."""
 ROUNDS = 20
 

@@ -95,6 +95,7 @@ def test_each_fault_in_state_is_found_and_nothing_else_is_accused(
         append="rmapd_faults=guest",
         label="state-faults",
         timeout=1500,
+        readable=[tmp_path],
     )
     assert result.output.count("exit 3") == len(groups), result.output
     faults = {fault["name"]: fault for fault in reported_faults(result)}

@@ -1,8 +1,8 @@
 """L7 on real kernels: tasks that wait for themselves, for each other, and for too long.
 
-The module rmapd_waits makes tasks wait on purpose (6.1). A stock kernel does it by itself: mremap()
-of a shared mapping of hugetlbfs over 1 GiB, on every kernel from 6.18 on that was tried.
-RMAPD_VM_KERNELS names the kernels that are asked for.
+The module rmapd_waits makes tasks wait on purpose (6.1; RMAPD_VM_FAULTS names another kernel). A
+stock kernel does it by itself: mremap() of a shared mapping of hugetlbfs over 1 GiB, on every
+kernel from 6.18 on that was tried. RMAPD_VM_KERNELS names the kernels that are asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm.conftest import FAULTY
 from tests.vm.guest import Result, run
 from tests.vm.modules import built
 from tests.vm.test_faults import reported_faults, seconds
@@ -51,7 +52,7 @@ def worst(violations: list[dict[str, Any]]) -> str:
 
 @pytest.fixture(scope="module")
 def waits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built("6.1", "rmapd_waits", tmp_path_factory.mktemp("waits"))
+    return built(FAULTY, "rmapd_waits", tmp_path_factory.mktemp("waits"))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,13 @@ def made(waits: Path) -> tuple[Result, dict[str, Any]]:
         f" sh -c '{each}'; echo exit $?"
     )
     result = run(
-        "6.1", command, append="rmapd_faults=guest", label="waits", timeout=1200, one_thread=True
+        FAULTY,
+        command,
+        append="rmapd_faults=guest",
+        label="waits",
+        timeout=1200,
+        one_thread=True,
+        readable=[waits.parent],
     )
     assert "exit 3" in result.output, result.output
     return result, json.loads((result.folder / "r.json").read_text())
