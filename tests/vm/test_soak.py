@@ -19,14 +19,17 @@ MEAN, SHORT = 120, 15
 """Seconds between strikes on average, in the two soaks that are compared."""
 LATE = 15.0
 """Seconds after a strike by which it was seen: a tick, and the emulated reading of tables."""
+SEED = 14
+"""The first twelve times that are drawn have the mean that was asked for (0.97 of it); of seed 7
+they had 0.37 of it, and five first violations came after 9 s on average."""
 FAULT, INVARIANTS = "adjust_swapped", {"L1", "L2"}
 
 
 def soak(name: str, mean: int) -> str:
     return (
-        f"python -m tests.workloads.striker {FAULT} {mean} 7 > $OUT/{name}.strikes & striker=$!;"
-        f" rmapd soak --until-violation --repeat {RUNS} --load vma,rmap --out $OUT/{name}.json"
-        " --daemon never --quiet; echo exit $?; kill $striker"
+        f"python -m tests.workloads.striker {FAULT} {mean} {SEED} > $OUT/{name}.strikes &"
+        f" striker=$!; rmapd soak --until-violation --repeat {RUNS} --load vma,rmap --quiet"
+        f" --daemon never --out $OUT/{name}.json; echo exit $?; kill $striker"
     )
 
 
@@ -37,7 +40,8 @@ def seconds(moment: str) -> float:
 def soaked(folder: Path, name: str) -> dict[str, Any]:
     """Return a result, each run of which found the first strike after its gate opened."""
     found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    strikes = [json.loads(line)["struck"] for line in (folder / f"{name}.strikes").open()]
+    lines = (folder / f"{name}.strikes").read_text().splitlines()
+    strikes = [json.loads(line)["struck"] for line in lines]
     assert len(found["runs"]) == RUNS
     for one in found["runs"]:
         assert one["outcome"] == "violated", one
@@ -51,7 +55,7 @@ def soaked(folder: Path, name: str) -> dict[str, Any]:
             f" {seen - struck:.1f} s later, {one['seconds']:.1f} s after the load began"
         )
         assert -0.5 < seen - struck < LATE
-        assert one["seconds"] < seen - gate
+        assert one["seconds"] < seen - gate + 0.001, "the load begins after the gate"
     return found
 
 

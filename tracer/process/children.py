@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tracer.machine.system_calls import clone_arguments, number
 
@@ -24,6 +25,7 @@ _MPOL_LOCAL = 4
 _CLONE_FILES, _CLONE_CHILD_SETTID, _CLONE_CHILD_CLEARTID = 0x400, 0x01000000, 0x00200000
 _PR_GET_TID_ADDRESS, _PR_SET_PDEATHSIG, _PR_SET_NAME = 40, 1, 15
 _PF_EXITING = 0x4  # include/linux/sched.h
+_UTIME = 11  # in /proc/PID/stat, after the state; then stime
 _NO_STATUS = 125
 _POLL_SECONDS = 0.005
 
@@ -160,33 +162,45 @@ def _is_exiting(process: int) -> bool:
     return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
-def place_of(process: int, seconds: float = 2.0) -> str:
-    """Return where the main thread of a process is: its state, and its kernel stack if it sleeps.
+class MainThread(NamedTuple):
+    """The main thread of a process. state: a letter of proc(5).
 
-    A child reads /proc, as in is_exiting(). Empty where there is no answer within `seconds`.
+    cpu_seconds: that it has used. functions: its kernel stack, innermost first.
+    """
+
+    state: str
+    cpu_seconds: float
+    functions: tuple[str, ...] = ()
+
+
+def main_thread(process: int, seconds: float = 2.0) -> MainThread | None:
+    """Look at the main thread of a process.
+
+    A child reads /proc, as in is_exiting(). None where there is no answer within `seconds`.
     """
     answer, question = os.pipe()
     try:
-        run_limited(lambda: os.write(question, _place_of(process)) and 0, seconds, sharing=False)
+        run_limited(lambda: os.write(question, _main_thread(process)) and 0, seconds, sharing=False)
         os.close(question)
         question = -1
-        return os.read(answer, 1 << 12).decode(errors="replace")
+        state, cpu_seconds, *functions = os.read(answer, 1 << 12).decode(errors="replace").split()
+        return MainThread(state, float(cpu_seconds), tuple(functions))
+    except ValueError:  # no answer
+        return None
     finally:
         os.close(answer)
         if question >= 0:
             os.close(question)
 
 
-def _place_of(process: int) -> bytes:
-    """Return the letter of proc(5) for the state, and the stack, innermost functions first."""
-    thread = Path(f"/proc/{process}/task/{process}")
-    try:
-        state = (thread / "stat").read_text().rpartition(") ")[2][:1]
+def _main_thread(process: int) -> bytes:
+    thread, functions = Path(f"/proc/{process}/task/{process}"), list[str]()
+    fields = (thread / "stat").read_text().rpartition(") ")[2].split()
+    ticks = int(fields[_UTIME]) + int(fields[_UTIME + 1])
+    with contextlib.suppress(OSError):  # only root may read it
         lines = (thread / "stack").read_text().splitlines()
-    except OSError:
-        return b""
-    functions = [line.split()[-1].partition("+")[0] for line in lines if line.strip()]
-    return f"state {state}{', in ' + ' < '.join(functions[:6]) if functions else ''}".encode()
+        functions = [line.split()[-1].partition("+")[0] for line in lines if line.strip()]
+    return " ".join([fields[0], str(ticks / os.sysconf("SC_CLK_TCK")), *functions[:6]]).encode()
 
 
 def keep_process_after_main_thread() -> None:

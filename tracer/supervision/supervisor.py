@@ -2,12 +2,14 @@
 
 The checker is its child and shares its table of file descriptors (children.py): when the checker
 dies, or is killed and cannot die, the supervisor closes what the checker attached. The results are
-in memory that both have (checkpoint.py). No call here waits for the checker or reads its /proc.
+in memory that both have (checkpoint.py). No call here waits for the checker or reads its /proc:
+where that must be read, a child does it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import select
@@ -35,6 +37,10 @@ CHECKER_NAME = "rmapd-checker"
 """The checker's comm, as ps shows it."""
 _SUSPICIOUS_SECONDS = 3.0
 _STOPPED_SECONDS = 5.0
+_STARVED = 10
+"""Times `hang_seconds` without a sign of life that a checker gets which waits for a CPU."""
+TRACEBACK_SIGNAL, _TRACEBACK_SECONDS = signal.SIGUSR1, 2.0
+"""Asks the checker for its Python stacks, on standard error, before it is killed."""
 _DETACH_SECONDS = 30.0
 _DROP_SECONDS = 10
 
@@ -142,6 +148,7 @@ class CheckerProcess:
         self.handle = os.pidfd_open(process)
         self._hang_seconds, self._own, self._clock = hang_seconds, own | {self.handle}, clock
         self._next_check, self.finishing = 0.0, False
+        self._cpu_before: float | None = None  # when it became suspicious
         self._status: int | None = None
         self._last_call = self._awake_since = clock()
 
@@ -164,11 +171,9 @@ class CheckerProcess:
             self._awake_since = now
         self._last_call = now
         silent = min(self.memory.silent_seconds, now - self._awake_since)
-        if silent > self._hang_seconds:
-            place = children.place_of(self.process)
-            os.kill(self.process, signal.SIGKILL)
-            return Death(f"no sign of life for {silent:.0f} s" + (f" ({place})" if place else ""))
-        if silent > _SUSPICIOUS_SECONDS and now >= self._next_check:
+        if silent <= _SUSPICIOUS_SECONDS:
+            self._cpu_before = None
+        elif now >= self._next_check:
             self._next_check = now + _SUSPICIOUS_SECONDS
             if not self.finishing and children.is_exiting(self.process):
                 self._status = children.exit_status(self.process)
@@ -177,7 +182,30 @@ class CheckerProcess:
                     if self._status is not None
                     else Death("the kernel killed its main thread, and the process stays")
                 )
+            return self._hang(silent)
         return None
+
+    def _hang(self, silent: float) -> Death | None:
+        """Kill a checker that hangs, and return its death.
+
+        One that is runnable hangs if it has used so much CPU time. If it has not, it waits for a
+        CPU, and dying would help nobody; but not for ever.
+        """
+        thread = children.main_thread(self.process)
+        cpu = thread.cpu_seconds if thread else 0.0
+        if self._cpu_before is None:
+            self._cpu_before = cpu
+        used, limit = cpu - self._cpu_before, self._hang_seconds
+        if silent <= limit:
+            return None
+        if thread and thread.state == "R" and used < limit and silent < _STARVED * limit:
+            return None
+        os.kill(self.process, TRACEBACK_SIGNAL)
+        time.sleep(_TRACEBACK_SECONDS)
+        os.kill(self.process, signal.SIGKILL)
+        where = f", in {' < '.join(thread.functions)}" if thread and thread.functions else ""
+        place = f" (state {thread.state}, {used:.0f} s of CPU{where})" if thread else ""
+        return Death(f"no sign of life for {silent:.0f} s{place}")
 
     def keep_open(self, descriptors: Iterable[int]) -> None:
         """Add to the descriptors that detach() leaves open."""
@@ -320,5 +348,6 @@ def fork_checker(
     signal.set_wakeup_fd(-1)
     children.set_process_name(CHECKER_NAME)
     children.die_with_parent(signal.SIGKILL, parent)
+    faulthandler.register(TRACEBACK_SIGNAL)
     memory.beat()
     return theirs, None

@@ -48,7 +48,9 @@ print([kind for kind, _ in received])
 """
 
 
-def outcome(checker: str, by_supervisor: str = "pass", hang_seconds: float = 60) -> list[str]:
+def ended(
+    checker: str, by_supervisor: str = "pass", hang_seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
     """Run both in a process of its own: the one that forks must have a single thread."""
     script = DEATHS.format(checker=checker, supervisor=by_supervisor, hang_seconds=hang_seconds)
     return subprocess.run(
@@ -57,7 +59,11 @@ def outcome(checker: str, by_supervisor: str = "pass", hang_seconds: float = 60)
         text=True,
         check=True,
         timeout=SAFETY_SECONDS,
-    ).stdout.splitlines()
+    )
+
+
+def outcome(checker: str, by_supervisor: str = "pass", hang_seconds: float = 60) -> list[str]:
+    return ended(checker, by_supervisor, hang_seconds).stdout.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,8 @@ def outcome(checker: str, by_supervisor: str = "pass", hang_seconds: float = 60)
         ("os.kill(os.getpid(), signal.SIGBUS)", "killed by SIGBUS"),
         ("channel.send('done', 3); os._exit(3)", "exit status 3"),
         ("os._exit(70)", "exit status 70"),
-        ("time.sleep(1000)", r"no sign of life for \d+ s( \(state S, in \w+.*\))?"),
+        ("time.sleep(1000)", r"no sign of life for \d+ s \(state S, 0 s of CPU(, in \w+.*)?\)"),
+        ("while True: pass", r"no sign of life for \d+ s \(state R, [1-9]\d* s of CPU.*\)"),
     ],
 )
 def test_death_is_reported_with_its_reason_and_the_last_messages(checker: str, reason: str) -> None:
@@ -90,6 +97,26 @@ def test_time_in_which_both_were_stopped_is_not_a_hang() -> None:
     )
     death, _ = outcome(beats + "\n    os._exit(9)", stopped)
     assert "exit status 9" in death
+
+
+STARVED = """
+    if not received[2:]:
+        from tracer.process import children
+        children.main_thread = lambda process: children.MainThread("R", 7.0 + {more})
+"""
+
+
+@pytest.mark.parametrize(("more", "seconds"), [("0", 10), ("time.monotonic()", 1)])
+def test_checker_that_waits_for_a_cpu_gets_ten_times_as_long(more: str, seconds: int) -> None:
+    death, _ = outcome("pass", STARVED.format(more=more), hang_seconds=1.0)
+    found = re.search(r"no sign of life for (\d+) s \(state R, (\d+) s of CPU\)", death)
+    assert found, death
+    assert seconds <= int(found[1]) <= seconds + 9
+    assert (int(found[2]) == 0) == (more == "0")
+
+
+def test_hanging_checker_prints_its_python_stacks() -> None:
+    assert "most recent call first" in ended("time.sleep(1000)", hang_seconds=1.0).stderr
 
 
 def test_errors_are_passed_from_one_process_to_the_other() -> None:
