@@ -187,7 +187,7 @@ def test_checker_that_hangs_is_killed_and_reported(tmp_path: Path) -> None:
     assert read(report)["ended_early"]["reason"].startswith(
         "the checker died: no sign of life for "
     )
-    assert "(state T, in " in read(report)["ended_early"]["reason"], "a stopped process"
+    assert "(state T, 0 s of CPU, in " in read(report)["ended_early"]["reason"], "a stopped process"
     assert read(report)["command"]["exit_code"] == 143
     assert not remaining()
 

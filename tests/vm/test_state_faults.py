@@ -23,8 +23,8 @@ from tracer.report.explain import as_text
 from tracer.report.find_violation import ExplainedViolation
 
 KERNELS = (os.environ.get("RMAPD_VM_KERNELS") or "6.1").split()
-SECONDS = 6
-"""For which each fault stays."""
+SECONDS = {"6.1-arm64": 20}
+"""For which each fault stays; 6 where none is named. A pass of the audit takes 5 s there."""
 AGAIN = "count_off"
 """Has a run of its own: `vma_missing` has the same signature, and a report has one row of it."""
 NAMED: dict[str, dict[str, tuple[set[str], set[str]]]] = {
@@ -83,10 +83,11 @@ def test_each_fault_in_state_is_found_and_nothing_else_is_accused(
     kernel: str, tmp_path: Path
 ) -> None:
     module = built(kernel, "rmapd_state", tmp_path)
+    stay = SECONDS.get(kernel, 6)
     groups = ([name for name in FAULTS if name != AGAIN], [AGAIN])
     audits = "; ".join(
         f"rmapd exec --config $OUT/rmapd.toml --report $OUT/{n}.json --"
-        f" python -m tests.workloads.state_faults {SECONDS} {' '.join(group)}; echo exit $?"
+        f" python -m tests.workloads.state_faults {stay} {' '.join(group)}; echo exit $?"
         for n, group in enumerate(groups)
     )
     result = run(
