@@ -195,7 +195,10 @@ def main_thread(process: int, seconds: float = 2.0) -> MainThread | None:
 
 def _main_thread(process: int) -> bytes:
     thread, functions = Path(f"/proc/{process}/task/{process}"), list[str]()
-    fields = (thread / "stat").read_text().rpartition(") ")[2].split()
+    try:
+        fields = (thread / "stat").read_text().rpartition(") ")[2].split()
+    except OSError:  # it is gone
+        return b""
     ticks = int(fields[_UTIME]) + int(fields[_UTIME + 1])
     with contextlib.suppress(OSError):  # only root may read it
         lines = (thread / "stack").read_text().splitlines()

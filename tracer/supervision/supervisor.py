@@ -39,7 +39,7 @@ _SUSPICIOUS_SECONDS = 3.0
 _STOPPED_SECONDS = 5.0
 _STARVED = 10
 """Times `hang_seconds` without a sign of life that a checker gets which waits for a CPU."""
-TRACEBACK_SIGNAL, _TRACEBACK_SECONDS = signal.SIGUSR1, 2.0
+_TRACEBACK_SIGNAL, _TRACEBACK_SECONDS = signal.SIGUSR1, 2.0
 """Asks the checker for its Python stacks, on standard error, before it is killed."""
 _DETACH_SECONDS = 30.0
 _DROP_SECONDS = 10
@@ -200,7 +200,7 @@ class CheckerProcess:
             return None
         if thread and thread.state == "R" and used < limit and silent < _STARVED * limit:
             return None
-        os.kill(self.process, TRACEBACK_SIGNAL)
+        os.kill(self.process, _TRACEBACK_SIGNAL)
         time.sleep(_TRACEBACK_SECONDS)
         os.kill(self.process, signal.SIGKILL)
         where = f", in {' < '.join(thread.functions)}" if thread and thread.functions else ""
@@ -348,6 +348,6 @@ def fork_checker(
     signal.set_wakeup_fd(-1)
     children.set_process_name(CHECKER_NAME)
     children.die_with_parent(signal.SIGKILL, parent)
-    faulthandler.register(TRACEBACK_SIGNAL)
+    faulthandler.register(_TRACEBACK_SIGNAL)
     memory.beat()
     return theirs, None

@@ -73,6 +73,21 @@ def test_limited_child_returns_its_status_or_none(monkeypatch: pytest.MonkeyPatc
     assert clock.now - began == pytest.approx(60, abs=0.1), "it was not waited for"
 
 
+def test_main_thread_has_its_state_and_cpu_time_and_a_process_that_is_gone_none() -> None:
+    process = os.fork()
+    if not process:
+        endless()
+    try:
+        until(lambda: (found := children.main_thread(process)) and found.state == "S")
+        found = children.main_thread(process)
+        assert found
+        assert found.cpu_seconds < 5
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    assert children.main_thread(1 << 22) is None
+
+
 def test_process_whose_main_thread_exited_is_exiting() -> None:
     process = os.fork()
     if not process:
