@@ -2,8 +2,8 @@
 
 usage: numa.py [ROUNDS]     (root, two memory nodes; prints how many pages moved)
 
-Transparent huge pages and hugetlb pages have migration entries in the table of their level. Of a
-folio that is smaller than a PMD, and of contiguous entries (arm64), each page has one.
+A page that a PMD maps has one migration entry in each process, and so has a hugetlb page of
+contiguous entries (arm64). A transparent folio that is smaller than a PMD has one for each page.
 """
 
 from __future__ import annotations
