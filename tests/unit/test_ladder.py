@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from tests.vm.faults import found_during, seconds
 from tests.vm.guest import known
 from tests.vm.ladder import BEGIN, KEPT, PAGE, Attached, Rung, kept, main, page, table
 
@@ -44,6 +45,45 @@ def test_row_has_hooks_coverage_seconds_and_findings() -> None:
         "131",
         "60: 12,345; 6; V6 text ×2",
     ]
+
+
+@pytest.mark.parametrize(
+    ("struck", "why", "cell", "well"),
+    [
+        (
+            {"gap_large": ["V4"], "vma_missing": ["V3", "V4"]},
+            "",
+            "gap_large: V4; vma_missing: V3, V4",
+            1,
+        ),
+        ({"gap_large": ["V4"], "index_off": []}, "", "gap_large: V4; index_off: missed", 0),
+        ({}, "no headers are served", "no headers are served", 1),
+        ({}, "", "not made yet", 1),
+    ],
+)
+def test_row_has_the_faults_in_state_and_what_found_them(
+    struck: dict[str, list[str]], why: str, cell: str, well: bool
+) -> None:
+    rung = msgspec.structs.replace(RUNG, wrong={}, struck=struck, not_struck=why)
+    (row,) = (line for line in table({"6.1": rung}).splitlines() if line.startswith("| 6.1 |"))
+    assert f"| {cell} |" in row
+    assert rung.well() == well
+
+
+def test_kernel_whose_healthy_load_was_not_silent_is_not_well() -> None:
+    assert not RUNG.well()
+
+
+def test_fault_is_found_by_what_was_first_seen_while_it_was_there() -> None:
+    seen = {
+        "V3": "2026-11-30T12:00:00.5+00:00",
+        "V4": "2026-11-30T12:00:02+00:00",
+        "R2": "2026-11-30T12:00:05+00:00",
+    }
+    report = {"violations": [{"invariant": v, "first_seen": at} for v, at in seen.items()]}
+    begin = seconds({"first_seen": "2026-11-30T12:00:01+00:00"})
+    fault = {"made": begin, "undone": begin + 4}
+    assert [one["invariant"] for one in found_during(fault, report)] == ["V4"]
 
 
 def test_kernel_that_was_not_climbed_has_a_row() -> None:

@@ -44,6 +44,10 @@ class GuestError(Exception):
     """The guest failed; the message has the end of its console."""
 
 
+class NotServedError(GuestError):
+    """The suite has no such package."""
+
+
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel of kernels.toml, bugs.toml, variants.toml, rungs.toml or arm64.toml.
 
@@ -149,14 +153,17 @@ def apt(suite: str, state: Path, arch: str = "amd64") -> list[str]:
 def packages(package: str, flags: list[str], parts: re.Pattern[str] = _PART) -> list[str]:
     """Return the package and its dependencies of the same kernel. parts: finds one in a line.
 
-    From 6.19 on the kernel and its modules are separate packages.
+    From 6.19 on the kernel and its modules are separate packages. Raises NotServedError where the
+    suite has one of them no longer.
     """
     wanted = [package]
     for one in wanted:
         listed = subprocess.run(
-            ["apt-cache", *flags, "depends", one], check=True, capture_output=True, text=True
-        ).stdout
-        wanted += [found for found in parts.findall(listed) if found not in wanted]
+            ["apt-cache", *flags, "depends", one], check=False, capture_output=True, text=True
+        )
+        if listed.returncode:
+            raise NotServedError(f"no package {one} is served: {listed.stderr.strip()}")
+        wanted += [found for found in parts.findall(listed.stdout) if found not in wanted]
     return wanted
 
 
@@ -316,12 +323,10 @@ def run(
 def _in_memory(
     name: str, folder: Path, cache: Path, machine: Machine, readable: Sequence[Path]
 ) -> list[str]:
-    if readable:
-        raise GuestError(f"a guest in memory has the checkout, and not {readable[0]}")
     base = CACHE / f"memory-root-{bootstrap.SUITE}.cpio"
     with fetching():
         memory_root.make(base)
-    return memory_root.command(image(name), folder, cache, base, ROOT, machine)
+    return memory_root.command(image(name), folder, cache, base, ROOT, machine, readable=readable)
 
 
 def _virtme(

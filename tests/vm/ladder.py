@@ -1,4 +1,5 @@
-"""Climb the ladder: on each kernel that can be had, attach, look what is covered, and stay silent.
+"""Climb the ladder: on each kernel that can be had, attach, look what is covered, stay silent under
+a healthy load, and find faults in state.
 
 usage: python -m tests.vm.ladder [KERNEL...] [--seconds N] [--guests N] [--again] [--table]   (root)
 
@@ -8,7 +9,8 @@ with as long a load, is passed over: a run that was stopped goes on where it was
 --seconds: of the healthy load (default 600). --guests: how many run at a time (default 1). --table:
 only write docs/measurements/LADDER.md.
 
-Exits with 1 if a kernel could not be booted, or if the healthy load was not silent.
+Faults are made where the headers of the kernel are served. Exits with 1 if a kernel could not be
+booted, if the healthy load was not silent, or if a fault was not found.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import datetime
 import json
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +29,9 @@ import msgspec
 
 from tests.support.made_parts import replaced
 from tests.vm import guest, soak, stock_bugs
-from tests.vm.guest import ROOT, GuestError, commit, run
+from tests.vm.faults import found_during, reported
+from tests.vm.guest import ROOT, GuestError, NotServedError, commit, run
+from tests.vm.modules import built
 
 KEPT, PAGE = ROOT / "docs/measurements/ladder.json", ROOT / "docs/measurements/LADDER.md"
 BEGIN, END = "<!-- made by python -m tests.vm.ladder --table -->", "<!-- end of the table -->"
@@ -37,6 +42,10 @@ _SWAP = (
 )
 """Memory that is compressed: the guest has no disk."""
 LOADS = "message,vma,rmap,thp"
+FAULTS = ("gap_large", "vma_missing", "chain_outside", "index_off")
+"""In the maple tree's gaps and slots, in an anon_vma's tree and in a page (rmapd_state)."""
+_FAULT_SECONDS = 20
+"""For which each fault stays: a pass of the audit takes some seconds."""
 
 
 class Attached(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +63,8 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verdict: doctor's first sentence. hooks: state -> how many. coverage: invariant -> (coverage,
     reason). compiled, cached: the first start, and the next one. doctor: seconds. holds, wrong:
     checks of the healthy load that hold, and its findings by signature. unverifiable: how many.
+    struck: fault in state -> the invariants that were violated while it was there. not_struck: why
+    none was made.
     """
 
     release: str
@@ -72,6 +83,12 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wrong: dict[str, int]
     done: dict[str, int] = {}
     left_out: dict[str, str] = {}
+    struck: dict[str, list[str]] = {}
+    not_struck: str = ""
+
+    def well(self) -> bool:
+        """Return whether the healthy load was silent, and each fault that was made was found."""
+        return not self.wrong and all(self.struck.values())
 
 
 def kept() -> dict[str, Rung]:
@@ -149,6 +166,37 @@ def _read(folder: Path, seconds: int) -> Rung:
     )
 
 
+def strike(kernel: str, rung: Rung) -> Rung:
+    """Corrupt a sleeping process on a kernel, and return the rung with what was found.
+
+    Raises GuestError where the kernel dies, or where a fault is not made.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            module = built(kernel, "rmapd_state", Path(folder))
+        except NotServedError:
+            return msgspec.structs.replace(rung, struck={}, not_struck="no headers are served")
+        result = run(
+            kernel,
+            f"echo audit_budget = 0.05 > $OUT/rmapd.toml; insmod {module} && rmapd exec"
+            " --config $OUT/rmapd.toml --report $OUT/r.json --"
+            f" python -m tests.workloads.state_faults {_FAULT_SECONDS} {' '.join(FAULTS)}",
+            append="rmapd_faults=guest",
+            label="ladder-faults",
+            timeout=_START_SECONDS,
+            readable=[Path(folder)],
+        )
+    made = reported(result)
+    if [fault["name"] for fault in made] != [*FAULTS]:
+        raise GuestError(result.output)
+    report = json.loads((result.folder / "r.json").read_text())
+    struck = {
+        fault["name"]: sorted({one["invariant"] for one in found_during(fault, report)})
+        for fault in made
+    }
+    return msgspec.structs.replace(rung, struck=struck, not_struck="")
+
+
 def found_on(kernel: str) -> list[str]:
     """Return the numbers of the stock bugs that were found on a kernel, with the invariants."""
     return [
@@ -173,6 +221,7 @@ def _rows(rungs: Mapping[str, Rung]) -> Iterator[str]:
         "doctor, s",
         "peak of attaching, MB",
         "healthy load, s: checks that hold; unverifiable; findings",
+        "faults in state: found by",
         "bugs found",
     )
     yield f"| {' | '.join(head)} |"
@@ -195,9 +244,15 @@ def _rows(rungs: Mapping[str, Rung]) -> Iterator[str]:
             f"{rung.doctor:.0f}",
             f"{rung.compiled.peak_mb:.0f}",
             f"{rung.seconds}: {rung.holds:,}; {rung.unverifiable:,}; {wrong}",
+            _struck(rung),
             ", ".join(found_on(name)) or "none was tried",
         )
         yield f"| {' | '.join(cells)} |"
+
+
+def _struck(rung: Rung) -> str:
+    found = [f"{name}: {', '.join(by) or 'missed'}" for name, by in rung.struck.items()]
+    return "; ".join(found) or rung.not_struck or "not made yet"
 
 
 def _differences(rungs: Mapping[str, Rung]) -> Iterator[str]:
@@ -245,13 +300,14 @@ def main(arguments: Sequence[str]) -> int:
     failed = False
     if not options.table:
         rungs = kept()
-        left = [
-            name
-            for name in options.kernels or guest.known()
-            if options.again or name not in rungs or rungs[name].seconds < options.seconds
-        ]
         with ThreadPoolExecutor(options.guests) as guests:
-            failed = any([*guests.map(lambda name: not _climbed(name, options.seconds), left)])
+            climbed = guests.map(
+                lambda name: _climbed(
+                    name, options.seconds, None if options.again else rungs.get(name)
+                ),
+                options.kernels or guest.known(),
+            )
+            failed = not all([*climbed])
     PAGE.write_text(page(PAGE.read_text(), kept()))
     return failed
 
@@ -259,19 +315,29 @@ def main(arguments: Sequence[str]) -> int:
 _KEEPING = threading.Lock()
 
 
-def _climbed(name: str, seconds: int) -> bool:
-    """Climb a kernel, keep what is found, and return whether it was silent."""
+def _climbed(name: str, seconds: int, rung: Rung | None) -> bool:
+    """Find out what is not kept of a kernel, keep it, and return whether all is well.
+
+    rung: what is kept.
+    """
     try:
-        found = climb(name, seconds)
+        if rung is None or rung.seconds < seconds:
+            rung = _keep(name, climb(name, seconds))
+        if not (rung.struck or rung.not_struck):
+            rung = _keep(name, strike(name, rung))
     except GuestError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return False
+    return rung.well()
+
+
+def _keep(name: str, rung: Rung) -> Rung:
     with _KEEPING:
-        rungs = kept() | {name: found}
+        rungs = kept() | {name: rung}
         rungs = {one: rungs[one] for one in guest.known() if one in rungs}
         KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(rungs), indent=1) + b"\n")
-    print(f"{name}: {found.verdict}; {found.wrong or 'silent'}", flush=True)
-    return not found.wrong
+    print(f"{name}: {rung.verdict}; {rung.wrong or 'silent'}; {_struck(rung)}", flush=True)
+    return rung
 
 
 def page(text: str, rungs: Mapping[str, Rung]) -> str:

@@ -36,17 +36,20 @@ def command(
     base: Path,
     checkout: Path,
     machine: Machine,
+    readable: Sequence[Path] = (),
 ) -> list[str]:
     """Return the command that boots a kernel and runs `folder`/command.sh in the checkout.
 
     cache: where the guest keeps compiled probes; it is lost with the guest. base: what make()
-    made. When the guest has ended, receive() unpacks what comes back.
+    made. readable: more folders that the guest has. When it has ended, receive() unpacks what comes
+    back.
     """
     init = folder / "init"
     init.write_text(_INIT.format(mounts=bootstrap.MOUNTS, out=folder, cache=cache))
     init.chmod(0o755)
     own, whole = folder / "own.cpio", folder / "initramfs"
-    _pack_own(checkout, [init, folder / "command.sh"], own)
+    more = [file for place in readable for file in sorted(place.rglob("*"))]
+    _pack_own(checkout, [init, folder / "command.sh", *more], own)
     with whole.open("wb") as file:
         for part in (base, own):
             with part.open("rb") as content:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.faults import reported
 from tests.vm.guest import run
 from tests.vm.modules import built
-from tests.vm.test_faults import WINDOWS, reported_faults
+from tests.vm.test_faults import WINDOWS
 
 LEFT = ("left_behind", "passed_over", "one_skipped")
 PARAMETERS = "rmapd_faults=guest nokaslr"
@@ -42,7 +43,7 @@ def test_each_fault_strikes_as_often_as_it_is_armed(kernel: str, tmp_path: Path)
         timeout=900,
         readable=[tmp_path],
     )
-    struck = {fault["name"]: fault["struck"] for fault in reported_faults(result)}
+    struck = {fault["name"]: fault["struck"] for fault in reported(result)}
     expected = {fault: times for fault, (times, *_) in WINDOWS.items()} | dict.fromkeys(LEFT, 5)
     assert struck == expected, result.output
     assert "kernel BUG at include/linux/swapops.h" in (result.folder / "dmesg").read_text()

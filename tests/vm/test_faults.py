@@ -7,7 +7,6 @@ against Debian's headers of the guest's kernel and loaded in the guest only. RMA
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.vm.conftest import FAULTY
+from tests.vm.faults import reported, seconds
 from tests.vm.guest import Result, run
 from tracer.invariants.catalogue import discover
 from tracer.report.explain import as_text
@@ -53,19 +53,6 @@ def in_guest(module: Path, command: str, label: str, *, expect_bug: bool = False
         timeout=1800 if "arm64" in FAULTY else 900,
         readable=[module.parent],
     )
-
-
-def reported_faults(result: Result) -> list[dict[str, Any]]:
-    """Return the lines of the workload about each fault."""
-    return [
-        json.loads(line.removeprefix("fault "))
-        for line in result.output.splitlines()
-        if line.startswith("fault ")
-    ]
-
-
-def seconds(violation: dict[str, Any]) -> float:
-    return datetime.datetime.fromisoformat(violation["first_seen"]).timestamp()
 
 
 def culprit(violation: dict[str, Any]) -> str:
@@ -112,7 +99,7 @@ def test_window_fault_is_found_and_attributed_to_its_function(module: Path) -> N
     )
     result = in_guest(module, command, "matrix")
     assert "exit 3" in result.output, result.output
-    report, faults = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
+    report, faults = json.loads((result.folder / "r.json").read_text()), reported(result)
     assert {fault["name"]: fault["struck"] for fault in faults} == {
         name: times for name, (times, _, _) in WINDOWS.items()
     }
@@ -163,7 +150,7 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
     )
     result = in_guest(module, command, fault, expect_bug=True)
     assert "exit 3" in result.output, result.output
-    report, (struck,) = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
+    report, (struck,) = json.loads((result.folder / "r.json").read_text()), reported(result)
     assert struck["struck"] == 5
     assert report["invariants"]["M1"]["checks"]["violated"] == 5
     assert report["invariants"]["M1"]["checks"]["suspect"] == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.faults import reported, seconds
 from tests.vm.guest import run
-from tests.vm.test_faults import reported_faults, seconds
 from tracer.invariants.catalogue import discover
 from tracer.report.explain import as_text
 from tracer.report.find_violation import ExplainedViolation
@@ -43,7 +43,7 @@ def test_lock_that_is_kept_is_found_without_hooks_on_functions(module: Path, the
         one_thread=True,
     )
     assert "exit 3" in result.output, result.output
-    report, (fault,) = json.loads((result.folder / "r.json").read_text()), reported_faults(result)
+    report, (fault,) = json.loads((result.folder / "r.json").read_text()), reported(result)
     assert fault["struck"] == 1
     assert report["invariants"]["L3"]["coverage"] == "partial"
     (violation,) = report["violations"]

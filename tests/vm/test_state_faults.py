@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.vm.faults import found_during, reported, seconds
 from tests.vm.guest import run
 from tests.vm.modules import built
-from tests.vm.test_faults import reported_faults, seconds
 from tests.workloads.state_faults import FAULTS
 from tracer.invariants.catalogue import discover
 from tracer.report.explain import as_text
@@ -52,7 +52,7 @@ def named(violation: dict[str, Any]) -> set[str]:
 
 def check(kernel: str, fault: dict[str, Any], report: dict[str, Any]) -> None:
     """Check what was found while a fault was there, and print its rows of the matrix."""
-    own = [v for v in report["violations"] if fault["made"] <= seconds(v) < fault["undone"]]
+    own = found_during(fault, report)
     expected = NAMED[fault["name"]]
     assert {v["invariant"] for v in own} == {*expected}, (fault, own)
     assert len(own) == len(expected), "one signature each"
@@ -99,17 +99,14 @@ def test_each_fault_in_state_is_found_and_nothing_else_is_accused(
         readable=[tmp_path],
     )
     assert result.output.count("exit 3") == len(groups), result.output
-    faults = {fault["name"]: fault for fault in reported_faults(result)}
+    faults = {fault["name"]: fault for fault in reported(result)}
     assert {*faults} == {*FAULTS}
     for n, group in enumerate(groups):
         report = json.loads((result.folder / f"{n}.json").read_text())
         for name in group:
             check(kernel, faults[name], report)
-        during = [
-            any(faults[name]["made"] <= seconds(v) < faults[name]["undone"] for name in group)
-            for v in report["violations"]
-        ]
-        assert all(during), "violations that no fault explains"
+        explained = sum(len(found_during(faults[name], report)) for name in group)
+        assert explained == len(report["violations"]), "violations that no fault explains"
         checks = [report["invariants"][name]["checks"] for name in ("V3", "V4", "R2", "R4")]
         assert sum(each["holds"] for each in checks) > 10_000
         assert not any(each["suspect"] or each["unverifiable"] for each in checks)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.vm.faults import reported
 from tests.vm.guest import run
-from tests.vm.test_faults import reported_faults
 
 
 def test_report_names_the_entry_if_the_kernel_kills_the_checker(
@@ -33,7 +33,7 @@ def test_report_names_the_entry_if_the_kernel_kills_the_checker(
     print(result.output)
     dmesg = (result.folder / "dmesg").read_text()
     assert "kernel BUG at include/linux/swapops.h" in dmesg
-    (fault,) = reported_faults(result)
+    (fault,) = reported(result)
     assert fault["struck"] > 0
     assert "exit 71" in result.output, result.output
     report = json.loads((result.folder / "r.json").read_text())

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.vm.conftest import FAULTY
+from tests.vm.faults import reported, seconds
 from tests.vm.guest import Result, run
 from tests.vm.modules import built
-from tests.vm.test_faults import reported_faults, seconds
 from tracer.invariants.catalogue import discover
 from tracer.report.explain import as_text
 from tracer.report.find_violation import ExplainedViolation
@@ -85,7 +85,7 @@ def test_tasks_that_wait_on_purpose_are_found(
     verdict, text = EXPECTED[name]
     assert report["invariants"]["L7"]["coverage"] == "full"
     assert {v["invariant"] for v in report["violations"]} == {"L7"}
-    (fault,) = (one for one in reported_faults(result) if one["name"] == name)
+    (fault,) = (one for one in reported(result) if one["name"] == name)
     own = [v for v in of_waits(report) if 0 <= seconds(v) - fault["first"] < SECONDS + 5]
     assert worst(own) == verdict, own
     named = [v for v in own if re.match(text, f"{v['function']}: {v['summary']}")]
