@@ -7,6 +7,7 @@
 /* kernel/locking/rwsem.c */
 #define RWSEM_WRITER_LOCKED (1UL << 0)
 #define RWSEM_READER_SHIFT  8
+#define RWSEM_READER_OWNED  (1UL << 0)
 #define RWSEM_NONSPINNABLE  (1UL << 1)
 /* include/linux/rwbase_rt.h: PREEMPT_RT's rwsem, whose `readers` is read as `count` */
 #define WRITER_BIAS (1UL << 30)
@@ -55,7 +56,7 @@ static __always_inline struct rwsem_state state_of(rwsem_t rwsem)
 	struct rwsem_state s = {};
 #if defined(RDONLY_CAST) || defined(HAVE_rw_semaphore_rwbase)
 	s.count = READ_RWSEM(rwsem, count);
-	if (is_written(s.count))
+	if (s.count)
 		s.owner = READ_RWSEM(rwsem, owner);
 #else
 	_Static_assert(OFFSET(rw_semaphore, owner) == OFFSET(rw_semaphore, count) + 8, "");
@@ -73,18 +74,20 @@ static __always_inline u64 has_for_write(struct rwsem_state s, u64 task)
 	return is_written(s.count) && (s.owner & OWNER_TASK) == task;
 }
 
+static __always_inline u32 owner_in(struct rwsem_state s)
+{
+	if (is_written(s.count))
+		return has_for_write(s, bpf_get_current_task()) ? OWNER_SELF : OWNER_OTHER;
+	return readers_of(s.count) ? OWNER_READ : OWNER_FREE;
+}
+
 /*
  * The owner state of an rwsem. It cannot be wrong for a lock that this task holds, because no
  * other task changes such a lock.
  */
 static __always_inline u32 owner_of(rwsem_t rwsem)
 {
-	if (!rwsem.addr)
-		return OWNER_FREE;
-	struct rwsem_state s = state_of(rwsem);
-	if (is_written(s.count))
-		return has_for_write(s, bpf_get_current_task()) ? OWNER_SELF : OWNER_OTHER;
-	return readers_of(s.count) ? OWNER_READ : OWNER_FREE;
+	return rwsem.addr ? owner_in(state_of(rwsem)) : OWNER_FREE;
 }
 
 static __always_inline rwsem_t mmap_lock_of(mm_t mm)
@@ -126,6 +129,25 @@ static __always_inline rwsem_t anon_lock_of(vma_t vma)
 static __always_inline u32 held_by_us(rwsem_t rwsem)
 {
 	u32 owner = owner_of(rwsem);
+	return owner == OWNER_OTHER ? OWNER_FREE : owner;
+}
+
+/*
+ * The same for the lock of a tree: rmap walks of other tasks hold it for read at any time. `owner`
+ * has the task that took it for read last (rwsem_set_reader_owned()); if that is another one the
+ * lock is OWNER_FREE. PREEMPT_RT keeps no reader.
+ */
+static __always_inline u32 tree_held_by_us(rwsem_t rwsem)
+{
+	if (!rwsem.addr)
+		return OWNER_FREE;
+	struct rwsem_state s = state_of(rwsem);
+	u32 owner = owner_in(s);
+#ifndef HAVE_rw_semaphore_rwbase
+	if (owner == OWNER_READ &&
+	    (s.owner & ~(RWSEM_READER_OWNED | RWSEM_NONSPINNABLE)) != bpf_get_current_task())
+		owner = OWNER_FREE;
+#endif
 	return owner == OWNER_OTHER ? OWNER_FREE : owner;
 }
 

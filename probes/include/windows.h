@@ -26,15 +26,15 @@ BPF_PERCPU_ARRAY(window_times, struct histogram, WINDOWS);
 static __always_inline void set_entry_locks(struct open_window *w)
 {
 	set_field(&w->key.context, held_by_us(w->mmap), CONTEXT_ENTRY_MMAP_SHIFT);
-	set_field(&w->key.context, held_by_us(w->i_mmap), CONTEXT_ENTRY_I_MMAP_SHIFT);
-	set_field(&w->key.context, held_by_us(w->anon), CONTEXT_ENTRY_ANON_SHIFT);
+	set_field(&w->key.context, tree_held_by_us(w->i_mmap), CONTEXT_ENTRY_I_MMAP_SHIFT);
+	set_field(&w->key.context, tree_held_by_us(w->anon), CONTEXT_ENTRY_ANON_SHIFT);
 }
 
 static __always_inline void set_exit_locks(struct open_window *w)
 {
 	set_field(&w->key.context, held_by_us(w->mmap), CONTEXT_EXIT_MMAP_SHIFT);
-	set_field(&w->key.context, held_by_us(w->i_mmap), CONTEXT_EXIT_I_MMAP_SHIFT);
-	set_field(&w->key.context, held_by_us(w->anon), CONTEXT_EXIT_ANON_SHIFT);
+	set_field(&w->key.context, tree_held_by_us(w->i_mmap), CONTEXT_EXIT_I_MMAP_SHIFT);
+	set_field(&w->key.context, tree_held_by_us(w->anon), CONTEXT_EXIT_ANON_SHIFT);
 }
 
 /*

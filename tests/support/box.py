@@ -149,12 +149,12 @@ class Box:
         return self.mm_lock(self.mm)
 
     def held(self, lock: int, *, write: bool = True, by: int = 0) -> None:
-        """Set an rwsem as held for write, by this task or another one, or as held by a reader."""
+        """Set an rwsem as held for write, or as read-held, by this task or another one."""
         if self.realtime:
             self._set_rt_lock(lock, 1 << 30 if write else (1 << 31) + 1, by or self.task, write)
             return
         self.put(lock, 1 if write else 1 << 8)
-        self.put(lock + 8, (by or self.task) if write else READERS)
+        self.put(lock + 8, (by or self.task) | (0 if write else READERS))
 
     def free(self, lock: int) -> None:
         if self.realtime:

@@ -265,11 +265,14 @@ DOCUMENTED_ORDER = Invariant(
     ),
     confirmed=(
         "By the order of the operations themselves. A lock that was read-held at entry, and still"
-        " is at return, may be held by this task or by another: suspect."
+        " is at return, may be held by this task or by another: suspect. rwsem.owner has the last"
+        " reader, so an i_mmap_rwsem or anon_vma rwsem that another task took for read last is"
+        " not counted, except on PREEMPT_RT, which keeps no reader."
     ),
     blind_spots=(
         "Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma"
-        " rwsem; the folio lock, except in rmap walks."
+        " rwsem; of these two, one that this task read-holds and another took for read since; the"
+        " folio lock, except in rmap walks."
     ),
     needs=_RWSEM,
     lacking=RWSEM_LACKING,

@@ -101,7 +101,10 @@ _WALKERS: Mapping[Walker, str] = {
 _OWNERS: Mapping[Owner, str] = {
     Owner.SELF: "held for write by this task",
     Owner.OTHER: "held for write by another task",
-    Owner.READ: "held for read by some task: the kernel does not record which",
+    Owner.READ: (
+        "held for read by some task, perhaps not this one. At entry and return, i_mmap and anon are"
+        " shown if this task was the last reader; PREEMPT_RT does not keep that"
+    ),
     Owner.FREE: "free",
 }
 _LOCKING: Mapping[Kind, str] = {
