@@ -25,7 +25,7 @@ _MPOL_LOCAL = 4
 _CLONE_FILES, _CLONE_CHILD_SETTID, _CLONE_CHILD_CLEARTID = 0x400, 0x01000000, 0x00200000
 _PR_GET_TID_ADDRESS, _PR_SET_PDEATHSIG, _PR_SET_NAME = 40, 1, 15
 _PF_EXITING = 0x4  # include/linux/sched.h
-_UTIME = 11  # in /proc/PID/stat, after the state; then stime
+_FLAGS, _UTIME = 6, 11  # in /proc/PID/stat, after the state; after utime is stime
 _NO_STATUS = 125
 _POLL_SECONDS = 0.005
 
@@ -143,32 +143,15 @@ def run_limited(
     return None
 
 
-def is_exiting(process: int, seconds: float = 2.0) -> bool:
-    """Return whether the main thread of a process is dead or dying; others may keep the process.
-
-    A child reads /proc: reading it may block for ever where the process's memory is locked. No
-    answer within `seconds` counts as False.
-    """
-    return run_limited(lambda: int(_is_exiting(process)), seconds, sharing=False) == 1
-
-
-def _is_exiting(process: int) -> bool:
-    try:
-        fields = (
-            Path(f"/proc/{process}/task/{process}/stat").read_text().rpartition(") ")[2].split()
-        )
-    except OSError:
-        return False
-    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
-
-
 class MainThread(NamedTuple):
     """The main thread of a process. state: a letter of proc(5).
 
-    cpu_seconds: that it has used. functions: its kernel stack, innermost first.
+    exiting: it is dead or dying; other threads may keep the process. cpu_seconds: that it has used.
+    functions: its kernel stack, innermost first.
     """
 
     state: str
+    exiting: bool
     cpu_seconds: float
     functions: tuple[str, ...] = ()
 
@@ -176,15 +159,18 @@ class MainThread(NamedTuple):
 def main_thread(process: int, seconds: float = 2.0) -> MainThread | None:
     """Look at the main thread of a process.
 
-    A child reads /proc, as in is_exiting(). None where there is no answer within `seconds`.
+    A child reads /proc: reading it may block for ever where the process's memory is locked. None
+    where there is no answer within `seconds`.
     """
     answer, question = os.pipe()
     try:
         run_limited(lambda: os.write(question, _main_thread(process)) and 0, seconds, sharing=False)
         os.close(question)
         question = -1
-        state, cpu_seconds, *functions = os.read(answer, 1 << 12).decode(errors="replace").split()
-        return MainThread(state, float(cpu_seconds), tuple(functions))
+        words = os.read(answer, 1 << 12).decode(errors="replace").split()
+        state, flags, cpu_seconds, *functions = words
+        exiting = state in "ZX" or bool(int(flags) & _PF_EXITING)
+        return MainThread(state, exiting, float(cpu_seconds), tuple(functions))
     except ValueError:  # no answer
         return None
     finally:
@@ -203,7 +189,8 @@ def _main_thread(process: int) -> bytes:
     with contextlib.suppress(OSError):  # only root may read it
         lines = (thread / "stack").read_text().splitlines()
         functions = [line.split()[-1].partition("+")[0] for line in lines if line.strip()]
-    return " ".join([fields[0], str(ticks / os.sysconf("SC_CLK_TCK")), *functions[:6]]).encode()
+    cpu_seconds = ticks / os.sysconf("SC_CLK_TCK")
+    return " ".join([fields[0], fields[_FLAGS], str(cpu_seconds), *functions[:6]]).encode()
 
 
 def keep_process_after_main_thread() -> None:

@@ -175,23 +175,23 @@ class CheckerProcess:
             self._cpu_before = None
         elif now >= self._next_check:
             self._next_check = now + _SUSPICIOUS_SECONDS
-            if not self.finishing and children.is_exiting(self.process):
+            thread = children.main_thread(self.process)
+            if not self.finishing and thread and thread.exiting:
                 self._status = children.exit_status(self.process)
                 return (
                     self.death()
                     if self._status is not None
                     else Death("the kernel killed its main thread, and the process stays")
                 )
-            return self._hang(silent)
+            return self._hang(silent, thread)
         return None
 
-    def _hang(self, silent: float) -> Death | None:
+    def _hang(self, silent: float, thread: children.MainThread | None) -> Death | None:
         """Kill a checker that hangs, and return its death.
 
         One that is runnable hangs if it has used so much CPU time. If it has not, it waits for a
         CPU, and dying would help nobody; but not for ever.
         """
-        thread = children.main_thread(self.process)
         cpu = thread.cpu_seconds if thread else 0.0
         if self._cpu_before is None:
             self._cpu_before = cpu

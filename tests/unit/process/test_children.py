@@ -82,6 +82,7 @@ def test_main_thread_has_its_state_and_cpu_time_and_a_process_that_is_gone_none(
         found = children.main_thread(process)
         assert found
         assert found.cpu_seconds < 5
+        assert not found.exiting
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
@@ -94,10 +95,8 @@ def test_process_whose_main_thread_exited_is_exiting() -> None:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
         ctypes.CDLL(None).syscall(60, 0)  # exit(2), of this thread only
     try:
-        until(lambda: children.is_exiting(process))
+        until(lambda: (found := children.main_thread(process)) and found.exiting)
         assert children.exit_status(process) is None, "another thread keeps it from being reaped"
-        assert not children.is_exiting(os.getpid())
-        assert not children.is_exiting(1 << 22)
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)

@@ -102,7 +102,7 @@ def test_time_in_which_both_were_stopped_is_not_a_hang() -> None:
 STARVED = """
     if not received[2:]:
         from tracer.process import children
-        children.main_thread = lambda process: children.MainThread("R", 7.0 + {more})
+        children.main_thread = lambda process: children.MainThread("R", False, 7.0 + {more})
 """
 
 
