@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.daemons import RMAPD, fetch, sample
+from tests.support.daemons import RMAPD, is_ready, sample
 
 ROOT = Path(__file__).parent.parent.parent
 os.environ.setdefault("RMAPD_STORE", "")  # do not write to this machine's store
@@ -113,9 +113,8 @@ def daemon(
                     pytest.fail(
                         f"rmapd ended with {process.returncode}: {process.communicate()[1]}"
                     )
-                with contextlib.suppress(OSError):
-                    if fetch(f"{url}/-/ready")[0] == 200:
-                        break
+                if is_ready(url):
+                    break
                 time.sleep(0.05)
             else:
                 pytest.fail("the gate did not open")

@@ -96,6 +96,14 @@ def fetch(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+def is_ready(url: str) -> bool:
+    """Return whether a daemon answers and its gate is open."""
+    try:
+        return fetch(f"{url}/-/ready")[0] == 200
+    except OSError:
+        return False
+
+
 def sample(url: str, line: str) -> float:
     """Return the value of one exposition line."""
     text = fetch(f"{url}/metrics")[1]

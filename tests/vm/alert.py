@@ -21,13 +21,14 @@ from threading import Thread
 from typing import IO, Any
 
 from tests.support import prometheus
-from tests.support.daemons import RMAPD, fetch, sample, until
+from tests.support.daemons import RMAPD, fetch, is_ready, sample, until
 from tests.support.prometheus import RULES, Prometheus
 from tests.workloads.faults import OPERATIONS, arm
 from tests.workloads.victim import struck
 
 SCRAPE_SECONDS = 15
 AT = "127.0.0.1:9533"
+URL = f"http://{AT}"
 ALERT = "RmapdInvariantViolated"
 
 
@@ -35,13 +36,6 @@ def listen(stream: IO[str], logged: dict[str, float]) -> None:
     """Note when the first line of each invariant arrives, in seconds since the epoch."""
     for line in stream:
         logged.setdefault(json.loads(line)["invariant"], time.time())
-
-
-def ready() -> bool:
-    try:
-        return fetch(f"http://{AT}/-/ready")[0] == 200
-    except OSError:
-        return False
 
 
 def violated(api: Prometheus) -> set[str]:
@@ -90,7 +84,7 @@ def measure_delays(fault: str, api: Prometheus, logged: dict[str, float]) -> dic
 def pages() -> dict[str, float]:
     """Return the violations by invariant on the metrics page."""
     head = 'rmapd_violations_total{invariant="'
-    rows = [line for line in fetch(f"http://{AT}/metrics")[1].splitlines() if line.startswith(head)]
+    rows = [line for line in fetch(f"{URL}/metrics")[1].splitlines() if line.startswith(head)]
     return {line[len(head) :].partition('"')[0]: float(line.split()[1]) for line in rows}
 
 
@@ -116,14 +110,14 @@ def main(out: str, faults: list[str]) -> None:
                 },
             }
             with prometheus.running(Path(folder), config, patience=600) as api:
-                until(ready, 900, "the gate is open")
+                until(lambda: is_ready(URL), 900, "the gate is open")
                 until(
                     lambda: api.query("rmapd_violations_total"),
                     8 * SCRAPE_SECONDS,
                     "the page is scraped",
                 )
                 time.sleep(2 * SCRAPE_SECONDS)
-                quiet, gate = violated(api), sample(f"http://{AT}", "rmapd_gate_open")
+                quiet, gate = violated(api), sample(URL, "rmapd_gate_open")
                 results = [measure_delays(fault, api, logged) for fault in faults]
         finally:
             process.terminate()

@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.support.daemons import (
     checker_of,
     fetch,
+    is_ready,
     loaded_by,
     sample,
     still_loaded,
@@ -36,13 +37,6 @@ HOLDS, QUESTIONS, AUDITED = (
 )
 
 
-def ready() -> bool:
-    try:
-        return fetch(f"{URL}/-/ready")[0] == 200
-    except OSError:
-        return False
-
-
 def risen(name: str, before: float) -> bool:
     return sample(URL, name) > before
 
@@ -56,7 +50,11 @@ def main(out: str, program: str) -> None:
         subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd="/") as daemon,
     ):
         try:
-            until(lambda: ready() or daemon.poll() is not None, PATIENCE_SECONDS, "the gate opens")
+            until(
+                lambda: is_ready(URL) or daemon.poll() is not None,
+                PATIENCE_SECONDS,
+                "the gate opens",
+            )
             before = {name: sample(URL, name) for name in (HOLDS, QUESTIONS, AUDITED)}
             subprocess.run(LOAD, check=True, stdout=subprocess.DEVNULL)
             for name, value in before.items():

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support.daemons import fetch, until
-from tests.vm.alert import AT, ready
+from tests.support.daemons import fetch, is_ready, until
+from tests.vm.alert import AT, URL
 from tracer.daemon.probes import probes_folder
 
 PACE = {"look": 1, "over": 5, "under": 5, "rest": 10}
@@ -36,7 +36,7 @@ def look() -> dict[str, float]:
     """Return the samples of rmapd on the metrics page."""
     rows = [
         line.rpartition(" ")
-        for line in fetch(f"http://{AT}/metrics")[1].splitlines()
+        for line in fetch(f"{URL}/metrics")[1].splitlines()
         if line.startswith("rmapd_")
     ]
     return {name: float(value) for name, _, value in rows}
@@ -70,7 +70,7 @@ def main(out: str) -> None:
     command = [*SETTINGS, json.dumps(PACE), "run", "--listen", AT, "--store", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as daemon:
         try:
-            until(ready, PATIENCE_SECONDS, "the gate is open")
+            until(lambda: is_ready(URL), PATIENCE_SECONDS, "the gate is open")
             found.append(seen())
             with subprocess.Popen(
                 ["sh", "-c", STORM], stdout=subprocess.DEVNULL, start_new_session=True

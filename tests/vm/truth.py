@@ -21,8 +21,8 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
-from tests.support.daemons import RMAPD, until
-from tests.vm.alert import AT, pages, ready
+from tests.support.daemons import RMAPD, is_ready, until
+from tests.vm.alert import AT, URL, pages
 from tests.vm.guest import run
 from tests.vm.modules import built
 from tests.workloads.faults import OPERATIONS, SPACE, arm
@@ -84,7 +84,7 @@ def one_round(module: str, faults: Sequence[str]) -> Delays:
         assert process.stdout
         Thread(target=listen, args=(process.stdout, logged), daemon=True).start()
         try:
-            until(ready, 900, "the gate is open")
+            until(lambda: is_ready(URL), 900, "the gate is open")
             time.sleep(5)
             return {
                 name: delays
