@@ -28,7 +28,7 @@ def test_repeated_attach_and_detach_leaves_nothing_behind(kernel: str, how: str)
         kernel,
         f"python -m tests.vm.attach $OUT/a.json {ROUNDS} {how}",
         label=f"attach-{how}",
-        one_thread=True,
+        one_thread="arm64" not in kernel,  # such a guest does not die (docs/KERNELS.md)
         timeout=600 + 120 * ROUNDS,
     )
     assert result.code == 0, result.output
