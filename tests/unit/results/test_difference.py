@@ -144,6 +144,13 @@ def test_restart_of_the_daemon_is_recognised() -> None:
         difference(snapshot(running_seconds=2.0), snapshot(running_seconds=1.0), FULL)
 
 
+def test_span_begins_with_its_first_report_though_the_clock_was_set() -> None:
+    before = snapshot(taken_seconds=1000.0, running_seconds=5.0)
+    after = snapshot(taken_seconds=1002.9, running_seconds=8.0)
+    span = difference(before, after, FULL)
+    assert (span.taken_seconds, span.running_seconds) == (1003.0, 3.0)
+
+
 def test_finding_met_again_has_the_count_of_the_span_and_is_known_before() -> None:
     other = replace(FINDING, shape="level=PMD")
     before = snapshot(violations={FINDING.id: Violation(FINDING, 1.0, 2.0, 5)})
