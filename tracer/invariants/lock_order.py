@@ -271,8 +271,8 @@ DOCUMENTED_ORDER = Invariant(
     ),
     blind_spots=(
         "Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma"
-        " rwsem; of these two, one that this task read-holds and another took for read since; the"
-        " folio lock, except in rmap walks."
+        " rwsem; of these two, one that this task read-holds and another took for read since, or"
+        " with it; the folio lock, except in rmap walks."
     ),
     needs=_RWSEM,
     lacking=RWSEM_LACKING,
