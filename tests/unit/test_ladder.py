@@ -50,13 +50,8 @@ def test_row_has_hooks_coverage_seconds_and_findings() -> None:
 @pytest.mark.parametrize(
     ("struck", "why", "cell", "well"),
     [
-        (
-            {"gap_large": ["V4"], "vma_missing": ["V3", "V4"]},
-            "",
-            "gap_large: V4; vma_missing: V3, V4",
-            1,
-        ),
-        ({"gap_large": ["V4"], "index_off": []}, "", "gap_large: V4; index_off: missed", 0),
+        ({"gap_large": ["V4"], "vma_missing": ["V3", "V4"]}, "", "2 of 2 (V3, V4)", 1),
+        ({"gap_large": ["V4"], "index_off": []}, "", "1 of 2 (V4); missed: index_off", 0),
         ({}, "no headers are served", "no headers are served", 1),
         ({}, "", "not made yet", 1),
     ],

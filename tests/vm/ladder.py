@@ -221,7 +221,7 @@ def _rows(rungs: Mapping[str, Rung]) -> Iterator[str]:
         "doctor, s",
         "peak of attaching, MB",
         "healthy load, s: checks that hold; unverifiable; findings",
-        "faults in state: found by",
+        "faults in state: found (by)",
         "bugs found",
     )
     yield f"| {' | '.join(head)} |"
@@ -251,8 +251,12 @@ def _rows(rungs: Mapping[str, Rung]) -> Iterator[str]:
 
 
 def _struck(rung: Rung) -> str:
-    found = [f"{name}: {', '.join(by) or 'missed'}" for name, by in rung.struck.items()]
-    return "; ".join(found) or rung.not_struck or "not made yet"
+    if not rung.struck:
+        return rung.not_struck or "not made yet"
+    missed = [name for name, by in rung.struck.items() if not by]
+    found = f"{len(rung.struck) - len(missed)} of {len(rung.struck)}"
+    by = ", ".join(sorted({one for invariants in rung.struck.values() for one in invariants}))
+    return f"{found} ({by})" + (f"; missed: {', '.join(missed)}" if missed else "")
 
 
 def _differences(rungs: Mapping[str, Rung]) -> Iterator[str]:
