@@ -125,7 +125,7 @@ cost: vm-setup ## count the instructions of each load with rmapd and without, in
 	$(SUDO) $(PYTHON) -m tests.vm.cost $(KERNELS) $(COST_ARGS)
 
 # A run that was stopped goes on where it was.
-ladder: vm-setup ## on each kernel: coverage, the way to the gate, silence under a healthy load
+ladder: vm-setup ## on each kernel: coverage, the way to the gate, silence under a healthy load, faults found
 	$(call install,$(ROOT_APT))
 	$(SUDO) $(PYTHON) -m tests.vm.ladder --guests $(GUESTS) $(LADDER_ARGS)
 

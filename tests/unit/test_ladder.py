@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from tests.vm import ladder, stock_bugs
 from tests.vm.faults import found_during, seconds
 from tests.vm.guest import known
 from tests.vm.ladder import BEGIN, KEPT, PAGE, Attached, Rung, kept, main, page, table
@@ -103,6 +106,34 @@ def test_part_of_the_load_that_did_not_run_is_told() -> None:
         "| rmap.nodes | 6.1 | one node |",
         "| thp.ksm | 6.1 | it ended no round |",
     ]
+
+
+def test_kernel_without_headers_is_well_if_a_bug_of_its_own_was_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rung = msgspec.structs.replace(RUNG, wrong={}, seconds=600)
+    no_headers = msgspec.structs.replace(rung, not_struck="no headers are served")
+    tried = list[str]()
+    monkeypatch.setattr(ladder, "KEPT", tmp_path / "ladder.json")
+    monkeypatch.setattr(ladder, "PAGE", tmp_path / "page")
+    monkeypatch.setattr(ladder, "climb", lambda *_: rung)
+    monkeypatch.setattr(ladder, "strike", lambda *_: no_headers)
+    monkeypatch.setattr(ladder, "found_on", lambda kernel: ["#12"] if tried else [])
+
+    def walk(bug: stock_bugs.Bug, kernel: str) -> tuple[None, dict[str, object], None]:
+        tried.append(f"{bug.number} {kernel}")
+        return None, {}, None
+
+    of_6_16 = [bug for bug in stock_bugs.rows() if "6.16.12" in bug.bad]
+    monkeypatch.setattr(stock_bugs, "rows", lambda: of_6_16)
+    monkeypatch.setattr(stock_bugs, "walk", walk)
+    monkeypatch.setattr(stock_bugs, "keep", lambda _: None)
+    monkeypatch.setattr(stock_bugs, "write_page", lambda: None)
+    (tmp_path / "page").write_text(f"{BEGIN}\n{ladder.END}\n")
+    assert main(["6.19.14"]) == 1, "no bug of it is known, so nothing was found"
+    assert (main(["6.16.12"]), tried) == (0, ["12 6.16.12"])
+    assert (main(["6.16.12"]), tried) == (0, ["12 6.16.12"]), "all of it is kept"
+    assert {*kept()} == {"6.16.12", "6.19.14"}
 
 
 def test_unknown_kernel_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

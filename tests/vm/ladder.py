@@ -9,8 +9,9 @@ with as long a load, is passed over: a run that was stopped goes on where it was
 --seconds: of the healthy load (default 600). --guests: how many run at a time (default 1). --table:
 only write docs/measurements/LADDER.md.
 
-Faults are made where the headers of the kernel are served. Exits with 1 if a kernel could not be
-booted, if the healthy load was not silent, or if a fault was not found.
+Faults are made where the headers of the kernel are served; elsewhere a bug that the kernel has is
+tried (stock_bugs.toml). Exits with 1 if a kernel could not be booted, if the healthy load was not
+silent, if a fault was not found, or if nothing was found on a kernel.
 """
 
 from __future__ import annotations
@@ -313,6 +314,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             failed = not all([*climbed])
     PAGE.write_text(page(PAGE.read_text(), kept()))
+    stock_bugs.write_page()
     return failed
 
 
@@ -329,10 +331,22 @@ def _climbed(name: str, seconds: int, rung: Rung | None) -> bool:
             rung = _keep(name, climb(name, seconds))
         if not (rung.struck or rung.not_struck):
             rung = _keep(name, strike(name, rung))
+        if not (rung.struck or found_on(name)):
+            _try_bug(name)
     except GuestError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return False
-    return rung.well()
+    return rung.well() and bool(rung.struck or found_on(name))
+
+
+def _try_bug(kernel: str) -> None:
+    """Run the first bug that a kernel has, if one is known, and keep what was found."""
+    for bug in stock_bugs.rows():
+        if kernel in bug.bad:
+            outcome, *_ = stock_bugs.walk(bug, kernel)
+            with _KEEPING:
+                stock_bugs.keep(outcome)
+            return
 
 
 def _keep(name: str, rung: Rung) -> Rung:

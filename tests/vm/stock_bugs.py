@@ -148,7 +148,8 @@ def _culprit(violation: dict[str, Any]) -> str:
     return str(next(marked, violation["evidence"].get("culprit", {}).get("function", "")))
 
 
-def _keep(new: Outcome) -> None:
+def keep(new: Outcome) -> None:
+    """Keep an outcome beside the rows; it replaces that of the same bug on the same kernel."""
     known = outcomes() if RESULTS.exists() else []
     kept = [one for one in known if (one.number, one.kernel) != (new.number, new.kernel)]
     ordered = sorted([*kept, new], key=lambda one: (one.number, one.kernel))
@@ -226,6 +227,10 @@ def page(text: str, parts: dict[str, str]) -> str:
     return text
 
 
+def write_page() -> None:
+    PAGE.write_text(page(PAGE.read_text(), parts()))
+
+
 def parts() -> dict[str, str]:
     bugs = rows()
     return {"tried": tried(bugs, outcomes()), "every bug": every(bugs)}
@@ -272,8 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(outcome, flush=True)
         failed += not as_expected(bug, outcome)
-        _keep(outcome)
-    PAGE.write_text(page(PAGE.read_text(), parts()))
+        keep(outcome)
+    write_page()
     print(score(rows()))
     return int(failed > 0)
 
