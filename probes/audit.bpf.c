@@ -224,7 +224,7 @@ static __always_inline void inject_word(u64 *word, u64 at)
 }
 
 /*
- * The number of words from `floor` on at which a read may begin. What is looked at are slab
+ * The number of words from the floor to the end of RAM; 0: not known. What is looked at are slab
  * objects, and these are in the direct map. Freed memory that is in use again may hold anything,
  * and an address elsewhere (vmalloc, ioremap) could be a register of a device.
  */
@@ -234,36 +234,40 @@ static __always_inline u64 room_of(struct params *p)
 
 	if (!p->page_offset || p->direct_map_end < floor + LONGEST_READ)
 		return 0;
-	return (p->direct_map_end - floor - LONGEST_READ) / 8 + 1;
+	return (p->direct_map_end - floor) / 8;
 }
 
-/* Whether a read may begin there. Rotated, the offset of an address that is not aligned is huge. */
-static __always_inline int may_read(u64 floor, u64 room, u64 at)
+/*
+ * Whether `size` bytes, LONGEST_READ at most, may be read there: to the last word of RAM, which may
+ * be an object's. Rotated, the offset of an address that is not aligned is huge. Where the room is
+ * 0 no look goes on, and only 8 bytes may be asked for.
+ */
+static __always_inline int may_read(u64 floor, u64 room, u64 at, u32 size)
 {
 	u64 offset = at - floor;
 
-	return (offset >> 3 | offset << 61) < room;
+	return (offset >> 3 | offset << 61) < room - (size - 1) / 8;
 }
 
 /*
  * An address that may not be read becomes 0, where a read fails and leaves zeroes. The address goes
  * through a map: both cases are one to the verifier then.
  */
-static __always_inline u64 readable(struct audit_cursor *c, u64 at)
+static __always_inline u64 readable(struct audit_cursor *c, u64 at, u32 size)
 {
-	*(volatile u64 *)&c->address = may_read(c->floor, c->room, at) ? at : 0;
+	*(volatile u64 *)&c->address = may_read(c->floor, c->room, at, size) ? at : 0;
 	return *(volatile u64 *)&c->address;
 }
 
 /* Copy `size` bytes, LONGEST_READ at most. */
 static __always_inline int fetch(struct audit_cursor *c, void *to, u32 size, u64 at)
 {
-	return bpf_probe_read_kernel(to, size, (void *)readable(c, at));
+	return bpf_probe_read_kernel(to, size, (void *)readable(c, at, size));
 }
 
 static __always_inline u64 word_at(struct audit_cursor *c, u64 at)
 {
-	u64 word = LOAD(u64, readable(c, at));
+	u64 word = LOAD(u64, readable(c, at, sizeof(word)));
 
 	inject_word(&word, at);
 	return word;
@@ -432,7 +436,7 @@ HOOK(audit_start)
 	look->next = AUDIT_ASTRAY;
 	c->floor = direct_map_floor(p);
 	c->room = room_of(p);
-	if (!may_read(c->floor, c->room, look->mm))
+	if (!may_read(c->floor, c->room, look->mm, sizeof(u64)))
 		return 0;
 	begin_look(look, c);
 	look->next = AUDIT_NODES;
@@ -703,7 +707,7 @@ static __always_inline u64 anon_pgoff(struct audit_cursor *c, u64 vma)
 {
 #if defined(HAVE_vm_area_struct_anon_pgoff_lo) && defined(HAVE_vm_area_struct_anon_pgoff_hi)
 	/* A private file mapping has a number of its own from 7.3 on, in two places. */
-	vma = readable(c, vma);
+	vma = readable(c, vma, VMA_BYTES);
 	return (u32)READ(vm_area_struct, vma, anon_pgoff_lo) |
 	       (u64)(u32)READ(vm_area_struct, vma, anon_pgoff_hi) << 32;
 #else
@@ -1170,8 +1174,8 @@ HOOK(audit_copy)
 		struct audit_copy *copy = audit_copies.lookup(&slot);
 		if (!copy || slot >= ctx->args[1])
 			break;
-		u64 at = copy->at;
-		if (!may_read(direct_map_floor(p), room_of(p), at))
+		u64 at = copy->at, room = room_of(p);
+		if (!room || !may_read(direct_map_floor(p), room, at, sizeof(copy->words)))
 			at = 0;
 		if (bpf_probe_read_kernel(&copy->words, sizeof(copy->words), (void *)at))
 			copy->at = 0;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
+from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +30,7 @@ SHAPES = st.fixed_dictionaries(
         "anon": st.sampled_from((0.0, 0.6, 1.0)),
     }
 )
+Made = TypeVar("Made")
 slow = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -136,6 +139,32 @@ def test_the_first_megabyte_of_the_direct_map_is_not_read() -> None:
     auditor.bounds(kernel.memory.start - 0x1000, kernel.memory.end)
     assert leaf < kernel.memory.start + 0x100000 - 0x1000
     assert auditor.look().ended == "AUDIT_ASTRAY", "the mm itself is there"
+
+
+@pytest.mark.parametrize("last", ["vm_area_struct", "anon_vma_chain"])
+def test_objects_at_the_end_of_ram_are_read(types: bytes, last: str) -> None:
+    """On 6.1 a VMA in the last 300 bytes of 3 GiB was accused: its vm_pgoff was taken for 0."""
+    kernel = Kernel(types, Random(5), vmas=30)
+    memory, at = kernel.memory, kernel.own[-1].last + 1
+
+    def at_the_end(size: int, make: Callable[[], Made]) -> Made:
+        free, memory.free = memory.free, memory.end - size
+        made = make()
+        assert memory.free == memory.end
+        memory.free = free
+        return made
+
+    if last == "vm_area_struct":
+        vma = at_the_end(192, lambda: kernel.vma(at, at + 0x1FFF))
+        kernel.add_anon(vma)
+    else:
+        vma = kernel.vma(at, at + 0x1FFF)
+        kernel.anon_vmas = [[family[0]] for family in kernel.anon_vmas]
+        at_the_end(64, lambda: kernel.add_anon(vma))
+    kernel.own.append(vma)
+    kernel.rebuild()
+    look = Auditor(kernel, types).look()
+    assert (look.ended, look.problems, look.state.vmas) == ("AUDIT_DONE", set(), 31)
 
 
 def test_zero_entry_of_a_failed_fork_is_counted_and_no_vma(types: bytes) -> None:
