@@ -55,7 +55,8 @@ def _corrupt(fault: str, process: int, places: list[int]) -> int:
 
 
 def main(seconds: float, faults: list[str]) -> None:
-    _HUGE_PAGES.write_text("never")  # else khugepaged walks the corrupt tree, and oopses
+    if _HUGE_PAGES.exists():  # else khugepaged walks the corrupt tree, and oopses
+        _HUGE_PAGES.write_text("never")
     with victim(_VMAS, _FORKS) as (process, base, unfaulted):
         time.sleep(SPACE)
         for fault in faults or FAULTS:
