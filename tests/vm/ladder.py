@@ -1,5 +1,4 @@
-"""Climb the ladder: on each kernel that can be had, attach, look what is covered, stay silent under
-a healthy load, and find faults in state.
+"""Climb the ladder: on each kernel that can be had, attach, stay silent, and find faults in state.
 
 usage: python -m tests.vm.ladder [KERNEL...] [--seconds N] [--guests N] [--again] [--table]   (root)
 
