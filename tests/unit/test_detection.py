@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from tests.vm.guest import kernels
+from tests.vm.guest import known
 from tests.vm.stock_bugs import (
     PAGE,
     Bug,
@@ -36,7 +36,7 @@ def test_row_is_shown_or_could_be_or_cannot_and_says_why(bug: Bug) -> None:
     assert bool(bug.could) is bool(bug.missing)
     assert bool(bug.workload) is bool(bug.bad) is bool(bug.found) is bool(bug.function)
     assert {*bug.found, *bug.also} <= {*discover()}
-    assert {*bug.bad, *bug.good} <= {*kernels()}
+    assert {*bug.bad, *bug.good} <= {*known()}
     if bug.workload:
         assert importlib.util.find_spec(f"tests.workloads.{bug.workload.split()[0]}")
 
