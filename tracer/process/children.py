@@ -25,7 +25,7 @@ _MPOL_LOCAL = 4
 _CLONE_FILES, _CLONE_CHILD_SETTID, _CLONE_CHILD_CLEARTID = 0x400, 0x01000000, 0x00200000
 _PR_GET_TID_ADDRESS, _PR_SET_PDEATHSIG, _PR_SET_NAME = 40, 1, 15
 _PF_EXITING = 0x4  # include/linux/sched.h
-_FLAGS, _UTIME = 6, 11  # in /proc/PID/stat, after the state; after utime is stime
+_FLAGS, _UTIME = 6, 11  # fields of /proc/PID/stat behind the state; stime follows utime
 _NO_STATUS = 125
 _POLL_SECONDS = 0.005
 
