@@ -27,7 +27,8 @@ _WITHOUT = {
 """What a missing capability costs, where the others are enough to attach."""
 DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http._log_exporter"
-_IMPORT_SECONDS = 20.0
+_IMPORT_SECONDS = 120.0
+"""It takes 0.3 s; on an emulated CPU that others use, it took more than 20."""
 _UNIT = ("LoadState", "UnitFileState", "ActiveState", "Result", "NRestarts")
 
 
