@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.vm import ladder, stock_bugs
+from tests.vm import guest, ladder, stock_bugs
 from tests.vm.faults import found_during, seconds
-from tests.vm.guest import known
+from tests.vm.guest import GuestError, Result, known
 from tests.vm.ladder import BEGIN, KEPT, PAGE, Attached, Rung, kept, main, page, table
+from tracer.results.json_form import iso
 
 ATTACHED = Attached(gate=30.4, close=3.0, peak_mb=131.2, cpu=20.0)
 RUNG = Rung(
@@ -55,6 +57,13 @@ def test_row_has_hooks_coverage_seconds_and_findings() -> None:
     [
         ({"gap_large": ["V4"], "vma_missing": ["V3", "V4"]}, "", "2 of 2 (V3, V4)", 1),
         ({"gap_large": ["V4"], "index_off": []}, "", "1 of 2 (V4); missed: index_off", 0),
+        (
+            {"gap_large": ["V4"], "index_off": ["K1", "L2 suspect"]},
+            "",
+            "1 of 2 (K1, L2 suspect, V4); missed: index_off; wrong: K1, L2 suspect",
+            0,
+        ),
+        ({"gap_large": ["L2 suspect", "V4"]}, "", "1 of 1 (L2 suspect, V4); wrong: L2 suspect", 0),
         ({}, "no headers are served", "no headers are served", 1),
         ({}, "", "not made yet", 1),
     ],
@@ -82,6 +91,69 @@ def test_fault_is_found_by_what_was_first_seen_while_it_was_there() -> None:
     begin = seconds({"first_seen": "2026-11-30T12:00:01+00:00"})
     fault = {"made": begin, "undone": begin + 4}
     assert [one["invariant"] for one in found_during(fault, report)] == ["V4"]
+
+
+def test_faults_that_were_struck_are_kept_with_all_that_was_found_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    at = {name: 1000.0 + 60 * n for n, name in enumerate(ladder.FAULTS)}
+    seen = [
+        ("V4", "violated", at["gap_large"] + 5),
+        ("V3", "violated", at["vma_missing"] + 1),
+        ("V4", "violated", at["vma_missing"] + 2),
+        ("L2", "suspect", at["chain_outside"] + 3),
+    ]
+    told = "\n".join(
+        "fault " + json.dumps({"name": name, "made": made, "undone": made + 20})
+        for name, made in at.items()
+    )
+
+    def boot(*_: object, **__: object) -> Result:
+        found = [
+            {"invariant": name, "verdict": verdict, "first_seen": iso(when)}
+            for name, verdict, when in seen
+        ]
+        (tmp_path / "r.json").write_text(json.dumps({"violations": found}))
+        return Result(0, told, tmp_path)
+
+    monkeypatch.setattr(guest, "image", lambda _: tmp_path)
+    monkeypatch.setattr(ladder, "built", lambda *_: tmp_path / "rmapd_state.ko")
+    monkeypatch.setattr(ladder, "run", boot)
+    struck = ladder.strike("6.1", RUNG).struck
+    assert struck == {
+        "gap_large": ["V4"],
+        "vma_missing": ["V3", "V4"],
+        "chain_outside": ["L2 suspect"],
+        "index_off": [],
+    }
+    seen.append(("R4", "violated", at["index_off"] + 40))
+    with pytest.raises(GuestError, match="violations that no fault explains"):
+        ladder.strike("6.1", RUNG)
+    (tmp_path / "r.json").unlink()
+    monkeypatch.setattr(ladder, "run", lambda *_, **__: Result(1, told, tmp_path))
+    with pytest.raises(GuestError, match=r"r\.json"):
+        ladder.strike("6.1", RUNG)
+
+
+def test_bug_counts_as_found_on_a_kernel_that_has_it_if_all_that_it_violates_was_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = stock_bugs.Found(1, 1.0, "f", "f", "")
+
+    def outcome(number: int, kernel: str, *invariants: str) -> stock_bugs.Outcome:
+        return stock_bugs.Outcome(number, kernel, "", "", dict.fromkeys(invariants, found), {}, 0.1)
+
+    known_outcomes = [
+        outcome(22, "6.18", "L1"),  # which does not have it
+        outcome(22, "6.1", "V7"),  # which violates K1, too
+        outcome(8, "6.12.43", "R3", "L1", "K1"),
+    ]
+    monkeypatch.setattr(stock_bugs, "outcomes", lambda: known_outcomes)
+    assert [ladder.found_on(kernel) for kernel in ("6.18", "6.1", "6.12.43")] == [
+        [],
+        [],
+        ["#8 (R3, L1, K1)"],
+    ]
 
 
 def test_kernel_that_was_not_climbed_has_a_row() -> None:
@@ -133,6 +205,7 @@ def test_kernel_without_headers_is_well_if_a_bug_of_its_own_was_found(
     assert main(["6.19.14"]) == 1, "no bug of it is known, so nothing was found"
     assert (main(["6.16.12"]), tried) == (0, ["12 6.16.12"])
     assert (main(["6.16.12"]), tried) == (0, ["12 6.16.12"]), "all of it is kept"
+    assert (main(["6.16.12", "--again"]), tried) == (0, ["12 6.16.12"] * 2)
     assert {*kept()} == {"6.16.12", "6.19.14"}
 
 

@@ -146,8 +146,17 @@ def apt(suite: str, state: Path, arch: str = "amd64") -> list[str]:
             "Dir::Cache": state / "cache",
         }
     flags = [f"-o{key}={value}" for key, value in options.items()]
-    subprocess.run(["apt-get", *flags, "-q", "update"], check=True, capture_output=True)
+    # Else an index that could not be fetched is only a warning.
+    _ask(["apt-get", *flags, "-oAPT::Update::Error-Mode=any", "-q", "update"])
     return flags
+
+
+def _ask(command: list[str], folder: Path | None = None) -> str:
+    """Run a command in a folder and return what it prints. Raises GuestError with its complaint."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        raise GuestError(f"{command[0]} exits with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def packages(package: str, flags: list[str], parts: re.Pattern[str] = _PART) -> list[str]:
@@ -158,25 +167,18 @@ def packages(package: str, flags: list[str], parts: re.Pattern[str] = _PART) -> 
     """
     wanted = [package]
     for one in wanted:
-        listed = subprocess.run(
-            ["apt-cache", *flags, "depends", one], check=False, capture_output=True, text=True
-        )
-        if listed.returncode:
-            raise NotServedError(f"no package {one} is served: {listed.stderr.strip()}")
-        wanted += [found for found in parts.findall(listed.stdout) if found not in wanted]
+        if not _ask(["apt-cache", *flags, "search", "--names-only", f"^{re.escape(one)}$"]):
+            raise NotServedError(f"no package {one} is served")
+        listed = _ask(["apt-cache", *flags, "depends", one])
+        wanted += [found for found in parts.findall(listed) if found not in wanted]
     return wanted
 
 
 def unpack(packages: list[str], flags: list[str], folder: Path) -> None:
     """Download packages and unpack them in a folder; install nothing."""
-    subprocess.run(
-        ["apt-get", *flags, "-q", "download", *packages],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-    )
+    _ask(["apt-get", *flags, "-q", "download", *packages], folder)
     for archive in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True)
+        _ask(["dpkg-deb", "-x", str(archive), str(folder)])
         archive.unlink()
 
 

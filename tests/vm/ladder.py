@@ -10,7 +10,8 @@ only write docs/measurements/LADDER.md.
 
 Faults are made where the headers of the kernel are served; elsewhere a bug that the kernel has is
 tried (stock_bugs.toml). Exits with 1 if a kernel could not be booted, if the healthy load was not
-silent, if a fault was not found, or if nothing was found on a kernel.
+silent, if a fault was not found by just the invariants that it breaks, or if nothing was found on a
+kernel.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -32,6 +34,7 @@ from tests.vm import guest, soak, stock_bugs
 from tests.vm.faults import found_during, reported
 from tests.vm.guest import ROOT, GuestError, NotServedError, commit, run
 from tests.vm.modules import built
+from tracer import atomic_file
 
 KEPT, PAGE = ROOT / "docs/measurements/ladder.json", ROOT / "docs/measurements/LADDER.md"
 BEGIN, END = "<!-- made by python -m tests.vm.ladder --table -->", "<!-- end of the table -->"
@@ -42,8 +45,14 @@ _SWAP = (
 )
 """Memory that is compressed: the guest has no disk."""
 LOADS = "message,vma,rmap,thp"
-FAULTS = ("gap_large", "vma_missing", "chain_outside", "index_off")
-"""In the maple tree's gaps and slots, in an anon_vma's tree and in a page (rmapd_state)."""
+FAULTS = {
+    "gap_large": {"V4"},
+    "vma_missing": {"V3", "V4"},
+    "chain_outside": {"R2"},
+    "index_off": {"R4"},
+}
+"""In the maple tree's gaps and slots, in an anon_vma's tree and in a page (rmapd_state) -> the
+invariants that it breaks."""
 _FAULT_SECONDS = 20
 """For which each fault stays: a pass of the audit takes some seconds."""
 
@@ -63,8 +72,8 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verdict: doctor's first sentence. hooks: state -> how many. coverage: invariant -> (coverage,
     reason). compiled, cached: the first start, and the next one. doctor: seconds. holds, wrong:
     checks of the healthy load that hold, and its findings by signature. unverifiable: how many.
-    struck: fault in state -> the invariants that were violated while it was there. not_struck: why
-    none was made.
+    struck: fault in state -> the invariants that were violated while it was there, and those that
+    were suspect, each with the verdict behind it. not_struck: why none was made.
     """
 
     release: str
@@ -87,8 +96,8 @@ class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not_struck: str = ""
 
     def well(self) -> bool:
-        """Return whether the healthy load was silent, and each fault that was made was found."""
-        return not self.wrong and all(self.struck.values())
+        """Return whether the healthy load was silent, and each fault found by what it breaks."""
+        return not self.wrong and all(FAULTS[name] == {*by} for name, by in self.struck.items())
 
 
 def kept() -> dict[str, Rung]:
@@ -169,8 +178,10 @@ def _read(folder: Path, seconds: int) -> Rung:
 def strike(kernel: str, rung: Rung) -> Rung:
     """Corrupt a sleeping process on a kernel, and return the rung with what was found.
 
-    Raises GuestError where the kernel dies, or where a fault is not made.
+    Raises GuestError where the kernel dies, where a fault is not made, or where something is found
+    when none is there.
     """
+    guest.image(kernel)  # if that is served no longer, this raises
     with tempfile.TemporaryDirectory() as folder:
         try:
             module = built(kernel, "rmapd_state", Path(folder))
@@ -189,20 +200,30 @@ def strike(kernel: str, rung: Rung) -> Rung:
     made = reported(result)
     if [fault["name"] for fault in made] != [*FAULTS]:
         raise GuestError(result.output)
-    report = json.loads((result.folder / "r.json").read_text())
-    struck = {
-        fault["name"]: sorted({one["invariant"] for one in found_during(fault, report)})
-        for fault in made
-    }
+    try:
+        report = json.loads((result.folder / "r.json").read_text())
+    except (OSError, ValueError) as error:
+        raise GuestError(f"{error}\n{result.output}") from error
+    found = {fault["name"]: found_during(fault, report) for fault in made}
+    if sum(map(len, found.values())) != len(report["violations"]):
+        raise GuestError(f"violations that no fault explains\n{result.output}")
+    struck = {name: sorted({*map(_named, own)}) for name, own in found.items()}
     return msgspec.structs.replace(rung, struck=struck, not_struck="")
 
 
+def _named(violation: dict[str, Any]) -> str:
+    """Return the invariant, with the verdict behind it unless it is violated."""
+    verdict = violation["verdict"]
+    return f"{violation['invariant']}{'' if verdict == 'violated' else f' {verdict}'}"
+
+
 def found_on(kernel: str) -> list[str]:
-    """Return the numbers of the stock bugs that were found on a kernel, with the invariants."""
+    """Return the numbers of the stock bugs that a kernel has and that were found on it."""
+    has = {bug.number: bug for bug in stock_bugs.rows() if kernel in bug.bad}
     return [
         f"#{one.number} ({', '.join(one.found)})"
         for one in stock_bugs.outcomes()
-        if one.kernel == kernel and one.found
+        if one.kernel == kernel and one.number in has and {*has[one.number].found} <= {*one.found}
     ]
 
 
@@ -253,10 +274,15 @@ def _rows(rungs: Mapping[str, Rung]) -> Iterator[str]:
 def _struck(rung: Rung) -> str:
     if not rung.struck:
         return rung.not_struck or "not made yet"
-    missed = [name for name, by in rung.struck.items() if not by]
+    missed = [name for name, by in rung.struck.items() if not FAULTS[name] <= {*by}]
     found = f"{len(rung.struck) - len(missed)} of {len(rung.struck)}"
     by = ", ".join(sorted({one for invariants in rung.struck.values() for one in invariants}))
-    return f"{found} ({by})" + (f"; missed: {', '.join(missed)}" if missed else "")
+    wrong = sorted({one for name, by in rung.struck.items() for one in {*by} - FAULTS[name]})
+    return (
+        f"{found} ({by})"
+        + (f"; missed: {', '.join(missed)}" if missed else "")
+        + (f"; wrong: {', '.join(wrong)}" if wrong else "")
+    )
 
 
 def _differences(rungs: Mapping[str, Rung]) -> Iterator[str]:
@@ -306,9 +332,7 @@ def main(arguments: Sequence[str]) -> int:
         rungs = kept()
         with ThreadPoolExecutor(options.guests) as guests:
             climbed = guests.map(
-                lambda name: _climbed(
-                    name, options.seconds, None if options.again else rungs.get(name)
-                ),
+                lambda name: _climbed(name, options.seconds, rungs.get(name), again=options.again),
                 options.kernels or guest.known(),
             )
             failed = not all([*climbed])
@@ -320,17 +344,17 @@ def main(arguments: Sequence[str]) -> int:
 _KEEPING = threading.Lock()
 
 
-def _climbed(name: str, seconds: int, rung: Rung | None) -> bool:
+def _climbed(name: str, seconds: int, rung: Rung | None, *, again: bool) -> bool:
     """Find out what is not kept of a kernel, keep it, and return whether all is well.
 
-    rung: what is kept.
+    rung: what is kept. again: find all of it out once more.
     """
     try:
-        if rung is None or rung.seconds < seconds:
+        if again or rung is None or rung.seconds < seconds:
             rung = _keep(name, climb(name, seconds))
-        if not (rung.struck or rung.not_struck):
+        if not rung.not_struck and not (rung.struck and rung.well()):
             rung = _keep(name, strike(name, rung))
-        if not (rung.struck or found_on(name)):
+        if not rung.struck and (again or not found_on(name)):
             _try_bug(name)
     except GuestError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -352,7 +376,8 @@ def _keep(name: str, rung: Rung) -> Rung:
     with _KEEPING:
         rungs = kept() | {name: rung}
         rungs = {one: rungs[one] for one in guest.known() if one in rungs}
-        KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(rungs), indent=1) + b"\n")
+        text = msgspec.json.format(msgspec.json.encode(rungs), indent=1).decode()
+        atomic_file.write(KEPT, f"{text}\n", "what is kept of the kernels")
     print(f"{name}: {rung.verdict}; {rung.wrong or 'silent'}; {_struck(rung)}", flush=True)
     return rung
 

@@ -24,6 +24,7 @@ import msgspec
 
 from tests.support.made_parts import replaced
 from tests.vm.guest import ROOT, GuestError, Result, run
+from tracer import atomic_file
 
 ROWS = Path(__file__).parent / "stock_bugs.toml"
 RESULTS = ROWS.with_suffix(".json")
@@ -98,7 +99,10 @@ def outcomes() -> list[Outcome]:
 
 
 def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
-    """Run the workload on the kernel under `rmapd exec`; return also the report."""
+    """Run the workload on the kernel under `rmapd exec`; return also the report.
+
+    Raises GuestError where the kernel dies, or where there is no report.
+    """
     limit = f"--timeout {bug.seconds} --grace 3 " if bug.seconds else ""
     workload = f"echo begins $(date +%s.%N); exec python -m tests.workloads.{bug.workload}"
     command = f"rmapd exec {limit}--report $OUT/r.json -- sh -c '{workload}'; echo exit $?"
@@ -111,9 +115,10 @@ def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
         expect_bug="K1" in bug.found and kernel in bug.bad,
         one_thread=bug.one_thread,
     )
-    file = result.folder / "r.json"
-    assert file.exists(), result.output
-    report: dict[str, Any] = json.loads(file.read_text())
+    try:
+        report: dict[str, Any] = json.loads((result.folder / "r.json").read_text())
+    except (OSError, ValueError) as error:
+        raise GuestError(f"{error}\n{result.output}") from error
     return outcome_of(bug, kernel, report, result.output), report, result
 
 
@@ -153,7 +158,8 @@ def keep(new: Outcome) -> None:
     known = outcomes() if RESULTS.exists() else []
     kept = [one for one in known if (one.number, one.kernel) != (new.number, new.kernel)]
     ordered = sorted([*kept, new], key=lambda one: (one.number, one.kernel))
-    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
+    text = msgspec.json.format(msgspec.json.encode(ordered), indent=1).decode()
+    atomic_file.write(RESULTS, f"{text}\n", "what was found of stock bugs")
 
 
 def _results(bug: Bug, results: Iterable[Outcome]) -> Iterable[str]:
