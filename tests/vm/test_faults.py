@@ -156,13 +156,14 @@ def test_entries_left_behind_are_proven_before_the_kernel_dies(module: Path, fau
     assert report["invariants"]["M1"]["checks"]["suspect"] == 0
     by_invariant = {violation["invariant"]: violation for violation in report["violations"]}
     print("\n".join(row(struck, violation) for violation in report["violations"]))
+    summaries = {each["invariant"]: each["summary"] for each in report["violations"]}
     violation, visits = by_invariant["M1"], report["invariants"]["M5"]["checks"]
     if fault == "left_behind":
-        assert set(by_invariant) == {"M1"}
+        assert set(by_invariant) == {"M1"}, summaries
         assert (visits["violated"], visits["unverifiable"]) == (0, 0)
         assert "the second walk visited it and did not restore it" in violation["summary"]
     else:
-        assert set(by_invariant) == {"M1", "M5"}
+        assert set(by_invariant) == {"M1", "M5"}, summaries
         assert (visits["violated"], visits["unverifiable"]) == (5, 0)
         assert "did not visit a VMA" in by_invariant["M5"]["summary"]
         assert int(by_invariant["M5"]["evidence"]["first_walk"]["vm_start"], 16)

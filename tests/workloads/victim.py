@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.workloads.migrate import touched
 
 PARAMETERS = Path("/sys/module/rmapd_faults/parameters")
-PR_SET_NAME = 15
+PR_SET_NAME, PR_SET_THP_DISABLE = 15, 41
 BLOCKS = 768
 """MiB, of the guest's three GiB. Compaction moves low pages; of so many it must move some."""
 
@@ -28,10 +28,13 @@ BLOCKS = 768
 def be_a_victim(shares: bool) -> None:
     """Map fragmented memory, print a line, and sleep for ever.
 
-    The process is executed and not only forked, so that it shares no anon_vma with others.
+    The process is executed and not only forked, so that it shares no anon_vma with others. It has
+    no huge pages, because khugepaged would read its entries (docs/KERNELS.md, 'khugepaged').
     shares: it has a child that sleeps beside it and shares its memory.
     """
-    ctypes.CDLL(None).prctl(PR_SET_NAME, b"victim", 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_NAME, b"victim", 0, 0, 0)
+    libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     blocks = [touched(1 << 20) for _ in range(BLOCKS)]
     del blocks[::2]
     if not shares or os.fork():
@@ -49,10 +52,22 @@ def spawn(shares: bool = False) -> subprocess.Popen[bytes]:
     )
     assert victim.stdout
     victim.stdout.readline()
-    # Until it sleeps. A victim that touches an entry left behind triggers the kernel's BUG with a
-    # page-table lock held.
-    time.sleep(2)
+    # A victim that touches an entry left behind triggers the kernel's BUG with a page-table lock
+    # held.
+    while not all(map(sleeps, family(victim.pid))):
+        time.sleep(0.1)
     return victim
+
+
+def family(pid: int) -> list[int]:
+    """Return the ids of a process and of its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
+def sleeps(pid: int) -> bool:
+    """Return whether a process waits for a signal (pause() is ppoll() on arm64)."""
+    return Path(f"/proc/{pid}/syscall").read_text().startswith(("34 ", "73 "))
 
 
 def compact() -> None:
