@@ -159,38 +159,38 @@ class MainThread(NamedTuple):
 def main_thread(process: int, seconds: float = 2.0) -> MainThread | None:
     """Look at the main thread of a process.
 
-    A child reads /proc: reading it may block for ever where the process's memory is locked. None
-    where there is no answer within `seconds`.
+    A child reads /proc: reading it may block for ever where the process's memory is locked, and
+    then the child cannot be killed. None where there is no answer within `seconds`.
     """
-    answer, question = os.pipe()
+    answer, question = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        run_limited(lambda: os.write(question, _main_thread(process)) and 0, seconds, sharing=False)
-        os.close(question)
-        question = -1
+        run_limited(lambda: _tell_main_thread(process, question), seconds, sharing=False)
         words = os.read(answer, 1 << 12).decode(errors="replace").split()
-        state, flags, cpu_seconds, *functions = words
-        exiting = state in "ZX" or bool(int(flags) & _PF_EXITING)
-        return MainThread(state, exiting, float(cpu_seconds), tuple(functions))
-    except ValueError:  # no answer
+    except BlockingIOError:  # no answer
         return None
     finally:
         os.close(answer)
-        if question >= 0:
-            os.close(question)
+        os.close(question)
+    state, flags, cpu_seconds, *functions = words
+    exiting = state in "ZX" or bool(int(flags) & _PF_EXITING)
+    return MainThread(state, exiting, float(cpu_seconds), tuple(functions))
 
 
-def _main_thread(process: int) -> bytes:
-    thread, functions = Path(f"/proc/{process}/task/{process}"), list[str]()
+def _tell_main_thread(process: int, pipe: int) -> int:
+    """Write what is known of a main thread, its stack last: to read that may take for ever."""
+    thread = Path(f"/proc/{process}/task/{process}")
     try:
         fields = (thread / "stat").read_text().rpartition(") ")[2].split()
     except OSError:  # it is gone
-        return b""
+        return 0
     ticks = int(fields[_UTIME]) + int(fields[_UTIME + 1])
+    cpu_seconds = ticks / os.sysconf("SC_CLK_TCK")
+    os.write(pipe, f"{fields[0]} {fields[_FLAGS]} {cpu_seconds} ".encode())
     with contextlib.suppress(OSError):  # only root may read it
         lines = (thread / "stack").read_text().splitlines()
         functions = [line.split()[-1].partition("+")[0] for line in lines if line.strip()]
-    cpu_seconds = ticks / os.sysconf("SC_CLK_TCK")
-    return " ".join([fields[0], fields[_FLAGS], str(cpu_seconds), *functions[:6]]).encode()
+        os.write(pipe, " ".join(functions[:6]).encode())
+    return 0
 
 
 def keep_process_after_main_thread() -> None:

@@ -89,6 +89,31 @@ def test_main_thread_has_its_state_and_cpu_time_and_a_process_that_is_gone_none(
     assert children.main_thread(1 << 22) is None
 
 
+def test_main_thread_is_told_in_time_where_the_reader_of_its_stack_cannot_be_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The checker dies by a BUG, and whoever reads its stack spins in the kernel."""
+    readers, kill, read = list[int](), os.kill, Path.read_text
+
+    def read_text(path: Path) -> str:
+        if path.name == "stack":
+            endless()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "kill", lambda process, _: readers.append(process))
+    began = time.monotonic()
+    try:
+        found = children.main_thread(os.getpid(), 0.2)
+        assert time.monotonic() - began < 30, "the reader lives on"
+        assert found
+        assert (found.exiting, found.functions) == (False, ())
+    finally:
+        (reader,) = readers
+        kill(reader, signal.SIGKILL)
+        os.waitpid(reader, 0)
+
+
 def test_process_whose_main_thread_exited_is_exiting() -> None:
     process = os.fork()
     if not process:
