@@ -76,16 +76,14 @@ def difference(before: Snapshot, after: Snapshot, facts: SpanFacts) -> Snapshot:
             why=f"{before.run} and {after.run}",
             hint="the same again: the daemon was restarted",
         )
-    running_seconds = after.running_seconds - before.running_seconds
     return replace(
         after,
         fidelity=facts.fidelity,
         fidelity_changes=_more(before.fidelity_changes, after.fidelity_changes),
         fidelity_lowered=facts.lowered,
         gate_open=False,
-        running_seconds=running_seconds,
-        # The span begins when its first report was taken, even if the clock was set meanwhile.
-        taken_seconds=before.taken_seconds + running_seconds,
+        running_seconds=after.running_seconds - before.running_seconds,
+        began_seconds=before.taken_seconds,
         coverage={**after.coverage, **facts.coverage},
         checks=_grown(before.checks, after.checks),
         violations=_met(before.violations, after.violations),

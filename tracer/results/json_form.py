@@ -32,7 +32,7 @@ def as_json(
         "rmapd": tracer.__version__,
         "host": s.host,
         "kernel": s.kernel,
-        "started": iso(s.taken_seconds - s.running_seconds),
+        "started": iso(s.began),
         "ended": iso(s.taken_seconds),
         "fidelity": s.fidelity,
         "fidelity_changes": dict(s.fidelity_changes),

@@ -70,8 +70,10 @@ class OldEntry:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Counts since the gate opened; immutable. Times are in seconds, taken_seconds since the epoch.
+    """Counts since the gate opened; immutable. Times are in seconds.
 
+    taken_seconds: since the epoch. began_seconds: when the counts began, since the epoch; 0:
+    running_seconds before they were taken.
     host: its name. run: an id of this run of the daemon; another run has another one. oldest: the
     oldest entries that are outstanding, the oldest first. rest: findings beyond the bound on
     signatures. required: invariants that must be checkable. ended_early: why the run was cut short,
@@ -117,6 +119,7 @@ class Snapshot:
     peak_rss_bytes: int = 0
     longest_tick_gap_seconds: float = 0.0
     taken_seconds: float = 0.0
+    began_seconds: float = 0.0
     cpus: int = 1
     fidelity_changes: Mapping[str, int] = field(default_factory=dict)
     rest: Mapping[tuple[str, Verdict], int] = field(default_factory=dict)
@@ -166,9 +169,14 @@ class Snapshot:
             if one.first.verdict is Verdict.VIOLATED:
                 name, since = one.first.invariant, one.first_seen
                 found[name] = min(since, found.get(name, since))
-        began = float(round(self.taken_seconds - self.running_seconds))
+        began = float(round(self.began))
         counted = (name for name in self.invariants if self.checked(name, Verdict.VIOLATED))
         return {**dict.fromkeys(counted, began), **found}
+
+    @property
+    def began(self) -> float:
+        """When the counts began, in seconds since the epoch."""
+        return self.began_seconds or self.taken_seconds - self.running_seconds
 
     def total(self, verdict: Verdict) -> int:
         """Return the checks with this verdict, of all invariants."""

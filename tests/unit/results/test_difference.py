@@ -19,6 +19,7 @@ from tracer.invariants.verdict import Verdict, Violation
 from tracer.protocol.codec import Encoding
 from tracer.results.audit import AuditProgress
 from tracer.results.difference import OtherRun, SpanFacts, difference, known_before, lower
+from tracer.results.json_form import as_json, iso
 from tracer.results.snapshot import Snapshot
 from tracer.results.standing import Colour, ReasonKind
 from tracer.results.standing_facts import standing
@@ -148,7 +149,9 @@ def test_span_begins_with_its_first_report_though_the_clock_was_set() -> None:
     before = snapshot(taken_seconds=1000.0, running_seconds=5.0)
     after = snapshot(taken_seconds=1002.9, running_seconds=8.0)
     span = difference(before, after, FULL)
-    assert (span.taken_seconds, span.running_seconds) == (1003.0, 3.0)
+    assert (span.began_seconds, span.taken_seconds, span.running_seconds) == (1000.0, 1002.9, 3.0)
+    report = as_json(span, ["true"], 0)
+    assert (report["started"], report["ended"]) == (iso(1000.0), iso(1002.9))
 
 
 def test_finding_met_again_has_the_count_of_the_span_and_is_known_before() -> None:
