@@ -126,7 +126,7 @@ cost: vm-setup ## count the instructions of each load with rmapd and without, in
 
 # A run that was stopped goes on where it was.
 ladder: vm-setup ## on each kernel: coverage, the way to the gate, silence under a healthy load, faults found
-	$(call install,$(ROOT_APT))
+	$(call install,$(ARM64_APT))
 	$(SUDO) $(PYTHON) -m tests.vm.ladder --guests $(GUESTS) $(LADDER_ARGS)
 
 # A copy of its own, its user, the unit, and a configuration where there is none. It is not started: systemctl enable --now rmapd.
