@@ -56,7 +56,11 @@ static __always_inline struct rwsem_state state_of(rwsem_t rwsem)
 	struct rwsem_state s = {};
 #if defined(RDONLY_CAST) || defined(HAVE_rw_semaphore_rwbase)
 	s.count = READ_RWSEM(rwsem, count);
+#ifdef HAVE_rw_semaphore_rwbase
+	if (is_written(s.count)) /* a free one has READER_BIAS, and no reader is an owner */
+#else
 	if (s.count)
+#endif
 		s.owner = READ_RWSEM(rwsem, owner);
 #else
 	_Static_assert(OFFSET(rw_semaphore, owner) == OFFSET(rw_semaphore, count) + 8, "");
@@ -134,8 +138,8 @@ static __always_inline u32 held_by_us(rwsem_t rwsem)
 
 /*
  * The same for the lock of a tree: rmap walks of other tasks hold it for read at any time. `owner`
- * has the task that took it for read last (rwsem_set_reader_owned()); if that is another one the
- * lock is OWNER_FREE. PREEMPT_RT keeps no reader.
+ * names a task that took it for read last (rwsem_set_reader_owned()); if it does not name this task
+ * the lock is OWNER_FREE. PREEMPT_RT keeps no reader.
  */
 static __always_inline u32 tree_held_by_us(rwsem_t rwsem)
 {

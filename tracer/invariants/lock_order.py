@@ -264,10 +264,11 @@ DOCUMENTED_ORDER = Invariant(
         " whose i_mmap_rwsem comes before the folio lock."
     ),
     confirmed=(
-        "By the order of the operations themselves. A lock that was read-held at entry, and still"
-        " is at return, may be held by this task or by another: suspect. rwsem.owner has the last"
-        " reader, so an i_mmap_rwsem or anon_vma rwsem that another task took for read last is"
-        " not counted, except on PREEMPT_RT, which keeps no reader."
+        "By the order of the operations themselves. A lock that was read-held at entry, and that"
+        " the window gives back or that is read-held at return, may be this task's or another"
+        " one's: suspect. rwsem.owner names one of the last readers, so an i_mmap_rwsem or anon_vma"
+        " rwsem whose owner is not this task is not counted, except on PREEMPT_RT, which names no"
+        " reader."
     ),
     blind_spots=(
         "Locks that the caller took, other than the window's mmap_lock, i_mmap_rwsem and anon_vma"

@@ -179,6 +179,7 @@ BROKEN = [
     ("retract_page_tables[]  i_mmap↓r → [i_mmap:r]", "L1+ L3?"),
     ("retract_page_tables[i_mmap:r]  i_mmap↑r → []", "L3?"),
     ("retract_page_tables[]  i_mmap↓w", "L1+ L3~"),
+    ("retract_page_tables[]  i_mmap↓r", "L1+ L3~"),
     ("retract_page_tables[]  other↓r", "L3?"),
     ("retract_page_tables[]  other↑r", "L3~"),
     ("retract_page_tables[]  other↓w other↑r", "L3~"),
@@ -237,6 +238,19 @@ def test_golden_protocols_are_ruled_on_as_written(line: str, expected: str) -> N
         ("L5", SEED[0][0], "the boundary changes with the anon_vma rwsem not held", True),
         ("L1", SEED[2][0], "i_mmap_rwsem is taken with the anon_vma rwsem held", False),
         ("L3", SEED[4][0], "returns an error with the anon_vma rwsem held for write", True),
+        (
+            "L3",
+            "retract_page_tables[]  i_mmap↓r",
+            "i_mmap_rwsem: the steps do not add up: an event is missing, or another task took the"
+            " lock for read, too",
+            False,
+        ),
+        (
+            "L3",
+            "retract_page_tables[]  i_mmap↓w",
+            "i_mmap_rwsem: the steps do not add up, so an event is missing",
+            False,
+        ),
         (
             "L1",
             "dup_mmap[]  i_mmap↓w i_mmap2↓r",

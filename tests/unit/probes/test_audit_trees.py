@@ -142,7 +142,10 @@ def test_the_first_megabyte_of_the_direct_map_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("last", ["vm_area_struct", "anon_vma_chain"])
-def test_objects_at_the_end_of_ram_are_read(types: bytes, last: str) -> None:
+@pytest.mark.parametrize("beyond", [0, 8])
+def test_objects_at_the_end_of_ram_are_read_and_none_beyond(
+    types: bytes, last: str, beyond: int
+) -> None:
     """On 6.1 a VMA in the last 300 bytes of 3 GiB was accused: its vm_pgoff was taken for 0."""
     kernel = Kernel(types, Random(5), vmas=30)
     memory, at = kernel.memory, kernel.own[-1].last + 1
@@ -163,8 +166,12 @@ def test_objects_at_the_end_of_ram_are_read(types: bytes, last: str) -> None:
         at_the_end(64, lambda: kernel.add_anon(vma))
     kernel.own.append(vma)
     kernel.rebuild()
-    look = Auditor(kernel, types).look()
-    assert (look.ended, look.problems, look.state.vmas) == ("AUDIT_DONE", set(), 31)
+    auditor = Auditor(kernel, types)
+    auditor.bounds(kernel.page_offset, memory.end - beyond)
+    look = auditor.look()
+    assert (look.ended, look.state.vmas) == ("AUDIT_DONE", 31)
+    unread = "VMA_UNREADABLE" if last == "vm_area_struct" else "INTERVAL_UNREADABLE"
+    assert unread in look.problems if beyond else not look.problems
 
 
 def test_zero_entry_of_a_failed_fork_is_counted_and_no_vma(types: bytes) -> None:
