@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tracer.cli_common import (
     way_option,
 )
 from tracer.cli_help import Command
-from tracer.errors import USAGE
+from tracer.errors import USAGE, VIOLATED
 from tracer.printable import json_text, printable
 
 ABORTS, SKIPS = 128, 125
@@ -45,10 +47,21 @@ class Bisectable(Command):
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the command line."""
-        try:
+        with _stopping():
             return super().make_context(*args, **kwargs)
-        except click.UsageError as error:
-            raise _Stop(error.format_message(), error.ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, which may find more that is wrong in its options."""
+        with _stopping():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        raise _Stop(error.format_message(), error.ctx) from error
 
 
 def duration(text: str) -> float:
@@ -180,8 +193,11 @@ def soak(
     from tracer.soak.runs import Order
     from tracer.soak.runs import soak as run_all
 
+    seen = list[texts.SoakResult]()
+
     def show(result: texts.SoakResult, run: texts.SoakRun | None) -> None:
         """Print what is new; in JSON all is printed at the end."""
+        seen[:] = [result]
         if form == "text":
             lines = texts.run_text(run) if run else texts.head_text(result)
             click.echo("\n".join(map(printable, lines)))
@@ -207,11 +223,18 @@ def soak(
             log.quiet or form == "json",
             tuple(options),
         )
-        result, code = run_all(order, show)
-        if form == "json":
-            click.echo(json_text(result.as_json()))
-        else:
-            click.echo("\n".join(["", *map(printable, texts.summary_text(result))]))
+        _, code = run_all(order, show)
+    except click.UsageError:
+        raise
     except Exception as error:
-        ctx.exit(ABORTS if outcome.exit_code_of(error) == USAGE else SKIPS)
-    ctx.exit(code)
+        code = ABORTS if outcome.exit_code_of(error) == USAGE else SKIPS
+    try:
+        if seen and (seen[0].runs or form == "json"):
+            result = seen[0]
+            end = ["", *map(printable, texts.summary_text(result))]
+            click.echo(json_text(result.as_json()) if form == "json" else "\n".join(end))
+    except OSError as error:
+        code = code or SKIPS
+        outcome.exit_code_of(error)
+    # A kernel that was violated is bad, whatever failed then: its finding is on the terminal.
+    ctx.exit(VIOLATED if seen and seen[0].of("violated") else code)

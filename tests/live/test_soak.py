@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,29 @@ def test_signal_ends_the_load_and_takes_all_of_it_back(tmp_path: Path) -> None:
         nothing_is_left(process.pid)
 
 
+def test_kernels_own_tests_leave_no_files_and_no_settings(tmp_path: Path) -> None:
+    """They write to /tmp, and change what huge pages do; one whose time is over is killed."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        pages = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan")
+        before = pages.read_text()
+        mark = f"rmapd-test-{os.getpid()}"
+        program = Path(folder, "rmap")
+        program.write_text(
+            f"#!/bin/sh\ntouch /tmp/{mark} && echo 1234 > {pages} && ls {folder}/rmap && exit 0"
+        )
+        program.chmod(0o755)
+        options = ("--for", "10s", "--load", "selftests", "--selftests", folder)
+        with soaking(tmp_path / "a.json", *options, "--daemon", "never") as process:
+            until(lambda: pages.read_text() == "1234\n", 60, "the program runs")
+            assert process.wait(120) == 0, process.communicate()
+        (run,) = result(tmp_path / "a.json")["runs"]
+        (part,) = run["parts"]
+        assert (part["done"] > 0, part["failed"]) == (True, 0), part
+        assert not Path("/tmp", mark).exists()
+        assert pages.read_text() == before
+        nothing_is_left(process.pid)
+
+
 def test_load_that_is_killed_is_not_called_silent(tmp_path: Path) -> None:
     out = tmp_path / "a.json"
     with soaking(out, "--for", "100s", "--load", "vma,thp") as process:
@@ -161,7 +185,7 @@ def test_load_that_is_killed_is_not_called_silent(tmp_path: Path) -> None:
         stdout, stderr = process.communicate(timeout=90)
     assert process.returncode == 125, stdout + stderr
     (run,) = result(out)["runs"]
-    assert (run["outcome"], "the load did not run" in run["why"]) == ("lost", True)
+    assert (run["outcome"], "the load failed" in run["why"]) == ("lost", True)
     assert KSM.read_text() != "1\n"
     nothing_is_left(process.pid)
 

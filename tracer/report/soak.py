@@ -2,7 +2,7 @@
 
 A run is counted as what it was: `violated` (with the time to the first violation), `silent` (all
 its time, and nothing violated), `cut` (watched until it was ended early: its time counts, and it is
-not called silent), `lost` (nothing is known: it was not checked, or the load did not run; no time
+not called silent), `lost` (nothing is known: it was not checked, or the load failed; no time
 counts) or `unfinished` (it began, and the file has no end of it: the machine or rmapd died).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,25 +20,30 @@ from tracer.printable import printable, shown
 from tracer.report.survival import CONFIDENCE, Times, times_of
 
 Outcome = Literal["violated", "silent", "cut", "lost", "unfinished"]
+Level = Literal["none", "partial", "full"]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 FORMAT = 1
 _MOST_BYTES = 1 << 30
 _HINT = "a file of rmapd soak --out"
 
 
 class SoakFinding(msgspec.Struct, frozen=True):
-    """A signature that a run violated, with the seconds from the load's start to its first time."""
+    """A signature that a run violated, with the seconds from the load's start to its first time.
+
+    0 where it was there before, or where the daemon that ran knew it from before.
+    """
 
     id: str
     invariant: str
     summary: str
     count: int
-    seconds: float
+    seconds: Seconds
 
 
 class SoakPart(msgspec.Struct, frozen=True):
     """A part of a load in one run: how often it did its work, and failed, in all its workers.
 
-    killed: signal -> how many of its workers died of it. note: why it gave up, if it did.
+    killed: signal -> how many of its workers died of it. note: why it failed last, if it did.
     """
 
     name: str
@@ -52,20 +57,20 @@ class SoakRun(msgspec.Struct, frozen=True):
     """One run. seconds: to the first violation, or else how long the load was watched.
 
     at_once: the first violation was there before the load began. daemon: it was watched by the
-    daemon that ran. lowered: fidelity was lower than full for a part of the time.
+    daemon that ran. lowered: fidelity was lower than full, at some time at least.
     """
 
     number: int
     outcome: Outcome
     started: str = ""
-    seconds: float = 0.0
+    seconds: Seconds = 0.0
     why: str = ""
     exit_code: int | None = None
     at_once: bool = False
     daemon: bool = False
     fidelity: str = ""
     lowered: bool = False
-    coverage: dict[str, str] = {}
+    coverage: dict[str, Level] = {}
     checks: dict[str, int] = {}
     lost: dict[str, int] = {}
     violations: list[SoakFinding] = []
@@ -193,10 +198,8 @@ def run_text(run: SoakRun) -> list[str]:
     if run.at_once:
         lines.append("  it was there before the load began, or in its first moment")
     for one in run.violations:
-        lines.append(
-            f"  {one.invariant} ×{one.count:,} [{one.id}] {one.summary}"
-            f" (+{time_text.two_units(one.seconds)})"
-        )
+        after = f" (+{time_text.two_units(one.seconds)})" if one.seconds else ""
+        lines.append(f"  {one.invariant} ×{one.count:,} [{one.id}] {one.summary}{after}")
     if run.checks and run.fidelity:
         levels = list(run.coverage.values())
         checks = ", ".join(f"{count:,} {name}" for name, count in run.checks.items())
@@ -205,7 +208,7 @@ def run_text(run: SoakRun) -> list[str]:
             f" ({levels.count('full')} in full), fidelity {run.fidelity}: {checks}"
         )
     if run.lowered:
-        lines.append("  fidelity was lowered for a part of the time: less was probed")
+        lines.append("  fidelity was not full all the time: less was probed")
     if lost := {name: count for name, count in run.lost.items() if count}:
         lines.append("  lost: " + ", ".join(f"{name} {count:,}" for name, count in lost.items()))
     for part in run.parts:

@@ -62,6 +62,7 @@ def unlike(a: SoakResult, b: SoakResult) -> list[str]:
         ("host", a.host, b.host),
         ("rmapd", a.rmapd, b.rmapd),
         ("versions", a.versions, b.versions),
+        ("watched by a daemon", _by_daemon(a), _by_daemon(b)),
         ("fidelity", _fidelity(a), _fidelity(b)),
         ("coverage", _coverage(a), _coverage(b)),
         ("runs that are not counted", _uncounted(a), _uncounted(b)),
@@ -88,6 +89,10 @@ def _short(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _by_daemon(result: SoakResult) -> list[str]:
+    return sorted({"yes" if run.daemon else "no" for run in result.runs})
 
 
 def _fidelity(result: SoakResult) -> list[str]:

@@ -15,12 +15,13 @@ import os
 import re
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from tracer.errors import RmapdError, of_os
+from tracer.errors import RmapdError, Temporary, of_os
+from tracer.soak.loads import Load
 
 MIB = 1 << 20
 SHARE = 0.25
@@ -31,6 +32,7 @@ FLOOR_SHARE = 0.05
 """Of all memory: a load ends where less is free."""
 _CONTROLLERS = ("memory", "pids")
 _REMOVE_SECONDS = 30.0
+_CHOSEN = re.compile(r"\[(\S+)\]")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgKMG%]?)(?:i?[bB])?")
 
 
@@ -94,10 +96,13 @@ def floor(memory: Mapping[str, int]) -> int:
 def planned(asked: str | None, processes: int | None, name: str) -> Limits:
     """Decide the limits, and make the cgroup where that is possible. Raises RmapdError."""
     memory = meminfo()
+    root = _cgroup_root()
+    if root and (room := room_of(Path("/proc/self/cgroup").read_text(), root)) is not None:
+        memory["MemAvailable"] = min(memory["MemAvailable"], room)
     limit = memory_limit(asked, memory)
     if limit > memory["MemAvailable"] - floor(memory):
         free = f"{memory['MemAvailable'] // MIB:,} MiB are free"
-        raise RmapdError("too little memory is free for a load", why=free)
+        raise Temporary("too little memory is free for a load", why=free)
     most = processes if processes is not None else min(512, 128 + 32 * (os.cpu_count() or 1))
     limits = Limits(limit, most, floor(memory))
     try:
@@ -106,14 +111,38 @@ def planned(asked: str | None, processes: int | None, name: str) -> Limits:
         return msgspec.structs.replace(limits, why=str(error))
 
 
+def _cgroup_root() -> Path | None:
+    """Return where the cgroup v2 is mounted."""
+    mounts = map(str.split, Path("/proc/self/mounts").read_text().splitlines())
+    return next((Path(words[1]) for words in mounts if words[2] == "cgroup2"), None)
+
+
+def room_of(cgroups: str, root: Path) -> int | None:
+    """Return how much memory the own cgroup and those around it leave; None: as much as there is.
+
+    The load's cgroup is below the root, so their limits do not bound it. cgroups: the text of
+    /proc/self/cgroup.
+    """
+    own = next((line[3:] for line in cgroups.splitlines() if line.startswith("0::")), None)
+    if own is None:
+        return None
+    folder, rooms = root / own.lstrip("/"), list[int]()
+    for group in (folder, *folder.parents):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: of `max`
+            most = int((group / "memory.max").read_text())
+            rooms.append(max(0, most - int((group / "memory.current").read_text())))
+        if group == root:
+            break
+    return min(rooms, default=None)
+
+
 class _NoCgroup(Exception):
     """No cgroup of its own, and why."""
 
 
 def _made(name: str, limits: Limits) -> Path:
     """Make the cgroup below the root of the cgroup v2 that is mounted. Raises _NoCgroup."""
-    mounts = map(str.split, Path("/proc/self/mounts").read_text().splitlines())
-    root = next((Path(words[1]) for words in mounts if words[2] == "cgroup2"), None)
+    root = _cgroup_root()
     if root is None:
         raise _NoCgroup("no cgroup v2 is mounted")
     group = root / name
@@ -151,20 +180,49 @@ def limit_worker(memory: int, processes: int, *, shared: bool, root: bool) -> No
         resource.setrlimit(resource.RLIMIT_NPROC, (processes,) * 2)
 
 
-def read_settings(names: Mapping[str, str]) -> dict[str, str]:
-    """Return what these files of the kernel hold now, without those that are not there."""
+def settings_of(loads: Iterable[Load], limits: Limits) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what files of the kernel are to hold for the loads, and what they hold now."""
+    settings, raised, patterns = dict[str, str](), dict[str, int](), list[str]()
+    for load in loads:
+        settings |= load.settings
+        raised |= load.at_least
+        patterns += load.restored
+    matching = [path for pattern in patterns for path in sorted(Path("/").glob(pattern[1:]))]
+    files = [str(path) for path in matching if path.is_file() and path.stat().st_mode & 0o200]
+    before = read_settings([*settings, *raised, *files])
+    for name, least in raised.items():
+        if name in before and _fits(name, least, limits):
+            settings[name] = str(max(least, int(before[name])))
+    return settings, before
+
+
+def _fits(name: str, number: int, limits: Limits) -> bool:
+    """Whether so many of a file may be had: the cgroup does not count the pool of huge pages."""
+    each = meminfo().get("Hugepagesize", 0) if name.endswith("nr_hugepages") else 0
+    return number * each <= limits.memory_bytes // 8
+
+
+def read_settings(names: Iterable[str]) -> dict[str, str]:
+    """Return what these files of the kernel hold now, without those that are not there.
+
+    Of a file with alternatives, such as `always [madvise] never`, the chosen one.
+    """
     found = {}
     for name in names:
         with contextlib.suppress(OSError):
-            found[name] = Path(name).read_text().strip()
+            text = Path(name).read_text().strip()
+            chosen = _CHOSEN.search(text)
+            found[name] = chosen[1] if chosen else text
     return found
 
 
 def write_settings(values: Mapping[str, str]) -> None:
-    """Write the files of the kernel that are there."""
+    """Write the files of the kernel that are there and hold something else."""
+    now = read_settings(values)
     for name, value in values.items():
-        with contextlib.suppress(OSError):
-            Path(name).write_text(value)
+        if now.get(name, value) != value:
+            with contextlib.suppress(OSError):
+                Path(name).write_text(value)
 
 
 def clean(cgroup: str, settings: Mapping[str, str], *, remove: bool = True) -> None:

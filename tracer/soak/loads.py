@@ -45,7 +45,9 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A load. tmpfs: the share of its memory that is for files of a tmpfs.
 
-    settings: files of the kernel -> what they hold while the load runs.
+    settings: files of the kernel -> what they hold while the load runs. at_least: files -> a number
+    to which they are raised. restored: patterns of files that programs of the load change, and that
+    hold afterwards what they held before.
     """
 
     title: str
@@ -54,6 +56,8 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tmpfs: float = 0.1
     tmpfs_options: str = ""
     settings: Mapping[str, str] = {}
+    at_least: Mapping[str, int] = {}
+    restored: tuple[str, ...] = ()
 
 
 @functools.cache

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,15 +41,20 @@ from tracer.soak.stressors import STRESSORS
 _USERS = 2_000_000_000
 """The first of the user ids that no system gives to users; RLIMIT_NPROC counts by user."""
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
-_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 16384, 1 << 18
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 _POLL_SECONDS = 0.1
 _DEATH_SECONDS = 60.0
 """A killed load that swaps, or an emulated one, takes its time; one that is stuck never dies."""
 _SKIPPED = 4  # KSFT_SKIP, and stress-ng's "not implemented"
-_GIVES_UP_AFTER = 5
 _MOST_RESTARTS = 1000
 _PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 30.0
+"""Between failures that follow each other: what fails may work again, as when files were full."""
 _FOLDERS_BYTES = 16 << 20
+_TMP_SHARE = 8
+"""Of the memory, a part for what programs write to /tmp whatever TMPDIR says."""
+_TERMINATION_SECONDS = 5.0
+"""For a command whose time is over to put back what it changed, before SIGKILL."""
 
 
 @dataclass
@@ -192,10 +197,10 @@ def _start_inner(plan: Plan, shared: _Shared) -> int:
         os._exit(1)
 
 
-def _mount(kind: str, target: Path | str, flags: int, options: str = "") -> None:
+def _mount(kind: str, target: Path | str, flags: int, options: str = "", source: str = "") -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    name = str(target).encode()
-    if libc.mount(kind.encode(), name, kind.encode(), ctypes.c_ulong(flags), options.encode()):
+    what, name = (source or kind).encode(), str(target).encode()
+    if libc.mount(what, name, kind.encode(), ctypes.c_ulong(flags), options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, f"mount {kind} at {target}: {os.strerror(number)}")
 
@@ -217,6 +222,23 @@ def _mount_all(plan: Plan) -> None:
             _mount("tmpfs", folder, flags, f"{size},{load.tmpfs_options}".rstrip(","))
         except OSError:  # a kernel that does not know huge=
             _mount("tmpfs", folder, flags, size)
+    kept = [base, *([Path(plan.selftests)] if plan.selftests else [])]
+    _hide_tmp(Path("/tmp"), kept, plan.limits.memory_bytes // _TMP_SHARE)  # noqa: S108
+
+
+def _hide_tmp(tmp: Path, kept: Sequence[Path], size: int) -> None:
+    """Mount a tmpfs over /tmp, in which only these folders are as before.
+
+    The kernel's own tests write to /tmp, and leave files there when they are killed.
+    """
+    tmp = tmp.resolve()
+    below = [path for path in kept if path.resolve().is_relative_to(tmp)]
+    folders = {path.resolve(): os.open(path, os.O_PATH | os.O_DIRECTORY) for path in below}
+    _mount("tmpfs", tmp, _MS_NOSUID | _MS_NODEV, f"size={size},mode=1777")
+    for path, folder in folders.items():
+        path.mkdir(parents=True)
+        _mount("none", path, _MS_BIND | _MS_REC, source=f"/proc/self/fd/{folder}")
+        os.close(folder)
 
 
 def _keep_running(plan: Plan, shared: _Shared) -> NoReturn:
@@ -292,12 +314,8 @@ def _work(plan: Plan, shared: _Shared, worker: _Worker) -> NoReturn:
         failures = failures + 1 if why else 0
         if why:
             shared.note(worker, "note", why)
-            time.sleep(_PAUSE_SECONDS)
-        if failures >= _GIVES_UP_AFTER * max(1, len(part.commands)):
-            shared.note(worker, "note", f"gave up: {why}")
-            break
-    while True:
-        time.sleep(3600)
+            time.sleep(min(_PAUSE_SECONDS * 2 ** min(failures, 10), _LONGEST_PAUSE_SECONDS))
+    sys.exit("rounds have no end")
 
 
 def _python_rounds(part: Part, here: Here) -> Iterator[str]:
@@ -326,7 +344,11 @@ def _command_rounds(plan: Plan, part: Part, here: Here) -> Iterator[str]:
                 try:
                     code = process.wait(part.limit_seconds)
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    with suppress(subprocess.TimeoutExpired):
+                        os.killpg(process.pid, signal.SIGTERM)
+                        process.wait(_TERMINATION_SECONDS)
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
                     code = 0  # its time was over: it worked that long
             text = errors.read_text(errors="replace").strip().splitlines()

@@ -7,8 +7,10 @@ decides what the run was.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import math
 import os
 import platform
 import select
@@ -66,7 +68,8 @@ def soak(
 ) -> tuple[SoakResult, int]:
     """Run the order; return the result and the exit code (COMMANDS.md). Raises RmapdError.
 
-    show: is given the result at the beginning, and after each run with that run.
+    show: is given the result at the beginning, and after each run with that run, before anything of
+    the run is written or taken back: that may fail.
     """
     loads = loads_module.named(order.loads)
     left_out = {
@@ -89,15 +92,13 @@ def soak(
         atomic_file.writable(order.out, "the result")
     signals = supervisor.Signals(*SIGNALS)
     limits = limits_module.planned(order.memory, order.processes, f"rmapd-soak-{os.getpid()}")
-    settings = {name: value for load, _ in able.values() for name, value in load.settings.items()}
-    before = limits_module.read_settings(settings)
-    try:
-        with tempfile.TemporaryDirectory(prefix="rmapd-soak-") as folder:
-            os.chmod(folder, 0o711)  # noqa: S103 (another user walks to the load's tmpfs)
-            one = _Soak(order, able, left_out, limits, settings, before, Path(folder), signals)
-            return one.all_runs(show)
-    finally:
-        limits_module.clean(limits.cgroup, before)
+    settings, before = limits_module.settings_of([load for load, _ in able.values()], limits)
+    with contextlib.ExitStack() as after:
+        after.callback(limits_module.clean, limits.cgroup, before)
+        folder = after.enter_context(tempfile.TemporaryDirectory(prefix="rmapd-soak-"))
+        os.chmod(folder, 0o711)  # noqa: S103 (another user walks to the load's tmpfs)
+        one = _Soak(order, able, left_out, limits, settings, before, Path(folder), signals)
+        return one.all_runs(show)
 
 
 class _Soak:
@@ -145,16 +146,24 @@ class _Soak:
         for number in range(1, self._order.repeat + 1):
             self._keep(SoakRun(number, "unfinished", iso(time.time())))
             run, began = self._run(number)
-            self._keep(run)
+            self._put(run)
             show(self._result, run)
+            self._keep(run)
             if self._stopped or not began:
                 break
         return self._result, exit_code(self._result, self._stopped)
 
-    def _keep(self, run: SoakRun) -> None:
-        """Put the run into the result, in the place of its beginning, and write the file."""
+    def _put(self, run: SoakRun) -> None:
+        """Put the run into the result, in the place of its beginning."""
         runs = [one for one in self._result.runs if one.number != run.number]
         self._result = msgspec.structs.replace(self._result, runs=[*runs, run])
+
+    def _keep(self, run: SoakRun) -> None:
+        """Put the run into the result, and write the files."""
+        self._put(run)
+        report = self._folder / "report.json"
+        if run.report and report.exists():
+            atomic_file.write(Path(run.report), report.read_text(), "the report of a run")
         if self._order.out:
             text = json.dumps(self._result.as_json(), indent=1) + "\n"
             atomic_file.write(self._order.out, text, "the result")
@@ -188,8 +197,7 @@ class _Soak:
         out = self._order.out
         wrong = run.outcome in ("violated", "lost") or run.checks.get("suspect")
         if known and out and out.is_file() and wrong:
-            kept = out.with_suffix(f".{number}.json")
-            atomic_file.write(kept, report.read_text(), "the report of a run")
+            kept = out.with_name(f"{out.name.removesuffix('.json')}.{number}.json")
             run = msgspec.structs.replace(run, report=str(kept))
         return run, ran is not None or run.outcome == "violated"
 
@@ -242,7 +250,7 @@ def classified(
 ) -> SoakRun:
     """Decide what a run was, from exec's exit code, report and errors, and the runner's status."""
     if report is None:
-        why = f"rmapd exec ended with {code}: {errors.splitlines()[-1] if errors else 'no message'}"
+        why = f"rmapd exec ended with {code}: {_last_message(errors) or 'no message'}"
         return SoakRun(number, "lost", started, why=why, exit_code=code)
     invariants = report["invariants"]
     checks = {
@@ -268,29 +276,38 @@ def classified(
     replace = msgspec.structs.replace
     source = report.get("exit", {}).get("source", "")
     if checks["violated"]:
-        first = _first_violation(report, begin)
+        # What is found after the load's end, by the last audit, was there at the end.
+        first = min(_first_violation(report, begin), status.seconds if status else math.inf)
         # exec stopped the load before it could write a status
         in_its_first_moment = status is None and code == VIOLATED
         at_once = first <= 0 or in_its_first_moment
         return replace(run, outcome="violated", seconds=max(0.0, first), at_once=at_once)
     if code == CHECKER_DIED or source in ("checker", "daemon"):
         return replace(run, why=report.get("ended_early", {}).get("reason", "the checker died"))
-    if all(level == "none" for level in coverage.values()):
+    if coverage and all(level == "none" for level in coverage.values()):
         return replace(run, why="no invariant can be checked on this kernel")
-    if source == "required":
+    if source == "required" or (source == "signal" and status is None):
         return replace(run, why=report["exit"]["reason"])
     idle = status is not None and status.end == "time" and not any(p.done for p in status.parts)
     if status is None or status.end == "failed" or idle:
         why = status.why if status else ""
-        last = errors.splitlines()[-1] if errors else ""
-        return replace(run, why=f"the load did not run: {why or last or 'it did nothing'}")
+        said = _last_message(errors)
+        return replace(run, why=f"the load failed: {why or said or 'it did nothing'}")
     if status.end != "time":
         return replace(run, outcome="cut", seconds=status.seconds, why=status.why)
     return replace(run, outcome="silent", seconds=status.seconds)
 
 
+def _last_message(errors: str) -> str:
+    """Return rmapd's last message with all its lines, or else the last line."""
+    lines = errors.splitlines()
+    begins = [at for at, line in enumerate(lines) if line.startswith("rmapd: ")]
+    last = lines[begins[-1] :] if begins else lines[-1:]
+    return " ".join(map(str.strip, last)).removeprefix("rmapd: ")
+
+
 def _lowered(report: Mapping[str, Any]) -> bool:
-    """Return whether less was probed than could be, for a part of the run at least."""
+    """Return whether less was probed than could be, at some time of the run at least."""
     return (
         bool(report.get("daemon", {}).get("fidelity_lowered"))
         or report.get("fidelity") not in ("full", None)
@@ -303,6 +320,7 @@ def _seconds(moment: str) -> float:
 
 
 def _findings(report: Mapping[str, Any], begin: float) -> list[SoakFinding]:
+    """Return what is violated. What a daemon knew from before the run has no time of its own."""
     return [
         SoakFinding(
             one["id"],

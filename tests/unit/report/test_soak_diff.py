@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tests.support.soaks import result
 from tracer.cli import main
-from tracer.report.soak import SoakResult, SoakRun, read_if_soak
+from tracer.report.soak import Level, SoakResult, SoakRun, read_if_soak
 from tracer.report.soak_diff import as_text, unlike
 
 FAST = result(*([("violated", 60.0)] * 4))
@@ -95,9 +95,9 @@ def test_result_of_another_format_is_refused(tmp_path: Path) -> None:
 
 def test_what_else_differs_is_listed() -> None:
     limits = msgspec.structs.replace(FAST.limits, memory_bytes=512 << 20)
-    both = {"M1": "full", "V4": "full"}
+    both: dict[str, Level] = {"M1": "full", "V4": "full"}
     base = result(runs=[SoakRun(1, "silent", fidelity="full", coverage=both)])
-    coverage = both | {"M1": "none"}
+    coverage: dict[str, Level] = both | {"M1": "none"}
     low = SoakRun(1, "silent", fidelity="owner", lowered=True, coverage=coverage)
     other = msgspec.structs.replace(base, loads=["vma", "thp"], limits=limits, runs=[low])
     assert unlike(base, base) == []

@@ -118,7 +118,9 @@ def test_median_is_not_reached_while_most_runs_are_silent() -> None:
 def test_an_hour_instead_of_a_minute_is_a_difference_even_of_one_run_each() -> None:
     found = compare_rates(Times((60.0,)), Times((3600.0,)))
     assert found.ratio == pytest.approx(60)
-    assert found.chance == pytest.approx(0.0325, abs=0.0005)
+    assert found.chance == pytest.approx(2 / 61)  # Beta(1, 1) is uniform
+    assert found.interval.low == pytest.approx(60 * 0.025 / 0.975)
+    assert found.interval.high == pytest.approx(60 * 0.975 / 0.025)
     assert compare_rates(Times((3600.0,)), Times((60.0,))).chance == pytest.approx(found.chance)
 
 
@@ -129,6 +131,22 @@ def test_comparison_is_the_two_sided_binomial_test() -> None:
     assert found.ratio == pytest.approx(0.25)
     assert found.interval.low == pytest.approx(0.02521 / (1 - 0.02521), rel=1e-3)
     assert found.interval.high == pytest.approx(0.55610 / (1 - 0.55610), rel=1e-3)
+
+
+@given(TIMES.filter(bool), TIMES, TIMES, TIMES.filter(bool))
+def test_interval_of_the_ratio_contains_one_just_where_chance_explains_the_difference(
+    a: tuple[float, ...], b: tuple[float, ...], c: tuple[float, ...], d: tuple[float, ...]
+) -> None:
+    for one, other in ((Times(a, b), Times(c, d)), (Times(a), Times(d))):
+        found = compare_rates(one, other)
+        if found.chance != pytest.approx(0.05, rel=1e-3):
+            assert (found.interval.low <= 1 <= found.interval.high) == (found.chance > 0.05)
+
+
+def test_run_that_was_violated_at_once_has_a_rate() -> None:
+    at_once = times_of([(0.0, True)])
+    assert at_once.rate == pytest.approx(1000)
+    assert compare_rates(at_once, Times((), (600.0,))).chance < 0.001
 
 
 def test_comparison_with_a_silent_side_has_no_end() -> None:
@@ -154,12 +172,12 @@ def test_comparison_does_not_depend_on_the_order(
 def test_equal_rates_are_told_apart_in_one_of_twenty_simulations_at_most() -> None:
     """The promise of the test, in the design in which runs end at their first violation."""
     source = random.Random(3)
-    for runs, limit in ((1, math.inf), (5, math.inf), (5, 60.0), (20, 100.0)):
+    for runs, limit in ((1, math.inf), (5, math.inf), (1, 120.0), (3, 120.0), (5, 60.0)):
         wrong = 0
-        for _ in range(400):
+        for _ in range(1500):
             a, b = (simulated(source, 60.0, limit, runs) for _ in range(2))
             wrong += compare_rates(a, b).chance < 0.05
-        assert wrong <= 28, (runs, limit)  # 20 are expected at most; 28 is 1.8 sigma above
+        assert wrong <= 92, (runs, limit)  # 75 are expected at most; 92 is 2 sigma above
 
 
 def test_rates_that_differ_ten_times_are_told_apart_by_eight_runs() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tracer.errors import RmapdError
 from tracer.soak import limits
 from tracer.soak.limits import LEAST_BYTES, MOST_BYTES, Limits, clean, floor, meminfo, memory_limit
+from tracer.soak.loads import Load, Part
 
 GIB = 1 << 30
 LIMITS = Limits(GIB, 200, GIB // 10)
@@ -131,6 +132,49 @@ def test_settings_are_written_back_and_the_cgroup_is_removed(tmp_path: Path) -> 
     assert setting.read_text() == "0"
     assert group.exists()
     clean(str(tmp_path / "absent"), {})
+
+
+def test_settings_of_loads_raise_and_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pool, folder = tmp_path / "run", tmp_path / "nr_hugepages", tmp_path / "thp"
+    folder.mkdir()
+    run.write_text("0\n")
+    (folder / "enabled").write_text("always [madvise] never\n")
+    (folder / "scans").write_text("7\n")
+    (folder / "scans").chmod(0o444)
+    part = Part("p", "", python="vma_storm")
+    load = Load(
+        "",
+        "",
+        (part,),
+        settings={str(run): "1"},
+        at_least={str(pool): 16},
+        restored=(f"{folder}/*",),
+    )
+    for there, size, expected in (
+        ("3", 2 << 20, "16"),
+        ("1024", 2 << 20, "1024"),
+        ("3", 1 << 30, ""),
+    ):
+        pool.write_text(f"{there}\n")
+        monkeypatch.setattr(limits, "meminfo", lambda size=size: {"Hugepagesize": size})
+        settings, before = limits.settings_of([load], limits.Limits(1 << 30, 100, 1 << 28))
+        assert settings == {str(run): "1"} | ({str(pool): expected} if expected else {})
+        assert before == {str(run): "0", str(pool): there, str(folder / "enabled"): "madvise"}
+
+
+def test_limit_is_not_above_that_of_the_cgroups_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "a/b"
+    inner.mkdir(parents=True)
+    for folder, most, used in ((tmp_path / "a", 3 << 30, 1 << 30), (inner, "max", 5)):
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+    assert limits.room_of("0::/a/b\n", tmp_path) == 2 << 30
+    assert limits.room_of("0::/\n", tmp_path) is None
+    assert limits.room_of("4:memory:/x\n", tmp_path) is None
 
 
 def test_cgroup_that_stays_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

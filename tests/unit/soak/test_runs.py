@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
@@ -13,7 +14,18 @@ from click.testing import CliRunner
 from tests.support.soaks import result
 from tracer.cli import main
 from tracer.cli_soak import duration
-from tracer.report.soak import SoakPart, SoakRun, as_text, read_if_soak, run_text, summary_text
+from tracer.errors import RmapdError, Temporary
+from tracer.outcome import StdoutError
+from tracer.report.soak import (
+    Outcome,
+    SoakPart,
+    SoakResult,
+    SoakRun,
+    as_text,
+    read_if_soak,
+    run_text,
+    summary_text,
+)
 from tracer.results.json_form import iso
 from tracer.soak import runs
 from tracer.soak.limits import Limits
@@ -57,6 +69,12 @@ def found(code: int, known: dict[str, Any] | None, ran: Status | None, errors: s
     return classified(1, iso(BEGIN), code, known, ran, errors)
 
 
+def early_end() -> dict[str, Any]:
+    """The report of a run that a signal ended before the gate was open."""
+    exit_of = {"source": "signal", "reason": "SIGINT arrived"}
+    return {"invariants": {}, "violations": [], "exit": exit_of}
+
+
 def test_run_that_lasted_its_time_is_silent() -> None:
     run = found(0, report(), status())
     assert (run.outcome, run.seconds, run.fidelity, run.lowered) == ("silent", 60, "full", False)
@@ -72,6 +90,14 @@ def test_time_to_the_first_violation_is_from_the_loads_start() -> None:
 
 def test_suspect_is_no_violation() -> None:
     assert found(0, report(finding(5, verdict="suspect")), status()).outcome == "silent"
+
+
+def test_violation_that_the_last_audit_finds_was_there_when_the_load_ended() -> None:
+    """Else it would be alone at risk, after all silent runs, and the median would be its time."""
+    run = found(3, report(finding(65)), status("time", 60))
+    assert (run.outcome, run.seconds) == ("violated", 60)
+    made = result(("violated", run.seconds), *[("silent", 60.0)] * 9)
+    assert made.times.quantile(0.5) is None
 
 
 def test_violation_before_the_load_is_at_once() -> None:
@@ -110,7 +136,7 @@ def test_violation_counts_even_if_the_checker_died_of_it() -> None:
 @pytest.mark.parametrize(
     ("code", "known", "ran", "why"),
     [
-        (125, None, None, "rmapd exec ended with 125: cannot attach"),
+        (125, None, None, "rmapd exec ended with 125: cannot attach why: refused try: later"),
         (
             71,
             report(ended_early={"reason": "the checker died: x"}),
@@ -120,15 +146,17 @@ def test_violation_counts_even_if_the_checker_died_of_it() -> None:
         (0, report(exit={"source": "daemon"}), status("signal"), "the checker died"),
         (0, report(level="none"), status(), "no invariant can be checked"),
         (4, report(exit={"source": "required", "reason": "M1 required"}), status(), "M1 required"),
-        (0, report(), None, "the load did not run: cannot attach"),
+        (0, report(), None, "the load failed: cannot attach why: refused try: later"),
         (1, report(), status("failed"), "failed it was"),
-        (0, report(), status(done=0), "the load did not run"),
+        (0, report(), status(done=0), "the load failed"),
+        (130, early_end(), None, "SIGINT arrived"),
     ],
 )
 def test_run_of_which_nothing_is_known_is_lost(
     code: int, known: dict[str, Any] | None, ran: Status | None, why: str
 ) -> None:
-    run = found(code, known, ran, "first line\ncannot attach")
+    said = "rmapd: another\nrmapd: cannot attach\n  why: refused\n  try: later"
+    run = found(code, known, ran, said)
     assert (run.outcome, run.seconds) == ("lost", 0)
     assert why in run.why
 
@@ -153,7 +181,7 @@ def test_run_that_ended_early_is_cut_and_not_silent(end: Ending, done: int) -> N
 def test_lowered_fidelity_is_shown(keys: dict[str, Any]) -> None:
     run = found(0, report(**keys), status())
     assert run.lowered
-    assert "fidelity was lowered" in "\n".join(run_text(run))
+    assert "fidelity was not full all the time" in "\n".join(run_text(run))
 
 
 @pytest.mark.parametrize(
@@ -213,6 +241,10 @@ def test_each_run_is_written_when_it_begins_and_when_it_ends(
     assert read == made
     assert [run.number for run in read.runs] == [1, 2, 3]
     assert json.loads((tmp_path / "out.2.json").read_text())["violations"], "the evidence is kept"
+    _Exec.made = [(3, report(finding(9)))]
+    order = runs.Order(("vma",), 60.0, out=tmp_path / "of-6.1", seed=7)
+    made, code = runs.soak(order, lambda *_: None)
+    assert made.runs[0].report == str(tmp_path / "of-6.1.1.json")
     assert (read.seed, read.limits.why, read.loads) == (7, "a test", ["vma"])
     assert read.versions["Python"]
     assert {"cpus", "memory_bytes", "swap_bytes", "nodes"} == {*read.machine}
@@ -255,6 +287,8 @@ def test_time_has_units(text: str, seconds: float) -> None:
         ("--for", "0"),
         ("--for", "10m", "--until-violation"),
         ("--fro", "3"),
+        ("-v", "-q"),
+        ("--log-level", "debug", "-v"),
         ("--repeat", "0"),
         ("--load", "chaos"),
     ],
@@ -263,6 +297,37 @@ def test_wrong_usage_stops_a_bisection(args: tuple[str, ...], monkeypatch: Any) 
     """2 would be a bad commit."""
     monkeypatch.setattr("tracer.cli_soak.require_privilege", lambda: None)
     assert CliRunner().invoke(main, ["soak", *args]).exit_code == 128
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    ("error", "otherwise"),
+    [
+        (RmapdError("cannot write the result"), 128),
+        (Temporary("cannot remove the cgroup"), 125),
+        (OSError(errno.ENOSPC, "no space"), 125),
+        (StdoutError(errno.EPIPE, "closed"), 125),
+    ],
+)
+def test_kernel_that_was_violated_is_bad_whatever_fails_then(
+    form: str, error: Exception, otherwise: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracer.cli_soak.require_privilege", lambda: None)
+    for outcome, code in (("violated", 3), ("silent", otherwise)):
+        made = result((cast(Outcome, outcome), 0.0 if outcome == "violated" else 60.0))
+
+        def failing(_: runs.Order, show: Any, made: SoakResult = made) -> None:
+            show(msgspec.structs.replace(made, runs=[]), None)
+            show(made, made.runs[0])
+            raise error
+
+        monkeypatch.setattr("tracer.soak.runs.soak", failing)
+        done = CliRunner().invoke(main, ["soak", "--format", form])
+        assert done.exit_code == code
+        if form == "json":
+            assert json.loads(done.stdout)["runs"][0]["outcome"] == outcome
+        else:
+            assert "mean time to the first violation" in done.stdout
 
 
 def test_load_that_cannot_run_here_is_skipped_by_a_bisection(monkeypatch: Any) -> None:
