@@ -146,6 +146,7 @@ def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, controls.stop)
     signal.signal(signal.SIGHUP, controls.reload)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, run_supervisor.SIGNALS)
     try:
         with hold_lock_file(Path(settings.lock_file), checker.owner):
             serve(settings, controls, duration, checker)
@@ -356,7 +357,7 @@ def protocols(
 
     wait = ["sleep", str(seconds)]
     if progress.is_shown(log.quiet):
-        wait = [sys.executable, "-m", progress.__name__, str(seconds)]
+        wait = [sys.executable, "-P", "-m", progress.__name__, str(seconds)]
     with hold_lock_file(Path(settings.lock_file)):
         ctx.exit(exec_supervisor.run(ExecRequest(settings, wait, save, fail_on="never")))
 

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+import click
+
 from tracer import logs
 from tracer.errors import DEFECT, TEMPORARY, RmapdError, of_os, passes
 
@@ -114,6 +116,23 @@ def _discard(stream: TextIO) -> None:
     """Point the stream at /dev/null: Python writes the rest of its buffer at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def print_text(text: str) -> None:
+    """Print to the standard output. A reader that has closed its pipe is not an error.
+
+    Raises RmapdError.
+    """
+    try:
+        click.echo(text, nl=False)
+    except OSError as error:
+        _discard(sys.stdout)
+        if error.errno != errno.EPIPE:
+            raise RmapdError(
+                "cannot write to the standard output",
+                why=error.strerror or str(error),
+                hint="--report FILE",
+            ) from error
 
 
 @contextlib.contextmanager

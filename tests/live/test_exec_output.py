@@ -64,6 +64,31 @@ def test_command_that_closes_its_output_changes_nothing(tmp_path: Path) -> None:
     assert (code, json.loads(out)["command"]["exit_status"], err) == (5, 5, b"")
 
 
+def test_reader_that_closes_its_pipe_changes_neither_code_nor_files(tmp_path: Path) -> None:
+    for form in ("json", "text"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        report = tmp_path / f"{form}.json"
+        options = ("--output", "/dev/null", "--format", form, "--report", str(report))
+        with open(writing, "wb") as closed:
+            done = subprocess.run(
+                [RMAPD, "exec", *options, "--", "sh", "-c", "exit 5"],
+                stdout=closed,
+                stderr=subprocess.PIPE,
+                timeout=120,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (5, b"")
+        assert json.loads(report.read_text())["command"]["exit_status"] == 5
+
+
+def test_command_line_may_be_long(tmp_path: Path) -> None:
+    """Longer than a message between checker and supervisor may be."""
+    words = ["x" * 1000] * 1000
+    code, out, _ = run(tmp_path, "--format", "json", "--", "sh", "-c", "exit $(($# / 100))", *words)
+    assert (code, len(json.loads(out)["command"]["argv"])) == (9, 1003)
+
+
 def test_child_that_is_left_behind_writes_to_standard_error_only(tmp_path: Path) -> None:
     leaves = "(sleep 4; echo late) & echo early"
     code, out, err = run(tmp_path, "--format", "json", "--", "sh", "-c", leaves)

@@ -10,12 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.live.conftest import ROOT, daemon, entries_hold, rmapd
-from tests.support.daemons import RMAPD, fetch, own_programs, remaining, sample
+from tests.support.daemons import RMAPD, checker_of, fetch, own_programs, remaining, sample, until
 from tracer.attach import loader, resolver
 from tracer.attach.plan import HookState
 from tracer.config import Config
@@ -49,6 +50,19 @@ def test_no_program_remains_after_a_signal(number: int) -> None:
         assert own_programs()
         process.send_signal(number)
         process.wait(30)
+    assert not remaining()
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.5, 0.8])
+def test_signal_in_the_first_moments_is_an_orderly_end(seconds: float) -> None:
+    with subprocess.Popen(
+        [RMAPD, "run", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        until(lambda: checker_of(process.pid), 30, "the checker was forked")
+        time.sleep(seconds - 0.3)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in log) == (0, False), log
     assert not remaining()
 
 

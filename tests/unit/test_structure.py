@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from tests.support import import_graph
 from tests.support.native import ROOT
@@ -42,6 +43,17 @@ def test_bcc_is_imported_by_one_module() -> None:
         path.name for path in (ROOT / "tracer").rglob("*.py") if "bcc" in import_graph.imports(path)
     }
     assert users == {"compiler.py"}
+
+
+def test_modules_are_not_searched_for_in_the_current_folder() -> None:
+    """`python -m` puts it first: whoever writes to a folder in which root starts rmapd is root."""
+    starts = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in (ROOT / "tracer").rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r'sys\.executable, .*"-m"', line) and '"-P", "-m"' not in line
+    ]
+    assert not starts
 
 
 def test_invariants_know_no_machinery() -> None:

@@ -273,9 +273,9 @@ class AttachedProbes:
 
     def close(self) -> None:
         """Detach everything, then close programs and maps."""
+        close_all(*reversed(self.points.values()))
         if self.reattach_helper:
             self.reattach_helper.close()
-        close_all(*reversed(self.points.values()))
         for table in self.maps.values():
             table.close()
         self.switch_statistics_off()

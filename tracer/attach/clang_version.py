@@ -34,7 +34,7 @@ def clang_version() -> str:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", _MODULE],
+            [sys.executable, "-P", "-m", _MODULE],
             capture_output=True,
             text=True,
             check=False,

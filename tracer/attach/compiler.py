@@ -161,7 +161,7 @@ def compile_in_child(
         )
         request.seek(0)
         child = subprocess.Popen(
-            [sys.executable, "-m", "tracer.attach.compiler", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "tracer.attach.compiler", str(theirs.fileno())],
             stdin=request,
             stdout=subprocess.DEVNULL,
             stderr=stderr,

@@ -84,9 +84,10 @@ class ReattachHelper:
         self._numbers = {target.program.fd: number for number, target in enumerate(targets)}
         self._hows = [target.how for target in targets]
         self._socket, theirs = socket.socketpair()
+        module = "tracer.attach.reattach_helper"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tracer.attach.reattach_helper", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -95,9 +96,9 @@ class ReattachHelper:
         self._socket.settimeout(_START_SECONDS)
         symbols = [[target.how, target.symbol] for target in targets]
         text = json.dumps([user and astuple(user), symbols, statistics]).encode()
-        self._socket.sendall(struct.pack("<Q", len(text)) + text)
-        send_descriptors(self._socket, [target.program.fd for target in targets])
         try:
+            self._socket.sendall(struct.pack("<Q", len(text)) + text)
+            send_descriptors(self._socket, [target.program.fd for target in targets])
             receive_exactly(self._socket, 4)  # fewer bytes where it has ended: attach() finds out
         except OSError:
             self._process.kill()
@@ -119,19 +120,32 @@ class ReattachHelper:
         return self._ask(_STATISTICS)
 
     def _ask(self, number: int) -> int:
-        self._socket.sendall(struct.pack("<I", number))
-        answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
+        try:
+            self._socket.sendall(struct.pack("<I", number))
+            answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
+        except TimeoutError as error:
+            self._process.kill()  # a late answer would be taken for that to the next request
+            self._socket.close()
+            why = f"the process that attaches does not answer within {_ANSWER_SECONDS:g} s"
+            raise OSError(errno.ETIMEDOUT, why) from error
+        except OSError as error:
+            raise OSError(error.errno, "the process that attaches has ended") from error
         if len(answer) < 4:
-            raise OSError(0, "the process that attaches has ended")
-        (error,) = struct.unpack("<i", answer)
-        if error:
-            raise OSError(error, os.strerror(error))
+            raise OSError(errno.EPIPE, "the process that attaches has ended")
+        (error_number,) = struct.unpack("<i", answer)
+        if error_number:
+            raise OSError(error_number, os.strerror(error_number))
+        if not fds:
+            raise OSError(errno.EMFILE, "no descriptor is free for a link")
         return fds[0]
 
     def close(self) -> None:
-        """Close the socket, which ends the helper, and wait for it."""
+        """Close the socket, which ends the helper, and wait for it; kill it if it goes on."""
         self._socket.close()
-        self._process.wait(_ANSWER_SECONDS)
+        try:
+            self._process.wait(_ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
 
 def main(descriptor: int) -> None:

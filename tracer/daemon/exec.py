@@ -75,7 +75,8 @@ def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel
                     reported = True
                     channel.send("violated")
             for _, value in channel.received():
-                outcome = msgspec.convert(value, CommandOutcome)
+                ended = msgspec.convert(value, CommandOutcome)
+                outcome = msgspec.structs.replace(ended, argv=[*request.command])
             if os.getppid() != supervisor:
                 early = {"reason": "the supervising process died"}
                 outcome = CommandOutcome(
@@ -89,7 +90,8 @@ def _run(request: ExecRequest, memory: CheckpointMemory, channel: MessageChannel
         session.audit_now()
         session.stop()
         timeline.add(*build_totals(session), last=True)
-        return write(request, build_snapshot(session), outcome, timeline)
+        snapshot = build_snapshot(session)
+    return write(request, snapshot, outcome, timeline)  # detached: its reader may not read
 
 
 def _sample(timeline: TimelineSampler, session: Session) -> bool:
@@ -108,5 +110,5 @@ def report_after_death(
     with reopen_session(request.config, find_remains(memory)) as session:
         session.stop()
         timeline.add(*build_totals(session), last=True)
-        not_kept = {"not_kept": memory.not_kept}
-        return write(request, build_snapshot(session), outcome, timeline, not_kept)
+        snapshot = build_snapshot(session)
+    return write(request, snapshot, outcome, timeline, {"not_kept": memory.not_kept})

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import click
-
 from tracer import atomic_file, screen
-from tracer.errors import NOT_CHECKABLE, RmapdError
+from tracer.errors import NOT_CHECKABLE
 from tracer.invariants.base import Coverage
 from tracer.invariants.verdict import Verdict
+from tracer.outcome import print_text
 from tracer.report import terminal
 from tracer.report.junit import as_junit
 from tracer.report.ktap import as_ktap
@@ -116,22 +114,11 @@ def _unchecked(snapshot: Snapshot, name: str) -> bool:
 
 
 def _put(request: ExecRequest, as_json: str, text: str, junit: str = "") -> None:
-    """Print the text, then write the files even where printing fails.
-
-    A reader that has closed its pipe is not an error.
-    """
+    """Write the files, then print the text: its reader may wait, or be gone."""
     try:
-        click.echo(text, nl=False)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except OSError as error:
-        raise RmapdError(
-            "cannot write to the standard output",
-            why=error.strerror or str(error),
-            hint="--report FILE",
-        ) from error
-    finally:
         if request.report is not None:
             atomic_file.write(request.report, as_json, "the report", hint=_WRITE_HINT)
         if request.junit is not None and junit:
             atomic_file.write(request.junit, junit, "the JUnit file", hint=_WRITE_HINT)
+    finally:
+        print_text(text)

@@ -10,8 +10,11 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from tracer import atomic_file
-from tracer.errors import DEFECT, TEMPORARY
+from tracer.errors import DEFECT, TEMPORARY, RmapdError
+from tracer.outcome import print_error, print_text
 from tracer.process import allocator
 from tracer.supervision import supervisor
 from tracer.supervision.checkpoint import CheckpointMemory
@@ -72,7 +75,7 @@ class _Run:
     ) -> None:
         self._request, self._signals, self._checker = request, signals, checker
         self._command = Command(request.command, request.grace, streams, request.timeout)
-        self._started = self._reported = False
+        self._started = self._reported = self._signalled = False
 
     def until_the_end(self) -> int:
         """Handle messages, signals, the timeout and deaths; return the exit code."""
@@ -94,14 +97,17 @@ class _Run:
             if death:
                 return self._after_death(death)
             for number in self._signals.take():
-                if self._command.early or not self._started:
+                if self._signalled or self._command.early or not self._started:
                     return self._end_at_once(number)
+                self._signalled = True
                 self._command.end_by_signal(number)
             self._command.end_if_over()
             if self._started and not self._reported and self._command.finished():
                 self._reported = True
                 self._command.close_handles()
-                self._checker.channel.send("outcome", self._command.outcome())
+                # Without argv, which the checker has and no message may have room for.
+                outcome = msgspec.structs.replace(self._command.outcome(), argv=[])
+                self._checker.channel.send("outcome", outcome)
 
     def _start_command(self) -> None:
         """Start the command: the gate is open."""
@@ -136,8 +142,11 @@ class _Run:
 
         def reported(key: str, report: Callable[[], int]) -> bool:
             """Return whether this wrote the report; note in `early` how it ended."""
-            status = self._checker.run_limited(report, self._stopped)
-            failed = "it took too long" if status is None else f"it ended with {status}"
+            try:
+                status = self._checker.run_limited(report, self._stopped)
+                failed = "it took too long" if status is None else f"it ended with {status}"
+            except OSError as error:
+                status, failed = None, f"it could not start: {error.strerror}"
             early[key] = "done" if status == CHECKER_DIED else failed
             return status == CHECKER_DIED
 
@@ -151,12 +160,16 @@ class _Run:
 
             return checker_side.report_from_log(self._request, self._checker.memory, outcome)
 
-        if not reported("after_death", report_after_death) and not reported(
-            "from_log", report_from_log
-        ):
-            self._write_minimal(outcome)
-        self._command.kill()
-        self._command.wait(self._request.grace)
+        try:
+            if not reported("after_death", report_after_death) and not reported(
+                "from_log", report_from_log
+            ):
+                self._write_minimal(outcome)
+        except RmapdError as error:
+            print_error(error)
+        finally:
+            self._command.kill()
+            self._command.wait(self._request.grace)
         self._checker.close_all_and_exit(CHECKER_DIED)
         return CHECKER_DIED
 
@@ -168,10 +181,12 @@ class _Run:
 
 
 def write_minimal(request: ExecRequest, outcome: CommandOutcome) -> None:
-    """Print and write a report that has only how the run ended."""
+    """Write and print a report that has only how the run ended."""
     text = json.dumps(minimal_report(outcome, request.exit_of(outcome)), indent=1) + "\n"
     by_form = {"json": text, "ktap": "KTAP version 1\n1..0\n"}
     plain = f"rmapd: {outcome.reason}: there is nothing else to report\n"
-    print(by_form.get(request.form, plain), end="", flush=True)
-    if request.report:
-        atomic_file.write(request.report, text, "the report")
+    try:
+        if request.report:
+            atomic_file.write(request.report, text, "the report")
+    finally:
+        print_text(by_form.get(request.form, plain))

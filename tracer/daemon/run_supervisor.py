@@ -7,6 +7,7 @@ and starts rmapd again (sd_notify.py, crash_recovery.py).
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Collection
@@ -14,19 +15,26 @@ from collections.abc import Collection
 from tracer.config import Config
 from tracer.process import allocator
 from tracer.supervision import supervisor
-from tracer.supervision.checkpoint import CheckpointMemory
+from tracer.supervision.checkpoint import CheckpointMemory, read
 from tracer.supervision.command import CHECKER_DIED
 
+log = logging.getLogger("rmapd")
+
 _WAIT_SECONDS = 1.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def start(config: Config) -> supervisor.Supervised | int:
-    """Fork the checker, which gets a Supervised; the supervisor gets the exit code at the end."""
+    """Fork the checker, which gets a Supervised; the supervisor gets the exit code at the end.
+
+    In the checker SIGNALS are blocked until it handles them: one that arrives earlier is not lost.
+    """
     allocator.return_large_blocks()
     memory = CheckpointMemory.for_rows(config.maps.ledger_rows + config.maps.frozen_rows)
     if os.environ.get("NOTIFY_SOCKET"):
         return supervisor.Supervised(memory, os.getpid())
     owner = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     channel, checker = supervisor.fork_checker(memory, config.hang_seconds)
     if checker is None:
         return supervisor.Supervised(memory, owner, channel)
@@ -34,7 +42,9 @@ def start(config: Config) -> supervisor.Supervised | int:
 
 
 def _until_the_end(config: Config, checker: supervisor.CheckerProcess) -> int:
-    signals = supervisor.Signals(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signals = supervisor.Signals(*SIGNALS)
+    checker.keep_open(signals.descriptors)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     while True:
         checker.wait([signals.wake_fd], _WAIT_SECONDS)
         death = checker.death()
@@ -57,10 +67,20 @@ def _after_death(
     def work() -> int:
         from tracer.daemon.crash_recovery import store_after_death
 
-        return store_after_death(config, checker.memory, death.as_json()["reason"])
+        return store_after_death(config, checker.memory, reason)
 
-    checker.detach()
-    checker.run_limited(work, lambda: False)
+    reason = death.as_json()["reason"]
+    log.error("%s", reason)
+    if not checker.detach():
+        log.error("detaching takes long: it goes on until rmapd has ended")
+    if read(checker.memory).state.attached:
+        try:
+            status = checker.run_limited(work, lambda: False)
+            how = "took too long" if status is None else f"ended with {status}"
+        except OSError as error:
+            status, how = None, f"could not start: {error.strerror}"
+        if status != 0:
+            log.error("results that are not stored are lost: the process that stores them %s", how)
     code = CHECKER_DIED if death.exit_status is None else death.exit_status
     checker.close_all_and_exit(code)
     return code

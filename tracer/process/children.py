@@ -36,7 +36,8 @@ def fork_sharing_files() -> int:
     Only a process with a single thread may call this. No Python object of one process may close a
     descriptor that the other still uses: keep such descriptors as numbers. Raises OSError.
     """
-    python, libc, tid_address = ctypes.pythonapi, ctypes.CDLL(None), ctypes.c_void_p()
+    python = ctypes.PyDLL(None, use_errno=True)
+    libc, tid_address = ctypes.CDLL(None), ctypes.c_void_p()
     flags = _CLONE_FILES | signal.SIGCHLD
     if (
         libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(tid_address), 0, 0, 0) == 0
@@ -46,12 +47,13 @@ def fork_sharing_files() -> int:
     python.syscall.restype = ctypes.c_long
     python.PyOS_BeforeFork()
     pid = int(python.syscall(ctypes.c_long(number("clone")), *clone_arguments(flags, tid_address)))
-    if pid:
-        python.PyOS_AfterFork_Parent()
-    else:
+    if not pid:
         python.PyOS_AfterFork_Child()
+        return 0
+    failure = ctypes.get_errno()
+    python.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(0, "the kernel makes no new process")
+        raise OSError(failure, f"the kernel makes no new process: {os.strerror(failure)}")
     return pid
 
 
@@ -129,6 +131,7 @@ def run_limited(
     if not process:
         code = _NO_STATUS
         try:
+            signal.set_wakeup_fd(-1)  # its number may be another file's here
             code = work()
         except BaseException:
             traceback.print_exc()
@@ -166,7 +169,7 @@ def main_thread(process: int, seconds: float = 2.0) -> MainThread | None:
     try:
         run_limited(lambda: _tell_main_thread(process, question), seconds, sharing=False)
         words = os.read(answer, 1 << 12).decode(errors="replace").split()
-    except BlockingIOError:  # no answer
+    except OSError:  # no answer, or no process that could give one
         return None
     finally:
         os.close(answer)

@@ -9,6 +9,7 @@ where that must be read, a child does it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import logging
 import os
@@ -16,6 +17,7 @@ import select
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,9 +65,15 @@ class MessageChannel:
         return cls(ours.detach()), cls(theirs.detach())
 
     def send(self, kind: str, value: object = None) -> None:
-        """Send a message. An error is ignored: the other process may be dead."""
-        with contextlib.suppress(OSError):
+        """Send a message. The other process may be dead: that is no error.
+
+        Raises OSError where there is no room for the message: the other process would wait for it.
+        """
+        try:
             os.write(self.fd, msgspec.msgpack.encode((kind, value)))
+        except OSError as error:
+            if error.errno in (errno.EMSGSIZE, errno.EAGAIN, errno.ENOBUFS):
+                raise
 
     def send_error(self, error: RmapdError) -> None:
         """Send an error, for decode_error() at the other end."""
@@ -94,12 +102,15 @@ class MessageChannel:
 
 
 class Signals:
-    """Collects signals to this process; the descriptor wake_fd is readable once one has arrived."""
+    """Collects signals to this process; the descriptor wake_fd is readable once one has arrived.
+
+    descriptors: its own ones, for CheckerProcess.keep_open().
+    """
 
     def __init__(self, *numbers: int) -> None:
         self._arrived = list[int]()
-        self.wake_fd, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self.descriptors = self.wake_fd, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, lambda n, _frame: self._arrived.append(n))
 
@@ -230,19 +241,26 @@ class CheckerProcess:
     def detach(self) -> bool:
         """Close the gate, then all descriptors but our own and those of maps and programs.
 
-        Returns False where that takes longer than 30 s.
+        Returns False where that takes longer than 30 s. Where the kernel makes no process for it,
+        this one does it.
         """
-        return children.run_limited(self._close_descriptors, _DETACH_SECONDS) == 0
+        try:
+            return children.run_limited(self._close_descriptors, _DETACH_SECONDS) == 0
+        except OSError:
+            return self._close_descriptors() == 0
 
     def _close_descriptors(self) -> int:
         from tracer.bpf.maps import close_gate
         from tracer.supervision import checkpoint, takeover
 
         keep = set(self._own)
-        if attached := checkpoint.read(self.memory).state.attached:
-            record = takeover.decode(attached)
-            close_gate(record.fds[list(record.answer.maps).index("params")])
-            keep |= set(record.fds)
+        try:
+            if attached := checkpoint.read(self.memory).state.attached:
+                record = takeover.decode(attached)
+                keep |= set(record.fds)
+                close_gate(record.fds[list(record.answer.maps).index("params")])
+        except Exception:  # the checker may have closed its maps: what is open must be closed
+            traceback.print_exc()
         last = max(keep)
         for fd, after in zip([*sorted(keep)], [*sorted(keep)[1:], last + (1 << 16)], strict=True):
             os.closerange(fd + 1, after)
@@ -251,7 +269,8 @@ class CheckerProcess:
     def run_limited(self, work: Callable[[], int], stopped: Callable[[], bool]) -> int | None:
         """Run work in a child, which may die or hang as well, for hang_seconds at most.
 
-        Returns its exit status (negative: the signal), or None where it took too long.
+        Returns its exit status (negative: the signal), or None where it took too long. Raises
+        OSError where the kernel makes no process.
         """
         return children.run_limited(work, self._hang_seconds, stopped=stopped)
 

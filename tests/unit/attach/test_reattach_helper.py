@@ -1,13 +1,53 @@
-"""The capabilities that the reattach helper keeps."""
+"""The capabilities that the reattach helper keeps, and its daemon where it does not answer."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from pyprctl import Cap
 
-from tracer.attach.reattach_helper import needed_capabilities
+from tracer.attach import reattach_helper
+from tracer.attach.reattach_helper import ProgramTarget, ReattachHelper, needed_capabilities
+from tracer.bpf.programs import Program
+
+LATE = """
+import os, socket, struct, sys, time
+daemon = socket.socket(fileno=int(sys.argv[-1]))
+(size,) = struct.unpack("<Q", daemon.recv(8))
+daemon.recv(size)
+socket.recv_fds(daemon, 1, 9)
+daemon.sendall(bytes(4))
+for seconds in (0.6, 0, 60):
+    daemon.recv(4)
+    time.sleep(seconds)
+    socket.send_fds(daemon, [bytes(4)], [1])
+"""
+
+
+def test_helper_that_answers_too_late_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the late link would be taken for that of the next program."""
+    popen = subprocess.Popen
+    monkeypatch.setattr(reattach_helper, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda words, **options: popen([sys.executable, "-c", LATE, words[-1]], **options),
+    )
+    programs = [Program(os.open(os.devnull, os.O_RDONLY)) for _ in range(2)]
+    helper = ReattachHelper([ProgramTarget(one, "raw_tp", "x") for one in programs])
+    with pytest.raises(OSError, match=r"does not answer within 0\.2 s"):
+        helper.attach(programs[0])
+    time.sleep(1)
+    with pytest.raises(OSError, match="the process that attaches has ended"):
+        helper.attach(programs[1])
+    helper.close()
+    for program in programs:
+        os.close(program.fd)
 
 
 @pytest.mark.parametrize(

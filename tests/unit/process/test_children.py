@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -71,6 +72,29 @@ def test_limited_child_returns_its_status_or_none(monkeypatch: pytest.MonkeyPatc
     assert clock.now - began == pytest.approx(60, abs=0.1)
     assert children.run_limited(endless, 60, sharing=False, stopped=lambda: True) is None
     assert clock.now - began == pytest.approx(60, abs=0.1), "it was not waited for"
+
+
+def test_signal_does_not_wake_a_limited_child_by_a_number_that_may_be_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, writing = os.pipe2(os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writing)
+    try:
+        for sharing in (True, False):
+            work = lambda: signal.set_wakeup_fd(-1) != -1  # noqa: E731
+            assert children.run_limited(work, SAFETY_SECONDS, sharing=sharing) == 0
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+
+
+def test_fork_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    sighand = 0x800  # without CLONE_VM: EINVAL
+    monkeypatch.setattr(children, "clone_arguments", lambda *_: (sighand, 0, 0, 0, 0))
+    with pytest.raises(OSError, match="the kernel makes no new process: Invalid argument") as found:
+        children.fork_sharing_files()
+    assert found.value.errno == errno.EINVAL
 
 
 def test_main_thread_has_its_state_and_cpu_time_and_a_process_that_is_gone_none() -> None:
