@@ -55,6 +55,8 @@ def test_defect_is_exit_70_with_a_traceback(where: str) -> None:
     assert where != "the server's thread" or "gate closed, detached on signal 15" in done.stderr, (
         "the checking loop ends as on SIGTERM"
     )
+    if where == "the checking loop":
+        assert "found after a crash: the checker died: exit status 70" in done.stderr
     assert not remaining()
 
 

@@ -14,6 +14,7 @@ from tracer.bpf.links import IteratorLink, Link
 from tracer.bpf.maps import Map
 from tracer.bpf.programs import Program, RunStatistics, enable_statistics
 from tracer.bpf.ring_buffer import RingBuffer
+from tracer.errors import RmapdError
 from tracer.process.users import User
 
 _BY_KPROBE = ("kprobe", "kretprobe")
@@ -284,5 +285,10 @@ class AttachedProbes:
     def __enter__(self) -> AttachedProbes:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Close everything, but not after a defect, of which this process ends.
+
+        What outlives it detaches, and reads what the maps have; else the kernel closes all.
+        """
+        if error is None or isinstance(error, RmapdError | KeyboardInterrupt | GeneratorExit):
+            self.close()
