@@ -270,10 +270,11 @@ class AttachedProbes:
 
     def detach(self) -> None:
         """Detach every program; programs and maps stay."""
-        detach_all(*reversed(self.points.values()))
+        detach_all(*reversed(self.points.values()), closed=self.closed)
 
     def close(self) -> None:
         """Detach everything, then close programs and maps."""
+        self.detach()
         close_all(*reversed(self.points.values()))
         if self.reattach_helper:
             self.reattach_helper.close()

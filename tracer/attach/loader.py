@@ -50,6 +50,8 @@ log = logging.getLogger("rmapd")
 
 _AT_ONCE = 4
 """Programs that are verified at the same time, where there are so many CPUs."""
+_SHORT = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Errors that are about this machine now, and not about a hook."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +298,7 @@ def attach_hook(programs: Loads, hook: PlannedHook) -> tuple[PlannedHook, list[A
     """Attach a hook by the first of its methods all points of which load and attach.
 
     Returns the hook as it is then, and its programs: none where it is denied. Raises Temporary
-    where memory is short.
+    where memory or descriptors are short.
     """
     reasons = []
     for number, method in enumerate(hook.methods):
@@ -309,7 +311,7 @@ def attach_hook(programs: Loads, hook: PlannedHook) -> tuple[PlannedHook, list[A
             attach_all(points)
         except (OSError, Refused) as error:
             close_all(points)
-            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            if isinstance(error, OSError) and error.errno in _SHORT:
                 raise of_os(
                     error, f"cannot {step} the programs of {hook.hook.name}", "the same again later"
                 ) from error

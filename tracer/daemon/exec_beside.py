@@ -131,6 +131,9 @@ class _Beside:
                     self._ask(self._before)
         except DaemonGone as gone:
             return self._daemon_gone(str(gone))
+        except Exception:
+            self._command.kill()  # nobody would watch it, nor wait for it
+            raise
 
     def _take(self, answer: Answer) -> int | None:
         """Take in an answer; return the exit code if it is the last one."""
@@ -213,10 +216,11 @@ class _Beside:
             "daemon": {"pid": self._connection.greeting.pid, "known_until": known},
         }
         outcome = self._command.outcome(CHECKER_DIED, early)
-        code = self._write(self._before, self._last, outcome)
-        self._command.kill()
-        self._command.wait(self._request.grace)
-        return code
+        try:
+            return self._write(self._before, self._last, outcome)
+        finally:
+            self._command.kill()
+            self._command.wait(self._request.grace)
 
     def _write(
         self, before: Snapshot, last: tuple[Snapshot, SpanFacts], outcome: CommandOutcome
