@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -53,13 +52,11 @@ def test_no_program_remains_after_a_signal(number: int) -> None:
     assert not remaining()
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.5, 0.8])
-def test_signal_in_the_first_moments_is_an_orderly_end(seconds: float) -> None:
+def test_signal_in_the_first_moments_is_an_orderly_end() -> None:
     with subprocess.Popen(
         [RMAPD, "run", "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
     ) as process:
         until(lambda: checker_of(process.pid), 30, "the checker was forked")
-        time.sleep(seconds - 0.3)
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in log) == (0, False), log

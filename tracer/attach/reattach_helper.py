@@ -103,6 +103,7 @@ class ReattachHelper:
         except OSError:
             self._process.kill()
         self._socket.settimeout(_ANSWER_SECONDS)
+        self._unanswered = 0
 
     def attach(self, program: Program) -> Link:
         """Have a program attached to its target.
@@ -122,14 +123,19 @@ class ReattachHelper:
     def _ask(self, number: int) -> int:
         try:
             self._socket.sendall(struct.pack("<I", number))
+            self._unanswered += 1
             answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
+            while answer and self._unanswered > 1:  # late, to an earlier request: detach it
+                self._unanswered -= 1
+                for fd in fds:
+                    os.close(fd)
+                answer, fds, _, _ = socket.recv_fds(self._socket, 4, 1)
         except TimeoutError as error:
-            self._process.kill()  # a late answer would be taken for that to the next request
-            self._socket.close()
             why = f"the process that attaches does not answer within {_ANSWER_SECONDS:g} s"
             raise OSError(errno.ETIMEDOUT, why) from error
         except OSError as error:
             raise OSError(error.errno, "the process that attaches has ended") from error
+        self._unanswered -= 1
         if len(answer) < 4:
             raise OSError(errno.EPIPE, "the process that attaches has ended")
         (error_number,) = struct.unpack("<i", answer)

@@ -22,15 +22,16 @@ daemon = socket.socket(fileno=int(sys.argv[-1]))
 daemon.recv(size)
 socket.recv_fds(daemon, 1, 9)
 daemon.sendall(bytes(4))
-for seconds in (0.6, 0, 60):
+for seconds, name in ((0.6, "null"), (0, "zero")):
     daemon.recv(4)
     time.sleep(seconds)
-    socket.send_fds(daemon, [bytes(4)], [1])
+    socket.send_fds(daemon, [bytes(4)], [os.open(f"/dev/{name}", os.O_RDONLY)])
 """
 
 
-def test_helper_that_answers_too_late_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the late link would be taken for that of the next program."""
+def test_late_answer_of_the_helper_is_not_taken_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     popen = subprocess.Popen
     monkeypatch.setattr(reattach_helper, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(
@@ -43,8 +44,9 @@ def test_helper_that_answers_too_late_answers_no_more(monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match=r"does not answer within 0\.2 s"):
         helper.attach(programs[0])
     time.sleep(1)
+    assert os.readlink(f"/proc/self/fd/{helper.attach(programs[1]).fd}") == "/dev/zero"
     with pytest.raises(OSError, match="the process that attaches has ended"):
-        helper.attach(programs[1])
+        helper.attach(programs[0])
     helper.close()
     for program in programs:
         os.close(program.fd)
