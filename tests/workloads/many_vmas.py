@@ -33,7 +33,7 @@ def main() -> None:
         libc.mprotect(at, PAGE, _READ)
         libc.munmap(at + 2 * PAGE, 2 * PAGE)
     with tempfile.TemporaryFile() as file:
-        file.truncate(1 << 20)
+        file.truncate(16 * PAGE * 12)
         views = [mmap.mmap(file.fileno(), 2 * PAGE, offset=16 * PAGE * n) for n in range(12)]
     unfaulted = libc.mmap(None, PAGE, _READ_WRITE, _PRIVATE_ANONYMOUS, -1, 0)
     for _ in range(forks):
