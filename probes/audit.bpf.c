@@ -240,8 +240,8 @@ static __always_inline u64 room_of(struct params *p)
 /*
  * Whether `size` bytes, LONGEST_READ at most, may be read there: to the last word of RAM, which may
  * be an object's. Rotated, the offset of an address that is not aligned is huge. A room of 0 allows
- * nothing if `size` is 8; a longer read must not ask then, as the difference would wrap: audit_start
- * asks for 8 first, and each room but 0 is at least LONGEST_READ.
+ * nothing if `size` is 8; a longer read must not ask then, as the difference would wrap:
+ * audit_start asks for 8 first, and each room but 0 is at least LONGEST_READ.
  */
 static __always_inline int may_read(u64 floor, u64 room, u64 at, u32 size)
 {
