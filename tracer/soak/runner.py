@@ -236,7 +236,7 @@ def _hide_tmp(tmp: Path, kept: Sequence[Path], size: int) -> None:
     folders = {path.resolve(): os.open(path, os.O_PATH | os.O_DIRECTORY) for path in below}
     _mount("tmpfs", tmp, _MS_NOSUID | _MS_NODEV, f"size={size},mode=1777")
     for path, folder in folders.items():
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         _mount("none", path, _MS_BIND | _MS_REC, source=f"/proc/self/fd/{folder}")
         os.close(folder)
 
