@@ -165,7 +165,7 @@ def test_kernels_own_tests_leave_no_files_and_no_settings(tmp_path: Path) -> Non
             f"#!/bin/sh\ntouch /tmp/{mark} && echo 1234 > {pages} && ls {folder}/rmap && exit 0"
         )
         program.chmod(0o755)
-        options = ("--for", "10s", "--load", "selftests", "--selftests", folder)
+        options = ("--for", "5s", "--load", "selftests", "--selftests", folder)
         with soaking(tmp_path / "a.json", *options, "--daemon", "never") as process:
             until(lambda: pages.read_text() == "1234\n", 60, "the program runs")
             assert process.wait(120) == 0, process.communicate()

@@ -174,10 +174,10 @@ def test_equal_rates_are_told_apart_in_one_of_twenty_simulations_at_most() -> No
     source = random.Random(3)
     for runs, limit in ((1, math.inf), (5, math.inf), (1, 120.0), (3, 120.0), (5, 60.0)):
         wrong = 0
-        for _ in range(1500):
+        for _ in range(800):
             a, b = (simulated(source, 60.0, limit, runs) for _ in range(2))
             wrong += compare_rates(a, b).chance < 0.05
-        assert wrong <= 92, (runs, limit)  # 75 are expected at most; 92 is 2 sigma above
+        assert wrong <= 52, (runs, limit)  # 40 are expected at most; 52 is 2 sigma above
 
 
 def test_rates_that_differ_ten_times_are_told_apart_by_eight_runs() -> None:
