@@ -1,6 +1,18 @@
-"""Parts of a page of docs that a program makes, between two comments."""
+"""Parts of a page of docs that a program makes, between two comments, and what they are made of."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tracer import atomic_file
+
+
+def keep(path: Path, values: object) -> None:
+    """Write what is kept of guests as JSON, a value a line. Raises RmapdError."""
+    text = msgspec.json.format(msgspec.json.encode(values), indent=1).decode()
+    atomic_file.write(path, f"{text}\n", "what is kept of guests")
 
 
 def replaced(text: str, begin: str, end: str, part: str) -> str:

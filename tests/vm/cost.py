@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tests.bench import profile
 from tests.bench.instructions import OPERATIONS
 from tests.bench.loads import TITLES, build
-from tests.support.made_parts import replaced
+from tests.support.made_parts import keep, replaced
 from tests.vm.guest import RESULTS, ROOT, commit, ladder, run
 
 KEPT = ROOT / "docs/measurements/cost.json"
@@ -269,7 +269,7 @@ def main() -> None:
             print(sentence, flush=True)
         costs[kernel] = cost
         if options.keep:
-            KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=1) + b"\n")
+            keep(KEPT, costs)
     if options.table or options.keep:
         for path, text in pages(costs):
             path.write_text(text)

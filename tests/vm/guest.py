@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -77,6 +79,14 @@ class Result:
     code: int
     output: str
     folder: Path
+
+    def report(self) -> dict[str, Any]:
+        """Return the report in $OUT/r.json. Raises GuestError where there is none."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "r.json").read_text())
+        except (OSError, ValueError) as error:
+            raise GuestError(f"{error}\n{self.output}") from error
+        return found
 
 
 def _listed(file: str) -> dict[str, Entry]:

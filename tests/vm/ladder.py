@@ -29,12 +29,11 @@ from typing import Any
 
 import msgspec
 
-from tests.support.made_parts import replaced
+from tests.support.made_parts import keep, replaced
 from tests.vm import guest, soak, stock_bugs
 from tests.vm.faults import found_during, reported
 from tests.vm.guest import ROOT, GuestError, NotServedError, commit, run
 from tests.vm.modules import built
-from tracer import atomic_file
 
 KEPT, PAGE = ROOT / "docs/measurements/ladder.json", ROOT / "docs/measurements/LADDER.md"
 BEGIN, END = "<!-- made by python -m tests.vm.ladder --table -->", "<!-- end of the table -->"
@@ -200,10 +199,7 @@ def strike(kernel: str, rung: Rung) -> Rung:
     made = reported(result)
     if [fault["name"] for fault in made] != [*FAULTS]:
         raise GuestError(result.output)
-    try:
-        report = json.loads((result.folder / "r.json").read_text())
-    except (OSError, ValueError) as error:
-        raise GuestError(f"{error}\n{result.output}") from error
+    report = result.report()
     found = {fault["name"]: found_during(fault, report) for fault in made}
     if sum(map(len, found.values())) != len(report["violations"]):
         raise GuestError(f"violations that no fault explains\n{result.output}")
@@ -376,8 +372,7 @@ def _keep(name: str, rung: Rung) -> Rung:
     with _KEEPING:
         rungs = kept() | {name: rung}
         rungs = {one: rungs[one] for one in guest.known() if one in rungs}
-        text = msgspec.json.format(msgspec.json.encode(rungs), indent=1).decode()
-        atomic_file.write(KEPT, f"{text}\n", "what is kept of the kernels")
+        keep(KEPT, rungs)
     print(f"{name}: {rung.verdict}; {rung.wrong or 'silent'}; {_struck(rung)}", flush=True)
     return rung
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,9 +21,8 @@ from typing import Any
 
 import msgspec
 
-from tests.support.made_parts import replaced
+from tests.support import made_parts
 from tests.vm.guest import ROOT, GuestError, Result, run
-from tracer import atomic_file
 
 ROWS = Path(__file__).parent / "stock_bugs.toml"
 RESULTS = ROWS.with_suffix(".json")
@@ -115,10 +113,7 @@ def walk(bug: Bug, kernel: str) -> tuple[Outcome, dict[str, Any], Result]:
         expect_bug="K1" in bug.found and kernel in bug.bad,
         one_thread=bug.one_thread,
     )
-    try:
-        report: dict[str, Any] = json.loads((result.folder / "r.json").read_text())
-    except (OSError, ValueError) as error:
-        raise GuestError(f"{error}\n{result.output}") from error
+    report = result.report()
     return outcome_of(bug, kernel, report, result.output), report, result
 
 
@@ -158,8 +153,7 @@ def keep(new: Outcome) -> None:
     known = outcomes() if RESULTS.exists() else []
     kept = [one for one in known if (one.number, one.kernel) != (new.number, new.kernel)]
     ordered = sorted([*kept, new], key=lambda one: (one.number, one.kernel))
-    text = msgspec.json.format(msgspec.json.encode(ordered), indent=1).decode()
-    atomic_file.write(RESULTS, f"{text}\n", "what was found of stock bugs")
+    made_parts.keep(RESULTS, ordered)
 
 
 def _results(bug: Bug, results: Iterable[Outcome]) -> Iterable[str]:
@@ -229,7 +223,7 @@ def page(text: str, parts: dict[str, str]) -> str:
     """Return the page with each part between its two comments replaced."""
     for name, part in parts.items():
         begin, end = f"<!-- {name}: made by tests.vm.stock_bugs -->", f"<!-- end of {name} -->"
-        text = replaced(text, begin, end, part)
+        text = made_parts.replaced(text, begin, end, part)
     return text
 
 

@@ -111,9 +111,9 @@ def _close_links(links: Sequence[Link], closed: Callable[[], None]) -> None:
             closed()
 
 
-def close_all(*hooks: Sequence[AttachedProgram]) -> None:
-    """Detach the programs of hooks and unload them."""
-    detach_all(*hooks)
+def close_all(*hooks: Sequence[AttachedProgram], closed: Callable[[], None] = _nothing) -> None:
+    """Detach the programs of hooks, as detach_all() does, and unload them."""
+    detach_all(*hooks, closed=closed)
     for point in (point for points in hooks for point in points):
         point.program.close()
 
@@ -274,8 +274,7 @@ class AttachedProbes:
 
     def close(self) -> None:
         """Detach everything, then close programs and maps."""
-        self.detach()
-        close_all(*reversed(self.points.values()))
+        close_all(*reversed(self.points.values()), closed=self.closed)
         if self.reattach_helper:
             self.reattach_helper.close()
         for table in self.maps.values():
@@ -287,9 +286,9 @@ class AttachedProbes:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Close everything, but not after a defect, of which this process ends.
+        """Close everything, but not after a defect, which ends this process.
 
-        What outlives it detaches, and reads what the maps have; else the kernel closes all.
+        The supervisor then reads the maps and detaches. Without one, the kernel closes all.
         """
         if error is None or isinstance(error, RmapdError | KeyboardInterrupt | GeneratorExit):
             self.close()

@@ -144,11 +144,12 @@ class _Soak:
         """Run as often as asked; stop at a signal, and where a load did not even begin."""
         show(self._result, None)
         for number in range(1, self._order.repeat + 1):
-            self._keep(SoakRun(number, "unfinished", iso(time.time())))
+            self._put(SoakRun(number, "unfinished", iso(time.time())))
+            self._write()
             run, began = self._run(number)
             self._put(run)
             show(self._result, run)
-            self._keep(run)
+            self._write(run.report)
             if self._stopped or not began:
                 break
         return self._result, exit_code(self._result, self._stopped)
@@ -158,12 +159,11 @@ class _Soak:
         runs = [one for one in self._result.runs if one.number != run.number]
         self._result = msgspec.structs.replace(self._result, runs=[*runs, run])
 
-    def _keep(self, run: SoakRun) -> None:
-        """Put the run into the result, and write the files."""
-        self._put(run)
-        report = self._folder / "report.json"
-        if run.report and report.exists():
-            atomic_file.write(Path(run.report), report.read_text(), "the report of a run")
+    def _write(self, report: str = "") -> None:
+        """Write the result. report: the file for the last run's report; empty: it is not kept."""
+        if report:
+            text = (self._folder / "report.json").read_text()
+            atomic_file.write(Path(report), text, "the report of a run")
         if self._order.out:
             text = json.dumps(self._result.as_json(), indent=1) + "\n"
             atomic_file.write(self._order.out, text, "the result")

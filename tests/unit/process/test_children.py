@@ -74,15 +74,15 @@ def test_limited_child_returns_its_status_or_none(monkeypatch: pytest.MonkeyPatc
     assert clock.now - began == pytest.approx(60, abs=0.1), "it was not waited for"
 
 
-def test_signal_does_not_wake_a_limited_child_by_a_number_that_may_be_a_file(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_signal_does_not_wake_a_limited_child_by_a_number_that_may_be_a_file() -> None:
     reading, writing = os.pipe2(os.O_NONBLOCK)
     before = signal.set_wakeup_fd(writing)
     try:
         for sharing in (True, False):
-            work = lambda: signal.set_wakeup_fd(-1) != -1  # noqa: E731
-            assert children.run_limited(work, SAFETY_SECONDS, sharing=sharing) == 0
+            status = children.run_limited(
+                lambda: signal.set_wakeup_fd(-1) != -1, SAFETY_SECONDS, sharing=sharing
+            )
+            assert status == 0
     finally:
         signal.set_wakeup_fd(before)
         os.close(reading)
