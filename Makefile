@@ -136,7 +136,7 @@ install: ## install into PREFIX=/usr/local, with its user and unit; EXTRAS=otlp 
 	umask 022; $(SUDO) $(PREFIX)/lib/rmapd/bin/pip install -q --disable-pip-version-check '.$(if $(EXTRAS),[$(EXTRAS)])'
 	$(SUDO) install -d $(PREFIX)/bin $(PREFIX)/share/doc/rmapd
 	$(SUDO) ln -sfn ../lib/rmapd/bin/rmapd $(PREFIX)/bin/rmapd
-	$(SUDO) cp -r README.md docs dashboards/grafana dashboards/prometheus $(PREFIX)/share/doc/rmapd
+	$(SUDO) cp -r README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs dashboards/grafana dashboards/prometheus $(PREFIX)/share/doc/rmapd
 	getent passwd rmapd >/dev/null || $(SUDO) useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin rmapd
 	sed 's,/usr/local,$(PREFIX),' systemd/rmapd.service | $(SUDO) install -D -m 644 /dev/stdin $(SYSCONF)/systemd/system/rmapd.service
 	[ -e $(SYSCONF)/rmapd/rmapd.toml ] || $(SUDO) install -D -m 644 docs/rmapd.toml $(SYSCONF)/rmapd/rmapd.toml

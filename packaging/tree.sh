@@ -40,6 +40,6 @@ sed -i '/^command/d' "$lib/pyvenv.cfg"
 
 install -d "$root/usr/bin" "$root/usr/share/doc/rmapd"
 ln -sf ../lib/rmapd/bin/rmapd "$root/usr/bin/rmapd"
-cp -r README.md CHANGELOG.md docs dashboards/grafana dashboards/prometheus "$root/usr/share/doc/rmapd"
+cp -r README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs dashboards/grafana dashboards/prometheus "$root/usr/share/doc/rmapd"
 install -D -m 644 docs/rmapd.toml "$root/etc/rmapd/rmapd.toml"
 sed 's,/usr/local,/usr,' systemd/rmapd.service | install -D -m 644 /dev/stdin "$root/usr/lib/systemd/system/rmapd.service"

@@ -41,7 +41,6 @@ def all_checks(
 _TABLES: Mapping[str, tuple[str, ...]] = {
     "evidence": ("EVIDENCE_LOST",),
     "protocols": ("PROTOCOLS_LOST", "WINDOWS_LOST", "WINDOWS_UNCLOSED"),
-    "unreadable": (),
     "ledger": ("LEDGER_LOST", "MIGRATIONS_LOST"),
     "locks": ("LOCKS_LOST",),
     "mms": ("MMS_LOST",),
@@ -60,5 +59,9 @@ def lost_events(
     tables = dict(_TABLES)
     for loss in (loss for one in invariants for loss in one.losses):
         tables[loss.table] = tuple(dict.fromkeys((*tables.get(loss.table, ()), *loss.counters)))
-    found = {table: sum(counters.get(name, 0) for name in names) for table, names in tables.items()}
+    found = {
+        table: sum(counters.get(name, 0) for name in names)
+        for table, names in tables.items()
+        if names
+    }
     return found | {"unreadable": unreadable, "missed_runs": missed_runs}

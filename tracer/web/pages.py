@@ -55,6 +55,7 @@ LOSSES = {
     " maps.migration_rows)",
     "locks": "mmap_locks that were not recorded: no memory for a task, or five held at once",
     "mms": "ends of address spaces that were not recorded (maps.mm_rows)",
+    "waits": "waits for an rwsem that were not recorded: the map was busy",
     "missed_runs": "runs of a BPF program that the kernel left out: it already ran on that CPU",
 }
 """What each key of Snapshot.lost means, and the key of the configuration that sets its limit."""

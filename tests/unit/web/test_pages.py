@@ -168,6 +168,7 @@ def test_overview_shows_standing_and_counts(app: Application, current: LatestSna
     assert "1 check is suspect" in shown
     assert "anon_vma rwsem is taken before i_mmap_rwsem" in shown
     assert "Events lost43" in shown.replace("\n", "")
+    assert set(s.lost) == set(pages.LOSSES), "each kind of loss has its sentence"
     quiet = page(over(busy.quiet(s)), "/").text
     assert "Not all is known: nothing violated in" in quiet
     assert "None since rmapd began to record" in quiet
