@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -67,11 +67,14 @@ class _Outputs:
     sinks: Sinks
     latest: LatestSnapshot
     systemd: SystemdNotifier
+    access: Access
 
     def report(self, *, ended: bool = False) -> Snapshot:
         """Build a snapshot, and give it and the new findings to every output."""
         session = self.session
         snapshot = caught_up(session)
+        read = session.config_read.and_rules(self.access.taken)
+        snapshot = replace(snapshot, config_read=read)
         session.commit()
         new = session.checker.take_new_findings()
         snapshot = self.sinks.deliver(session.checker.tally, new, snapshot, ended=ended)
@@ -113,7 +116,7 @@ def serve(config: Config, controls: Controls, duration: float | None, checker: S
         open_session(config, kernel, memory=checker.memory) as session,
         contextlib.ExitStack() as spans_end,
     ):
-        outputs = _Outputs(session, sinks, latest, systemd)
+        outputs = _Outputs(session, sinks, latest, systemd, access)
         scheme = "https" if access.context else "http"
         url = f"{scheme}://{config.address[0]}:{server.port}"
         levels = session.fidelity.govern(config, user)
@@ -204,8 +207,9 @@ def _warn_of_unreadable_files(controls: Controls, access: Access) -> None:
 
 def reload(session: Session, configuration: Callable[[], Config], access: Access) -> None:
     """Read the configuration and the access rules again; what is wrong is logged, and not taken."""
-    taken = reload_configuration(session, configuration), access.reread()
-    session.config_read = session.config_read.after(all(taken), time.time())
+    taken = reload_configuration(session, configuration)
+    session.config_read = session.config_read.after(taken, time.time())
+    access.reread()
 
 
 def reload_configuration(session: Session, configuration: Callable[[], Config]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tracer.attach.plan import PlannedHook
 from tracer.bpf.programs import RunStatistics
@@ -48,6 +48,10 @@ class ConfigRead:
     def after(self, successful: bool, now: float) -> ConfigRead:
         """Return the state after another reading at the Unix time `now`."""
         return ConfigRead(successful, now if successful else self.success_seconds)
+
+    def and_rules(self, taken: bool) -> ConfigRead:
+        """Return the state where `web_config`, which is read by itself, was taken over or not."""
+        return replace(self, successful=self.successful and taken)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tracer.web.web_config import Rules, read
 log = logging.getLogger("rmapd")
 
 LOOK_SECONDS = 1.0
-_Stamp = tuple[tuple[int, int, int], ...]
+_Stamp = tuple[tuple[int, ...], ...]
 
 
 def is_loopback(host: str) -> bool:
@@ -32,12 +32,13 @@ class Access:
 
     path: the web configuration; without one everybody may read over plain HTTP. If a file becomes
     invalid later, an error is logged and the rules stay as they are. RmapdError if it is invalid
-    at the start. clock: monotonic seconds.
+    at the start. clock: monotonic seconds. taken: whether the last reading was taken over.
     """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
         self.rules, self.context = Rules(), None
+        self.taken = True
         self._looked = self._clock()
         if path:
             self.rules, self.context = self._read(path)
@@ -55,14 +56,14 @@ class Access:
         )
 
     def _look(self) -> _Stamp:
-        """Return inode, size and mtime of each file."""
+        """Return inode, size, mtime and ctime of each file; ctime is that of its mode and owner."""
         found = []
         for name in filter(None, self._files()):
             try:
                 seen = Path(name).stat()
-                found.append((seen.st_ino, seen.st_size, seen.st_mtime_ns))
+                found.append((seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns))
             except OSError:
-                found.append((0, 0, 0))
+                found.append((0, 0, 0, 0))
         return tuple(found)
 
     def refresh(self) -> None:
@@ -81,7 +82,7 @@ class Access:
         """Reload the files now; return whether they were taken over."""
         if self._path is None:
             return True
-        taken = False
+        self.taken = False
         try:
             rules, context = self._read(self._path)
             if (context is None) != (self.context is None):
@@ -94,9 +95,9 @@ class Access:
         else:
             self.rules, self.context = rules, context
             log.info("%s is reloaded: %s", self._path, self.in_a_line())
-            taken = True
+            self.taken = True
         self._stamp = self._seen = self._look()
-        return taken
+        return self.taken
 
     def unreadable(self) -> str:
         """Return why reread() would fail now, or an empty text."""

@@ -25,6 +25,8 @@ _STYLE = Path(__file__).parent / "static" / "style.css"
 _SVG = "image/svg+xml"
 _FRESH = {"Cache-Control": "max-age=3600"}
 _MOST_CACHED = 64
+_VERSIONS = ("", "0.0.1", "0.0.4", "1.0.0")
+"""Of the formats that a scraper may ask for. Others would come back in our Content-Type."""
 _MOST_CACHED_BYTES = 4 << 20
 
 
@@ -134,10 +136,21 @@ class Application:
 
     def _make(self, ask: Request, s: Snapshot | None) -> Response:
         if ask.path == "/metrics":
-            encode, kind = choose_encoder(ask.headers.get("accept", ""))
+            encode, kind = choose_encoder(_of_known_versions(ask.headers.get("accept", "")))
             return Response(200, encode(self._registry), kind)
         if ask.path.startswith("/api"):
             return (
                 self._api(ask, s, self._current.points, self._age(s)) if s else not_ready(ask.path)
             )
         return self._pages(ask, s, self._current.points)
+
+
+def _of_known_versions(accept: str) -> str:
+    """Leave out of an Accept header the formats whose version is not one of _VERSIONS."""
+    return ",".join(one for one in accept.split(",") if _version(one) in _VERSIONS)
+
+
+def _version(media_range: str) -> str:
+    """Return the parameter `version` of a media range, or an empty text."""
+    parameters = (part.partition("=") for part in media_range.split(";")[1:])
+    return next((value.strip() for name, _, value in parameters if name.strip() == "version"), "")

@@ -139,15 +139,16 @@ class Connection:
 
     async def _request(self) -> Request:
         """Read a whole request; one with a body is refused."""
+        self._bodiless = False
         first = await self._event()
         if not isinstance(first, h11.Request):
             raise Gone
+        self._bodiless = first.method == b"HEAD"  # a refusal of it has no body, either
         if first.http_version not in (b"1.0", b"1.1"):
             raise h11.RemoteProtocolError("neither HTTP/1.0 nor HTTP/1.1", error_status_hint=505)
         names = {name for name, _ in first.headers}
         if b"transfer-encoding" in names or isinstance(await self._event(), h11.Data):
             raise h11.RemoteProtocolError("with a body", error_status_hint=413)
-        self._bodiless = first.method == b"HEAD"
         path, _, query = first.target.decode("ascii", "replace").partition("?")
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in first.headers}
         return Request(first.method.decode("ascii", "replace"), path, query, headers)

@@ -593,6 +593,13 @@ def test_metrics_use_requested_format(app: Application) -> None:
     assert open_metrics.body.endswith(b"# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["1.a", "1.0.0.x", "1.0.0.é", "9" * 5000, "é", '"1.0.0"'])
+def test_unknown_version_of_a_format_is_not_answered_with(app: Application, version: str) -> None:
+    for kind in ("application/openmetrics-text", "text/plain"):
+        shown = read(app, "/metrics", accept=f"{kind}; version={version}, {kind}; version=0.0.4")
+        assert (shown.status, shown.kind.startswith("text/plain; version=0.0.4")) == (200, True)
+
+
 def test_methods_other_than_get_and_head_are_refused() -> None:
     app = Application(LatestSnapshot())
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):

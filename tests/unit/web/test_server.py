@@ -56,6 +56,29 @@ def raw(port: int, sent: bytes, seconds: float = SAFETY_SECONDS) -> bytes:
     return got
 
 
+HEAD = b"HEAD / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (HEAD + b"Content-Length: 5\r\n\r\nhello", b"413"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"413"),
+        (b"HEAD / HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n", b"505"),
+        (HEAD + b"\r\nnonsense\r\n\r\n", b"400"),
+        (HEAD + b"\r\n" + HEAD + b"Content-Length: 5\r\n\r\nhello", b"413"),
+    ],
+)
+def test_head_that_is_refused_is_no_defect(
+    sent: bytes, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has logged in yet, so anyone could fill the log with tracebacks."""
+    with serving() as port:
+        got = raw(port, sent)
+    assert b"HTTP/1.1 " + status in got
+    assert "a defect of rmapd" not in caplog.text
+
+
 def get(
     port: int, path: str = "/", context: ssl.SSLContext | None = None, **headers: str
 ) -> tuple[int, bytes, dict[str, str]]:

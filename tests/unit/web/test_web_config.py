@@ -204,6 +204,7 @@ def test_changed_file_is_reloaded_once_unchanged_for_a_second(
     path.write_text("basic_auth_users: {alice: x}")
     later()
     assert later().users == {"alice": HASH}, "what is wrong changes nothing"
+    assert not mine.taken
     assert caplog.text.count("the access rules stay unchanged") == 1
     later()
     later()
@@ -217,6 +218,28 @@ def test_changed_file_is_reloaded_once_unchanged_for_a_second(
     path.write_text("")
     mine.reread()
     assert not mine.rules.users
+    assert mine.taken
+
+
+def test_file_whose_mode_is_corrected_is_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewed key that only root can read: chmod changes neither its size nor its mtime."""
+    now, path = [0.0], folder / "web.yml"
+    path.write_text(TLS + "}")
+    mine = access.Access(path, lambda: now[0])
+    readings = list[bool]()
+    monkeypatch.setattr(mine, "reread", lambda: readings.append(True))
+
+    def later() -> int:
+        for _ in range(2):
+            now[0] += 1.1
+            mine.refresh()
+        return len(readings)
+
+    assert not later()
+    (folder / "server.key").chmod(0o640)
+    assert later()
 
 
 def test_changed_certificate_is_reloaded(folder: Path) -> None:
