@@ -79,9 +79,13 @@ def _store(config: Config, remains: Remains, how: str) -> int:
         snapshot, new = build_snapshot(session), session.checker.take_new_findings()
         for finding in new:
             finding.evidence["found"] = why
-        store = open_store(
-            config, snapshot.kernel, run=state.run, counted=state.stored, rest=state.rest
-        )
+        store = None
+        try:
+            store = open_store(
+                config, snapshot.kernel, run=state.run, counted=state.stored, rest=state.rest
+            )
+        except RmapdError as error:
+            log.error("what the last run left goes to the log only: %s", error.in_a_line)
         with contextlib.closing(Sinks(store, FindingLog(time.time), Sender(None))) as sinks:
             sinks.deliver(session.checker.tally, new, snapshot, ended=True, early=why)
     bad = f"{snapshot.total(Verdict.VIOLATED)} violated, {snapshot.total(Verdict.SUSPECT)} suspect"

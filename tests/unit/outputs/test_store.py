@@ -11,7 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -20,6 +21,7 @@ from tracer.errors import RmapdError
 from tracer.invariants.verdict import Finding, Tally, Verdict, Violation
 from tracer.outputs.store import reader as stored
 from tracer.outputs.store import schema
+from tracer.outputs.store.database import Database
 from tracer.outputs.store.writer import Store
 from tracer.results.json_form import as_json, violation_json
 
@@ -404,6 +406,35 @@ def test_missing_store_and_missing_folder_are_errors(tmp_path: Path, clock: Cloc
     clock.now += 6
     one.keep([], {})
     assert counts(tmp_path / "no/folder.db") == {finding().signature: 4}
+
+
+@pytest.mark.parametrize(("free", "waits"), [(0, True), (1, False)])
+def test_store_on_a_full_disk_is_written_once_there_is_room(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, free: int, waits: bool
+) -> None:
+    """Where the file exists, SQLite has no room for its shared memory: an I/O error, not FULL."""
+    before = store(path, clock)
+    before.keep([Violation(finding(1), T0, T0)], {})
+    before.close()
+
+    def refused(*_: object) -> NoReturn:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+        raise error
+
+    with monkeypatch.context() as full:
+        full.setattr(Database, "opened", refused)
+        full.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=free))
+        if not waits:
+            with pytest.raises(RmapdError, match="disk I/O error"):
+                store(path, clock)
+            return
+        one = store(path, clock)
+        assert (one.state.reason, one.state.violated_since) == ("disk I/O error", {})
+    clock.now += 6
+    one.keep([Violation(finding(2), T0, T0)], {})
+    assert (one.state.reason, one.state.violated_since) == ("", {"L3": T0})
+    assert set(counts(path)) == {finding(1).signature, finding(2).signature}
 
 
 def test_reader_without_write_access_to_folder_reads_copy(

@@ -73,6 +73,19 @@ def code(error: BaseException) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
+def is_full(error: BaseException, path: Path) -> bool:
+    """Return whether the disk of this file has no room.
+
+    Where the file exists, the first that does not fit is the file of shared memory beside it.
+    """
+    if code(error) == sqlite3.SQLITE_IOERR:
+        try:
+            return os.statvfs(path.parent).f_bavail == 0
+        except OSError:
+            return False
+    return code(error) == sqlite3.SQLITE_FULL
+
+
 def is_broken(error: sqlite3.Error) -> bool:
     """Return whether the file is no database or a damaged one."""
     return code(error) in _BROKEN

@@ -21,7 +21,14 @@ from typing import Any
 import tracer
 from tracer.errors import RmapdError, Temporary, passes
 from tracer.invariants.verdict import Finding, Verdict, Violation
-from tracer.outputs.store.database import Database, ForeignDatabase, code, is_broken, set_aside
+from tracer.outputs.store.database import (
+    Database,
+    ForeignDatabase,
+    code,
+    is_broken,
+    is_full,
+    set_aside,
+)
 from tracer.results.json_form import iso, violation_json
 from tracer.results.snapshot import StoreState
 
@@ -85,17 +92,14 @@ class Store:
         self._reason, self._next_try, self._next_tidy = "", 0.0, 0.0
         self._writes = self._failures = self._deleted = 0
         self._seconds = 0.0
-        self._violated_since: dict[str, float] = {}
+        self._booted = booted
+        self._violated_since: dict[str, float] | None = None  # not read yet
         try:
-            self._database = Database.opened(path, most_bytes)
-            self._violated_since = {
-                name: datetime.datetime.fromisoformat(first).timestamp()
-                for name, first in self._database.violated_since(iso(booted)).items()
-            }
+            self._database = self._opened()
         except (sqlite3.Error, OSError, ForeignDatabase) as error:
             if must and isinstance(error, ForeignDatabase):
                 raise
-            if must and code(error) != sqlite3.SQLITE_FULL:
+            if must and not is_full(error, path):
                 kind = Temporary if code(error) in _PASSING or passes(error) else RmapdError
                 hint = "a folder that exists, and that the user of rmapd run can write"
                 raise kind(f"cannot write the store {path}", why=str(error), hint=hint) from error
@@ -115,7 +119,7 @@ class Store:
             self._failures,
             self._seconds,
             self._deleted,
-            self._violated_since,
+            self._violated_since or {},
         )
 
     def keep(
@@ -223,8 +227,18 @@ class Store:
             self._drop()
             self._write_all_again()
         if not self._database:
-            self._database = Database.opened(self.path, self._most_bytes)
+            self._database = self._opened()
         return self._database
+
+    def _opened(self) -> Database:
+        """Open the file, and read once since when this boot is known to be violated."""
+        database = Database.opened(self.path, self._most_bytes)
+        if self._violated_since is None:
+            self._violated_since = {
+                name: datetime.datetime.fromisoformat(first).timestamp()
+                for name, first in database.violated_since(iso(self._booted)).items()
+            }
+        return database
 
     def _write_all_again(self) -> None:
         """Mark everything of this run as not written: the file that had it is gone."""
