@@ -17,6 +17,7 @@ from tracer import bounded_input, ids, logs
 from tracer.config_maps import Maps, check_maps
 from tracer.config_maps import help_text as _help
 from tracer.errors import RmapdError
+from tracer.printable import without_login
 
 CHANGEABLE = (
     "max_entry_age_seconds",
@@ -277,8 +278,8 @@ def example() -> str:
 
 
 def in_force(config: Config) -> str:
-    """Return the effective configuration as TOML."""
-    return _as_toml(config, lambda field, value: f"{field.name} = {value}\n")
+    """Return the effective configuration as TOML, without logins: it is printed into logs."""
+    return _as_toml(config, lambda field, value: f"{field.name} = {without_login(value)}\n")
 
 
 def _as_toml(of: msgspec.Struct, line: Callable[[Any, str], str]) -> str:
@@ -313,7 +314,7 @@ def _check(config: Config, where: str) -> None:
         return RmapdError(f"{key} in {where} is wrong", why=why, hint=hint)
 
     host, _, port = config.listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise wrong("listen", f"{config.listen!r} is not ADDR:PORT", "127.0.0.1:9743")
     if config.fidelity not in FIDELITIES:
         raise wrong(

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tracer.config import Config
-
-_LOGIN_IN_URL = re.compile(r"(?<=://)[^/@\s]*@")
+from tracer.printable import without_login
 
 
 class Change(NamedTuple):
-    """The old and the new value of a key, without a login that a URL has."""
+    """The old and the new value of a key, without a login or a query that a URL has."""
 
     was: Any
     now: Any
@@ -33,12 +31,12 @@ def _changes(before: msgspec.Struct, after: msgspec.Struct, table: str) -> dict[
         if isinstance(was, msgspec.Struct):
             found |= _changes(was, now, f"{table}{name}.")
         elif was != now:
-            found[table + name] = Change(_without_login(was), _without_login(now))
+            found[table + name] = Change(_shown(was), _shown(now))
     return found
 
 
-def _without_login(value: Any) -> Any:
-    return _LOGIN_IN_URL.sub("…@", value) if isinstance(value, str) else value
+def _shown(value: Any) -> Any:
+    return without_login(value) if isinstance(value, str) else value
 
 
 def as_text(found: Mapping[str, Change]) -> str:

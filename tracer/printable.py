@@ -37,6 +37,15 @@ def shown(value: Any) -> Any:
     return [shown(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+def without_login(text: str) -> str:
+    """Leave out of the URLs in a text what may be a secret: a login, and the query."""
+    return _QUERY.sub(r"\1?…", _LOGIN.sub("…@", text))
+
+
+_LOGIN = re.compile(r"(?<=://)[^/\s?#\"']*@")
+_QUERY = re.compile(r"(?<=://)([^\s?#\"']*)\?[^\s#\"']*")
+
+
 def json_text(
     value: Any, *, indent: int | None = 1, separators: tuple[str, str] | None = None
 ) -> str:

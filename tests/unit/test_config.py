@@ -41,6 +41,8 @@ def test_flags_override_defaults(tmp_path: Path) -> None:
         ("[maps]\nledger_rows = 0", "maps.ledger_rows"),
         ("listen = '9743'", "ADDR:PORT"),
         ("listen = 'localhost:99999'", "ADDR:PORT"),
+        ("listen = 'localhost:²'", "ADDR:PORT"),
+        (f"listen = 'localhost:{'9' * 5000}'", "ADDR:PORT"),
         ("fidelity = 'most'", "auto, full, sampled, owner, migration"),
         ("max_entry_age_seconds = -1.0", "max_entry_age_seconds"),
         ("max_entry_age_seconds = nan", "max_entry_age_seconds"),
@@ -86,6 +88,22 @@ def test_example_file_is_generated_and_equals_the_defaults(tmp_path: Path) -> No
 def test_effective_configuration_reads_back_equal(tmp_path: Path) -> None:
     mine = config.load(None, {"RMAPD_REQUIRE": "M1,L2", "RMAPD_MAPS_RING_PAGES": "2"}, strict=True)
     assert load(tmp_path, config.in_force(mine)) == mine
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://tenant:s3cret@host/v1/logs", "https://…@host/v1/logs"),
+        ("https://u:p@ss@host:4318/v1/logs", "https://…@host:4318/v1/logs"),
+        ("http://host/v1/logs?token=s3cret", "http://host/v1/logs?…"),
+        ("http://host:4318/v1/logs", "http://host:4318/v1/logs"),
+    ],
+)
+def test_login_is_not_printed(tmp_path: Path, url: str, shown: str) -> None:
+    """`systemctl reload` prints the configuration into the journal."""
+    mine = load(tmp_path, f'otlp_endpoint = "{url}"')
+    assert mine.otlp_endpoint == url
+    assert f'otlp_endpoint = "{shown}"' in config.in_force(mine)
 
 
 def test_environment_overrides_the_file_and_flags_override_both(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import tracer
 from tracer.errors import RmapdError
+from tracer.printable import without_login
 
 log = logging.getLogger("rmapd")
 
@@ -142,7 +143,7 @@ def exporter(endpoint: str, timeout_seconds: float, kernel: str) -> Exporter:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
     except ImportError as error:
         raise RmapdError(
-            f"otlp_endpoint is {endpoint}, but OTLP is not installed",
+            f"otlp_endpoint is {without_login(endpoint)}, but OTLP is not installed",
             why=str(error),
             hint="pip install 'rmapd[otlp]', or otlp_endpoint = \"\"",
         ) from error
