@@ -18,6 +18,7 @@ from tracer.cli_common import (
 )
 from tracer.cli_help import Command
 from tracer.errors import VIOLATED
+from tracer.outcome import print_text
 from tracer.printable import json_text
 
 
@@ -57,6 +58,6 @@ def audit(
 
     with progress.on_terminal(log.quiet, animated=False) as shown:  # attaching forks
         result = audit_once(settings, pid, shown)
-    click.echo(json_text(as_json(result)) if form == "json" else as_text(result), nl=form == "json")
+    print_text(json_text(as_json(result)) + "\n" if form == "json" else as_text(result))
     if result.violations:
         ctx.exit(VIOLATED)

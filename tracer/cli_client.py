@@ -24,6 +24,7 @@ from tracer.cli_help import Command, SectionOption
 from tracer.config import names
 from tracer.errors import RmapdError
 from tracer.ids import all_canonical
+from tracer.outcome import print_text
 from tracer.printable import json_text
 from tracer.screen import is_terminal
 
@@ -172,25 +173,27 @@ def status(ctx: click.Context, client: Client, require: str | None, form: str) -
     except RmapdError as error:
         if form == "json":
             given = {"what": error.what, "why": error.why, "hint": error.hint}
-            click.echo(_json(client, error.exit_code, reachable=False, error=given))
+            print_text(_json(client, error.exit_code, reachable=False, error=given))
             ctx.exit(error.exit_code)
         raise
     if form == "json":
         shown = {"reason": found.reason, "age_seconds": round(seen.age_seconds, 3)}
-        click.echo(_json(client, found.exit_code, reachable=True, **shown, status=seen.exact))
+        print_text(_json(client, found.exit_code, reachable=True, **shown, status=seen.exact))
     else:
         from rich.console import Console
 
         from tracer.client.status_text import as_lines
 
         console = Console(highlight=False, soft_wrap=not is_terminal(sys.stdout))
-        for line in as_lines(seen, found, client.address.url):
-            console.print(line)
+        with console.capture() as text:
+            for line in as_lines(seen, found, client.address.url):
+                console.print(line)
+        print_text(text.get())
     ctx.exit(found.exit_code)
 
 
 def _json(client: Client, exit_code: int, **more: Any) -> str:
-    return json_text({"url": client.address.url, "exit_code": exit_code, **more})
+    return json_text({"url": client.address.url, "exit_code": exit_code, **more}) + "\n"
 
 
 @click.command(

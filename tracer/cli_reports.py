@@ -19,6 +19,7 @@ from tracer.cli_common import (
 from tracer.cli_help import Command
 from tracer.errors import NOT_CHECKABLE, VIOLATED, RmapdError
 from tracer.invariants.catalogue import discover
+from tracer.outcome import print_text
 from tracer.printable import json_text
 
 _store_option = click.option(
@@ -58,16 +59,17 @@ def diff(ctx: click.Context, a: Path, b: Path, form: str) -> None:
 
     if soaks := soak_diff.read_both(a, b):
         shown: Any = soak_diff.as_json(*soaks) if form == "json" else soak_diff.as_text(*soaks)
-        click.echo(json_text(shown) if form == "json" else shown, nl=form == "json")
+        print_text(json_text(shown) + "\n" if form == "json" else shown)
         ctx.exit(soak_diff.exit_code(*soaks))
     from tracer.report.diff import compare, nothing_to_compare, read_both
     from tracer.report.diff_output import as_json, as_text
 
     ours, theirs = read_both(a, b)
     found = compare(ours, theirs)
-    click.echo(
-        json_text(as_json(ours, theirs, found)) if form == "json" else as_text(ours, theirs, found),
-        nl=form == "json",
+    print_text(
+        json_text(as_json(ours, theirs, found)) + "\n"
+        if form == "json"
+        else as_text(ours, theirs, found)
     )
     alarming = any(difference.grade.alarms for difference in found)
     ctx.exit(VIOLATED if alarming else NOT_CHECKABLE if nothing_to_compare(ours, theirs) else 0)

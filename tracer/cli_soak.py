@@ -27,7 +27,7 @@ from tracer.cli_common import (
     way_option,
 )
 from tracer.cli_help import Command
-from tracer.errors import USAGE, VIOLATED
+from tracer.errors import USAGE, VIOLATED, RmapdError
 from tracer.printable import json_text, printable
 
 ABORTS, SKIPS = 128, 125
@@ -232,8 +232,9 @@ def soak(
         if seen and (seen[0].runs or form == "json"):
             result = seen[0]
             end = ["", *map(printable, texts.summary_text(result))]
-            click.echo(json_text(result.as_json()) if form == "json" else "\n".join(end))
-    except OSError as error:
+            text = json_text(result.as_json()) if form == "json" else "\n".join(end)
+            outcome.print_text(text + "\n")
+    except RmapdError as error:
         code = code or SKIPS
         outcome.exit_code_of(error)
     # A kernel that was violated is bad, whatever failed then: its finding is on the terminal.

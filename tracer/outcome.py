@@ -20,6 +20,8 @@ from tracer.errors import DEFECT, TEMPORARY, RmapdError, of_os, passes
 
 log = logging.getLogger("rmapd")
 
+_REFUSED = "cannot write to standard output"
+_ROOM = "a file or a pipe with room for it"
 _INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -107,7 +109,7 @@ def _report_stdout_error(error: StdoutError) -> int:
     _discard(sys.stdout)
     if error.errno == errno.EPIPE:  # the reader closed the pipe: not an error
         return 0
-    refused = of_os(error, "cannot write to standard output", "a file or a pipe with room for it")
+    refused = of_os(error, _REFUSED, _ROOM)
     print_error(refused)
     return refused.exit_code
 
@@ -118,21 +120,18 @@ def _discard(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def print_text(text: str) -> None:
-    """Print to the standard output. A reader that has closed its pipe is not an error.
+def print_text(text: str, hint: str = _ROOM) -> None:
+    """Print to the standard output, for a command whose exit code says more than that it printed.
 
-    Raises RmapdError.
+    A reader that has closed its pipe is not an error, and changes no exit code. hint: to do where
+    the output cannot be written. Raises RmapdError.
     """
     try:
         click.echo(text, nl=False)
     except OSError as error:
         _discard(sys.stdout)
         if error.errno != errno.EPIPE:
-            raise RmapdError(
-                "cannot write to the standard output",
-                why=error.strerror or str(error),
-                hint="--report FILE",
-            ) from error
+            raise of_os(error, _REFUSED, hint) from error
 
 
 @contextlib.contextmanager

@@ -488,3 +488,12 @@ def test_log_is_held_back_while_a_program_draws(caplog: pytest.LogCaptureFixture
     finally:
         root.removeHandler(handler)
     assert "after it" in caplog.text
+
+
+def test_reader_that_closes_its_pipe_changes_no_exit_code() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [*RMAPD, "status", "--url", "http://127.0.0.1:1", "--format", "json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (5, ""), "nothing listens there"

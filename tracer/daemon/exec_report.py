@@ -121,4 +121,4 @@ def _put(request: ExecRequest, as_json: str, text: str, junit: str = "") -> None
         if request.junit is not None and junit:
             atomic_file.write(request.junit, junit, "the JUnit file", hint=_WRITE_HINT)
     finally:
-        print_text(text)
+        print_text(text, "--report FILE")

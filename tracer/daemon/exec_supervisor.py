@@ -189,4 +189,4 @@ def write_minimal(request: ExecRequest, outcome: CommandOutcome) -> None:
         if request.report:
             atomic_file.write(request.report, text, "the report")
     finally:
-        print_text(by_form.get(request.form, plain))
+        print_text(by_form.get(request.form, plain), "--report FILE")
