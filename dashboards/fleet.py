@@ -37,7 +37,7 @@ BOARD = Board(
         Annotation(
             "Violations",
             "sum by (kernel, invariant)"
-            f" (increase(kernel_invariant:rmapd_violations:sum{{{_KI}}}[2m])) > 0",
+            f" (kernel_invariant:rmapd_violations:increase5m{{{_KI}}}) > 0",
             "{{invariant}} violated",
             "Kernel {{kernel}}: a violation was proven.",
             "red",
