@@ -34,13 +34,14 @@ def test_finding_is_logged_where_the_store_cannot_be_opened(
 
     monkeypatch.setattr(crash_recovery, "reopen_session", reopened)
     monkeypatch.setattr(crash_recovery, "build_snapshot", lambda _: snapshot(gate_open=False))
+    state = SimpleNamespace(run="x" * 16, stored={}, rest=[])
+    remains = SimpleNamespace(log=SimpleNamespace(state=state))
+    monkeypatch.setattr(crash_recovery, "find_remains", lambda _: remains)
     path = tmp_path / "store" / "rmapd.db"
     if folder:
         path.parent.mkdir()
-    state = SimpleNamespace(run="x" * 16, stored={}, rest=[])
-    remains = SimpleNamespace(log=SimpleNamespace(state=state))
     with caplog.at_level(logging.INFO):
-        code = crash_recovery._store(Config(store=str(path)), cast(Any, remains), "why")
+        code = crash_recovery.store_after_death(Config(store=str(path)), cast(Any, None), "why")
     assert code == 0
     assert path.exists() == folder
     assert ("goes to the log only: cannot write the store" in caplog.text) != folder
