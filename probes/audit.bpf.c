@@ -1036,7 +1036,7 @@ static __always_inline void read_mapped(struct audit_cursor *c, struct params *p
 
 	m->entry = 0;
 	m->head = 0;
-	if (walk_at_once(p, p->direct_map_end - p->page_offset, pgd, addr, &found))
+	if (walk_at_once(p, end_of_ram(p), pgd, addr, &found))
 		return;
 	m->entry = found.entry;
 	if (found.level > 2 || is_special(p, found.entry) ||
@@ -1053,8 +1053,8 @@ static __always_inline void read_mapped(struct audit_cursor *c, struct params *p
 		return; /* not a head page: it is being freed */
 	if (bpf_probe_read_kernel(&mapping, 8, (void *)(head + OFFSET(folio, mapping))) ||
 	    bpf_probe_read_kernel(&index, 8, (void *)(head + OFFSET(folio, index))) ||
-	    (mapping & PAGE_MAPPING_FLAGS) != PAGE_MAPPING_ANON)
-		return;
+	    (mapping & PAGE_MAPPING_FLAGS) != PAGE_MAPPING_ANON || !(mapping & ~PAGE_MAPPING_FLAGS))
+		return; /* without an anon_vma it is PAGE_MAPPING_DAX_SHARED, of 6.1 to 6.14 */
 	inject_word(&index, head + OFFSET(folio, index));
 	m->head = head;
 	m->index = index + number;
@@ -1077,7 +1077,9 @@ static __always_inline void sample_page(struct audit_look *look, struct audit_cu
 	c->phase = PHASE_VMA;
 	if (!p->vmemmap || v->word[WORD(vm_area_struct, vm_flags)] & VM_HUGETLB)
 		return;
-	u64 addr = low + ((u64)bpf_get_prandom_u32() * (u32)pages >> 32 << PAGE_SHIFT);
+	if (pages > (u32)~0)
+		pages = (u32)~0;
+	u64 addr = low + ((u64)bpf_get_prandom_u32() * pages >> 32 << PAGE_SHIFT);
 	u64 pgd = FETCH(c, mm_struct, look->mm, pgd);
 	look->samples += 1;
 	read_mapped(c, p, pgd, addr, &m);
@@ -1103,6 +1105,7 @@ static __always_inline void end_look(struct audit_look *look, struct audit_curso
 {
 	stamp_after(look, MM(look->mm));
 	look->next = AUDIT_DONE;
+	look->left_out = c->left_out;
 	if (look->low || ~look->high || c->full || c->left_out)
 		return; /* VMAs may be where it did not look */
 	if (look->vmas == look->map_count_after)

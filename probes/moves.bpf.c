@@ -55,7 +55,7 @@ static __always_inline u32 walk_to_destination(struct params *p, struct destinat
 					       struct destination_table *copy)
 {
 	struct place_of_entry found = {};
-	if (walk_at_once(p, NO_END, d->pgd, d->at, &found))
+	if (walk_at_once(p, end_of_ram(p), d->pgd, d->at, &found))
 		return DESTINATION_UNREADABLE;
 	d->entry = found.entry;
 	d->level = found.level;

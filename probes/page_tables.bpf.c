@@ -125,8 +125,9 @@ static __always_inline void append_hit(struct params *p, struct sweep_state *s, 
 }
 
 /*
- * Copy a part of a table; 0 and a count where it cannot be read. A sweep counts in a map and not in
- * registers: the verifier then sees the same state in each turn of a loop.
+ * Copy a part of a table; 0 and a count where it cannot be read, or does not lie in RAM. A sweep
+ * counts in a map and not in registers: the verifier then sees the same state in each turn of a
+ * loop.
  *
  * A small top-level table is no page: other objects lie behind it.
  */
@@ -140,7 +141,8 @@ static __always_inline int read_table(struct params *p, struct sweep_state *s, s
 		bytes = p->format.top_entries * 8;
 	if (bytes > sizeof(*page))
 		return 0;
-	if (!bpf_probe_read_kernel(page, bytes, (void *)(at + part * sizeof(*page))))
+	if ((top || t->at < end_of_ram(p)) &&
+	    !bpf_probe_read_kernel(page, bytes, (void *)(at + part * sizeof(*page))))
 		return 1;
 	s->unreadable += 1;
 	return 0;

@@ -878,6 +878,7 @@ struct audit_look {
 	u64 longest;       /* entries of the longest anon_vma_chain */
 	u64 doubts;        /* those beyond AUDIT_DOUBTS are not kept */
 	u64 owned;         /* locks found owned for write; as many as AUDIT_OWNED are kept */
+	u64 left_out;      /* 1: VMAs may be in a node that was not gone into */
 };
 struct audit_doubt {
 	u64 problems; /* one bit per enum audit_problem */

@@ -176,11 +176,18 @@ static __always_inline s64 walk_at_once(struct params *p, u64 end, u64 pgd, u64 
 	return failed;
 }
 
+/* The physical address behind the last RAM; what leads there was no page table. */
+static __always_inline u64 end_of_ram(struct params *p)
+{
+	return p->direct_map_end ? p->direct_map_end - p->page_offset : NO_END;
+}
+
 /* Find the entry at which the walk for addr ends, and its level. -1: a table is unreadable. */
 static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry, u32 *level)
 {
 	u64 table = pgd;
 	u64 e = 0;
+	u64 end = end_of_ram(p);
 #pragma unroll
 	for (u32 l = MOST_LEVELS; l >= 1; l--) {
 		if (l > p->format.levels)
@@ -192,7 +199,10 @@ static __always_inline int walk(struct params *p, u64 pgd, u64 addr, u64 *entry,
 		*level = l;
 		if (l == 1 || !(e & ENTRY_VALID) || is_leaf(&p->format, e))
 			return 0;
-		table = p->page_offset + frame_address(&p->format, e);
+		u64 frame = frame_address(&p->format, e);
+		if (frame >= end)
+			return -1;
+		table = p->page_offset + frame;
 	}
 	return 0;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -262,3 +263,17 @@ def test_kernel_without_a_calibrated_base_is_not_audited(
             assert "the direct map is not calibrated: own pages disagree" in why
         assert not snapshot.audit.counted
         assert snapshot.audit.reason == "the direct map is not calibrated: own pages disagree"
+
+
+@pytest.mark.parametrize("setting", ["always", "force"])
+def test_huge_pages_of_shmem_do_not_hide_the_direct_map(setting: str) -> None:
+    """rmapd learns the direct map from pages of its own, which must be small ones."""
+    path = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+    before = re.search(r"\[(\w+)\]", path.read_text())
+    assert before
+    path.write_text(setting)
+    try:
+        done = rmapd("audit", "--format", "json", "-q")
+    finally:
+        path.write_text(before[1])
+    assert done.returncode == 0, done.stderr

@@ -75,7 +75,12 @@ def migrating() -> Iterator[None]:
 
 def started(process: subprocess.Popen[str], command: str = "sleep") -> None:
     """Wait until the command runs: the gate is open then."""
-    until(lambda: child_of(process.pid, command), 60, f"{command} is started")
+    runs = until(
+        lambda: child_of(process.pid, command) or process.poll() is not None,
+        60,
+        f"{command} is started",
+    )
+    assert process.poll() is None, (runs, process.communicate())
 
 
 def read(report: Path) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class ModelKernel:
         # tid -> migrations that the task is in; each is a page deeper on the stack.
         self.inside = Counter[int]()
         self.tables = Tables.of(self.native.maps, layouts(self.form.page_shift))
+        self.memory_end = 0  # not known
         self.oracle = Oracle(
             self.native.maps,
             self.native.programs,
@@ -116,6 +117,7 @@ class ModelKernel:
             self.tables.other_mms,
             layouts(self.form.page_shift),
             lambda: self.page_tables,
+            lambda: self.memory_end,
         )
         self.tables.params.set(
             gate=1,

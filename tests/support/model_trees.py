@@ -38,6 +38,7 @@ def look(
     lock_seq: int = 1,
     map_count: int = 10,
     doubted: int | None = None,
+    whole: bool = True,
 ) -> Look:
     """A look that saw some of everything."""
     counted = dict.fromkeys(COUNTED, 0) | {"vmas": vmas, "nodes": nodes, "climbs": climbs}
@@ -54,6 +55,7 @@ def look(
         alive=alive,
         lock_seq=lock_seq,
         map_count=map_count,
+        whole=whole,
     )
 
 

@@ -1,6 +1,7 @@
 """Open doubts: what looked wrong in an mm is looked at again, narrowly, until it is decided.
 
-A narrow look takes some microseconds, so hardly any writer falls into it. It decides as follows.
+A narrow look takes some microseconds, so hardly any writer falls into it; only that for a map_count
+is of the whole mm. It decides as follows.
 
 - Nothing is wrong there: cleared. The first look met a change half-way.
 - The same is wrong in LOOKS looks that no writer disturbed, PAUSES apart: violated.
@@ -28,6 +29,8 @@ _RETRY_NS, _RETRY_GROWTH, _LONGEST_RETRY_NS = 500_000, 1.2, 500_000_000
 """A disturbed look is repeated soon, then later and later: 14 s for all ATTEMPTS."""
 _COUNTED_ON_NS = 10_000_000_000
 """How long writers are counted after the last doubt. Each switch changes code on all CPUs."""
+_TURN_NS = 1_000_000
+"""After which other work gets its turn; the doubts that are still due are next."""
 MAP_COUNT = "MAP_COUNT"
 
 
@@ -50,7 +53,11 @@ class DecidedDoubt:
 
 @dataclass
 class OpenDoubt:
-    """A range of an mm that looked wrong. first: what was seen at first."""
+    """A range of an mm that looked wrong. first: what was seen at first.
+
+    The path to the first address of a node of the maple tree opens it and compares all its slots,
+    however much is below it; the address before shows the leaf before.
+    """
 
     mm: Mm
     low: int
@@ -63,6 +70,11 @@ class OpenDoubt:
     seen: int = 0
     same: frozenset[object] | None = None
     last: tuple[Doubt, ...] = ()
+
+    @property
+    def of_node(self) -> bool:
+        """Whether it is about nodes of the maple tree alone."""
+        return not self.of_map_count and not any(doubt.vma for doubt in self.first)
 
 
 @dataclass
@@ -119,8 +131,9 @@ class OpenDoubts:
     def work(self) -> list[DecidedDoubt]:
         """Look at the doubts that are due, and return those that are decided now."""
         decided, left, now = [], [], self.clock()
-        for one in self.open:
-            if one.due_ns > now or not (ended := self._look(one)):
+        for one in sorted(self.open, key=lambda one: one.due_ns):
+            late = self.clock() - now > _TURN_NS
+            if late or one.due_ns > now or not (ended := self._look(one)):
                 left.append(one)
                 continue
             self.ended[ENDED[ended.verdict]] += 1
@@ -150,14 +163,16 @@ class OpenDoubts:
         counting = self._counting
         if any(doubt.leads_nowhere for doubt in one.first):
             self.reader.renew_memory_end()  # memory that was added may be in use already
-        look = self.reader.look(one.mm, one.low, one.high)
+        low, high = (max(one.low - 1, 0), one.low) if one.of_node else (one.low, one.high)
+        look = self.reader.look(one.mm, low, high)
         doubts = _about(look, of_map_count=one.of_map_count)
         one.attempts += 1
         if look.complete and not look.alive:
             return self._end(one, None, "the mm is gone")
-        if look.complete and not doubts and (look.undisturbed or not one.of_map_count):
+        compared = look.undisturbed and look.whole
+        if look.complete and not doubts and (compared or not one.of_map_count):
             return self._end(one, Verdict.HOLDS, "a narrow look shows nothing wrong")
-        disturbed = not look.undisturbed or any(doubt.raced for doubt in doubts)
+        disturbed = not look.undisturbed or any(doubt.raced for doubt in doubts) or not doubts
         if look.complete and not disturbed and not (counting or look.counts_writers):
             if why := self._start_counting():
                 return self._end(one, Verdict.UNVERIFIABLE, why)
@@ -166,7 +181,11 @@ class OpenDoubts:
         retry_ns = int(_RETRY_NS * _RETRY_GROWTH**one.attempts)
         one.due_ns = self.clock() + min(retry_ns, _LONGEST_RETRY_NS)
         if one.attempts >= ATTEMPTS:
-            reason = f"a writer was there at most of {ATTEMPTS} looks"
+            reason = (
+                f"a writer was there at most of {ATTEMPTS} looks"
+                if look.whole
+                else "a part of the tree could not be looked at"
+            )
             return self._end(one, Verdict.UNVERIFIABLE, reason)
         return None
 

@@ -3,7 +3,8 @@
 A pass takes the mms of all tasks, those that changed since their last look first. An mm with many
 VMAs is looked at in slices. After each slice the next one waits until the audit's share of a CPU is
 back in its budget. A pass that was asked for has a larger share. What looks wrong becomes an
-open doubt (tracer.checking.open_doubts).
+open doubt (tracer.checking.open_doubts), which does not wait; the next slice waits for what doubts
+took, too.
 """
 
 from __future__ import annotations
@@ -49,14 +50,18 @@ class _Known:
 
 @dataclass
 class _Current:
-    """The mm whose slices are being looked at, from address `low` on. repeats: of this slice."""
+    """The mm whose slices are being looked at, from address `low` on.
+
+    repeats: of this slice. stamp: lock_seq and map_count of the last slice; before 6.4 only the
+    second shows a writer. comparable: whether vmas, the VMAs of all slices, must be map_count.
+    """
 
     mm: Mm
     low: int = 0
     repeats: int = 0
     vmas: int = 0
-    lock_seq: int | None = None
-    undisturbed: bool = True
+    stamp: tuple[int, int] | None = None
+    comparable: bool = True
 
 
 class StateAudit:
@@ -105,7 +110,10 @@ class StateAudit:
         """Look at the doubts that are due, and at the next slices if the budget allows it."""
         began = self._cpu_clock()
         self._decide(self._doubts.work())
-        if (share := self._share()) and self._clock() >= self._next_ns:
+        share, now = self._share(), self._clock()
+        if share and now < self._next_ns:
+            self._next_ns += int((self._cpu_clock() - began) / share)
+        elif share:
             while not (ended := self._slice()) and self._cpu_clock() - began < _SLICES_NS:
                 pass
             spent = self._cpu_clock() - began
@@ -250,13 +258,14 @@ class StateAudit:
         doubts = [one for one in look.doubts if MAP_COUNT not in one.problems]
         if not current.low:
             counted["mms"] += 1
-        if current.lock_seq not in (None, look.lock_seq) or not look.undisturbed:
-            current.undisturbed = False
-        current.lock_seq = look.lock_seq
+        stamp = look.lock_seq, look.map_count
+        if current.stamp not in (None, stamp) or not (look.undisturbed and look.whole):
+            current.comparable = False
+        current.stamp = stamp
         current.vmas += look.counted["vmas"]
         if look.high == LAST_ADDRESS:
-            counted["map_counts" if current.undisturbed else "map_counts_disturbed"] += 1
-            if current.undisturbed and current.vmas != look.map_count:
+            counted["map_counts" if current.comparable else "map_counts_disturbed"] += 1
+            if current.comparable and current.vmas != look.map_count:
                 doubts.append(_map_count_doubt(current, look))
         self._counted.update(counted)
         self._count_checks(counted, look, doubts)

@@ -65,7 +65,7 @@ def make_tree_reader(
         return None, "; ".join(dict.fromkeys(reasons)) or "its programs are missing"
     if oracle is None:
         return None, f"the direct map is not calibrated: {oracle_reason}"
-    if not (end := probes.kernel.memory_end()):
+    if not probes.kernel.memory_end():
         return None, "/proc/zoneinfo does not give the end of RAM"
     programs = {name: points[0] for name, points in loaded.programs.items()}
     for slot, name in enumerate(_TAIL_CALLS):
@@ -75,9 +75,8 @@ def make_tree_reader(
     reader = TreeReader(
         loaded.maps,
         programs,
-        probes.tables.params,
         probes.layouts,
         oracle.task_mms,
-        lambda base: base + max(end, probes.kernel.memory_end()),
+        oracle.renew_memory_end,
     )
     return reader, ""

@@ -30,6 +30,7 @@ def make_oracle(
         tables.other_mms,
         layouts,
         kernel.page_tables,
+        kernel.memory_end,
     )
     return oracle, ""
 

@@ -49,7 +49,9 @@ INVARIANTS = (
         blind_spots=(
             "What a system call does to its VMA before and after the window. Of a range its first"
             " address is compared; of a policy the first 64 nodes. Up to 6.10 vma_merge() is not"
-            " compared: the verifier of 6.1 gives up on the programs."
+            " compared: the verifier of 6.1 gives up on the programs. Where mremap() cannot split"
+            " its source for lack of memory, the kernel leaves VM_ACCOUNT off on the rest of it"
+            " (move_vma(), 'OOM: unable to split vma'): that is called violated, too."
         ),
         needs=("vma_modify",),
         lacking={

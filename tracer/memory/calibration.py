@@ -65,14 +65,18 @@ def mapping_address(mapping: mmap.mmap) -> int:
 def _own_files(stack: contextlib.ExitStack) -> tuple[list[int], list[int]]:
     """Open two files of one page each.
 
-    Return their descriptors, which the stack closes, and the page frames of their pages.
+    The page is made by a fault, since where `shmem_enabled` is `always` or `force` a write would
+    make a huge page: the page cache then has no folio of one page in its root. Return their
+    descriptors, which the stack closes, and the page frames of their pages.
     """
     fds, pfns = [], []
     for number in range(2):
         fd = os.memfd_create(f"rmapd-{number}")
         stack.callback(os.close, fd)
-        os.write(fd, bytes(mmap.PAGESIZE))
+        os.ftruncate(fd, mmap.PAGESIZE)
         page = mmap.mmap(fd, mmap.PAGESIZE)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            page.madvise(mmap.MADV_NOHUGEPAGE)
         page[0] = 1
         fds.append(fd)
         pfns.append(own_pfn(mapping_address(page)))
@@ -129,10 +133,11 @@ def calibrate(
                 continue
             params.set(page_offset=base)
             params.set_page_format(page_format)
+            oracle.renew_memory_end()
             reason = _learn(oracle, params, kernel, mm)
             if not reason:
                 return Calibration(True, "", base, vmemmap)
-    params.set(page_offset=0, vmemmap=0)
+    params.set(page_offset=0, vmemmap=0, direct_map_end=0)
     return Calibration(False, reason)
 
 

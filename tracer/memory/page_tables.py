@@ -63,15 +63,17 @@ class Oracle:
         other_mms: OtherMms,
         layouts: Layouts,
         page_tables: Callable[[], int],
+        memory_end: Callable[[], int],
     ) -> None:
         """Open the maps and programs of the oracle.
 
         tasks: the iterator over all tasks.
         page_tables: returns how many page tables the kernel counts now.
+        memory_end: returns the physical address behind the last RAM; 0: not known.
         """
         self._queries, self._walk = maps["queries"], programs["walk"]
         self._search = TableSearch(maps, programs, layouts)
-        self._tasks, self._page_tables = tasks, page_tables
+        self._tasks, self._page_tables, self._memory_end = tasks, page_tables, memory_end
         self._params, self._swap_types, self._other_mms = params, swap_types, other_mms
         self._found = {layouts.constants[name]: name for name in layouts.enums["found"]}
         self._locks = {layouts.constants["LOCK_FREE"]: False, layouts.constants["LOCK_HELD"]: True}
@@ -82,6 +84,16 @@ class Oracle:
     def page_format(self) -> PageFormat:
         """The format of page tables that the programs use now."""
         return self._params.page_format()
+
+    def renew_memory_end(self) -> None:
+        """Tell the programs where RAM ends now: they follow no pointer behind it.
+
+        Behind the RAM in the direct map a device may be mapped, and what was a page table may lead
+        anywhere.
+        """
+        base, end = self._params.get().page_offset, self._memory_end()
+        if base and end:
+            self._params.set(direct_map_end=base + end)
 
     def update_swap_types(self) -> int:
         """Return a bit for each swap type that migration entries have or may have.
@@ -150,6 +162,7 @@ class Oracle:
         contents may lead anywhere. So the search gives up, incomplete, when it has opened far more
         tables than the kernel has.
         """
+        self.renew_memory_end()
         answers: list[FoundEntry] = []
         complete, tables = True, 0
         most = _TABLES_FACTOR * self._page_tables() + _TABLES_PER_MM * len(mms)

@@ -1,12 +1,14 @@
 """A search for migration entries in all page tables of some mms.
 
-The program `sweep_upper` opens tables of tables and queues what is below them; the program
-`sweep_leaf` searches tables of pages. Both queues are array maps of fixed size, so the daemon runs
-the programs in turns.
+The program `sweep_upper` opens a table of tables and appends what is below it to two lists; the
+program `sweep_leaf` searches tables of pages. Both lists are array maps of fixed size, so the
+daemon runs the programs in turns. The table of tables that was appended last is opened first, so
+the list holds no more than what is below one table of each level.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,18 +76,15 @@ class TableSearch:
         """
         entries = page_format.table_entries
         self._start(mms, page_format.levels, wanted)
-        opened, tables, now = 0, 0, self._read_state()
-        while opened < now.uppers and tables + opened <= most:
-            room = (self._leaves.max_entries - now.leaves) // entries
-            stop = min(now.uppers, opened + room)
-            for index in range(opened, stop):
-                self._open(index, entries if index >= len(mms) else page_format.top_entries)
-            opened, now = stop, self._read_state()
-            if now.leaves > self._leaves.max_entries - entries or opened >= now.uppers:
+        tables, now = 0, self._read_state()
+        while now.uppers and tables + now.leaves <= most:
+            now = self._open_last(now.uppers - 1, page_format)
+            tables += 1
+            if now.leaves > self._leaves.max_entries - entries or not now.uppers:
                 tables += now.leaves
                 now = self._search_leaves(now.leaves, entries)
-        complete = not now.lost and opened >= now.uppers
-        return SearchResult(self._read_hits(now.hits), complete, tables + opened)
+        complete = not now.lost and not now.uppers
+        return SearchResult(self._read_hits(now.hits), complete, tables)
 
     def _start(self, mms: Sequence[Mm], levels: int, wanted: int) -> None:
         """Queue the top-level tables and reset the counts."""
@@ -96,10 +95,21 @@ class TableSearch:
     def _read_state(self) -> Any:
         return self._counts.unpack(self._state.lookup(bytes(4)) or bytes(self._counts.size))
 
-    def _open(self, index: int, entries: int) -> None:
-        """Queue the tables below one table of tables."""
+    def _open_last(self, index: int, page_format: PageFormat) -> Any:
+        """Replace the last table of tables, at this index, by the tables below it."""
+        at, empty = index.to_bytes(4, sys.byteorder), bytes(self._table.size)
+        level = self._table.unpack(self._uppers.lookup(at) or empty).level
+        top = level == page_format.levels
+        entries = page_format.top_entries if top else page_format.table_entries
         for first in range(0, entries, self._upper_entries_a_run):
             self._programs["sweep_upper"].run(index, first)
+        now = self._read_state()
+        now.uppers -= 1
+        if now.uppers > index:
+            last = self._uppers.lookup(now.uppers.to_bytes(4, sys.byteorder))
+            self._uppers.update(at, last or empty)
+        self._state.update(bytes(4), self._counts.pack(**vars(now)))
+        return now
 
     def _search_leaves(self, leaves: int, entries: int) -> Any:
         """Search the queued tables of pages, empty their queue, and return the counts."""

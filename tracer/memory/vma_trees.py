@@ -16,7 +16,6 @@ from tracer.bpf.maps import Table
 from tracer.bpf.programs import Runnable
 from tracer.tables.c_structs import Layouts
 from tracer.tables.mm import Mm
-from tracer.tables.params import Params
 
 LAST_ADDRESS = (1 << 64) - 1
 PROGRAMS = ("audit_start", "audit_nodes", "audit_links", "audit_copy")
@@ -95,7 +94,8 @@ class Look:
     many as were kept; doubted is their number. undisturbed: no task held the mmap_lock for write
     at any moment of the look; counts_writers: a writer that came and went meanwhile would show, as
     this kernel has mm_struct.mm_lock_seq. complete: it was not led astray. alive: the mm was the
-    same one, and in use, before and after it. root: ma_root. deepest, longest: the climb with the
+    same one, and in use, before and after it. whole: no node of the range was passed over, and no
+    doubt is missing. root: ma_root. deepest, longest: the climb with the
     most levels, and the anon_vma_chain with the most entries.
     """
 
@@ -114,6 +114,7 @@ class Look:
     deepest: int = 0
     longest: int = 0
     root: int = 0
+    whole: bool = True
 
 
 class Trees(Protocol):
@@ -139,20 +140,18 @@ class Trees(Protocol):
 class TreeReader:
     """Runs the programs of the audit and decodes what they leave.
 
-    mms: returns the mms of all tasks. direct_map_end: returns the address behind the last RAM in
-    the direct map, given the map's base.
+    mms: returns the mms of all tasks. renew_memory_end: tells the programs where RAM ends.
     """
 
     def __init__(
         self,
         maps: Mapping[str, Table],
         programs: Mapping[str, Runnable],
-        params: Params,
         layouts: Layouts,
         mms: Callable[[], Sequence[Mm]],
-        direct_map_end: Callable[[int], int],
+        renew_memory_end: Callable[[], None],
     ) -> None:
-        self._programs, self._params, self._memory_end = programs, params, direct_map_end
+        self._programs, self._renew = programs, renew_memory_end
         self._look, self._doubts = maps["audit_look"], maps["audit_doubts"]
         self._owned, self._copies = maps["audit_owned"], maps["audit_copies"]
         structs = layouts.structs
@@ -170,8 +169,7 @@ class TreeReader:
 
     def renew_memory_end(self) -> None:
         """Take in memory that was added since: pointers into it are followed from now on."""
-        base = self._params.get().page_offset
-        self._params.set(direct_map_end=self._memory_end(base) if base else 0)
+        self._renew()
 
     def look(self, mm: Mm, low: int = 0, high: int = LAST_ADDRESS, most: int = 0) -> Look:
         """Look at the range [low, high] of an mm, and end after `most` VMAs (0: no limit)."""
@@ -215,6 +213,7 @@ class TreeReader:
             deepest=found.deepest,
             longest=found.longest,
             root=found.root,
+            whole=not found.left_out and found.doubts <= self._doubts.max_entries,
         )
 
     def _read_doubts(self, count: int) -> Iterable[Doubt]:

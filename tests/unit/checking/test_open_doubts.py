@@ -56,7 +56,27 @@ def one_decision(
 def test_narrow_look_that_shows_nothing_wrong_clears() -> None:
     rig, decided = one_decision(look())
     assert (decided.verdict, rig.doubts.ended["cleared"]) == (Verdict.HOLDS, 1)
-    assert rig.trees.asked == [(MM, GAP.low, GAP.high, 0)]
+    assert rig.trees.asked == [(MM, GAP.low - 1, GAP.low, 0)], "the path to the node, and no more"
+
+
+def test_doubt_about_a_vma_is_looked_at_in_its_whole_range() -> None:
+    rig = Rig(scripted())
+    wrong = doubt("VMA_MM", vma=1)
+    rig.doubts.add(MM, [wrong])
+    rig.decide()
+    assert rig.trees.asked == [(MM, wrong.low, wrong.high, 0)]
+
+
+def test_many_doubts_leave_other_work_its_turn() -> None:
+    trees = ScriptedTrees()
+    rig = Rig(trees)
+    trees.before = lambda: setattr(rig, "now", rig.now + 300_000)
+    rig.doubts.add(MM, [doubt("NODE_GAP", low=n << 12, high=n << 12) for n in range(1, 11)])
+    turns = []
+    while rig.doubts.open:
+        turns.append(len(rig.doubts.work()))
+    assert turns == [4, 4, 2], "a millisecond each"
+    assert len(trees.asked) == 10, "none twice"
 
 
 def test_disturbed_look_that_shows_nothing_wrong_clears_too() -> None:
@@ -117,6 +137,15 @@ def test_map_count_is_cleared_only_without_a_writer() -> None:
     (decided,) = rig.decide()
     assert decided.verdict is Verdict.HOLDS
     assert [asked[1:3] for asked in trees.asked] == [(0, LAST_ADDRESS)] * 2
+
+
+def test_map_count_is_not_cleared_where_vmas_may_be_hidden() -> None:
+    """A node that was passed over, or so many doubts that that of map_count may be missing."""
+    rig = Rig(ScriptedTrees(then=look(whole=False)))
+    rig.doubts.add(MM, [doubt("MAP_COUNT", low=0, high=LAST_ADDRESS)])
+    (decided,) = rig.decide()
+    assert decided.verdict is Verdict.UNVERIFIABLE
+    assert decided.reason == "a part of the tree could not be looked at"
 
 
 def test_kernel_that_does_not_count_writers_has_them_counted_first() -> None:

@@ -127,6 +127,31 @@ def test_map_count_over_slices_counts_only_if_nothing_changed_between_them() -> 
     assert rig.checks("V3") == {"holds": 11}, "the VMAs alone"
 
 
+def test_map_count_that_changes_between_slices_is_not_compared() -> None:
+    """Before 6.4 nothing else shows a writer."""
+    first = look(vmas=6, high=0xFFFF, map_count=10, counts_writers=False)
+    rig = Rig(scripted(first, look(vmas=5, map_count=12, counts_writers=False)))
+    rig.audit.whole_pass(rig.sleep)
+    assert rig.audit.progress().counted["map_counts_disturbed"] == 1
+    assert not rig.audit.progress().doubts
+
+
+def test_map_count_of_vmas_that_may_be_hidden_is_no_check() -> None:
+    rig = Rig(scripted(look(vmas=9, whole=False)))
+    rig.audit.whole_pass(rig.sleep)
+    assert rig.checks("V3") == {"holds": 9}, "the VMAs alone"
+    assert rig.audit.progress().counted["map_counts_disturbed"] == 1
+
+
+def test_next_slice_waits_for_what_doubts_took() -> None:
+    """Each slice meets a change half-way, and each narrow look a writer."""
+    wrong = look(doubt("NODE_GAP"), undisturbed=False)
+    rig = Rig(ScriptedTrees(tasks=mms(500), then=wrong))
+    rig.run(300)
+    assert rig.audit.progress().doubts["unverifiable"] > 1
+    assert 0.15 < rig.cpu / SECOND < 0.45, "0.1 % of 300 s"
+
+
 def test_wrong_map_count_over_slices_is_doubted_and_proven() -> None:
     wrong = look(doubt("MAP_COUNT", high=0))
     rig = Rig(scripted(look(vmas=6, high=0xFFFF), look(vmas=5), wrong, wrong, wrong))

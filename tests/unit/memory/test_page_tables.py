@@ -34,6 +34,25 @@ def test_walk_of_unreadable_page_table_is_reported() -> None:
     assert answer.found == "FOUND_UNREADABLE"
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_table_behind_the_end_of_ram_is_not_read(level: int) -> None:
+    """What was a page table may lead anywhere, also to the registers of a device."""
+    model = ModelKernel()
+    model.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, *bytes(7)]))
+    mm = model.new_mm()
+    slot = model.slot(mm, ADDR)
+    model.put(slot, swap_entry(30, 44))
+    (us,) = [m for m in model.oracle.mms() if m.mm == mm.at]
+    table = model.slot(mm, ADDR, level) // PAGE * PAGE
+    for end, expected in ((table + PAGE, "FOUND_MIGRATION"), (table, "FOUND_UNREADABLE")):
+        model.memory_end = end - model.page_offset
+        found = model.oracle.sweep([us]).answers
+        (answer,) = model.oracle.ask([(us, ADDR)])
+        inside = level == 2 and slot >= end  # the last-level table lies behind this end, too
+        assert answer.found == ("FOUND_UNREADABLE" if inside else expected)
+        assert bool(found) == (answer.found == "FOUND_MIGRATION")
+
+
 def exits_unseen(model: ModelKernel) -> tuple[SimMm, Mm]:
     """A task exits and the gate closes before exit_mmap(): its tables still have the entry."""
     model.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, *bytes(7)]))
@@ -92,6 +111,19 @@ def test_sweep_without_room_is_split_and_completes() -> None:
     assert [(answer.mm.id, answer.addr) for answer in sweep.answers] == [
         (mms[7].number, ADDR + PAGE)
     ]
+
+
+def test_sweep_of_a_huge_mm_needs_room_for_one_table_of_each_level() -> None:
+    """Thirteen tables of tables: all of them would not fit."""
+    model = ModelKernel(UPPERS=8)
+    mm = model.new_mm()
+    model.native.maps["entry_types"].update(bytes([30, 0, 0, 0]), bytes([1, *bytes(7)]))
+    addresses = [place * (512 << 30) + PAGE for place in range(1, 7)]
+    for addr in addresses:
+        model.put(model.slot(mm, addr), swap_entry(30, 44))
+    sweep = model.oracle.sweep(model.oracle.mms())
+    assert sweep.complete
+    assert sorted(answer.addr for answer in sweep.answers) == addresses
 
 
 def test_sweep_of_mm_larger_than_its_maps_is_incomplete() -> None:

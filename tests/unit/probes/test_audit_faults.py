@@ -590,3 +590,40 @@ def test_any_flipped_bit_of_a_node_is_judged_as_the_model_judges_it(
 def test_model_of_the_tree_returns_what_was_built() -> None:
     kernel = Kernel(TYPES, Random(8), vmas=100)
     assert kernel.check().ranges == [Range(v.at, v.first, v.last) for v in kernel.own]
+
+
+def test_path_to_the_first_address_of_a_node_shows_what_is_wrong_with_it() -> None:
+    """So a second look at an inner node costs nothing of what is below it."""
+    random, seen = Random(9), 0
+    for seed in range(3):
+        kernel = Kernel(TYPES, Random(seed), vmas=250, files=0, anon=0)
+        auditor, memory = Auditor(kernel, TYPES), kernel.memory
+        for _ in range(60):
+            at = random.choice([*kernel.built.nodes]) + 8 * random.randrange(32)
+            right = memory.get(at)
+            wrong = (0, right + 4096, right - 4096, right ^ 1 << random.randrange(48))
+            memory.put(at, random.choice(wrong) & ALL)
+            for doubt in auditor.look().doubts:
+                if doubt.vma or "MAP_COUNT" in names(doubt.problems):
+                    continue
+                seen += 1
+                again = auditor.look(max(doubt.low - 1, 0), doubt.low)
+                assert again.state.nodes <= 8
+                assert identity(doubt) in map(identity, again.doubts)
+            memory.put(at, right)
+    assert seen > 50
+
+
+def identity(doubt: object) -> tuple[object, ...]:
+    return tuple(getattr(doubt, name) for name in ("problems", "vma", "at", "want", "got"))
+
+
+def test_map_count_is_not_compared_where_a_node_is_passed_over() -> None:
+    kernel = Kernel(TYPES, Random(3), vmas=60, files=0.3, anon=0)
+    auditor = Auditor(kernel, TYPES)
+    assert not auditor.look().state.left_out
+    child = kernel.memory.get((kernel.built.root & ~255) + 8 * SLOT) & ~255
+    kernel.memory.put(child, child)
+    look = auditor.look()
+    assert look.problems == {"NODE_DEAD"}
+    assert look.state.left_out

@@ -140,7 +140,7 @@ def test_entry_without_access_has_its_frame_inverted() -> None:
         assert rig.look(3).state.anon_pages == expected
 
 
-@pytest.mark.parametrize("what", ["special", "swap", "ksm", "file", "free", "beyond"])
+@pytest.mark.parametrize("what", ["special", "swap", "ksm", "file", "dax", "free", "beyond"])
 def test_what_has_no_index_of_the_vma_is_left_out(what: str) -> None:
     rig = Rig()
     at = rig.map(3, bits=SPECIAL if what == "special" else 0)
@@ -152,6 +152,8 @@ def test_what_has_no_index_of_the_vma_is_left_out(what: str) -> None:
         rig.kernel.set(folio, "folio.mapping", rig.vma.anon_vma | KSM)
     elif what == "file":
         rig.kernel.set(folio, "folio.mapping", rig.kernel.mappings[0])
+    elif what == "dax":  # PAGE_MAPPING_DAX_SHARED: the index is the number of sharers
+        rig.kernel.set(folio, "folio.mapping", 1)
     elif what == "free":
         rig.kernel.set(folio, "folio.mapping", 0)
     elif what == "beyond":
