@@ -25,7 +25,7 @@ from tracer.memory.vma_trees import OwnedLock
 
 ANON = "AUDIT_ANON_VMA_RWSEM"
 WRITER, READER_OWNED = 1, 1
-STRESS_SECONDS = int(os.environ.get("RMAPD_OWNERS_SECONDS", "60"))
+STRESS_SECONDS = int(os.environ.get("RMAPD_OWNERS_SECONDS", "30"))
 STRESSORS = "fork 2 mmap 1 munmap 1 mremap 1 brk 1".split()
 
 
