@@ -84,6 +84,7 @@ class OpenDoubts:
     count_writers(on): counts writers of mmap_locks from now on, or no more; returns why it cannot,
     or an empty text. It is used only where the kernel itself does not count them. invariant_of:
     problem -> invariant. clock: CLOCK_MONOTONIC in nanoseconds. ended: doubts by how they ended.
+    looks: how many were made.
     """
 
     reader: Trees
@@ -92,6 +93,7 @@ class OpenDoubts:
     clock: Callable[[], int]
     open: list[OpenDoubt] = field(default_factory=list)
     ended: Counter[str] = field(default_factory=Counter)
+    looks: int = 0
     _counting: bool = False
     _stop_ns: int = 0
 
@@ -165,6 +167,7 @@ class OpenDoubts:
             self.reader.renew_memory_end()  # memory that was added may be in use already
         low, high = (max(one.low - 1, 0), one.low) if one.of_node else (one.low, one.high)
         look = self.reader.look(one.mm, low, high)
+        self.looks += 1
         doubts = _about(look, of_map_count=one.of_map_count)
         one.attempts += 1
         if look.complete and not look.alive:

@@ -108,11 +108,12 @@ class StateAudit:
 
     def work(self) -> None:
         """Look at the doubts that are due, and at the next slices if the budget allows it."""
-        began = self._cpu_clock()
+        began, looks = self._cpu_clock(), self._doubts.looks
         self._decide(self._doubts.work())
         share, now = self._share(), self._clock()
         if share and now < self._next_ns:
-            self._next_ns += int((self._cpu_clock() - began) / share)
+            if self._doubts.looks > looks:  # the loop calls this far more often than it is due
+                self._next_ns += int((self._cpu_clock() - began) / share)
         elif share:
             while not (ended := self._slice()) and self._cpu_clock() - began < _SLICES_NS:
                 pass

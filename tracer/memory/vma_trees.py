@@ -95,8 +95,8 @@ class Look:
     at any moment of the look; counts_writers: a writer that came and went meanwhile would show, as
     this kernel has mm_struct.mm_lock_seq. complete: it was not led astray. alive: the mm was the
     same one, and in use, before and after it. whole: no node of the range was passed over, and no
-    doubt is missing. root: ma_root. deepest, longest: the climb with the
-    most levels, and the anon_vma_chain with the most entries.
+    doubt is missing. root: ma_root. deepest, longest: the climb with the most levels, and the
+    anon_vma_chain with the most entries.
     """
 
     low: int
