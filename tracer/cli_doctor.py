@@ -23,6 +23,7 @@ from tracer.cli_common import (
     start_log,
 )
 from tracer.cli_help import Command
+from tracer.errors import RmapdError
 from tracer.printable import json_text
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ def doctor(config: Path | None, form: str, verbose: bool, log: LogChoice) -> Non
         except Exception as error:
             if form == "text":
                 click.echo(page.failed(checks, error), nl=False, color=True)
+            elif isinstance(error, RmapdError):
+                given = {"what": error.what, "why": error.why, "hint": error.hint}
+                parts = {"installation": installation.as_json(checks), "error": given}
+                click.echo(json_text(parts))
             raise
         if form == "json":
             head = {"verdict": doctor_text.verdict(checks, found).text}

@@ -250,19 +250,35 @@ def test_program_that_lacks_memory_is_an_error_and_not_lost_coverage(
     assert (failed.state, failed.tried, points) == (HookState.DENIED, True, [])
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EMFILE, errno.ENFILE])
 def test_load_without_memory_is_not_repeated_for_a_verifier_log(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     asked = list[object]()
 
     def load(*args: object) -> NoReturn:
         asked.append(args)
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(programs, "_load", load)
-    with pytest.raises(OSError, match="Cannot allocate memory"):
+    with pytest.raises(OSError, match=os.strerror(number)):
         programs.load_program("x", "raw_tp", b"")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EINTR])
+def test_load_that_a_signal_interrupts_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    errors = [number, number]
+
+    def load(*_: object) -> int:
+        if errors:
+            raise OSError(errors.pop(), "a signal is pending")
+        return 7
+
+    monkeypatch.setattr(programs, "_load", load)
+    assert programs.load_program("x", "raw_tp", b"").fd == 7
 
 
 @pytest.mark.parametrize(

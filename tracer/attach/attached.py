@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -235,7 +236,8 @@ class AttachedProbes:
     def resume(self, probe_objects: Collection[str]) -> list[str]:
         """Attach the paused hooks of these probe objects again.
 
-        Returns why, for each that the kernel refuses now; such a hook stays paused.
+        Returns why, for each that the kernel refuses now; such a hook stays paused. A helper that
+        hangs or has ended is asked once.
         """
         refused = []
         for n, hook in self._hooks_of(probe_objects):
@@ -245,6 +247,8 @@ class AttachedProbes:
                     self.hooks[n] = hook.attached(hook.chosen)
                 except OSError as error:
                     refused.append(f"{hook.how} {hook.symbol}: {error.strerror}")
+                    if error.errno in (errno.ETIMEDOUT, errno.EPIPE):
+                        break
         return refused
 
     def _hooks_of(self, probe_objects: Collection[str]) -> Iterator[tuple[int, PlannedHook]]:

@@ -5,6 +5,7 @@ Ten small files, and no kernel source: hosts need no linux-headers package.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tracer.kernel.running import Kernel
@@ -55,11 +56,8 @@ _EMPTY = (
 
 def write(root: Path, kernel: Kernel) -> None:
     """Write the tree for a kernel. root: an empty folder."""
-    numbers = [
-        int(part.split("-")[0].split("+")[0])
-        for part in f"{kernel.release}.0.0".split(".")[:3]
-        if part[:1].isdigit()
-    ]
+    # CONFIG_LOCALVERSION may follow without a sign, and `rmapd compile` gives the name of a file.
+    numbers = map(int, re.findall(r"[0-9]{1,4}", kernel.release))
     major, minor, patch = (*numbers, 0, 0, 0)[:3]
     files = dict.fromkeys(_EMPTY, "")
     page_size = f"#define PAGE_SIZE {1 << kernel.page_shift}UL\n"

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,9 @@ _MOST_BYTES = 16 << 20
 _MOST_ENTRIES = 8  # of this kernel and the one before, of each fidelity
 SUFFIX = ".objects"
 """How names of entries end that `rmapd compile` made. They stay until they are removed by hand."""
+_NEW = ".new-"
+_ENTRY = re.compile(rf"[0-9a-f]{{64}}|{re.escape(_NEW)}.*")
+"""Names that may be removed: the folder may hold files of others."""
 _COMPILER = (
     f"/usr/lib/{os.uname().machine}-linux-gnu/libbcc.so.0",
     "/usr/lib/python3/dist-packages/bcc/__init__.py",
@@ -141,10 +145,15 @@ class CompileCache:
 
     def _put(self, name: str, entry: CacheEntry, mode: int) -> None:
         content = msgspec.msgpack.encode(entry)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".new-", delete=False) as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(hashlib.sha256(name.encode() + content).digest() + content)
-        os.replace(file.name, self.folder / name)
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=_NEW, delete=False) as file:
+            try:
+                os.fchmod(file.fileno(), mode)
+                file.write(hashlib.sha256(name.encode() + content).digest() + content)
+                file.flush()
+                os.replace(file.name, self.folder / name)
+            except OSError:
+                os.unlink(file.name)
+                raise
 
     def made_elsewhere(self) -> list[str]:
         """Return the names of entries that `rmapd compile` made, fit or unfit, in order."""
@@ -154,7 +163,7 @@ class CompileCache:
             return []
 
     def _remove_oldest(self) -> None:
-        ours = (path for path in self.folder.iterdir() if path.suffix != SUFFIX)
+        ours = (path for path in self.folder.iterdir() if _ENTRY.fullmatch(path.name))
         entries = sorted((path.stat().st_mtime_ns, path) for path in ours)
         for _, path in entries[:-_MOST_ENTRIES]:
             with contextlib.suppress(OSError):

@@ -16,7 +16,6 @@ no more:
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +40,7 @@ from tracer.attach.plan import (
 from tracer.attach.relocations import Names
 from tracer.attach.translation_unit import c_function, flags, source
 from tracer.bpf.maps import Map, possible_cpus
-from tracer.bpf.programs import Program, Refused, enable_statistics, load_program
+from tracer.bpf.programs import SHORT, Program, Refused, enable_statistics, load_program
 from tracer.errors import RmapdError, Temporary, of_os
 from tracer.kernel.btf import FUNC
 from tracer.kernel.running import Kernel
@@ -50,8 +49,6 @@ log = logging.getLogger("rmapd")
 
 _AT_ONCE = 4
 """Programs that are verified at the same time, where there are so many CPUs."""
-_SHORT = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-"""Errors that are about this machine now, and not about a hook."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +146,8 @@ def _made_elsewhere(usable: Sequence[ProbeObjectPlan], build: BuildEnvironment) 
     try:
         return build.objects.find(build.cache, usable)
     except OSError as error:
+        if error.errno in SHORT:
+            raise of_os(error, "cannot load the objects", "the same again later") from error
         log.info("the objects in %s do not load: %s", build.cache.folder, error)
         return None
 
@@ -311,7 +310,7 @@ def attach_hook(programs: Loads, hook: PlannedHook) -> tuple[PlannedHook, list[A
             attach_all(points)
         except (OSError, Refused) as error:
             close_all(points)
-            if isinstance(error, OSError) and error.errno in _SHORT:
+            if isinstance(error, OSError) and error.errno in SHORT:
                 raise of_os(
                     error, f"cannot {step} the programs of {hook.hook.name}", "the same again later"
                 ) from error

@@ -156,8 +156,8 @@ class ReattachHelper:
 
 def main(descriptor: int) -> None:
     """Run the helper. descriptor: of its socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # systemd sends SIGTERM to all: the daemon ends it
     daemon = socket.socket(fileno=descriptor)
     user, symbols, statistics = json.loads(
         receive_exactly(daemon, struct.unpack("<Q", receive_exactly(daemon, 8))[0])

@@ -19,12 +19,17 @@ from tracer.bpf.syscall import SYS_BPF, Command, call, last_error, libc, object_
 _BATCH_ATTRIBUTE_BYTES = 56  # of union bpf_attr that BPF_MAP_*_BATCH uses
 _BATCH_BYTES = 1 << 18  # of per-CPU values that one call reads
 _BATCH_ROWS = 4096
+_POSSIBLE = Path("/sys/devices/system/cpu/possible")
 
 
 def possible_cpus() -> int:
-    """Return how many values a row of a per-CPU map has."""
-    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8")
-    return int(text.strip().split(",")[-1].split("-")[-1]) + 1
+    """Return how many values a row of a per-CPU map has: one for each possible CPU.
+
+    Their numbers may have holes: bpf_percpu_array_copy() goes over the CPUs and leaves none.
+    """
+    text = _POSSIBLE.read_text(encoding="utf-8")
+    ranges = (part.partition("-") for part in text.strip().split(","))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
 
 
 class Table(Protocol):

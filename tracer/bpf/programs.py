@@ -26,6 +26,9 @@ _RUN_TIME_AT, _RECURSION_MISSES_AT = 192, 208  # in it: run_time_ns, run_cnt, re
 _ARGUMENTS = 12  # u64s of context that a raw tracepoint program is run with
 _LOG_BYTES = 1 << 24
 _REASON_CHARACTERS = 200
+_MOST_INTERRUPTIONS = 5
+SHORT = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+"""Errors that are about this machine now, and not about a program."""
 
 KINDS = {
     "raw_tp": (_TYPE_RAW_TRACEPOINT, 0),
@@ -172,13 +175,13 @@ def load_program(name: str, how: str, code: bytes, function_id: int = 0) -> Prog
     name: the kernel keeps what fits 15 characters behind `rmapd_`. how: a key of KINDS. code: its
     instructions (struct bpf_insn). function_id: BTF id of what fentry, fexit and iter attach to.
 
-    Raises Refused with the verifier's last line, OSError where there is no memory.
+    Raises Refused with the verifier's last line, OSError where memory or descriptors are short.
     """
     kind, attach_type = KINDS[how]
     try:
-        return Program(_load(name, kind, attach_type, code, function_id))
+        return Program(_load_patiently(name, kind, attach_type, code, function_id))
     except OSError as error:
-        if error.errno == errno.ENOMEM:
+        if error.errno in SHORT:
             raise
         raise Refused(_reason(name, kind, attach_type, code, function_id, error)) from error
 
@@ -198,6 +201,16 @@ def _reason(
     if with_log and reasons:
         return reasons[-1][:_REASON_CHARACTERS]
     return error.strerror or str(error)
+
+
+def _load_patiently(name: str, kind: int, attach_type: int, code: bytes, function_id: int) -> int:
+    """Load a program. The verifier gives up with EAGAIN where a signal is pending."""
+    for _ in range(_MOST_INTERRUPTIONS):
+        try:
+            return _load(name, kind, attach_type, code, function_id)
+        except (BlockingIOError, InterruptedError):
+            continue
+    return _load(name, kind, attach_type, code, function_id)
 
 
 def _load(

@@ -73,8 +73,8 @@ def _unimportable(name: str) -> str:
 class Host:
     """The host that is examined: its file systems, and questions that need a process.
 
-    systemctl returns the unit's properties; unimportable, why a module cannot be imported; knows,
-    whether a user exists. version: of the kernel, as `uname -v` has it.
+    systemctl returns the unit's properties; unimportable, why a module cannot be imported; uid_of,
+    the number of a user, None where there is none. version: of the kernel, as `uname -v` has it.
     """
 
     proc: Path = Path("/proc")
@@ -83,7 +83,7 @@ class Host:
     run: Path = Path("/run")
     systemctl: Callable[[], str] = field(default=_systemctl)
     unimportable: Callable[[str], str] = field(default=_unimportable)
-    knows: Callable[[str], bool] = field(default=users.exists)
+    uid_of: Callable[[str], int | None] = field(default=users.uid_of)
     version: str = field(default_factory=lambda: os.uname().version)
 
     def text(self, path: Path) -> str:
@@ -292,14 +292,21 @@ def _seccomp(host: Host) -> Check:
 
 def _user(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:
     try:
-        name = configuration().user
+        config = configuration()
     except RmapdError:
         return
-    if host.knows(name):
+    name, uid = config.user, host.uid_of(config.user)
+    if not config.drop_privileges:
+        yield Check("user", OK, "rmapd run stays the user that starts it (drop_privileges)")
+    elif uid:
         yield Check("user", OK, f"rmapd run becomes {name} once attached")
-    else:
+    elif uid is None and name == users.OWN:
         text = f"there is no user {name}: the unit does not start, and rmapd run becomes nobody"
         yield Check("user", NOTE, text, "make install, or the Debian package")
+    else:
+        why = "it is root" if uid == 0 else "there is no such user"
+        hint = "`user` in the configuration, or drop_privileges = false"
+        yield Check("user", WRONG, f"rmapd run cannot become {name}: {why}", hint)
 
 
 def _otlp(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:

@@ -13,6 +13,7 @@ and each switch patches code. There the kernel measures all the time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ log = logging.getLogger("rmapd")
 
 SAMPLE_SECONDS = 1.0
 _FIRST_GAP_SECONDS, _LONGEST_GAP_SECONDS = 1.0, 29.0
+_RETRY_SECONDS = 60.0
+_PASSING = (errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""Errors after which statistics are asked for again."""
 _EMULATED = "QEMU TCG CPU"  # QEMU's name of the CPU `max` (target/i386/cpu.c)
 
 
@@ -77,7 +81,7 @@ class ProgramStatistics:
         }
         self._folded = self._sample_began = clock() / 1e9
         self._at_begin = self._totals()
-        self._next_sample = 0.0
+        self._next_sample = self._next_try = 0.0
         self._gap = _FIRST_GAP_SECONDS
 
     @property
@@ -153,10 +157,21 @@ class ProgramStatistics:
             hook.seconds_each_second = (hook.seconds - spent) / seconds
 
     def _switch_on(self) -> bool:
-        """Return whether the kernel measures now. If it refuses, it is not asked again."""
+        """Return whether the kernel measures now.
+
+        If it refuses, it is not asked again; what may pass is tried again after a minute.
+        """
+        if (now := self._clock() / 1e9) < self._next_try:
+            return False
         try:
             self._loaded.switch_statistics_on()
         except OSError as error:
+            if error.errno in _PASSING:
+                self._next_try = now + _RETRY_SECONDS
+                log.warning(
+                    "the cost of programs is estimated for the next minute: %s", error.strerror
+                )
+                return False
             self.available = False
             for hook in self._hooks.values():
                 hook.runs_each_second = hook.seconds_each_second = 0.0

@@ -116,6 +116,7 @@ def serve(config: Config, controls: Controls, duration: float | None, checker: S
         open_session(config, kernel, memory=checker.memory) as session,
         contextlib.ExitStack() as spans_end,
     ):
+        _report_progress_of_detaching(session, systemd)
         outputs = _Outputs(session, sinks, latest, systemd, access)
         scheme = "https" if access.context else "http"
         url = f"{scheme}://{config.address[0]}:{server.port}"
@@ -186,6 +187,18 @@ def _loop(
             systemd.reloading()
             reload(session, controls.configuration, access)
             systemd.ready(outputs.status_line(snapshot))
+
+
+def _report_progress_of_detaching(session: Session, systemd: SystemdNotifier) -> None:
+    """Let systemd know that detaching goes on: on PREEMPT_RT it takes longer than WatchdogSec."""
+    loaded = session.probes.loaded
+    beat = loaded.closed
+
+    def closed() -> None:
+        beat()
+        systemd.working()
+
+    loaded.closed = closed
 
 
 def _warn_of_unreadable_files(controls: Controls, access: Access) -> None:

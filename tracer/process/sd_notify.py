@@ -34,6 +34,10 @@ class SystemdNotifier:
         """
         self._send(f"WATCHDOG=1\nSTATUS={status}")
 
+    def working(self) -> None:
+        """Report progress within a turn of the event loop that takes long."""
+        self._send("WATCHDOG=1")
+
     def store_descriptors(self, descriptors: Sequence[int]) -> None:
         """Let systemd keep descriptors for the next start, should this process die.
 

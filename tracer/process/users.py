@@ -28,7 +28,11 @@ class User:
     gid: int
 
 
-def resolve(name: str, own: str = "rmapd") -> User | None:
+OWN = "rmapd"
+"""The user that the package makes; without it the daemon becomes `nobody`."""
+
+
+def resolve(name: str, own: str = OWN) -> User | None:
     """Find the user that this process shall become; `nobody` where the user `own` does not exist.
 
     Returns None where the process keeps its user: it is not root, or has no CAP_SETUID or
@@ -60,9 +64,10 @@ def resolve(name: str, own: str = "rmapd") -> User | None:
     return found
 
 
-def exists(name: str) -> bool:
-    """Return whether this machine has a user of this name."""
-    return _look_up(name) is not None
+def uid_of(name: str) -> int | None:
+    """Return the number of the user of this name; None where this machine has none."""
+    found = _look_up(name)
+    return found.uid if found else None
 
 
 def name_of(uid: int) -> str:

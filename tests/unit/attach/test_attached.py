@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,6 +21,7 @@ from tracer.attach.attached import (
     detach_all,
 )
 from tracer.attach.plan import AttachMethod, Hook, HookState, PlannedHook
+from tracer.attach.reattach_helper import ReattachHelper
 from tracer.bpf.links import Link
 from tracer.bpf.programs import Program, RunStatistics
 
@@ -213,3 +219,23 @@ def test_takeover_is_not_told_of_the_descriptor_of_statistics() -> None:
     assert (reply.statistics, fds) == (False, [])
     reply, fds = describe(made, 64, {})
     assert (reply.statistics, fds) == (True, [77])
+
+
+@pytest.mark.parametrize(("error", "asked"), [(errno.ETIMEDOUT, 1), (errno.EPIPE, 1), (1, 3)])
+def test_helper_that_does_not_answer_is_not_asked_for_each_hook(error: int, asked: int) -> None:
+    """Each question takes ten seconds, in which nothing is checked."""
+    done = list[str]()
+    made = AttachedProbes()
+    for name in ("grow", "shrink", "move"):
+        method = AttachMethod("fentry", name, ())
+        hook = PlannedHook("vma", Hook(name, [], ""), HookState.READY, (method,)).attached(0)
+        made.hooks.append(replace(hook, state=HookState.PAUSED))
+        made.points[name] = points(done, "fentry")
+
+    def attach(_program: Program) -> Link:
+        done.append("asked")
+        raise OSError(error, os.strerror(error))
+
+    made.reattach_helper = cast(ReattachHelper, SimpleNamespace(attach=attach))
+    assert len(made.resume({"vma"})) == asked
+    assert done == ["asked"] * asked

@@ -127,3 +127,27 @@ def test_changed_compiler_changes_its_identity(tmp_path: Path) -> None:
     before = compiler_identity([str(library)])
     library.write_text("other")
     assert before != compiler_identity([str(library)])
+
+
+def test_files_of_others_in_the_folder_stay(cache: CompileCache) -> None:
+    """`cache` may name any folder of root's."""
+    cache.folder.mkdir(mode=0o700)
+    others = [cache.folder / name for name in ("notes.txt", "vmlinux.objects", "a" * 63)]
+    for number, path in enumerate(others):
+        path.write_text("mine")
+        os.utime(path, (number, number))
+    for number in range(12):
+        written(cache, text=number)
+    assert all(path.read_text() == "mine" for path in others)
+    assert len([*cache.folder.iterdir()]) == len(others) + 8
+
+
+def test_entry_that_cannot_be_written_leaves_no_file(
+    cache: CompileCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    written(cache)
+    assert not [*cache.folder.iterdir()]

@@ -216,3 +216,21 @@ class TestCoverage:
         off = {f"hook{n}": "kprobes are off" for n in range(9)}
         _, reason = discover()["L1"].coverage((), off)
         assert reason.endswith("taken away: hook0, hook1, hook2 and 6 more (kprobes are off)")
+
+
+def test_self_test_that_the_kernel_does_not_count_says_nothing(kernel: Kernel) -> None:
+    """Run statistics may be refused for a while: the process that switches them on hangs."""
+    counted = True
+    liveness = LivenessCheck(
+        lambda: kernel.attached,
+        lambda: dict(kernel.ran) if counted else {},
+        root=kernel.root,
+        attached_to=kernel.attached_to,
+        self_test=kernel.self_test,
+        clock=kernel.second,
+    )
+    assert liveness.check() == {}
+    counted = False
+    assert [liveness.check() for _ in range(80)] == [{}] * 80
+    counted, kernel.answers = True, set()
+    assert {hook for _ in range(80) for hook in liveness.check()} == {"__split_vma"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -17,7 +18,7 @@ from tracer.attach.compile_cache import CacheEntry, CompileCache, MadeFor, MapSh
 from tracer.attach.compiler import Compiled, NoCompiler, compile_in_child
 from tracer.attach.objects import Objects, for_types, misfit
 from tracer.attach.plan import HookState
-from tracer.errors import RmapdError
+from tracer.errors import RmapdError, Temporary
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
 
@@ -198,6 +199,20 @@ def test_start_with_fitting_objects_compiles_nothing(
     with pytest.raises(RmapdError, match=f"loads .*rmapd_both.* with {id(here.plan.names)}"):
         start(cache, here, monkeypatch)()
     assert created
+
+
+def test_start_without_memory_for_objects_that_fit_is_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a host without a compiler: systemd starts rmapd again."""
+    cache, here = made(tmp_path, monkeypatch, TYPES), host(TYPES)
+
+    def create_map(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(compiler, "create_map", create_map)
+    with pytest.raises(Temporary, match="Cannot allocate memory"):
+        start(cache, here, monkeypatch)()
 
 
 def test_start_without_compiler_says_why_no_objects_fit(

@@ -26,7 +26,7 @@ def host(tmp_path: Path) -> Host:
         tmp_path / "run",
         lambda: RUNS,
         lambda _name: "",
-        lambda _name: True,
+        lambda _name: 998,
         "#1 SMP PREEMPT_DYNAMIC Debian",
     )
     write(made.proc / "self/status", "Name:\trmapd\nCapEff:\t000001ffffffffff\n")
@@ -217,6 +217,22 @@ def test_bcc_that_fails_to_import_is_wrong(
 
 
 def test_missing_user_of_the_daemon_is_a_note(host: Host) -> None:
-    found = examined(replace(host, knows=lambda name: name != "rmapd"))
+    found = examined(replace(host, uid_of=lambda name: 1 if name != "rmapd" else None))
     assert found["user"].state == NOTE
     assert "there is no user rmapd" in found["user"].text
+
+
+@pytest.mark.parametrize(
+    ("config", "uid", "state", "says"),
+    [
+        (Config(user="monitor"), None, WRONG, "cannot become monitor: there is no such user"),
+        (Config(user="root"), 0, WRONG, "cannot become root: it is root"),
+        (Config(user="monitor"), 7, OK, "becomes monitor"),
+        (Config(drop_privileges=False), None, OK, "stays the user that starts it"),
+    ],
+)
+def test_user_is_the_one_that_run_becomes(
+    host: Host, config: Config, uid: int | None, state: str, says: str
+) -> None:
+    found = examined(replace(host, uid_of=lambda _: uid), lambda: config)["user"]
+    assert (found.state, says in found.text) == (state, True), found.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ class Kernel(AttachedProbes):
         self.now_ns = 0
         self.runs, self.seconds, self.left_out = 0, 0.0, 0
         self.really, self.on_seconds, self.switched_on = 0, 0.0, 0
-        self.refuses = self.paused = False
+        self.refuses, self.asked, self.paused = 0, 0, False
 
     def run(self, seconds: float, runs_each_second: int) -> None:
         """Let time pass."""
@@ -40,8 +42,9 @@ class Kernel(AttachedProbes):
         return frozenset() if self.paused else frozenset({"hook"})
 
     def switch_statistics_on(self) -> None:
+        self.asked += 1
         if self.refuses:
-            raise PermissionError(1, "Operation not permitted")
+            raise OSError(self.refuses, os.strerror(self.refuses))
         self.statistics_fd = 1
         self.switched_on += 1
 
@@ -173,7 +176,7 @@ def test_kernel_that_refuses_to_measure_again_is_not_estimated(
 ) -> None:
     kernel = Kernel()
     measured = kernel.sampled()
-    kernel.refuses = True
+    kernel.refuses = errno.EPERM
     for _ in range(100):
         kernel.run(0.1, 1000)
         measured.look()
@@ -209,3 +212,22 @@ def test_nothing_is_measured_where_statistics_were_never_on() -> None:
         measured.look(hold=True)
         measured.restart()
     assert (kernel.switched_on, measured.read()["hook"].runs) == (0, 0)
+
+
+def test_statistics_that_are_refused_for_a_while_are_asked_for_again() -> None:
+    """The process that switches them on may hang: its answer comes late, or never."""
+    kernel = Kernel()
+    measured = kernel.between_samples()
+    kernel.refuses, kernel.asked = errno.ETIMEDOUT, 0
+    for _ in range(1200):
+        kernel.run(0.1, 1000)
+        measured.look()
+        with measured.counting():
+            assert not kernel.statistics_on
+    assert measured.available
+    assert kernel.asked <= 3, "once a minute: each question may take ten seconds"
+    kernel.refuses = 0
+    for _ in range(700):
+        kernel.run(0.1, 1000)
+        measured.look()
+    assert kernel.switched_on
