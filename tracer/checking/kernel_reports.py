@@ -190,7 +190,7 @@ class KernelReports:
         try:
             records = self._log.read()
         except OSError as error:
-            self._broken = True
+            self._broken, self._read_due_ns = True, 0
             log.warning("K1: the kernel's log cannot be read any more: %s", error)
             return
         self._take(records, now)

@@ -146,6 +146,11 @@ KINDS = (
     ),
 )
 """Not in it: `BUG: MAX_LOCKDEP_...`, which says that lockdep's tables are too small."""
+_OF_A_TASK = re.compile(
+    r"^.{0,15}(?:\[\d+\]| \(\d+\)| invoked oom-killer:|: (?:page allocation|vmalloc error))"
+)
+"""What the kernel prints behind the name of a task (TASK_COMM_LEN), which its user has chosen: no
+such line is a complaint, whatever it begins with."""
 _HEADS = frozenset("BUG: WARN kern Oops gene Unab Inte INFO watc rcu:".split())
 """The first four characters of every first line; may_complain() of the probes has the same."""
 
@@ -162,20 +167,25 @@ they mostly warn of is a caller that asks for too much."""
 _MM_FUNCTIONS = re.compile(
     r"\b_*(?:rmap_walk\w*|try_to_(?:migrate|unmap)\w*|\w*remove_migration_pte\w*|migrate_pages\w*"
     r"|migrate_folio\w*|folio_(?:add|remove|referenced|mkclean)\w*|page_(?:add|remove)_\w*rmap\w*"
-    r"|\w*anon_vma\w*|\w*i_mmap\w*|\w*interval_tree\w*|mas_\w+|mt_\w+|vma_\w+|\w*_vma|\w*_vmas"
+    r"|\w*anon_vma\w*|\w*i_mmap\w*|\w*interval_tree\w*|mas_\w+|vma_\w+|\w*_vma|\w*_vmas"
+    r"|mt_(?:find|next|prev|validate|dump|destroy_walk|free_walk|free_rcu)\w*"
     r"|v?mm?ap_region|do_v?m[a-z]*map\w*|vm_mmap\w*|vm_munmap|__vm_munmap|do_vmi_\w+|\w*mremap\w*"
     r"|move_page_tables|move_ptes|exit_mmap|dup_mm\w*|__mmdrop|__mmput|free_pgtables|unmap_\w+"
-    r"|zap_\w+|\w*split_huge_\w+|\w*collapse_\w*|khugepaged\w*|hugetlb_\w+|\w*page_table_check\w*"
+    r"|zap_\w+|\w*split_huge_\w+|hpage_collapse_\w+|collapse_(?:huge_page|file|pte|scan|single)\w*"
+    r"|khugepaged\w*|hugetlb_\w+|\w*page_table_check\w*"
     r"|userfaultfd_\w+|mfill_\w+|uprobe_mmap|madvise_\w+|mprotect_\w+|change_protection|mlock_\w+"
     r"|do_swap_page|copy_page_range|migration_entry_wait\w*|do_brk_flags|expand_(?:stack|downwards)"
     r"|page_vma_mapped_walk|walk_page_\w+|ksm_\w+|do_mbind|mmap_(?:read|write)_lock\w*)"
-    r"(?:\.\w+)*\+0x"
+    r"(?:\.\w+)*\+0x(?![0-9a-f]+(?:/0x[0-9a-f]+)? \[(?!#))"
 )
 """Functions in a call trace by which a crash, a sanitizer's report or a task that waits is about
-memory management. Entry points of page faults are not: a task that waits for a disk has them."""
+memory management. Entry points of page faults are not: a task that waits for a disk has them. Nor
+are functions of modules, however they are called: memory management is no module."""
 _CALLED = re.compile(
     r"(?:RIP: \w+:|^pc : |\bin |\bat (?:\S+:\d+ )?|^ +(?!\? ))([A-Za-z_][\w.]*)\+0x"
 )
+_STALE = re.compile(r"^ *\? ")
+"""A frame that was found on the stack, and may be left there by an earlier call."""
 _REPORTERS = re.compile(
     r"^(?:dump_stack\w*|show_stack\w*|print_\w+|kasan_\w+|__asan_\w+|bad_page|__warn\w*|report_bug"
     r"|handle_bug|exc_\w+|asm_exc_\w+|lockdep_\w+|__schedule|schedule\w*|debug_\w+|rwsem_\w+"
@@ -203,7 +213,7 @@ _BEGINS_BEFORE = re.compile(
 
 def kind_of(line: str) -> Kind | None:
     """Return the kind of complaint that a line begins, or None."""
-    if line[:4] not in _HEADS:
+    if line[:4] not in _HEADS or _OF_A_TASK.match(line):
         return None
     return next((kind for kind in KINDS if re.search(kind.first, line)), None)
 
@@ -218,7 +228,7 @@ def about_mm(kind: Kind, lines: Sequence[str]) -> bool:
         return True
     if kind.name in ("warning", "kernel_bug") and _LINE_OF_FILE.search(lines[0]):
         return bool(_MM_FILES.search(lines[0]))
-    return any(_MM_FUNCTIONS.search(line) for line in lines if "] ? " not in line)
+    return any(_MM_FUNCTIONS.search(line) for line in lines if not _STALE.match(line))
 
 
 def function_of(kind: Kind, lines: Iterable[str]) -> str:
@@ -278,7 +288,9 @@ COMPLAINTS = Invariant(
         "What this kernel does not check, and what it checks and prints once: WARN_ON_ONCE() before"
         " rmapd started. Records that are overwritten before they are read: each is a check that is"
         " unverifiable. A kernel that stops after its complaint. Silence is no proof: each line"
-        " that the kernel prints is one check."
+        " that the kernel prints is one check. A WARNING or BUG of a list, a reference count or an"
+        " rwsem counts by its own file, also where memory management calls it; so does a crash of"
+        " 6.1 that begins with the name of another fault, such as 'divide error:'."
     ),
     needs=(KERNEL_LOG,),
     lacking={

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def fork_sharing_files() -> int:
     Only a process with a single thread may call this. No Python object of one process may close a
     descriptor that the other still uses: keep such descriptors as numbers. Raises OSError.
     """
+    gc.collect()  # each process would close the files of what is garbage now: one of them another
     python = ctypes.PyDLL(None, use_errno=True)
     libc, tid_address = ctypes.CDLL(None), ctypes.c_void_p()
     flags = _CLONE_FILES | signal.SIGCHLD

@@ -121,7 +121,7 @@ INFO: task shared_part:125 <reader> blocked on an rw-semaphore likely owned by t
 """
 """A guest of 7.3.4 printed it (2026-11-29, shortened): mremap() of a shared hugetlbfs mapping waits
 for the i_mmap_rwsem that it holds."""
-TRACE = [" <TASK>", " dump_stack_lvl+0x44/0x5c", " ? rmap_walk_anon+0x1/0x2", " </TASK>"]
+TRACE = [" <TASK>", " dump_stack_lvl+0x44/0x5c", " rmap_walk_anon+0x1/0x2", " </TASK>"]
 
 
 @pytest.mark.parametrize(("kind", "line"), FIRST)
@@ -283,3 +283,45 @@ def test_no_pattern_takes_long_for_a_long_line() -> None:
         kind_of(line)
         shape_of(line)
         assert not re.fullmatch("x", line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Oops: x[4242]: segfault at 0 ip 0000562f1c8c1139 sp 00007ffd5b7c6f20 error 6 in zap_pte+0",
+        "BUG: spinlock [7]: segfault at 0 ip 0 sp 0 error 6 in rmap_walk_anon+0x1",
+        "WARNING: x[7]: bad frame in mm/rmap.c:1 at x, CPU#1: y",
+        "Oops: x invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0",
+        "BUG: using x: page allocation failure: order:4, mode:0xcc0(GFP_KERNEL)",
+        "INFO: task x (7): drop_caches: 3",
+    ],
+)
+def test_name_of_a_task_is_no_complaint(line: str) -> None:
+    """Any user chooses it, and the name of the file behind it."""
+    assert kind_of(line) is None
+
+
+OOPS = "BUG: kernel NULL pointer dereference, address: 0000000000000018"
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        ("RIP: 0010:mt_report+0x1b2/0x300 [hid_multitouch]", False),
+        ("RIP: 0010:mt_report+0x1b2/0x300", False),
+        (" eb_validate_vmas+0x1/0x2 [i915]", False),
+        (" eb_validate_vmas+0x1/0x2 [i915 7f3c]", False),
+        (" tcp_collapse_ofo_queue+0x33/0x90", False),
+        (" ? __vm_munmap+0x33/0x90", False),
+        ("? __vm_munmap+0x33/0x90", False),
+        (" __vm_munmap+0x33/0x90", True),
+        (" collapse_huge_page+0x33/0x90", True),
+        (" hpage_collapse_scan_pmd.isra.0+0x33/0x90", True),
+        ("RIP: 0010:mt_find+0x1b2/0x300", True),
+        ("pc : mas_walk+0x10/0x20", True),
+    ],
+)
+def test_oops_is_about_mm_by_the_frames_that_were_called(frame: str, expected: bool) -> None:
+    kind = kind_of(OOPS)
+    assert kind
+    assert about_mm(kind, [OOPS, frame]) == expected

@@ -52,6 +52,34 @@ def test_shared_fork_has_one_table_of_descriptors() -> None:
     )
 
 
+GARBAGE = """
+import gc, os
+from tracer.process import children
+gc.disable()
+class Holder: pass
+one = Holder()
+one.file, one.itself = open("/dev/null"), one
+del one
+process = children.fork_sharing_files()
+if not process:
+    gc.collect()
+    os._exit(0)
+os.waitpid(process, 0)
+other = os.open("/dev/zero", os.O_RDONLY)
+gc.collect()
+assert os.read(other, 2) == bytes(2)
+print("open")
+"""
+
+
+def test_garbage_of_both_processes_closes_no_file_twice() -> None:
+    """The second time its number would belong to another file."""
+    done = subprocess.run(
+        [sys.executable, "-c", GARBAGE], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "open\n", done.stderr
+
+
 def killed() -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
