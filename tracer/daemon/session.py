@@ -163,6 +163,7 @@ class Session:
             int(config.max_wait_seconds * 1e9),
             stalls,
             clock,
+            preempts_programs=kernel.realtime,
         )
         self.kernel_reports: KernelReports | None = None
         if isinstance(kernel_log, KernelLog):

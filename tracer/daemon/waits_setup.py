@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tracer.attach.attached import AttachedProbes
+from tracer.attach.plan import PlannedHook
 from tracer.checking.long_waits import LongWaits
 from tracer.checking.stalls import Stalls
 from tracer.checking.trail import Trails
@@ -25,8 +26,14 @@ def make_long_waits(
     limit_ns: int,
     stalls: Stalls,
     clock: Callable[[], int],
+    *,
+    preempts_programs: bool,
 ) -> LongWaits:
-    """Build what decides L7. Without the iterator over tasks it has only the probe's events."""
+    """Build what decides L7. Without the iterator over tasks it has only the probe's events.
+
+    preempts_programs: the kernel preempts programs at tracepoints; before 6.2 the storage of a task
+    cannot be reached then.
+    """
     tasks = loaded.iterator("sleepers")
     return LongWaits(
         SleeperReader(tasks, layouts).read if tasks else None,
@@ -39,5 +46,10 @@ def make_long_waits(
         names_of(layouts, "window", "WINDOW_"),
         limit_ns,
         stalls,
+        lambda: preempts_programs or loaded.missed(_is_release) > 0,
         clock,
     )
+
+
+def _is_release(hook: PlannedHook) -> bool:
+    return hook.hook.name == "mmap_lock_released"

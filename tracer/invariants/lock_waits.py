@@ -24,7 +24,8 @@ NO_SELF_WAIT = Invariant(
         "A wait for a lock that another task holds, however often it happens. A task that sleeps"
         " for I/O, waits for no lock of an mm and is in no window. A reader that takes an rwsem"
         " again while no writer waits. Time in which the checker did not run, as in a virtual"
-        " machine that its host stops, is no part of a wait."
+        " machine that its host stops, is no part of a wait. A fork that waits until the monitor of"
+        " its userfaultfd has read the event."
     ),
     confirmed=(
         "When a wait begins, the owner field names the waiting task itself: it wrote its name"
@@ -32,7 +33,8 @@ NO_SELF_WAIT = Invariant(
         " tasks: each task of a ring is in the queue of a lock that the next one owns for write,"
         " and none has run between two looks. A ring that goes through a reader of an mmap_lock is"
         " reported when its members have slept for max_wait_seconds, because readers are known by"
-        " what the tracepoints recorded. That a task holds an rwsem for read itself is known by the"
+        " what the tracepoints recorded; where the kernel left out runs of these, and on"
+        " PREEMPT_RT, it is a suspect. That a task holds an rwsem for read itself is known by the"
         " steps of its window; it is reported when one reader has kept it waiting for 5 s. A wait"
         " or a sleep over the limit is a suspect."
     ),

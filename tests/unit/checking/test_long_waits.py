@@ -21,6 +21,7 @@ CLASSES = ("other", "mmap", "mmap2", "i_mmap", "i_mmap2", "anon")
 NAMES = {
     1: "rwsem_down_write_slowpath+0x1", 2: "down_write+0x5", 3: "vma_modify+0x7", 4: "ksys+0x1",
     5: "io_schedule+0x2", 6: "folio_wait_bit+0x3", 7: "filemap_fault+0x4",
+    8: "userfaultfd_event_wait_completion+0x9",
 }  # fmt: skip
 WAITING, IN_WINDOW, IN_IO = (1, 2, 4), (1, 2, 3, 4), (5, 6, 7, 4)
 A, B, C = 0xA000, 0xB000, 0xC000
@@ -46,7 +47,7 @@ class Rig:
 
     def __init__(self, iterator: bool = True) -> None:
         self.now, self.sleepers, self.tally = 10**9, list[Sleeper](), Tally()
-        self.looks, self.stalls = 0, Stalls(10**9)
+        self.looks, self.stalls, self.missed = 0, Stalls(10**9), False
         self.read: Callable[[], Sequence[Sleeper]] = lambda: self.sleepers
         self.waits = LongWaits(
             self._look if iterator else None,
@@ -59,6 +60,7 @@ class Rig:
             ("vma_modify",),
             LIMIT_NS,
             self.stalls,
+            lambda: self.missed,
             lambda: self.now,
         )
 
@@ -204,6 +206,46 @@ def test_ring_through_a_reader_of_an_mmap_lock_needs_the_limit(rig: Rig) -> None
     rig.run(10)
     assert rig.verdicts == {"violated": 1}
     assert "task[11] waits for the mmap_lock of task[10]" in rig.finding.summary
+
+
+@pytest.mark.parametrize("tids", [(9, 10, 11), (10, 11, 9)])
+def test_ring_is_found_beside_a_reader_that_waits_for_nothing(
+    rig: Rig, tids: tuple[int, ...]
+) -> None:
+    """The iterator lists tasks by their pids: the other reader may come first."""
+    reads = wants(LOCK_B, kind="mmap", part_of=MM, readers=2, since_ns=2 * 10**9)
+    other, first, second = tids
+    found = [
+        sleeper(0xF000, held={MM: False}, frames=IN_IO, tid=other),
+        sleeper(A, wants(LOCK_A, B, since_ns=2 * 10**9), held={MM: False}, tid=first),
+        sleeper(B, reads, tid=second),
+    ]
+    rig.sleepers = sorted(found, key=lambda one: one.tid)
+    rig.run(60)
+    assert rig.verdicts["violated"] == 1
+
+
+def test_ring_through_a_reader_is_a_suspect_where_releases_were_missed(rig: Rig) -> None:
+    """The task may have released the lock that it seems to hold, and wait for another reader."""
+    reads = wants(LOCK_B, kind="mmap", part_of=MM, readers=1, since_ns=2 * 10**9, wanted="read")
+    rig.missed = True
+    rig.sleepers = [sleeper(A, reads, held={MM: False})]
+    rig.run(60)
+    assert rig.verdicts == {"suspect": 1}
+    assert "or a reader has released its mmap_lock unseen" in rig.finding.summary
+
+
+def test_ring_of_owners_is_proven_whatever_was_missed(rig: Rig) -> None:
+    rig.missed = True
+    rig.sleepers = [sleeper(A, wants(LOCK_B, B)), sleeper(B, wants(LOCK_A, A))]
+    rig.run(1)
+    assert rig.verdicts == {"violated": 1}
+
+
+def test_fork_that_waits_for_the_monitor_of_its_userfaultfd_is_no_long_wait(rig: Rig) -> None:
+    rig.sleepers = [sleeper(A, frames=(8, 3, 4))]
+    rig.run(60)
+    assert rig.verdicts == {}
 
 
 def test_tasks_that_run_between_two_looks_are_no_ring(rig: Rig) -> None:
