@@ -19,10 +19,11 @@ _Static_assert(OFFSET(maple_range_64, pivot) == OFFSET(maple_arange_64, pivot), 
 
 /*
  * include/uapi/linux/mempolicy.h. The kernel does not set the nodes of MPOL_LOCAL, nor compares
- * mempolicy.w without one of the flags.
+ * mempolicy.w without MPOL_F_STATIC_NODES or MPOL_F_RELATIVE_NODES (mpol_store_user_nodemask();
+ * before 3d702678f57e also with MPOL_F_NUMA_BALANCING).
  */
-#define MPOL_LOCAL      4
-#define MPOL_MODE_FLAGS 0xe000
+#define MPOL_LOCAL               4
+#define MPOL_USER_NODEMASK_FLAGS 0xc000
 
 struct vma_attributes {
 	u64 flags;
@@ -144,7 +145,7 @@ static __always_inline u64 digest_of_policy(u64 policy)
 	sum = mixed(sum, (u32)READ(mempolicy, policy, home_node));
 	if (mode != MPOL_LOCAL)
 		sum = mixed(sum, LOAD(u64, policy + OFFSET(mempolicy, nodes)));
-	if (flags & MPOL_MODE_FLAGS)
+	if (flags & MPOL_USER_NODEMASK_FLAGS)
 		sum = mixed(sum, LOAD(u64, policy + OFFSET(mempolicy, w)));
 #endif
 	return sum;

@@ -234,7 +234,9 @@ class EntryChecks:
     def _take_left_behind(self, decided: DecidedCase) -> None:
         """Entries of which some are there.
 
-        Those that were not found are gone, if all page tables were searched.
+        Those that were not found are gone, if all page tables were searched. Of those that were
+        found and are not accused, the page is locked: they may be removed yet, so they are no
+        check that holds.
         """
         verdict = decided.decision.verdict
         found = len(decided.decision.proven) if verdict is Verdict.VIOLATED else decided.entries
@@ -247,9 +249,12 @@ class EntryChecks:
         if decided.row:
             self.late.settle(decided.row.key, decided.entries)
         if decided.entries > accused:
-            gone = Verdict.HOLDS if decided.case.sweep_complete else Verdict.UNVERIFIABLE
-            self.entries[gone] += decided.entries - accused
-            self._verdicts.add(LEFT_BEHIND.id, gone, decided.entries - accused)
+            rest = decided.entries - accused
+            gone = rest - min(rest, _unproven(decided)) if decided.case.sweep_complete else 0
+            for kind, count in ((Verdict.HOLDS, gone), (Verdict.UNVERIFIABLE, rest - gone)):
+                if count:
+                    self.entries[kind] += count
+                    self._verdicts.add(LEFT_BEHIND.id, kind, count)
 
     def _take_too_old(self, decided: DecidedCase) -> None:
         """M4's own verdict. The entries stay in the ledger: M1, or their removal, decides them."""
@@ -278,3 +283,9 @@ class EntryChecks:
             else:
                 self._verdicts.add(PASSED_OVER.id, ruling.verdict)
         return rulings
+
+
+def _unproven(decided: DecidedCase) -> int:
+    """Return how many entries the last look found that are not proven to be left behind."""
+    proven = {answer.place for answer in decided.decision.proven}
+    return sum(answer.place not in proven for answer in decided.case.answers)

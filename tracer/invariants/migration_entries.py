@@ -89,8 +89,8 @@ LEFT_BEHIND = Invariant(
         "An entry that mremap() moves between two page tables during the sweep; a copy made by a"
         " fork that shared its fork window with another fork in the same instant; an entry that"
         " mremap() moves to where another entry of its page was proven and zapped since the last"
-        " sweep; migrate_vma_*() (device memory), which inserts without a tracepoint: only the"
-        " periodic scan finds entries that it leaves."
+        " sweep, and one that is left behind there anew; migrate_vma_*() (device memory), which"
+        " inserts without a tracepoint: only the periodic scan finds entries that it leaves."
     ),
     needs=(
         "mm_migrate_pages_start",

@@ -53,6 +53,27 @@ def forked_in_between(model: ModelKernel, skip: int) -> SimMm:
     return child
 
 
+def test_entry_whose_page_stays_locked_does_not_hold_beside_one_that_is_proven() -> None:
+    """One row of two mms: each has a page of its own at this address."""
+    model = ModelKernel()
+    checker = CheckerRig(model)
+    pfns = [model.map_page(model.new_mm(), ADDR) for _ in range(2)]
+    migration = model.start(77)
+    for pfn in pfns:
+        model.unmap_folio(migration, pfn)
+    for pfn in pfns:
+        model.remap_folio(migration, pfn, skip=1)
+    model.end(migration)
+    model.lock(pfns[1], True)
+    for _ in range(14):
+        checker.wake_up()
+        model.tick(10**9)
+        checker.tick()
+    checks = checker.checks()
+    assert (checks["M1", Verdict.VIOLATED], checks["M1", Verdict.UNVERIFIABLE]) == (1, 1)
+    assert checks["M1", Verdict.HOLDS] == 0
+
+
 def nests(model: ModelKernel, outer: SimMm, inner: SimMm) -> None:
     """The current task reads two mms at once."""
     for mm in (outer, inner):
