@@ -15,6 +15,7 @@ import signal
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,13 +119,17 @@ def attach(kernel: Kernel, order: AttachOrder) -> AttachOutcome:
         theirs.close()
         raise of_os(error, "cannot start the process that attaches", _MEMORY) from error
     if not child:
+        status = 1
         try:
             die_with_parent(signal.SIGKILL, parent)
             threading.setprofile(None)  # the daemon's drops the privileges of threads
             ours.close()
             _serve(theirs, kernel, order)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(status)
     theirs.close()
     with ours:
         try:

@@ -41,8 +41,7 @@ _TAKING = (
 """Functions at the top of a stack that sleep or take a lock, by how their names begin."""
 _FRAMES_TAKING = 16
 
-_OF_A_MONITOR = "userfaultfd_event_wait_completion"
-"""A fork with UFFD_FEATURE_EVENT_FORK sleeps here, in dup_mmap(), until its monitor reads."""
+_OF_A_MONITOR = "userfaultfd_event_wait_completion"  # a fork sleeps here, in dup_mmap()
 _MORE_WINDOWS = ("__vma_start_write", "exit_mmap", "unmap_and_move_huge_page")
 """Functions that are no windows, and in which no task sleeps for long either."""
 
@@ -202,8 +201,7 @@ class LongWaits:
                 one = next(left[-1], None)
                 if one is None:
                     left.pop()
-                    if path:
-                        path.pop()
+                    del path[-1:]
                 elif one in path:
                     ring = path[path.index(one) :]
                     if not self._is_known(ring):
@@ -230,8 +228,7 @@ class LongWaits:
         return [o for o in self._asleep.values() if wait.part_of in (o.sleeper.held or {})]
 
     def _is_known(self, ring: Sequence[Asleep]) -> bool:
-        waits = [(o.sleeper.tid, o.sleeper.wait) for o in ring]
-        known = [self._know(tid, wait.lock) for tid, wait in waits if wait]
+        known = [self._know(o.sleeper.tid, o.sleeper.wait.lock) for o in ring if o.sleeper.wait]
         return any(known)
 
     def _know(self, tid: int, lock: int) -> bool:
@@ -249,11 +246,9 @@ class LongWaits:
         names = [_lock_name(wait.lock_class) for wait in waits]
         if len(ring) == 1:
             shape = f"waits for its own {names[0]}"
-            held = "write" if waits[0].writer else "read"
-            text = (
-                f"{_name(first)} waits for the {names[0]} (to {waits[0].wanted}), which it has"
-                f" for {held} itself: it waits for ever"
-            )
+            held = f"which it has for {'write' if waits[0].writer else 'read'} itself"
+            wanted = f"waits for the {names[0]} (to {waits[0].wanted})"
+            text = f"{_name(first)} {wanted}, {held}: it waits for ever"
         else:
             shape = f"ring of {' and '.join(sorted(names))}"
             links = [
@@ -262,7 +257,7 @@ class LongWaits:
             ]
             text = f"{len(ring)} tasks wait for each other for ever: {', '.join(links)}"
         verdict = Verdict.VIOLATED
-        if any(not wait.writer for wait in waits) and self._releases_missed():
+        if not all(wait.writer for wait in waits) and self._releases_missed():
             verdict = Verdict.SUSPECT
             text += "; or a reader has released its mmap_lock unseen: the kernel left out runs"
         self._record(
@@ -389,8 +384,7 @@ def caller(stack: Sequence[str]) -> str:
 
 
 def _lock_name(lock_class: str) -> str:
-    lock = Lock(lock_class).family
-    return "rwsem" if lock is Lock.OTHER else lock.display_name
+    return "rwsem" if lock_class == Lock.OTHER else Lock(lock_class).family.display_name
 
 
 def _name(sleeper: Sleeper) -> str:
