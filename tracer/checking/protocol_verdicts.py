@@ -60,8 +60,6 @@ class ProtocolVerdicts:
             invariant.id: invariant.judge for invariant in invariants.values() if invariant.judge
         }
         self._graph = LockGraph()
-        # Edges that a window had while nothing was lost: others may be of two windows.
-        self._sure = set[Edge]()
         self._known: dict[bytes, _KnownProtocol] = {}
         self._keys: dict[Protocol, bytes] = {}
         self._counts: Counter[bytes] = Counter()
@@ -83,8 +81,7 @@ class ProtocolVerdicts:
 
         The same rows again change nothing. lossy: events were lost lately, so new windows that
         violate something are unverifiable: a window whose return was missed ends in another one.
-        Rulings that a single moment proves stay. A cycle is unverifiable as long as one of its
-        edges was seen at such times only.
+        Rulings that a single moment proves stay.
         """
         for key, count in rows.items():
             new = count - self._counts[key]
@@ -95,15 +92,10 @@ class ProtocolVerdicts:
             if known is None:
                 self.windows_unreadable += new
                 continue
-            if not lossy:
-                self._sure.update(edge for edge, _ in known.nested)
             for invariant, ruling in known.rulings.items():
                 if invariant not in self._covered:
                     continue
-                doubtful = ruling.verdict in _FOUND and (
-                    (lossy and invariant not in self._momentary)
-                    or (invariant == NO_CYCLE.id and not self._sure.issuperset(known.cycle))
-                )
+                doubtful = lossy and ruling.verdict in _FOUND and invariant not in self._momentary
                 verdict = Verdict.UNVERIFIABLE if doubtful else ruling.verdict
                 self.checks[invariant, verdict] += new
                 self._unreported[key, invariant, verdict] += new
@@ -118,10 +110,8 @@ class ProtocolVerdicts:
         """Go on from counts that another checker has ruled on already."""
         for key, count in counts.items():
             self._counts[key] = count
-            if not (known := self._ruled(key)):
+            if self._ruled(key) is None:
                 self.windows_unreadable += count
-            else:
-                self._sure.update(edge for edge, _ in known.nested)
 
     def _ruled(self, key: bytes) -> _KnownProtocol | None:
         """Return the protocol of this key; None where it cannot be decoded.

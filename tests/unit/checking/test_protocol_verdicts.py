@@ -204,15 +204,3 @@ def test_totals_and_tally_stay_in_step(updates: list[tuple[dict[str, int], bool,
         count for (_, verdict), count in checker.checks.items() if verdict in (VIOLATED, SUSPECT)
     )
     assert sum(violation.count for violation in tally.violations.values()) == found
-
-
-def test_cycle_through_an_edge_that_was_seen_in_losses_only_is_unverifiable() -> None:
-    """A window whose release was missed seems to take i_mmap_rwsem under an anon_vma rwsem."""
-    torn = key("move_page_tables[file anon mmap:w]  anon↓w i_mmap↓w i_mmap↑w")
-    checker = rulings()
-    checker.update({torn: 1}, lossy=True)
-    checks = checker.update({torn: 1, key(LEGAL): 1000})
-    assert checks["L2", Verdict.UNVERIFIABLE] == 1000
-    assert ("L2", Verdict.VIOLATED) not in checks
-    checks = checker.update({torn: 2, key(LEGAL): 1010})
-    assert checks["L2", Verdict.VIOLATED] == 10, "the kernel does take it so"
