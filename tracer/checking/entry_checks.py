@@ -234,9 +234,9 @@ class EntryChecks:
     def _take_left_behind(self, decided: DecidedCase) -> None:
         """Entries of which some are there.
 
-        Those that were not found are gone, if all page tables were searched. Of those that were
-        found and are not accused, the page is locked: they may be removed yet, so they are no
-        check that holds.
+        Those that were not found are gone, if all page tables were searched. An entry that was
+        found and is not accused has a locked page: it may still be removed, so it counts as
+        unverifiable.
         """
         verdict = decided.decision.verdict
         found = len(decided.decision.proven) if verdict is Verdict.VIOLATED else decided.entries

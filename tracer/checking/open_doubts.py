@@ -1,7 +1,7 @@
 """Open doubts: what looked wrong in an mm is looked at again, narrowly, until it is decided.
 
-A narrow look takes some microseconds, so hardly any writer falls into it; only that for a map_count
-is of the whole mm. It decides as follows.
+A narrow look takes some microseconds, so it seldom meets a writer. Only a doubt about map_count
+takes a look at the whole mm. It decides as follows.
 
 - Nothing is wrong there: cleared. The first look met a change half-way.
 - The same is wrong in LOOKS looks that no writer disturbed, PAUSES apart: violated.
@@ -55,8 +55,9 @@ class DecidedDoubt:
 class OpenDoubt:
     """A range of an mm that looked wrong. first: what was seen at first.
 
-    The path to the first address of a node of the maple tree opens it and compares all its slots,
-    however much is below it; the address before shows the leaf before.
+    A look at a node of the maple tree follows the path to the node's first address. That compares
+    all slots of the node, and reads nothing else below it. The address before is looked at, too: it
+    leads to the leaf on the left.
     """
 
     mm: Mm

@@ -3,8 +3,8 @@
 A pass takes the mms of all tasks, those that changed since their last look first. An mm with many
 VMAs is looked at in slices. After each slice the next one waits until the audit's share of a CPU is
 back in its budget. A pass that was asked for has a larger share. What looks wrong becomes an
-open doubt (tracer.checking.open_doubts), which does not wait; the next slice waits for what doubts
-took, too.
+open doubt (tracer.checking.open_doubts). Doubts are looked at without waiting; their CPU time
+delays the next slice.
 """
 
 from __future__ import annotations

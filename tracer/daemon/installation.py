@@ -15,6 +15,7 @@ from tracer.config import STORE, Config
 from tracer.errors import RmapdError
 from tracer.kernel.btf import Btf
 from tracer.kernel.running import Kernel
+from tracer.printable import without_login
 from tracer.process import users
 
 OK, NOTE, WRONG = "ok", "note", "wrong"
@@ -311,7 +312,7 @@ def _user(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:
 
 def _otlp(host: Host, configuration: Callable[[], Config]) -> Iterator[Check]:
     try:
-        endpoint = configuration().otlp_endpoint
+        endpoint = without_login(configuration().otlp_endpoint)
     except RmapdError:
         return
     if endpoint and (why := host.unimportable(_EXPORTER)):

@@ -13,7 +13,6 @@ and each switch patches code. There the kernel measures all the time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +21,13 @@ from pathlib import Path
 
 from tracer.attach.attached import AttachedProbes
 from tracer.bpf.programs import RunStatistics
+from tracer.errors import passes
 
 log = logging.getLogger("rmapd")
 
 SAMPLE_SECONDS = 1.0
 _FIRST_GAP_SECONDS, _LONGEST_GAP_SECONDS = 1.0, 29.0
 _RETRY_SECONDS = 60.0
-_PASSING = (errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""Errors after which statistics are asked for again."""
 _EMULATED = "QEMU TCG CPU"  # QEMU's name of the CPU `max` (target/i386/cpu.c)
 
 
@@ -166,7 +164,7 @@ class ProgramStatistics:
         try:
             self._loaded.switch_statistics_on()
         except OSError as error:
-            if error.errno in _PASSING:
+            if passes(error):
                 self._next_try = now + _RETRY_SECONDS
                 log.warning(
                     "the cost of programs is estimated for the next minute: %s", error.strerror

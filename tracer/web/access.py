@@ -78,10 +78,10 @@ class Access:
         if self._seen == before and self._seen != self._stamp:
             self.reread()
 
-    def reread(self) -> bool:
-        """Reload the files now; return whether they were taken over."""
+    def reread(self) -> None:
+        """Reload the files now."""
         if self._path is None:
-            return True
+            return
         self.taken = False
         try:
             rules, context = self._read(self._path)
@@ -97,7 +97,6 @@ class Access:
             log.info("%s is reloaded: %s", self._path, self.in_a_line())
             self.taken = True
         self._stamp = self._seen = self._look()
-        return self.taken
 
     def unreadable(self) -> str:
         """Return why reread() would fail now, or an empty text."""

@@ -236,3 +236,10 @@ def test_user_is_the_one_that_run_becomes(
 ) -> None:
     found = examined(replace(host, uid_of=lambda _: uid), lambda: config)["user"]
     assert (found.state, says in found.text) == (state, True), found.text
+
+
+@pytest.mark.parametrize("missing", ["", "No module named 'opentelemetry'"])
+def test_login_of_the_collector_is_not_printed(host: Host, missing: str) -> None:
+    config = Config(otlp_endpoint="https://tenant:s3cret@host/v1/logs")
+    found = examined(replace(host, unimportable=lambda _: missing), lambda: config)["OTLP"]
+    assert "https://…@host/v1/logs" in found.text
